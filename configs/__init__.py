@@ -1,0 +1,1 @@
+"""Hydra configuration files of every verb, found as package data."""

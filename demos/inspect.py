@@ -1,0 +1,290 @@
+"""What a dataset holds: numbers for the terminal and one picture.
+
+store = EpisodeStore.open("demos.zarr")
+print_description(store)
+draw_dataset(store, {"hand": frames}, "dataset.png")   # frames: uint8 (n, H, W, 3) of one episode
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Affine2D
+from rich.console import Console
+from rich.table import Table
+
+from demos.errors import mismatch
+from demos.store import EpisodeStore
+
+BLUE, RED, GREY = "#0072b2", "#d55e00", "#8a8a8a"  # told apart by colour-blind eyes too
+STILL = 1e-6  # rad: joint deltas below this count as zero
+MAX_DELTA = 0.25  # rad a step and joint: where CubePick clips; another env says so as env_config["max_delta"]
+
+
+def describe(store: EpisodeStore) -> dict[str, Any]:
+    """The numbers of a dataset, as JSON types.
+
+    ``episodes``, ``steps``, ``seconds`` (all episodes together), ``length`` (min, median, max in steps),
+    ``success`` (count, or None where not recorded), ``action`` and ``proprio`` (per dimension: name, min, p5,
+    median, p95, max; rad, gripper 0 to 1), ``zero_actions`` and ``clipped_actions`` (share of steps in which
+    no joint moves, and in which some joint moves by the largest step that the env executes),
+    ``perturbed`` (share of steps pushed off the way on purpose, or None), ``cube_x``, ``cube_y`` (m, table
+    frame, at the start of an episode, or None), ``cameras``, ``attributes``, ``fingerprint``.
+
+    Raises:
+        DatasetError: no episodes, or no key ``action``.
+    """
+    if not len(store):
+        raise mismatch(store.path, "no episodes", "at least one")
+    lengths = store.lengths
+    action = store["action"]  # (steps, joints + 1)
+    names = dimension_names(store, action.shape[1])
+    deltas = np.abs(action[:, :-1]).max(1)  # (steps,) rad
+    limit = store.attrs["env_config"].get("max_delta", MAX_DELTA)
+    cube = _cube_start(store)
+    return {
+        "path": str(store.path),
+        "episodes": len(store),
+        "steps": store.num_steps,
+        "seconds": store.num_steps / store.attrs["rate_hz"],
+        "length": {
+            "min": int(lengths.min()),
+            "median": float(np.median(lengths)),
+            "max": int(lengths.max()),
+        },
+        "success": int(store.meta("success").sum()) if "success" in store.meta_keys else None,
+        "action": _ranges(names, action),
+        "proprio": _ranges(names, store["proprio"]) if "proprio" in store.keys else [],
+        "zero_actions": float((deltas <= STILL).mean()),
+        "clipped_actions": float((deltas >= limit * (1 - 1e-6)).mean()),  # float32 rounds the limit
+        "perturbed": float((store["perturbed"] != 0).mean()) if "perturbed" in store.keys else None,
+        "cube_x": None if cube is None else [float(cube[:, 0].min()), float(cube[:, 0].max())],
+        "cube_y": None if cube is None else [float(cube[:, 1].min()), float(cube[:, 1].max())],
+        "cameras": list(store.cameras),
+        "attributes": store.attrs,
+        "fingerprint": store.fingerprint,
+    }
+
+
+def print_description(store: EpisodeStore, console: Console | None = None) -> None:
+    """Print :func:`describe` as tables.
+
+    Raises:
+        DatasetError: as :func:`describe`.
+    """
+    console = console or Console()
+    d = describe(store)
+    a = d["attributes"]
+    facts = Table(title=d["path"], title_justify="left", show_header=False)
+    facts.add_column(style="bold")
+    facts.add_column()
+    length = d["length"]
+    rows = [
+        ("episodes", f"{d['episodes']} ({d['steps']} steps, {d['seconds']:.1f} s at {a['rate_hz']:g} Hz)"),
+        ("length", f"{length['min']} to {length['max']} steps, median {length['median']:g}"),
+        ("successful", "not recorded" if d["success"] is None else f"{d['success']} of {d['episodes']}"),
+        ("robot", f"{a['robot']}, actions {a['action_frame']}"),
+        ("holds", f"{a['kind']}: {', '.join(store.keys)}; per episode: {', '.join(store.meta_keys) or '-'}"),
+        ("cameras", ", ".join(_camera(c, a["camera_geometry"].get(c, {})) for c in d["cameras"]) or "none"),
+        ("env", f"{a['env_version']}, seed {a['seed']}"),
+        ("actions", f"{_share(d['zero_actions'])} zero, {_share(d['clipped_actions'])} clipped"),
+    ]
+    if d["perturbed"] is not None:
+        rows.append(("perturbed", f"{_share(d['perturbed'])} of the steps"))
+    if d["cube_x"]:
+        spans = (f"{axis} {1e2 * low:+.1f} to {1e2 * high:+.1f} cm" for axis, (low, high) in _spans(d))
+        rows.append(("cube at start", ", ".join(spans)))
+    rows.append(("fingerprint", d["fingerprint"][:16]))
+    for row in rows:
+        facts.add_row(*row)
+    console.print(facts)
+
+    ranges = Table(title="ranges (joints in rad, gripper 0 to 1)", title_justify="left")
+    ranges.add_column("of", style="bold", no_wrap=True)
+    groups = [name for name in ("action", "proprio") if d[name]]
+    for group in groups:
+        for column in ("min", "median", "max"):
+            ranges.add_column(f"{group} {column}", justify="right")
+    for i in range(max(len(d[g]) for g in groups)):
+        cells = [f"{d[g][i][c]:+.3f}" for g in groups if i < len(d[g]) for c in ("min", "median", "max")]
+        ranges.add_row(d[groups[0]][i]["name"] if i < len(d[groups[0]]) else f"dim {i + 1}", *cells)
+    console.print(ranges)
+
+
+def draw_dataset(store: EpisodeStore, frames: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Draw cube places, lengths, action ranges and a contact sheet into one picture file.
+
+    ``frames``: camera -> uint8 (n, H, W, 3), the same n moments of one episode for each; may be empty.
+
+    Raises:
+        DatasetError: as :func:`describe`; frames of another form or of a camera that the dataset lacks.
+    """
+    d = describe(store)
+    store.check(cameras=list(frames))
+    first = next(iter(frames.values()), np.empty(0))
+    for camera, images in frames.items():
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(first):
+            found = f"{images.dtype} {images.shape}"
+            raise mismatch(f"frames of {camera}", found, f"uint8 ({len(first)}, H, W, 3)")
+    columns = len(first)
+    tile = 11.6 / columns if columns else 0.0  # inches
+    sheet = sum(tile * f.shape[1] / f.shape[2] for f in frames.values()) + 0.5 * bool(frames)
+    figure = Figure(figsize=(13, 4.9 + sheet), layout="constrained", dpi=110)
+    seconds = f"{d['steps']} steps, {d['seconds']:.0f} s"
+    figure.suptitle(f"{store.path.name}: {d['episodes']} episodes of {store.robot}, {seconds}", weight="bold")
+    parts = figure.subfigures(
+        2 if frames else 1, 1, height_ratios=[4.6, sheet][: 1 + bool(frames)], squeeze=False
+    )
+    top = parts[0, 0]
+    if frames:
+        _draw_sheet(parts[1, 0], frames)
+    cube_axes, length_axes, joint_axes, grip_axes = top.subplots(
+        1, 4, gridspec_kw={"width_ratios": [4.4, 3, 4.2, 0.7]}
+    )
+    _draw_cubes(cube_axes, store)
+    _draw_lengths(length_axes, store.lengths, store.attrs["rate_hz"])
+    _draw_ranges(joint_axes, d["action"][:-1], "joint actions", "change a step (rad)")
+    joint_axes.axhline(0, color=GREY, lw=0.8, zorder=0)
+    _draw_gripper(grip_axes, store["action"][:, -1])
+    path = Path(path)
+    fresh = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        figure.savefig(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def dimension_names(store: EpisodeStore, size: int) -> list[str]:
+    """Names of the ``size`` dimensions of an action: joint 1 ... and the gripper last."""
+    joints = len(store.attrs["joint_names"])
+    if size == joints + 1:
+        return [f"joint {i + 1}" for i in range(joints)] + ["gripper"]
+    return [f"dim {i + 1}" for i in range(size)]
+
+
+def cube_yaw(pose: np.ndarray) -> np.ndarray:
+    """Yaw in rad of poses (x, y, z, qw, qx, qy, qz).  # (N, 7) -> (N,)"""
+    w, x, y, z = np.moveaxis(pose[:, 3:], 1, 0)
+    return np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+
+
+def _cube_start(store: EpisodeStore) -> np.ndarray | None:
+    """The cube's pose at the first step of each episode.  # (episodes, 7)"""
+    if "cube_pose" not in store.keys:
+        return None
+    return store["cube_pose"][store.episode_ends - store.lengths]
+
+
+def _ranges(names: list[str], values: np.ndarray) -> list[dict[str, Any]]:
+    if len(names) != values.shape[1]:
+        names = [f"dim {i + 1}" for i in range(values.shape[1])]
+    quantiles = np.quantile(values.astype(np.float64), [0, 0.05, 0.5, 0.95, 1], axis=0)  # (5, dimensions)
+    keys = ("min", "p5", "median", "p95", "max")
+    return [
+        {"name": n, **dict(zip(keys, q.tolist(), strict=True))}
+        for n, q in zip(names, quantiles.T, strict=True)
+    ]
+
+
+def _spans(d: dict[str, Any]) -> list[tuple[str, list[float]]]:
+    return [("x", d["cube_x"]), ("y", d["cube_y"])]
+
+
+def _camera(name: str, geometry: Mapping[str, Any]) -> str:
+    size = geometry.get("size")
+    return f"{name} {size[0]}×{size[1]}" if isinstance(size, list) and len(size) == 2 else name
+
+
+def _share(x: float) -> str:
+    return f"{100 * x:.1f} %"
+
+
+# -------------------------------------------------------------------- drawing
+
+
+def _draw_cubes(axes: Axes, store: EpisodeStore) -> None:
+    """The table from above as the robot sees it: away from it is up, its left is left."""
+    axes.set_title("cube at the start")
+    axes.set_xlabel("← to the robot's left   y (cm)   to its right →")
+    axes.set_ylabel("x (cm)   away from the robot →")
+    axes.set_aspect("equal", adjustable="datalim")
+    pose = _cube_start(store)
+    if pose is None:
+        axes.text(0.5, 0.5, "no cube_pose recorded", ha="center", va="center", transform=axes.transAxes)
+        return
+    config = store.attrs["env_config"]
+    edge = 100 * float(config.get("cube_size", 0.04))
+    good = store.meta("success").astype(bool) if "success" in store.meta_keys else np.ones(len(pose), bool)
+    for (x, y), yaw, ok in zip(100 * pose[:, :2], cube_yaw(pose), good, strict=True):
+        # drawn in table axes (x, y), then turned so that x points up and y to the left
+        turn = Affine2D().rotate(yaw).translate(x, y) + Affine2D(np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]]))
+        square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) * edge / 2
+        colour = BLUE if ok else RED
+        axes.plot(*turn.transform(square).T, color=colour, lw=0.7, alpha=0.35)
+        heading = turn.transform(np.array([[0, 0], [edge / 2, 0]]))
+        axes.plot(*heading.T, color=colour, lw=1.2)
+        axes.plot(y, x, "o", color=colour, ms=2.6)
+    if "box_x" in config and "box_y" in config:
+        (x0, x1), (y0, y1) = 100 * np.array(config["box_x"]), 100 * np.array(config["box_y"])
+        axes.plot([y0, y1, y1, y0, y0], [x0, x0, x1, x1, x0], "--", color=GREY, lw=1, zorder=0)
+    if not good.all():
+        axes.set_title(f"cube at the start ({(~good).sum()} failed, orange)")
+    axes.invert_xaxis()
+
+
+def _draw_lengths(axes: Axes, lengths: np.ndarray, rate: float) -> None:
+    low, high = int(lengths.min()), int(lengths.max())
+    width = max(1, -(-(high - low + 1) // 24))  # whole steps
+    bins = np.arange(low, high + width + 1, width) - 0.5
+    axes.hist(lengths, bins=bins.tolist(), color=BLUE, alpha=0.8, edgecolor="white")
+    median = float(np.median(lengths))
+    axes.axvline(median, color=RED, lw=1.5)
+    title = f"lengths, median {median:g} ({median / rate:.1f} s)"
+    axes.set(title=title, xlabel="steps", ylabel="episodes")
+    axes.locator_params(integer=True)
+
+
+def _draw_ranges(axes: Axes, ranges: list[dict[str, Any]], title: str, unit: str) -> None:
+    at = np.arange(len(ranges))
+    low, p5, median, p95, high = (
+        np.array([r[k] for r in ranges]) for k in ("min", "p5", "median", "p95", "max")
+    )
+    axes.vlines(at, low, high, color=BLUE, lw=1.5)
+    axes.vlines(at, p5, p95, color=BLUE, lw=9, alpha=0.45)
+    axes.plot(at, median, "_", color="black", ms=11, mew=1.6)
+    axes.set_xticks(at, [r["name"].removeprefix("joint ") for r in ranges])
+    axes.set(title=title, xlabel="joint  (line: all, bar: 5 to 95 %, tick: median)", ylabel=unit)
+
+
+def _draw_gripper(axes: Axes, command: np.ndarray) -> None:
+    closed = float((command >= 0.5).mean())
+    axes.bar([0], [100 * (1 - closed)], color=GREY, alpha=0.45)
+    axes.bar([0], [100 * closed], bottom=[100 * (1 - closed)], color=BLUE, alpha=0.8)
+    for name, share, middle in (
+        ("open", 1 - closed, 50 * (1 - closed)),
+        ("closed", closed, 100 - 50 * closed),
+    ):
+        if share > 0.1:
+            axes.text(0, middle, f"{name}\n{100 * share:.0f} %", ha="center", va="center", fontsize=8)
+    axes.set(title="gripper", xticks=[], ylim=(0, 100), yticks=[], xlabel="steps")
+    axes.spines[:].set_visible(False)
+
+
+def _draw_sheet(figure: Any, frames: Mapping[str, np.ndarray]) -> None:
+    columns = len(next(iter(frames.values())))
+    figure.suptitle(f"one episode, {columns} moments from left to right", fontsize="medium")
+    heights = [f.shape[1] / f.shape[2] for f in frames.values()]
+    grid = figure.subplots(len(frames), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for row, (camera, images) in zip(grid, frames.items(), strict=True):
+        for axes, image in zip(row, images, strict=True):
+            axes.imshow(image)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        row[0].set_ylabel(camera)
+    for i, axes in enumerate(grid[-1]):
+        axes.set_xlabel(f"{i + 1} of {columns}", fontsize="small")

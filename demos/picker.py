@@ -1,0 +1,183 @@
+"""A scripted picker: where the demos come from.
+
+Inverse kinematics by mink, from the *commanded* joints; decisions from the *measured* pose. The approach is a
+funnel rather than a list of waypoints: the further the gripper is from being over the cube, the higher it
+flies. So the action depends on what the cameras can see, wherever a perturbation has put the gripper, and
+a cloned policy has a function to learn instead of a clock.
+"""
+
+from dataclasses import dataclass
+
+import mink
+import mujoco
+import numpy as np
+
+from envs.cube_pick import MAX_DELTA, CubePick
+from envs.world import TABLE_HEIGHT
+
+
+@dataclass(frozen=True)
+class PickerConfig:
+    """How the picker moves. Lengths in m, angles in rad, per control step of 0.1 s where it says step."""
+
+    hover: float = 0.10  # height over the grasp from which the cube is approached
+    funnel_slope: float = 3.0  # height gained per metre of horizontal error
+    funnel_mouth: float = 0.008  # horizontal error below which the gripper goes all the way down
+    step_xy: float = 0.03  # farthest horizontal move a step
+    step_z: float = 0.03  # farthest vertical move a step
+    step_yaw: float = 0.35  # farthest turn a step
+    close_xy: float = 0.008  # the gripper closes when nearer than this,
+    close_z: float = 0.010  # as low as this
+    close_yaw: float = 0.12  # and turned as well as this
+    grip_steps: int = 2  # steps of firm contact before lifting
+    lift: float = 0.15  # height to lift the cube to
+    kicks: tuple[int, int] = (1, 3)  # perturbations an episode, least and most; (0, 0) for none
+    kick_steps: tuple[int, int] = (1, 2)  # steps that one lasts
+    kick_size: float = 0.05  # farthest horizontal and vertical displacement of a perturbation, m a step
+    kick_yaw: float = 0.3  # farthest turn of a perturbation, a step
+
+
+class Picker:
+    """Picks the cube of one :class:`CubePick`; ``act()`` gives the next action and whether it is a kick.
+
+    Kicks are steps that push the gripper off its way. They are executed and recorded (an open-loop replay needs
+    them) but flagged, so that training imitates only the recoveries, never the pushes.
+    """
+
+    def __init__(self, env: CubePick, config: PickerConfig | None = None):
+        self.env, self.config = env, config or PickerConfig()
+        self._ik = mink.Configuration(env.model)
+        self._task = mink.FrameTask(
+            frame_name=env.model.site(env.grip_site).name,
+            frame_type="site",
+            position_cost=1.0,
+            orientation_cost=0.3,
+            lm_damping=1e-6,
+        )
+        self._posture = mink.PostureTask(env.model, cost=1e-4)
+        self._limits = [mink.ConfigurationLimit(env.model)]
+
+    def reset(self, seed: int) -> None:
+        """Start an episode; the seed decides the perturbations."""
+        self._rng = np.random.default_rng([seed, 7])
+        c = self.config
+        self._firm = 0
+        self._closing = False
+        # a kick starts at a step drawn over the usual length of the approach
+        count = self._rng.integers(c.kicks[0], c.kicks[1] + 1)
+        self._kick_at = set(self._rng.choice(np.arange(1, 14), size=count, replace=False).tolist())
+        self._kick_left = 0
+        self._step = 0
+        self._rotation = self._grip_rotation()  # (3, 3) straight down at the home yaw
+        home = self.env.data.qpos.copy()
+        home[self.env.joint_index] = self.env.spec_robot.home
+        self._posture.set_target(home)
+        self._yaw_home = self._yaw_of(self._rotation)
+
+    def act(self) -> tuple[np.ndarray, bool]:
+        """The next action and whether it is a perturbation.  # float32 (8,), bool"""
+        env, c = self.env, self.config
+        cube = env.cube_pose
+        grip, yaw = env.grip_position, self._yaw_of(self._grip_rotation())
+        yaw_error = self._yaw_error(cube, yaw)
+        error = cube[:2] - grip[:2]  # (2,)
+        far = float(np.linalg.norm(error))
+        grasp_z = max(cube[2], env.config.cube_size / 2)
+
+        if self._closing and env.opening < 0.15 and cube[2] < 0.03 and self._firm == 0:
+            self._closing = False  # closed on nothing: open and try again
+        if not self._closing:
+            near = far < c.close_xy and abs(grip[2] - grasp_z) < c.close_z and abs(yaw_error) < c.close_yaw
+            self._closing = near
+        if self._closing:
+            self._firm = self._firm + 1 if env._touching() else 0
+            lifting = self._firm > c.grip_steps or (self._firm and grip[2] > grasp_z + 0.03)
+            target, _ = self._commanded_pose()
+            if lifting:
+                target[2] = env.config.cube_size / 2 + c.lift
+            self._step += 1
+            return self._move(target, 0.0, closed=True), False
+
+        if self._kick_left == 0 and self._step in self._kick_at:
+            self._kick_left = int(self._rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
+            push = self._rng.uniform(-1, 1, 3) * c.kick_size
+            if grip[2] < 0.08:
+                push[2] = abs(push[2])  # never into the table
+                push[:2] *= 0.5  # nor through the cube
+            self._push = push, self._rng.uniform(-c.kick_yaw, c.kick_yaw)
+        self._step += 1
+        if self._kick_left:
+            self._kick_left -= 1
+            commanded, _ = self._commanded_pose()
+            target = commanded + self._push[0]
+            target[2] = np.clip(target[2], 0.03, 0.40)
+            return self._move(target, self._push[1], closed=False, limit=False), True
+
+        misaligned = far + 0.05 * abs(yaw_error)
+        height = min(c.hover, c.funnel_slope * max(0.0, misaligned - c.funnel_mouth))
+        target = np.array([*cube[:2], grasp_z + height])
+        return self._move(target, yaw_error, closed=False), False
+
+    # ---------------------------------------------------------------- inside
+
+    def _grip_rotation(self) -> np.ndarray:
+        return self.env.data.site_xmat[self.env.grip_site].reshape(3, 3).copy()
+
+    def _yaw_of(self, rotation: np.ndarray) -> float:
+        return float(np.arctan2(rotation[1, 1], rotation[0, 1]))  # of the site's y axis, in the table's plane
+
+    def _yaw_error(self, cube: np.ndarray, yaw: float) -> float:
+        """The least turn that sets the fingers on two faces; a cube looks the same every quarter turn."""
+        w, x, y, z = cube[3:]
+        cube_yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+        quarter = np.pi / 2
+        # near the diagonal both turns are equal: prefer the one towards home, so that neighbours agree
+        from_home = (cube_yaw - self._yaw_home + quarter / 2) % quarter - quarter / 2
+        return float((self._yaw_home + from_home - yaw + np.pi) % (2 * np.pi) - np.pi)
+
+    def _commanded_pose(self) -> tuple[np.ndarray, float]:
+        """Where the commanded joints would put the grip centre.  # (3,) m table frame, rad"""
+        qpos = self.env.data.qpos.copy()
+        qpos[self.env.joint_index] = self.env.commanded
+        self._ik.update(qpos)
+        data = self._ik.data
+        position = data.site_xpos[self.env.grip_site] - [0, 0, TABLE_HEIGHT]
+        return position, self._yaw_of(data.site_xmat[self.env.grip_site].reshape(3, 3))
+
+    def _move(self, target: np.ndarray, turn: float, closed: bool, limit: bool = True) -> np.ndarray:
+        """One step of the commanded pose towards ``target`` (table frame), turning by ``turn``."""
+        c = self.config
+        position, yaw = self._commanded_pose()  # also sets the IK to the commanded joints
+        step = target - position
+        if limit:
+            step[:2] *= min(1.0, c.step_xy / max(np.linalg.norm(step[:2]), 1e-9))
+            step[2] = np.clip(step[2], -c.step_z, c.step_z)
+            measured_yaw = self._yaw_of(self._grip_rotation())
+            turn = np.clip(measured_yaw + turn - yaw if turn else 0.0, -c.step_yaw, c.step_yaw)
+        goal_yaw = yaw + turn - self._yaw_home
+        cos, sin = np.cos(goal_yaw), np.sin(goal_yaw)
+        level = self._level()
+        rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ level
+        goal = mink.SE3.from_rotation_and_translation(
+            mink.SO3.from_matrix(rotation), position + step + [0, 0, TABLE_HEIGHT]
+        )
+        self._task.set_target(goal)
+        for _ in range(4):
+            velocity = mink.solve_ik(
+                self._ik,
+                [self._task, self._posture],
+                dt=1.0,
+                solver="quadprog",
+                limits=self._limits,
+                damping=1e-5,
+            )
+            self._ik.integrate_inplace(velocity, 1.0)
+        delta = self._ik.q[self.env.joint_index] - self.env.commanded
+        return np.append(np.clip(delta, -MAX_DELTA, MAX_DELTA), float(closed)).astype(np.float32)
+
+    def _level(self) -> np.ndarray:
+        """The gripper straight down at the home yaw.  # (3, 3)"""
+        y = np.array([np.cos(self._yaw_home), np.sin(self._yaw_home), 0.0])
+        z = np.array([0.0, 0.0, -1.0])
+        return np.stack([np.cross(y, z), y, z], axis=1)
+

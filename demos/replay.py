@@ -1,0 +1,97 @@
+"""From recorded states to pictures, and from recorded actions to motion.
+
+``render_episodes`` gives the frames that the cameras saw, drawn again from the states (the same machine and
+renderer give the same bytes). ``replay_episode`` plays the actions back open loop: if a dataset's actions do not
+lift the cube when they are executed as the environment executes a policy's, no policy trained on them can.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from demos.errors import DatasetError
+from demos.store import EpisodeStore
+from envs.cube_pick import CubePick, CubePickConfig
+from envs.workers import worker_pool
+
+_OPEN: dict[tuple, tuple[EpisodeStore, CubePick | None]] = {}  # what a worker holds between episodes
+
+
+def env_config_of(store: EpisodeStore, **changes) -> CubePickConfig:
+    """The world that a simulated dataset was recorded in.
+
+    Raises:
+        DatasetError: the dataset does not describe a CubePick world.
+    """
+    stored = {**store.attrs["env_config"], **changes}
+    known = CubePickConfig.__dataclass_fields__
+    if unknown := sorted(set(stored) - set(known)):
+        raise DatasetError(f"{store.path}: env_config holds {unknown}, expected keys of CubePick")
+    return CubePickConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+
+
+def episode_frames(
+    path: str | Path, episode: int, cameras: tuple[str, ...], image_size: int, stride: int = 1
+) -> np.ndarray:
+    """The frames of one episode, every ``stride`` steps.  # uint8 (T, C, S, S, 3)
+
+    Recorded images are read; recorded states are drawn at ``image_size``.
+
+    Raises:
+        DatasetError: a camera that the dataset lacks.
+    """
+    key = (str(path), cameras, image_size)
+    if key not in _OPEN:
+        store = EpisodeStore.open(path)
+        store.check(cameras=cameras)
+        drawn = store.attrs["kind"] == "states"
+        env = CubePick(env_config_of(store, cameras=cameras, image_size=image_size)) if drawn else None
+        _OPEN[key] = store, env
+    store, env = _OPEN[key]
+    rows = store.episode_slice(episode)
+    if env is None:
+        frames = [store.read(f"images_{c}", rows.start, rows.stop)[::stride] for c in cameras]
+        return np.stack(frames, axis=1)
+    frames = []
+    for state in store.read("state", rows.start, rows.stop)[::stride]:
+        env.set_state(state)
+        frames.append(np.stack(list(env.render_cameras().values())))
+    return np.stack(frames)
+
+
+def render_episodes(
+    store: EpisodeStore, episodes: list[int], cameras: tuple[str, ...], image_size: int, workers: int = 2
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(episode, uint8 (T, C, S, S, 3)) for each, drawn by worker processes, a few episodes ahead."""
+    store.check(cameras=cameras)
+    with worker_pool(workers) as pool:
+        waiting: list = []
+        todo = list(episodes)
+        try:
+            while todo or waiting:
+                while todo and len(waiting) < workers + 2:  # frames are big: do not run far ahead
+                    i = todo.pop(0)
+                    waiting.append((i, pool.submit(episode_frames, store.path, i, cameras, image_size)))
+                i, job = waiting.pop(0)
+                yield i, job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def replay_episode(store: EpisodeStore, env: CubePick, episode: int) -> dict:
+    """Execute a demo's actions from its first state.
+
+    Returns ``{"success", "stage", "steps", "max_joint_error"}``; the last is the largest difference in rad
+    between replayed and recorded joints (0 for a simulated demo on the machine that recorded it).
+    """
+    arrays = store.episode(episode)
+    env.reset(seed=int(store.meta("seed")[episode]))
+    env.set_state(arrays["state"][0])
+    error = 0.0
+    for t, action in enumerate(arrays["action"]):
+        error = max(error, float(np.abs(env.proprio[:7] - arrays["proprio"][t, :7]).max()))
+        env.step_physics(action)
+        if env.is_success:
+            break
+    return {"success": env.is_success, "stage": env.stage, "steps": t + 1, "max_joint_error": error}

@@ -1,0 +1,567 @@
+"""Whole episodes in one zarr folder, appended atomically.
+
+    with EpisodeStore.create("demos.zarr", attributes) as store:
+        store.append({"action": actions, "proprio": proprio}, {"seed": 7, "success": True})
+    store = EpisodeStore.open("demos.zarr")
+    store["action"].shape   # (all steps, 8)
+
+Layout as in diffusion_policy: ``data/<key>`` holds all episodes end to end, ``meta/episode_ends`` where each
+one ends; ``meta/<key>`` holds one value per episode. Format: zarr 3, zstd with a checksum in every chunk.
+
+How an append survives kill -9: zarr writes each file under a temporary name and renames it, so a chunk is
+the old one or the new one, and the new one holds the earlier episodes too. Arrays grow first,
+``episode_ends`` last: its array is lengthened with zeros, and then the one rename of its chunk commits the
+episode. Readers cut ``episode_ends`` at the first zero and every array at the last end; the next writer
+removes what is beyond. (Files are not synced one by one: a power cut is the file system's care.)
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+from zarr.storage import LocalStore
+
+from demos.errors import DatasetError, mismatch
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: two writers at once are the user's care there
+    fcntl = None  # type: ignore[assignment]
+
+SCHEMA_VERSION = 1
+KINDS = ("states", "images")
+REQUIRED = {  # attributes: type, and what it is to a reader of an error
+    "robot": (str, "a name"),
+    "joint_names": (list, "a list of names"),
+    "rate_hz": (int | float, "a number"),
+    "cameras": (list, "a list of names, in order"),
+    "camera_geometry": (dict, "a mapping: camera -> size, fovy, pose ..."),
+    "action_frame": (str, "a name"),
+    "env_version": (str, "a name"),
+    "env_config": (dict, "a mapping"),
+    "seed": (int, "a whole number"),
+    "kind": (str, "states or images"),
+}
+ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
+CHUNK_BYTES = 1 << 20  # of a data chunk before compression: few files, and little to rewrite in an append
+VERIFY_BYTES = 64 << 20  # arrays up to this size are decoded on opening; larger ones when they are read
+
+
+class EpisodeStore:
+    """A dataset of episodes; use :meth:`create` or :meth:`open`.
+
+    ``keys`` are the arrays over time and ``meta_keys`` those with one value per episode, both defined by the
+    first episode. A reader sees the episodes that were committed when it was opened, also while another
+    process appends; only one writer at a time can hold the store.
+    """
+
+    def __init__(self, path: Path, mode: str):
+        self.path, self.mode = path, mode
+        self._lock: Any = None
+        self._fingerprint: str | None = None
+        self._arrays: dict[str, zarr.Array] = {}  # "data/<key>", "meta/<key>"
+        if mode == "a":
+            self._take_lock()
+        try:
+            self._load()
+            if mode == "a":
+                self._recover()
+        except BaseException:
+            self.close()
+            raise
+
+    # ---------------------------------------------------------------- create, open, close
+
+    @classmethod
+    def create(cls, path: str | Path, attributes: Mapping[str, Any]) -> "EpisodeStore":
+        """Make an empty dataset and open it for appending.
+
+        ``attributes``: robot, joint_names, rate_hz, cameras (ordered), camera_geometry, action_frame,
+        env_version, env_config, seed, kind ("states" or "images"); more may be added, JSON types or numpy.
+
+        Raises:
+            DatasetError: the path exists (nothing is overwritten), an attribute is missing or wrong, or the
+                disk refuses.
+        """
+        path = Path(path)
+        attributes = _checked_attributes(path, attributes)
+        if os.path.lexists(path):
+            raise DatasetError(f"{path}: exists already, expected a new path; nothing was overwritten")
+        fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            fresh.parent.mkdir(parents=True, exist_ok=True)
+            stored = {**attributes, "arrays": {}}
+            root = zarr.create_group(LocalStore(fresh), zarr_format=3, attributes=stored)
+            root.create_group("data")
+            _create_array(root.create_group("meta"), "episode_ends", np.dtype(np.int64), (), ENDS_CHUNK)
+            os.rename(fresh, path)  # the folder appears whole or not at all
+        except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise DatasetError(f"{path}: cannot be created ({error.strerror or error})") from None
+        return cls(path, "a")
+
+    @classmethod
+    def open(cls, path: str | Path, mode: str = "r") -> "EpisodeStore":
+        """Open a dataset to read ("r") or to append ("a"; removes what a killed writer left behind).
+
+        Raises:
+            DatasetError: no such path, not a dataset, another schema version, broken JSON, a missing or short
+                array, a missing or unreadable chunk, or ("a") another writer at work.
+        """
+        if mode not in ("r", "a"):
+            raise mismatch(path, f"mode '{mode}'", "'r' or 'a'")
+        path = Path(path)
+        if not path.is_dir():
+            found = "is a file" if path.exists() else "does not exist"
+            raise DatasetError(f"{path}: {found}, expected a dataset folder")
+        return cls(path, mode)
+
+    def close(self) -> None:
+        """Let another writer in; reading goes on working."""
+        if self._lock is not None:
+            self._lock()  # weakref.finalize: closes the descriptor once
+            self._lock = None
+        self.mode = "r"
+
+    def __enter__(self) -> "EpisodeStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take_lock(self) -> None:
+        if fcntl is None:
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)  # the folder itself: no lock file to leave behind
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise mismatch(self.path, "another writer at work", "none: one at a time may append") from None
+        self._lock = weakref.finalize(self, os.close, descriptor)
+
+    def _load(self) -> None:
+        attributes = self._json("zarr.json").get("attributes", {})
+        if "schema_version" not in attributes:
+            raise mismatch(self.path / "zarr.json", "no schema_version", "an s2robot dataset")
+        if attributes["schema_version"] != SCHEMA_VERSION:
+            found = f"schema_version {attributes['schema_version']}"
+            raise mismatch(self.path / "zarr.json", found, SCHEMA_VERSION)
+        # the commit record first: all that it counts is on disk by the time it is read
+        self._open_array("meta/episode_ends")
+        self.episode_ends = self._committed_ends()  # (episodes,) int64
+        attributes = self._json("zarr.json")["attributes"]
+        specs = attributes.pop("arrays", None)
+        if not isinstance(specs, dict):
+            raise mismatch(self.path / "zarr.json", f"arrays {specs!r}", "a mapping")
+        self._specs = specs if len(self) else {}
+        self._attrs = _checked_attributes(self.path, attributes)
+        if not all(isinstance(s, list) and len(s) == 2 for s in self._specs.values()) or (
+            len(self) and not self.keys
+        ):
+            raise mismatch(self.path / "zarr.json", "no list of arrays", "name -> [dtype, shape]")
+        for name, spec in self._specs.items():
+            array = self._open_array(name)
+            dtype, row = str(array.dtype), list(array.shape[1:])
+            if [dtype, row] != spec:
+                raise mismatch(self.path / name, f"{dtype} {row}", f"{spec[0]} {spec[1]}")
+            self._check_array(name)
+
+    def _json(self, name: str) -> dict:
+        file = self.path / name
+        try:
+            content = json.loads(file.read_text("utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            what = "a dataset" if name == "zarr.json" else f"the array {name.removesuffix('/zarr.json')}"
+            raise mismatch(file, "no such file", what) from None
+        except OSError as error:
+            raise DatasetError(f"{file}: cannot be read ({error.strerror})") from None
+        except ValueError as error:
+            raise DatasetError(f"{file}: broken JSON ({error})") from None
+        if not isinstance(content, dict) or not isinstance(content.get("attributes", {}), dict):
+            raise mismatch(file, "no zarr metadata", "a JSON object with attributes")
+        return content
+
+    def _open_array(self, name: str) -> zarr.Array:
+        self._json(f"{name}/zarr.json")
+        storage = LocalStore(self.path, read_only=self.mode == "r")
+        mode = "r" if self.mode == "r" else "r+"
+        try:
+            # empty chunks are written, so that a lost chunk never reads as zeros
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                array = zarr.open_array(storage, path=name, mode=mode, zarr_format=3)
+        except Exception as error:  # zarr raises many kinds for bad metadata
+            raise DatasetError(f"{self.path}/{name}/zarr.json: not a zarr array ({_line(error)})") from None
+        self._arrays[name] = array
+        return array
+
+    def _committed_ends(self) -> np.ndarray:
+        array, where = self._arrays["meta/episode_ends"], self.path / "meta/episode_ends"
+        if array.ndim != 1 or array.dtype != np.int64:
+            raise mismatch(where, f"{array.dtype} {array.shape}", "int64 (episodes,)")
+        size, rows = array.shape[0], array.chunks[0]
+        for index, file in self._chunk_files("meta/episode_ends", size):
+            # a commit that starts a chunk holds one episode: only that chunk may be still unwritten
+            if not file.is_file() and size != index * rows + 1:
+                raise mismatch(file, "no such file", f"a chunk of {size} episode ends")
+        ends = self._decode("meta/episode_ends", 0, size)
+        if not ends.all():
+            ends = ends[: int(np.argmin(ends != 0))]
+        if (np.diff(ends, prepend=0) <= 0).any():
+            raise mismatch(where, "ends that do not rise", "rising ones")
+        return ends
+
+    def _check_array(self, name: str) -> None:
+        array, expected = self._arrays[name], self._rows(name)
+        if array.shape[0] < expected:
+            raise mismatch(self.path / name, f"{array.shape[0]} rows", f"{expected} by meta/episode_ends")
+        for _, file in self._chunk_files(name, expected):
+            if not file.is_file() or not file.stat().st_size:
+                found = "an empty file" if file.is_file() else "no such file"
+                raise mismatch(file, found, f"a chunk of the {expected} rows of {name}")
+        if array.dtype.itemsize * int(np.prod(array.shape[1:])) * expected <= VERIFY_BYTES:
+            self._decode(name, 0, expected)
+
+    def _recover(self) -> None:
+        """Remove what a killed writer left: temporary files and rows beyond the last commit."""
+        for file in self.path.rglob("*.partial"):
+            file.unlink(missing_ok=True)
+        self._cut()
+
+    def _cut(self) -> None:
+        for name, array in self._arrays.items():
+            if array.shape[0] > self._rows(name):
+                array.resize((self._rows(name), *array.shape[1:]))
+
+    # ---------------------------------------------------------------- append
+
+    def append(self, episode: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
+        """Add one whole episode, or nothing.
+
+        Args:
+            episode: key -> (T, ...) numbers, all of one T >= 1 and finite; dtypes and shapes are kept.
+            meta: key -> number, bool or small numeric array; stored as ``meta/<key>``.
+
+        Raises:
+            DatasetError: keys, lengths, shapes, dtypes or values that do not fit, or a disk that refuses (no
+                space): the earlier episodes stay as they were.
+        """
+        arrays, values = self._checked_episode(episode, meta or {})
+        length = len(next(iter(arrays.values())))
+        self._commit(arrays, {k: v[None] for k, v in values.items()}, np.array([length]))
+
+    def append_all(self, other: "EpisodeStore") -> None:
+        """Append every episode of another dataset with the same attributes (``seed`` may differ).
+
+        Raises:
+            DatasetError: the two differ in an attribute or in their arrays; both sides are named.
+        """
+        mine, theirs = ({k: v for k, v in s.attrs.items() if k != "seed"} for s in (self, other))
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                expected = f"{mine.get(name)} as in {self.path}"
+                raise mismatch(other.path, f"{name} {theirs.get(name)}", expected)
+        i, total = 0, len(other)
+        step_bytes = sum(other._row_bytes(f"data/{k}") for k in other.keys)
+        while i < total:
+            count = 1  # alone where it starts a chunk of ends, see _committed_ends
+            if room := -len(self) % ENDS_CHUNK:
+                last = other._start(i) + VERIFY_BYTES // step_bytes
+                fits = int(np.searchsorted(other.episode_ends, last, "right"))
+                count = max(1, min(fits, total, i + room) - i)
+            start, stop = other._start(i), int(other.episode_ends[i + count - 1])
+            arrays = {k: other.read(k, start, stop) for k in other.keys}
+            values = {k: other.meta(k)[i : i + count] for k in other.meta_keys}
+            self._checked_episode(arrays, {k: v[0] for k, v in values.items()})
+            self._commit(arrays, values, other.lengths[i : i + count])
+            i += count
+
+    def _checked_episode(self, episode: Mapping, meta: Mapping) -> tuple[dict, dict]:
+        where = f"{self.path}: episode {len(self)}"
+        if self.mode != "a":
+            raise mismatch(self.path, "a dataset opened to read", "mode 'a' to append")
+        if not episode:
+            raise mismatch(where, "no arrays", "at least one")
+        arrays = {k: np.asarray(v) for k, v in episode.items()}
+        values = {k: np.asarray(v) for k, v in meta.items()}
+        named = {f"data/{k}": v for k, v in arrays.items()} | {f"meta/{k}": v for k, v in values.items()}
+        for name, array in named.items():
+            if not re.fullmatch(r"(data|meta)/\w+", name, re.ASCII) or name == "meta/episode_ends":
+                raise mismatch(where, f"key '{name}'", "letters, digits and _, and not episode_ends")
+            if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+                raise mismatch(f"{where}: {name}", array.dtype, "numbers")
+        first = next(iter(arrays))
+        for key, array in arrays.items():
+            if array.ndim == 0 or array.size == 0:
+                raise mismatch(f"{where}: {key}", f"shape {array.shape}", "(T, ...) with T >= 1")
+            if len(array) != len(arrays[first]):
+                expected = f"{len(arrays[first])} as in {first}"
+                raise mismatch(f"{where}: {key}", f"{len(array)} steps", expected)
+            bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
+            if bad.any():
+                step = int(np.argmax(bad))
+                value = array[step][~np.isfinite(array[step])].flat[0]
+                raise mismatch(f"{where}: {key}", f"{value} at step {step}", "finite numbers")
+        if len(self):
+            if named.keys() != self._specs.keys():
+                found, expected = ", ".join(sorted(named)), ", ".join(sorted(self._specs))
+                raise mismatch(where, f"keys {found}", expected)
+            for name, array in named.items():
+                dtype, shape = np.dtype(self._specs[name][0]), self._specs[name][1]
+                is_data = name.startswith("data/")
+                row = list(array.shape[is_data:])
+                # Python's numbers have no dtype of their own: whole ones may fill a float column
+                fits = array.dtype == dtype if is_data else np.can_cast(array.dtype, dtype, "safe")
+                if not fits or row != shape:
+                    raise mismatch(f"{where}: {name}", f"{array.dtype} {row}", f"{dtype} {shape}")
+        return arrays, values
+
+    def _commit(self, arrays: dict, values: dict, lengths: np.ndarray) -> None:
+        ends = self._start(len(self)) + np.cumsum(lengths)  # (new episodes,)
+        try:
+            specs = self._specs if len(self) else self._define(arrays, values)
+            for key, value in arrays.items():
+                self._extend(f"data/{key}", self.num_steps, value)
+            for key, value in values.items():
+                self._extend(f"meta/{key}", len(self), value)
+            self._extend("meta/episode_ends", len(self), ends)  # the commit
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._cut()
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            what = "the disk is full" if full else "writing failed"
+            raise DatasetError(
+                f"{self.path}: {what} ({error.strerror or error}), episode {len(self)} is lost; "
+                f"{len(self)} earlier episodes are intact"
+            ) from None
+        self._specs, self.episode_ends = specs, np.concatenate([self.episode_ends, ends])
+        self._fingerprint = None
+
+    def _define(self, arrays: dict, values: dict) -> dict:
+        """Create the arrays that the first episode calls for; leftovers of a lost first episode go."""
+        for name in [n for n in self._arrays if n != "meta/episode_ends"]:
+            del self._arrays[name]
+        for folder in (*(self.path / "data").iterdir(), *(self.path / "meta").iterdir()):
+            if folder.is_dir() and folder.name != "episode_ends":
+                shutil.rmtree(folder)
+        root = zarr.open_group(LocalStore(self.path), mode="r+", zarr_format=3)
+        specs: dict[str, list] = {f"data/{k}": [str(v.dtype), list(v.shape[1:])] for k, v in arrays.items()}
+        specs |= {f"meta/{k}": [str(v.dtype), list(v.shape[1:])] for k, v in values.items()}
+        for name, (dtype, shape) in specs.items():
+            row = np.dtype(dtype).itemsize * int(np.prod(shape))
+            # a picture per row: a few in a chunk, for random reads
+            rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))
+            self._arrays[name] = _create_array(root, name, np.dtype(dtype), tuple(shape), rows)
+        root.attrs.put({**self._attrs, "arrays": specs})
+        return specs
+
+    def _extend(self, name: str, start: int, values: np.ndarray) -> None:
+        array = self._arrays[name]
+        array.resize((start + len(values), *array.shape[1:]))
+        array[start:] = values
+
+    # ---------------------------------------------------------------- read
+
+    def __len__(self) -> int:
+        return len(self.episode_ends)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """All committed steps of a key.  # (num_steps, ...)"""
+        return self.read(key, 0, self.num_steps)
+
+    def read(self, key: str, start: int, stop: int) -> np.ndarray:
+        """Steps ``start`` to ``stop`` of a key, counted over all episodes.  # (stop - start, ...)"""
+        self._known("data", key)
+        return self._decode(f"data/{key}", start, min(stop, self.num_steps))
+
+    def meta(self, key: str) -> np.ndarray:
+        """One value per episode.  # (episodes, ...)"""
+        self._known("meta", key)
+        return self._decode(f"meta/{key}", 0, len(self))
+
+    def episode_slice(self, i: int) -> slice:
+        """Where episode ``i`` (from the end if negative) lies in the arrays over time."""
+        if not -len(self) <= i < len(self):
+            raise mismatch(self.path, f"{len(self)} episodes", f"one numbered {i}")
+        return slice(self._start(i % len(self)), int(self.episode_ends[i]))
+
+    def episode(self, i: int) -> dict[str, np.ndarray]:
+        """All arrays of episode ``i``.  # key -> (T, ...)"""
+        rows = self.episode_slice(i)
+        return {key: self.read(key, rows.start, rows.stop) for key in self.keys}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(n.removeprefix("data/") for n in self._specs if n.startswith("data/"))
+
+    @property
+    def meta_keys(self) -> tuple[str, ...]:
+        return tuple(n.removeprefix("meta/") for n in self._specs if n.startswith("meta/"))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each episode.  # (episodes,)"""
+        return np.diff(self.episode_ends, prepend=0)
+
+    @property
+    def num_steps(self) -> int:
+        return self._start(len(self))
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """A copy of the attributes, schema_version among them."""
+        return json.loads(json.dumps(self._attrs))
+
+    @property
+    def robot(self) -> str:
+        return self._attrs["robot"]
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(self._attrs["cameras"])
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over attributes and committed contents, whatever the file layout."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(json.dumps([self._attrs, self._specs], sort_keys=True).encode())
+            digest.update(self.episode_ends.tobytes())
+            for name in sorted(self._specs):
+                step = max(1, CHUNK_BYTES // max(self._row_bytes(name), 1))
+                for start in range(0, self._rows(name), step):
+                    rows = self._decode(name, start, min(start + step, self._rows(name)))
+                    digest.update(np.ascontiguousarray(rows).tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def split(self, fraction: float, seed: int, first: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes to train on and to validate on, at least one each, drawn by the seed and sorted.
+
+        Only the ``first`` episodes take part if it is given.
+
+        Raises:
+            DatasetError: fewer than two episodes, or a fraction outside 0 to 1.
+        """
+        total = len(self) if first is None else min(first, len(self))
+        if total < 2 or not 0 <= fraction <= 1:
+            found = f"{total} episodes and a validation fraction of {fraction}"
+            raise mismatch(self.path, found, "at least 2 and a fraction from 0 to 1")
+        count = min(max(round(fraction * total), 1), total - 1)
+        order = np.random.default_rng(seed).permutation(total)
+        return np.sort(order[count:]), np.sort(order[:count])
+
+    def check(self, robot=None, action_frame=None, cameras=None, rate_hz=None) -> None:
+        """Refuse a dataset that is not of the given robot, action frame or rate, or lacks one of the cameras.
+
+        Raises:
+            DatasetError: names what the dataset holds and what was expected.
+        """
+        for name, expected in (("robot", robot), ("action_frame", action_frame), ("rate_hz", rate_hz)):
+            if expected is not None and self._attrs[name] != expected:
+                raise mismatch(self.path, f"{name} {self._attrs[name]!r}", repr(expected))
+        for camera in cameras or ():
+            if camera not in self.cameras:
+                has = ", ".join(self.cameras) or "none"
+                raise mismatch(self.path, f"cameras {has}", f"'{camera}' among them")
+
+    # ---------------------------------------------------------------- inside
+
+    def _start(self, i: int) -> int:
+        return int(self.episode_ends[i - 1]) if i else 0
+
+    def _rows(self, name: str) -> int:
+        return self.num_steps if name.startswith("data/") else len(self)
+
+    def _row_bytes(self, name: str) -> int:
+        return np.dtype(self._specs[name][0]).itemsize * int(np.prod(self._specs[name][1]))
+
+    def _known(self, group: str, key: str) -> None:
+        if f"{group}/{key}" not in self._specs:
+            has = ", ".join(self.keys if group == "data" else self.meta_keys) or "none"
+            raise mismatch(self.path / group, f"keys {has}", f"'{key}' among them")
+
+    def _chunk_files(self, name: str, rows: int) -> Iterator[tuple[int, Path]]:
+        array = self._arrays[name]
+        for i in range(-(-rows // array.chunks[0])):
+            yield i, self.path / name / array.metadata.encode_chunk_key((i,) + (0,) * (array.ndim - 1))
+
+    def _decode(self, name: str, start: int, stop: int) -> np.ndarray:
+        try:
+            return np.asarray(self._arrays[name][start:stop])
+        except Exception:  # codecs raise many kinds for bad bytes; find the chunk
+            rows = self._arrays[name].chunks[0]
+            for i, file in self._chunk_files(name, stop):
+                if i < start // rows:
+                    continue
+                try:
+                    self._arrays[name][i * rows : (i + 1) * rows]
+                except Exception as cause:
+                    size = file.stat().st_size if file.is_file() else 0
+                    found = f"{size} bytes that cannot be read ({_line(cause)})"
+                    raise mismatch(file, found, f"a chunk of {name}") from None
+            raise
+
+
+def _create_array(group: zarr.Group, name: str, dtype: np.dtype, shape: tuple, rows: int) -> zarr.Array:
+    return group.create_array(
+        name,
+        shape=(0, *shape),
+        dtype=dtype,
+        chunks=(rows, *shape),
+        compressors=ZstdCodec(level=5, checksum=True),
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},  # flat: c.0.0 beside zarr.json
+        config={"write_empty_chunks": True},
+    )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes as JSON gives them back, with the schema version."""
+    plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    for name, value in attributes.items():
+        try:
+            plain[name] = json.loads(json.dumps(value, default=_plain, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise DatasetError(f"{path}: attribute {name}: {error}, expected JSON types") from None
+    for name, (kind, what) in REQUIRED.items():
+        if name not in plain:
+            raise mismatch(path, f"no attribute {name}", f"all of {', '.join(REQUIRED)}")
+        if not isinstance(plain[name], kind) or isinstance(plain[name], bool):
+            raise mismatch(f"{path}: attribute {name}", repr(plain[name]), what)
+    for name, good, what in (
+        ("joint_names", _different(plain["joint_names"]), "different names"),
+        ("cameras", _different(plain["cameras"]), "different names"),
+        ("rate_hz", plain["rate_hz"] > 0, "a rate above 0"),
+        ("kind", plain["kind"] in KINDS, " or ".join(KINDS)),
+        ("schema_version", plain["schema_version"] == SCHEMA_VERSION, str(SCHEMA_VERSION)),
+        ("arrays", "arrays" not in plain, "another name (this one is the store's)"),
+    ):
+        if not good:
+            raise mismatch(f"{path}: attribute {name}", repr(plain[name]), what)
+    return plain
+
+
+def _different(names: list) -> bool:
+    return all(isinstance(n, str) for n in names) and len(set(names)) == len(names)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not a JSON type")

@@ -1,0 +1,13 @@
+"""The worlds a policy acts in, behind one gymnasium interface."""
+
+from contextlib import suppress
+
+from gymnasium.envs.registration import register
+
+from envs.errors import EnvError
+from envs.gl import choose_gl
+
+with suppress(EnvError):  # before anything imports mujoco; a missing library matters only where frames are drawn
+    choose_gl()
+
+register(id="s2robot/CubePick-v0", entry_point="envs.cube_pick:CubePick")

@@ -1,0 +1,317 @@
+"""CubePick: pick up a cube anywhere in a box on the table, in joint space at 10 Hz.
+
+    env = gymnasium.make("s2robot/CubePick-v0", robot="xarm7")
+    observation, info = env.reset(seed=0)
+    observation["images"]["hand"].shape   # (256, 256, 3)
+    observation["proprio"].shape          # (8,)
+"""
+
+from dataclasses import asdict, dataclass, field
+
+import gymnasium
+import mujoco
+import numpy as np
+
+from envs.errors import EnvError
+from envs.renderer import OffscreenRenderer
+from envs.robots import robot_spec
+from envs.world import TABLE_HEIGHT, CubeWorld
+
+STAGES = ("approach", "grasp", "lift", "held")
+ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
+ENV_VERSION = "CubePick-v0"
+MAX_DELTA = 0.25  # rad a step and joint
+
+
+@dataclass(frozen=True)
+class CubePickConfig:
+    """All that decides an episode besides its seed. Lengths in m, times in s, angles in rad."""
+
+    robot: str = "xarm7"
+    rate_hz: int = 10
+    cameras: tuple[str, ...] = ("hand", "left", "right")
+    image_size: int = 256
+    cube_size: float = 0.04  # edge
+    box_x: tuple[float, float] = (-0.12, 0.12)  # cube centre, table frame, x away from the robot
+    box_y: tuple[float, float] = (-0.16, 0.16)  # y to the robot's left
+    yaw: tuple[float, float] = (-np.pi, np.pi)
+    start_noise: float = 0.05  # uniform, every joint
+    success_height: float = 0.10  # of the cube's centre above its place on the table
+    success_hold: float = 0.5  # at that height and in the gripper
+    max_steps: int = 60
+    stiffness: float = 1000.0  # joint controller, 1/s²
+    # name -> (position, target, vertical field of view in degrees), table frame
+    side_cameras: dict = field(
+        default_factory=lambda: {
+            "left": ((0.34, 0.46, 0.44), (-0.02, 0.0, 0.08), 45.0),
+            "right": ((0.34, -0.46, 0.44), (-0.02, 0.0, 0.08), 45.0),
+        }
+    )
+
+
+class CubePick(gymnasium.Env):
+    """A gymnasium environment over :class:`envs.world.CubeWorld`.
+
+    Observation: ``{"images": {camera: uint8 (S, S, 3) RGB upright}, "proprio": float32 (8,)}`` with
+    proprio = 7 measured joints (rad) + gripper opening (0 closed, 1 open).
+    Action: float32 (8,) = 7 joint deltas (rad, at most 0.25) against the last commanded joints + gripper command
+    (0 open, 1 close; 0.5 and above closes).
+    ``info``: ``is_success``, ``stage`` (the furthest reached of approach, grasp, lift, held), ``cube_pose``
+    (x, y, z, qw, qx, qy, qz in the table's frame), ``distance`` (m, grip centre to cube centre).
+
+    Raises:
+        EnvError: an unknown robot, camera or setting.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, config: CubePickConfig | None = None, render_mode: str | None = None, **settings):
+        try:
+            self.config = config or CubePickConfig(**settings)
+        except TypeError:
+            known = list(CubePickConfig.__dataclass_fields__)
+            unknown = ", ".join(sorted(set(settings) - set(known)))
+            raise EnvError(f"env: found unknown setting {unknown}, expected one of {', '.join(known)}") from None
+        c = self.config
+        self.spec_robot = robot_spec(c.robot)
+        for camera in c.cameras:
+            if camera != "hand" and camera not in c.side_cameras:
+                known = ", ".join(["hand", *c.side_cameras])
+                raise EnvError(f"env.cameras: found '{camera}', expected some of {known}")
+        self.render_mode = render_mode
+        self.world = CubeWorld(self.spec_robot, c.cube_size / 2, c.rate_hz, c.side_cameras, c.stiffness)
+        self.model, self.data = self.world.sim.model._model, self.world.sim.data._data
+        self._resolve_names()
+        self._renderer: OffscreenRenderer | None = None
+        image = gymnasium.spaces.Box(0, 255, (c.image_size, c.image_size, 3), np.uint8)
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "images": gymnasium.spaces.Dict({camera: image for camera in c.cameras}),
+                "proprio": gymnasium.spaces.Box(-10, 10, (8,), np.float32),
+            }
+        )
+        self.action_space = gymnasium.spaces.Box(
+            np.array([-MAX_DELTA] * 7 + [0], np.float32), np.array([MAX_DELTA] * 7 + [1], np.float32)
+        )
+        self.commanded = np.array(self.spec_robot.home)  # (7,)
+        self._furthest = 0
+        self._held_steps = 0
+        self._steps = 0
+
+    def _resolve_names(self) -> None:
+        model, robot = self.model, self.world.robots[0]
+        self.joint_index = np.array(robot._ref_joint_pos_indexes)  # (7,)
+        self.joint_names = tuple(robot.robot_model.joints)
+        ranges = model.jnt_range[[model.joint(name).id for name in self.joint_names]]
+        self.joint_low, self.joint_high = ranges[:, 0], ranges[:, 1]  # (7,) rad
+        self.grip_site = robot.eef_site_id["right"]
+        self._gripper = robot.gripper["right"]
+        self._gripper_index = model.joint(self.spec_robot.gripper_joint).qposadr[0]
+        self._cube_index = model.joint("cube_joint0").qposadr[0]
+        self._cube_geoms = {g for g in range(model.ngeom) if model.geom_bodyid[g] == self.world.cube_body_id}
+        self._finger_geoms = []
+        for name in self.spec_robot.finger_bodies:
+            bodies = {model.body(name).id}
+            for body in range(model.nbody):  # a body's parent has a smaller id
+                if model.body_parentid[body] in bodies:
+                    bodies.add(body)
+            self._finger_geoms.append({g for g in range(model.ngeom) if model.geom_bodyid[g] in bodies})
+        self.camera_ids = {name: model.camera(name).id for name in self.config.cameras}
+
+    # ---------------------------------------------------------------- gymnasium
+
+    def reset(self, *, seed=None, options=None):
+        """Start an episode; the seed alone decides it.
+
+        ``options``: ``cube_xy`` (m, table frame), ``cube_yaw`` (rad) and ``start_joints`` (7,) override the
+        sampled values; the random stream is the same either way.
+        """
+        super().reset(seed=seed)
+        c, rng, options = self.config, self.np_random, options or {}
+        cube_xy = np.array([rng.uniform(*c.box_x), rng.uniform(*c.box_y)])
+        yaw = rng.uniform(*c.yaw)
+        noise = rng.uniform(-c.start_noise, c.start_noise, 7)
+        cube_xy = np.asarray(options.get("cube_xy", cube_xy), float)
+        yaw = float(options.get("cube_yaw", yaw))
+        start = np.asarray(options.get("start_joints", np.array(self.spec_robot.home) + noise), float)
+
+        self.world.reset()
+        self._gripper.current_action = -np.ones_like(self._gripper.current_action)  # open
+        self.data.qpos[self.joint_index] = start
+        quaternion = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+        self.data.qpos[self._cube_index : self._cube_index + 7] = [
+            *cube_xy, TABLE_HEIGHT + c.cube_size / 2 + 1e-3, *quaternion,
+        ]  # fmt: skip
+        mujoco.mj_forward(self.model, self.data)
+        self.commanded = start.copy()
+        self._furthest = self._held_steps = self._steps = 0
+        for _ in range(3):  # the cube settles and the gripper opens
+            self._apply(close=False)
+        self._cube_rest = self.cube_pose[2]
+        return self._observe(), self._info()
+
+    def step(self, action):
+        """Move for one control period; see the class for the action's meaning."""
+        self.step_physics(action)
+        info = self._info()
+        success = info["is_success"]
+        truncated = not success and self._steps >= self.config.max_steps
+        return self._observe(), float(success), success, truncated, info
+
+    def step_physics(self, action) -> None:
+        """:meth:`step` without an observation: what a rollout needs between two decisions of a policy."""
+        action = np.asarray(action, float)
+        if action.shape != (8,) or not np.isfinite(action).all():
+            raise EnvError(f"action: found shape {action.shape} {action}, expected 8 finite numbers")
+        delta = np.clip(action[:7], -MAX_DELTA, MAX_DELTA)
+        self.commanded = np.clip(self.commanded + delta, self.joint_low, self.joint_high)
+        self._apply(close=action[7] >= 0.5)
+        self._steps += 1
+        self._judge()
+
+    def render(self):
+        """The cameras side by side.  # uint8 (S, S * cameras, 3)"""
+        if self.render_mode == "rgb_array":
+            return np.concatenate(list(self.render_cameras().values()), axis=1)
+        return None
+
+    def close(self):
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    # ---------------------------------------------------------------- state
+
+    def get_state(self) -> np.ndarray:
+        """All that decides the future and the picture.  # float64 (S,)"""
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        physics = np.empty(mujoco.mj_stateSize(self.model, kind))
+        mujoco.mj_getState(self.model, self.data, physics, kind)
+        return np.concatenate([physics, self._gripper.current_action, self.commanded])
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Return to a state of :meth:`get_state`; the judge of stages and success starts anew."""
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        size, grip = mujoco.mj_stateSize(self.model, kind), len(self._gripper.current_action)
+        if np.shape(state) != (size + grip + 7,):
+            raise EnvError(f"state: found shape {np.shape(state)}, expected ({size + grip + 7},) for this scene")
+        mujoco.mj_setState(self.model, self.data, state[:size], kind)
+        self._gripper.current_action = state[size : size + grip].copy()
+        self.commanded = state[size + grip :].copy()
+        mujoco.mj_forward(self.model, self.data)
+        # mj_forward writes the warm start that the next step reads: put the recorded one back
+        mujoco.mj_setState(self.model, self.data, state[:size], kind)
+
+    def render_cameras(self) -> dict[str, np.ndarray]:
+        """One frame per camera of the present state.  # {camera: uint8 (S, S, 3)}"""
+        if self._renderer is None:
+            self._renderer = OffscreenRenderer(self.model, self.config.image_size)
+        return {name: self._renderer.render(self.data, i) for name, i in self.camera_ids.items()}
+
+    @property
+    def joints(self) -> np.ndarray:
+        """Measured joints, rad.  # (7,)"""
+        return self.data.qpos[self.joint_index].copy()
+
+    @property
+    def opening(self) -> float:
+        """Gripper opening, 0 closed to 1 open."""
+        spec = self.spec_robot
+        span = spec.gripper_open - spec.gripper_closed
+        return float(np.clip((self.data.qpos[self._gripper_index] - spec.gripper_closed) / span, 0, 1))
+
+    @property
+    def proprio(self) -> np.ndarray:
+        """7 joints + gripper opening.  # float32 (8,)"""
+        return np.append(self.joints, self.opening).astype(np.float32)
+
+    @property
+    def cube_pose(self) -> np.ndarray:
+        """x, y, z, qw, qx, qy, qz in the table's frame.  # (7,)"""
+        pose = self.data.qpos[self._cube_index : self._cube_index + 7].copy()
+        pose[2] -= TABLE_HEIGHT
+        return pose
+
+    @property
+    def grip_position(self) -> np.ndarray:
+        """The centre between the finger tips in the table's frame, m.  # (3,)"""
+        return self.data.site_xpos[self.grip_site] - [0, 0, TABLE_HEIGHT]
+
+    def describe(self) -> dict:
+        """What a dataset or a checkpoint must know of this world, as JSON types."""
+        c = asdict(self.config)
+        geometry = {
+            name: {
+                "size": [c["image_size"], c["image_size"]],
+                "fovy": float(self.model.cam_fovy[i]),
+                "position": [float(x) for x in self.model.cam_pos[i]],
+                "quaternion": [float(x) for x in self.model.cam_quat[i]],
+                "body": self.model.body(self.model.cam_bodyid[i]).name,
+            }
+            for name, i in self.camera_ids.items()
+        }
+        return {
+            "robot": c["robot"],
+            "joint_names": list(self.joint_names),
+            "rate_hz": c["rate_hz"],
+            "cameras": list(c["cameras"]),
+            "camera_geometry": geometry,
+            "action_frame": ACTION_FRAME,
+            "env_version": ENV_VERSION,
+            "env_config": {k: list(v) if isinstance(v, tuple) else v for k, v in c.items()},
+        }
+
+    # ---------------------------------------------------------------- inside
+
+    def _apply(self, close: bool) -> None:
+        self.world.step(np.append(self.commanded, 1.0 if close else -1.0))
+        self._refresh_poses()
+
+    def _refresh_poses(self) -> None:
+        """Derive the poses of bodies, cameras and lights from the joints; a step leaves them half a step old."""
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_comPos(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+
+    def _observe(self) -> dict:
+        return {"images": self.render_cameras(), "proprio": self.proprio}
+
+    def _touching(self) -> bool:
+        """Both fingers touch the cube."""
+        touched = [False, False]
+        for a, b in self.data.contact.geom[: self.data.ncon]:
+            for this, other in ((a, b), (b, a)):
+                if this in self._cube_geoms:
+                    for side in (0, 1):
+                        touched[side] |= other in self._finger_geoms[side]
+        return all(touched)
+
+    def _judge(self) -> None:
+        raised = self.cube_pose[2] - self._cube_rest
+        gripped = self._touching()
+        stage = 0
+        if gripped:
+            stage = 2 if raised >= 0.02 else 1
+        held = gripped and raised >= self.config.success_height
+        self._held_steps = self._held_steps + 1 if held else 0
+        if self._held_steps >= max(1, round(self.config.success_hold * self.config.rate_hz)):
+            stage = 3
+        self._furthest = max(self._furthest, stage)
+
+    @property
+    def is_success(self) -> bool:
+        """The cube has been held at the success height for the success time."""
+        return self._furthest == len(STAGES) - 1
+
+    @property
+    def stage(self) -> str:
+        """The furthest stage reached in this episode."""
+        return STAGES[self._furthest]
+
+    def _info(self) -> dict:
+        return {
+            "is_success": self.is_success,
+            "stage": self.stage,
+            "cube_pose": self.cube_pose,
+            "distance": float(np.linalg.norm(self.grip_position - self.cube_pose[:3])),
+        }

@@ -1,0 +1,96 @@
+"""Offscreen frames of a MuJoCo scene, at the price of the geometry that the camera sees.
+
+Stock settings cost three times as much on a CPU (docs/simulation.md): shadows, reflections and multi-sampling
+are off (a frame drawn at twice the size and area-averaged is antialiased again), and geoms whose bounding sphere
+lies outside the camera's view are not sent to OpenGL at all: the pixels are the same, the vertices are not.
+"""
+
+import atexit
+import weakref
+
+import mujoco
+import numpy as np
+
+from envs.gl import choose_gl
+
+_HIDDEN_GROUP = 5  # a geom group that is never drawn
+
+
+def outside_view(
+    model: mujoco.MjModel, data: mujoco.MjData, camera_id: int, aspect: float = 1.0
+) -> np.ndarray:
+    """True for each geom that cannot touch the camera's picture, by bounding sphere.  # (ngeom,)"""
+    rotation = data.cam_xmat[camera_id].reshape(3, 3)
+    centre = (data.geom_xpos - data.cam_xpos[camera_id]) @ rotation  # (ngeom, 3): right, up, backward
+    radius = model.geom_rbound
+    half_y = np.radians(model.cam_fovy[camera_id]) / 2
+    half_x = np.arctan(np.tan(half_y) * aspect)
+    outside = centre[:, 2] > radius  # behind the camera
+    for axis, half in ((0, half_x), (1, half_y)):
+        # signed distance to the two side planes through the eye
+        outside |= np.abs(centre[:, axis]) * np.cos(half) + centre[:, 2] * np.sin(half) > radius
+    return outside & (radius > 0)  # planes have no bounding sphere and are always drawn
+
+
+class OffscreenRenderer:
+    """Draws named cameras of one model into uint8 RGB arrays, upright.
+
+    Args:
+        model: the scene; its ``vis.quality`` is lowered (no multi-sampling, a minimal shadow map).
+        size: height and width of the square frames in pixels.
+        cull: leave out geoms that the camera cannot see (the picture is the same).
+
+    Raises:
+        EnvError: no offscreen OpenGL library is installed.
+    """
+
+    def __init__(self, model: mujoco.MjModel, size: int, cull: bool = True):
+        choose_gl()  # one clear line where the library is missing
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 1
+        model.vis.global_.offwidth = max(size, model.vis.global_.offwidth)
+        model.vis.global_.offheight = max(size, model.vis.global_.offheight)
+        self.model, self.size, self.cull = model, size, cull
+        self._gl = mujoco.GLContext(size, size)
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = False
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[:] = 0
+        self._option.geomgroup[1] = 1  # robosuite's visual group
+        self._option.sitegroup[:] = 0
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._rect = mujoco.MjrRect(0, 0, size, size)
+        self._buffer = np.empty((size, size, 3), np.uint8)
+        # at interpreter exit too, and before EGL itself ends: the last registered is the first called
+        self._finalizer = weakref.finalize(self, _free, self._context, self._gl)
+        atexit.register(self._finalizer)
+
+    def render(self, data: mujoco.MjData, camera_id: int) -> np.ndarray:
+        """One frame of an up-to-date ``data`` (after mj_forward).  # uint8 (size, size, 3)"""
+        self._gl.make_current()
+        self._camera.fixedcamid = camera_id
+        groups = self.model.geom_group.copy()
+        if self.cull:
+            self.model.geom_group[outside_view(self.model, data, camera_id)] = _HIDDEN_GROUP
+        mujoco.mjv_updateScene(
+            self.model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        self.model.geom_group[:] = groups
+        mujoco.mjr_render(self._rect, self._scene, self._context)
+        mujoco.mjr_readPixels(self._buffer, None, self._rect, self._context)
+        return self._buffer[::-1].copy()  # OpenGL's first row is the bottom one
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        self._finalizer()
+        atexit.unregister(self._finalizer)
+
+
+def _free(context: mujoco.MjrContext, gl: mujoco.GLContext) -> None:
+    context.free()
+    gl.free()

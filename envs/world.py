@@ -1,0 +1,119 @@
+"""robosuite's Lift with our cameras, cube and base: the physics behind CubePick.
+
+Facts about robosuite 1.5.2 that shape this file: xArm7's named controller config does not exist, so the part
+controller is spelled out; the gripper moves a fixed increment per control *step*, so its speed is scaled to the
+control rate; stock placement is within 3 cm, so CubePick places the cube itself.
+"""
+
+import logging
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+
+from envs.robots import RobotSpec
+
+logging.disable(logging.WARNING)  # robosuite warns at import of optional parts that nobody here needs
+
+from robosuite.environments.manipulation.lift import Lift  # noqa: E402
+from robosuite.models.arenas import TableArena  # noqa: E402
+from robosuite.models.objects import BoxObject  # noqa: E402
+from robosuite.models.tasks import ManipulationTask  # noqa: E402
+from robosuite.utils.mjcf_utils import CustomMaterial, array_to_string, find_elements  # noqa: E402
+
+logging.disable(logging.NOTSET)
+
+TABLE_HEIGHT = 0.8  # m, the table's top
+_GRIPPER_STEPS_PER_S = 20 * 0.2  # robosuite's increment of 0.2 a step, meant for 20 Hz
+
+
+def _arm_controller(stiffness: float) -> dict:
+    """robosuite's config of an absolute joint-position controller, critically damped."""
+    arm = {
+        "type": "JOINT_POSITION", "input_type": "absolute", "impedance_mode": "fixed",
+        "input_max": 1, "input_min": -1, "output_max": 1, "output_min": -1,
+        "kp": stiffness, "damping_ratio": 1, "kp_limits": [0, 1000], "damping_ratio_limits": [0, 10],
+        "qpos_limits": None, "interpolation": None, "ramp_ratio": 0.2, "gripper": {"type": "GRIP"},
+    }  # fmt: skip
+    return {"type": "BASIC", "body_parts": {"right": arm}}
+
+
+def look_at(position, target, up=(0.0, 0.0, 1.0)) -> np.ndarray:
+    """The ``xyaxes`` (6,) of a camera at ``position`` that looks at ``target``."""
+    backward = np.subtract(position, target).astype(float)
+    backward /= np.linalg.norm(backward)
+    right = np.cross(up, backward)
+    right /= np.linalg.norm(right)
+    return np.concatenate([right, np.cross(backward, right)])
+
+
+class CubeWorld(Lift):
+    """One arm, a table and a cube, stepped at ``rate_hz`` with absolute joint targets.
+
+    Args:
+        spec: the arm.
+        cube_half: half the cube's edge, m.
+        rate_hz: control rate.
+        side_cameras: name -> (position, target, fovy in degrees), in the table's frame (m, z from its top).
+        stiffness: joint stiffness, 1/s² (robosuite scales it by the mass matrix).
+    """
+
+    def __init__(self, spec: RobotSpec, cube_half: float, rate_hz: int, side_cameras: dict, stiffness: float):
+        self._spec, self._cube_half, self._side_cameras = spec, cube_half, side_cameras
+        super().__init__(
+            robots=spec.robosuite_name,
+            controller_configs=_arm_controller(stiffness),
+            control_freq=rate_hz,
+            initialization_noise=None,
+            use_camera_obs=False,
+            use_object_obs=False,
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            hard_reset=False,
+            ignore_done=True,
+        )
+        gripper = self.robots[0].gripper["right"]
+        # `speed` is a property without a setter: the one instance gets a class of its own
+        speed = _GRIPPER_STEPS_PER_S / rate_hz
+        gripper.__class__ = type("RateGripper", (gripper.__class__,), {"speed": speed})
+
+    def _load_model(self) -> None:
+        super(Lift, self)._load_model()  # Lift's own would place a cube of a fixed size
+        robot = self.robots[0].robot_model
+        base_z = robot.base_xpos_offset["table"](self.table_full_size[0])[2]
+        robot.set_base_xpos((self._spec.base_x, 0.0, base_z))
+        hand = find_elements(robot.worldbody, "body", {"name": self._spec.camera_body})
+        hand.append(
+            ElementTree.Element(
+                "camera",
+                name="hand",
+                pos=array_to_string(self._spec.camera_pos),
+                xyaxes=array_to_string(
+                    look_at(self._spec.camera_pos, self._spec.camera_target, self._spec.camera_up)
+                ),
+                fovy=str(self._spec.camera_fovy),
+            )
+        )
+        arena = TableArena(self.table_full_size, self.table_friction, table_offset=self.table_offset)
+        arena.set_origin([0, 0, 0])
+        for name, (position, target, fovy) in self._side_cameras.items():
+            arena.worldbody.append(
+                ElementTree.Element(
+                    "camera",
+                    name=name,
+                    pos=array_to_string(np.add(position, self.table_offset)),
+                    xyaxes=array_to_string(look_at(position, target)),
+                    fovy=str(fovy),
+                )
+            )
+        wood = CustomMaterial(
+            texture="WoodRed", tex_name="redwood", mat_name="redwood_mat",
+            tex_attrib={"type": "cube"},
+            mat_attrib={"texrepeat": "1 1", "specular": "0.4", "shininess": "0.1"},
+        )  # fmt: skip
+        self.cube = BoxObject(name="cube", size=[self._cube_half] * 3, rgba=[1, 0, 0, 1], material=wood)
+        self.model = ManipulationTask(
+            mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=self.cube
+        )
+
+    def _reset_internal(self) -> None:
+        super(Lift, self)._reset_internal()  # Lift's own would sample a placement; CubePick places the cube

@@ -1,0 +1,158 @@
+"""A policy in the loop: remembers the context, executes k of the K planned actions, plans again.
+
+One robot or environment, as in the contract:
+
+    actor = Actor(policy, encoder.encode)
+    actor.reset()
+    action = actor.act(observation)                      # (8,)
+
+Many episodes side by side, one network call for all that need a plan:
+
+    actor = BatchActor(policy, n=16)
+    actor.reset(range(16))
+    actions = actor.plan([0, 3], features, proprio)      # (2, k, 8)
+
+With a context of 1 that is all. With a longer one (`actor.every_step`) each step that is not a plan needs
+`observe`, and each executed action `record_actions`; a call to `plan` observes what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.errors import PolicyError
+from policies.policy import ChunkPolicy
+
+
+class BatchActor:
+    """The memory of n parallel episodes and their plans. Puts the policy in eval mode."""
+
+    def __init__(self, policy: ChunkPolicy, n: int):
+        self.policy = policy.eval()
+        self.n = n
+        spec = policy.spec
+        t, k, a = spec.context, spec.chunk, spec.action_dim
+        self.every_step = t > 1  # whether `observe` and `record_actions` matter
+        self.execute = spec.execute if spec.ensemble is None else 1  # actions that a plan returns
+        self.device = next(policy.parameters()).device
+        self._pooled = torch.zeros(n, t, len(spec.cameras), policy.network.embed_dim, device=self.device)
+        self._proprio = torch.zeros(n, t, spec.proprio_dim, device=self.device)
+        self._actions = torch.zeros(n, t, a, device=self.device)
+        self._pad = torch.ones(n, t, dtype=torch.bool, device=self.device)
+        self._sum = torch.zeros(n, k, a, device=self.device)  # ensembling: weighted plans
+        self._weight = torch.zeros(n, k, 1, device=self.device)
+        self._plans = torch.zeros(n, k, 1, device=self.device)  # how many plans are in the sum
+
+    def reset(self, indices: Iterable[int]) -> None:
+        """Forget the episodes with these indices."""
+        rows = self._rows(indices)
+        for memory in (self._pooled, self._proprio, self._actions, self._sum, self._weight, self._plans):
+            memory[rows] = 0
+        self._pad[rows] = True
+
+    @torch.no_grad()
+    def observe(self, indices: Iterable[int], features: Any, proprio: Any) -> None:
+        """Add a step to the context: features (n_i, C, N, D), proprio (n_i, P); arrays or tensors."""
+        rows = self._rows(indices)
+        state = torch.as_tensor(proprio, dtype=torch.float32, device=self.device)
+        pooled = self.policy.pool(torch.as_tensor(features, device=self.device)[:, None])[:, 0]  # (n_i, C, E)
+        want = (len(rows), self.policy.spec.proprio_dim)
+        if len(pooled) != len(rows) or tuple(state.shape) != want:
+            raise PolicyError(
+                f"{len(rows)} episodes observed, but features are {len(pooled)} and proprio has shape "
+                f"{tuple(state.shape)}, expected {want}"
+            )
+        if not bool(torch.isfinite(state).all()):
+            raise PolicyError("observation: proprio holds NaN or infinity")
+        unknown = torch.zeros(len(rows), self.policy.spec.action_dim, device=self.device)
+        real = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+        memories = (self._pooled, self._proprio, self._actions, self._pad)
+        for memory, new in zip(memories, (pooled, state, unknown, real), strict=True):
+            memory[rows] = torch.cat([memory[rows, 1:], new[:, None].to(memory.dtype)], 1)
+
+    def record_actions(self, indices: Iterable[int], actions: Any) -> None:
+        """Say which action (n_i, A) followed the step observed last."""
+        self._actions[self._rows(indices), -1] = torch.as_tensor(
+            actions, dtype=torch.float32, device=self.device
+        )
+
+    def plan(self, indices: Iterable[int], features: Any, proprio: Any) -> np.ndarray:
+        """Observe (n_i, C, N, D) and (n_i, P), then give the next k actions, float32 (n_i, k, A)."""
+        rows = self._rows(indices)
+        self.observe(rows, features, proprio)
+        soft = self.policy.plan_pooled(
+            self._pooled[rows], self._proprio[rows], self._actions[rows], self._pad[rows]
+        )  # (n_i, K, A)
+        if self.policy.spec.ensemble is not None:
+            soft = self._ensemble(rows, soft, self.policy.spec.ensemble)
+        out = self.policy.harden(soft)[:, : self.execute].cpu().numpy()
+        if not np.isfinite(out).all():
+            raise PolicyError("policy: the planned action holds NaN or infinity")
+        return out
+
+    def _ensemble(self, rows: Tensor, plan: Tensor, rate: float) -> Tensor:
+        """ACT's weights: the i-th plan made for a step counts exp(-rate * i), the oldest (i = 0) most."""
+        for memory in (self._sum, self._weight, self._plans):
+            memory[rows] = torch.cat([memory[rows, 1:], torch.zeros_like(memory[rows, :1])], 1)
+        weight = torch.exp(-rate * self._plans[rows])
+        self._sum[rows] += weight * plan
+        self._weight[rows] += weight
+        self._plans[rows] += 1
+        return self._sum[rows] / self._weight[rows]
+
+    def _rows(self, indices: Iterable[int] | Tensor) -> Tensor:
+        if isinstance(indices, Tensor):
+            return indices
+        rows = torch.as_tensor(list(indices), dtype=torch.long, device=self.device)
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.n):
+            raise PolicyError(f"episode indices {rows.tolist()} do not lie in 0..{self.n - 1}")
+        return rows
+
+
+class Actor:
+    """The contract's policy for one robot: reset(), act(observation) -> float32 (A,).
+
+    encode: images uint8 (B, H, W, 3) -> tokens (B, N, D). With a context of 1, images are encoded only
+    when a new plan is due.
+    """
+
+    def __init__(self, policy: ChunkPolicy, encode: Callable[[np.ndarray], Any]):
+        self.batch = BatchActor(policy, 1)
+        self.encode = encode
+        self.cameras = policy.spec.cameras
+        self._queue: list[np.ndarray] = []
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        self.batch.reset([0])
+        self._queue = []
+
+    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """Next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}."""
+        proprio = np.asarray(observation["proprio"], np.float32)[None]
+        if not self._queue:
+            self._queue = list(self.batch.plan([0], self._features(observation), proprio)[0])
+        elif self.batch.every_step:
+            self.batch.observe([0], self._features(observation), proprio)
+        action = self._queue.pop(0)
+        self.batch.record_actions([0], action[None])
+        return action
+
+    @torch.no_grad()
+    def _features(self, observation: Mapping[str, Any]) -> Tensor:
+        images = observation["images"]
+        missing = [name for name in self.cameras if name not in images]
+        if missing:
+            raise PolicyError(
+                f"observation: camera '{missing[0]}' is missing, found {', '.join(images)}, "
+                f"the policy needs {', '.join(self.cameras)}"
+            )
+        frames = [np.asarray(images[name]) for name in self.cameras]
+        if len({frame.shape for frame in frames}) == 1:
+            return torch.as_tensor(self.encode(np.stack(frames)))[None]  # (1, C, N, D)
+        return torch.cat([torch.as_tensor(self.encode(frame[None])) for frame in frames])[None]

@@ -1,0 +1,192 @@
+"""A policy on disk: one folder with `policy.safetensors` and `policy.json`, all that deployment needs.
+
+policy.json: schema, spec (PolicySpec), contract (encoder, cameras, camera geometry, robot, joint names,
+action frame, rate, dataset, versions, training summary) and the sha256 of the tensors. The normalisation is
+among the tensors. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+
+from policies.errors import PolicyError
+from policies.policy import ChunkPolicy, PolicySpec
+
+SCHEMA = 1
+TENSORS, RECORD = "policy.safetensors", "policy.json"
+REQUIRED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", "dataset")
+CHECKED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz")
+
+
+def save_checkpoint(folder: str | Path, policy: ChunkPolicy, contract: Mapping[str, Any]) -> Path:
+    """Write the checkpoint `folder`, replacing an older one; a kill at any moment leaves the old or the new.
+
+    contract: the keys in REQUIRED (encoder is {"name", "fingerprint", ...}; cameras the policy's, in order),
+    and what else is worth keeping: camera_geometry, versions, training. Must be plain JSON without NaN.
+    Raises PolicyError for a missing key, a policy without normalisation, or a folder that is something else.
+    """
+    folder = Path(folder)
+    contract = dict(contract)
+    _check_complete(contract, "contract")
+    if list(contract["cameras"]) != list(policy.spec.cameras):
+        raise PolicyError(
+            f"contract: cameras are {list(contract['cameras'])}, the policy's are {list(policy.spec.cameras)}"
+        )
+    if not bool(policy.normaliser.fitted):
+        raise PolicyError("the policy's normaliser was never fitted; call fit_normaliser before saving")
+    if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PolicyError(f"{folder} exists and is no checkpoint (it has no {RECORD}); nothing was written")
+    contract.setdefault(
+        "versions", {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    )
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    data = tensors_to_bytes(state)
+    record = {
+        "schema": SCHEMA,
+        "spec": policy.spec.to_dict(),
+        "contract": contract,
+        "tensors_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    try:
+        text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise PolicyError(f"contract: not plain JSON ({error}); nothing was written") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = folder.with_name(f".{folder.name}.new"), _old(folder)
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    _write(fresh / TENSORS, data)
+    _write(fresh / RECORD, text.encode())
+    # A folder cannot be swapped in one call everywhere. Between the two renames the old checkpoint stands
+    # under its other name, where load_checkpoint finds it.
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_checkpoint(
+    folder: str | Path, device: str | torch.device = "cpu"
+) -> tuple[ChunkPolicy, dict[str, Any]]:
+    """The policy, in eval mode on `device`, and its contract.
+
+    Weights load strictly. Raises PolicyError for a missing folder or file, a truncated one, a missing key
+    or tensor, a wrong shape and another schema.
+    """
+    folder = Path(folder)
+    place = folder if folder.exists() or not _old(folder).exists() else _old(folder)
+    record_path, tensors_path = place / RECORD, place / TENSORS
+    if not place.is_dir():
+        raise PolicyError(f"checkpoint {folder}: no such folder")
+    for path in (record_path, tensors_path):
+        if not path.is_file():
+            raise PolicyError(f"checkpoint {folder}: {path.name} is missing")
+    try:
+        record = json.loads(record_path.read_text())
+    except ValueError as error:
+        raise PolicyError(f"{record_path}: not valid JSON, the file is truncated or damaged") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        raise PolicyError(f"{record_path}: schema is {found}, this version reads {SCHEMA}")
+    for key in ("spec", "contract", "tensors_sha256"):
+        if key not in record:
+            raise PolicyError(f"{record_path}: key '{key}' is missing")
+    _check_complete(record["contract"], f"{record_path}: contract")
+    data = tensors_path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != record["tensors_sha256"]:
+        raise PolicyError(
+            f"{tensors_path}: sha256 is {found[:12]}…, {RECORD} says {record['tensors_sha256'][:12]}…; "
+            "the file is truncated or of another checkpoint"
+        )
+    try:
+        state = tensors_from_bytes(data)
+    except SafetensorError as error:
+        raise PolicyError(f"{tensors_path}: not a safetensors file ({error})") from error
+    policy = ChunkPolicy(PolicySpec.from_dict(record["spec"], f"{record_path}: spec"))
+    _check_tensors(policy, state, tensors_path)
+    policy.load_state_dict(state, strict=True)
+    return policy.to(device).eval(), record["contract"]
+
+
+def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
+    """Refuse to use a policy with something it was not made for; PolicyError names both sides.
+
+    actual: any of encoder (its fingerprint, or a dict that holds it), cameras (those at hand, of which the
+    policy's must be a part), robot, joint_names, action_frame, rate_hz. What is not given is not checked.
+    """
+    for key, value in actual.items():
+        if key not in CHECKED:
+            raise PolicyError(f"check_contract: unknown key '{key}', expected one of {', '.join(CHECKED)}")
+        wanted = contract[key]
+        if key == "encoder":
+            found = value["fingerprint"] if isinstance(value, Mapping) else value
+            name = value.get("name", "") if isinstance(value, Mapping) else ""
+            if found != wanted["fingerprint"]:
+                raise PolicyError(
+                    f"the policy was trained on encoder {wanted.get('name', '')} {wanted['fingerprint']}, "
+                    f"the one given is {name} {found}".replace("  ", " ")
+                )
+        elif key == "cameras":
+            missing = [camera for camera in wanted if camera not in value]
+            if missing:
+                raise PolicyError(
+                    f"the policy needs cameras {', '.join(wanted)}, given are {', '.join(value)}: "
+                    f"'{missing[0]}' is missing"
+                )
+        elif key == "rate_hz":
+            if not math.isclose(float(value), float(wanted), rel_tol=1e-6):
+                raise PolicyError(f"the policy acts at {wanted} Hz, given are {value} Hz")
+        elif (list(value) != list(wanted)) if key == "joint_names" else (value != wanted):
+            raise PolicyError(f"the policy was trained for {key} '{wanted}', given is '{value}'")
+
+
+def _check_complete(contract: Any, where: str) -> None:
+    if not isinstance(contract, Mapping):
+        raise PolicyError(f"{where}: found {type(contract).__name__}, expected keys and values")
+    for key in REQUIRED:
+        if key not in contract:
+            raise PolicyError(f"{where}: key '{key}' is missing")
+    if not isinstance(contract["encoder"], Mapping) or "fingerprint" not in contract["encoder"]:
+        raise PolicyError(f"{where}: key 'encoder.fingerprint' is missing")
+
+
+def _check_tensors(policy: ChunkPolicy, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    expected = policy.state_dict()
+    for name in sorted(expected.keys() - state.keys()):
+        raise PolicyError(f"{path}: tensor '{name}' is missing")
+    for name in sorted(state.keys() - expected.keys()):
+        raise PolicyError(f"{path}: tensor '{name}' is not part of the policy that {RECORD} describes")
+    for name, tensor in state.items():
+        want = expected[name].shape
+        if tensor.shape != want:
+            raise PolicyError(
+                f"{path}: tensor '{name}' has shape {tuple(tensor.shape)}, expected {tuple(want)}"
+            )
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

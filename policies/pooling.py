@@ -1,0 +1,241 @@
+"""From a camera's token map to one vector: mean, spatial softmax or attention.
+
+    pool = build_pooling("spatial_softmax", dim=384, tokens=64, out_dim=128)
+    pool(torch.randn(5, 64, 384)).shape          # (5, 128)
+
+"mean" is what MVP and RPT do, and it forgets where a thing is. Spatial softmax (Levine et al., 2016) keeps
+the expected place of each learned heat map; here every heat map also pools a small feature, and the mean
+is kept beside it. "attention" reads the map with learned queries and a position embedding.
+Features are frozen, so no gradient flows to the tokens: each kind touches the wide token map with one
+matrix product and works on the narrow result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.errors import PolicyError
+
+KINDS = ("mean", "spatial_softmax", "attention")
+NORMS = ("channel", "layer", "none")
+Norm = Callable[[Tensor], Tensor]
+HIDDEN_LOGIT = -1e4  # finite, so that a map whose tokens are all dropped gives a uniform softmax, not NaN
+
+
+@dataclass(frozen=True)
+class PoolingSettings:
+    """How the token map of a camera becomes one vector."""
+
+    kind: str = "spatial_softmax"  # mean | spatial_softmax | attention
+    shared: bool = False  # one set of weights for all cameras (plus a camera embedding), or one each
+    norm: str = "channel"  # channel: training mean/std of each channel; layer: LayerNorm; none
+    keypoints: int = 32  # spatial_softmax: heat maps
+    values: int = 16  # spatial_softmax: channels that every heat map pools at its place; 0 = places only
+    temperature: float = 1.0  # spatial_softmax: first value of the learned temperature, one a heat map
+    keep_mean: bool = True  # spatial_softmax: the mean of all tokens beside the keypoints
+    queries: int = 8  # attention: learned queries
+    heads: int = 4  # attention: heads of a query
+    width: int = 64  # attention: channels of keys and values, split over the heads
+    token_dropout: float = 0.0  # training: share of tokens hidden from the pooling
+    feature_dropout: float = 0.0  # training: dropout on the pooled vector before its last Linear
+    feature_noise: float = 0.0  # training: Gaussian noise on every token channel, in normalised units
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise PolicyError(f"pooling.kind is '{self.kind}', expected one of {', '.join(KINDS)}")
+        if self.norm not in NORMS:
+            raise PolicyError(f"pooling.norm is '{self.norm}', expected one of {', '.join(NORMS)}")
+        if self.width % self.heads:
+            raise PolicyError(f"pooling.width {self.width} is not a multiple of pooling.heads {self.heads}")
+        for name in ("token_dropout", "feature_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise PolicyError(f"pooling.{name} is {getattr(self, name)}, expected 0 <= value < 1")
+        if self.temperature <= 0:
+            raise PolicyError(f"pooling.temperature is {self.temperature}, expected a value above 0")
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def grid_side(tokens: int) -> int:
+    """Side of the square grid that `tokens` tokens form; PolicyError when they form none."""
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise PolicyError(f"{tokens} tokens do not form a square grid; spatial pooling needs one")
+    return side
+
+
+def grid_places(side: int) -> Tensor:
+    """Places (side², 2) of the tokens, row by row: x to the right and y down, both -1..1."""
+    line = torch.linspace(-1, 1, side) if side > 1 else torch.zeros(1)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], -1)
+
+
+class FeatureNorm(nn.Module):
+    """Brings the channels of one camera to a common size; "channel" holds training moments."""
+
+    def __init__(self, kind: str, dim: int):
+        super().__init__()
+        self.kind, self.dim = kind, dim
+        if kind == "channel":
+            self.register_buffer("mean", torch.zeros(dim))
+            self.register_buffer("inverse_std", torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "channel":
+            return torch.addcmul(-self.mean * self.inverse_std, x, self.inverse_std)
+        return F.layer_norm(x, (self.dim,)) if self.kind == "layer" else x
+
+
+class MeanPool(nn.Module):
+    """Mean over tokens, then norm, then Linear; N = 1 takes features that are pooled already."""
+
+    def __init__(self, settings: PoolingSettings, dim: int, tokens: int, out_dim: int):
+        super().__init__()
+        self.settings = settings
+        self.dropout = nn.Dropout(settings.feature_dropout)
+        self.out = nn.Linear(dim, out_dim)
+
+    def forward(self, tokens: Tensor, norm: Norm = _same) -> Tensor:
+        hidden = _hidden_tokens(self, tokens)
+        if hidden is None:
+            mean = tokens.mean(1, dtype=torch.float32)
+        else:
+            keep = (~hidden).float()
+            keep = keep / keep.sum(1, keepdim=True).clamp(min=1)
+            mean = torch.bmm(keep[:, None], tokens.float()).squeeze(1)  # (M, D)
+        return self.out(self.dropout(_noisy(self, norm(mean))))
+
+
+class SpatialSoftmax(nn.Module):
+    """Expected place and pooled feature of k heat maps, and the mean of all tokens."""
+
+    def __init__(self, settings: PoolingSettings, dim: int, tokens: int, out_dim: int):
+        super().__init__()
+        self.settings, self.k, self.f = settings, settings.keypoints, settings.values
+        self.project = nn.Linear(dim, self.k + self.f)
+        self.log_temperature = nn.Parameter(torch.full((self.k,), math.log(settings.temperature)))
+        self.register_buffer("places", grid_places(grid_side(tokens)), persistent=False)
+        self.dropout = nn.Dropout(settings.feature_dropout)
+        self.out = nn.Linear(self.k * (2 + self.f) + (dim if settings.keep_mean else 0), out_dim)
+
+    def forward(self, tokens: Tensor, norm: Norm = _same) -> Tensor:
+        x = _noisy(self, norm(tokens.float()))  # (M, N, D)
+        maps, values = self.project(x).split([self.k, self.f], -1)  # (M, N, k), (M, N, f)
+        maps = maps * torch.exp(-self.log_temperature)
+        hidden = _hidden_tokens(self, tokens)
+        if hidden is not None:
+            maps = maps.masked_fill(hidden[..., None], HIDDEN_LOGIT)
+        heat = maps.softmax(1).transpose(1, 2)  # (M, k, N)
+        what = torch.cat([self.places.to(values.dtype).expand(len(x), -1, -1), values], -1)  # (M, N, 2 + f)
+        pooled = torch.bmm(heat, what).flatten(1)  # (M, k * (2 + f))
+        if self.settings.keep_mean:
+            pooled = torch.cat([pooled, x.mean(1)], -1)
+        return self.out(self.dropout(pooled))
+
+
+class AttentionPool(nn.Module):
+    """Learned queries attend to the tokens, whose keys and values carry a position embedding."""
+
+    def __init__(self, settings: PoolingSettings, dim: int, tokens: int, out_dim: int):
+        super().__init__()
+        q, h, w = settings.queries, settings.heads, settings.width
+        self.settings, self.q, self.h, self.w = settings, q, h, w
+        self.query = nn.Parameter(torch.randn(q, h, w // h))
+        self.key = nn.Linear(dim, w, bias=False)
+        self.value = nn.Linear(dim, w)
+        self.position = nn.Parameter(_wave_embedding(grid_places(grid_side(tokens)), 2 * w))
+        self.dropout = nn.Dropout(settings.feature_dropout)
+        self.out = nn.Linear(q * w, out_dim)
+
+    def forward(self, tokens: Tensor, norm: Norm = _same) -> Tensor:
+        q, h, w = self.q, self.h, self.w
+        x = _noisy(self, norm(tokens.float()))  # (M, N, D)
+        key_position, value_position = self.position.split(w, -1)  # (N, w) each
+        # The queries do not depend on the input, so query · key(x) is one product with their combination:
+        # q·h columns for the wide tokens instead of w.
+        scale = (w // h) ** -0.5
+        key = self.key.weight.view(h, w // h, -1)
+        column = torch.einsum("qhe,hed->qhd", self.query * scale, key).flatten(0, 1)  # (q*h, D)
+        bias = torch.einsum("qhe,nhe->nqh", self.query * scale, key_position.view(-1, h, w // h)).flatten(1)
+        both = F.linear(x, torch.cat([column, self.value.weight]))  # (M, N, q*h + w)
+        maps, values = both.split([q * h, w], -1)
+        maps = maps + bias  # (M, N, q*h)
+        hidden = _hidden_tokens(self, tokens)
+        if hidden is not None:
+            maps = maps.masked_fill(hidden[..., None], HIDDEN_LOGIT)
+        heat = maps.softmax(1).unflatten(-1, (q, h))  # (M, N, q, h)
+        values = (values + self.value.bias + value_position).unflatten(-1, (h, w // h))  # (M, N, h, e)
+        pooled = torch.matmul(heat.permute(0, 3, 2, 1), values.transpose(1, 2))  # (M, h, q, e)
+        return self.out(self.dropout(pooled.flatten(1)))
+
+
+def build_pooling(kind: str, dim: int, tokens: int, out_dim: int, **settings: object) -> nn.Module:
+    """Module that maps tokens (M, N, D) to (M, out_dim); `settings` are those of PoolingSettings."""
+    chosen = PoolingSettings(kind=kind, **settings)  # type: ignore[arg-type]
+    module = {"mean": MeanPool, "spatial_softmax": SpatialSoftmax, "attention": AttentionPool}[kind]
+    return module(chosen, dim, tokens, out_dim)
+
+
+class CameraPooling(nn.Module):
+    """Pools every camera of every step: (B, T, C, N, D) -> (B, T, C, out_dim)."""
+
+    def __init__(self, settings: PoolingSettings, cameras: int, dim: int, tokens: int, out_dim: int):
+        super().__init__()
+        arguments = {name: value for name, value in vars(settings).items() if name != "kind"}
+        count = 1 if settings.shared else cameras
+        self.norms = nn.ModuleList(FeatureNorm(settings.norm, dim) for _ in range(cameras))
+        self.pools = nn.ModuleList(
+            build_pooling(settings.kind, dim, tokens, out_dim, **arguments) for _ in range(count)
+        )
+        self.out_dim = out_dim
+        self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
+        self.blind = False  # the control: every normalised feature is zero
+
+    @torch.no_grad()
+    def set_moments(self, mean: Tensor, std: Tensor) -> None:
+        """Training moments (C, D) of the channels, for norm "channel"."""
+        for norm, m, s in zip(self.norms, mean, std, strict=True):
+            norm.mean.copy_(m)  # type: ignore[union-attr, operator]
+            norm.inverse_std.copy_(1 / s)  # type: ignore[union-attr, operator]
+
+    def forward(self, features: Tensor) -> Tensor:
+        b, t, c = features.shape[:3]
+        pooled = []
+        for i in range(c):
+            norm = torch.zeros_like if self.blind else self.norms[i]
+            pooled.append(self.pools[i % len(self.pools)](features[:, :, i].flatten(0, 1), norm))
+        out = torch.stack(pooled, 1).view(b, t, c, self.out_dim)  # (B, T, C, out)
+        return out if self.camera is None else out + self.camera
+
+
+def _hidden_tokens(module: nn.Module, tokens: Tensor) -> Tensor | None:
+    """Tokens (M, N) that this training step hides; None when there are none to hide."""
+    share = module.settings.token_dropout
+    if not (module.training and share and tokens.shape[1] > 1):
+        return None
+    return torch.rand(tokens.shape[:2], device=tokens.device) < share
+
+
+def _noisy(module: nn.Module, x: Tensor) -> Tensor:
+    noise = module.settings.feature_noise
+    return x + noise * torch.randn_like(x) if module.training and noise else x
+
+
+def _wave_embedding(places: Tensor, width: int) -> Tensor:
+    """Sines and cosines (N, width) of the places: a first value from which a place can be read linearly."""
+    count = -(-width // 4)
+    rates = math.pi / 2 * 2.0 ** torch.linspace(0, 2, count)
+    angles = places[..., None] * rates  # (N, 2, count)
+    waves = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)  # (N, 4 * count)
+    # Shuffled, so that keys, values and each head get waves of every rate in both directions.
+    order = torch.randperm(waves.shape[1], generator=torch.Generator().manual_seed(0))
+    return waves[:, order[:width]].contiguous()

@@ -1,0 +1,280 @@
+"""Success of a policy over a fixed, seeded list of cube positions.
+
+    s2robot evaluate checkpoint=runs/run/<date>/checkpoint evaluate.episodes=128
+
+Worker processes simulate and draw, one world each; this process encodes and plans for all of them in one batch.
+Episode i has the seed ``evaluate.seed + i``, which alone decides its cube, start joints and course: every policy
+meets the same positions. The records are written as episodes end (a kill loses those in progress only).
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from demos.store import EpisodeStore
+from envs.chunk import ActionChunk
+from envs.cube_pick import CubePick, CubePickConfig
+from envs.workers import limit_threads, worker_pool
+from policies import BatchActor
+from s2robot.encoders import S2Encoder
+from s2robot.errors import UserError
+from s2robot.features import as_stored
+from s2robot.video import write_video
+
+
+class Planner(Protocol):
+    """What an evaluation asks of a policy: the next ``execute`` actions of the episodes that need them."""
+
+    execute: int
+    every_step: bool
+
+    def reset(self, indices: Sequence[int], infos: Sequence[Mapping]) -> None:
+        """New episodes begin at these places."""
+
+    def plan(self, indices: Sequence[int], observations: Sequence[Mapping]) -> np.ndarray:
+        """Actions (n, execute, 8) after the new observations of each place."""
+
+
+class LearnedPlanner:
+    """A trained policy and its encoder.
+
+    Args:
+        actor: the policy's memory of the episodes that run side by side.
+        encoder: the encoder it was trained with.
+        cameras: in the policy's order.
+    """
+
+    def __init__(self, actor: BatchActor, encoder: S2Encoder, cameras: Sequence[str], dtype: str = "float16"):
+        self.actor, self.encoder, self.cameras, self.dtype = actor, encoder, tuple(cameras), dtype
+        self.execute, self.every_step = actor.execute, actor.every_step
+        self.timing = {"encode_s": 0.0, "policy_s": 0.0}
+        self._last: dict[int, np.ndarray] = {}
+
+    def reset(self, indices, infos) -> None:
+        self.actor.reset(indices)
+        for i in indices:
+            self._last.pop(i, None)
+
+    def plan(self, indices, observations) -> np.ndarray:
+        start = time.monotonic()
+        counts = [o["count"] for o in observations]
+        frames = np.concatenate(
+            [np.stack([o["images"][c][: o["count"]] for c in self.cameras], 1) for o in observations]
+        )  # (sum of counts, C, S, S, 3)
+        tokens = as_stored(self.encoder.encode(frames.reshape(-1, *frames.shape[2:])), self.dtype)
+        tokens = tokens.reshape(len(frames), len(self.cameras), *tokens.shape[1:])  # (sum, C, N, D)
+        self.timing["encode_s"] += time.monotonic() - start
+        start = time.monotonic()
+        ends = np.cumsum(counts)
+        if self.every_step:
+            self._catch_up(indices, observations, tokens, ends)
+        last = torch.as_tensor(ends - 1)
+        proprio = np.stack([o["proprio"][o["count"] - 1] for o in observations])
+        actions = self.actor.plan(indices, tokens[last], proprio)
+        for i, action in zip(indices, actions, strict=True):
+            self._last[i] = action
+        self.timing["policy_s"] += time.monotonic() - start
+        return actions
+
+    def _catch_up(self, indices, observations, tokens, ends) -> None:
+        """Put the steps between two plans into the context, each after the action that led to it."""
+        for i, o, end in zip(indices, observations, ends, strict=True):
+            first = end - o["count"]
+            if i not in self._last:  # right after a reset there is one observation and no action
+                continue
+            for j, action in enumerate(self._last[i][: o["count"]]):
+                self.actor.record_actions([i], action[None])
+                if j < o["count"] - 1:
+                    self.actor.observe([i], tokens[first + j][None], o["proprio"][j][None])
+
+
+class NearestDemo:
+    """The control that needs no eyes: knows the cube's true pose and replays the nearest demo open loop."""
+
+    every_step = False
+
+    def __init__(self, store: EpisodeStore, execute: int = 4):
+        self.execute = execute
+        self.actions = [store.episode(i)["action"] for i in range(len(store))]
+        self.starts = np.stack([_placing(store.episode(i)["cube_pose"][0]) for i in range(len(store))])
+        self._queue: dict[int, np.ndarray] = {}
+
+    def reset(self, indices, infos) -> None:
+        for i, info in zip(indices, infos, strict=True):
+            distance = np.linalg.norm(self.starts - _placing(info["cube_pose"]), axis=1)
+            self._queue[i] = self.actions[int(distance.argmin())]
+
+    def plan(self, indices, observations) -> np.ndarray:
+        out = np.zeros((len(indices), self.execute, 8), np.float32)
+        for row, i in enumerate(indices):
+            now, self._queue[i] = self._queue[i][: self.execute], self._queue[i][self.execute :]
+            out[row, : len(now)] = now
+            out[row, len(now) :, 7] = 1.0  # the demo is over: hold still, closed
+        return out
+
+
+def _placing(pose: np.ndarray) -> np.ndarray:
+    """Where a cube lies, in metres: x, y, and its yaw as a point on a circle of 5 cm (four turns alike).  # (4,)"""
+    w, z = pose[3], pose[6]
+    yaw = 4 * 2 * np.arctan2(z, w)
+    return np.array([pose[0], pose[1], 0.05 * np.cos(yaw), 0.05 * np.sin(yaw)])
+
+
+@dataclass
+class Rollouts:
+    """The outcome of :func:`run_episodes`: records sorted by episode, actions to draw videos, seconds."""
+
+    records: list[dict]
+    actions: dict[int, np.ndarray]
+    seconds: dict[str, float]
+
+
+def _make(config: CubePickConfig, execute: int, every_step: bool) -> Callable[[], gymnasium.Env]:
+    return lambda: ActionChunk(CubePick(config), execute, every_step)
+
+
+def run_episodes(
+    env_config: CubePickConfig,
+    planner: Planner,
+    episodes: int,
+    seed: int,
+    workers: int,
+    journal: Path,
+    progress: Callable[[int, int], None] = lambda done, successes: None,
+) -> Rollouts:
+    """Try every position once; each ended episode is appended to ``journal`` (JSON lines) at once."""
+    limit_threads()
+    workers = max(1, min(workers, episodes))
+    make = [_make(env_config, planner.execute, planner.every_step)] * workers
+    simulate = 0.0
+    records: list[dict] = []
+    executed: dict[int, list[np.ndarray]] = {}
+    worlds = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+    try:
+        running = list(range(workers))  # place -> its episode
+        waiting = workers
+        cubes: dict[int, np.ndarray] = {}
+        batch, infos = worlds.reset(seed=[seed + e for e in running])
+        new = list(range(workers))
+        with open(journal, "w", encoding="utf-8") as file:
+            while any(e is not None for e in running):
+                for i in new:
+                    cubes[running[i]] = infos["cube_pose"][i].copy()
+                    executed[running[i]] = []
+                planner.reset(new, [{"cube_pose": cubes[running[i]]} for i in new])
+                busy = [i for i, e in enumerate(running) if e is not None]
+                plans = planner.plan(busy, [_pick(batch, i) for i in busy])
+                actions = np.zeros((workers, planner.execute, 8), np.float32)
+                actions[busy] = plans
+                start = time.monotonic()
+                batch, _, success, over, infos = worlds.step(actions)
+                simulate += time.monotonic() - start
+                ended = []
+                for i in busy:
+                    executed[running[i]].append(actions[i])
+                    if not (success[i] or over[i]):
+                        continue
+                    record = _record(running[i], seed, cubes[running[i]], infos, i, env_config.rate_hz)
+                    records.append(record)
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
+                    ended.append(i)
+                    progress(len(records), sum(r["success"] for r in records))
+                new = []
+                for i in ended:
+                    running[i] = waiting if waiting < episodes else None
+                    if running[i] is not None:
+                        waiting += 1
+                        new.append(i)
+                if new:
+                    mask = np.isin(np.arange(workers), new)
+                    seeds = [seed + running[i] if i in new else None for i in range(workers)]
+                    start = time.monotonic()
+                    batch, infos = worlds.reset(seed=seeds, options={"reset_mask": mask})
+                    simulate += time.monotonic() - start
+    finally:
+        worlds.close(terminate=True)
+    records.sort(key=lambda r: r["episode"])
+    joined = {r["episode"]: np.concatenate(executed[r["episode"]])[: r["steps"]] for r in records}
+    return Rollouts(records, joined, {"simulate_s": simulate})
+
+
+def _pick(batch: dict, i: int) -> dict:
+    """The observation of place ``i``; a reset gives one new row even where a chunk would give more."""
+    images = {name: frames[i] for name, frames in batch["images"].items()}
+    return {"images": images, "proprio": batch["proprio"][i], "count": max(1, int(batch["count"][i]))}
+
+
+def _record(episode: int, seed: int, cube: np.ndarray, infos: dict, i: int, rate: float) -> dict:
+    success, steps = bool(infos["is_success"][i]), int(infos["steps"][i])
+    return {
+        "episode": episode,
+        "seed": seed + episode,
+        "cube_xy": [round(float(v), 5) for v in cube[:2]],
+        "cube_yaw": round(float(2 * np.arctan2(cube[6], cube[3])), 5),
+        "success": success,
+        "stage": str(infos["stage"][i]),
+        "steps": steps,
+        "time_to_success_s": steps / rate if success else None,
+        "closest_m": round(float(infos["closest"][i]), 5),
+        "video": None,
+    }
+
+
+def film(env_config: CubePickConfig, record: dict, actions: np.ndarray, path: Path) -> str:
+    """Run an episode again from its seed and its actions, drawing every step; returns the stage it reached."""
+    env = CubePick(env_config)
+    observation, _ = env.reset(seed=record["seed"])
+    frames, stages = [observation["images"]], [env.stage]
+    for action in actions:
+        observation, *_ = env.step(action)
+        frames.append(observation["images"])
+        stages.append(env.stage)
+    env.close()
+    write_video(path, frames, record, stages=stages, rate=env_config.rate_hz)
+    return env.stage
+
+
+def film_some(
+    env_config: CubePickConfig,
+    rollouts: Rollouts,
+    count: int,
+    size: int,
+    out: Path,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Videos of ``count`` episodes, failures first, into ``out/videos``; notes them in the records."""
+    chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[:count]
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    config = replace(env_config, image_size=size)
+    with worker_pool(workers) as pool:
+        jobs = []
+        for record in chosen:
+            name = f"videos/episode_{record['episode']:04d}.mp4"
+            job = pool.submit(film, config, record, rollouts.actions[record["episode"]], out / name)
+            jobs.append((record, name, job))
+        for done, (record, name, job) in enumerate(jobs, 1):
+            if job.result() != record["stage"]:
+                raise UserError(
+                    f"{name}: episode {record['episode']} ended in stage {job.result()} when run again, "
+                    f"{record['stage']} before; the simulation is not repeatable here"
+                )
+            record["video"] = name
+            progress(done, len(jobs))
+
+
+def write_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """All records in order, replacing the journal at once."""
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,294 @@
+"""The steps that join demos, encoder, policy and evaluator; `s2robot run` is all of them in a row.
+
+    s2robot run                       # shipped demos -> features -> policy -> 128 positions -> report.html
+    s2robot run record=true           # record the demos first
+"""
+
+import json
+import os
+import shlex
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from demos.picker import PickerConfig
+from demos.record import record
+from demos.replay import render_episodes
+from demos.store import EpisodeStore
+from envs.cube_pick import ACTION_FRAME, CubePickConfig
+from policies import BatchActor, PolicySpec, check_contract, load_checkpoint
+from s2robot.encoders import S2Encoder, build_encoder
+from s2robot.errors import UserError
+from s2robot.evaluate import LearnedPlanner, NearestDemo, Planner, film_some, run_episodes, write_records
+from s2robot.features import FeatureCache
+from s2robot.paths import cache_dir, shipped_demos
+from s2robot.progress import bar
+from s2robot.report import write_report
+from s2robot.stats import headline, summarise
+from s2robot.train import train
+
+_VERSIONS = ("s2robot", "torch", "timm", "mujoco", "robosuite", "gymnasium", "numpy", "zarr")
+
+
+def plain(cfg: Any) -> Any:
+    """A config node as dicts and lists."""
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def env_config(cfg: DictConfig, **changes: Any) -> CubePickConfig:
+    """The simulated world of a config; ``changes`` win."""
+    values = {"robot": cfg.robot.name, **plain(cfg.env), **changes}
+    return CubePickConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def open_demos(cfg: DictConfig) -> EpisodeStore:
+    """The dataset of a config, checked against its robot and our action frame."""
+    store = EpisodeStore.open(cfg.demos.path or shipped_demos(cfg.demos.name))
+    store.check(robot=cfg.robot.name, action_frame=ACTION_FRAME, rate_hz=cfg.env.rate_hz)
+    return store
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is the GPU if there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
+    """Record scripted demos into ``out``."""
+    picker = PickerConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain(recording.picker).items()})
+    with bar("recording demos") as update:
+        store = record(
+            out,
+            env_config(cfg),
+            picker,
+            recording.episodes,
+            recording.seed,
+            recording.workers,
+            lambda done, failed: update(done, recording.episodes, f"{failed} failed attempts"),
+        )
+    store.close()
+    return EpisodeStore.open(out)
+
+
+def encode_demos(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, FeatureCache]:
+    """The features of a dataset, (steps, cameras, tokens, dim), from the cache or newly encoded."""
+    f, cameras = cfg.features, tuple(cfg.env.cameras)
+    store.check(cameras=cameras)
+    if f.threads:
+        torch.set_num_threads(f.threads)
+    cache = FeatureCache(
+        f.cache or cache_dir("features"),
+        store.fingerprint,
+        encoder.fingerprint,
+        cameras,
+        store.lengths,
+        encoder.num_tokens,
+        encoder.dim,
+        f.dtype,
+        {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)},
+    )
+    encoder.to(device_of(f.device))
+    if not cache.missing():
+        return cache.features, cache
+    with bar("encoding frames") as update:
+        features = cache.build(
+            lambda missing: render_episodes(store, missing, cameras, encoder.image_size, f.workers),
+            encoder.encode,
+            lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
+        )
+    return features, cache
+
+
+def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What build_encoder needs to make the same encoder again; part of a checkpoint."""
+    return {**plain(cfg.encoder), "scales": list(cfg.s2.scales)}
+
+
+def train_policy(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
+    """Train the config's policy; returns the checkpoint folder."""
+    cameras = list(cfg.env.cameras)
+    spec = PolicySpec.from_dict(
+        {**plain(cfg.policy), "cameras": cameras, "dim": encoder.dim, "tokens": encoder.num_tokens}
+    )
+    seeds = store.meta("seed") if "seed" in store.meta_keys else []
+    contract = {
+        "encoder": {
+            "name": encoder.name,
+            "fingerprint": encoder.fingerprint,
+            "sizes": list(encoder.sizes),
+            "settings": encoder_settings(cfg),
+            "features_dtype": cfg.features.dtype,
+            "parameters": encoder.num_parameters,
+            "gflops_per_frame": round(encoder.gflops_per_image, 3),
+        },
+        "cameras": cameras,
+        "camera_geometry": store.attrs["camera_geometry"],
+        "robot": store.robot,
+        "joint_names": store.attrs["joint_names"],
+        "action_frame": store.attrs["action_frame"],
+        "rate_hz": store.attrs["rate_hz"],
+        "env_config": store.attrs["env_config"],
+        "dataset": {
+            "name": store.path.name,
+            "fingerprint": store.fingerprint,
+            "episodes": len(store) if cfg.demos.episodes is None else min(len(store), cfg.demos.episodes),
+            "seeds": sorted({int(s) for s in seeds}),
+        },
+        "versions": versions(),
+    }
+    with bar("training the policy") as update:
+        return train(
+            plain(cfg.train),
+            spec,
+            store,
+            features,
+            contract,
+            out,
+            cfg.demos.episodes,
+            lambda epoch, epochs, row: update(
+                epoch, epochs, f"loss {row['train_loss']:.4f}  held-out {row['val_loss']:.4f}"
+            ),
+        )
+
+
+def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
+    """Evaluate a checkpoint; writes episodes.jsonl, videos/ and summary.json, and returns the summary."""
+    start = time.monotonic()
+    e = cfg.evaluate
+    if e.threads:
+        torch.set_num_threads(e.threads)
+    device = device_of(e.device)
+    policy, contract = load_checkpoint(checkpoint, device)
+    settings = dict(contract["encoder"]["settings"])
+    if "checkpoint" in cfg and cfg.encoder.checkpoint:  # `evaluate` on another machine than the training
+        settings["checkpoint"] = cfg.encoder.checkpoint
+    encoder = build_encoder(settings).to(device)
+    config = env_config(cfg, cameras=list(contract["cameras"]), image_size=encoder.image_size)
+    check_contract(
+        contract,
+        encoder={"name": encoder.name, "fingerprint": encoder.fingerprint},
+        cameras=list(cfg.env.cameras),
+        robot=config.robot,
+        action_frame=ACTION_FRAME,
+        rate_hz=config.rate_hz,
+    )
+    overlap = set(contract["dataset"]["seeds"]) & set(range(e.seed, e.seed + e.episodes))
+    if overlap:
+        raise UserError(
+            f"evaluate.seed: positions {e.seed} to {e.seed + e.episodes - 1} hold {len(overlap)} that the demos "
+            f"of {checkpoint} were recorded at (first {min(overlap)}); choose another evaluate.seed"
+        )
+    planner: Planner
+    if e.control == "nearest_demo":
+        planner = NearestDemo(open_demos(cfg))
+    elif e.control in (None, "blind"):
+        policy.pooling.blind = policy.pooling.blind or e.control == "blind"
+        actor = BatchActor(policy, e.workers)
+        planner = LearnedPlanner(actor, encoder, contract["cameras"], contract["encoder"]["features_dtype"])
+    else:
+        raise UserError(f"evaluate.control: found '{e.control}', expected null, blind or nearest_demo")
+    out.mkdir(parents=True, exist_ok=True)
+    journal = out / "episodes.jsonl"
+    with bar("evaluating") as update:
+        rollouts = run_episodes(
+            config,
+            planner,
+            e.episodes,
+            e.seed,
+            e.workers,
+            journal,
+            lambda done, good: update(done, e.episodes, f"{good} successes"),
+        )
+    if e.videos:
+        with bar("filming") as update:
+            film_some(config, rollouts, e.videos, e.video_size, out, e.workers, lambda d, t: update(d, t, ""))
+    write_records(rollouts.records, journal)
+    summary = {
+        **summarise(rollouts.records),
+        "policy": {**policy.spec.to_dict(), "parameters": sum(p.numel() for p in policy.parameters())},
+        "encoder": contract["encoder"],
+        "control": e.control,
+        "robot": config.robot,
+        "cameras": list(contract["cameras"]),
+        "cube_box": [list(config.box_x), list(config.box_y)],
+        "success_rule": f"cube {config.success_height * 100:g} cm up for {config.success_hold:g} s",
+        "seed": e.seed,
+        "dataset": {k: v for k, v in contract["dataset"].items() if k != "seeds"},
+        "timing": {
+            k: round(v, 2)
+            for k, v in {
+                **rollouts.seconds,
+                **getattr(planner, "timing", {}),
+                "wall_s": time.monotonic() - start,
+            }.items()
+        },
+        "versions": versions(),
+        "command": command(),
+    }
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def run(cfg: DictConfig) -> None:
+    """`s2robot run`: every step, with the time that each took."""
+    out = Path(cfg.run_dir)
+    stages: list[dict[str, Any]] = []
+
+    def timed(name: str, start: float) -> None:
+        stages.append({"stage": name, "seconds": round(time.monotonic() - start, 1)})
+        write_json(out / "stages.json", stages)
+
+    encoder = build_encoder(encoder_settings(cfg))
+    start = time.monotonic()
+    if cfg.record:
+        cfg.demos.path = str(out / "demos.zarr")
+        record_demos(cfg, cfg.recording, out / "demos.zarr")
+        timed("record", start)
+    store = open_demos(cfg)
+    start = time.monotonic()
+    features, cache = encode_demos(cfg, store, encoder)
+    timed("encode", start)
+    start = time.monotonic()
+    checkpoint = train_policy(cfg, store, encoder, features, out)
+    timed("train", start)
+    start = time.monotonic()
+    summary = evaluate_policy(cfg, checkpoint, out)
+    timed("evaluate", start)
+    finish(summary, out)
+
+
+def finish(summary: dict[str, Any], out: Path) -> None:
+    """Write the report and say the result."""
+    report = write_report(out)
+    print(f"\n{headline(summary)}\nreport: {report.resolve()}")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on, and of Python."""
+    found = {"python": sys.version.split()[0]}
+    for name in _VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def command() -> str:
+    """What the user typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file at once: the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(part, path)
+
+

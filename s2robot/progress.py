@@ -1,0 +1,39 @@
+"""Progress of the long steps: a bar on a terminal, now and then a line in a log file."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Update = Callable[[int, int, str], None]  # done, total, note
+_LINE_SECONDS = 10.0  # least time between two lines in a log file
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Update]:
+    """``with bar("encoding") as update: update(3, 10, "note")``; prints the time taken at the end."""
+    console = Console()
+    columns = (
+        TextColumn(f"{title:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    start = printed = time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            nonlocal printed
+            progress.update(task, completed=done, total=total, note=note)
+            now = time.monotonic()
+            if not console.is_terminal and (done == total or now - printed > _LINE_SECONDS):
+                printed = now
+                print(f"{title:<22} {done}/{total}  {now - start:.0f} s  {note}", flush=True)
+
+        yield update

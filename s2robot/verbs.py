@@ -1,0 +1,114 @@
+"""What the verbs of the command line do besides `run`: each takes its Hydra config."""
+
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from demos.inspect import draw_dataset, print_description
+from demos.replay import env_config_of, episode_frames, replay_episode
+from envs.cube_pick import CubePick
+from s2robot import pipeline
+from s2robot.encoders import build_encoder
+from s2robot.errors import UserError
+from s2robot.evaluate import film
+from s2robot.pretrain import pretrain as run_pretraining
+from s2robot.progress import bar
+from s2robot.report import write_report
+from s2robot.scenes import make_scenes
+
+
+def record(cfg: DictConfig) -> None:
+    """`s2robot record`: scripted demos into `out`."""
+    store = pipeline.record_demos(cfg, cfg, Path(cfg.out))
+    print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")
+
+
+def replay(cfg: DictConfig) -> None:
+    """`s2robot replay`: play episodes back open loop; fails (exit 2) if one does not succeed again."""
+    store = pipeline.open_demos(cfg)
+    config = env_config_of(store)
+    env = CubePick(config)
+    env.render_cameras = dict  # type: ignore[method-assign]  # nothing is drawn
+    chosen = range(len(store)) if cfg.episode is None else [cfg.episode]
+    failed = []
+    worst = 0.0
+    with bar("replaying") as update:
+        for done, i in enumerate(chosen, 1):
+            result = replay_episode(store, env, i)
+            worst = max(worst, result["max_joint_error"])
+            if not result["success"]:
+                failed.append(i)
+            update(done, len(chosen), f"{len(failed)} failed")
+    if cfg.episode is not None and cfg.video:
+        steps = store.episode(cfg.episode)
+        seed = int(store.meta("seed")[cfg.episode])
+        outcome = {"episode": cfg.episode, "seed": seed, "success": not failed, "stage": result["stage"]}
+        path = Path(cfg.run_dir) / f"replay_{cfg.episode:04d}.mp4"
+        film(config, outcome, steps["action"], path)
+        print(f"video: {path}")
+    print(
+        f"{len(chosen) - len(failed)} of {len(chosen)} episodes succeed again; "
+        f"joints differ from the recorded ones by at most {worst:.2g} rad"
+    )
+    if failed:
+        raise UserError(
+            f"{store.path}: {len(failed)} of {len(chosen)} episodes fail when replayed (first {failed[0]}); "
+            "the recorded actions are not what this environment executes"
+        )
+
+
+def inspect(cfg: DictConfig) -> None:
+    """`s2robot inspect`: print a dataset and draw it."""
+    store = pipeline.open_demos(cfg)
+    print_description(store)
+    frames: dict[str, np.ndarray] = {}
+    cameras = tuple(cfg.env.cameras)
+    if cfg.sheet.frames:
+        length = int(store.lengths[cfg.sheet.episode])
+        stride = max(1, length // cfg.sheet.frames)
+        drawn = episode_frames(store.path, cfg.sheet.episode, cameras, cfg.env.image_size, stride)
+        frames = {name: drawn[: cfg.sheet.frames, i] for i, name in enumerate(cameras)}
+    path = Path(cfg.run_dir) / "dataset.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_dataset(store, frames, path)
+    print(f"picture: {path}")
+
+
+def scenes(cfg: DictConfig) -> None:
+    """`s2robot scenes`: frames for pre-training."""
+    with bar("rendering scenes") as update:
+        path = make_scenes(cfg.scenes, Path(cfg.scenes.out), lambda done, total: update(done, total, "episodes"))
+    print(f"frames: {path}")
+
+
+def pretrain(cfg: DictConfig) -> None:
+    """`s2robot pretrain`: masked autoencoding."""
+    settings = {k: v for k, v in pipeline.plain(cfg).items() if k not in ("run_dir", "hydra")}
+    print(f"encoder: {run_pretraining(settings)}")
+
+
+def encode(cfg: DictConfig) -> None:
+    """`s2robot encode`: fill the feature cache."""
+    store = pipeline.open_demos(cfg)
+    features, cache = pipeline.encode_demos(cfg, store, build_encoder(pipeline.encoder_settings(cfg)))
+    print(f"features {features.shape}, {cache.nbytes / 1e6:.0f} MB: {cache.path}")
+
+
+def train(cfg: DictConfig) -> None:
+    """`s2robot train`: encode what is missing, then train."""
+    store = pipeline.open_demos(cfg)
+    encoder = build_encoder(pipeline.encoder_settings(cfg))
+    features, _ = pipeline.encode_demos(cfg, store, encoder)
+    print(f"checkpoint: {pipeline.train_policy(cfg, store, encoder, features, Path(cfg.run_dir))}")
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """`s2robot evaluate`: success over seeded positions, and the report."""
+    out = Path(cfg.run_dir)
+    pipeline.finish(pipeline.evaluate_policy(cfg, Path(cfg.checkpoint), out), out)
+
+
+def report(cfg: DictConfig) -> None:
+    """`s2robot report`: write report.html again."""
+    print(f"report: {write_report(Path(cfg.run))}")

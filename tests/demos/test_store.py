@@ -1,0 +1,557 @@
+"""The episode store: round trips, crashes (simulated at every write, and real SIGKILLs) and its errors."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.storage import _local
+
+from demos import store as store_module
+from demos.errors import DatasetError
+from demos.store import EpisodeStore
+
+ATTRIBUTES = {
+    "robot": "xarm7",
+    "joint_names": [f"joint{i}" for i in range(1, 8)],
+    "rate_hz": 10,
+    "cameras": ["hand", "left"],
+    "camera_geometry": {"hand": {"size": [8, 8], "fovy": 45.0}},
+    "action_frame": "joint_delta_commanded",
+    "env_version": "CubePick-v0",
+    "env_config": {"cube_size": 0.04},
+    "seed": 3,
+    "kind": "states",
+}
+
+
+def episode(i: int, length: int | None = None) -> dict[str, np.ndarray]:
+    """Episode i, always the same."""
+    rng = np.random.default_rng(i)
+    length = length or 1 + i % 7
+    return {"action": rng.normal(size=(length, 8)).astype("f4"), "state": rng.normal(size=(length, 5))}
+
+
+def filled(path: Path, count: int, **attributes) -> Path:
+    with EpisodeStore.create(path, ATTRIBUTES | attributes) as store:
+        for i in range(count):
+            store.append(episode(i), {"seed": i, "success": i % 2 == 0})
+    return path
+
+
+def assert_holds(store: EpisodeStore, count: int) -> None:
+    assert len(store) == count
+    for i in range(count):
+        for key, value in store.episode(i).items():
+            expected = episode(i)[key]
+            assert value.dtype == expected.dtype
+            np.testing.assert_array_equal(value, expected)
+
+
+def error(call, *args, **kwargs) -> str:
+    with pytest.raises(DatasetError) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -------------------------------------------------------------------- round trips
+
+
+def test_round_trip(tmp_path):
+    store = EpisodeStore.open(filled(tmp_path / "a.zarr", 3))
+    assert_holds(store, 3)
+    assert store.lengths.tolist() == [1, 2, 3]
+    assert store.episode_ends.tolist() == [1, 3, 6]
+    assert store.num_steps == 6
+    assert store.episode_slice(1) == slice(1, 3)
+    assert store.episode_slice(-1) == slice(3, 6)
+    assert store["action"].shape == (6, 8)
+    np.testing.assert_array_equal(store.read("state", 2, 99), store["state"][2:])
+    assert store.keys == ("action", "state")
+    assert store.meta_keys == ("seed", "success")
+    assert store.meta("seed").tolist() == [0, 1, 2]
+    assert store.meta("success").tolist() == [True, False, True]
+    assert store.attrs == {**ATTRIBUTES, "schema_version": 1}
+    assert store.robot == "xarm7"
+    assert store.cameras == ("hand", "left")
+
+
+def test_layout_is_plain_zarr(tmp_path):
+    root = zarr.open_group(filled(tmp_path / "a.zarr", 3), mode="r")
+    assert root["meta/episode_ends"][:].tolist() == [1, 3, 6]
+    assert root["data/action"].shape == (6, 8)
+
+
+def test_empty_store(tmp_path):
+    store = EpisodeStore.open(filled(tmp_path / "a.zarr", 0))
+    assert (len(store), store.num_steps, store.keys, store.lengths.tolist()) == (0, 0, (), [])
+    assert "found keys none, expected 'action'" in error(store.__getitem__, "action")
+
+
+def test_numpy_attributes_and_extras(tmp_path):
+    extra = {"fovy": np.float32(45), "pose": np.eye(2), "sizes": (1, 2)}
+    store = EpisodeStore.create(tmp_path / "a.zarr", {**ATTRIBUTES, "camera_geometry": extra, "picker": "v1"})
+    assert store.attrs["camera_geometry"] == {"fovy": 45.0, "pose": [[1, 0], [0, 1]], "sizes": [1, 2]}
+    assert store.attrs["picker"] == "v1"
+
+
+def test_images_and_zero_arrays(tmp_path):
+    """All-zero chunks are written: a lost chunk must never pass for zeros."""
+    frames = np.zeros((9, 1024, 512, 3), np.uint8)
+    frames[5] = 7
+    with EpisodeStore.create(tmp_path / "a.zarr", {**ATTRIBUTES, "kind": "images"}) as store:
+        store.append({"images_hand": frames, "flag": np.zeros(9, bool)})
+        np.testing.assert_array_equal(store["images_hand"], frames)
+    chunks = sorted(p.name for p in (tmp_path / "a.zarr/data/images_hand").glob("c.*"))
+    assert chunks == ["c.0.0.0.0", "c.1.0.0.0", "c.2.0.0.0"]  # four frames each
+    os.remove(tmp_path / "a.zarr/data/images_hand/c.0.0.0.0")
+    assert "found no such file" in error(EpisodeStore.open, tmp_path / "a.zarr")
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 11), st.booleans()), min_size=1, max_size=8))
+def test_append_and_reopen(steps):
+    """Any lengths, reopened at any point, over many chunk borders."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "CHUNK_BYTES", 160)  # 5 rows of action, 4 of state
+        patch.setattr(store_module, "ENDS_CHUNK", 3)
+        store = EpisodeStore.create(Path(folder) / "a.zarr", ATTRIBUTES)
+        for i, (length, reopen) in enumerate(steps):
+            store.append(episode(i, length), {"seed": i})
+            if reopen:
+                store.close()
+                store = EpisodeStore.open(store.path, "a")
+        read = EpisodeStore.open(store.path)
+        assert read.lengths.tolist() == [length for length, _ in steps]
+        expected = [episode(i, length) for i, (length, _) in enumerate(steps)]
+        for key in read.keys:
+            np.testing.assert_array_equal(read[key], np.concatenate([e[key] for e in expected]))
+        assert read.meta("seed").tolist() == list(range(len(steps)))
+        merged = EpisodeStore.create(Path(folder) / "b.zarr", ATTRIBUTES)
+        merged.append_all(read)
+        assert merged.fingerprint == read.fingerprint
+        merged.append_all(merged)
+        assert len(EpisodeStore.open(merged.path)) == 2 * len(steps)
+
+
+def test_small_on_disk(tmp_path):
+    rng = np.random.default_rng(0)
+    with EpisodeStore.create(tmp_path / "a.zarr", ATTRIBUTES) as store:
+        for i in range(120):
+            action = rng.normal(size=(25, 8)).astype("f4")
+            arrays = {"action": action, "proprio": action, "cube_pose": rng.normal(size=(25, 7))}
+            store.append({"state": rng.normal(size=(25, 60)), **arrays}, {"seed": i, "success": True})
+    files = [f for f in (tmp_path / "a.zarr").rglob("*") if f.is_file()]
+    assert len(files) <= 30
+    assert sum(f.stat().st_size for f in files) <= 3e6
+
+
+def test_fingerprint(tmp_path, monkeypatch):
+    first = EpisodeStore.open(filled(tmp_path / "a.zarr", 3)).fingerprint
+    assert first == EpisodeStore.open(filled(tmp_path / "b.zarr", 3)).fingerprint
+    assert first != EpisodeStore.open(filled(tmp_path / "c.zarr", 2)).fingerprint
+    assert first != EpisodeStore.open(filled(tmp_path / "d.zarr", 3, seed=4)).fingerprint
+    monkeypatch.setattr(store_module, "CHUNK_BYTES", 64)  # another layout of files
+    assert first == EpisodeStore.open(filled(tmp_path / "e.zarr", 3)).fingerprint
+    with EpisodeStore.open(tmp_path / "a.zarr", "a") as store:
+        assert store.fingerprint == first
+        store.append(episode(3), {"seed": 3, "success": True})
+        assert store.fingerprint != first
+
+
+def test_split(tmp_path):
+    store = EpisodeStore.open(filled(tmp_path / "a.zarr", 10))
+    train, validation = store.split(0.2, seed=1)
+    assert (len(train), len(validation)) == (8, 2)
+    assert sorted([*train, *validation]) == list(range(10))
+    again = store.split(0.2, seed=1)
+    assert train.tolist() == again[0].tolist()
+    assert [len(part) for part in store.split(0.0, 0)] == [9, 1]
+    assert [len(part) for part in store.split(1.0, 0)] == [1, 9]
+    assert "fraction of 1.5" in error(store.split, 1.5, 0)
+    assert "found 1 episodes" in error(EpisodeStore.open(filled(tmp_path / "b.zarr", 1)).split, 0.5, 0)
+
+
+# -------------------------------------------------------------------- crashes
+
+
+def failing_put(monkeypatch, fail_at: int, code: int) -> list[int]:
+    """From write number ``fail_at`` on, every write of zarr leaves half a temporary file and fails."""
+    calls, put = [0], _local._put
+
+    def write(path, value, exclusive=False):
+        calls[0] += 1
+        if calls[0] > fail_at:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".0123.partial").write_bytes(b"half")
+            raise OSError(code, os.strerror(code))
+        return put(path, value, exclusive)
+
+    monkeypatch.setattr(_local, "_put", write)
+    return calls
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_write_that_fails_anywhere_loses_one_episode_only(tmp_path, monkeypatch, before):
+    """The k-th write fails, for every k: the same instance and a new one both go on."""
+    fail_at, done = 0, False
+    while not done:
+        path = filled(tmp_path / f"{fail_at}.zarr", before)
+        store = EpisodeStore.open(path, "a")
+        with monkeypatch.context() as patch:
+            calls = failing_put(patch, fail_at, errno.ENOSPC)
+            try:
+                store.append(episode(before), {"seed": before, "success": True})
+                done = True
+            except DatasetError as caught:
+                assert "disk is full" in str(caught)
+                assert f"{before} earlier episodes are intact" in str(caught)
+        assert_holds(EpisodeStore.open(path), before + done)  # a reader, before any repair
+        if fail_at % 2:
+            store.close()
+            store = EpisodeStore.open(path, "a")
+            assert not list(path.rglob("*.partial"))
+            assert zarr.open_group(path, mode="r")["meta/episode_ends"].shape == (before + done,)
+        for i in range(before + done, before + 3):
+            store.append(episode(i), {"seed": i, "success": True})
+        assert_holds(EpisodeStore.open(path), before + 3)
+        fail_at += 1
+    assert calls[0] >= 10  # two writes for each of five arrays: the loop met them all
+
+
+WRITER = """
+import os, signal, sys, time
+import numpy as np
+sys.path[:0] = {paths!r}
+from test_store import EpisodeStore, assert_holds, episode
+
+path, rng, known, wait_s = sys.argv[1], np.random.default_rng(0), 0, 0.0
+for trial in range({trials}):
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        store = EpisodeStore.open(path, "a")
+        os.write(writer, b"o")
+        for i in range(len(store), 1000):
+            store.append(episode(i), {{"seed": i, "success": True}})
+            os.write(writer, b"x")
+    os.close(writer)
+    os.read(reader, 1)
+    time.sleep(rng.uniform(0, {wait_s}))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    reported = known + len(os.read(reader, 9999))
+    os.close(reader)
+    if (pid := os.fork()) == 0:
+        try:
+            store = EpisodeStore.open(path)
+            assert reported <= len(store) <= reported + 1, (reported, len(store))
+            assert_holds(store, len(store))
+            assert store.meta("seed").tolist() == list(range(len(store)))
+            code = 0
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            code = 1
+        with open(path + ".count", "w") as file:
+            file.write(str(len(store)))
+        os._exit(code)
+    if os.waitpid(pid, 0)[1]:
+        sys.exit(f"trial {{trial}} failed")
+    known = int(open(path + ".count").read())
+print(known)
+"""
+
+
+def test_kill_9_at_random_moments(tmp_path):
+    """A writer is killed 25 times while it appends; what it reported as written is always there, exactly."""
+    path = filled(tmp_path / "a.zarr", 0)
+    here = Path(__file__).parent
+    script = WRITER.format(paths=[str(here), str(here.parents[1])], trials=25, wait_s=0.15)
+    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert int(run.stdout) >= 5
+    with EpisodeStore.open(path, "a") as store:
+        store.append(episode(len(store)), {"seed": len(store), "success": True})
+    assert_holds(EpisodeStore.open(path), int(run.stdout) + 1)
+
+
+LIMITED = """
+import resource, sys
+sys.path[:0] = {paths!r}
+from test_store import EpisodeStore, episode
+store = EpisodeStore.open(sys.argv[1], "a")
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+for i in range(2, 1000):
+    store.append(episode(i, 40), {{"seed": i, "success": True}})
+"""
+
+
+def test_real_write_limit(tmp_path):
+    """The operating system itself refuses a write: one line, and the earlier episodes are intact."""
+    path = filled(tmp_path / "a.zarr", 2)
+    here = Path(__file__).parent
+    script = LIMITED.format(paths=[str(here), str(here.parents[1])])
+    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert "the disk is full (File too large)" in run.stderr.splitlines()[-1]
+    store = EpisodeStore.open(path)
+    assert len(store) > 3
+    np.testing.assert_array_equal(store.episode(3)["state"], episode(3, 40)["state"])
+
+
+def test_reading_while_another_process_appends(tmp_path):
+    path = filled(tmp_path / "a.zarr", 1)
+    script = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}\n"
+        "from test_store import EpisodeStore, episode\n"
+        "store = EpisodeStore.open(sys.argv[1], 'a')\n"
+        "for i in range(1, 40): store.append(episode(i), {'seed': i, 'success': i % 2 == 0})\n"
+    )
+    early = EpisodeStore.open(path)
+    writer = subprocess.Popen([sys.executable, "-c", script, path])
+    seen = set()
+    while writer.poll() is None:
+        store = EpisodeStore.open(path)
+        seen.add(len(store))
+        assert_holds(store, len(store))
+    assert writer.returncode == 0
+    assert len(seen) >= 3
+    assert_holds(early, 1)
+    assert_holds(EpisodeStore.open(path), 40)
+
+
+def test_one_writer_at_a_time(tmp_path):
+    path = filled(tmp_path / "a.zarr", 1)
+    first = EpisodeStore.open(path, "a")
+    assert "another writer" in error(EpisodeStore.open, path, "a")
+    assert len(EpisodeStore.open(path)) == 1
+    first.close()
+    EpisodeStore.open(path, "a").close()
+    assert "opened to read" in error(first.append, episode(1), {"seed": 1, "success": True})
+
+
+# -------------------------------------------------------------------- errors of create, append, check
+
+
+def test_create_overwrites_nothing(tmp_path):
+    path = filled(tmp_path / "a.zarr", 2)
+    assert "nothing was overwritten" in error(EpisodeStore.create, path, ATTRIBUTES)
+    assert_holds(EpisodeStore.open(path), 2)
+    (tmp_path / "file").write_text("mine")
+    assert "nothing was overwritten" in error(EpisodeStore.create, tmp_path / "file", ATTRIBUTES)
+    assert "cannot be created" in error(EpisodeStore.create, tmp_path / "file" / "b.zarr", ATTRIBUTES)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("robot", 7, "attribute robot: found 7, expected a name"),
+        ("cameras", ["hand", "hand"], "expected different names"),
+        ("rate_hz", 0, "attribute rate_hz: found 0, expected a rate above 0"),
+        ("seed", True, "attribute seed: found True, expected a whole number"),
+        ("kind", "video", "attribute kind: found 'video', expected states or images"),
+        ("schema_version", 2, "attribute schema_version: found 2, expected 1"),
+        ("env_config", {"a": {1, 2}}, "attribute env_config: set is not a JSON type"),
+        ("env_config", {"a": float("nan")}, "attribute env_config: Out of range float"),
+        ("arrays", {}, "attribute arrays"),
+    ],
+)
+def test_wrong_attributes(tmp_path, name, value, message):
+    assert message in error(EpisodeStore.create, tmp_path / "a.zarr", {**ATTRIBUTES, name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_attribute(tmp_path):
+    attributes = {k: v for k, v in ATTRIBUTES.items() if k != "action_frame"}
+    message = error(EpisodeStore.create, tmp_path / "a.zarr", attributes)
+    assert "found no attribute action_frame, expected all of robot" in message
+
+
+def nan_at(step: int) -> dict:
+    arrays = episode(0, 5)
+    arrays["action"][step, 2] = np.nan
+    return arrays
+
+
+META = {"seed": 1, "success": True}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "meta", "message"),
+    [
+        (nan_at(3), META, "episode 1: action: found nan at step 3, expected finite numbers"),
+        ({**episode(0, 5), "state": np.zeros((4, 5))}, META, "state: found 4 steps, expected 5 as in action"),
+        (
+            {**episode(0, 5), "action": np.zeros((5, 8))},
+            META,
+            "data/action: found float64 [8], expected float32 [8]",
+        ),
+        (
+            {**episode(0, 5), "state": np.zeros((5, 6))},
+            META,
+            "data/state: found float64 [6], expected float64 [5]",
+        ),
+        (
+            {"action": episode(0)["action"]},
+            META,
+            "found keys data/action, meta/seed, meta/success, expected data",
+        ),
+        (episode(0), {"seed": 1}, "expected data/action, data/state, meta/seed, meta/success"),
+        (episode(0), {"seed": 1.5, "success": True}, "meta/seed: found float64 [], expected int64 []"),
+        (episode(0), {"seed": "x", "success": True}, "meta/seed: found <U1, expected numbers"),
+        (
+            {"action": np.zeros((0, 8), "f4")},
+            META,
+            "action: found shape (0, 8), expected (T, ...) with T >= 1",
+        ),
+        ({"action": np.float32(1)}, META, "action: found shape (), expected (T, ...)"),
+        ({"../action": np.zeros(3)}, META, "found key 'data/../action', expected letters"),
+        (episode(0), {"episode_ends": 1}, "found key 'meta/episode_ends'"),
+        ({}, {}, "found no arrays"),
+    ],
+)
+def test_wrong_episodes(tmp_path, arrays, meta, message):
+    path = filled(tmp_path / "a.zarr", 1)
+    with EpisodeStore.open(path, "a") as store:
+        assert message in error(store.append, arrays, meta)
+    assert_holds(EpisodeStore.open(path), 1)
+
+
+def test_check(tmp_path):
+    store = EpisodeStore.open(filled(tmp_path / "a.zarr", 1))
+    store.check(robot="xarm7", action_frame="joint_delta_commanded", cameras=["left"], rate_hz=10)
+    store.check()
+    assert "found robot 'xarm7', expected 'panda'" in error(store.check, robot="panda")
+    assert "found action_frame 'joint_delta_commanded', expected 'x'" in error(store.check, action_frame="x")
+    assert "found rate_hz 10, expected 20" in error(store.check, rate_hz=20)
+    assert "found cameras hand, left, expected 'right'" in error(store.check, cameras=["left", "right"])
+
+
+def test_merge_of_unlike_datasets(tmp_path):
+    with EpisodeStore.open(filled(tmp_path / "a.zarr", 2), "a") as store:
+        store.append_all(EpisodeStore.open(filled(tmp_path / "b.zarr", 2, seed=9)))
+        assert store.lengths.tolist() == [1, 2, 1, 2]
+        other = EpisodeStore.open(filled(tmp_path / "c.zarr", 2, robot="panda"))
+        assert "c.zarr: found robot panda, expected xarm7 as in" in error(store.append_all, other)
+        assert len(store) == 4
+
+
+# -------------------------------------------------------------------- errors of open
+
+
+def edit_json(file: Path, change) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def shorten(rows: int, name: str = "data/action"):
+    return lambda path: edit_json(path / name / "zarr.json", lambda c: c["shape"].__setitem__(0, rows))
+
+
+def cut_file(name: str, keep: int):
+    return lambda path: (path / name).write_bytes((path / name).read_bytes()[:keep])
+
+
+def flip_byte(name: str, at: int):
+    def flip(path):
+        content = bytearray((path / name).read_bytes())
+        content[at] ^= 0x55
+        (path / name).write_bytes(content)
+
+    return flip
+
+
+def set_attribute(name: str, value):
+    return lambda path: edit_json(path / "zarr.json", lambda c: c["attributes"].__setitem__(name, value))
+
+
+def drop_attribute(name: str):
+    return lambda path: edit_json(path / "zarr.json", lambda c: c["attributes"].pop(name))
+
+
+def rewrite_ends(path):
+    zarr.open_group(path, mode="r+")["meta/episode_ends"][:] = [1, 6, 3]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shorten(4), "data/action: found 4 rows, expected 6 by meta/episode_ends"),
+        (shorten(2, "meta/seed"), "meta/seed: found 2 rows, expected 3 by meta/episode_ends"),
+        (
+            lambda p: os.remove(p / "data/action/zarr.json"),
+            "data/action/zarr.json: found no such file, expected",
+        ),
+        (
+            lambda p: os.remove(p / "meta/episode_ends/zarr.json"),
+            "meta/episode_ends/zarr.json: found no such file",
+        ),
+        (
+            lambda p: os.remove(p / "meta/episode_ends/c.0"),
+            "episode_ends/c.0: found no such file, expected a chunk",
+        ),
+        (
+            lambda p: os.remove(p / "data/action/c.0.0"),
+            "data/action/c.0.0: found no such file, expected a chunk",
+        ),
+        (lambda p: os.remove(p / "zarr.json"), "zarr.json: found no such file, expected a dataset"),
+        (set_attribute("schema_version", 2), "zarr.json: found schema_version 2, expected 1"),
+        (drop_attribute("schema_version"), "found no schema_version, expected an s2robot dataset"),
+        (drop_attribute("robot"), "found no attribute robot"),
+        (drop_attribute("arrays"), "found arrays None, expected a mapping"),
+        (set_attribute("arrays", {"data/action": 1}), "found no list of arrays"),
+        (
+            set_attribute("arrays", {"data/action": ["float32", [9]]}),
+            "found float32 [8], expected float32 [9]",
+        ),
+        (cut_file("zarr.json", 40), "zarr.json: broken JSON"),
+        (cut_file("data/state/zarr.json", 40), "data/state/zarr.json: broken JSON"),
+        (lambda p: (p / "data/state/zarr.json").write_text("{}"), "data/state/zarr.json: not a zarr array"),
+        (lambda p: (p / "zarr.json").write_text("[]"), "zarr.json: found no zarr metadata"),
+        (cut_file("data/action/c.0.0", 30), "data/action/c.0.0: found 30 bytes that cannot be read"),
+        (cut_file("data/action/c.0.0", 0), "data/action/c.0.0: found an empty file"),
+        (cut_file("meta/episode_ends/c.0", 9), "meta/episode_ends/c.0: found 9 bytes that cannot be read"),
+        (flip_byte("data/state/c.0.0", 60), "data/state/c.0.0: found"),
+        (rewrite_ends, "found ends that do not rise"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_damaged_datasets(tmp_path, damage, message, mode):
+    path = filled(tmp_path / "a.zarr", 3)
+    damage(path)
+    before = {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}
+    assert message in error(EpisodeStore.open, path, mode)
+    assert before == {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}  # nothing is made worse
+
+
+def test_large_arrays_are_checked_when_read(tmp_path, monkeypatch):
+    path = filled(tmp_path / "a.zarr", 3)
+    flip_byte("data/state/c.0.0", 60)(path)
+    monkeypatch.setattr(store_module, "VERIFY_BYTES", 100)
+    store = EpisodeStore.open(path)
+    assert "data/state/c.0.0: found" in error(store.episode, 1)
+    assert store["action"].shape == (6, 8)
+
+
+def test_no_dataset(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "nowhere: does not exist, expected a dataset folder" in error(
+        EpisodeStore.open, tmp_path / "nowhere"
+    )
+    assert "file: is a file" in error(EpisodeStore.open, tmp_path / "file")
+    assert "zarr.json: found no such file, expected a dataset" in error(EpisodeStore.open, tmp_path)
+    assert "found mode 'w', expected 'r' or 'a'" in error(EpisodeStore.open, tmp_path, "w")
+    store = EpisodeStore.open(filled(tmp_path / "a.zarr", 2))
+    assert "found 2 episodes, expected one numbered 2" in error(store.episode, 2)
+    assert "found keys seed, success, expected 'x'" in error(store.meta, "x")

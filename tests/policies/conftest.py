@@ -1,0 +1,65 @@
+"""Small policies and batches: 2 cameras of 3 × 3 tokens, 5 channels, chunk 4."""
+
+import numpy as np
+import pytest
+import torch
+
+from policies import ChunkPolicy, PolicySpec
+
+C, N, D, K = 2, 9, 5, 4
+POOLING = {"keypoints": 3, "values": 2, "queries": 2, "heads": 2, "width": 8}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_policy():
+    """A fitted policy in eval mode; keys of PolicySpec as arguments."""
+
+    def make(**keys):
+        keys["pooling"] = {**POOLING, **keys.get("pooling", {})}
+        if keys.get("kind") == "transformer":
+            keys["network"] = {"width": 16, "blocks": 2, "heads": 2, **keys.get("network", {})}
+        policy = ChunkPolicy(
+            PolicySpec(**{"cameras": ("hand", "left"), "dim": D, "tokens": N, "chunk": K, **keys})
+        )
+        rng = np.random.default_rng(0)
+        spec = policy.spec
+        actions = rng.normal(0, 0.05, (40, spec.action_dim))
+        actions[:, -1] = rng.integers(0, 2, 40)
+        moments = (
+            rng.normal(size=(len(spec.cameras), spec.dim)),
+            rng.uniform(0.5, 2, (len(spec.cameras), spec.dim)),
+        )
+        policy.fit_normaliser(rng.normal(size=(40, spec.proprio_dim)), actions, np.array([15, 40]), moments)
+        return policy.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_batch():
+    """A random batch for a policy."""
+
+    def make(policy, b=3, seed=1):
+        spec, g = policy.spec, torch.Generator().manual_seed(seed)
+        t = spec.context
+        actions = torch.randn(b, spec.chunk, spec.action_dim, generator=g) * 0.05
+        actions[..., -1] = (actions[..., -1] > 0).float()
+        return {
+            "features": torch.randn(b, t, len(spec.cameras), spec.tokens, spec.dim, generator=g).half(),
+            "proprio": torch.randn(b, t, spec.proprio_dim, generator=g),
+            "past_actions": torch.randn(b, t, spec.action_dim, generator=g) * 0.05,
+            "pad": torch.zeros(b, t, dtype=torch.bool),
+            "actions": actions,
+            "action_pad": torch.zeros(b, spec.chunk, dtype=torch.bool),
+        }
+
+    return make

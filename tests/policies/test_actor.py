@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+
+from policies import Actor, BatchActor, PolicyError
+
+
+def fake_encode(images):
+    """(B, 6, 6, 3) -> tokens (B, 9, 5), a fixed linear map of 2 × 2 patches."""
+    x = torch.as_tensor(np.asarray(images)).float().div(255)
+    x = x.view(-1, 3, 2, 3, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, 9, 12)
+    return (x @ torch.randn(12, 5, generator=torch.Generator().manual_seed(3))).half()
+
+
+def observation(seed):
+    rng = np.random.default_rng(seed)
+    images = {name: rng.integers(0, 256, (6, 6, 3), np.uint8) for name in ("left", "extra", "hand")}
+    return {"images": images, "proprio": rng.normal(size=8).astype(np.float32)}
+
+
+def features(obs):
+    return fake_encode(np.stack([obs["images"]["hand"], obs["images"]["left"]]))  # (C, N, D)
+
+
+def test_executes_k_of_k_in_order(make_policy):
+    policy = make_policy(execute=3)
+    actor = Actor(policy, fake_encode)
+    actor.reset()
+    seen = [observation(i) for i in range(7)]
+    actions = [actor.act(obs) for obs in seen]
+    for begin in (0, 3, 6):
+        proprio = torch.from_numpy(seen[begin]["proprio"])[None, None]
+        plan = policy.plan(features(seen[begin])[None, None], proprio)[0].numpy()
+        for step, action in enumerate(actions[begin : begin + 3]):
+            np.testing.assert_allclose(action, plan[step], atol=1e-6)
+            assert action.shape == (8,) and action.dtype == np.float32
+    actor.reset()
+    np.testing.assert_array_equal(actor.act(seen[0]), actions[0])
+
+
+def test_encodes_only_when_a_plan_is_due(make_policy):
+    calls = []
+
+    def encode(images):
+        calls.append(len(images))
+        return fake_encode(images)
+
+    actor = Actor(make_policy(execute=4), encode)
+    for i in range(8):
+        actor.act(observation(i))
+    assert calls == [2, 2]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
+@pytest.mark.parametrize("context, ensemble", [(1, None), (3, None), (1, 0.1), (3, 0.1)])
+def test_batch_agrees_with_single(make_policy, kind, context, ensemble):
+    policy = make_policy(
+        kind=kind, context=context, execute=2, ensemble=ensemble, network={"action_history": True}
+    )
+    batch = BatchActor(policy, 3)
+    rows = [2, 0]
+    batch.reset(rows)
+    queue = {row: [] for row in rows}
+    actors = {row: Actor(policy, fake_encode) for row in rows}
+    for actor in actors.values():
+        actor.reset()
+    for step in range(7):
+        if step == 3:  # one episode ends early
+            batch.reset([2])
+            actors[2].reset()
+            queue[2] = []
+        seen = {row: observation(10 * step + row) for row in rows}
+        expected = {row: actors[row].act(seen[row]) for row in rows}
+        due = [row for row in rows if not queue[row]]
+        waiting = [row for row in rows if queue[row]]
+        if due:
+            f = torch.stack([features(seen[row]) for row in due])
+            plans = batch.plan(due, f, np.stack([seen[row]["proprio"] for row in due]))
+            assert plans.shape == (len(due), batch.execute, 8) and plans.dtype == np.float32
+            queue |= {row: list(plan) for row, plan in zip(due, plans, strict=True)}
+        if waiting and batch.every_step:
+            f = torch.stack([features(seen[row]) for row in waiting])
+            batch.observe(waiting, f, np.stack([seen[row]["proprio"] for row in waiting]))
+        actions = np.stack([queue[row].pop(0) for row in rows])
+        batch.record_actions(rows, actions)
+        for row, action in zip(rows, actions, strict=True):
+            np.testing.assert_allclose(action, expected[row], atol=1e-5)
+
+
+def test_context_is_what_training_saw(make_policy):
+    policy = make_policy(kind="transformer", context=3, execute=1)
+    actor = Actor(policy, fake_encode)
+    actor.reset()
+    seen = [observation(i) for i in range(4)]
+    actions = [actor.act(obs) for obs in seen]
+    for last in range(4):
+        steps = range(max(0, last - 2), last + 1)
+        missing = 3 - len(steps)
+        f = torch.zeros(1, 3, 2, 9, 5)
+        proprio, past, pad = torch.zeros(1, 3, 8), torch.zeros(1, 3, 8), torch.zeros(1, 3, dtype=torch.bool)
+        pad[:, :missing] = True
+        for place, step in enumerate(steps, missing):
+            f[0, place], proprio[0, place] = features(seen[step]), torch.from_numpy(seen[step]["proprio"])
+            if step < last:
+                past[0, place] = torch.from_numpy(actions[step])
+        np.testing.assert_allclose(actions[last], policy.plan(f, proprio, past, pad)[0, 0].numpy(), atol=1e-5)
+
+
+def test_ensemble_weights(make_policy):
+    policy = make_policy(ensemble=0.5, chunk=3)
+    actor = Actor(policy, fake_encode)
+    actor.reset()
+    seen = [observation(i) for i in range(5)]
+    actions = [actor.act(obs) for obs in seen]
+    plans = [
+        policy.plan_pooled(policy.pool(features(o)[None, None]), torch.from_numpy(o["proprio"])[None, None])[
+            0
+        ]
+        for o in seen
+    ]
+    for step in range(5):
+        votes = [plans[begin][step - begin] for begin in range(max(0, step - 2), step + 1)]  # oldest first
+        weights = np.exp(-0.5 * np.arange(len(votes)))
+        soft = sum(w * v.numpy() for w, v in zip(weights, votes, strict=True)) / weights.sum()
+        np.testing.assert_allclose(actions[step][:7], soft[:7], atol=1e-5)
+        assert actions[step][7] == (soft[7] > 0.5)
+
+
+def test_errors(make_policy):
+    policy = make_policy()
+    actor = Actor(policy, fake_encode)
+    actor.reset()
+    obs = observation(0)
+    del obs["images"]["left"]
+    with pytest.raises(PolicyError, match="camera 'left' is missing, found extra, hand"):
+        actor.act(obs)
+    obs = observation(0)
+    obs["proprio"][3] = np.nan
+    with pytest.raises(PolicyError, match="proprio holds NaN"):
+        actor.act(obs)
+    obs["proprio"] = np.zeros(7)
+    with pytest.raises(PolicyError, match=r"proprio has shape \(1, 7\)"):
+        actor.act(obs)
+    batch = BatchActor(policy, 2)
+    with pytest.raises(PolicyError, match=r"\[2\] do not lie in 0..1"):
+        batch.reset([2])
+    with pytest.raises(PolicyError, match=r"features have shape \(1, 1, 2, 9, 4\)"):
+        batch.plan([0], torch.zeros(1, 2, 9, 4), np.zeros((1, 8)))
+    with pytest.raises(PolicyError, match="planned action holds NaN"):
+        batch.plan([0], torch.full((1, 2, 9, 5), float("nan")), np.zeros((1, 8)))

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from policies import Normaliser, PolicyError, channel_moments
+from policies.normalise import ACTION_FLOOR, PROPRIO_FLOOR
+
+TABLE = arrays(np.float32, st.tuples(st.integers(2, 12), st.just(3)), elements=st.floats(-4, 4, width=32))
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=TABLE, mode=st.sampled_from(["standard", "minmax"]), cumulative=st.booleans())
+def test_round_trip(data, mode, cumulative):
+    n = Normaliser(mode, 3, 3, 4, cumulative)
+    n.fit(data, data, [1, len(data)])
+    x = torch.from_numpy(data)
+    torch.testing.assert_close(n.proprio.inverse(n.proprio(x)), x, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(n.action.inverse(n.action(x)), x, atol=1e-5, rtol=1e-5)
+    chunk = x[:1].expand(4, 3)
+    torch.testing.assert_close(n.target.inverse(n.target(chunk)), chunk, atol=1e-5, rtol=1e-5)
+    assert torch.equal(n.action(x)[:, -1], x[:, -1])  # the gripper is left alone
+    assert torch.equal(n.target(chunk)[:, -1], chunk[:, -1])
+    if mode == "minmax":
+        assert n.proprio(x).abs().max() <= 1 + 1e-4
+
+
+def test_statistics_and_floor_of_a_constant_dimension():
+    proprio = np.array([[0.0, 5.0], [2.0, 5.0]])
+    n = Normaliser("standard", 2, 2, 3)
+    n.fit(proprio, proprio, [2])
+    assert n.proprio.offset.tolist() == [1, 5]
+    np.testing.assert_allclose(n.proprio.scale, [1, PROPRIO_FLOOR])
+    n.fit(proprio[:, ::-1], proprio[:, ::-1], [2])
+    np.testing.assert_allclose(n.action.scale, [ACTION_FLOOR, 1])
+    assert torch.equal(n.proprio(torch.tensor([[5.0, 1.0]])), torch.zeros(1, 2))
+
+
+def test_cumulative_scales_do_not_cross_episodes():
+    actions = np.array([[1.0, 0], [2, 0], [3, 1], [10, 0], [20, 1]])
+    n = Normaliser("minmax", 1, 2, 4, cumulative=True)
+    n.fit(np.zeros((5, 1)), actions, [3, 5])
+    sums = {1: [1, 2, 3, 10, 20], 2: [3, 5, 30], 3: [6]}
+    middle = [(max(s) + min(s)) / 2 for s in sums.values()]
+    half = [max((max(s) - min(s)) / 2, ACTION_FLOOR) for s in sums.values()]
+    np.testing.assert_allclose(n.target.offset[:, 0], [*middle, middle[-1]])
+    np.testing.assert_allclose(n.target.scale[:, 0], [*half, half[-1]])
+    assert n.target.offset[:, 1].tolist() == [0] * 4 and n.target.scale[:, 1].tolist() == [1] * 4
+
+
+def test_errors():
+    n = Normaliser("standard", 2, 2, 3)
+    good = np.zeros((4, 2))
+    bad = good.copy()
+    bad[2, 1] = np.nan
+    with pytest.raises(PolicyError, match="actions holds NaN or infinity in 1 of 4 steps, first in step 2"):
+        n.fit(good, bad, [4])
+    with pytest.raises(PolicyError, match=r"proprio has shape \(4, 3\), expected \(steps, 2\)"):
+        n.fit(np.zeros((4, 3)), good, [4])
+    for ends in ([3], [], [2, 2, 4]):
+        with pytest.raises(PolicyError, match="do not belong together"):
+            n.fit(good, good, ends)
+    with pytest.raises(PolicyError, match="normalise is 'quantile'"):
+        Normaliser("quantile", 2, 2, 3)
+    assert not n.fitted
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_channel_moments(count):
+    x = np.random.default_rng(0).normal(3, 2, (count, 2, 4, 5)).astype(np.float16)
+    mean, std = channel_moments(x)
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 2)), rtol=1e-5)
+    np.testing.assert_allclose(std, x.astype(np.float64).std((0, 2)), rtol=1e-5)
+    assert mean.shape == std.shape == (2, 5)
+    mean, _ = channel_moments(x, frames=64)
+    np.testing.assert_allclose(mean, 3, atol=6 / np.sqrt(min(count, 64) * 4) * 2)
+    with pytest.raises(PolicyError, match="not finite"):
+        channel_moments(x * np.inf)
+    with pytest.raises(PolicyError, match="no frame"):
+        channel_moments(x[:0])

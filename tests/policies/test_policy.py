@@ -1,0 +1,251 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from policies import ChunkPolicy, PolicyError, PolicySpec
+
+KINDS = ["mlp", "transformer"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("context", [1, 3])
+@pytest.mark.parametrize(
+    "network", [{}, {"action_history": True, "proprio_history": False}, {"action_history": False}]
+)
+@pytest.mark.parametrize("action_target", ["delta", "cumulative"])
+def test_shapes(make_policy, make_batch, kind, context, network, action_target):
+    policy = make_policy(kind=kind, context=context, network=network, action_target=action_target).train()
+    batch = make_batch(policy)
+    loss, scalars = policy(batch)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())  # DDP needs all
+    assert set(scalars) == {"loss", "joint_loss", "gripper_loss", "joint_error", "gripper_accuracy"}
+    actions = policy.plan(batch["features"], batch["proprio"], batch["past_actions"], batch["pad"])
+    assert actions.shape == (3, 4, 8)
+    assert set(actions[..., -1].unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("network", [{"readout": "queries"}, {"dropout": 0.1, "mlp_ratio": 1.5}])
+def test_transformer_settings(make_policy, make_batch, network):
+    policy = make_policy(kind="transformer", context=2, network=network)
+    assert policy.loss(make_batch(policy))[0].isfinite()
+
+
+def test_mlp_settings(make_policy, make_batch):
+    network = {"hidden": [32, 32], "activation": "gelu", "layer_norm": True, "dropout": 0.1}
+    policy = make_policy(
+        network=network, gripper_loss="huber", joint_loss="mse", tokens=1, pooling={"kind": "mean"}
+    )
+    assert policy.loss(make_batch(policy))[0].isfinite()
+
+
+def test_table_10_size():
+    spec = PolicySpec(("hand", "left", "right"), 768, 1, "transformer", {}, {"kind": "mean"}, 16, 16, 16)
+    parameters = sum(p.numel() for p in ChunkPolicy(spec).parameters())
+    assert (
+        1.0e6 < parameters < 2.0e6
+    )  # "about 1 M" in 4 blocks of width 192, and the projections of 3 cameras
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("network", [{}, {"action_history": True, "proprio_history": True}])
+def test_padding_does_not_matter(make_policy, make_batch, kind, network):
+    policy = make_policy(kind=kind, context=4, network=network)
+    batch = make_batch(policy)
+    batch["pad"][0, :2] = True
+    batch["pad"][1, :3] = True
+    inputs = ("features", "proprio", "past_actions", "pad")
+    first = policy.plan(*(batch[k] for k in inputs))
+    for key in inputs[:3]:
+        batch[key] = batch[key].clone()
+        batch[key][batch["pad"]] = 7
+    assert torch.equal(policy.plan(*(batch[k] for k in inputs)), first)
+    batch["pad"][:] = False
+    changed = policy.plan(*(batch[k] for k in inputs))
+    assert not torch.allclose(changed[:2], first[:2])
+    torch.testing.assert_close(changed[2], first[2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_last_action_is_not_seen_and_history_can_be_shut_off(make_policy, make_batch, kind):
+    for history in (True, False):
+        policy = make_policy(kind=kind, context=3, network={"action_history": history})
+        batch = make_batch(policy)
+        out = [policy.plan(batch["features"], batch["proprio"], batch["past_actions"])]
+        for step in (-1, 0):
+            batch["past_actions"][:, step] += 5
+            out.append(policy.plan(batch["features"], batch["proprio"], batch["past_actions"]))
+        assert torch.equal(out[0], out[1])
+        assert torch.allclose(out[1], out[2]) is not history
+
+
+@pytest.mark.parametrize("target", ["delta", "cumulative"])
+@pytest.mark.parametrize("joint_loss", ["huber", "mse"])
+@pytest.mark.parametrize("gripper_loss", ["bce", "huber"])
+def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joint_loss, gripper_loss):
+    policy = make_policy(
+        action_target=target,
+        joint_loss=joint_loss,
+        gripper_loss=gripper_loss,
+        gripper_weight=0.3,
+        loss_discount=0.5,
+    )
+    batch = make_batch(policy)
+    lengths = [4, 2, 1]
+    for row, length in enumerate(lengths):
+        batch["action_pad"][row, length:] = True
+    pooled = policy.pool(batch["features"])
+    out = policy._predict(pooled, batch["proprio"], None, None)
+    joint = gripper = weights = 0.0
+    scale, offset = policy.normaliser.target.scale, policy.normaliser.target.offset
+    for row, length in enumerate(lengths):
+        total = torch.zeros(7)
+        for step in range(length):
+            action = batch["actions"][row, step]
+            total = action[:7] + (total if target == "cumulative" else 0)
+            error = out[row, step, :7] - (total - offset[step, :7]) / scale[step, :7]
+            each = (
+                error**2
+                if joint_loss == "mse"
+                else torch.where(error.abs() < 1, error**2 / 2, error.abs() - 0.5)
+            )
+            joint += 0.5**step * each.mean()
+            p, wanted = out[row, step, 7], action[7]
+            if gripper_loss == "bce":
+                gripper += 0.5**step * -torch.log(torch.sigmoid(p if wanted else -p))
+            else:
+                e = (p - wanted).abs()
+                gripper += 0.5**step * (e**2 / 2 if e < 1 else e - 0.5)
+            weights += 0.5**step
+    loss, scalars = policy.loss(batch)
+    torch.testing.assert_close(scalars["joint_loss"], joint.detach() / weights)
+    torch.testing.assert_close(scalars["gripper_loss"], gripper.detach() / weights)
+    torch.testing.assert_close(loss, (joint + 0.3 * gripper) / weights)
+    batch["actions"][batch["action_pad"]] = float("nan")
+    assert torch.equal(policy.loss(batch)[0], loss)
+
+
+@pytest.mark.parametrize("target", ["delta", "cumulative"])
+def test_target_and_action_are_inverse(make_policy, make_batch, target):
+    policy = make_policy(action_target=target, gripper_loss="huber")
+    actions = make_batch(policy)["actions"]
+    back = policy._to_actions(policy.normaliser.target(policy._to_target(actions)))
+    torch.testing.assert_close(back, actions, atol=1e-6, rtol=1e-5)
+
+
+def test_joint_error_is_in_rad(make_policy, make_batch):
+    policy = make_policy()
+    batch = make_batch(policy)
+    planned = policy.plan(batch["features"], batch["proprio"])
+    _, scalars = policy.loss(batch)
+    torch.testing.assert_close(scalars["joint_error"], (planned - batch["actions"])[..., :7].abs().mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", ["delta", "cumulative"])
+def test_overfits_a_batch(make_policy, make_batch, kind, target):
+    policy = make_policy(kind=kind, action_target=target, context=2).train()
+    batch = make_batch(policy, b=6)
+    optimiser = torch.optim.AdamW(policy.parameters(), 3e-3)
+    for _ in range(150):
+        loss, _ = policy(batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    planned = policy.eval().plan(batch["features"], batch["proprio"], batch["past_actions"], batch["pad"])
+    assert (planned - batch["actions"])[..., :7].abs().mean() < 0.01
+    assert torch.equal(planned[..., 7], batch["actions"][..., 7])
+
+
+def test_soft_gripper_and_training_noise(make_policy, make_batch):
+    policy = make_policy(binary_gripper=False, proprio_noise=0.1, proprio_dropout=0.5)
+    batch = make_batch(policy)
+    assert (
+        (gripper := policy.plan(batch["features"], batch["proprio"])[..., -1]) % 1 > 0
+    ).all() and gripper.max() < 1
+    assert torch.equal(policy.loss(batch)[0], policy.loss(batch)[0])
+    policy.train()
+    assert not torch.equal(policy.loss(batch)[0], policy.loss(batch)[0])
+
+
+def test_zero_features_is_blind(make_policy, make_batch):
+    for zero in (True, False):
+        policy = make_policy(zero_features=zero)
+        batch = make_batch(policy)
+        same = torch.equal(
+            policy.plan(batch["features"], batch["proprio"]),
+            policy.plan(batch["features"] * 2, batch["proprio"]),
+        )
+        assert same is zero
+
+
+def test_spec_round_trip(make_policy):
+    spec = make_policy(kind="transformer", ensemble=0.1, context=2).spec
+    assert PolicySpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"kind": "diffusion"}, "kind is 'diffusion'"),
+        ({"chunks": 3}, "unknown key 'chunks', did you mean 'chunk'"),
+        ({"execute": 9}, "execute 9 is more than policy.chunk 8"),
+        ({"cameras": []}, "cameras"),
+        ({"dim": "big"}, "policy.dim: found 'big', expected int"),
+        ({"dim": True}, "found True, expected int"),
+        ({"action_target": "absolute"}, "action_target"),
+        ({"context": 0}, "context is 0, expected 1 or more"),
+        (
+            {"network": {"widht": 2}, "kind": "transformer"},
+            "policy.network: unknown key 'widht', did you mean 'width'",
+        ),
+        ({"network": {"width": 30, "heads": 4}, "kind": "transformer"}, "30 is not a multiple"),
+        ({"network": {"hidden": [3, "x"]}}, "policy.network.hidden: found 'x', expected int"),
+        ({"network": {"activation": "tanh"}}, "activation is 'tanh'"),
+        ({"pooling": {"kind": "max"}}, "pooling.kind"),
+        ({"tokens": 6}, "6 tokens do not form a square"),
+    ],
+)
+def test_wrong_settings(wrong, words):
+    with pytest.raises(PolicyError, match=words):
+        ChunkPolicy(PolicySpec.from_dict({"cameras": ["hand"], "dim": 5, "tokens": 9, **wrong}))
+
+
+def test_missing_setting():
+    with pytest.raises(PolicyError, match="policy: key 'dim' is missing"):
+        PolicySpec.from_dict({"cameras": ["hand"], "tokens": 9})
+
+
+def test_wrong_batches(make_policy, make_batch):
+    policy = make_policy(context=2, network={"action_history": True})
+    for key, words in [
+        ("features", r"\(3, 2, 2, 9, 4\)"),
+        ("proprio", r"\(3, 2, 7\), expected \(3, 2, 8\)"),
+        ("past_actions", r"\(3, 2, 7\), expected"),
+        ("actions", r"\(3, 4, 7\), expected \(B, 4, 8\)"),
+    ]:
+        batch = make_batch(policy)
+        batch[key] = batch[key][..., :-1]
+        with pytest.raises(PolicyError, match=words):
+            policy.loss(batch)
+    batch = make_batch(policy)
+    with pytest.raises(PolicyError, match="features hold 1 steps of context, expected 2"):
+        policy.plan(batch["features"][:, :1], batch["proprio"])
+    del batch["past_actions"]
+    with pytest.raises(PolicyError, match="past_actions are missing"):
+        policy.loss(batch)
+    del batch["proprio"]
+    with pytest.raises(PolicyError, match="key 'proprio' is missing"):
+        policy.loss(batch)
+
+
+def test_channel_norm_needs_moments(make_policy):
+    policy = make_policy()
+    table, ends = np.zeros((4, 8)), np.array([4])
+    with pytest.raises(PolicyError, match="needs feature_moments"):
+        policy.fit_normaliser(table, table, ends)
+    with pytest.raises(PolicyError, match=r"shape \(1, 5\), expected \(2, 5\)"):
+        policy.fit_normaliser(table, table, ends, (np.ones((1, 5)), np.ones((1, 5))))
+    make_policy(pooling={"norm": "layer"}).fit_normaliser(table, table, ends)

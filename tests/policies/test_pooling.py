@@ -1,0 +1,127 @@
+import pytest
+import torch
+
+from policies.errors import PolicyError
+from policies.pooling import KINDS, CameraPooling, PoolingSettings, build_pooling, grid_places
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [1, 4, 9, 49])
+def test_shapes_and_half_input(kind, tokens):
+    pool = build_pooling(kind, 7, tokens, 11)
+    x = torch.randn(5, tokens, 7)
+    assert pool(x).shape == (5, 11)
+    torch.testing.assert_close(pool(x.half()), pool(x.half().float()))
+
+
+def test_grid_places_run_row_by_row():
+    assert grid_places(2).tolist() == [[-1, -1], [1, -1], [-1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("kind", ["spatial_softmax", "attention"])
+def test_non_square_grid_is_refused(kind):
+    with pytest.raises(PolicyError, match="6 tokens"):
+        build_pooling(kind, 7, 6, 11)
+
+
+def test_mean_is_the_mean_and_same_on_pooled_features():
+    pool = build_pooling("mean", 7, 9, 11)
+    x = torch.randn(5, 9, 7)
+    torch.testing.assert_close(pool(x), pool.out(x.mean(1)))
+    torch.testing.assert_close(pool(x), pool(x.mean(1, keepdim=True)))
+
+
+def test_attention_equals_plain_cross_attention():
+    """Folding the queries into the keys changes the cost, not the result."""
+    pool = build_pooling("attention", 7, 9, 11, queries=3, heads=2, width=8).eval()
+    x = torch.randn(5, 9, 7)
+    key_position, value_position = pool.position.split(8, -1)
+    key = (pool.key(x) + key_position).view(5, 9, 2, 4).transpose(1, 2)
+    value = (pool.value(x) + value_position).view(5, 9, 2, 4).transpose(1, 2)
+    query = pool.query.transpose(0, 1).expand(5, -1, -1, -1)
+    plain = torch.nn.functional.scaled_dot_product_attention(query, key, value)  # (M, h, q, e)
+    torch.testing.assert_close(pool(x), pool.out(plain.flatten(1)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_augmentation_acts_in_training_only(kind):
+    pool = build_pooling(kind, 7, 9, 11, token_dropout=0.5, feature_dropout=0.2, feature_noise=0.1)
+    x = torch.randn(5, 9, 7)
+    assert not torch.equal(pool(x), pool(x))
+    pool.eval()
+    assert torch.equal(pool(x), pool(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropping_nearly_all_tokens_stays_finite(kind):
+    pool = build_pooling(kind, 7, 4, 11, token_dropout=0.99)
+    assert pool(torch.randn(64, 4, 7)).isfinite().all()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_cameras_are_told_apart(shared):
+    pool = CameraPooling(PoolingSettings(shared=shared, keypoints=3), 2, 7, 9, 11)
+    assert len(pool.pools) == (1 if shared else 2)
+    one = torch.randn(3, 4, 1, 9, 7)
+    out = pool(one.expand(-1, -1, 2, -1, -1))
+    assert out.shape == (3, 4, 2, 11)
+    assert not torch.allclose(out[:, :, 0], out[:, :, 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channel_moments_and_blindness(kind):
+    pool = CameraPooling(PoolingSettings(kind=kind, keypoints=3), 2, 7, 9, 11)
+    mean, std = torch.randn(2, 7), torch.rand(2, 7) + 0.5
+    x = torch.randn(3, 1, 2, 9, 7)
+    before = pool(x)
+    pool.set_moments(mean, std)
+    torch.testing.assert_close(pool(x * std[:, None] + mean[:, None]), before, atol=1e-5, rtol=1e-4)
+    pool.blind = True
+    assert torch.equal(pool(x), pool(x + 1))
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"kind": "max"}, "kind is 'max'"),
+        ({"norm": "batch"}, "norm is 'batch'"),
+        ({"heads": 3}, "not a multiple"),
+        ({"token_dropout": 1.0}, "token_dropout is 1.0"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_wrong_settings(wrong, words):
+    with pytest.raises(PolicyError, match=words):
+        PoolingSettings(**wrong)
+
+
+def localisation_error(kind: str) -> float:
+    """Mean error (grid is 2 wide) of a blob's place, after training."""
+    g = torch.Generator().manual_seed(0)
+    side, dim = 5, 8
+    blob = torch.randn(dim, generator=g) * 2
+
+    def sample(count):
+        place = torch.rand(count, 2, generator=g) * 2 - 1
+        # Bilinear weights sum to one: the mean over tokens does not know the place.
+        near = (1 - (place[:, None] - grid_places(side)).abs() * (side - 1) / 2).clamp(min=0).prod(-1)
+        return torch.randn(count, side * side, dim, generator=g) * 0.2 + near[..., None] * blob, place
+
+    torch.manual_seed(0)
+    pool = build_pooling(kind, dim, side * side, 2, keypoints=4, values=2, queries=2, heads=2, width=16)
+    optimiser = torch.optim.Adam(pool.parameters(), 1e-2)
+    for _ in range(400):
+        x, place = sample(128)
+        loss = torch.nn.functional.mse_loss(pool(x), place)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    x, place = sample(512)
+    return (pool.eval()(x) - place).abs().mean().item()
+
+
+def test_spatial_pooling_finds_a_place_that_the_mean_forgets():
+    errors = {kind: localisation_error(kind) for kind in KINDS}
+    assert errors["mean"] > 0.4  # guessing the middle errs by 0.5
+    assert errors["spatial_softmax"] < 0.1
+    assert errors["attention"] < 0.15

@@ -1,0 +1,184 @@
+"""The command line as a user meets it: real processes, config composition only (no verb does its work)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from s2robot.cli import VERBS
+from s2robot.paths import configs_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def s2robot(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "s2robot", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line on standard error of a command that must exit with 2."""
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize("args", [(), ("--help",)])
+def test_alone_lists_every_verb(tmp_path, args):
+    result = s2robot(*args, cwd=tmp_path)
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    for verb, about in VERBS.items():
+        assert any(line.split()[:1] == [verb] and line.endswith(about.summary) for line in lines)
+
+
+def test_unknown_verb_names_the_nearest(tmp_path):
+    line = refused(s2robot("evalute", cwd=tmp_path))
+    assert "unknown verb 'evalute', did you mean 'evaluate'?" in line
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_prints_its_config(tmp_path, verb):
+    result = s2robot(verb, "--cfg", "job", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "run_dir" in yaml.safe_load(result.stdout)
+    assert not list(tmp_path.iterdir())  # printing a config leaves nothing behind
+
+
+def test_overrides_and_groups_reach_the_config(tmp_path):
+    result = s2robot("run", "--cfg", "job", "policy=rpt", "train.epochs=3", "+note=x", cwd=tmp_path)
+    config = yaml.safe_load(result.stdout)
+    policy = config["policy"]
+    assert policy["kind"] == "transformer" and policy["pooling"]["kind"] == "mean"
+    assert policy["context"] == policy["chunk"] == policy["execute"] == 16
+    assert config["train"]["epochs"] == 3 and config["note"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("train", "trian.epochs=3"), "unknown key 'trian.epochs', did you mean 'train.epochs'?"),
+        (("train", "epochs=3"), "unknown key 'epochs', did you mean 'train.epochs'?"),
+        (("train", "policy=transformer", "policy.network.block=2"), "did you mean 'policy.network.blocks'?"),
+        (("train", "polcy=mlp"), "unknown key 'polcy', did you mean 'policy'?"),
+        (("train", "--multirun", "trian.epochs=3,4"), "did you mean 'train.epochs'?"),
+        (("train", "--cfg", "job", "zzz=1"), "unknown key 'zzz'"),
+        (("train", "encoder=vitb"), "encoder: found 'vitb', expected one of: mvp-tiny, timm"),
+        (("train", "encoder=mvp-tny"), "did you mean 'mvp-tiny'?"),
+        (("train", "train.epochs=many"), "train.epochs: found 'many', expected a whole number such as"),
+        (("train", "train.resume=3"), "train.resume: found '3', expected true or false such as"),
+        (("evaluate",), "no value for checkpoint; give one with checkpoint=<value>"),
+        (("train", "a b"), "cannot read 'a b', expected key=value"),
+        (("train", "train.seed=0", "--multirun", "trian.epochs=3"), "did you mean 'train.epochs'?"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, args, text):
+    line = refused(s2robot(*args, cwd=tmp_path))
+    assert line.startswith("s2robot train: error: ") or args[0] != "train"
+    assert text in line
+
+
+@pytest.mark.parametrize("policy", sorted(p.stem for p in (ROOT / "configs" / "policy").glob("*.yaml")))
+def test_configs_hold_what_the_code_takes(policy):
+    from demos.picker import PickerConfig
+    from envs.cube_pick import CubePickConfig
+    from policies import ChunkPolicy, PolicySpec
+
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        config = OmegaConf.to_container(compose("run", [f"policy={policy}"]))
+    CubePickConfig(robot=config["robot"]["name"], **config["env"])
+    PickerConfig(**config["recording"]["picker"])
+    sizes = {"cameras": tuple(config["env"]["cameras"]), "dim": 8, "tokens": 4}
+    ChunkPolicy(PolicySpec.from_dict(config["policy"] | sizes))
+
+
+def test_help_lists_groups(tmp_path):
+    result = s2robot("train", "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "encoder: mvp-tiny, timm" in result.stdout
+
+
+def test_answers_without_the_heavy_libraries(tmp_path):
+    script = (
+        "import sys; from s2robot.cli import main; main([]); main(['run', '--cfg', 'job']);"
+        "print([m for m in ('torch', 'mujoco', 'robosuite', 'zarr', 'timm') if m in sys.modules])"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr
+
+
+# --- what a verb raises, and what becomes of it ------------------------------------------------------------
+
+VERB = """
+import errno, sys
+from s2robot import cli
+
+class Wrong(ValueError):
+    user_error = True
+
+def verb(cfg):
+    print("argv", sys.argv[1:])
+    {body}
+
+sys.modules["fake"] = sys.modules[__name__]
+cli.VERBS["report"] = cli.Verb("fake:verb", "a verb for this test")
+sys.exit(cli.main())
+"""
+
+
+def raising(body: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    script = cwd / "app.py"
+    script.write_text(VERB.format(body=body))
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), "report", "run=here", *args]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_verb_gets_the_config_and_the_whole_command_line(tmp_path):
+    result = raising("assert cfg.run == 'here' and cfg.run_dir", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "argv ['report', 'run=here']" in result.stdout  # DDP ranks are started from sys.argv
+    assert (tmp_path / "runs" / "report").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("raise Wrong('found panda,\\n expected xarm7')", "found panda, expected xarm7"),
+        ("raise OSError(errno.ENOSPC, 'No space left on device', 'a/b')", "No space left on device: a/b"),
+    ],
+)
+def test_user_errors_are_one_line(tmp_path, body, text):
+    assert text in refused(raising(body, cwd=tmp_path))
+
+
+def test_interrupt_is_130(tmp_path):
+    result = raising("raise KeyboardInterrupt", cwd=tmp_path)
+    assert result.returncode == 130
+    assert result.stderr.strip() == "s2robot report: interrupted"
+
+
+@pytest.mark.parametrize("body", ["raise RuntimeError('bug')", "cfg.absent", "cfg.run.absent"])
+def test_faults_of_the_program_keep_their_traceback(tmp_path, body):
+    result = raising(body, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_a_sweep_with_a_failed_job_fails_and_says_which(tmp_path):
+    body = "if cfg.run == 'b': raise Wrong('no such run')"
+    result = raising(body, "--multirun", "run=a,b,c", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "run=b" in result.stderr and result.stderr.strip().endswith("s2robot report: error: no such run")
+    assert len(list((tmp_path / "runs" / "report").glob("*_sweep/*/"))) == 3  # the others ran
