@@ -9,7 +9,6 @@ a cloned policy has a function to learn instead of a clock.
 from dataclasses import dataclass
 
 import mink
-import mujoco
 import numpy as np
 
 from envs.cube_pick import MAX_DELTA, CubePick
@@ -22,14 +21,15 @@ class PickerConfig:
 
     hover: float = 0.10  # height over the grasp from which the cube is approached
     funnel_slope: float = 3.0  # height gained per metre of horizontal error
+    funnel_yaw: float = 0.08  # a turn of one rad counts as so many metres of horizontal error
     funnel_mouth: float = 0.008  # horizontal error below which the gripper goes all the way down
     step_xy: float = 0.03  # farthest horizontal move a step
     step_z: float = 0.03  # farthest vertical move a step
     step_yaw: float = 0.35  # farthest turn a step
-    close_xy: float = 0.008  # the gripper closes when nearer than this,
+    close_xy: tuple[float, float] = (0.006, 0.012)  # the gripper closes when nearer than this,
     close_z: float = 0.010  # as low as this
-    close_yaw: float = 0.12  # and turned as well as this
-    grip_steps: int = 2  # steps of firm contact before lifting
+    close_yaw: tuple[float, float] = (0.08, 0.25)  # and turned as well as this; both drawn anew each episode
+    grip_steps: int = 0  # steps of contact to wait before lifting; waiting is what a policy clones worst
     lift: float = 0.15  # height to lift the cube to
     kicks: tuple[int, int] = (1, 3)  # perturbations an episode, least and most; (0, 0) for none
     kick_steps: tuple[int, int] = (1, 2)  # steps that one lasts
@@ -61,6 +61,8 @@ class Picker:
         """Start an episode; the seed decides the perturbations."""
         self._rng = np.random.default_rng([seed, 7])
         c = self.config
+        # loose and tight grasps, so that lifting follows from any firm grip and not from a perfect one
+        self._close_xy, self._close_yaw = self._rng.uniform(*c.close_xy), self._rng.uniform(*c.close_yaw)
         self._firm = 0
         self._closing = False
         # a kick starts at a step drawn over the usual length of the approach
@@ -87,8 +89,8 @@ class Picker:
         if self._closing and env.opening < 0.15 and cube[2] < 0.03 and self._firm == 0:
             self._closing = False  # closed on nothing: open and try again
         if not self._closing:
-            near = far < c.close_xy and abs(grip[2] - grasp_z) < c.close_z and abs(yaw_error) < c.close_yaw
-            self._closing = near
+            low = abs(grip[2] - grasp_z) < c.close_z
+            self._closing = low and far < self._close_xy and abs(yaw_error) < self._close_yaw
         if self._closing:
             self._firm = self._firm + 1 if env._touching() else 0
             lifting = self._firm > c.grip_steps or (self._firm and grip[2] > grasp_z + 0.03)
@@ -113,7 +115,7 @@ class Picker:
             target[2] = np.clip(target[2], 0.03, 0.40)
             return self._move(target, self._push[1], closed=False, limit=False), True
 
-        misaligned = far + 0.05 * abs(yaw_error)
+        misaligned = far + c.funnel_yaw * abs(yaw_error)
         height = min(c.hover, c.funnel_slope * max(0.0, misaligned - c.funnel_mouth))
         target = np.array([*cube[:2], grasp_z + height])
         return self._move(target, yaw_error, closed=False), False
@@ -150,7 +152,7 @@ class Picker:
         position, yaw = self._commanded_pose()  # also sets the IK to the commanded joints
         step = target - position
         if limit:
-            step[:2] *= min(1.0, c.step_xy / max(np.linalg.norm(step[:2]), 1e-9))
+            step[:2] *= min(1.0, c.step_xy / max(float(np.linalg.norm(step[:2])), 1e-9))
             step[2] = np.clip(step[2], -c.step_z, c.step_z)
             measured_yaw = self._yaw_of(self._grip_rotation())
             turn = np.clip(measured_yaw + turn - yaw if turn else 0.0, -c.step_yaw, c.step_yaw)
@@ -180,4 +182,3 @@ class Picker:
         y = np.array([np.cos(self._yaw_home), np.sin(self._yaw_home), 0.0])
         z = np.array([0.0, 0.0, -1.0])
         return np.stack([np.cross(y, z), y, z], axis=1)
-

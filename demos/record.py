@@ -83,9 +83,7 @@ def record(
                             f"{path}: the picker failed {failed} of {len(store) + failed} episodes; "
                             "check env.box_x, env.box_y and the robot"
                         )
-                    jobs.append(
-                        pool.submit(record_episode, env_config, picker_config, seed + submitted)
-                    )
+                    jobs.append(pool.submit(record_episode, env_config, picker_config, seed + submitted))
                     submitted += 1
                 progress(len(store), failed)
         finally:

@@ -7,6 +7,7 @@ lift the cube when they are executed as the environment executes a policy's, no 
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,17 +25,16 @@ def env_config_of(store: EpisodeStore, **changes) -> CubePickConfig:
     Raises:
         DatasetError: the dataset does not describe a CubePick world.
     """
-    stored = {**store.attrs["env_config"], **changes}
+    stored: dict[str, Any] = {**store.attrs["env_config"], **changes}
     known = CubePickConfig.__dataclass_fields__
     if unknown := sorted(set(stored) - set(known)):
         raise DatasetError(f"{store.path}: env_config holds {unknown}, expected keys of CubePick")
-    return CubePickConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    return CubePickConfig(**values)
 
 
-def episode_frames(
-    path: str | Path, episode: int, cameras: tuple[str, ...], image_size: int, stride: int = 1
-) -> np.ndarray:
-    """The frames of one episode, every ``stride`` steps.  # uint8 (T, C, S, S, 3)
+def episode_frames(path: str | Path, episode: int, cameras: tuple[str, ...], image_size: int) -> np.ndarray:
+    """The frames of one episode.  # uint8 (T, C, S, S, 3)
 
     Recorded images are read; recorded states are drawn at ``image_size``.
 
@@ -51,10 +51,10 @@ def episode_frames(
     store, env = _OPEN[key]
     rows = store.episode_slice(episode)
     if env is None:
-        frames = [store.read(f"images_{c}", rows.start, rows.stop)[::stride] for c in cameras]
+        frames = [store.read(f"images_{c}", rows.start, rows.stop) for c in cameras]
         return np.stack(frames, axis=1)
     frames = []
-    for state in store.read("state", rows.start, rows.stop)[::stride]:
+    for state in store.read("state", rows.start, rows.stop):
         env.set_state(state)
         frames.append(np.stack(list(env.render_cameras().values())))
     return np.stack(frames)

@@ -57,7 +57,6 @@ def make_windows(store: EpisodeStore, episodes: np.ndarray, context: int, chunk:
                 ahead >= end[:, None],
             )
         )
-    windows = Windows(*(np.concatenate(column) for column in zip(*rows, strict=True)))
-    if not len(windows):
+    if not any(len(columns[0]) for columns in rows):
         raise DatasetError(f"{store.path}: found no step to imitate in {len(episodes)} episodes")
-    return windows
+    return Windows(*(np.concatenate(column) for column in zip(*rows, strict=True)))

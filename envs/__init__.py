@@ -7,7 +7,9 @@ from gymnasium.envs.registration import register
 from envs.errors import EnvError
 from envs.gl import choose_gl
 
-with suppress(EnvError):  # before anything imports mujoco; a missing library matters only where frames are drawn
+with suppress(
+    EnvError
+):  # before anything imports mujoco; a missing library matters only where frames are drawn
     choose_gl()
 
 register(id="s2robot/CubePick-v0", entry_point="envs.cube_pick:CubePick")

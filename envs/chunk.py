@@ -17,20 +17,24 @@ class ActionChunk(gymnasium.Wrapper):
 
     def __init__(self, env: CubePick, k: int, every_step: bool = False):
         super().__init__(env)
+        self.world = env
         self.rows = k if every_step else 1
         stack = lambda box: gymnasium.spaces.Box(  # noqa: E731
-            np.repeat(box.low[None], self.rows, 0), np.repeat(box.high[None], self.rows, 0), dtype=box.dtype.type
+            np.repeat(box.low[None], self.rows, 0),
+            np.repeat(box.high[None], self.rows, 0),
+            dtype=box.dtype.type,
         )
         space = env.observation_space
+        images = {name: space["images"][name] for name in env.config.cameras}  # type: ignore[index]
         self.observation_space = gymnasium.spaces.Dict(
             {
-                "images": gymnasium.spaces.Dict({n: stack(b) for n, b in space["images"].items()}),
+                "images": gymnasium.spaces.Dict({n: stack(b) for n, b in images.items()}),
                 "proprio": stack(space["proprio"]),
                 "count": gymnasium.spaces.Discrete(k + 1),
             }
         )
-        low, high = env.action_space.low, env.action_space.high
-        self.action_space = gymnasium.spaces.Box(np.tile(low, (k, 1)), np.tile(high, (k, 1)))
+        one = env.action_space
+        self.action_space = gymnasium.spaces.Box(np.tile(one.low, (k, 1)), np.tile(one.high, (k, 1)))
         self._over = False
 
     def reset(self, *, seed=None, options=None):
@@ -41,7 +45,7 @@ class ActionChunk(gymnasium.Wrapper):
 
     def step(self, action):
         seen: list[dict] = []
-        world = self.env.unwrapped
+        world = self.world
         for i, one in enumerate(action):
             if self._over:
                 break
@@ -53,7 +57,13 @@ class ActionChunk(gymnasium.Wrapper):
             if not self._over and (self.rows > 1 or i == len(action) - 1):
                 seen.append(world._observe())
         success = world.is_success
-        return self._stack(seen), float(success), success, self._over and not success, self._info(world._info())
+        return (
+            self._stack(seen),
+            float(success),
+            success,
+            self._over and not success,
+            self._info(world._info()),
+        )
 
     def _info(self, info: dict) -> dict:
         return {**info, "steps": self._steps, "closest": self._closest}

@@ -1,9 +1,9 @@
 """CubePick: pick up a cube anywhere in a box on the table, in joint space at 10 Hz.
 
-    env = gymnasium.make("s2robot/CubePick-v0", robot="xarm7")
-    observation, info = env.reset(seed=0)
-    observation["images"]["hand"].shape   # (256, 256, 3)
-    observation["proprio"].shape          # (8,)
+env = gymnasium.make("s2robot/CubePick-v0", robot="xarm7")
+observation, info = env.reset(seed=0)
+observation["images"]["hand"].shape   # (256, 256, 3)
+observation["proprio"].shape          # (8,)
 """
 
 from dataclasses import asdict, dataclass, field
@@ -63,15 +63,19 @@ class CubePick(gymnasium.Env):
         EnvError: an unknown robot, camera or setting.
     """
 
+    observation_space: gymnasium.spaces.Dict
+    action_space: gymnasium.spaces.Box
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(self, config: CubePickConfig | None = None, render_mode: str | None = None, **settings):
         try:
             self.config = config or CubePickConfig(**settings)
         except TypeError:
-            known = list(CubePickConfig.__dataclass_fields__)
-            unknown = ", ".join(sorted(set(settings) - set(known)))
-            raise EnvError(f"env: found unknown setting {unknown}, expected one of {', '.join(known)}") from None
+            fields = list(CubePickConfig.__dataclass_fields__)
+            unknown = ", ".join(sorted(set(settings) - set(fields)))
+            raise EnvError(
+                f"env: found unknown setting {unknown}, expected one of {', '.join(fields)}"
+            ) from None
         c = self.config
         self.spec_robot = robot_spec(c.robot)
         for camera in c.cameras:
@@ -94,6 +98,7 @@ class CubePick(gymnasium.Env):
             np.array([-MAX_DELTA] * 7 + [0], np.float32), np.array([MAX_DELTA] * 7 + [1], np.float32)
         )
         self.commanded = np.array(self.spec_robot.home)  # (7,)
+        self._open_gripper()
         self._furthest = 0
         self._held_steps = 0
         self._steps = 0
@@ -136,7 +141,7 @@ class CubePick(gymnasium.Env):
         start = np.asarray(options.get("start_joints", np.array(self.spec_robot.home) + noise), float)
 
         self.world.reset()
-        self._gripper.current_action = -np.ones_like(self._gripper.current_action)  # open
+        self._open_gripper()
         self.data.qpos[self.joint_index] = start
         quaternion = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
         self.data.qpos[self._cube_index : self._cube_index + 7] = [
@@ -161,8 +166,10 @@ class CubePick(gymnasium.Env):
     def step_physics(self, action) -> None:
         """:meth:`step` without an observation: what a rollout needs between two decisions of a policy."""
         action = np.asarray(action, float)
-        if action.shape != (8,) or not np.isfinite(action).all():
-            raise EnvError(f"action: found shape {action.shape} {action}, expected 8 finite numbers")
+        if action.shape != (8,):
+            raise EnvError(f"action: found shape {action.shape}, expected 8 finite numbers")
+        if not np.isfinite(action).all():
+            raise EnvError(f"action: found {action.tolist()}, expected 8 finite numbers")
         delta = np.clip(action[:7], -MAX_DELTA, MAX_DELTA)
         self.commanded = np.clip(self.commanded + delta, self.joint_low, self.joint_high)
         self._apply(close=action[7] >= 0.5)
@@ -194,7 +201,9 @@ class CubePick(gymnasium.Env):
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         size, grip = mujoco.mj_stateSize(self.model, kind), len(self._gripper.current_action)
         if np.shape(state) != (size + grip + 7,):
-            raise EnvError(f"state: found shape {np.shape(state)}, expected ({size + grip + 7},) for this scene")
+            raise EnvError(
+                f"state: found shape {np.shape(state)}, expected ({size + grip + 7},) for this scene"
+            )
         mujoco.mj_setState(self.model, self.data, state[:size], kind)
         self._gripper.current_action = state[size : size + grip].copy()
         self.commanded = state[size + grip :].copy()
@@ -266,6 +275,11 @@ class CubePick(gymnasium.Env):
     def _apply(self, close: bool) -> None:
         self.world.step(np.append(self.commanded, 1.0 if close else -1.0))
         self._refresh_poses()
+
+    def _open_gripper(self) -> None:
+        """The command that a gripper has after being opened for long; its shape and signs are the gripper's own."""
+        for _ in range(int(np.ceil(2 / self._gripper.speed))):
+            self._gripper.format_action(np.array([-1.0]))
 
     def _refresh_poses(self) -> None:
         """Derive the poses of bodies, cameras and lights from the joints; a step leaves them half a step old."""

@@ -72,7 +72,6 @@ class OffscreenRenderer:
 
     def render(self, data: mujoco.MjData, camera_id: int) -> np.ndarray:
         """One frame of an up-to-date ``data`` (after mj_forward).  # uint8 (size, size, 3)"""
-        self._gl.make_current()
         self._camera.fixedcamid = camera_id
         groups = self.model.geom_group.copy()
         if self.cull:
@@ -81,6 +80,7 @@ class OffscreenRenderer:
             self.model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
         self.model.geom_group[:] = groups
+        self._gl.make_current()  # only now: one collected meanwhile has left none current
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(self._buffer, None, self._rect, self._context)
         return self._buffer[::-1].copy()  # OpenGL's first row is the bottom one
@@ -92,5 +92,6 @@ class OffscreenRenderer:
 
 
 def _free(context: mujoco.MjrContext, gl: mujoco.GLContext) -> None:
+    gl.make_current()  # else the buffers of these names in another renderer's context are deleted
     context.free()
     gl.free()

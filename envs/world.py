@@ -111,9 +111,7 @@ class CubeWorld(Lift):
             mat_attrib={"texrepeat": "1 1", "specular": "0.4", "shininess": "0.1"},
         )  # fmt: skip
         self.cube = BoxObject(name="cube", size=[self._cube_half] * 3, rgba=[1, 0, 0, 1], material=wood)
-        self.model = ManipulationTask(
-            mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=self.cube
-        )
+        self.model = ManipulationTask(mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=self.cube)
 
     def _reset_internal(self) -> None:
         super(Lift, self)._reset_internal()  # Lift's own would sample a placement; CubePick places the cube

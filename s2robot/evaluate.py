@@ -160,18 +160,18 @@ def run_episodes(
     executed: dict[int, list[np.ndarray]] = {}
     worlds = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
     try:
-        running = list(range(workers))  # place -> its episode
+        running = {place: place for place in range(workers)}  # place -> its episode
         waiting = workers
         cubes: dict[int, np.ndarray] = {}
-        batch, infos = worlds.reset(seed=[seed + e for e in running])
+        batch, infos = worlds.reset(seed=[seed + e for e in running.values()])
         new = list(range(workers))
         with open(journal, "w", encoding="utf-8") as file:
-            while any(e is not None for e in running):
+            while running:
                 for i in new:
                     cubes[running[i]] = infos["cube_pose"][i].copy()
                     executed[running[i]] = []
                 planner.reset(new, [{"cube_pose": cubes[running[i]]} for i in new])
-                busy = [i for i, e in enumerate(running) if e is not None]
+                busy = list(running)
                 plans = planner.plan(busy, [_pick(batch, i) for i in busy])
                 actions = np.zeros((workers, planner.execute, 8), np.float32)
                 actions[busy] = plans
@@ -191,8 +191,9 @@ def run_episodes(
                     progress(len(records), sum(r["success"] for r in records))
                 new = []
                 for i in ended:
-                    running[i] = waiting if waiting < episodes else None
-                    if running[i] is not None:
+                    del running[i]
+                    if waiting < episodes:
+                        running[i] = waiting
                         waiting += 1
                         new.append(i)
                 if new:

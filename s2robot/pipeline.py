@@ -1,7 +1,7 @@
 """The steps that join demos, encoder, policy and evaluator; `s2robot run` is all of them in a row.
 
-    s2robot run                       # shipped demos -> features -> policy -> 128 positions -> report.html
-    s2robot run record=true           # record the demos first
+s2robot run                       # shipped demos -> features -> policy -> 128 positions -> report.html
+s2robot run record=true           # record the demos first
 """
 
 import json
@@ -42,8 +42,12 @@ def plain(cfg: Any) -> Any:
 
 def env_config(cfg: DictConfig, **changes: Any) -> CubePickConfig:
     """The simulated world of a config; ``changes`` win."""
-    values = {"robot": cfg.robot.name, **plain(cfg.env), **changes}
-    return CubePickConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return CubePickConfig(**_tuples({"robot": cfg.robot.name, **plain(cfg.env), **changes}))
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Lists, which YAML has, as the tuples that frozen settings hold."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:
@@ -60,7 +64,7 @@ def device_of(name: str) -> torch.device:
 
 def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
     """Record scripted demos into ``out``."""
-    picker = PickerConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain(recording.picker).items()})
+    picker = PickerConfig(**_tuples(plain(recording.picker)))
     with bar("recording demos") as update:
         store = record(
             out,
@@ -86,7 +90,7 @@ def encode_demos(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder) -> tu
         store.fingerprint,
         encoder.fingerprint,
         cameras,
-        store.lengths,
+        store.lengths.tolist(),
         encoder.num_tokens,
         encoder.dim,
         f.dtype,
@@ -115,7 +119,7 @@ def train_policy(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder, featu
     spec = PolicySpec.from_dict(
         {**plain(cfg.policy), "cameras": cameras, "dim": encoder.dim, "tokens": encoder.num_tokens}
     )
-    seeds = store.meta("seed") if "seed" in store.meta_keys else []
+    seeds: list[int] = store.meta("seed").tolist() if "seed" in store.meta_keys else []
     contract = {
         "encoder": {
             "name": encoder.name,
@@ -137,7 +141,7 @@ def train_policy(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder, featu
             "name": store.path.name,
             "fingerprint": store.fingerprint,
             "episodes": len(store) if cfg.demos.episodes is None else min(len(store), cfg.demos.episodes),
-            "seeds": sorted({int(s) for s in seeds}),
+            "seeds": sorted(set(seeds)),
         },
         "versions": versions(),
     }
@@ -290,5 +294,3 @@ def write_json(path: Path, value: Any) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(value, indent=1), encoding="utf-8")
     os.replace(part, path)
-
-

@@ -60,8 +60,8 @@ class _Look:
             m.cam_fovy[camera] *= rng.uniform(0.8, 1.15) if wild else rng.uniform(0.98, 1.02)
 
 
-def _moments(env, picker, seed: int, rng: np.random.Generator) -> Iterator[None]:
-    """Run one pick; yields at every step with the env in that state, now and then with the cube moved."""
+def _moments(env, picker, seed: int) -> Iterator[None]:
+    """Run one pick; yields at every step with the env in that state."""
     env.reset(seed=seed)
     picker.reset(seed)
     for _ in range(env.config.max_steps):
@@ -81,13 +81,14 @@ def render_scenes(seed: int, robots: tuple[str, ...], image_size: int, vary: flo
     robot = robots[seed % len(robots)]
     cube = float(rng.choice([0.04, 0.04, rng.uniform(0.025, 0.055)]))
     env = CubePick(robot=robot, cube_size=round(cube, 3), image_size=image_size)
-    draw_images, env.render_cameras = env.render_cameras, dict  # the steps need no pictures
+    draw_images = env.render_cameras
+    env.render_cameras = dict  # type: ignore[method-assign]  # the steps need no pictures
     look = _Look(env, vary, rng)
     frames: list[np.ndarray] = []
     episode = seed * 1000 + 500_000_000  # far from the seeds of demos and evaluations
     while len(frames) < _FRAMES_A_SEED:
         picker = Picker(env)
-        for _ in _moments(env, picker, episode, rng):
+        for _ in _moments(env, picker, episode):
             look.draw()
             env._refresh_poses()
             frames.extend(draw_images().values())

@@ -121,7 +121,10 @@ def train(
 
     decayed = [p for p in policy.parameters() if p.ndim > 1]
     plain = [p for p in policy.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": cfg["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": cfg["weight_decay"]},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=cfg["lr"])
     model, optimizer = fabric.setup(policy, optimizer)
     average = {k: v.detach().clone() for k, v in policy.state_dict().items()}
@@ -140,7 +143,9 @@ def train(
     if cfg["resume"] and state_path.exists():
         saved = torch.load(state_path, map_location=fabric.device, weights_only=True)
         if saved["identity"] != identity:
-            raise UserError(f"{state_path}: found the state of another run; remove it or choose another folder")
+            raise UserError(
+                f"{state_path}: found the state of another run; remove it or choose another folder"
+            )
         policy.load_state_dict(saved["policy"])
         optimizer.load_state_dict(saved["optimizer"])
         average, history, best, first = saved["average"], saved["history"], saved["best"], saved["epoch"]
@@ -176,7 +181,11 @@ def train(
                 f"train: the loss is {totals['loss']} in epoch {epoch}; lower train.lr ({cfg['lr']}); "
                 f"{state_path} holds the last good state"
             )
-        row = {"epoch": epoch + 1, "train_loss": totals["loss"], "train_joint_error_rad": totals["joint_error"]}
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": totals["loss"],
+            "train_joint_error_rad": totals["joint_error"],
+        }
         row |= {f"val_{k}": v for k, v in _validate(policy, average, validation, cfg["batch_size"]).items()}
         row["lr"] = optimizer.param_groups[0]["lr"]
         row["seconds"] = time.monotonic() - start

@@ -65,10 +65,9 @@ def inspect(cfg: DictConfig) -> None:
     frames: dict[str, np.ndarray] = {}
     cameras = tuple(cfg.env.cameras)
     if cfg.sheet.frames:
-        length = int(store.lengths[cfg.sheet.episode])
-        stride = max(1, length // cfg.sheet.frames)
-        drawn = episode_frames(store.path, cfg.sheet.episode, cameras, cfg.env.image_size, stride)
-        frames = {name: drawn[: cfg.sheet.frames, i] for i, name in enumerate(cameras)}
+        drawn = episode_frames(store.path, cfg.sheet.episode, cameras, cfg.env.image_size)  # (T, C, S, S, 3)
+        moments = np.linspace(0, len(drawn) - 1, min(cfg.sheet.frames, len(drawn))).round().astype(int)
+        frames = {name: drawn[moments, i] for i, name in enumerate(cameras)}
     path = Path(cfg.run_dir) / "dataset.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_dataset(store, frames, path)
@@ -78,7 +77,9 @@ def inspect(cfg: DictConfig) -> None:
 def scenes(cfg: DictConfig) -> None:
     """`s2robot scenes`: frames for pre-training."""
     with bar("rendering scenes") as update:
-        path = make_scenes(cfg.scenes, Path(cfg.scenes.out), lambda done, total: update(done, total, "episodes"))
+        path = make_scenes(
+            cfg.scenes, Path(cfg.scenes.out), lambda done, total: update(done, total, "episodes")
+        )
     print(f"frames: {path}")
 
 

@@ -1,0 +1,70 @@
+"""The scripted picker: it succeeds on both arms with its kicks, and what it records can be executed."""
+
+import numpy as np
+import pytest
+
+from demos.picker import Picker, PickerConfig
+from demos.record import record_episode
+from envs.cube_pick import MAX_DELTA, CubePick, CubePickConfig
+
+SEEDS = {"xarm7": range(700, 724), "panda": range(700, 712)}
+
+
+@pytest.fixture(scope="module", params=list(SEEDS))
+def episodes(request):
+    """(arrays over time, {"seed", "success"}) of every seed; nothing is drawn."""
+    config = CubePickConfig(robot=request.param)
+    return [record_episode(config, PickerConfig(), seed) for seed in SEEDS[request.param]]
+
+
+def test_every_seed_succeeds(episodes):
+    failed = [meta["seed"] for _, meta in episodes if not meta["success"]]
+    assert failed == []
+    assert max(len(arrays["action"]) for arrays, _ in episodes) < 60
+
+
+def test_kicks_are_flagged_and_end_before_the_grasp(episodes):
+    kicked = [arrays["perturbed"] for arrays, _ in episodes]
+    for pushed in kicked:
+        assert pushed.dtype == np.uint8 and pushed.sum() <= 3 * 2  # three kicks of two steps at most
+        assert not pushed[0] and not pushed[-6:].any()
+    # a kick that is due after the gripper has begun to close is left out, so some episodes have none
+    assert sum(pushed.any() for pushed in kicked) >= len(kicked) / 3
+
+
+def test_recorded_actions_are_within_the_limits(episodes):
+    for arrays, _ in episodes:
+        action = arrays["action"]  # (T, 8)
+        assert action.dtype == np.float32 and action.shape[1] == 8 and np.isfinite(action).all()
+        assert np.abs(action[:, :7]).max() <= MAX_DELTA
+        assert set(action[:, 7]) == {0.0, 1.0}
+        closing = np.flatnonzero(action[:, 7])
+        assert action[-1, 7] == 1 and not arrays["perturbed"][closing].any()
+
+
+def test_the_state_holds_what_was_recorded_beside_it(episodes):
+    for arrays, _ in episodes[:2]:
+        lengths = {len(value) for value in arrays.values()}
+        assert len(lengths) == 1
+        assert arrays["proprio"].shape[1:] == (8,) and arrays["cube_pose"].shape[1:] == (7,)
+        assert arrays["proprio"][0, 7] > 0.9 and arrays["proprio"][-1, 7] < 0.9
+
+
+def test_no_kicks_if_none_are_asked_for():
+    config = CubePickConfig()
+    arrays, meta = record_episode(config, PickerConfig(kicks=(0, 0)), 700)
+    assert meta["success"] and not arrays["perturbed"].any()
+
+
+def test_the_action_depends_on_what_is_seen_not_on_the_clock():
+    """From the same state the picker does the same, whenever that is."""
+    env = CubePick()
+    env.render_cameras = dict
+    env.reset(seed=1)
+    late, early = (Picker(env, PickerConfig(kicks=(0, 0))) for _ in range(2))
+    late.reset(1)
+    early.reset(1)
+    for _ in range(5):
+        action, _ = late.act()
+        env.step_physics(action)
+    assert np.allclose(late.act()[0], early.act()[0], atol=1e-6)

@@ -1,0 +1,170 @@
+"""Recording, drawing again and replaying: the same bytes, the same motion, whatever happens on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demos.errors import DatasetError
+from demos.picker import Picker, PickerConfig
+from demos.record import record, record_episode
+from demos.replay import env_config_of, episode_frames, render_episodes, replay_episode
+from demos.store import EpisodeStore
+from envs.cube_pick import CubePick, CubePickConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CAMERAS, SIZE = ("hand", "left", "right"), 64
+
+
+def recorded_here(path: Path, config: CubePickConfig, seed: int) -> EpisodeStore:
+    """One episode, recorded by this process."""
+    with EpisodeStore.create(path, {**CubePick(config).describe(), "seed": seed, "kind": "states"}) as store:
+        store.append(*record_episode(config, PickerConfig(), seed))
+    return EpisodeStore.open(path)
+
+
+def test_what_a_recording_holds(recorded):
+    store = EpisodeStore.open(recorded)
+    assert len(store) == 3 and list(store.meta("seed")) == [500, 501, 502] and store.meta("success").all()
+    assert store.robot == "xarm7" and store.cameras == CAMERAS and store.attrs["kind"] == "states"
+    assert set(store.keys) == {"state", "proprio", "cube_pose", "action", "perturbed"}
+    assert CubePick(env_config_of(store)).describe() == CubePick().describe()
+    assert env_config_of(store, cameras=("left",)).cameras == ("left",)
+
+
+def test_the_number_of_workers_changes_nothing(recorded, tmp_path):
+    calls = []
+    again = record(
+        tmp_path / "again.zarr", CubePickConfig(), PickerConfig(), 3, 500, 2, lambda *c: calls.append(c)
+    )
+    assert again.fingerprint == EpisodeStore.open(recorded).fingerprint
+    assert calls == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_an_existing_path_is_refused(recorded):
+    before = EpisodeStore.open(recorded).fingerprint
+    with pytest.raises(DatasetError, match="exists already, expected a new path; nothing was overwritten"):
+        record(recorded, CubePickConfig(), PickerConfig(), 1, 0, 1)
+    assert EpisodeStore.open(recorded).fingerprint == before
+
+
+def test_a_box_out_of_reach_is_one_line(tmp_path):
+    far = CubePickConfig(box_x=(0.5, 0.5), max_steps=2)
+    with pytest.raises(DatasetError, match=r"the picker failed 11 of 11 episodes; check env.box_x"):
+        record(tmp_path / "far.zarr", far, PickerConfig(), 1, 0, 1)
+
+
+def test_a_recording_that_is_killed_opens(tmp_path):
+    script = (
+        "import os, signal, sys\n"
+        "from demos.picker import PickerConfig\n"
+        "from demos.record import record\n"
+        "from envs.cube_pick import CubePickConfig\n"
+        "kill = lambda done, failed: done == 2 and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if __name__ == '__main__':\n"
+        "    record(sys.argv[1], CubePickConfig(), PickerConfig(), 40, 500, 1, kill)\n"
+    )
+    file = tmp_path / "killed.py"
+    file.write_text(script)
+    path = tmp_path / "demos.zarr"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    # the reader of this pipe sees its end only when the workers are gone, too
+    done = subprocess.run(
+        [sys.executable, str(file), str(path)], env=env, stdout=subprocess.PIPE, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    store = EpisodeStore.open(path, mode="a")
+    assert len(store) == 2 and list(store.meta("seed")) == [500, 501]
+    assert not list(tmp_path.glob(".*"))
+    world = CubePick()
+    world.render_cameras = dict
+    assert replay_episode(store, world, 1)["success"]
+
+
+@pytest.mark.parametrize("robot", ["xarm7", "panda"])
+def test_replay_is_exact(tmp_path, robot):
+    store = recorded_here(tmp_path / "one.zarr", CubePickConfig(robot=robot), 31)
+    env = CubePick(env_config_of(store))
+    env.render_cameras = dict
+    result = replay_episode(store, env, 0)
+    assert result == {"success": True, "stage": "held", "steps": int(store.lengths[0]), "max_joint_error": 0.0}
+
+
+def test_replay_of_all_and_of_wrong_actions(recorded, tmp_path):
+    store = EpisodeStore.open(recorded)
+    env = CubePick(env_config_of(store))
+    env.render_cameras = dict
+    for i in (2, 0, 1):  # in any order: nothing is left over from the one before
+        result = replay_episode(store, env, i)
+        assert result["success"] and result["max_joint_error"] == 0.0
+        assert result["steps"] == store.lengths[i]
+    with EpisodeStore.create(tmp_path / "wrong.zarr", {k: v for k, v in store.attrs.items()}) as wrong:
+        arrays = store.episode(0)
+        arrays["action"][:, 1] *= -1  # another sign convention
+        wrong.append(arrays, {"seed": 500, "success": True})
+        result = replay_episode(wrong, env, 0)
+    assert not result["success"] and result["max_joint_error"] > 0.01
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("robot", ["xarm7", "panda"])
+def test_pictures_drawn_again_are_the_live_ones(tmp_path, robot):
+    config = CubePickConfig(robot=robot, image_size=SIZE)
+    store = recorded_here(tmp_path / "one.zarr", replace(config, image_size=256), 31)
+    env = CubePick(config)
+    observation, _ = env.reset(seed=31)
+    picker = Picker(env, PickerConfig())
+    picker.reset(31)
+    live = []
+    while not env.is_success:
+        live.append(np.stack(list(observation["images"].values())))
+        observation, *_ = env.step(picker.act()[0])
+    env.close()
+    drawn = episode_frames(store.path, 0, CAMERAS, SIZE)
+    assert drawn.shape == (store.lengths[0], 3, SIZE, SIZE, 3) and drawn.dtype == np.uint8
+    assert np.array_equal(drawn, np.stack(live))
+    assert np.array_equal(episode_frames(store.path, 0, ("left",), SIZE), drawn[:, 1:2])
+
+
+def test_render_episodes_gives_them_in_the_order_asked_for(recorded):
+    store = EpisodeStore.open(recorded)
+    cameras = ("right", "hand")
+    drawn = list(render_episodes(store, [2, 0, 1], cameras, 32, workers=2))
+    assert [i for i, _ in drawn] == [2, 0, 1]
+    for i, frames in drawn:
+        assert np.array_equal(frames, episode_frames(recorded, i, cameras, 32))
+    assert list(render_episodes(store, [], cameras, 32, workers=1)) == []
+
+
+def test_recorded_images_are_read_not_drawn(recorded, tmp_path):
+    source = EpisodeStore.open(recorded)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    attributes = {**source.attrs, "kind": "images", "cameras": ["left"]}
+    with EpisodeStore.create(tmp_path / "images.zarr", attributes) as store:
+        store.append({"images_left": images, "action": np.zeros((5, 8), np.float32)}, {"seed": 0})
+    assert np.array_equal(episode_frames(tmp_path / "images.zarr", 0, ("left",), 8)[:, 0], images)
+
+
+def test_a_camera_that_the_dataset_lacks(recorded):
+    store = EpisodeStore.open(recorded)
+    words = "found cameras hand, left, right, expected 'top' among them"
+    with pytest.raises(DatasetError, match=words):
+        next(render_episodes(store, [0], ("hand", "top"), 32, workers=1))
+    with pytest.raises(DatasetError, match=words):
+        episode_frames(recorded, 0, ("top",), 32)
+
+
+def test_a_world_that_is_not_ours(recorded, tmp_path):
+    source = EpisodeStore.open(recorded)
+    attributes = {**source.attrs, "env_config": {"robot": "xarm7", "gravity": 1.6}}
+    with EpisodeStore.create(tmp_path / "other.zarr", attributes) as store:
+        store.append(source.episode(0), {"seed": 0, "success": True})
+    with pytest.raises(DatasetError, match=r"env_config holds \['gravity'\], expected keys of CubePick"):
+        env_config_of(EpisodeStore.open(tmp_path / "other.zarr"))

@@ -1,0 +1,115 @@
+"""Training windows by hand, and against a plain loop for anything hypothesis can think of."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from demos.errors import DatasetError
+from demos.store import EpisodeStore
+from demos.windows import make_windows
+
+ATTRIBUTES = {
+    "robot": "xarm7",
+    "joint_names": ["joint1"],
+    "rate_hz": 10,
+    "cameras": ["hand"],
+    "camera_geometry": {},
+    "action_frame": "joint_delta_commanded",
+    "env_version": "CubePick-v0",
+    "env_config": {},
+    "seed": 0,
+    "kind": "states",
+}
+
+
+def store_of(path: Path, episodes: list[list[int]], flagged: bool = True) -> EpisodeStore:
+    """A dataset of which only the flags of pushed steps matter: one list of 0 and 1 an episode."""
+    with EpisodeStore.create(path, ATTRIBUTES) as store:
+        for pushed in episodes:
+            arrays = {"action": np.zeros((len(pushed), 8), np.float32)}
+            if flagged:
+                arrays["perturbed"] = np.array(pushed, np.uint8)
+            store.append(arrays, {"seed": 0})
+    return EpisodeStore.open(path)
+
+
+def test_padding_at_both_ends(tmp_path):
+    store = store_of(tmp_path / "d.zarr", [[0, 0, 0], [0, 0]])
+    windows = make_windows(store, np.array([0, 1]), context=2, chunk=2)
+    assert windows.context.tolist() == [[0, 0], [0, 1], [1, 2], [3, 3], [3, 4]]
+    assert windows.pad.tolist() == [[True, False], [False] * 2, [False] * 2, [True, False], [False] * 2]
+    assert windows.chunk.tolist() == [[0, 1], [1, 2], [2, 2], [3, 4], [4, 4]]  # never into the next episode
+    assert windows.action_pad.tolist() == [[False] * 2, [False] * 2, [False, True], [False] * 2, [False, True]]
+    assert len(windows) == 5
+
+
+def test_pushed_steps_are_seen_but_not_imitated(tmp_path):
+    store = store_of(tmp_path / "d.zarr", [[0, 0, 1, 1, 0, 0]])
+    windows = make_windows(store, np.array([0]), context=3, chunk=3)
+    assert windows.context[:, -1].tolist() == [0, 1, 4, 5]  # no window starts at step 2 or 3
+    assert windows.context[2].tolist() == [2, 3, 4]  # the push stays in the context
+    assert windows.chunk.tolist() == [[0, 1, 1], [1, 1, 1], [4, 5, 5], [5, 5, 5]]
+    assert windows.action_pad.tolist() == [
+        [False, False, True], [False, True, True], [False, False, True], [False, True, True],
+    ]  # fmt: skip
+
+
+def test_only_the_given_episodes_in_their_order(tmp_path):
+    store = store_of(tmp_path / "d.zarr", [[0], [0, 0], [0, 0, 0]])
+    windows = make_windows(store, np.array([2, 0]), context=1, chunk=1)
+    assert windows.context.ravel().tolist() == [3, 4, 5, 0]
+    assert not windows.pad.any() and not windows.action_pad.any()
+
+
+def test_a_dataset_without_flags_has_no_pushes(tmp_path):
+    store = store_of(tmp_path / "d.zarr", [[1, 1]], flagged=False)
+    assert make_windows(store, np.array([0]), 1, 1).chunk.tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize("chosen", [[0], []])
+def test_nothing_to_imitate_is_one_line(tmp_path, chosen):
+    store = store_of(tmp_path / "d.zarr", [[1, 1], [0]])
+    with pytest.raises(DatasetError, match=f"found no step to imitate in {len(chosen)} episodes"):
+        make_windows(store, np.array(chosen, int), 1, 1)
+
+
+flags = st.lists(st.integers(0, 1), min_size=1, max_size=9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    episodes=st.lists(flags, min_size=1, max_size=4).filter(lambda e: any(0 in flags for flags in e)),
+    context=st.integers(1, 5),
+    chunk=st.integers(1, 6),
+)
+def test_windows_are_what_a_plain_loop_makes(episodes, context, chunk):
+    with tempfile.TemporaryDirectory() as folder:
+        windows = make_windows(
+            store_of(Path(folder) / "d.zarr", episodes), np.arange(len(episodes)), context, chunk
+        )
+    rows, first = [], 0
+    for pushed in episodes:
+        for t in range(len(pushed)):
+            if pushed[t]:
+                continue
+            back = [t - context + 1 + j for j in range(context)]
+            last = t
+            while last + 1 < len(pushed) and not pushed[last + 1]:
+                last += 1
+            ahead = [t + j for j in range(chunk)]
+            rows.append(
+                (
+                    [first + max(b, 0) for b in back],
+                    [b < 0 for b in back],
+                    [first + min(a, last) for a in ahead],
+                    [a > last for a in ahead],
+                )
+            )
+        first += len(pushed)
+    for name, column in zip(("context", "pad", "chunk", "action_pad"), zip(*rows, strict=True), strict=True):
+        assert getattr(windows, name).tolist() == [list(row) for row in column], name
+    assert not windows.pad[:, -1].any() and not windows.action_pad[:, 0].any()

@@ -1,0 +1,145 @@
+"""Chunks of actions: the same physics as single steps, only fewer pictures and calls."""
+
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from demos.picker import Picker, PickerConfig
+from envs.chunk import ActionChunk
+from envs.cube_pick import CubePick, CubePickConfig
+
+CONFIG = CubePickConfig(cameras=("hand", "left"), image_size=24)
+
+
+@pytest.fixture(scope="module")
+def world():
+    env = CubePick(CONFIG)
+    yield env
+    env.close()
+
+
+def some_actions(count: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.append(rng.uniform(-0.05, 0.05, (count, 7)), np.zeros((count, 1)), 1).astype(np.float32)
+
+
+def pick_actions(env, seed: int) -> np.ndarray:
+    env.reset(seed=seed)
+    picker = Picker(env, PickerConfig(kicks=(0, 0)))
+    picker.reset(seed)
+    actions = []
+    while not env.is_success:
+        actions.append(picker.act()[0])
+        env.step_physics(actions[-1])
+    return np.stack(actions)
+
+
+def test_k_actions_in_one_call_are_k_steps(world):
+    actions = some_actions(5)
+    world.reset(seed=1)
+    single = [world.step(a) for a in actions]
+    state = world.get_state()
+    for every_step in (False, True):
+        chunk = ActionChunk(world, 5, every_step)
+        chunk.reset(seed=1)
+        observation, reward, success, over, info = chunk.step(actions)
+        assert np.array_equal(world.get_state(), state)
+        assert (reward, success, over, info["steps"]) == (0.0, False, False, 5)
+        assert info["closest"] == min(s[4]["distance"] for s in single)
+        assert info["distance"] == single[-1][4]["distance"]
+        assert np.array_equal(observation["proprio"][-1], single[-1][0]["proprio"])
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_every_step_stacks_what_single_steps_saw(world, k):
+    actions = some_actions(k)
+    world.reset(seed=2)
+    single = [world.step(a)[0] for a in actions]
+    chunk = ActionChunk(world, k, every_step=True)
+    first, _ = chunk.reset(seed=2)
+    assert first["count"] == 1 and first["proprio"].shape == (k, 8)
+    assert chunk.observation_space.contains(first)
+    observation, *_ = chunk.step(actions)
+    assert observation["count"] == k and chunk.observation_space.contains(observation)
+    for i, one in enumerate(single):
+        assert np.array_equal(observation["proprio"][i], one["proprio"])
+        for name, frame in one["images"].items():
+            assert np.array_equal(observation["images"][name][i], frame)
+
+
+def test_only_the_last_step_is_drawn_unless_asked_for(world, monkeypatch):
+    drawn = []
+    draw = world.render_cameras
+    monkeypatch.setattr(world, "render_cameras", lambda: drawn.append(1) or draw())
+    chunk = ActionChunk(world, 4)
+    observation, _ = chunk.reset(seed=0)
+    assert chunk.observation_space.contains(observation) and len(drawn) == 1
+    observation, *_ = chunk.step(some_actions(4))
+    assert chunk.observation_space.contains(observation)
+    assert observation["images"]["hand"].shape == (1, 24, 24, 3) and observation["count"] == 1
+    assert len(drawn) == 2
+
+
+def test_nothing_is_simulated_after_success(world):
+    actions = pick_actions(world, seed=4)
+    state = world.get_state()
+    chunk = ActionChunk(world, 8, every_step=True)
+    chunk.reset(seed=4)
+    padded = np.concatenate([actions, np.ones((-len(actions) % 8 + 8, 8), np.float32)]).reshape(-1, 8, 8)
+    for part in padded[: (len(actions) - 1) // 8]:
+        assert chunk.step(part)[2:4] == (False, False)
+    for part in padded[(len(actions) - 1) // 8 :]:  # the one that succeeds, and one more
+        _, reward, success, over, info = chunk.step(part)
+        assert (reward, success, over) == (1.0, True, False)
+        assert info["steps"] == len(actions) and info["stage"] == "held" and info["is_success"]
+        assert np.array_equal(world.get_state(), state)
+
+
+def test_nothing_is_simulated_after_the_last_step(world, monkeypatch):
+    monkeypatch.setattr(world, "config", CubePickConfig(cameras=("hand", "left"), image_size=24, max_steps=3))
+    chunk = ActionChunk(world, 2)
+    chunk.reset(seed=0)
+    assert chunk.step(some_actions(2))[2:4] == (False, False)
+    *_, success, over, info = chunk.step(some_actions(2))
+    assert (success, over, info["steps"]) == (False, True, 3)
+    state = world.get_state()
+    *_, success, over, info = chunk.step(some_actions(2))
+    assert (success, over, info["steps"]) == (False, True, 3)
+    assert np.array_equal(world.get_state(), state)
+    chunk.reset(seed=0)
+    assert chunk.step(some_actions(2))[2:4] == (False, False)
+
+
+def _make():
+    return ActionChunk(CubePick(CONFIG), 3)
+
+
+def test_two_processes_and_a_reset_of_one(world):
+    actions = some_actions(6).reshape(2, 3, 8)
+
+    def alone(seed: int, count: int) -> dict:
+        chunk = ActionChunk(world, 3)
+        observation, _ = chunk.reset(seed=seed)
+        for part in actions[:count]:
+            observation, *_ = chunk.step(part)
+        return observation
+
+    def same(batch: dict, i: int, one: dict) -> bool:
+        pictures = all(np.array_equal(batch["images"][n][i], one["images"][n]) for n in one["images"])
+        return pictures and np.array_equal(batch["proprio"][i], one["proprio"])
+
+    worlds = AsyncVectorEnv(
+        [_make] * 2, context="spawn", autoreset_mode=AutoresetMode.DISABLED
+    )
+    try:
+        batch, infos = worlds.reset(seed=[10, 11])
+        assert same(batch, 0, alone(10, 0)) and same(batch, 1, alone(11, 0))
+        assert infos["cube_pose"].shape == (2, 7)
+        batch, *_ = worlds.step(np.stack([actions[0], actions[0]]))
+        assert same(batch, 0, alone(10, 1)) and same(batch, 1, alone(11, 1))
+        batch, _ = worlds.reset(seed=[None, 12], options={"reset_mask": np.array([False, True])})
+        assert same(batch, 0, alone(10, 1)) and same(batch, 1, alone(12, 0))
+        batch, *_ = worlds.step(np.stack([actions[1], actions[0]]))
+        assert same(batch, 0, alone(10, 2)) and same(batch, 1, alone(12, 1))
+    finally:
+        worlds.close(terminate=True)

@@ -1,0 +1,295 @@
+"""The task as a policy meets it: seeds, pictures, actions, success, states, and what it refuses."""
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import envs  # noqa: F401 (registers the id)
+from demos.picker import Picker, PickerConfig
+from envs.cube_pick import MAX_DELTA, STAGES, CubePick
+from envs.errors import EnvError
+from envs.robots import ROBOTS
+from envs.world import TABLE_HEIGHT
+
+CALM = PickerConfig(kicks=(0, 0))
+SIZE = 128
+
+
+@pytest.fixture(scope="module", params=list(ROBOTS))
+def env(request):
+    env = CubePick(robot=request.param, image_size=SIZE)
+    yield env
+    env.close()
+
+
+@pytest.fixture
+def blind(env, monkeypatch):
+    """The same world, nothing drawn."""
+    monkeypatch.setattr(env, "render_cameras", dict)
+    return env
+
+
+def some_actions(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.append(rng.uniform(-0.1, 0.1, (count, 7)), rng.integers(0, 2, (count, 1)), 1)  # (count, 8)
+
+
+def states_of(env, actions) -> np.ndarray:
+    states = [env.get_state()]
+    for action in actions:
+        env.step_physics(action)
+        states.append(env.get_state())
+    return np.stack(states)
+
+
+def picked(env, seed: int, config=CALM) -> list[np.ndarray]:
+    """Actions of the scripted picker from the seed to success."""
+    env.reset(seed=seed)
+    picker = Picker(env, config)
+    picker.reset(seed)
+    actions = []
+    while not env.is_success and len(actions) < env.config.max_steps:
+        actions.append(picker.act()[0])
+        env.step_physics(actions[-1])
+    return actions
+
+
+# ---------------------------------------------------------------- gymnasium
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_check_env(robot):
+    env = gymnasium.make("s2robot/CubePick-v0", robot=robot, image_size=32, render_mode="rgb_array")
+    observation, info = env.reset(seed=0)
+    assert observation["proprio"].shape == (8,) and observation["proprio"].dtype == np.float32
+    assert list(observation["images"]) == ["hand", "left", "right"]
+    assert env.render().shape == (32, 96, 3)
+    assert info["stage"] == "approach" and not info["is_success"] and info["cube_pose"].shape == (7,)
+    check_env(env.unwrapped, skip_render_check=True)
+
+
+def test_it_ends_when_the_steps_are_used_up():
+    env = CubePick(max_steps=3, cameras=("left",), image_size=16)
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(8))[2:4] for _ in range(3)]
+    assert ends == [(False, False), (False, False), (False, True)]
+
+
+# ---------------------------------------------------------------- seeds
+
+
+def test_the_seed_alone_decides_an_episode(blind):
+    blind.reset(seed=3)
+    first = states_of(blind, some_actions(12))
+    picked(blind, seed=8)  # ends with a closed gripper and a lifted cube
+    blind.reset(seed=3)
+    assert np.array_equal(first, states_of(blind, some_actions(12)))
+    fresh = CubePick(blind.config)
+    fresh.render_cameras = dict
+    fresh.reset(seed=3)
+    assert np.array_equal(first, states_of(fresh, some_actions(12)))
+    fresh.reset(seed=4)
+    assert not np.array_equal(first[0], fresh.get_state())
+
+
+def test_places_and_starts_fill_their_ranges(blind):
+    cubes, starts, yaws = [], [], []
+    for seed in range(40):
+        _, info = blind.reset(seed=seed)
+        pose = info["cube_pose"]
+        cubes.append(pose[:3])
+        yaws.append(2 * np.arctan2(pose[6], pose[3]))
+        starts.append(blind.commanded - blind.spec_robot.home)
+        assert blind.opening > 0.9
+        assert np.abs(blind.joints - blind.commanded).max() < 0.02
+    cubes, starts = np.array(cubes), np.array(starts)
+    assert np.abs(starts).max() <= 0.05 and np.abs(starts).max(0).min() > 0.04
+    assert np.abs(cubes[:, 2] - 0.02).max() < 1e-3  # at rest on the table
+    for axis, half in ((0, 0.12), (1, 0.16)):
+        assert np.abs(cubes[:, axis]).max() <= half + 1e-3
+        assert cubes[:, axis].min() < -0.8 * half and cubes[:, axis].max() > 0.8 * half
+    assert np.ptp(yaws) > np.pi
+
+
+def test_options_place_the_cube_and_leave_the_random_stream_alone(blind):
+    _, info = blind.reset(seed=5, options={"cube_xy": (0.1, -0.1), "cube_yaw": 0.3})
+    assert np.allclose(info["cube_pose"][:2], (0.1, -0.1), atol=1e-3)
+    assert 2 * np.arctan2(info["cube_pose"][6], info["cube_pose"][3]) == pytest.approx(0.3, abs=0.01)
+    start = blind.commanded
+    blind.reset(seed=5)
+    assert np.array_equal(start, blind.commanded)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def pixel(env, camera: str, point: np.ndarray) -> np.ndarray:
+    """Column and row at which a pinhole camera sees a point of the table's frame.  # (2,)"""
+    i = env.camera_ids[camera]
+    x, y, z = env.data.cam_xmat[i].reshape(3, 3).T @ (point + [0, 0, TABLE_HEIGHT] - env.data.cam_xpos[i])
+    focal = SIZE / 2 / np.tan(np.radians(env.model.cam_fovy[i]) / 2)
+    return np.array([SIZE / 2 - focal * x / z, SIZE / 2 + focal * y / z]) - 0.5
+
+
+def red(image: np.ndarray) -> np.ndarray:
+    """Columns and rows of the cube's pixels.  # (n, 2)"""
+    r, g, b = image.astype(int).transpose(2, 0, 1)
+    return np.argwhere((r > 60) & (r > 2.2 * g) & (r > 2 * b))[:, ::-1]
+
+
+@pytest.mark.parametrize("camera", ["hand", "left", "right"])
+def test_the_cube_is_drawn_where_the_camera_must_see_it(env, camera):
+    for place in ((0, 0), (0.08, 0.1), (0.08, -0.1), (0.05, 0.0), (0.06, -0.1)):
+        observation, info = env.reset(seed=0, options={"cube_xy": place, "start_joints": env.spec_robot.home})
+        found = red(observation["images"][camera])
+        assert len(found) > 15, place
+        assert np.abs(found.mean(0) - pixel(env, camera, info["cube_pose"][:3])).max() < 2.5, place
+
+
+def test_hand_picture_is_seen_from_the_robot(env):
+    places = {"near": (0.0, 0.0), "away": (0.1, 0.0), "left": (0.05, 0.08), "right": (0.05, -0.08)}
+    seen = {}
+    for name, place in places.items():
+        observation, _ = env.reset(seed=0, options={"cube_xy": place})
+        seen[name] = red(observation["images"]["hand"]).mean(0)
+    assert seen["away"][1] < seen["near"][1] - 10  # further from the robot is higher in the picture
+    assert seen["left"][0] < seen["right"][0] - 10
+
+
+def test_pictures_are_upright_and_differ(env):
+    images = env.reset(seed=1)[0]["images"]
+    third = SIZE // 3
+    for name in ("left", "right"):  # the white table below, the grey room above
+        assert images[name][-third:].mean() > images[name][:third].mean() + 50
+    assert images["hand"][:third].mean() > images["hand"][-third:].mean() + 50  # the gripper below
+    assert not np.array_equal(images["left"], images["right"])
+    for image in images.values():
+        assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
+
+
+# ---------------------------------------------------------------- actions
+
+
+def test_deltas_are_clipped_and_add_to_the_commanded_joints(blind):
+    blind.reset(seed=0)
+    start = blind.commanded.copy()
+    blind.step_physics([1, -1, 0.1, 0, 0, 0, 0, 0])
+    low, high = blind.joint_low, blind.joint_high
+    wanted = np.clip(start + [MAX_DELTA, -MAX_DELTA, 0.1, 0, 0, 0, 0], low, high)
+    assert MAX_DELTA == 0.25 and np.array_equal(blind.commanded, wanted)
+    for _ in range(40):
+        blind.step_physics([0, 0, 0, 0, 0, 0, 1, 0])
+    assert blind.commanded[6] == blind.joint_high[6]
+
+
+def test_joints_follow_and_the_gripper_closes(blind):
+    blind.reset(seed=0, options={"cube_xy": (0.12, 0.16)})
+    for _ in range(5):
+        blind.step_physics([0.05] + [0] * 6 + [1])
+    for _ in range(3):
+        blind.step_physics([0] * 7 + [1])
+    assert np.abs(blind.joints - blind.commanded).max() < 0.02
+    assert blind.opening < 0.1
+    for _ in range(8):
+        blind.step_physics([0] * 7 + [0])
+    assert blind.opening > 0.9
+
+
+@pytest.mark.parametrize("bad", [np.full(8, np.nan), np.zeros(7), np.zeros((2, 8)), [0] * 7 + [np.inf]])
+def test_bad_actions_are_refused_and_change_nothing(blind, bad):
+    blind.reset(seed=0)
+    before = blind.get_state()
+    with pytest.raises(EnvError, match=r"^action: found [^\n]*, expected 8 finite numbers$"):
+        blind.step(bad)
+    assert np.array_equal(before, blind.get_state())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"robot": "ur5"}, "found 'ur5', expected one of xarm7, panda"),
+        ({"cameras": ("hand", "top")}, "found 'top', expected some of hand, left, right"),
+        ({"cube_sise": 0.05}, "found unknown setting cube_sise, expected one of robot, .*cube_size"),
+    ],
+)
+def test_unknown_settings_are_one_line(settings, words):
+    with pytest.raises(EnvError, match=words) as caught:
+        CubePick(**settings)
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- success
+
+
+def test_stages_come_in_order_and_success_needs_half_a_second(blind):
+    blind.reset(seed=2)
+    rest = blind.cube_pose[2]
+    picker = Picker(blind, CALM)
+    picker.reset(2)
+    stages, raised = [], []
+    done = truncated = False
+    while not (done or truncated):
+        _, reward, done, truncated, info = blind.step(picker.act()[0])
+        stages.append(info["stage"])
+        raised.append(info["cube_pose"][2] - rest)
+        assert reward == done == info["is_success"] == (info["stage"] == "held")
+    assert done
+    order = [STAGES.index(s) for s in stages]
+    assert order == sorted(order) and set(order) == {0, 1, 2, 3}
+    assert min(raised[-5:]) >= 0.10 > raised[-6]  # the fifth step of 0.1 s at that height, no earlier
+    assert raised[stages.index("lift")] >= 0.02
+
+
+def test_a_cube_in_the_air_without_the_gripper_is_no_success(blind):
+    blind.reset(seed=0)
+    for _ in range(8):
+        blind.data.qpos[blind._cube_index + 2] = TABLE_HEIGHT + 0.3
+        blind.data.qvel[blind.model.joint("cube_joint0").dofadr[0] + 2] = 0
+        mujoco.mj_forward(blind.model, blind.data)
+        blind.step_physics(np.zeros(8))
+    assert blind.cube_pose[2] > 0.15 and blind.stage == "approach" and not blind.is_success
+
+
+def test_stock_threshold_is_reached_earlier(blind):
+    full = picked(blind, seed=1)
+    low = CubePick(robot=blind.config.robot, success_height=0.04, success_hold=0.0)
+    low.render_cameras = dict
+    short = picked(low, seed=1)
+    assert low.is_success and len(short) < len(full)
+    assert np.array_equal(short, full[: len(short)])
+    assert low.cube_pose[2] - 0.02 == pytest.approx(0.055, abs=0.016)  # the first step beyond 4 cm
+
+
+# ---------------------------------------------------------------- states
+
+
+def test_a_state_returns_exactly_and_goes_on_identically(blind):
+    actions = picked(blind, seed=6, config=PickerConfig())
+    other = CubePick(blind.config)
+    other.render_cameras = dict
+    other.reset(seed=99)
+    blind.reset(seed=6)
+    states = states_of(blind, actions)
+    for start in (0, len(actions) // 2, len(actions) - 4):  # free, near the cube, with the cube in the gripper
+        for world in (blind, other):
+            world.set_state(states[start])
+            assert np.array_equal(world.get_state(), states[start])
+            assert np.array_equal(states_of(world, actions[start:]), states[start:])
+
+
+def test_a_state_of_another_scene_is_refused():
+    xarm7, panda = CubePick(robot="xarm7"), CubePick(robot="panda")  # never reset: states have their size already
+    before = panda.get_state()
+    with pytest.raises(EnvError, match=r"state: found shape \(273,\), expected \(250,\) for this scene"):
+        panda.set_state(xarm7.get_state())
+    assert np.array_equal(before, panda.get_state())
+
+
+def test_describe_is_json_and_says_what_a_dataset_must_know(env):
+    about = env.describe()
+    assert about["robot"] == env.config.robot and len(about["joint_names"]) == 7
+    assert about["action_frame"] == "joint_delta_commanded" and about["rate_hz"] == 10
+    assert list(about["camera_geometry"]) == about["cameras"] == ["hand", "left", "right"]
+    assert about["env_config"]["box_x"] == [-0.12, 0.12]

@@ -1,0 +1,128 @@
+"""The renderer: leaving geometry out changes no pixel, renderers don't disturb each other, missing libraries."""
+
+import ctypes.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demos.picker import Picker
+from envs.cube_pick import CubePick
+from envs.errors import EnvError
+from envs.gl import choose_gl
+from envs.renderer import OffscreenRenderer, outside_view
+from envs.robots import ROBOTS
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 96
+
+
+@pytest.fixture(scope="module", params=list(ROBOTS))
+def env(request):
+    env = CubePick(robot=request.param, image_size=SIZE)
+    yield env
+    env.close()
+
+
+@pytest.fixture
+def moments(env, monkeypatch):
+    """States along a pick, from above the table to the lifted cube."""
+    drawn = env.render_cameras
+    monkeypatch.setattr(env, "render_cameras", dict)
+    env.reset(seed=0)
+    picker = Picker(env)
+    picker.reset(0)
+    states = [env.get_state()]
+    while not env.is_success:
+        env.step_physics(picker.act()[0])
+        states.append(env.get_state())
+    monkeypatch.setattr(env, "render_cameras", drawn)
+    return states[::6]
+
+
+def test_culled_pictures_are_the_same_bytes(env, moments):
+    whole = OffscreenRenderer(env.model, SIZE, cull=False)
+    groups = env.model.geom_group.copy()
+    left_out = 0
+    for state in moments:
+        env.set_state(state)
+        for name, frame in env.render_cameras().items():
+            camera = env.camera_ids[name]
+            assert np.array_equal(frame, whole.render(env.data, camera)), name
+            left_out += outside_view(env.model, env.data, camera).sum()
+    assert left_out > 0
+    assert np.array_equal(groups, env.model.geom_group)
+    whole.close()
+
+
+def test_two_renderers_give_the_same_bytes_and_closing_one_leaves_the_other(env, moments):
+    camera = env.camera_ids["left"]
+    one, two = OffscreenRenderer(env.model, SIZE), OffscreenRenderer(env.model, SIZE)
+    frames = []
+    for state in moments:
+        env.set_state(state)
+        frames.append(one.render(env.data, camera))
+        assert np.array_equal(frames[-1], two.render(env.data, camera))
+    assert not np.array_equal(frames[0], frames[-1])
+    two.render(env.data, camera)
+    one.close()
+    for state, frame in zip(moments, frames, strict=True):
+        env.set_state(state)
+        assert np.array_equal(frame, two.render(env.data, camera))
+    two.close()
+
+
+def test_a_world_that_is_dropped_leaves_the_others_pictures_alone(env, moments):
+    env.set_state(moments[0])
+    before = env.render_cameras()
+    other = CubePick(robot="xarm7", cameras=("left",), image_size=32)
+    other.reset(seed=0)
+    env.render_cameras()  # env's context is current when the other's is freed
+    other._renderer._finalizer()  # what the garbage collector calls
+    assert all(np.array_equal(before[name], frame) for name, frame in env.render_cameras().items())
+    env.set_state(moments[-1])
+    assert not np.array_equal(before["left"], env.render_cameras()["left"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("", "MUJOCO_GL=egl needs EGL, .*apt-get install libegl1 libgl1-mesa-dri"),
+        ("egl", "MUJOCO_GL=egl needs EGL, .*apt-get install libegl1 libgl1-mesa-dri"),
+        ("osmesa", "MUJOCO_GL=osmesa needs OSMesa, .*apt-get install libosmesa6"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system brings OpenGL")
+def test_a_missing_library_says_what_to_install(monkeypatch, asked, words):
+    monkeypatch.setenv("MUJOCO_GL", asked)
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
+    with pytest.raises(EnvError, match=words) as caught:
+        choose_gl()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system brings OpenGL")
+def test_egl_comes_before_osmesa_and_the_users_choice_stays(monkeypatch):
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    for present, asked, chosen in (
+        ({"EGL", "OSMesa"}, "", "egl"),
+        ({"OSMesa"}, "", "osmesa"),
+        ({"EGL", "OSMesa"}, "osmesa", "osmesa"),
+        (set(), "glfw", "glfw"),
+    ):
+        monkeypatch.setenv("MUJOCO_GL", asked)
+        monkeypatch.setattr(ctypes.util, "find_library", lambda name, has=present: name if name in has else None)
+        assert choose_gl() == chosen == os.environ["MUJOCO_GL"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system brings OpenGL")
+@pytest.mark.parametrize("package", ["envs", "demos"])
+def test_importing_sets_it_before_mujoco_loads(package):
+    script = f"import {package}, os, sys; print(os.environ['MUJOCO_GL'], 'mujoco' in sys.modules)"
+    env = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    env["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() in (["egl", "False"], ["osmesa", "False"]), done.stderr
