@@ -30,11 +30,15 @@ class PickerConfig:
     close_z: float = 0.010  # as low as this
     close_yaw: tuple[float, float] = (0.08, 0.25)  # and turned as well as this; both drawn anew each episode
     grip_steps: int = 0  # steps of contact to wait before lifting; waiting is what a policy clones worst
+    open_enough: float = 0.85  # the gripper goes down on the cube only when opened further than this
     lift: float = 0.15  # height to lift the cube to
     kicks: tuple[int, int] = (1, 3)  # perturbations an episode, least and most; (0, 0) for none
     kick_steps: tuple[int, int] = (1, 2)  # steps that one lasts
     kick_size: float = 0.05  # farthest horizontal and vertical displacement of a perturbation, m a step
     kick_yaw: float = 0.3  # farthest turn of a perturbation, a step
+    misses: float = 0.5  # share of the episodes with a grasp beside the cube, so that demos show how to recover
+    miss_by: tuple[float, float] = (0.012, 0.04)  # how far beside it, m
+    miss_steps: tuple[int, int] = (5, 11)  # steps that the miss lasts
 
 
 class Picker:
@@ -59,66 +63,90 @@ class Picker:
 
     def reset(self, seed: int) -> None:
         """Start an episode; the seed decides the perturbations."""
-        self._rng = np.random.default_rng([seed, 7])
-        c = self.config
+        env, c = self.env, self.config
+        rng = self._rng = np.random.default_rng([seed, 7])
         # loose and tight grasps, so that lifting follows from any firm grip and not from a perfect one
-        self._close_xy, self._close_yaw = self._rng.uniform(*c.close_xy), self._rng.uniform(*c.close_yaw)
+        self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
+        # a kick starts at a step drawn over the usual length of the approach
+        count = rng.integers(c.kicks[0], c.kicks[1] + 1)
+        self._kick_at = set(rng.choice(np.arange(1, 14), size=count, replace=False).tolist())
+        self._kick_left = 0
+        self._miss_left = 0
+        self._will_miss = rng.random() < c.misses
+        self._step = -1
         self._firm = 0
         self._closing = False
-        # a kick starts at a step drawn over the usual length of the approach
-        count = self._rng.integers(c.kicks[0], c.kicks[1] + 1)
-        self._kick_at = set(self._rng.choice(np.arange(1, 14), size=count, replace=False).tolist())
-        self._kick_left = 0
-        self._step = 0
-        self._rotation = self._grip_rotation()  # (3, 3) straight down at the home yaw
-        home = self.env.data.qpos.copy()
-        home[self.env.joint_index] = self.env.spec_robot.home
+        home = env.data.qpos.copy()
+        home[env.joint_index] = env.spec_robot.home
         self._posture.set_target(home)
-        self._yaw_home = self._yaw_of(self._rotation)
+        self._ik.update(home)
+        self._yaw_home = self._yaw_of(self._ik.data.site_xmat[env.grip_site].reshape(3, 3))
 
     def act(self) -> tuple[np.ndarray, bool]:
         """The next action and whether it is a perturbation.  # float32 (8,), bool"""
         env, c = self.env, self.config
-        cube = env.cube_pose
-        grip, yaw = env.grip_position, self._yaw_of(self._grip_rotation())
-        yaw_error = self._yaw_error(cube, yaw)
-        error = cube[:2] - grip[:2]  # (2,)
-        far = float(np.linalg.norm(error))
+        cube, grip = env.cube_pose, env.grip_position
+        yaw_error = self._yaw_error(cube, self._yaw_of(self._grip_rotation()))
+        far = float(np.linalg.norm(cube[:2] - grip[:2]))
         grasp_z = max(cube[2], env.config.cube_size / 2)
+        self._step += 1
 
-        if self._closing and env.opening < 0.15 and cube[2] < 0.03 and self._firm == 0:
+        if self._closing and env.opening < 0.15 and not env._touching():
             self._closing = False  # closed on nothing: open and try again
-        if not self._closing:
-            low = abs(grip[2] - grasp_z) < c.close_z
+        if not self._closing and not self._miss_left:
+            low = abs(grip[2] - grasp_z) < c.close_z and env.opening > c.open_enough
             self._closing = low and far < self._close_xy and abs(yaw_error) < self._close_yaw
         if self._closing:
-            self._firm = self._firm + 1 if env._touching() else 0
-            lifting = self._firm > c.grip_steps or (self._firm and grip[2] > grasp_z + 0.03)
-            target, _ = self._commanded_pose()
-            if lifting:
-                target[2] = env.config.cube_size / 2 + c.lift
-            self._step += 1
-            return self._move(target, 0.0, closed=True), False
-
-        if self._kick_left == 0 and self._step in self._kick_at:
-            self._kick_left = int(self._rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
-            push = self._rng.uniform(-1, 1, 3) * c.kick_size
-            if grip[2] < 0.08:
-                push[2] = abs(push[2])  # never into the table
-                push[:2] *= 0.5  # nor through the cube
-            self._push = push, self._rng.uniform(-c.kick_yaw, c.kick_yaw)
-        self._step += 1
-        if self._kick_left:
-            self._kick_left -= 1
-            commanded, _ = self._commanded_pose()
-            target = commanded + self._push[0]
-            target[2] = np.clip(target[2], 0.03, 0.40)
-            return self._move(target, self._push[1], closed=False, limit=False), True
+            return self._grasp(), False
+        if push := self._push_off(cube, grip, far, grasp_z):
+            return push[0], True
 
         misaligned = far + c.funnel_yaw * abs(yaw_error)
+        if env.opening < c.open_enough:
+            misaligned = np.inf  # stay above the cube until the gripper is open
         height = min(c.hover, c.funnel_slope * max(0.0, misaligned - c.funnel_mouth))
         target = np.array([*cube[:2], grasp_z + height])
         return self._move(target, yaw_error, closed=False), False
+
+    def _grasp(self) -> np.ndarray:
+        """Close where the gripper is; lift at the first contact with both fingers."""
+        c = self.config
+        self._firm = self._firm + 1 if self.env._touching() else 0
+        target, _ = self._commanded_pose()
+        if self._firm > c.grip_steps:
+            target[2] = self.env.config.cube_size / 2 + c.lift
+        return self._move(target, 0.0, closed=True)
+
+    def _push_off(self, cube, grip, far: float, grasp_z: float) -> tuple[np.ndarray] | None:
+        """The action of a perturbation, where one is due: a kick, or a grasp beside the cube."""
+        env, c, rng = self.env, self.config, self._rng
+        if self._will_miss and far < 0.04 and grip[2] < grasp_z + 0.08:
+            self._will_miss = False
+            self._miss_left = int(rng.integers(c.miss_steps[0], c.miss_steps[1] + 1))
+            angle, distance = rng.uniform(-np.pi, np.pi), rng.uniform(*c.miss_by)
+            self._miss_at = np.array([*(cube[:2] + distance * np.array([np.cos(angle), np.sin(angle)])), grasp_z])
+            self._miss_rise = int(rng.integers(0, 4))  # its last steps may lift nothing, as a policy would
+        if self._miss_left:
+            self._miss_left -= 1
+            if self._miss_left == 0 and env._touching():
+                self._closing = True  # it has the cube after all
+            rising = self._miss_left < self._miss_rise
+            target = self._miss_at + [0, 0, 0.12 if rising else 0.0]
+            down = abs(grip[2] - grasp_z) < 0.02 or env.opening < 0.9
+            return (self._move(target, 0.0, closed=bool(down)),)
+        if self._kick_left == 0 and self._step in self._kick_at:
+            self._kick_left = int(rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
+            push = rng.uniform(-1, 1, 3) * c.kick_size
+            if grip[2] < 0.08:
+                push[2] = abs(push[2])  # never into the table
+                push[:2] *= 0.5  # nor through the cube
+            self._push = push, rng.uniform(-c.kick_yaw, c.kick_yaw)
+        if self._kick_left:
+            self._kick_left -= 1
+            target = self._commanded_pose()[0] + self._push[0]
+            target[2] = np.clip(target[2], 0.03, 0.40)
+            return (self._move(target, self._push[1], closed=False, limit=False),)
+        return None
 
     # ---------------------------------------------------------------- inside
 

@@ -85,6 +85,8 @@ def replay_episode(store: EpisodeStore, env: CubePick, episode: int) -> dict:
     Returns ``{"success", "stage", "steps", "max_joint_error"}``; the last is the largest difference in rad
     between replayed and recorded joints (0 for a simulated demo on the machine that recorded it).
     """
+    if "state" not in store.keys:
+        raise DatasetError(f"{store.path}: found no key 'state', expected it: only simulated demos can be replayed")
     arrays = store.episode(episode)
     env.reset(seed=int(store.meta("seed")[episode]))
     env.set_state(arrays["state"][0])

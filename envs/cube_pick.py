@@ -38,7 +38,7 @@ class CubePickConfig:
     start_noise: float = 0.05  # uniform, every joint
     success_height: float = 0.10  # of the cube's centre above its place on the table
     success_hold: float = 0.5  # at that height and in the gripper
-    max_steps: int = 60
+    max_steps: int = 80
     stiffness: float = 1000.0  # joint controller, 1/s²
     # name -> (position, target, vertical field of view in degrees), table frame
     side_cameras: dict = field(

@@ -15,16 +15,16 @@ def limit_threads() -> None:
 def worker_pool(workers: int) -> ProcessPoolExecutor:
     """A pool of fresh processes (forking a process that holds an OpenGL context or threads is not safe)."""
     limit_threads()
-    return ProcessPoolExecutor(
-        max(1, workers), mp_context=get_context("spawn"), initializer=_end_with_parent
-    )
+    return ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn"), initializer=_end_with_parent)
 
 
 def _end_with_parent() -> None:
     """A killed parent cannot tell its workers: without this they would wait for work for ever."""
+    parent = parent_process()
 
     def watch() -> None:
-        parent_process().join()
-        os._exit(1)
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     Thread(target=watch, daemon=True).start()

@@ -83,8 +83,9 @@ def encode_demos(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder) -> tu
     """The features of a dataset, (steps, cameras, tokens, dim), from the cache or newly encoded."""
     f, cameras = cfg.features, tuple(cfg.env.cameras)
     store.check(cameras=cameras)
-    if f.threads:
-        torch.set_num_threads(f.threads)
+    cores = os.cpu_count() or 1
+    workers = f.workers or max(1, cores // 2)
+    threads = torch.get_num_threads()
     cache = FeatureCache(
         f.cache or cache_dir("features"),
         store.fingerprint,
@@ -99,12 +100,14 @@ def encode_demos(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder) -> tu
     encoder.to(device_of(f.device))
     if not cache.missing():
         return cache.features, cache
+    torch.set_num_threads(f.threads or max(1, cores - workers))
     with bar("encoding frames") as update:
         features = cache.build(
-            lambda missing: render_episodes(store, missing, cameras, encoder.image_size, f.workers),
+            lambda missing: render_episodes(store, missing, cameras, encoder.image_size, workers),
             encoder.encode,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
         )
+    torch.set_num_threads(threads)
     return features, cache
 
 

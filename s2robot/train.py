@@ -31,7 +31,7 @@ class Batches:
     """All training data of one process as tensors, and shuffled batches of windows from it."""
 
     def __init__(self, store: EpisodeStore, features: np.ndarray, windows: Windows, device: torch.device):
-        self.features = torch.from_numpy(np.ascontiguousarray(features)).to(device)  # (M, C, N, D) float16
+        self.features = torch.from_numpy(np.array(features)).to(device)  # (M, C, N, D) float16
         self.proprio = torch.from_numpy(store["proprio"]).to(device)  # (M, 8)
         self.action = torch.from_numpy(store["action"]).to(device)  # (M, 8)
         self.windows = {
@@ -166,7 +166,8 @@ def train(
             loss, scalars = model(batch)
             fabric.backward(loss)
             if cfg["grad_clip"]:
-                fabric.clip_gradients(model, optimizer, max_norm=cfg["grad_clip"])
+                # one that is not finite shows in the losses below, which are told in one line
+                fabric.clip_gradients(model, optimizer, max_norm=cfg["grad_clip"], error_if_nonfinite=False)
             optimizer.step()
             optimizer.zero_grad()
             decay = min(cfg["ema"], (1 + step) / (10 + step))
@@ -176,17 +177,17 @@ def train(
                         average[name].lerp_(value, 1 - decay)
             for name, value in scalars.items():
                 totals[name] = totals.get(name, 0.0) + value.item() / steps_an_epoch
-        if not math.isfinite(totals["loss"]):
-            raise UserError(
-                f"train: the loss is {totals['loss']} in epoch {epoch}; lower train.lr ({cfg['lr']}); "
-                f"{state_path} holds the last good state"
-            )
         row = {
             "epoch": epoch + 1,
             "train_loss": totals["loss"],
             "train_joint_error_rad": totals["joint_error"],
         }
         row |= {f"val_{k}": v for k, v in _validate(policy, average, validation, cfg["batch_size"]).items()}
+        for loss in (row["train_loss"], row["val_loss"]):
+            if not math.isfinite(loss):  # nothing of this epoch is saved
+                raise UserError(
+                    f"train: the loss is {loss} in epoch {epoch + 1}; lower train.lr ({cfg['lr']})"
+                )
         row["lr"] = optimizer.param_groups[0]["lr"]
         row["seconds"] = time.monotonic() - start
         history.append(row)

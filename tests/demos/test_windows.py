@@ -43,7 +43,13 @@ def test_padding_at_both_ends(tmp_path):
     assert windows.context.tolist() == [[0, 0], [0, 1], [1, 2], [3, 3], [3, 4]]
     assert windows.pad.tolist() == [[True, False], [False] * 2, [False] * 2, [True, False], [False] * 2]
     assert windows.chunk.tolist() == [[0, 1], [1, 2], [2, 2], [3, 4], [4, 4]]  # never into the next episode
-    assert windows.action_pad.tolist() == [[False] * 2, [False] * 2, [False, True], [False] * 2, [False, True]]
+    assert windows.action_pad.tolist() == [
+        [False] * 2,
+        [False] * 2,
+        [False, True],
+        [False] * 2,
+        [False, True],
+    ]
     assert len(windows) == 5
 
 

@@ -25,7 +25,7 @@ def some_actions(count: int) -> np.ndarray:
 
 def pick_actions(env, seed: int) -> np.ndarray:
     env.reset(seed=seed)
-    picker = Picker(env, PickerConfig(kicks=(0, 0)))
+    picker = Picker(env, PickerConfig(kicks=(0, 0), misses=0.0))
     picker.reset(seed)
     actions = []
     while not env.is_success:
@@ -128,9 +128,7 @@ def test_two_processes_and_a_reset_of_one(world):
         pictures = all(np.array_equal(batch["images"][n][i], one["images"][n]) for n in one["images"])
         return pictures and np.array_equal(batch["proprio"][i], one["proprio"])
 
-    worlds = AsyncVectorEnv(
-        [_make] * 2, context="spawn", autoreset_mode=AutoresetMode.DISABLED
-    )
+    worlds = AsyncVectorEnv([_make] * 2, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
     try:
         batch, infos = worlds.reset(seed=[10, 11])
         assert same(batch, 0, alone(10, 0)) and same(batch, 1, alone(11, 0))

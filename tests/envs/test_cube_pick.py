@@ -13,7 +13,7 @@ from envs.errors import EnvError
 from envs.robots import ROBOTS
 from envs.world import TABLE_HEIGHT
 
-CALM = PickerConfig(kicks=(0, 0))
+CALM = PickerConfig(kicks=(0, 0), misses=0.0)
 SIZE = 128
 
 
@@ -272,7 +272,8 @@ def test_a_state_returns_exactly_and_goes_on_identically(blind):
     other.reset(seed=99)
     blind.reset(seed=6)
     states = states_of(blind, actions)
-    for start in (0, len(actions) // 2, len(actions) - 4):  # free, near the cube, with the cube in the gripper
+    # free, near the cube, with the cube in the gripper
+    for start in (0, len(actions) // 2, len(actions) - 4):
         for world in (blind, other):
             world.set_state(states[start])
             assert np.array_equal(world.get_state(), states[start])
@@ -280,7 +281,8 @@ def test_a_state_returns_exactly_and_goes_on_identically(blind):
 
 
 def test_a_state_of_another_scene_is_refused():
-    xarm7, panda = CubePick(robot="xarm7"), CubePick(robot="panda")  # never reset: states have their size already
+    # never reset: states have their size already
+    xarm7, panda = CubePick(robot="xarm7"), CubePick(robot="panda")
     before = panda.get_state()
     with pytest.raises(EnvError, match=r"state: found shape \(273,\), expected \(250,\) for this scene"):
         panda.set_state(xarm7.get_state())

@@ -114,7 +114,9 @@ def test_egl_comes_before_osmesa_and_the_users_choice_stays(monkeypatch):
         (set(), "glfw", "glfw"),
     ):
         monkeypatch.setenv("MUJOCO_GL", asked)
-        monkeypatch.setattr(ctypes.util, "find_library", lambda name, has=present: name if name in has else None)
+        monkeypatch.setattr(
+            ctypes.util, "find_library", lambda name, has=present: name if name in has else None
+        )
         assert choose_gl() == chosen == os.environ["MUJOCO_GL"]
 
 

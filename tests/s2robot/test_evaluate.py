@@ -1,0 +1,225 @@
+"""Evaluations: the same seed gives the same records, good actions succeed, wrong parts are refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from demos.picker import PickerConfig
+from demos.record import record_episode
+from demos.store import EpisodeStore
+from envs.cube_pick import CubePick, CubePickConfig
+from policies import BatchActor, ChunkPolicy, PolicySpec, save_checkpoint
+from policies.errors import PolicyError
+from s2robot import pipeline
+from s2robot.encoders import build_encoder
+from s2robot.errors import UserError
+from s2robot.evaluate import LearnedPlanner, NearestDemo, film, film_some, run_episodes
+from s2robot.paths import configs_dir
+from s2robot.stats import read_records, summarise
+from s2robot.vit import MVPViT, ViTSpec, save_encoder
+
+CAMERAS, SEED = ("hand", "left"), 9000
+CONFIG = CubePickConfig(cameras=CAMERAS, image_size=64, max_steps=14)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder):
+    return build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_encoder)})
+
+
+def untrained(encoder, **changes) -> ChunkPolicy:
+    """A policy with random weights and a plausible normalisation."""
+    values = {
+        "cameras": list(CAMERAS), "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 4, "execute": 2,
+        "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    policy = ChunkPolicy(PolicySpec.from_dict(values | changes))
+    rng = np.random.default_rng(0)
+    actions = np.append(rng.normal(0, 0.03, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
+    moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
+    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
+    return policy.eval()
+
+
+def rollouts(encoder, policy, tmp_path, episodes=3, workers=2, config=CONFIG):
+    planner = LearnedPlanner(BatchActor(policy, workers), encoder, CAMERAS)
+    return run_episodes(config, planner, episodes, SEED, workers, tmp_path / "episodes.jsonl")
+
+
+def test_the_same_seed_gives_the_same_records(encoder, tmp_path):
+    progress = []
+    planner = LearnedPlanner(BatchActor(untrained(encoder), 2), encoder, CAMERAS)
+    first = run_episodes(
+        CONFIG, planner, 3, SEED, 2, tmp_path / "episodes.jsonl", lambda *done: progress.append(done)
+    )
+    journal = read_records(tmp_path / "episodes.jsonl")
+    assert sorted(journal, key=lambda r: r["episode"]) == first.records
+    assert [done for done, _ in progress] == [1, 2, 3]
+    assert [r["seed"] for r in first.records] == [SEED, SEED + 1, SEED + 2]
+    summary = summarise(first.records)
+    assert summary["episodes"] == 3 and summary["successes"] == 0
+    assert (
+        all(planner.timing[name] > 0 for name in ("encode_s", "policy_s")) and first.seconds["simulate_s"] > 0
+    )
+
+    again = rollouts(encoder, untrained(encoder), tmp_path)
+    assert again.records == first.records
+    for i, actions in first.actions.items():
+        assert np.array_equal(actions, again.actions[i])
+        assert len(actions) == first.records[i]["steps"] == CONFIG.max_steps
+
+    # the records tell where the cube of that seed lies, and a film of the actions goes the same way
+    env = CubePick(CONFIG)
+    env.render_cameras = dict
+    for r in first.records:
+        pose = env.reset(seed=r["seed"])[1]["cube_pose"]
+        assert r["cube_xy"] == pytest.approx(pose[:2], abs=1e-5)
+        assert np.cos(r["cube_yaw"] / 2) == pytest.approx(abs(pose[3]), abs=1e-4) or pose[3] < 0
+        distances = [env._info()["distance"]]
+        for action in first.actions[r["episode"]]:
+            env.step_physics(action)
+            distances.append(env._info()["distance"])
+        assert r["closest_m"] == pytest.approx(min(distances), abs=1e-5) and r["stage"] == env.stage
+
+
+def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, tmp_path):
+    """Chunks of two steps in two processes and single steps in one: the same actions."""
+    network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
+    policy = untrained(encoder, kind="transformer", context=3, network=network)
+    batched = rollouts(encoder, policy, tmp_path, episodes=1, workers=1)
+    actor = BatchActor(policy, 1)
+    assert actor.every_step
+    env = CubePick(CONFIG)
+    observation, _ = env.reset(seed=SEED)
+    queue, alone = [], []
+    for _ in range(CONFIG.max_steps):
+        frames = np.stack([observation["images"][c] for c in CAMERAS])
+        tokens = encoder.encode(frames).half().float()[None]  # (1, C, N, D)
+        proprio = observation["proprio"][None]
+        if queue:
+            actor.observe([0], tokens, proprio)
+        else:
+            queue = list(actor.plan([0], tokens, proprio)[0])
+        alone.append(queue.pop(0))
+        actor.record_actions([0], alone[-1][None])
+        observation, *_ = env.step(alone[-1])
+    env.close()
+    assert np.allclose(batched.actions[0], np.stack(alone), atol=1e-4)
+
+
+def scripted(path: Path, seeds) -> EpisodeStore:
+    """Demos recorded at these seeds."""
+    config = CubePickConfig()
+    attributes = {**CubePick(config).describe(), "seed": seeds[0], "kind": "states"}
+    with EpisodeStore.create(path, attributes) as store:
+        for seed in seeds:
+            store.append(*record_episode(config, PickerConfig(), seed))
+    return EpisodeStore.open(path)
+
+
+def test_demos_of_the_very_positions_succeed_and_films_show_it(tmp_path):
+    seeds = range(SEED, SEED + 3)
+    store = scripted(tmp_path / "demos.zarr", seeds)
+    config = CubePickConfig(cameras=("left",), image_size=16)
+    done = run_episodes(config, NearestDemo(store), 3, SEED, 1, tmp_path / "episodes.jsonl")
+    assert [r["success"] for r in done.records] == [True] * 3
+    for i, r in enumerate(done.records):
+        assert r["stage"] == "held" and r["steps"] == store.lengths[i]
+        assert r["time_to_success_s"] == r["steps"] / 10 and r["closest_m"] < 0.02
+        assert np.array_equal(done.actions[i], store.episode(i)["action"])
+
+    video = tmp_path / "whole.mp4"
+    assert film(config, done.records[2], done.actions[2], video) == "held" and video.stat().st_size > 1000
+    stage = film(config, done.records[2], done.actions[2][:-1], tmp_path / "short.mp4")
+    assert stage == "lift"  # one step short of half a second
+    done.records[1] |= {"success": False, "stage": "lift"}  # a failure is filmed first, and checked
+    with pytest.raises(
+        UserError, match="episode_0001.mp4: episode 1 ended in stage held when run again, lift"
+    ):
+        film_some(config, done, 1, 24, tmp_path, 1)
+
+
+def test_nearest_demo_knows_that_a_cube_has_four_like_sides(tmp_path):
+    store = scripted(tmp_path / "demos.zarr", [SEED, SEED + 1])
+    planner = NearestDemo(store, execute=40)
+    pose = store.episode(1)["cube_pose"][0].copy()
+    yaw = 2 * np.arctan2(pose[6], pose[3]) + np.pi / 2
+    pose[3:] = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+    planner.reset([0], [{"cube_pose": pose}])
+    actions = planner.plan([0], [{}])[0]
+    length = store.lengths[1]
+    assert np.array_equal(actions[:length], store.episode(1)["action"])
+    assert not actions[length:, :7].any() and (actions[length:, 7] == 1).all()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.fixture(scope="module")
+def checkpoint(encoder, tiny_encoder, tmp_path_factory):
+    """An untrained policy as `s2robot train` would have saved it."""
+    world = CubePick(CONFIG).describe()
+    settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}
+    contract = {
+        **{k: world[k] for k in ("cameras", "robot", "joint_names", "action_frame", "rate_hz", "env_config")},
+        "encoder": {
+            "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,
+            "features_dtype": "float16",
+        },
+        "dataset": {"name": "demos.zarr", "fingerprint": "d", "episodes": 2, "seeds": [500, 501]},
+    }  # fmt: skip
+    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint", untrained(encoder), contract)
+
+
+def config(*overrides: str):
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return compose("evaluate", ["checkpoint=unused", "evaluate.episodes=2", *overrides])
+
+
+def test_positions_of_the_demos_are_refused(checkpoint, tmp_path):
+    words = "evaluate.seed: positions 499 to 500 hold 1 that the demos .* recorded at .first 500."
+    with pytest.raises(UserError, match=words):
+        pipeline.evaluate_policy(config("evaluate.seed=499"), checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_encoder_is_refused(checkpoint, tmp_path):
+    other = tmp_path / "other.safetensors"
+    torch.manual_seed(1)
+    save_encoder(MVPViT(ViTSpec(img_size=32, patch_size=8, dim=64, depth=2, heads=2)), other, {"seed": 1})
+    with pytest.raises(PolicyError, match="the policy was trained on encoder mvp-tiny .*, the one given is"):
+        pipeline.evaluate_policy(config(f"encoder.checkpoint={other}"), checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("robot=panda", "trained for robot 'xarm7', given is 'panda'"),
+        ("env.cameras=[hand]", "the policy needs cameras hand, left, given are hand: 'left' is missing"),
+        ("env.rate_hz=20", "the policy acts at 10 Hz, given are 20 Hz"),
+        ("evaluate.control=replay", "found 'replay', expected null, blind or nearest_demo"),
+    ],
+)
+def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
+    with pytest.raises((PolicyError, UserError), match=words) as caught:
+        pipeline.evaluate_policy(config(override), checkpoint, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_summary_says_all_that_a_report_needs(checkpoint, tmp_path):
+    cfg = config(
+        "evaluate.workers=1", "evaluate.episodes=1", "evaluate.videos=0", "env.max_steps=4",
+        "evaluate.control=blind", "evaluate.threads=1",
+    )  # fmt: skip
+    summary = pipeline.evaluate_policy(cfg, checkpoint, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert (summary["episodes"], summary["control"], summary["robot"]) == (1, "blind", "xarm7")
+    assert summary["cameras"] == list(CAMERAS) and summary["seed"] == 10000
+    assert summary["success_rule"] == "cube 10 cm up for 0.5 s"
+    assert {"simulate_s", "encode_s", "policy_s", "wall_s"} <= set(summary["timing"])
+    assert len(read_records(tmp_path / "episodes.jsonl")) == 1

@@ -1,0 +1,181 @@
+"""The commands as a user types them, on a tiny scale: `run`, `evaluate`, and what each says of bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demos.errors import DatasetError
+from demos.store import EpisodeStore
+from policies import load_checkpoint
+from s2robot.stats import read_records, read_summary
+
+ROOT = Path(__file__).resolve().parents[2]
+POLICY = [  # small enough to be trained in a second
+    "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
+    "policy.pooling.keypoints=4", "policy.pooling.values=2",
+]  # fmt: skip
+EVALUATION = ["evaluate.episodes=2", "evaluate.workers=2", "evaluate.threads=1", "env.max_steps=8"]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Run `s2robot <arguments>` in a folder of its own; the feature cache is one for all."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"PYTHONPATH": str(ROOT), "S2ROBOT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", "s2robot", *map(str, args)],
+            cwd=cache, env=env, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(command, recorded, tiny_encoder, tmp_path_factory):
+    """A whole `s2robot run`: its result and its folder."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    result = command(
+        "run", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.epochs=2",
+        "train.batch_size=32", "train.threads=1", "features.workers=1", "evaluate.videos=1",
+        "evaluate.video_size=32", f"hydra.run.dir={out}", *POLICY, *EVALUATION,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result, out
+
+
+def refused(result: subprocess.CompletedProcess[str], verb: str) -> str:
+    """The one line on standard error of a command that must exit with 2."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"s2robot {verb}: error: "), result.stderr
+    return lines[0]
+
+
+def test_run_ends_with_a_report_and_a_figure(finished, recorded):
+    result, out = finished
+    summary, records = read_summary(out / "summary.json"), read_records(out / "episodes.jsonl")
+    assert summary["episodes"] == len(records) == 2
+    assert f"in {summary['successes']} of 2 episodes" in result.stdout
+    assert result.stdout.rstrip().splitlines()[-1] == f"report: {out / 'report.html'}"
+    page = (out / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>") and str(ROOT) not in page
+    stages = json.loads((out / "stages.json").read_text())
+    assert [s["stage"] for s in stages] == ["encode", "train", "evaluate"]
+    assert [r["seed"] for r in records] == [10000, 10001]
+    filmed = [r["video"] for r in records if r["video"]]
+    assert len(filmed) == 1 and (out / filmed[0]).stat().st_size > 1000
+
+    policy, contract = load_checkpoint(out / "checkpoint")
+    store = EpisodeStore.open(recorded)
+    assert contract["dataset"] == {
+        "name": "demos.zarr", "fingerprint": store.fingerprint, "episodes": 3, "seeds": [500, 501, 502],
+    }  # fmt: skip
+    assert contract["cameras"] == ["hand", "left", "right"] and contract["robot"] == "xarm7"
+    assert policy.spec.dim == 128 and policy.spec.tokens == 16 and contract["encoder"]["sizes"] == [32, 64]
+    assert len(json.loads((out / "metrics.json").read_text())) == 2
+
+
+def test_evaluate_gives_the_same_records_again(finished, command, tmp_path):
+    _, out = finished
+    result = command(
+        "evaluate", f"checkpoint={out / 'checkpoint'}", "evaluate.videos=0", f"hydra.run.dir={tmp_path / 'again'}",
+        *EVALUATION,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    again = read_records(tmp_path / "again/episodes.jsonl")
+    assert again == [r | {"video": None} for r in read_records(out / "episodes.jsonl")]
+    assert (tmp_path / "again/report.html").is_file()
+    before, after = (read_summary(folder / "summary.json") for folder in (out, tmp_path / "again"))
+    assert {k: before[k] for k in ("success", "by_stage", "policy")} == {
+        k: after[k] for k in ("success", "by_stage", "policy")
+    }
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def damaged(recorded: Path, where: Path) -> Path:
+    """The dataset with one chunk cut in half."""
+    path = Path(shutil.copytree(recorded, where / "cut.zarr"))
+    chunk = max((path / "data/state").glob("c.*"), key=lambda file: file.stat().st_size)
+    os.truncate(chunk, chunk.stat().st_size // 2)
+    return path
+
+
+def other_robot(recorded: Path, where: Path) -> Path:
+    """The dataset, said to be of the other arm."""
+    source = EpisodeStore.open(recorded)
+    with EpisodeStore.create(where / "panda.zarr", source.attrs | {"robot": "panda"}) as store:
+        for i in range(2):
+            store.append(source.episode(i), {"seed": i, "success": True})
+    return where / "panda.zarr"
+
+
+def test_bad_datasets_are_one_line(command, recorded, tiny_encoder, tmp_path):
+    encoder = f"encoder.checkpoint={tiny_encoder}"
+    line = refused(command("train", encoder, f"demos.path={tmp_path / 'none.zarr'}"), "train")
+    assert "none.zarr: does not exist, expected a dataset folder" in line
+    line = refused(command("train", encoder, f"demos.path={damaged(recorded, tmp_path)}"), "train")
+    assert "cut.zarr/data/state/c." in line and "bytes that cannot be read" in line
+    line = refused(command("run", encoder, f"demos.path={other_robot(recorded, tmp_path)}"), "run")
+    assert "panda.zarr: found robot 'panda', expected 'xarm7'" in line
+
+
+def test_bad_encoders_and_checkpoints_are_one_line(command, recorded, tmp_path):
+    demos = f"demos.path={recorded}"
+    line = refused(command("encode", demos, "encoder.name=mvp-tine"), "encode")
+    assert (
+        "encoder.name: found 'mvp-tine', expected one of mvp-tiny, " in line and "nearest: mvp-tiny" in line
+    )
+    line = refused(command("evaluate", f"checkpoint={tmp_path / 'none'}"), "evaluate")
+    assert f"checkpoint {tmp_path / 'none'}: no such folder" in line
+
+
+def test_nothing_is_overwritten_and_no_camera_is_made_up(command, recorded, tiny_encoder):
+    before = EpisodeStore.open(recorded).fingerprint
+    line = refused(command("record", "episodes=1", "workers=1", f"out={recorded}"), "record")
+    assert "exists already, expected a new path; nothing was overwritten" in line
+    assert EpisodeStore.open(recorded).fingerprint == before
+    line = refused(
+        command(
+            "encode", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "env.cameras=[hand,top]"
+        ),
+        "encode",
+    )
+    assert "found cameras hand, left, right, expected 'top' among them" in line
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_actions_that_are_not_finite_never_get_into_a_dataset(recorded, tmp_path, bad):
+    path = Path(shutil.copytree(recorded, tmp_path / "d.zarr"))
+    with EpisodeStore.open(path, "a") as store:
+        before, episode = store.fingerprint, store.episode(0)
+        episode["action"][4, 2] = bad
+        with pytest.raises(
+            DatasetError, match=r"episode 3: action: found (nan|inf) at step 4, expected finite"
+        ):
+            store.append(episode, {"seed": 0, "success": True})
+    assert EpisodeStore.open(path).fingerprint == before
+
+
+def test_replay_and_inspect(command, recorded, tmp_path):
+    result = command("replay", f"demos.path={recorded}", f"hydra.run.dir={tmp_path / 'replay'}")
+    assert result.returncode == 0, result.stderr
+    assert (
+        "3 of 3 episodes succeed again; joints differ from the recorded ones by at most 0 rad"
+        in result.stdout
+    )
+    result = command(
+        "inspect", f"demos.path={recorded}", f"hydra.run.dir={tmp_path / 'inspect'}", "env.image_size=32",
+        "sheet.frames=2",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "inspect/dataset.png").stat().st_size > 1000
