@@ -32,11 +32,16 @@ class PickerConfig:
     grip_steps: int = 0  # steps of contact to wait before lifting; waiting is what a policy clones worst
     open_enough: float = 0.85  # the gripper goes down on the cube only when opened further than this
     lift: float = 0.15  # height to lift the cube to
-    kicks: tuple[int, int] = (1, 3)  # perturbations an episode, least and most; (0, 0) for none
+    kicks: tuple[int, int] = (
+        1,
+        3,
+    )  # perturbations drawn for an episode, least and most; late ones do not come
     kick_steps: tuple[int, int] = (1, 2)  # steps that one lasts
     kick_size: float = 0.05  # farthest horizontal and vertical displacement of a perturbation, m a step
     kick_yaw: float = 0.3  # farthest turn of a perturbation, a step
-    misses: float = 0.5  # share of the episodes with a grasp beside the cube, so that demos show how to recover
+    misses: float = (
+        0.5  # share of the episodes with a grasp beside the cube, so that demos show how to recover
+    )
     miss_by: tuple[float, float] = (0.012, 0.04)  # how far beside it, m
     miss_steps: tuple[int, int] = (5, 11)  # steps that the miss lasts
 
@@ -60,6 +65,9 @@ class Picker:
         )
         self._posture = mink.PostureTask(env.model, cost=1e-4)
         self._limits = [mink.ConfigurationLimit(env.model)]
+        limited = env.model.jnt_limited.astype(bool)
+        self._limited = env.model.jnt_qposadr[limited]
+        self._low, self._high = env.model.jnt_range[limited].T
 
     def reset(self, seed: int) -> None:
         """Start an episode; the seed decides the perturbations."""
@@ -124,7 +132,9 @@ class Picker:
             self._will_miss = False
             self._miss_left = int(rng.integers(c.miss_steps[0], c.miss_steps[1] + 1))
             angle, distance = rng.uniform(-np.pi, np.pi), rng.uniform(*c.miss_by)
-            self._miss_at = np.array([*(cube[:2] + distance * np.array([np.cos(angle), np.sin(angle)])), grasp_z])
+            self._miss_at = np.array(
+                [*(cube[:2] + distance * np.array([np.cos(angle), np.sin(angle)])), grasp_z]
+            )
             self._miss_rise = int(rng.integers(0, 4))  # its last steps may lift nothing, as a policy would
         if self._miss_left:
             self._miss_left -= 1
@@ -168,6 +178,8 @@ class Picker:
     def _commanded_pose(self) -> tuple[np.ndarray, float]:
         """Where the commanded joints would put the grip centre.  # (3,) m table frame, rad"""
         qpos = self.env.data.qpos.copy()
+        # a closing gripper leans a little over its joint limits, at which the solver would complain
+        qpos[self._limited] = np.clip(qpos[self._limited], self._low, self._high)
         qpos[self.env.joint_index] = self.env.commanded
         self._ik.update(qpos)
         data = self._ik.data

@@ -86,7 +86,9 @@ def replay_episode(store: EpisodeStore, env: CubePick, episode: int) -> dict:
     between replayed and recorded joints (0 for a simulated demo on the machine that recorded it).
     """
     if "state" not in store.keys:
-        raise DatasetError(f"{store.path}: found no key 'state', expected it: only simulated demos can be replayed")
+        raise DatasetError(
+            f"{store.path}: found no key 'state', expected it: only simulated demos can be replayed"
+        )
     arrays = store.episode(episode)
     env.reset(seed=int(store.meta("seed")[episode]))
     env.set_state(arrays["state"][0])

@@ -104,7 +104,9 @@ class NearestDemo:
 
     def __init__(self, store: EpisodeStore, execute: int = 4):
         if "cube_pose" not in store.keys:
-            raise UserError(f"{store.path}: found no key 'cube_pose', which evaluate.control=nearest_demo needs")
+            raise UserError(
+                f"{store.path}: found no key 'cube_pose', which evaluate.control=nearest_demo needs"
+            )
         self.execute = execute
         self.actions = [store.episode(i)["action"] for i in range(len(store))]
         self.starts = np.stack([_placing(store.episode(i)["cube_pose"][0]) for i in range(len(store))])

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,10 @@ def encode_demos(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder) -> tu
 
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     """What build_encoder needs to make the same encoder again; part of a checkpoint."""
-    return {**plain(cfg.encoder), "scales": list(cfg.s2.scales)}
+    settings = {**plain(cfg.encoder), "scales": list(cfg.s2.scales)}
+    if settings["checkpoint"]:  # a checkpoint is used from other folders too
+        settings["checkpoint"] = str(Path(settings["checkpoint"]).resolve())
+    return settings
 
 
 def train_policy(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
@@ -184,6 +188,9 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
         action_frame=ACTION_FRAME,
         rate_hz=config.rate_hz,
     )
+    changes = world_changes(contract["env_config"], config)
+    if changes:
+        print(f"note: this world is not the demos': {'; '.join(changes)}")
     overlap = set(contract["dataset"]["seeds"]) & set(range(e.seed, e.seed + e.episodes))
     if overlap:
         raise UserError(
@@ -223,6 +230,7 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
         "robot": config.robot,
         "cameras": list(contract["cameras"]),
         "cube_box": [list(config.box_x), list(config.box_y)],
+        "world_changes": changes,
         "success_rule": f"cube {config.success_height * 100:g} cm up for {config.success_hold:g} s",
         "seed": e.seed,
         "dataset": {k: v for k, v in contract["dataset"].items() if k != "seeds"},
@@ -239,6 +247,15 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
     }
     write_json(out / "summary.json", summary)
     return summary
+
+
+def world_changes(trained: dict[str, Any], config: CubePickConfig) -> list[str]:
+    """In what the evaluated world differs from the one that the demos were recorded in, a text each."""
+    ours = json.loads(json.dumps(asdict(config)))
+    ignored = ("cameras", "image_size")  # checked by name, and drawn as the encoder needs them
+    return [
+        f"{k} {trained[k]} -> {v}" for k, v in ours.items() if k not in ignored and trained.get(k, v) != v
+    ]
 
 
 def run(cfg: DictConfig) -> None:
