@@ -20,7 +20,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 import weakref
@@ -34,26 +33,13 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
 from demos.errors import DatasetError, mismatch
+from demos.schema import SCHEMA_VERSION, checked_attributes, checked_episode
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock: two writers at once are the user's care there
     fcntl = None  # type: ignore[assignment]
 
-SCHEMA_VERSION = 1
-KINDS = ("states", "images")
-REQUIRED = {  # attributes: type, and what it is to a reader of an error
-    "robot": (str, "a name"),
-    "joint_names": (list, "a list of names"),
-    "rate_hz": (int | float, "a number"),
-    "cameras": (list, "a list of names, in order"),
-    "camera_geometry": (dict, "a mapping: camera -> size, fovy, pose ..."),
-    "action_frame": (str, "a name"),
-    "env_version": (str, "a name"),
-    "env_config": (dict, "a mapping"),
-    "seed": (int, "a whole number"),
-    "kind": (str, "states or images"),
-}
 ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
 CHUNK_BYTES = 1 << 20  # of a data chunk before compression: few files, and little to rewrite in an append
 VERIFY_BYTES = 64 << 20  # arrays up to this size are decoded on opening; larger ones when they are read
@@ -96,7 +82,7 @@ class EpisodeStore:
                 disk refuses.
         """
         path = Path(path)
-        attributes = _checked_attributes(path, attributes)
+        attributes = checked_attributes(path, attributes)
         if os.path.lexists(path):
             raise DatasetError(f"{path}: exists already, expected a new path; nothing was overwritten")
         fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
@@ -167,7 +153,7 @@ class EpisodeStore:
         if not isinstance(specs, dict):
             raise mismatch(self.path / "zarr.json", f"arrays {specs!r}", "a mapping")
         self._specs = specs if len(self) else {}
-        self._attrs = _checked_attributes(self.path, attributes)
+        self._attrs = checked_attributes(self.path, attributes)
         if not all(isinstance(s, list) and len(s) == 2 for s in self._specs.values()) or (
             len(self) and not self.keys
         ):
@@ -289,44 +275,9 @@ class EpisodeStore:
             i += count
 
     def _checked_episode(self, episode: Mapping, meta: Mapping) -> tuple[dict, dict]:
-        where = f"{self.path}: episode {len(self)}"
         if self.mode != "a":
             raise mismatch(self.path, "a dataset opened to read", "mode 'a' to append")
-        if not episode:
-            raise mismatch(where, "no arrays", "at least one")
-        arrays = {k: np.asarray(v) for k, v in episode.items()}
-        values = {k: np.asarray(v) for k, v in meta.items()}
-        named = {f"data/{k}": v for k, v in arrays.items()} | {f"meta/{k}": v for k, v in values.items()}
-        for name, array in named.items():
-            if not re.fullmatch(r"(data|meta)/\w+", name, re.ASCII) or name == "meta/episode_ends":
-                raise mismatch(where, f"key '{name}'", "letters, digits and _, and not episode_ends")
-            if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-                raise mismatch(f"{where}: {name}", array.dtype, "numbers")
-        first = next(iter(arrays))
-        for key, array in arrays.items():
-            if array.ndim == 0 or array.size == 0:
-                raise mismatch(f"{where}: {key}", f"shape {array.shape}", "(T, ...) with T >= 1")
-            if len(array) != len(arrays[first]):
-                expected = f"{len(arrays[first])} as in {first}"
-                raise mismatch(f"{where}: {key}", f"{len(array)} steps", expected)
-            bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
-            if bad.any():
-                step = int(np.argmax(bad))
-                value = array[step][~np.isfinite(array[step])].flat[0]
-                raise mismatch(f"{where}: {key}", f"{value} at step {step}", "finite numbers")
-        if len(self):
-            if named.keys() != self._specs.keys():
-                found, expected = ", ".join(sorted(named)), ", ".join(sorted(self._specs))
-                raise mismatch(where, f"keys {found}", expected)
-            for name, array in named.items():
-                dtype, shape = np.dtype(self._specs[name][0]), self._specs[name][1]
-                is_data = name.startswith("data/")
-                row = list(array.shape[is_data:])
-                # Python's numbers have no dtype of their own: whole ones may fill a float column
-                fits = array.dtype == dtype if is_data else np.can_cast(array.dtype, dtype, "safe")
-                if not fits or row != shape:
-                    raise mismatch(f"{where}: {name}", f"{array.dtype} {row}", f"{dtype} {shape}")
-        return arrays, values
+        return checked_episode(f"{self.path}: episode {len(self)}", self._specs, episode, meta)
 
     def _commit(self, arrays: dict, values: dict, lengths: np.ndarray) -> None:
         ends = self._start(len(self)) + np.cumsum(lengths)  # (new episodes,)
@@ -529,39 +480,3 @@ def _create_array(group: zarr.Group, name: str, dtype: np.dtype, shape: tuple, r
 
 def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def _checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes as JSON gives them back, with the schema version."""
-    plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
-    for name, value in attributes.items():
-        try:
-            plain[name] = json.loads(json.dumps(value, default=_plain, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise DatasetError(f"{path}: attribute {name}: {error}, expected JSON types") from None
-    for name, (kind, what) in REQUIRED.items():
-        if name not in plain:
-            raise mismatch(path, f"no attribute {name}", f"all of {', '.join(REQUIRED)}")
-        if not isinstance(plain[name], kind) or isinstance(plain[name], bool):
-            raise mismatch(f"{path}: attribute {name}", repr(plain[name]), what)
-    for name, good, what in (
-        ("joint_names", _different(plain["joint_names"]), "different names"),
-        ("cameras", _different(plain["cameras"]), "different names"),
-        ("rate_hz", plain["rate_hz"] > 0, "a rate above 0"),
-        ("kind", plain["kind"] in KINDS, " or ".join(KINDS)),
-        ("schema_version", plain["schema_version"] == SCHEMA_VERSION, str(SCHEMA_VERSION)),
-        ("arrays", "arrays" not in plain, "another name (this one is the store's)"),
-    ):
-        if not good:
-            raise mismatch(f"{path}: attribute {name}", repr(plain[name]), what)
-    return plain
-
-
-def _different(names: list) -> bool:
-    return all(isinstance(n, str) for n in names) and len(set(names)) == len(names)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not a JSON type")

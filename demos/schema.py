@@ -1,0 +1,105 @@
+"""What a dataset has to hold: its attributes, and episodes that fit those before them."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from demos.errors import DatasetError, mismatch
+
+SCHEMA_VERSION = 1
+KINDS = ("states", "images")
+REQUIRED = {  # attributes: type, and what it is to a reader of an error
+    "robot": (str, "a name"),
+    "joint_names": (list, "a list of names"),
+    "rate_hz": (int | float, "a number"),
+    "cameras": (list, "a list of names, in order"),
+    "camera_geometry": (dict, "a mapping: camera -> size, fovy, pose ..."),
+    "action_frame": (str, "a name"),
+    "env_version": (str, "a name"),
+    "env_config": (dict, "a mapping"),
+    "seed": (int, "a whole number"),
+    "kind": (str, "states or images"),
+}
+
+
+def checked_episode(where: str, specs: Mapping, episode: Mapping, meta: Mapping) -> tuple[dict, dict]:
+    """The arrays and values of an episode that fits; ``specs``: array name -> [dtype, shape], empty for the first.
+
+    Raises:
+        DatasetError: names key, what was found and what was expected.
+    """
+    if not episode:
+        raise mismatch(where, "no arrays", "at least one")
+    arrays = {k: np.asarray(v) for k, v in episode.items()}
+    values = {k: np.asarray(v) for k, v in meta.items()}
+    named = {f"data/{k}": v for k, v in arrays.items()} | {f"meta/{k}": v for k, v in values.items()}
+    for name, array in named.items():
+        if not re.fullmatch(r"(data|meta)/\w+", name, re.ASCII) or name == "meta/episode_ends":
+            raise mismatch(where, f"key '{name}'", "letters, digits and _, and not episode_ends")
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            raise mismatch(f"{where}: {name}", array.dtype, "numbers")
+    first = next(iter(arrays))
+    for key, array in arrays.items():
+        if array.ndim == 0 or array.size == 0:
+            raise mismatch(f"{where}: {key}", f"shape {array.shape}", "(T, ...) with T >= 1")
+        if len(array) != len(arrays[first]):
+            expected = f"{len(arrays[first])} as in {first}"
+            raise mismatch(f"{where}: {key}", f"{len(array)} steps", expected)
+        bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
+        if bad.any():
+            step = int(np.argmax(bad))
+            value = array[step][~np.isfinite(array[step])].flat[0]
+            raise mismatch(f"{where}: {key}", f"{value} at step {step}", "finite numbers")
+    if specs:
+        if named.keys() != specs.keys():
+            found, expected = ", ".join(sorted(named)), ", ".join(sorted(specs))
+            raise mismatch(where, f"keys {found}", expected)
+        for name, array in named.items():
+            dtype, shape = np.dtype(specs[name][0]), specs[name][1]
+            is_data = name.startswith("data/")
+            row = list(array.shape[is_data:])
+            # Python's numbers have no dtype of their own: whole ones may fill a float column
+            fits = array.dtype == dtype if is_data else np.can_cast(array.dtype, dtype, "safe")
+            if not fits or row != shape:
+                raise mismatch(f"{where}: {name}", f"{array.dtype} {row}", f"{dtype} {shape}")
+    return arrays, values
+
+
+def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes as JSON gives them back, with the schema version."""
+    plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    for name, value in attributes.items():
+        try:
+            plain[name] = json.loads(json.dumps(value, default=_plain, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise DatasetError(f"{path}: attribute {name}: {error}, expected JSON types") from None
+    for name, (kind, what) in REQUIRED.items():
+        if name not in plain:
+            raise mismatch(path, f"no attribute {name}", f"all of {', '.join(REQUIRED)}")
+        if not isinstance(plain[name], kind) or isinstance(plain[name], bool):
+            raise mismatch(f"{path}: attribute {name}", repr(plain[name]), what)
+    for name, good, what in (
+        ("joint_names", _different(plain["joint_names"]), "different names"),
+        ("cameras", _different(plain["cameras"]), "different names"),
+        ("rate_hz", plain["rate_hz"] > 0, "a rate above 0"),
+        ("kind", plain["kind"] in KINDS, " or ".join(KINDS)),
+        ("schema_version", plain["schema_version"] == SCHEMA_VERSION, str(SCHEMA_VERSION)),
+        ("arrays", "arrays" not in plain, "another name (this one is the store's)"),
+    ):
+        if not good:
+            raise mismatch(f"{path}: attribute {name}", repr(plain[name]), what)
+    return plain
+
+
+def _different(names: list) -> bool:
+    return all(isinstance(n, str) for n in names) and len(set(names)) == len(names)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not a JSON type")
