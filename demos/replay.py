@@ -13,7 +13,7 @@ import numpy as np
 
 from demos.errors import DatasetError
 from demos.store import EpisodeStore
-from envs.cube_pick import CubePick, CubePickConfig
+from envs.cube_pick import CubePick, CubePickConfig, as_tuples
 from envs.workers import worker_pool
 
 _OPEN: dict[tuple, tuple[EpisodeStore, CubePick | None]] = {}  # what a worker holds between episodes
@@ -29,8 +29,7 @@ def env_config_of(store: EpisodeStore, **changes) -> CubePickConfig:
     known = CubePickConfig.__dataclass_fields__
     if unknown := sorted(set(stored) - set(known)):
         raise DatasetError(f"{store.path}: env_config holds {unknown}, expected keys of CubePick")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-    return CubePickConfig(**values)
+    return CubePickConfig(**as_tuples(stored))
 
 
 def episode_frames(path: str | Path, episode: int, cameras: tuple[str, ...], image_size: int) -> np.ndarray:

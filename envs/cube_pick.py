@@ -6,7 +6,9 @@ observation["images"]["hand"].shape   # (256, 256, 3)
 observation["proprio"].shape          # (8,)
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -47,6 +49,11 @@ class CubePickConfig:
             "right": ((0.34, -0.46, 0.44), (-0.02, 0.0, 0.08), 45.0),
         }
     )
+
+
+def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from YAML or JSON, whose lists become the tuples that frozen settings hold."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 class CubePick(gymnasium.Env):

@@ -8,7 +8,6 @@ meets the same positions. The records are written as episodes end (a kill loses 
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from policies import BatchActor
 from s2robot.encoders import S2Encoder
 from s2robot.errors import UserError
 from s2robot.features import as_stored
+from s2robot.files import write_text
 from s2robot.video import write_video
 
 
@@ -280,6 +280,4 @@ def film_some(
 
 def write_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """All records in order, replacing the journal at once."""
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, "".join(json.dumps(r) + "\n" for r in records))

@@ -21,12 +21,13 @@ from demos.picker import PickerConfig
 from demos.record import record
 from demos.replay import render_episodes
 from demos.store import EpisodeStore
-from envs.cube_pick import ACTION_FRAME, CubePickConfig
+from envs.cube_pick import ACTION_FRAME, CubePickConfig, as_tuples
 from policies import BatchActor, PolicySpec, check_contract, load_checkpoint
 from s2robot.encoders import S2Encoder, build_encoder
 from s2robot.errors import UserError
 from s2robot.evaluate import LearnedPlanner, NearestDemo, Planner, film_some, run_episodes, write_records
 from s2robot.features import FeatureCache
+from s2robot.files import write_json
 from s2robot.paths import cache_dir, shipped_demos
 from s2robot.progress import bar
 from s2robot.report import write_report
@@ -43,12 +44,7 @@ def plain(cfg: Any) -> Any:
 
 def env_config(cfg: DictConfig, **changes: Any) -> CubePickConfig:
     """The simulated world of a config; ``changes`` win."""
-    return CubePickConfig(**_tuples({"robot": cfg.robot.name, **plain(cfg.env), **changes}))
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """Lists, which YAML has, as the tuples that frozen settings hold."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return CubePickConfig(**as_tuples({"robot": cfg.robot.name, **plain(cfg.env), **changes}))
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:
@@ -65,7 +61,7 @@ def device_of(name: str) -> torch.device:
 
 def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
     """Record scripted demos into ``out``."""
-    picker = PickerConfig(**_tuples(plain(recording.picker)))
+    picker = PickerConfig(**as_tuples(plain(recording.picker)))
     with bar("recording demos") as update:
         store = record(
             out,
@@ -306,11 +302,3 @@ def versions() -> dict[str, str]:
 def command() -> str:
     """What the user typed."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file at once: the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(part, path)

@@ -25,6 +25,7 @@ from demos.store import EpisodeStore
 from demos.windows import Windows, make_windows
 from policies import ChunkPolicy, PolicySpec, channel_moments, save_checkpoint
 from s2robot.errors import UserError
+from s2robot.files import write_json
 
 
 class Batches:
@@ -205,7 +206,7 @@ def train(
                 torch.save(state, state_path.with_suffix(".part"))
                 os.replace(state_path.with_suffix(".part"), state_path)
                 _save(out / "checkpoint", policy, average, contract, history)
-                _write_json(out / "metrics.json", history)
+                write_json(out / "metrics.json", history)
         progress(epoch + 1, cfg["epochs"], row)
     if writer is not None:
         writer.close()
@@ -244,9 +245,3 @@ def _save(folder: Path, policy: ChunkPolicy, average: dict, contract: Mapping, h
     training = {k: last[k] for k in ("epoch", "train_loss", "val_loss", "val_joint_error")}
     save_checkpoint(folder, policy, {**contract, "training": training})
     policy.load_state_dict(present)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, path)

@@ -17,13 +17,6 @@ CALM = PickerConfig(kicks=(0, 0), misses=0.0)
 SIZE = 128
 
 
-@pytest.fixture(scope="module", params=list(ROBOTS))
-def env(request):
-    env = CubePick(robot=request.param, image_size=SIZE)
-    yield env
-    env.close()
-
-
 @pytest.fixture
 def blind(env, monkeypatch):
     """The same world, nothing drawn."""

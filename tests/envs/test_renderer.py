@@ -14,17 +14,9 @@ from envs.cube_pick import CubePick
 from envs.errors import EnvError
 from envs.gl import choose_gl
 from envs.renderer import OffscreenRenderer, outside_view
-from envs.robots import ROBOTS
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZE = 96
-
-
-@pytest.fixture(scope="module", params=list(ROBOTS))
-def env(request):
-    env = CubePick(robot=request.param, image_size=SIZE)
-    yield env
-    env.close()
+SIZE = 128
 
 
 @pytest.fixture

@@ -1,0 +1,19 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: a reader finds the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A value as JSON, written as :func:`write_text` does."""
+    write_text(path, json.dumps(value, indent=1))

@@ -1,0 +1,13 @@
+"""One world per arm and test file, with small frames."""
+
+import pytest
+
+from envs.cube_pick import CubePick
+from envs.robots import ROBOTS
+
+
+@pytest.fixture(scope="module", params=list(ROBOTS))
+def env(request):
+    env = CubePick(robot=request.param, image_size=128)
+    yield env
+    env.close()
