@@ -26,7 +26,7 @@ class _Look:
     def __init__(self, env, vary: float, rng: np.random.Generator):
         self.env, self.vary, self.rng = env, vary, rng
         m = env.model
-        names = ("mat_rgba", "geom_rgba", "light_diffuse", "light_pos", "cam_pos", "cam_quat", "cam_fovy")
+        names = ("mat_rgba", "light_diffuse", "light_pos", "cam_pos", "cam_quat", "cam_fovy")
         self.stock = {name: getattr(m, name).copy() for name in names}
         self.stock["headlight"] = m.vis.headlight.diffuse.copy()
 
