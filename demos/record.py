@@ -24,8 +24,7 @@ def record_episode(env_config: CubePickConfig, picker_config: PickerConfig, seed
     """One scripted episode: arrays over time and ``{"seed", "success"}``."""
     key = (repr(env_config), repr(picker_config))
     if key not in _WORLDS:
-        env = CubePick(env_config)
-        env.render_cameras = dict  # type: ignore[method-assign]  # states only: nothing is drawn
+        env = CubePick(env_config, draw=False)
         _WORLDS[key] = env, Picker(env, picker_config)
     env, picker = _WORLDS[key]
     env.reset(seed=seed)

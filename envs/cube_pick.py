@@ -66,6 +66,8 @@ class CubePick(gymnasium.Env):
     ``info``: ``is_success``, ``stage`` (the furthest reached of approach, grasp, lift, held), ``cube_pose``
     (x, y, z, qw, qx, qy, qz in the table's frame), ``distance`` (m, grip centre to cube centre).
 
+    With ``draw=False`` observations hold no images (:meth:`render_cameras` still draws): for recording states.
+
     Raises:
         EnvError: an unknown robot, camera or setting.
     """
@@ -74,7 +76,13 @@ class CubePick(gymnasium.Env):
     action_space: gymnasium.spaces.Box
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, config: CubePickConfig | None = None, render_mode: str | None = None, **settings):
+    def __init__(
+        self,
+        config: CubePickConfig | None = None,
+        render_mode: str | None = None,
+        draw: bool = True,
+        **settings,
+    ):
         try:
             self.config = config or CubePickConfig(**settings)
         except TypeError:
@@ -89,7 +97,7 @@ class CubePick(gymnasium.Env):
             if camera != "hand" and camera not in c.side_cameras:
                 known = ", ".join(["hand", *c.side_cameras])
                 raise EnvError(f"env.cameras: found '{camera}', expected some of {known}")
-        self.render_mode = render_mode
+        self.render_mode, self.draw = render_mode, draw
         self.world = CubeWorld(self.spec_robot, c.cube_size / 2, c.rate_hz, c.side_cameras, c.stiffness)
         self.model, self.data = self.world.sim.model._model, self.world.sim.data._data
         self._resolve_names()
@@ -295,7 +303,7 @@ class CubePick(gymnasium.Env):
         mujoco.mj_camlight(self.model, self.data)
 
     def _observe(self) -> dict:
-        return {"images": self.render_cameras(), "proprio": self.proprio}
+        return {"images": self.render_cameras() if self.draw else {}, "proprio": self.proprio}
 
     def _touching(self) -> bool:
         """Both fingers touch the cube."""

@@ -214,9 +214,9 @@ def run_episodes(
 
 
 def _pick(batch: dict, i: int) -> dict:
-    """The observation of place ``i``; a reset gives one new row even where a chunk would give more."""
+    """The observation of place ``i``."""
     images = {name: frames[i] for name, frames in batch["images"].items()}
-    return {"images": images, "proprio": batch["proprio"][i], "count": max(1, int(batch["count"][i]))}
+    return {"images": images, "proprio": batch["proprio"][i], "count": int(batch["count"][i])}
 
 
 def _record(episode: int, seed: int, cube: np.ndarray, infos: dict, i: int, rate: float) -> dict:

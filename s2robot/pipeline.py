@@ -216,7 +216,7 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
         )
     if e.videos:
         with bar("filming") as update:
-            film_some(config, rollouts, e.videos, e.video_size, out, e.workers, lambda d, t: update(d, t, ""))
+            film_some(config, rollouts, e.videos, e.video_size, out, e.workers, update)
     write_records(rollouts.records, journal)
     summary = {
         **summarise(rollouts.records),

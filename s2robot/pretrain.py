@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
+from s2robot.encoders import IMAGENET_MEAN, IMAGENET_STD
 from s2robot.errors import UserError
 from s2robot.mae import MAE
 from s2robot.vit import MVPViT, ViTSpec, save_encoder
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".png", ".jpg", ".jpeg")
 # a checkpoint made with other values of these is another run
 RUN_KEYS = (

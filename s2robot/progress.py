@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-Update = Callable[[int, int, str], None]  # done, total, note
+Update = Callable[..., None]  # done, total, note
 _LINE_SECONDS = 10.0  # least time between two lines in a log file
 
 

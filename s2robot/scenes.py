@@ -7,7 +7,6 @@ lights and the cube's size of its own. No demo of any dataset is used, so the en
 policy is trained or tested on.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from envs.workers import worker_pool
 from s2robot.errors import UserError
+from s2robot.files import write_json
 
 _FRAMES_A_SEED = 60  # one episode's moments, so that a worker's task is some seconds long
 
@@ -80,18 +80,15 @@ def render_scenes(seed: int, robots: tuple[str, ...], image_size: int, vary: flo
     rng = np.random.default_rng([seed, 11])
     robot = robots[seed % len(robots)]
     cube = float(rng.choice([0.04, 0.04, rng.uniform(0.025, 0.055)]))
-    env = CubePick(robot=robot, cube_size=round(cube, 3), image_size=image_size)
-    draw_images = env.render_cameras
-    env.render_cameras = dict  # type: ignore[method-assign]  # the steps need no pictures
-    look = _Look(env, vary, rng)
+    env = CubePick(draw=False, robot=robot, cube_size=round(cube, 3), image_size=image_size)
+    look, picker = _Look(env, vary, rng), Picker(env)
     frames: list[np.ndarray] = []
     episode = seed * 1000 + 500_000_000  # far from the seeds of demos and evaluations
     while len(frames) < _FRAMES_A_SEED:
-        picker = Picker(env)
         for _ in _moments(env, picker, episode):
             look.draw()
             env._refresh_poses()
-            frames.extend(draw_images().values())
+            frames.extend(env.render_cameras().values())
             look.restore()
             env._refresh_poses()
         episode += 1
@@ -120,6 +117,6 @@ def make_scenes(cfg, out: Path, progress=lambda done, total: None) -> Path:
             progress(i + 1, seeds)
     bank.flush()
     recipe = {key: list(cfg[key]) if key == "robots" else cfg[key] for key in cfg if key != "out"}
-    (out / "meta.json").write_text(json.dumps(recipe, indent=2))
+    write_json(out / "meta.json", recipe)
     os.replace(part, path)
     return path

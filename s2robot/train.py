@@ -7,11 +7,13 @@ where it was: every epoch seeds its own shuffle and dropout from (seed, epoch), 
 optimiser and the number of the epoch.
 """
 
+import copy
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,24 @@ class Batches:
     """All training data of one process as tensors, and shuffled batches of windows from it."""
 
     def __init__(self, store: EpisodeStore, features: np.ndarray, windows: Windows, device: torch.device):
+        self.device = device
         self.features = torch.from_numpy(np.array(features)).to(device)  # (M, C, N, D) float16
         self.proprio = torch.from_numpy(store["proprio"]).to(device)  # (M, 8)
         self.action = torch.from_numpy(store["action"]).to(device)  # (M, 8)
+        self._set_windows(windows)
+
+    def _set_windows(self, windows: Windows) -> None:
         self.windows = {
-            name: torch.from_numpy(getattr(windows, name)).to(device)
+            name: torch.from_numpy(getattr(windows, name)).to(self.device)
             for name in ("context", "pad", "chunk", "action_pad")
         }
         self.count = len(windows)
+
+    def over(self, windows: Windows) -> "Batches":
+        """Batches of other windows from the same tensors."""
+        other = copy.copy(self)
+        other._set_windows(windows)
+        return other
 
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         """The batch of these windows, with the keys that ChunkPolicy.loss reads."""
@@ -59,7 +71,7 @@ class Batches:
         steps = max(1, self.count // (batch_size * world))
         for step in range(steps):
             start = (step * world + rank) * batch_size
-            yield self.take(order[start : start + batch_size].to(self.action.device))
+            yield self.take(order[start : start + batch_size].to(self.device))
 
 
 def _forget_last(actions: Tensor) -> Tensor:
@@ -116,9 +128,7 @@ def train(
     batches = Batches(
         store, features, make_windows(store, train_episodes, spec.context, spec.chunk), fabric.device
     )
-    checks = make_windows(store, held_out, spec.context, spec.chunk)
-    validation = Batches(store, features, checks, fabric.device)
-    validation.features = batches.features  # one copy in memory
+    validation = batches.over(make_windows(store, held_out, spec.context, spec.chunk))
 
     decayed = [p for p in policy.parameters() if p.ndim > 1]
     plain = [p for p in policy.parameters() if p.ndim <= 1]
@@ -222,26 +232,30 @@ def _rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
+@contextmanager
+def _averaged(policy: ChunkPolicy, average: Mapping[str, Tensor]) -> Iterator[None]:
+    """The policy with its averaged weights, for a while."""
+    present = {k: v.clone() for k, v in policy.state_dict().items()}
+    policy.load_state_dict(average)
+    yield
+    policy.load_state_dict(present)
+
+
 @torch.no_grad()
 def _validate(policy: ChunkPolicy, average: dict, data: Batches, batch_size: int) -> dict[str, float]:
     """Mean scalars of the averaged weights over the held-out windows."""
-    present = {k: v.clone() for k, v in policy.state_dict().items()}
-    policy.load_state_dict(average)
-    policy.eval()
     totals: dict[str, float] = {}
-    for rows in torch.arange(data.count, device=data.action.device).split(batch_size):
-        _, scalars = policy.loss(data.take(rows))
-        for name, value in scalars.items():
-            totals[name] = totals.get(name, 0.0) + value.item() * len(rows) / data.count
-    policy.load_state_dict(present)
+    policy.eval()
+    with _averaged(policy, average):
+        for rows in torch.arange(data.count, device=data.device).split(batch_size):
+            _, scalars = policy.loss(data.take(rows))
+            for name, value in scalars.items():
+                totals[name] = totals.get(name, 0.0) + value.item() * len(rows) / data.count
     return totals
 
 
 def _save(folder: Path, policy: ChunkPolicy, average: dict, contract: Mapping, history: list) -> None:
     """A checkpoint of the averaged weights."""
-    present = {k: v.clone() for k, v in policy.state_dict().items()}
-    policy.load_state_dict(average)
-    last = history[-1]
-    training = {k: last[k] for k in ("epoch", "train_loss", "val_loss", "val_joint_error")}
-    save_checkpoint(folder, policy, {**contract, "training": training})
-    policy.load_state_dict(present)
+    training = {k: history[-1][k] for k in ("epoch", "train_loss", "val_loss", "val_joint_error")}
+    with _averaged(policy, average):
+        save_checkpoint(folder, policy, {**contract, "training": training})
