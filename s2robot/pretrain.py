@@ -38,6 +38,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 RUN_KEYS = (
     "encoder",
     "decoder",
+    "scales",
     "batch_size",
     "mask_ratio",
     "weight_decay",
@@ -105,8 +106,11 @@ def crop_boxes(height: int, width: int, u: Tensor, crop: Mapping[str, Any]) -> t
 def make_batch(
     bank: FrameBank, cfg: Mapping[str, Any], generator: torch.Generator, pool: ThreadPoolExecutor
 ) -> Tensor:
-    """Random crops as uint8 (B, 3, S, S), S the encoder's image size; antialiased where they shrink."""
-    size, batch = cfg["encoder"]["img_size"], cfg["batch_size"]
+    """Random crops as uint8 (B, 3, S, S); antialiased where they shrink.
+
+    S is the encoder's image size times the largest scale.
+    """
+    size, batch = cfg["encoder"]["img_size"] * max(cfg["scales"]), cfg["batch_size"]
     rows = torch.randint(len(bank), (batch,), generator=generator).tolist()
     draws = torch.rand(batch, 5, generator=generator)
 
@@ -199,6 +203,7 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
         cfg["decoder"]["depth"],
         cfg["decoder"]["heads"],
         cfg["mask_ratio"],
+        cfg["scales"],
     )
     optimizer = torch.optim.AdamW(
         parameter_groups(mae, cfg["weight_decay"]), lr=cfg["lr"], betas=(0.9, 0.95), fused=True
@@ -219,7 +224,7 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
 
     def recipe() -> dict[str, Any]:
         return {
-            "recipe": "masked autoencoding (MAE, as in MVP)",
+            "recipe": "masked autoencoding (MAE, as in MVP)" + (" with S2" if len(cfg["scales"]) > 1 else ""),
             "steps": step,
             "images_seen": step * cfg["batch_size"] * fabric.world_size,
             "minutes": round((time.monotonic() - start) / 60, 1),

@@ -1,6 +1,7 @@
 """Masked pre-training: the loss is MAE's, it falls, and a killed run goes on as if nothing had happened."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,18 @@ from PIL import Image
 
 from s2robot import pretrain as module
 from s2robot.errors import UserError
-from s2robot.mae import MAE, patchify, take, unpatchify
+from s2robot.mae import MAE, patchify, unpatchify
 from s2robot.pretrain import FrameBank, crop_boxes, learning_rate, normalise, pretrain
+from s2robot.s2 import resize, s2_tokens, split
 from s2robot.vit import MVPViT, ViTSpec, load_encoder
 
 torch.set_num_threads(1)
 SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
 
 
-def make_mae(seed: int = 0) -> MAE:
+def make_mae(seed: int = 0, scales: tuple[int, ...] = (1,)) -> MAE:
     torch.manual_seed(seed)
-    return MAE(MVPViT(SPEC), decoder_dim=16, decoder_depth=1, decoder_heads=2)
+    return MAE(MVPViT(SPEC), decoder_dim=16, decoder_depth=1, decoder_heads=2, scales=scales)
 
 
 def make_frames(n: int, side: int) -> np.ndarray:
@@ -66,41 +68,96 @@ def test_patchify_round_trip(grid, patch):
     assert torch.equal(unpatchify(patches, patch), x)
 
 
+def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return torch.stack([row[i] for row, i in zip(x, index, strict=True)])
+
+
 def test_visible_tokens_are_the_vits_when_all_are_visible():
     mae, x = make_mae(), torch.randn(2, 3, 16, 16)
     everything = torch.arange(16).expand(2, 16)
     with torch.no_grad():
-        tokens = mae.encode_visible(patchify(x, 4), everything)
+        tokens = mae.encode_visible(mae.cells(x), everything)
         torch.testing.assert_close(tokens, mae.vit(x), rtol=1e-5, atol=1e-5)
         # and the order of visible patches does not matter to what a patch gets
         order = torch.randperm(16).expand(2, 16)
-        shuffled = mae.encode_visible(patchify(x, 4), order)
+        shuffled = mae.encode_visible(mae.cells(x), order)
         torch.testing.assert_close(shuffled[:, 1:], take(tokens[:, 1:], order), rtol=1e-4, atol=1e-5)
 
 
-def test_loss_is_maes_and_mask_counts():
-    mae, x = make_mae(), torch.randn(3, 3, 16, 16)
+@pytest.mark.parametrize("scales", [(1, 2), (1, 4), (1, 2, 4)])
+def test_visible_tokens_are_s2s_when_all_are_visible(scales):
+    mae, side = MAE(MVPViT(ViTSpec(32, 4, 24, 2, 3)), 16, 1, 2, scales=scales), 32 * scales[-1]
+    x = torch.randn(2, 3, side, side)
+    levels = [resize(x, 32 * scale) for scale in scales]
+    with torch.no_grad():
+        tokens = mae.encode_visible(mae.cells(x), torch.arange(64).expand(2, 64))
+        torch.testing.assert_close(tokens[:, 1:], s2_tokens(mae.vit, levels, 32, 1), rtol=1e-4, atol=1e-5)
+        first = [mae.vit(split(v, 32))[:, 0].unflatten(0, (-1, 2)).mean(0) for v in levels]
+        torch.testing.assert_close(tokens[:, 0], torch.cat(first, dim=-1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scales", [(1,), (1, 2)])
+def test_loss_is_maes_and_mask_counts(scales):
+    mae, side = make_mae(scales=scales), 16 * scales[-1]
+    x = torch.randn(3, 3, side, side)
     loss, pred, mask = mae(x, torch.Generator().manual_seed(1))
-    assert pred.shape == (3, 12, 48)
+    assert pred.shape == (3, 12, sum(s * s for s in scales), 48)
     assert mask.shape == (3, 16) and mask.sum(dim=1).tolist() == [12, 12, 12]
-    patches, losses = patchify(x, 4), []
-    for i in range(3):  # slowly: the reference takes all patches, normalises, and keeps the hidden ones' mean
+    # slowly: the reference takes all patches, normalises, and keeps the hidden ones' mean
+    losses = {scale: [] for scale in scales}
+    for i in range(3):
         for j, n in enumerate(mask[i].nonzero().flatten().tolist()):
-            target = patches[i, n]
-            target = (target - target.mean()) / (target.var() + 1e-6) ** 0.5
-            losses.append(((pred[i, j] - target) ** 2).mean())
-    torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-5, atol=1e-6)
+            row, column, at = n // 4, n % 4, 0
+            for scale in scales:
+                level = resize(x, 16 * scale)[i]
+                for y in range(row * scale, (row + 1) * scale):
+                    for z in range(column * scale, (column + 1) * scale):
+                        target = level[:, 4 * y : 4 * y + 4, 4 * z : 4 * z + 4].reshape(-1)
+                        target = (target - target.mean()) / (target.var() + 1e-6) ** 0.5
+                        losses[scale].append(((pred[i, j, at] - target) ** 2).mean())
+                        at += 1
+    slow = torch.stack([torch.stack(v).mean() for v in losses.values()]).mean()
+    torch.testing.assert_close(loss, slow, rtol=1e-5, atol=1e-6)
     again = mae(x, torch.Generator().manual_seed(1))[0]
     assert torch.equal(loss, again)
     assert not torch.equal(mae(x, torch.Generator().manual_seed(2))[2], mask)
 
 
-def test_hidden_pixels_do_not_reach_the_prediction():
-    mae, x = make_mae(), torch.randn(1, 3, 16, 16)
+def test_every_tile_of_the_largest_scale_keeps_as_many_cells():
+    mae = make_mae(scales=(1, 2))
+    keep, hidden = mae.draw_mask(50, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.cat([keep, hidden], dim=1).sort(dim=1).values, torch.arange(16).expand(50, 16))
+    tile = keep // 8 * 2 + keep % 4 // 2  # of a 4 x 4 grid
+    assert all(sorted(row) == [0, 1, 2, 3] for row in tile.tolist())
+    assert keep.unique().tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("scales", [(1,), (1, 2)])
+def test_hidden_pixels_do_not_reach_the_prediction(scales):
+    mae, scale = make_mae(scales=scales), scales[-1]
+    x = torch.randn(1, 3, 16 * scale, 16 * scale)
     _, pred, mask = mae(x, torch.Generator().manual_seed(0))
-    patches = patchify(x, 4)
+    patches = patchify(x, 4 * scale)  # a cell of the base grid
     patches[mask] = torch.randn_like(patches[mask])
-    assert torch.equal(mae(unpatchify(patches, 4), torch.Generator().manual_seed(0))[1], pred)
+    assert torch.equal(mae(unpatchify(patches, 4 * scale), torch.Generator().manual_seed(0))[1], pred)
+    patches[~mask] += 1 + torch.randn_like(patches[~mask])
+    assert not torch.equal(mae(unpatchify(patches, 4 * scale), torch.Generator().manual_seed(0))[1], pred)
+
+
+@pytest.mark.parametrize(
+    ("scales", "words"),
+    [((2,), "found [2]"), ((1, 3), "grid 4"), ((1, 2, 3), "[1, 2, 3]"), ((), "found []"), ((1, 1), "[1, 1]")],
+)
+def test_scales_that_do_not_nest_are_refused(scales, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        make_mae(scales=scales)
+
+
+def test_cells_in_view_must_fill_the_tiles_evenly():
+    with pytest.raises(UserError, match="leaves 6 of 16 patches in view, expected a multiple of 4"):
+        MAE(MVPViT(SPEC), 16, 1, 2, mask_ratio=0.6, scales=(1, 2))
+    with pytest.raises(UserError, match=r"takes 32 px, found 16x16"):
+        make_mae(scales=(1, 2))(torch.randn(1, 3, 16, 16))
 
 
 def test_every_trained_parameter_gets_a_gradient_and_tables_stay():
@@ -111,14 +168,16 @@ def test_every_trained_parameter_gets_a_gradient_and_tables_stay():
     assert set(mae.vit.state_dict()) == set(MVPViT(SPEC).state_dict())
 
 
-def test_picture_keeps_what_is_visible():
-    mae, x = make_mae(), torch.randn(2, 3, 16, 16)
+@pytest.mark.parametrize("scales", [(1,), (1, 2)])
+def test_picture_keeps_what_is_visible(scales):
+    mae, cell = make_mae(scales=scales), 4 * scales[-1]
+    x = torch.randn(2, 3, 4 * cell, 4 * cell)
     masked, filled = mae.picture(x, torch.Generator().manual_seed(0))
     _, _, mask = mae(x, torch.Generator().manual_seed(0))
     keep = ~mask
-    assert torch.equal(patchify(filled, 4)[keep], patchify(x, 4)[keep])
-    assert torch.equal(patchify(masked, 4)[keep], patchify(x, 4)[keep])
-    assert patchify(masked, 4)[mask].abs().max() == 0
+    assert torch.equal(patchify(filled, cell)[keep], patchify(x, cell)[keep])
+    assert torch.equal(patchify(masked, cell)[keep], patchify(x, cell)[keep])
+    assert patchify(masked, cell)[mask].abs().max() == 0
 
 
 @pytest.mark.parametrize(("ratio", "words"), [(0.99, "0 of 16"), (0.0, "16 of 16")])
