@@ -144,7 +144,9 @@ class MAE(nn.Module):
         side = spec.img_size * self.scales[-1]
         if images.shape[-2:] != (side, side):
             height, width = images.shape[-2:]
-            raise UserError(f"the encoder at scales {list(self.scales)} takes {side} px, found {height}x{width}")
+            raise UserError(
+                f"the encoder at scales {list(self.scales)} takes {side} px, found {height}x{width}"
+            )
         out = []
         for scale in self.scales:
             level = resize(images, spec.img_size * scale)

@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from s2robot.encoders import IMAGENET_MEAN, IMAGENET_STD
+from s2robot.encoders import DTYPES, IMAGENET_MEAN, IMAGENET_STD
 from s2robot.errors import UserError
 from s2robot.mae import MAE
+from s2robot.plots import pretraining_plot, save_figure
 from s2robot.vit import MVPViT, ViTSpec, save_encoder
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -190,6 +191,8 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
     cfg = _plain(cfg)
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
+    if cfg["store"] not in DTYPES:
+        raise UserError(f"pretrain.store: found {cfg['store']!r}, expected one of {', '.join(DTYPES)}")
     fabric = Fabric(accelerator=cfg["accelerator"], devices=cfg["devices"], precision=cfg["precision"])
     fabric.launch()
     out = Path(cfg["out"])
@@ -209,6 +212,7 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
         parameter_groups(mae, cfg["weight_decay"]), lr=cfg["lr"], betas=(0.9, 0.95), fused=True
     )
     step, elapsed, loss_mean = 0, 0.0, None
+    history: list[list[float]] = []  # step, loss, learning rate
     if checkpoint.is_file():
         if not cfg["resume"]:
             raise UserError(f"{checkpoint} exists: set resume=true to go on with it or choose another out")
@@ -216,6 +220,7 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
         mae.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         step, elapsed, loss_mean = saved["step"], saved["seconds"], saved["loss"]
+        history = saved.get("history", history)
     model, optimizer = fabric.setup(mae, optimizer)
 
     steps, budget = cfg["steps"], (cfg["max_minutes"] or math.inf) * 60
@@ -243,11 +248,14 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
             "step": step,
             "seconds": time.monotonic() - start,
             "loss": loss_mean,
+            "history": history,
             "config": cfg,
         }
         torch.save(state, checkpoint.with_suffix(".part"))
         os.replace(checkpoint.with_suffix(".part"), checkpoint)
-        save_encoder(mae.vit, exported, recipe())
+        save_encoder(mae.vit, exported, recipe(), DTYPES[cfg["store"]])
+        if history:
+            save_figure(pretraining_plot(history), out / "loss.png")
 
     def spent() -> bool:
         """Whether the time is up; process 0's clock counts, so that all stop at the same step."""
@@ -295,6 +303,7 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
                     "images_per_second": rate,
                     "data_share": data_seconds / (now - tick),
                 }
+                history.append([step, scalars["loss"], scalars["lr"]])
                 for name, scalar in scalars.items():
                     writer.add_scalar(name, scalar, step)
                 bar.update(task, completed=step, loss=f"{loss_mean:.4f}", rate=f"{rate:.0f}")

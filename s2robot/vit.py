@@ -216,10 +216,15 @@ def load_mvp(name: str, path: str | Path, check_md5: bool = True) -> tuple[MVPVi
     return vit, dropped
 
 
-def save_encoder(vit: MVPViT, path: str | Path, recipe: Mapping[str, object]) -> str:
-    """Write weights and recipe to one safetensors file, atomically; returns the weights' sha256."""
+def save_encoder(
+    vit: MVPViT, path: str | Path, recipe: Mapping[str, object], dtype: torch.dtype = torch.float32
+) -> str:
+    """Write weights and recipe to one safetensors file, atomically; returns the weights' sha256.
+
+    With dtype bfloat16 the file is half as large, and an encoder that computes in bfloat16 loses nothing.
+    """
     path = Path(path)
-    state = {k: v.detach().cpu().contiguous() for k, v in vit.state_dict().items()}
+    state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in vit.state_dict().items()}
     sha256 = weights_sha256(state)
     header = {**recipe, "spec": asdict(vit.spec), "sha256": sha256}
     part = path.with_name(path.name + ".part")

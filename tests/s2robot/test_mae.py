@@ -231,7 +231,39 @@ def test_pretrain_learns_and_writes_the_recipe(cfg, tmp_path):
     )  # no machine paths in a shipped file
     with Image.open(tmp_path / "out" / "reconstruction.png") as picture:
         assert picture.size == (3 * 16, 8 * 16)
+    with Image.open(tmp_path / "out" / "loss.png") as picture:
+        assert np.asarray(picture.convert("L")).min() < 100
     assert list((tmp_path / "out").glob("events.*"))
+
+
+def test_s2_in_the_pretraining_learns_and_resumes(cfg, tmp_path):
+    cfg = OmegaConf.merge(cfg, {"scales": [1, 2], "batch_size": 4, "steps": 60, "store": "float32"})
+    _, recipe = load_encoder(pretrain(cfg, progress=False))
+    assert recipe["scales"] == [1, 2] and recipe["recipe"].endswith("with S2") and recipe["loss"] < 1.1
+    with Image.open(tmp_path / "out" / "reconstruction.png") as picture:
+        assert picture.size == (3 * 32, 4 * 32)
+    cfg.steps = 3
+    cfg.out = str(tmp_path / "early")
+    pretrain(cfg, progress=False)
+    cfg.steps = 60  # the rate depends on the steps, so the runs differ, but the state must load
+    assert load_encoder(pretrain(cfg, progress=False))[1]["steps"] == 60
+    with pytest.raises(UserError, match=r"made with scales \[1, 2\], this run has \[1\]"):
+        pretrain(OmegaConf.merge(cfg, {"scales": [1]}), progress=False)
+
+
+def test_weights_are_stored_in_half_the_bytes_and_bfloat16_loses_nothing(cfg, tmp_path):
+    paths = {}
+    for store in ("float32", "bfloat16"):
+        cfg.out, cfg.store = str(tmp_path / store), store
+        paths[store] = pretrain(cfg, progress=False)
+    assert paths["bfloat16"].stat().st_size < 0.7 * paths["float32"].stat().st_size
+    whole, half = (load_encoder(paths[store])[0].bfloat16().state_dict() for store in paths)
+    assert all(torch.equal(whole[k], half[k]) for k in whole)
+    cfg.out, cfg.store = str(tmp_path / "other"), "float16"
+    with pytest.raises(
+        UserError, match=r"pretrain.store: found 'float16', expected one of float32, bfloat16"
+    ):
+        pretrain(cfg, progress=False)
 
 
 def test_a_killed_run_goes_on_exactly(cfg, tmp_path, monkeypatch):
