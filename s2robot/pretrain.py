@@ -9,7 +9,6 @@ clock enter, through the learning rate. Each setting is explained in configs/pre
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning_fabric
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
@@ -28,13 +26,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from s2robot.encoders import DTYPES, IMAGENET_MEAN, IMAGENET_STD
+from s2robot.encoders import DTYPES
 from s2robot.errors import UserError
+from s2robot.frames import FrameBank
+from s2robot.libraries import IMAGENET
 from s2robot.mae import MAE
 from s2robot.plots import pretraining_plot, save_figure
 from s2robot.vit import MVPViT, ViTSpec, save_encoder
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 # a checkpoint made with other values of these is another run
 RUN_KEYS = (
     "encoder",
@@ -48,48 +48,6 @@ RUN_KEYS = (
     "jitter",
     "seed",
 )
-
-
-class FrameBank:
-    """Frames to learn from: a folder with frames.npy (uint8, N x H x W x 3), memory-mapped, or of images.
-
-    A meta.json beside frames.npy (how the frames were made) goes into the recipe of the encoder.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        array = self.path / "frames.npy"
-        self.files: list[Path] = []
-        self.frames: np.ndarray | None = None
-        if array.is_file():
-            try:
-                self.frames = np.load(array, mmap_mode="r", allow_pickle=False)
-            except ValueError as error:
-                raise UserError(f"{array}: not a readable array: {error}") from error
-            if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:
-                raise UserError(
-                    f"{array}: found {self.frames.dtype} {self.frames.shape}, expected uint8 (N, H, W, 3)"
-                )
-        elif self.path.is_dir():
-            self.files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not len(self):
-            raise UserError(f"{self.path}: expected frames.npy or .png/.jpg images, found none")
-
-    def __len__(self) -> int:
-        return len(self.files) if self.frames is None else len(self.frames)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        """Frame i, uint8 (H, W, 3); from frames.npy a view, so that a crop reads no more than its rows."""
-        if self.frames is not None:
-            return self.frames[i]
-        with Image.open(self.files[i]) as image:
-            return np.asarray(image.convert("RGB"))
-
-    def describe(self) -> dict[str, Any]:
-        """For the recipe: number and size of the frames, and how they were made if that is known; no path."""
-        meta = self.path / "meta.json"
-        made = json.loads(meta.read_text()) if meta.is_file() else None
-        return {"frames": len(self), "shape": list(self[0].shape), "made": made}
 
 
 def crop_boxes(height: int, width: int, u: Tensor, crop: Mapping[str, Any]) -> tuple[int, int, int, int]:
@@ -198,7 +156,7 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
     out = Path(cfg["out"])
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, exported = out / "checkpoint.pt", out / "encoder.safetensors"
-    bank = FrameBank(cfg["data"])
+    bank = FrameBank(cfg["data"], every=cfg["every"], progress=progress and fabric.is_global_zero)
     fabric.seed_everything(cfg["seed"], verbose=False)
     mae = MAE(
         MVPViT(ViTSpec(**cfg["encoder"])),

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from s2robot import encoders, vit
+from s2robot import mvp, vit
 from s2robot.encoders import S2Encoder, build_encoder
 from s2robot.errors import UserError
+from s2robot.libraries import IMAGENET
 from s2robot.vit import PUBLISHED, MVPViT, Published, ViTSpec, load_encoder, load_mvp, save_encoder, sincos_2d
 
 torch.set_num_threads(1)
@@ -84,7 +85,7 @@ def test_encode_is_the_vit_on_every_tile(images):
     assert (encoder.dim, encoder.grid, encoder.image_size, encoder.num_tokens) == (48, 4, 32, 16)
     assert tokens.shape == (5, 16, 48) and tokens.dtype == torch.float32 and not tokens.requires_grad
 
-    mean, std = torch.tensor(encoders.IMAGENET_MEAN), torch.tensor(encoders.IMAGENET_STD)
+    mean, std = (torch.tensor(v) for v in IMAGENET)
     large = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
     small = F.avg_pool2d(large, 2)
     with torch.no_grad():
@@ -117,7 +118,7 @@ def test_larger_frames_are_averaged_by_area(images):
 
 def test_frozen():
     encoder = S2Encoder(make_vit(), (16,))
-    assert not encoder.train().vit.training
+    assert not encoder.train().model.training
     assert not any(p.requires_grad for p in encoder.parameters())
 
 
@@ -267,10 +268,10 @@ def test_pickled_code_does_not_run(tmp_path, small_published):
         ({"name": "mvp-tiny", "scales": [1, 1.5]}, "S2 size 24 .* tile 16"),
         ({"name": "mvp-tiny", "pool": "max"}, "encoder.pool: found 'max'"),
         ({"name": "mvp-tiny", "dtype": "int8"}, "encoder.dtype: found 'int8'"),
-        ({"name": "mvp-tiny", "block": 3}, "encoder.block: found 3, expected 1 to 2"),
+        ({"name": "mvp-tiny", "block": 3}, "encoder mvp-tiny: .*block=3, expected 1 to 2"),
         ({"name": "mvp-tiny", "img_size": 32}, "encoder.img_size"),
         ({"name": "timm:vit_tiny_patch16_22"}, "nearest: vit_tiny_patch16_224"),
-        ({"name": "timm:resnet18"}, "not a vision transformer"),
+        ({"name": "timm:resnet18"}, "do not fit ResNet"),
     ],
 )
 def test_config_errors(tiny_file, cfg, words):
@@ -279,11 +280,22 @@ def test_config_errors(tiny_file, cfg, words):
 
 
 def test_missing_weights_name_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(encoders, "MVP_TINY", tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="s2robot pretrain"):
-        build_encoder({"name": "mvp-tiny"})
+    with pytest.raises(UserError, match="s2robot pretrain pretrain=mvp-small"):
+        build_encoder({"name": "mvp-small"})
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
+    monkeypatch.setattr(mvp, "_SCHEMES", ())  # no address may be fetched
     with pytest.raises(UserError, match="mae_pretrain_egosoup_vit_base.pth"):
         build_encoder({"name": "vitb-mae-egosoup"})
+
+
+def test_published_files_are_found_in_the_cache(monkeypatch, tmp_path, small_published):
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
+    (tmp_path / "mvp").mkdir()
+    torch.save({"model": make_vit().state_dict()}, tmp_path / "mvp" / "hoi.pth")
+    with pytest.raises(UserError, match="md5"):
+        build_encoder({"name": "vits-mae-hoi"})
+    encoder = build_encoder({"name": "vits-mae-hoi", "check_md5": False})
+    assert encoder.name == "vits-mae-hoi" and encoder.num_prefix_tokens == 1
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -13,7 +13,7 @@ from PIL import Image
 from s2robot import pretrain as module
 from s2robot.errors import UserError
 from s2robot.mae import MAE, patchify, unpatchify
-from s2robot.pretrain import FrameBank, crop_boxes, learning_rate, normalise, pretrain
+from s2robot.pretrain import crop_boxes, learning_rate, normalise, pretrain
 from s2robot.s2 import resize, s2_tokens, split
 from s2robot.vit import MVPViT, ViTSpec, load_encoder
 
@@ -299,21 +299,3 @@ def test_time_budget_ends_a_run(cfg):
     cfg.steps, cfg.max_minutes = 10**6, 1 / 600
     recipe = load_encoder(pretrain(cfg, progress=False))[1]
     assert 0 < recipe["steps"] < 10**5
-
-
-def test_frame_bank(tmp_path):
-    images = tmp_path / "images"
-    images.mkdir()
-    with pytest.raises(UserError, match="expected frames.npy or .png/.jpg images, found none"):
-        FrameBank(images)
-    frames = make_frames(2, 8)
-    for i, frame in enumerate(frames):
-        Image.fromarray(frame).save(images / f"{i}.png")
-    bank = FrameBank(images)
-    assert len(bank) == 2 and np.array_equal(bank[1], frames[1])
-    np.save(tmp_path / "frames.npy", frames.astype(np.float32))
-    with pytest.raises(UserError, match=r"found float32 \(2, 8, 8, 3\), expected uint8"):
-        FrameBank(tmp_path)
-    (tmp_path / "frames.npy").write_bytes(b"x" * 200)
-    with pytest.raises(UserError, match="not a readable array"):
-        FrameBank(tmp_path)
