@@ -64,7 +64,8 @@ class CubePick(gymnasium.Env):
     Action: float32 (8,) = 7 joint deltas (rad, at most 0.25) against the last commanded joints + gripper command
     (0 open, 1 close; 0.5 and above closes).
     ``info``: ``is_success``, ``stage`` (the furthest reached of approach, grasp, lift, held), ``cube_pose``
-    (x, y, z, qw, qx, qy, qz in the table's frame), ``distance`` (m, grip centre to cube centre).
+    (x, y, z, qw, qx, qy, qz in the table's frame), ``distance`` (m, grip centre to cube centre), ``grip_points``
+    (camera -> where its picture shows the grip centre, see :meth:`project`).
 
     With ``draw=False`` observations hold no images (:meth:`render_cameras` still draws): for recording states.
 
@@ -261,6 +262,20 @@ class CubePick(gymnasium.Env):
         """The centre between the finger tips in the table's frame, m.  # (3,)"""
         return self.data.site_xpos[self.grip_site] - [0, 0, TABLE_HEIGHT]
 
+    def project(self, position) -> dict[str, np.ndarray]:
+        """Where each camera sees a point of the table's frame (3,), m: x to the right and y downwards in 0..1 of the
+        upright frame, at its border if outside, NaN if behind the camera.  # {camera: float32 (2,)}"""
+        points = {}
+        for name, i in self.camera_ids.items():
+            offset = np.asarray(position) + [0, 0, TABLE_HEIGHT] - self.data.cam_xpos[i]
+            right, up, backward = offset @ self.data.cam_xmat[i].reshape(3, 3)
+            half = -backward * np.tan(
+                np.radians(self.model.cam_fovy[i]) / 2
+            )  # half the picture's height there, m
+            seen = np.array([right, -up]) / half if half > 0 else np.full(2, np.nan)
+            points[name] = np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
+        return points
+
     def describe(self) -> dict:
         """What a dataset or a checkpoint must know of this world, as JSON types."""
         c = asdict(self.config)
@@ -343,4 +358,5 @@ class CubePick(gymnasium.Env):
             "stage": self.stage,
             "cube_pose": self.cube_pose,
             "distance": float(np.linalg.norm(self.grip_position - self.cube_pose[:3])),
+            "grip_points": self.project(self.grip_position),
         }

@@ -28,6 +28,7 @@ from s2robot.encoders import S2Encoder
 from s2robot.errors import UserError
 from s2robot.features import as_stored
 from s2robot.files import write_text
+from s2robot.selective import SelectiveEncoder
 from s2robot.video import write_video
 
 
@@ -49,11 +50,17 @@ class LearnedPlanner:
 
     Args:
         actor: the policy's memory of the episodes that run side by side.
-        encoder: the encoder it was trained with.
+        encoder: the encoder it was trained with, or a selective one around it.
         cameras: in the policy's order.
     """
 
-    def __init__(self, actor: BatchActor, encoder: S2Encoder, cameras: Sequence[str], dtype: str = "float16"):
+    def __init__(
+        self,
+        actor: BatchActor,
+        encoder: S2Encoder | SelectiveEncoder,
+        cameras: Sequence[str],
+        dtype: str = "float16",
+    ):
         self.actor, self.encoder, self.cameras, self.dtype = actor, encoder, tuple(cameras), dtype
         self.execute, self.every_step = actor.execute, actor.every_step
         self.timing = {"encode_s": 0.0, "policy_s": 0.0}
@@ -61,6 +68,8 @@ class LearnedPlanner:
 
     def reset(self, indices, infos) -> None:
         self.actor.reset(indices)
+        if isinstance(self.encoder, SelectiveEncoder):
+            self.encoder.reset([(i, camera) for i in indices for camera in self.cameras])
         for i in indices:
             self._last.pop(i, None)
 
@@ -70,7 +79,8 @@ class LearnedPlanner:
         frames = np.concatenate(
             [np.stack([o["images"][c][: o["count"]] for c in self.cameras], 1) for o in observations]
         )  # (sum of counts, C, S, S, 3)
-        tokens = as_stored(self.encoder.encode(frames.reshape(-1, *frames.shape[2:])), self.dtype)
+        images = frames.reshape(-1, *frames.shape[2:])
+        tokens = as_stored(self._encode(images, indices, observations), self.dtype)
         tokens = tokens.reshape(len(frames), len(self.cameras), *tokens.shape[1:])  # (sum, C, N, D)
         self.timing["encode_s"] += time.monotonic() - start
         start = time.monotonic()
@@ -84,6 +94,18 @@ class LearnedPlanner:
             self._last[i] = action
         self.timing["policy_s"] += time.monotonic() - start
         return actions
+
+    def _encode(self, images, indices, observations) -> torch.Tensor:
+        """Tokens (sum of counts * C, N, D) of all frames; a stream is one camera of one place."""
+        if not isinstance(self.encoder, SelectiveEncoder):
+            return self.encoder.encode(images)
+        rows = [(i, o) for i, o in zip(indices, observations, strict=True) for _ in range(o["count"])]
+        streams = [(i, camera) for i, _ in rows for camera in self.cameras]
+        points = None
+        if self.encoder.settings.choose == "gripper":
+            # known of the newest frame only: the frames between two plans are taken to be close to it
+            points = np.stack([o["points"][camera] for _, o in rows for camera in self.cameras])
+        return self.encoder.encode(images, streams, points)
 
     def _catch_up(self, indices, observations, tokens, ends) -> None:
         """Put the steps between two plans into the context, each after the action that led to it."""
@@ -168,6 +190,7 @@ def run_episodes(
         waiting = workers
         cubes: dict[int, np.ndarray] = {}
         batch, infos = worlds.reset(seed=[seed + e for e in running.values()])
+        points = infos["grip_points"]  # {camera: (workers, 2)}
         new = list(range(workers))
         with open(journal, "w", encoding="utf-8") as file:
             while running:
@@ -176,12 +199,13 @@ def run_episodes(
                     executed[running[i]] = []
                 planner.reset(new, [{"cube_pose": cubes[running[i]]} for i in new])
                 busy = list(running)
-                plans = planner.plan(busy, [_pick(batch, i) for i in busy])
+                plans = planner.plan(busy, [_pick(batch, points, i) for i in busy])
                 actions = np.zeros((workers, planner.execute, 8), np.float32)
                 actions[busy] = plans
                 start = time.monotonic()
                 batch, _, success, over, infos = worlds.step(actions)
                 simulate += time.monotonic() - start
+                points = infos["grip_points"]
                 ended = []
                 for i in busy:
                     executed[running[i]].append(actions[i])
@@ -206,6 +230,8 @@ def run_episodes(
                     start = time.monotonic()
                     batch, infos = worlds.reset(seed=seeds, options={"reset_mask": mask})
                     simulate += time.monotonic() - start
+                    for camera in batch["images"]:
+                        points[camera][new] = infos["grip_points"][camera][new]
     finally:
         worlds.close(terminate=True)
     records.sort(key=lambda r: r["episode"])
@@ -213,10 +239,11 @@ def run_episodes(
     return Rollouts(records, joined, {"simulate_s": simulate})
 
 
-def _pick(batch: dict, i: int) -> dict:
-    """The observation of place ``i``."""
+def _pick(batch: dict, points: dict, i: int) -> dict:
+    """The observation of place ``i``, and where its newest frames show the gripper."""
     images = {name: frames[i] for name, frames in batch["images"].items()}
-    return {"images": images, "proprio": batch["proprio"][i], "count": int(batch["count"][i])}
+    seen = {name: points[name][i] for name in images}
+    return {"images": images, "proprio": batch["proprio"][i], "count": int(batch["count"][i]), "points": seen}
 
 
 def _record(episode: int, seed: int, cube: np.ndarray, infos: dict, i: int, rate: float) -> dict:

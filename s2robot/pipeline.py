@@ -31,6 +31,7 @@ from s2robot.files import write_json
 from s2robot.paths import cache_dir, shipped_demos
 from s2robot.progress import bar
 from s2robot.report import write_report
+from s2robot.selective import SelectiveEncoder, select
 from s2robot.stats import headline, summarise
 from s2robot.train import train
 
@@ -193,13 +194,14 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
             f"evaluate.seed: positions {e.seed} to {e.seed + e.episodes - 1} hold {len(overlap)} that the demos "
             f"of {checkpoint} were recorded at (first {min(overlap)}); choose another evaluate.seed"
         )
+    seeing = select(encoder, plain(e.selective))  # the encoder itself if no budget is set
     planner: Planner
     if e.control == "nearest_demo":
         planner = NearestDemo(open_demos(cfg))
     elif e.control in (None, "blind"):
         policy.pooling.blind = policy.pooling.blind or e.control == "blind"
         actor = BatchActor(policy, e.workers)
-        planner = LearnedPlanner(actor, encoder, contract["cameras"], contract["encoder"]["features_dtype"])
+        planner = LearnedPlanner(actor, seeing, contract["cameras"], contract["encoder"]["features_dtype"])
     else:
         raise UserError(f"evaluate.control: found '{e.control}', expected null, blind or nearest_demo")
     out.mkdir(parents=True, exist_ok=True)
@@ -222,6 +224,7 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
         **summarise(rollouts.records),
         "policy": {**policy.spec.to_dict(), "parameters": sum(p.numel() for p in policy.parameters())},
         "encoder": contract["encoder"],
+        **({"selective": seeing.report()} if isinstance(seeing, SelectiveEncoder) else {}),
         "control": e.control,
         "robot": config.robot,
         "cameras": list(contract["cameras"]),

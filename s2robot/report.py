@@ -85,6 +85,8 @@ def _head(summary: Mapping[str, Any]) -> str:
     facts.append(("median time to success", f"{median:.1f} s" if _number(median) else None))
     wall = _timing(summary).get("wall_s")
     facts.append(("evaluation took", None if wall is None else _duration(wall)))
+    if isinstance(selective := summary.get("selective"), Mapping):
+        facts.append(("tiles computed per frame", selective.get("computed_per_frame")))
     line = " · ".join(f"{name} <b>{escape(_text(value))}</b>" for name, value in facts if value is not None)
     return f"""<header>
 <h1>{_headline(summary)}</h1>

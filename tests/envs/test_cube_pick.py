@@ -141,6 +141,26 @@ def test_the_cube_is_drawn_where_the_camera_must_see_it(env, camera):
         assert np.abs(found.mean(0) - pixel(env, camera, info["cube_pose"][:3])).max() < 2.5, place
 
 
+def test_points_are_projected_into_every_picture(env):
+    """The cube's own centre is found where the cube is drawn; the gripper between its fingers."""
+    observation, info = env.reset(seed=0, options={"cube_xy": (0.05, 0.0)})
+    for name, point in env.project(info["cube_pose"][:3]).items():
+        found = red(observation["images"][name]).mean(0) + 0.5
+        assert point.dtype == np.float32 and point == pytest.approx(found / SIZE, abs=2.5 / SIZE)
+        assert point == pytest.approx((pixel(env, name, info["cube_pose"][:3]) + 0.5) / SIZE, abs=1e-5)
+    picked(env, seed=5)
+    grip, cube = env._info()["grip_points"], env.project(env.cube_pose[:3])  # the cube is between the fingers
+    for name in env.config.cameras:
+        assert np.abs(grip[name] - cube[name]).max() < 0.1
+
+    left = env.config.side_cameras["left"]
+    eye, target = np.array(left[0]), np.array(left[1])
+    assert env.project(target)["left"] == pytest.approx([0.5, 0.5], abs=1e-5)
+    assert np.isnan(env.project(2 * eye - target)["left"]).all()  # behind the camera
+    assert env.project(target - [0, 0, 5])["left"][1] == 1  # below the picture
+    assert env.project(target + [0, 0, 0.5])["right"][1] == 0  # above
+
+
 def test_hand_picture_is_seen_from_the_robot(env):
     places = {"near": (0.0, 0.0), "away": (0.1, 0.0), "left": (0.05, 0.08), "right": (0.05, -0.08)}
     seen = {}

@@ -19,6 +19,7 @@ from s2robot.encoders import build_encoder
 from s2robot.errors import UserError
 from s2robot.evaluate import LearnedPlanner, NearestDemo, film, film_some, run_episodes
 from s2robot.paths import configs_dir
+from s2robot.selective import SelectiveEncoder, select
 from s2robot.stats import read_records, summarise
 from s2robot.vit import MVPViT, ViTSpec, save_encoder
 
@@ -112,6 +113,45 @@ def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, tmp_path):
     assert np.allclose(batched.actions[0], np.stack(alone), atol=1e-4)
 
 
+@pytest.mark.parametrize("choose", ["change", "gripper"])
+def test_a_selective_encoder_of_all_tiles_changes_nothing(encoder, tmp_path, choose, monkeypatch):
+    """And it is told which camera of which episode a frame is of, when one begins, and where the gripper is."""
+    calls, forgotten = [], []
+    encode, reset = SelectiveEncoder.encode, SelectiveEncoder.reset
+    spy = lambda self, *given: (calls.append(given), encode(self, *given))[1]  # noqa: E731
+    monkeypatch.setattr(SelectiveEncoder, "encode", spy)
+    monkeypatch.setattr(
+        SelectiveEncoder,
+        "reset",
+        lambda self, streams: (forgotten.append(list(streams)), reset(self, streams)),
+    )
+    network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0}
+    policy = untrained(encoder, kind="transformer", context=3, network=network)
+    seeing = select(encoder, {"tiles": 4, "choose": choose})
+    few = rollouts(seeing, policy, tmp_path)
+    assert all(len(images) == len(streams) for images, streams, _ in calls)
+    monkeypatch.undo()
+    assert few.records == rollouts(encoder, policy, tmp_path).records
+    assert calls[0][1] == [(0, "hand"), (0, "left"), (1, "hand"), (1, "left")]
+    assert calls[1][1] == [(0, "hand"), (0, "left")] * 2 + [(1, "hand"), (1, "left")] * 2  # two steps a plan
+    starts = [[(0, "hand"), (0, "left"), (1, "hand"), (1, "left")], [(0, "hand"), (0, "left")]]
+    assert [
+        streams for streams in forgotten if streams
+    ] == starts  # two episodes, then a third in a free place
+    assert seeing.totals["filled"] == 0 and seeing.totals["frames"] == sum(len(c[1]) for c in calls)
+    if choose == "change":
+        return
+    env = CubePick(CONFIG)
+    for index, (episode, steps) in {0: (0, 0), 1: (0, 2), 7: (2, 0)}.items():
+        env.render_cameras = dict
+        env.reset(seed=SEED + episode)
+        for action in few.actions[episode][:steps]:
+            env.step_physics(action)
+        points = calls[index][2]
+        assert points[0] == pytest.approx(env.project(env.grip_position)["hand"], abs=1e-6)
+        assert points[1] == pytest.approx(env.project(env.grip_position)["left"], abs=1e-6)
+
+
 def scripted(path: Path, seeds) -> EpisodeStore:
     """Demos recorded at these seeds."""
     config = CubePickConfig()
@@ -203,6 +243,7 @@ def test_another_encoder_is_refused(checkpoint, tmp_path):
         ("env.cameras=[hand]", "the policy needs cameras hand, left, given are hand: 'left' is missing"),
         ("env.rate_hz=20", "the policy acts at 10 Hz, given are 20 Hz"),
         ("evaluate.control=replay", "found 'replay', expected null, blind or nearest_demo"),
+        ("evaluate.selective.tiles=-2", "selective.tiles: found -2, expected a number of at least 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
@@ -211,12 +252,26 @@ def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_summary_says_which_tiles_were_computed(checkpoint, tmp_path):
+    cfg = config(
+        "evaluate.workers=1", "evaluate.episodes=1", "evaluate.videos=0", "env.max_steps=4",
+        "evaluate.threads=1", "evaluate.selective.tiles=1", "evaluate.selective.fill=coarse",
+    )  # fmt: skip
+    found = pipeline.evaluate_policy(cfg, checkpoint, tmp_path)["selective"]
+    assert found["tiles"] == 1 and found["fill"] == "coarse" and found["frames"] == 4  # 2 plans, 2 cameras
+    rates = [found[f"{what}_per_frame"] for what in ("computed", "reused", "filled")]
+    assert (
+        sum(rates) == pytest.approx(found["tiles_per_frame"]) and 2.5 < rates[0] <= 3.5
+    )  # 5, then 2 at most
+
+
 def test_a_summary_says_all_that_a_report_needs(checkpoint, tmp_path):
     cfg = config(
         "evaluate.workers=1", "evaluate.episodes=1", "evaluate.videos=0", "env.max_steps=4",
         "evaluate.control=blind", "evaluate.threads=1",
     )  # fmt: skip
     summary = pipeline.evaluate_policy(cfg, checkpoint, tmp_path)
+    assert "selective" not in summary
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert (summary["episodes"], summary["control"], summary["robot"]) == (1, "blind", "xarm7")
     assert summary["cameras"] == list(CAMERAS) and summary["seed"] == 10000
