@@ -12,6 +12,7 @@ large image is an enlargement of the small one and holds nothing new.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 
 from s2robot.backbones import Backbone, find_backbone
 from s2robot.errors import UserError
+from s2robot.inference import prepare
 from s2robot.s2 import join, resize
 from s2robot.tiling import Size, Tiling, pair, plan_tiles
 
@@ -160,6 +162,17 @@ class S2(nn.Module):
         if self.frozen:
             self.backbone.eval()
         return self
+
+    def prepared(self, dtype: Any = "auto") -> S2:
+        """The same S2 for inference only, its model copied into the fastest form for this device.
+
+        dtype: "auto" is bfloat16 where the device multiplies in it, else float32; or a torch dtype. See
+        `s2robot.inference.prepare`. The result has that type; this module is left as it is.
+        """
+        fast = copy.copy(self)
+        fast._modules = {**self._modules, "backbone": prepare(self.backbone, dtype)}
+        fast.frozen = True
+        return fast.eval()
 
     def layout(self, height: int, width: int) -> Layout:
         """The tilings of a frame of height x width pixels and the grid of the result.

@@ -48,11 +48,12 @@ class Pieces(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(40, 80), nn.GELU(), nn.Linear(80, 40), nn.GELU("tanh"), nn.ReLU())
         self.odd = nn.Linear(40, 7, bias=False)
         self.by_hand = nn.Linear(7, 5)
+        self.register_buffer("shift", torch.rand(5))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor | None]:
         x = self.stem(x).flatten(2).transpose(1, 2)
         x = self.odd(self.mlp(x))
-        return {"tokens": F.linear(x, self.by_hand.weight, self.by_hand.bias), "nothing": None}
+        return {"tokens": F.linear(x, self.by_hand.weight, self.by_hand.bias) + self.shift, "nothing": None}
 
 
 @pytest.mark.parametrize("b", [1, 3])
@@ -107,6 +108,7 @@ def test_other_outputs_and_other_ways_of_holding_layers():
     model = Pieces().eval()
     with torch.inference_mode():
         out, expected = prepare(model, torch.float32)(images()), model(images())
+    assert prepare(model, torch.bfloat16).shift.dtype == torch.bfloat16
     assert out["nothing"] is None
     torch.testing.assert_close(out["tokens"], expected["tokens"], rtol=0, atol=1e-5)
 

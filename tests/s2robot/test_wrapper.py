@@ -18,6 +18,26 @@ from s2robot.s2 import forward, pyramid, resize, s2_tokens
 from s2robot.vit import load_encoder
 
 torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.float32, torch.bfloat16])
+def test_prepared_has_the_features_and_leaves_the_original_alone(dtype):
+    torch.manual_seed(0)
+    s2 = S2(timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3), frozen=False).train()
+    frames = torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8)
+    fast = s2.prepared(dtype)
+    tokens = fast(frames)
+    assert (
+        not tokens.requires_grad and not fast.training and not any(p.requires_grad for p in fast.parameters())
+    )
+    assert tokens.dtype in (torch.float32, torch.bfloat16) and (dtype == "auto" or tokens.dtype == dtype)
+    assert s2.training and all(p.requires_grad for p in s2.backbone.model.blocks.parameters())
+    expected = s2.eval()(frames)
+    assert F.cosine_similarity(tokens.float(), expected, dim=-1).min() > 0.999
+    if dtype == torch.float32:
+        torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-5)
+
+
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
