@@ -193,7 +193,7 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
             "minutes": round((time.monotonic() - start) / 60, 1),
             "loss": loss_mean,
             "data": bank.describe(),
-            **{k: cfg[k] for k in (*RUN_KEYS, "lr", "warmup_steps", "precision")},
+            **{k: cfg[k] for k in (*RUN_KEYS, "lr", "warmup_steps", "precision", "store")},
             "versions": {"torch": torch.__version__, "lightning_fabric": lightning_fabric.__version__},
         }
 

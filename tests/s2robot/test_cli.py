@@ -71,7 +71,10 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
         (("train", "polcy=mlp"), "unknown key 'polcy', did you mean 'policy'?"),
         (("train", "--multirun", "trian.epochs=3,4"), "did you mean 'train.epochs'?"),
         (("train", "--cfg", "job", "zzz=1"), "unknown key 'zzz'"),
-        (("train", "encoder=vitb"), "encoder: found 'vitb', expected one of: mvp-tiny, timm"),
+        (
+            ("train", "encoder=vitb"),
+            "encoder: found 'vitb', expected one of: mvp-small, mvp-tiny, mvp-tiny-s2, timm",
+        ),
         (("train", "encoder=mvp-tny"), "did you mean 'mvp-tiny'?"),
         (("train", "train.epochs=many"), "train.epochs: found 'many', expected a whole number such as"),
         (("train", "train.resume=3"), "train.resume: found '3', expected true or false such as"),
@@ -103,7 +106,7 @@ def test_configs_hold_what_the_code_takes(policy):
 def test_help_lists_groups(tmp_path):
     result = s2robot("train", "--help", cwd=tmp_path)
     assert result.returncode == 0
-    assert "encoder: mvp-tiny, timm" in result.stdout
+    assert "encoder: mvp-small, mvp-tiny, mvp-tiny-s2, timm" in result.stdout
 
 
 def test_answers_without_the_heavy_libraries(tmp_path):
