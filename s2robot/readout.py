@@ -46,7 +46,7 @@ from s2robot.paths import cache_dir
 from s2robot.pipeline import command, device_of, env_config, plain, versions
 from s2robot.progress import bar
 from s2robot.readout_fit import METRICS, Fit, interval, kernels, resample, ridge, scores, targets_of
-from s2robot.readout_frames import FIRST_SEED, LAST_SEED, FrameBank
+from s2robot.readout_frames import FIRST_SEED, LAST_SEED, MomentBank
 
 CONTROLS = ("gripper pose", "mean")  # rows that see no image
 JOINED, NO_POOL = "all", "-"
@@ -122,7 +122,7 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
     Returns what readout.json holds: "results", each metric as {"value", "low", "high"} for every encoder, pool,
     camera ("all" = joined) and subset, and "differences" of every two encoders (second minus first). Frames and
     features are kept in the cache: another run draws and encodes only what is new. Raises UserError for no
-    encoders, a reserved name, and what FrameBank and FeatureCache refuse.
+    encoders, a reserved name, and what MomentBank and FeatureCache refuse.
     """
     start = time.monotonic()
     if not encoders:
@@ -131,7 +131,7 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
         raise UserError(f"readout.encoders: '{name}' is the name of a row without images; choose another")
     size = cfg.image_size or max(encoder.image_size for encoder in encoders.values())
     root = Path(cfg.cache) if cfg.cache else cache_dir()
-    bank = FrameBank(root / "readout", replace(cfg.world, image_size=size), cfg.frames)
+    bank = MomentBank(root / "readout", replace(cfg.world, image_size=size), cfg.frames)
     train, test = cfg.seeds("train"), cfg.seeds("test")
     with bar("drawing frames") as update:
         bank.fill([*train, *test], cfg.workers or max(1, (os.cpu_count() or 1) // 2), update)
@@ -143,7 +143,7 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
     ]  # fmt: skip
     drawn = time.monotonic()
     for name, encoder in encoders.items():
-        features = _features(name, encoder, bank, [*train, *test], cfg, root)
+        features = features_of(name, encoder, bank, [*train, *test], cfg, root)
         for pool in cfg.pools:
             rows += _read(name, pool, features, targets, known["episode"], cfg)
     subsets = {c: _subsets(asked, i, cfg) for c, i in _columns(cfg.world.cameras).items()}
@@ -154,7 +154,7 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
     report = {
         "settings": json.loads(json.dumps({**asdict(cfg), "image_size": size, "cache": None})),
         "frames": {"train": len(targets), "test": len(true), "shares": shares, "in_view": in_view},
-        "encoders": {name: _describe(encoder) for name, encoder in encoders.items()},
+        "encoders": {name: describe(encoder) for name, encoder in encoders.items()},
         "results": results,
         "differences": differences,
         "seconds": {"frames": round(drawn - start, 1), "all": round(time.monotonic() - start, 1)},
@@ -168,7 +168,7 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
     return report
 
 
-def _describe(encoder: S2Encoder) -> dict[str, Any]:
+def describe(encoder: S2Encoder) -> dict[str, Any]:
     return {
         "name": encoder.name,
         "sizes": list(encoder.sizes),
@@ -181,8 +181,8 @@ def _describe(encoder: S2Encoder) -> dict[str, Any]:
     }
 
 
-def _features(
-    name: str, encoder: S2Encoder, bank: FrameBank, seeds: list[int], cfg: ReadoutConfig, root: Path
+def features_of(
+    name: str, encoder: S2Encoder, bank: MomentBank, seeds: list[int], cfg: ReadoutConfig, root: Path
 ) -> np.ndarray:
     """Features as a policy would see them, from the cache or newly encoded.  # (T, cameras, N, D)"""
     dataset = hashlib.sha256(json.dumps([bank.key, seeds]).encode()).hexdigest()

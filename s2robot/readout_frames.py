@@ -1,6 +1,6 @@
 """Frames with a known cube, to read encoders out on: random moments of scripted picks that nothing else uses.
 
-bank = FrameBank(cache_dir("readout"), CubePickConfig(image_size=256), frames=6)
+bank = MomentBank(cache_dir("readout"), CubePickConfig(image_size=256), frames=6)
 bank.fill(range(300_000, 300_100), workers=2)   # draws what is missing, one file an episode
 bank.images(300_000).shape                      # uint8 (6, cameras, 256, 256, 3)
 bank.labels([300_000, 300_001])["cube_pose"].shape  # (12, 7)
@@ -29,7 +29,7 @@ _VERSION = 1  # of what a file holds and of how its moments are drawn
 _WORLDS: dict[str, tuple[CubePick, Picker]] = {}  # what a worker keeps between episodes
 
 
-class FrameBank:
+class MomentBank:
     """Drawn moments of episodes, one file each, shared by every encoder and every later run.
 
     Args:

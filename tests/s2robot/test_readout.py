@@ -27,7 +27,7 @@ from s2robot.readout_fit import (
     weighted_medians,
     yaw_errors,
 )
-from s2robot.readout_frames import FrameBank, draw_episode
+from s2robot.readout_frames import MomentBank, draw_episode
 
 
 def poses(count: int, seed: int, turned: float = 0.0) -> np.ndarray:
@@ -295,7 +295,7 @@ def test_a_bank_draws_what_is_missing_and_heals(tmp_path, drawn, monkeypatch):
             pass
 
     monkeypatch.setattr(readout_frames, "worker_pool", Pool)
-    bank = FrameBank(tmp_path, WORLD, 4)
+    bank = MomentBank(tmp_path, WORLD, 4)
     with pytest.raises(UserError, match="no frames of seed 300000, expected them"):
         bank.images(300_000)
     calls = []
@@ -311,7 +311,7 @@ def test_a_bank_draws_what_is_missing_and_heals(tmp_path, drawn, monkeypatch):
     assert bank.fill([300_000, 300_001], 1) == 1 and np.array_equal(bank.images(300_000), drawn["images"])
     assert not list(bank.path.glob("*.part"))
     others = (replace(WORLD, image_size=32), replace(WORLD, robot="panda"), replace(WORLD, cameras=("hand",)))
-    keys = {bank.key, FrameBank(tmp_path, WORLD, 5).key, *(FrameBank(tmp_path, w, 4).key for w in others)}
+    keys = {bank.key, MomentBank(tmp_path, WORLD, 5).key, *(MomentBank(tmp_path, w, 4).key for w in others)}
     assert len(keys) == 5
 
 
