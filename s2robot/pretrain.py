@@ -22,6 +22,7 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from timm.models.vision_transformer import Attention
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
@@ -166,6 +167,12 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
         cfg["mask_ratio"],
         cfg["scales"],
     )
+    if (
+        fabric.device.type == "cpu"
+    ):  # torch's fused kernel is slow on a CPU where tokens are few: a third of a step
+        for module in mae.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = False
     optimizer = torch.optim.AdamW(
         parameter_groups(mae, cfg["weight_decay"]), lr=cfg["lr"], betas=(0.9, 0.95), fused=True
     )
