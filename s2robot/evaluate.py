@@ -2,7 +2,7 @@
 
     s2robot evaluate checkpoint=runs/run/<date>/checkpoint evaluate.episodes=128
 
-Worker processes simulate and draw, one world each; this process encodes and plans for all of them in one batch.
+Worker processes simulate and draw, one world each; this process encodes and plans for all of them.
 Episode i has the seed ``evaluate.seed + i``, which alone decides its cube, start joints and course: every policy
 meets the same positions. The records are written as episodes end (a kill loses those in progress only).
 """
@@ -74,49 +74,48 @@ class LearnedPlanner:
             self._last.pop(i, None)
 
     def plan(self, indices, observations) -> np.ndarray:
+        # One episode at a time: a sum's rounding may depend on the size of a batch, and an episode must not depend
+        # on which others run beside it, or a resumed evaluation would differ from an uninterrupted one.
+        return np.stack([self._plan_one(i, o) for i, o in zip(indices, observations, strict=True)])
+
+    def _plan_one(self, i: int, observation: Mapping) -> np.ndarray:
         start = time.monotonic()
-        counts = [o["count"] for o in observations]
-        frames = np.concatenate(
-            [np.stack([o["images"][c][: o["count"]] for c in self.cameras], 1) for o in observations]
-        )  # (sum of counts, C, S, S, 3)
-        images = frames.reshape(-1, *frames.shape[2:])
-        tokens = as_stored(self._encode(images, indices, observations), self.dtype)
-        tokens = tokens.reshape(len(frames), len(self.cameras), *tokens.shape[1:])  # (sum, C, N, D)
+        count = observation["count"]
+        frames = np.stack([observation["images"][c][:count] for c in self.cameras], 1)  # (count, C, S, S, 3)
+        tokens = as_stored(self._encode(frames.reshape(-1, *frames.shape[2:]), i, observation), self.dtype)
+        tokens = tokens.reshape(count, len(self.cameras), *tokens.shape[1:])  # (count, C, N, D)
         self.timing["encode_s"] += time.monotonic() - start
         start = time.monotonic()
-        ends = np.cumsum(counts)
         if self.every_step:
-            self._catch_up(indices, observations, tokens, ends)
-        last = torch.as_tensor(ends - 1)
-        proprio = np.stack([o["proprio"][o["count"] - 1] for o in observations])
-        actions = self.actor.plan(indices, tokens[last], proprio)
-        for i, action in zip(indices, actions, strict=True):
-            self._last[i] = action
+            self._catch_up(i, observation, tokens)
+        action = self.actor.plan([i], tokens[-1:], observation["proprio"][count - 1][None])[0]
+        self._last[i] = action
         self.timing["policy_s"] += time.monotonic() - start
-        return actions
+        return action
 
-    def _encode(self, images, indices, observations) -> torch.Tensor:
-        """Tokens (sum of counts * C, N, D) of all frames; a stream is one camera of one place."""
+    def _encode(self, images: np.ndarray, i: int, observation: Mapping) -> torch.Tensor:
+        """Tokens (count * C, N, D) of the new frames of place i; a stream is one of its cameras."""
         if not isinstance(self.encoder, SelectiveEncoder):
             return self.encoder.encode(images)
-        rows = [(i, o) for i, o in zip(indices, observations, strict=True) for _ in range(o["count"])]
-        streams = [(i, camera) for i, _ in rows for camera in self.cameras]
+        count = observation["count"]
+        streams = [(i, camera) for _ in range(count) for camera in self.cameras]
         points = None
         if self.encoder.settings.choose == "gripper":
             # known of the newest frame only: the frames between two plans are taken to be close to it
-            points = np.stack([o["points"][camera] for _, o in rows for camera in self.cameras])
+            points = np.stack(
+                [observation["points"][camera] for _ in range(count) for camera in self.cameras]
+            )
         return self.encoder.encode(images, streams, points)
 
-    def _catch_up(self, indices, observations, tokens, ends) -> None:
+    def _catch_up(self, i: int, observation: Mapping, tokens: torch.Tensor) -> None:
         """Put the steps between two plans into the context, each after the action that led to it."""
-        for i, o, end in zip(indices, observations, ends, strict=True):
-            first = end - o["count"]
-            if i not in self._last:  # right after a reset there is one observation and no action
-                continue
-            for j, action in enumerate(self._last[i][: o["count"]]):
-                self.actor.record_actions([i], action[None])
-                if j < o["count"] - 1:
-                    self.actor.observe([i], tokens[first + j][None], o["proprio"][j][None])
+        if i not in self._last:  # right after a reset there is one observation and no action
+            return
+        count = observation["count"]
+        for j, action in enumerate(self._last[i][:count]):
+            self.actor.record_actions([i], action[None])
+            if j < count - 1:
+                self.actor.observe([i], tokens[j][None], observation["proprio"][j][None])
 
 
 class NearestDemo:
