@@ -208,8 +208,8 @@ def _own(name: str, checkpoint: str | Path | None) -> MVPViT:
     shipped = weights_dir() / f"{name}.safetensors"
     if checkpoint is None and not shipped.is_file():
         raise UserError(
-            f"encoder {name}: its weights do not ship; make them with `s2robot pretrain pretrain={name}` and "
-            "name the file as encoder.checkpoint"
+            f"encoder {name}: found no {shipped}; take it from the repository (an installed wheel leaves the largest "
+            f"weights out) or make it with `s2robot pretrain pretrain={name}`, and name it as encoder.checkpoint"
         )
     return load_encoder(checkpoint or shipped)[0]
 

@@ -1,7 +1,7 @@
 """How much of one encoder's features a linear map finds in another's: Section 4.2 and Table 2 of the S2 paper.
 
     s2robot information                          # mvp-tiny-s2 at one scale, from mvp-tiny with and without S2
-    s2robot information 'information.target={name: mvp-small, checkpoint: small.safetensors}'
+    s2robot information information.target.name=mvp-small
     result = information(large, {"base": base, "base-s2": base_s2}, InformationConfig(), Path("out"))
 
 One linear map with bias turns each source token into the target's token of the same place, the same map for all

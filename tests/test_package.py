@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("s2robot", "envs", "demos", "policies", "configs")
-DATA = {"configs": ("**/*.yaml",), "demos": ("data/**/*",), "s2robot": ("weights/*.safetensors",)}
+DATA = {"configs": ("**/*.yaml",), "demos": ("data/**/*",), "s2robot": ("weights/mvp-tiny*.safetensors",)}
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +54,8 @@ def test_wheel_holds_every_data_file_and_nothing_else(wheel):
             assert files, f"{package}/{pattern}: nothing ships"
             missing = {f.relative_to(ROOT).as_posix() for f in files} - names
             assert not missing, sorted(missing)[:5]
+    assert not any("mvp-small" in name and name.endswith(".safetensors") for name in names)
+    assert wheel.stat().st_size < 12e6, wheel.stat().st_size
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == set(PACKAGES)
 

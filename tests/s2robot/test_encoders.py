@@ -280,6 +280,7 @@ def test_config_errors(tiny_file, cfg, words):
 
 
 def test_missing_weights_name_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr("s2robot.encoders.weights_dir", lambda: tmp_path)  # as in a wheel
     with pytest.raises(UserError, match="s2robot pretrain pretrain=mvp-small"):
         build_encoder({"name": "mvp-small"})
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
