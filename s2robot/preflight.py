@@ -1,0 +1,227 @@
+"""Does this policy fit this robot? Pure checks of a checkpoint's contract, before anything moves; no I/O.
+
+    findings = check_contract(contract, robot, cameras, image_size)
+    findings += check_observation(contract, robot, observation) + check_latency(seconds, contract["rate_hz"])
+    for finding in findings:
+        print(finding)
+    ready = not any(finding.stops for finding in findings)
+
+`contract` is that of `load_checkpoint`, or of a `RemotePolicy`. Every check gives its line, also where all is well,
+and none ends the others: the list is complete. What a check cannot know is a warning, never an "ok".
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+OK, WARNING, STOP = "ok", "warning", "stop"
+FOVY_TOLERANCE = 0.05  # relative; 5 % of 45 degrees move a point at the frame's border by 2.5 % of its height
+ASPECT_TOLERANCE = 0.01  # relative; frames are resized to a square by the encoder
+DARK, BRIGHT = 8, 247  # mean grey value of a frame below or above which nothing is to be seen
+
+
+@dataclass(frozen=True)
+class Robot:
+    """An arm as the bridge drives it."""
+
+    name: str
+    joint_names: tuple[str, ...]  # in the order of the joints in proprio and actions
+    rate_hz: float  # policy steps a second
+    action_frame: str  # what the bridge takes an action to mean
+    q_min: tuple[float, ...] = ()  # rad, each joint's limits; () = not known
+    q_max: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera as it is after being set up: what the device says, not what it was asked for."""
+
+    width: int  # pixels, of the frames that the policy gets, after cropping
+    height: int
+    fps: float
+    channels: str = "rgb"  # order of the colours in its frames
+    fovy: float | None = None  # degrees, vertical field of view of those frames; None = not known
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check: `ok`, `warning` or `stop`, and a line about it."""
+
+    level: str
+    check: str
+    text: str
+
+    @property
+    def stops(self) -> bool:
+        return self.level == STOP
+
+    def __str__(self) -> str:
+        return f"{self.level:<8}{self.check}: {self.text}"
+
+
+def check_contract(
+    contract: Mapping[str, Any],
+    robot: Robot,
+    cameras: Mapping[str, Camera],
+    image_size: int,
+    encoder: str | None = None,
+) -> list[Finding]:
+    """A checkpoint against an arm and its cameras.
+
+    Args:
+        contract: of the checkpoint.
+        cameras: by the names that the policy knows them by.
+        image_size: side of the frames that the encoder reads without resizing, pixels.
+        encoder: the fingerprint of the encoder that will compute; None = the server's, which checks it itself.
+    """
+    findings = [
+        _same("robot", contract["robot"], robot.name),
+        _joints(contract["joint_names"], robot),
+        _rate(float(contract["rate_hz"]), robot.rate_hz),
+        _same("action frame", contract["action_frame"], robot.action_frame),
+    ]
+    if encoder is not None:
+        findings.append(_same("encoder", contract["encoder"]["fingerprint"], encoder))
+    geometry = contract.get("camera_geometry") or {}
+    for name in contract["cameras"]:
+        if name not in cameras:
+            found = ", ".join(cameras) or "none"
+            findings.append(Finding(STOP, f"camera {name}", f"the policy needs it, given are {found}"))
+            continue
+        findings += _camera(
+            name, cameras[name], geometry.get(name) or {}, image_size, float(contract["rate_hz"])
+        )
+    unused = [name for name in cameras if name not in contract["cameras"]]
+    if unused:
+        findings.append(Finding(OK, "cameras", f"not used by this policy: {', '.join(unused)}"))
+    return findings
+
+
+def check_observation(
+    contract: Mapping[str, Any], robot: Robot, observation: Mapping[str, Any]
+) -> list[Finding]:
+    """A first real observation: frames that show something and joints that can be."""
+    findings = []
+    frames: dict[str, np.ndarray] = {}
+    for name in contract["cameras"]:
+        frame = observation["images"].get(name)
+        if not isinstance(frame, np.ndarray):
+            findings.append(Finding(STOP, f"frame {name}", "there is none"))
+        elif frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+            text = f"found {frame.dtype} {frame.shape}, expected uint8 (H, W, 3)"
+            findings.append(Finding(STOP, f"frame {name}", text))
+        else:
+            frames[name] = frame
+            findings.append(_picture(name, frame))
+    for a, b in combinations(frames, 2):
+        if np.array_equal(frames[a], frames[b]):
+            findings.append(
+                Finding(STOP, f"frames {a} and {b}", "are the same picture: one device under two names")
+            )
+    findings.append(_proprio(np.asarray(observation["proprio"]), robot))
+    return findings
+
+
+def check_latency(seconds: Sequence[float], rate_hz: float) -> Finding:
+    """Times of single plans (at least 20, s) against the period in which each has to be there."""
+    period = 1000 / rate_hz
+    if len(seconds) < 20:
+        return Finding(WARNING, "latency", f"measured on {len(seconds)} plans, expected at least 20")
+    p50, p99 = np.percentile(np.asarray(seconds, np.float64) * 1000, (50, 99))
+    text = f"a plan takes {p50:.1f} ms (p99 {p99:.1f} ms) of the period of {period:.0f} ms"
+    if not p99 < period:  # NaN, a plan that never came, stops too
+        return Finding(STOP, "latency", text)
+    return Finding(WARNING if p99 > period / 2 else OK, "latency", text)
+
+
+# ---------------------------------------------------------------- single checks
+
+
+def _same(check: str, wanted: Any, found: Any) -> Finding:
+    if wanted == found:
+        return Finding(OK, check, f"{found}")
+    return Finding(STOP, check, f"the policy was trained for '{wanted}', given is '{found}'")
+
+
+def _joints(wanted: Sequence[str], robot: Robot) -> Finding:
+    # the simulator puts the number of the robot in front of its names
+    ours, theirs = (
+        [str(name).removeprefix("robot0_") for name in names] for names in (robot.joint_names, wanted)
+    )
+    if len(ours) != len(theirs):
+        return Finding(STOP, "joints", f"the policy moves {len(theirs)} joints, the robot has {len(ours)}")
+    for i, (a, b) in enumerate(zip(theirs, ours, strict=True), 1):
+        if a != b:
+            return Finding(STOP, "joints", f"joint {i} is '{a}' to the policy and '{b}' to the robot")
+    return Finding(OK, "joints", f"{len(ours)}, in the same order")
+
+
+def _rate(wanted: float, found: float) -> Finding:
+    if math.isclose(wanted, found, rel_tol=1e-6):
+        return Finding(OK, "rate", f"{found:g} Hz")
+    return Finding(STOP, "rate", f"the policy acts at {wanted:g} Hz, the bridge steps at {found:g} Hz")
+
+
+def _camera(
+    name: str, camera: Camera, trained: Mapping[str, Any], image_size: int, rate_hz: float
+) -> list[Finding]:
+    check = f"camera {name}"
+    size = f"{camera.width} x {camera.height}"
+    found = []
+    if camera.width < 1 or camera.height < 1:
+        return [Finding(STOP, check, f"its frames are {size}")]
+    if camera.channels != "rgb":
+        found.append(Finding(STOP, check, f"its colours come as '{camera.channels}', expected 'rgb'"))
+    if not camera.fps >= rate_hz:
+        found.append(Finding(STOP, check, f"{camera.fps:g} frames a second are less than {rate_hz:g} steps"))
+    if "size" in trained:
+        width, height = trained["size"]  # both sides alike in a simulator
+        if not math.isclose(camera.width / camera.height, width / height, rel_tol=ASPECT_TOLERANCE):
+            text = f"frames of {size} have another shape than the demos' {width} x {height}; crop them"
+            found.append(Finding(STOP, check, text))
+    else:
+        found.append(
+            Finding(WARNING, check, "the demos do not say the size of its frames; compare the pictures")
+        )
+    if min(camera.width, camera.height) < image_size:
+        text = f"frames of {size} are smaller than the encoder's {image_size} pixels and would be enlarged"
+        found.append(Finding(WARNING, check, text))
+    if camera.fovy is None or "fovy" not in trained:
+        whose = "the camera's" if camera.fovy is None else "the demos'"
+        found.append(Finding(WARNING, check, f"{whose} field of view is not known; compare the pictures"))
+    elif not math.isclose(camera.fovy, trained["fovy"], rel_tol=FOVY_TOLERANCE):
+        text = f"a vertical field of view of {camera.fovy:g} degrees, the demos' is {trained['fovy']:g}"
+        found.append(Finding(STOP, check, text))
+    return found or [Finding(OK, check, f"{size} at {camera.fps:g} Hz")]
+
+
+def _picture(name: str, frame: np.ndarray) -> Finding:
+    check, mean = f"frame {name}", float(frame.mean())
+    if frame.min() == frame.max():
+        return Finding(STOP, check, f"every pixel is {frame.min()}: no picture")
+    if mean < DARK or mean > BRIGHT:
+        what = "dark" if mean < DARK else "bright"
+        return Finding(STOP, check, f"too {what} to see anything (mean {mean:.0f} of 255)")
+    return Finding(OK, check, f"a picture of {frame.shape[1]} x {frame.shape[0]}, mean {mean:.0f} of 255")
+
+
+def _proprio(proprio: np.ndarray, robot: Robot) -> Finding:
+    joints = len(robot.joint_names)
+    if proprio.shape != (joints + 1,) or proprio.dtype.kind != "f":
+        text = f"found {proprio.dtype} {proprio.shape}, expected floats ({joints + 1},)"
+        return Finding(STOP, "proprio", text)
+    if not np.isfinite(proprio).all():
+        return Finding(STOP, "proprio", "holds NaN or infinity")
+    if not -0.05 <= proprio[-1] <= 1.05:  # measured, so a little beyond 0 and 1 is right
+        return Finding(STOP, "proprio", f"the gripper's opening is {proprio[-1]:.2f}, expected 0 to 1")
+    if not robot.q_min or not robot.q_max:
+        return Finding(WARNING, "proprio", "the joints' limits are not known")
+    for i, (q, low, high) in enumerate(zip(proprio, robot.q_min, robot.q_max, strict=False), 1):
+        if not low <= q <= high:
+            text = f"joint {i} is at {q:.3f} rad, outside its limits {low:.3f} to {high:.3f}; degrees?"
+            return Finding(STOP, "proprio", text)
+    return Finding(OK, "proprio", "joints within their limits")
