@@ -55,6 +55,12 @@ class BatchActor:
             memory[rows] = 0
         self._pad[rows] = True
 
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """All that later plans depend on besides their observations; the tensors themselves, not copies."""
+        context = (self._pooled, self._proprio, self._actions, self._pad)
+        return (*context, self._sum, self._weight, self._plans)
+
     @torch.no_grad()
     def observe(self, indices: Iterable[int], features: Any, proprio: Any) -> None:
         """Add a step to the context: features (n_i, C, N, D), proprio (n_i, P); arrays or tensors."""
@@ -142,6 +148,28 @@ class Actor:
         action = self._queue.pop(0)
         self.batch.record_actions([0], action[None])
         return action
+
+    def plan(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """The next actions that need no further observation, float32 (k, A): as k calls of `act` give them.
+
+        k is 1 for a policy that has to see every step, otherwise what is left of its plan.
+        """
+        first = self.act(observation)
+        if self.batch.every_step:
+            return first[None]
+        rest, self._queue = self._queue, []
+        return np.stack([first, *rest])  # (k, A)
+
+    def remember(self) -> tuple[list[Tensor], list[np.ndarray]]:
+        """What the actor knows of the episode so far, for `restore`."""
+        return [tensor.clone() for tensor in self.batch.memory], list(self._queue)
+
+    def restore(self, memory: tuple[list[Tensor], list[np.ndarray]]) -> None:
+        """Go back to what `remember` gave; that may be used again."""
+        tensors, queue = memory
+        for tensor, old in zip(self.batch.memory, tensors, strict=True):
+            tensor.copy_(old)
+        self._queue = list(queue)
 
     @torch.no_grad()
     def _features(self, observation: Mapping[str, Any]) -> Tensor:

@@ -22,7 +22,8 @@ from demos.record import record
 from demos.replay import render_episodes
 from demos.store import EpisodeStore
 from envs.cube_pick import ACTION_FRAME, CubePickConfig, as_tuples
-from policies import BatchActor, PolicySpec, check_contract, load_checkpoint
+from policies import BatchActor, PolicySpec, check_contract
+from s2robot.deployed import device_of, load_policy
 from s2robot.encoders import S2Encoder, build_encoder
 from s2robot.errors import UserError
 from s2robot.evaluate import LearnedPlanner, NearestDemo, Planner, film_some, run_episodes, write_records
@@ -53,11 +54,6 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
     store = EpisodeStore.open(cfg.demos.path or shipped_demos(cfg.demos.name))
     store.check(robot=cfg.robot.name, action_frame=ACTION_FRAME, rate_hz=cfg.env.rate_hz)
     return store
-
-
-def device_of(name: str) -> torch.device:
-    """`auto` is the GPU if there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
@@ -170,16 +166,12 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
     e = cfg.evaluate
     if e.threads:
         torch.set_num_threads(e.threads)
-    device = device_of(e.device)
-    policy, contract = load_checkpoint(checkpoint, device)
-    settings = dict(contract["encoder"]["settings"])
-    if "checkpoint" in cfg and cfg.encoder.checkpoint:  # `evaluate` on another machine than the training
-        settings["checkpoint"] = cfg.encoder.checkpoint
-    encoder = build_encoder(settings).to(device)
+    # `evaluate` may run on another machine than the training, where the encoder's weights lie elsewhere
+    weights = cfg.encoder.checkpoint if "checkpoint" in cfg else None
+    policy, encoder, contract = load_policy(checkpoint, device_of(e.device), weights)
     config = env_config(cfg, cameras=list(contract["cameras"]), image_size=encoder.image_size)
     check_contract(
         contract,
-        encoder={"name": encoder.name, "fingerprint": encoder.fingerprint},
         cameras=list(cfg.env.cameras),
         robot=config.robot,
         action_frame=ACTION_FRAME,
