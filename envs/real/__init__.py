@@ -1,0 +1,1 @@
+"""A real arm, or its emulator, behind the interface of the simulated world."""
