@@ -40,9 +40,9 @@ class ScenePlant:
         joints = [model.joint(name) for name in env.joint_names]
         self._dof = np.array([j.dofadr[0] for j in joints])  # (7,)
         by_joint = {
-            model.actuator_trnid[i, 0]: i
+            int(model.actuator_trnid[i, 0]): i
             for i in range(model.nu)
-            if model.actuator_trntype[i] == mujoco.mjtTrn.mjTRN_JOINT
+            if int(model.actuator_trntype[i]) == int(mujoco.mjtTrn.mjTRN_JOINT)
         }
         self._motors = np.array([by_joint[j.id] for j in joints])  # (7,)
         (self._finger_motor,) = set(range(model.nu)) - set(self._motors)

@@ -244,10 +244,10 @@ def test_velocity_over_the_limit_is_error_24_and_running_into_one_23():
     b(Fn.JOINT_VELOCITY, wire.pack_floats([0, 0, 0, 4, 0, 0, 0]) + b"\x01")
     assert b.box.error == box.OVERSPEED
     b = Bench(mode=4)
-    b(Fn.JOINT_VELOCITY, wire.pack_floats([0, 0, 0, -0.5, 0, 0, 0]) + b"\x01")
-    b.run(3.0)
+    b(Fn.JOINT_VELOCITY, wire.pack_floats([0, 0, 0, 0, 0, 0, 1.5]) + b"\x01")
+    b.run(5.0)
     assert b.box.error == box.JOINT_LIMIT
-    assert b.box.plant.joints[3] > kin.JOINT_LOW[3] - 0.05
+    assert b.box.plant.joints[6] < kin.JOINT_HIGH[6] + 0.1
 
 
 def test_mode_6_replaces_and_mode_0_queues():

@@ -143,7 +143,9 @@ def ask_line(port: int, data: bytes) -> bytes:
 
 
 def test_a_client_that_never_reads_does_not_hold_up_others(emulator):
-    with socket.create_connection((HOST, emulator.ports.control)) as deaf:
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((HOST, emulator.ports.control))
         deaf.setblocking(False)
         joints = bytes.fromhex("0001 0002 0002 2a 03")
         with pytest.raises(BlockingIOError):
