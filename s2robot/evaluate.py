@@ -4,7 +4,8 @@
 
 Worker processes simulate and draw, one world each; this process encodes and plans for all of them.
 Episode i has the seed ``evaluate.seed + i``, which alone decides its cube, start joints and course: every policy
-meets the same positions. The records are written as episodes end (a kill loses those in progress only).
+meets the same positions. Each record is on disk when its episode ends: after a kill the same command goes on, and
+loses at most the episodes in progress, one for each of ``evaluate.workers``.
 """
 
 import json
@@ -28,6 +29,7 @@ from s2robot.encoders import S2Encoder
 from s2robot.errors import UserError
 from s2robot.features import as_stored
 from s2robot.files import write_text
+from s2robot.journal import Journal
 from s2robot.selective import SelectiveEncoder
 from s2robot.video import write_video
 
@@ -175,67 +177,91 @@ def run_episodes(
     workers: int,
     journal: Path,
     progress: Callable[[int, int], None] = lambda done, successes: None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Rollouts:
-    """Try every position once; each ended episode is appended to ``journal`` (JSON lines) at once."""
+    """Try every position once; each ended episode is appended to ``journal`` (JSON lines) at once.
+
+    ``settings``: all that decides an episode, as JSON types. With them, episodes that stand in the journal already
+    are not run again; without, the journal is begun anew.
+
+    Raises:
+        UserError: the journal is of other settings.
+    """
+    kept = Journal(journal, settings)
+    done = {e: r for e, r in kept.records.items() if e < episodes}
+    todo = [e for e in range(episodes) if e not in done]
+    simulate = 0.0
+    if todo:
+        simulate = _run(env_config, planner, todo, seed, workers, kept, done, progress)
+    else:
+        progress(episodes, sum(r["success"] for r in done.values()))
+    records = [done[e] for e in range(episodes)]
+    actions = {e: kept.actions[e] for e in range(episodes)}
+    return Rollouts(records, actions, {"simulate_s": simulate})
+
+
+def _run(
+    env_config: CubePickConfig,
+    planner: Planner,
+    todo: list[int],
+    seed: int,
+    workers: int,
+    journal: Journal,
+    done: dict[int, dict],
+    progress: Callable[[int, int], None],
+) -> float:
+    """Run the episodes of ``todo``; adds their records to ``done`` and returns the seconds spent simulating."""
     limit_threads()
-    workers = max(1, min(workers, episodes))
+    workers = max(1, min(workers, len(todo)))
     make = [_make(env_config, planner.execute, planner.every_step)] * workers
     simulate = 0.0
-    records: list[dict] = []
     executed: dict[int, list[np.ndarray]] = {}
     worlds = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
     try:
-        running = {place: place for place in range(workers)}  # place -> its episode
-        waiting = workers
+        running = dict(enumerate(todo[:workers]))  # place -> its episode
+        waiting = todo[workers:]
         cubes: dict[int, np.ndarray] = {}
         batch, infos = worlds.reset(seed=[seed + e for e in running.values()])
         points = infos["grip_points"]  # {camera: (workers, 2)}
         new = list(range(workers))
-        with open(journal, "w", encoding="utf-8") as file:
-            while running:
-                for i in new:
-                    cubes[running[i]] = infos["cube_pose"][i].copy()
-                    executed[running[i]] = []
-                planner.reset(new, [{"cube_pose": cubes[running[i]]} for i in new])
-                busy = list(running)
-                plans = planner.plan(busy, [_pick(batch, points, i) for i in busy])
-                actions = np.zeros((workers, planner.execute, 8), np.float32)
-                actions[busy] = plans
+        while running:
+            for i in new:
+                cubes[running[i]] = infos["cube_pose"][i].copy()
+                executed[running[i]] = []
+            planner.reset(new, [{"cube_pose": cubes[running[i]]} for i in new])
+            busy = list(running)
+            plans = planner.plan(busy, [_pick(batch, points, i) for i in busy])
+            actions = np.zeros((workers, planner.execute, 8), np.float32)
+            actions[busy] = plans
+            start = time.monotonic()
+            batch, _, success, over, infos = worlds.step(actions)
+            simulate += time.monotonic() - start
+            points = infos["grip_points"]
+            new = []
+            for i in busy:
+                episode = running[i]
+                executed[episode].append(actions[i])
+                if not (success[i] or over[i]):
+                    continue
+                record = _record(episode, seed, cubes[episode], infos, i, env_config.rate_hz)
+                journal.append(record, np.concatenate(executed.pop(episode))[: record["steps"]])
+                done[episode] = record
+                progress(len(done), sum(r["success"] for r in done.values()))
+                del running[i]
+                if waiting:
+                    running[i] = waiting.pop(0)
+                    new.append(i)
+            if new:
+                mask = np.isin(np.arange(workers), new)
+                seeds = [seed + running[i] if i in new else None for i in range(workers)]
                 start = time.monotonic()
-                batch, _, success, over, infos = worlds.step(actions)
+                batch, infos = worlds.reset(seed=seeds, options={"reset_mask": mask})
                 simulate += time.monotonic() - start
-                points = infos["grip_points"]
-                ended = []
-                for i in busy:
-                    executed[running[i]].append(actions[i])
-                    if not (success[i] or over[i]):
-                        continue
-                    record = _record(running[i], seed, cubes[running[i]], infos, i, env_config.rate_hz)
-                    records.append(record)
-                    file.write(json.dumps(record) + "\n")
-                    file.flush()
-                    ended.append(i)
-                    progress(len(records), sum(r["success"] for r in records))
-                new = []
-                for i in ended:
-                    del running[i]
-                    if waiting < episodes:
-                        running[i] = waiting
-                        waiting += 1
-                        new.append(i)
-                if new:
-                    mask = np.isin(np.arange(workers), new)
-                    seeds = [seed + running[i] if i in new else None for i in range(workers)]
-                    start = time.monotonic()
-                    batch, infos = worlds.reset(seed=seeds, options={"reset_mask": mask})
-                    simulate += time.monotonic() - start
-                    for camera in batch["images"]:
-                        points[camera][new] = infos["grip_points"][camera][new]
+                for camera in batch["images"]:
+                    points[camera][new] = infos["grip_points"][camera][new]
     finally:
         worlds.close(terminate=True)
-    records.sort(key=lambda r: r["episode"])
-    joined = {r["episode"]: np.concatenate(executed[r["episode"]])[: r["steps"]] for r in records}
-    return Rollouts(records, joined, {"simulate_s": simulate})
+    return simulate
 
 
 def _pick(batch: dict, points: dict, i: int) -> dict:

@@ -4,6 +4,7 @@ s2robot run                       # shipped demos -> features -> policy -> 128 p
 s2robot run record=true           # record the demos first
 """
 
+import hashlib
 import json
 import os
 import shlex
@@ -207,6 +208,7 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
             e.workers,
             journal,
             lambda done, good: update(done, e.episodes, f"{good} successes"),
+            _episode_settings(cfg, config, checkpoint, contract) if e.resume else None,
         )
     if e.videos:
         with bar("filming") as update:
@@ -240,13 +242,32 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
     return summary
 
 
+def _episode_settings(
+    cfg: DictConfig, config: CubePickConfig, checkpoint: Path, contract: dict[str, Any]
+) -> dict[str, Any]:
+    """All that decides an episode of an evaluation besides its number."""
+    selective = plain(cfg.evaluate.selective)
+    budget = selective["tiles"] is not None or selective["milliseconds"] is not None
+    return {
+        "policy": hashlib.sha256((checkpoint / "policy.safetensors").read_bytes()).hexdigest(),
+        "encoder": contract["encoder"]["fingerprint"],
+        "features_dtype": contract["encoder"]["features_dtype"],
+        "evaluate.seed": cfg.evaluate.seed,
+        "evaluate.control": cfg.evaluate.control,
+        "evaluate.selective": selective if budget else None,
+        "env": asdict(config),
+        **({"demos": open_demos(cfg).fingerprint} if cfg.evaluate.control == "nearest_demo" else {}),
+    }
+
+
 def world_changes(trained: dict[str, Any], config: CubePickConfig) -> list[str]:
     """In what the evaluated world differs from the one that the demos were recorded in, a text each."""
     ours = json.loads(json.dumps(asdict(config)))
+    trained = (
+        json.loads(json.dumps(asdict(CubePickConfig()))) | trained
+    )  # an older dataset lacks newer settings
     ignored = ("cameras", "image_size")  # checked by name, and drawn as the encoder needs them
-    return [
-        f"{k} {trained[k]} -> {v}" for k, v in ours.items() if k not in ignored and trained.get(k, v) != v
-    ]
+    return [f"{k} {trained[k]} -> {v}" for k, v in ours.items() if k not in ignored and trained[k] != v]
 
 
 def run(cfg: DictConfig) -> None:

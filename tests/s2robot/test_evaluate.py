@@ -96,6 +96,54 @@ def test_an_episode_does_not_depend_on_its_neighbours(encoder, tmp_path):
         assert np.array_equal(actions, three.actions[i])
 
 
+class Killed(BaseException):
+    """Not an Exception: nothing in between may catch it."""
+
+
+def test_an_evaluation_that_was_killed_goes_on(encoder, tmp_path):
+    """The same records and actions as one that ran through; a torn line and lost actions are run again."""
+    settings = {"policy": "p", "env": {"cube_size": 0.04}}
+
+    def run(folder, episodes=5, settings=settings, progress=lambda done, good: None):
+        planner = LearnedPlanner(BatchActor(untrained(encoder), 2), encoder, CAMERAS)
+        return run_episodes(CONFIG, planner, episodes, SEED, 2, folder / "episodes.jsonl", progress, settings)
+
+    def kill(done, good):
+        if done == 3:
+            raise Killed
+
+    through, cut = tmp_path / "through", tmp_path / "cut"
+    whole = run(through)
+    with pytest.raises(Killed):
+        run(cut, progress=kill)
+    journal = cut / "episodes.jsonl"
+    assert len(read_records(journal)) == 3
+    with journal.open("a") as file:
+        file.write('{"episode": 4, "seed": 90')
+    (cut / "actions/episode_0001.npy").write_bytes(b"torn")
+    ran = []
+    again = run(cut, progress=lambda done, good: ran.append(done))
+    assert ran == [3, 4, 5] and again.records == whole.records
+    for i, actions in whole.actions.items():
+        assert np.array_equal(actions, again.actions[i])
+    assert sorted(read_records(journal), key=lambda r: r["episode"]) == whole.records
+
+    ran.clear()  # nothing is left to do, and more positions go on from there
+    assert run(cut, progress=lambda done, good: ran.append(done)).seconds["simulate_s"] == 0 and ran == [5]
+    more = run(cut, episodes=6)
+    assert more.records[:5] == whole.records and more.records[5]["seed"] == SEED + 5
+    assert run(cut, episodes=2).records == whole.records[:2]
+
+    for other in ({**settings, "policy": "q"}, {**settings, "env": {"cube_size": 0.02}}):
+        with pytest.raises(UserError, match="cut: holds episodes of another evaluation: ") as caught:
+            run(cut, settings=other)
+        assert "evaluate.resume=false" in str(caught.value) and "\n" not in str(caught.value)
+    assert "env {'cube_size': 0.04}, expected {'cube_size': 0.02}" in str(caught.value)
+    assert run(cut, settings=None, episodes=1).records == whole.records[:1]  # evaluate.resume=false
+    with pytest.raises(UserError, match=r"holds episodes without episodes.settings.json"):
+        run(cut)
+
+
 def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, tmp_path):
     """Chunks of two steps in two processes and single steps in one: the same actions."""
     network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
@@ -286,3 +334,8 @@ def test_a_summary_says_all_that_a_report_needs(checkpoint, tmp_path):
     assert summary["success_rule"] == "cube 10 cm up for 0.5 s"
     assert {"simulate_s", "encode_s", "policy_s", "wall_s"} <= set(summary["timing"])
     assert len(read_records(tmp_path / "episodes.jsonl")) == 1
+    again = pipeline.evaluate_policy(cfg, checkpoint, tmp_path)  # goes on, and finds all done
+    assert again["timing"]["simulate_s"] == 0 and again["successes"] == summary["successes"]
+    cfg.evaluate.seed = 10001
+    with pytest.raises(UserError, match="another evaluation: evaluate.seed 10000, expected 10001"):
+        pipeline.evaluate_policy(cfg, checkpoint, tmp_path)
