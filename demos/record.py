@@ -63,6 +63,10 @@ def record(
     Raises:
         DatasetError: the path exists, the disk is full (earlier episodes stay), or the picker fails too often.
     """
+    if env_config.clutter:  # where it lay is no part of a state, so the frames could not be drawn again
+        raise DatasetError(
+            f"{path}: found env.clutter {env_config.clutter}, expected 0: demos hold states only"
+        )
     env = CubePick(env_config)
     attributes = {**env.describe(), "seed": seed, "kind": "states", "picker": picker_config.__dict__}
     store = EpisodeStore.create(path, attributes)

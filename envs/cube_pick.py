@@ -17,12 +17,13 @@ import numpy as np
 from envs.errors import EnvError
 from envs.renderer import OffscreenRenderer
 from envs.robots import robot_spec
-from envs.world import TABLE_HEIGHT, CubeWorld
+from envs.world import CLUTTER, TABLE_HEIGHT, CubeWorld
 
 STAGES = ("approach", "grasp", "lift", "held")
 ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
 ENV_VERSION = "CubePick-v0"
 MAX_DELTA = 0.25  # rad a step and joint
+_CLEAR = 0.09  # m, from the centre of the cube or of another object to that of a piece of clutter
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class CubePickConfig:
     success_hold: float = 0.5  # at that height and in the gripper
     max_steps: int = 80
     stiffness: float = 1000.0  # joint controller, 1/s²
+    # what an evaluation may change that demos never showed
+    camera_distance: float = 1.0  # of the side cameras from what they look at, times the usual
+    camera_shift: float = 0.0  # m, every side camera stands that far to its own right, looking the same way
+    lighting: float = 1.0  # brightness of all lights, times the usual
+    clutter: int = 0  # other objects on the table, of other colours, drawn but never touched; 8 at most
     # name -> (position, target, vertical field of view in degrees), table frame
     side_cameras: dict = field(
         default_factory=lambda: {
@@ -54,6 +60,24 @@ class CubePickConfig:
 def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings from YAML or JSON, whose lists become the tuples that frozen settings hold."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _check_looks(c: CubePickConfig) -> None:
+    for name, low, high in (
+        ("camera_distance", 0.3, 5.0), ("camera_shift", -0.5, 0.5), ("lighting", 0.0, 5.0), ("clutter", 0, len(CLUTTER)),
+    ):  # fmt: skip
+        found = getattr(c, name)
+        if not low <= found <= high or (name == "clutter" and found != int(found)):
+            kind = "a whole number" if name == "clutter" else "a number"
+            raise EnvError(f"env.{name}: found {found}, expected {kind} from {low:g} to {high:g}")
+
+
+def _farther(view: tuple, factor: float) -> tuple:
+    """A side camera (position, target, fovy) at ``factor`` times its distance from the target."""
+    position, target, fovy = view
+    if factor == 1:  # to the last bit: recorded states are drawn again with the same bytes
+        return view
+    return tuple(t + factor * (p - t) for p, t in zip(position, target, strict=True)), target, fovy
 
 
 class CubePick(gymnasium.Env):
@@ -99,9 +123,14 @@ class CubePick(gymnasium.Env):
                 known = ", ".join(["hand", *c.side_cameras])
                 raise EnvError(f"env.cameras: found '{camera}', expected some of {known}")
         self.render_mode, self.draw = render_mode, draw
-        self.world = CubeWorld(self.spec_robot, c.cube_size / 2, c.rate_hz, c.side_cameras, c.stiffness)
+        _check_looks(c)
+        views = {name: _farther(view, c.camera_distance) for name, view in c.side_cameras.items()}
+        self.world = CubeWorld(
+            self.spec_robot, c.cube_size / 2, c.rate_hz, views, c.stiffness, CLUTTER[: c.clutter]
+        )
         self.model, self.data = self.world.sim.model._model, self.world.sim.data._data
         self._resolve_names()
+        self._change_looks()
         self._renderer: OffscreenRenderer | None = None
         image = gymnasium.spaces.Box(0, 255, (c.image_size, c.image_size, 3), np.uint8)
         self.observation_space = gymnasium.spaces.Dict(
@@ -139,6 +168,28 @@ class CubePick(gymnasium.Env):
             self._finger_geoms.append({g for g in range(model.ngeom) if model.geom_bodyid[g] in bodies})
         self.camera_ids = {name: model.camera(name).id for name in self.config.cameras}
 
+    def _change_looks(self) -> None:
+        """Lights and side cameras of the config; the hand's camera stays."""
+        m, c = self.model, self.config
+        for name, i in self.camera_ids.items():
+            if name != "hand":
+                m.cam_pos[i] += c.camera_shift * m.cam_mat0[i].reshape(3, 3)[:, 0]
+        headlight = m.vis.headlight
+        for light in (m.light_ambient, m.light_diffuse, m.light_specular, headlight.ambient, headlight.diffuse, headlight.specular):  # fmt: skip
+            light[:] *= c.lighting
+        self._clutter = [m.geom(f"clutter{i}").id for i in range(c.clutter)]
+
+    def _scatter(self, rng: np.random.Generator, cube_xy: np.ndarray) -> None:
+        """New places for the clutter, clear of the cube and of each other."""
+        taken = [cube_xy]
+        for geom in self._clutter:
+            for _ in range(200):
+                place = rng.uniform((-0.2, -0.28), (0.2, 0.28))
+                if min(np.linalg.norm(place - other) for other in taken) > _CLEAR:
+                    break
+            taken.append(place)
+            self.model.geom_pos[geom, :2] = place
+
     # ---------------------------------------------------------------- gymnasium
 
     def reset(self, *, seed=None, options=None):
@@ -152,6 +203,8 @@ class CubePick(gymnasium.Env):
         cube_xy = np.array([rng.uniform(*c.box_x), rng.uniform(*c.box_y)])
         yaw = rng.uniform(*c.yaw)
         noise = rng.uniform(-c.start_noise, c.start_noise, 7)
+        if self._clutter:  # after all other draws, which are the same without it
+            self._scatter(rng, np.asarray(options.get("cube_xy", cube_xy), float))
         cube_xy = np.asarray(options.get("cube_xy", cube_xy), float)
         yaw = float(options.get("cube_yaw", yaw))
         start = np.asarray(options.get("start_joints", np.array(self.spec_robot.home) + noise), float)

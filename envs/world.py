@@ -23,6 +23,17 @@ from robosuite.utils.mjcf_utils import CustomMaterial, array_to_string, find_ele
 logging.disable(logging.NOTSET)
 
 TABLE_HEIGHT = 0.8  # m, the table's top
+# (shape, MuJoCo size in m, colour) of what may lie about; none is red as the cube is
+CLUTTER = (
+    ("box", (0.02, 0.02, 0.02), (0.1, 0.3, 0.8, 1)),
+    ("cylinder", (0.025, 0.04), (0.9, 0.8, 0.1, 1)),
+    ("sphere", (0.025,), (0.1, 0.6, 0.2, 1)),
+    ("box", (0.03, 0.015, 0.01), (0.9, 0.5, 0.1, 1)),
+    ("cylinder", (0.035, 0.012), (0.5, 0.2, 0.6, 1)),
+    ("box", (0.015, 0.015, 0.04), (0.2, 0.7, 0.7, 1)),
+    ("sphere", (0.018,), (0.9, 0.9, 0.9, 1)),
+    ("box", (0.025, 0.025, 0.015), (0.25, 0.25, 0.25, 1)),
+)
 _GRIPPER_STEPS_PER_S = 20 * 0.2  # robosuite's increment of 0.2 a step, meant for 20 Hz
 
 
@@ -55,10 +66,20 @@ class CubeWorld(Lift):
         rate_hz: control rate.
         side_cameras: name -> (position, target, fovy in degrees), in the table's frame (m, z from its top).
         stiffness: joint stiffness, 1/s² (robosuite scales it by the mass matrix).
+        clutter: some of CLUTTER, to be placed by whoever resets; nothing collides with it.
     """
 
-    def __init__(self, spec: RobotSpec, cube_half: float, rate_hz: int, side_cameras: dict, stiffness: float):
+    def __init__(
+        self,
+        spec: RobotSpec,
+        cube_half: float,
+        rate_hz: int,
+        side_cameras: dict,
+        stiffness: float,
+        clutter: tuple = (),
+    ):
         self._spec, self._cube_half, self._side_cameras = spec, cube_half, side_cameras
+        self._clutter = clutter
         super().__init__(
             robots=spec.robosuite_name,
             controller_configs=_arm_controller(stiffness),
@@ -103,6 +124,21 @@ class CubeWorld(Lift):
                     pos=array_to_string(np.add(position, self.table_offset)),
                     xyaxes=array_to_string(look_at(position, target)),
                     fovy=str(fovy),
+                )
+            )
+        for i, (shape, size, colour) in enumerate(self._clutter):
+            height = size[0] if shape == "sphere" else size[-1]  # half of it: it stands on the table
+            arena.worldbody.append(
+                ElementTree.Element(
+                    "geom",
+                    name=f"clutter{i}",
+                    type=shape,
+                    size=array_to_string(size),
+                    pos=array_to_string(np.add((0, 0, height), self.table_offset)),
+                    rgba=array_to_string(colour),
+                    group="1",  # robosuite's visual group
+                    contype="0",
+                    conaffinity="0",
                 )
             )
         wood = CustomMaterial(

@@ -1,0 +1,124 @@
+"""What an evaluation changes that demos never showed: pictures change, physics and seeds do not."""
+
+import numpy as np
+import pytest
+
+from demos.errors import DatasetError
+from demos.picker import PickerConfig
+from demos.record import record
+from envs.cube_pick import CubePick, CubePickConfig
+from envs.errors import EnvError
+from envs.world import CLUTTER
+
+SIZE = 96
+SIDES = ("left", "right")
+
+
+def frames(seed: int = 3, **changes) -> tuple[dict[str, np.ndarray], CubePick]:
+    env = CubePick(CubePickConfig(image_size=SIZE, **changes))
+    observation, _ = env.reset(seed=seed)
+    return observation["images"], env
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return frames()
+
+
+def change(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of pixels that differ by more than 20 grey levels in any channel."""
+    return float((np.abs(a.astype(int) - b).max(-1) > 20).mean())
+
+
+def where_is_cube(env: CubePick, camera: str) -> np.ndarray:
+    return env.project(env.cube_pose[:3])[camera]
+
+
+def test_brightness_scales_the_picture(usual):
+    dark, dark_env = frames(lighting=0.5)
+    bright, _ = frames(lighting=1.4)
+    for camera in ("hand", *SIDES):
+        means = [image[camera].mean() for image in (dark, usual[0], bright)]
+        assert means[0] < 0.8 * means[1] < 0.8 * means[2] / 1.02
+    assert np.array_equal(dark_env.get_state(), usual[1].get_state())
+    again, _ = frames(lighting=1.0)
+    assert all(np.array_equal(again[c], usual[0][c]) for c in again)
+
+
+def test_a_shifted_camera_sees_the_cube_further_left(usual):
+    images, env = frames(camera_shift=0.04)
+    for camera in SIDES:
+        moved = where_is_cube(env, camera) - where_is_cube(usual[1], camera)
+        assert moved[0] < -0.03 and abs(moved[1]) < 1e-3
+        assert change(images[camera], usual[0][camera]) > 0.02
+        distance = np.linalg.norm(
+            np.subtract(*(e.model.cam_pos[e.camera_ids[camera]] for e in (env, usual[1])))
+        )
+        assert distance == pytest.approx(0.04)
+    assert np.array_equal(images["hand"], usual[0]["hand"])
+    geometry = [e.describe()["camera_geometry"]["left"]["position"] for e in (env, usual[1])]
+    assert geometry[0] != geometry[1]
+
+
+def test_a_farther_camera_sees_a_smaller_cube(usual):
+    def red(images, camera):
+        r, g, b = np.moveaxis(images[camera].astype(int), -1, 0)
+        return int(((r > 90) & (r > 2 * g) & (r > 2 * b)).sum())
+
+    far, env = frames(camera_distance=1.6)
+    for camera in SIDES:
+        assert 0 < red(far, camera) < 0.6 * red(usual[0], camera)
+        assert env.model.cam_quat[env.camera_ids[camera]] == pytest.approx(
+            usual[1].model.cam_quat[usual[1].camera_ids[camera]], abs=1e-6
+        )
+
+
+def test_a_larger_cube_is_larger():
+    sizes = []
+    for size in (0.02, 0.05):
+        _, env = frames(cube_size=size)
+        sizes.append(env.model.geom_size[sorted(env._cube_geoms)[0]].max())
+    assert sizes == pytest.approx([0.01, 0.025])
+
+
+def test_clutter_is_seen_placed_by_the_seed_and_touches_nothing(usual):
+    images, env = frames(clutter=8)
+    assert all(change(images[camera], usual[0][camera]) > 0.01 for camera in SIDES)
+    places = env.model.geom_pos[env._clutter].copy()
+    assert len(places) == len(CLUTTER)
+    cube = env.cube_pose[:2]
+    assert np.linalg.norm(places[:, :2] - cube, axis=1).min() > 0.085
+    assert cube == pytest.approx(usual[1].cube_pose[:2], abs=1e-9)  # the cube lies where it lay without it
+    again, _ = frames(clutter=8)
+    assert all(np.array_equal(again[camera], images[camera]) for camera in images)
+    env.reset(seed=4)
+    assert not np.allclose(env.model.geom_pos[env._clutter], places)
+
+    env.reset(seed=3)
+    usual[1].reset(seed=3)
+    rng = np.random.default_rng(0)
+    for action in np.append(rng.uniform(-0.1, 0.1, (15, 7)), rng.integers(0, 2, (15, 1)), 1):
+        env.step_physics(action)
+        usual[1].step_physics(action)
+    assert np.array_equal(env.joints, usual[1].joints) and np.array_equal(env.cube_pose, usual[1].cube_pose)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"clutter": 9}, "env.clutter: found 9, expected a whole number from 0 to 8"),
+        ({"clutter": 1.5}, "env.clutter: found 1.5, expected a whole number"),
+        ({"lighting": -1}, "env.lighting: found -1, expected a number from 0 to 5"),
+        ({"camera_distance": 0}, "env.camera_distance: found 0, expected a number from 0.3 to 5"),
+        ({"camera_shift": 2}, "env.camera_shift: found 2, expected a number from -0.5 to 0.5"),
+    ],
+)
+def test_values_out_of_range_are_one_line(setting, words):
+    with pytest.raises(EnvError, match=words.replace(".", r"\.")):
+        CubePick(CubePickConfig(**setting))
+
+
+def test_demos_with_clutter_are_refused(tmp_path):
+    config = CubePickConfig(clutter=2)
+    with pytest.raises(DatasetError, match=r"env\.clutter 2, expected 0"):
+        record(tmp_path / "d.zarr", config, PickerConfig(), episodes=1, seed=1)
