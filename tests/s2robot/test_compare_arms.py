@@ -1,0 +1,129 @@
+"""What a comparison refuses before anything runs, and which words each verb gets."""
+
+import sys
+import time
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from s2robot.arms import choose_arms, encoder_of, read_by, settings_of
+from s2robot.compare import _plan
+from s2robot.errors import UserError
+from s2robot.jobs import Job, locked, run_jobs
+from s2robot.paths import configs_dir
+
+
+def config(*words: str):
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return compose("compare", list(words))
+
+
+def refused(*words: str) -> str:
+    cfg = config("run_dir=unused", *words)
+    with pytest.raises(UserError) as caught:
+        _plan(cfg, [w for w in words if not w.startswith(("+", "experiment", "arms"))])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_arms_are_those_of_the_experiment_or_those_named():
+    experiment = config().experiment
+    assert [arm.name for arm in choose_arms(experiment)] == ["base", "base-s2", "base-s2-pretrained"]
+    assert [arm.name for arm in choose_arms(experiment, ["base-s2", "base"])] == ["base-s2", "base"]
+    table10 = config("experiment=table10").experiment
+    assert [arm.name for arm in choose_arms(table10)] == ["base", "base-s2", "large"]
+    assert list(table10.seeds) == [0, 1, 2] and table10.overrides == [
+        "evaluate.episodes=128",
+        "evaluate.seed=10000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["arms=[base,base-s3]"], "arms: found 'base-s3', expected some of base, base-s2, base-s2-pretrained, did you mean 'base-s2'?"),
+        (["arms=[base]"], "arms: found base, expected at least 2"),
+        (["+experiment.arms.x='encoder=mvp-huge'", "arms=[base,x]"], "arm 'x': "),
+        (["+experiment.arms.x='train.epoch=3'", "arms=[base,x]"], "arm 'x': Could not override 'train.epoch'"),
+        (["+experiment.arms.x='demos.episodes=3'", "arms=[base,x]"], "arm 'x': found demos.episodes=3, expected it to be the same for all arms"),
+        (["+experiment.arms.x='evaluate.seed=3'", "arms=[base,x]"], "arm 'x': found evaluate.seed=3, expected it to be the same"),
+        (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "arm 'x': found jobs=3, expected overrides of robot, "),
+        (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], "arm 'x': none.safetensors: no such"),
+        (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': no value for encoder.checkpoint, encoder.name"),
+        (["experiment.seeds=[]", "arms=[base,base-s2]"], "experiment.seeds: found [], expected one or more"),
+        (["experiment.pairs=[[base,bass]]", "arms=[base,base-s2]"], "experiment.pairs: found 'bass', expected some of base"),
+        (["demos.path=none.zarr", "arms=[base,base-s2]"], "none.zarr: does not exist"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_one_line(words, expected):
+    assert expected in refused(*words)
+
+
+def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
+    words = ["env.cube_size=0.03", "train.epochs=2", "encoder=mvp-tiny", "evaluate.videos=1", "recording.episodes=5", "train.epochs=3"]  # fmt: skip
+    assert read_by("train", words) == ["env.cube_size=0.03", "encoder=mvp-tiny", "train.epochs=3"]
+    assert read_by("evaluate", words) == ["env.cube_size=0.03", "evaluate.videos=1"]
+    assert read_by("record", words) == ["env.cube_size=0.03", "episodes=5"]
+    assert settings_of("record", words).episodes == 5
+    assert settings_of("train", words).train.epochs == 3
+
+
+def test_arms_of_one_encoder_are_encoded_once_and_scales_reach_the_encoder():
+    cfg = config("run_dir=out", "+experiment.arms.heads='encoder=mvp-tiny s2=single policy=rpt'", "arms=[base,heads,base-s2]", "experiment.seeds=[3,4]")  # fmt: skip
+    plan = _plan(cfg, [])
+    jobs = plan.training_jobs(plan.out)
+    assert [job.name for job in jobs if job.verb == "encode"] == ["base: encode", "base-s2: encode"]
+    heads = [job for job in jobs if job.name == "heads seed 4: train"][0]
+    assert (
+        heads.needs == ("base: encode",)
+        and "policy=rpt" in heads.overrides
+        and "train.seed=4" in heads.overrides
+    )
+    assert plan.about_arms["base"]["scales"] == [1] and plan.about_arms["base-s2"]["scales"] == [1, 2]
+    cost = [plan.about_arms[name]["gflops_per_frame"] for name in ("base", "base-s2")]
+    assert cost[1] == pytest.approx(5 * cost[0], rel=0.01)  # five tiles
+    evaluations = plan.evaluation_jobs(plan.out, 16)
+    assert all("evaluate.episodes=16" in job.overrides for job in evaluations) and len(evaluations) == 6
+    assert plan.pairs == [("heads", "base"), ("base-s2", "base"), ("base-s2", "heads")]
+
+
+def test_missing_weights_name_the_arm(tmp_path, monkeypatch):
+    cfg = config("+experiment.arms.x='encoder=mvp-tiny'")
+    arm = choose_arms(cfg.experiment, ["base", "x"])[1]
+    monkeypatch.setattr("s2robot.encoders.weights_dir", lambda: tmp_path)
+    with pytest.raises(UserError, match="^arm 'x': encoder mvp-tiny: its weights do not ship"):
+        encoder_of(arm, [])
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def test_a_failed_job_is_one_line_with_its_log(tmp_path):
+    job = Job("base seed 0: report", "report", [f"run={tmp_path / 'none'}", f"hydra.run.dir={tmp_path / 'out'}"], tmp_path / "jobs/report")  # fmt: skip
+    later = Job("later", "report", ["run=x"], tmp_path / "later", needs=[job.name])
+    with pytest.raises(
+        UserError,
+        match=r"^base seed 0: report failed: .*summary.json: no such file; its log is .*report.log$",
+    ):
+        run_jobs([later, job], 2, 1, lambda text: None)
+    assert not later.state_file.exists() and not job.is_done()
+    assert job.log.read_text().startswith("$ s2robot report run=")
+
+
+def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
+    job = Job("j", "report", ["run=none"], tmp_path / "j", inputs={"encoder": "a"})
+    job.note(True)
+    run_jobs([job], 1, 1)  # would fail
+    other = Job("j", "report", ["run=none"], tmp_path / "j", inputs={"encoder": "b"})
+    with pytest.raises(UserError, match="holds another job: inputs .*'a'.*, expected .*'b'.*hydra.run.dir"):
+        run_jobs([other], 1, 1)
+
+
+def test_one_comparison_at_a_time_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("s2robot.jobs._WAIT_S", 0.2)
+    start = time.monotonic()
+    with locked(tmp_path), pytest.raises(UserError, match="another comparison is at work"), locked(tmp_path):
+        pass
+    assert time.monotonic() - start < 5 and "s2robot.jobs" in sys.modules
+    with locked(tmp_path):
+        pass
