@@ -116,7 +116,7 @@ def about(where: str) -> Iterator[None]:
 
 def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
     """The config that the verb would get. Raises UserError for a value that is missing, Hydra's for others."""
-    words = read_by(verb, overrides)
+    words = ["run_dir=unused", *read_by(verb, overrides)]
     if verb == "evaluate":
         words = ["checkpoint=unused", *words]
     if GlobalHydra.instance().is_initialized():

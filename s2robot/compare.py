@@ -11,32 +11,27 @@ training seed that is what `s2robot evaluate` writes.
 
 import csv
 import importlib
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from demos.store import EpisodeStore
+from envs.workers import worker_pool
 from s2robot import compare_stats as figures
-from s2robot.arms import GROUPS, Arm, about, choose_arms, describe, encoder_of, key_of, read_by, settings_of
+from s2robot.arms import about, settings_of
 from s2robot.compare_cost import ms_per_action
+from s2robot.compare_plan import Plan, Runs, make_plan, word
 from s2robot.errors import UserError
+from s2robot.evaluate import film, write_records
 from s2robot.files import write_json
 from s2robot.jobs import Job, locked, run_jobs
+from s2robot.journal import read_actions
 from s2robot.paired import outcomes_of
-from s2robot.pipeline import command, open_demos, plain, versions
+from s2robot.pipeline import command, env_config, open_demos, plain, versions
 from s2robot.stats import read_json, read_records
-
-Runs = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> training seed -> episode records
-_THREADS = {
-    "record": (), "encode": ("features.threads", "features.workers"),
-    "train": ("train.threads",), "evaluate": ("evaluate.threads",),
-}  # fmt: skip
 
 
 def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, Any]:
@@ -46,7 +41,7 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
     """
     if typed is None:
         typed = list(HydraConfig.get().overrides.task)
-    plan = _plan(cfg, typed)
+    plan = make_plan(cfg, typed)
     with locked(plan.out):
         power, lines = figures.power_figures(plain(cfg.experiment.power), len(plan.seeds), plan.episodes)
         print("\n".join(lines))
@@ -56,12 +51,13 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
         plan.run(jobs)
         stopping, episodes = _evaluate(plan, cfg)
         runs = plan.read(plan.out, episodes)
-        axes, rows = _axes(plan, cfg)
+        axes, rows = _axes(plan, cfg, episodes)
         result = _result(cfg, plan, runs, stopping)
         result |= {"power": power, "axes": axes, "commands": [job.command for job in plan.jobs]}
         figures.write_csv(plan.out / "episodes.csv", [*figures.csv_rows(runs), *rows])
         write_json(plan.out / "compare.json", result)
         write_json(plan.out / "summary.json", figures.summary_of(result))
+        _film(cfg, plan, result)
     labels = {arm.name: arm.label for arm in plan.arms}
     print()
     for pair in result["pairs"]:
@@ -70,166 +66,7 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
     return result
 
 
-@dataclass
-class _Plan:
-    """What all stages of a comparison share, and the jobs they are made of."""
-
-    out: Path
-    arms: list[Arm]
-    seeds: list[int]
-    common: list[str]  # overrides of every arm
-    episodes: int
-    position_seed: int
-    pairs: list[tuple[str, str]]
-    about_arms: dict[str, dict[str, Any]]
-    encoders: dict[str, str]  # arm -> fingerprint
-    demos: str | None  # fingerprint; None if they are recorded on the way
-    parallel: int
-    threads: int
-    jobs: list[Job] = field(default_factory=list)  # all that ran, in order
-
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Run jobs side by side, and remember them for the record."""
-        self.jobs += [job for job in jobs if job.name not in {j.name for j in self.jobs}]
-        run_jobs(jobs, self.parallel, self.threads)
-
-    def folder(self, root: Path, arm: Arm, seed: int) -> Path:
-        return (root / "arms" if root == self.out else root) / arm.name / f"seed-{seed}"
-
-    def record_job(self, root: Path, extra: Sequence[str]) -> Job:
-        """Record `demos.zarr` in the world of ``extra``."""
-        demos = root / "demos.zarr"
-        words = [*read_by("record", [*self.common, *extra]), f"out={_word(demos)}", *_hydra(root, "record")]
-        job = Job(f"{_where(root, self.out)}demos: record", "record", words, root / "record", fresh=demos)
-        if job.name not in {j.name for j in self.jobs}:
-            self.jobs.append(job)
-        return job
-
-    def training_jobs(
-        self, root: Path, extra: Sequence[str] = (), needs: Sequence[str] = (), demos: str | None = None
-    ) -> list[Job]:
-        """Encode once for each encoder, train once for each arm and seed."""
-        jobs: dict[str, Job] = {}
-        encoded: dict[tuple[str, ...], str] = {}
-        where = _where(root, self.out)
-        for arm in self.arms:
-            words = [*self.common, *arm.overrides, *extra]
-            inputs = {"encoder": self.encoders[arm.name]}
-            if demos or self.demos:
-                inputs["demos"] = str(demos or self.demos)
-            reads = tuple(read_by("encode", words))
-            if reads not in encoded:
-                name = encoded[reads] = f"{where}{arm.name}: encode"
-                stamp = root / "encode" / arm.name / "encode"
-                hydra = _hydra(stamp.parent, "encode")
-                jobs[name] = self._job(name, "encode", [*reads, *hydra], stamp, needs, inputs)
-            for seed in self.seeds:
-                folder = self.folder(root, arm, seed)
-                name = f"{where}{arm.name} seed {seed}: train"
-                own = [*read_by("train", [*words, f"train.seed={seed}"]), *_hydra(folder, "train")]
-                jobs[name] = self._job(name, "train", own, folder / "train", [encoded[reads]], inputs)
-        return list(jobs.values())
-
-    def evaluation_jobs(
-        self,
-        root: Path,
-        episodes: int,
-        extra: Sequence[str] = (),
-        trained: Path | None = None,
-        wait: bool = False,
-    ) -> list[Job]:
-        """Evaluate each arm and seed, trained in ``trained`` (None: in ``root``)."""
-        jobs = []
-        where = _where(root, self.out)
-        for arm in self.arms:
-            for seed in self.seeds:
-                folder = self.folder(root, arm, seed)
-                checkpoint = self.folder(trained or root, arm, seed) / "checkpoint"
-                own = [*self.common, *arm.overrides, *extra, f"evaluate.episodes={episodes}"]
-                if not any(key_of(word) == "evaluate.videos" for word in own):
-                    own.append("evaluate.videos=0")
-                words = [
-                    f"checkpoint={_word(checkpoint)}",
-                    *read_by("evaluate", own),
-                    *_hydra(folder, "evaluate"),
-                ]
-                needs = [f"{where}{arm.name} seed {seed}: train"] if wait else []
-                name = f"{where}{arm.name} seed {seed}: evaluate {episodes} positions"
-                inputs = {"encoder": self.encoders[arm.name]}
-                job = self._job(name, "evaluate", words, folder / f"evaluate-{episodes}", needs, inputs)
-                if _count_lines(folder / "episodes.jsonl") < episodes:  # a shorter evaluation came after it
-                    job.state_file.unlink(missing_ok=True)
-                jobs.append(job)
-        return jobs
-
-    def _job(self, name: str, verb: str, words: Sequence[str], stamp: Path, needs: Sequence[str], inputs: Mapping[str, str]) -> Job:  # fmt: skip
-        given = {key_of(word) for word in words}
-        threads = [key for key in _THREADS[verb] if key not in given]
-        return Job(name, verb, tuple(words), stamp, tuple(needs), tuple(threads), inputs)
-
-    def read(self, root: Path, episodes: int) -> Runs:
-        """The records of the first so many positions of every arm and training seed."""
-        runs: Runs = {}
-        for arm in self.arms:
-            for seed in self.seeds:
-                records = read_records(self.folder(root, arm, seed) / "episodes.jsonl")
-                kept = sorted((r for r in records if r["episode"] < episodes), key=lambda r: r["episode"])
-                runs.setdefault(arm.name, {})[seed] = kept
-        return runs
-
-
-def _plan(cfg: DictConfig, typed: Sequence[str]) -> _Plan:
-    """All checks that need no run: arms, seeds, encoders with their weights, demos, settings of every verb."""
-    experiment = cfg.experiment
-    out = Path(cfg.run_dir)
-    if out.is_absolute() and out.is_relative_to(Path.cwd()):  # commands that work on another machine too
-        out = out.relative_to(Path.cwd())
-    common = [str(o) for o in experiment.overrides]
-    common += [o for o in typed if re.split(r"[./]", key_of(o))[0] in GROUPS and not o.startswith("-")]
-    arms = choose_arms(experiment, None if cfg.arms is None else list(cfg.arms))
-    seeds = [int(seed) for seed in experiment.seeds]
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise UserError(f"experiment.seeds: found {seeds}, expected one or more different numbers")
-    names = [arm.name for arm in arms]
-    demos = None
-    if cfg.record:
-        common.append(f"demos.path={_word(out / 'demos.zarr')}")
-    with about("all arms"):
-        evaluation = settings_of("evaluate", common)
-        for verb in ("record",) if cfg.record else ():
-            settings_of(verb, common)
-    about_arms, encoders = {}, {}
-    for arm in arms:
-        with about(f"arm '{arm.name}'"):
-            training = settings_of("train", [*common, *arm.overrides])
-            settings_of("evaluate", [*common, *arm.overrides])
-        encoder = encoder_of(arm, common)
-        about_arms[arm.name] = describe(arm, common, encoder)
-        encoders[arm.name] = encoder.fingerprint
-        if not cfg.record and demos is None:
-            demos = open_demos(training).fingerprint
-    cores = os.cpu_count() or 1
-    parallel = cfg.jobs or min(cores, 8, len(arms) * len(seeds))
-    return _Plan(
-        out, arms, seeds, common, int(evaluation.evaluate.episodes), int(evaluation.evaluate.seed),
-        _pairs(experiment, names), about_arms, encoders, demos, parallel, cfg.threads or max(1, cores // parallel),
-    )  # fmt: skip
-
-
-def _pairs(experiment: DictConfig, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Which arm is compared with which: those that the experiment names and that run, or every two."""
-    if experiment.pairs is None:
-        return [(b, a) for i, a in enumerate(names) for b in names[i + 1 :]]
-    pairs = [(str(a), str(b)) for a, b in experiment.pairs]
-    known = [str(name) for name, arm in experiment.arms.items() if arm is not None]
-    for pair in pairs:
-        for name in pair:
-            if name not in known:
-                raise UserError(f"experiment.pairs: found '{name}', expected some of {', '.join(known)}")
-    return [pair for pair in pairs if set(pair) <= set(names)]
-
-
-def _evaluate(plan: _Plan, cfg: DictConfig) -> tuple[dict[str, Any] | None, int]:
+def _evaluate(plan: Plan, cfg: DictConfig) -> tuple[dict[str, Any] | None, int]:
     """All positions, or batches of them until every pair is decided; returns "stopping" and how many."""
     stopping = cfg.experiment.stopping
     if not stopping.enabled:
@@ -251,13 +88,13 @@ def _evaluate(plan: _Plan, cfg: DictConfig) -> tuple[dict[str, Any] | None, int]
     return found, episodes
 
 
-def _axes(plan: _Plan, cfg: DictConfig) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+def _axes(plan: Plan, cfg: DictConfig, tried: int) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """The comparison along the chosen axes: the entries of compare.json and the rows of episodes.csv."""
     known, chosen = cfg.experiment.axes, list(cfg.axes or [])
     for name in chosen:
         if name not in known:
             raise UserError(f"axes: found '{name}', expected some of {', '.join(map(str, known))}")
-    episodes = cfg.experiment.axis_episodes or plan.episodes
+    episodes = cfg.experiment.axis_episodes or tried
     points: dict[str, list[tuple[Any, Path]]] = {}
     jobs: list[Job] = []
     for name in chosen:
@@ -267,14 +104,15 @@ def _axes(plan: _Plan, cfg: DictConfig) -> tuple[list[dict[str, Any]], list[list
         for value in spec["values"]:
             if value == default:  # what the main comparison has run
                 points[name].append((value, plan.out))
-                jobs += plan.evaluation_jobs(plan.out, max(episodes, plan.episodes))
+                jobs += plan.evaluation_jobs(plan.out, max(episodes, tried))
                 continue
             root = plan.out / "axes" / name / str(value)
-            extra, needs = [f"{spec.key}={value}"], []
+            extra = [f"{spec.key}={value}"]
+            needs: list[str] = []
             if spec.record:
                 jobs.append(plan.record_job(root, extra))
                 needs = [jobs[-1].name]
-                extra.append(f"demos.path={_word(root / 'demos.zarr')}")
+                extra.append(f"demos.path={word(root / 'demos.zarr')}")
             trains = spec.record or spec.train
             if trains:
                 jobs += plan.training_jobs(
@@ -304,7 +142,7 @@ def _axes(plan: _Plan, cfg: DictConfig) -> tuple[list[dict[str, Any]], list[list
     return found, rows
 
 
-def _default(plan: _Plan, spec: DictConfig) -> Any:
+def _default(plan: Plan, spec: DictConfig) -> Any:
     """The value that the main comparison has."""
     verb = "evaluate" if spec.key.startswith("evaluate.") else "train"
     words = [*plan.common, *plan.arms[0].overrides]
@@ -316,7 +154,7 @@ def _default(plan: _Plan, spec: DictConfig) -> Any:
     return value
 
 
-def _result(cfg: DictConfig, plan: _Plan, runs: Runs, stopping: dict[str, Any] | None) -> dict[str, Any]:
+def _result(cfg: DictConfig, plan: Plan, runs: Runs, stopping: dict[str, Any] | None) -> dict[str, Any]:
     """compare.json but for power and axes."""
     outcomes, positions = outcomes_of(runs), figures.positions_of(runs)
     cost = _cost(cfg, plan)
@@ -354,7 +192,7 @@ def _computed(folders: Iterable[Path]) -> float:
     return sum(shares) / len(shares) if shares else 1.0
 
 
-def _cost(cfg: DictConfig, plan: _Plan) -> dict[str, float]:
+def _cost(cfg: DictConfig, plan: Plan) -> dict[str, float]:
     """Milliseconds per action of each arm, measured once for a run folder."""
     path = plan.out / "cost.json"
     identity = {arm.name: list(arm.overrides) for arm in plan.arms}
@@ -366,7 +204,7 @@ def _cost(cfg: DictConfig, plan: _Plan) -> dict[str, float]:
     }
     selective = {name: plain(evaluate.selective) for name, evaluate in settings.items()}
     first = settings[plan.arms[0].name]
-    store: EpisodeStore = open_demos(settings_of("train", [*plan.common, *plan.arms[0].overrides]))
+    store = open_demos(settings_of("train", [*plan.common, *plan.arms[0].overrides]))
     cost = ms_per_action(chosen, selective, store, first.device, threads=first.threads)
     write_json(path, {"arms": identity, "ms_per_action": cost})
     return cost
@@ -381,30 +219,39 @@ def _information(folder: Path) -> dict[str, Any]:
     return {"columns": columns, "rows": rows}
 
 
+def _film(cfg: DictConfig, plan: Plan, result: dict[str, Any]) -> None:
+    """Both arms of the first pair on positions where they disagree, with the first training seed."""
+    if not cfg.experiment.videos or not result["pairs"]:
+        return
+    pair = result["pairs"][0]
+    half = -(-cfg.experiment.videos // 2)
+    chosen = [*pair["only_a"][:half], *pair["only_b"][:half]][: cfg.experiment.videos]
+    with worker_pool(plan.parallel) as pool:
+        jobs = []
+        for arm in (arm for arm in plan.arms if arm.name in (pair["a"], pair["b"])):
+            settings = settings_of("evaluate", [*plan.common, *arm.overrides])
+            world = replace(env_config(settings), image_size=settings.evaluate.video_size)
+            folder = plan.folder(plan.out, arm, plan.seeds[0])
+            records = read_records(folder / "episodes.jsonl")
+            for record in (r for r in records if r["seed"] in chosen):
+                record["video"] = f"videos/episode_{record['episode']:04d}.mp4"
+                path = folder / record["video"]
+                if not path.exists():
+                    path.parent.mkdir(exist_ok=True)
+                    jobs.append(
+                        pool.submit(film, world, record, read_actions(folder, record["episode"]), path)
+                    )
+            write_records(records, folder / "episodes.jsonl")
+        for job in jobs:
+            job.result()
+
+
 def _report(out: Path) -> None:
     try:
         page = importlib.import_module("s2robot.compare_report")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "s2robot.compare_report":
+            raise
         print(f"figures: {out / 'compare.json'} (no report.html: this version has none for comparisons)")
         return
     print(f"report: {page.write_compare_report(out)}")
-
-
-def _hydra(folder: Path, verb: str) -> list[str]:
-    """One folder holds the stages of an arm; each keeps its config beside those of the others."""
-    return [f"hydra.run.dir={_word(folder)}", f"hydra.output_subdir=.hydra-{verb}"]
-
-
-def _word(path: Path) -> str:
-    """A path as Hydra reads it."""
-    text = str(path)
-    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"
-
-
-def _where(root: Path, out: Path) -> str:
-    """`cube_size 0.03, ` for an axis, nothing for the main comparison."""
-    return "" if root == out else f"{root.parent.name} {root.name}, "
-
-
-def _count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0

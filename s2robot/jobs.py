@@ -111,6 +111,8 @@ def run_jobs(
                 running[_start(job, threads)] = job, time.monotonic()
             for process in [p for p in running if p.poll() is not None]:
                 job, start = running.pop(process)
+                if process.stdin is not None:
+                    process.stdin.close()
                 seconds = round(time.monotonic() - start, 1)
                 if process.returncode:
                     raise UserError(f"{job.name} failed: {_reason(job)}; its log is {job.log}")

@@ -52,7 +52,7 @@ class Journal:
 
     def append(self, record: Mapping[str, Any], actions: np.ndarray) -> None:
         """Keep one ended episode: its actions first, so that every line of the journal has them."""
-        file = self._actions_file(record["episode"])
+        file = _actions_file(self.path.parent, record["episode"])
         part = file.with_suffix(".part")
         with part.open("wb") as out:
             np.save(out, actions, allow_pickle=False)
@@ -69,15 +69,21 @@ class Journal:
             write_text(self.path, text[: text.rfind("\n") + 1])
         for record in read_records(self.path):
             try:
-                actions = np.load(self._actions_file(record["episode"]), allow_pickle=False)
+                actions = read_actions(self.path.parent, record["episode"])
             except (OSError, ValueError, EOFError):
                 continue
             if actions.dtype == np.float32 and actions.shape == (record["steps"], 8):
                 self.records[record["episode"]] = {**record, "video": None}
                 self.actions[record["episode"]] = actions
 
-    def _actions_file(self, episode: int) -> Path:
-        return self.path.parent / "actions" / f"episode_{episode:04d}.npy"
+
+def read_actions(run_dir: Path, episode: int) -> np.ndarray:
+    """The actions of an episode of a run folder, float32 (steps, 8)."""
+    return np.load(_actions_file(run_dir, episode), allow_pickle=False)
+
+
+def _actions_file(run_dir: Path, episode: int) -> Path:
+    return run_dir / "actions" / f"episode_{episode:04d}.npy"
 
 
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:

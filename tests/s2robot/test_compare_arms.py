@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from s2robot.arms import choose_arms, encoder_of, read_by, settings_of
-from s2robot.compare import _plan
+from s2robot.compare_plan import make_plan
 from s2robot.errors import UserError
 from s2robot.jobs import Job, locked, run_jobs
 from s2robot.paths import configs_dir
@@ -21,7 +21,7 @@ def config(*words: str):
 def refused(*words: str) -> str:
     cfg = config("run_dir=unused", *words)
     with pytest.raises(UserError) as caught:
-        _plan(cfg, [w for w in words if not w.startswith(("+", "experiment", "arms"))])
+        make_plan(cfg, [w for w in words if not w.startswith(("+", "experiment", "arms"))])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -70,7 +70,7 @@ def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
 
 def test_arms_of_one_encoder_are_encoded_once_and_scales_reach_the_encoder():
     cfg = config("run_dir=out", "+experiment.arms.heads='encoder=mvp-tiny s2=single policy=rpt'", "arms=[base,heads,base-s2]", "experiment.seeds=[3,4]")  # fmt: skip
-    plan = _plan(cfg, [])
+    plan = make_plan(cfg, [])
     jobs = plan.training_jobs(plan.out)
     assert [job.name for job in jobs if job.verb == "encode"] == ["base: encode", "base-s2: encode"]
     heads = [job for job in jobs if job.name == "heads seed 4: train"][0]
