@@ -287,8 +287,10 @@ def _record(episode: int, seed: int, cube: np.ndarray, infos: dict, i: int, rate
     }
 
 
-def film(env_config: CubePickConfig, record: dict, actions: np.ndarray, path: Path) -> str:
-    """Run an episode again from its seed and its actions, drawing every step; returns the stage it reached."""
+def rerun(
+    env_config: CubePickConfig, record: Mapping[str, Any], actions: np.ndarray
+) -> tuple[list[dict[str, np.ndarray]], list[str]]:
+    """Run an episode again from its seed and its actions (T, 8): pictures by camera and stage, T + 1 of each."""
     env = CubePick(env_config)
     observation, _ = env.reset(seed=record["seed"])
     frames, stages = [observation["images"]], [env.stage]
@@ -297,8 +299,14 @@ def film(env_config: CubePickConfig, record: dict, actions: np.ndarray, path: Pa
         frames.append(observation["images"])
         stages.append(env.stage)
     env.close()
+    return frames, stages
+
+
+def film(env_config: CubePickConfig, record: dict, actions: np.ndarray, path: Path) -> str:
+    """Run an episode again, drawing every step; returns the stage it reached."""
+    frames, stages = rerun(env_config, record, actions)
     write_video(path, frames, record, stages=stages, rate=env_config.rate_hz)
-    return env.stage
+    return stages[-1]
 
 
 def film_some(

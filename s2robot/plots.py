@@ -290,10 +290,15 @@ def figure_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
     svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
-    svg = svg.replace(INK, "currentColor")
+    return page_colours(svg)
+
+
+def page_colours(html: str) -> str:
+    """Our colours in a piece of a page, as the page's own: lighter where the page is dark."""
+    html = html.replace(INK, "currentColor")
     for variable, colour in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable}, {colour})")
-    return svg
+        html = html.replace(colour, f"var(--{variable}, {colour})")
+    return html
 
 
 def save_figure(figure: Figure, path: Path) -> Path:

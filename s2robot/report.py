@@ -8,24 +8,25 @@ Reads from the run folder summary.json and episodes.jsonl (needed), metrics.json
 the episodes name (each if there).
 """
 
-import base64
-import io
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from math import degrees, isfinite
-from pathlib import Path, PurePosixPath
+from math import degrees
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from s2robot.errors import UserError
-from s2robot.page import PAGE, STYLE
+from s2robot.page import (
+    VIDEO_BYTES,
+    Film,
+    as_text,
+    duration,
+    figure,
+    films_html,
+    flatten,
+    write_page,
+)
 from s2robot.plots import FAILURE_TEXT, figure_svg, stage_plot, table_plot, time_plot, training_plot
-from s2robot.stats import Record, headline, read_json, read_records, read_summary, success_times
-
-VIDEO_BYTES = 15_000_000  # of base64 in the page: opens at once and can be sent by mail
+from s2robot.stats import Record, headline, is_number, read_json, read_records, read_summary, success_times
 
 
 def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
@@ -47,47 +48,32 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
         )
     metrics = _read_rows([run_dir / "metrics.json", run_dir / "train" / "metrics.json"], "epoch", "epoch")
     stages = _read_rows([run_dir / "stages.json"], "stage", "seconds")
-    videos, omitted = _pick_videos(run_dir, records, video_bytes)
-
-    page = PAGE.format(
-        title=escape(f"{summary['successes']} of {summary['episodes']} cubes picked"),
-        style=STYLE,
-        body="\n".join(
-            section
-            for section in (
-                _head(summary),
-                _pictures(summary, records),
-                _failures(records, {video.episode for video in videos}),
-                _video_section(videos, omitted),
-                _durations(summary, stages),
-                _training(metrics),
-                _settings(summary),
-            )
-            if section
+    films, shown = films_html(run_dir, _films(records), video_bytes, str(run_dir / "episodes.jsonl"))
+    return write_page(
+        run_dir / "report.html",
+        f"{summary['successes']} of {summary['episodes']} cubes picked",
+        (
+            _head(summary),
+            _pictures(summary, records),
+            _failures(records, shown),
+            f"<section><h2>Videos</h2>{films}</section>" if films else "",
+            _durations(summary, stages),
+            _training(metrics),
+            _settings(summary),
         ),
     )
-    path = run_dir / "report.html"
-    temporary = run_dir / f".report.{os.getpid()}.html"
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def _head(summary: Mapping[str, Any]) -> str:
     low, mid, high = (100 * summary[key] for key in ("low", "success", "high"))
     facts = [(key, summary.get(key)) for key in ("robot", "cameras", "seed")]
     median = summary.get("median_time_to_success_s")
-    facts.append(("median time to success", f"{median:.1f} s" if _number(median) else None))
+    facts.append(("median time to success", f"{median:.1f} s" if is_number(median) else None))
     wall = _timing(summary).get("wall_s")
-    facts.append(("evaluation took", None if wall is None else _duration(wall)))
+    facts.append(("evaluation took", None if wall is None else duration(wall)))
     if isinstance(selective := summary.get("selective"), Mapping):
         facts.append(("tiles computed per frame", selective.get("computed_per_frame")))
-    line = " · ".join(f"{name} <b>{escape(_text(value))}</b>" for name, value in facts if value is not None)
+    line = " · ".join(f"{name} <b>{escape(as_text(value))}</b>" for name, value in facts if value is not None)
     return f"""<header>
 <h1>{_headline(summary)}</h1>
 <div class="scale" role="img" aria-label="success {mid:.1f} %, 95 % interval {low:.1f} to {high:.1f} %">
@@ -105,13 +91,13 @@ def _pictures(summary: Mapping[str, Any], records: Sequence[Record]) -> str:
     table = figure_svg(table_plot(records, _cube_box(summary)), "table")
     about = f"The table from above: {summary['successes']} successes, {failed} failures by the cube's place"
     reached = figure_svg(stage_plot(records), "stage")
-    parts = [_figure(reached, "How far the episodes came", "Episodes that reached each stage")]
+    parts = [figure(reached, "How far the episodes came", "Episodes that reached each stage")]
     if success_times(records):
         times = figure_svg(time_plot(records), "time")
-        parts.append(_figure(times, "How long a success took", "Histogram of the time to success"))
+        parts.append(figure(times, "How long a success took", "Histogram of the time to success"))
     else:
         parts.append("<p>No episode succeeded, so there is no time to success to show.</p>")
-    table = _figure(table, "Where it worked and where it did not", about)
+    table = figure(table, "Where it worked and where it did not", about)
     return f'<section class="pictures">{table}<div class="stack">{"".join(parts)}</div></section>'
 
 
@@ -126,13 +112,13 @@ def _cube_box(summary: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[fl
         raise UserError(f"summary.json: 'cube_box' is {box!r}, expected [[x, x], [y, y]] in metres") from None
 
 
-def _failures(records: Sequence[Record], filmed: set[int]) -> str:
+def _failures(records: Sequence[Record], shown: set[str]) -> str:
     rows = []
     for record in records:
         if record["success"]:
             continue
         episode = record["episode"]
-        name = f'<a href="#video-{episode}">{episode}</a>' if episode in filmed else str(episode)
+        name = f'<a href="#video-{episode}">{episode}</a>' if f"video-{episode}" in shown else str(episode)
         x, y = (100 * v for v in record["cube_xy"])
         signed = [f"{x:+z.1f}", f"{y:+z.1f}", f"{degrees(record['cube_yaw']):+z.0f}"]
         cells = [name, str(record["seed"]), *(text.replace("-", "\N{MINUS SIGN}") for text in signed)]
@@ -152,72 +138,12 @@ between the gripper and the cube's centre.</p>
 </section>"""
 
 
-@dataclass(frozen=True)
-class _Video:
-    episode: int
-    caption: str
-    source: str  # data URI
-    poster: str  # data URI, or empty
-
-
-def _pick_videos(
-    run_dir: Path, records: Sequence[Record], limit: int
-) -> tuple[list[_Video], list[tuple[str, str]]]:
-    """The videos to embed, failures first, and (path, why) of those that are left out."""
-    videos: list[_Video] = []
-    omitted: list[tuple[str, str]] = []
-    used = 0
+def _films(records: Sequence[Record]) -> Iterator[Film]:
+    """The videos to embed, failures first."""
     for record in sorted((r for r in records if r["video"] is not None), key=lambda r: r["success"]):
-        name = PurePosixPath(record["video"])
-        if name.is_absolute() or ".." in name.parts:
-            raise UserError(
-                f"{run_dir / 'episodes.jsonl'}: episode {record['episode']}: video {record['video']!r} "
-                "lies outside the run folder, expected a path relative to it"
-            )
-        path = run_dir / name
-        if not path.is_file():
-            omitted.append((str(name), "the file is not there"))
-            continue
-        if used + path.stat().st_size * 4 / 3 > limit:
-            omitted.append((str(name), "too large for this page"))
-            continue
-        source = _data_uri("video/mp4", path.read_bytes())
-        poster = _poster(path.with_suffix(".png"))
-        used += len(source) + len(poster)
         outcome = "success" if record["success"] else f"failure, {FAILURE_TEXT[record['stage']]}"
-        videos.append(_Video(record["episode"], f"episode {record['episode']}: {outcome}", source, poster))
-    return videos, omitted
-
-
-def _poster(path: Path) -> str:
-    """The still picture as JPEG, a tenth of the PNG; empty if there is none (the first frame shows)."""
-    try:
-        with Image.open(path) as image:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=82)
-    except OSError:
-        return ""
-    return _data_uri("image/jpeg", buffer.getvalue())
-
-
-def _video_section(videos: Sequence[_Video], omitted: Sequence[tuple[str, str]]) -> str:
-    if not videos and not omitted:
-        return ""
-    tiles = "".join(
-        f'<figure class="film" id="video-{video.episode}">'
-        '<video controls loop muted playsinline preload="metadata" '
-        f'aria-label="{escape(video.caption)}"{f" poster={video.poster!r}" if video.poster else ""} '
-        f'src="{video.source}"></video><figcaption>{escape(video.caption)}</figcaption></figure>'
-        for video in videos
-    )
-    note = ""
-    if omitted:
-        items = "".join(
-            f'<li><a href="{escape(path)}">{escape(path)}</a>: {why}</li>' for path, why in omitted
-        )
-        noun = "video is" if len(omitted) == 1 else "videos are"
-        note = f"<p>{len(omitted)} {noun} not in this page:</p><ul>{items}</ul>"
-    return f'<section><h2>Videos</h2><div class="films">{tiles}</div>{note}</section>'
+        number = record["episode"]
+        yield Film(f"video-{number}", record["video"], f"episode {number}: {outcome}")
 
 
 def _durations(summary: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str:
@@ -236,7 +162,7 @@ def _durations(summary: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) 
         parts.append(_bars("Inside the evaluation", rows, whole, False))
         if wall is not None:
             parts[-1] += (
-                f"<p><small>Shares of {_duration(wall)} of wall time. Worker processes simulate side by "
+                f"<p><small>Shares of {duration(wall)} of wall time. Worker processes simulate side by "
                 "side, so their seconds can add up to more.</small></p>"
             )
     return f"<section><h2>Where the time went</h2>{''.join(parts)}</section>" if parts else ""
@@ -245,17 +171,17 @@ def _durations(summary: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) 
 def _timing(summary: Mapping[str, Any]) -> dict[str, float]:
     """The seconds of summary.json's optional `timing`, whatever else may stand there left out."""
     timing = summary.get("timing")
-    return {k: v for k, v in timing.items() if _number(v)} if isinstance(timing, Mapping) else {}
+    return {k: v for k, v in timing.items() if is_number(v)} if isinstance(timing, Mapping) else {}
 
 
 def _bars(title: str, rows: Iterable[tuple[str, float]], whole: float, total: bool) -> str:
     body = "".join(
-        f"<tr><td>{escape(name)}</td><td class=n>{_duration(seconds)}</td>"
+        f"<tr><td>{escape(name)}</td><td class=n>{duration(seconds)}</td>"
         f'<td class="bar"><i style="width:{100 * seconds / whole if whole > 0 else 0:.1f}%"></i></td></tr>'
         for name, seconds in rows
     )
     if total:
-        body += f"<tr><th>together</th><th class=n>{_duration(whole)}</th><th></th></tr>"
+        body += f"<tr><th>together</th><th class=n>{duration(whole)}</th><th></th></tr>"
     return f"<h3>{escape(title)}</h3><table class=bars>{body}</table>"
 
 
@@ -263,7 +189,7 @@ def _training(metrics: Sequence[Mapping[str, Any]]) -> str:
     if not metrics:
         return ""
     svg = figure_svg(training_plot(metrics), "training")
-    return f"<section><h2>Training</h2>{_figure(svg, '', 'Training and validation loss by epoch')}</section>"
+    return f"<section><h2>Training</h2>{figure(svg, '', 'Training and validation loss by epoch')}</section>"
 
 
 def _settings(summary: Mapping[str, Any]) -> str:
@@ -271,21 +197,17 @@ def _settings(summary: Mapping[str, Any]) -> str:
     parts = [f"<p>Made by</p><pre>{escape(str(command))}</pre>"] if command else []
     rows = []
     for key in ("policy", "encoder", "robot", "cameras", "seed", "versions"):
-        rows += _flatten(key, summary[key]) if summary.get(key) is not None else []
+        rows += flatten(key, summary[key]) if summary.get(key) is not None else []
     shown = {"command", "timing", "success", "low", "high", "episodes", "successes", "by_stage", "cube_box"}
     shown |= {"policy", "encoder", "robot", "cameras", "seed", "versions", "median_time_to_success_s"}
     for key in summary:  # whatever else an evaluation noted
-        rows += _flatten(key, summary[key]) if key not in shown else []
-    body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>" for name, value in rows)
+        rows += flatten(key, summary[key]) if key not in shown else []
+    body = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(as_text(value))}</td></tr>" for name, value in rows
+    )
     if body:
         parts.append(f'<div class="scroll"><table class="settings">{body}</table></div>')
     return f"<section><h2>Settings and versions</h2>{''.join(parts)}</section>" if parts else ""
-
-
-def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [row for key, inner in value.items() for row in _flatten(f"{name}.{key}", inner)]
-    return [(name, value)]
 
 
 def _read_rows(paths: Sequence[Path], label: str, number: str | None = None) -> list[dict[str, Any]]:
@@ -299,46 +221,12 @@ def _read_rows(paths: Sequence[Path], label: str, number: str | None = None) -> 
         for index, row in enumerate(rows):
             if not isinstance(row, dict) or label not in row:
                 raise UserError(f"{path}: entry {index} has no key {label!r}")
-            if number is not None and not _number(row.get(number)):
+            if number is not None and not is_number(row.get(number)):
                 raise UserError(
                     f"{path}: entry {index}: {number!r} is {row.get(number)!r}, expected a number"
                 )
         return rows
     return []
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _figure(svg: str, title: str, about: str) -> str:
-    head = f"<h2>{escape(title)}</h2>" if title else ""
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(about)}" ', 1)
-    return f"<figure>{head}{svg}</figure>"
-
-
-def _duration(seconds: float) -> str:
-    """3.24 -> "3.2 s", 200 -> "3 min 20 s", 7300 -> "2 h 2 min"."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_text(item) for item in value)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
 
 
 def _headline(summary: Mapping[str, Any]) -> str:

@@ -110,7 +110,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     if not isinstance(summary, dict):
         raise UserError(f"{path}: found {type(summary).__name__}, expected an object")
     for key, valid, expected in _SUMMARY_KEYS:
-        _check(summary, key, valid, expected, str(path))
+        check(summary, key, valid, expected, str(path))
     if not 0 <= summary["successes"] <= summary["episodes"]:
         raise UserError(f"{path}: 'successes' is {summary['successes']} of {summary['episodes']} 'episodes'")
     return summary
@@ -143,7 +143,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         if not isinstance(record, dict):
             raise UserError(f"{where}: found {type(record).__name__}, expected an object")
         for key, valid, expected in _RECORD_KEYS:
-            _check(record, key, valid, expected, where)
+            check(record, key, valid, expected, where)
         if record["episode"] in seen:
             raise UserError(
                 f"{where}: episode {record['episode']} is already in line {seen[record['episode']]}"
@@ -153,51 +153,52 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _check(found: Mapping[str, Any], key: str, valid: Any, expected: str, where: str) -> None:
+def check(found: Mapping[str, Any], key: str, valid: Any, expected: str, where: str) -> None:
+    """UserError that starts with `where` unless `found` has the key and `valid` holds for its value."""
     if key not in found:
         raise UserError(f"{where}: key {key!r} is missing, expected {expected}")
     if not valid(found[key]):
         raise UserError(f"{where}: {key!r} is {found[key]!r}, expected {expected}")
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_fraction(value: Any) -> bool:
-    return _is_number(value) and 0.0 <= value <= 1.0
+def is_fraction(value: Any) -> bool:
+    return is_number(value) and 0.0 <= value <= 1.0
 
 
 def _is_point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_number(v) for v in value)
+    return isinstance(value, list) and len(value) == 2 and all(is_number(v) for v in value)
 
 
 def _is_counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(key in STAGES and _is_int(value[key]) for key in value)
+    return isinstance(value, dict) and all(key in STAGES and is_int(value[key]) for key in value)
 
 
 _STAGE_TEXT = f"one of {', '.join(STAGES)}"
 _SUMMARY_KEYS = (
-    ("success", _is_fraction, "a fraction in 0..1"),
-    ("low", _is_fraction, "a fraction in 0..1"),
-    ("high", _is_fraction, "a fraction in 0..1"),
-    ("episodes", lambda v: _is_int(v) and v > 0, "an integer above 0"),
-    ("successes", _is_int, "an integer"),
+    ("success", is_fraction, "a fraction in 0..1"),
+    ("low", is_fraction, "a fraction in 0..1"),
+    ("high", is_fraction, "a fraction in 0..1"),
+    ("episodes", lambda v: is_int(v) and v > 0, "an integer above 0"),
+    ("successes", is_int, "an integer"),
     ("by_stage", _is_counts, f"counts keyed by {', '.join(STAGES)}"),
 )
 _RECORD_KEYS = (
-    ("episode", _is_int, "an integer"),
-    ("seed", _is_int, "an integer"),
+    ("episode", is_int, "an integer"),
+    ("seed", is_int, "an integer"),
     ("cube_xy", _is_point, "[x, y] in metres"),
-    ("cube_yaw", _is_number, "radians"),
+    ("cube_yaw", is_number, "radians"),
     ("success", lambda v: isinstance(v, bool), "true or false"),
     ("stage", lambda v: v in STAGES, _STAGE_TEXT),
-    ("steps", _is_int, "an integer"),
-    ("time_to_success_s", lambda v: v is None or _is_number(v), "seconds or null"),
-    ("closest_m", _is_number, "metres"),
+    ("steps", is_int, "an integer"),
+    ("time_to_success_s", lambda v: v is None or is_number(v), "seconds or null"),
+    ("closest_m", is_number, "metres"),
     ("video", lambda v: v is None or isinstance(v, str), "a path relative to the run folder or null"),
 )

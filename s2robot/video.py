@@ -5,8 +5,10 @@ write_video(run / "videos/episode_012.mp4", frames, record, stages=stages)
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ _GOOD = (86, 180, 233)  # Okabe and Ito's sky blue and orange, both bright on th
 _BAD = (230, 159, 0)
 _LEAST_WIDTH = 224  # px; narrower pictures get a margin so that the caption stays readable
 _GAP = 4  # px between cameras
+_SPLIT = (128, 128, 128)  # between two episodes
 
 
 def write_video(
@@ -49,10 +52,64 @@ def write_video(
     _check_frames(frames, stages, path)
     if height is None:
         height = max(224, *(image.shape[0] for image in frames[0].values()))
+    last = _picture(frames, len(frames) - 1, record, stages, rate, height)  # (H, W, 3)
+    return _write(
+        path, _pictures(frames, record, stages, rate, height, last, round(hold_s * rate)), last, rate
+    )
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two episodes that are shown together: who acted, and what `write_video` takes."""
+
+    label: str
+    frames: Sequence[Frame]
+    record: Mapping[str, Any]
+    stages: Sequence[str] | None = None
+
+
+def write_pair(
+    path: Path,
+    left: Side,
+    right: Side,
+    *,
+    rate: float = 10.0,
+    height: int | None = None,
+    hold_s: float = 1.0,
+) -> Path:
+    """Write two episodes side by side as one video and poster; the shorter one waits at its last frame.
+
+    As `write_video` otherwise, with the label in place of the episode's number.
+    """
+    for side in (left, right):
+        _check_frames(side.frames, side.stages, path)
+    if height is None:
+        height = max(224, *(image.shape[0] for side in (left, right) for image in side.frames[0].values()))
+    longest = max(len(left.frames), len(right.frames))
+
+    def picture(step: int) -> np.ndarray:
+        halves = []
+        for side in (left, right):
+            at = min(step, len(side.frames) - 1)
+            halves.append(_picture(side.frames, at, side.record, side.stages, rate, height, side.label))
+        tallest = max(half.shape[0] for half in halves)
+        canvas = Image.new("RGB", (sum(half.shape[1] for half in halves) + 3 * _GAP, tallest), _SPLIT)
+        # at the bottom, so that the cameras of both are level also where one caption is smaller
+        for half, x in zip(halves, (0, halves[0].shape[1] + 3 * _GAP), strict=True):
+            canvas.paste(_BAR, (x, 0, x + half.shape[1], tallest))
+            canvas.paste(Image.fromarray(half), (x, tallest - half.shape[0]))
+        return np.asarray(canvas)
+
+    last = picture(longest - 1)
+    hold = [last] * max(round(hold_s * rate), 0)
+    return _write(path, chain(map(picture, range(longest - 1)), [last], hold), last, rate)
+
+
+def _write(path: Path, pictures: Iterable[np.ndarray], last: np.ndarray, rate: float) -> Path:
+    """Pictures (H, W, 3) as a video, `last` as its poster, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
     temporary_poster = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    last = _picture(frames, len(frames) - 1, record, stages, rate, height)  # (H, W, 3)
     try:
         writer = imageio_ffmpeg.write_frames(
             str(temporary),
@@ -68,7 +125,7 @@ def write_video(
         )
         try:
             writer.send(None)
-            for picture in _pictures(frames, record, stages, rate, height, last, round(hold_s * rate)):
+            for picture in pictures:
                 writer.send(np.ascontiguousarray(picture))
         finally:
             writer.close()
@@ -135,6 +192,7 @@ def _picture(
     stages: Sequence[str] | None,
     rate: float,
     height: int,
+    label: str | None = None,
 ) -> np.ndarray:
     """The cameras of one step below the caption bar, even in both sizes as yuv420p demands. (H, W, 3)
 
@@ -144,7 +202,8 @@ def _picture(
     width = max(_LEAST_WIDTH, views.shape[1])
     width += width % 2
     final = len(frames) - 1
-    upper = f"episode {record['episode']} · seed {record['seed']}"
+    upper = f"episode {record['episode']}" if label is None else label
+    upper += f" · seed {record['seed']}"
     outcome = "✓ success" if record["success"] else "✗ failure"
     stage = f"stage: {stages[step]}" if stages is not None else f"furthest stage: {record['stage']}"
     lower = f"step {step}/{final} · {step / rate:.1f} s · {stage}"

@@ -212,7 +212,7 @@ def test_broken_folders_are_refused_and_the_earlier_report_stays(tmp_path, name,
 def test_videos_outside_the_run_are_refused(tmp_path, video):
     records = make_run(tmp_path, 2, 1)
     save(tmp_path, [{**records[0], "video": video}, records[1]])
-    with pytest.raises(UserError, match="episode 0: video .* lies outside the run folder"):
+    with pytest.raises(UserError, match="video 0: .* lies outside the run folder"):
         write_report(tmp_path)
 
 
