@@ -62,7 +62,7 @@ def read_comparison(run_dir: Path) -> Comparison:
         _object(pair["mcnemar"], _MCNEMAR, f"{where}: pairs[{i}].mcnemar")
     for i, axis in enumerate(_rows(facts, "axes", _AXIS, where)):
         place = f"{where}: axes[{i}].arms"
-        valid: Rule = ("value", lambda v, axis=axis: v in axis["values"], f"one of {axis['values']}")
+        valid: Rule = ("value", axis["values"].__contains__, f"one of {axis['values']}")
         for arm in axis["arms"]:
             if arm not in names:
                 raise UserError(f"{place}: found {arm!r}, expected {known[2]}")

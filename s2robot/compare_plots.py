@@ -184,9 +184,8 @@ def wins_plot(comparison: Comparison) -> Figure:
     for axes, pair in zip(panels, pairs, strict=True):
         won, lost = (np.isin(comparison.positions, pair[key]) for key in ("only_a", "only_b"))  # (N,)
         area = _area(len(won))
-        axes.scatter(
-            *comparison.cubes[~won & ~lost].T[::-1] * 100, s=0.25 * area, color=INK, alpha=0.35, lw=0
-        )
+        x, y = comparison.cubes[~won & ~lost].T * 100
+        axes.scatter(y, x, s=0.25 * area, color=INK, alpha=0.35, lw=0)
         _scatter(axes, comparison.cubes[won], "^", BLUE, 1.5 * area)
         _scatter(axes, comparison.cubes[lost], "v", VERMILLION, 1.5 * area)
         handles = [

@@ -147,8 +147,8 @@ def _arms(comparison: Comparison) -> str:
         texts = [_named(arm["encoder"]), as_text(arm["scales"]), _named(arm["policy"])]
         cells = [percent(arm["success"]), _range(arm), seeds, *costs]
         rows.append([name, *map(escape, texts), *map(escape, cells)])
-    heads = ("arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed")
-    heads += ("GFLOPs per frame", "parameters (M)", "ms per action")
+    heads = ["arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed"]
+    heads += ["GFLOPs per frame", "parameters (M)", "ms per action"]
     methods = sorted(
         {arm["interval"] for arm in comparison.facts["arms"] if isinstance(arm.get("interval"), str)}
     )
@@ -176,8 +176,8 @@ def _pairs(comparison: Comparison) -> str:
             p_text(test["p"]),
         ]
         rows.append([escape(cell) for cell in cells])
-    heads = ("first arm − second", "verdict", "points", "95 % interval", "test", "episodes")
-    heads += ("McNemar: wins / losses", "McNemar: test")
+    heads = ["first arm − second", "verdict", "points", "95 % interval", "test", "episodes"]
+    heads += ["McNemar: wins / losses", "McNemar: test"]
     about = dict.fromkeys(f"They hold for {pair['scope']}. Method: {pair['method']}." for pair in pairs)
     notes = [
         f"Interval and test: {' '.join(about)}",

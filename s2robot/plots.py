@@ -65,7 +65,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def _styled(make: Callable[..., Figure]) -> Callable[..., Figure]:
+def _styled(make: Callable[..., Any]) -> Callable[..., Any]:
     """Make a figure in this file's style and leave the caller's matplotlib settings alone."""
 
     @wraps(make)

@@ -1,1 +1,4 @@
-"""A real arm, or its emulator, behind the interface of the simulated world."""
+"""The bridge to a real arm: driver, cameras, safety filter, interpolation, watchdog and control loop.
+
+Nothing here was run on a physical arm. Software stops are no emergency stop: the hardware button is required.
+"""

@@ -173,8 +173,8 @@ class Commands:
                 pose = kin.forward(joints)
                 return True, wire.pack_floats([*(pose[:3] * 1000), *pose[3:]])
             case Fn.INVERSE:
-                joints = self._inverse(wire.floats(p, 6), box.plant.joints)
-                return (False, bytes(28)) if joints is None else (True, wire.pack_floats(joints))
+                found = self._inverse(wire.floats(p, 6), box.plant.joints)
+                return (False, bytes(28)) if found is None else (True, wire.pack_floats(found))
             case Fn.IS_JOINT_LIMIT:
                 return True, bytes([bool(box.limit_flags(wire.floats(p, 7)))])
             case Fn.GET_REDUCED:

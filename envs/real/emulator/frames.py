@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -187,7 +188,9 @@ class FrameClient:
         """
         self._socket.sendall(json.dumps({"camera": self.camera, "after": after}).encode() + b"\n")
         line = self._stream.readline()
-        header = json.loads(line) if line else {"error": "found the connection closed, expected a frame"}
+        header: dict[str, Any] = (
+            json.loads(line) if line else {"error": "found the connection closed, expected a frame"}
+        )
         if "error" in header:
             raise EnvError(f"emulator camera {self.camera}: {header['error']}")
         shape = tuple(header["shape"])

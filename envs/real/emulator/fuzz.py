@@ -16,6 +16,7 @@ import struct
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 from envs.errors import EnvError
 from envs.real.emulator import wire
@@ -90,10 +91,12 @@ def a_control_stream(rng: random.Random) -> bytes:
 
 def a_json_line(rng: random.Random, faults: bool) -> bytes:
     """A line for the side channel or the frames port."""
-    odd = (None, True, -1, 0.5, 1e400, "x", [], {}, [0] * 7, [1e9] * 7, float("nan"))
+    odd: tuple[Any, ...] = (None, True, -1, 0.5, 1e400, "x", [], {}, [0] * 7, [1e9] * 7, float("nan"))
     if rng.random() < 0.2:
         return rng.randbytes(rng.randrange(1, 100)) + b"\n"
-    request = {"op": rng.choice(_OPS)} if rng.random() < 0.9 else {"camera": rng.choice(("hand", "no", None))}
+    request: dict[str, Any] = (
+        {"op": rng.choice(_OPS)} if rng.random() < 0.9 else {"camera": rng.choice(("hand", "no", None))}
+    )
     for name in ("name", "since", "joints", "number", "seed", "cube_xy", "code", "seconds", "after", "mode"):
         if rng.random() < 0.2:
             request[name] = rng.choice(odd)

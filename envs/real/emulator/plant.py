@@ -29,6 +29,9 @@ class KinematicPlant:
         stiffness: 1/s²; the lag behind a moving set point is 2 / sqrt(stiffness).
     """
 
+    joints: np.ndarray  # (7,) rad
+    velocities: np.ndarray  # (7,) rad/s
+
     def __init__(self, joints: np.ndarray, stiffness: float = 4000.0):
         self._stiffness, self._damping = stiffness, 2 * np.sqrt(stiffness)
         self.torques = np.zeros(7)

@@ -147,7 +147,12 @@ class Server:
 
     async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
-        client = Client(self._clients, lambda frame: writer.is_closing() or writer.write(frame))
+
+        def send(frame: bytes) -> None:
+            if not writer.is_closing():
+                writer.write(frame)
+
+        client = Client(self._clients, send)
         buffer = bytearray()
         while data := await reader.read(4096):
             await self._while_hung(writer)

@@ -1,0 +1,191 @@
+"""Fuzz the safety filter with random and hostile inputs; count outputs outside limits; time a call.
+
+    python benchmarks/safety.py
+    python benchmarks/safety.py --inputs 20000 --seed 1
+
+Every output is judged against the declared limits without any tolerance: joint range less the margin, speed and
+acceleration against the two outputs before, watched points against box, table and speed. After every stop the
+braking is followed to rest, and judged too. The exit code is 1 if one output is outside.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+
+from envs.errors import EnvError
+from envs.real.driver import XARM7_LIMITS, ArmLimits
+from envs.real.geometry import ArmPoints
+from envs.real.safety import SafetyFilter, Verdict
+
+HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
+MOODS = ("wander", "far", "corner", "bang", "plunge", "sideways", "edge")  # one holds for many inputs
+NASTY = ("nan", "inf", "huge", "shape", "type", "stale", "gripper", "measured", "lag")  # one input each
+SHAPES = (np.zeros(6), np.zeros((7, 1)), np.zeros((1, 7)), np.float64(0), np.zeros(0), [[0.0] * 7, [0.0] * 6])
+TYPES = (
+    None,
+    "0000000",
+    b"7 bytes",
+    {},
+    object(),
+    [None] * 7,
+    np.zeros(7, complex),
+    np.array(["1"] * 7),
+    len,
+)
+
+
+class Judge:
+    """Watches a stream of outputs and says what is outside limits."""
+
+    def __init__(self, limits: ArmLimits, points: ArmPoints, start: np.ndarray):
+        self.limits, self.points = limits, points
+        self.q, self.dq = start, np.zeros(7)
+        self.places = points.at(start)
+
+    def faults(self, q: np.ndarray, gripper: float | None) -> list[str]:
+        limits, found = self.limits, []
+        if q.shape != (7,) or not np.isfinite(q).all():
+            return ["not 7 finite numbers"]
+        dq = (q - self.q) * limits.rate_hz
+        ddq = (dq - self.dq) * limits.rate_hz
+        places = self.points.at(q)
+        low, high = np.array(limits.box).T
+        inner = places[self.points.in_box]
+        radius = self.points.radius[self.points.in_box, None]
+        if (q < np.add(limits.q_min, limits.margin)).any():
+            found.append("below joint range")
+        if (q > np.subtract(limits.q_max, limits.margin)).any():
+            found.append("above joint range")
+        if (np.abs(dq) > limits.dq_max).any():
+            found.append("speed")
+        if (np.abs(ddq) > limits.ddq_max).any():
+            found.append("acceleration")
+        if (inner - radius < low).any() or (inner + radius > high).any():
+            found.append("box")
+        if (places[:, 2] - self.points.radius < limits.table_z + limits.table_clearance).any():
+            found.append("table")
+        if (np.linalg.norm(places - self.places, axis=1) * limits.rate_hz > limits.point_speed).any():
+            found.append("point speed")
+        if gripper is not None and not 0 <= gripper <= 1:
+            found.append("gripper")
+        self.q, self.dq, self.places = q, dq, places
+        return found
+
+
+class Attacker:
+    """Makes inputs for a filter, knowing its state."""
+
+    def __init__(self, safety: SafetyFilter, rng: np.random.Generator):
+        self.safety, self.rng = safety, rng
+        self.low, self.high = np.array(safety.limits.q_min), np.array(safety.limits.q_max)
+        self.new_mood()
+
+    def new_mood(self) -> None:
+        rng = self.rng
+        self.mood = MOODS[rng.integers(len(MOODS))]
+        self.corner = np.where(rng.random(7) < 0.5, self.low, self.high)
+        self.period = int(rng.integers(1, 30))
+        self.sign = rng.choice([-1.0, 1.0], 7)
+        self.axis = int(rng.integers(2))
+        self.count = 0
+
+    def target(self) -> np.ndarray:
+        """(7,) finite joints that the mood asks for."""
+        rng, q = self.rng, self.safety.q_last
+        self.count += 1
+        if self.mood == "wander":
+            return q + self.safety.dq_last * self.safety.dt + rng.uniform(-1, 1, 7) * 1e-3
+        if self.mood == "far":
+            return rng.uniform(-7, 7, 7)
+        if self.mood == "corner":
+            return self.corner
+        if self.mood == "bang":
+            return q + self.sign * (1 if self.count // self.period % 2 else -1)
+        if self.mood == "edge":
+            return np.nextafter(self.corner, rng.choice([-np.inf, np.inf])) * rng.choice([1.0, 0.999999])
+        # the steepest way of the left finger down (plunge), or out of the box
+        axis = 2 if self.mood == "plunge" else self.axis
+        moved = self.safety.points.along(q + np.eye(7) * 1e-4)[:, 1, axis]
+        slope = moved - self.safety.points.at(q)[1, axis]
+        direction = slope / (np.linalg.norm(slope) + 1e-12)
+        return q - direction * (1.0 if axis == 2 else self.sign[0]) * rng.uniform(0, 0.2)
+
+    def inputs(self, nasty: str | None = None) -> tuple:
+        """Arguments of a call: target, gripper, measured, age."""
+        rng, target = self.rng, self.target()
+        gripper, measured, age = rng.random(), self.safety.q_last + rng.normal(0, 2e-3, 7), 0.01
+        if nasty in ("nan", "inf"):
+            target = target.copy()
+            target[rng.integers(7)] = np.nan if nasty == "nan" else rng.choice([-np.inf, np.inf])
+        elif nasty == "huge":
+            target = target * rng.choice([1e300, -1e300, 5e-324, 1e15])
+        elif nasty == "shape":
+            target = SHAPES[rng.integers(len(SHAPES))]
+        elif nasty == "type":
+            target = TYPES[rng.integers(len(TYPES))]
+        elif nasty == "stale":
+            age = rng.choice([1.0, np.nan, np.inf, -1.0, 0.0501])
+        elif nasty == "gripper":
+            gripper = (np.nan, 2.0, -1.0, "open", None, np.inf, [])[rng.integers(7)]
+        elif nasty == "measured":
+            measured = (np.full(7, np.nan), np.zeros(6), None, "here")[rng.integers(4)]
+        elif nasty == "lag":
+            measured = measured + rng.choice([-1.0, 1.0, 0.31])
+        return target, gripper, measured, age
+
+
+def start(safety: SafetyFilter, rng: np.random.Generator) -> np.ndarray:
+    """Reset the filter to random joints that it takes."""
+    while True:
+        q = HOME + rng.uniform(-0.6, 0.6, 7)
+        try:
+            safety.reset(q)
+        except EnvError:
+            continue
+        return q
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = np.random.default_rng(args.seed)
+    safety = SafetyFilter(XARM7_LIMITS, ArmPoints("xarm7"))
+    attacker = Attacker(safety, rng)
+    judge = Judge(safety.limits, safety.points, start(safety, rng))
+    verdicts, faults, reasons = Counter[str](), Counter[str](), Counter[str]()
+    seconds, left = np.empty(args.inputs), 0
+    for i in range(args.inputs):
+        if left == 0:  # another mood
+            attacker.new_mood()
+            left = int(rng.integers(10, 200))
+        left -= 1
+        nasty = NASTY[rng.integers(len(NASTY))] if rng.random() < 0.01 else None
+        inputs = attacker.inputs(nasty)
+        begin = time.perf_counter()
+        safe = safety(*inputs)
+        seconds[i] = time.perf_counter() - begin
+        faults.update(judge.faults(safe.q, safe.gripper))
+        verdicts[safe.verdict.name] += 1
+        reasons.update(reason.split(":")[0] for reason in safe.reasons)
+        if safe.verdict == Verdict.STOP and not safety.dq_last.any():  # after the stop, at rest
+            judge = Judge(safety.limits, safety.points, start(safety, rng))
+            left = 0
+    print(
+        f"{args.inputs} inputs, seed {args.seed}: {sum(faults.values())} outputs outside limits {dict(faults)}"
+    )
+    print("verdicts:", ", ".join(f"{name} {count}" for name, count in verdicts.most_common()))
+    print("reasons:", ", ".join(f"{name} {count}" for name, count in reasons.most_common(16)))
+    cost = np.percentile(seconds, [50, 99, 99.9]) * 1e6
+    print(f"cost of a call: p50 {cost[0]:.0f} us, p99 {cost[1]:.0f} us, p99.9 {cost[2]:.0f} us")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Whatever goes into the filter, what comes out stays within limits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.safety import HOME, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
+from envs.errors import EnvError
+from envs.real.driver import XARM7_LIMITS
+from envs.real.geometry import ArmPoints
+from envs.real.safety import SafetyConfig, SafetyFilter, Verdict
+
+POINTS = ArmPoints("xarm7")
+
+
+def started(q=HOME, limits=XARM7_LIMITS, **settings) -> SafetyFilter:
+    safety = SafetyFilter(limits, POINTS, SafetyConfig(**settings))
+    safety.reset(q)
+    return safety
+
+
+def send(safety, target, gripper=0.5, measured=None, age=0.0):
+    return safety(target, gripper, safety.q_last if measured is None else measured, age)
+
+
+# ---------------------------------------------------------------- the guarantee
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.tuples(st.sampled_from(MOODS), st.integers(1, 40)), min_size=1, max_size=5),
+    st.lists(st.sampled_from(NASTY), max_size=3),
+)
+def test_no_output_is_outside_limits(seed, moods, nasty):
+    """Moods one after the other; then hostile inputs; then braking to rest."""
+    safety = started(clamps_max=10_000)
+    judge = Judge(safety.limits, POINTS, HOME)
+    attacker = Attacker(safety, np.random.default_rng(seed))
+    for mood, count in moods:
+        attacker.new_mood()
+        attacker.mood = mood
+        for _ in range(count):
+            safe = safety(*attacker.inputs())
+            assert judge.faults(safe.q, safe.gripper) == []
+    for kind in nasty:
+        safe = safety(*attacker.inputs(kind))
+        assert judge.faults(safe.q, safe.gripper) == []
+    for _ in range(20):
+        safe = send(safety, np.full(7, np.nan))
+        assert safe.verdict == Verdict.STOP and judge.faults(safe.q, safe.gripper) == []
+    assert not safety.dq_last.any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=6, max_size=8),
+        min_size=1,
+        max_size=8,
+    ),
+    st.one_of(st.none(), st.floats()),
+    st.floats(),
+)
+def test_any_numbers_at_all(targets, gripper, age):
+    safety = started()
+    judge = Judge(safety.limits, POINTS, HOME)
+    for target in targets:
+        safe = safety(target, gripper, safety.q_last, age)
+        assert judge.faults(safe.q, safe.gripper) == []
+
+
+@pytest.mark.parametrize("mood", ["corner", "plunge", "sideways", "bang"])
+def test_long_pushes_at_a_limit(mood):
+    safety = started(clamps_max=10_000)
+    judge = Judge(safety.limits, POINTS, HOME)
+    attacker = Attacker(safety, np.random.default_rng(1))
+    attacker.mood = mood
+    for _ in range(150):
+        safe = safety(*attacker.inputs())
+        assert judge.faults(safe.q, safe.gripper) == []
+
+
+# ---------------------------------------------------------------- what it lets through
+
+
+def test_a_lawful_stream_passes_unchanged():
+    safety = started()
+    for t in np.arange(1, 60) * safety.dt:
+        target = HOME + 0.05 * (1 - np.cos(4 * t)) * np.array([1, 1, -1, 1, -1, 1, 1])
+        safe = send(safety, target, 0.3)
+        assert (safe.verdict, safe.reasons, safe.gripper) == (Verdict.PASS, (), 0.3)
+        np.testing.assert_allclose(safe.q, target, atol=1e-12)
+
+
+def test_a_far_target_is_reached_without_overshoot():
+    safety = started()
+    target = HOME + [0.15, 0, 0, 0, 0, 0, -0.15]
+    path = np.array([send(safety, target).q for _ in range(60)])
+    np.testing.assert_allclose(path[-1], target, atol=1e-9)
+    overshoot = np.array([path[:, 0].max() - target[0], target[6] - path[:, 6].min()])
+    assert (overshoot <= 1e-9).all()
+    assert safety.dq_last == pytest.approx(0, abs=1e-6)
+
+
+def test_a_jump_of_a_radian_is_clamped_and_named():
+    safe = send(started(), HOME + [1, 0, 0, 0, 0, 0, 0])
+    assert safe.verdict == Verdict.CLAMP
+    assert "jump: joint 1" in safe.reasons
+    assert np.abs(safe.q - HOME).max() <= XARM7_LIMITS.ddq_max[0] * 1e-4
+
+
+def test_a_target_beyond_the_range_is_named():
+    safe = send(started(), np.where(np.arange(7) == 3, 9.0, HOME))
+    assert safe.verdict == Verdict.CLAMP and "range: joint 4" in safe.reasons
+
+
+@pytest.mark.parametrize("axis, sign, word", [(0, -1, "box"), (1, 1, "box"), (2, -1, "table")])
+def test_a_way_out_of_the_workspace_ends_at_its_border(axis, sign, word):
+    table = 0.10 if word == "table" else XARM7_LIMITS.table_z  # apart, so that neither hides the other
+    tight = replace(XARM7_LIMITS, box=((0.37, 0.50), (-0.15, 0.15), (-0.13, 0.50)), table_z=table)
+    safety, seen = started(limits=tight, clamps_max=10_000), set()
+    for _ in range(120):
+        slope = POINTS.along(safety.q_last + np.eye(7) * 1e-4)[:, 0, axis] - POINTS.at(safety.q_last)[0, axis]
+        seen.update(send(safety, safety.q_last + sign * 0.05 * slope / np.linalg.norm(slope)).reasons)
+    assert any(reason.startswith(word) for reason in seen)
+    moved = POINTS.at(safety.q_last)[0, axis] - POINTS.at(HOME)[0, axis]
+    assert np.sign(moved) == sign  # it went there, and not beyond
+    assert Judge(tight, POINTS, safety.q_last).faults(safety.q_last, None) == []
+
+
+@pytest.mark.parametrize("given, sent", [(2.0, 1.0), (-0.5, 0.0)])
+def test_the_gripper_is_clipped(given, sent):
+    safe = send(started(), HOME, given)
+    assert (safe.gripper, safe.verdict, safe.reasons) == (sent, Verdict.CLAMP, ("gripper range",))
+
+
+def test_no_gripper_command_stays_none():
+    assert send(started(), HOME, None).gripper is None
+
+
+# ---------------------------------------------------------------- hold and stop
+
+
+def moving() -> SafetyFilter:
+    safety = started()
+    for i in range(1, 8):
+        send(safety, HOME + 5e-4 * i * i * np.ones(7))
+    assert safety.dq_last.min() > 0.3
+    return safety
+
+
+@pytest.mark.parametrize("age", [0.051, np.inf, np.nan, -0.1])
+def test_a_stale_state_brakes_and_goes_on_when_fresh(age):
+    safety = moving()
+    verdicts = {send(safety, HOME, age=age).verdict for _ in range(20)}
+    assert verdicts == {Verdict.HOLD} and not safety.dq_last.any()
+    assert send(safety, safety.q_last).verdict == Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"target": x} for x in (*SHAPES, *TYPES, np.full(7, np.inf))]
+    + [{"measured": np.full(7, np.nan)}, {"measured": HOME + 1}, {"gripper": np.nan}, {"gripper": "open"}],
+)
+def test_what_is_no_input_stops_for_good(change):
+    safety = moving()
+    arguments = {"target": safety.q_last, "gripper": 0.5, "measured": safety.q_last, **change}
+    safe = send(safety, **arguments)
+    assert safe.verdict == Verdict.STOP and safe.gripper is None and len(safe.reasons) == 1
+    for _ in range(20):
+        later = send(safety, safety.q_last)
+        assert (later.verdict, later.reasons) == (Verdict.STOP, safe.reasons)
+    assert not safety.dq_last.any()
+    safety.reset(safety.q_last)
+    assert send(safety, safety.q_last).verdict == Verdict.PASS
+
+
+def test_pushing_at_a_limit_for_long_stops():
+    safety = started(clamps_max=5)
+    verdicts = [send(safety, HOME + [1, 0, 0, 0, 0, 0, 0]).verdict for _ in range(6)]
+    assert verdicts == [Verdict.CLAMP] * 4 + [Verdict.STOP] * 2
+
+
+def test_nothing_moves_before_a_reset():
+    safe = SafetyFilter(XARM7_LIMITS, POINTS)(HOME, 0.5, HOME, 0.0)
+    assert safe.verdict == Verdict.STOP and safe.reasons == ("not started",)
+
+
+@pytest.mark.parametrize(
+    "q, words",
+    [
+        (np.full(7, np.nan), "7 finite"),
+        (np.where(np.arange(7) == 1, 2.09, HOME), "joint 2 is at 2.090"),
+        (np.where(np.arange(7) == 1, 1.2, HOME), "outside its limits"),
+    ],
+)
+def test_an_arm_outside_its_limits_is_not_started(q, words):
+    with pytest.raises(EnvError, match=words):
+        started(q)
