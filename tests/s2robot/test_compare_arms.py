@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -48,7 +49,7 @@ def test_arms_are_those_of_the_experiment_or_those_named():
         (["+experiment.arms.x='demos.episodes=3'", "arms=[base,x]"], "arm 'x': found demos.episodes=3, expected it to be the same for all arms"),
         (["+experiment.arms.x='evaluate.seed=3'", "arms=[base,x]"], "arm 'x': found evaluate.seed=3, expected it to be the same"),
         (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "arm 'x': found jobs=3, expected overrides of robot, "),
-        (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], "arm 'x': none.safetensors: no such"),
+        (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], f"arm 'x': {Path('none.safetensors').resolve()}: no such"),
         (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': no value for encoder.checkpoint, encoder.name"),
         (["experiment.seeds=[]", "arms=[base,base-s2]"], "experiment.seeds: found [], expected one or more"),
         (["experiment.pairs=[[base,bass]]", "arms=[base,base-s2]"], "experiment.pairs: found 'bass', expected some of base"),
@@ -91,7 +92,7 @@ def test_missing_weights_name_the_arm(tmp_path, monkeypatch):
     cfg = config("+experiment.arms.x='encoder=mvp-tiny'")
     arm = choose_arms(cfg.experiment, ["base", "x"])[1]
     monkeypatch.setattr("s2robot.encoders.weights_dir", lambda: tmp_path)
-    with pytest.raises(UserError, match="^arm 'x': encoder mvp-tiny: its weights do not ship"):
+    with pytest.raises(UserError, match="^arm 'x': encoder mvp-tiny: found no .*mvp-tiny.safetensors"):
         encoder_of(arm, [])
 
 
