@@ -1,6 +1,6 @@
 """`s2robot compare`: arms on the same demos and the same cube positions, with as many training seeds as it takes.
 
-    s2robot compare                                             # base, larger and base + S2, one seed each
+    s2robot compare                                             # the encoders that ship, one seed each
     s2robot compare experiment=table10 hydra.run.dir=runs/table10   # the same command again goes on after a kill
     s2robot compare axes=[demos,lighting]                       # and where does S2 pay?
 
@@ -10,7 +10,6 @@ training seed that is what `s2robot evaluate` writes.
 """
 
 import csv
-import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from s2robot import compare_stats as figures
 from s2robot.arms import about, settings_of
 from s2robot.compare_cost import ms_per_action
 from s2robot.compare_plan import Plan, Runs, make_plan, word
+from s2robot.compare_report import write_compare_report
 from s2robot.errors import UserError
 from s2robot.evaluate import film, write_records
 from s2robot.files import write_json
@@ -62,7 +62,7 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
     print()
     for pair in result["pairs"]:
         print(figures.headline(pair, labels))
-    _report(plan.out)
+    print(f"report: {write_compare_report(plan.out)}")
     return result
 
 
@@ -244,14 +244,3 @@ def _film(cfg: DictConfig, plan: Plan, result: dict[str, Any]) -> None:
             write_records(records, folder / "episodes.jsonl")
         for job in jobs:
             job.result()
-
-
-def _report(out: Path) -> None:
-    try:
-        page = importlib.import_module("s2robot.compare_report")
-    except ModuleNotFoundError as error:
-        if error.name != "s2robot.compare_report":
-            raise
-        print(f"figures: {out / 'compare.json'} (no report.html: this version has none for comparisons)")
-        return
-    print(f"report: {page.write_compare_report(out)}")

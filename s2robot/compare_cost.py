@@ -15,10 +15,9 @@ import torch
 
 from demos.replay import episode_frames
 from demos.store import EpisodeStore
-from policies import BatchActor, load_checkpoint
-from s2robot.encoders import build_encoder
+from policies import BatchActor
+from s2robot.deployed import device_of, load_policy
 from s2robot.evaluate import LearnedPlanner
-from s2robot.pipeline import device_of
 from s2robot.selective import select
 
 
@@ -46,8 +45,7 @@ def ms_per_action(
     frames: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # (T, C, S, S, 3) and proprio (T, 8)
     place = device_of(device)
     for arm, folder in checkpoints.items():
-        policy, contract = load_checkpoint(folder, place)
-        encoder = build_encoder(contract["encoder"]["settings"]).to(place)
+        policy, encoder, contract = load_policy(folder, place)
         seeing = select(encoder, dict(selective[arm]))
         cameras = contract["cameras"]
         planners[arm] = LearnedPlanner(BatchActor(policy, 1), seeing, cameras)

@@ -263,9 +263,8 @@ def _episode_settings(
 def world_changes(trained: dict[str, Any], config: CubePickConfig) -> list[str]:
     """In what the evaluated world differs from the one that the demos were recorded in, a text each."""
     ours = json.loads(json.dumps(asdict(config)))
-    trained = (
-        json.loads(json.dumps(asdict(CubePickConfig()))) | trained
-    )  # an older dataset lacks newer settings
+    defaults = json.loads(json.dumps(asdict(CubePickConfig())))
+    trained = defaults | trained  # an older dataset lacks newer settings
     ignored = ("cameras", "image_size")  # checked by name, and drawn as the encoder needs them
     return [f"{k} {trained[k]} -> {v}" for k, v in ours.items() if k not in ignored and trained[k] != v]
 

@@ -169,7 +169,7 @@ def pretrain(cfg: Mapping[str, Any], progress: bool = True) -> Path:
     )
     if (
         fabric.device.type == "cpu"
-    ):  # torch's fused kernel is slow on a CPU where tokens are few: a third of a step
+    ):  # torch's fused kernel is slow there where tokens are few: a third of a step
         for module in mae.modules():
             if isinstance(module, Attention):
                 module.fused_attn = False
