@@ -47,8 +47,6 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
         print("\n".join(lines))
         if cfg.record:
             run_jobs([plan.record_job(plan.out, ())], 1, plan.threads)
-        jobs = plan.training_jobs(plan.out)
-        plan.run(jobs)
         stopping, episodes = _evaluate(plan, cfg)
         runs = plan.read(plan.out, episodes)
         axes, rows = _axes(plan, cfg, episodes)
@@ -67,16 +65,21 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
 
 
 def _evaluate(plan: Plan, cfg: DictConfig) -> tuple[dict[str, Any] | None, int]:
-    """All positions, or batches of them until every pair is decided; returns "stopping" and how many."""
+    """Train, and evaluate all positions, or batches until every pair is decided: "stopping", and how many."""
     stopping = cfg.experiment.stopping
+    training = plan.training_jobs(plan.out)
+
+    def run(episodes: int) -> None:
+        plan.run([*training, *plan.evaluation_jobs(plan.out, episodes, wait=True)])
+
     if not stopping.enabled:
-        plan.run(plan.evaluation_jobs(plan.out, plan.episodes))
+        run(plan.episodes)
         return None, plan.episodes
     if stopping.batch < 1:
         raise UserError(f"experiment.stopping.batch: found {stopping.batch}, expected 1 or more positions")
     looks: list[dict[str, Any]] = []
     for episodes in [*range(stopping.batch, plan.episodes, stopping.batch), plan.episodes]:
-        plan.run(plan.evaluation_jobs(plan.out, episodes))
+        run(episodes)
         outcomes = outcomes_of(plan.read(plan.out, episodes))
         looks.append(figures.look_at(outcomes, plan.pairs, stopping.alpha))
         if looks[-1]["stop"]:
