@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -115,7 +116,9 @@ def run_jobs(
                     process.stdin.close()
                 seconds = round(time.monotonic() - start, 1)
                 if process.returncode:
-                    raise UserError(f"{job.name} failed: {_reason(job)}; its log is {job.log}")
+                    raise UserError(
+                        f"{job.name} failed: {_reason(job, process.returncode)}; its log is {job.log}"
+                    )
                 job.note(True, seconds)
                 done.add(job.name)
                 say(f"{total - len(waiting) - len(running)}/{total}  {job.name}: {seconds:.0f} s")
@@ -144,8 +147,10 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
         )
 
 
-def _reason(job: Job) -> str:
-    """The last line of a log, or the error in it."""
+def _reason(job: Job, code: int) -> str:
+    """The signal that ended a job, else the error in its log, else the last line there."""
+    if code < 0:
+        return f"it was ended by {signal.Signals(-code).name}"
     lines = [line.strip() for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines()]
     lines = [line for line in lines if line]
     mark = f"s2robot {job.verb}: error: "

@@ -1,5 +1,6 @@
 """What a comparison refuses before anything runs, and which words each verb gets."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -109,6 +110,15 @@ def test_a_failed_job_is_one_line_with_its_log(tmp_path):
         run_jobs([later, job], 2, 1, lambda text: None)
     assert not later.state_file.exists() and not job.is_done()
     assert job.log.read_text().startswith("$ s2robot report run=")
+
+
+def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
+    job = Job("base: report", "report", ["run=none"], tmp_path / "j")
+    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=subprocess.PIPE)
+    monkeypatch.setattr("s2robot.jobs._start", lambda job, threads: killed)
+    killed.kill()
+    with pytest.raises(UserError, match="^base: report failed: it was ended by SIGKILL; its log is "):
+        run_jobs([job], 1, 1)
 
 
 def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
