@@ -22,6 +22,7 @@ from s2robot.compare_data import Comparison
 from s2robot.page import as_text
 from s2robot.plots import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
 
+COSTS = {"gflops_per_frame": "GFLOPs per frame", "ms_per_action": "ms per action"}
 _COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, INK)
 _SHAPES = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 _LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
@@ -111,16 +112,13 @@ def difference_plot(comparison: Comparison) -> Figure:
 
 
 @plots._styled
-def cost_plot(comparison: Comparison) -> Figure | None:
-    """Success against GFLOPs of a frame (the paper's plot) and ms of an action; None if no cost is known.
+def cost_plot(comparison: Comparison) -> Figure:
+    """Success against GFLOPs of a frame (the paper's plot) and ms of an action, at least one of which is known.
 
     A thin line joins the arms of one encoder and policy: what further scales cost and bring.
     """
     arms, styles = comparison.facts["arms"], arm_styles(comparison)
-    titles = {"gflops_per_frame": "GFLOPs per frame", "ms_per_action": "ms per action"}
-    titles = {key: text for key, text in titles.items() if any(arm[key] is not None for arm in arms)}
-    if not titles:
-        return None
+    titles = {key: text for key, text in COSTS.items() if any(arm[key] is not None for arm in arms)}
     figure = Figure(figsize=(5.2 * len(titles), 4.2), layout="constrained")
     panels = figure.subplots(1, len(titles), squeeze=False, sharey=True)[0]
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
@@ -184,17 +182,19 @@ def wins_plot(comparison: Comparison) -> Figure:
     for axes, pair in zip(panels, pairs, strict=True):
         won, lost = (np.isin(comparison.positions, pair[key]) for key in ("only_a", "only_b"))  # (N,)
         area = _area(len(won))
-        x, y = comparison.cubes[~won & ~lost].T * 100
+        x, y = 100 * comparison.cubes[~won & ~lost].T  # cm
         axes.scatter(y, x, s=0.25 * area, color=INK, alpha=0.35, lw=0)
         _scatter(axes, comparison.cubes[won], "^", BLUE, 1.5 * area)
         _scatter(axes, comparison.cubes[lost], "v", VERMILLION, 1.5 * area)
-        handles = [
-            Line2D([], [], color=BLUE, marker="^", ls="none", ms=7, label=f"{comparison.label(pair['a'])}: {won.sum()}"),
-            Line2D([], [], color=VERMILLION, marker="v", ls="none", ms=7, label=f"{comparison.label(pair['b'])}: {lost.sum()}"),
-            Line2D([], [], color=INK, alpha=0.5, marker="o", ls="none", ms=3, label=f"neither: {(~won & ~lost).sum()}"),
-        ]  # fmt: skip
-        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.19), fontsize=9)
-        axes.set_title("positions won", fontsize=10)
+        names = [fill(comparison.label(pair[key]), 34) for key in ("a", "b")]
+        title = f"▲ {names[0]}: {won.sum()}\n▼ {names[1]}: {lost.sum()}\nneither: {(~won & ~lost).sum()}"
+        axes.set_title(title, fontsize=9.5, fontweight="normal")
+    handles = [
+        Line2D([], [], color=BLUE, marker="^", ls="none", ms=7, label="counts for the first arm"),
+        Line2D([], [], color=VERMILLION, marker="v", ls="none", ms=7, label="for the second"),
+        Line2D([], [], color=INK, alpha=0.5, marker="o", ls="none", ms=3, label="for neither"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from s2robot.compare_data import Comparison, read_comparison
 from s2robot.compare_plots import (
+    COSTS,
     arm_styles,
     axis_plot,
     cost_plot,
@@ -25,7 +26,7 @@ from s2robot.errors import UserError
 from s2robot.page import VIDEO_BYTES, Film, as_text, figure, films_html, flatten, write_page
 from s2robot.plots import figure_svg, page_colours
 
-MINUS, NARROW = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
+MINUS, NBSP = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 LEVEL = 0.05  # of p and of the intervals (95 %)
 
 
@@ -62,8 +63,8 @@ def sentence(comparison: Comparison, pair: Mapping[str, Any]) -> str:
     """A pair's result as text: "Base + S² +12.3 points against Base [+4.1, +20.5], p = 0.0040, N = 384"."""
     a, b = comparison.label(pair["a"]), comparison.label(pair["b"])
     text = (
-        f"{a} {points(pair['difference'])}{NARROW}points against {b} [{points(pair['low'])}, "
-        f"{points(pair['high'])}], {p_text(pair['p'])}, N{NARROW}={NARROW}{pair['episodes']}"
+        f"{a} {points(pair['difference'])}{NBSP}points against {b} [{points(pair['low'])}, "
+        f"{points(pair['high'])}], {p_text(pair['p'])}, N{NBSP}={NBSP}{pair['episodes']}"
     )
     return {True: "", False: "No clear difference: ", None: "Borderline: "}[verdict(pair)] + text
 
@@ -89,7 +90,11 @@ def explanation(comparison: Comparison, pair: Mapping[str, Any]) -> str:
             f"{low} to {high}."
         )
     more, less = (a, b) if pair["difference"] > 0 else (b, a)
-    return f"{more} lifted the cube more often than {less}. The data fit {a} being {low} to {high}."
+    least, most = sorted((abs(100 * pair["low"]), abs(100 * pair["high"])))
+    return (
+        f"{more} lifted the cube more often than {less}. The data fit {more} being {least:.1f} to {most:.1f} points "
+        "better."
+    )
 
 
 def _worse_or_better(difference: float) -> str:
@@ -102,12 +107,12 @@ def points(difference: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}{NARROW}%"
+    return f"{100 * fraction:.1f}{NBSP}%"
 
 
 def p_text(p: float) -> str:
     """0.00004 -> "p < 0.001", 0.0412 -> "p = 0.041"."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    return f"p{NBSP}<{NBSP}0.001" if p < 0.001 else f"p{NBSP}={NBSP}{p:.2g}"
 
 
 def _range(row: Mapping[str, Any]) -> str:
@@ -148,7 +153,7 @@ def _arms(comparison: Comparison) -> str:
         cells = [percent(arm["success"]), _range(arm), seeds, *costs]
         rows.append([name, *map(escape, texts), *map(escape, cells)])
     heads = ["arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed"]
-    heads += ["GFLOPs per frame", "parameters (M)", "ms per action"]
+    heads += ("GFLOPs per frame", "parameters (M)", "ms per action")
     methods = sorted(
         {arm["interval"] for arm in comparison.facts["arms"] if isinstance(arm.get("interval"), str)}
     )
@@ -177,7 +182,7 @@ def _pairs(comparison: Comparison) -> str:
         ]
         rows.append([escape(cell) for cell in cells])
     heads = ["first arm − second", "verdict", "points", "95 % interval", "test", "episodes"]
-    heads += ["McNemar: wins / losses", "McNemar: test"]
+    heads += ("McNemar: wins / losses", "McNemar: test")
     about = dict.fromkeys(f"They hold for {pair['scope']}. Method: {pair['method']}." for pair in pairs)
     notes = [
         f"Interval and test: {' '.join(about)}",
@@ -192,9 +197,9 @@ def _pairs(comparison: Comparison) -> str:
 
 
 def _cost(comparison: Comparison) -> str:
-    drawn = cost_plot(comparison)
-    if drawn is None:
+    if all(arm[key] is None for arm in comparison.facts["arms"] for key in COSTS):
         return ""
+    drawn = cost_plot(comparison)
     picture = figure(
         figure_svg(drawn, "cost"), "Success against cost", "Success of each arm against what it costs"
     )
@@ -279,7 +284,7 @@ def _readout(report: Mapping[str, Any] | None, path: Path) -> str:
 def _power(power: Mapping[str, Any] | None, stopping: Mapping[str, Any] | None) -> str:
     parts = []
     if power is not None:
-        gap, chance = f"{100 * power['gap']:g} points", f"{100 * power['power']:g}{NARROW}%"
+        gap, chance = f"{100 * power['gap']:g} points", f"{100 * power['power']:g}{NBSP}%"
         wanted = (
             "no number of positions is enough"
             if power["needed"] is None

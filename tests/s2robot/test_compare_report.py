@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.compare_report import p_text, points, write_compare_report
+from s2robot import compare_report
+from s2robot.compare_report import points, write_compare_report
 from s2robot.errors import UserError
 from s2robot.paired import Design, difference, mcnemar, needed
 from s2robot.stats import wilson
@@ -86,6 +87,10 @@ def make_comparison(
         )  # fmt: skip
     save(folder, facts)
     return facts
+
+
+def p_text(p: float) -> str:
+    return compare_report.p_text(p).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def save(folder: Path, facts: dict) -> None:
@@ -243,7 +248,6 @@ def test_the_page_says_what_compare_json_says(tmp_path):
             f"{len(pair['only_a'])} / {len(pair['only_b'])}",
             p_text(pair["mcnemar"]["p"]),
         ]
-        assert f"{a}: {len(pair['only_a'])}" not in page.text  # in the picture, as outlines
     for arm, glyph in zip(facts["arms"], "●■▲", strict=True):
         row = page.row(f"{glyph} {arm['label']}")
         assert row[1] == arm["encoder"] and row[2] == ", ".join(map(str, arm["scales"]))
@@ -326,7 +330,7 @@ def test_what_is_optional_may_be_missing(tmp_path):
     ("figures", "starts", "says"),
     [
         ((0.12, 0.04, 0.2, 0.003), "Base + S² +12.0 points", "Base + S² lifted the cube more often than Base."),
-        ((-0.12, -0.2, -0.04, 0.0002), "Base + S² −12.0 points", "Base lifted the cube more often than Base + S²."),
+        ((-0.12, -0.2, -0.04, 0.0002), "Base + S² −12.0 points", "The data fit Base being 4.0 to 20.0 points better."),
         ((0.02, -0.03, 0.07, 0.41), "No clear difference: Base + S² +2.0", "from 3.0 points worse to 7.0 points better"),
         ((0.05, 0.001, 0.1, 0.06), "Borderline: Base + S²", "Interval and test disagree"),
         ((0.05, -0.001, 0.1, 0.04), "Borderline: Base + S²", "Interval and test disagree"),
