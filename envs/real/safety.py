@@ -166,6 +166,12 @@ class SafetyFilter:
         self._advance(q, speed_tried, places[0])
         return Safe(q, opening, Verdict.PASS, ())
 
+    def hold(self, reason: str) -> Safe:
+        """A period in which there is no target: brake to rest, or stay there."""
+        return (
+            self._brake(Verdict.STOP, *self._stopped) if self._stopped else self._brake(Verdict.HOLD, reason)
+        )
+
     # ---------------------------------------------------------------- inside
 
     def _limited_speed(self, target: Array) -> Array:

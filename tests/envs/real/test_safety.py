@@ -161,6 +161,15 @@ def test_a_stale_state_brakes_and_goes_on_when_fresh(age):
     assert send(safety, safety.q_last).verdict == Verdict.PASS
 
 
+def test_without_a_target_it_brakes_and_a_stop_stays_a_stop():
+    safety = moving()
+    held = [safety.hold("policy is late") for _ in range(20)]
+    assert {(s.verdict, s.reasons, s.gripper) for s in held} == {(Verdict.HOLD, ("policy is late",), None)}
+    assert not safety.dq_last.any()
+    send(safety, None)
+    assert safety.hold("policy is late").verdict == Verdict.STOP
+
+
 @pytest.mark.parametrize(
     "change",
     [{"target": x} for x in (*SHAPES, *TYPES, np.full(7, np.inf))]
