@@ -35,12 +35,14 @@ class Interpolator:
         self._points: deque[tuple[float, Array]] = deque()
         self.q, self.dq = np.full(7, np.nan), np.zeros(7)
         self._reference = self.q
+        self._asked = -np.inf  # s, when the last waypoint was asked to be reached
 
     def reset(self, q: Array) -> None:
         """Rest at `q` (7,), with no waypoints. Raises EnvError for what is not 7 finite numbers."""
         self.q, self.dq = _finite(q, "start"), np.zeros(7)
         self._reference = self.q
         self._points.clear()
+        self._asked = -np.inf
 
     def push(self, now: float, due: float, q: Array) -> None:
         """Be at `q` (7,), rad, at the time `due`, s; later if that would be too fast.
@@ -56,9 +58,13 @@ class Interpolator:
             # nothing is under way: the line starts here and now, not at the time of a waypoint long ago
             self._points.clear()
             self._points.append((now, self._reference))
+            self._asked = -np.inf
+        if due <= self._asked:
+            raise EnvError(
+                f"waypoint: found one due at {due:.3f} s, expected after the last, {self._asked:.3f} s"
+            )
+        self._asked = due
         since, origin = self._points[-1]
-        if len(self._points) > 1 and due <= since:
-            raise EnvError(f"waypoint: found one due at {due:.3f} s, expected after the last, {since:.3f} s")
         shortest = float(np.max(np.abs(target - origin) / self._dq))
         self._points.append((max(due, since + max(shortest, self.dt)), target))
 

@@ -133,6 +133,15 @@ def test_no_waypoint_without_7_finite_joints(wrong):
         at_rest().reset(wrong)
 
 
+def test_waypoints_behind_one_that_takes_longer_are_taken():
+    path = at_rest()
+    path.push(0.0, 0.1, HOME + np.eye(7)[0])  # takes 0.4 s
+    path.push(0.1, 0.2, HOME + 1.1 * np.eye(7)[0])
+    q, _ = stream(path, 1.5)
+    bounded(q)
+    assert q[-1, 0] == pytest.approx(HOME[0] + 1.1, abs=1e-9)
+
+
 def test_times_must_rise_and_be_finite():
     path = at_rest()
     path.push(0.0, 0.1, HOME)
