@@ -1,0 +1,362 @@
+"""The loop with an arm that does what it is told, and one thing going wrong at a time."""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from envs.errors import EnvError
+from envs.real.camera import CameraReader, ReplayCamera
+from envs.real.driver import OK, REFUSED, XARM7_LIMITS, ArmState, CommandResult, DriverStatus
+from envs.real.geometry import ArmPoints
+from envs.real.loop import ControlLoop, LoopConfig
+from envs.real.recorder import EpisodeRecorder
+from envs.real.safety import SafetyFilter
+from envs.real.watchdog import State, WatchdogLimits
+
+HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
+NOISE = np.random.default_rng(0).integers(0, 256, (50, 24, 32, 3), np.uint8)
+POINTS = ArmPoints("xarm7")
+# a busy machine is no fault; what a test injects lasts for longer than these
+CALM = WatchdogLimits(
+    camera_hold=1.0, camera_fault=4.0, state_hold=1.0, state_fault=4.0, policy_hold=1.0, policy_fault=4.0,
+    hold_fault=20.0, report_fault=60.0,
+)  # fmt: skip
+SLOWLY = np.append(np.full(7, 0.01), 1.0)
+
+
+class FakeArm:
+    """Stands where it was told last; everything that it was told is kept."""
+
+    limits = XARM7_LIMITS
+
+    def __init__(self):
+        self.q, self.sent, self.times, self.stops = HOME.copy(), [], [], []
+        self.error, self.mode, self.code, self.gripper, self.silent = 0, 1, OK, 1.0, False
+
+    def connect(self, timeout_s): ...
+    def arm(self): ...
+    def hold(self): ...
+    def close(self): ...
+
+    def read(self):
+        if self.silent:
+            raise EnvError("no answer")
+        zero = np.zeros(7)
+        return ArmState(
+            self.q.copy(), zero, zero, np.zeros(6), self.gripper, time.monotonic(), self.mode, self.error
+        )
+
+    def command(self, q, gripper):
+        now = time.monotonic()
+        if self.stops:
+            return CommandResult(REFUSED, now, now)
+        self.sent.append(q.copy())
+        self.times.append(now)
+        self.q = q.copy()
+        self.gripper = self.gripper if gripper is None else gripper
+        return CommandResult(self.code, now, time.monotonic())
+
+    def stop(self, reason):
+        self.stops.append(reason)
+
+    def status(self):
+        return DriverStatus(True, self.error, 0, self.mode, 0.0)
+
+
+@pytest.fixture
+def arm():
+    return FakeArm()
+
+
+@pytest.fixture
+def cameras():
+    reader = CameraReader("hand", lambda: ReplayCamera(NOISE, 50))
+    reader.start(60.0)
+    yield {"hand": reader}
+    reader.close()
+
+
+def made(arm, cameras, act, limits=CALM, live=True, **settings):
+    from envs.real.safety import SafetyConfig
+
+    safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
+    config = LoopConfig(live=live, image_size=16, **{"policy_hz": 20.0} | settings.pop("config", {}))
+    return ControlLoop(arm, cameras, act, safety, config, limits, **settings)
+
+
+def lawful(arm):
+    q = np.array([HOME, *arm.sent])
+    dq = np.diff(q, axis=0) * XARM7_LIMITS.rate_hz
+    ddq = np.diff(dq, axis=0, prepend=0 * dq[:1]) * XARM7_LIMITS.rate_hz
+    assert (np.abs(dq) <= np.array(XARM7_LIMITS.dq_max)).all()
+    assert (np.abs(ddq) <= np.array(XARM7_LIMITS.ddq_max) + 1e-6).all()
+    assert (np.diff(arm.times) >= 1 / XARM7_LIMITS.rate_hz - 1e-4).all()
+
+
+# ---------------------------------------------------------------- a regular episode
+
+
+def test_actions_move_the_arm_and_are_recorded(arm, cameras):
+    seen, stored = [], []
+
+    class Sink:
+        def append(self, episode, meta=None):
+            stored.append((episode, meta))
+
+    def act(observation):
+        seen.append(observation)
+        return SLOWLY
+
+    recorder, resets = EpisodeRecorder(Sink()), []
+    loop = made(arm, cameras, act, on_step=recorder.add, reset=lambda: resets.append(len(seen)))
+    result = loop.run(max_steps=6)
+    assert (result.state, result.cause, result.steps) == (State.IDLE, "steps", 6)
+    assert resets == [1]  # after the warm-up, before the first action
+    lawful(arm)
+    assert arm.stops == [] and not loop.safety.dq_last.any()
+    np.testing.assert_allclose(arm.q, HOME + 6 * 0.01, atol=1e-6)
+    assert arm.gripper == 0.0
+    assert set(result.verdicts) == {"PASS"} and len(result.latencies) == 6
+
+    image, proprio = seen[0]["images"]["hand"], seen[0]["proprio"]
+    assert image.shape == (16, 16, 3) and image.dtype == np.uint8
+    np.testing.assert_array_equal(proprio, np.append(HOME, 1.0).astype(np.float32))
+
+    assert recorder.finish(success=True, seed=3) == 6 and len(recorder) == 0
+    ((episode, meta),) = stored
+    assert meta == {"success": True, "seed": 3}
+    assert episode["images_hand"].shape == (6, 16, 16, 3) and episode["camera_age"].shape == (6, 1)
+    np.testing.assert_allclose(episode["action"], np.tile(SLOWLY, (6, 1)), atol=1e-6)
+    np.testing.assert_allclose(episode["action_sent"][:, :7].sum(0), arm.q - HOME, atol=1e-5)
+    assert (np.diff(episode["time"]) > 0).all() and (episode["time_action"] >= episode["time"]).all()
+    assert not episode["verdict"].any() and not episode["code"].any()
+
+
+def test_a_real_store_takes_the_episode(arm, cameras, tmp_path):
+    from demos.store import EpisodeStore
+
+    attributes = {
+        "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 20, "cameras": ["hand"],
+        "camera_geometry": {"hand": {"size": [16, 16]}}, "action_frame": "joint_delta_commanded",
+        "env_version": "CubePick-v0", "env_config": {}, "seed": 0, "kind": "images",
+    }  # fmt: skip
+    with EpisodeStore.create(tmp_path / "real.zarr", attributes) as store:
+        recorder = EpisodeRecorder(store)
+        made(arm, cameras, lambda o: SLOWLY, on_step=recorder.add).run(max_steps=3)
+        recorder.finish(success=False, seed=1)
+    again = EpisodeStore.open(tmp_path / "real.zarr")
+    assert again.num_steps == 3 and again["images_hand"].shape == (3, 16, 16, 3)
+
+
+def test_a_dry_run_sends_nothing_and_says_what_it_would(arm, cameras):
+    would = []
+    loop = made(
+        arm, cameras, lambda o: SLOWLY, live=False, on_period=lambda now, state, safe: would.append(safe)
+    )
+    result = loop.run(max_steps=4)
+    assert result.cause == "steps" and arm.sent == [] and arm.stops == []
+    assert max(np.abs(safe.q - HOME).max() for safe in would if safe) > 0.002
+
+
+def test_a_large_action_is_cut_to_what_the_simulated_world_takes(arm, cameras):
+    steps = []
+    made(
+        arm,
+        cameras,
+        lambda o: np.eye(8)[6] * 9,
+        on_step=steps.append,
+    ).run(1)
+    assert steps[0]["action"][6] == pytest.approx(0.25) and steps[0]["action_raw"][6] == 9.0
+    lawful(arm)
+
+
+def test_a_stop_from_another_thread_brakes_and_stops(arm, cameras):
+    loop = made(arm, cameras, lambda o: SLOWLY)
+    threading.Timer(0.4, loop.request_stop).start()
+    result = loop.run(max_steps=10_000)
+    assert (result.cause, result.state, arm.stops) == ("stopped", State.IDLE, ["operator"])
+    lawful(arm)
+    assert not loop.safety.dq_last.any()
+
+
+# ---------------------------------------------------------------- faults
+
+
+def after(calls, what, then=lambda: SLOWLY):
+    """A policy that does `what` from its call number `calls` on."""
+    count = [0]
+
+    def act(observation):
+        count[0] += 1
+        return then() if count[0] <= calls else what()
+
+    return act
+
+
+def crash():
+    raise RuntimeError("cuda is gone")
+
+
+@pytest.mark.parametrize(
+    "what, reason",
+    [
+        (crash, "policy: RuntimeError: cuda is gone"),
+        (lambda: np.full(8, np.nan), "policy: found action"),
+        (lambda: np.append(np.full(7, np.inf), 0), "policy: found action"),
+        (lambda: np.zeros(7), "policy: found an action float64 (7,), expected 8 numbers"),
+        (lambda: None, "policy: found an action object"),
+        (lambda: "up", "policy: found an action"),
+    ],
+)
+def test_a_broken_policy_is_a_fault_and_its_action_is_not_executed(arm, cameras, what, reason):
+    loop = made(arm, cameras, after(4, what))
+    result = loop.run(max_steps=100)
+    assert (result.state, result.cause) == (State.FAULT, "fault")
+    assert result.reasons[0].startswith(reason) and len(arm.stops) == 1
+    assert np.isfinite(arm.sent).all()
+    lawful(arm)
+    with pytest.raises(EnvError, match="found fault"):  # latched: no second episode
+        loop.run(max_steps=1)
+    loop.watchdog.clear(time.monotonic())
+    arm.stops.clear()
+    loop._act = lambda o: SLOWLY
+    assert loop.run(max_steps=1).cause == "steps"
+
+
+def test_a_first_answer_that_is_broken_moves_nothing(arm, cameras):
+    with pytest.raises(EnvError, match="cuda is gone; nothing has moved"):
+        made(arm, cameras, lambda o: crash()).run(1)
+    with pytest.raises(EnvError, match="no answer within 0.1 s"):
+        made(arm, cameras, lambda o: time.sleep(1), config={"warm_up_s": 0.1}).run(1)
+    assert arm.sent == []
+
+
+def test_a_late_policy_holds_and_a_gone_one_is_a_fault(arm, cameras):
+    limits = replace(CALM, policy_hold=0.15, policy_fault=0.6)
+    calls = []
+
+    def act(observation):
+        calls.append(time.monotonic())
+        if len(calls) == 4:
+            time.sleep(0.4)
+        if len(calls) == 7:
+            time.sleep(2.0)
+        return SLOWLY
+
+    loop = made(arm, cameras, act, limits)
+    result = loop.run(max_steps=100)
+    states = [state for _, state, _ in loop.watchdog.history]
+    assert states[-1] == State.FAULT and result.reasons == ("policy is gone",)
+    first = states.index(State.HOLD)
+    assert State.RUNNING in states[first:]  # it went on after the first delay
+    lawful(arm)
+    assert len(arm.stops) == 1
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"error": 31}, "arm error 31"),
+        ({"mode": 0}, "mode 0, expected 1"),
+        ({"code": 1}, "command code 1"),
+        ({"code": -1}, "command code -1"),
+    ],
+)
+def test_what_is_wrong_with_the_arm_is_a_fault_at_once(arm, cameras, change, reason):
+    sent_at = []
+
+    def act(observation):
+        if len(arm.sent) > 15 and not sent_at:
+            sent_at.append(len(arm.sent))
+            for name, value in change.items():
+                setattr(arm, name, value)
+        return SLOWLY
+
+    result = made(arm, cameras, act).run(max_steps=100)
+    assert result.state == State.FAULT and reason in result.reasons
+    assert len(arm.stops) == 1 and len(arm.sent) <= sent_at[0] + 2
+    lawful(arm)
+
+
+def test_an_arm_that_no_longer_answers(arm, cameras):
+    limits = replace(CALM, state_hold=0.1, state_fault=0.4)
+
+    def act(observation):
+        arm.silent = len(arm.sent) > 15
+        return SLOWLY
+
+    loop = made(arm, cameras, act, limits)
+    result = loop.run(max_steps=100)
+    assert result.reasons == ("joint state is gone",) and len(arm.stops) == 1
+    assert State.HOLD in [state for _, state, _ in loop.watchdog.history]
+    lawful(arm)
+
+
+def test_an_arm_that_does_not_follow_is_stopped(arm, cameras):
+    class Stuck(FakeArm):
+        def command(self, q, gripper):
+            result = super().command(q, gripper)
+            self.q = HOME.copy()
+            return result
+
+    stuck = Stuck()
+    result = made(stuck, cameras, lambda o: np.eye(8)[6] * 0.2).run(max_steps=100)
+    assert result.reasons[0].startswith("safety stop: joint 7 lags") and len(stuck.stops) == 1
+
+
+def test_a_camera_that_stops_holds_and_then_is_a_fault(arm, cameras):
+    limits = replace(CALM, camera_hold=0.3, camera_fault=0.8)
+
+    def act(observation):
+        if len(arm.sent) > 15:
+            cameras["hand"]._ended.set()
+        return SLOWLY
+
+    loop = made(arm, cameras, act, limits)
+    result = loop.run(max_steps=200)
+    assert result.reasons == ("camera hand is gone",)
+    assert State.HOLD in [state for _, state, _ in loop.watchdog.history]
+    lawful(arm)
+
+
+def test_a_frozen_camera_is_seen_while_the_arm_moves(arm):
+    reader = CameraReader("hand", lambda: ReplayCamera(NOISE[:1], 50))
+    reader.start(60.0)
+    config = {"frozen_s": 0.3, "frozen_motion": 0.02}
+    still = made(arm, {"hand": reader}, lambda o: np.zeros(8), config=config).run(max_steps=20)
+    assert still.cause == "steps"  # a still picture of a still arm is no fault
+    result = made(arm, {"hand": reader}, lambda o: SLOWLY, config=config).run(max_steps=200)
+    assert result.reasons == ("camera hand is frozen",) and result.state == State.FAULT
+    reader.close()
+
+
+def test_stale_frames_before_the_start_move_nothing(arm, cameras):
+    cameras["hand"].close()
+    time.sleep(0.1)
+    limits = replace(CALM, camera_hold=0.05)
+    with pytest.raises(EnvError, match="camera hand is stale"):
+        made(arm, cameras, lambda o: SLOWLY, limits, config={"ready_s": 0.1}).run(1)
+    assert arm.sent == []
+
+
+def test_an_interrupt_stops_the_arm(arm, cameras):
+    def beat():
+        if len(arm.sent) > 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(arm, cameras, lambda o: SLOWLY, beat=beat).run(max_steps=100)
+    assert arm.stops == ["KeyboardInterrupt in the loop"]
+    lawful(arm)
+
+
+def test_steps_that_differ_are_refused_by_the_recorder():
+    recorder = EpisodeRecorder(None)
+    recorder.add({"action": np.zeros(8)})
+    with pytest.raises(EnvError, match="found a step of proprio, expected action"):
+        recorder.add({"proprio": np.zeros(8)})
+    recorder.discard()
+    assert recorder.finish() == 0
