@@ -1,0 +1,265 @@
+"""The box's state machine: enabling, modes and states, errors, and what it watches while the arm moves.
+
+States as the box reports them: 1 moving, 2 ready, 3 paused, 4 stopped, 5 stopped because the mode was changed.
+Order that a client has to keep: clear errors, enable, set the mode, set state 0.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from envs.errors import EnvError
+from envs.real.emulator import kinematics as kin
+from envs.real.emulator.gripper import Gripper
+from envs.real.emulator.journal import Journal
+from envs.real.emulator.motion import MAX_SPEED, Motion, Plan
+from envs.real.emulator.plant import Plant
+from envs.real.emulator.wire import Report
+
+POSITION, SERVO, MANUAL, JOINT_VELOCITY, CARTESIAN_VELOCITY, ONLINE_JOINT = 0, 1, 2, 4, 5, 6
+MODES = (POSITION, SERVO, MANUAL, JOINT_VELOCITY, CARTESIAN_VELOCITY, ONLINE_JOINT)
+MOVING, READY, PAUSED, STOPPED, MODE_CHANGED = 1, 2, 3, 4, 5
+
+EMERGENCY_STOP, SELF_COLLISION, JOINT_LIMIT, OVERSPEED, COLLISION, BOUNDARY = 1, 22, 23, 24, 31, 35
+_UNPOWERING = (1, 2, 3, *range(10, 18))  # errors after which the motors are off
+
+MAX_TCP_SPEED = 1.2  # m/s; users report errors 24 and 60 from about 1 to 1.2 m/s in servo mode
+# N on the arm that raise error 31, per sensitivity 0 (off) to 5, if they last; [assumed]
+COLLISION_FORCE = (np.inf, 180.0, 120.0, 80.0, 50.0, 30.0)
+COLLISION_TIME = 0.05  # s
+ALL_JOINTS = 0x7F
+
+
+class Controller:
+    """Obeys commands, moves the plant and stops it on errors.
+
+    Args:
+        plant: the body to move.
+        journal: takes note of all motion.
+    """
+
+    def __init__(self, plant: Plant, journal: Journal):
+        self.plant, self.journal = plant, journal
+        self.gripper = Gripper()
+        self.motion = Motion(plant.joints)
+        self.settings = Report()  # what clients configure, under the names of the report
+        self.settings.boundary = (10000, -10000, 10000, -10000, 10000, -10000)
+        self.settings.reduced_ranges = np.stack([kin.JOINT_LOW, kin.JOINT_HIGH], axis=1).reshape(-1)
+        self.mode, self.error, self.warning = POSITION, 0, 0
+        self.enabled = 0  # bit per joint; its brake is released with it
+        self.frames = kin.frames(plant.joints)
+        self.tcp_speed = 0.0
+        self._base_state = STOPPED
+        self._held_error = 0
+        self._pushed = 0.0  # s
+        self._told: Report | None = None
+
+    # ---------------------------------------------------------------------------------------------- state
+
+    @property
+    def state(self) -> int:
+        if self._base_state == READY:
+            return MOVING if self.motion.moving else READY
+        return self._base_state
+
+    @property
+    def ready(self) -> bool:
+        """Whether motion commands are obeyed."""
+        return self.enabled == ALL_JOINTS and self._base_state == READY and not self.error
+
+    def tool_pose(self) -> np.ndarray:
+        """x, y, z (m), roll, pitch, yaw (rad) of the flange, as they are.  # (6,)"""
+        return np.concatenate([self.frames[-1][:3, 3], kin.to_rpy(self.frames[-1][:3, :3])])
+
+    def report(self) -> Report:
+        """What the box tells now; joints as they are, or were when the fault ``freeze_joints`` began."""
+        told, plant, s = self._told, self.plant, self.settings
+        if told is None:
+            pose, joints, velocities = self.tool_pose(), plant.joints, plant.velocities
+            torques, speed = plant.torques, self.tcp_speed
+        else:
+            pose, joints, velocities = told.pose, told.joints, told.velocities
+            torques, speed = told.torques, told.tcp_speed
+        s.mode, s.state, s.commands = self.mode, self.state, self.motion.queued
+        s.joints, s.velocities, s.torques, s.pose, s.tcp_speed = joints, velocities, torques, pose, speed
+        s.brakes = s.enabled = self.enabled
+        s.error, s.warning = self.error, self.warning
+        return s
+
+    # -------------------------------------------------------------------------------------------- clients
+
+    def enable(self, joint: int, on: bool) -> bool:
+        """Motor power of joint 1 to 7, or of all (8). False for another number."""
+        if not 1 <= joint <= 8:
+            return False
+        bits = ALL_JOINTS if joint == 8 else 1 << joint - 1
+        if on and not self.error:
+            self.enabled |= bits
+        elif not on:
+            self.enabled &= ~bits
+            self._halt(STOPPED)
+        return True
+
+    def set_mode(self, mode: int) -> bool:
+        """Change the mode; the arm stops and needs state 0 again [assumed]. False for a mode not emulated."""
+        if mode not in MODES:
+            return False
+        self._halt(MODE_CHANGED if self._base_state != STOPPED else STOPPED)
+        self.mode = mode
+        return True
+
+    def set_state(self, state: int) -> bool:
+        """0 go on, 3 pause, 4 stop, 6 slow stop. False for another."""
+        if state == 0:
+            if not self.error and self.enabled == ALL_JOINTS:
+                self._base_state, self.motion.paused = READY, False
+        elif state == 3:
+            if self._base_state == READY:
+                self._base_state, self.motion.paused = PAUSED, True
+        elif state in (4, 6):
+            self._halt(STOPPED)
+        else:
+            return False
+        return True
+
+    def clean_error(self) -> None:
+        """Forget the error; its cause, if it lasts, brings it back. The arm stays stopped."""
+        self.error = self._held_error
+
+    def limit_flags(self, target: np.ndarray) -> list[str]:
+        """What is wrong with a joint target (7,)."""
+        if not np.isfinite(target).all():
+            return ["nonfinite"]
+        flags = []
+        low, high = self.settings.reduced_ranges.reshape(7, 2).T if self.settings.reduced else (None, None)
+        low = kin.JOINT_LOW if low is None else np.maximum(low, kin.JOINT_LOW)
+        high = kin.JOINT_HIGH if high is None else np.minimum(high, kin.JOINT_HIGH)
+        tolerance = np.radians(0.1)
+        if (target < low - tolerance).any() or (target > high + tolerance).any():
+            flags.append("limit")
+        return flags
+
+    def servo(self, target: np.ndarray) -> None:
+        """Mode 1: the newest target, at full speed."""
+        if self._allowed(target):
+            self.motion.servo(target)
+
+    def plan(
+        self, target: np.ndarray, speed: float, acceleration: float, done: Callable[[int], None] | None
+    ) -> None:
+        """Mode 0 (queued) or 6 (replacing): a planned joint motion."""
+        if self._allowed(target):
+            speed, acceleration = np.clip(speed, 0.01, MAX_SPEED), np.clip(acceleration, 0.01, 20.0)
+            self.motion.plan(Plan(target, float(speed), float(acceleration), done), self.mode == ONLINE_JOINT)
+        elif done:
+            done(1)
+
+    def go_velocity(self, velocity: np.ndarray, duration: float | None) -> None:
+        """Mode 4: joint velocities, rad/s."""
+        if np.abs(velocity).max() > MAX_SPEED * 1.001:
+            self.raise_error(OVERSPEED)
+        else:
+            self.motion.go_velocity(velocity, duration)
+
+    # --------------------------------------------------------------------------------------------- faults
+
+    def raise_error(self, code: int, hold: bool = False) -> None:
+        """Stop the arm with an error; ``hold`` makes it survive cleaning."""
+        self.error = code
+        self._held_error = code if hold else 0
+        self._halt(STOPPED)
+        if code in _UNPOWERING:
+            self.enabled = 0
+            self.gripper.stop()
+
+    def release_error(self) -> None:
+        """The cause of a held error has gone and joints are told as they are again; the error stays."""
+        self._held_error, self._told = 0, None
+
+    def force_mode(self, mode: int, state: int) -> None:
+        """Another client changed the mode, and the state to 2 (ready) or 5."""
+        if mode not in MODES or state not in (READY, MODE_CHANGED):
+            raise EnvError(
+                f"fault mode: found mode {mode!r} and state {state!r}, expected one of "
+                f"{', '.join(map(str, MODES))} and state 2 or 5"
+            )
+        self._halt(MODE_CHANGED)
+        self.mode = mode
+        if state == READY:
+            self.set_state(0)
+
+    def freeze_told(self) -> None:
+        """Tell the present joints from now on, until :meth:`release_error`."""
+        r = self.report()
+        self._told = Report(
+            joints=r.joints, velocities=r.velocities, torques=r.torques, pose=r.pose, tcp_speed=r.tcp_speed
+        )
+
+    def hand(self, target: np.ndarray) -> bool:
+        """A person leads the arm towards ``target`` (7,); only manual mode lets them."""
+        if not self.ready or self.mode != MANUAL or self.limit_flags(target):
+            return False
+        self.motion.hand(target)
+        return True
+
+    # ----------------------------------------------------------------------------------------------- time
+
+    def tick(self, dt: float) -> None:
+        """Let ``dt`` seconds pass."""
+        set_point = self.motion.advance(dt)
+        grip = self.gripper.advance(dt)
+        before = self.frames[-1][:3, 3]
+        plant = self.plant
+        plant.step(set_point, grip, dt)
+        self.gripper.observe(plant.opening, dt)
+        self.frames = kin.frames(plant.joints)
+        speed = float(np.linalg.norm(self.frames[-1][:3, 3] - before)) / dt
+        self.tcp_speed += (speed - self.tcp_speed) * min(1.0, dt / 0.012)
+        self.journal.moved(plant.joints, plant.velocities, set_point)
+        if not self.error and self.enabled:
+            self._watch(dt)
+
+    def place(self, joints: np.ndarray) -> None:
+        """The arm stands at ``joints`` (7,) at once, as when a scene is set up; its state is kept."""
+        self.plant.place(joints)
+        self.motion.place(joints)
+        self.frames = kin.frames(joints)
+        self.tcp_speed = 0.0
+
+    # --------------------------------------------------------------------------------------------- inside
+
+    def _allowed(self, target: np.ndarray) -> bool:
+        if "limit" in self.limit_flags(target):
+            self.raise_error(JOINT_LIMIT)
+            return False
+        return True
+
+    def _halt(self, state: int) -> None:
+        self.motion.stop(self.plant.joints, self.plant.velocities)
+        self._base_state = state
+
+    def _watch(self, dt: float) -> None:
+        """Raise the error of whatever has gone wrong."""
+        q, v, s = self.plant.joints, self.plant.velocities, self.settings
+        s_limit = s.reduced_joint_speed if s.reduced else MAX_SPEED
+        self.motion.speed_limit = min(MAX_SPEED, max(s_limit, 0.01))
+        self._pushed = self._pushed + dt if self.plant.contact > self._force_limit() else 0.0
+        outwards = (q < kin.JOINT_LOW) & (v < -0.01) | (q > kin.JOINT_HIGH) & (v > 0.01)
+        if np.abs(v).max() > 1.1 * MAX_SPEED or self.tcp_speed > MAX_TCP_SPEED:
+            self.raise_error(OVERSPEED)
+        elif outwards.any() and self.motion.moving:
+            self.raise_error(JOINT_LIMIT)
+        elif self._pushed > COLLISION_TIME:
+            self.raise_error(COLLISION)
+        elif s.self_collision and self.motion.moving and kin.self_collides(self.frames):
+            self.raise_error(SELF_COLLISION)
+        elif s.fence and self.motion.moving and self._outside_boundary():
+            self.raise_error(BOUNDARY)
+
+    def _force_limit(self) -> float:
+        return COLLISION_FORCE[min(self.settings.collision_sensitivity, 5)]
+
+    def _outside_boundary(self) -> bool:
+        x = self.frames[-1][:3, 3] * 1000
+        high, low = np.array(self.settings.boundary[::2]), np.array(self.settings.boundary[1::2])
+        return bool((x > high).any() or (x < low).any())

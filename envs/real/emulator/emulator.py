@@ -1,0 +1,164 @@
+"""All parts of the emulator put together: plant, controller, sockets, side channel, cameras."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from envs.errors import EnvError
+from envs.real.emulator import kinematics as kin
+from envs.real.emulator.controller import Controller
+from envs.real.emulator.faults import Faults
+from envs.real.emulator.frames import FrameServer
+from envs.real.emulator.journal import Journal
+from envs.real.emulator.plant import KinematicPlant, Plant
+from envs.real.emulator.ports import Ports
+from envs.real.emulator.server import Handler, Server
+from envs.real.emulator.side import Operation, side_handler
+from envs.robots import robot_spec
+
+PLANTS = ("mujoco", "kinematic")
+
+
+@dataclass(frozen=True)
+class EmulatorConfig:
+    """What is emulated besides the box."""
+
+    plant: str = "mujoco"  # mujoco: CubePick's scene with cameras; kinematic: joints alone, starts at once
+    seed: int = 0  # of the first scene
+    fps: float = 20.0  # camera frames per second, drawn while somebody looks
+    env: dict = field(
+        default_factory=dict
+    )  # settings of CubePickConfig, for instance a checkpoint's env_config
+
+
+class Emulator:
+    """One emulated box on ``ports``; to be made inside a running event loop.
+
+    Raises:
+        EnvError: a setting that cannot be used.
+    """
+
+    def __init__(self, config: EmulatorConfig, ports: Ports):
+        if config.plant not in PLANTS:
+            raise EnvError(f"plant: found '{config.plant}', expected one of {', '.join(PLANTS)}")
+        self.faults = Faults()
+        self.journal = Journal()
+        self.scene = self.frames = None
+        plant: Plant = KinematicPlant(np.array(robot_spec("xarm7").home))
+        services: dict[int, Handler] = {ports.side: side_handler(self._operations())}
+        if config.plant == "mujoco":
+            plant = self.scene = self._build_scene(config)
+            self.frames = self._build_frames(config)
+            services[ports.frames] = self.frames.serve
+        self.controller = Controller(plant, self.journal)
+        self.server = Server(self.controller, self.faults, ports, services)
+
+    def _build_scene(self, config: EmulatorConfig):
+        from envs.cube_pick import CubePickConfig, as_tuples  # mujoco and robosuite take seconds to import
+        from envs.real.emulator.scene import ScenePlant
+
+        try:
+            env = CubePickConfig(**as_tuples(config.env))
+        except TypeError as error:
+            raise EnvError(f"env: {error}; expected settings of CubePickConfig") from None
+        return ScenePlant(env, config.seed)
+
+    def _build_frames(self, config: EmulatorConfig) -> FrameServer:
+        from envs.real.emulator.scene import SceneRenderer
+
+        scene = self.scene
+        assert scene is not None
+        return FrameServer(
+            scene.env.config.cameras,
+            lambda: scene.positions,
+            lambda: SceneRenderer(scene),
+            config.fps,
+            self.faults,
+        )
+
+    async def run(self, started: Callable[[], None] = lambda: None) -> None:
+        """Serve until :meth:`stop`; see :meth:`Server.run`."""
+        if self.frames is not None:
+            self.frames.start()
+        try:
+            await self.server.run(started)
+        finally:
+            if self.frames is not None:
+                self.frames.close()
+
+    def stop(self) -> None:
+        """End :meth:`run`."""
+        self.server.stop()
+
+    # --------------------------------------------------------------------------------------- side channel
+
+    def _operations(self) -> dict[str, Operation]:
+        return {
+            "status": self._status,
+            "fault": self._fault,
+            "clear": self.faults.clear,
+            "commands": lambda since=0.0, number=0: {"commands": self.journal.commands_since(since, number)},
+            "motion": lambda since: {"motion": self.journal.motion_since(since)},
+            "after": lambda since: self.journal.after(since),
+            "hand": self._hand,
+            "place_arm": self._place_arm,
+            "scene": lambda: self._need_scene().describe(),
+            "reset_scene": self._reset_scene,
+            "shutdown": self.stop,
+        }
+
+    def _status(self) -> dict:
+        box, server = self.controller, self.server
+        return {
+            "mode": box.mode, "state": box.state, "error": box.error, "warning": box.warning,
+            "enabled": box.enabled, "ready": box.ready,
+            "joints": box.plant.joints.tolist(), "velocities": box.plant.velocities.tolist(),
+            "opening": box.plant.opening, "tcp": box.tool_pose().tolist(), "contact": box.plant.contact,
+            "tcp_speed": box.tcp_speed, "slipped_s": server.slipped_s, "connections": server.connections(),
+            "unsupported": server.commands.unsupported,
+        }  # fmt: skip
+
+    def _fault(self, name: str, **settings) -> None:
+        self.faults.inject(name, **settings)
+
+    def _hand(self, joints) -> dict:
+        """A person leads the arm, which only manual mode (2) lets them."""
+        return {"led": self.controller.hand(_joints(joints))}
+
+    def _place_arm(self, joints) -> None:
+        """The arm stands at ``joints`` at once: for setting up, not for a running deployment."""
+        self.controller.place(_joints(joints))
+
+    def _need_scene(self):
+        if self.scene is None:
+            raise EnvError("scene: found a kinematic plant, expected --plant mujoco")
+        return self.scene
+
+    def _reset_scene(self, seed: int | None = None, place_arm: bool = False, **options) -> dict:
+        """A new cube position, as CubePick's reset samples or ``options`` (cube_xy, cube_yaw) say.
+
+        The answer's ``start_joints`` are those of the simulated episode; ``place_arm`` puts the arm there at once.
+        """
+        scene = self._need_scene()
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise EnvError(f"reset_scene: found seed {seed!r}, expected a whole number from 0")
+        shapes = {"cube_xy": (2,), "cube_yaw": (), "start_joints": (7,)}
+        for name, value in options.items():
+            numbers = np.array(value, float)
+            if name not in shapes or numbers.shape != shapes[name] or not (np.abs(numbers) < 10).all():
+                expected = ", ".join(f"{n} {shape}" for n, shape in shapes.items())
+                raise EnvError(f"reset_scene: found {name} {value!r}, expected {expected} in m and rad")
+        start = scene.reset(seed, **options)
+        if place_arm:
+            self.controller.place(start)
+        return {"start_joints": start.tolist()} | scene.describe()
+
+
+def _joints(values) -> np.ndarray:
+    joints = np.array(values, float)
+    if joints.shape != (7,) or not np.isfinite(joints).all():
+        raise EnvError(f"joints: found shape {joints.shape}, expected 7 finite numbers")
+    if (joints < kin.JOINT_LOW).any() or (joints > kin.JOINT_HIGH).any():
+        raise EnvError(f"joints: found {joints.round(3).tolist()}, expected them within their limits")
+    return joints

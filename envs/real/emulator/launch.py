@@ -1,0 +1,76 @@
+"""Start the emulator as a process of its own and end it again.
+
+with launch("kinematic") as emulator, client_ports(emulator.ports):
+    arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
+    emulator.side.fault("error", code=31)
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+
+from envs.errors import EnvError
+from envs.real.emulator.ports import Ports
+from envs.real.emulator.side import SideChannel
+
+START_S = 300.0  # the scene takes a few seconds to build, more on a busy machine
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A running emulator."""
+
+    process: subprocess.Popen
+    ports: Ports
+    side: SideChannel
+
+
+@contextmanager
+def launch(plant: str = "mujoco", *arguments: str, ports: Ports | None = None) -> Iterator[Launched]:
+    """A running emulator; it ends with the context, and with this process if that is killed.
+
+    Args:
+        plant: "mujoco" or "kinematic".
+        arguments: more of ``python -m envs.real.emulator``.
+        ports: where it listens; free ones if not given.
+
+    Raises:
+        EnvError: it does not start.
+    """
+    where = ports.to_json() if ports else "free"
+    command = [sys.executable, "-m", "envs.real.emulator", "--plant", plant, "--ports", where]
+    root = str(Path(__file__).resolve().parents[3])
+    paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    process = subprocess.Popen(
+        [*command, "--until-stdin-closes", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        late = Timer(START_S, process.kill)
+        late.start()
+        line = process.stdout.readline().decode()
+        late.cancel()
+        if not line:
+            status = process.wait()
+            raise EnvError(
+                f"emulator: found it ended with status {status}, expected its ports within {START_S} s"
+            )
+        found = Ports.from_json(line)
+        with SideChannel(found.side) as side:
+            yield Launched(process, found, side)
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()

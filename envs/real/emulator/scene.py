@@ -1,0 +1,157 @@
+"""CubePick's scene as the emulated arm's body: the same physics and cameras, driven at 250 Hz in real time."""
+
+import copy
+
+import mujoco
+import numpy as np
+
+from envs.cube_pick import CubePick, CubePickConfig
+from envs.errors import EnvError
+from envs.renderer import OffscreenRenderer
+
+
+class ScenePlant:
+    """A :class:`~envs.real.emulator.plant.Plant` in the CubePick scene.
+
+    The joints follow their set point as CubePick's own controller lets them (inverse dynamics, critically damped),
+    only stiffer: the bridge's interpolation adds half a period of lag that the simulated env does not have.
+
+    Args:
+        config: of the scene; the robot has to be the xArm7.
+        seed: of the first scene.
+        stiffness: 1/s²; the lag behind a moving set point is 2 / sqrt(stiffness).
+    """
+
+    def __init__(self, config: CubePickConfig, seed: int = 0, stiffness: float = 4000.0):
+        if config.robot != "xarm7":
+            raise EnvError(
+                f"robot: found '{config.robot}', expected 'xarm7': the control box emulated is its own"
+            )
+        self.env = CubePick(config, draw=False)
+        self.model, self.data = self.env.model, self.env.data
+        self._stiffness, self._damping = stiffness, 2 * np.sqrt(stiffness)
+        self._find_parts()
+        self.env.reset(seed=seed)
+        self._measure()
+        self._until_judged = 0.0
+
+    def _find_parts(self) -> None:
+        model, env = self.model, self.env
+        joints = [model.joint(name) for name in env.joint_names]
+        self._dof = np.array([j.dofadr[0] for j in joints])  # (7,)
+        by_joint = {
+            int(model.actuator_trnid[i, 0]): i
+            for i in range(model.nu)
+            if int(model.actuator_trntype[i]) == int(mujoco.mjtTrn.mjTRN_JOINT)
+        }
+        self._motors = np.array([by_joint[j.id] for j in joints])  # (7,)
+        (self._finger_motor,) = set(range(model.nu)) - set(self._motors)
+        self._torque_limit = model.actuator_ctrlrange[self._motors].T  # (2, 7)
+        cube = model.joint("cube_joint0")
+        self._robot_q = np.ones(model.nq, bool)
+        self._robot_q[cube.qposadr[0] : cube.qposadr[0] + 7] = False
+        self._robot_v = np.ones(model.nv, bool)
+        self._robot_v[cube.dofadr[0] : cube.dofadr[0] + 6] = False
+        root = model.body_rootid[model.jnt_bodyid[joints[0].id]]
+        self._robot_geom = model.body_rootid[model.geom_bodyid] == root  # (ngeom,)
+        self._cube_geom = model.geom_bodyid == model.jnt_bodyid[cube.id]
+        self._mass = np.zeros((model.nv, model.nv))
+
+    # ---------------------------------------------------------------------------------------------- plant
+
+    def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
+        """See :class:`~envs.real.emulator.plant.Plant`."""
+        model, data = self.model, self.data
+        low, high = model.actuator_ctrlrange[self._finger_motor]
+        data.ctrl[self._finger_motor] = low + (1 - grip) * (high - low)
+        q, dof = self.env.joint_index, self._dof
+        for _ in range(round(dt / model.opt.timestep)):
+            mujoco.mj_step1(model, data)
+            mujoco.mj_fullM(model, self._mass, data.qM)
+            pull = self._stiffness * (set_point - data.qpos[q]) - self._damping * data.qvel[dof]
+            torque = self._mass[np.ix_(dof, dof)] @ pull + data.qfrc_bias[dof]
+            data.ctrl[self._motors] = np.clip(torque, *self._torque_limit)
+            mujoco.mj_step2(model, data)
+        self._measure()
+        self._until_judged -= dt
+        if self._until_judged <= 0:
+            self._until_judged += 1 / self.env.config.rate_hz
+            self.env._refresh_poses()
+            self.env._judge()
+
+    def place(self, joints: np.ndarray) -> None:
+        """The arm stands still at ``joints`` (7,)."""
+        self.data.qpos[self.env.joint_index] = joints
+        self.data.qvel[self._robot_v] = 0
+        mujoco.mj_forward(self.model, self.data)
+        self._measure()
+
+    def _measure(self) -> None:
+        data = self.data
+        self.joints = data.qpos[self.env.joint_index].copy()
+        self.velocities = data.qvel[self._dof].copy()
+        self.torques = data.qfrc_actuator[self._dof].copy()
+        self.opening = self.env.opening
+        self.contact = self._contact()
+        self.positions = data.qpos.copy()  # what a camera sees; a new array each time, for other threads
+
+    def _contact(self) -> float:
+        """The strongest normal force, N, between the robot and anything but the cube and itself."""
+        strongest, force = 0.0, np.zeros(6)
+        for i, (a, b) in enumerate(self.data.contact.geom[: self.data.ncon]):
+            if self._robot_geom[a] != self._robot_geom[b] and not (self._cube_geom[a] or self._cube_geom[b]):
+                mujoco.mj_contactForce(self.model, self.data, i, force)
+                strongest = max(strongest, float(force[0]))
+        return strongest
+
+    # ---------------------------------------------------------------------------------------------- scene
+
+    def reset(self, seed: int | None = None, **options) -> np.ndarray:
+        """Put the cube where ``CubePick.reset(seed=seed, options=options)`` puts it; the arm stays where it is.
+
+        Returns the joints at which the simulated episode of that seed starts.  # (7,)
+        """
+        data = self.data
+        q, v, control = data.qpos[self._robot_q], data.qvel[self._robot_v], data.ctrl.copy()
+        self.env.reset(seed=seed, options=options)
+        start = self.env.commanded.copy()
+        data.qpos[self._robot_q], data.qvel[self._robot_v], data.ctrl[:] = q, v, control
+        mujoco.mj_forward(self.model, data)
+        self._measure()
+        return start
+
+    def describe(self) -> dict:
+        """Cube, progress and success, as JSON types."""
+        info = self.env._info()
+        return {
+            "cube_pose": info["cube_pose"].tolist(),
+            "is_success": info["is_success"],
+            "stage": info["stage"],
+            "distance": info["distance"],
+            "env": self.env.describe(),
+        }
+
+
+class SceneRenderer:
+    """Draws the scene's cameras in a thread of its own, from copies of the joint positions.
+
+    Has to be made and used in one thread: OpenGL contexts belong to threads.
+    """
+
+    def __init__(self, plant: ScenePlant):
+        self._model = copy.deepcopy(plant.model)  # culling writes to it
+        self._data = mujoco.MjData(self._model)
+        self._cameras = dict(plant.env.camera_ids)
+        self._renderer = OffscreenRenderer(self._model, plant.env.config.image_size)
+
+    def draw(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """One frame per camera of the scene at ``positions`` (nq,).  # {camera: uint8 (S, S, 3)}"""
+        self._data.qpos[:] = positions
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_comPos(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
+        return {name: self._renderer.render(self._data, i) for name, i in self._cameras.items()}
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        self._renderer.close()

@@ -1,0 +1,203 @@
+"""The emulator's sockets and its clock: one asyncio loop that ticks the controller in real time.
+
+Nothing that a client sends may end it: a frame that cannot be one closes its connection, all else is answered.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+
+from envs.errors import EnvError
+from envs.real.emulator import wire
+from envs.real.emulator.commands import Client, Commands
+from envs.real.emulator.controller import Controller
+from envs.real.emulator.faults import Faults
+from envs.real.emulator.ports import HOST, Ports
+
+TICK = 0.004  # s
+MAX_BEHIND = 0.2  # s; a computer that falls further behind real time loses the rest
+MAX_CONNECTIONS = 64  # per port
+MAX_UNSENT = 1 << 16  # bytes; reports to a client that does not read are left out
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Server:
+    """Serves one controller on ``ports`` of loopback until :meth:`stop`.
+
+    Args:
+        controller: the emulated box.
+        faults: consulted by all sockets.
+        ports: where to listen.
+        extra: port -> handler, of further services (side channel, frames).
+        after_tick: called after each round of ticks, for instance to publish the scene.
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        faults: Faults,
+        ports: Ports,
+        extra: dict[int, Handler] | None = None,
+        after_tick: Callable[[], None] = lambda: None,
+    ):
+        self.controller, self.faults, self.ports = controller, faults, ports
+        self.commands = Commands(controller)
+        self.slipped_s = 0.0  # time that could not be emulated in real time
+        self._extra, self._after_tick = extra or {}, after_tick
+        self._writers: dict[int, set[asyncio.StreamWriter]] = {}
+        self._clients = 0
+        self._stop = asyncio.Event()
+        faults.controller = controller
+        faults.close_connections = self.close_connections
+
+    async def run(self, started: Callable[[], None] = lambda: None) -> None:
+        """Serve until :meth:`stop`; ``started`` is called once all ports listen.
+
+        Raises:
+            EnvError: a port is taken.
+        """
+        p = self.ports
+        handlers: dict[int, Handler] = {p.control: self._control, p.gripper: self._control}
+        handlers |= {port: self._reports_only for port in (p.report_normal, p.report_rich, p.report_real)}
+        handlers |= self._extra
+        servers = []
+        try:
+            for port, handler in handlers.items():
+                try:
+                    servers.append(await asyncio.start_server(self._accept(port, handler), HOST, port))
+                except OSError as error:
+                    raise EnvError(
+                        f"port {port}: {error.strerror or error}, expected it to be free"
+                    ) from None
+            loops = [
+                self._tick_forever(),
+                self._report_forever(
+                    {p.report_normal: wire.report_normal, p.report_rich: wire.report_rich}, 0.2
+                ),
+                self._report_forever({p.report_real: wire.report_real}, 0.01),
+            ]
+            tasks = [asyncio.ensure_future(loop) for loop in loops]
+            stopped = asyncio.ensure_future(self._stop.wait())
+            started()
+            await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()  # a fault of the emulator itself is not hidden
+                task.cancel()
+        finally:
+            self._stop.set()
+            for server in servers:
+                server.close()
+            self._close(everything=True)
+
+    def stop(self) -> None:
+        """End :meth:`run`."""
+        self._stop.set()
+
+    def close_connections(self) -> None:
+        """Reset all connections of the box itself, at once."""
+        self._close(everything=False)
+
+    def connections(self) -> dict[int, int]:
+        """Open connections by port."""
+        return {port: len(writers) for port, writers in self._writers.items()}
+
+    # -------------------------------------------------------------------------------------------- sockets
+
+    def _close(self, everything: bool) -> None:
+        for port, writers in self._writers.items():
+            if everything or port not in self._extra:
+                for writer in list(writers):
+                    with contextlib.suppress(OSError):  # linger 0: a reset, as when a cable is pulled
+                        option = struct.pack("ii", 1, 0)
+                        writer.get_extra_info("socket").setsockopt(
+                            socket.SOL_SOCKET, socket.SO_LINGER, option
+                        )
+                    writer.transport.abort()
+
+    def _accept(self, port: int, handler: Handler) -> Handler:
+        writers = self._writers.setdefault(port, set())
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            box = port not in self._extra
+            if len(writers) >= MAX_CONNECTIONS or (box and not self.faults.accepts):
+                writer.transport.abort()
+                return
+            writers.add(writer)
+            try:
+                if box and not self.faults.answers_new:
+                    while not (self.faults.answers_new or reader.at_eof() or writer.is_closing()):
+                        await asyncio.sleep(0.02)  # and then closed: its handshake is long over
+                else:
+                    await handler(reader, writer)
+            except (OSError, wire.WireError, asyncio.IncompleteReadError, ValueError):
+                pass  # the peer went away or does not speak the protocol: this connection ends
+            except asyncio.CancelledError:  # the loop ends; asyncio would print one traceback per connection
+                if not self._stop.is_set():
+                    raise
+            finally:
+                writers.discard(writer)
+                writer.close()
+
+        return serve
+
+    async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients += 1
+
+        def send(frame: bytes) -> None:
+            if not writer.is_closing():
+                writer.write(frame)
+
+        client = Client(self._clients, send)
+        buffer = bytearray()
+        while data := await reader.read(4096):
+            await self._while_hung(writer)
+            buffer += data
+            for request in wire.split_frames(buffer):
+                await self._while_hung(writer)
+                if self.faults.delay_s:
+                    await asyncio.sleep(self.faults.delay_s)
+                if answer := self.commands.answer(request, client):
+                    writer.write(answer)
+                    await writer.drain()
+
+    async def _while_hung(self, writer: asyncio.StreamWriter) -> None:
+        while self.faults.hung and not writer.is_closing():
+            await asyncio.sleep(0.005)
+
+    async def _reports_only(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            pass  # what a client says on a report port is ignored
+
+    # ----------------------------------------------------------------------------------------------- time
+
+    async def _report_forever(self, ports: dict[int, Callable[[wire.Report], bytes]], period: float) -> None:
+        due = time.monotonic()
+        while True:
+            due = max(due + period, time.monotonic())
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            if self.faults.hung or not self.faults.reports:
+                continue
+            for port, pack in ports.items():
+                writers = [w for w in self._writers[port] if not w.is_closing()]
+                frame = pack(self.controller.report()) if writers else b""
+                for writer in writers:
+                    if writer.transport.get_write_buffer_size() < MAX_UNSENT:
+                        writer.write(frame)
+
+    async def _tick_forever(self) -> None:
+        emulated = time.monotonic()
+        while True:
+            behind = time.monotonic() - emulated
+            if behind > MAX_BEHIND:
+                self.slipped_s += behind - TICK
+                emulated, behind = time.monotonic() - TICK, TICK
+            for _ in range(min(int(behind / TICK), 5)):
+                self.controller.tick(TICK)
+                emulated += TICK
+            self._after_tick()
+            await asyncio.sleep(max(0.0, emulated + TICK - time.monotonic()))
