@@ -18,6 +18,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -56,6 +57,7 @@ class XArmDriver:
         ports: an `envs.real.emulator.ports.Ports` if this is the emulator; None for the box's own.
         sensitivity: of the box's collision detection, 1 to 5.
         speed, acceleration: of ONLINE motions, rad/s and rad/s².
+        gripper: False for one that only stops: it leaves the gripper alone, and its opening is NaN.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class XArmDriver:
         sensitivity: int = 3,
         speed: float = 0.8,
         acceleration: float = 4.0,
+        gripper: bool = True,
     ):
         if mode not in (SERVO, ONLINE):
             raise EnvError(f"xarm.mode: found {mode}, expected {SERVO} (servo) or {ONLINE} (online planning)")
@@ -80,6 +83,7 @@ class XArmDriver:
             )
         self.ip, self.limits, self.mode, self.ports = ip, limits, mode, ports
         self.sensitivity, self.speed, self.acceleration = sensitivity, speed, acceleration
+        self._has_gripper = gripper
         # five periods at full speed: more is no stream, whatever asks for it
         self._step_max = 5 * np.array(limits.dq_max) / limits.rate_hz
         self._sdk: Any = None  # streams and reads
@@ -129,19 +133,13 @@ class XArmDriver:
             if self._sdk.axis != 7:
                 raise EnvError(f"xarm {self.ip}: found an arm of {self._sdk.axis} joints, expected 7")
             self._stopper = self._open(end, enable_report=False)
-            if self._sdk.set_rs485_use_503_port() != 0:
-                raise EnvError(
-                    f"xarm {self.ip}: found no second port for the gripper, expected one (502 + 1)"
-                )
-            self._sdk._arm.arm_cmd_503.set_timeout(5 * WIRE_TIMEOUT)
+            if self._has_gripper:
+                self._open_gripper(end)
         except BaseException:
             self.close()
             raise
         finally:
             socket.setdefaulttimeout(default_timeout)
-        self._closing.clear()
-        self._gripper_thread = threading.Thread(target=self._tend_gripper, daemon=True, name="xarm gripper")
-        self._gripper_thread.start()
 
     def _probe(self, port: int, end: float) -> None:
         """A box that accepts and never answers would keep the SDK busy for minutes: ask it ourselves first."""
@@ -233,11 +231,9 @@ class XArmDriver:
             ("set_reduced_tcp_boundary", lambda: sdk.set_reduced_tcp_boundary([x * 1000 for x in fence])),
             ("set_reduced_mode", lambda: sdk.set_reduced_mode(True)),
             ("set_fence_mode", lambda: sdk.set_fence_mode(True)),
+            *(self._gripper_steps() if self._has_gripper else ()),
             ("set_mode", lambda: sdk.set_mode(self.mode)),
             ("set_state", lambda: sdk.set_state(0)),
-            ("set_gripper_enable", lambda: sdk.set_gripper_enable(True)),
-            ("set_gripper_mode", lambda: sdk.set_gripper_mode(0)),
-            ("set_gripper_speed", lambda: sdk.set_gripper_speed(GRIPPER_SPEED)),
         ):
             self._check(name, call())
         code, state = sdk.get_state()
@@ -282,7 +278,7 @@ class XArmDriver:
         tcp = np.array([*np.divide(pose[:3], 1000), *pose[3:]])
         if not all(np.isfinite(x).all() for x in (q, dq, tau, tcp)):
             raise EnvError(f"xarm {self.ip}: found measured joints {q.tolist()}, expected finite numbers")
-        if asked - self._gripper_heard > GRIPPER_LOST:
+        if self._has_gripper and asked - self._gripper_heard > GRIPPER_LOST:
             raise EnvError(f"xarm {self.ip}: found no answer from the gripper (code {self._gripper_code})")
         return ArmState(q, dq, tau, tcp, self._gripper_opening, asked, sdk.mode, self._error())
 
@@ -367,6 +363,29 @@ class XArmDriver:
         return self._stopped
 
     # ---------------------------------------------------------------- gripper
+
+    def _open_gripper(self, end: float) -> None:
+        if self._sdk.set_rs485_use_503_port() != 0:
+            raise EnvError(f"xarm {self.ip}: found no second port for the gripper, expected one (502 + 1)")
+        self._sdk._arm.arm_cmd_503.set_timeout(5 * WIRE_TIMEOUT)
+        self._closing.clear()
+        self._gripper_thread = threading.Thread(target=self._tend_gripper, daemon=True, name="xarm gripper")
+        self._gripper_thread.start()
+        while not np.isfinite(self._gripper_opening):
+            if time.monotonic() > end:
+                raise EnvError(
+                    f"xarm {self.ip}: found no answer from the gripper (code {self._gripper_code}), expected its "
+                    "opening; is it plugged in, and its bus at 2 Mbaud?"
+                )
+            time.sleep(0.01)
+
+    def _gripper_steps(self) -> tuple[tuple[str, Callable[[], Any]], ...]:
+        sdk = self._sdk
+        return (
+            ("set_gripper_enable", lambda: sdk.set_gripper_enable(True)),
+            ("set_gripper_mode", lambda: sdk.set_gripper_mode(0)),
+            ("set_gripper_speed", lambda: sdk.set_gripper_speed(GRIPPER_SPEED)),
+        )
 
     def _tend_gripper(self) -> None:
         """On its own connection, ten times a second: send a changed target, ask for the opening."""

@@ -33,7 +33,6 @@ def connected(emulator, monkeypatch):
     reset(emulator)
     with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
         driver.connect(PATIENCE)
-        wait_for(lambda: np.isfinite(driver._gripper_opening), "the gripper's first word")
         yield driver
         emulator.side("clear")
 
@@ -114,6 +113,16 @@ def test_native_limits_are_set(arm):
     assert states[2] == pytest.approx(1000 * XARM7_LIMITS.point_speed)
     assert states[3] == pytest.approx(max(XARM7_LIMITS.dq_max), abs=1e-3)
     wait_for(lambda: sdk.collision_sensitivity == 3, "a report of the sensitivity")
+
+
+def test_one_that_only_stops_leaves_the_gripper_alone(arm, emulator):
+    arm.command(HOME, None)
+    with XArmDriver("127.0.0.1", ports=None, gripper=False) as other:  # this process is redirected already
+        other.connect(PATIENCE)
+        assert np.isnan(other.read().gripper) and other._gripper_thread is None
+        other.stop("test")
+    assert emulator.side("status")["state"] >= 4
+    assert arm.command(HOME, None).code not in (OK, REFUSED)
 
 
 def test_hold_and_close(arm, emulator):
