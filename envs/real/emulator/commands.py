@@ -241,7 +241,8 @@ class Commands:
         obeyed = not blocked and "limit" not in flags
         box.journal.command("motion", fn.name, values, client.number, obeyed, tuple(flags))
         if blocked:
-            return not unreachable and not {"nonfinite", "mode"} & set(flags)
+            wrong_mode = "mode" in flags and box.ready  # [assumed]: "not ready" comes before "invalid"
+            return not (unreachable or wrong_mode or "nonfinite" in flags)
         if fn in (Fn.SERVO_J, Fn.SERVO_CARTESIAN):
             assert joints is not None
             box.servo(joints)

@@ -26,7 +26,8 @@ _UNPOWERING = (1, 2, 3, *range(10, 18))  # errors after which the motors are off
 MAX_TCP_SPEED = 1.2  # m/s; users report errors 24 and 60 from about 1 to 1.2 m/s in servo mode
 # N on the arm that raise error 31, per sensitivity 0 (off) to 5, if they last; [assumed]
 COLLISION_FORCE = (np.inf, 180.0, 120.0, 80.0, 50.0, 30.0)
-COLLISION_TIME = 0.05  # s
+# s; a user saw about 2 s in servo mode, and closing fingers that scrape the table push hard for up to 0.1 s
+COLLISION_TIME = 0.3
 ALL_JOINTS = 0x7F
 
 

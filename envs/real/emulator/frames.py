@@ -95,6 +95,7 @@ class FrameServer:
                     OverflowError,
                 ) as error:
                     writer.write(json.dumps({"error": str(error)[:300]}).encode() + b"\n")
+                    await writer.drain()
                     continue
                 frame = await self._newer(camera, after, reader, writer)
                 if frame is None:

@@ -37,7 +37,7 @@ class KinematicPlant:
         self.torques = np.zeros(7)
         self.opening = 1.0
         self.contact = 0.0
-        self.place(joints)
+        self.joints, self.velocities = np.array(joints, float), np.zeros(7)
 
     def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
         for _ in range(2):  # stable for steps of 4 ms

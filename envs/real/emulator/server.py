@@ -148,7 +148,7 @@ class Server:
     async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
 
-        def send(frame: bytes) -> None:
+        def send(frame: bytes) -> None:  # the end of a motion may come after its client
             if not writer.is_closing():
                 writer.write(frame)
 

@@ -156,7 +156,8 @@ def floats(payload: bytes, count: int, offset: int = 0) -> np.ndarray:
     """
     if len(payload) < offset + 4 * count:
         raise WireError(f"payload: found {len(payload)} bytes, expected at least {offset + 4 * count}")
-    return np.frombuffer(payload, "<f4", count, offset).astype(float)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return np.frombuffer(payload, "<f4", count, offset).astype(float)
 
 
 def byte(payload: bytes, index: int = 0) -> int:

@@ -60,6 +60,7 @@ def test_unknown_faults_and_settings_are_one_clear_line(emulator):
 
 
 def test_drop(arm, emulator):
+    arm.set_timeout(0.5)
     at = emulator.side.fault("drop")
     wait_for(lambda: arm.set_servo_angle_j(HOME) == -1, "the loss of the connection")
     assert not arm.connected
