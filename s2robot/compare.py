@@ -11,27 +11,24 @@ training seed that is what `s2robot evaluate` writes.
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from envs.workers import worker_pool
 from s2robot import compare_stats as figures
 from s2robot.arms import about, settings_of
 from s2robot.compare_cost import ms_per_action
+from s2robot.compare_film import film_disagreements
 from s2robot.compare_plan import Plan, Runs, make_plan, word
 from s2robot.compare_report import write_compare_report
 from s2robot.errors import UserError
-from s2robot.evaluate import film, write_records
 from s2robot.files import write_json
 from s2robot.jobs import Job, locked, run_jobs
-from s2robot.journal import read_actions
 from s2robot.paired import outcomes_of
-from s2robot.pipeline import command, env_config, open_demos, plain, versions
-from s2robot.stats import read_json, read_records
+from s2robot.pipeline import command, open_demos, plain, versions
+from s2robot.stats import read_json
 
 
 def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, Any]:
@@ -55,7 +52,9 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
         figures.write_csv(plan.out / "episodes.csv", [*figures.csv_rows(runs), *rows])
         write_json(plan.out / "compare.json", result)
         write_json(plan.out / "summary.json", figures.summary_of(result))
-        _film(cfg, plan, result)
+        if cfg.experiment.videos and result["pairs"]:
+            result["videos"] = film_disagreements(plan, runs, result["pairs"][0], cfg.experiment.videos)
+            write_json(plan.out / "compare.json", result)
     labels = {arm.name: arm.label for arm in plan.arms}
     print()
     for pair in result["pairs"]:
@@ -220,30 +219,3 @@ def _information(folder: Path) -> dict[str, Any]:
         raise UserError(f"information: {path}: no such file; `s2robot information` writes it")
     columns, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
     return {"columns": columns, "rows": rows}
-
-
-def _film(cfg: DictConfig, plan: Plan, result: dict[str, Any]) -> None:
-    """Both arms of the first pair on positions where they disagree, with the first training seed."""
-    if not cfg.experiment.videos or not result["pairs"]:
-        return
-    pair = result["pairs"][0]
-    half = -(-cfg.experiment.videos // 2)
-    chosen = [*pair["only_a"][:half], *pair["only_b"][:half]][: cfg.experiment.videos]
-    with worker_pool(plan.parallel) as pool:
-        jobs = []
-        for arm in (arm for arm in plan.arms if arm.name in (pair["a"], pair["b"])):
-            settings = settings_of("evaluate", [*plan.common, *arm.overrides])
-            world = replace(env_config(settings), image_size=settings.evaluate.video_size)
-            folder = plan.folder(plan.out, arm, plan.seeds[0])
-            records = read_records(folder / "episodes.jsonl")
-            for record in (r for r in records if r["seed"] in chosen):
-                record["video"] = f"videos/episode_{record['episode']:04d}.mp4"
-                path = folder / record["video"]
-                if not path.exists():
-                    path.parent.mkdir(exist_ok=True)
-                    jobs.append(
-                        pool.submit(film, world, record, read_actions(folder, record["episode"]), path)
-                    )
-            write_records(records, folder / "episodes.jsonl")
-        for job in jobs:
-            job.result()

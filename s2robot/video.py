@@ -202,8 +202,10 @@ def _picture(
     width = max(_LEAST_WIDTH, views.shape[1])
     width += width % 2
     final = len(frames) - 1
-    upper = f"episode {record['episode']}" if label is None else label
-    upper += f" · seed {record['seed']}"
+    if label is None:
+        upper = f"episode {record['episode']} · seed {record['seed']}"
+    else:  # a label may name a training seed
+        upper = f"{label} · position {record['seed']}"
     outcome = "✓ success" if record["success"] else "✗ failure"
     stage = f"stage: {stages[step]}" if stages is not None else f"furthest stage: {record['stage']}"
     lower = f"step {step}/{final} · {step / rate:.1f} s · {stage}"
