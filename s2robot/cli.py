@@ -51,7 +51,7 @@ VERBS = {
     "compare": Verb("s2robot.compare:compare", "compare encoders and policies on the same cube positions"),
     "readout": Verb("s2robot.readout:run_readout", "read the cube's place out of frozen features, linearly"),
     "information": Verb("s2robot.information:run_information", "find one encoder in another, linearly"),
-    "report": Verb("s2robot.verbs:report", "write report.html from an evaluation's run folder"),
+    "report": Verb("s2robot.verbs:report", "write report.html of an evaluation or a comparison"),
 }
 
 # Errors of the machine that a traceback explains no better than one line.

@@ -9,6 +9,7 @@ from demos.inspect import draw_dataset, print_description
 from demos.replay import env_config_of, episode_frames, replay_episode
 from envs.cube_pick import CubePick
 from s2robot import pipeline
+from s2robot.compare_report import write_compare_report
 from s2robot.encoders import build_encoder
 from s2robot.errors import UserError
 from s2robot.evaluate import film
@@ -110,5 +111,15 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def report(cfg: DictConfig) -> None:
-    """`s2robot report`: write report.html again."""
-    print(f"report: {write_report(Path(cfg.run))}")
+    """`s2robot report`: write report.html again, of an evaluation or of a comparison."""
+    folder = Path(cfg.run)
+    if (folder / "compare.json").exists():  # beside a summary.json that is none of an evaluation
+        write = write_compare_report
+    elif (folder / "summary.json").exists() or (folder / "episodes.jsonl").exists():
+        write = write_report
+    else:
+        found = "no such folder" if not folder.is_dir() else "found neither summary.json nor compare.json"
+        raise UserError(
+            f"run: {folder}: {found}, expected the run folder of a finished `s2robot evaluate`, `run` or `compare`"
+        )
+    print(f"report: {write(folder)}")

@@ -105,7 +105,7 @@ def test_a_failed_job_is_one_line_with_its_log(tmp_path):
     later = Job("later", "report", ["run=x"], tmp_path / "later", needs=[job.name])
     with pytest.raises(
         UserError,
-        match=r"^base seed 0: report failed: .*summary.json: no such file; its log is .*report.log$",
+        match=r"^base seed 0: report failed: .*none: no such folder, .*; its log is .*report.log$",
     ):
         run_jobs([later, job], 2, 1, lambda text: None)
     assert not later.state_file.exists() and not job.is_done()

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from s2robot import compare_report
 from s2robot.compare_report import points, write_compare_report
 from s2robot.errors import UserError
 from s2robot.paired import Design, difference, mcnemar, needed
 from s2robot.stats import wilson
+from s2robot.verbs import report
 from s2robot.video import Side, write_pair
 
 ARMS = {
@@ -292,6 +294,24 @@ def test_the_page_needs_nothing_else(tmp_path):
     before = page.source
     assert write_compare_report(tmp_path).read_text(encoding="utf-8") == before  # the same each time
     assert [p.name for p in tmp_path.iterdir() if "report" in p.name] == ["report.html"]
+
+
+def test_the_verb_writes_the_page_of_a_comparison(tmp_path, capsys):
+    make_comparison(tmp_path, positions=8, seeds=1)
+    (tmp_path / "summary.json").write_text("{}")  # of a comparison, too
+    report(OmegaConf.create({"run": str(tmp_path)}))
+    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
+    assert "Arm against arm" in Page(tmp_path / "report.html").text
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("", "found neither summary.json nor compare.json"), ("none", "no such")]
+)
+def test_the_verb_refuses_a_folder_that_is_neither(tmp_path, name, found):
+    with pytest.raises(
+        UserError, match=f"run: {tmp_path / name}: {found}.* expected the run folder of a finished"
+    ):
+        report(OmegaConf.create({"run": str(tmp_path / name)}))
 
 
 def test_videos_that_are_missing_or_too_large_are_named(tmp_path):
