@@ -39,7 +39,10 @@ from s2robot.vit import PUBLISHED, MVPViT, load_encoder, load_mvp, load_strict, 
 OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # made by `s2robot pretrain`
 POOLS = ("tokens", "mean")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-KEYS = ("name", "checkpoint", "sizes", "scales", "pool", "dtype", "block", "img_size", "check_md5")
+RESOLUTIONS = ("native", "upsampled")
+KEYS = (
+    "name", "checkpoint", "sizes", "scales", "resolution", "pool", "dtype", "block", "img_size", "check_md5"
+)  # fmt: skip
 
 
 class S2Encoder(nn.Module):
@@ -53,6 +56,7 @@ class S2Encoder(nn.Module):
         name: for people; part of the fingerprint is `describe` (architecture), a JSON-able mapping.
         dtype: "float32", or "bfloat16": faster where the CPU has avx512_bf16 or AMX, other features by 1e-2.
         frames_per_call: frames that go through the model at once; 4 by default on a CPU (its cache), else 64.
+        resolution: of the larger sizes: "native", or "upsampled" from the first one, which adds no information.
 
     The model itself is left as it is; what computes is a copy, `model`, made by `inference.prepare`.
     """
@@ -71,12 +75,17 @@ class S2Encoder(nn.Module):
         describe: Mapping[str, Any] | None = None,
         dtype: str = "float32",
         frames_per_call: int | None = None,
+        resolution: str = "native",
     ) -> None:
         super().__init__()
         if pool not in POOLS:
             raise UserError(f"encoder.pool: found {pool!r}, expected one of {', '.join(POOLS)}")
         if dtype not in DTYPES:
             raise UserError(f"encoder.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+        if resolution not in RESOLUTIONS:
+            raise UserError(
+                f"encoder.resolution: found {resolution!r}, expected one of {', '.join(RESOLUTIONS)}"
+            )
         backbone = model
         if not isinstance(backbone, Backbone):
             backbone = find_backbone(
@@ -92,6 +101,7 @@ class S2Encoder(nn.Module):
         for size in self.sizes:
             if size % self.sizes[0]:  # its cells would not fall evenly into those of the base grid
                 raise UserError(f"S2 size {size} is not a whole multiple of the first size {self.sizes[0]}")
+        self.upsampled = resolution == "upsampled" and len(self.sizes) > 1  # one size is the same either way
         self.num_prefix_tokens = backbone.num_prefix_tokens
         self.pool, self.name, self.dtype, self.frames_per_call = pool, name, dtype, frames_per_call
         spec = getattr(backbone.model, "spec", None)
@@ -120,8 +130,8 @@ class S2Encoder(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of the frames to render: the largest size."""
-        return self.sizes[-1]
+        """Side of the frames to render: the largest size that is not enlarged from another."""
+        return self.sizes[0] if self.upsampled else self.sizes[-1]
 
     @property
     def num_tokens(self) -> int:
@@ -144,7 +154,7 @@ class S2Encoder(nn.Module):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of all that a feature depends on: model, weights, preprocessing, sizes, pool, dtype."""
-        parts = {
+        parts: dict[str, Any] = {
             "architecture": self.describe,
             "module": self.architecture,
             "weights": self.weights_sha256,
@@ -154,7 +164,13 @@ class S2Encoder(nn.Module):
             "pool": self.pool,
             "dtype": self.dtype,
         }
+        if self.upsampled:  # left out otherwise: native features are those of before there was a choice
+            parts["resolution"] = "upsampled"
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """uint8 (B, H, H, 3) -> what the model sees, not normalised: float32 (B, 3, size, size) a size."""
+        return pyramid(images.to(self.scale.device), self.sizes, self.upsampled)
 
     @torch.inference_mode()
     def encode(self, images: Tensor | np.ndarray) -> Tensor:
@@ -167,7 +183,7 @@ class S2Encoder(nn.Module):
         outputs = []
         batch = self.frames_per_call or (4 if self.scale.device.type == "cpu" else 64)
         for frames in images.split(batch):
-            levels = [x * self.scale + self.shift for x in pyramid(frames.to(self.scale.device), self.sizes)]
+            levels = [x * self.scale + self.shift for x in self.pyramid(frames)]
             outputs.append(s2_tokens(self._model, levels, self.tile, self.num_prefix_tokens, self.pool))
         if not outputs:
             return torch.empty(0, self.num_tokens, self.dim, device=self.scale.device)
@@ -219,8 +235,9 @@ def build_encoder(cfg: Mapping[str, Any]) -> S2Encoder:
 
     Keys: name ("mvp-tiny", "mvp-tiny-s2", "mvp-small", a published MVP checkpoint or "timm:<model>"),
     checkpoint (path; null for what ships, and for MVP's files, which are downloaded to the cache), sizes in
-    pixels or scales as multiples of the tile (default scales 1 and 2), pool, dtype, block (null = last),
-    img_size (timm only: the tile, if it is not the model's own), check_md5.
+    pixels or scales as multiples of the tile (default scales 1 and 2), resolution of the larger ones (native
+    or upsampled), pool, dtype, block (null = last), img_size (timm only: the tile, if it is not the model's
+    own), check_md5.
     Raises UserError naming the key, what was found and what was expected.
     """
     name, checkpoint = str(cfg["name"]), cfg.get("checkpoint")
@@ -261,4 +278,5 @@ def build_encoder(cfg: Mapping[str, Any]) -> S2Encoder:
         name=name,
         describe=describe,
         dtype=cfg.get("dtype") or "float32",
+        resolution=cfg.get("resolution") or "native",
     )

@@ -108,7 +108,7 @@ def encode_demos(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder) -> tu
 
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     """What build_encoder needs to make the same encoder again; part of a checkpoint."""
-    settings = {**plain(cfg.encoder), "scales": list(cfg.s2.scales)}
+    settings = {**plain(cfg.encoder), "scales": list(cfg.s2.scales), "resolution": cfg.s2.resolution}
     if settings["checkpoint"]:  # a checkpoint is used from other folders too
         settings["checkpoint"] = str(Path(settings["checkpoint"]).resolve())
     return settings

@@ -332,16 +332,22 @@ def resize(images: Tensor, size: Size) -> Tensor:
     return F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
 
 
-def pyramid(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """uint8 (B, H, H, 3) -> one float32 (B, 3, size, size) a size, in 0 to 255.
+def pyramid(images: Tensor, sizes: Sequence[int], upsampled: bool = False) -> list[Tensor]:
+    """uint8 (B, H, H, 3) -> one float32 (B, 3, size, size) a size, about 0 to 255.
 
     The largest size comes from the images, the others from it: rendering once at the largest size is enough.
+    With ``upsampled``, the first size comes from the images and the others from it, enlarged as `forward` does:
+    as in the S2 paper's experiments, they hold nothing that it does not.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(f"expected images uint8 (B, H, W, 3), found {images.dtype} {tuple(images.shape)}")
     if images.shape[1] != images.shape[2]:
         raise UserError(f"expected square images, found height {images.shape[1]} and width {images.shape[2]}")
-    largest = resize(images.permute(0, 3, 1, 2).float().contiguous(), max(sizes))
+    frames = images.permute(0, 3, 1, 2).float().contiguous()
+    if upsampled:
+        first = resize(frames, sizes[0])
+        return [_bicubic(first, (size, size)) for size in sizes]
+    largest = resize(frames, max(sizes))
     return [resize(largest, size) for size in sizes]
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from s2robot.encoders import S2Encoder
 from s2robot.errors import UserError
-from s2robot.s2 import combine, pyramid
+from s2robot.s2 import combine
 
 CHOICES = {"choose": ("change", "coarse", "gripper"), "fill": ("last", "coarse")}
 _TIMES = 32  # recent calls whose median says what a tile costs
@@ -240,7 +240,7 @@ class SelectiveEncoder:
         return level[:, row * t : (row + 1) * t, column * t : (column + 1) * t]
 
     def _see(self, image: Tensor, name: Hashable, point: Sequence[float] | None) -> _Frame:
-        levels = [x[0] for x in pyramid(image.to(self.encoder.scale.device), self.sizes)]
+        levels = [x[0] for x in self.encoder.pyramid(image)]
         if name not in self._streams:
             blank = [torch.zeros_like(x) for x in levels]
             self._streams[name] = _Stream(blank, [None] * len(self._places))
