@@ -72,6 +72,40 @@ class OffscreenRenderer:
 
     def render(self, data: mujoco.MjData, camera_id: int) -> np.ndarray:
         """One frame of an up-to-date ``data`` (after mj_forward).  # uint8 (size, size, 3)"""
+        self._draw(data, camera_id)
+        mujoco.mjr_readPixels(self._buffer, None, self._rect, self._context)
+        return self._buffer[::-1].copy()  # OpenGL's first row is the bottom one
+
+    def truth(self, data: mujoco.MjData, camera_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """What each pixel of that frame shows: how far it is along the camera's axis, and the geom.
+
+        Returns depth float64 (size, size) in m, and geom ids int (size, size), -1 where there is none.
+        """
+        flags = mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR
+        for flag in flags:
+            self._scene.flags[flag] = True
+        try:
+            self._draw(data, camera_id)
+        finally:
+            for flag in flags:
+                self._scene.flags[flag] = False
+        raw = np.empty((self.size, self.size), np.float32)
+        # far counted as 0: that is how it is kept, and the only way that rounds far things finely
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        mujoco.mjr_readPixels(self._buffer, raw, self._rect, self._context)
+        near, far = (
+            edge * self.model.stat.extent for edge in (self.model.vis.map.znear, self.model.vis.map.zfar)
+        )
+        depth = near * far / (near + raw[::-1].astype(np.float64) * (far - near))
+        colours = self._buffer[::-1].astype(np.int64)
+        segments = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]  # 0: nothing drawn
+        geoms = np.full(self._scene.ngeom + 1, -1)
+        for geom in self._scene.geoms[: self._scene.ngeom]:
+            if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.segid >= 0:
+                geoms[geom.segid + 1] = geom.objid
+        return depth, geoms[segments]
+
+    def _draw(self, data: mujoco.MjData, camera_id: int) -> None:
         self._camera.fixedcamid = camera_id
         groups = self.model.geom_group.copy()
         if self.cull:
@@ -82,8 +116,6 @@ class OffscreenRenderer:
         self.model.geom_group[:] = groups
         self._gl.make_current()  # only now: one collected meanwhile has left none current
         mujoco.mjr_render(self._rect, self._scene, self._context)
-        mujoco.mjr_readPixels(self._buffer, None, self._rect, self._context)
-        return self._buffer[::-1].copy()  # OpenGL's first row is the bottom one
 
     def close(self) -> None:
         """Free the OpenGL context."""

@@ -49,7 +49,9 @@ VERBS = {
     "evaluate": Verb("s2robot.verbs:evaluate", "measure a policy's success over seeded cube positions"),
     "serve": Verb("s2robot.serve:run_serve", "host a policy for an arm on another machine"),
     "compare": Verb("s2robot.compare:compare", "compare encoders and policies on the same cube positions"),
-    "readout": Verb("s2robot.readout:run_readout", "read the cube's place out of frozen features, linearly"),
+    "readout": Verb(
+        "s2robot.readout:run_readout", "read cube, depth and segments out of frozen features, linearly"
+    ),
     "information": Verb("s2robot.information:run_information", "find one encoder in another, linearly"),
     "report": Verb("s2robot.verbs:report", "write report.html of an evaluation or a comparison"),
 }

@@ -252,19 +252,15 @@ def _readout(report: Mapping[str, Any] | None, path: Path) -> str:
     """The read-out's own picture, and its figures with all cameras joined."""
     if report is None:
         return ""
-    from s2robot.readout import (
-        JOINED,
-        NO_POOL,
-        SHOWN,
-        readout_plot,
-    )  # brings torch, which no other part needs
+    # brings torch, which no other part needs
+    from s2robot.readout import CELLS_SHOWN, JOINED, NO_POOL, SHOWN, readout_plot
 
     shown = {"position_mean_cm": "position (cm)", "position_r2": "position R²", "yaw_mean_deg": "yaw (°)"}
     try:
         svg = figure_svg(readout_plot(report), "readout")
         rows = [
             [
-                escape(row["encoder"] + (f" {MINUS} {row['minus']}" if "minus" in row else "")),
+                _compared(row),
                 escape("" if row["pool"] == NO_POOL else row["pool"]),
                 escape(SHOWN[row["subset"]]),
                 *(escape(_measured(row[metric])) for metric in shown),
@@ -272,13 +268,27 @@ def _readout(report: Mapping[str, Any] | None, path: Path) -> str:
             for row in [*report["results"], *report["differences"]]
             if row["cameras"] in (JOINED, NO_POOL) and row["subset"] in SHOWN
         ]
+        cells = report.get("cells") or {"results": [], "differences": []}  # an older read-out has none
+        dense = [
+            [_compared(row), *(escape(_measured(row[metric])) for metric in CELLS_SHOWN)]
+            for row in [*cells["results"], *cells["differences"]]
+            if row["cameras"] == JOINED
+        ]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"{path}: 'readout' is broken ({type(error).__name__}: {error}), expected what `s2robot readout` writes"
         ) from error
     picture = figure(svg, "", "Error of position and yaw read linearly from each encoder's features")
     table = _table(("encoder", "pool", "frames", *shown.values()), rows, 3)
+    if dense:
+        table += "<h3>Depth and segments, read from each token</h3>"
+        table += _table(("encoder", *CELLS_SHOWN.values()), dense, 1)
     return f'<section class="wide"><h2>Position and yaw read from the features</h2>{picture}{table}</section>'
+
+
+def _compared(row: Mapping[str, Any]) -> str:
+    """The encoder of a read-out's row, or the two that it compares, as HTML."""
+    return escape(row["encoder"] + (f" {MINUS} {row['minus']}" if "minus" in row else ""))
 
 
 def _power(power: Mapping[str, Any] | None, stopping: Mapping[str, Any] | None) -> str:

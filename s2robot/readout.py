@@ -1,4 +1,4 @@
-"""How well frozen features hold the cube's place: a linear read-out of x, y, height and yaw.
+"""What frozen features hold, read out linearly: the cube's x, y, height and yaw; depth and segments of each cell.
 
     s2robot readout                                       # mvp-tiny at one scale and with S2
     s2robot readout '+readout.encoders.mine={name: mvp-tiny, checkpoint: my.safetensors, scales: [1, 2]}'
@@ -17,6 +17,8 @@ much: "gripper pose" reads the cube from the gripper's true pose instead of an i
 Intervals are 95 % percentile bootstrap over held-out episodes (frames of one are alike); they do not
 contain the luck of the training episodes. Yaw counts modulo 90 degrees, for a cube looks the same every quarter
 turn: sin and cos of four times the yaw are read, and a guess is 22.5 degrees off on average.
+
+Depth and segments: `s2robot.readout_cells`.
 """
 
 from __future__ import annotations
@@ -45,12 +47,17 @@ from s2robot.files import write_json, write_text
 from s2robot.paths import cache_dir
 from s2robot.pipeline import command, device_of, env_config, plain, versions
 from s2robot.progress import bar
+from s2robot.readout_cells import CELL_METRICS, PLACE, CellBank, read_cells
 from s2robot.readout_fit import METRICS, Fit, interval, kernels, resample, ridge, scores, targets_of
 from s2robot.readout_frames import FIRST_SEED, LAST_SEED, MomentBank
 
 CONTROLS = ("gripper pose", "mean")  # rows that see no image
 JOINED, NO_POOL = "all", "-"
 SHOWN = {"all": "all frames", "apart": "gripper far"}  # subsets in the picture and on the terminal
+CELLS_SHOWN = {
+    "depth_mean_mm": "depth mm", "depth_r2": "depth R2", "class_accuracy": "class accuracy", "class_miou": "mIoU",
+    "cube_iou": "cube IoU",
+}  # fmt: skip
 _POOL_NAMES = {"tokens": "all tokens", "mean": "mean of tokens"}
 _PLOTTED = {"position_mean_cm": "mean position error (cm)", "yaw_mean_deg": "mean yaw error (degrees)"}
 
@@ -69,6 +76,7 @@ class ReadoutConfig:
     pools: tuple[str, ...] = ("tokens", "mean")
     in_view: float = 0.5
     apart: float = 0.10
+    cells: int | None = 8
     resamples: int = 2000
     seed: int = 0
     cache: str | None = None
@@ -120,14 +128,15 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
     """Compare encoders on the same frames; writes readout.json, readout.csv and readout.png into `out`.
 
     Returns what readout.json holds: "results", each metric as {"value", "low", "high"} for every encoder, pool,
-    camera ("all" = joined) and subset, and "differences" of every two encoders (second minus first). Frames and
-    features are kept in the cache: another run draws and encodes only what is new. Raises UserError for no
-    encoders, a reserved name, and what MomentBank and FeatureCache refuse.
+    camera ("all" = joined) and subset, "differences" of every two encoders (second minus first), and "cells", what
+    `read_cells` returns (None where no encoder gives tokens, or cells is null). Frames and features are kept in the
+    cache: another run draws and encodes only what is new. Raises UserError for no encoders, a reserved name, and
+    what MomentBank and FeatureCache refuse.
     """
     start = time.monotonic()
     if not encoders:
         raise UserError("readout.encoders: found none, expected at least 1")
-    for name in set(encoders) & set(CONTROLS):
+    for name in set(encoders) & {*CONTROLS, PLACE}:
         raise UserError(f"readout.encoders: '{name}' is the name of a row without images; choose another")
     size = cfg.image_size or max(encoder.image_size for encoder in encoders.values())
     root = Path(cfg.cache) if cfg.cache else cache_dir()
@@ -141,9 +150,19 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
         Row(CONTROLS[0], NO_POOL, NO_POOL, ridge(*kernels(known["gripper"], asked["gripper"]), targets, known["episode"])),
         Row(CONTROLS[1], NO_POOL, NO_POOL, ridge(*kernels(targets[:, :0], true[:, :0]), targets, known["episode"])),
     ]  # fmt: skip
+    seeds = [*train, *test]
+    truth = None
+    if cfg.cells is not None and any(encoder.pool == "tokens" for encoder in encoders.values()):
+        cells = CellBank(bank, cfg.cells)
+        with bar("drawing depth and segments") as update:
+            cells.fill(seeds, cfg.workers or max(1, (os.cpu_count() or 1) // 2), update)
+        truth = cells.targets(seeds)  # (T, cameras, cells, 6)
     drawn = time.monotonic()
+    dense: dict[str, np.ndarray] = {}
     for name, encoder in encoders.items():
-        features = features_of(name, encoder, bank, [*train, *test], cfg, root)
+        features = features_of(name, encoder, bank, seeds, cfg, root)
+        if encoder.pool == "tokens":
+            dense[name] = features
         for pool in cfg.pools:
             rows += _read(name, pool, features, targets, known["episode"], cfg)
     subsets = {c: _subsets(asked, i, cfg) for c, i in _columns(cfg.world.cameras).items()}
@@ -157,13 +176,18 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
         "encoders": {name: describe(encoder) for name, encoder in encoders.items()},
         "results": results,
         "differences": differences,
+        "cells": None
+        if truth is None
+        else read_cells(
+            dense, truth, cfg.world.cameras, cfg.frames, cfg.train_episodes, cfg.resamples, cfg.seed
+        ),
         "seconds": {"frames": round(drawn - start, 1), "all": round(time.monotonic() - start, 1)},
         "versions": versions(),
         "command": command(),
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "readout.json", report)
-    write_text(out / "readout.csv", _table(results, differences))
+    write_text(out / "readout.csv", _table(report))
     plots.save_figure(readout_plot(report), out / "readout.png")
     return report
 
@@ -267,15 +291,17 @@ def _judge(
     return results, differences
 
 
-def _table(results: Sequence[Mapping], differences: Sequence[Mapping]) -> str:
-    """One line a number: a result, or where `minus` names another encoder, a difference."""
+def _table(report: Mapping[str, Any]) -> str:
+    """One line a number: a result, or where `minus` names another encoder, a difference; of cells without a pool."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys = ("encoder", "minus", "pool", "cameras", "subset", "frames", "episodes")
     writer.writerow([*keys, "metric", "value", "low", "high"])
-    for row in [*results, *differences]:
-        for metric in METRICS:
-            writer.writerow([*(row.get(k, "") for k in keys), metric, *row[metric].values()])
+    parts = (report, METRICS), (report["cells"] or {"results": [], "differences": []}, CELL_METRICS)
+    for part, metrics in parts:
+        for row in [*part["results"], *part["differences"]]:
+            for metric in metrics:
+                writer.writerow([*(row.get(k, "") for k in keys), metric, *row[metric].values()])
     return text.getvalue()
 
 
@@ -335,18 +361,28 @@ def run_readout(cfg: DictConfig) -> None:
 
 def summary_text(report: Mapping[str, Any]) -> str:
     """All cameras joined, with their intervals, as tables for a terminal."""
-    shown = {"position_mean_cm": "position cm", "position_r2": "R2", "yaw_mean_deg": "yaw degrees"}
+    titles = {"position_mean_cm": "position cm", "position_r2": "R2", "yaw_mean_deg": "yaw degrees"}
 
     def text(found: Mapping[str, float | None]) -> str:
         value, low, high = ("-" if x is None else f"{x:.2f}" for x in found.values())
         return f"{value} [{low}, {high}]"
 
+    def head(about: str, shown: Mapping[str, str]) -> str:
+        return f"{about:<40}" + "".join(f"{title:<24}" for title in shown.values())
+
+    def line(row: Mapping[str, Any], shown: Iterable[str]) -> str:
+        name = row["encoder"] + (f" - {row['minus']}" if "minus" in row else "")
+        pool = "" if row.get("pool", NO_POOL) == NO_POOL else f", {row['pool']}"
+        return f"  {name + pool:<38}" + "".join(f"{text(row[metric]):<24}" for metric in shown)
+
     lines = []
     for subset, about in SHOWN.items():
-        lines.append(f"{about:<40}" + "".join(f"{title:<24}" for title in shown.values()))
+        lines.append(head(about, titles))
         for row in [*report["results"], *report["differences"]]:
             if row["subset"] == subset and row["cameras"] in (JOINED, NO_POOL):
-                name = row["encoder"] + (f" - {row['minus']}" if "minus" in row else "")
-                pool = "" if row["pool"] == NO_POOL else f", {row['pool']}"
-                lines.append(f"  {name + pool:<38}" + "".join(f"{text(row[metric]):<24}" for metric in shown))
+                lines.append(line(row, titles))
+    if cells := report["cells"]:
+        lines.append(head("each cell", CELLS_SHOWN))
+        rows = [*cells["results"], *cells["differences"]]
+        lines += [line(row, CELLS_SHOWN) for row in rows if row["cameras"] == JOINED]
     return "\n".join(lines)

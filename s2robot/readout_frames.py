@@ -11,7 +11,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -110,22 +110,8 @@ def draw_episode(world: CubePickConfig, seed: int, frames: int) -> dict[str, np.
     proprio (frames, 8); visible (frames, cameras): how much of the cube's picture nothing hides, 0 to 1;
     held (frames,): both fingers touch it; distance (frames,): grip centre to cube centre, m; step (frames,).
     """
-    env, picker = _world(world)
-    env.reset(seed=seed)
-    picker.reset(seed)
-    states = [env.get_state()]
-    while len(states) <= world.max_steps and not env.is_success:
-        env.step_physics(picker.act()[0])
-        states.append(env.get_state())
-    if frames > len(states):
-        raise UserError(
-            f"readout.frames: found {frames}, but the pick of seed {seed} has {len(states)} steps"
-        )
-    rng = np.random.default_rng([seed, 13])  # apart from the picker's own stream
-    steps = np.sort(rng.choice(len(states), frames, replace=False))
     rows = []
-    for step in steps:
-        env.set_state(states[step])
+    for env, step in moments(world, seed, frames):
         shown = env.render_cameras()
         rows.append(
             {
@@ -140,6 +126,28 @@ def draw_episode(world: CubePickConfig, seed: int, frames: int) -> dict[str, np.
             }
         )
     return {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+
+
+def moments(world: CubePickConfig, seed: int, frames: int) -> Iterator[tuple[CubePick, int]]:
+    """A scripted pick, put to each of its drawn moments in turn: the world, and the step.
+
+    Raises UserError if the episode has fewer steps than moments are asked for.
+    """
+    env, picker = _world(world)
+    env.reset(seed=seed)
+    picker.reset(seed)
+    states = [env.get_state()]
+    while len(states) <= world.max_steps and not env.is_success:
+        env.step_physics(picker.act()[0])
+        states.append(env.get_state())
+    if frames > len(states):
+        raise UserError(
+            f"readout.frames: found {frames}, but the pick of seed {seed} has {len(states)} steps"
+        )
+    rng = np.random.default_rng([seed, 13])  # apart from the picker's own stream
+    for step in np.sort(rng.choice(len(states), frames, replace=False)):
+        env.set_state(states[step])
+        yield env, int(step)
 
 
 def _world(world: CubePickConfig) -> tuple[CubePick, Picker]:

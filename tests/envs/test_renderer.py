@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -48,6 +49,39 @@ def test_culled_pictures_are_the_same_bytes(env, moments):
     assert left_out > 0
     assert np.array_equal(groups, env.model.geom_group)
     whole.close()
+
+
+def test_truth_is_what_rays_meet(env, moments):
+    """Depth and geom of pixels against MuJoCo's own ray casting; the pictures stay what they were."""
+    renderer = OffscreenRenderer(env.model, SIZE)
+    rng = np.random.default_rng(0)
+    groups, geom = np.array([0, 1, 0, 0, 0, 0], np.uint8), np.zeros(1, np.int32)
+    met = set()
+    for state in moments:
+        env.set_state(state)
+        for name, camera in env.camera_ids.items():
+            before = renderer.render(env.data, camera)
+            depth, geoms = renderer.truth(env.data, camera)
+            assert np.array_equal(before, renderer.render(env.data, camera)), name
+            assert depth.shape == geoms.shape == (SIZE, SIZE)
+            slope = np.tan(np.radians(env.model.cam_fovy[camera]) / 2)
+            rotation = env.data.cam_xmat[camera].reshape(3, 3)
+            wrong = 0
+            for row, column in rng.integers(0, SIZE, (60, 2)):
+                across, down = ((2 * np.array([column, row]) + 1) / SIZE - 1) * slope
+                ray = rotation @ [across, -down, -1.0]
+                length = np.linalg.norm(ray)
+                far = mujoco.mj_ray(
+                    env.model, env.data, env.data.cam_xpos[camera], ray / length, groups, 1, -1, geom
+                )
+                if geom[0] == geoms[row, column]:
+                    assert depth[row, column] == pytest.approx(far / length, rel=1e-2), name
+                    met.add(env.model.geom(geom[0]).name)
+                else:
+                    wrong += 1
+            assert wrong <= 3, name  # where an edge goes through the pixel
+    assert "table_visual" in met and any(name.startswith("gripper0_right") for name in met)
+    renderer.close()
 
 
 def test_two_renderers_give_the_same_bytes_and_closing_one_leaves_the_other(env, moments):

@@ -15,9 +15,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from s2robot import compare_report
-from s2robot.compare_report import points, write_compare_report
+from s2robot.compare_report import MINUS, points, write_compare_report
 from s2robot.errors import UserError
 from s2robot.paired import Design, difference, mcnemar, needed
+from s2robot.readout_cells import CELL_METRICS
 from s2robot.stats import wilson
 from s2robot.verbs import report
 from s2robot.video import Side, write_pair
@@ -175,7 +176,13 @@ def make_readout() -> dict:
                         {"encoder": encoder, "pool": pool, "cameras": camera, "subset": subset, **found}
                     )
     encoders = {"base": {}, "base-s2": {}}
+    figures = {m: {"value": 0.5, "low": 0.4, "high": 0.6} for m in CELL_METRICS}
+    dense = [
+        {"encoder": name, "cameras": camera, **figures} for name in encoders for camera in ("hand", "all")
+    ]
+    cells = {"results": dense, "differences": [{**dense[-1], "minus": "base"}]}
     return {
+        "cells": cells,
         "settings": {"pools": pools, "world": {"cameras": cameras}},
         "encoders": encoders, "results": results, "differences": [{**results[0], "minus": "base", "cameras": "all"}],
     }  # fmt: skip
@@ -414,6 +421,12 @@ def test_a_readout_is_drawn_and_a_broken_one_refused(tmp_path):
     joined = next(r for r in facts["readout"]["results"] if r["cameras"] == "all" and r["pool"] == "tokens")
     row = next(row for row in page.rows if row[:2] == ["base", "tokens"])
     assert row[3].startswith(f"{joined['position_mean_cm']['value']:.3g} [")
+    assert [row[0] for row in page.rows if row[1:] == ["0.5 [0.4, 0.6]"] * 5] == [
+        "base", "base-s2", f"base-s2 {MINUS} base",
+    ]  # fmt: skip
+    del facts["readout"]["cells"]  # as of an earlier version
+    save(tmp_path, facts)
+    assert "Depth and segments" not in Page(write_compare_report(tmp_path)).text
     del facts["readout"]["results"][0]["encoder"]
     save(tmp_path, facts)
     with pytest.raises(UserError, match=r"compare.json: 'readout' is broken .KeyError: 'encoder'."):

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from envs.cube_pick import CubePickConfig
 from s2robot import information as info
+from s2robot import token_maps
 from s2robot.encoders import build_encoder
 from s2robot.errors import UserError
 from s2robot.information import (
@@ -23,15 +24,12 @@ from s2robot.information import (
     compare_sources,
     information,
     judge,
-    linear_map,
-    regrid,
     run_information,
-    sum_up,
     summary_text,
-    token_pairs,
 )
 from s2robot.paths import configs_dir
 from s2robot.readout import ReadoutConfig
+from s2robot.token_maps import linear_map, regrid, sum_up, token_pairs
 
 FRAMES, CAMERAS, TOKENS = 3, 2, 4
 
@@ -149,7 +147,7 @@ def test_held_out_frames_change_nothing_of_the_map():
 def test_blocks_are_of_one_episode_and_add_up(monkeypatch):
     x, y = features(4, 3, 11), features(4, 2, 12)
     whole = sum_up(x, y, FRAMES, range(4), 2)
-    monkeypatch.setattr(info, "_ROWS", 1)  # a frame at a time
+    monkeypatch.setattr(token_maps, "_ROWS", 1)  # a frame at a time
     blocks = list(token_pairs(x, y, FRAMES, range(1, 3)))
     assert [episode for episode, *_ in blocks] == [1] * FRAMES + [2] * FRAMES
     np.testing.assert_array_equal(blocks[4][1], x[7].reshape(-1, 3))

@@ -16,6 +16,7 @@ from s2robot.encoders import build_encoder
 from s2robot.errors import UserError
 from s2robot.paths import configs_dir
 from s2robot.readout import JOINED, ReadoutConfig, readout, run_readout, summary_text
+from s2robot.readout_cells import CELL_METRICS, PLACE
 from s2robot.readout_fit import (
     METRICS,
     interval,
@@ -382,7 +383,14 @@ def test_two_real_encoders_on_the_same_frames(tmp_path, monkeypatch):
         pair = [value[name, row["pool"], row["cameras"]] for name in (row["encoder"], row["minus"])]
         assert row["yaw_mean_deg"]["value"] == pytest.approx(pair[0] - pair[1])
     lines = list(csv.DictReader((tmp_path / "out" / "readout.csv").open()))
-    assert len(lines) == (len(report["results"]) + len(report["differences"])) * len(METRICS)
+    cells = report["cells"]
+    assert [(r["encoder"], r["cameras"]) for r in cells["results"]][:4] == [
+        (PLACE, "hand"), (PLACE, "left"), (PLACE, JOINED), ("one", "hand"),
+    ]  # fmt: skip
+    assert len(cells["results"]) == 9 and len(cells["differences"]) == 3
+    assert len(lines) == (len(report["results"]) + len(report["differences"])) * len(METRICS) + 12 * len(
+        CELL_METRICS
+    )
     same = [line for line in lines if (line["encoder"], line["minus"], line["cameras"]) == ("s2", "", JOINED)]
     assert float(same[0]["value"]) == pytest.approx(
         next(r for r in whole if (r["encoder"], r["pool"], r["cameras"]) == ("s2", "tokens", JOINED))[
@@ -392,12 +400,13 @@ def test_two_real_encoders_on_the_same_frames(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "readout.png").read_bytes().startswith(b"\x89PNG")
 
     said = summary_text(report)
-    assert "\n  s2 - one, tokens " in said and "\n  gripper pose " in said
+    assert "\n  s2 - one, tokens " in said and "\n  s2 - one  " in said and "\n  gripper pose " in said
 
     monkeypatch.setattr(readout_frames, "worker_pool", None)
     for encoder in encoders.values():
         monkeypatch.setattr(encoder, "encode", None)
     again = readout(encoders, cfg, tmp_path / "again")
-    assert again["results"] == report["results"] and again["differences"] == report["differences"]
+    for key in ("results", "differences", "cells"):
+        assert again[key] == report[key]
     with pytest.raises(UserError, match="'mean' is the name of a row without images"):
         readout({"mean": encoders["one"]}, cfg, tmp_path / "x")
