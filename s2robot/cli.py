@@ -6,9 +6,11 @@
     s2robot train --cfg job                          # print the resolved config, do nothing
     s2robot train --multirun train.seed=0,1,2        # three runs
 
+    s2robot deploy --live --episodes 5 checkpoint=<folder> robot.ip=192.168.1.200
+
 Every verb is a Hydra app over `configs/<verb>.yaml`. What a verb does is imported only when it runs, so
 listing, help and `--cfg` answer at once. Exit codes: 0 done, 2 the user's input is wrong (one line says how),
-130 interrupted, 1 anything else.
+130 interrupted, 1 anything else, a fault of an arm among it.
 """
 
 import errno
@@ -16,8 +18,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +37,13 @@ class Verb:
 
     target: str
     summary: str
+    flags: Mapping[str, str] = field(
+        default_factory=dict
+    )  # flag -> override; `{}` in it stands for its value
+    word: str = ""  # what may stand after the verb: the one thing that it does
 
+
+_LIVE = {"--live": "live=true", "--episodes": "episodes={}", "--record": "record={}"}
 
 VERBS = {
     "run": Verb("s2robot.pipeline:run", "the whole pipeline: demos, features, policy, evaluation, report"),
@@ -48,6 +56,13 @@ VERBS = {
     "train": Verb("s2robot.verbs:train", "train a policy on cached features by behaviour cloning"),
     "evaluate": Verb("s2robot.verbs:evaluate", "measure a policy's success over seeded cube positions"),
     "serve": Verb("s2robot.serve:run_serve", "host a policy for an arm on another machine"),
+    "emulate": Verb(
+        "s2robot.emulate:run_emulate", "emulate an xArm7 with its cameras, to rehearse a deployment"
+    ),
+    "robot": Verb(
+        "s2robot.deploy:check", "`robot check`: does this policy fit this robot? moves nothing", word="check"
+    ),
+    "deploy": Verb("s2robot.deploy:deploy", "let a policy act on an arm: a dry run, or `--live`", _LIVE),
     "compare": Verb("s2robot.compare:compare", "compare encoders and policies on the same cube positions"),
     "readout": Verb(
         "s2robot.readout:run_readout", "read cube, depth and segments out of frozen features, linearly"
@@ -69,12 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"s2robot {__version__}")
         return 0
-    verb, overrides = args[0], args[1:]
+    verb = args[0]
     if verb not in VERBS:
         return _fail("s2robot", f"unknown verb '{verb}'{_did_you_mean(verb, VERBS)}; `s2robot` lists them")
     program = f"s2robot {verb}"
+    overrides: list[str] = []
     try:
-        _hydra_app(verb, overrides)
+        overrides = _translated(VERBS[verb], args[1:])
+        status = _hydra_app(verb, overrides)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
@@ -86,7 +103,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(program, message)
-    return 0
+    return status
+
+
+def _translated(verb: Verb, args: list[str]) -> list[str]:
+    """A verb's own flags and its word as Hydra knows them; the rest as it is."""
+    if verb.word and args and args[0][0] != "-" and "=" not in args[0]:
+        if args[0] != verb.word:
+            raise UserError(f"found '{args[0]}', expected '{verb.word}'")
+        args = args[1:]
+    given, overrides = iter(args), []
+    for arg in given:
+        flag, equals, value = arg.partition("=")
+        if flag in verb.flags:
+            override = verb.flags[flag]
+            if "{}" in override:
+                if not equals and (value := next(given, "")) in ("", *verb.flags):
+                    raise UserError(f"{flag}: found no value, expected one")
+                quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+                override = override.format(value if value.isdigit() else f"'{quoted}'")
+            elif equals:
+                raise UserError(f"{flag}: found a value '{value}', expected none")
+            overrides.append(override)
+        else:
+            overrides.append(arg)
+    return overrides
 
 
 def _usage() -> str:
@@ -103,7 +144,8 @@ def _fail(program: str, message: str) -> int:
     return 2
 
 
-def _hydra_app(verb: str, overrides: list[str]) -> None:
+def _hydra_app(verb: str, overrides: list[str]) -> int:
+    """Run a verb; the exit code that it returned, 0 if it returned none."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -111,14 +153,18 @@ def _hydra_app(verb: str, overrides: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions come to main() instead of ending the process
     process_argv = sys.argv
     failure: list[Exception] = []
+    status = 0
 
     def task(cfg: "DictConfig") -> Any:
         # Fabric starts its DDP ranks by repeating sys.argv, which has to hold the verb again by then.
+        nonlocal status
         sys.argv = process_argv
         try:
             _check_complete(cfg)
             _check_types(verb, cfg, list(HydraConfig.get().overrides.task))
-            return _call(verb, cfg)
+            result = _call(verb, cfg)
+            status = result if isinstance(result, int) else 0
+            return result
         except Exception as error:
             # In a sweep Hydra's own line says which job failed; in a single run it is noise before ours.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -135,6 +181,7 @@ def _hydra_app(verb: str, overrides: list[str]) -> None:
         sys.argv = process_argv
     if failure:
         raise failure[0]
+    return status
 
 
 def _call(verb: str, cfg: "DictConfig") -> Any:

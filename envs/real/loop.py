@@ -50,7 +50,7 @@ class Result:
 
     state: State  # IDLE after a regular end; FAULT with the reasons
     reasons: tuple[str, ...]
-    cause: str  # "steps", "stopped" or "fault"
+    cause: str  # "steps", "ended", "stopped" or "fault"
     steps: int  # actions executed
     verdicts: dict[str, int] = field(default_factory=dict)  # how many commands had each
     periods: np.ndarray = field(default_factory=lambda: np.zeros(0))  # s between commands
@@ -92,7 +92,7 @@ class ControlLoop:
         self.path = Interpolator(driver.limits)
         self._act, self._reset = act, reset
         self._beat, self._on_step, self._on_period = beat, on_step, on_period
-        self._stop = threading.Event()
+        self._stop, self._end = threading.Event(), threading.Event()
         self.period = 1 / self.config.policy_hz
         # of the episode under way
         self._state: ArmState | None = None  # read last
@@ -108,6 +108,10 @@ class ControlLoop:
         """End the episode with the arm braked and stopped; from any thread, or a signal handler."""
         self._stop.set()
 
+    def request_end(self) -> None:
+        """End the episode as after its last step: the arm brakes and stays ready; from any thread."""
+        self._end.set()
+
     # ---------------------------------------------------------------- an episode
 
     def run(self, max_steps: int) -> Result:
@@ -118,6 +122,7 @@ class ControlLoop:
                 not fresh. Nothing has moved then.
         """
         self._stop.clear()
+        self._end.clear()
         worker = PolicyWorker(self._act)
         try:
             self._prepare(worker)
@@ -168,6 +173,9 @@ class ControlLoop:
             self._beat()
             if self._stop.is_set():
                 cause = "stopped"
+                break
+            if self._end.is_set():
+                cause = "ended"
                 break
             answer = worker.take()
             if answer is not None and answer.error:

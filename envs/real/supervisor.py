@@ -4,8 +4,8 @@
         loop = ControlLoop(..., beat=supervisor.beat)
 
 It has a connection of its own, opened beforehand. A loop that hangs, or a process that was killed, stops beating;
-the pipe tells of the latter at once. From the first beat on, only `close` ends the watch without a stop. It is
-software on the same machine: no emergency stop.
+the pipe tells of the latter at once. From the first beat on, only `rest` and `close` end the watch without a stop;
+the next beat begins it again. It is software on the same machine: no emergency stop.
 """
 
 import signal
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from envs.errors import EnvError
 from envs.real.driver import ArmDriver
 
-_READY, _BEAT, _BYE = b"ready", b"beat", b"bye"
+_READY, _BEAT, _REST, _BYE = b"ready", b"beat", b"rest", b"bye"
 
 
 class Supervisor:
@@ -54,8 +54,15 @@ class Supervisor:
 
     def beat(self) -> None:
         """Say that the loop lives. Raises EnvError if the supervisor does not, or has stopped the arm."""
+        self._say(_BEAT)
+
+    def rest(self) -> None:
+        """Say that the arm stands and that no beat follows for now; raises as `beat`."""
+        self._say(_REST)
+
+    def _say(self, word: bytes) -> None:
         try:
-            self._pipe.send_bytes(_BEAT)
+            self._pipe.send_bytes(word)
         except OSError:
             raise EnvError("supervisor: found it gone, expected it to watch; no motion without it") from None
 
@@ -95,14 +102,15 @@ def _supervise(
 
 
 def _watch(pipe: Connection, limit_s: float) -> str:
-    """Why to stop; empty if the loop said good-bye, or ended before its first beat."""
+    """Why to stop; empty if the loop said good-bye, or ended while no beat was due."""
     begun = False
     while True:
         try:
             if not pipe.poll(limit_s if begun else None):
                 return f"no heartbeat for {limit_s:g} s"
-            if pipe.recv_bytes() == _BYE:
-                return ""
+            word = pipe.recv_bytes()
         except (EOFError, OSError):
             return "the loop's process ended" if begun else ""
-        begun = True
+        if word == _BYE:
+            return ""
+        begun = word == _BEAT

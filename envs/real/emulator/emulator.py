@@ -1,7 +1,7 @@
 """All parts of the emulator put together: plant, controller, sockets, side channel, cameras."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Emulator:
     def __init__(self, config: EmulatorConfig, ports: Ports):
         if config.plant not in PLANTS:
             raise EnvError(f"plant: found '{config.plant}', expected one of {', '.join(PLANTS)}")
+        self.ports = ports
         self.faults = Faults()
         self.journal = Journal()
         self.scene = self.frames = None
@@ -95,6 +96,7 @@ class Emulator:
 
     def _operations(self) -> dict[str, Operation]:
         return {
+            "ports": lambda: asdict(self.ports),
             "status": self._status,
             "fault": self._fault,
             "clear": self.faults.clear,
