@@ -66,7 +66,10 @@ def dry_run(rig: Rig, out: Path) -> bool:
         stop.moving = True  # Ctrl-C ends the loop in order
         result = loop.run(steps)
         stop.moving = False
-    trace.write(out / "dry_run", f"dry run of {result.steps} decisions: what would have been sent")
+    trace.write(
+        out / "dry_run",
+        f"dry run of {result.steps} decisions, each from where the arm stands: what would have been sent",
+    )
     found = trace.summary()
     verdicts = ", ".join(f"{name} {count}" for name, count in found["verdicts"].items())
     print(f"dry run: {result.steps} decisions, {found['periods']} commands not sent ({verdicts})")

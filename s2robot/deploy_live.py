@@ -63,6 +63,7 @@ class LiveSession:
         self.records: list[dict[str, Any]] = []
         self.recorder: EpisodeRecorder | None = None
         self._verdict: bool | None = None  # of the operator, by key
+        self._decisions: list[float] = []  # s, when each action of the episode was taken up
         self.loop = rig.loop(
             live=True, reset=self._begin, beat=self._beat, on_step=self._on_step, on_period=self._on_period
         )
@@ -73,24 +74,11 @@ class LiveSession:
         """All episodes; False after a fault. Raises KeyboardInterrupt after Ctrl-C, with the arm stopped."""
         self._confirm()
         fault = ""
-        store = self._open_store()
-        try:
-            with (
-                self.stop.on_signals(),
-                Supervisor(
-                    partial(self.rig.make_driver, gripper=False), self.cfg.bridge.supervisor_s
-                ) as self._supervisor,
-            ):
-                self.rig.driver.arm()
-                for i in range(self.cfg.episodes):
-                    fault = self._episode(i)
-                    if fault or self.stop.asked():
-                        break
-        finally:
-            self.rig.driver.stop("end of the session")
-            if store is not None:
-                store.close()
-            self._write_summary()
+        with self.started():
+            for i in range(self.cfg.episodes):
+                fault = self.episode(i)
+                if fault or self.stop.asked():
+                    break
         if fault:
             print(f"FAULT: {fault}\nThe arm is stopped. Look at it before anything else.", flush=True)
         done = len(self.records)
@@ -99,14 +87,29 @@ class LiveSession:
             raise KeyboardInterrupt
         return not fault
 
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """The arm is armed and watched, signals stop it; at the end it is stopped and `summary.json` written."""
+        store = self._open_store()
+        make = partial(self.rig.make_driver, gripper=False)
+        try:
+            with self.stop.on_signals(), Supervisor(make, self.cfg.bridge.supervisor_s) as self._supervisor:
+                self.rig.driver.arm()
+                yield
+        finally:
+            self.rig.driver.stop("end of the session")
+            if store is not None:
+                store.close()
+            self._write_summary()
+
     # ---------------------------------------------------------------- an episode
 
-    def _episode(self, i: int) -> str:
+    def episode(self, i: int) -> str:
         """One episode; what the fault was, if there was one."""
         seed = self.cfg.seed + i
         board = self.board
         board.episode, board.step = i + 1, 0
-        self._verdict, self.trace = None, Trace(self.rig.limits)
+        self._verdict, self.trace, self._decisions = None, Trace(self.rig.limits), []
         scene = self.rig.scene
         if scene is None and not self._ask_for_scene(i):
             self.stop.ask()
@@ -210,6 +213,7 @@ class LiveSession:
             record["period_deviation_ms"] = percentiles(periods)
             record["latency_ms"] = percentiles(result.latencies)
             record["periods_s"] = result.periods.round(5).tolist()
+            record["decision_periods_s"] = np.diff(self._decisions).round(5).tolist()
             record["latencies_s"] = result.latencies.round(5).tolist()
         self.records.append(record)
         words = "success" if success else "no success"
@@ -239,6 +243,7 @@ class LiveSession:
 
     def _on_step(self, values: dict) -> None:
         self.board.step += 1
+        self._decisions.append(float(values["time_action"]))
         if self.recorder is not None:
             self.recorder.add(values)
 

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from demos.store import EpisodeStore
 from envs.cube_pick import ACTION_FRAME
-from envs.errors import EnvError
 from envs.real.camera import CameraReader, EmulatedCamera, OpenCVCamera, RealSenseCamera, ReplayCamera, Source
 from envs.real.driver import XARM7_LIMITS, ArmLimits
 from envs.real.emulator.ports import HOST, Ports
@@ -149,9 +148,9 @@ class EmulatedScene:
         """Whether the cube has been held up since the last reset."""
         return bool(self.side("scene")["is_success"])
 
-    def geometry(self) -> dict[str, dict]:
-        """Camera -> size and field of view."""
-        return self.side("scene")["env"]["camera_geometry"]
+    def cameras(self) -> tuple[float, dict[str, dict]]:
+        """Frames a second; camera -> size and field of view."""
+        return self.side("cameras")["fps"], self.side("scene")["env"]["camera_geometry"]
 
 
 def find_emulator(cfg: DictConfig, stack: ExitStack) -> EmulatedScene | None:
@@ -222,7 +221,7 @@ def start_cameras(
             readers[name] = reader
         except ValueError as error:  # UserError, EnvError, DatasetError
             failed.append(Finding(STOP, f"camera {name}", str(error)))
-    geometry = scene.geometry() if scene is not None else {}
+    scene_fps, geometry = scene.cameras() if scene is not None else (0.0, {})
     cameras = {}
     for name, reader in readers.items():
         frame = reader.latest()
@@ -230,7 +229,7 @@ def start_cameras(
         side = min(frame.image.shape[:2])  # the middle square is what the policy sees
         emulated = configured[name]["kind"] == "emulator"
         fovy = geometry[name]["fovy"] if emulated else configured[name]["fovy"]
-        fps = _measured_fps(reader) if emulated else configured[name]["fps"]
+        fps = scene_fps if emulated else configured[name]["fps"]
         cameras[name] = Camera(side, side, fps, "rgb", fovy)
     return {name: readers[name] for name in cameras}, cameras, failed
 
@@ -258,16 +257,3 @@ def _source(name: str, c: Mapping[str, Any], scene: EmulatedScene | None) -> Cal
     if f"images_{name}" not in store.keys:
         raise UserError(f"{where}.device: {device} holds no images_{name}, expected a dataset of pictures")
     return partial(ReplayCamera, store[f"images_{name}"], c["fps"])
-
-
-def _measured_fps(reader: CameraReader, frames: int = 10, timeout_s: float = 5.0) -> float:
-    """Frames a second that really come."""
-    begin = reader.latest()
-    assert begin is not None
-    end, now = time.monotonic() + timeout_s, begin
-    while now.seq < begin.seq + frames and time.monotonic() < end:
-        time.sleep(0.005)
-        now = reader.latest() or begin
-    if now.seq == begin.seq:
-        raise EnvError(f"camera {reader.name}: found no new frame within {timeout_s:g} s, expected some")
-    return round((now.seq - begin.seq) / (now.t_capture - begin.t_capture), 1)

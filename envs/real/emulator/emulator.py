@@ -42,7 +42,7 @@ class Emulator:
     def __init__(self, config: EmulatorConfig, ports: Ports):
         if config.plant not in PLANTS:
             raise EnvError(f"plant: found '{config.plant}', expected one of {', '.join(PLANTS)}")
-        self.ports = ports
+        self.config, self.ports = config, ports
         self.faults = Faults()
         self.journal = Journal()
         self.scene = self.frames = None
@@ -97,6 +97,7 @@ class Emulator:
     def _operations(self) -> dict[str, Operation]:
         return {
             "ports": lambda: asdict(self.ports),
+            "cameras": lambda: {"fps": self.config.fps},
             "status": self._status,
             "fault": self._fault,
             "clear": self.faults.clear,

@@ -1,0 +1,157 @@
+"""Success of a policy through the whole bridge against the same policy in plain simulation, on the same positions.
+
+    python benchmarks/bridge.py runs/run/<date>/checkpoint --out bridge
+    python benchmarks/bridge.py runs/run/<date>/checkpoint --episodes 4 bridge.speed=0.5
+
+The bridge is all of `s2robot deploy --live`: vendor's SDK, control box protocol on loopback, emulated arm, rendered
+cameras, safety filter, watchdog and supervisor, in real time. Position i is the simulated episode of seed + i. After
+a fault this program does what an operator would do, clears it and goes on; the episode counts as failed. Period
+deviations are of the 100 Hz command stream and of the policy's decisions, with the policy running. Needs a quiet
+machine; the load is printed. More arguments are settings of `s2robot deploy`.
+"""
+
+import argparse
+import json
+import os
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+
+from envs.cube_pick import CubePickConfig, as_tuples
+from envs.real.emulator.launch import launch
+from policies import BatchActor
+from s2robot.deploy_live import LiveSession, percentiles
+from s2robot.deploy_rig import Rig
+from s2robot.deployed import load_policy
+from s2robot.evaluate import LearnedPlanner, run_episodes
+from s2robot.files import write_json
+from s2robot.paired import difference
+from s2robot.paths import configs_dir
+from s2robot.stats import wilson
+
+
+def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[list[bool], dict[str, Any]]:
+    """Plain simulation; successes in order, and the world's settings."""
+    policy, encoder, contract = load_policy(checkpoint, torch.device("cpu"))
+    config = as_tuples(contract["env_config"])
+    config = CubePickConfig(
+        **{**config, "image_size": encoder.image_size, "cameras": tuple(contract["cameras"])}
+    )
+    planner = LearnedPlanner(
+        BatchActor(policy, 1), encoder, contract["cameras"], contract["encoder"]["features_dtype"]
+    )
+    rollouts = run_episodes(config, planner, episodes, seed, 1, out / "simulated.jsonl")
+    return [bool(r["success"]) for r in rollouts.records], contract["env_config"]
+
+
+def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
+    """Through the bridge; the session holds the records."""
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        cfg = compose("deploy", [*overrides, f"run_dir='{out}'"])
+    with ExitStack() as stack:
+        rig = Rig.connect(cfg, stack)
+        rig.check(out / "camera_check.png")
+        session = LiveSession(rig, out)
+        with session.started():
+            for i in range(episodes):
+                fault = session.episode(i)
+                if session.stop.asked():
+                    break
+                if fault:
+                    print(f"    {fault}", flush=True)
+                    session.loop.watchdog.clear(time.monotonic())
+                    rig.driver._sdk.clean_error()  # the operator's part; the driver never does it
+                    rig.driver.arm()
+        return session
+
+
+def sdk_version() -> str:
+    with suppress(ImportError):
+        from importlib.metadata import version
+
+        return version("xarm-python-sdk")
+    return "not installed"
+
+
+def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) -> dict[str, Any]:
+    """All figures, as JSON types."""
+    records = session.records
+    bridge = [bool(r["success"]) for r in records]
+    plain = plain[: len(bridge)]
+    gap = difference(np.array([bridge], float), np.array([plain], float))
+    stream = np.concatenate([np.array(r["periods_s"]) for r in records if "periods_s" in r] or [np.zeros(0)])
+    decisions = np.concatenate(
+        [np.array(r["decision_periods_s"]) for r in records if "decision_periods_s" in r] or [np.zeros(0)]
+    )
+    latency = np.concatenate(
+        [np.array(r["latencies_s"]) for r in records if "latencies_s" in r] or [np.zeros(0)]
+    )
+    config = session.loop.config
+    return {
+        "checkpoint": str(args.checkpoint),
+        "overrides": args.overrides,
+        "positions": len(bridge),
+        "seed": args.seed,
+        "speed": session.cfg.bridge.speed,
+        "bridge": {"successes": sum(bridge), "wilson95": list(wilson(sum(bridge), len(bridge)))},
+        "simulation": {"successes": sum(plain), "wilson95": list(wilson(sum(plain), len(plain)))},
+        "difference": {"estimate": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p},
+        "only_bridge": [r["seed"] for r, a, b in zip(records, bridge, plain, strict=True) if a and not b],
+        "only_simulation": [r["seed"] for r, a, b in zip(records, bridge, plain, strict=True) if b and not a],
+        "faults": {str(r["seed"]): r["fault"] for r in records if r["fault"]},
+        "holds": sum(state == "hold" for r in records for state, _ in r["changes"]),
+        "command_period_deviation_ms": percentiles(np.abs(stream - 1 / session.rig.limits.rate_hz)),
+        "policy_period_deviation_ms": percentiles(np.abs(decisions - 1 / config.policy_hz)),
+        "policy_latency_ms": percentiles(latency),
+        "load": os.getloadavg(),
+        "cores": os.cpu_count(),
+        "sdk": sdk_version(),
+        "episodes": [
+            {k: r[k] for k in ("seed", "success", "cause", "fault", "steps", "verdicts")} for r in records
+        ],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="folder of a trained policy")
+    parser.add_argument("--episodes", type=int, default=32, help="positions (default 32)")
+    parser.add_argument("--seed", type=int, default=10000, help="of the first one (default 10000)")
+    parser.add_argument("--out", type=Path, default=Path("bridge"), help="folder for all that is written")
+    parser.add_argument("--fps", type=float, default=20, help="of the emulated cameras (default 20)")
+    parser.add_argument("overrides", nargs="*", help="settings of `s2robot deploy`, key=value")
+    args = parser.parse_intermixed_args()
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    plain, env = simulated(args.checkpoint, args.episodes, args.seed, out)
+    print(f"plain simulation: {sum(plain)} of {len(plain)}", flush=True)
+    with launch("mujoco", "--env", json.dumps(env), "--fps", str(args.fps)) as emulator:
+        overrides = [
+            f"checkpoint='{args.checkpoint.resolve()}'", "bridge=emulator", f"bridge.emulator.port={emulator.ports.side}",
+            "live=true", "confirm=false", f"episodes={args.episodes}", f"seed={args.seed}", *args.overrides,
+        ]  # fmt: skip
+        found = report(bridged(overrides, args.episodes, out), plain, args)
+    write_json(out / "bridge.json", found)
+    gap = found["difference"]
+    print(
+        f"through the bridge: {found['bridge']['successes']} of {found['positions']}, speed {found['speed']:g}"
+    )
+    print(f"in simulation:      {found['simulation']['successes']} of {found['positions']}")
+    print(f"difference {100 * gap['estimate']:+.1f} points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}]")
+    print(f"only the bridge: {found['only_bridge']}, only the simulation: {found['only_simulation']}")
+    print(f"{found['holds']} holds, faults: {found['faults'] or 'none'}")
+    print(f"{'deviation, ms':<28}{'p50':>8}{'p99':>8}{'max':>8}")
+    for name in ("command_period_deviation_ms", "policy_period_deviation_ms", "policy_latency_ms"):
+        row = found[name] or {"p50": np.nan, "p99": np.nan, "max": np.nan}
+        print(f"{name.removesuffix('_ms').replace('_', ' '):<28}" + "".join(f"{row[k]:>8.2f}" for k in row))
+    print(f"load {found['load'][0]:.1f} on {found['cores']} cores: {out / 'bridge.json'}")
+
+
+if __name__ == "__main__":
+    main()
