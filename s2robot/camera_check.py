@@ -25,13 +25,13 @@ SIDE = 24  # pixels, of the pictures that are correlated: blurred enough for ano
 MARGIN = 0.1  # by how much another reading of the picture has to fit better
 LOW = 0.5  # a correlation below this is no resemblance
 
-_TURNS = {
-    "upside down (turned by 180 degrees)": lambda x: x[::-1, ::-1],
+_TURNS = {  # how a picture looks -> what mends it
+    "upside down (rotate: 2 mends it)": lambda x: np.rot90(x, 2),
+    "turned by a quarter (rotate: 1 mends it)": lambda x: np.rot90(x, 1),
+    "turned by a quarter (rotate: 3 mends it)": lambda x: np.rot90(x, 3),
     "flipped top to bottom": lambda x: x[::-1],
     "mirrored left to right": lambda x: x[:, ::-1],
-    "turned by 90 degrees": lambda x: np.rot90(x),
-    "turned by 270 degrees": lambda x: np.rot90(x, 3),
-    "with red and blue exchanged": lambda x: x[..., ::-1],
+    "like red and blue are exchanged": lambda x: x[..., ::-1],
 }
 
 

@@ -1,0 +1,365 @@
+"""`s2robot deploy` against `s2robot emulate`: what reaches the emulated box is asked of its journal."""
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from demos.inspect import describe
+from demos.store import EpisodeStore
+from envs.real.emulator.side import SideChannel
+from envs.real.watchdog import State
+from policies import ChunkPolicy, PolicySpec, save_checkpoint
+from s2robot import deploy, deploy_live
+from s2robot.encoders import build_encoder
+from s2robot.errors import UserError
+from s2robot.paths import configs_dir
+
+pytest.importorskip("xarm")
+
+ROOT = Path(__file__).resolve().parents[2]
+CAMERAS = ("hand", "left")
+# a busy machine is no fault; what a test injects is
+CALM = (
+    "bridge.watchdog.camera_hold=9", "bridge.watchdog.camera_fault=20", "bridge.watchdog.state_hold=9",
+    "bridge.watchdog.state_fault=20", "bridge.watchdog.policy_hold=5", "bridge.watchdog.policy_fault=20",
+    "bridge.watchdog.hold_fault=60", "bridge.watchdog.report_fault=30", "bridge.safety.state_age_max=9",
+    "bridge.supervisor_s=9", "bridge.arm.connect_s=60", "bridge.speed=0.2", "bridge.home.speed=1",
+)  # fmt: skip
+
+
+def save(tiny_encoder: Path, folder: Path, **changes) -> Path:
+    """An untrained policy as `s2robot train` would have saved it."""
+    settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}
+    encoder = build_encoder(settings)
+    values = {
+        "cameras": list(CAMERAS), "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 4, "execute": 3,
+        "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    policy = ChunkPolicy(PolicySpec.from_dict(values))
+    rng = np.random.default_rng(0)
+    actions = np.append(rng.normal(0, 0.003, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
+    moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
+    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
+    contract = {
+        "encoder": {
+            "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,
+            "features_dtype": "float16", "sizes": list(encoder.sizes),
+        },
+        "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [f"robot0_joint{i}" for i in range(1, 8)],
+        "action_frame": "joint_delta_commanded", "rate_hz": 10, "camera_geometry": {"hand": {"fovy": 75.0}},
+        "dataset": {"name": "demos.zarr", "fingerprint": "d", "episodes": 2, "seeds": [500, 501]}, **changes,
+    }  # fmt: skip
+    return save_checkpoint(folder, policy, contract)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_encoder, tmp_path_factory):
+    return save(tiny_encoder, tmp_path_factory.mktemp("policy") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory):
+    """`s2robot emulate` as a user starts it; gives its side channel, whose `port` deploy is told."""
+    folder = tmp_path_factory.mktemp("emulator")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s2robot", "emulate", "emulator.ports=free", "env.image_size=64"],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    greeting = [process.stdout.readline() for _ in range(4)]
+    command = greeting[2].split()
+    assert command[:2] == ["s2robot", "deploy"] and "bridge=emulator" in command and "Ctrl-C" in greeting[3]
+    port = int(re.search(r"bridge.emulator.port=(\d+)", greeting[2])[1])
+    with SideChannel(port, timeout_s=60) as side:
+        side.port = port
+        yield side
+    process.send_signal(signal.SIGINT)
+    assert "stopped" in process.stdout.read()
+    assert process.wait(30) == 0
+    process.stdout.close()
+
+
+@pytest.fixture
+def config(checkpoint, emulator, tmp_path, monkeypatch):
+    """Makes a config of `s2robot deploy` against the emulator."""
+    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
+    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", 60.0)
+    emulator("clear")
+
+    def make(*overrides, policy=checkpoint):
+        own = [f"checkpoint='{policy}'"] if policy else []
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            return compose(
+                "deploy",
+                [
+                    *own, "bridge=emulator", f"bridge.emulator.port={emulator.port}", f"run_dir='{tmp_path}'",
+                    "confirm=false", *CALM, *overrides,
+                ],
+            )  # fmt: skip
+
+    return make
+
+
+def commands(emulator, begin):
+    return emulator("commands", since=begin)["commands"]
+
+
+def healthy(emulator):
+    """Whatever an earlier test left behind, the box is ready to be armed again."""
+    from envs.real.emulator.ports import Ports
+    from envs.real.xarm import XArmDriver
+
+    names = Ports.__dataclass_fields__
+    with XArmDriver("127.0.0.1", ports=Ports(**{n: emulator("ports")[n] for n in names})) as driver:
+        driver.connect(60.0)
+        driver._sdk.clean_error()
+
+
+# ---------------------------------------------------------------- without motion
+
+
+def test_a_dry_run_sends_nothing_and_draws_what_it_would(config, emulator, tmp_path, capsys):
+    before = emulator("status")
+    begin = time.monotonic()
+    assert deploy.deploy(config("dry_run_steps=4")) == 0
+    assert commands(emulator, begin) == []
+    after = emulator("status")
+    assert after["joints"] == pytest.approx(before["joints"], abs=1e-3) and after["mode"] == before["mode"]
+    found = json.loads((tmp_path / "dry_run.json").read_text())
+    assert found["periods"] == len(found["joints"]) == len(found["verdict"]) > 20
+    assert np.abs(np.array(found["joints"]) - before["joints"]).max() > 1e-5  # it would have moved
+    assert (tmp_path / "dry_run.png").stat().st_size > 10_000
+    assert (tmp_path / "camera_check.png").stat().st_size > 10_000
+    out = capsys.readouterr().out
+    assert "dry run: 4 decisions" in out and "commands not sent" in out
+    assert not [line for line in out.splitlines() if line.startswith("stop")]
+
+
+def test_robot_check_moves_nothing_and_says_that_all_is_well(config, emulator, capsys):
+    begin = time.monotonic()
+    deploy.check(config())
+    assert commands(emulator, begin) == []
+    assert "nothing speaks against" in capsys.readouterr().out
+
+
+def test_the_preflight_refuses_with_a_line_for_each_finding(config, tiny_encoder, emulator, tmp_path, capsys):
+    begin = time.monotonic()
+    geometry = {"hand": {"fovy": 60.0, "size": [64, 64]}}
+    names = [f"robot0_joint{i}" for i in (2, 1, 3, 4, 5, 6, 7)]
+    wrong = save(tiny_encoder, tmp_path / "wrong", robot="panda", joint_names=names, camera_geometry=geometry)
+    with pytest.raises(UserError, match="pre-flight: 4 of .* nothing has moved"):
+        deploy.deploy(config("live=true", "bridge.cameras.left.kind=opencv", policy=wrong))
+    stops = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stop")]
+    assert len(stops) == 4
+    for text in (
+        "robot: the policy was trained for 'panda'",
+        "joint 1 is 'joint2'",
+        "60",
+        "left.device: found none",
+    ):
+        assert sum(text in line for line in stops) == 1, stops
+    assert commands(emulator, begin) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["bridge.emulator.port=null", "live=true"], "confirm: found false on a real arm"),
+        (["bridge.emulator.port=null", "live=true", "confirm=true"], "standard input is no terminal"),
+        (["bridge.emulator.port=null"], "robot.ip: found none"),
+        (["bridge.emulator.port=1"], "bridge.emulator.port: found nothing at 127.0.0.1:1"),
+        (["robot.ip=192.168.1.7"], "expected 127.0.0.1: no arm is meant"),
+        (["record=demos.zarr"], "record: found a path without --live"),
+        (["policy.url=ws://127.0.0.1:1"], "found both of checkpoint and policy.url"),
+        (["checkpoint=null"], "found none of checkpoint and policy.url"),
+        (["bridge.speed=2"], "bridge.speed: found 2"),
+        (["bridge.arm.mode=fast"], "bridge.arm.mode: found 'fast', expected one of servo, online"),
+        (["bridge.limits.dq_max=0"], "limits.dq_max"),
+        (["robot=panda"], "robot: found 'panda', expected xarm7"),
+        (["episodes=0"], "episodes: found 0"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_line(config, monkeypatch, overrides, text):
+    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+        deploy.deploy(config(*overrides))
+    assert caught.value.user_error
+
+
+def test_without_the_operators_word_nothing_moves(config, emulator, monkeypatch):
+    begin = time.monotonic()
+    for answer in ("", "yes"):
+        monkeypatch.setattr("builtins.input", lambda text, answer=answer: answer)
+        with pytest.raises(UserError, match="expected 'move'; nothing has moved"):
+            deploy.deploy(config("live=true", "confirm=true"))
+    assert commands(emulator, begin) == []
+
+
+# ---------------------------------------------------------------- with motion
+
+
+def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys):
+    healthy(emulator)
+    begin, path = time.monotonic(), tmp_path / "real.zarr"
+    overrides = ("live=true", "episodes=2", f"record='{path}'", "bridge.loop.max_steps=3")
+    assert deploy.deploy(config(*overrides)) == 0
+    found = commands(emulator, begin)
+    assert sum(c["kind"] == "motion" for c in found) > 50 and not any(c["unsafe"] for c in found)
+    assert emulator("status")["state"] >= 4  # stopped at the end
+    store = EpisodeStore.open(path)
+    assert len(store) == 2 and store.num_steps == 6 and store.attrs["kind"] == "images"
+    assert store["images_left"].shape == (6, 64, 64, 3) and store.attrs["rate_hz"] == 2
+    assert store.meta("seed").tolist() == [10000, 10001] and not store.meta("success").any()
+    assert describe(store)["success"] == 0
+    images = store["images_hand"]
+    assert images.std() > 5  # pictures, not a blank
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["episodes"] == 2 and summary["records"][0]["cause"] == "steps"
+    assert summary["records"][0]["period_deviation_ms"]["p50"] >= 0
+    assert (tmp_path / "episodes" / "episode_0001.png").exists()
+    assert "0 of 2 episodes succeeded" in capsys.readouterr().out
+    # the same command goes on with the same dataset
+    assert deploy.deploy(config("live=true", f"record='{path}'", "bridge.loop.max_steps=2")) == 0
+    assert len(EpisodeStore.open(path)) == 3
+
+
+def test_a_success_ends_the_episode(config, emulator, monkeypatch, tmp_path):
+    healthy(emulator)
+    answers = []
+
+    class Side(deploy_live.SideChannel):
+        def __call__(self, op, **settings):
+            found = super().__call__(op, **settings)
+            if op == "scene":
+                answers.append(time.monotonic())
+                found["is_success"] = len(answers) > 5
+            return found
+
+    monkeypatch.setattr(deploy_live, "SideChannel", Side)
+    monkeypatch.setattr("s2robot.deploy_parts.EmulatedScene.is_success", lambda self: True)
+    assert deploy.deploy(config("live=true", "bridge.loop.max_steps=500")) == 0
+    record = json.loads((tmp_path / "summary.json").read_text())["records"][0]
+    assert record["success"] and record["cause"] == "ended" and record["steps"] < 100
+
+
+def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, tmp_path, capsys):
+    healthy(emulator)
+    path, begin = tmp_path / "real.zarr", time.monotonic()
+    started = threading.Event()
+
+    def collide():
+        while not started.is_set() and time.monotonic() < begin + 120:
+            if (tmp_path / "camera_check.png").exists() and _running(emulator, begin):
+                break
+            time.sleep(0.1)
+        with SideChannel(emulator.port) as side:
+            side.fault("error", code=31)
+
+    thread = threading.Thread(target=collide)
+    thread.start()
+    status = deploy.deploy(config("live=true", "episodes=3", f"record='{path}'", "bridge.loop.max_steps=300"))
+    started.set()
+    thread.join()
+    assert status == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["episodes"] == 1 and summary["records"][0]["cause"] == "fault"
+    assert "31" in summary["records"][0]["fault"]
+    assert len(EpisodeStore.open(path)) == 1
+    assert "FAULT: arm error 31" in capsys.readouterr().out
+    assert max(np.abs(emulator("status")["velocities"])) < 0.01
+    healthy(emulator)
+
+
+def _running(emulator, begin):
+    """Whether a policy moves the arm: commands have come for a while after the move to the start."""
+    with SideChannel(emulator.port) as side:
+        moves = [c for c in side("commands", since=begin)["commands"] if c["kind"] == "motion"]
+        opened = [c for c in side("commands", since=begin)["commands"] if c["kind"] == "gripper"]
+    return bool(opened) and len(moves) > 300
+
+
+def test_ctrl_c_brakes_and_stops_the_arm(config, emulator, checkpoint, tmp_path):
+    healthy(emulator)
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "s2robot", "deploy", "--live", "--episodes", "3", f"checkpoint='{checkpoint}'",
+            "bridge=emulator", f"bridge.emulator.port={emulator.port}", "confirm=false", *CALM,
+            "bridge.loop.max_steps=1000",
+        ],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    seen = []
+    while not any(re.search(r"step [1-9]\d*/1000 running", line) for line in seen[-1:]):
+        ready, _, _ = select.select([process.stdout], [], [], 120)
+        assert ready, seen
+        line = process.stdout.readline()
+        assert line, seen
+        seen.append(line)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, rest
+    assert "1 (seed 10000)" in rest.replace("episode ", "").replace(" of 3", "") and "stopped" in rest
+    status = emulator("status")
+    assert status["state"] >= 4 and max(np.abs(status["velocities"])) < 0.01
+    found = commands(emulator, begin)
+    assert not any(c["unsafe"] for c in found)
+    last = max(c["time"] for c in found if c["kind"] == "motion")
+    assert [
+        c for c in found if c["kind"] in ("stop", "state") and c["time"] >= last - 0.01
+    ]  # the stop came last
+
+
+def test_a_remote_policy_acts_and_its_loss_holds_before_it_is_a_fault(
+    config, emulator, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
+    healthy(emulator)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{checkpoint}'", "serve.port=0", "serve.threads=1"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[-1]
+
+        def kill():
+            end = time.monotonic() + 120
+            while time.monotonic() < end and not _running(emulator, begin):
+                time.sleep(0.1)
+            server.kill()
+
+        begin = time.monotonic()
+        thread = threading.Thread(target=kill)
+        thread.start()
+        status = deploy.deploy(
+            config(
+                "live=true", f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60",
+                "bridge.watchdog.policy_hold=0.5", "bridge.loop.max_steps=300", policy=None,
+            )
+        )  # fmt: skip
+        thread.join()
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+    record = json.loads((tmp_path / "summary.json").read_text())["records"][0]
+    states = [state for state, _ in record["changes"]]
+    assert status == 1 and record["cause"] == "fault" and "Policy" in record["fault"], record["fault"]
+    assert states[-1] == State.FAULT.value and State.HOLD.value in states[-3:-1], states
+    assert record["steps"] > 0
