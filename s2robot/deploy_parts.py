@@ -12,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from demos.store import EpisodeStore
 from envs.cube_pick import ACTION_FRAME
+from envs.errors import EnvError
 from envs.real.camera import CameraReader, EmulatedCamera, OpenCVCamera, RealSenseCamera, ReplayCamera, Source
 from envs.real.driver import XARM7_LIMITS, ArmLimits
+from envs.real.emulator.frames import FrameClient
 from envs.real.emulator.ports import HOST, Ports
 from envs.real.emulator.side import SideChannel
 from envs.real.loop import LoopConfig
@@ -30,7 +32,7 @@ from s2robot.shared_secret import read_token
 JOINT_NAMES = tuple(f"joint{i}" for i in range(1, 8))
 MODES = {"servo": SERVO, "online": ONLINE}
 CAMERA_KINDS = ("opencv", "realsense", "replay", "emulator")
-CAMERA_START_S = 15.0  # s until a camera's first frame; the emulator builds its renderer first
+CAMERA_START_S = 30.0  # s until a camera's first frame; the emulator builds its renderer first
 
 
 @dataclass
@@ -241,7 +243,7 @@ def _source(name: str, c: Mapping[str, Any], scene: EmulatedScene | None) -> Cal
     if kind == "emulator":
         if scene is None:
             raise UserError(f"{where}.kind: found 'emulator' without bridge.emulator.port, expected both")
-        return partial(EmulatedCamera, scene.ports.frames, name)
+        return partial(_emulated, scene.ports.frames, name)
     if c["device"] is None:
         what = {"opencv": "a path such as /dev/v4l/by-id/...", "realsense": "a serial number"}
         raise UserError(f"{where}.device: found none, expected {what.get(kind, 'the folder of a dataset')}")
@@ -257,3 +259,14 @@ def _source(name: str, c: Mapping[str, Any], scene: EmulatedScene | None) -> Cal
     if f"images_{name}" not in store.keys:
         raise UserError(f"{where}.device: {device} holds no images_{name}, expected a dataset of pictures")
     return partial(ReplayCamera, store[f"images_{name}"], c["fps"])
+
+
+def _emulated(port: int, name: str) -> EmulatedCamera:
+    client = FrameClient(port, name, CAMERA_START_S)  # the first frame takes as long as building a renderer
+    try:
+        client.read()
+    except OSError as error:
+        raise EnvError(f"emulator camera {name}: gave no frame ({error})") from None
+    finally:
+        client.close()
+    return EmulatedCamera(port, name)

@@ -8,6 +8,7 @@ knows (table, workspace, speeds) stops the move, everything else is the operator
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,7 +48,9 @@ def move_slowly(
         raise EnvError(f"home.speed: found {speed}, expected a speed above 0 rad/s")
     state = driver.read()
     safety.reset(state.q)
-    path = Interpolator(driver.limits)
+    # its own speed limit, so that what a busy machine delays is not made up for in a hurry
+    slow = tuple(min(speed, fastest) for fastest in driver.limits.dq_max)
+    path = Interpolator(replace(driver.limits, dq_max=slow))
     path.reset(state.q)
     dt, sent = safety.dt, -np.inf
     begin = time.monotonic()
