@@ -1,0 +1,312 @@
+"""One fault in a running bridge, for benchmarks/faults.py: an episode, the fault, and what was measured.
+
+The judge of what reached the arm is the box's own journal; the store holds earlier episodes.
+"""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.fault_bridge import MOVING, PATIENCE_S, SIZE, Swing, assemble
+from benchmarks.fault_judge import digest, intact, unsafe
+from demos.store import EpisodeStore
+from envs.errors import EnvError
+from envs.real.driver import OK, XARM7_LIMITS
+from envs.real.emulator.frames import FrameClient
+from envs.real.emulator.launch import Launched
+from envs.real.geometry import ArmPoints
+from envs.real.loop import ControlLoop
+from envs.real.watchdog import State
+
+ROOT = Path(__file__).resolve().parents[1]
+START = np.array((-0.4, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))  # rad, 0.4 to the right of home
+STILL = 0.01  # rad/s
+ATTRIBUTES = {
+    "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 10, "cameras": ["hand"],
+    "camera_geometry": {"hand": {"size": [SIZE, SIZE]}}, "action_frame": "joint_delta_commanded",
+    "env_version": "CubePick-v0", "env_config": {}, "seed": 0, "kind": "images", "source": "emulator",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault."""
+
+    name: str
+    what: str  # for the table
+    designed: str  # the state afterwards
+    reason: str  # pattern of what the watchdog has to name; empty: nothing is to be named
+    inject: Callable[["Bench"], float]  # makes it happen; s, monotonic, when it did
+    rests: bool = True  # the arm is to come to rest
+    watch_s: float = 3.0  # how long the reaction is waited for; an episode that goes on is ended after it
+    scene: bool = False  # needs the emulator's cameras
+    start: Mapping[int, float] | None = None  # joints that start elsewhere
+    process: str = ""  # how a loop in a process of its own is hit: a signal's name
+    server: bool = False  # needs a policy server
+    released_s: float | None = None  # s after the fault, from when on motion is allowed again
+    commands_go_on: bool = False  # by design: the stream repeats where the arm stands
+    deaf: bool = False  # the box hears what was sent only after the fault: the sender's times count
+
+
+@dataclass
+class Outcome:
+    """What was measured in one run. Times in s after the fault."""
+
+    case: str
+    speed: float = np.nan  # rad/s, fastest measured joint when the fault came
+    unsafe: int = 0  # commands on the wire outside limits, in the whole run
+    peak: float = np.nan  # rad/s, fastest measured joint from the fault on
+    last_command: float | None = None  # the last motion; of a stream that goes on, the last that changes
+    stop_command: float | None = None  # the first stop on the wire
+    standstill: float | None = None  # until all joints stood for good; None: they never did
+    state: str = ""
+    reasons: tuple[str, ...] = ()
+    as_designed: bool = False
+    record_intact: bool = False
+    load_holds: int = 0  # times that the watchdog held for another reason than the fault
+    problem: str = ""  # why this run says nothing about the fault
+
+    @property
+    def valid(self) -> bool:
+        return not self.problem
+
+
+class Bench:
+    """Runs cases against one emulator.
+
+    Args:
+        emulator: launched; with the scene for cases that need it.
+        folder: for the store, which is made here with one good episode in it.
+        patience: times the watchdog's limits; 1 for figures.
+        server: gives the URL and token of a fresh policy server, and the process to kill.
+    """
+
+    def __init__(
+        self,
+        emulator: Launched,
+        folder: Path,
+        patience: float = 1.0,
+        scene: bool = False,
+        server: Callable[[], Any] | None = None,
+    ):
+        self.emulator, self.path, self.patience, self.scene = emulator, folder / "real.zarr", patience, scene
+        self.make_server = server
+        self.points = ArmPoints("xarm7")
+        self.rng = np.random.default_rng(0)
+        # of the run under way
+        self.bridge: Any = None
+        self.server: Any = None
+        self.notes: dict[str, Any] = {}
+        if scene:  # the first picture waits for the renderer
+            client = FrameClient(emulator.ports.frames, "hand", PATIENCE_S)
+            client.read()
+            client.close()
+        EpisodeStore.create(self.path, ATTRIBUTES).close()
+        good = self.run(Case("none", "", "IDLE", "", lambda bench: time.monotonic(), watch_s=0.3))
+        if good.problem or not good.record_intact:
+            raise EnvError(f"faults: found a bridge that fails without a fault ({good}), expected an episode")
+
+    # ---------------------------------------------------------------- a run
+
+    def run(self, case: Case) -> Outcome:
+        """One episode with one fault."""
+        return self._run_process(case) if case.process else self._run_here(case)
+
+    def _run_here(self, case: Case) -> Outcome:
+        out = Outcome(case.name)
+        side = self.emulator.side
+        side("clear")
+        side("place_arm", joints=self._start(case).tolist())
+        begin = time.monotonic()
+        before = digest(self.path)
+        fault_at: list[float] = []
+        failed: list[BaseException] = []
+        self.notes = {}
+        with ExitStack() as stack:
+            stack.callback(side, "clear")
+            policy = Swing()
+            if case.server:
+                assert self.make_server is not None
+                self.server = stack.enter_context(self.make_server())
+                policy = Swing(self.server.policy.act)
+            ripe = threading.Event()
+            bridge = assemble(
+                stack, self.emulator.ports, self.path, policy, self.patience, self.points, self.scene,
+                on_ripe=ripe.set,
+            )  # fmt: skip
+            self.bridge, loop, recorder = bridge, bridge.loop, bridge.recorder
+
+            def strike() -> None:
+                try:
+                    if not ripe.wait(PATIENCE_S):
+                        return
+                    time.sleep(self.rng.uniform(0, 0.1))  # at any moment of the policy's period
+                    fault_at.append(case.inject(self))
+                    end = fault_at[0] + case.watch_s * self.patience
+                    while time.monotonic() < end and loop.watchdog.state != State.FAULT:
+                        time.sleep(0.005)
+                except BaseException as error:
+                    failed.append(error)
+                finally:
+                    self.notes["history"] = list(loop.watchdog.history)
+                    loop.request_stop()
+
+            striker = threading.Thread(target=strike)
+            striker.start()
+            try:
+                result = loop.run(10_000)
+                cause, out.reasons = result.cause, result.reasons
+            except EnvError as error:
+                cause, out.reasons = "raised", (str(error),)
+                ripe.set()
+            striker.join()
+            whole = cause == "stopped" and loop.watchdog.state != State.FAULT
+            if whole:
+                recorder.finish(success=False, seed=0)
+            else:
+                recorder.discard()
+            time.sleep(0.25)  # what would still come, comes
+            self._latched(out, loop)
+        end = time.monotonic()
+        out.record_intact = intact(self.path, before, grown=whole)
+        if failed or not fault_at:
+            out.unsafe = unsafe(self._motions(begin), self._start(case), XARM7_LIMITS, self.points)
+            out.problem = f"no fault: {failed or out.reasons}"
+            return out
+        self._measure(out, case, begin, fault_at[0], end)
+        self._judge(out, case)
+        return out
+
+    def _run_process(self, case: Case) -> Outcome:
+        """The loop in a process of its own, which gets a signal."""
+        out, side = Outcome(case.name), self.emulator.side
+        side("clear")
+        side("place_arm", joints=self._start(case).tolist())
+        begin, before = time.monotonic(), digest(self.path)
+        words = [self.emulator.ports.to_json(), str(self.path), str(self.patience)]
+        victim = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.fault_victim", *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert victim.stdout is not None
+        try:
+            if not victim.stdout.readline():
+                out.problem = f"no fault: the loop's process ended with {victim.wait(PATIENCE_S)}"
+                return out
+            time.sleep(self.rng.uniform(0, 0.1))
+            fault = time.monotonic()
+            victim.send_signal(signal.Signals[case.process])
+            end = fault + case.watch_s * self.patience
+            while time.monotonic() < end and side("status")["ready"]:
+                time.sleep(0.005)
+            time.sleep(0.25)
+            victim.send_signal(signal.SIGCONT)  # a loop that comes back finds the arm stopped
+            said = json.loads(victim.stdout.readline() or "{}")
+            victim.wait(PATIENCE_S)
+        finally:
+            victim.kill()
+            victim.wait()
+            victim.stdout.close()
+        end = time.monotonic()
+        if case.designed == "STOPPED":  # a loop that is gone leaves no state but the box's own
+            out.state = "READY" if side("status")["ready"] else "STOPPED"
+        else:
+            out.state = said.get("state", "gone")
+        out.reasons = tuple(said.get("reasons", ()))
+        self.notes = {"history": []}
+        out.record_intact = intact(self.path, before, grown=False)
+        self._measure(out, case, begin, fault, end)
+        self._judge(out, case)
+        return out
+
+    def _start(self, case: Case) -> np.ndarray:
+        start = START.copy()
+        for joint, value in (case.start or {}).items():
+            start[joint - 1] = value
+        return start
+
+    # ---------------------------------------------------------------- measures
+
+    def _latched(self, out: Outcome, loop: ControlLoop) -> None:
+        """The state after the episode, and whether a fault stays one."""
+        out.state = loop.watchdog.state.name
+        if loop.watchdog.state == State.FAULT:
+            with suppress(EnvError):
+                loop.run(1)
+                out.state = "FAULT, not latched"
+            now = np.array(self.emulator.side("status")["joints"])
+            if self.bridge.driver.command(now, None).code == OK:
+                out.state = "FAULT, driver not stopped"
+
+    def _motions(self, begin: float) -> list[dict]:
+        """Motion commands that reached the box."""
+        return [c for c in self.emulator.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
+
+    def _measure(self, out: Outcome, case: Case, begin: float, fault: float, end: float) -> None:
+        """What the box's journal says."""
+        commands, side = self._motions(begin), self.emulator.side
+        stops = [c["time"] - fault for c in side("commands", since=fault)["commands"] if c["kind"] == "stop"]
+        out.stop_command = min(stops, default=None)
+        motion = side("motion", since=fault - 0.1)["motion"]
+        until = end if case.released_s is None else fault + case.released_s * self.patience
+        out.unsafe = unsafe(commands, self._start(case), XARM7_LIMITS, self.points)
+        times = np.array([m["time"] for m in motion])
+        speeds = np.abs([m["velocities"] for m in motion]).max(1)
+        out.speed = float(speeds[times <= fault][-1])
+        sent = [(c["time"], np.array(c["values"][:7])) for c in commands if c["time"] <= until]
+        if case.commands_go_on:
+            sent = [b for a, b in zip(sent, sent[1:], strict=False) if np.abs(b[1] - a[1]).max() > 1e-5]
+        out.last_command = max([t - fault for t, _ in sent], default=0.0)
+        if case.deaf:
+            out.last_command = self.bridge.driver.sent_at - fault
+            out.stop_command = self.bridge.driver.stopped_at - fault
+        out.last_command = max(out.last_command, 0.0)
+        out.peak = float(speeds[times >= fault].max())
+        window = (times >= fault) & (times <= until)
+        moving = times[window & (speeds > STILL)]
+        out.standstill = float(moving[-1] - fault) if len(moving) else 0.0
+        if speeds[window][-1] > STILL:
+            out.standstill = None
+        if out.speed < MOVING:
+            out.problem = f"the arm was at {out.speed:.2f} rad/s"
+
+    def _judge(self, out: Outcome, case: Case) -> None:
+        """Compare with the design."""
+        history = self.notes["history"]
+        named = [(state, why) for _, state, reasons in history for why in reasons if state != State.IDLE]
+        expected = [state for state, why in named if case.reason and re.search(case.reason, why)]
+        out.load_holds = sum(
+            state == State.HOLD and not (case.reason and re.search(case.reason, reasons[0]))
+            for _, state, reasons in history
+            if reasons
+        )
+        if case.designed in ("HOLD", "RUNNING"):  # as it was when the episode was ended
+            out.state = history[-1][1].name
+            out.reasons = history[-1][2]
+        if out.state == case.designed and (expected or not case.reason):
+            out.as_designed = out.standstill is not None or not case.rests
+        elif out.state in ("FAULT", "HOLD") and not expected and _by_load(out.reasons):
+            out.problem = f"{out.state} because of load: {out.reasons[0]}"
+        extra = self.notes.get("mismatch")
+        if extra:
+            out.as_designed, out.reasons = False, (*out.reasons, extra)
+
+
+def _by_load(reasons: tuple[str, ...]) -> bool:
+    """Whether a busy machine alone can bring this about."""
+    pattern = r"is stale|is late|is gone|reports nothing|held for more than|command code 3$"
+    return bool(reasons) and all(re.search(pattern, why) for why in reasons)

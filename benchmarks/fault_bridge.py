@@ -1,0 +1,146 @@
+"""The bridge that benchmarks/faults.py breaks: driver, loop, supervisor, camera, recorder, and a policy that swings.
+
+All parts are the real ones, with the loop's default limits; the arm is the emulated box.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from demos.store import EpisodeStore
+from envs.errors import EnvError
+from envs.real.camera import CameraReader, EmulatedCamera, ReplayCamera
+from envs.real.driver import REFUSED
+from envs.real.emulator.ports import Ports
+from envs.real.geometry import ArmPoints
+from envs.real.loop import ControlLoop, LoopConfig
+from envs.real.recorder import EpisodeRecorder
+from envs.real.safety import SafetyConfig, SafetyFilter
+from envs.real.supervisor import Supervisor
+from envs.real.watchdog import State, WatchdogLimits
+from envs.real.xarm import XArmDriver
+
+SWING = np.array((0.05, 0.0, 0.0, 0.0, 0.03, 0.0, 0.06, 1.0))  # an action: up to 0.6 rad/s
+TURN = 16  # actions in one direction, then as many back
+MOVING = 0.2  # rad/s; a fault that meets a slower arm proves nothing
+PATIENCE_S = 30.0  # s that anything beside the measured may take
+SIZE = 16  # pixels of the replayed pictures
+
+
+class Swing:
+    """A policy that moves the arm to and fro, until it is given something `bad` to do."""
+
+    def __init__(self, act: Callable[[dict], np.ndarray] | None = None):
+        self._act, self.calls = act, 0
+        self.bad: Callable[[], Any] | None = None
+        self.bad_at: float | None = None  # s, when the first bad answer was under way
+
+    def __call__(self, observation: dict) -> Any:
+        self.calls += 1
+        if self.bad is not None:
+            self.bad_at = self.bad_at or time.monotonic()
+            return self.bad()
+        if self._act is not None:
+            return self._act(observation)
+        sign = 1 if self.calls // TURN % 2 == 0 else -1
+        return np.append(sign * SWING[:7], SWING[7])
+
+
+class Tampered:
+    """The driver, with a place to change what the loop sends behind the filter's back."""
+
+    def __init__(self, driver: XArmDriver):
+        self._driver = driver
+        self.change: Callable[[np.ndarray], np.ndarray] | None = None  # of the commands to come
+        self.changed_at: float | None = None
+        self.sent_at = self.stopped_at = -np.inf  # s, the last command that left, the first stop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+    def command(self, q: np.ndarray, gripper: float | None) -> Any:
+        if self.change is not None:
+            q, self.changed_at = self.change(q), self.changed_at or time.monotonic()
+        done = self._driver.command(q, gripper)
+        self.sent_at = self.sent_at if done.code == REFUSED else done.t_sent
+        return done
+
+    def stop(self, reason: str) -> None:
+        self.stopped_at = time.monotonic() if self.stopped_at < 0 else self.stopped_at
+        self._driver.stop(reason)
+
+
+@dataclass
+class Bridge:
+    """What one episode runs on."""
+
+    driver: Tampered
+    loop: ControlLoop
+    policy: Swing
+    recorder: EpisodeRecorder
+    supervisor: Supervisor
+
+
+def assemble(
+    stack: ExitStack,
+    ports: Ports,
+    path: Path,
+    policy: Swing,
+    patience: float,
+    points: ArmPoints,
+    scene: bool,
+    on_ripe: Callable[[], None],
+) -> Bridge:
+    """Everything connected, the arm ready; `stack` takes it apart again. `on_ripe` is called when the arm has
+    been under way for half a second and is at speed: the moment to strike."""
+    make = partial(XArmDriver, "127.0.0.1", ports=ports)
+    supervisors: list[Supervisor] = []
+    starting = threading.Thread(
+        target=lambda: supervisors.append(Supervisor(partial(make, gripper=False), limit_s=0.3 * patience))
+    )
+    starting.start()  # while the driver connects
+    arm = stack.enter_context(make())
+    arm.connect(PATIENCE_S)
+    arm._sdk.clean_error()  # the operator's part; the driver never does
+    arm._sdk.clean_warn()
+    arm.arm()
+    driver = Tampered(arm)
+    noise = np.random.default_rng(0).integers(0, 256, (20, SIZE, SIZE, 3), np.uint8)
+    camera = CameraReader(
+        "hand",
+        (lambda: EmulatedCamera(ports.frames, "hand")) if scene else (lambda: ReplayCamera(noise, 30)),
+    )
+    camera.start(PATIENCE_S)
+    stack.callback(camera.close)
+    starting.join()
+    if not supervisors:
+        raise EnvError("faults: found no supervisor, expected one")
+    stack.callback(supervisors[0].close)
+    recorder = EpisodeRecorder(stack.enter_context(EpisodeStore.open(path, "a")))
+    usual = WatchdogLimits()
+    limits = WatchdogLimits(**{f.name: getattr(usual, f.name) * patience for f in fields(usual)})
+
+    def on_period(now: float, state: State, safe: Any) -> None:
+        speed = np.abs(loop.safety.dq_last).max()
+        if state == State.RUNNING and 6 <= policy.calls <= 10 and speed > MOVING:
+            on_ripe()
+
+    loop = ControlLoop(
+        driver,
+        {"hand": camera},
+        policy,
+        SafetyFilter(arm.limits, points, SafetyConfig(state_age_max=limits.state_hold)),
+        LoopConfig(live=True, image_size=SIZE),
+        limits,
+        beat=supervisors[0].beat,
+        on_step=recorder.add,
+        on_period=on_period,
+    )
+    return Bridge(driver, loop, policy, recorder, supervisors[0])

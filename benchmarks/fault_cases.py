@@ -1,0 +1,162 @@
+"""The faults of benchmarks/faults.py: how each is made to happen, and the reaction that is designed for it."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.fault_bench import Bench, Case
+from benchmarks.fault_bridge import PATIENCE_S
+from envs.errors import EnvError
+from envs.real.xarm import XArmDriver
+
+CONNECT_S = 1.0  # s that a new connection may take to be refused
+
+
+def _policy(bad: Callable[[], Any]) -> Callable[[Bench], float]:
+    """From now on the policy does `bad`; the fault begins with its first call."""
+
+    def inject(bench: Bench) -> float:
+        policy = bench.bridge.policy
+        policy.bad = bad
+        return _wait(lambda: policy.bad_at)
+
+    return inject
+
+
+def _wire(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Bench], float]:
+    """From now on every command is another than the filter let through."""
+
+    def inject(bench: Bench) -> float:
+        driver = bench.bridge.driver
+        driver.change = change
+        return _wait(lambda: driver.changed_at)
+
+    return inject
+
+
+def _box(name: str, **settings: Any) -> Callable[[Bench], float]:
+    """A fault of the emulated box."""
+    return lambda bench: bench.emulator.side.fault(name, **settings)
+
+
+def _wait(value: Callable[[], float | None]) -> float:
+    end = time.monotonic() + PATIENCE_S
+    while (found := value()) is None:
+        if time.monotonic() > end:
+            raise EnvError(f"faults: found no fault in {PATIENCE_S:g} s, expected one")
+        time.sleep(0.001)
+    return found
+
+
+def _once(first: Callable[[], Any]) -> Callable[[Bench], float]:
+    """One bad answer, then good ones."""
+
+    def inject(bench: Bench) -> float:
+        policy = bench.bridge.policy
+
+        def bad() -> Any:
+            policy.bad = None
+            return first()
+
+        policy.bad = bad
+        return _wait(lambda: policy.bad_at)
+
+    return inject
+
+
+def _crash() -> None:
+    raise RuntimeError("out of memory")
+
+
+def _push(joint: int, delta: float) -> Callable[[], np.ndarray]:
+    action = np.zeros(8)
+    action[joint - 1] = delta
+    return lambda: action
+
+
+def _jump(q: np.ndarray) -> np.ndarray:
+    return q + np.eye(7)[0]
+
+
+def _beyond(q: np.ndarray) -> np.ndarray:
+    return np.append(q[:6], 7.0)
+
+
+def _late(seconds: float) -> Callable[[Bench], float]:
+    def inject(bench: Bench) -> float:
+        def wait() -> np.ndarray:
+            time.sleep(seconds * bench.patience)
+            return np.zeros(8)
+
+        return _once(wait)(bench)
+
+    return inject
+
+
+def _half_open(bench: Bench) -> float:
+    """The link breaks; who connects anew is let in and never answered."""
+    side = bench.emulator.side
+    side.fault("half_open")
+    at = side.fault("drop")
+    begin = time.monotonic()
+    driver = XArmDriver("127.0.0.1")  # this process is redirected to the emulator already
+    try:
+        driver.connect(CONNECT_S)
+        bench.notes["mismatch"] = "connected to a box that never answers"
+    except EnvError:
+        took = time.monotonic() - begin
+        if took > CONNECT_S + 1:
+            bench.notes["mismatch"] = f"connecting took {took:.1f} s, expected {CONNECT_S:g} s"
+    finally:
+        driver.close()
+    return at
+
+
+def _kill_server(bench: Bench) -> float:
+    at = time.monotonic()
+    bench.server.process.kill()
+    return at
+
+
+def _signal(bench: Bench) -> float:
+    raise NotImplementedError("the bench sends signals itself")
+
+
+CASES = (
+    Case("nan", "NaN action", "FAULT", "policy: found action", _policy(lambda: np.full(8, np.nan))),
+    Case("inf", "inf action", "FAULT", "policy: found action", _policy(lambda: np.full(8, np.inf))),
+    Case("shape", "action of 7 numbers", "FAULT", "policy: found an action", _policy(lambda: np.zeros(7))),
+    Case("limit", "targets beyond a joint's range, from the policy", "FAULT", "safety stop: clamped",
+         _policy(_push(7, 0.25)), start={7: 5.6}),
+    Case("limit_wire", "targets beyond a joint's range, behind the filter", "FAULT", "command code -1000",
+         _wire(_beyond)),
+    Case("jump", "one jump of 1 rad, from the policy", "RUNNING", "", _once(_push(7, 1.0)), watch_s=0.3, rests=False,
+         commands_go_on=True),
+    Case("jump_wire", "jump of 1 rad, behind the filter", "FAULT", "command code -1000", _wire(_jump)),
+    Case("workspace", "out of the workspace, to the left", "FAULT", "safety stop: clamped", _policy(_push(1, 0.25))),
+    Case("table", "into the table", "FAULT", "safety stop: clamped", _policy(_push(2, 0.1)), watch_s=4.0),
+    Case("camera_frozen", "camera frozen", "FAULT", "camera hand is frozen", _box("camera_freeze"), scene=True),
+    Case("camera_stale", "camera stale", "FAULT", "camera hand is (stale|gone)", _box("camera_stale"), scene=True),
+    Case("joints_frozen", "joint state frozen", "FAULT", "safety stop: joint . lags", _box("freeze_joints")),
+    Case("joints_late", "joint state stale (answers 60 ms late)", "HOLD", "joint state is stale",
+         _box("delay", seconds=0.06), watch_s=1.0, commands_go_on=True),
+    Case("policy_late", "policy late by 0.9 s", "HOLD", "policy is late", _late(0.9), watch_s=0.8, released_s=0.8,
+         commands_go_on=True),
+    Case("policy_hung", "policy gives no answer", "FAULT", "policy is (late|gone)", _late(1.6)),
+    Case("policy_crashed", "policy crashed", "FAULT", "policy: RuntimeError: out of memory", _policy(_crash)),
+    Case("server_gone", "policy server killed", "FAULT", "policy: PolicyLost", _kill_server, server=True),
+    Case("drop", "socket dropped", "FAULT", "connection lost|command code|joint state is (stale|gone)", _box("drop")),
+    Case("hang", "controller hung", "FAULT", "joint state is (stale|gone)|command code|arm reports nothing", _box("hang"),
+         deaf=True),
+    Case("half_open", "dropped, and half-open for new connections", "FAULT",
+         "connection lost|command code|joint state is (stale|gone)", _half_open),
+    Case("error_1", "controller error 1 (e-stop)", "FAULT", "arm error 1$|command code", _box("error", code=1)),
+    Case("error_31", "controller error 31 (collision)", "FAULT", "arm error 31|command code", _box("error", code=31)),
+    Case("error_24", "controller error 24 (overspeed)", "FAULT", "arm error 24|command code", _box("error", code=24)),
+    Case("mode", "mode changed behind our back", "FAULT", "mode 0|command code", _box("mode", mode=0)),
+    Case("sigint", "SIGINT of the loop", "IDLE", "", _signal, process="SIGINT"),
+    Case("sigkill", "SIGKILL of the loop", "STOPPED", "", _signal, process="SIGKILL"),
+    Case("sigstop", "loop hangs (SIGSTOP), then goes on", "STOPPED", "", _signal, process="SIGSTOP"),
+)  # fmt: skip

@@ -1,0 +1,98 @@
+"""A policy server that can be killed: `s2robot serve` with an untrained policy that swings the arm's first joint.
+
+A process makes the checkpoint, so that no torch is loaded where the control loop runs.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+TOKEN = "faults-" + os.urandom(16).hex()
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Served:
+    """A running server and its client."""
+
+    process: subprocess.Popen
+    policy: object  # s2robot.remote.RemotePolicy
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """An untrained policy whose actions turn joint 1 by about 0.05 rad each."""
+    path = folder / "checkpoint"
+    subprocess.run([sys.executable, "-m", "benchmarks.fault_server", str(folder)], cwd=ROOT, check=True)
+    return path
+
+
+@contextmanager
+def served(checkpoint: Path) -> Iterator[Served]:
+    """`s2robot serve` and a client; both end with the context."""
+    from s2robot.remote import RemotePolicy
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{checkpoint}'", "serve.port=0",
+         "serve.device=cpu", "serve.threads=1"],
+        cwd=checkpoint.parent, env=os.environ | {"S2ROBOT_TOKEN": TOKEN, "PYTHONPATH": _paths()},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if "policy at ws://" not in line:
+            raise RuntimeError("the policy server did not start")
+        with RemotePolicy(line.split()[-1], TOKEN, deadline_s=2.0, connect_s=30.0) as policy:
+            policy.reset()
+            yield Served(process, policy)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _paths() -> str:
+    return os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+
+
+def _make(folder: Path) -> None:
+    import numpy as np
+    import torch
+
+    from policies import ChunkPolicy, PolicySpec, save_checkpoint
+    from s2robot.encoders import build_encoder
+    from s2robot.vit import MVPViT, ViTSpec, save_encoder
+
+    torch.manual_seed(0)
+    weights = folder / "tiny.safetensors"
+    save_encoder(MVPViT(ViTSpec(img_size=32, patch_size=8, dim=64, depth=2, heads=2)), weights, {"seed": 0})
+    settings = {"name": "mvp-tiny", "checkpoint": str(weights), "scales": [1, 2]}
+    encoder = build_encoder(settings)
+    spec = {
+        "cameras": ["hand"], "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 2, "execute": 1,
+        "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
+    }  # fmt: skip
+    policy = ChunkPolicy(PolicySpec.from_dict(spec))
+    rng = np.random.default_rng(0)
+    mean = np.array([0.05, 0, 0, 0, 0, 0, 0])
+    actions = np.append(rng.normal(mean, 0.001, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
+    moments = np.zeros((1, encoder.dim)), np.ones((1, encoder.dim))
+    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
+    contract = {
+        "encoder": {
+            "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,
+            "features_dtype": "float16", "sizes": list(encoder.sizes),
+        },
+        "cameras": ["hand"], "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)],
+        "action_frame": "joint_delta_commanded", "rate_hz": 10, "camera_geometry": {"hand": {"fovy": 75.0}},
+        "dataset": {"name": "demos.zarr", "fingerprint": "d", "episodes": 1, "seeds": [0]},
+    }  # fmt: skip
+    save_checkpoint(folder / "checkpoint", policy, contract)
+
+
+if __name__ == "__main__":
+    _make(Path(sys.argv[1]))

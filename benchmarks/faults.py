@@ -1,0 +1,175 @@
+"""Inject faults into a running bridge, and tabulate what reached the arm and how soon it stood.
+
+    python benchmarks/faults.py                               # every fault 20 times
+    python benchmarks/faults.py --faults nan,hang --repeat 3
+    python benchmarks/faults.py --markdown table.md --json faults.json
+
+Each run is an episode with the vendor's SDK, the emulated box, the live control loop with its default limits, a
+supervisor, cameras, and a recorder into a zarr store; the fault strikes while the arm moves. Unsafe commands are
+counted by the box's journal: not finite, out of range, faster than the joints may be, or with a watched point
+outside the workspace. A run in which a busy machine alone made the watchdog hold or fault before the fault could
+show is repeated, and told in the column "load". Exit code 1 if anything was unsafe or not as designed.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SCENE = {"image_size": 64, "cameras": ["hand"]}  # small, so that two cores draw 30 a second beside the bridge
+TRIES = 4  # of a run that load has spoilt
+HEAD = (
+    "fault", "runs", "speed at fault", "unsafe", "last motion command p50", "max", "stop command p50", "max", "standstill p50", "max",
+    "afterwards", "as designed", "record", "load",
+)  # fmt: skip
+
+
+def attempt(bench: Any, case: Any) -> list[Any]:
+    """Outcomes of a run: the last one counts, those before it were spoilt by load."""
+    outcomes = [bench.run(case)]
+    while not outcomes[-1].valid and len(outcomes) < TRIES:
+        print(f"  {case.name}: {outcomes[-1].problem}; repeated", file=sys.stderr)
+        outcomes.append(bench.run(case))
+    return outcomes
+
+
+def row(case: Any, outcomes: list) -> dict[str, Any]:
+    """The figures of one fault."""
+    import numpy as np
+
+    valid = [o for o in outcomes if o.valid]
+    last = [o.last_command for o in valid if o.last_command is not None]
+    stop = [o.stop_command for o in valid if o.stop_command is not None]
+    still = [np.inf if o.standstill is None else o.standstill for o in valid]
+
+    def spread(values: list[float]) -> list[float | None]:
+        return [float(np.median(values)), float(max(values))] if values else [None, None]
+
+    states = sorted({o.state for o in valid})
+    return {
+        "fault": case.what,
+        "name": case.name,
+        "runs": len(valid),
+        "peak_speed": max((o.peak for o in valid), default=None),
+        "speed_min": min((o.speed for o in valid), default=None),
+        "unsafe": sum(o.unsafe for o in outcomes),
+        "last_command": [None, None] if not case.rests else spread(last),
+        "stop_command": spread(stop) if case.designed in ("FAULT", "STOPPED", "IDLE") else [None, None],
+        "standstill": [None, None] if not case.rests else spread(still),
+        "designed": case.designed,
+        "states": states,
+        "as_designed": sum(o.as_designed for o in valid),
+        "records_intact": sum(o.record_intact for o in outcomes),
+        "records": len(outcomes),
+        "repeated_for_load": len(outcomes) - len(valid),
+        "held_for_load": sum(o.load_holds > 0 for o in valid),
+        "reasons": sorted({why for o in valid for why in o.reasons[:1]}),
+        "good": bool(valid)
+        and all(o.as_designed for o in valid)
+        and all(o.record_intact and o.unsafe == 0 for o in outcomes),
+    }
+
+
+def cells(r: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+
+    def ms(value: float | None) -> str:
+        return "–" if value is None else "never" if value == float("inf") else f"{value * 1000:.0f} ms"
+
+    load = f"{r['held_for_load']} held, {r['repeated_for_load']} repeated"
+    return [
+        r["fault"], str(r["runs"]), "–" if r["speed_min"] is None else f"≥ {r['speed_min']:.2f} rad/s",
+        str(r["unsafe"]), *map(ms, r["last_command"]), *map(ms, r["stop_command"]), *map(ms, r["standstill"]),
+        " / ".join(r["states"]) + ("" if r["states"] == [r["designed"]] else f" (designed: {r['designed']})"),
+        f"{r['as_designed']}/{r['runs']}" + ("" if r["good"] else " **mismatch**"),
+        f"{r['records_intact']}/{r['records']}", load if r["held_for_load"] + r["repeated_for_load"] else "–",
+    ]  # fmt: skip
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table for docs/faults.md."""
+    lines = [HEAD, ["---"] * len(HEAD), *map(cells, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plain(rows: list[dict[str, Any]]) -> str:
+    """The table for a terminal."""
+    lines = [list(HEAD), *map(cells, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def measure(cases: list, repeat: int, folder: Path) -> list[dict[str, Any]]:
+    """All runs; one emulator for those without cameras, one with the scene for the others."""
+    from benchmarks.fault_bench import Bench
+    from benchmarks.fault_server import make_checkpoint, served
+    from envs.real.emulator.launch import launch
+
+    server = None
+    if any(case.server for case in cases):
+        server = partial(served, make_checkpoint(folder))
+    rows = {}
+    for scene in (False, True):
+        chosen = [case for case in cases if case.scene == scene]
+        if not chosen:
+            continue
+        options = ("--fps", "30", "--env", json.dumps(SCENE)) if scene else ()
+        place = folder / ("scene" if scene else "kinematic")
+        place.mkdir()
+        with launch("mujoco" if scene else "kinematic", *options) as emulator:
+            bench = Bench(emulator, place, scene=scene, server=server)
+            for case in chosen:
+                begin = time.monotonic()
+                outcomes = [o for _ in range(repeat) for o in attempt(bench, case)]
+                rows[case.name] = row(case, outcomes)
+                rows[case.name]["outcomes"] = [asdict(o) for o in outcomes]
+                took = time.monotonic() - begin
+                print(f"{took:6.1f} s  {'  '.join(cells(rows[case.name]))}", file=sys.stderr, flush=True)
+    return [rows[case.name] for case in cases]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--faults", default="", help="names, with commas between (default: all)")
+    parser.add_argument("--repeat", type=int, default=20, help="runs of each (default 20)")
+    parser.add_argument("--json", type=Path, help="file for all figures of all runs")
+    parser.add_argument("--markdown", type=Path, help="file for the table as Markdown")
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))  # benchmarks are no installed package
+    from benchmarks.fault_cases import CASES
+
+    known = {case.name: case for case in CASES}
+    names = [name for name in args.faults.split(",") if name] or list(known)
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"--faults: found {', '.join(unknown)}, expected some of {', '.join(known)}")
+    if args.repeat < 1:
+        parser.error(f"--repeat: found {args.repeat}, expected 1 or more")
+    begin = time.monotonic()
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the vendor's SDK talks on stdout, also in other processes
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure([known[name] for name in names], args.repeat, Path(folder))
+    print(plain(rows), file=out)
+    took, load = time.monotonic() - begin, os.getloadavg()[0]
+    print(f"{sum(r['runs'] for r in rows)} runs in {took:.0f} s, load {load:.1f}", file=out)
+    if args.markdown:
+        args.markdown.write_text(markdown(rows) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1, default=str) + "\n")
+    bad = [r["name"] for r in rows if not r["good"]]
+    if bad:
+        print("not as designed, unsafe, or without a valid run:", ", ".join(bad), file=out)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
