@@ -4,11 +4,14 @@
         loop = ControlLoop(..., beat=supervisor.beat)
 
 It has a connection of its own, opened beforehand. A loop that hangs, or a process that was killed, stops beating;
-the pipe tells of the latter at once. From the first beat on, only `rest` and `close` end the watch without a stop;
-the next beat begins it again. It is software on the same machine: no emergency stop.
+the pipe tells of the latter at once. If that connection breaks it could not stop anything any more: it ends, and
+the loop's next beat fails; the same if it hangs itself, which shows in beats without an answer. From the first beat
+on, only `rest` and `close` end the watch without a stop; the next beat begins it again. It is software on the same
+machine: no emergency stop.
 """
 
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import get_context
@@ -17,6 +20,7 @@ from multiprocessing.connection import Connection
 from envs.errors import EnvError
 from envs.real.driver import ArmDriver
 
+ANSWER_S = 1.0  # s beyond the limit that it may take to answer a word
 _READY, _BEAT, _REST, _BYE = b"ready", b"beat", b"rest", b"bye"
 
 
@@ -37,6 +41,8 @@ class Supervisor:
             raise EnvError(f"supervisor: found a limit of {limit_s} s, expected more than 0 and less than 10")
         context = get_context("spawn")  # a fork would share the parent's sockets
         self._pipe, theirs = context.Pipe()
+        self._patience = limit_s + ANSWER_S
+        self._unanswered: float | None = None  # s, monotonic, the earliest word since the last answer
         self.process = context.Process(
             target=_supervise, args=(make_driver, theirs, limit_s, start_s), daemon=True, name="supervisor"
         )
@@ -61,10 +67,21 @@ class Supervisor:
         self._say(_REST)
 
     def _say(self, word: bytes) -> None:
+        now = time.monotonic()
         try:
+            while self._pipe.poll():
+                self._pipe.recv_bytes()
+                self._unanswered = None
+            if self._unanswered is not None and now - self._unanswered > self._patience:
+                raise EnvError(
+                    f"supervisor: found no answer for {self._patience:g} s, expected it to watch; no motion "
+                    "without it"
+                )
             self._pipe.send_bytes(word)
-        except OSError:
+        except (OSError, EOFError):
             raise EnvError("supervisor: found it gone, expected it to watch; no motion without it") from None
+        if self._unanswered is None:
+            self._unanswered = now
 
     def close(self) -> None:
         """End the watch; the arm is left as it is. May be repeated."""
@@ -94,14 +111,14 @@ def _supervise(
         return
     try:
         pipe.send_bytes(_READY)
-        reason = _watch(pipe, limit_s)
+        reason = _watch(pipe, limit_s, lambda: driver.status().connected)
         if reason:
             driver.stop(reason)
     finally:
         driver.close()
 
 
-def _watch(pipe: Connection, limit_s: float) -> str:
+def _watch(pipe: Connection, limit_s: float, connected: Callable[[], bool]) -> str:
     """Why to stop; empty if the loop said good-bye, or ended while no beat was due."""
     begun = False
     while True:
@@ -109,8 +126,11 @@ def _watch(pipe: Connection, limit_s: float) -> str:
             if not pipe.poll(limit_s if begun else None):
                 return f"no heartbeat for {limit_s:g} s"
             word = pipe.recv_bytes()
+            if word == _BYE:
+                return ""
+            if not connected():
+                return "the supervisor's connection to the arm broke"
+            pipe.send_bytes(word)  # a bare echo: that the watch lives
         except (EOFError, OSError):
             return "the loop's process ended" if begun else ""
-        if word == _BYE:
-            return ""
         begun = word == _BEAT

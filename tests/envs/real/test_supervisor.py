@@ -84,6 +84,16 @@ def test_a_loop_that_hangs_is_stopped(moving):
                 time.sleep(0.001)
 
 
+def test_one_that_has_lost_the_arm_says_so(moving):
+    with Supervisor(make(moving), limit_s=9.0) as supervisor:
+        supervisor.beat()
+        moving.side.fault("drop")
+        with pytest.raises(EnvError, match="found it gone"):
+            for _ in range(int(PATIENCE / 0.01)):
+                supervisor.beat()
+                time.sleep(0.01)
+
+
 def test_saying_good_bye_stops_nothing(moving):
     supervisor = Supervisor(make(moving), limit_s=5.0)
     supervisor.beat()
