@@ -91,8 +91,10 @@ class ControlLoop:
         self.watchdog = Watchdog(limits or WatchdogLimits(), self.config.mode)
         self.path = Interpolator(driver.limits)
         self._act, self._reset = act, reset
+        self._acting = threading.Lock()  # a policy that hung in an earlier episode may still be at it
         self._beat, self._on_step, self._on_period = beat, on_step, on_period
-        self._stop, self._end = threading.Event(), threading.Event()
+        self._stop = False  # a plain value: an Event's lock could be held by the code that a signal interrupts
+        self._end = threading.Event()
         self.period = 1 / self.config.policy_hz
         # of the episode under way
         self._state: ArmState | None = None  # read last
@@ -105,8 +107,11 @@ class ControlLoop:
         self._step: dict | None = None  # being executed
 
     def request_stop(self) -> None:
-        """End the episode with the arm braked and stopped; from any thread, or a signal handler."""
-        self._stop.set()
+        """End the episode with the arm braked and stopped; from any thread, or a signal handler.
+
+        Between two episodes it ends the next one before anything moves: a stop is never lost.
+        """
+        self._stop = True
 
     def request_end(self) -> None:
         """End the episode as after its last step: the arm brakes and stays ready; from any thread."""
@@ -121,9 +126,8 @@ class ControlLoop:
             EnvError: the arm is outside its limits, the policy gives no first answer, or frames or joints are
                 not fresh. Nothing has moved then.
         """
-        self._stop.clear()
         self._end.clear()
-        worker = PolicyWorker(self._act)
+        worker = PolicyWorker(self._act_alone)
         try:
             self._prepare(worker)
             return self._run(worker, max_steps)
@@ -132,6 +136,7 @@ class ControlLoop:
                 self.driver.stop(f"{type(error).__name__} in the loop")
             raise
         finally:
+            self._stop = False
             worker.close()
 
     def _prepare(self, worker: PolicyWorker) -> None:
@@ -171,7 +176,7 @@ class ControlLoop:
             time.sleep(max(0.0, sent_last + dt - work - time.monotonic()))
             begin = time.monotonic()
             self._beat()
-            if self._stop.is_set():
+            if self._stop:
                 cause = "stopped"
                 break
             if self._end.is_set():
@@ -223,6 +228,7 @@ class ControlLoop:
                 self.driver.stop("; ".join(self.watchdog.reasons))
         else:
             self._brake(sent_last)
+            cause = "stopped" if self._stop else cause  # also one that came in the last moment
             if live and cause == "stopped":
                 self.driver.stop("operator")
             self.watchdog.pause(time.monotonic())
@@ -245,6 +251,11 @@ class ControlLoop:
                     self.watchdog.fault(last, f"command code {done.code}")
                     self.driver.stop(f"command code {done.code}")
                     return
+
+    def _act_alone(self, observation: dict) -> np.ndarray:
+        """The policy, never in two threads at once: a second one waits, and the episode does not begin."""
+        with self._acting:
+            return self._act(observation)
 
     # ---------------------------------------------------------------- in a period
 

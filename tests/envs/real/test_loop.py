@@ -182,6 +182,33 @@ def test_a_stop_from_another_thread_brakes_and_stops(arm, cameras):
     assert not loop.safety.dq_last.any()
 
 
+def test_a_stop_between_two_episodes_is_not_lost(arm, cameras):
+    loop = made(arm, cameras, lambda o: SLOWLY)
+    assert loop.run(max_steps=1).cause == "steps"
+    sent = len(arm.sent)
+    loop.request_stop()
+    assert loop.run(max_steps=5).cause == "stopped"
+    assert len(arm.sent) == sent and arm.stops == ["operator"]
+    arm.stops.clear()
+    assert loop.run(max_steps=1).cause == "steps"  # and holds for one episode
+
+
+def test_a_stop_in_an_episode_s_last_moment_counts(arm, cameras):
+    loop = made(arm, cameras, lambda o: SLOWLY)
+    follow, taken = loop._next, []
+    loop._on_step = taken.append
+
+    def last(now):
+        safe, arrived = follow(now)
+        if arrived and loop._step is not None:  # the only action is done: the loop ends after this
+            loop.request_stop()
+        return safe, arrived
+
+    loop._next = last
+    assert loop.run(max_steps=1).cause == "stopped"
+    assert arm.stops == ["operator"] and len(taken) == 1
+
+
 # ---------------------------------------------------------------- faults
 
 
@@ -254,6 +281,33 @@ def test_a_late_policy_holds_and_a_gone_one_is_a_fault(arm, cameras):
     assert State.RUNNING in states[first:]  # it went on after the first delay
     lawful(arm)
     assert len(arm.stops) == 1
+
+
+def test_a_policy_that_still_hangs_begins_no_second_episode(arm, cameras):
+    limits = replace(CALM, policy_hold=0.5, policy_fault=1.0)
+    come_back, inside, calls = threading.Event(), [], []
+
+    def act(observation):
+        inside.append(1)
+        calls.append(len(inside))
+        if len(calls) == 4:
+            come_back.wait(60.0)
+        inside.pop()
+        return SLOWLY
+
+    loop = made(arm, cameras, act, limits, config={"warm_up_s": 0.3})
+    assert loop.run(max_steps=100).reasons == ("policy is gone",)
+    loop.watchdog.clear(time.monotonic())
+    arm.stops.clear()
+    sent = len(arm.sent)
+    with pytest.raises(EnvError, match="no answer within 0.3 s; nothing has moved"):
+        loop.run(max_steps=1)
+    assert len(arm.sent) == sent
+    come_back.set()
+    arm.stops.clear()
+    time.sleep(0.1)
+    assert loop.run(max_steps=1).cause == "steps"
+    assert max(calls) == 1  # one at a time, always
 
 
 @pytest.mark.parametrize(
