@@ -19,7 +19,17 @@ from envs.real.geometry import ArmPoints
 
 KNOWN = {case.name: case for case in CASES}
 # of a fault that is run
-TWINS = ("inf", "shape", "error_24", "policy_crashed", "limit_wire", "table", "policy_hung")
+TWINS = (
+    "inf",
+    "shape",
+    "error_24",
+    "error_31",
+    "policy_crashed",
+    "limit",
+    "limit_wire",
+    "table",
+    "policy_hung",
+)
 
 
 @pytest.fixture(scope="module")
