@@ -94,6 +94,28 @@ def test_one_that_has_lost_the_arm_says_so(moving):
                 time.sleep(0.01)
 
 
+def test_one_that_hangs_is_not_taken_for_a_watch(moving):
+    supervisor = Supervisor(make(moving), limit_s=1.0)
+    try:
+        os.kill(supervisor.process.pid, signal.SIGSTOP)
+        with pytest.raises(EnvError, match="found no answer for 2 s"):
+            for _ in range(int(PATIENCE / 0.01)):
+                supervisor.beat()
+                time.sleep(0.01)
+    finally:
+        supervisor.process.kill()
+        supervisor.close()
+
+
+def test_pauses_before_the_first_beat_are_no_lack_of_answers(moving, monkeypatch):
+    monkeypatch.setattr("envs.real.supervisor.ANSWER_S", -1.9)  # 0.1 s
+    with Supervisor(make(moving), limit_s=2.0) as supervisor:
+        time.sleep(0.5)
+        supervisor.beat()
+        time.sleep(0.5)  # and later ones count from the first that has no answer
+        supervisor.beat()
+
+
 def test_saying_good_bye_stops_nothing(moving):
     supervisor = Supervisor(make(moving), limit_s=5.0)
     supervisor.beat()
