@@ -219,6 +219,7 @@ class XArmDriver:
             ("set_state", lambda: sdk.set_state(STOPPED)),
             ("motion_enable", lambda: sdk.motion_enable(True)),
             ("set_collision_sensitivity", lambda: bus.set_collis_sens(self.sensitivity)[0]),
+            ("set_self_collision_detection", lambda: sdk.set_self_collision_detection(True)),
             ("set_reduced_max_joint_speed", lambda: sdk.set_reduced_max_joint_speed(max(self.limits.dq_max))),
             (
                 "set_reduced_max_tcp_speed",

@@ -106,8 +106,12 @@ def test_the_gripper_moves_on_change_only(arm, emulator):
     wait_for(lambda: arm.read().gripper > 0.95, "opening")
 
 
-def test_native_limits_are_set(arm):
-    sdk = arm._sdk
+def test_native_limits_are_set(connected):
+    sdk = connected._sdk
+    assert sdk.set_self_collision_detection(False) == 0  # as somebody may have left it
+    wait_for(lambda: not sdk.self_collision_params[0], "a report of that")
+    connected.arm()
+    wait_for(lambda: sdk.self_collision_params[0], "a report of the check")  # the filter has none
     code, states = sdk.get_reduced_states()
     assert code == 0 and states[0] == 1
     assert states[2] == pytest.approx(1000 * XARM7_LIMITS.point_speed)
