@@ -172,6 +172,7 @@ class ControlLoop:
         void_before = next_tick = time.monotonic()  # answers to older observations are not wanted
         self._watch(worker)
         self.watchdog.start(time.monotonic())
+        acted = time.monotonic()  # s, the last action was taken up
         while True:
             time.sleep(max(0.0, sent_last + dt - work - time.monotonic()))
             begin = time.monotonic()
@@ -185,11 +186,14 @@ class ControlLoop:
             answer = worker.take()
             if answer is not None and answer.error:
                 self._policy_error = answer.error
-            state = self._watch(worker)
+            state, now = self._watch(worker), time.monotonic()
+            if steps < max_steps and now - acted > self.watchdog.limits.hold_fault:
+                # a policy that is always a little late: each answer comes in a HOLD of its own, and is void
+                self.watchdog.fault(now, f"no action for {self.watchdog.limits.hold_fault:g} s")
+                state = self.watchdog.state
             if state == State.FAULT:
                 cause = "fault"
                 break
-            now = time.monotonic()
             if state == State.HOLD:
                 safe = self.safety.hold(self.watchdog.reasons[0])
                 self._rest_at(safe.q)
@@ -198,7 +202,7 @@ class ControlLoop:
                 if answer is not None and answer.action is not None and answer.t_observed >= void_before:
                     latencies.append(answer.t_answered - answer.t_observed)
                     self._take_action(now, answer.action, answer.t_observed)
-                    steps += 1
+                    steps, acted = steps + 1, now
                 if now >= next_tick and steps < max_steps and not worker.busy:
                     self._observed = self._observe()
                     worker.submit(now, self._observed)

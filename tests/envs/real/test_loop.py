@@ -283,6 +283,16 @@ def test_a_late_policy_holds_and_a_gone_one_is_a_fault(arm, cameras):
     assert len(arm.stops) == 1
 
 
+def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):
+    limits = replace(CALM, policy_hold=0.05, policy_fault=20.0, hold_fault=1.5)
+    loop = made(arm, cameras, after(1, lambda: time.sleep(0.3) or SLOWLY), limits)
+    result = loop.run(max_steps=100)
+    states = [state for _, state, _ in loop.watchdog.history]
+    assert states.count(State.HOLD) >= 2 and result.steps == 0  # it came out of HOLD again and again
+    assert result.state == State.FAULT and result.reasons == ("no action for 1.5 s",)
+    assert len(arm.stops) == 1
+
+
 def test_a_policy_that_still_hangs_begins_no_second_episode(arm, cameras):
     limits = replace(CALM, policy_hold=0.5, policy_fault=1.0)
     come_back, inside, calls = threading.Event(), [], []
