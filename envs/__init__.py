@@ -13,3 +13,4 @@ with suppress(
     choose_gl()
 
 register(id="s2robot/CubePick-v0", entry_point="envs.cube_pick:CubePick")
+register(id="s2robot/RealCubePick-v0", entry_point="envs.real.real_cube_pick:RealCubePick")

@@ -1,0 +1,104 @@
+"""Who stands beside the arm: says when it may move, where the cube lies, and whether an episode succeeded.
+
+A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person;
+`EmulatedOperator` answers for the emulator, which has nobody beside it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from envs.real.driver import Array
+from envs.real.emulator.side import SideChannel
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where an episode wants its cube, so that the same seed means the same place for every policy."""
+
+    seed: int | None
+    cube_xy: tuple[float, float]  # m, table frame: x away from the robot, y to its left
+    cube_yaw: float  # rad
+    start_joints: Array  # (7,) rad, where the arm starts
+
+
+class Operator(Protocol):
+    """What the bridge asks between two motions. Every `no` ends the matter: nothing moves."""
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        """May the arm open its gripper and go to its start? With `fault`: and is that fault looked at and cleared?"""
+
+    def place(self, placing: Placing) -> bool:
+        """Is the cube placed, and everybody clear of the arm, which is stopped meanwhile?"""
+
+    def ended(self) -> bool:
+        """Asked once a step: is the episode over? Must not wait."""
+
+    def success(self) -> bool:
+        """Asked after an episode that ended without a fault: did it succeed?"""
+
+
+class TerminalOperator:
+    """Asks on the terminal; anything but `y` is a no."""
+
+    def __init__(self, ask: Callable[[str], str] = input):
+        self._ask = ask
+
+    def _yes(self, question: str) -> bool:
+        return self._ask(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        """See `Operator`."""
+        if fault and not self._yes(f"FAULT: {'; '.join(fault)}. Look at the arm and the bench. Cleared?"):
+            return False
+        return self._yes("The arm opens its gripper and moves to its start pose. Is everybody clear of it?")
+
+    def place(self, placing: Placing) -> bool:
+        """See `Operator`."""
+        x, y = (100 * v for v in placing.cube_xy)
+        turn = np.degrees(placing.cube_yaw) % 90  # a cube looks the same every quarter turn
+        return self._yes(
+            f"Place the cube at x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to its left), turned {turn:.0f} "
+            "degrees. Is it there, and everybody clear of the arm?"
+        )
+
+    def ended(self) -> bool:
+        """Never: an episode takes its time."""
+        return False
+
+    def success(self) -> bool:
+        """See `Operator`."""
+        return self._yes("Did the episode succeed?")
+
+
+class EmulatedOperator:
+    """Says yes, lays the cube where it is wanted, and knows of success what the emulated scene knows.
+
+    Args:
+        side: the emulator's side channel.
+        scene: whether it has a scene with a cube (the MuJoCo plant).
+    """
+
+    def __init__(self, side: SideChannel, scene: bool = True):
+        self._side, self._scene = side, scene
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        """Yes."""
+        return True
+
+    def place(self, placing: Placing) -> bool:
+        """Lays the cube there."""
+        if self._scene:
+            xy, yaw = list(placing.cube_xy), placing.cube_yaw
+            self._side("reset_scene", seed=placing.seed, cube_xy=xy, cube_yaw=yaw)
+        return True
+
+    def ended(self) -> bool:
+        """When the cube has been lifted."""
+        return self.success()
+
+    def success(self) -> bool:
+        """As the simulated world judges it; never without a scene."""
+        return bool(self._scene and self._side("scene")["is_success"])

@@ -1,0 +1,315 @@
+"""The real task's environment on the vendor's SDK and the emulated box: same interface, the loop's rules."""
+
+import json
+import time
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+
+import envs  # noqa: F401 (registers the id)
+from demos.picker import Picker, PickerConfig
+from envs.cube_pick import CubePick, CubePickConfig
+from envs.errors import EnvError
+from envs.real.camera import CameraReader, EmulatedCamera, ReplayCamera
+from envs.real.driver import REFUSED
+from envs.real.emulator.launch import launch
+from envs.real.loop import LoopConfig
+from envs.real.operator import EmulatedOperator, Placing, TerminalOperator
+from envs.real.real_cube_pick import RealCubePick
+from envs.real.safety import SafetyConfig
+from envs.real.supervisor import Supervisor
+from envs.real.watchdog import WatchdogLimits
+from envs.real.xarm import XArmDriver
+
+pytest.importorskip("xarm")
+
+HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+PATIENCE = 60.0
+# a busy machine is no fault
+CALM = WatchdogLimits(
+    camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=3.0, policy_fault=9.0,
+    hold_fault=30.0, report_fault=30.0,
+)  # fmt: skip
+CONFIG = CubePickConfig(cameras=("hand",), image_size=16, max_steps=4)
+LIVE = LoopConfig(live=True, image_size=16)
+SLOWLY = np.append(np.full(7, 0.01), 1.0).astype(np.float32)
+
+
+class Nodding(EmulatedOperator):
+    """Says yes and takes notes; `verdict` is what it makes of an episode."""
+
+    def __init__(self, side, scene=False):
+        super().__init__(side, scene)
+        self.asked, self.over, self.verdict, self.willing = [], False, True, True
+
+    def free(self, fault):
+        self.asked.append(("free", fault))
+        return self.willing
+
+    def place(self, placing):
+        self.asked.append(("place", placing))
+        return super().place(placing) and self.willing
+
+    def ended(self):
+        return self.over
+
+    def success(self):
+        return self.verdict
+
+
+def picked(env, seed):
+    """Actions of the scripted picker from the seed to success."""
+    env.reset(seed=seed)
+    picker = Picker(env, PickerConfig(kicks=(0, 0), misses=0.0))
+    picker.reset(seed)
+    actions = []
+    while not env.is_success:
+        actions.append(picker.act()[0])
+        env.step_physics(actions[-1])
+    return actions
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    with launch("kinematic") as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def driver(emulator, monkeypatch):
+    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
+    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", PATIENCE)
+    emulator.side("clear")
+    emulator.side("place_arm", joints=HOME.tolist())
+    with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
+        driver.connect(PATIENCE)
+        driver._sdk.clean_error()  # an earlier test's; the driver never does
+        end = time.monotonic() + PATIENCE
+        while driver.read().error and time.monotonic() < end:  # a report from before may come yet
+            time.sleep(0.05)
+        yield driver
+    emulator.side("clear")
+
+
+@pytest.fixture
+def made(emulator, driver):
+    """A function that makes the environment; `made.operator` is asked."""
+    camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
+    camera.start(PATIENCE)
+
+    def make(limits=CALM, loop=LIVE, **settings):
+        make.operator = Nodding(emulator.side)
+        safety = SafetyConfig(state_age_max=3.0)
+        make.env = gymnasium.make(
+            "s2robot/RealCubePick-v0", driver=driver, cameras={"hand": camera}, config=CONFIG,
+            operator=make.operator, loop=loop, watchdog=limits, safety=safety, **settings,
+        )  # fmt: skip
+        return make.env
+
+    yield make
+    make.env.close()
+    camera.close()
+
+
+def since(emulator, begin):
+    return [c for c in emulator.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
+
+
+def test_an_episode_as_in_the_simulated_world(made, emulator):
+    steps = []
+    env = made(on_step=steps.append, render_mode="rgb_array")  # gymnasium.make checks reset, step and spaces
+    begin = time.monotonic()
+    start = HOME + np.linspace(-0.1, 0.1, 7)
+    observation, info = env.reset(seed=3, options={"start_joints": start})
+    assert observation in env.observation_space
+    np.testing.assert_allclose(observation["proprio"][:7], start, atol=0.02)  # it went there itself
+    (free, fault), (place, placing) = made.operator.asked
+    assert (free, fault, place, placing.seed) == ("free", (), "place", 3)
+    assert not info["is_success"] and info["state"] == "running"
+    np.testing.assert_allclose(info["cube_asked"], [*placing.cube_xy, placing.cube_yaw])
+    started = np.array(emulator.side("status")["joints"])
+    ends = []
+    for _ in range(CONFIG.max_steps):
+        began = time.monotonic()
+        observation, reward, terminated, truncated, info = env.step(SLOWLY)
+        ends.append((reward, terminated, truncated, info["is_success"]))
+        assert time.monotonic() - began > 0.02
+    assert ends == [(0.0, False, False, False)] * 3 + [(1.0, True, False, True)]
+    assert info["steps"] == 4 and info["verdict"] in ("PASS", "CLAMP") and info["reasons"] == ()
+    np.testing.assert_allclose(emulator.side("status")["joints"], started + 0.04, atol=5e-3)
+    assert len(steps) == 4  # of the episode, none of the way to its start
+    np.testing.assert_allclose([s["action"] for s in steps], [SLOWLY] * 4, atol=1e-6)
+    assert env.render().shape == (16, 16, 3)
+    assert not any(c["unsafe"] for c in since(emulator, begin))
+    assert emulator.side("status")["state"] >= 4  # stopped while hands are near
+    with pytest.raises(EnvError, match="the episode is over"):
+        env.step(SLOWLY)
+    made.operator.verdict = False
+    env.reset(seed=4)
+    for _ in range(CONFIG.max_steps):
+        *_, terminated, truncated, info = env.step(np.zeros(8, np.float32))
+    assert (terminated, truncated, info["is_success"]) == (False, True, False)
+
+
+def test_spaces_and_draws_are_those_of_the_simulated_world(made):
+    real = made().unwrapped
+    simulated = CubePick(CONFIG)
+    assert real.observation_space == simulated.observation_space
+    assert real.action_space == simulated.action_space
+    for seed in (0, 7):
+        simulated.reset(seed=seed)
+        gymnasium.Env.reset(real, seed=seed)
+        placing = real._sample(seed, {})
+        np.testing.assert_allclose(placing.start_joints, simulated.commanded)
+        np.testing.assert_allclose(placing.cube_xy, simulated.cube_pose[:2], atol=1e-3)
+
+
+def test_the_end_that_the_operator_sees(made, emulator):
+    env = made()
+    env.reset(seed=0)
+    env.step(SLOWLY)
+    made.operator.over = True
+    _, reward, terminated, truncated, _ = env.step(SLOWLY)
+    assert (reward, terminated, truncated) == (1.0, True, False)
+    assert emulator.side("status")["state"] >= 4
+
+
+def test_a_late_step_holds_and_one_that_does_not_come_is_a_fault(made, emulator):
+    limits = WatchdogLimits(
+        camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=0.3, policy_fault=1.5,
+        hold_fault=30.0, report_fault=30.0,
+    )  # fmt: skip
+    env = made(limits)
+    env.reset(seed=0)
+    env.step(SLOWLY)
+    time.sleep(0.7)
+    *_, info = env.step(SLOWLY)
+    assert info["held"] and info["state"] in ("running", "hold") and "policy is late" in info["reasons"]
+    time.sleep(2.5)
+    _, reward, terminated, truncated, info = env.step(SLOWLY)
+    assert (reward, terminated, truncated) == (0.0, True, False)
+    assert info["state"] == "fault" and "policy is gone" in info["reasons"]
+    assert emulator.side("status")["state"] >= 4
+    # the fault stays until the operator says that it is cleared
+    made.operator.willing = False
+    with pytest.raises(EnvError, match="operator said no"):
+        env.reset(seed=0)
+    assert made.operator.asked[-1] == ("free", ("policy is gone",))
+    assert env.unwrapped.loop.watchdog.state.value == "fault"
+    made.operator.willing = True
+    env.reset(seed=0)
+    assert env.step(SLOWLY)[-1]["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    "action, reason", [(np.full(8, np.nan), "expected finite numbers"), (np.zeros(7), "expected 8 numbers")]
+)
+def test_an_action_that_is_none_is_a_fault(made, emulator, driver, action, reason):
+    env = made().unwrapped  # past gymnasium's own checks
+    begin = time.monotonic()
+    env.reset(seed=0)
+    _, _, terminated, _, info = env.step(action)
+    assert terminated and info["state"] == "fault" and reason in info["reasons"][0]
+    assert driver.command(driver.read().q, None).code == REFUSED
+    assert not any(c["unsafe"] for c in since(emulator, begin))
+
+
+def test_an_error_of_the_arm_ends_the_episode_and_the_next_reset(made, emulator):
+    env = made()
+    env.reset(seed=0)
+    emulator.side.fault("error", code=31)
+    for _ in range(CONFIG.max_steps):
+        *_, terminated, _, info = env.step(SLOWLY)
+        if terminated:
+            break
+    assert terminated and info["state"] == "fault" and not info["is_success"]
+    with pytest.raises(EnvError, match="error 31 pending"):  # cleared at the arm, not here
+        env.reset(seed=0)
+
+
+def test_a_dry_run_moves_nothing(made, emulator):
+    env = made(loop=LoopConfig(live=False, image_size=16))
+    begin = time.monotonic()
+    env.reset(seed=0, options={"start_joints": HOME + 0.1})
+    for _ in range(CONFIG.max_steps):
+        observation, *_ = env.step(SLOWLY)
+    np.testing.assert_allclose(observation["proprio"][:7], HOME, atol=2e-3)
+    assert since(emulator, begin) == [] and [name for name, _ in made.operator.asked] == ["place"]
+
+
+def test_close_in_the_middle_stops_the_arm(made, emulator):
+    env = made()
+    env.reset(seed=0)
+    env.step(SLOWLY)
+    env.close()
+    assert emulator.side("status")["state"] >= 4
+    time.sleep(0.3)  # it brakes as any arm does
+    assert max(np.abs(emulator.side("status")["velocities"])) < 0.01
+
+
+def test_the_simulated_picker_lifts_the_cube_over_the_bridge(monkeypatch):
+    """Actions that lift the cube in the simulated world, open loop, through SDK, emulated box and its cameras."""
+    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
+    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", PATIENCE)
+    config = CubePickConfig(cameras=("hand",), image_size=32)
+    seed = 1
+    simulated = CubePick(config, draw=False)
+    actions = picked(simulated, seed)
+    looks = json.dumps({"cameras": ["hand"], "image_size": 32})
+    with launch("mujoco", "--env", looks, "--fps", "10") as emulator:
+        camera = CameraReader("hand", lambda: EmulatedCamera(emulator.ports.frames, "hand"))
+        camera.start(PATIENCE)
+        with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
+            driver.connect(PATIENCE)
+            make = partial(XArmDriver, "127.0.0.1", ports=emulator.ports, gripper=False)
+            env = RealCubePick(
+                driver, {"hand": camera}, config, EmulatedOperator(emulator.side), LoopConfig(live=True, image_size=32),
+                CALM, SafetyConfig(state_age_max=3.0), supervise=lambda: Supervisor(make, limit_s=9.0),
+            )  # fmt: skip
+            observation, info = env.reset(seed=seed)
+            simulated.reset(seed=seed)
+            asked = emulator.side("scene")["cube_pose"][:3]
+            np.testing.assert_allclose(asked, simulated.cube_pose[:3], atol=2e-3)
+            np.testing.assert_allclose(observation["proprio"][:7], simulated.joints, atol=0.02)
+            for action in [*actions, *[actions[-1] * np.eye(8)[7]] * 10]:
+                observation, reward, terminated, truncated, info = env.step(action)
+                if terminated or truncated:
+                    break
+            env.close()
+        camera.close()
+    assert info["is_success"] and terminated and reward == 1.0, info
+
+
+def test_settings_that_do_not_fit(driver):
+    with pytest.raises(EnvError, match="cameras: found , expected hand, left, right"):
+        RealCubePick(driver, {}, CubePickConfig())
+    with pytest.raises(
+        EnvError, match="loop: found 20 Hz and images of 256, expected the world's 10 Hz and 16"
+    ):
+        RealCubePick(driver, {"hand": None}, CONFIG, loop=LoopConfig(policy_hz=20))
+
+
+def test_the_terminal_asks_and_takes_only_yes():
+    said, answers = [], []
+    operator = TerminalOperator(lambda question: (said.append(question), answers.pop(0))[1])
+    placing = Placing(3, (0.051, -0.032), np.pi / 2 + 0.5, HOME)
+    answers[:] = ["y"]
+    assert (
+        operator.place(placing)
+        and "x +5.1 cm" in said[-1]
+        and "y -3.2 cm" in said[-1]
+        and "29 deg" in said[-1]
+    )
+    answers[:] = ["n"]
+    assert not operator.free(("arm error 31",)) and said[-1].startswith(
+        "FAULT: arm error 31. Look at the arm"
+    )
+    answers[:] = ["y", ""]
+    assert not operator.free(("arm error 31",)) and "moves to its start pose" in said[-1]
+    answers[:] = [
+        "Yes",
+    ]
+    assert operator.success() and not operator.ended()
