@@ -14,7 +14,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
 from typing import Any
 
 import gymnasium
@@ -26,19 +26,15 @@ from envs.real.camera import CameraReader
 from envs.real.driver import ArmDriver, Array
 from envs.real.geometry import ArmPoints
 from envs.real.loop import ControlLoop, LoopConfig, Result
+from envs.real.move import move_slowly
 from envs.real.operator import Operator, Placing, TerminalOperator
 from envs.real.safety import Safe, SafetyConfig, SafetyFilter, Verdict
 from envs.real.supervisor import Supervisor
 from envs.real.watchdog import State, WatchdogLimits
 from envs.robots import robot_spec
 
-HOME_STEP = 0.05  # rad a period and joint on the way to the start: 0.5 rad/s at 10 Hz
-_HOME_REACHED = 0.02  # rad; within this the arm is at its start
-_SETTLE = 5  # periods after the way's own
+_AT_START = 0.02  # rad; within this the arm is at its start
 _STAY = np.zeros(8)
-
-
-def _nothing() -> None: ...
 
 
 class RealCubePick(gymnasium.Env):
@@ -53,8 +49,9 @@ class RealCubePick(gymnasium.Env):
         loop: `live=True` moves the arm; otherwise all happens but motion. Rate and image size are the config's.
         watchdog, safety: limits of the loop and of its filter.
         points: of the arm, for the filter; the config's robot's if not given.
-        supervise: makes the supervisor of one motion, in general `lambda: Supervisor(make_driver)`.
+        supervisor: stops the arm when this process no longer does.
         on_step: as of `ControlLoop`: a recorder.
+        home_speed: rad/s of the way to the start.
 
     ``info``: `is_success`, `steps`, `state` (the watchdog's: idle, running, hold, fault), `reasons` (of a fault, or
     why the arm has held), `held` (whether it did since the step before), `verdict` (the filter's worst since then)
@@ -78,8 +75,9 @@ class RealCubePick(gymnasium.Env):
         watchdog: WatchdogLimits | None = None,
         safety: SafetyConfig | None = None,
         points: ArmPoints | None = None,
-        supervise: Callable[[], AbstractContextManager[Supervisor | None]] = nullcontext,
+        supervisor: Supervisor | None = None,
         on_step: Callable[[dict], None] = lambda step: None,
+        home_speed: float = 0.3,
         render_mode: str | None = None,
     ):
         self.config = config or CubePickConfig(cameras=tuple(cameras))
@@ -97,7 +95,7 @@ class RealCubePick(gymnasium.Env):
         self._home = np.array(robot_spec(self.config.robot).home)  # (7,)
         self.loop = ControlLoop(
             driver, cameras, self._act, SafetyFilter(driver.limits, points or ArmPoints(self.config.robot), safety),
-            settings, watchdog, self._warm, lambda: self._beat(), self._pass_on, self._note,
+            settings, watchdog, self._begin, self._beat, on_step, self._note,
         )  # fmt: skip
         image = gymnasium.spaces.Box(0, 255, (self.config.image_size,) * 2 + (3,), np.uint8)
         self.observation_space = gymnasium.spaces.Dict(
@@ -109,15 +107,14 @@ class RealCubePick(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(
             np.array([-MAX_DELTA] * 7 + [0], np.float32), np.array([MAX_DELTA] * 7 + [1], np.float32)
         )
-        self._forward, self._supervise, self._beat = on_step, supervise, _nothing
+        self._supervisor, self._home_speed = supervisor, home_speed
         self._thread: threading.Thread | None = None
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._news = threading.Condition()  # guards the four below
-        self._phase = "idle"  # "warm", "home" and "episode" while the loop runs
+        self._acting = False  # whether the loop's questions are step's to answer
         self._observation: dict | None = None  # for step, not yet taken
         self._action: Any = None  # for the loop, not yet taken
-        self._goal, self._homing = self._home, False
         self._last: dict = {}  # observation returned last
         self._steps = 0
         self._over = True
@@ -150,7 +147,7 @@ class RealCubePick(gymnasium.Env):
         if self.live:
             self.driver.arm()
         self._steps, self._over, self._result, self._error = 0, False, None, None
-        self._phase, self._observation, self._action = "idle", None, None
+        self._acting, self._observation, self._action = False, None, None
         self._asked = np.array([*placing.cube_xy, placing.cube_yaw])
         self._thread = threading.Thread(target=self._episode, daemon=True, name="control loop")
         self._thread.start()
@@ -220,69 +217,56 @@ class RealCubePick(gymnasium.Env):
 
     def _at(self, goal: Array) -> bool:
         state = self.driver.read()
-        return bool(np.abs(state.q - goal).max() < _HOME_REACHED and state.gripper > 0.9)
+        return bool(np.abs(state.q - goal).max() < _AT_START and state.gripper > 0.9)
 
     def _go_to(self, goal: Array) -> None:
-        """Straight in joint space to `goal` (7,) with the gripper open, through loop and filter, and stop there."""
+        """To `goal` (7,) with the gripper open, and stop there: hands come near while the cube is placed."""
         self.driver.arm()
-        self._goal, self._phase = goal, "idle"
-        far = np.abs(self.driver.read().q - goal).max()
-        self._homing = True
         try:
-            result = self._run(int(np.ceil(far / HOME_STEP)) + _SETTLE)
+            move_slowly(self.driver, self.loop.safety, goal, 1.0, self._home_speed, self._beat)
         finally:
-            self._homing, self._phase = False, "idle"
-        if result.state == State.FAULT:
-            raise EnvError(f"reset: found a fault on the way to the start: {'; '.join(result.reasons)}")
-        self.driver.stop("at the start")  # hands may come near while the cube is placed
-        off = np.abs(self.driver.read().q - goal)
-        if off.max() > _HOME_REACHED:
-            raise EnvError(
-                f"reset: joint {int(off.argmax()) + 1} is {off.max():.3f} rad from its start, expected it there; "
-                "is the way to it free, and within the limits?"
-            )
+            self.driver.stop("at the start")
+            self._rest()
+
+    def _beat(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.beat()
+
+    def _rest(self) -> None:
+        if self._supervisor is not None:
+            with suppress(EnvError):  # told by the next beat, before the next motion
+                self._supervisor.rest()
 
     # ---------------------------------------------------------------- the loop's thread
 
     def _episode(self) -> None:
         try:
             # one more than is asked for: the observation after the last action is the episode's last
-            self._result = self._run(self.config.max_steps + 1)
+            self._result = self.loop.run(self.config.max_steps + 1)
         except BaseException as error:  # reset's or step's to raise
             self._error = error
+        self._rest()
         with self._news:
-            self._phase = "idle"
+            self._acting = False
             self._news.notify_all()
 
-    def _run(self, steps: int) -> Result:
-        with self._supervise() as supervisor:
-            self._beat = supervisor.beat if supervisor else _nothing
-            return self.loop.run(steps)
-
-    def _warm(self) -> None:
+    def _begin(self) -> None:
         """The loop has had its first answer and begins."""
         with self._news:
-            if self._over and not self._homing:
+            if self._over:
                 raise EnvError("reset: interrupted")
-            self._phase = "home" if self._homing else "episode"
+            self._acting = True
 
     def _act(self, observation: dict) -> Array:
         """What the loop calls, in its policy's thread."""
         with self._news:
-            if self._phase == "home":
-                way = self._goal - self.loop.path.q
-                return np.append(np.clip(way, -HOME_STEP, HOME_STEP), 0.0)
-            if self._phase != "episode":  # the answer that warms up is not executed
+            if not self._acting:  # the answer that warms up is not executed
                 return _STAY
             self._observation = observation
             self._news.notify_all()
-            self._news.wait_for(lambda: self._action is not None or self._phase != "episode")
+            self._news.wait_for(lambda: self._action is not None or not self._acting)
             action, self._action = self._action, None
             return _STAY if action is None else action
-
-    def _pass_on(self, step: dict) -> None:
-        if not self._homing:
-            self._forward(step)
 
     def _note(self, now: float, state: State, safe: Safe | None) -> None:
         if state == State.HOLD:
@@ -312,7 +296,7 @@ class RealCubePick(gymnasium.Env):
             return
         self.loop.request_stop()  # before the answer that ends the wait, so that it is not executed
         with self._news:
-            self._phase = "idle"
+            self._acting = False
             self._news.notify_all()
         self._thread.join()
         self._thread = None

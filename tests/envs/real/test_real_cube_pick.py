@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import ExitStack
 from functools import partial
 
 import gymnasium
@@ -262,12 +263,13 @@ def test_the_simulated_picker_lifts_the_cube_over_the_bridge(monkeypatch):
     with launch("mujoco", "--env", looks, "--fps", "10") as emulator:
         camera = CameraReader("hand", lambda: EmulatedCamera(emulator.ports.frames, "hand"))
         camera.start(PATIENCE)
-        with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
+        with XArmDriver("127.0.0.1", ports=emulator.ports) as driver, ExitStack() as stack:
             driver.connect(PATIENCE)
             make = partial(XArmDriver, "127.0.0.1", ports=emulator.ports, gripper=False)
+            supervisor = stack.enter_context(Supervisor(make, limit_s=9.0))
             env = RealCubePick(
                 driver, {"hand": camera}, config, EmulatedOperator(emulator.side), LoopConfig(live=True, image_size=32),
-                CALM, SafetyConfig(state_age_max=3.0), supervise=lambda: Supervisor(make, limit_s=9.0),
+                CALM, SafetyConfig(state_age_max=3.0), supervisor=supervisor,
             )  # fmt: skip
             observation, info = env.reset(seed=seed)
             simulated.reset(seed=seed)
