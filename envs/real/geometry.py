@@ -65,6 +65,20 @@ def _xarm7_points() -> tuple[Point, ...]:
     )
 
 
+def bare_arm(robot: str) -> mujoco.MjSpec:
+    """robosuite's model of an arm, stripped to its joints. Raises EnvError for an arm without points."""
+    if robot != "xarm7":
+        raise EnvError(f"safety: found robot '{robot}' without points to watch, expected xarm7")
+    package = find_spec("robosuite")  # its files, without the second that importing it takes
+    assert package is not None and package.submodule_search_locations
+    file = Path(package.submodule_search_locations[0]) / "models/assets/robots/xarm7/robot.xml"
+    spec = mujoco.MjSpec.from_file(str(file))
+    # what has no part in kinematics; meshes would be read from disk and compiled
+    for thing in [*spec.geoms, *spec.meshes, *spec.sites, *spec.cameras, *spec.actuators]:
+        spec.delete(thing)
+    return spec
+
+
 class ArmPoints:
     """Forward kinematics of an arm's points. Not for two threads at once.
 
@@ -73,16 +87,7 @@ class ArmPoints:
     """
 
     def __init__(self, robot: str = "xarm7"):
-        if robot != "xarm7":
-            raise EnvError(f"safety: found robot '{robot}' without points to watch, expected xarm7")
-        self.points = _xarm7_points()
-        package = find_spec("robosuite")  # its files, without the second that importing it takes
-        assert package is not None and package.submodule_search_locations
-        file = Path(package.submodule_search_locations[0]) / "models/assets/robots/xarm7/robot.xml"
-        spec = mujoco.MjSpec.from_file(str(file))
-        # what has no part in kinematics; meshes would be read from disk and compiled
-        for thing in [*spec.geoms, *spec.meshes, *spec.sites, *spec.cameras, *spec.actuators]:
-            spec.delete(thing)
+        spec, self.points = bare_arm(robot), _xarm7_points()
         for point in self.points:
             spec.body(point.body).add_site(pos=point.position)
         self._model = spec.compile()

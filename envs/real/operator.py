@@ -39,6 +39,9 @@ class Operator(Protocol):
     def success(self) -> bool:
         """Asked after an episode that ended without a fault: did it succeed?"""
 
+    def keep(self) -> bool:
+        """Asked after a demonstration: is it to be kept?"""
+
 
 class TerminalOperator:
     """Asks on the terminal; anything but `y` is a no."""
@@ -72,6 +75,10 @@ class TerminalOperator:
         """See `Operator`."""
         return self._yes("Did the episode succeed?")
 
+    def keep(self) -> bool:
+        """See `Operator`."""
+        return self._yes("Keep it?")
+
 
 class EmulatedOperator:
     """Says yes, lays the cube where it is wanted, and knows of success what the emulated scene knows.
@@ -102,3 +109,7 @@ class EmulatedOperator:
     def success(self) -> bool:
         """As the simulated world judges it; never without a scene."""
         return bool(self._scene and self._side("scene")["is_success"])
+
+    def keep(self) -> bool:
+        """Yes."""
+        return True

@@ -37,6 +37,7 @@ from envs.real.driver import (
 )
 
 SERVO, ONLINE = 1, 6  # modes: stream of set points; planned by the box with limited speed and acceleration
+MANUAL = 2  # mode: a person leads the arm by hand
 STOPPED = 4  # state; greater ones are not ready either
 PULSES = 850  # gripper, open
 GRIPPER_SPEED = 5000  # pulses/s of its register, the highest
@@ -89,7 +90,7 @@ class XArmDriver:
         self._sdk: Any = None  # streams and reads
         self._stopper: Any = None  # stops
         self._last = np.full(7, np.nan)  # sent last
-        self._stopped = "not armed"
+        self._stopped, self._led = "not armed", False
         self._stop_lock = threading.Lock()
         self._redirected = ExitStack()
         self._gripper_wanted: int | None = None  # pulses
@@ -182,7 +183,7 @@ class XArmDriver:
 
     def close(self) -> None:
         """Stop, if it was armed, and let go of all connections."""
-        if self._sdk is not None and not self._stopped:
+        if self._sdk is not None and (self._led or not self._stopped):
             self.stop("closed")
         self._closing.set()
         if self._gripper_thread is not None:
@@ -202,6 +203,34 @@ class XArmDriver:
         Raises:
             EnvError: an error is pending (clear it at the arm, after looking at it), or the box refuses a step.
         """
+        self._enable(self.mode)
+        self._last = self.read().q
+        self._stopped = ""
+
+    def lead(self) -> None:
+        """Motors on, and a person leads the arm by hand until `stop`; `command` refuses, `grip` moves the gripper.
+
+        The box holds the arm's weight only if payload and mounting are set right: look at that before.
+
+        Raises:
+            EnvError: as `arm`.
+        """
+        self._stopped = "led by hand"
+        self._enable(MANUAL)
+        self._led = True
+
+    def grip(self, opening: float) -> None:
+        """Move the gripper of an arm that is led, 0 closed to 1 open.
+
+        Raises:
+            EnvError: the arm is not led, or another opening.
+        """
+        if not self._led or not 0 <= opening <= 1:
+            raise EnvError(f"xarm {self.ip}: found opening {opening}, expected 0 to 1 of an arm that is led")
+        self._gripper_wanted = round(opening * PULSES)
+
+    def _enable(self, mode: int) -> None:
+        self._led = False
         sdk = self._connected()
         code, (error, _) = sdk.get_err_warn_code()
         self._check("get_err_warn_code", code)
@@ -233,7 +262,7 @@ class XArmDriver:
             ("set_reduced_mode", lambda: sdk.set_reduced_mode(True)),
             ("set_fence_mode", lambda: sdk.set_fence_mode(True)),
             *(self._gripper_steps() if self._has_gripper else ()),
-            ("set_mode", lambda: sdk.set_mode(self.mode)),
+            ("set_mode", lambda: sdk.set_mode(mode)),
             ("set_state", lambda: sdk.set_state(0)),
         ):
             self._check(name, call())
@@ -242,12 +271,10 @@ class XArmDriver:
         if state >= STOPPED:
             raise EnvError(f"xarm {self.ip}: found state {state} after arming, expected ready")
         end = time.monotonic() + 2.0  # the mode comes with a report, five times a second
-        while sdk.mode != self.mode:
+        while sdk.mode != mode:
             if time.monotonic() > end:
-                raise EnvError(f"xarm {self.ip}: found mode {sdk.mode} after arming, expected {self.mode}")
+                raise EnvError(f"xarm {self.ip}: found mode {sdk.mode} after arming, expected {mode}")
             time.sleep(0.01)
-        self._last = self.read().q
-        self._stopped = ""
 
     def _range(self) -> tuple[Array, Array]:
         return np.array(self.limits.q_min), np.array(self.limits.q_max)
@@ -347,7 +374,7 @@ class XArmDriver:
 
         Until `arm` is called again, `command` refuses.
         """
-        self._stopped = reason or "stopped"
+        self._stopped, self._led = reason or "stopped", False
         self._gripper_wanted = None
         with self._stop_lock:
             for arm in (self._stopper, self._sdk, self._stopper):
@@ -393,11 +420,11 @@ class XArmDriver:
         sdk, sent = self._sdk, None
         while not self._closing.wait(GRIPPER_PERIOD):
             try:
-                wanted = self._gripper_wanted
-                if wanted != sent and wanted is not None and not self._stopped:
+                wanted, ours = self._gripper_wanted, self._led or not self._stopped
+                if wanted != sent and wanted is not None and ours:
                     if sdk.set_gripper_position(wanted, wait=False, no_check=True) == 0:
                         sent = wanted
-                elif self._stopped:
+                elif not ours:
                     sent = None
                 code, pulses = sdk.get_gripper_position(check_baud=False)
             except Exception:  # whatever the SDK makes of a broken answer
