@@ -9,7 +9,6 @@ holds compare.json (all figures), summary.json (the table), episodes.csv, report
 training seed that is what `s2robot evaluate` writes.
 """
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from s2robot.compare_plan import Plan, Runs, make_plan, word
 from s2robot.compare_report import write_compare_report
 from s2robot.errors import UserError
 from s2robot.files import write_json
+from s2robot.information import table_of
 from s2robot.jobs import Job, locked, run_jobs
 from s2robot.paired import outcomes_of
 from s2robot.pipeline import command, open_demos, plain, versions
@@ -214,8 +214,13 @@ def _cost(cfg: DictConfig, plan: Plan) -> dict[str, float]:
 
 def _information(folder: Path) -> dict[str, Any]:
     """The table of `s2robot information`, as columns and rows."""
-    path = folder / "information.csv"
+    path = folder / "information.json"
     if not path.is_file():
         raise UserError(f"information: {path}: no such file; `s2robot information` writes it")
-    columns, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
+    try:
+        columns, *rows = table_of(read_json(path))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"information: {path}: {type(error).__name__}: {error}, expected what `s2robot information` writes"
+        ) from error
     return {"columns": columns, "rows": rows}

@@ -1,13 +1,13 @@
 """How much of one encoder's features a linear map finds in another's: Section 4.2 and Table 2 of the S2 paper.
 
-    s2robot information                          # mvp-tiny-s2 at one scale, from mvp-tiny with and without S2
-    s2robot information information.target.name=mvp-small
+    s2robot information                          # mvp-small at one scale, from mvp-tiny with and without S2
+    s2robot information information.target.name=mvp-tiny-s2
     result = information(large, {"base": base, "base-s2": base_s2}, InformationConfig(), Path("out"))
 
 One linear map with bias turns each source token into the target's token of the same place, the same map for all
 places, cameras and frames. Its loss l is the squared error, averaged over tokens and channels; l0 is that of the
 best constant vector. The information is I = -log(l / l0), in nats or bits, the ratio I / I* with I* that of a
-source chosen as upper bound. Map and constant are those of the training episodes, also on held-out ones.
+source chosen as upper bound, or of all sources side by side ("all"). Map and constant are those of the training episodes, also on held-out ones.
 
 What the paper leaves open, and what is done here:
 - It names no normalisation of the target, and the l0 that its Table 2 implies (0.15 ViT, 0.23 MAE, 1.04 OpenCLIP)
@@ -16,6 +16,9 @@ What the paper leaves open, and what is done here:
 - It writes "log"; its figures are bits: 0.1100 -> 0.1040 adds 0.081 = log2(0.1100 / 0.1040).
 - It trains the map by gradient descent. Here it is the exact ridge regression (float64, standardised sources), its
   penalty chosen by leaving out folds of whole training episodes; the smallest is least squares in all but name.
+- Its upper bound is a model larger than the target. Where there is none, "all" is: what one linear map finds in all
+  sources together, which none of them alone can exceed on the training frames. The paper's is a bound from without,
+  this one only says what each source lacks of what the others hold.
 - The row "no image" answers with the target's mean at that token of that camera: what all frames share.
 
 Intervals are 95 % percentile bootstrap
@@ -31,7 +34,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -51,9 +54,10 @@ from s2robot.progress import bar
 from s2robot.readout import ReadoutConfig, describe, features_of
 from s2robot.readout_fit import interval, resample
 from s2robot.readout_frames import MomentBank
-from s2robot.token_maps import Blocks, Sums, linear_map, sum_up, token_pairs
+from s2robot.token_maps import Blocks, Sums, linear_map, regrid, sum_up, token_pairs
 
 PLACE, ZERO = "no image", "l0"  # what answers without a source
+ALL = "all"  # all sources side by side
 UNUSED = ("pools", "in_view", "apart", "cells", "data")  # not settings of this command
 METRICS = ("loss", "info", "ratio")
 UNITS = {"nats": 1.0, "bits": math.log(2)}
@@ -119,10 +123,12 @@ def information(
     start = time.monotonic()
     if not sources:
         raise UserError("information.sources: found none, expected at least 1")
-    if reserved := {PLACE, ZERO} & set(sources):
-        raise UserError(f"information.sources: '{reserved.pop()}' is the name of a row that reads none")
-    if cfg.upper is not None and cfg.upper not in sources:
-        raise UserError(f"information.upper: found '{cfg.upper}', expected null or one of {[*sources]}")
+    if reserved := {PLACE, ZERO, ALL} & set(sources):
+        raise UserError(f"information.sources: '{reserved.pop()}' is the name of another row; choose another")
+    if cfg.upper not in (None, ALL, *sources):
+        raise UserError(
+            f"information.upper: found '{cfg.upper}', expected null, {ALL} or one of {[*sources]}"
+        )
     for label, encoder in {"target": target, **{f"sources.{k}": v for k, v in sources.items()}}.items():
         if encoder.pool != "tokens":
             raise UserError(f"information.{label}.pool: found {encoder.pool}, expected tokens")
@@ -135,12 +141,17 @@ def information(
         bank.fill(seeds, data.workers or max(1, (os.cpu_count() or 1) // 2), update)
     wanted = features_of("target", target, bank, seeds, data, root)
     found = {name: features_of(name, encoder, bank, seeds, data, root) for name, encoder in sources.items()}
+    if cfg.upper == ALL:
+        found[ALL] = side_by_side(list(found.values()), wanted.shape[2])
     losses, penalties = compare_sources(wanted, found, cfg)
     settings = asdict(data) | {"image_size": size, "cache": None} | asdict(cfg)
     report = {
         "settings": json.loads(json.dumps({k: v for k, v in settings.items() if k not in UNUSED})),
         "target": describe(target),
-        "sources": {k: {**describe(source), "penalty": penalties[k]} for k, source in sources.items()},
+        "sources": {
+            k: {**(describe(sources[k]) if k in sources else {"of": [*sources]}), "penalty": penalties[k]}
+            for k in found
+        },
         **judge(losses, cfg),
         "seconds": round(time.monotonic() - start, 1),
         "versions": versions(),
@@ -151,6 +162,13 @@ def information(
     write_text(out / "information.csv", _csv(report))
     plots.save_figure(information_plot(report), out / "information.png")
     return report
+
+
+def side_by_side(sources: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Sources (T, C, N, D) of any grids and widths as one on the grid of `count` tokens (T, C, count, D + ...)."""
+    return np.concatenate(
+        [s if s.shape[2] == count else regrid(s, count).astype(s.dtype) for s in sources], axis=-1
+    )
 
 
 def compare_sources(
@@ -266,8 +284,8 @@ def run_information(cfg: DictConfig) -> None:
     print(f"information: {out / 'information.json'}, information.csv, information.png")
 
 
-def summary_text(report: Mapping[str, Any]) -> str:
-    """Table 2's columns, with the held-out intervals, as a table for a terminal; then paired differences."""
+def table_of(report: Mapping[str, Any]) -> list[list[str]]:
+    """Table 2's columns, with the held-out intervals, a row a source; then a row a paired difference."""
     unit = report["settings"]["unit"]
     shown = {"loss": ("loss", "#.3g"), "info": (f"info ({unit})", ".3f"), "ratio": ("ratio", ".1%")}
 
@@ -280,5 +298,11 @@ def summary_text(report: Mapping[str, Any]) -> str:
     for row in [*report["results"], *report["differences"]]:
         name = row["source"] + (f" - {row['minus']}" if "minus" in row else "")
         rows.append([name, *(text(row[part][m], shown[m][1]) for part, m in cells)])
+    return rows
+
+
+def summary_text(report: Mapping[str, Any]) -> str:
+    """The table for a terminal."""
+    rows = table_of(report)
     widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
     return "\n".join("".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -14,9 +14,11 @@ from omegaconf import OmegaConf
 from envs.cube_pick import CubePickConfig
 from s2robot import information as info
 from s2robot import token_maps
+from s2robot.compare import _information
 from s2robot.encoders import build_encoder
 from s2robot.errors import UserError
 from s2robot.information import (
+    ALL,
     PLACE,
     ZERO,
     InformationConfig,
@@ -25,6 +27,7 @@ from s2robot.information import (
     information,
     judge,
     run_information,
+    side_by_side,
     summary_text,
 )
 from s2robot.paths import configs_dir
@@ -253,8 +256,8 @@ def test_wrong_sources_are_refused(tmp_path):
     pooled = build_encoder({"name": "mvp-tiny", "scales": [1], "pool": "mean"})
     for target, sources, upper, text in (
         (tiny, {}, None, "information.sources: found none, expected at least 1"),
-        (tiny, {PLACE: tiny}, None, "information.sources: 'no image' is the name of a row"),
-        (tiny, {"a": tiny}, "b", r"information.upper: found 'b', expected null or one of \['a'\]"),
+        (tiny, {PLACE: tiny}, None, "information.sources: 'no image' is the name of another row"),
+        (tiny, {"a": tiny}, "b", r"information.upper: found 'b', expected null, all or one of \['a'\]"),
         (pooled, {"a": tiny}, None, "information.target.pool: found mean, expected tokens"),
         (tiny, {"a": pooled}, None, "information.sources.a.pool: found mean, expected tokens"),
     ):
@@ -263,11 +266,30 @@ def test_wrong_sources_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_all_sources_together_are_an_upper_bound_on_the_training_frames():
+    """The target is one part from each source and noise: neither has it all, both together hold what there is."""
+    rng = np.random.default_rng(5)
+    a, b = features(16, 3, 0), features(16, 4, 1)
+    target = a @ rng.normal(size=(3, 6)) + b @ rng.normal(size=(4, 6)) + 0.5 * features(16, 6, 2)
+    cfg = config(upper=ALL)
+    sources = {"a": a, "b": b}
+    losses, _ = compare_sources(target, sources | {ALL: side_by_side([a, b], TOKENS)}, cfg)
+    rows = rows_of(losses, cfg)
+    for part in ("train", "test"):
+        ratios = {name: rows[name][part]["ratio"]["value"] for name in ("a", "b", ALL)}
+        assert ratios[ALL] == 1 and 0 < ratios["a"] < 0.9 and 0 < ratios["b"] < 0.9
+    fine = np.repeat(np.repeat(b.reshape(-1, CAMERAS, 2, 2, 4), 2, 2), 2, 3).reshape(-1, CAMERAS, 16, 4)
+    joined = side_by_side([a, fine], TOKENS)
+    np.testing.assert_allclose(joined, np.concatenate([a, b], -1))
+
+
 def test_the_shipped_settings_are_those_of_the_class():
     shipped = OmegaConf.to_container(OmegaConf.load(configs_dir() / "information" / "default.yaml"))
     own = {k: shipped.pop(k) for k in ("upper", "normalise", "unit", "folds")}
     ours = InformationConfig()
+    assert own.pop("upper") == "all"  # the class has none: it does not choose the sources either
     assert all(getattr(ours, key) == value for key, value in own.items())
+    assert shipped["target"]["name"] == "mvp-small" and list(shipped["sources"])[:2] == ["base", "base-s2"]
     assert {"target", "sources"} < set(shipped)
     data = {k: v for k, v in shipped.items() if k not in ("target", "sources")}
     assert set(data) == set(ReadoutConfig.__dataclass_fields__) - {*info.UNUSED, "world"}
@@ -284,7 +306,7 @@ def test_the_shipped_settings_are_those_of_the_class():
             "^information: 10 seeds .first 300090. are in the training and in the held-out",
         ),
         ({"train_seed": 100_000}, "^information.train_seed: found seeds 100000 to 100099, expected them in"),
-        ({"upper": "x"}, "^information.upper: found 'x', expected null or one of"),
+        ({"upper": "x"}, "^information.upper: found 'x', expected null, all or one of"),
     ],
 )
 def test_errors_of_the_command_name_its_own_keys(tmp_path, change, text):
@@ -342,3 +364,18 @@ def test_real_encoders_end_to_end(tmp_path):
     )
     assert said[3].startswith("base-s2 ") and "100.0% [100.0%, 100.0%]" in said[3]
     assert any(line.startswith("base-s2 - base ") for line in said)
+    table = _information(tmp_path / "out")  # as a comparison's report shows it
+    assert table["columns"] == [
+        "source",
+        *(f"{p} {m}" for p in ("train", "test") for m in ("loss", "info (nats)", "ratio")),
+    ]
+    assert [row[0] for row in table["rows"]][:4] == list(found) and all(
+        len(row) == 7 for row in table["rows"]
+    )
+    with pytest.raises(
+        UserError, match="information: .*information.json: no such file; `s2robot information`"
+    ):
+        _information(tmp_path)
+    (tmp_path / "information.json").write_text("{}")
+    with pytest.raises(UserError, match="KeyError: 'settings', expected what `s2robot information` writes"):
+        _information(tmp_path)
