@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from s2robot import encoders
 from s2robot.arms import choose_arms, encoder_of, read_by, settings_of
+from s2robot.compare import compare
 from s2robot.compare_plan import make_plan
 from s2robot.errors import UserError
 from s2robot.jobs import Job, locked, run_jobs
@@ -59,6 +61,29 @@ def test_arms_are_those_of_the_experiment_or_those_named():
 )  # fmt: skip
 def test_what_cannot_be_compared_is_one_line(words, expected):
     assert expected in refused(*words)
+
+
+def test_an_arm_whose_weights_did_not_come_along_is_named(tmp_path, monkeypatch):
+    """As after `pip install`: the wheel leaves the largest weights out."""
+    for name in ("mvp-tiny", "mvp-tiny-s2"):
+        (tmp_path / f"{name}.safetensors").symlink_to(encoders.weights_dir() / f"{name}.safetensors")
+    monkeypatch.setattr(encoders, "weights_dir", lambda: tmp_path)
+    line = refused("experiment=table10")
+    assert line.startswith(
+        f"arm 'large': encoder mvp-small: found no {tmp_path / 'mvp-small.safetensors'}; take it"
+    )
+    assert "`s2robot pretrain pretrain=mvp-small`" in line
+
+
+def test_too_few_positions_are_refused_before_anything_runs(tmp_path):
+    out = tmp_path / "out"
+    words = ["arms=[base,base-s2]", "evaluate.episodes=16", "experiment.power.strict=true"]
+    with pytest.raises(
+        UserError, match="^16 positions are too few to see a gap of 10 points .*are needed"
+    ) as caught:
+        compare(config(f"run_dir={out}", *words), words[1:2])
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in out.iterdir()] == [".lock"]
 
 
 def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
