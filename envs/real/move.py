@@ -13,12 +13,13 @@ from dataclasses import replace
 import numpy as np
 
 from envs.errors import EnvError
-from envs.real.driver import OK, ArmDriver, Array
+from envs.real.driver import OK, ArmDriver, ArmState, Array
 from envs.real.interpolate import Interpolator
 from envs.real.safety import SafetyFilter, Verdict
 
 ARRIVED = 2e-3  # rad
 GRIPPER_S = 2.0  # s that the fingers may take
+LOST_S = 0.5  # s that the arm may give no answer
 GRIPPED = 0.08  # opening, close enough
 
 
@@ -65,7 +66,7 @@ def move_slowly(
                 _brake(driver, safety, sent)
                 driver.stop("operator")
                 return False
-            state = driver.read()
+            state = _read(driver, state)
             if state.error:
                 raise EnvError(f"move: found arm error {state.error}, expected none")
             now = time.monotonic()
@@ -93,11 +94,21 @@ def move_slowly(
             if stopped():
                 driver.stop("operator")
                 return False
-            state = driver.read()
+            state = _read(driver, state)
     except BaseException as error:
         driver.stop(f"{type(error).__name__} while moving")
         raise
     return True
+
+
+def _read(driver: ArmDriver, last: ArmState) -> ArmState:
+    """The arm's state now, or the last one while that is not long ago: its age makes the filter hold."""
+    try:
+        return driver.read()
+    except EnvError:
+        if time.monotonic() - last.t_mono > LOST_S:
+            raise
+        return last
 
 
 def _brake(driver: ArmDriver, safety: SafetyFilter, sent: float) -> None:

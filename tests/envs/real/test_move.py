@@ -28,7 +28,7 @@ class FakeArm:
 
     def __init__(self):
         self.q, self.sent, self.stops, self.error, self.code, self.gripper = HOME + 0.15, [], [], 0, OK, 0.0
-        self.stuck = False
+        self.stuck, self.reads, self.silent = False, 0, range(0)
 
     def connect(self, timeout_s): ...
     def arm(self): ...
@@ -36,6 +36,9 @@ class FakeArm:
     def close(self): ...
 
     def read(self):
+        self.reads += 1
+        if self.reads in self.silent:
+            raise EnvError("xarm: no answer")
         zero = np.zeros(7)
         return ArmState(self.q.copy(), zero, zero, np.zeros(6), self.gripper, time.monotonic(), 1, self.error)
 
@@ -59,7 +62,7 @@ def arm():
 
 
 def move(arm, target=HOME, **settings):
-    safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
+    safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=0.2))
     return move_slowly(arm, safety, target, **{"opening": 1.0, "speed": 0.5} | settings)
 
 
@@ -95,6 +98,15 @@ def test_what_goes_wrong_stops_the_arm(arm, change, text):
     with pytest.raises(EnvError, match=text):
         move(arm)
     assert len(arm.stops) == 1
+
+
+def test_an_answer_that_fails_to_come_is_waited_for(arm):
+    arm.silent = range(10, 15)
+    assert move(arm) and arm.stops == []
+    arm.q, arm.reads, arm.silent = HOME + 0.15, 0, range(10, 10_000)
+    with pytest.raises(EnvError, match="no answer"):
+        move(arm)
+    assert len(arm.stops) == 1 and np.abs(np.diff(arm.sent[-3:], axis=0)).max() < 1e-9  # it stood before
 
 
 def test_a_supervisor_that_is_gone_stops_the_arm(arm):

@@ -1,0 +1,146 @@
+"""What the bridge's speed and table clearance do to a policy, in virtual time: no clock, so no load can disturb it.
+
+    python benchmarks/bridge_limits.py runs/run/<date>/checkpoint --episodes 12 0.5,1.3,10,-3 0.5,1.3,10,-10 1,2.6,20,-10
+
+A setting is bridge.speed, limits.dq_max (rad/s), limits.ddq_max (rad/s²), limits.table_clearance (mm). Interpolator,
+safety filter and the emulator's scene are the real ones, stepped at 100 and 250 Hz; an action comes 40 ms after its
+observation; there is no wire, no camera delay and no watchdog. "error 31" counts the episodes in which the arm pushed
+for longer, and harder, than the emulated box takes at sensitivity 3. First the policy in plain simulation: the largest
+change of a joint that it asks for in a step, and how far below the table it sends the lowest point of a finger.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.cube_pick import CubePick, CubePickConfig, as_tuples
+from envs.real.driver import XARM7_LIMITS, ArmLimits
+from envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIME
+from envs.real.emulator.motion import Motion
+from envs.real.emulator.scene import ScenePlant, SceneRenderer
+from envs.real.geometry import ArmPoints
+from envs.real.interpolate import Interpolator
+from envs.real.safety import SafetyConfig, SafetyFilter, Verdict
+from s2robot.deployed import load_actor
+
+LATENCY = 4  # ticks of 10 ms from observation to action
+SENSITIVITY = 3
+
+
+def asked_for(config: CubePickConfig, actor: Any, seeds: range) -> tuple[int, float, float]:
+    """Plain simulation: successes, largest change of a joint (rad), lowest finger point commanded (m, table = 0)."""
+    env, points = CubePick(config), ArmPoints(config.robot)
+    tips = [i for i, name in enumerate(points.names) if "finger tip" in name]
+    good, most, lowest = 0, 0.0, np.inf
+    for seed in seeds:
+        observation, _ = env.reset(seed=seed)
+        actor.reset()
+        for _ in range(config.max_steps):
+            before = env.commanded.copy()
+            observation, _, done, _, _ = env.step(actor.act(observation))
+            most = max(most, float(np.abs(env.commanded - before).max()))
+            lowest = min(lowest, float(points.at(env.commanded)[tips, 2].min()) - XARM7_LIMITS.table_z)
+            if done:
+                break
+        good += env.is_success
+    env.close()
+    return good, most, lowest
+
+
+def episode(
+    plant: ScenePlant, renderer: SceneRenderer, actor: Any, points: ArmPoints, limits: ArmLimits, speed: float,
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """One episode through interpolator and filter."""
+    plant.place(plant.reset(seed))
+    plant.reset(seed)
+    motion, safety, path = (
+        Motion(plant.joints),
+        SafetyFilter(limits, points, SafetyConfig(clamps_max=200)),
+        Interpolator(limits),
+    )
+    safety.reset(plant.joints)
+    path.reset(plant.joints)
+    actor.reset()
+    low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
+    commanded, opening, clamped = plant.joints.copy(), 1.0, False
+    period = 0.1 / speed
+    ticks = round(period * limits.rate_hz)
+    due, action = -1, np.zeros(8)
+    pushed = longest = fastest = 0.0
+    clamps = 0
+    for k in range(plant.env.config.max_steps * ticks):
+        now = k / limits.rate_hz
+        if k % ticks == 0:
+            proprio = np.append(plant.joints, plant.opening).astype(np.float32)
+            due, action = (
+                k + LATENCY,
+                actor.act({"images": renderer.draw(plant.positions), "proprio": proprio}),
+            )
+        if k == due:
+            commanded = np.clip((path.q if clamped else commanded) + action[:7], low, high)
+            opening, clamped = (0.0 if action[7] >= 0.5 else 1.0), False
+            path.push(now, now + period, commanded)
+        safe = safety(path.step(now)[0], opening, plant.joints, 0.0)
+        if safe.verdict == Verdict.STOP:
+            break
+        if safe.verdict != Verdict.PASS:
+            path.follow(safe.q, safety.dq_last)
+            clamped = True
+            clamps += 1
+        fastest = max(fastest, float(np.abs(safety.dq_last).max()))
+        motion.servo(safe.q)
+        for _ in range(2 + k % 2):  # 250 Hz
+            plant.step(motion.advance(0.004), opening, 0.004)
+            pushed = pushed + 0.004 if plant.contact > COLLISION_FORCE[SENSITIVITY] else 0.0
+            longest = max(longest, pushed)
+        if plant.env.is_success:
+            break
+    return {
+        "success": plant.env.is_success, "error": longest > COLLISION_TIME, "pushed": longest, "fastest": fastest,
+        "clamps": clamps, "seconds": now,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="folder of a trained policy")
+    parser.add_argument(
+        "settings", nargs="*", default=["0.5,1.3,10,-3"], help="speed,dq_max,ddq_max,clearance in mm"
+    )
+    parser.add_argument("--episodes", type=int, default=12, help="positions (default 12)")
+    parser.add_argument("--seed", type=int, default=10000, help="of the first one (default 10000)")
+    args = parser.parse_intermixed_args()
+    torch.set_num_threads(1)
+    actor, encoder, contract = load_actor(args.checkpoint, "cpu")
+    config = replace(CubePickConfig(**as_tuples(contract["env_config"])), image_size=encoder.image_size)
+    seeds = range(args.seed, args.seed + args.episodes)
+    good, most, lowest = asked_for(config, actor, seeds)
+    print(
+        f"plain simulation: {good} of {args.episodes}; changes of up to {most:.2f} rad a step, finger tips up to "
+        f"{-1000 * lowest:.0f} mm below the table",
+        flush=True,
+    )
+    plant, points = ScenePlant(config), ArmPoints(config.robot)
+    renderer = SceneRenderer(plant)
+    print(
+        f"{'speed,dq,ddq,clearance':<24}{'success':>9}{'error 31':>10}{'pushed, s':>11}{'rad/s':>7}{'clamps':>8}{'seconds':>9}"
+    )
+    for text in args.settings:
+        speed, dq, ddq, clearance = map(float, text.split(","))
+        limits = replace(XARM7_LIMITS, dq_max=(dq,) * 7, ddq_max=(ddq,) * 7, table_clearance=clearance / 1000)
+        rows = [episode(plant, renderer, actor, points, limits, speed, seed) for seed in seeds]
+        print(
+            f"{text:<24}{sum(r['success'] for r in rows):>5} / {len(rows)}{sum(r['error'] for r in rows):>8}"
+            f"{max(r['pushed'] for r in rows):>12.2f}{max(r['fastest'] for r in rows):>7.2f}"
+            f"{np.median([r['clamps'] for r in rows]):>8.0f}{np.median([r['seconds'] for r in rows]):>9.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
