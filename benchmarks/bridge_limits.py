@@ -56,8 +56,11 @@ def episode(
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """One episode through interpolator and filter."""
-    plant.place(plant.reset(seed))
+    start = plant.reset(seed)
+    plant.place(start)
     plant.reset(seed)
+    for _ in range(100):  # the gripper opens, as it does before an episode on the arm
+        plant.step(start, 1.0, 0.004)
     motion, safety, path = (
         Motion(plant.joints),
         SafetyFilter(limits, points, SafetyConfig(clamps_max=200)),
@@ -72,7 +75,7 @@ def episode(
     ticks = round(period * limits.rate_hz)
     due, action = -1, np.zeros(8)
     pushed = longest = fastest = 0.0
-    clamps = 0
+    clamps, end = 0, "not in time"
     for k in range(plant.env.config.max_steps * ticks):
         now = k / limits.rate_hz
         if k % ticks == 0:
@@ -87,6 +90,7 @@ def episode(
             path.push(now, now + period, commanded)
         safe = safety(path.step(now)[0], opening, plant.joints, 0.0)
         if safe.verdict == Verdict.STOP:
+            end = safe.reasons[0]
             break
         if safe.verdict != Verdict.PASS:
             path.follow(safe.q, safety.dq_last)
@@ -102,7 +106,7 @@ def episode(
             break
     return {
         "success": plant.env.is_success, "error": longest > COLLISION_TIME, "pushed": longest, "fastest": fastest,
-        "clamps": clamps, "seconds": now,
+        "clamps": clamps, "seconds": now, "end": "" if plant.env.is_success else f"{seed}: {end}",
     }  # fmt: skip
 
 
@@ -140,6 +144,9 @@ def main() -> None:
             f"{np.median([r['clamps'] for r in rows]):>8.0f}{np.median([r['seconds'] for r in rows]):>9.1f}",
             flush=True,
         )
+        for row in rows:
+            if row["end"]:
+                print(f"    {row['end']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def dry_run(rig: Rig, out: Path) -> bool:
         board.step += 1
 
     stop = Stop()
-    loop = rig.loop(live=False, reset=rig.policy.reset, on_period=period, on_step=step)
+    loop = rig.loop(live=False, reset=rig.policy.reset, beat=board.beat, on_period=period, on_step=step)
     stop.stop = loop.request_stop
     with stop.on_signals(), board.shown(), keys(lambda key: stop.ask() if key in " q" else None):
         stop.moving = True  # Ctrl-C ends the loop in order

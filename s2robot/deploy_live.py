@@ -233,6 +233,7 @@ class LiveSession:
     def _beat(self) -> None:
         assert self._supervisor is not None
         self._supervisor.beat()
+        self.board.beat()
 
     def _rest(self) -> None:
         assert self._supervisor is not None

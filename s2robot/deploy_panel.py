@@ -38,7 +38,7 @@ class Board:
         self.episode, self.step, self.max_steps = 0, 0, 0
         self.successes, self.judged = 0, 0
         self.doing = ""  # what is going on outside an episode
-        self._state, self._changed_verdict = State.IDLE, ""
+        self._state = State.IDLE
         self._verdict = Verdict.PASS
         self._reasons: tuple[str, ...] = ()
         self._times: deque[float] = deque(maxlen=100)
@@ -46,11 +46,14 @@ class Board:
     def period(self, now: float, state: State, safe: Safe | None) -> None:
         """As `ControlLoop.on_period` tells it."""
         self._state = state
-        self._times.append(now)
         if safe is not None:
             self._verdict = safe.verdict
             if safe.reasons:
                 self._reasons = safe.reasons
+
+    def beat(self) -> None:
+        """A period of the stream begins."""
+        self._times.append(time.monotonic())
 
     def rate(self, now: float) -> float:
         """Commands a second over the last ones; 0 where none came for a second."""

@@ -108,13 +108,14 @@ class Reader:
         return 0.031
 
 
-def test_the_panel_says_what_goes_on():
+def test_the_panel_says_what_goes_on(monkeypatch):
     board = Board({"hand": Reader()}, live=True, episodes=3, rate_hz=100)
     board.episode, board.step, board.max_steps, board.successes, board.judged = 2, 7, 80, 1, 1
     now = time.monotonic()
     for i in range(50):
-        safe = Safe(np.zeros(7), None, Verdict.CLAMP, ("table: left finger tip",))
-        board.period(now - 0.5 + i / 100, State.HOLD, safe)
+        monkeypatch.setattr("s2robot.deploy_panel.time.monotonic", lambda i=i: now - 0.5 + i / 100)
+        board.beat()
+        board.period(now, State.HOLD, Safe(np.zeros(7), None, Verdict.CLAMP, ("table: left finger tip",)))
     console = Console(record=True, width=100, file=open(os.devnull, "w"))
     console.print(board.panel())
     text = console.export_text()
