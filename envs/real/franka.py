@@ -282,6 +282,9 @@ class FrankaDriver:
                         under_way = self._hand.move_async(wanted * self._hand.max_width, HAND_SPEED)
                     sent = wanted
                 self._opening = self._measured_opening()
+        if under_way is not None:
+            with suppress(Exception):
+                under_way.wait(2.0)  # letting go of one that is under way waits for it without a limit
 
 
 def _rpy(quaternion: Array) -> Array:

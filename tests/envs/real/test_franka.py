@@ -7,7 +7,10 @@ franka-venv/bin/python -m pytest --noconftest -m slow tests/envs/real/test_frank
 franky-sim accepts what an arm refuses and has no error model: nothing here is a claim about safety.
 """
 
+import re
+import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -37,14 +40,20 @@ def server():
     why = "needs franky-control and franky-sim in an environment of their own; see the head of this file"
     pytest.importorskip("franky", reason=why)
     pytest.importorskip("franky_sim", reason=why)
-    from franky_sim import SimulationServer
-    from franky_sim.mujoco_simulator import MujocoSimulator
-
-    with MujocoSimulator(enable_visualization=False) as simulator:
-        robot = simulator.add_robot()
-        with SimulationServer(simulator) as server:
-            server.run_async()
-            yield robot.hostname
+    # in a process of its own, as an arm is: franky waits for it while it holds the interpreter
+    command = [sys.executable, "-u", "-m", "franky_sim.run_server", "-s", "mujoco"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    late = threading.Timer(120.0, process.kill)
+    late.start()
+    try:
+        found = next((f for line in process.stdout if (f := re.search(r"using '([\d.]+)'", line))), None)
+        late.cancel()
+        assert found, "franky-sim did not start"
+        yield found[1]
+    finally:
+        late.cancel()
+        process.terminate()
+        process.wait(30.0)
 
 
 @pytest.fixture
