@@ -47,7 +47,9 @@ _LIVE = {"--live": "live=true", "--episodes": "episodes={}", "--record": "record
 
 VERBS = {
     "run": Verb("s2robot.pipeline:run", "the whole pipeline: demos, features, policy, evaluation, report"),
-    "record": Verb("s2robot.verbs:record", "record demonstrations in simulation with the scripted picker"),
+    "record": Verb(
+        "s2robot.verbs:record", "record demonstrations: scripted in simulation, or by a person on an arm"
+    ),
     "replay": Verb("s2robot.verbs:replay", "play recorded actions back and say whether they still succeed"),
     "inspect": Verb("s2robot.verbs:inspect", "print and picture a dataset: ranges, positions, frames"),
     "scenes": Verb("s2robot.verbs:scenes", "render scenes for pre-training an encoder"),

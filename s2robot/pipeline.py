@@ -59,6 +59,10 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
 
 def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
     """Record scripted demos into ``out``."""
+    if recording.kind != "scripted":
+        raise UserError(
+            f"recording: found '{recording.kind}', expected scripted; `s2robot record` has the others"
+        )
     picker = PickerConfig(**as_tuples(plain(recording.picker)))
     with bar("recording demos") as update:
         store = record(

@@ -20,8 +20,13 @@ from s2robot.scenes import make_scenes
 
 
 def record(cfg: DictConfig) -> None:
-    """`s2robot record`: scripted demos into `out`."""
-    store = pipeline.record_demos(cfg, cfg, Path(cfg.out))
+    """`s2robot record`: demos into `out`, scripted in simulation or by a person on an arm."""
+    if cfg.kind == "scripted":
+        store = pipeline.record_demos(cfg, cfg, Path(cfg.out))
+    else:
+        from s2robot.record_arm import record_on_arm  # the bridge's parts, which simulation does not need
+
+        store = record_on_arm(cfg)
     print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")
 
 

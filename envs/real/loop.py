@@ -119,6 +119,11 @@ class ControlLoop:
         """End the episode as after its last step: the arm brakes and stays ready; from any thread."""
         self._end.set()
 
+    @property
+    def commanded(self) -> Array:
+        """The joints (7,) rad that the next action's deltas are added to; not where the stream is on its way."""
+        return self.path.q if self._clamped else self._commanded
+
     # ---------------------------------------------------------------- an episode
 
     def run(self, max_steps: int) -> Result:

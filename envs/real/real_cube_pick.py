@@ -131,19 +131,7 @@ class RealCubePick(gymnasium.Env):
             EnvError: the operator said no, the arm refuses or did not reach its start, or frames or joints are not
                 fresh.
         """
-        self._end()
-        super().reset(seed=seed)
-        placing = self._sample(seed, options or {})
-        watchdog = self.loop.watchdog
-        fault = watchdog.reasons if watchdog.state == State.FAULT else ()
-        if fault or (self.live and not self._at(placing.start_joints)):
-            if not self.operator.free(fault):
-                raise EnvError("reset: the operator said no, expected a yes before the arm moves")
-            watchdog.clear(time.monotonic())  # on the operator's word
-            if self.live:
-                self._go_to(placing.start_joints)
-        if not self.operator.place(placing):
-            raise EnvError("reset: the operator said no, expected a yes before the arm moves")
+        placing = self.ready(seed, options)
         if self.live:
             self.driver.arm()
         self._steps, self._over, self._result, self._error = 0, False, None, None
@@ -160,6 +148,23 @@ class RealCubePick(gymnasium.Env):
             self._end()
             raise self._error or EnvError(f"reset: {'; '.join(self.loop.watchdog.reasons)}")
         return observation, self._info(False)
+
+    def ready(self, seed: int | None = None, options: Mapping[str, Any] | None = None) -> Placing:
+        """What `reset` does before an episode: the arm stands stopped at its start, the cube is laid."""
+        self._end()
+        super().reset(seed=seed)
+        placing = self._sample(seed, options or {})
+        watchdog = self.loop.watchdog
+        fault = watchdog.reasons if watchdog.state == State.FAULT else ()
+        if fault or (self.live and not self._at(placing.start_joints)):
+            if not self.operator.free(fault):
+                raise EnvError("reset: the operator said no, expected a yes before the arm moves")
+            watchdog.clear(time.monotonic())  # on the operator's word
+            if self.live:
+                self._go_to(placing.start_joints)
+        if not self.operator.place(placing):
+            raise EnvError("reset: the operator said no, expected a yes before the arm moves")
+        return placing
 
     def step(self, action):
         """Hand over an action (8,) and wait for the next observation.

@@ -23,7 +23,7 @@ from envs.real.ik import ToolIK
 
 HELP = "w s: forward, back   a d: left, right   r f: up, down   q e: turn"
 CONTROLS_HELP = "space: gripper   Enter: end   x: end and discard"
-_AHEAD = (0.05, 0.3)  # m and rad that the wish may be ahead of the arm; the rest is forgotten
+_AHEAD = (0.04, 0.3)  # m and rad that the wish may be ahead of the arm; the rest is forgotten
 _EDGE = 0.005  # m kept from where the safety filter would stop the gripper
 _KEYS = {
     "w": (1, 0, 0, 0), "s": (-1, 0, 0, 0), "a": (0, 1, 0, 0), "d": (0, -1, 0, 0),
@@ -182,27 +182,31 @@ class Teleoperator:
         self._full = np.array([speed, speed, speed, turn_speed]) / rate_hz  # m and rad an action
         self._max_delta = max_delta
         self._limits, self._points = limits, points or ArmPoints()
-        self._position, self._rotation = np.full(3, np.nan), np.eye(3)
+        self._position, self._upright, self._turn = np.full(3, np.nan), np.eye(3), 0.0
 
     def reset(self, q: Array) -> None:
         """Start at joints (7,) rad."""
-        self._position, self._rotation = self._ik.pose(q)
+        self._position, self._upright = self._ik.pose(q)
+        self._turn = 0.0  # rad about the vertical, since the start
         self._low, self._high = self._room(q)
 
     def act(self, q: Array) -> Array:
-        """The next action after commanded joints (7,) rad.  # float32 (8,)"""
+        """The next action, to be added to commanded joints (7,) rad: `ControlLoop.commanded`.  # float32 (8,)"""
         step = self._mover.velocity() * self._full
-        here, turned = self._ik.pose(q)
-        ahead, turn = self._position - here, self._rotation @ turned.T
-        angle = np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))
-        if np.linalg.norm(ahead) > _AHEAD[0] or angle > _AHEAD[1]:  # the arm was held, or could not follow
-            self._position, self._rotation = here, turned
+        here, rotation = self._ik.pose(q)
+        # the arm was held, or could not follow: what it is behind by is not owed
+        ahead = self._position - here
+        self._position = here + ahead * min(1.0, _AHEAD[0] / max(float(np.linalg.norm(ahead)), 1e-9))
+        turned = _about_z(rotation @ self._upright.T)
+        behind = (self._turn - turned + np.pi) % (2 * np.pi) - np.pi
+        self._turn = turned + np.clip(behind, -_AHEAD[1], _AHEAD[1])
         low, high = np.minimum(self._low, self._position), np.maximum(self._high, self._position)
         self._position = np.clip(self._position + step[:3], low, high)  # from outside, back in only
-        cos, sin = np.cos(step[3]), np.sin(step[3])
-        self._rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ self._rotation
-        delta = self._ik.solve(q, self._position, self._rotation) - q
-        delta /= max(1.0, np.abs(delta).max() / self._max_delta)
+        self._turn += step[3]
+        cos, sin = np.cos(self._turn), np.sin(self._turn)
+        goal = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ self._upright
+        delta = self._ik.solve(q, self._position, goal) - q
+        delta = delta / max(1.0, float(np.abs(delta).max()) / self._max_delta)
         return np.append(delta, float(self._controls.closed)).astype(np.float32)
 
     def _room(self, q: Array) -> tuple[Array, Array]:
@@ -215,3 +219,8 @@ class Teleoperator:
         (x0, x1), (y0, y1), (z0, z1) = limits.box
         floor = max(z0, limits.table_z + limits.table_clearance) + below
         return np.array([x0 + wide, y0 + wide, floor]), np.array([x1 - wide, y1 - wide, z1 - above])
+
+
+def _about_z(rotation: Array) -> float:
+    """How far a rotation (3, 3) turns about the vertical, rad."""
+    return float(np.arctan2(rotation[1, 0] - rotation[0, 1], rotation[0, 0] + rotation[1, 1]))

@@ -230,7 +230,7 @@ def test_the_emulated_arm_goes_where_it_is_wished(monkeypatch):
                 return np.zeros(8)
             if len(calls) > 11:
                 wish.now = np.zeros(4)
-            return teleoperator.act(loop.path.q)
+            return teleoperator.act(loop.commanded)
 
         loop = ControlLoop(
             driver, {"hand": camera}, act,
