@@ -113,9 +113,12 @@ class Bench:
             client.read()
             client.close()
         EpisodeStore.create(self.path, ATTRIBUTES).close()
-        good = self.run(Case("none", "", "IDLE", "", lambda bench: time.monotonic(), watch_s=0.3))
-        if good.problem or not good.record_intact:
-            raise EnvError(f"faults: found a bridge that fails without a fault ({good}), expected an episode")
+        none = Case("none", "", "IDLE", "", lambda bench: time.monotonic(), watch_s=0.3)
+        tries = [self.run(none)]
+        while not tries[-1].as_designed and len(tries) < 4:  # load
+            tries.append(self.run(none))
+        if not tries[-1].as_designed or not tries[-1].record_intact:
+            raise EnvError(f"faults: found {tries[-1]} without a fault, expected an episode")
 
     # ---------------------------------------------------------------- a run
 
@@ -141,10 +144,14 @@ class Bench:
                 self.server = stack.enter_context(self.make_server())
                 policy = Swing(self.server.policy.act)
             ripe = threading.Event()
-            bridge = assemble(
-                stack, self.emulator.ports, self.path, policy, self.patience, self.points, self.scene,
-                on_ripe=ripe.set,
-            )  # fmt: skip
+            try:
+                bridge = assemble(
+                    stack, self.emulator.ports, self.path, policy, self.patience, self.points, self.scene,
+                    on_ripe=ripe.set,
+                )  # fmt: skip
+            except EnvError as error:  # the wire's time-outs are those of an operation
+                out.problem, out.record_intact = f"no bridge: {error}", True
+                return out
             self.bridge, loop, recorder = bridge, bridge.loop, bridge.recorder
 
             def strike() -> None:

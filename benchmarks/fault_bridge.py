@@ -6,7 +6,7 @@ All parts are the real ones, with the loop's default limits; the arm is the emul
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from envs.real.xarm import XArmDriver
 SWING = np.array((0.05, 0.0, 0.0, 0.0, 0.03, 0.0, 0.06, 1.0))  # an action: up to 0.6 rad/s
 TURN = 16  # actions in one direction, then as many back
 MOVING = 0.2  # rad/s; a fault that meets a slower arm proves nothing
-PATIENCE_S = 30.0  # s that anything beside the measured may take
+PATIENCE_S = 60.0  # s that anything beside the measured may take
 SIZE = 16  # pixels of the replayed pictures
 
 
@@ -102,10 +102,20 @@ def assemble(
     been under way for half a second and is at speed: the moment to strike."""
     make = partial(XArmDriver, "127.0.0.1", ports=ports)
     supervisors: list[Supervisor] = []
-    starting = threading.Thread(
-        target=lambda: supervisors.append(Supervisor(partial(make, gripper=False), limit_s=0.3 * patience))
-    )
+
+    def start_supervisor() -> None:
+        with suppress(EnvError):
+            supervisors.append(Supervisor(partial(make, gripper=False), limit_s=0.3 * patience))
+
+    starting = threading.Thread(target=start_supervisor)
     starting.start()  # while the driver connects
+
+    def end_supervisor() -> None:
+        starting.join()
+        for supervisor in supervisors:
+            supervisor.close()
+
+    stack.callback(end_supervisor)
     arm = stack.enter_context(make())
     arm.connect(PATIENCE_S)
     arm._sdk.clean_error()  # the operator's part; the driver never does
@@ -122,7 +132,6 @@ def assemble(
     starting.join()
     if not supervisors:
         raise EnvError("faults: found no supervisor, expected one")
-    stack.callback(supervisors[0].close)
     recorder = EpisodeRecorder(stack.enter_context(EpisodeStore.open(path, "a")))
     usual = WatchdogLimits()
     limits = WatchdogLimits(**{f.name: getattr(usual, f.name) * patience for f in fields(usual)})
