@@ -299,12 +299,16 @@ class RealCubePick(gymnasium.Env):
         self._over = True
         if self._thread is None:
             return
-        self.loop.request_stop()  # before the answer that ends the wait, so that it is not executed
+        # Not `request_stop`, which outlives the episode and would end the next one. Before the answer that ends the
+        # wait, so that it is not executed.
+        self.loop.request_end()
         with self._news:
             self._acting = False
             self._news.notify_all()
         self._thread.join()
         self._thread = None
+        if self.live:
+            self.driver.stop("end of the episode")
 
     def _info(self, success: bool) -> dict:
         state, reasons = self.loop.watchdog.state, self.loop.watchdog.reasons
