@@ -162,9 +162,12 @@ class Pipe:
     def recv_bytes(self):
         return self.words.pop(0)
 
+    def send_bytes(self, word):
+        """The supervisor's answer."""
+
 
 def test_no_beat_is_due_while_the_loop_rests():
     pipe = Pipe(_BEAT, _REST, _BEAT)
-    assert _watch(pipe, 0.3) == "no heartbeat for 0.3 s"
+    assert _watch(pipe, 0.3, lambda: True) == "no heartbeat for 0.3 s"
     assert pipe.waits == [None, 0.3, None, 0.3]
-    assert _watch(Pipe(_BEAT, _REST, _BYE), 0.3) == ""
+    assert _watch(Pipe(_BEAT, _REST, _BYE), 0.3, lambda: True) == ""

@@ -76,7 +76,9 @@ def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, c
             assert emulator.side("hand", joints=goal.tolist())["led"]
             wait_for(lambda goal=goal: np.abs(emulator.side("status")["joints"] - goal).max() < 1e-3)
             controls.on_key(" ")
-        wait_for(lambda: emulator.side("status")["opening"] > 0.95)
+            # until a step has seen it, however slow the machine
+            wait_for(lambda opens=goal is goals[1]: (steps[-1]["proprio"][7] > 0.4) == opens)
+        wait_for(lambda: steps[-1]["proprio"][7] > 0.95)
         controls.on_key("\n")
 
     person = threading.Thread(target=hand, daemon=True)
