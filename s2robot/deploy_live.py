@@ -290,15 +290,17 @@ class LiveSession:
         if self.cfg.record is None:
             return None
         path, contract = Path(self.cfg.record), self.rig.policy.contract
-        rate = float(contract["rate_hz"]) * self.cfg.bridge.speed
+        rate, speed = contract["rate_hz"], float(self.cfg.bridge.speed)
         size = self.rig.policy.image_size
         names = list(self.rig.readers)
         if path.exists():
             store = EpisodeStore.open(path, "a")
             store.check("xarm7", ACTION_FRAME, names, rate)
-            if store.attrs["kind"] != "images":
-                store.close()
-                raise UserError(f"{path}: found a dataset of {store.attrs['kind']}, expected one of images")
+            for name, wanted in (("kind", "images"), ("speed", speed)):
+                found = store.attrs.get(name)
+                if found != wanted:
+                    store.close()
+                    raise UserError(f"{path}: found {name} {found}, expected {wanted} to append to it")
         else:
             fovy = {name: camera.fovy for name, camera in self.rig.cameras.items()}
             attributes = {
@@ -308,6 +310,7 @@ class LiveSession:
                 },
                 "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": self.cfg.seed,
                 "kind": "images", "source": "emulator" if self.rig.scene else "arm", "causes": list(CAUSES),
+                "speed": speed,  # rate_hz is that of the steps at full speed, as in the demos
                 "policy": contract["encoder"]["fingerprint"],
             }  # fmt: skip
             store = EpisodeStore.create(path, attributes)

@@ -221,7 +221,8 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     assert emulator("status")["state"] >= 4  # stopped at the end
     store = EpisodeStore.open(path)
     assert len(store) == 2 and store.num_steps == 6 and store.attrs["kind"] == "images"
-    assert store["images_left"].shape == (6, 64, 64, 3) and store.attrs["rate_hz"] == 2
+    assert store["images_left"].shape == (6, 64, 64, 3) and store.attrs["rate_hz"] == 10
+    assert store.attrs["speed"] == 0.2
     assert store.meta("seed").tolist() == [10000, 10001] and not store.meta("success").any()
     assert describe(store)["success"] == 0
     images = store["images_hand"]
@@ -234,6 +235,13 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     # the same command goes on with the same dataset
     assert deploy.deploy(config("live=true", f"record='{path}'", "bridge.loop.max_steps=2")) == 0
     assert len(EpisodeStore.open(path)) == 3
+    with pytest.raises(UserError, match="found speed 0.2, expected 0.3"):
+        deploy.deploy(config("live=true", f"record='{path}'", "bridge.speed=0.3"))
+    # and the command line reads it
+    command = [sys.executable, "-m", "s2robot", "inspect", f"demos.path='{path}'", "env.cameras=[hand,left]"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0 and "3 (8 steps" in shown.stdout, shown.stderr
 
 
 def test_a_success_ends_the_episode(config, emulator, monkeypatch, tmp_path):
