@@ -176,8 +176,8 @@ def _result(cfg: DictConfig, plan: Plan, runs: Runs, stopping: dict[str, Any] | 
         "arms": arms,
         "pairs": [figures.pair_figures(outcomes, positions, a, b, looked) for a, b in plan.pairs],
         "stopping": stopping,
-        "information": None if cfg.information is None else _information(Path(cfg.information)),
-        "readout": None if cfg.readout is None else read_json(Path(cfg.readout) / "readout.json"),
+        "information": None if cfg.information_run is None else _information(Path(cfg.information_run)),
+        "readout": None if cfg.readout_run is None else read_json(Path(cfg.readout_run) / "readout.json"),
         "positions": {"seed": plan.position_seed, "episodes": len(positions)},
         "versions": versions(),
         "command": command(),
@@ -216,11 +216,11 @@ def _information(folder: Path) -> dict[str, Any]:
     """The table of `s2robot information`, as columns and rows."""
     path = folder / "information.json"
     if not path.is_file():
-        raise UserError(f"information: {path}: no such file; `s2robot information` writes it")
+        raise UserError(f"information_run: {path}: no such file; `s2robot information` writes it")
     try:
         columns, *rows = table_of(read_json(path))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"information: {path}: {type(error).__name__}: {error}, expected what `s2robot information` writes"
+            f"information_run: {path}: {type(error).__name__}: {error}, expected what `s2robot information` writes"
         ) from error
     return {"columns": columns, "rows": rows}

@@ -63,6 +63,15 @@ def test_what_cannot_be_compared_is_one_line(words, expected):
     assert expected in refused(*words)
 
 
+def test_runs_of_other_verbs_can_be_named():
+    """Keys of their own: a key that is called like a group of configs cannot be set from the command line."""
+    cfg = config("information_run=runs/a", "readout_run=runs/b")
+    assert (cfg.information_run, cfg.readout_run) == ("runs/a", "runs/b")
+    groups = {folder.name for folder in configs_dir().iterdir() if folder.is_dir()}
+    chosen = {"robot", "env", "recording", "demos", "features", "policy", "train", "evaluate", "experiment"}
+    assert groups & set(cfg) == chosen
+
+
 def test_an_arm_whose_weights_did_not_come_along_is_named(tmp_path, monkeypatch):
     """As after `pip install`: the wheel leaves the largest weights out."""
     for name in ("mvp-tiny", "mvp-tiny-s2"):

@@ -373,7 +373,7 @@ def test_real_encoders_end_to_end(tmp_path):
         len(row) == 7 for row in table["rows"]
     )
     with pytest.raises(
-        UserError, match="information: .*information.json: no such file; `s2robot information`"
+        UserError, match="information_run: .*information.json: no such file; `s2robot information`"
     ):
         _information(tmp_path)
     (tmp_path / "information.json").write_text("{}")
