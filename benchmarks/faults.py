@@ -86,12 +86,13 @@ def cells(r: dict[str, Any]) -> list[str]:
         )
         return "–" if p50 is None else f"{p50} / {largest} ms"
 
+    note = "" if r["good"] else " **mismatch**" if r["runs"] else " **no valid run**"
     load = f"{r['held_for_load']} held, {r['repeated_for_load']} repeated"
     return [
         r["fault"], str(r["runs"]), "–" if r["speed_min"] is None else f"≥ {r['speed_min']:.2f} rad/s",
         str(r["unsafe"]), ms(r["last_command"]), ms(r["stop_command"]), ms(r["standstill"]),
         " / ".join(r["states"]) + ("" if r["states"] == [r["designed"]] else f" (designed: {r['designed']})"),
-        f"{r['as_designed']}/{r['runs']}" + ("" if r["good"] else " **mismatch**"),
+        f"{r['as_designed']}/{r['runs']}" + note,
         f"{r['records_intact']}/{r['records']}", load if r["held_for_load"] + r["repeated_for_load"] else "–",
     ]  # fmt: skip
 
