@@ -31,7 +31,7 @@ CALM = [f"bridge.watchdog.{n}=9" for n in ("camera_hold", "state_hold", "policy_
 ] + ["bridge.safety.state_age_max=3", "bridge.supervisor_s=9", "bridge.arm.connect_s=60", "bridge.home.speed=1.0"]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def emulator():
     looks = f'{{"image_size": {SIZE}, "cameras": ["hand", "left"]}}'
     with launch("mujoco", "--env", looks, "--fps", "4") as emulator:
@@ -84,11 +84,14 @@ def lift_by_hand(emulator):
     simulated.reset(seed=SEED)
     picker = Picker(simulated, PickerConfig(kicks=(0, 0), misses=0.0))
     picker.reset(SEED)
-    way = []
+    way, ik = [], ToolIK()
     while not simulated.is_success:
         action = picker.act()[0]
         simulated.step_physics(action)
-        way.append((simulated.commanded.copy(), bool(action[7])))
+        position, rotation = ik.pose(simulated.commanded)
+        # a little higher: a hand that waits for closing fingers would press them into the table
+        joints = ik.solve(simulated.commanded, position + [0, 0, 0.007], rotation)
+        way.append((joints, bool(action[7])))
 
     def act(on_key):
         with SideChannel(emulator.ports.side) as side:
@@ -99,7 +102,10 @@ def lift_by_hand(emulator):
                     on_key(" ")
                     was_closed = closed
                 assert side("hand", joints=joints.tolist())["led"]
-                time.sleep(0.15)
+                end = time.monotonic() + 3.0  # no step is skipped where the machine is busy
+                while np.abs(side("status")["joints"] - joints).max() > 0.02 and time.monotonic() < end:
+                    time.sleep(0.02)
+                time.sleep(0.1)
             wait_for(lambda: side("scene")["is_success"])
             time.sleep(0.2)
             on_key("\r")

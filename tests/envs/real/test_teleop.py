@@ -68,10 +68,10 @@ def test_a_pose_nearby_is_reached(move, turn):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(arrays(float, 4, elements=st.floats(-1, 1)), min_size=1, max_size=8), st.integers(1, 12))
+@given(st.lists(arrays(float, 4, elements=st.floats(-1, 1)), min_size=1, max_size=8), st.integers(1, 25))
 def test_whatever_is_wished_the_filter_has_nothing_to_stop(wishes, repeats):
     wish = Wish()
-    teleoperator, q = made(wish, speed=0.3, turn_speed=2.0), HOME
+    teleoperator, q = made(wish), HOME
     safety = SafetyFilter(XARM7_LIMITS, POINTS)
     for velocity in wishes:
         for _ in range(repeats):
