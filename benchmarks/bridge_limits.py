@@ -85,7 +85,8 @@ def episode(
                 actor.act({"images": renderer.draw(plant.positions), "proprio": proprio}),
             )
         if k == due:
-            commanded = np.clip((path.q if clamped else commanded) + action[:7], low, high)
+            wanted = np.clip((path.q if clamped else commanded) + action[:7], low, high)
+            commanded = safety.above_table(wanted)
             opening, clamped = (0.0 if action[7] >= 0.5 else 1.0), False
             path.push(now, now + period, commanded)
         safe = safety(path.step(now)[0], opening, plant.joints, 0.0)

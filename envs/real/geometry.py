@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mujoco
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.errors import EnvError
 from envs.real.driver import Array
@@ -98,6 +99,10 @@ class ArmPoints:
         self.names = tuple(p.name for p in self.points)
         self.radius = np.array([p.radius for p in self.points])  # (P,)
         self.in_box = np.array([p.in_box for p in self.points])  # (P,)
+
+    def of(self, body: str) -> NDArray[np.bool_]:
+        """Which points are fixed to a body.  # (P,)"""
+        return np.array([p.body == body for p in self.points])
 
     def along(self, way: Array) -> Array:
         """The points at each of the joint vectors (N, 7), rad.  # (N, P, 3) m"""

@@ -335,7 +335,8 @@ class ControlLoop:
         limits = self.driver.limits
         delta = np.clip(action[:7], -self.config.max_delta, self.config.max_delta)
         low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
-        before, self._commanded = self._commanded, np.clip(self._commanded + delta, low, high)
+        wanted = self.safety.above_table(np.clip(self._commanded + delta, low, high))
+        before, self._commanded = self._commanded, wanted
         self._opening = 0.0 if action[7] >= 0.5 else 1.0
         self.path.push(now, now + self.period, self._commanded)
         self._clamped = False

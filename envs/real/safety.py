@@ -28,6 +28,10 @@ from envs.real.motion import braking_steps, pursuit_speed, stopping_speed
 _SLACK = 1e-6  # relative and in rad or m: rounding in a long braking never crosses a limit
 _EXACT = 1e-9  # rad, a target met this closely counts as sent as it came
 _PARTS = (1.0, 0.5, 0.25)  # of the way from braking to the target, tried in this order
+_DIFFERENCE = 1e-5  # rad, of a slope
+_ABOVE = (
+    1e-3  # m that `above_table` leaves to the table: a straight way in joints between two such targets sags
+)
 
 
 class Verdict(IntEnum):
@@ -165,6 +169,26 @@ class SafetyFilter:
         self._clamps = 0
         self._advance(q, speed_tried, places[0])
         return Safe(q, opening, Verdict.PASS, ())
+
+    def above_table(self, q: Array) -> Array:
+        """Joints (7,) rad whose hand is raised, where it is too low, until no watched point is below the table.
+
+        For targets: a policy that presses its fingers onto the table then slides along it, where the filter would
+        stop it at the first touch. It promises nothing: what comes of it is filtered like any target.
+        """
+        hand = self.points.of("right_hand")  # (P,) bool
+        for _ in range(3):  # the table is flat and the steps are small: one is enough, as a rule
+            places = self.points.at(q)
+            depth = float((self._table + _ABOVE - places[:, 2]).max())
+            if depth <= 0:
+                break
+            around = self.points.along(q + _DIFFERENCE * np.eye(7))  # (7, P, 3)
+            slopes = (around - places)[:, hand].reshape(7, -1).T / _DIFFERENCE  # (3 P, 7)
+            up = np.tile(
+                [0.0, 0.0, depth], int(hand.sum())
+            )  # all points of the hand alike: no turn, no shift
+            q = np.clip(q + np.linalg.lstsq(slopes, up, rcond=1e-3)[0], self._low, self._high)
+        return q
 
     def hold(self, reason: str) -> Safe:
         """A period in which there is no target: brake to rest, or stay there."""

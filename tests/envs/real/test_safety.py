@@ -26,6 +26,28 @@ def send(safety, target, gripper=0.5, measured=None, age=0.0):
     return safety(target, gripper, safety.q_last if measured is None else measured, age)
 
 
+# ---------------------------------------------------------------- targets
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-0.1, 0.1), min_size=7, max_size=7), st.floats(0.2, 0.6))
+def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(offset, down):
+    """`down` bends the shoulder forward, until the hand is up to 10 cm below the table."""
+    safety, hand = started(), POINTS.of("right_hand")
+    table = XARM7_LIMITS.table_z + XARM7_LIMITS.table_clearance
+    q = HOME + offset
+    q[1] += down
+    before, raised = POINTS.at(q), safety.above_table(q)
+    after = POINTS.at(raised)
+    if (before[:, 2] - POINTS.radius).min() >= table + 2e-3:
+        assert raised is q
+        return
+    assert (after[:, 2] - POINTS.radius).min() > table
+    moved = (after - before)[hand]  # (P, 3)
+    assert np.ptp(moved, axis=0).max() < 5e-3  # all points of the hand alike
+    assert np.abs(moved[:, :2]).max() < 5e-3 and moved[:, 2].min() > 0
+
+
 # ---------------------------------------------------------------- the guarantee
 
 
