@@ -1,0 +1,53 @@
+"""The committed result of Table 10 is whole, and its figures follow from its episodes."""
+
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot.paired import difference
+
+FOLDER = Path(__file__).parents[1] / "docs/results/table10"
+ARM = {"name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def summary():
+    return json.loads((FOLDER / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """arm -> bool (seeds, positions), from the list of episodes."""
+    found: dict = defaultdict(lambda: defaultdict(dict))
+    with (FOLDER / "episodes.csv").open(encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            assert row["success"] in ("0", "1")
+            found[row["arm"]][int(row["training_seed"])][int(row["position"])] = row["success"] == "1"
+    return {
+        arm: np.array([[run[p] for p in sorted(run)] for _, run in sorted(runs.items())])
+        for arm, runs in found.items()
+    }
+
+
+def test_arms(summary, outcomes):
+    assert {arm["name"] for arm in summary["arms"]} == {"base", "base-s2", "large"} == set(outcomes)
+    for arm in summary["arms"]:
+        assert set(arm) >= ARM
+        rows = outcomes[arm["name"]]
+        assert [seed["successes"] for seed in arm["seeds"]] == rows.sum(1).tolist()
+        assert len(arm["seeds"]) >= 3 and all(seed["episodes"] == rows.shape[1] >= 128 for seed in arm["seeds"])
+        assert arm["success"] == pytest.approx(rows.mean())
+        assert 0 <= arm["low"] <= arm["success"] <= arm["high"] <= 1
+
+
+def test_pairs(summary, outcomes):
+    assert len(summary["pairs"]) == 3
+    for pair in summary["pairs"]:
+        found = difference(outcomes[pair["a"]], outcomes[pair["b"]])
+        for key in ("difference", "low", "high", "p"):
+            assert pair[key] == pytest.approx(getattr(found, key), abs=1e-9)
+        assert pair["episodes"] == outcomes[pair["a"]].size
