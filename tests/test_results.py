@@ -39,7 +39,9 @@ def test_arms(summary, outcomes):
         assert set(arm) >= ARM
         rows = outcomes[arm["name"]]
         assert [seed["successes"] for seed in arm["seeds"]] == rows.sum(1).tolist()
-        assert len(arm["seeds"]) >= 3 and all(seed["episodes"] == rows.shape[1] >= 128 for seed in arm["seeds"])
+        assert len(arm["seeds"]) >= 3 and all(
+            seed["episodes"] == rows.shape[1] >= 128 for seed in arm["seeds"]
+        )
         assert arm["success"] == pytest.approx(rows.mean())
         assert 0 <= arm["low"] <= arm["success"] <= arm["high"] <= 1
 
