@@ -86,8 +86,8 @@ def episode(
             )
         if k == due:
             wanted = np.clip((path.q if clamped else commanded) + action[:7], low, high)
-            commanded = safety.above_table(wanted)
             opening, clamped = (0.0 if action[7] >= 0.5 else 1.0), False
+            commanded = safety.above_table(wanted)
             path.push(now, now + period, commanded)
         safe = safety(path.step(now)[0], opening, plant.joints, 0.0)
         if safe.verdict == Verdict.STOP:

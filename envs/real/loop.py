@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -242,6 +243,9 @@ class ControlLoop:
             cause = "stopped" if self._stop else cause  # also one that came in the last moment
             if live and cause == "stopped":
                 self.driver.stop("operator")
+            elif live and self.watchdog.state != State.FAULT:
+                with suppress(EnvError):  # an arm that does not answer shows at the next start
+                    self.driver.hold()  # where it is, not where it was sent: it no longer presses on anything
             self.watchdog.pause(time.monotonic())
         self._finish_step()
         self._on_period(time.monotonic(), self.watchdog.state, None)
@@ -335,9 +339,9 @@ class ControlLoop:
         limits = self.driver.limits
         delta = np.clip(action[:7], -self.config.max_delta, self.config.max_delta)
         low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
+        self._opening = 0.0 if action[7] >= 0.5 else 1.0
         wanted = self.safety.above_table(np.clip(self._commanded + delta, low, high))
         before, self._commanded = self._commanded, wanted
-        self._opening = 0.0 if action[7] >= 0.5 else 1.0
         self.path.push(now, now + self.period, self._commanded)
         self._clamped = False
         ages = [reader.age(now) for reader in self.cameras.values()]

@@ -33,13 +33,15 @@ class FakeArm:
     limits = XARM7_LIMITS
 
     def __init__(self):
-        self.q, self.sent, self.times, self.stops = HOME.copy(), [], [], []
+        self.q, self.sent, self.times, self.stops, self.holds = HOME.copy(), [], [], [], 0
         self.error, self.mode, self.code, self.gripper, self.silent = 0, 1, OK, 1.0, False
 
     def connect(self, timeout_s): ...
     def arm(self): ...
-    def hold(self): ...
     def close(self): ...
+
+    def hold(self):
+        self.holds += 1
 
     def read(self):
         if self.silent:
@@ -117,6 +119,7 @@ def test_actions_move_the_arm_and_are_recorded(arm, cameras):
     assert resets == [1]  # after the warm-up, before the first action
     lawful(arm)
     assert arm.stops == [] and not loop.safety.dq_last.any()
+    assert arm.holds == 1  # rests where it is, and presses on nothing
     np.testing.assert_allclose(arm.q, HOME + 6 * 0.01, atol=1e-6)
     assert arm.gripper == 0.0
     assert set(result.verdicts) == {"PASS"} and len(result.latencies) == 6
@@ -157,7 +160,7 @@ def test_a_dry_run_sends_nothing_and_says_what_it_would(arm, cameras):
         arm, cameras, lambda o: SLOWLY, live=False, on_period=lambda now, state, safe: would.append(safe)
     )
     result = loop.run(max_steps=4)
-    assert result.cause == "steps" and arm.sent == [] and arm.stops == []
+    assert result.cause == "steps" and arm.sent == [] and arm.stops == [] and not arm.holds
     assert max(np.abs(safe.q - HOME).max() for safe in would if safe) > 0.002
 
 
