@@ -256,7 +256,8 @@ for trial in range({trials}):
             store = EpisodeStore.open(path)
             assert reported <= len(store) <= reported + 1, (reported, len(store))
             assert_holds(store, len(store))
-            assert store.meta("seed").tolist() == list(range(len(store)))
+            if len(store):  # a slow writer was killed before its first episode: there are no keys yet
+                assert store.meta("seed").tolist() == list(range(len(store)))
             code = 0
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
