@@ -27,6 +27,7 @@ from s2robot.page import VIDEO_BYTES, Film, as_text, figure, films_html, flatten
 from s2robot.plots import figure_svg, page_colours
 
 MINUS, NBSP = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
+_SEEDS = 3  # of training seeds in a line of a table: more would push its last columns off the page
 LEVEL = 0.05  # of p and of the intervals (95 %)
 
 
@@ -145,13 +146,14 @@ def _head(comparison: Comparison) -> str:
 def _arms(comparison: Comparison) -> str:
     rows = []
     for arm in comparison.facts["arms"]:
-        seeds = " · ".join(f"{run['successes']}/{run['episodes']}" for run in arm["seeds"])
+        runs = [f"{run['successes']}/{run['episodes']}" for run in arm["seeds"]]
+        seeds = "<br>".join(" · ".join(runs[i : i + _SEEDS]) for i in range(0, len(runs), _SEEDS))
         name = f"{_glyph(comparison, arm['name'])} {escape(arm['label'])}"
         parameters = None if arm["parameters"] is None else arm["parameters"] / 1e6
         costs = [_rounded(value) for value in (arm["gflops_per_frame"], parameters, arm["ms_per_action"])]
         texts = [_named(arm["encoder"]), as_text(arm["scales"]), _named(arm["policy"])]
-        cells = [percent(arm["success"]), _range(arm), seeds, *costs]
-        rows.append([name, *map(escape, texts), *map(escape, cells)])
+        cells = [percent(arm["success"]), _range(arm)]
+        rows.append([name, *map(escape, (*texts, *cells)), seeds, *map(escape, costs)])
     heads = ["arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed"]
     heads += ("GFLOPs per frame", "parameters (M)", "ms per action")
     methods = sorted(

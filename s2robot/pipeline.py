@@ -319,5 +319,6 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """What the user typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """What the user typed, or would have typed instead of `python -m s2robot`."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["s2robot" if name == "__main__.py" else name, *sys.argv[1:]])

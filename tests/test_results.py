@@ -52,4 +52,4 @@ def test_pairs(summary, outcomes):
         found = difference(outcomes[pair["a"]], outcomes[pair["b"]])
         for key in ("difference", "low", "high", "p"):
             assert pair[key] == pytest.approx(getattr(found, key), abs=1e-9)
-        assert pair["episodes"] == outcomes[pair["a"]].size
+        assert pair["episodes"] == outcomes[pair["a"]].size + outcomes[pair["b"]].size
