@@ -29,10 +29,9 @@ class ArmLimits:
     box: Box  # m, where TCP, fingers and knuckles may be
     table_z: float  # m, the table's top
     margin: float = 0.05  # rad, kept from q_min and q_max
-    table_clearance: float = (
-        -0.01
-    )  # m from the table to the lowest that a finger tip gets at any opening; below
-    # zero, a command may press closing fingers this far into the table: tips reach 12 mm lower while they close
+    # m from the table to the lowest that a finger tip gets at any opening; below zero, a command may press closing
+    # fingers this far into the table: tips reach 12 mm lower while they close
+    table_clearance: float = -0.01
     point_speed: float = 1.0  # m/s of TCP, fingers, wrist, elbow; xArm's own error 60 comes at about 1 m/s
     step_max: float = 0.2  # rad, a target further than this from the last commanded joints is called a jump
     lag_max: float = 0.3  # rad between commanded and measured joints: more means blocked or not following

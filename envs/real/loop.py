@@ -94,9 +94,8 @@ class ControlLoop:
         self._act, self._reset = act, reset
         self._acting = threading.Lock()  # a policy that hung in an earlier episode may still be at it
         self._beat, self._on_step, self._on_period = beat, on_step, on_period
-        self._stop = (
-            False  # a plain value: an Event's lock could be held by the code that a signal interrupts
-        )
+        # a plain value: an Event's lock could be held by the code that a signal interrupts
+        self._stop = False
         self._end = threading.Event()
         self.period = 1 / self.config.policy_hz
         # of the episode under way
