@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from envs.errors import EnvError
 from envs.real.camera import CameraReader, ReplayCamera
@@ -16,6 +17,7 @@ from envs.real.geometry import ArmPoints
 from envs.real.loop import ControlLoop, LoopConfig
 from envs.real.safety import SafetyConfig, SafetyFilter
 from envs.real.watchdog import State, WatchdogLimits
+from s2robot.paths import configs_dir
 
 PAGE = Path(__file__).parents[3] / "docs" / "hardware.md"
 HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
@@ -136,11 +138,12 @@ def test_what_the_page_must_say():
         assert sentence in text
 
 
-def test_the_defaults_in_the_page_are_the_code_s():
-    text, limits, dog = PAGE.read_text(), XARM7_LIMITS, WatchdogLimits()
+def test_the_defaults_in_the_page_are_those_of_the_config():
+    text, bridge = PAGE.read_text(), OmegaConf.load(configs_dir() / "bridge/default.yaml")
+    limits, dog = bridge.limits, bridge.watchdog
     for line in (
-        f"| `dq_max` | {limits.dq_max[0]:g} rad/s |",
-        f"| `ddq_max` | {limits.ddq_max[0]:g} rad/s² |",
+        f"| `dq_max` | {limits.dq_max:g} rad/s |",
+        f"| `ddq_max` | {limits.ddq_max:g} rad/s² |",
         f"| `point_speed` | {limits.point_speed:.1f} m/s |",
         f"| `table_z` | −{-limits.table_z:g} m |",
         f"| `table_clearance` | −{-limits.table_clearance:g} m |",
