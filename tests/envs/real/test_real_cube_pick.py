@@ -73,28 +73,6 @@ def picked(env, seed):
     return actions
 
 
-@pytest.fixture(scope="module")
-def emulator():
-    with launch("kinematic") as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def driver(emulator, monkeypatch):
-    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", PATIENCE)
-    emulator.side("clear")
-    emulator.side("place_arm", joints=HOME.tolist())
-    with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
-        driver.connect(PATIENCE)
-        driver._sdk.clean_error()  # an earlier test's; the driver never does
-        end = time.monotonic() + PATIENCE
-        while driver.read().error and time.monotonic() < end:  # a report from before may come yet
-            time.sleep(0.05)
-        yield driver
-    emulator.side("clear")
-
-
 @pytest.fixture
 def made(emulator, driver):
     """A function that makes the environment; `made.operator` is asked."""

@@ -9,14 +9,12 @@ import pytest
 from envs.errors import EnvError
 from envs.real.camera import CameraReader, ReplayCamera
 from envs.real.driver import REFUSED, XARM7_LIMITS
-from envs.real.emulator.launch import launch
 from envs.real.geometry import ArmPoints
 from envs.real.loop import ControlLoop, LoopConfig
 from envs.real.safety import SafetyConfig, SafetyFilter
 from envs.real.teach import TeachConfig, Teaching
 from envs.real.teleop import Controls
 from envs.real.watchdog import WatchdogLimits
-from envs.real.xarm import XArmDriver
 
 pytest.importorskip("xarm")
 
@@ -28,27 +26,6 @@ CALM = WatchdogLimits(
     hold_fault=30.0, report_fault=30.0,
 )  # fmt: skip
 CONFIG = TeachConfig(image_size=16)
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    with launch("kinematic") as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def driver(emulator, monkeypatch):
-    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", PATIENCE)
-    emulator.side("clear")
-    emulator.side("place_arm", joints=HOME.tolist())
-    with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
-        driver.connect(PATIENCE)
-        driver._sdk.clean_error()
-        end = time.monotonic() + PATIENCE
-        while driver.read().error and time.monotonic() < end:
-            time.sleep(0.05)
-        yield driver
 
 
 @pytest.fixture
