@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from envs.real.watchdog import State
 from s2robot.deploy_live import LiveSession, check_settings
-from s2robot.deploy_panel import Board, keys
+from s2robot.deploy_panel import WAITING, Board, keys
 from s2robot.deploy_rig import Rig, Stop
 from s2robot.deploy_trace import Trace
 
@@ -50,7 +50,11 @@ def dry_run(rig: Rig, out: Path) -> bool:
     """Everything but motion; draws what would have been sent. False after a fault."""
     steps = rig.cfg.dry_run_steps
     trace, board = Trace(rig.limits), Board(rig.readers, live=False, episodes=1, rate_hz=rig.limits.rate_hz)
-    board.episode, board.max_steps = 1, steps
+    board.episode, board.max_steps, board.doing = 1, steps, WAITING
+
+    def begin() -> None:
+        board.doing = ""
+        rig.policy.reset()
 
     def period(now: float, state: State, safe) -> None:
         trace.add(now, state, safe)
@@ -60,7 +64,7 @@ def dry_run(rig: Rig, out: Path) -> bool:
         board.step += 1
 
     stop = Stop()
-    loop = rig.loop(live=False, reset=rig.policy.reset, beat=board.beat, on_period=period, on_step=step)
+    loop = rig.loop(live=False, reset=begin, beat=board.beat, on_period=period, on_step=step)
     stop.stop = loop.request_stop
     with stop.on_signals(), board.shown(), keys(lambda key: stop.ask() if key in " q" else None):
         stop.moving = True  # Ctrl-C ends the loop in order

@@ -22,7 +22,7 @@ from envs.real.recorder import EpisodeRecorder
 from envs.real.safety import Safe
 from envs.real.supervisor import Supervisor
 from envs.real.watchdog import State
-from s2robot.deploy_panel import Board, keys
+from s2robot.deploy_panel import WAITING, Board, keys
 from s2robot.deploy_parts import JOINT_NAMES, home_of
 from s2robot.deploy_rig import Rig, Stop
 from s2robot.deploy_trace import Trace
@@ -156,7 +156,7 @@ class LiveSession:
             self._rest()
             there = move(scene.reset(seed))
         self._rest()
-        self.board.doing = ""
+        self.board.doing = WAITING
         return there
 
     @contextmanager
@@ -226,6 +226,7 @@ class LiveSession:
 
     def _begin(self) -> None:
         """Before an episode's first command."""
+        self.board.doing = ""
         self.rig.policy.reset()
         if self.stop.asked():  # asked for since the move to the start
             self.loop.request_stop()

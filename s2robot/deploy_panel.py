@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -26,8 +27,12 @@ from envs.real.watchdog import State
 _STYLES = {
     State.IDLE: "dim", State.READY: "cyan", State.RUNNING: "green", State.HOLD: "yellow", State.FAULT: "bold red",
 }  # fmt: skip
+WAITING = "waiting for frames and the policy"  # until an episode's first command
 _REFRESH_HZ = 4  # drawing takes the interpreter from the control loop
 _LINE_S = 1.0  # s between plain lines
+_RATE_S = 1.0  # s over which the loop's rate is taken
+_PAUSE_S = 0.5  # s without a period: the loop does not run
+_RECENT_S = 3.0  # s that a verdict other than PASS is still told
 
 
 class Board:
@@ -37,30 +42,42 @@ class Board:
         self._readers, self._live, self._episodes, self._rate = readers, live, episodes, rate_hz
         self.episode, self.step, self.max_steps = 0, 0, 0
         self.successes, self.judged = 0, 0
-        self.doing = ""  # what is going on outside an episode
+        self.doing = ""  # what goes on while the policy does not act; stands in place of the state
         self._state = State.IDLE
-        self._verdict = Verdict.PASS
-        self._reasons: tuple[str, ...] = ()
-        self._times: deque[float] = deque(maxlen=100)
+        self._verdict: Verdict | None = None  # of this period
+        self._changed: tuple[float, Verdict, tuple[str, ...]] | None = None  # s, the last other than PASS
+        self._beats: deque[float] = deque(maxlen=round(rate_hz * _RATE_S) + 1)  # s, begins of periods
 
     def period(self, now: float, state: State, safe: Safe | None) -> None:
         """As `ControlLoop.on_period` tells it."""
         self._state = state
-        if safe is not None:
-            self._verdict = safe.verdict
-            if safe.reasons:
-                self._reasons = safe.reasons
+        self._verdict = safe.verdict if safe is not None else None
+        if safe is not None and safe.verdict != Verdict.PASS:
+            self._changed = now, safe.verdict, safe.reasons
 
     def beat(self) -> None:
         """A period of the stream begins."""
-        self._times.append(time.monotonic())
+        now = time.monotonic()
+        if self._beats and now - self._beats[-1] > _PAUSE_S:
+            self._beats.clear()
+        self._beats.append(now)
 
-    def rate(self, now: float) -> float:
-        """Commands a second over the last ones; 0 where none came for a second."""
-        times = list(self._times)
-        if len(times) < 2 or now - times[-1] > 1:
-            return 0.0
-        return (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+    def rate(self, now: float) -> float | None:
+        """Periods a second over the last one; None where the loop does not run, or has just begun."""
+        beats = [t for t in self._beats.copy() if now - t <= _RATE_S]
+        if len(beats) < 10 or now - beats[-1] > _PAUSE_S:
+            return None
+        return (len(beats) - 1) / max(beats[-1] - beats[0], 1e-9)
+
+    def verdict(self, now: float) -> str:
+        """The filter's present verdict, and one of the last seconds that was no PASS, with reasons and age."""
+        if self.doing or self._verdict is None:
+            return "none"
+        if self._changed is None or now - self._changed[0] > _RECENT_S:
+            return self._verdict.name
+        then, verdict, reasons = self._changed
+        what = f"{verdict.name}: {'; '.join(reasons)}"
+        return what if self._verdict != Verdict.PASS else f"PASS ({now - then:.1f} s ago {what})"
 
     @contextmanager
     def shown(self, console: Console | None = None) -> Iterator[None]:
@@ -92,22 +109,20 @@ class Board:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold")
         table.add_column()
-        state = f"[{_STYLES[self._state]}]{self._state.value.upper()}[/] {self.doing}"
-        ages = (f"{name} {1000 * r.age(now):.0f} ms" for name, r in self._readers.items())
-        reasons = f" ({'; '.join(self._reasons)})" if self._reasons else ""
-        for name, value in (
-            ("state", state),
-            ("episode", f"{self.episode} of {self._episodes}, step {self.step} of {self.max_steps}"),
-            (
-                "commands",
-                f"{self.rate(now):.0f} of {self._rate:g} Hz{'' if self._live else ', none is sent'}",
-            ),
-            ("frames", ", ".join(ages)),
-            ("last verdict", f"{self._verdict.name}{reasons}"),
-            ("successes", f"{self.successes} of {self.judged}"),
-        ):
+        state = self.doing or f"[{_STYLES[self._state]}]{self._state.value.upper()}[/]"
+        rate = self.rate(now)
+        rows = {
+            "state": state,
+            "episode": f"{self.episode} of {self._episodes}, step {self.step} of {self.max_steps}",
+            "loop": "pauses" if rate is None else f"{rate:.0f} of {self._rate:g} Hz",
+            "frames": ", ".join(f"{name} {_age(r.age(now))}" for name, r in self._readers.items()),
+            "verdict": escape(self.verdict(now)),
+        }
+        if self._live:
+            rows["successes"] = f"{self.successes} of {self.judged}"
+        for name, value in rows.items():
             table.add_row(name, value)
-        title = "LIVE: the arm moves" if self._live else "dry run: nothing moves"
+        title = "LIVE: the arm moves" if self._live else "dry run: nothing is sent"
         return Panel(
             table,
             title=title,
@@ -118,12 +133,22 @@ class Board:
     def line(self) -> str:
         """For a log."""
         now = time.monotonic()
+        rate = self.rate(now)
         oldest = max((r.age(now) for r in self._readers.values()), default=0.0)
-        return (
-            f"episode {self.episode}/{self._episodes} step {self.step}/{self.max_steps} {self._state.value}"
-            f"{' ' + self.doing if self.doing else ''}, {self.rate(now):.0f} Hz, oldest frame {1000 * oldest:.0f} ms, "
-            f"{self._verdict.name}, {self.successes} of {self.judged} succeeded"
+        return ", ".join(
+            [
+                f"episode {self.episode}/{self._episodes}",
+                self.doing or f"step {self.step}/{self.max_steps} {self._state.value}",
+                "loop pauses" if rate is None else f"{rate:.0f} Hz",
+                f"oldest frame {_age(oldest)}",
+                *([] if self.doing else [self.verdict(now)]),
+                *([f"{self.successes} of {self.judged} succeeded"] if self._live else []),
+            ]
         )
+
+
+def _age(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from envs.real.emulator.ports import HOST, Ports
 from envs.real.emulator.side import SideChannel
 from envs.real.loop import LoopConfig
 from envs.real.safety import SafetyConfig
+from envs.real.sdk_log import LOG_FILE, log_to
 from envs.real.watchdog import WatchdogLimits
 from envs.real.xarm import ONLINE, SERVO, XArmDriver
 from envs.robots import robot_spec
@@ -178,17 +180,26 @@ def find_emulator(cfg: DictConfig, stack: ExitStack) -> EmulatedScene | None:
 def driver_maker(
     cfg: DictConfig, limits: ArmLimits, scene: EmulatedScene | None
 ) -> Callable[..., XArmDriver]:
-    """Makes unconnected drivers, with `gripper=False` for one that only stops; picklable."""
+    """Makes unconnected drivers, with `gripper=False` for one that only stops; picklable.
+
+    In whatever process it makes one, the SDK's own lines go to `LOG_FILE` in the run's folder; the name is printed.
+    """
     ip = cfg.robot.ip or (HOST if scene is not None else None)
     if ip is None:
         raise UserError("robot.ip: found none, expected the control box's address, such as 192.168.1.200")
     if scene is not None and ip != HOST:
         raise UserError(f"robot.ip: found {ip} with bridge.emulator.port, expected {HOST}: no arm is meant")
-    arm = cfg.bridge.arm
+    arm, log = cfg.bridge.arm, Path(cfg.run_dir) / LOG_FILE
+    print(f"what the arm's SDK says: {log}", flush=True)
     return partial(
-        XArmDriver, str(ip), limits=limits, mode=arm_mode(cfg), ports=scene.ports if scene else None,
+        _logged_driver, log, str(ip), limits=limits, mode=arm_mode(cfg), ports=scene.ports if scene else None,
         sensitivity=arm.sensitivity, speed=arm.speed, acceleration=arm.acceleration,
     )  # fmt: skip
+
+
+def _logged_driver(log: Path, *args: Any, **settings: Any) -> XArmDriver:
+    log_to(log)
+    return XArmDriver(*args, **settings)
 
 
 def robot_of(limits: ArmLimits, rate_hz: float) -> Robot:

@@ -146,6 +146,8 @@ def test_a_dry_run_sends_nothing_and_draws_what_it_would(config, emulator, tmp_p
     out = capsys.readouterr().out
     assert "dry run: 4 decisions" in out and "commands not sent" in out
     assert not [line for line in out.splitlines() if line.startswith("stop")]
+    assert f"{tmp_path}/xarm_sdk.log" in out and "ROBOT_IP" not in out
+    assert "ROBOT_IP" in (tmp_path / "xarm_sdk.log").read_text()
 
 
 def test_robot_check_moves_nothing_and_says_that_all_is_well(config, emulator, capsys):
@@ -322,6 +324,11 @@ def test_ctrl_c_brakes_and_stops_the_arm(config, emulator, checkpoint, tmp_path)
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == 130, rest
+    said = "".join(seen) + rest
+    (log,) = tmp_path.glob("runs/deploy/*/xarm_sdk.log")
+    for process_name in ("MainProcess", "supervisor"):  # each has connections of its own
+        assert f"{process_name} INFO ROBOT_IP" in log.read_text()
+    assert not re.search("SDK_VERSION|ROBOT_IP|protocol identifier|ready to move", said), said
     assert "1 (seed 10000)" in rest.replace("episode ", "").replace(" of 3", "") and "stopped" in rest
     status = emulator("status")
     assert status["state"] >= 4 and max(np.abs(status["velocities"])) < 0.01

@@ -3,6 +3,7 @@
 import os
 import pty
 import time
+import types
 
 import numpy as np
 import pytest
@@ -108,29 +109,95 @@ class Reader:
         return 0.031
 
 
-def test_the_panel_says_what_goes_on(monkeypatch):
-    board = Board({"hand": Reader()}, live=True, episodes=3, rate_hz=100)
+def safe(verdict, *reasons):
+    return Safe(np.zeros(7), None, verdict, reasons)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The panel's clock, moved by hand."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr("s2robot.deploy_panel.time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def board_of(live=True):
+    board = Board({"hand": Reader()}, live=live, episodes=3, rate_hz=100)
     board.episode, board.step, board.max_steps, board.successes, board.judged = 2, 7, 80, 1, 1
-    now = time.monotonic()
-    for i in range(50):
-        monkeypatch.setattr("s2robot.deploy_panel.time.monotonic", lambda i=i: now - 0.5 + i / 100)
+    return board
+
+
+def run_loop(board, clock, seconds, state, answer):
+    for _ in range(round(100 * seconds)):
+        clock.now += 0.01
         board.beat()
-        board.period(now, State.HOLD, Safe(np.zeros(7), None, Verdict.CLAMP, ("table: left finger tip",)))
+        board.period(clock.now, state, answer)
+
+
+def text_of(board):
     console = Console(record=True, width=100, file=open(os.devnull, "w"))
     console.print(board.panel())
-    text = console.export_text()
+    return console.export_text()
+
+
+def test_the_panel_says_what_goes_on(clock):
+    board = board_of()
+    run_loop(board, clock, 0.5, State.HOLD, safe(Verdict.CLAMP, "table: [left] finger tip"))
+    text = text_of(board)
     for part in (
         "LIVE",
         "HOLD",
-        "2 of 3",
-        "step 7 of 80",
+        "2 of 3, step 7 of 80",
         "100 of 100 Hz",
         "hand 31 ms",
-        "CLAMP (table",
+        "CLAMP: table: [left] finger tip",
         "1 of 1",
     ):
         assert part in text, text
-    assert "episode 2/3 step 7/80 hold, 100 Hz, oldest frame 31 ms, CLAMP, 1 of 1" in board.line()
+    expected = "episode 2/3, step 7/80 hold, 100 Hz, oldest frame 31 ms, CLAMP: table: [left] finger tip, 1 of 1 succeeded"
+    assert board.line() == expected
+
+
+def test_a_verdict_that_is_over_is_told_with_its_age_and_then_forgotten(clock):
+    board = board_of()
+    run_loop(board, clock, 0.1, State.RUNNING, safe(Verdict.CLAMP, "jump: joint 2"))
+    run_loop(board, clock, 1.2, State.RUNNING, safe(Verdict.PASS))
+    assert "PASS (1.2 s ago CLAMP: jump: joint 2)" in text_of(board)
+    run_loop(board, clock, 2.0, State.RUNNING, safe(Verdict.PASS))
+    assert board.line().split(", ")[4] == "PASS"
+    board.period(clock.now, State.IDLE, None)  # the episode is over
+    assert board.verdict(clock.now) == "none"
+
+
+def test_the_rate_is_that_of_the_last_second(clock):
+    board = board_of()
+    assert "pauses" in text_of(board) and "loop pauses" in board.line()
+    run_loop(board, clock, 0.3, State.RUNNING, safe(Verdict.PASS))
+    assert board.rate(clock.now) == pytest.approx(100)  # not of the second that has not passed yet
+    clock.now += 7
+    assert board.rate(clock.now) is None
+    run_loop(board, clock, 0.05, State.RUNNING, safe(Verdict.PASS))
+    assert board.rate(clock.now) is None  # five periods say nothing yet
+    run_loop(board, clock, 0.05, State.RUNNING, safe(Verdict.PASS))
+    assert board.rate(clock.now) == pytest.approx(100)  # and the pause is no part of it
+    for _ in range(40):
+        clock.now += 0.04
+        board.beat()
+    assert board.rate(clock.now) == pytest.approx(25)
+
+
+def test_on_the_way_to_the_start_no_state_of_the_policy_is_told(clock):
+    board = board_of()
+    run_loop(board, clock, 0.2, State.IDLE, safe(Verdict.HOLD, "operator"))
+    board.doing = "moving to the start"
+    assert "IDLE" not in text_of(board) and "HOLD" not in text_of(board)
+    assert board.line() == "episode 2/3, moving to the start, 100 Hz, oldest frame 31 ms, 1 of 1 succeeded"
+
+
+def test_a_dry_run_counts_no_successes(clock):
+    board = board_of(live=False)
+    run_loop(board, clock, 0.2, State.RUNNING, safe(Verdict.PASS))
+    assert "nothing is sent" in text_of(board) and "succe" not in text_of(board) + board.line()
 
 
 def test_without_a_terminal_there_are_plain_lines(capsys, monkeypatch):
