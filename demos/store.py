@@ -23,15 +23,16 @@ import os
 import shutil
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
+from demos import arrays as stored_arrays
+from demos.arrays import ENDS, StoredArray, committed_ends, create_array, read_json
 from demos.errors import DatasetError, mismatch
 from demos.schema import SCHEMA_VERSION, checked_attributes, checked_episode
 
@@ -39,10 +40,6 @@ try:
     import fcntl
 except ImportError:  # Windows has no flock: two writers at once are the user's care there
     fcntl = None  # type: ignore[assignment]
-
-ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
-CHUNK_BYTES = 1 << 20  # of a data chunk before compression: few files, and little to rewrite in an append
-VERIFY_BYTES = 64 << 20  # arrays up to this size are decoded on opening; larger ones when they are read
 
 
 class EpisodeStore:
@@ -57,7 +54,7 @@ class EpisodeStore:
         self.path, self.mode = path, mode
         self._lock: Any = None
         self._fingerprint: str | None = None
-        self._arrays: dict[str, zarr.Array] = {}  # "data/<key>", "meta/<key>"
+        self._arrays: dict[str, StoredArray] = {}  # "data/<key>", "meta/<key>"
         if mode == "a":
             self._take_lock()
         try:
@@ -91,7 +88,7 @@ class EpisodeStore:
             stored = {**attributes, "arrays": {}}
             root = zarr.create_group(LocalStore(fresh), zarr_format=3, attributes=stored)
             root.create_group("data")
-            _create_array(root.create_group("meta"), "episode_ends", np.dtype(np.int64), (), ENDS_CHUNK)
+            create_array(root, ENDS, np.dtype(np.int64), ())
             os.rename(fresh, path)  # the folder appears whole or not at all
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -139,16 +136,16 @@ class EpisodeStore:
         self._lock = weakref.finalize(self, os.close, descriptor)
 
     def _load(self) -> None:
-        attributes = self._json("zarr.json").get("attributes", {})
+        attributes = read_json(self.path, "zarr.json").get("attributes", {})
         if "schema_version" not in attributes:
             raise mismatch(self.path / "zarr.json", "no schema_version", "an s2robot dataset")
         if attributes["schema_version"] != SCHEMA_VERSION:
             found = f"schema_version {attributes['schema_version']}"
             raise mismatch(self.path / "zarr.json", found, SCHEMA_VERSION)
         # the commit record first: all that it counts is on disk by the time it is read
-        self._open_array("meta/episode_ends")
-        self.episode_ends = self._committed_ends()  # (episodes,) int64
-        attributes = self._json("zarr.json")["attributes"]
+        self._arrays[ENDS] = StoredArray.open(self.path, ENDS, self.mode)
+        self.episode_ends = committed_ends(self._arrays[ENDS])  # (episodes,) int64
+        attributes = read_json(self.path, "zarr.json")["attributes"]
         specs = attributes.pop("arrays", None)
         if not isinstance(specs, dict):
             raise mismatch(self.path / "zarr.json", f"arrays {specs!r}", "a mapping")
@@ -159,66 +156,11 @@ class EpisodeStore:
         ):
             raise mismatch(self.path / "zarr.json", "no list of arrays", "name -> [dtype, shape]")
         for name, spec in self._specs.items():
-            array = self._open_array(name)
-            dtype, row = str(array.dtype), list(array.shape[1:])
+            stored = self._arrays[name] = StoredArray.open(self.path, name, self.mode)
+            dtype, row = str(stored.array.dtype), list(stored.array.shape[1:])
             if [dtype, row] != spec:
                 raise mismatch(self.path / name, f"{dtype} {row}", f"{spec[0]} {spec[1]}")
-            self._check_array(name)
-
-    def _json(self, name: str) -> dict:
-        file = self.path / name
-        try:
-            content = json.loads(file.read_text("utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            what = "a dataset" if name == "zarr.json" else f"the array {name.removesuffix('/zarr.json')}"
-            raise mismatch(file, "no such file", what) from None
-        except OSError as error:
-            raise DatasetError(f"{file}: cannot be read ({error.strerror})") from None
-        except ValueError as error:
-            raise DatasetError(f"{file}: broken JSON ({error})") from None
-        if not isinstance(content, dict) or not isinstance(content.get("attributes", {}), dict):
-            raise mismatch(file, "no zarr metadata", "a JSON object with attributes")
-        return content
-
-    def _open_array(self, name: str) -> zarr.Array:
-        self._json(f"{name}/zarr.json")
-        storage = LocalStore(self.path, read_only=self.mode == "r")
-        mode = "r" if self.mode == "r" else "r+"
-        try:
-            # empty chunks are written, so that a lost chunk never reads as zeros
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                array = zarr.open_array(storage, path=name, mode=mode, zarr_format=3)
-        except Exception as error:  # zarr raises many kinds for bad metadata
-            raise DatasetError(f"{self.path}/{name}/zarr.json: not a zarr array ({_line(error)})") from None
-        self._arrays[name] = array
-        return array
-
-    def _committed_ends(self) -> np.ndarray:
-        array, where = self._arrays["meta/episode_ends"], self.path / "meta/episode_ends"
-        if array.ndim != 1 or array.dtype != np.int64:
-            raise mismatch(where, f"{array.dtype} {array.shape}", "int64 (episodes,)")
-        size, rows = array.shape[0], array.chunks[0]
-        for index, file in self._chunk_files("meta/episode_ends", size):
-            # a commit that starts a chunk holds one episode: only that chunk may be still unwritten
-            if not file.is_file() and size != index * rows + 1:
-                raise mismatch(file, "no such file", f"a chunk of {size} episode ends")
-        ends = self._decode("meta/episode_ends", 0, size)
-        if not ends.all():
-            ends = ends[: int(np.argmin(ends != 0))]
-        if (np.diff(ends, prepend=0) <= 0).any():
-            raise mismatch(where, "ends that do not rise", "rising ones")
-        return ends
-
-    def _check_array(self, name: str) -> None:
-        array, expected = self._arrays[name], self._rows(name)
-        if array.shape[0] < expected:
-            raise mismatch(self.path / name, f"{array.shape[0]} rows", f"{expected} by meta/episode_ends")
-        for _, file in self._chunk_files(name, expected):
-            if not file.is_file() or not file.stat().st_size:
-                found = "an empty file" if file.is_file() else "no such file"
-                raise mismatch(file, found, f"a chunk of the {expected} rows of {name}")
-        if array.dtype.itemsize * int(np.prod(array.shape[1:])) * expected <= VERIFY_BYTES:
-            self._decode(name, 0, expected)
+            stored.check(self._rows(name))
 
     def _recover(self) -> None:
         """Remove what a killed writer left: temporary files and rows beyond the last commit."""
@@ -227,9 +169,8 @@ class EpisodeStore:
         self._cut()
 
     def _cut(self) -> None:
-        for name, array in self._arrays.items():
-            if array.shape[0] > self._rows(name):
-                array.resize((self._rows(name), *array.shape[1:]))
+        for name, stored in self._arrays.items():
+            stored.cut(self._rows(name))
 
     # ---------------------------------------------------------------- append
 
@@ -262,9 +203,9 @@ class EpisodeStore:
         i, total = 0, len(other)
         step_bytes = sum(other._row_bytes(f"data/{k}") for k in other.keys)
         while i < total:
-            count = 1  # alone where it starts a chunk of ends, see _committed_ends
-            if room := -len(self) % ENDS_CHUNK:
-                last = other._start(i) + VERIFY_BYTES // step_bytes
+            count = 1  # alone where it starts a chunk of ends, see committed_ends
+            if room := -len(self) % stored_arrays.ENDS_CHUNK:
+                last = other._start(i) + stored_arrays.VERIFY_BYTES // step_bytes
                 fits = int(np.searchsorted(other.episode_ends, last, "right"))
                 count = max(1, min(fits, total, i + room) - i)
             start, stop = other._start(i), int(other.episode_ends[i + count - 1])
@@ -284,10 +225,10 @@ class EpisodeStore:
         try:
             specs = self._specs if len(self) else self._define(arrays, values)
             for key, value in arrays.items():
-                self._extend(f"data/{key}", self.num_steps, value)
+                self._arrays[f"data/{key}"].extend(self.num_steps, value)
             for key, value in values.items():
-                self._extend(f"meta/{key}", len(self), value)
-            self._extend("meta/episode_ends", len(self), ends)  # the commit
+                self._arrays[f"meta/{key}"].extend(len(self), value)
+            self._arrays[ENDS].extend(len(self), ends)  # the commit
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._cut()
@@ -302,7 +243,7 @@ class EpisodeStore:
 
     def _define(self, arrays: dict, values: dict) -> dict:
         """Create the arrays that the first episode calls for; leftovers of a lost first episode go."""
-        for name in [n for n in self._arrays if n != "meta/episode_ends"]:
+        for name in [n for n in self._arrays if n != ENDS]:
             del self._arrays[name]
         for folder in (*(self.path / "data").iterdir(), *(self.path / "meta").iterdir()):
             if folder.is_dir() and folder.name != "episode_ends":
@@ -311,17 +252,10 @@ class EpisodeStore:
         specs: dict[str, list] = {f"data/{k}": [str(v.dtype), list(v.shape[1:])] for k, v in arrays.items()}
         specs |= {f"meta/{k}": [str(v.dtype), list(v.shape[1:])] for k, v in values.items()}
         for name, (dtype, shape) in specs.items():
-            row = np.dtype(dtype).itemsize * int(np.prod(shape))
-            # a picture per row: a few in a chunk, for random reads
-            rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))
-            self._arrays[name] = _create_array(root, name, np.dtype(dtype), tuple(shape), rows)
+            made = create_array(root, name, np.dtype(dtype), tuple(shape))
+            self._arrays[name] = StoredArray(self.path, name, made)
         root.attrs.put({**self._attrs, "arrays": specs})
         return specs
-
-    def _extend(self, name: str, start: int, values: np.ndarray) -> None:
-        array = self._arrays[name]
-        array.resize((start + len(values), *array.shape[1:]))
-        array[start:] = values
 
     # ---------------------------------------------------------------- read
 
@@ -335,12 +269,12 @@ class EpisodeStore:
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
         """Steps ``start`` to ``stop`` of a key, counted over all episodes.  # (stop - start, ...)"""
         self._known("data", key)
-        return self._decode(f"data/{key}", start, min(stop, self.num_steps))
+        return self._arrays[f"data/{key}"].read(start, min(stop, self.num_steps))
 
     def meta(self, key: str) -> np.ndarray:
         """One value per episode.  # (episodes, ...)"""
         self._known("meta", key)
-        return self._decode(f"meta/{key}", 0, len(self))
+        return self._arrays[f"meta/{key}"].read(0, len(self))
 
     def episode_slice(self, i: int) -> slice:
         """Where episode ``i`` (from the end if negative) lies in the arrays over time."""
@@ -390,9 +324,9 @@ class EpisodeStore:
             digest = hashlib.sha256(json.dumps([self._attrs, self._specs], sort_keys=True).encode())
             digest.update(self.episode_ends.tobytes())
             for name in sorted(self._specs):
-                step = max(1, CHUNK_BYTES // max(self._row_bytes(name), 1))
+                step = max(1, stored_arrays.CHUNK_BYTES // max(self._row_bytes(name), 1))
                 for start in range(0, self._rows(name), step):
-                    rows = self._decode(name, start, min(start + step, self._rows(name)))
+                    rows = self._arrays[name].read(start, min(start + step, self._rows(name)))
                     digest.update(np.ascontiguousarray(rows).tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -442,41 +376,3 @@ class EpisodeStore:
         if f"{group}/{key}" not in self._specs:
             has = ", ".join(self.keys if group == "data" else self.meta_keys) or "none"
             raise mismatch(self.path / group, f"keys {has}", f"'{key}' among them")
-
-    def _chunk_files(self, name: str, rows: int) -> Iterator[tuple[int, Path]]:
-        array = self._arrays[name]
-        for i in range(-(-rows // array.chunks[0])):
-            yield i, self.path / name / array.metadata.encode_chunk_key((i,) + (0,) * (array.ndim - 1))
-
-    def _decode(self, name: str, start: int, stop: int) -> np.ndarray:
-        try:
-            return np.asarray(self._arrays[name][start:stop])
-        except Exception:  # codecs raise many kinds for bad bytes; find the chunk
-            rows = self._arrays[name].chunks[0]
-            for i, file in self._chunk_files(name, stop):
-                if i < start // rows:
-                    continue
-                try:
-                    self._arrays[name][i * rows : (i + 1) * rows]
-                except Exception as cause:
-                    size = file.stat().st_size if file.is_file() else 0
-                    found = f"{size} bytes that cannot be read ({_line(cause)})"
-                    raise mismatch(file, found, f"a chunk of {name}") from None
-            raise
-
-
-def _create_array(group: zarr.Group, name: str, dtype: np.dtype, shape: tuple, rows: int) -> zarr.Array:
-    return group.create_array(
-        name,
-        shape=(0, *shape),
-        dtype=dtype,
-        chunks=(rows, *shape),
-        compressors=ZstdCodec(level=5, checksum=True),
-        fill_value=0,
-        chunk_key_encoding={"name": "default", "separator": "."},  # flat: c.0.0 beside zarr.json
-        config={"write_empty_chunks": True},
-    )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

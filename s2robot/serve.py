@@ -13,9 +13,7 @@ requests that wait only the newest is answered. One client at a time; others are
 
 import asyncio
 import hmac
-import ipaddress
 import logging
-import os
 import queue
 import signal
 import socket
@@ -37,8 +35,9 @@ from policies import Actor, PolicyError
 from s2robot import __version__
 from s2robot.deployed import load_actor
 from s2robot.errors import UserError
-from s2robot.shared_secret import VARIABLE, default_token_file, make_token, read_token
-from s2robot.wire import PROTOCOL, PROTOCOL_HEADER, WireError, decode, encode
+from s2robot.serve_request import checked_request
+from s2robot.shared_secret import token_for
+from s2robot.wire import PROTOCOL, PROTOCOL_HEADER, WireError, encode
 
 try:
     from websockets.asyncio.server import ServerConnection
@@ -48,7 +47,6 @@ try:
 except ImportError as error:
     raise UserError("websockets is not installed; `pip install 's2robot[serve]'` brings it") from error
 
-MAX_SIDE = 4096  # pixels
 _GOING, _UNSUPPORTED, _INTERNAL, _TRY_LATER = 1001, 1003, 1011, 1013  # websocket close codes
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # s, s, probes
 
@@ -217,7 +215,7 @@ class PolicyServer:
                 if data is None:
                     return _GOING, "gone"
                 try:
-                    request = _request(data, self.actor.cameras, spec.proprio_dim)
+                    request = checked_request(data, self.actor.cameras, spec.proprio_dim)
                 except WireError as error:  # this is no client of ours
                     return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
                 try:
@@ -315,73 +313,9 @@ class _Newest:
         return skipped
 
 
-def _request(data: bytes | str, cameras: tuple[str, ...], proprio_dim: int) -> dict[str, Any]:
-    """A request, checked; one with a number and a wrong observation gets `error`. Others raise WireError."""
-    if isinstance(data, str):
-        raise WireError("found text, expected bytes")
-    request = decode(data)
-    if not isinstance(request, dict):
-        raise WireError(f"found a {type(request).__name__}, expected keys and values")
-    for key, least in (("id", 1), ("after", 0)):
-        value = request.get(key)
-        if type(value) is not int or value < least:  # True is an int too
-            raise WireError(f"{key}: expected a whole number from {least} on")
-    checked = {"id": request["id"], "after": request["after"]}
-    images, proprio = request.get("images"), request.get("proprio")
-    if not isinstance(images, dict):
-        return checked | {"error": f"images: found a {type(images).__name__}, expected frames by camera"}
-    frames = {}
-    for name in cameras:
-        frame = images.get(name)
-        if not isinstance(frame, np.ndarray):
-            found = ", ".join(list(images)[:8]) or "none"
-            return checked | {"error": f"images: camera '{name}' is missing, found {found}"[:400]}
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            return checked | {
-                "error": f"images: {name} is {frame.dtype} {frame.shape}, expected uint8 (H, W, 3)"
-            }
-        if not 1 <= min(frame.shape) or max(frame.shape) > MAX_SIDE:
-            return checked | {"error": f"images: {name} is {frame.shape}, expected sides of 1 to {MAX_SIDE}"}
-        frames[name] = frame.copy()  # a view of the message is read-only, which torch does not like
-    if not isinstance(proprio, np.ndarray) or proprio.dtype != np.float32 or proprio.shape != (proprio_dim,):
-        found = (
-            f"{proprio.dtype} {proprio.shape}" if isinstance(proprio, np.ndarray) else type(proprio).__name__
-        )
-        return checked | {"error": f"proprio: found {found}, expected float32 ({proprio_dim},)"}
-    return checked | {"images": frames, "proprio": proprio.copy()}
-
-
 def _name(ws: ServerConnection) -> str:
     address = ws.remote_address
     return f"{address[0]} port {address[1]}" if address else "a client"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address, or all addresses of a name, belong to this machine alone."""
-    if not host:  # all addresses
-        return False
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"serve.host: found '{host}', expected an address of this machine") from error
-    return all(ipaddress.ip_address(str(a).split("%")[0]).is_loopback for a in found)
-
-
-def token_for(host: str, file: str | None) -> tuple[str, str]:
-    """The token of a server on this address, and where it is from; it is made only for this machine itself."""
-    loopback = is_loopback(host)
-    token = read_token(file)
-    if token is None:
-        if not loopback:
-            raise UserError(
-                f"serve.host={host} can be reached from other machines, and there is no token in ${VARIABLE} or "
-                f"{file or default_token_file()}; start once on 127.0.0.1, which makes one"
-            )
-        make_token(file)
-        token = read_token(file)
-        if token is None:
-            raise UserError(f"{file or default_token_file()}: the new token vanished")
-    return token, file or (f"${VARIABLE}" if VARIABLE in os.environ else str(default_token_file()))
 
 
 def run_serve(cfg: DictConfig) -> None:

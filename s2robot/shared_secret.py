@@ -3,8 +3,10 @@
 It is never an argument of a command and never part of a config, so neither `ps` nor a run folder shows it.
 """
 
+import ipaddress
 import os
 import secrets
+import socket
 import stat
 from pathlib import Path
 
@@ -63,6 +65,38 @@ def make_token(file: str | Path | None = None) -> Path:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name another place for the token") from error
     return path
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or all addresses of a name, belong to this machine alone."""
+    if not host:  # all addresses
+        return False
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"serve.host: found '{host}', expected an address of this machine") from error
+    return all(ipaddress.ip_address(str(a).split("%")[0]).is_loopback for a in found)
+
+
+def token_for(host: str, file: str | None) -> tuple[str, str]:
+    """The token of a server on this address, and where it is from; it is made only for this machine itself.
+
+    Raises:
+        UserError: other machines can reach the address and there is no token, or what `read_token` raises.
+    """
+    loopback = is_loopback(host)
+    token = read_token(file)
+    if token is None:
+        if not loopback:
+            raise UserError(
+                f"serve.host={host} can be reached from other machines, and there is no token in ${VARIABLE} or "
+                f"{file or default_token_file()}; start once on 127.0.0.1, which makes one"
+            )
+        make_token(file)
+        token = read_token(file)
+        if token is None:
+            raise UserError(f"{file or default_token_file()}: the new token vanished")
+    return token, file or (f"${VARIABLE}" if VARIABLE in os.environ else str(default_token_file()))
 
 
 def _checked(token: str, where: str) -> str:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import _local
 
-from demos import store as store_module
+from demos import arrays as stored_arrays
 from demos.errors import DatasetError
 from demos.store import EpisodeStore
 
@@ -122,8 +122,8 @@ def test_images_and_zero_arrays(tmp_path):
 def test_append_and_reopen(steps):
     """Any lengths, reopened at any point, over many chunk borders."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "CHUNK_BYTES", 160)  # 5 rows of action, 4 of state
-        patch.setattr(store_module, "ENDS_CHUNK", 3)
+        patch.setattr(stored_arrays, "CHUNK_BYTES", 160)  # 5 rows of action, 4 of state
+        patch.setattr(stored_arrays, "ENDS_CHUNK", 3)
         store = EpisodeStore.create(Path(folder) / "a.zarr", ATTRIBUTES)
         for i, (length, reopen) in enumerate(steps):
             store.append(episode(i, length), {"seed": i})
@@ -160,7 +160,7 @@ def test_fingerprint(tmp_path, monkeypatch):
     assert first == EpisodeStore.open(filled(tmp_path / "b.zarr", 3)).fingerprint
     assert first != EpisodeStore.open(filled(tmp_path / "c.zarr", 2)).fingerprint
     assert first != EpisodeStore.open(filled(tmp_path / "d.zarr", 3, seed=4)).fingerprint
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 64)  # another layout of files
+    monkeypatch.setattr(stored_arrays, "CHUNK_BYTES", 64)  # another layout of files
     assert first == EpisodeStore.open(filled(tmp_path / "e.zarr", 3)).fingerprint
     with EpisodeStore.open(tmp_path / "a.zarr", "a") as store:
         assert store.fingerprint == first
@@ -539,7 +539,7 @@ def test_damaged_datasets(tmp_path, damage, message, mode):
 def test_large_arrays_are_checked_when_read(tmp_path, monkeypatch):
     path = filled(tmp_path / "a.zarr", 3)
     flip_byte("data/state/c.0.0", 60)(path)
-    monkeypatch.setattr(store_module, "VERIFY_BYTES", 100)
+    monkeypatch.setattr(stored_arrays, "VERIFY_BYTES", 100)
     store = EpisodeStore.open(path)
     assert "data/state/c.0.0: found" in error(store.episode, 1)
     assert store["action"].shape == (6, 8)

@@ -23,7 +23,8 @@ from s2robot.deployed import load_actor
 from s2robot.encoders import build_encoder
 from s2robot.errors import UserError
 from s2robot.remote import PolicyLate, PolicyLost, PolicyMalformed, PolicyRefused, RemotePolicy
-from s2robot.serve import PolicyServer, ServeSettings, is_loopback, token_for
+from s2robot.serve import PolicyServer, ServeSettings
+from s2robot.shared_secret import is_loopback, token_for
 from s2robot.wire import decode, encode
 
 ROOT = Path(__file__).resolve().parents[2]

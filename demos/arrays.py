@@ -1,0 +1,153 @@
+"""The arrays of a dataset on disk: made, grown and read so that whatever is broken is told by its file.
+
+stored = StoredArray.open(Path("demos.zarr"), "data/action")
+stored.read(0, 100)      # (100, 8)
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+from zarr.storage import LocalStore
+
+from demos.errors import DatasetError, mismatch
+
+ENDS = "meta/episode_ends"
+ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
+CHUNK_BYTES = 1 << 20  # of a data chunk before compression: few files, and little to rewrite in an append
+VERIFY_BYTES = 64 << 20  # arrays up to this size are decoded on opening; larger ones when they are read
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One array of the dataset folder `root`; `name` is "data/<key>" or "meta/<key>"."""
+
+    root: Path
+    name: str
+    array: zarr.Array
+
+    @classmethod
+    def open(cls, root: Path, name: str, mode: str = "r") -> "StoredArray":
+        """To read ("r") or also to write ("a"). Raises DatasetError where there is no array."""
+        read_json(root, f"{name}/zarr.json")
+        storage = LocalStore(root, read_only=mode == "r")
+        try:
+            # empty chunks are written, so that a lost chunk never reads as zeros
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                array = zarr.open_array(storage, path=name, mode="r" if mode == "r" else "r+", zarr_format=3)
+        except Exception as error:  # zarr raises many kinds for bad metadata
+            raise DatasetError(f"{root}/{name}/zarr.json: not a zarr array ({_line(error)})") from None
+        return cls(root, name, array)
+
+    def chunk_files(self, rows: int) -> Iterator[tuple[int, Path]]:
+        """Number and file of each chunk that holds some of the first `rows` rows."""
+        for i in range(-(-rows // self.array.chunks[0])):
+            key = self.array.metadata.encode_chunk_key((i,) + (0,) * (self.array.ndim - 1))
+            yield i, self.root / self.name / key
+
+    def check(self, expected: int) -> None:
+        """Refuse an array of less than `expected` rows, or with a chunk that is gone or, up to VERIFY_BYTES, broken."""
+        array = self.array
+        if array.shape[0] < expected:
+            raise mismatch(self.root / self.name, f"{array.shape[0]} rows", f"{expected} by {ENDS}")
+        for _, file in self.chunk_files(expected):
+            if not file.is_file() or not file.stat().st_size:
+                found = "an empty file" if file.is_file() else "no such file"
+                raise mismatch(file, found, f"a chunk of the {expected} rows of {self.name}")
+        if array.dtype.itemsize * int(np.prod(array.shape[1:])) * expected <= VERIFY_BYTES:
+            self.read(0, expected)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop`. Raises DatasetError with the file of a chunk that cannot be read."""
+        try:
+            return np.asarray(self.array[start:stop])
+        except Exception:  # codecs raise many kinds for bad bytes; find the chunk
+            rows = self.array.chunks[0]
+            for i, file in self.chunk_files(stop):
+                if i < start // rows:
+                    continue
+                try:
+                    self.array[i * rows : (i + 1) * rows]
+                except Exception as cause:
+                    size = file.stat().st_size if file.is_file() else 0
+                    found = f"{size} bytes that cannot be read ({_line(cause)})"
+                    raise mismatch(file, found, f"a chunk of {self.name}") from None
+            raise
+
+    def extend(self, start: int, values: np.ndarray) -> None:
+        """Put rows behind the first `start` ones; whatever was there goes."""
+        self.array.resize((start + len(values), *self.array.shape[1:]))
+        self.array[start:] = values
+
+    def cut(self, rows: int) -> None:
+        """Drop what is beyond the first `rows` rows."""
+        if self.array.shape[0] > rows:
+            self.array.resize((rows, *self.array.shape[1:]))
+
+
+def create_array(group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> zarr.Array:
+    """An array of no rows, each of `shape`."""
+    row = dtype.itemsize * int(np.prod(shape))
+    # a picture per row: a few in a chunk, for random reads
+    rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))
+    return group.create_array(
+        name,
+        shape=(0, *shape),
+        dtype=dtype,
+        chunks=(rows, *shape),
+        compressors=ZstdCodec(level=5, checksum=True),
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},  # flat: c.0.0 beside zarr.json
+        config={"write_empty_chunks": True},
+    )
+
+
+def committed_ends(stored: StoredArray) -> np.ndarray:
+    """Where each committed episode ends: what stands before the first zero of `meta/episode_ends`.  # (episodes,)
+
+    Raises:
+        DatasetError: it is no such array, a chunk is gone, or its ends do not rise.
+    """
+    ends, where = stored.array, stored.root / ENDS
+    if ends.ndim != 1 or ends.dtype != np.int64:
+        raise mismatch(where, f"{ends.dtype} {ends.shape}", "int64 (episodes,)")
+    size, rows = ends.shape[0], ends.chunks[0]
+    for index, file in stored.chunk_files(size):
+        # a commit that starts a chunk holds one episode: only that chunk may be still unwritten
+        if not file.is_file() and size != index * rows + 1:
+            raise mismatch(file, "no such file", f"a chunk of {size} episode ends")
+    found = stored.read(0, size)
+    if not found.all():
+        found = found[: int(np.argmin(found != 0))]
+    if (np.diff(found, prepend=0) <= 0).any():
+        raise mismatch(where, "ends that do not rise", "rising ones")
+    return found
+
+
+def read_json(root: Path, name: str) -> dict:
+    """The zarr metadata in a file of the dataset folder `root`.
+
+    Raises:
+        DatasetError: there is none, or it is broken.
+    """
+    file = root / name
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        what = "a dataset" if name == "zarr.json" else f"the array {name.removesuffix('/zarr.json')}"
+        raise mismatch(file, "no such file", what) from None
+    except OSError as error:
+        raise DatasetError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DatasetError(f"{file}: broken JSON ({error})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("attributes", {}), dict):
+        raise mismatch(file, "no zarr metadata", "a JSON object with attributes")
+    return content
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
