@@ -31,7 +31,6 @@ class Frame:
 
     seq: int  # counts the frames that this reader got, from 1
     t_capture: float  # s
-    t_receive: float  # s
     image: np.ndarray  # uint8 (H, W, 3) RGB, upright; not to be written to
     t_change: float  # s, capture of the first of the equal pictures that this is the last of
 
@@ -109,7 +108,7 @@ class CameraReader:
                 last, now_mark = self._frame, zlib.crc32(image[::_PROBE, ::_PROBE].tobytes())
                 same = last is not None and now_mark == mark and np.array_equal(image, last.image)
                 changed = last.t_change if last is not None and same else captured
-                frame = Frame(last.seq + 1 if last else 1, captured, time.monotonic(), image, changed)
+                frame = Frame(last.seq + 1 if last else 1, captured, image, changed)
                 mark = now_mark
                 with self._news:
                     self._frame = frame

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from envs.errors import EnvError
 from envs.real.emulator.ports import HOST
 
-_MAX_LINE = 1 << 16
-
 Operation = Callable[..., dict | None]
 
 
