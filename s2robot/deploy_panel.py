@@ -122,7 +122,7 @@ class Board:
             rows["successes"] = f"{self.successes} of {self.judged}"
         for name, value in rows.items():
             table.add_row(name, value)
-        title = "LIVE: the arm moves" if self._live else "dry run: nothing is sent"
+        title = "LIVE: the arm may move" if self._live else "dry run: nothing is sent"
         return Panel(
             table,
             title=title,
