@@ -4,14 +4,19 @@ A program never clears a fault and never decides that the bench is free: it asks
 `EmulatedOperator` answers for the emulator, which has nobody beside it.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from envs.errors import EnvError
 from envs.real.driver import Array
 from envs.real.emulator.side import SideChannel
+from envs.robots import robot_spec
+
+_HEARD_S = 1.0  # s; a driver hears of a cleared error with the next report, five a second
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,34 @@ class Operator(Protocol):
 
 
 class TerminalOperator:
-    """Asks on the terminal; anything but `y` is a no."""
+    """Asks on the terminal. Before a motion anything but `y` is a no; an outcome is asked for until it is told."""
+
+    closest: float | None = None  # m, see `EmulatedOperator`: nobody measures it
 
     def __init__(self, ask: Callable[[str], str] = input):
         self._ask = ask
 
     def _yes(self, question: str) -> bool:
-        return self._ask(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        try:
+            return self._ask(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+
+    def _one_of(self, question: str, answers: dict[str, str]) -> str:
+        """The answer's meaning.
+
+        Raises:
+            EnvError: standard input has ended.
+        """
+        while True:
+            try:
+                answer = self._ask(f"{question} ").strip().lower()
+            except EOFError:
+                raise EnvError(
+                    f"operator: found the end of standard input at '{question}', expected an answer"
+                ) from None
+            if answer in answers:
+                return answers[answer]
 
     def free(self, fault: tuple[str, ...]) -> bool:
         """See `Operator`."""
@@ -73,7 +99,13 @@ class TerminalOperator:
 
     def success(self) -> bool:
         """See `Operator`."""
-        return self._yes("Did the episode succeed?")
+        answers = {"y": "y", "yes": "y", "n": "n", "no": "n"}
+        return self._one_of("Did the episode succeed? [y/n]", answers) == "y"
+
+    def stage(self) -> str:
+        """The furthest stage of a failed episode, as the simulated world names them."""
+        question = "How far did it come? 0: not grasped, 1: grasped, 2: lifted [0/1/2]"
+        return self._one_of(question, {"0": "approach", "1": "grasp", "2": "lift"})
 
     def keep(self) -> bool:
         """See `Operator`."""
@@ -86,17 +118,26 @@ class EmulatedOperator:
     Args:
         side: the emulator's side channel.
         scene: whether it has a scene with a cube (the MuJoCo plant).
+
+    Attributes: `closest`, the least distance (m) of grip and cube since the cube was placed, of the moments at which
+    `ended` was asked; None if it was not.
     """
 
     def __init__(self, side: SideChannel, scene: bool = True):
         self._side, self._scene = side, scene
+        self.closest: float | None = None
 
     def free(self, fault: tuple[str, ...]) -> bool:
-        """Yes."""
+        """Yes; after a fault the arm is led away from what it may press on and its error cleared, as a person would."""
+        if fault:
+            self._side("place_arm", joints=list(robot_spec("xarm7").home))
+            self._side("clear_error")
+            time.sleep(_HEARD_S)
         return True
 
     def place(self, placing: Placing) -> bool:
         """Lays the cube there."""
+        self.closest = None
         if self._scene:
             xy, yaw = list(placing.cube_xy), placing.cube_yaw
             self._side("reset_scene", seed=placing.seed, cube_xy=xy, cube_yaw=yaw)
@@ -104,11 +145,19 @@ class EmulatedOperator:
 
     def ended(self) -> bool:
         """When the cube has been lifted."""
-        return self.success()
+        if not self._scene:
+            return False
+        scene = self._side("scene")
+        self.closest = min(scene["distance"], np.inf if self.closest is None else self.closest)
+        return bool(scene["is_success"])
 
     def success(self) -> bool:
         """As the simulated world judges it; never without a scene."""
         return bool(self._scene and self._side("scene")["is_success"])
+
+    def stage(self) -> str:
+        """The furthest stage since the cube was placed; the first one without a scene."""
+        return str(self._side("scene")["stage"]) if self._scene else "approach"
 
     def keep(self) -> bool:
         """Yes."""

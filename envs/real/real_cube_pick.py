@@ -52,6 +52,7 @@ class RealCubePick(gymnasium.Env):
         supervisor: stops the arm when this process no longer does.
         on_step: as of `ControlLoop`: a recorder.
         home_speed: rad/s of the way to the start.
+        stopped: asked on that way, every period; True brakes and stops the arm.
 
     ``info``: `is_success`, `steps`, `state` (the watchdog's: idle, running, hold, fault), `reasons` (of a fault, or
     why the arm has held), `held` (whether it did since the step before), `verdict` (the filter's worst since then)
@@ -78,6 +79,7 @@ class RealCubePick(gymnasium.Env):
         supervisor: Supervisor | None = None,
         on_step: Callable[[dict], None] = lambda step: None,
         home_speed: float = 0.3,
+        stopped: Callable[[], bool] = lambda: False,
         render_mode: str | None = None,
     ):
         self.config = config or CubePickConfig(cameras=tuple(cameras))
@@ -107,7 +109,7 @@ class RealCubePick(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(
             np.array([-MAX_DELTA] * 7 + [0], np.float32), np.array([MAX_DELTA] * 7 + [1], np.float32)
         )
-        self._supervisor, self._home_speed = supervisor, home_speed
+        self._supervisor, self._home_speed, self._stopped = supervisor, home_speed, stopped
         self._thread: threading.Thread | None = None
         self._result: Result | None = None
         self._error: BaseException | None = None
@@ -128,8 +130,8 @@ class RealCubePick(gymnasium.Env):
         """Ask, move to the start, ask for the cube, begin. Options as of `CubePick.reset`.
 
         Raises:
-            EnvError: the operator said no, the arm refuses or did not reach its start, or frames or joints are not
-                fresh.
+            EnvError: the operator said no or stopped the arm, it refuses or did not reach its start, or frames or
+                joints are not fresh.
         """
         placing = self.ready(seed, options)
         if self.live:
@@ -228,10 +230,14 @@ class RealCubePick(gymnasium.Env):
         """To `goal` (7,) with the gripper open, and stop there: hands come near while the cube is placed."""
         self.driver.arm()
         try:
-            move_slowly(self.driver, self.loop.safety, goal, 1.0, self._home_speed, self._beat)
+            there = move_slowly(
+                self.driver, self.loop.safety, goal, 1.0, self._home_speed, self._beat, self._stopped
+            )
         finally:
             self.driver.stop("at the start")
             self._rest()
+        if not there:
+            raise EnvError("reset: stopped on the way to the start")
 
     def _beat(self) -> None:
         if self._supervisor is not None:

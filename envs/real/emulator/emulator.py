@@ -101,6 +101,7 @@ class Emulator:
             "status": self._status,
             "fault": self._fault,
             "clear": self.faults.clear,
+            "clear_error": self._clear_error,
             "commands": lambda since=0.0, number=0: {"commands": self.journal.commands_since(since, number)},
             "motion": lambda since: {"motion": self.journal.motion_since(since)},
             "after": lambda since: self.journal.after(since),
@@ -124,6 +125,10 @@ class Emulator:
 
     def _fault(self, name: str, **settings) -> None:
         self.faults.inject(name, **settings)
+
+    def _clear_error(self) -> None:
+        """What a person does in UFACTORY Studio after looking at the arm."""
+        self.controller.clean_error()
 
     def _hand(self, joints) -> dict:
         """A person leads the arm, which only manual mode (2) lets them."""
