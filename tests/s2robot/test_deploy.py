@@ -13,87 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 
 from demos.inspect import describe
 from demos.store import EpisodeStore
 from envs.real.emulator.side import SideChannel
 from envs.real.watchdog import State
-from policies import ChunkPolicy, PolicySpec, save_checkpoint
 from s2robot import deploy, deploy_live
-from s2robot.encoders import build_encoder
 from s2robot.errors import UserError
 from s2robot.paths import configs_dir
 
 pytest.importorskip("xarm")
 
 ROOT = Path(__file__).resolve().parents[2]
-CAMERAS = ("hand", "left")
-# a busy machine is no fault; what a test injects is
-CALM = (
-    "bridge.watchdog.camera_hold=9", "bridge.watchdog.camera_fault=20", "bridge.watchdog.state_hold=9",
-    "bridge.watchdog.state_fault=20", "bridge.watchdog.policy_hold=5", "bridge.watchdog.policy_fault=20",
-    "bridge.watchdog.hold_fault=60", "bridge.watchdog.report_fault=30", "bridge.safety.state_age_max=9",
-    "bridge.supervisor_s=9", "bridge.arm.connect_s=60", "bridge.speed=0.2", "bridge.home.speed=1",
-)  # fmt: skip
-
-
-def save(tiny_encoder: Path, folder: Path, **changes) -> Path:
-    """An untrained policy as `s2robot train` would have saved it."""
-    settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}
-    encoder = build_encoder(settings)
-    values = {
-        "cameras": list(CAMERAS), "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 4, "execute": 3,
-        "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
-    }  # fmt: skip
-    torch.manual_seed(0)
-    policy = ChunkPolicy(PolicySpec.from_dict(values))
-    rng = np.random.default_rng(0)
-    actions = np.append(rng.normal(0, 0.003, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
-    moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
-    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
-    contract = {
-        "encoder": {
-            "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,
-            "features_dtype": "float16", "sizes": list(encoder.sizes),
-        },
-        "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [f"robot0_joint{i}" for i in range(1, 8)],
-        "action_frame": "joint_delta_commanded", "rate_hz": 10, "camera_geometry": {"hand": {"fovy": 75.0}},
-        "dataset": {"name": "demos.zarr", "fingerprint": "d", "episodes": 2, "seeds": [500, 501]}, **changes,
-    }  # fmt: skip
-    return save_checkpoint(folder, policy, contract)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_encoder, tmp_path_factory):
-    return save(tiny_encoder, tmp_path_factory.mktemp("policy") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory):
-    """`s2robot emulate` as a user starts it; gives its side channel, whose `port` deploy is told."""
-    folder = tmp_path_factory.mktemp("emulator")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "s2robot", "emulate", "emulator.ports=free", "env.image_size=64"],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    greeting = [process.stdout.readline() for _ in range(4)]
-    command = greeting[2].split()
-    assert command[:2] == ["s2robot", "deploy"] and "bridge=emulator" in command and "Ctrl-C" in greeting[3]
-    port = int(re.search(r"bridge.emulator.port=(\d+)", greeting[2])[1])
-    with SideChannel(port, timeout_s=60) as side:
-        side.port = port
-        yield side
-    process.send_signal(signal.SIGINT)
-    assert "stopped" in process.stdout.read()
-    assert process.wait(30) == 0
-    process.stdout.close()
 
 
 @pytest.fixture
-def config(checkpoint, emulator, tmp_path, monkeypatch):
+def config(checkpoint, emulator, calm, tmp_path, monkeypatch):
     """Makes a config of `s2robot deploy` against the emulator."""
     monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
     monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", 60.0)
@@ -106,7 +42,7 @@ def config(checkpoint, emulator, tmp_path, monkeypatch):
                 "deploy",
                 [
                     *own, "bridge=emulator", f"bridge.emulator.port={emulator.port}", f"run_dir='{tmp_path}'",
-                    "confirm=false", *CALM, *overrides,
+                    "confirm=false", *calm, *overrides,
                 ],
             )  # fmt: skip
 
@@ -157,11 +93,15 @@ def test_robot_check_moves_nothing_and_says_that_all_is_well(config, emulator, c
     assert "nothing speaks against" in capsys.readouterr().out
 
 
-def test_the_preflight_refuses_with_a_line_for_each_finding(config, tiny_encoder, emulator, tmp_path, capsys):
+def test_the_preflight_refuses_with_a_line_for_each_finding(
+    config, save_policy, tiny_encoder, emulator, tmp_path, capsys
+):
     begin = time.monotonic()
     geometry = {"hand": {"fovy": 60.0, "size": [64, 64]}}
     names = [f"robot0_joint{i}" for i in (2, 1, 3, 4, 5, 6, 7)]
-    wrong = save(tiny_encoder, tmp_path / "wrong", robot="panda", joint_names=names, camera_geometry=geometry)
+    wrong = save_policy(
+        tiny_encoder, tmp_path / "wrong", robot="panda", joint_names=names, camera_geometry=geometry
+    )
     with pytest.raises(UserError, match="pre-flight: 4 of .* nothing has moved"):
         deploy.deploy(config("live=true", "bridge.cameras.left.kind=opencv", policy=wrong))
     stops = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stop")]
@@ -301,13 +241,13 @@ def _running(emulator, begin):
     return bool(opened) and len(moves) > 300
 
 
-def test_ctrl_c_brakes_and_stops_the_arm(config, emulator, checkpoint, tmp_path):
+def test_ctrl_c_brakes_and_stops_the_arm(config, emulator, checkpoint, calm, tmp_path):
     healthy(emulator)
     begin = time.monotonic()
     process = subprocess.Popen(
         [
             sys.executable, "-m", "s2robot", "deploy", "--live", "--episodes", "3", f"checkpoint='{checkpoint}'",
-            "bridge=emulator", f"bridge.emulator.port={emulator.port}", "confirm=false", *CALM,
+            "bridge=emulator", f"bridge.emulator.port={emulator.port}", "confirm=false", *calm,
             "bridge.loop.max_steps=1000",
         ],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -1,0 +1,91 @@
+"""A policy that nobody trained, and `s2robot emulate` beside it: what an arm's verbs are tested with."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from envs.real.emulator.side import SideChannel
+from policies import ChunkPolicy, PolicySpec, save_checkpoint
+from s2robot.encoders import build_encoder
+
+ROOT = Path(__file__).resolve().parents[2]
+CAMERAS = ("hand", "left")
+# a busy machine is no fault; what a test injects is
+CALM = (
+    "bridge.watchdog.camera_hold=9", "bridge.watchdog.camera_fault=20", "bridge.watchdog.state_hold=9",
+    "bridge.watchdog.state_fault=20", "bridge.watchdog.policy_hold=5", "bridge.watchdog.policy_fault=20",
+    "bridge.watchdog.hold_fault=60", "bridge.watchdog.report_fault=30", "bridge.safety.state_age_max=9",
+    "bridge.supervisor_s=9", "bridge.arm.connect_s=60", "bridge.speed=0.2", "bridge.home.speed=1",
+)  # fmt: skip
+
+
+def _save(tiny_encoder: Path, folder: Path, **changes) -> Path:
+    """An untrained policy as `s2robot train` would have saved it."""
+    settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}
+    encoder = build_encoder(settings)
+    values = {
+        "cameras": list(CAMERAS), "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 4, "execute": 3,
+        "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    policy = ChunkPolicy(PolicySpec.from_dict(values))
+    rng = np.random.default_rng(0)
+    actions = np.append(rng.normal(0, 0.003, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
+    moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
+    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
+    contract = {
+        "encoder": {
+            "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,
+            "features_dtype": "float16", "sizes": list(encoder.sizes),
+        },
+        "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [f"robot0_joint{i}" for i in range(1, 8)],
+        "action_frame": "joint_delta_commanded", "rate_hz": 10, "camera_geometry": {"hand": {"fovy": 75.0}},
+        "dataset": {"name": "demos.zarr", "fingerprint": "d", "episodes": 2, "seeds": [500, 501]}, **changes,
+    }  # fmt: skip
+    return save_checkpoint(folder, policy, contract)
+
+
+@pytest.fixture(scope="session")
+def calm():
+    """Settings under which a busy machine is no fault."""
+    return CALM
+
+
+@pytest.fixture(scope="session")
+def save_policy():
+    """`save_policy(tiny_encoder, folder, **changes of its contract)`."""
+    return _save
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_encoder, tmp_path_factory):
+    return _save(tiny_encoder, tmp_path_factory.mktemp("policy") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory):
+    """`s2robot emulate` as a user starts it; gives its side channel, whose `port` deploy is told."""
+    folder = tmp_path_factory.mktemp("emulator")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s2robot", "emulate", "emulator.ports=free", "env.image_size=64"],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    greeting = [process.stdout.readline() for _ in range(4)]
+    command = greeting[2].split()
+    assert command[:2] == ["s2robot", "deploy"] and "bridge=emulator" in command and "Ctrl-C" in greeting[3]
+    port = int(re.search(r"bridge.emulator.port=(\d+)", greeting[2])[1])
+    with SideChannel(port, timeout_s=60) as side:
+        side.port = port
+        yield side
+    process.send_signal(signal.SIGINT)
+    assert "stopped" in process.stdout.read()
+    assert process.wait(30) == 0
+    process.stdout.close()
