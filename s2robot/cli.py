@@ -56,7 +56,11 @@ VERBS = {
     "pretrain": Verb("s2robot.verbs:pretrain", "pre-train a small encoder by masked autoencoding on scenes"),
     "encode": Verb("s2robot.verbs:encode", "encode a dataset's images into the feature cache"),
     "train": Verb("s2robot.verbs:train", "train a policy on cached features by behaviour cloning"),
-    "evaluate": Verb("s2robot.verbs:evaluate", "measure a policy's success over seeded cube positions"),
+    "evaluate": Verb(
+        "s2robot.verbs:evaluate",
+        "measure a policy's success over seeded cube positions",
+        {"--live": "live=true"},
+    ),
     "serve": Verb("s2robot.serve:run_serve", "host a policy for an arm on another machine"),
     "emulate": Verb(
         "s2robot.emulate:run_emulate", "emulate an xArm7 with its cameras, to rehearse a deployment"

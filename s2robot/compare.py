@@ -27,7 +27,7 @@ from s2robot.files import write_json
 from s2robot.information import table_of
 from s2robot.jobs import Job, locked, run_jobs
 from s2robot.paired import outcomes_of
-from s2robot.pipeline import command, open_demos, plain, versions
+from s2robot.pipeline import command, only_simulated, open_demos, plain, versions
 from s2robot.stats import read_json
 
 
@@ -38,6 +38,7 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
     """
     if typed is None:
         typed = list(HydraConfig.get().overrides.task)
+    only_simulated(cfg)
     plan = make_plan(cfg, typed)
     with locked(plan.out):
         power, lines = figures.power_figures(plain(cfg.experiment.power), len(plan.seeds), plan.episodes)

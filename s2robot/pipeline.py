@@ -165,6 +165,29 @@ def train_policy(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder, featu
         )
 
 
+def world_of(cfg: DictConfig) -> str:
+    """Where a config evaluates, `simulation` or `arm`.
+
+    Raises:
+        UserError: the name does not go with the settings that are there.
+    """
+    found, expected = cfg.evaluate.world, "arm" if "live" in cfg else "simulation"
+    if found != expected:
+        raise UserError(
+            f"evaluate.world: found '{found}', expected {expected}: choose evaluate=default for the simulation, "
+            "evaluate=arm for the arm"
+        )
+    return expected
+
+
+def only_simulated(cfg: DictConfig) -> None:
+    """UserError if a verb that evaluates in simulation is told to do so on an arm."""
+    if world_of(cfg) != "simulation":
+        raise UserError(
+            "evaluate: found arm, expected default: `s2robot evaluate evaluate=arm` is on the arm"
+        )
+
+
 def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
     """Evaluate a checkpoint; writes episodes.jsonl, videos/ and summary.json, and returns the summary."""
     start = time.monotonic()
@@ -185,12 +208,7 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
     changes = world_changes(contract["env_config"], config)
     if changes:
         print(f"note: this world is not the demos': {'; '.join(changes)}")
-    overlap = set(contract["dataset"]["seeds"]) & set(range(e.seed, e.seed + e.episodes))
-    if overlap:
-        raise UserError(
-            f"evaluate.seed: positions {e.seed} to {e.seed + e.episodes - 1} hold {len(overlap)} that the demos "
-            f"of {checkpoint} were recorded at (first {min(overlap)}); choose another evaluate.seed"
-        )
+    refuse_positions_of_demos(contract, e, checkpoint)
     seeing = select(encoder, plain(e.selective))  # the encoder itself if no budget is set
     planner: Planner
     if e.control == "nearest_demo":
@@ -246,6 +264,21 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
     return summary
 
 
+def refuse_positions_of_demos(contract: dict[str, Any], e: DictConfig, policy: str | Path) -> None:
+    """UserError if a position of the evaluation `e` is one that the policy's demos were recorded at."""
+    overlap = set((contract.get("dataset") or {}).get("seeds", [])) & set(range(e.seed, e.seed + e.episodes))
+    if overlap:
+        raise UserError(
+            f"evaluate.seed: positions {e.seed} to {e.seed + e.episodes - 1} hold {len(overlap)} that the demos "
+            f"of {policy} were recorded at (first {min(overlap)}); choose another evaluate.seed"
+        )
+
+
+def policy_sha256(checkpoint: Path) -> str:
+    """Of the weights and the normalisation of a checkpoint."""
+    return hashlib.sha256((checkpoint / "policy.safetensors").read_bytes()).hexdigest()
+
+
 def _episode_settings(
     cfg: DictConfig, config: CubePickConfig, checkpoint: Path, contract: dict[str, Any]
 ) -> dict[str, Any]:
@@ -253,7 +286,7 @@ def _episode_settings(
     selective = plain(cfg.evaluate.selective)
     budget = selective["tiles"] is not None or selective["milliseconds"] is not None
     return {
-        "policy": hashlib.sha256((checkpoint / "policy.safetensors").read_bytes()).hexdigest(),
+        "policy": policy_sha256(checkpoint),
         "encoder": contract["encoder"]["fingerprint"],
         "features_dtype": contract["encoder"]["features_dtype"],
         "evaluate.seed": cfg.evaluate.seed,
@@ -275,6 +308,7 @@ def world_changes(trained: dict[str, Any], config: CubePickConfig) -> list[str]:
 
 def run(cfg: DictConfig) -> None:
     """`s2robot run`: every step, with the time that each took."""
+    only_simulated(cfg)
     out = Path(cfg.run_dir)
     stages: list[dict[str, Any]] = []
 

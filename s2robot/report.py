@@ -66,7 +66,9 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
 
 def _head(summary: Mapping[str, Any]) -> str:
     low, mid, high = (100 * summary[key] for key in ("low", "success", "high"))
-    facts = [(key, summary.get(key)) for key in ("robot", "cameras", "seed")]
+    facts = [(key, summary.get(key)) for key in ("world", "robot", "cameras", "seed")]
+    if isinstance(bridge := summary.get("bridge"), Mapping):  # on an arm
+        facts += [("share of the demos' speed", bridge.get("speed")), ("faults", summary.get("faults"))]
     median = summary.get("median_time_to_success_s")
     facts.append(("median time to success", f"{median:.1f} s" if is_number(median) else None))
     wall = _timing(summary).get("wall_s")
@@ -122,8 +124,11 @@ def _failures(records: Sequence[Record], shown: set[str]) -> str:
         x, y = (100 * v for v in record["cube_xy"])
         signed = [f"{x:+z.1f}", f"{y:+z.1f}", f"{degrees(record['cube_yaw']):+z.0f}"]
         cells = [name, str(record["seed"]), *(text.replace("-", "\N{MINUS SIGN}") for text in signed)]
-        cells += [f"{100 * record['closest_m']:.1f}", str(record["steps"])]
+        closest = record["closest_m"]
+        cells += ["–" if closest is None else f"{100 * closest:.1f}", str(record["steps"])]
         stage = f"{record['stage']} <small>({FAILURE_TEXT[record['stage']]})</small>"
+        if fault := record.get("fault"):
+            stage += f"<br><small>FAULT: {escape(str(fault))}</small>"
         rows.append(
             f"<tr>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}<td class=stage>{stage}</td></tr>"
         )
@@ -161,10 +166,9 @@ def _durations(summary: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) 
             whole = max(whole, wall)
         parts.append(_bars("Inside the evaluation", rows, whole, False))
         if wall is not None:
-            parts[-1] += (
-                f"<p><small>Shares of {duration(wall)} of wall time. Worker processes simulate side by "
-                "side, so their seconds can add up to more.</small></p>"
-            )
+            more = " Worker processes simulate side by side, so their seconds can add up to more."
+            more = more if "simulate_s" in timing else ""
+            parts[-1] += f"<p><small>Shares of {duration(wall)} of wall time.{more}</small></p>"
     return f"<section><h2>Where the time went</h2>{''.join(parts)}</section>" if parts else ""
 
 

@@ -110,9 +110,17 @@ def train(cfg: DictConfig) -> None:
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """`s2robot evaluate`: success over seeded positions, and the report."""
+    """`s2robot evaluate`: success over seeded positions, in simulation or on an arm, and the report."""
     out = Path(cfg.run_dir)
-    pipeline.finish(pipeline.evaluate_policy(cfg, Path(cfg.checkpoint), out), out)
+    if pipeline.world_of(cfg) == "arm":
+        from s2robot.evaluate_arm import evaluate_on_arm  # the bridge's parts, which simulation does not need
+
+        summary = evaluate_on_arm(cfg, out)
+    elif cfg.checkpoint is None:
+        raise UserError("checkpoint: found none, expected the folder of a trained policy")
+    else:
+        summary = pipeline.evaluate_policy(cfg, Path(cfg.checkpoint), out)
+    pipeline.finish(summary, out)
 
 
 def report(cfg: DictConfig) -> None:
