@@ -165,8 +165,6 @@ class ArmEvaluation:
                 home_speed=cfg.bridge.home.speed, stopped=self.stop.asked,
             )  # fmt: skip
             self.stop.stop = self.env.loop.request_stop
-            if rig.scene is None:
-                print(f"While the policy acts: {KEYS_HELP}", flush=True)
             try:
                 for episode in todo:
                     self._episode(episode)
@@ -181,6 +179,8 @@ class ArmEvaluation:
         """One position, from the operator's word to the record on disk."""
         operator, seed = self.operator, self.cfg.evaluate.seed + episode
         observation, info = self._begin(seed)
+        if self.rig.scene is None:
+            print(f"The policy acts. {KEYS_HELP}", flush=True)
         cube = info["cube_asked"]
         frames, actions = [observation["images"]], []
         verdicts: Counter[str] = Counter()
