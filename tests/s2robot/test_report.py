@@ -133,6 +133,20 @@ def test_every_failure_has_its_row(tmp_path):
     assert len(rows) == 3
     cells = [cell for cell in rows[0].split("|") if cell.strip()]
     assert cells == ["0", "7000", "−5.1", "+14.5", "−90", "1.2", "60", "approach ", "(not grasped)"]
+    # on an arm nobody measures the distance, and an episode may end with a fault
+    records[1] |= {"closest_m": None, "fault": "arm <31>", "world": "arm"}
+    save(
+        tmp_path,
+        records,
+        world="arm",
+        bridge={"speed": 0.7},
+        faults=1,
+        timing={"policy_s": 1.0, "wall_s": 9.0},
+    )
+    page = Page(write_report(tmp_path))
+    assert "FAULT: arm <31>" in page.text and "–60grasp" in page.text
+    assert "world arm ·" in page.text and "share of the demos' speed 0.7 · faults 1" in page.text
+    assert "of wall time." in page.text and "Worker processes" not in page.text
 
 
 @pytest.mark.parametrize(("episodes", "failures"), [(1, 0), (1, 1), (16, 0), (16, 16), (128, 10)])

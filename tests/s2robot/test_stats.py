@@ -90,6 +90,7 @@ def test_headline_in_plain_words():
 
 def test_records_come_back_as_written(tmp_path):
     records = [episode(n, n % 3 > 0, STAGES[n % 4]) for n in range(7)]
+    records[0] |= {"closest_m": None, "fault": "", "world": "arm"}  # as an evaluation on an arm has them
     path = tmp_path / "episodes.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert read_records(path) == records

@@ -220,6 +220,30 @@ def test_a_dry_run_moves_nothing(made, emulator):
     assert since(emulator, begin) == [] and [name for name, _ in made.operator.asked] == ["place"]
 
 
+def test_a_stop_on_the_way_to_the_start_brakes_and_ends_the_reset(made, emulator):
+    looks = []
+    env = made(stopped=lambda: looks.append(1) or len(looks) > 40)
+    with pytest.raises(EnvError, match="stopped on the way to the start"):
+        env.reset(seed=0, options={"start_joints": HOME + 0.3})
+    status = emulator.side("status")
+    assert status["state"] >= 4 and 0.01 < np.abs(np.array(status["joints"]) - HOME).max() < 0.25
+    assert [name for name, _ in made.operator.asked] == ["free"]
+
+
+def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver):
+    operator = EmulatedOperator(emulator.side, scene=False)
+    emulator.side("place_arm", joints=(HOME + 0.2).tolist())
+    emulator.side.fault("error", code=31)
+    assert (
+        operator.free(()) and emulator.side("status")["error"] == 31
+    )  # asked about the way, not about a fault
+    assert operator.free(("arm error 31",)) and emulator.side("status")["error"] == 0
+    np.testing.assert_allclose(emulator.side("status")["joints"], HOME, atol=1e-3)
+    driver.arm()
+    assert driver.read().error == 0
+    assert not operator.ended() and operator.stage() == "approach" and operator.closest is None
+
+
 def test_close_in_the_middle_stops_the_arm(made, emulator):
     env = made()
     env.reset(seed=0)
