@@ -58,7 +58,7 @@ VERBS = {
     "train": Verb("s2robot.verbs:train", "train a policy on cached features by behaviour cloning"),
     "evaluate": Verb(
         "s2robot.verbs:evaluate",
-        "measure a policy's success over seeded cube positions",
+        "measure a policy's success over seeded cube positions, simulated or on an arm",
         {"--live": "live=true"},
     ),
     "serve": Verb("s2robot.serve:run_serve", "host a policy for an arm on another machine"),
