@@ -63,8 +63,6 @@ class Inputs:
     connected: bool = True
     report_age: float = 0.0  # since the arm last reported by itself
     frozen_cameras: tuple[str, ...] = ()  # whose pictures no longer change
-    stopped: tuple[str, ...] = ()  # why the safety filter stopped; empty = it did not
-    holding: str = ""  # why the safety filter holds; empty = it does not
 
 
 @dataclass
@@ -133,8 +131,6 @@ class Watchdog:
             found.append(f"arm error {x.error}")
         if x.code not in (0, WARNING):
             found.append(f"command code {x.code}")
-        if x.stopped:
-            found.append(f"safety stop: {x.stopped[0]}")
         if x.policy_error:
             found.append(f"policy: {x.policy_error}")
         if started:
@@ -163,8 +159,6 @@ class Watchdog:
             found.append("joint state is stale")
         if _over(x.policy_late, limits.policy_hold):
             found.append("policy is late")
-        if x.holding:
-            found.append(x.holding)
         return tuple(found)
 
     def _enter(self, now: float, state: State, reasons: tuple[str, ...]) -> State:

@@ -44,8 +44,6 @@ def running() -> Watchdog:
         ({"mode": 0}, State.FAULT, "mode 0, expected 1"),
         ({"connected": False}, State.FAULT, "connection lost"),
         ({"report_age": 1.6}, State.FAULT, "arm reports nothing"),
-        ({"stopped": ("lag",)}, State.FAULT, "safety stop: lag"),
-        ({"holding": "state is stale"}, State.HOLD, "state is stale"),
     ],
 )
 def test_each_limit(change, state, reason):
