@@ -22,7 +22,7 @@ from envs.real.safety import SafetyFilter, Verdict
 
 HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
 MOODS = ("wander", "far", "corner", "bang", "plunge", "sideways", "edge")  # one holds for many inputs
-NASTY = ("nan", "inf", "huge", "shape", "type", "stale", "gripper", "measured", "lag")  # one input each
+NASTY = ("nan", "inf", "huge", "jump", "shape", "type", "stale", "gripper", "measured", "lag")  # one input
 SHAPES = (np.zeros(6), np.zeros((7, 1)), np.zeros((1, 7)), np.float64(0), np.zeros(0), [[0.0] * 7, [0.0] * 6])
 TYPES = (
     None,
@@ -93,7 +93,11 @@ class Attacker:
         self.count = 0
 
     def target(self) -> np.ndarray:
-        """(7,) finite joints that the mood asks for."""
+        """(7,) finite joints that the mood asks for, as far as no joint jumps: a jump only stops."""
+        q, reach = self.safety.q_last, 0.999 * self.safety.limits.step_max
+        return q + np.clip(self._wanted() - q, -reach, reach)
+
+    def _wanted(self) -> np.ndarray:
         rng, q = self.rng, self.safety.q_last
         self.count += 1
         if self.mood == "wander":
@@ -122,6 +126,9 @@ class Attacker:
             target[rng.integers(7)] = np.nan if nasty == "nan" else rng.choice([-np.inf, np.inf])
         elif nasty == "huge":
             target = target * rng.choice([1e300, -1e300, 5e-324, 1e15])
+        elif nasty == "jump":
+            step = 1.001 * self.safety.limits.step_max
+            target = self.safety.q_last + rng.choice([-3.0, -step, step, 3.0]) * np.eye(7)[rng.integers(7)]
         elif nasty == "shape":
             target = SHAPES[rng.integers(len(SHAPES))]
         elif nasty == "type":

@@ -33,7 +33,7 @@ class ArmLimits:
     # fingers this far into the table: tips reach 12 mm lower while they close
     table_clearance: float = -0.01
     point_speed: float = 1.0  # m/s of TCP, fingers, wrist, elbow; xArm's own error 60 comes at about 1 m/s
-    step_max: float = 0.2  # rad, a target further than this from the last commanded joints is called a jump
+    step_max: float = 0.1  # rad, a target further than this from the last command is a jump, and stops
     lag_max: float = 0.3  # rad between commanded and measured joints: more means blocked or not following
     rate_hz: float = 100.0  # commands a second
 
@@ -51,6 +51,10 @@ class ArmLimits:
         if not self.margin >= 0 or (np.subtract(self.q_max, self.q_min) <= 2 * self.margin).any():
             raise EnvError(
                 f"limits.margin: found {self.margin}, expected 0 or more, and room between q_min and q_max"
+            )
+        if self.step_max < (least := max(self.dq_max) / self.rate_hz):
+            raise EnvError(
+                f"limits.step_max: found {self.step_max}, expected at least what dq_max allows in a period, {least:.3g}"
             )
         if np.shape(self.box) != (3, 2) or not (np.diff(self.box, axis=1) > 0).all():
             raise EnvError(f"limits.box: found {self.box}, expected (low, high) of x, y and z")

@@ -115,7 +115,7 @@ class SafetyFilter:
         """Filter one target.
 
         Args:
-            q_target: (7,) rad, absolute; anything else, and NaN or infinity, stops.
+            q_target: (7,) rad, absolute; anything else, NaN, infinity and a jump (`limits.step_max`) stop.
             gripper: opening wanted, 0 to 1, or None.
             q_measured: (7,) rad, the newest reading.
             state_age: s, how old that reading is.
@@ -131,6 +131,10 @@ class SafetyFilter:
         opening = None if gripper is None else _number(gripper)
         if gripper is not None and opening is None:
             return self._stop("gripper command is not a finite number")
+        # the interpolator makes no jump: this is a bug or a corrupted value, and no part of it is right
+        jump = np.abs(target - self.q_last)
+        if jump.max() > self.limits.step_max:
+            return self._stop(f"jump of joint {int(jump.argmax()) + 1} by {jump.max():.3g} rad")
         # no fresh state
         if not 0 <= state_age <= self.config.state_age_max:  # NaN is not fresh either
             return self._brake(Verdict.HOLD, "state is stale")
@@ -138,10 +142,9 @@ class SafetyFilter:
         if opening is not None and not 0 <= opening <= 1:
             opening = min(max(opening, 0.0), 1.0)
             reasons.append("gripper range")
-        # range, jump, lag
+        # range, lag
         inside = np.clip(target, self._low, self._high)
         reasons += _named("range", inside != target)
-        reasons += _named("jump", np.abs(inside - self.q_last) > self.limits.step_max)
         lag = np.abs(self.q_last - measured)
         if lag.max() > self.limits.lag_max:
             return self._stop(f"joint {int(lag.argmax()) + 1} lags {lag.max():.2f} rad behind its command")

@@ -24,6 +24,7 @@ from envs.real.driver import XARM7_LIMITS
         {"table_z": np.inf},
         {"rate_hz": 0.0},
         {"lag_max": np.nan},
+        {"step_max": 0.025},  # a stream at full speed would be stopped
     ],
 )
 def test_senseless_limits_are_refused_by_name(wrong):

@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.safety import HOME, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
 from envs.errors import EnvError
 from envs.real.driver import XARM7_LIMITS
 from envs.real.geometry import ArmPoints
+from envs.real.interpolate import Interpolator
 from envs.real.safety import SafetyConfig, SafetyFilter, Verdict
 
 POINTS = ArmPoints("xarm7")
+SLOW = replace(XARM7_LIMITS, dq_max=(0.5,) * 7, ddq_max=(5.0,) * 7, point_speed=0.25)
 
 
 def started(q=HOME, limits=XARM7_LIMITS, **settings) -> SafetyFilter:
@@ -106,6 +108,45 @@ def test_long_pushes_at_a_limit(mood):
         assert judge.faults(safe.q, safe.gripper) == []
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([XARM7_LIMITS, SLOW]),
+    st.sampled_from([0.0, 0.02, 0.25]),
+    st.integers(4, 30),
+)
+def test_the_interpolator_never_jumps(seed, limits, faults, period):
+    """As the loop has it: wild actions raised above the table, clamps that are followed, holds, late periods."""
+    rng = np.random.default_rng(seed)
+    safety, path = started(limits=limits, clamps_max=10_000), Interpolator(limits)
+    path.reset(HOME)
+    now, commanded, clamped = 0.0, HOME, False
+    low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
+    push = rng.uniform(-0.25, 0.25, 7)
+    for k in range(200):
+        late = rng.random() < faults
+        now += safety.dt + late * rng.uniform(0, 0.3)
+        if rng.random() < faults:  # the watchdog holds
+            safe = safety.hold("policy is late")
+            path.reset(safe.q)
+            commanded = safe.q
+            continue
+        if k % period == 0:
+            push = push if rng.random() < 0.7 else rng.uniform(-0.25, 0.25, 7)
+            commanded = path.q if clamped else commanded
+            commanded = safety.above_table(np.clip(commanded + push, low, high))
+            path.push(now, now + period * safety.dt, commanded)
+            clamped = False
+        target, _ = path.step(now)
+        reach = np.array(limits.dq_max) * safety.dt
+        assert (np.abs(target - safety.q_last) <= reach).all()  # a fourth of what is called a jump
+        safe = send(safety, target, age=1.0 if rng.random() < faults else 0.0)
+        assert safe.verdict != Verdict.STOP
+        if safe.verdict != Verdict.PASS:
+            path.follow(safe.q, safety.dq_last)
+            clamped = True
+
+
 # ---------------------------------------------------------------- what it lets through
 
 
@@ -119,7 +160,7 @@ def test_a_lawful_stream_passes_unchanged():
 
 
 def test_a_far_target_is_reached_without_overshoot():
-    safety = started()
+    safety = started(limits=replace(XARM7_LIMITS, step_max=0.2))
     target = HOME + [0.15, 0, 0, 0, 0, 0, -0.15]
     path = np.array([send(safety, target).q for _ in range(60)])
     np.testing.assert_allclose(path[-1], target, atol=1e-9)
@@ -128,15 +169,48 @@ def test_a_far_target_is_reached_without_overshoot():
     assert safety.dq_last == pytest.approx(0, abs=1e-6)
 
 
-def test_a_jump_of_a_radian_is_clamped_and_named():
-    safe = send(started(), HOME + [1, 0, 0, 0, 0, 0, 0])
-    assert safe.verdict == Verdict.CLAMP
-    assert "jump: joint 1" in safe.reasons
-    assert np.abs(safe.q - HOME).max() <= XARM7_LIMITS.ddq_max[0] * 1e-4
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("joint", range(7))
+def test_a_jump_is_one_from_its_limit_on(sign, joint):
+    step = sign * XARM7_LIMITS.step_max * np.eye(7)[joint]
+    safety = started()
+    assert send(safety, HOME + 0.999 * step).verdict == Verdict.CLAMP
+    safety.reset(HOME)
+    assert send(safety, HOME + 1.001 * step).reasons == (f"jump of joint {joint + 1} by 0.1 rad",)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(MOODS),
+    st.integers(0, 40),
+    st.lists(st.floats(-1e9, 1e9), min_size=7, max_size=7),
+)
+def test_no_part_of_a_jump_is_gone_along(seed, mood, count, offset):
+    """Whatever the arm does: a jump is a stop at once, the arm only brakes, and no later target moves it."""
+    assume(max(map(abs, offset)) > XARM7_LIMITS.step_max)
+    safety = started()
+    attacker = Attacker(safety, np.random.default_rng(seed))
+    attacker.mood = mood
+    for _ in range(count):
+        safety(*attacker.inputs())
+    loss = np.array(XARM7_LIMITS.ddq_max) * safety.dt
+    jumped = False
+    for _ in range(20):
+        target = safety.q_last if jumped else safety.q_last + offset
+        assume(jumped or np.abs(target - safety.q_last).max() > XARM7_LIMITS.step_max)  # rounded
+        before = safety.dq_last
+        safe, jumped = send(safety, target), True
+        assert safe.verdict == Verdict.STOP and safe.reasons[0].startswith("jump of joint")
+        expected = np.sign(before) * np.maximum(np.abs(before) - loss, 0)
+        np.testing.assert_allclose(safety.dq_last, expected, atol=1e-4)
+    assert not safety.dq_last.any()
 
 
 def test_a_target_beyond_the_range_is_named():
-    safe = send(started(), np.where(np.arange(7) == 3, 9.0, HOME))
+    q = np.where(np.arange(7) == 3, XARM7_LIMITS.q_max[3] - 0.06, 0.0)
+    safety = started(q, replace(XARM7_LIMITS, box=((-2, 2), (-2, 2), (-2, 2)), table_z=-2.0))
+    safe = send(safety, q + 0.05 * np.eye(7)[3])
     assert safe.verdict == Verdict.CLAMP and "range: joint 4" in safe.reasons
 
 
@@ -212,7 +286,7 @@ def test_what_is_no_input_stops_for_good(change):
 
 def test_pushing_at_a_limit_for_long_stops():
     safety = started(clamps_max=5)
-    verdicts = [send(safety, HOME + [1, 0, 0, 0, 0, 0, 0]).verdict for _ in range(6)]
+    verdicts = [send(safety, safety.q_last + 0.09 * np.eye(7)[0]).verdict for _ in range(6)]
     assert verdicts == [Verdict.CLAMP] * 4 + [Verdict.STOP] * 2
 
 
