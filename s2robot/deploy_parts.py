@@ -97,7 +97,10 @@ def _hold_first(act: Callable[[Mapping], np.ndarray], hold_s: float, observation
 
 
 def make_limits(cfg: DictConfig) -> ArmLimits:
-    """Joint ranges are the arm's own, the rest is the config's."""
+    """Joint ranges are the arm's own, the rest is the config's.
+
+    In mode online the stream is no faster than the box's own plans: it would run away from the arm.
+    """
     if cfg.robot.name != "xarm7":
         raise UserError(
             f"robot: found '{cfg.robot.name}', expected xarm7: there is a driver for no other arm"
@@ -106,6 +109,9 @@ def make_limits(cfg: DictConfig) -> ArmLimits:
     for name in ("dq_max", "ddq_max"):
         if isinstance(values[name], int | float):
             values[name] = (float(values[name]),) * 7
+    if arm_mode(cfg) == ONLINE:
+        for name, most in (("dq_max", cfg.bridge.arm.speed), ("ddq_max", cfg.bridge.arm.acceleration)):
+            values[name] = tuple(min(value, float(most)) for value in values[name])
     return ArmLimits(q_min=XARM7_LIMITS.q_min, q_max=XARM7_LIMITS.q_max, **values)
 
 

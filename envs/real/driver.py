@@ -34,7 +34,8 @@ class ArmLimits:
     table_clearance: float = -0.01
     point_speed: float = 1.0  # m/s of TCP, fingers, wrist, elbow; xArm's own error 60 comes at about 1 m/s
     step_max: float = 0.1  # rad, a target further than this from the last command is a jump, and stops
-    lag_max: float = 0.3  # rad between commanded and measured joints: more means blocked or not following
+    lag_max: float = 0.15  # rad between commanded and measured joints: more means blocked or not following
+    point_lag_max: float = 0.05  # m between a point at the commanded and at the measured joints: likewise
     rate_hz: float = 100.0  # commands a second
 
     def __post_init__(self) -> None:
@@ -45,7 +46,7 @@ class ArmLimits:
         for name in ("dq_max", "ddq_max"):
             if min(getattr(self, name)) <= 0:
                 raise EnvError(f"limits.{name}: found {getattr(self, name)}, expected values above 0")
-        for name in ("point_speed", "step_max", "lag_max", "rate_hz"):
+        for name in ("point_speed", "step_max", "lag_max", "point_lag_max", "rate_hz"):
             if not 0 < getattr(self, name) < np.inf:
                 raise EnvError(f"limits.{name}: found {getattr(self, name)}, expected a value above 0")
         if not self.margin >= 0 or (np.subtract(self.q_max, self.q_min) <= 2 * self.margin).any():

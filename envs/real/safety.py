@@ -148,6 +148,10 @@ class SafetyFilter:
         lag = np.abs(self.q_last - measured)
         if lag.max() > self.limits.lag_max:
             return self._stop(f"joint {int(lag.argmax()) + 1} lags {lag.max():.2f} rad behind its command")
+        behind = np.linalg.norm(self.points.at(measured) - self._places_last, axis=1)
+        if behind.max() > self.limits.point_lag_max:
+            name = self._name(behind == behind.max())
+            return self._stop(f"{name} lags {behind.max():.3f} m behind its command")
         # speed, acceleration, braking before the end of the range
         speed = self._limited_speed(inside)
         short = np.abs(self.q_last + speed * self.dt - inside) > _EXACT

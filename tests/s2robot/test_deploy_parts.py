@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from demos.store import EpisodeStore
@@ -16,9 +17,10 @@ from envs.real.watchdog import State
 from s2robot import camera_check
 from s2robot.cli import VERBS, _translated
 from s2robot.deploy_panel import Board, keys
+from s2robot.deploy_parts import make_limits
 from s2robot.deploy_trace import Trace
 from s2robot.errors import UserError
-from s2robot.paths import shipped_demos
+from s2robot.paths import configs_dir, shipped_demos
 from s2robot.preflight import OK, WARNING
 
 CAMERAS = ("hand", "left", "right")
@@ -244,3 +246,22 @@ def test_a_trace_counts_speeds_and_room(tmp_path):
     assert found["room_min"] == pytest.approx(0.6 - (XARM7_LIMITS.q_min[3] + XARM7_LIMITS.margin))
     trace.write(tmp_path / "some", "a test")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["some.json", "some.png"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dq", "ddq"),
+    [
+        ((), (1.8,) * 7, (14.0,) * 7),
+        (("bridge.arm.mode=online",), (0.8,) * 7, (4.0,) * 7),
+        (
+            ("bridge.arm.mode=online", "bridge.limits.dq_max=[1,1,1,1,1,1,0.5]"),
+            (*(0.8,) * 6, 0.5),
+            (4.0,) * 7,
+        ),
+        (("bridge.arm.mode=online", "bridge.arm.acceleration=20"), (0.8,) * 7, (14.0,) * 7),
+    ],
+)
+def test_the_stream_never_runs_away_from_a_box_that_plans(overrides, dq, ddq):
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        limits = make_limits(compose("deploy", overrides=list(overrides)))
+    assert (limits.dq_max, limits.ddq_max) == (dq, ddq)

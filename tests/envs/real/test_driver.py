@@ -24,6 +24,7 @@ from envs.real.driver import XARM7_LIMITS
         {"table_z": np.inf},
         {"rate_hz": 0.0},
         {"lag_max": np.nan},
+        {"point_lag_max": 0.0},
         {"step_max": 0.025},  # a stream at full speed would be stopped
     ],
 )

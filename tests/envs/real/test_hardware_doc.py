@@ -148,6 +148,7 @@ def test_the_defaults_in_the_page_are_those_of_the_config():
         f"| `table_z` | −{-limits.table_z:g} m |",
         f"| `table_clearance` | −{-limits.table_clearance:g} m |",
         f"| `lag_max` | {limits.lag_max:g} rad |",
+        f"| `point_lag_max` | {limits.point_lag_max:g} m |",
         f"`camera … is stale` ({dog.camera_hold:g} s)",
         f"`camera … is gone` ({dog.camera_fault:g} s)",
         f"`joint state is stale` ({dog.state_hold:g} s) / `is gone` ({dog.state_fault:g} s)",

@@ -88,7 +88,7 @@ def test_a_stop_brakes_on_the_way(arm):
     [
         ({"error": 31}, "arm error 31"),
         ({"code": 9}, "command code 9"),
-        ({"stuck": True}, r"safety stop \(joint"),
+        ({"stuck": True}, r"safety stop \(.* lags"),
     ],
 )
 def test_what_goes_wrong_stops_the_arm(arm, change, text):
@@ -105,7 +105,7 @@ def test_an_answer_that_fails_to_come_is_waited_for(arm):
     assert move(arm) and arm.stops == []
     arm.q, arm.reads, arm.silent = HOME + 0.15, 0, range(10, 10_000)
     with pytest.raises(EnvError, match="no answer"):
-        move(arm)
+        move(arm, speed=0.2)
     assert len(arm.stops) == 1 and np.abs(np.diff(arm.sent[-3:], axis=0)).max() < 1e-9  # it stood before
 
 

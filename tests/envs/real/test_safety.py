@@ -269,7 +269,14 @@ def test_without_a_target_it_brakes_and_a_stop_stays_a_stop():
 @pytest.mark.parametrize(
     "change",
     [{"target": x} for x in (*SHAPES, *TYPES, np.full(7, np.inf))]
-    + [{"measured": np.full(7, np.nan)}, {"measured": HOME + 1}, {"gripper": np.nan}, {"gripper": "open"}],
+    + [
+        {"measured": np.full(7, np.nan)},
+        {"measured": HOME + 1},
+        {"measured": HOME - 1e300},
+        {"measured": HOME + 0.1},
+        {"gripper": np.nan},
+        {"gripper": "open"},
+    ],
 )
 def test_what_is_no_input_stops_for_good(change):
     safety = moving()
@@ -282,6 +289,31 @@ def test_what_is_no_input_stops_for_good(change):
     assert not safety.dq_last.any()
     safety.reset(safety.q_last)
     assert send(safety, safety.q_last).verdict == Verdict.PASS
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("joint", range(7))
+def test_an_arm_that_lags_is_stopped_from_either_limit_on(sign, joint):
+    """A radian of the shoulder is half a metre at the hand, one of the last joint next to nothing."""
+    step = sign * np.eye(7)[joint]
+    reach = np.linalg.norm(POINTS.at(HOME + 1e-4 * step) - POINTS.at(HOME), axis=1).max() / 1e-4  # m/rad
+    limit = min(XARM7_LIMITS.lag_max, XARM7_LIMITS.point_lag_max / reach)
+    assert (limit < XARM7_LIMITS.lag_max) == (joint in (0, 1, 2, 3))
+    assert send(started(), HOME, measured=HOME + 0.98 * limit * step).verdict == Verdict.PASS
+    safe = send(started(), HOME, measured=HOME + 1.02 * limit * step)
+    assert safe.verdict == Verdict.STOP and " lags 0." in safe.reasons[0]
+    assert ("m behind its command" in safe.reasons[0]) == (limit < XARM7_LIMITS.lag_max)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-0.2, 0.2), min_size=7, max_size=7))
+def test_whatever_passes_is_near(offset):
+    """Joints and every watched point; and a stop has a cause."""
+    measured = HOME + offset
+    behind = np.linalg.norm(POINTS.at(measured) - POINTS.at(HOME), axis=1)
+    far = np.abs(measured - HOME).max() > XARM7_LIMITS.lag_max or behind.max() > XARM7_LIMITS.point_lag_max
+    safe = send(started(), HOME, measured=measured)
+    assert safe.verdict == (Verdict.STOP if far else Verdict.PASS)
 
 
 def test_pushing_at_a_limit_for_long_stops():
