@@ -12,10 +12,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import bridge_limits  # beside this file
 import numpy as np
 import torch
 
-from benchmarks import bridge_limits
 from envs.cube_pick import CubePickConfig, as_tuples
 from envs.real.emulator.motion import Motion, Plan
 from envs.real.emulator.scene import ScenePlant, SceneRenderer

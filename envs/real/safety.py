@@ -48,7 +48,10 @@ class SafetyConfig:
     """What the filter decides besides the arm's limits."""
 
     state_age_max: float = 0.05  # s, a measured state older than this is no state
-    clamps_max: int = 100  # so many clamped targets one after the other stop: the policy pushes at a limit
+    # a clamped target counts 1, one that passes takes `clamps_leak` back; at `clamps_max` it stops: the policy pushes
+    # at a limit. With 0.25 the count grows wherever more than a fifth of the targets are clamped
+    clamps_max: int = 100
+    clamps_leak: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ class SafetyFilter:
 
     def __init__(self, limits: ArmLimits, points: ArmPoints, config: SafetyConfig | None = None):
         self.limits, self.points, self.config = limits, points, config or SafetyConfig()
-        if not (self.config.clamps_max >= 1 and 0 < self.config.state_age_max < np.inf):
-            raise EnvError(f"safety: found {self.config}, expected clamps_max >= 1 and state_age_max > 0")
+        c = self.config
+        if not (c.clamps_max >= 1 and 0 < c.clamps_leak < np.inf and 0 < c.state_age_max < np.inf):
+            raise EnvError(f"safety: found {c}, expected clamps_max >= 1, clamps_leak and state_age_max > 0")
         self.dt = 1 / limits.rate_hz
         self._low = np.array(limits.q_min) + limits.margin + _SLACK  # (7,)
         self._high = np.array(limits.q_max) - limits.margin - _SLACK
@@ -87,7 +91,7 @@ class SafetyFilter:
         self.dq_last = np.zeros(7)
         self._target_last = self.q_last
         self._stopped: tuple[str, ...] = ("not started",)
-        self._clamps = 0
+        self._clamps = 0.0
 
     def reset(self, q_measured: Any) -> None:
         """Start, at rest, from where the arm is.
@@ -109,7 +113,7 @@ class SafetyFilter:
             raise EnvError(f"safety: the arm starts outside its limits ({problem}); move it by hand first")
         self.q_last, self.dq_last, self._places_last = q, np.zeros(7), places[0]
         self._target_last = q
-        self._stopped, self._clamps = (), 0
+        self._stopped, self._clamps = (), 0.0
 
     def __call__(self, q_target: Any, gripper: Any, q_measured: Any, state_age: float) -> Safe:
         """Filter one target.
@@ -173,7 +177,7 @@ class SafetyFilter:
             return self._clamped(self._braked(), None, opening, reasons)
         if reasons:
             return self._clamped(speed_tried, places[0], opening, reasons)
-        self._clamps = 0
+        self._clamps = max(self._clamps - self.config.clamps_leak, 0.0)
         self._advance(q, speed_tried, places[0])
         return Safe(q, opening, Verdict.PASS, ())
 
@@ -237,7 +241,7 @@ class SafetyFilter:
     def _clamped(self, speed: Array, places: Array | None, opening: float | None, reasons: list[str]) -> Safe:
         self._clamps += 1
         if self._clamps >= self.config.clamps_max:
-            return self._stop(f"clamped {self._clamps} times in a row", *reasons)
+            return self._stop(f"clamped too often ({reasons[0]})", *reasons)
         self._advance(self.q_last + speed * self.dt, speed, places)
         return Safe(self.q_last, opening, Verdict.CLAMP, tuple(reasons))
 
