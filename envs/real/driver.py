@@ -15,6 +15,7 @@ Array = NDArray[np.float64]
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]  # (low, high) of x, y, z
 
 OK = 0  # CommandResult.code of a command that the arm took
+LATE_S = 0.005  # s that an answer may take while the command counts as heard when it was sent
 REFUSED = -1000  # CommandResult.code of a command that the driver itself did not send
 
 
@@ -84,6 +85,11 @@ class CommandResult:
     code: int  # OK, REFUSED, or the arm's own number
     t_sent: float  # s, host's monotonic clock
     t_ack: float  # s
+
+    @property
+    def t_heard(self) -> float:
+        """When the arm heard it, s, as late as that may have been: the next is due no sooner than a period after."""
+        return self.t_ack if self.t_ack - self.t_sent > LATE_S else self.t_sent
 
 
 @dataclass(frozen=True)

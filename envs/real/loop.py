@@ -8,8 +8,9 @@ A hundred times a second: read the arm, ask the watchdog, let the interpolator m
 send them. Ten times a second: cameras and joints go to the policy, in a thread of its own; its answer becomes the
 next waypoint, due a period later. Without `live` all of this happens but for the sending.
 
-A period begins when the last command was sent. A late one is never caught up with: two commands closer together
-than a period would move the arm faster than the filter allowed.
+A period begins when the last command was sent, or, after a stall of the wire, when it was answered. A late one is
+never caught up with: two commands closer together than a period would move the arm faster than the filter allowed.
+After a long gap the stream begins from rest, as the arm does.
 """
 
 import threading
@@ -28,6 +29,8 @@ from envs.real.interpolate import Interpolator
 from envs.real.policy_worker import PolicyWorker
 from envs.real.safety import Safe, SafetyFilter, Verdict
 from envs.real.watchdog import Inputs, State, Watchdog, WatchdogLimits
+
+STOOD_S = 0.05  # s without a command, after which the arm has come to rest at its last one
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,9 @@ class ControlLoop:
             if answer is not None and answer.error:
                 self._policy_error = answer.error
             state, now = self._watch(worker), time.monotonic()
+            if now - sent_last > STOOD_S:
+                self.safety.rest()
+                self.path.follow(self.safety.q_last, self.safety.dq_last)
             if steps < max_steps and now - acted > self.watchdog.limits.hold_fault:
                 # a policy that is always a little late: each answer comes in a HOLD of its own, and is void
                 self.watchdog.fault(now, f"no action for {self.watchdog.limits.hold_fault:g} s")
@@ -224,7 +230,7 @@ class ControlLoop:
             code, sent_last = OK, time.monotonic()
             if live:
                 done = self.driver.command(safe.q, safe.gripper)
-                code, sent_last = done.code, done.t_sent
+                code, sent_last = done.code, done.t_heard
             self._code = code
             sent.append(sent_last)
             verdicts[safe.verdict.name] = verdicts.get(safe.verdict.name, 0) + 1
@@ -260,7 +266,7 @@ class ControlLoop:
             self._beat()
             if self.config.live:
                 done = self.driver.command(safe.q, None)
-                last = done.t_sent
+                last = done.t_heard
                 if done.code != OK:
                     self.watchdog.fault(last, f"command code {done.code}")
                     self.driver.stop(f"command code {done.code}")

@@ -81,7 +81,7 @@ def move_slowly(
             if safe.verdict != Verdict.PASS:
                 path.follow(safe.q, safety.dq_last)
             done = driver.command(safe.q, safe.gripper)
-            sent = done.t_sent
+            sent = done.t_heard
             if done.code != OK:
                 raise EnvError(f"move: found command code {done.code}, expected {OK}")
             there = np.abs(safe.q - target).max() < ARRIVED and np.abs(state.q - target).max() < 5 * ARRIVED
@@ -115,6 +115,6 @@ def _brake(driver: ArmDriver, safety: SafetyFilter, sent: float) -> None:
     while safety.dq_last.any():
         time.sleep(max(0.0, sent + safety.dt - time.monotonic()))
         done = driver.command(safety.hold("operator").q, None)
-        sent = done.t_sent
+        sent = done.t_heard
         if done.code != OK:
             return

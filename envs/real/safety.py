@@ -207,6 +207,10 @@ class SafetyFilter:
             self._brake(Verdict.STOP, *self._stopped) if self._stopped else self._brake(Verdict.HOLD, reason)
         )
 
+    def rest(self) -> None:
+        """No command was sent for so long that the arm has come to rest at the last one: go on from there, at rest."""
+        self.dq_last, self._target_last = np.zeros(7), self.q_last
+
     # ---------------------------------------------------------------- inside
 
     def _limited_speed(self, target: Array) -> Array:

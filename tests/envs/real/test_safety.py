@@ -266,6 +266,25 @@ def test_without_a_target_it_brakes_and_a_stop_stays_a_stop():
     assert safety.hold("policy is late").verdict == Verdict.STOP
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.tuples(st.sampled_from(MOODS), st.integers(1, 30)), max_size=6))
+def test_from_rest_after_a_gap_everything_holds_as_before(seed, moods):
+    """The arm stands at the last command: no speed to go on with, and every limit from there."""
+    safety = started(clamps_max=10_000)
+    attacker = Attacker(safety, np.random.default_rng(seed))
+    for mood, count in moods:
+        safety.rest()
+        judge = Judge(safety.limits, POINTS, safety.q_last)  # at rest
+        attacker.new_mood()
+        attacker.mood = mood
+        for _ in range(count):
+            safe = safety(*attacker.inputs())
+            assert judge.faults(safe.q, safe.gripper) == []
+    before = safety.q_last
+    safety.rest()
+    np.testing.assert_array_equal(safety.hold("nothing").q, before)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"target": x} for x in (*SHAPES, *TYPES, np.full(7, np.inf))]
