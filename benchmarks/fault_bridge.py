@@ -61,6 +61,10 @@ class Tampered:
         self.change: Callable[[np.ndarray], np.ndarray] | None = None  # of the commands to come
         self.changed_at: float | None = None
         self.sent_at = self.stopped_at = -np.inf  # s, the last command that left, the first stop
+        self.heard_at, self.rushed = (
+            -np.inf,
+            0,
+        )  # s, the last command reached the box; commands too soon after that
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)
@@ -69,7 +73,9 @@ class Tampered:
         if self.change is not None:
             q, self.changed_at = self.change(q), self.changed_at or time.monotonic()
         done = self._driver.command(q, gripper)
-        self.sent_at = self.sent_at if done.code == REFUSED else done.t_sent
+        if done.code != REFUSED:
+            self.rushed += done.t_sent < self.heard_at + 1 / self._driver.limits.rate_hz - 1e-4
+            self.sent_at, self.heard_at = done.t_sent, done.t_heard
         return done
 
     def stop(self, reason: str) -> None:

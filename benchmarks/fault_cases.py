@@ -95,6 +95,10 @@ def _late(seconds: float) -> Callable[[Bench], float]:
     return inject
 
 
+def _stall(seconds: float) -> Callable[[Bench], float]:
+    return lambda bench: bench.emulator.side.fault("stall", seconds=seconds * bench.patience)
+
+
 def _half_open(bench: Bench) -> float:
     """The link breaks; who connects anew is let in and never answered."""
     side = bench.emulator.side
@@ -149,6 +153,10 @@ CASES = (
     Case("server_gone", "policy server killed", "FAULT", "policy: PolicyLost", _kill_server, server=True),
     Case("drop", "socket dropped", "FAULT", "connection lost|command code|joint state is (stale|gone)", _box("drop")),
     Case("hang", "controller hung", "FAULT", "joint state is (stale|gone)|command code|arm reports nothing", _box("hang"),
+         deaf=True),
+    Case("stall", "controller stalls for 190 ms", "RUNNING", "", _stall(0.19), watch_s=0.6, rests=False,
+         commands_go_on=True, passing="joint state is stale"),
+    Case("stall_long", "controller stalls for 400 ms", "FAULT", "joint state is (stale|gone)|command code", _stall(0.4),
          deaf=True),
     Case("half_open", "dropped, and half-open for new connections", "FAULT",
          "connection lost|command code|joint state is (stale|gone)", _half_open),

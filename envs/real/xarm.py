@@ -43,7 +43,9 @@ PULSES = 850  # gripper, open
 GRIPPER_SPEED = 5000  # pulses/s of its register, the highest
 GRIPPER_PERIOD = 0.1  # s between two words with the gripper
 GRIPPER_LOST = 2.0  # s without a word from it
-WIRE_TIMEOUT = 0.1  # s, an answer later than this is none
+# s, an answer later than this is none: longer than the stalls of 0.19 s that users report, shorter than the 0.3 s
+# after which the supervisor misses the loop. Meanwhile the arm stands at its last target, a period away at most
+WIRE_TIMEOUT = 0.25
 HAND_REACH = 0.2  # m from the flange to the farthest that the box's limits leave to the hand
 _VERSION_REQUEST = bytes([0, 1, 0, 2, 0, 1, 1])  # transaction, protocol 2, length, function 1
 
@@ -395,7 +397,7 @@ class XArmDriver:
     def _open_gripper(self, end: float) -> None:
         if self._sdk.set_rs485_use_503_port() != 0:
             raise EnvError(f"xarm {self.ip}: found no second port for the gripper, expected one (502 + 1)")
-        self._sdk._arm.arm_cmd_503.set_timeout(5 * WIRE_TIMEOUT)
+        self._sdk._arm.arm_cmd_503.set_timeout(2 * WIRE_TIMEOUT)
         self._closing.clear()
         self._gripper_thread = threading.Thread(target=self._tend_gripper, daemon=True, name="xarm gripper")
         self._gripper_thread.start()

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from envs.real.emulator.controller import Controller
 
 NAMES = (
-    "drop", "hang", "half_open", "silent_reports", "delay", "error", "mode", "freeze_joints",
+    "drop", "hang", "stall", "half_open", "silent_reports", "delay", "error", "mode", "freeze_joints",
     "camera_freeze", "camera_stale", "camera_slow",
 )  # fmt: skip
 
@@ -19,7 +20,7 @@ NAMES = (
 class Faults:
     """The active faults; a method for each of ``NAMES`` injects it.
 
-    Every fault lasts until :meth:`clear`, but ``drop`` and ``error`` (unless held), which happen once.
+    Every fault lasts until :meth:`clear`, but ``drop`` and ``error`` (unless held), which happen once, and ``stall``.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class Faults:
 
     def clear(self) -> None:
         """End all faults; an error of the controller stays until a client cleans it."""
-        self.hung = False
+        self._hung_until = -math.inf  # s, monotonic
         self.answers_new = True
         self.accepts = True
         self.reports = True
@@ -62,7 +63,16 @@ class Faults:
 
         What arrives meanwhile waits in the sockets and is handled when the fault ends, as TCP would have it.
         """
-        self.hung = True
+        self._hung_until = math.inf
+
+    def stall(self, seconds: float) -> None:
+        """As ``hang``, and it goes on by itself after so long."""
+        self._hung_until = time.monotonic() + _seconds(seconds)
+
+    @property
+    def hung(self) -> bool:
+        """Whether the box answers, reports and obeys nothing now."""
+        return time.monotonic() < self._hung_until
 
     def half_open(self) -> None:
         """New connections are accepted and never answered."""

@@ -56,7 +56,7 @@ def test_unknown_faults_and_settings_are_one_clear_line(emulator):
         emulator.side.fault("delay", seconds=-1)
     with pytest.raises(EnvError, match="expected one of .*status, fault"):
         emulator.side("no")
-    assert len(set(NAMES)) == 11
+    assert len(set(NAMES)) == 12
 
 
 def test_drop(arm, emulator):
@@ -83,6 +83,28 @@ def test_hang_blocks_and_what_was_sent_is_obeyed_late(arm, emulator):
     assert emulator.side("after", since=at)["motion_commands"] == 0
     emulator.side("clear")
     wait_for(lambda: emulator.side("after", since=at)["accepted"] == 1, "the late command")
+
+
+def test_a_stall_ends_by_itself_and_what_was_sent_is_obeyed_then(arm, emulator):
+    target, begin = [0.01, *HOME[1:]], time.monotonic()
+    at = emulator.side.fault("stall", seconds=0.4)
+    assert arm.set_servo_angle_j(target) == 0  # the SDK waits for 10 s here
+    assert time.monotonic() - begin >= 0.4
+    (first,) = [c for c in emulator.side("commands", since=at)["commands"] if c["kind"] == "motion"]
+    assert first["time"] - at >= 0.4
+    begin = time.monotonic()
+    assert arm.set_servo_angle_j(target) == 0 and time.monotonic() - begin < 0.4
+
+
+def test_a_late_answer_is_not_taken_for_a_later_command_s(arm, emulator):
+    arm.set_timeout(0.1)
+    emulator.side.fault("stall", seconds=0.3)
+    assert arm.set_servo_angle_j([0.01, *HOME[1:]]) == 3
+    emulator.side("clear")
+    arm.set_timeout(10)
+    code, (joints, _, _) = arm.get_joint_states(num=3)
+    assert code == 0 and len(joints) == 7
+    wait_for(lambda: abs(arm.get_joint_states(num=3)[1][0][0] - 0.01) < 1e-3, "the motion")
 
 
 def test_half_open_accepts_and_never_answers(arm, emulator):

@@ -37,7 +37,7 @@ TWINS = (
 def calm():
     """A busy machine is no hung box."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("envs.real.xarm.WIRE_TIMEOUT", 0.2)
+        patch.setattr("envs.real.xarm.WIRE_TIMEOUT", 0.5)
         yield
 
 
