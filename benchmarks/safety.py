@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from envs.real.geometry import ArmPoints
 from envs.real.safety import SafetyFilter, Verdict
 
 HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
+LIMITS = replace(
+    XARM7_LIMITS, arm_box=((-0.2, 0.55), (-0.35, 0.35), (-0.2, 0.72))
+)  # with walls near the elbow
 MOODS = ("wander", "far", "corner", "bang", "plunge", "sideways", "edge")  # one holds for many inputs
 NASTY = ("nan", "inf", "huge", "jump", "shape", "type", "stale", "gripper", "measured", "lag")  # one input
 SHAPES = (np.zeros(6), np.zeros((7, 1)), np.zeros((1, 7)), np.float64(0), np.zeros(0), [[0.0] * 7, [0.0] * 6])
@@ -52,9 +56,11 @@ class Judge:
         dq = (q - self.q) * limits.rate_hz
         ddq = (dq - self.dq) * limits.rate_hz
         places = self.points.at(q)
-        low, high = np.array(limits.box).T
-        inner = places[self.points.in_box]
-        radius = self.points.radius[self.points.in_box, None]
+        outside = False
+        for box, bound in ((limits.box, self.points.in_box), (limits.arm_box, ~self.points.in_box)):
+            if box is not None:
+                (low, high), radius = np.array(box).T, self.points.radius[bound, None]
+                outside |= bool(((places[bound] - radius < low) | (places[bound] + radius > high)).any())
         if (q < np.add(limits.q_min, limits.margin)).any():
             found.append("below joint range")
         if (q > np.subtract(limits.q_max, limits.margin)).any():
@@ -63,7 +69,7 @@ class Judge:
             found.append("speed")
         if (np.abs(ddq) > limits.ddq_max).any():
             found.append("acceleration")
-        if (inner - radius < low).any() or (inner + radius > high).any():
+        if outside:
             found.append("box")
         if (places[:, 2] - self.points.radius < limits.table_z + limits.table_clearance).any():
             found.append("table")
@@ -163,7 +169,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
-    safety = SafetyFilter(XARM7_LIMITS, ArmPoints("xarm7"))
+    safety = SafetyFilter(LIMITS, ArmPoints("xarm7"))
     attacker = Attacker(safety, rng)
     judge = Judge(safety.limits, safety.points, start(safety, rng))
     verdicts, faults, reasons = Counter[str](), Counter[str](), Counter[str]()

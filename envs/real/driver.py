@@ -38,6 +38,7 @@ class ArmLimits:
     lag_max: float = 0.15  # rad between commanded and measured joints: more means blocked or not following
     point_lag_max: float = 0.05  # m between a point at the commanded and at the measured joints: likewise
     rate_hz: float = 100.0  # commands a second
+    arm_box: Box | None = None  # m, where wrist, forearm and elbow may be; None: anywhere above the table
 
     def __post_init__(self) -> None:
         for name in ("q_min", "q_max", "dq_max", "ddq_max"):
@@ -58,8 +59,9 @@ class ArmLimits:
             raise EnvError(
                 f"limits.step_max: found {self.step_max}, expected at least what dq_max allows in a period, {least:.3g}"
             )
-        if np.shape(self.box) != (3, 2) or not (np.diff(self.box, axis=1) > 0).all():
-            raise EnvError(f"limits.box: found {self.box}, expected (low, high) of x, y and z")
+        for name, box in (("box", self.box), ("arm_box", self.arm_box)):
+            if box is not None and (np.shape(box) != (3, 2) or not (np.diff(box, axis=1) > 0).all()):
+                raise EnvError(f"limits.{name}: found {box}, expected (low, high) of x, y and z")
         if not np.isfinite([self.table_z, self.table_clearance]).all():
             raise EnvError("limits.table_z, limits.table_clearance: expected finite numbers")
 

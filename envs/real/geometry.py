@@ -25,7 +25,7 @@ class Point:
     body: str
     position: tuple[float, float, float]  # m, in the body's frame
     radius: float  # m
-    in_box: bool  # whether the workspace box binds it; the table always does
+    in_box: bool  # whether the workspace box binds it, not the arm's; the table always does
 
 
 # The gripper of the xArm: its base sits on `right_hand`. Knuckle and finger are a parallelogram, so a finger keeps

@@ -80,10 +80,10 @@ class SafetyFilter:
         self._high = np.array(limits.q_max) - limits.margin - _SLACK
         self._dq = np.array(limits.dq_max) * (1 - _SLACK)
         self._ddq = np.array(limits.ddq_max) * (1 - _SLACK)
-        box, radius = np.array(limits.box), points.radius[:, None]
-        bound = points.in_box[:, None]
-        self._point_low = np.where(bound, box[:, 0] + radius + _SLACK, -np.inf)  # (P, 3)
-        self._point_high = np.where(bound, box[:, 1] - radius - _SLACK, np.inf)
+        room = points.radius[:, None] + _SLACK
+        arm_box = ((-np.inf, np.inf),) * 3 if limits.arm_box is None else limits.arm_box
+        boxes = np.where(points.in_box[:, None, None], limits.box, arm_box)  # (P, 3, 2)
+        self._point_low, self._point_high = boxes[..., 0] + room, boxes[..., 1] - room  # (P, 3)
         table = limits.table_z + limits.table_clearance + points.radius + _SLACK
         self._table = table  # (P,)
         self._stride = limits.point_speed * (1 - _SLACK) * self.dt  # m a point may move in a period

@@ -21,6 +21,8 @@ from envs.real.driver import XARM7_LIMITS
         {"margin": np.nan},
         {"box": ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))},
         {"box": ((0.0, np.nan), (0.0, 1.0), (0.0, 1.0))},
+        {"arm_box": ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))},
+        {"arm_box": (0.0, 1.0)},
         {"table_z": np.inf},
         {"rate_hz": 0.0},
         {"lag_max": np.nan},

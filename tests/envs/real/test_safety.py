@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.safety import HOME, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
+from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
 from envs.errors import EnvError
 from envs.real.driver import XARM7_LIMITS
 from envs.real.geometry import ArmPoints
@@ -58,10 +58,11 @@ def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(offse
     st.integers(0, 2**32 - 1),
     st.lists(st.tuples(st.sampled_from(MOODS), st.integers(1, 40)), min_size=1, max_size=5),
     st.lists(st.sampled_from(NASTY), max_size=3),
+    st.sampled_from([XARM7_LIMITS, LIMITS, SLOW]),
 )
-def test_no_output_is_outside_limits(seed, moods, nasty):
+def test_no_output_is_outside_limits(seed, moods, nasty, limits):
     """Moods one after the other; then hostile inputs; then braking to rest."""
-    safety = started(clamps_max=10_000)
+    safety = started(limits=limits, clamps_max=10_000)
     judge = Judge(safety.limits, POINTS, HOME)
     attacker = Attacker(safety, np.random.default_rng(seed))
     for mood, count in moods:
@@ -226,6 +227,26 @@ def test_a_way_out_of_the_workspace_ends_at_its_border(axis, sign, word):
     moved = POINTS.at(safety.q_last)[0, axis] - POINTS.at(HOME)[0, axis]
     assert np.sign(moved) == sign  # it went there, and not beyond
     assert Judge(tight, POINTS, safety.q_last).faults(safety.q_last, None) == []
+
+
+@pytest.mark.parametrize("walls", [True, False])
+def test_walls_around_the_rest_of_the_arm(walls):
+    """The elbow is pushed back; hand and fingers have all the room that they want."""
+    room = ((-2, 2), (-2, 2), (-2, 2))
+    arm_box = ((-0.10, 0.55), (-0.35, 0.35), (-0.2, 0.72)) if walls else None
+    limits = replace(XARM7_LIMITS, box=room, arm_box=arm_box)
+    safety, reasons, elbow = started(limits=limits, clamps_max=10_000), set(), POINTS.names.index("elbow")
+    for _ in range(100):
+        reasons.update(send(safety, safety.q_last - 0.05 * np.eye(7)[1]).reasons)
+    assert ("box: elbow" in reasons) == walls
+    behind = POINTS.at(safety.q_last)[elbow, 0] - POINTS.radius[elbow]
+    assert -0.1 <= behind < -0.09 if walls else behind < -0.2
+
+
+def test_an_arm_that_starts_outside_its_walls_is_not_started():
+    walls = ((-0.02, 0.55), (-0.35, 0.35), (-0.2, 0.72))
+    with pytest.raises(EnvError, match=r"outside its limits \(box: elbow\)"):
+        started(limits=replace(XARM7_LIMITS, arm_box=walls))
 
 
 @pytest.mark.parametrize("given, sent", [(2.0, 1.0), (-0.5, 0.0)])
