@@ -14,6 +14,7 @@ from demos.store import EpisodeStore
 from envs.real.driver import XARM7_LIMITS
 from envs.real.safety import Safe, Verdict
 from envs.real.watchdog import State
+from envs.real.xarm import WIRE_TIMEOUT
 from s2robot import camera_check
 from s2robot.cli import VERBS, _translated
 from s2robot.deploy_panel import Board, keys
@@ -265,3 +266,10 @@ def test_the_stream_never_runs_away_from_a_box_that_plans(overrides, dq, ddq):
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         limits = make_limits(compose("deploy", overrides=list(overrides)))
     assert (limits.dq_max, limits.ddq_max) == (dq, ddq)
+
+
+def test_a_stall_that_the_driver_waits_for_is_no_missing_heartbeat():
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        bridge = compose("deploy").bridge
+    assert 0.19 < WIRE_TIMEOUT <= bridge.watchdog.state_fault
+    assert WIRE_TIMEOUT + 3 / bridge.limits.rate_hz <= bridge.supervisor_s
