@@ -9,6 +9,7 @@ braking is followed to rest, and judged too. The exit code is 1 if one output is
 """
 
 import argparse
+import re
 import sys
 import time
 from collections import Counter
@@ -186,7 +187,7 @@ def main() -> int:
         seconds[i] = time.perf_counter() - begin
         faults.update(judge.faults(safe.q, safe.gripper))
         verdicts[safe.verdict.name] += 1
-        reasons.update(reason.split(":")[0] for reason in safe.reasons)
+        reasons.update(re.split(r":| \(| joint \d| by ", reason)[0] for reason in safe.reasons)
         if safe.verdict == Verdict.STOP and not safety.dq_last.any():  # after the stop, at rest
             judge = Judge(safety.limits, safety.points, start(safety, rng))
             left = 0
