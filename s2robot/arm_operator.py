@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from envs.real.operator import EmulatedOperator, Placing, TerminalOperator
-from s2robot.deploy_panel import forget_typed, keys
+from s2robot.deploy_panel import keys
 from s2robot.deploy_rig import Stop
 
 KEYS_HELP = "y: success, n: failure (both end the episode); space, q or Ctrl-C: brake and end the session"
@@ -47,7 +47,6 @@ class WatchingOperator:
     @contextmanager
     def _before_motion(self) -> Iterator[None]:
         self.rest()
-        forget_typed()  # nobody says in advance that the arm may move
         yield
         if not self.refused:
             self._keys.enter_context(self._read_keys(self._on_key))

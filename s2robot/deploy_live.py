@@ -18,6 +18,7 @@ from envs.errors import EnvError
 from envs.real.emulator.side import SideChannel
 from envs.real.loop import Result
 from envs.real.move import move_slowly
+from envs.real.operator import ask
 from envs.real.recorder import EpisodeRecorder
 from envs.real.safety import Safe
 from envs.real.supervisor import Supervisor
@@ -63,6 +64,7 @@ class LiveSession:
         self.records: list[dict[str, Any]] = []
         self.recorder: EpisodeRecorder | None = None
         self._verdict: bool | None = None  # of the operator, by key
+        self._acting = False  # whether the policy acts: a verdict is of nothing else
         self._decisions: list[float] = []  # s, when each action of the episode was taken up
         self.loop = rig.loop(
             live=True, reset=self._begin, beat=self._beat, on_step=self._on_step, on_period=self._on_period
@@ -123,14 +125,18 @@ class LiveSession:
         except EnvError as error:  # the arm has been stopped by who raised it
             fault = str(error)
         finally:
+            self._acting = False
             self._rest()
         if result is None and not fault:  # stopped on the way to the start
             return ""
         if result is not None and result.state == State.FAULT:
             fault = "; ".join(result.reasons)
         cause = "fault" if fault or result is None else result.cause
-        success = self._judge(cause)
-        self._note(i, seed, success, cause, fault, result)
+        success = False
+        try:
+            success = self._judge(cause)
+        finally:  # Ctrl-C at that question: the episode was run all the same
+            self._note(i, seed, success, cause, fault, result)
         return fault
 
     @contextmanager
@@ -147,6 +153,8 @@ class LiveSession:
         """Slowly to where the episode starts, the gripper open; on the emulator the cube is laid. False after a stop."""
         self.board.doing = "moving to the start"
         driver, safety, scene = self.rig.driver, self.loop.safety, self.rig.scene
+        if driver.stopped:  # while the operator was at the table
+            driver.arm()
         move = partial(
             move_slowly, driver, safety, opening=1.0, speed=self.cfg.bridge.home.speed, beat=self._beat,
             stopped=self.stop.asked,
@@ -191,10 +199,11 @@ class LiveSession:
             return self.rig.scene.is_success()
         if self._verdict is not None:
             return self._verdict
-        while True:
-            answer = input("Did it succeed? [y/n] ").strip().lower()
+        while sys.stdin.isatty():
+            answer = ask("Did it succeed? [y/n] ")
             if answer in ("y", "yes", "n", "no"):
                 return answer[0] == "y"
+        return False  # the terminal has gone, and nobody says yes
 
     def _note(self, i: int, seed: int, success: bool, cause: str, fault: str, result: Result | None) -> None:
         self.board.judged += 1
@@ -228,6 +237,7 @@ class LiveSession:
         """Before an episode's first command."""
         self.board.doing = ""
         self.rig.policy.reset()
+        self._acting = True
         if self.stop.asked():  # asked for since the move to the start
             self.loop.request_stop()
 
@@ -256,7 +266,7 @@ class LiveSession:
     def _on_key(self, key: str) -> None:
         if key in " q":
             self.stop.ask()
-        elif key in "yn" and self.rig.scene is None:
+        elif key in "yn" and self._acting and self.rig.scene is None:
             self._verdict = key == "y"
             self.loop.request_end()
 
@@ -270,17 +280,15 @@ class LiveSession:
             f"[bold]The arm at {self.rig.driver.ip} is about to move.[/] Is its space clear, and the emergency stop "
             f"within reach?"
         )
-        try:
-            answer = input(f"Type '{WORD}' to go on: ").strip().lower()
-        except EOFError:
-            answer = ""
+        answer = ask(f"Type '{WORD}' to go on: ")
         if answer != WORD:
             raise UserError(f"confirmation: found '{answer}', expected '{WORD}'; nothing has moved")
 
     def _ask_for_scene(self, i: int) -> bool:
         """The operator readies the table; False to end the session."""
+        self.rig.driver.stop("the operator is at the table")  # hands come near
         text = "Lay the cube. The arm then moves slowly to its start. Enter: go on, q: end. "
-        return input(f"episode {i + 1} of {self.cfg.episodes}. {text}").strip().lower() != "q"
+        return ask(f"episode {i + 1} of {self.cfg.episodes}. {text}", none="q") != "q"
 
     def _open_store(self) -> EpisodeStore | None:
         """The store of `record`, made if there is none, and what collects episodes for it.

@@ -181,11 +181,3 @@ def keys(on_key: Callable[[str], None]) -> Iterator[None]:
         ended.set()
         thread.join(2.0)
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)  # a key too many answers no question
-
-
-def forget_typed() -> None:
-    """Drop what was typed before a question; nothing where standard input is no terminal."""
-    if sys.stdin.isatty():
-        import termios
-
-        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)

@@ -177,10 +177,10 @@ class ArmRecording:
             return self._teaching.run(self.cfg.max_steps)
 
     def _teleoperate(self, seed: int) -> str:
-        print(f"{HELP}   {CONTROLS_HELP}", flush=True)
         observation, info = self.env.reset(seed=seed)
         loop = self.env.loop
         self._teleoperator.reset(loop.commanded)
+        print(f"{HELP}   {CONTROLS_HELP}", flush=True)
         with self._read_keys(self._on_key):
             over = False
             while not over:

@@ -4,9 +4,12 @@ A program never clears a fault and never decides that the bench is free: it asks
 `EmulatedOperator` answers for the emulator, which has nobody beside it.
 """
 
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -48,12 +51,33 @@ class Operator(Protocol):
         """Asked after a demonstration: is it to be kept?"""
 
 
+def ask(question: str, none: str | None = "") -> str:
+    """What a person types as the answer, stripped, in small letters; `none` after Ctrl-D or without a terminal.
+
+    What was typed before the question is thrown away: it answers something else, and an arm may move upon it.
+
+    Raises:
+        EOFError: standard input has ended and `none` is None.
+    """
+    with suppress(Exception):  # no terminal: nothing was typed ahead
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+    try:
+        return input(question).strip().lower()
+    except EOFError:
+        print(flush=True)  # the next line is not to stand behind the question
+        if none is None:
+            raise
+        return none
+
+
 class TerminalOperator:
     """Asks on the terminal. Before a motion anything but `y` is a no; an outcome is asked for until it is told."""
 
     closest: float | None = None  # m, see `EmulatedOperator`: nobody measures it
 
-    def __init__(self, ask: Callable[[str], str] = input):
+    def __init__(self, ask: Callable[[str], str] = partial(ask, none=None)):
         self._ask = ask
 
     def _yes(self, question: str) -> bool:
