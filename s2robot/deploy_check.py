@@ -66,6 +66,7 @@ def check_all(
     if cfg.bridge.speed < 1:
         text = f"{cfg.bridge.speed:g} of the demos': a decision every {1000 / robot.rate_hz / cfg.bridge.speed:.0f} ms"
         findings.append(Finding(OK, "speed", text))
+    findings += _pace(cfg, limits, robot.rate_hz * cfg.bridge.speed)
     findings += _arm(limits, state)
     observation = observe(readers, state, policy.image_size)
     gone = {finding.check.replace("camera", "frame") for finding in failed}
@@ -80,6 +81,16 @@ def _nominal_hz(cfg: DictConfig, contract: Mapping) -> float:
     """The rate that the bridge can step at: whole periods of the stream."""
     wanted, stream = float(contract["rate_hz"]), float(cfg.bridge.limits.rate_hz)
     return min(wanted, stream / 2)  # fewer than two commands between two decisions are no path
+
+
+def _pace(cfg: DictConfig, limits: ArmLimits, rate_hz: float) -> list[Finding]:
+    """Can the arm go as far in a period as an action may ask for? It would fall behind the policy otherwise."""
+    asked, allowed = cfg.bridge.loop.max_delta * rate_hz, min(limits.dq_max)
+    if asked <= allowed:
+        return []
+    enough = np.floor(100 * cfg.bridge.speed * allowed / asked) / 100
+    text = f"actions may ask for {asked:.2f} rad/s, the limits allow {allowed:.2f}; bridge.speed={enough:g} keeps up"
+    return [Finding(WARNING, "pace", text)]
 
 
 def _arm(limits: ArmLimits, state: ArmState) -> list[Finding]:

@@ -1,7 +1,7 @@
 """What a deployment is made of, built from its config: policy, arm, limits, cameras, emulated scene."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
@@ -99,19 +99,20 @@ def _hold_first(act: Callable[[Mapping], np.ndarray], hold_s: float, observation
 def make_limits(cfg: DictConfig) -> ArmLimits:
     """Joint ranges are the arm's own, the rest is the config's.
 
-    In mode online the stream is no faster than the box's own plans: it would run away from the arm.
+    Where the box plans, the stream is never faster than what it is told to plan with: it would fall behind by
+    `lag_max`, and that is a fault.
     """
     if cfg.robot.name != "xarm7":
         raise UserError(
             f"robot: found '{cfg.robot.name}', expected xarm7: there is a driver for no other arm"
         )
     values = settings(cfg.bridge.limits)
-    for name in ("dq_max", "ddq_max"):
+    online = arm_mode(cfg) == ONLINE
+    for name, planned in (("dq_max", cfg.bridge.arm.speed), ("ddq_max", cfg.bridge.arm.acceleration)):
         if isinstance(values[name], int | float):
             values[name] = (float(values[name]),) * 7
-    if arm_mode(cfg) == ONLINE:
-        for name, most in (("dq_max", cfg.bridge.arm.speed), ("ddq_max", cfg.bridge.arm.acceleration)):
-            values[name] = tuple(min(value, float(most)) for value in values[name])
+        if online and planned > 0:
+            values[name] = tuple(min(value, planned) for value in values[name])
     return ArmLimits(q_min=XARM7_LIMITS.q_min, q_max=XARM7_LIMITS.q_max, **values)
 
 
@@ -275,7 +276,24 @@ def _source(name: str, c: Mapping[str, Any], scene: EmulatedScene | None) -> Cal
     store = EpisodeStore.open(device)
     if f"images_{name}" not in store.keys:
         raise UserError(f"{where}.device: {device} holds no images_{name}, expected a dataset of pictures")
-    return partial(ReplayCamera, store[f"images_{name}"], c["fps"])
+    return partial(ReplayCamera, _Pictures(store, f"images_{name}"), c["fps"])
+
+
+class _Pictures(Sequence[np.ndarray]):
+    """The pictures of a dataset, read a few at a time: all of them may be more than the memory holds."""
+
+    def __init__(self, store: EpisodeStore, key: str, together: int = 16):
+        self._store, self._key, self._together = store, key, together
+        self._first, self._read = 0, store.read(key, 0, together)  # (together, H, W, 3)
+
+    def __len__(self) -> int:
+        return self._store.num_steps
+
+    def __getitem__(self, i: Any) -> Any:
+        first = i - i % self._together
+        if first != self._first:
+            self._first, self._read = first, self._store.read(self._key, first, first + self._together)
+        return self._read[i - first]
 
 
 def _emulated(port: int, name: str) -> EmulatedCamera:
