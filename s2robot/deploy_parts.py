@@ -35,6 +35,7 @@ JOINT_NAMES = tuple(f"joint{i}" for i in range(1, 8))
 MODES = {"servo": SERVO, "online": ONLINE}
 CAMERA_KINDS = ("opencv", "realsense", "replay", "emulator")
 CAMERA_START_S = 30.0  # s until a camera's first frame; the emulator builds its renderer first
+EXPOSURE_S = 1.0  # s that automatic exposure takes after a camera's first frame, which may be black
 
 
 @dataclass
@@ -241,6 +242,8 @@ def start_cameras(
             readers[name] = reader
         except ValueError as error:  # UserError, EnvError, DatasetError
             failed.append(Finding(STOP, f"camera {name}", str(error)))
+    if any(configured[name]["kind"] in ("opencv", "realsense") for name in readers):
+        time.sleep(EXPOSURE_S)
     scene_fps, geometry = scene.cameras() if scene is not None else (0.0, {})
     cameras = {}
     for name, reader in readers.items():

@@ -1,5 +1,10 @@
-"""What several tests share: one CPU thread, a tiny encoder with random weights, three recorded episodes."""
+"""What several tests share: one CPU thread, a tiny encoder with random weights, three recorded episodes, a RealSense."""
 
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
@@ -27,3 +32,62 @@ def recorded(tmp_path_factory):
     path = tmp_path_factory.mktemp("demos") / "demos.zarr"
     record(path, CubePickConfig(), PickerConfig(), episodes=3, seed=500, workers=1).close()
     return path
+
+
+@pytest.fixture
+def realsense(monkeypatch):
+    """A stand-in for `pyrealsense2` with one camera, number 0042, which gives 96 x 72 at 20 Hz whatever it is asked for.
+
+    Its `pictures` uint8 (T, 72, 96, 3) come in turn, `late_s` after they were taken; none comes any more once
+    `gone` is true. `running` says whether it was started and not stopped, `options` what was set.
+    """
+    rs = SimpleNamespace(
+        stream=SimpleNamespace(color="color"), format=SimpleNamespace(rgb8="rgb8"),
+        option=SimpleNamespace(global_time_enabled="global time"),
+        timestamp_domain=SimpleNamespace(global_time="global", hardware_clock="hardware"),
+        pictures=np.zeros((1, 72, 96, 3), np.uint8), late_s=0.02, domain="global", gone=False, running=False, options={},
+    )  # fmt: skip
+
+    class Config:
+        def enable_device(self, serial):
+            self.serial = serial
+
+        def enable_stream(self, stream, width, height, kind, fps):
+            assert (stream, kind) == ("color", "rgb8")
+
+    class Pipeline:
+        def __init__(self):
+            self._count = 0
+
+        def start(self, config):
+            if config.serial != "0042":
+                raise RuntimeError("No device connected")
+            rs.running = True
+            sensor = SimpleNamespace(supports=lambda option: True, set_option=rs.options.__setitem__)
+            stream = SimpleNamespace(width=lambda: 96, height=lambda: 72, fps=lambda: 20)
+            return SimpleNamespace(
+                get_device=lambda: SimpleNamespace(first_color_sensor=lambda: sensor),
+                get_stream=lambda which: SimpleNamespace(as_video_stream_profile=lambda: stream),
+            )
+
+        def wait_for_frames(self, timeout_ms):
+            if rs.gone:
+                raise RuntimeError(f"Frame didn't arrive within {timeout_ms}")
+            time.sleep(0.05)
+            image, taken = rs.pictures[self._count % len(rs.pictures)], 1000 * (time.time() - rs.late_s)
+            self._count += 1
+            frame = SimpleNamespace(
+                get_frame_timestamp_domain=lambda: rs.domain,
+                get_timestamp=lambda: taken,
+                get_data=lambda: image,
+            )
+            return SimpleNamespace(get_color_frame=lambda: frame)
+
+        def stop(self):
+            if not rs.running:
+                raise RuntimeError("stop() cannot be called before start()")
+            rs.running = False
+
+    rs.config, rs.pipeline = Config, Pipeline
+    monkeypatch.setitem(sys.modules, "pyrealsense2", rs)
+    return rs

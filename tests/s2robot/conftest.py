@@ -1,4 +1,4 @@
-"""A policy that nobody trained, and `s2robot emulate` beside it: what an arm's verbs are tested with."""
+"""Policies with random weights, and `s2robot emulate` beside them: what an arm's verbs are tested with."""
 
 import os
 import re
@@ -26,47 +26,58 @@ CALM = (
 )  # fmt: skip
 
 
-def _save(tiny_encoder: Path, folder: Path, **changes) -> Path:
-    """An untrained policy as `s2robot train` would have saved it."""
+@pytest.fixture(scope="session")
+def untrained():
+    """Makes a policy with random weights and a plausible normalisation for an encoder; more keys of its spec."""
+
+    def make(encoder, deltas: float = 0.03, **changes) -> ChunkPolicy:
+        values = {
+            "cameras": list(CAMERAS), "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 4, "execute": 2,
+            "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
+        }  # fmt: skip
+        torch.manual_seed(0)
+        policy = ChunkPolicy(PolicySpec.from_dict(values | changes))
+        rng = np.random.default_rng(0)
+        actions = np.append(rng.normal(0, deltas, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
+        moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
+        policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
+        return policy.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def save_untrained(tiny_encoder, untrained):
+    """Saves one as `s2robot train` would, `deltas` rad a step; `contract` changes what it says of itself."""
     settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}
-    encoder = build_encoder(settings)
-    values = {
-        "cameras": list(CAMERAS), "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 4, "execute": 3,
-        "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
-    }  # fmt: skip
-    torch.manual_seed(0)
-    policy = ChunkPolicy(PolicySpec.from_dict(values))
-    rng = np.random.default_rng(0)
-    actions = np.append(rng.normal(0, 0.003, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
-    moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
-    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
-    contract = {
-        "encoder": {
-            "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,
-            "features_dtype": "float16", "sizes": list(encoder.sizes),
-        },
-        "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [f"robot0_joint{i}" for i in range(1, 8)],
-        "action_frame": "joint_delta_commanded", "rate_hz": 10, "camera_geometry": {"hand": {"fovy": 75.0}},
-        "dataset": {"name": "demos.zarr", "fingerprint": "d", "episodes": 2, "seeds": [500, 501]}, **changes,
-    }  # fmt: skip
-    return save_checkpoint(folder, policy, contract)
+
+    def save(folder, contract=None, deltas: float = 0.03, **changes):
+        encoder = build_encoder(settings)
+        policy = untrained(encoder, deltas, **{"execute": 3} | changes)
+        own = {
+            "encoder": {
+                "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,
+                "features_dtype": "float16", "sizes": list(encoder.sizes),
+            },
+            "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [f"robot0_joint{i}" for i in range(1, 8)],
+            "action_frame": "joint_delta_commanded", "rate_hz": 10, "camera_geometry": {"hand": {"fovy": 75.0}},
+            "dataset": {"name": "demos.zarr", "fingerprint": "d", "episodes": 2, "seeds": [500, 501]},
+        }  # fmt: skip
+        return save_checkpoint(folder, policy, own | (contract or {}))
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def slow_policy(save_untrained, tmp_path_factory):
+    """A checkpoint whose actions are small: about 3 mrad a joint."""
+    return save_untrained(tmp_path_factory.mktemp("policy") / "checkpoint", deltas=0.003)
 
 
 @pytest.fixture(scope="session")
 def calm():
     """Settings under which a busy machine is no fault."""
     return CALM
-
-
-@pytest.fixture(scope="session")
-def save_policy():
-    """`save_policy(tiny_encoder, folder, **changes of its contract)`."""
-    return _save
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_encoder, tmp_path_factory):
-    return _save(tiny_encoder, tmp_path_factory.mktemp("policy") / "checkpoint")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import threading
 import time
 import types
 
@@ -12,10 +13,13 @@ from rich.console import Console
 
 from demos.store import EpisodeStore
 from envs.real.driver import XARM7_LIMITS
+from envs.real.emulator.motion import Motion, Plan
+from envs.real.interpolate import Interpolator
+from envs.real.operator import ask
 from envs.real.safety import Safe, Verdict
 from envs.real.watchdog import State
 from envs.real.xarm import WIRE_TIMEOUT
-from s2robot import camera_check
+from s2robot import camera_check, deploy_check
 from s2robot.cli import VERBS, _translated
 from s2robot.deploy_panel import Board, keys
 from s2robot.deploy_parts import make_limits
@@ -228,6 +232,69 @@ def test_keys_are_heard_and_the_terminal_is_as_before(monkeypatch):
         assert heard == ["q", " "]
         assert termios.tcgetattr(theirs) == before
     os.close(ours)
+
+
+def test_a_question_is_not_answered_by_what_was_typed_before_it(monkeypatch):
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "r") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        os.write(ours, b"before\n\n")
+        for typed, answer in ((b" Yes\n", "yes"), (b"\n", ""), (b"\x04", "q")):
+            timer = threading.Timer(0.3, os.write, (ours, typed))
+            timer.start()
+            assert ask("Enter: go on, q: end. ", none="q") == answer
+            timer.join()
+    os.close(ours)
+    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    assert ask("And without a terminal? ", none="q") == "q"
+
+
+# ---------------------------------------------------------------- a box that plans
+
+
+def configured(*overrides):
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return compose("deploy", [*overrides, "run_dir=none"])
+
+
+def lag(limits, cfg, episode):
+    """How far a box that plans falls behind a demo's stream, rad."""
+    box, path = Motion(episode["proprio"][0, :7]), Interpolator(limits)
+    path.reset(box.joints)
+    goal, period, most = box.joints, 0.1 / cfg.bridge.speed, 0.0
+    for i in range(int(len(episode["action"]) * period * 100)):
+        if i / 100 >= int(i / 100 / period) * period > (i - 1) / 100 or i == 0:
+            goal = goal + episode["action"][int(i / 100 / period), :7]
+            path.push(i / 100, i / 100 + period, goal)
+        target = path.step(i / 100)[0]
+        box.plan(Plan(target, cfg.bridge.arm.speed, cfg.bridge.arm.acceleration), replace=True)
+        for _ in range(2):
+            box.advance(0.005)
+        most = max(most, float(np.abs(target - box.joints).max()))
+    return most
+
+
+def test_a_box_that_plans_keeps_up_with_the_stream():
+    servo, online = configured(), configured("bridge.arm.mode=online")
+    episodes = EpisodeStore.open(shipped_demos("xarm7_cube"))
+    fast, slow = make_limits(servo), make_limits(online)
+    assert set(fast.dq_max) == {1.8} and set(slow.dq_max) == {0.8} and set(slow.ddq_max) == {4.0}
+    lags = [[lag(limits, online, episodes.episode(i)) for i in range(4)] for limits in (fast, slow)]
+    assert max(lags[0]) > fast.lag_max  # a fault, were the stream as fast as in mode servo
+    assert max(lags[1]) < slow.lag_max / 2
+
+
+def test_a_policy_that_asks_for_more_speed_than_is_allowed_is_told():
+    def found(*overrides):
+        cfg = configured(*overrides)
+        return [str(f) for f in deploy_check._pace(cfg, make_limits(cfg), 10 * cfg.bridge.speed)]
+
+    assert found() == found("bridge.arm.mode=online", "bridge.speed=0.32") == []
+    (line,) = found("bridge.arm.mode=online")
+    assert (
+        line.startswith(WARNING) and "1.75 rad/s, the limits allow 0.80; bridge.speed=0.32 keeps up" in line
+    )
+    assert found("bridge.limits.dq_max=[2,2,2,2,2,2,1]")
 
 
 def test_a_trace_counts_speeds_and_room(tmp_path):

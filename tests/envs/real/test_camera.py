@@ -210,6 +210,32 @@ def test_a_format_that_was_not_taken_is_refused(prop, value, words):
     assert fake.released
 
 
+def test_a_real_capture_is_verified_and_read(tmp_path):
+    path = str(tmp_path / "film.avi")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 72))
+    pictures = [cv2.resize(image, (96, 72), interpolation=cv2.INTER_LINEAR) for image in NOISE[:, :4, :6]]
+    for image in pictures:
+        writer.write(image[..., ::-1])
+    writer.release()
+    camera = OpenCVCamera(path, 96, 72, 20, capture=cv2.VideoCapture)
+    for expected in pictures:
+        before = time.monotonic()
+        captured, image = camera.read()
+        assert np.abs(image.astype(float) - expected).mean() < 6 and captured >= before
+    with pytest.raises(EnvError, match="gave no frame"):
+        camera.read()
+    camera.close()
+    for settings, words in (
+        ({"width": 64}, "found width 96"),
+        ({"fps": 30}, "found fps 20"),
+        ({"fourcc": "YUYV"}, "found fourcc MJPG"),
+    ):
+        with pytest.raises(EnvError, match=words):
+            OpenCVCamera(path, **{"width": 96, "height": 72, "fps": 20} | settings, capture=cv2.VideoCapture)
+    with pytest.raises(EnvError, match="found none, expected a V4L2 device"):
+        OpenCVCamera(path, 96, 72, 20)  # a film is no device
+
+
 def test_no_camera_is_one_clear_line():
     with pytest.raises(EnvError, match="camera /dev/video9: found none"):
         opened(FakeCapture(opened=False))
@@ -221,3 +247,29 @@ def test_realsense_without_its_library_is_one_clear_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyrealsense2", None)
     with pytest.raises(EnvError, match="camera 123: found no pyrealsense2"):
         RealSenseCamera("123", 640, 480, 30)
+
+
+def test_realsense_frames_are_rgb_with_their_time_of_capture(realsense):
+    realsense.pictures = np.tile(NOISE, (1, 3, 3, 1))
+    camera = RealSenseCamera("0042", 96, 72, 20)
+    for i in range(3):
+        captured, image = camera.read()
+        np.testing.assert_array_equal(image, realsense.pictures[i])
+        assert 0.01 < time.monotonic() - captured < PATIENCE
+    assert realsense.options == {"global time": 1}
+    realsense.domain, before = "hardware", time.monotonic()  # a clock of its own says nothing
+    assert camera.read()[0] >= before
+    realsense.gone = True
+    with pytest.raises(EnvError, match="camera 0042: gave no frame"):
+        camera.read()
+    camera.close()
+    camera.close()
+    assert not realsense.running
+
+
+def test_a_realsense_of_another_number_or_format_is_one_clear_line(realsense):
+    with pytest.raises(EnvError, match=r"camera 0043: cannot start 96 x 72 at 20 Hz \(No device connected\)"):
+        RealSenseCamera("0043", 96, 72, 20)
+    with pytest.raises(EnvError, match=r"camera 0042: found \(96, 72, 20\) .* expected \(640, 72, 20\)"):
+        RealSenseCamera("0042", 640, 72, 20)
+    assert not realsense.running
