@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from s2robot.readout_cells import CELL_METRICS
 from s2robot.stats import wilson
 from s2robot.verbs import report
 from s2robot.video import Side, write_pair
+from tests.s2robot.html_page import Page
 
 ARMS = {
     "base": ("Base", "mvp-tiny", [112], 0.52, 1.2, 2_811_904, 31.0),
@@ -186,54 +186,6 @@ def make_readout() -> dict:
         "settings": {"pools": pools, "world": {"cameras": cameras}},
         "encoders": encoders, "results": results, "differences": [{**results[0], "minus": "base", "cameras": "all"}],
     }  # fmt: skip
-
-
-class Page(HTMLParser):
-    """A page's text, tables, tags, ids and addresses; elements must close in order."""
-
-    VOID = {"meta", "br", "img", "link", "hr", "path", "use"}
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.ids += [value for key, value in attrs if key == "id"]
-        self.addresses += [value for key, value in attrs if key in ("src", "href", "poster", "xlink:href")]
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        data = data.replace("\N{NO-BREAK SPACE}", " ")
-        self.text += data
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data
-
-    def row(self, start: str) -> list[str]:
-        """The first table row whose first cell is `start`."""
-        return next(row for row in self.rows if row[0].strip() == start)
 
 
 def test_the_page_says_what_compare_json_says(tmp_path):

@@ -29,13 +29,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def config(checkpoint, emulator, calm, tmp_path, monkeypatch):
+def config(slow_policy, emulator, calm, tmp_path, monkeypatch):
     """Makes a config of `s2robot deploy` against the emulator."""
     monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
     monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", 60.0)
     emulator("clear")
 
-    def make(*overrides, policy=checkpoint):
+    def make(*overrides, policy=slow_policy):
         own = [f"checkpoint='{policy}'"] if policy else []
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
             return compose(
@@ -94,14 +94,13 @@ def test_robot_check_moves_nothing_and_says_that_all_is_well(config, emulator, c
 
 
 def test_the_preflight_refuses_with_a_line_for_each_finding(
-    config, save_policy, tiny_encoder, emulator, tmp_path, capsys
+    config, save_untrained, emulator, tmp_path, capsys
 ):
     begin = time.monotonic()
     geometry = {"hand": {"fovy": 60.0, "size": [64, 64]}}
     names = [f"robot0_joint{i}" for i in (2, 1, 3, 4, 5, 6, 7)]
-    wrong = save_policy(
-        tiny_encoder, tmp_path / "wrong", robot="panda", joint_names=names, camera_geometry=geometry
-    )
+    contract = {"robot": "panda", "joint_names": names, "camera_geometry": geometry}
+    wrong = save_untrained(tmp_path / "wrong", contract)
     with pytest.raises(UserError, match="pre-flight: 4 of .* nothing has moved"):
         deploy.deploy(config("live=true", "bridge.cameras.left.kind=opencv", policy=wrong))
     stops = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stop")]
@@ -241,12 +240,12 @@ def _running(emulator, begin):
     return bool(opened) and len(moves) > 300
 
 
-def test_ctrl_c_brakes_and_stops_the_arm(config, emulator, checkpoint, calm, tmp_path):
+def test_ctrl_c_brakes_and_stops_the_arm(config, emulator, slow_policy, calm, tmp_path):
     healthy(emulator)
     begin = time.monotonic()
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "s2robot", "deploy", "--live", "--episodes", "3", f"checkpoint='{checkpoint}'",
+            sys.executable, "-m", "s2robot", "deploy", "--live", "--episodes", "3", f"checkpoint='{slow_policy}'",
             "bridge=emulator", f"bridge.emulator.port={emulator.port}", "confirm=false", *calm,
             "bridge.loop.max_steps=1000",
         ],
@@ -281,12 +280,12 @@ def test_ctrl_c_brakes_and_stops_the_arm(config, emulator, checkpoint, calm, tmp
 
 
 def test_a_remote_policy_acts_and_its_loss_holds_before_it_is_a_fault(
-    config, emulator, checkpoint, tmp_path, monkeypatch
+    config, emulator, slow_policy, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
     healthy(emulator)
     server = subprocess.Popen(
-        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{checkpoint}'", "serve.port=0", "serve.threads=1"],
+        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{slow_policy}'", "serve.port=0", "serve.threads=1"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -12,7 +12,7 @@ from demos.picker import PickerConfig
 from demos.record import record_episode
 from demos.store import EpisodeStore
 from envs.cube_pick import CubePick, CubePickConfig
-from policies import BatchActor, ChunkPolicy, PolicySpec, save_checkpoint
+from policies import BatchActor, save_checkpoint
 from policies.errors import PolicyError
 from s2robot import pipeline
 from s2robot.encoders import build_encoder
@@ -32,27 +32,12 @@ def encoder(tiny_encoder):
     return build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_encoder)})
 
 
-def untrained(encoder, **changes) -> ChunkPolicy:
-    """A policy with random weights and a plausible normalisation."""
-    values = {
-        "cameras": list(CAMERAS), "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 4, "execute": 2,
-        "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
-    }  # fmt: skip
-    torch.manual_seed(0)
-    policy = ChunkPolicy(PolicySpec.from_dict(values | changes))
-    rng = np.random.default_rng(0)
-    actions = np.append(rng.normal(0, 0.03, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
-    moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
-    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
-    return policy.eval()
-
-
 def rollouts(encoder, policy, tmp_path, episodes=3, workers=2, config=CONFIG):
     planner = LearnedPlanner(BatchActor(policy, workers), encoder, CAMERAS)
     return run_episodes(config, planner, episodes, SEED, workers, tmp_path / "episodes.jsonl")
 
 
-def test_the_same_seed_gives_the_same_records(encoder, tmp_path):
+def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path):
     progress = []
     planner = LearnedPlanner(BatchActor(untrained(encoder), 2), encoder, CAMERAS)
     first = run_episodes(
@@ -88,7 +73,7 @@ def test_the_same_seed_gives_the_same_records(encoder, tmp_path):
         assert r["closest_m"] == pytest.approx(min(distances), abs=1e-5) and r["stage"] == env.stage
 
 
-def test_an_episode_does_not_depend_on_its_neighbours(encoder, tmp_path):
+def test_an_episode_does_not_depend_on_its_neighbours(encoder, untrained, tmp_path):
     """So that an evaluation that goes on after a kill, beside fewer episodes, has the same outcome."""
     one, three = (rollouts(encoder, untrained(encoder), tmp_path, workers=workers) for workers in (1, 3))
     assert one.records == three.records
@@ -100,7 +85,7 @@ class Killed(BaseException):
     """Not an Exception: nothing in between may catch it."""
 
 
-def test_an_evaluation_that_was_killed_goes_on(encoder, tmp_path):
+def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path):
     """The same records and actions as one that ran through; a torn line and lost actions are run again."""
     settings = {"policy": "p", "env": {"cube_size": 0.04}}
 
@@ -144,7 +129,7 @@ def test_an_evaluation_that_was_killed_goes_on(encoder, tmp_path):
         run(cut)
 
 
-def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, tmp_path):
+def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_path):
     """Chunks of two steps in two processes and single steps in one: the same actions."""
     network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
     policy = untrained(encoder, kind="transformer", context=3, network=network)
@@ -170,7 +155,7 @@ def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("choose", ["change", "gripper"])
-def test_a_selective_encoder_of_all_tiles_changes_nothing(encoder, tmp_path, choose, monkeypatch):
+def test_a_selective_encoder_of_all_tiles_changes_nothing(encoder, untrained, tmp_path, choose, monkeypatch):
     """And it is told which camera of which episode a frame is of, when one begins, and where the gripper is."""
     calls, forgotten = [], []
     encode, reset = SelectiveEncoder.encode, SelectiveEncoder.reset
@@ -257,7 +242,7 @@ def test_nearest_demo_knows_that_a_cube_has_four_like_sides(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(encoder, tiny_encoder, tmp_path_factory):
+def checkpoint(encoder, untrained, tiny_encoder, tmp_path_factory):
     """An untrained policy as `s2robot train` would have saved it."""
     world = CubePick(CONFIG).describe()
     settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}

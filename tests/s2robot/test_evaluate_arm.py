@@ -36,7 +36,7 @@ SEED = 10000
 
 
 @pytest.fixture
-def config(checkpoint, emulator, calm, tmp_path, monkeypatch):
+def config(slow_policy, emulator, calm, tmp_path, monkeypatch):
     """Makes a config of `s2robot evaluate --live` against the emulator: two episodes of three steps."""
     monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
     monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", 60.0)
@@ -48,7 +48,7 @@ def config(checkpoint, emulator, calm, tmp_path, monkeypatch):
             return compose(
                 "evaluate",
                 [
-                    "evaluate=arm", f"checkpoint='{checkpoint}'", "bridge=emulator",
+                    "evaluate=arm", f"checkpoint='{slow_policy}'", "bridge=emulator",
                     f"bridge.emulator.port={emulator.port}", f"run_dir='{tmp_path}'", "live=true", "env.max_steps=3",
                     "evaluate.episodes=2", *calm, *overrides,
                 ],
@@ -73,7 +73,7 @@ def evaluation(stack, cfg, operator=None):
 # ---------------------------------------------------------------- end to end
 
 
-def test_an_evaluation_writes_what_a_simulated_one_writes(config, emulator, checkpoint, tmp_path, capsys):
+def test_an_evaluation_writes_what_a_simulated_one_writes(config, emulator, slow_policy, tmp_path, capsys):
     begin = time.monotonic()
     verbs.evaluate(config())
     found = commands(emulator, begin)
@@ -128,10 +128,10 @@ def test_a_success_ends_its_episode_and_has_a_time(config, emulator, tmp_path, m
     assert summary["successes"] == 1 and not (tmp_path / "videos").exists()
 
 
-def test_a_policy_on_another_machine(config, checkpoint, tmp_path, monkeypatch):
+def test_a_policy_on_another_machine(config, slow_policy, tmp_path, monkeypatch):
     monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
     server = subprocess.Popen(
-        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{checkpoint}'", "serve.port=0", "serve.threads=1"],
+        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{slow_policy}'", "serve.port=0", "serve.threads=1"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -214,10 +214,10 @@ def test_an_arm_that_does_not_come_to_the_start_ends_the_session(
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_ctrl_c_brakes_and_keeps_what_is_done(config, emulator, checkpoint, calm, tmp_path):
+def test_ctrl_c_brakes_and_keeps_what_is_done(config, emulator, slow_policy, calm, tmp_path):
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "s2robot", "evaluate", "--live", "evaluate=arm", f"checkpoint='{checkpoint}'",
+            sys.executable, "-m", "s2robot", "evaluate", "--live", "evaluate=arm", f"checkpoint='{slow_policy}'",
             "bridge=emulator", f"bridge.emulator.port={emulator.port}", f"hydra.run.dir='{tmp_path}'", *calm,
             "env.max_steps=12", "evaluate.videos=false",
         ],
@@ -275,9 +275,9 @@ def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeyp
     assert commands(emulator, begin) == []
 
 
-def test_the_preflight_comes_first(config, save_policy, tiny_encoder, emulator, tmp_path, capsys):
+def test_the_preflight_comes_first(config, save_untrained, emulator, tmp_path, capsys):
     begin = time.monotonic()
-    wrong = save_policy(tiny_encoder, tmp_path / "wrong", robot="panda")
+    wrong = save_untrained(tmp_path / "wrong", {"robot": "panda"})
     with pytest.raises(UserError, match="pre-flight: 1 of .* nothing has moved"):
         verbs.evaluate(config(f"checkpoint='{wrong}'"))
     assert "stop    robot: the policy was trained for 'panda'" in capsys.readouterr().out

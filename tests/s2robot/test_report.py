@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from s2robot.errors import UserError
 from s2robot.report import write_report
 from s2robot.stats import STAGES, summarise
 from s2robot.video import write_video
+from tests.s2robot.html_page import Page
 
 EXTRAS = {
     "policy": {"kind": "transformer", "pooling": "spatial", "context": 4},
@@ -59,45 +59,6 @@ def save(folder: Path, records: list[dict], **changes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "episodes.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (folder / "summary.json").write_text(json.dumps({**summarise(records), **EXTRAS, **changes}))
-
-
-class Page(HTMLParser):
-    """Checks that elements close in order and gathers ids, addresses and text."""
-
-    VOID = {"meta", "br", "img", "link", "hr", "path", "use"}
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        for key, value in attrs:
-            if key == "id":
-                self.ids.append(value)
-            if key in ("src", "href", "poster", "xlink:href"):
-                self.addresses.append(value)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_report_holds_the_run_and_nothing_from_elsewhere(tmp_path):

@@ -15,12 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from policies import Actor, ChunkPolicy, PolicySpec, save_checkpoint
+from policies import Actor
 from s2robot import remote, shared_secret
 from s2robot.deployed import load_actor
-from s2robot.encoders import build_encoder
 from s2robot.errors import UserError
 from s2robot.remote import PolicyLate, PolicyLost, PolicyMalformed, PolicyRefused, RemotePolicy
 from s2robot.serve import PolicyServer, ServeSettings
@@ -38,37 +36,11 @@ KINDS = {
 }
 
 
-def save(tiny_encoder: Path, folder: Path, **changes) -> Path:
-    """An untrained policy as `s2robot train` would have saved it."""
-    settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}
-    encoder = build_encoder(settings)
-    values = {
-        "cameras": list(CAMERAS), "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 4, "execute": 3,
-        "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
-    }  # fmt: skip
-    torch.manual_seed(0)
-    policy = ChunkPolicy(PolicySpec.from_dict(values | changes))
-    rng = np.random.default_rng(0)
-    actions = np.append(rng.normal(0, 0.03, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
-    moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
-    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
-    contract = {
-        "encoder": {
-            "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,
-            "features_dtype": "float16", "sizes": list(encoder.sizes),
-        },
-        "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)],
-        "action_frame": "joint_delta_commanded", "rate_hz": 10, "camera_geometry": {"hand": {"fovy": 75.0}},
-        "dataset": {"name": "demos.zarr", "fingerprint": "d", "episodes": 2, "seeds": [500, 501]},
-    }  # fmt: skip
-    return save_checkpoint(folder, policy, contract)
-
-
 @pytest.fixture(scope="module")
-def checkpoints(tiny_encoder, tmp_path_factory):
+def checkpoints(save_untrained, tmp_path_factory):
     """A checkpoint of each kind of policy."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    return {kind: save(tiny_encoder, folder / kind, **changes) for kind, changes in KINDS.items()}
+    return {kind: save_untrained(folder / kind, **changes) for kind, changes in KINDS.items()}
 
 
 @pytest.fixture(scope="module")

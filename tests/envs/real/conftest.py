@@ -2,14 +2,13 @@
 
 import time
 
-import numpy as np
 import pytest
 
 from envs.real.emulator.launch import launch
 from envs.real.xarm import XArmDriver
+from tests.envs.real.home import HOME
 
 PATIENCE = 60.0  # s, a busy machine is no fault
-HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
 
 
 @pytest.fixture(scope="module")

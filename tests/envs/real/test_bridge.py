@@ -8,17 +8,16 @@ import pytest
 
 from envs.real.camera import CameraReader, ReplayCamera
 from envs.real.driver import XARM7_LIMITS
-from envs.real.emulator.launch import launch
 from envs.real.geometry import ArmPoints
 from envs.real.loop import ControlLoop, LoopConfig
 from envs.real.safety import SafetyConfig, SafetyFilter
 from envs.real.supervisor import Supervisor
 from envs.real.watchdog import State, WatchdogLimits
 from envs.real.xarm import XArmDriver
+from tests.envs.real.home import HOME
 
 pytest.importorskip("xarm")
 
-HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 PATIENCE = 60.0
 # a busy machine is no fault
@@ -29,34 +28,20 @@ CALM = WatchdogLimits(
 SLOWLY = np.append(np.full(7, 0.01), 1.0)
 
 
-@pytest.fixture(scope="module")
-def emulator():
-    with launch("kinematic") as emulator:
-        yield emulator
-
-
 @pytest.fixture
-def bridge(emulator, monkeypatch):
+def bridge(driver):
     """A function that runs an episode; the arm is at home, armed and ready."""
-    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", PATIENCE)
-    emulator.side("clear")
     camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
     camera.start(PATIENCE)
-    emulator.side("place_arm", joints=HOME.tolist())
-    with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
-        driver.connect(PATIENCE)
-        driver._sdk.clean_error()  # an earlier test's; the driver never does
-        driver.arm()
+    driver.arm()
 
-        def run(act, steps, **settings):
-            safety = SafetyFilter(XARM7_LIMITS, ArmPoints("xarm7"), SafetyConfig(state_age_max=3.0))
-            config = LoopConfig(live=True, image_size=16)
-            return ControlLoop(driver, {"hand": camera}, act, safety, config, CALM, **settings).run(steps)
+    def run(act, steps, **settings):
+        safety = SafetyFilter(XARM7_LIMITS, ArmPoints("xarm7"), SafetyConfig(state_age_max=3.0))
+        config = LoopConfig(live=True, image_size=16)
+        return ControlLoop(driver, {"hand": camera}, act, safety, config, CALM, **settings).run(steps)
 
-        yield run
+    yield run
     camera.close()
-    emulator.side("clear")
 
 
 def since(emulator, begin):

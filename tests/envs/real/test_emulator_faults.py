@@ -9,10 +9,11 @@ from envs.errors import EnvError
 from envs.real.emulator.faults import NAMES
 from envs.real.emulator.launch import launch
 from envs.real.emulator.ports import client_ports
+from tests.envs.real import home
 
 pytest.importorskip("xarm")
 
-HOME = [0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0]
+HOME = home.HOME.tolist()  # JSON and the SDK want lists
 PATIENCE = 60.0  # s
 
 

@@ -17,10 +17,10 @@ from envs.real.emulator.journal import Journal
 from envs.real.emulator.motion import MAX_SPEED, Motion, Plan
 from envs.real.emulator.plant import KinematicPlant
 from envs.real.emulator.wire import Fn
+from tests.envs.real.home import HOME
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25)
 DT = 0.004
-HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
 joints = st.lists(st.floats(0, 1), min_size=7, max_size=7).map(
     lambda x: kin.JOINT_LOW + np.array(x) * (kin.JOINT_HIGH - kin.JOINT_LOW)
 )

@@ -12,8 +12,8 @@ from envs.real.emulator.frames import FrameClient
 from envs.real.emulator.launch import launch
 from envs.real.emulator.ports import client_ports
 from envs.real.emulator.scene import ScenePlant, SceneRenderer
+from tests.envs.real.home import HOME
 
-HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
 ENV = {"image_size": 64, "cameras": ["hand", "left"]}
 PATIENCE = 120.0  # s
 

@@ -18,9 +18,9 @@ from envs.real.loop import ControlLoop, LoopConfig
 from envs.real.safety import SafetyConfig, SafetyFilter
 from envs.real.watchdog import State, WatchdogLimits
 from s2robot.paths import configs_dir
+from tests.envs.real.home import HOME
 
 PAGE = Path(__file__).parents[3] / "docs" / "hardware.md"
-HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 CALM = WatchdogLimits(
     camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=3.0, policy_fault=9.0,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from envs.errors import EnvError
 from envs.real.driver import XARM7_LIMITS
 from envs.real.interpolate import Interpolator
+from tests.envs.real.home import HOME
 
-HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
 DT = 0.01
 
 

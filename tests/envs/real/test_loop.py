@@ -15,8 +15,8 @@ from envs.real.loop import STOOD_S, ControlLoop, LoopConfig
 from envs.real.recorder import EpisodeRecorder
 from envs.real.safety import SafetyFilter
 from envs.real.watchdog import State, WatchdogLimits
+from tests.envs.real.home import HOME
 
-HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 24, 32, 3), np.uint8)
 POINTS = ArmPoints("xarm7")
 # a busy machine is no fault; what a test injects lasts for longer than these

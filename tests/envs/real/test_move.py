@@ -16,8 +16,8 @@ from envs.real.move import move_slowly
 from envs.real.safety import SafetyConfig, SafetyFilter
 from envs.real.supervisor import _BEAT, _BYE, _REST, _watch
 from envs.real.watchdog import State, WatchdogLimits
+from tests.envs.real.home import HOME
 
-HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
 POINTS = ArmPoints("xarm7")
 
 

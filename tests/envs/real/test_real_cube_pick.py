@@ -23,10 +23,10 @@ from envs.real.safety import SafetyConfig
 from envs.real.supervisor import Supervisor
 from envs.real.watchdog import WatchdogLimits
 from envs.real.xarm import XArmDriver
+from tests.envs.real.home import HOME
 
 pytest.importorskip("xarm")
 
-HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 PATIENCE = 60.0
 # a busy machine is no fault

@@ -16,10 +16,10 @@ from envs.real.emulator.launch import launch
 from envs.real.emulator.ports import free_ports
 from envs.real.supervisor import Supervisor
 from envs.real.xarm import XArmDriver
+from tests.envs.real.home import HOME
 
 pytest.importorskip("xarm")
 
-HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
 PATIENCE = 60.0
 ROOT = str(Path(__file__).resolve().parents[3])
 VICTIM = """

@@ -21,8 +21,8 @@ from envs.real.safety import SafetyConfig, SafetyFilter, Verdict
 from envs.real.teleop import Controls, Keyboard, SpaceMouse, Teleoperator
 from envs.real.watchdog import WatchdogLimits
 from envs.real.xarm import XArmDriver
+from tests.envs.real.home import HOME
 
-HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 POINTS, IK = ArmPoints(), ToolIK()
 PATIENCE = 60.0

@@ -12,10 +12,10 @@ from envs.errors import EnvError
 from envs.real.driver import OK, REFUSED, XARM7_LIMITS
 from envs.real.emulator.launch import launch
 from envs.real.xarm import ONLINE, SERVO, XArmDriver
+from tests.envs.real.home import HOME
 
 pytest.importorskip("xarm")
 
-HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
 PATIENCE = 60.0  # s, busy machines
 
 
