@@ -258,18 +258,19 @@ def configured(*overrides):
 
 
 def lag(limits, cfg, episode):
-    """How far a box that plans falls behind a demo's stream, rad."""
+    """How far a box that plans falls behind the stream of a demo's actions, rad."""
     box, path = Motion(episode["proprio"][0, :7]), Interpolator(limits)
     path.reset(box.joints)
-    goal, period, most = box.joints, 0.1 / cfg.bridge.speed, 0.0
-    for i in range(int(len(episode["action"]) * period * 100)):
-        if i / 100 >= int(i / 100 / period) * period > (i - 1) / 100 or i == 0:
-            goal = goal + episode["action"][int(i / 100 / period), :7]
-            path.push(i / 100, i / 100 + period, goal)
-        target = path.step(i / 100)[0]
+    goal, most, periods = box.joints, 0.0, round(10 / cfg.bridge.speed)  # of the stream, between two actions
+    for i in range(periods * len(episode["action"])):
+        now = i / 100
+        if i % periods == 0:
+            goal = goal + episode["action"][i // periods, :7]
+            path.push(now, now + periods / 100, goal)
+        target = path.step(now)[0]
         box.plan(Plan(target, cfg.bridge.arm.speed, cfg.bridge.arm.acceleration), replace=True)
-        for _ in range(2):
-            box.advance(0.005)
+        box.advance(0.005)
+        box.advance(0.005)
         most = max(most, float(np.abs(target - box.joints).max()))
     return most
 

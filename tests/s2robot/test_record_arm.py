@@ -63,10 +63,23 @@ def person(act):
 
     @contextmanager
     def keys(on_key):
-        thread = threading.Thread(target=act, args=(on_key,), daemon=True)
+        failed = []
+
+        def run():
+            try:
+                act(on_key)
+            except (
+                BaseException
+            ) as error:  # the test's to raise: here it would only leave the episode without an end
+                failed.append(error)
+                on_key("x")
+
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         yield
         thread.join(PATIENCE)
+        if failed:
+            raise failed[0]
 
     return keys
 
