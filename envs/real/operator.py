@@ -72,12 +72,15 @@ def ask(question: str, none: str | None = "") -> str:
         return none
 
 
+_ask = partial(ask, none=None)
+
+
 class TerminalOperator:
     """Asks on the terminal. Before a motion anything but `y` is a no; an outcome is asked for until it is told."""
 
     closest: float | None = None  # m, see `EmulatedOperator`: nobody measures it
 
-    def __init__(self, ask: Callable[[str], str] = partial(ask, none=None)):
+    def __init__(self, ask: Callable[[str], str] = _ask):
         self._ask = ask
 
     def _yes(self, question: str) -> bool:
