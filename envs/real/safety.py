@@ -28,6 +28,7 @@ from envs.real.motion import braking_steps, pursuit_speed, stopping_speed
 _SLACK = 1e-6  # relative and in rad or m: rounding in a long braking never crosses a limit
 _EXACT = 1e-9  # rad, a target met this closely counts as sent as it came
 _PARTS = (1.0, 0.5, 0.25)  # of the way from braking to the target, tried in this order
+_RISE = 1e-5  # m
 _DIFFERENCE = 1e-5  # rad, of a slope
 _ABOVE = (
     1e-3  # m that `above_table` leaves to the table: a straight way in joints between two such targets sags
@@ -86,6 +87,7 @@ class SafetyFilter:
         self._point_low, self._point_high = boxes[..., 0] + room, boxes[..., 1] - room  # (P, 3)
         table = limits.table_z + limits.table_clearance + points.radius + _SLACK
         self._table = table  # (P,)
+        self._hand = np.flatnonzero(points.of("right_hand"))  # of the points
         self._stride = limits.point_speed * (1 - _SLACK) * self.dt  # m a point may move in a period
         self.q_last = np.full(7, np.nan)
         self.dq_last = np.zeros(7)
@@ -162,24 +164,18 @@ class SafetyFilter:
         reasons += _named("speed or acceleration", short)
         self._target_last = inside
         # the watched points
-        for part in _PARTS:
-            braked = self._braked()
-            speed_tried = speed if part == 1 else braked + part * (speed - braked)
-            q = self.q_last + speed_tried * self.dt
-            way = q + np.cumsum(braking_steps(speed_tried, self._ddq, self.dt), 0) * self.dt
-            places = self.points.along(np.concatenate([q[None], way]))
-            problem = self._problem(places, self._places_last)
-            if problem is None:
-                break
-            if part == 1:
-                reasons.append(problem)
-        else:
-            return self._clamped(self._braked(), None, opening, reasons)
+        places = self._places(speed)
+        if problem := self._problem(places, self._places_last):
+            reasons.append(problem)
+            way = self._detour(speed, places)
+            if way is None:
+                return self._clamped(self._braked(), None, opening, reasons)
+            speed, places = way
         if reasons:
-            return self._clamped(speed_tried, places[0], opening, reasons)
+            return self._clamped(speed, places[0], opening, reasons)
         self._clamps = max(self._clamps - self.config.clamps_leak, 0.0)
-        self._advance(q, speed_tried, places[0])
-        return Safe(q, opening, Verdict.PASS, ())
+        self._advance(self.q_last + speed * self.dt, speed, places[0])
+        return Safe(self.q_last, opening, Verdict.PASS, ())
 
     def above_table(self, q: Array) -> Array:
         """Joints (7,) rad whose hand is raised, where it is too low, until no watched point is below the table.
@@ -187,18 +183,12 @@ class SafetyFilter:
         For targets: a policy that presses its fingers onto the table then slides along it, where the filter would
         stop it at the first touch. It promises nothing: what comes of it is filtered like any target.
         """
-        hand = self.points.of("right_hand")  # (P,) bool
         for _ in range(3):  # the table is flat and the steps are small: one is enough, as a rule
             places = self.points.at(q)
             depth = float((self._table + _ABOVE - places[:, 2]).max())
             if depth <= 0:
                 break
-            around = self.points.along(q + _DIFFERENCE * np.eye(7))  # (7, P, 3)
-            slopes = (around - places)[:, hand].reshape(7, -1).T / _DIFFERENCE  # (3 P, 7)
-            up = np.tile(
-                [0.0, 0.0, depth], int(hand.sum())
-            )  # all points of the hand alike: no turn, no shift
-            q = np.clip(q + np.linalg.lstsq(slopes, up, rcond=1e-3)[0], self._low, self._high)
+            q = np.clip(q + self._raising(q, depth), self._low, self._high)
         return q
 
     def hold(self, reason: str) -> Safe:
@@ -215,13 +205,51 @@ class SafetyFilter:
 
     def _limited_speed(self, target: Array) -> Array:
         """The speed (7,) towards a target (7,) that every joint may have now."""
+        return self._within(
+            pursuit_speed(self.q_last, self._target_last, target, self._dq, self._ddq, self.dt)
+        )
+
+    def _within(self, speed: Array) -> Array:
+        """The part of a speed (7,) that every joint may have now."""
         high = np.minimum(self._dq, stopping_speed(self._high - self.q_last, self._ddq, self.dt))
         low = -np.minimum(self._dq, stopping_speed(self.q_last - self._low, self._ddq, self.dt))
         high = np.minimum(high, self.dq_last + self._ddq * self.dt)
         low = np.maximum(low, self.dq_last - self._ddq * self.dt)
-        return np.clip(
-            pursuit_speed(self.q_last, self._target_last, target, self._dq, self._ddq, self.dt), low, high
-        )
+        return np.clip(speed, low, high)
+
+    def _detour(self, wanted: Array, places: Array) -> tuple[Array, Array] | None:
+        """A speed (7,) near the one that is not allowed, and its places (N, P, 3); None if only braking is left.
+
+        Less of it; and along the table what would go below: the arm may start to rise with a fingertip a little lower,
+        because its joints do not speed up alike, and would otherwise be stuck where it touches.
+        """
+        braked = self._braked()
+        for part in _PARTS:
+            speed = braked + part * (wanted - braked)
+            if part < 1:
+                places = self._places(speed)
+                if self._problem(places, self._places_last) is None:
+                    return speed, places
+            depth = float((self._table - places[..., 2]).max())
+            if depth > 0:
+                # a little more than it takes, for what the slope leaves out
+                speed = self._within(speed + self._raising(self.q_last, 1.1 * depth + _RISE) / self.dt)
+                places = self._places(speed)
+                if self._problem(places, self._places_last) is None:
+                    return speed, places
+        return None
+
+    def _raising(self, q: Array, height: float) -> Array:
+        """The change of joints `q` (7,) by which the hand is higher by `height`, m, not shifted and not turned.  # (7,)"""
+        around = self.points.along(np.concatenate([q[None], q + _DIFFERENCE * np.eye(7)]))[:, self._hand, :]
+        slopes = (around[1:] - around[0]).reshape(7, -1).T / _DIFFERENCE  # (3 P, 7)
+        up = np.tile([0.0, 0.0, height], len(self._hand))
+        return np.linalg.lstsq(slopes, up, rcond=1e-3)[0]
+
+    def _places(self, speed: Array) -> Array:
+        """The points after a period at `speed` (7,), and on the way to rest from there.  # (N, P, 3)"""
+        speeds = np.concatenate([speed[None], braking_steps(speed, self._ddq, self.dt)])
+        return self.points.along(self.q_last + np.cumsum(speeds, 0) * self.dt)
 
     def _braked(self) -> Array:
         loss = self._ddq * self.dt

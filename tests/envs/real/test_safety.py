@@ -402,6 +402,34 @@ def test_the_count_of_clamped_targets_leaks(clamped, most, leak):
         assert safe.verdict == (Verdict.CLAMP if clamp else Verdict.PASS)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_an_arm_that_touches_the_table_is_not_stuck(seed):
+    """Random targets just above the table, a turned hand among them: joints do not speed up alike, so that the straight
+    way up begins with a fingertip a little lower. It stood for up to 4 s, with the target above it."""
+    limits = replace(SLOW, table_clearance=0.0, box=((-1.0, 1.0),) * 3)
+    safety, path, rng = (
+        started(limits=limits, clamps_max=10_000),
+        Interpolator(limits),
+        np.random.default_rng(seed),
+    )
+    path.reset(HOME)
+    commanded, clamped, stood = HOME, False, 0
+    for begin in range(0, 60 * 14, 14):
+        low = HOME + rng.uniform(-0.08, 0.08, 7)
+        low[1] += rng.uniform(0.6, 0.75)
+        origin = path.q if clamped else commanded
+        commanded, clamped = safety.above_table(origin + np.clip(low - origin, -0.12, 0.12)), False
+        path.push(begin * safety.dt, (begin + 14) * safety.dt, commanded)
+        for k in range(begin + 1, begin + 15):
+            q = path.step(k * safety.dt)[0]
+            safe = send(safety, q)
+            if not np.array_equal(safe.q, q):
+                path.follow(safe.q, safety.dq_last)
+                clamped = True
+            stood = 0 if safety.dq_last.any() else stood + 1
+            assert stood < 20, safe.reasons  # 0.2 s; targets come every 0.14 s
+
+
 @pytest.mark.parametrize("limits", [XARM7_LIMITS, SLOW])
 def test_a_policy_that_slides_along_the_table_is_not_stopped(limits):
     """10 s of pushing the hand 2 cm down with every action, to and fro, as the loop raises it."""
