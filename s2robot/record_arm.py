@@ -121,6 +121,7 @@ class ArmRecording:
         cfg = self.cfg
         config = env_config(cfg, max_steps=cfg.max_steps)
         bridge = {k: v for k, v in parts.settings(cfg.bridge.loop).items() if k != "max_steps"}
+        bridge["gripper_hold"] = 0  # a person who reverses the gripper means it
         loop = LoopConfig(
             live=True, policy_hz=config.rate_hz, image_size=config.image_size, mode=parts.arm_mode(cfg), **bridge
         )  # fmt: skip

@@ -42,6 +42,7 @@ class LoopConfig:
     image_size: int = 256  # pixels, as the policy wants them
     max_delta: float = 0.25  # rad an action may move a joint, as in the simulated world
     ready_s: float = 5.0  # s to wait for fresh frames and joints before an episode
+    gripper_hold: int = 0  # so many actions after a gripper command cannot reverse it
     warm_up_s: float = 30.0  # s that the policy's first answer may take, before motion begins
     frozen_s: float = 1.0  # s that a picture may stay the same ...
     frozen_motion: float = 0.05  # rad ... while a joint moves so far
@@ -107,6 +108,7 @@ class ControlLoop:
         self._observed: dict = {}  # what the policy was given last
         self._commanded = self.path.q  # (7,) rad, last waypoint
         self._opening: float | None = None  # gripper, wanted
+        self._turned = 0  # actions since that was another
         self._clamped = False  # whether the filter changed anything since the last action
         self._code, self._policy_error = OK, ""
         self._step: dict | None = None  # being executed
@@ -153,24 +155,30 @@ class ControlLoop:
         """Everything fresh, the policy warm, filter and path at the arm's joints."""
         self._state, self._code, self._policy_error = None, OK, ""
         self._moves.clear()
-        end = time.monotonic() + self.config.ready_s
-        while self._watch(worker) != State.READY:
-            if self.watchdog.state == State.FAULT or time.monotonic() > end:
-                why = "; ".join(self.watchdog.reasons) or "no joints"
-                raise EnvError(f"loop: found {self.watchdog.state.value} ({why}), expected ready")
-            time.sleep(0.01)
+        self._wait_ready(worker)
         now = time.monotonic()
         worker.submit(now, self._observe())
         answer = worker.wait(self.config.warm_up_s)
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {self.config.warm_up_s:g} s"
             raise EnvError(f"policy: {why}; nothing has moved")
-        self._watch(worker)
+        self._reset()
+        self._wait_ready(
+            worker
+        )  # again: the first answer may have taken long, and the computer's breath away
         assert self._state is not None
         self.safety.reset(self._state.q)
         self._rest_at(self._state.q)
         self._opening, self._clamped, self._step = None, False, None
-        self._reset()
+        self._turned = 0
+
+    def _wait_ready(self, worker: PolicyWorker) -> None:
+        end = time.monotonic() + self.config.ready_s
+        while self._watch(worker) != State.READY:
+            if self.watchdog.state == State.FAULT or time.monotonic() > end:
+                why = "; ".join(self.watchdog.reasons) or "no joints"
+                raise EnvError(f"loop: found {self.watchdog.state.value} ({why}), expected ready")
+            time.sleep(0.01)
 
     def _run(self, worker: PolicyWorker, max_steps: int) -> Result:
         dt, live = self.safety.dt, self.config.live
@@ -180,7 +188,6 @@ class ControlLoop:
         steps, cause = 0, "steps"
         sent_last, work = -np.inf, 0.0  # s, moving average of what a period's work takes
         void_before = next_tick = time.monotonic()  # answers to older observations are not wanted
-        self._watch(worker)
         self.watchdog.start(time.monotonic())
         acted = time.monotonic()  # s, the last action was taken up
         while True:
@@ -344,7 +351,11 @@ class ControlLoop:
         limits = self.driver.limits
         delta = np.clip(action[:7], -self.config.max_delta, self.config.max_delta)
         low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
-        self._opening = 0.0 if action[7] >= 0.5 else 1.0
+        opening = 0.0 if action[7] >= 0.5 else 1.0
+        self._turned += 1
+        if opening != self._opening and (self._opening is None or self._turned > self.config.gripper_hold):
+            # sooner, it would be judged by fingers that have not moved yet, and be reversed to and fro
+            self._opening, self._turned = opening, 0
         wanted = self.safety.above_table(np.clip(self._commanded + delta, low, high))
         before, self._commanded = self._commanded, wanted
         self.path.push(now, now + self.period, self._commanded)
@@ -353,7 +364,7 @@ class ControlLoop:
         self._step = {
             **{f"images_{name}": image for name, image in self._observed["images"].items()},
             "proprio": self._observed["proprio"],
-            "action": np.append(self._commanded - before, float(action[7] >= 0.5)).astype(np.float32),
+            "action": np.append(self._commanded - before, float(self._opening == 0)).astype(np.float32),
             "action_raw": action.astype(np.float32),
             "time": t_observed,
             "time_action": now,

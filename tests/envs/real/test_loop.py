@@ -158,6 +158,37 @@ def test_a_real_store_takes_the_episode(arm, cameras, tmp_path):
     assert again.num_steps == 3 and again["images_hand"].shape == (3, 16, 16, 3)
 
 
+def test_a_gripper_command_stands_for_a_while(arm, cameras):
+    """A policy that changes its mind with each action: the third one after a turn at the earliest is heard."""
+    steps, answers = [], []
+
+    def act(observation):
+        answers.append(float(len(answers) % 2))
+        return np.append(np.full(7, 0.01), answers[-1])
+
+    loop = made(arm, cameras, act, on_step=steps.append, config={"gripper_hold": 2})
+    loop.run(max_steps=12)
+    raw = [float(step["action_raw"][7]) for step in steps]
+    assert raw == answers[1:13] == [1.0, 0.0] * 6
+    assert [float(step["action"][7]) for step in steps] == [1, 1, 1, 0, 0, 0] * 2
+    assert arm.gripper == 1.0
+
+
+def test_a_first_answer_that_stopped_the_cameras_is_waited_out(arm, cameras):
+    """What the policy's warm-up takes from the computer is no fault: the loop waits for fresh frames again."""
+    limits, calls = replace(CALM, camera_hold=0.2), []
+
+    def act(observation):
+        calls.append(time.monotonic())
+        if len(calls) == 1:
+            held = cameras["hand"].age
+            cameras["hand"].age = lambda now: held(now) + (9.0 if now < calls[0] + 0.5 else 0.0)
+        return SLOWLY
+
+    result = made(arm, cameras, act, limits).run(max_steps=3)
+    assert (result.cause, result.steps) == ("steps", 3) and calls[1] > calls[0] + 0.5
+
+
 def test_a_dry_run_sends_nothing_and_says_what_it_would(arm, cameras):
     would = []
     loop = made(
