@@ -14,7 +14,6 @@ because reports may hold commanded joints. Units on its side are mm and 850 grip
 The native limits that `arm` sets are a second line. Nothing here is an emergency stop.
 """
 
-import logging
 import socket
 import threading
 import time
@@ -124,7 +123,6 @@ class XArmDriver:
             raise EnvError(
                 "xarm: found no xarm-python-sdk, expected it (pip install 's2robot[xarm]')"
             ) from None
-        logging.getLogger("xarm.core.utils.log").setLevel(logging.CRITICAL)  # it logs every failed call
         default_timeout = socket.getdefaulttimeout()  # the SDK sets it for the whole process, and may again
         try:
             if self.ports is not None:
