@@ -126,14 +126,27 @@ def episode(
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description: str, episodes: int) -> argparse.ArgumentParser:
+    """Checkpoint, settings and positions."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("checkpoint", type=Path, help="folder of a trained policy")
     parser.add_argument(
         "settings", nargs="*", default=["0.7,1.8,14,-4"], help="speed,dq_max,ddq_max,clearance in mm"
     )
-    parser.add_argument("--episodes", type=int, default=12, help="positions (default 12)")
+    parser.add_argument("--episodes", type=int, default=episodes, help=f"positions (default {episodes})")
     parser.add_argument("--seed", type=int, default=10000, help="of the first one (default 10000)")
+    return parser
+
+
+def parsed(setting: str) -> tuple[float, ArmLimits]:
+    """bridge.speed and limits of a setting."""
+    speed, dq, ddq, clearance = map(float, setting.split(","))
+    changes = {"dq_max": (dq,) * 7, "ddq_max": (ddq,) * 7, "table_clearance": clearance / 1000}
+    return speed, replace(XARM7_LIMITS, **changes)
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0], 12)
     parser.add_argument("--gripper-hold", type=int, default=5, help="bridge.loop.gripper_hold (default 5)")
     args = parser.parse_intermixed_args()
     torch.set_num_threads(1)
@@ -152,8 +165,7 @@ def main() -> None:
         f"{'speed,dq,ddq,clearance':<24}{'success':>9}{'error 31':>10}{'pushed, s':>11}{'rad/s':>7}{'clamps':>8}{'seconds':>9}"
     )
     for text in args.settings:
-        speed, dq, ddq, clearance = map(float, text.split(","))
-        limits = replace(XARM7_LIMITS, dq_max=(dq,) * 7, ddq_max=(ddq,) * 7, table_clearance=clearance / 1000)
+        speed, limits = parsed(text)
         rows = [
             episode(plant, renderer, actor, points, limits, speed, seed, args.gripper_hold) for seed in seeds
         ]

@@ -8,9 +8,7 @@ wire and a busy machine add is not in it. With --online the box plans to each ta
 The limits themselves are set aside, so that what would be stopped shows its size.
 """
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import bridge_limits  # beside this file
 import numpy as np
@@ -47,13 +45,7 @@ class Online(Motion):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="folder of a trained policy")
-    parser.add_argument(
-        "settings", nargs="*", default=["0.7,1.8,14,-4"], help="speed,dq_max,ddq_max,clearance in mm"
-    )
-    parser.add_argument("--episodes", type=int, default=16, help="positions (default 16)")
-    parser.add_argument("--seed", type=int, default=10000, help="of the first one (default 10000)")
+    parser = bridge_limits.arguments(__doc__.splitlines()[0], 16)
     parser.add_argument("--online", action="store_true", help="the box plans, as in mode 6")
     args = parser.parse_intermixed_args()
     torch.set_num_threads(1)
@@ -68,11 +60,8 @@ def main() -> None:
         f"{'speed,dq,ddq,clearance':<24}{'success':>9}{'rad: p99':>10}{'max':>7}{'mm: p99':>9}{'max':>7}{'clamped':>9}"
     )
     for text in args.settings:
-        speed, dq, ddq, clearance = map(float, text.split(","))
-        limits = replace(
-            bridge_limits.XARM7_LIMITS, dq_max=(dq,) * 7, ddq_max=(ddq,) * 7, table_clearance=clearance / 1000,
-            lag_max=9.0, point_lag_max=9.0,
-        )  # fmt: skip
+        speed, limits = bridge_limits.parsed(text)
+        limits = replace(limits, lag_max=9.0, point_lag_max=9.0)
         lags.clear()
         rows = [
             bridge_limits.episode(plant, renderer, actor, points, limits, speed, seed, GRIPPER_HOLD)

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from envs.real.emulator.side import SideChannel
 from policies import ChunkPolicy, PolicySpec, save_checkpoint
 from s2robot.encoders import build_encoder
+from s2robot.paths import configs_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 CAMERAS = ("hand", "left")
@@ -100,3 +102,19 @@ def emulator(tmp_path_factory):
     assert "stopped" in process.stdout.read()
     assert process.wait(30) == 0
     process.stdout.close()
+
+
+@pytest.fixture
+def arm_config(emulator, calm, tmp_path, monkeypatch):
+    """`arm_config(verb, *overrides)`: a config of one of the arm's verbs, against the emulator in good order."""
+    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
+    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", 60.0)
+    emulator("clear")
+    emulator("clear_error")
+
+    def make(verb, *overrides):
+        box = ("bridge=emulator", f"bridge.emulator.port={emulator.port}", f"run_dir='{tmp_path}'")
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            return compose(verb, [*box, *calm, *overrides])
+
+    return make

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
 from demos.inspect import describe
 from demos.store import EpisodeStore
@@ -21,7 +20,6 @@ from envs.real.emulator.side import SideChannel
 from envs.real.watchdog import State
 from s2robot import deploy, deploy_live
 from s2robot.errors import UserError
-from s2robot.paths import configs_dir
 
 pytest.importorskip("xarm")
 
@@ -29,22 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def config(slow_policy, emulator, calm, tmp_path, monkeypatch):
+def config(slow_policy, arm_config):
     """Makes a config of `s2robot deploy` against the emulator."""
-    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", 60.0)
-    emulator("clear")
 
     def make(*overrides, policy=slow_policy):
         own = [f"checkpoint='{policy}'"] if policy else []
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return compose(
-                "deploy",
-                [
-                    *own, "bridge=emulator", f"bridge.emulator.port={emulator.port}", f"run_dir='{tmp_path}'",
-                    "confirm=false", *calm, *overrides,
-                ],
-            )  # fmt: skip
+        return arm_config("deploy", *own, "confirm=false", *overrides)
 
     return make
 

@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
 from envs.cube_pick import CubePickConfig
 from envs.errors import EnvError
@@ -26,7 +26,6 @@ from s2robot.cli import main
 from s2robot.deploy_rig import Rig, Stop
 from s2robot.errors import UserError
 from s2robot.evaluate_arm import ArmEvaluation, evaluate_on_arm
-from s2robot.paths import configs_dir
 from s2robot.stats import read_records
 
 pytest.importorskip("xarm")
@@ -36,25 +35,10 @@ SEED = 10000
 
 
 @pytest.fixture
-def config(slow_policy, emulator, calm, tmp_path, monkeypatch):
+def config(slow_policy, arm_config):
     """Makes a config of `s2robot evaluate --live` against the emulator: two episodes of three steps."""
-    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", 60.0)
-    emulator("clear")
-    emulator("clear_error")
-
-    def make(*overrides):
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return compose(
-                "evaluate",
-                [
-                    "evaluate=arm", f"checkpoint='{slow_policy}'", "bridge=emulator",
-                    f"bridge.emulator.port={emulator.port}", f"run_dir='{tmp_path}'", "live=true", "env.max_steps=3",
-                    "evaluate.episodes=2", *calm, *overrides,
-                ],
-            )  # fmt: skip
-
-    return make
+    short = ("live=true", "env.max_steps=3", "evaluate.episodes=2")
+    return partial(arm_config, "evaluate", "evaluate=arm", f"checkpoint='{slow_policy}'", *short)
 
 
 def commands(emulator, begin):
