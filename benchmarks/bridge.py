@@ -24,10 +24,9 @@ from hydra import compose, initialize_config_dir
 
 from envs.cube_pick import CubePickConfig, as_tuples
 from envs.real.emulator.launch import launch
-from envs.real.emulator.side import SideChannel
+from envs.real.operator import EmulatedOperator
 from policies import BatchActor
 from s2robot.deploy_live import LiveSession, percentiles
-from s2robot.deploy_parts import home_of
 from s2robot.deploy_rig import Rig
 from s2robot.deployed import load_policy
 from s2robot.evaluate import LearnedPlanner, run_episodes
@@ -67,19 +66,9 @@ def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
                 if fault:
                     print(f"    {fault}", flush=True)
                     session.loop.watchdog.clear(time.monotonic())
-                    _free(rig)
+                    EmulatedOperator(rig.scene.side).free((fault,))
                     rig.driver.arm()
         return session
-
-
-def _free(rig: Rig) -> None:
-    """The operator's part, which the driver never does: lead the arm away from what it presses on, clear the error."""
-    with SideChannel(rig.cfg.bridge.emulator.port) as side:
-        side("place_arm", joints=home_of(rig.cfg).tolist())
-    end = time.monotonic() + 10
-    while rig.driver.read().error and time.monotonic() < end:
-        rig.driver._sdk.clean_error()
-        time.sleep(0.1)
 
 
 def sdk_version() -> str:

@@ -61,10 +61,8 @@ class Tampered:
         self.change: Callable[[np.ndarray], np.ndarray] | None = None  # of the commands to come
         self.changed_at: float | None = None
         self.sent_at = self.stopped_at = -np.inf  # s, the last command that left, the first stop
-        self.heard_at, self.rushed = (
-            -np.inf,
-            0,
-        )  # s, the last command reached the box; commands too soon after that
+        self.heard_at = -np.inf  # s, the last command reached the box
+        self.rushed = 0  # commands too soon after that
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)

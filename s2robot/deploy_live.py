@@ -24,7 +24,7 @@ from envs.real.safety import Safe
 from envs.real.supervisor import Supervisor
 from envs.real.watchdog import State
 from s2robot.deploy_panel import WAITING, Board, keys
-from s2robot.deploy_parts import JOINT_NAMES, home_of
+from s2robot.deploy_parts import JOINT_NAMES, check_operator, home_of
 from s2robot.deploy_rig import Rig, Stop
 from s2robot.deploy_trace import Trace
 from s2robot.errors import UserError
@@ -46,10 +46,8 @@ def check_settings(cfg: DictConfig) -> None:
             raise UserError(f"{key}: found {cfg[key]}, expected 1 or more")
     if cfg.record is not None and not cfg.live:
         raise UserError("record: found a path without --live, expected both: a dry run has nothing to record")
-    if cfg.live and cfg.bridge.emulator.port is None and not sys.stdin.isatty():
-        raise UserError(
-            "standard input is no terminal, expected one: the operator is asked before each episode"
-        )
+    if cfg.live:
+        check_operator(cfg)
 
 
 class LiveSession:

@@ -1,5 +1,6 @@
 """What a deployment is made of, built from its config: policy, arm, limits, cameras, emulated scene."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -115,6 +116,14 @@ def make_limits(cfg: DictConfig) -> ArmLimits:
         if online and planned > 0:
             values[name] = tuple(min(value, planned) for value in values[name])
     return ArmLimits(q_min=XARM7_LIMITS.q_min, q_max=XARM7_LIMITS.q_max, **values)
+
+
+def check_operator(cfg: DictConfig) -> None:
+    """Refuse a real arm without a person at a terminal."""
+    if cfg.bridge.emulator.port is None and not sys.stdin.isatty():
+        raise UserError(
+            "standard input is no terminal, expected one: the operator is asked before each episode"
+        )
 
 
 def make_loop_config(cfg: DictConfig, policy: Policy, live: bool) -> LoopConfig:

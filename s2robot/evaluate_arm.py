@@ -11,7 +11,6 @@ in the same run folder goes on with those that are missing.
 
 import hashlib
 import json
-import sys
 import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack
@@ -37,31 +36,15 @@ from s2robot.errors import UserError
 from s2robot.evaluate import write_records
 from s2robot.files import write_json
 from s2robot.journal import Journal
-from s2robot.pipeline import (
-    command,
-    env_config,
-    plain,
-    policy_sha256,
-    refuse_positions_of_demos,
-    versions,
-    world_changes,
-)
+from s2robot.pipeline import env_config, facts, plain, policy_sha256, refuse_positions_of_demos, world_changes
 from s2robot.stats import read_json, summarise
 from s2robot.video import write_video
 
 ARM, EMULATED = "arm", "emulated arm"  # where an episode took place
 TRIES = 3  # attempts at bringing the arm to the start of an episode
-_LOOKS: tuple[str, ...] = (
-    "camera_distance",
-    "camera_shift",
-    "lighting",
-    "clutter",
-)  # of a scene that is drawn
-_JUDGED: tuple[str, ...] = (
-    "cube_size",
-    "success_height",
-    "success_hold",
-)  # decided by the emulator's own scene
+# settings of a scene that is drawn; and what the emulator's own scene decides
+_LOOKS: tuple[str, ...] = ("camera_distance", "camera_shift", "lighting", "clutter")
+_JUDGED: tuple[str, ...] = ("cube_size", "success_height", "success_hold")
 
 
 def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
@@ -88,10 +71,7 @@ def _check_settings(cfg: DictConfig) -> None:
         )
     if cfg.evaluate.episodes < 1:
         raise UserError(f"evaluate.episodes: found {cfg.evaluate.episodes}, expected 1 or more")
-    if cfg.bridge.emulator.port is None and not sys.stdin.isatty():
-        raise UserError(
-            "standard input is no terminal, expected one: the operator is asked before each episode"
-        )
+    parts.check_operator(cfg)
 
 
 class ArmEvaluation:
@@ -286,27 +266,18 @@ class ArmEvaluation:
         return {k: v for k, v in plain(self.cfg.bridge).items() if k != "emulator"}
 
     def _summary(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        cfg, contract, config = self.cfg, self.rig.policy.contract, self.config
-        rule = f"cube {config.success_height * 100:g} cm up for {config.success_hold:g} s"
+        cfg, contract = self.cfg, self.rig.policy.contract
         policy = read_json(Path(cfg.checkpoint) / "policy.json")["spec"] if cfg.checkpoint else None
         return {
             **summarise(records),
+            **facts(self.config, contract, self.changes, cfg.evaluate.seed),
+            **({"success_rule": "the operator's judgement"} if self.world == ARM else {}),
             "world": self.world,
             "faults": sum(bool(r["fault"]) for r in records),
             "holds": sum(r["holds"] for r in records),
             "policy": policy or {"url": cfg.policy.url},
-            "encoder": contract["encoder"],
-            "robot": cfg.robot.name,
-            "cameras": list(self.rig.readers),
-            "cube_box": [list(config.box_x), list(config.box_y)],
-            "world_changes": self.changes,
-            "success_rule": rule if self.world == EMULATED else "the operator's judgement",
-            "seed": cfg.evaluate.seed,
-            "dataset": {k: v for k, v in contract.get("dataset", {}).items() if k != "seeds"},
             "bridge": self._bridge(),
             "timing": {f"{name}_s": round(seconds, 2) for name, seconds in self.timing.items()},
-            "versions": versions(),
-            "command": command(),
         }
 
 

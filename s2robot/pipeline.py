@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -239,16 +240,9 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
     summary = {
         **summarise(rollouts.records),
         "policy": {**policy.spec.to_dict(), "parameters": sum(p.numel() for p in policy.parameters())},
-        "encoder": contract["encoder"],
+        **facts(config, contract, changes, e.seed),
         **({"selective": seeing.report()} if isinstance(seeing, SelectiveEncoder) else {}),
         "control": e.control,
-        "robot": config.robot,
-        "cameras": list(contract["cameras"]),
-        "cube_box": [list(config.box_x), list(config.box_y)],
-        "world_changes": changes,
-        "success_rule": f"cube {config.success_height * 100:g} cm up for {config.success_hold:g} s",
-        "seed": e.seed,
-        "dataset": {k: v for k, v in contract["dataset"].items() if k != "seeds"},
         "timing": {
             k: round(v, 2)
             for k, v in {
@@ -257,11 +251,27 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
                 "wall_s": time.monotonic() - start,
             }.items()
         },
-        "versions": versions(),
-        "command": command(),
     }
     write_json(out / "summary.json", summary)
     return summary
+
+
+def facts(
+    config: CubePickConfig, contract: Mapping[str, Any], changes: list[str], seed: int
+) -> dict[str, Any]:
+    """What the summary of an evaluation says of policy, world and program, simulated or on an arm."""
+    return {
+        "encoder": contract["encoder"],
+        "robot": config.robot,
+        "cameras": list(config.cameras),
+        "cube_box": [list(config.box_x), list(config.box_y)],
+        "world_changes": changes,
+        "success_rule": f"cube {config.success_height * 100:g} cm up for {config.success_hold:g} s",
+        "seed": seed,
+        "dataset": {k: v for k, v in contract.get("dataset", {}).items() if k != "seeds"},
+        "versions": versions(),
+        "command": command(),
+    }
 
 
 def refuse_positions_of_demos(contract: dict[str, Any], e: DictConfig, policy: str | Path) -> None:

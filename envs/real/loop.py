@@ -163,9 +163,8 @@ class ControlLoop:
             why = answer.error if answer else f"no answer within {self.config.warm_up_s:g} s"
             raise EnvError(f"policy: {why}; nothing has moved")
         self._reset()
-        self._wait_ready(
-            worker
-        )  # again: the first answer may have taken long, and the computer's breath away
+        # again: what the first answer took from the computer may have made frames stale
+        self._wait_ready(worker)
         assert self._state is not None
         self.safety.reset(self._state.q)
         self._rest_at(self._state.q)

@@ -118,3 +118,20 @@ def arm_config(emulator, calm, tmp_path, monkeypatch):
             return compose(verb, [*box, *calm, *overrides])
 
     return make
+
+
+@pytest.fixture
+def served(slow_policy, tmp_path, monkeypatch):
+    """`s2robot serve` as another machine would run it; the process, and its URL."""
+    monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{slow_policy}'", "serve.port=0", "serve.threads=1"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        yield server, server.stdout.readline().split()[-1]
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()

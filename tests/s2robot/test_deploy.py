@@ -267,39 +267,26 @@ def test_ctrl_c_brakes_and_stops_the_arm(config, emulator, slow_policy, calm, tm
     ]  # the stop came last
 
 
-def test_a_remote_policy_acts_and_its_loss_holds_before_it_is_a_fault(
-    config, emulator, slow_policy, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
+def test_a_remote_policy_acts_and_its_loss_holds_before_it_is_a_fault(config, emulator, served, tmp_path):
     healthy(emulator)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{slow_policy}'", "serve.port=0", "serve.threads=1"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().split()[-1]
+    server, url = served
 
-        def kill():
-            end = time.monotonic() + 120
-            while time.monotonic() < end and not _running(emulator, begin):
-                time.sleep(0.1)
-            server.kill()
-
-        begin = time.monotonic()
-        thread = threading.Thread(target=kill)
-        thread.start()
-        status = deploy.deploy(
-            config(
-                "live=true", f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60",
-                "bridge.watchdog.policy_hold=0.5", "bridge.loop.max_steps=300", policy=None,
-            )
-        )  # fmt: skip
-        thread.join()
-    finally:
+    def kill():
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not _running(emulator, begin):
+            time.sleep(0.1)
         server.kill()
-        server.wait()
-        server.stdout.close()
+
+    begin = time.monotonic()
+    thread = threading.Thread(target=kill)
+    thread.start()
+    status = deploy.deploy(
+        config(
+            "live=true", f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60",
+            "bridge.watchdog.policy_hold=0.5", "bridge.loop.max_steps=300", policy=None,
+        )
+    )  # fmt: skip
+    thread.join()
     record = json.loads((tmp_path / "summary.json").read_text())["records"][0]
     states = [state for state, _ in record["changes"]]
     assert status == 1 and record["cause"] == "fault" and "Policy" in record["fault"], record["fault"]

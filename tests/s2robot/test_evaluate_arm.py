@@ -112,25 +112,12 @@ def test_a_success_ends_its_episode_and_has_a_time(config, emulator, tmp_path, m
     assert summary["successes"] == 1 and not (tmp_path / "videos").exists()
 
 
-def test_a_policy_on_another_machine(config, slow_policy, tmp_path, monkeypatch):
-    monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{slow_policy}'", "serve.port=0", "serve.threads=1"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().split()[-1]
-        words = [f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60", "evaluate.videos=false"]
-        cfg = config("checkpoint=null", "evaluate.episodes=1", *words)
-        assert evaluate_on_arm(cfg, tmp_path)["policy"] == {"url": url}
-        verbs.evaluate(
-            config("checkpoint=null", "evaluate.episodes=1", *words)
-        )  # knows its own episode again
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
+def test_a_policy_on_another_machine(config, served, tmp_path):
+    _, url = served
+    words = [f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60", "evaluate.videos=false"]
+    cfg = config("checkpoint=null", "evaluate.episodes=1", *words)
+    assert evaluate_on_arm(cfg, tmp_path)["policy"] == {"url": url}
+    verbs.evaluate(config("checkpoint=null", "evaluate.episodes=1", *words))  # knows its own episode again
     (r,) = records(tmp_path)
     assert r["steps"] == 3 and r["fault"] == ""
 

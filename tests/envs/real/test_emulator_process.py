@@ -18,12 +18,6 @@ from envs.real.emulator.side import SideChannel
 ANSWER_S = 30.0
 
 
-@pytest.fixture(scope="module")
-def emulator():
-    with launch("kinematic") as emulator:
-        yield emulator
-
-
 def ask(port: int, data: bytes, size: int) -> bytes:
     """What the emulator answers to ``data``, up to ``size`` bytes; shorter if it closes the connection."""
     with socket.create_connection((HOST, port), timeout=ANSWER_S) as s:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from envs.errors import EnvError
-from envs.real.emulator.launch import launch
 from envs.real.emulator.ports import free_ports
 from envs.real.supervisor import Supervisor
 from envs.real.xarm import XArmDriver
@@ -35,12 +34,6 @@ if __name__ == "__main__":
         while True:
             s.beat()
 """
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    with launch("kinematic") as emulator:
-        yield emulator
 
 
 @pytest.fixture

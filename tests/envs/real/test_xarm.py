@@ -10,19 +10,12 @@ import pytest
 
 from envs.errors import EnvError
 from envs.real.driver import OK, REFUSED, XARM7_LIMITS
-from envs.real.emulator.launch import launch
 from envs.real.xarm import ONLINE, SERVO, XArmDriver
 from tests.envs.real.home import HOME
 
 pytest.importorskip("xarm")
 
 PATIENCE = 60.0  # s, busy machines
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    with launch("kinematic") as emulator:
-        yield emulator
 
 
 @pytest.fixture
