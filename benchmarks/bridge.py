@@ -22,18 +22,18 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from envs.cube_pick import CubePickConfig, as_tuples
-from envs.real.emulator.launch import launch
-from envs.real.operator import EmulatedOperator
-from policies import BatchActor
-from s2robot.deploy_live import LiveSession, percentiles
-from s2robot.deploy_rig import Rig
-from s2robot.deployed import load_policy
-from s2robot.evaluate import LearnedPlanner, run_episodes
-from s2robot.files import write_json
-from s2robot.paired import difference
-from s2robot.paths import configs_dir
-from s2robot.stats import wilson
+from s2robot.common.files import write_json
+from s2robot.common.paths import configs_dir
+from s2robot.comparison.paired import difference
+from s2robot.deployment.live import LiveSession, percentiles
+from s2robot.deployment.rig import Rig
+from s2robot.envs.cube_config import CubePickConfig, as_tuples
+from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.people.operator import EmulatedOperator
+from s2robot.evaluation.records import wilson
+from s2robot.evaluation.rollouts import LearnedPlanner, run_episodes
+from s2robot.loading import load_policy
+from s2robot.policies import BatchActor
 
 
 def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[list[bool], dict[str, Any]]:

@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.cube_pick import CubePick, CubePickConfig, as_tuples
-from envs.real.driver import XARM7_LIMITS, ArmLimits
-from envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIME
-from envs.real.emulator.motion import Motion
-from envs.real.emulator.scene import ScenePlant, SceneRenderer
-from envs.real.geometry import ArmPoints
-from envs.real.interpolate import Interpolator
-from envs.real.safety import SafetyConfig, SafetyFilter, Verdict
-from s2robot.deployed import load_actor
+from s2robot.envs.cube_config import CubePickConfig, as_tuples
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.control.interpolate import Interpolator
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
+from s2robot.envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIME
+from s2robot.envs.real.emulator.motion import Motion
+from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+from s2robot.loading import load_actor
 
 LATENCIES = (5, 1)  # ticks of 10 ms from observation to action, in turn
 FPS, FRAME_DELAY = 20, 0.05  # of the cameras, s

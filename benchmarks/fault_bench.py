@@ -20,14 +20,14 @@ import numpy as np
 
 from benchmarks.fault_bridge import MOVING, PATIENCE_S, SIZE, Swing, assemble
 from benchmarks.fault_judge import digest, intact, unsafe
-from demos.store import EpisodeStore
-from envs.errors import EnvError
-from envs.real.driver import OK, XARM7_LIMITS
-from envs.real.emulator.frames import FrameClient
-from envs.real.emulator.launch import Launched
-from envs.real.geometry import ArmPoints
-from envs.real.loop import ControlLoop
-from envs.real.watchdog import State
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import OK, XARM7_LIMITS
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.control.loop import ControlLoop
+from s2robot.envs.real.control.watchdog import State
+from s2robot.envs.real.emulator.frames import FrameClient
+from s2robot.envs.real.emulator.launch import Launched
 
 ROOT = Path(__file__).resolve().parents[1]
 START = np.array((-0.4, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))  # rad, 0.4 to the right of home

@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from demos.store import EpisodeStore
-from envs.errors import EnvError
-from envs.real.camera import CameraReader, EmulatedCamera, ReplayCamera
-from envs.real.driver import REFUSED
-from envs.real.emulator.ports import Ports
-from envs.real.geometry import ArmPoints
-from envs.real.loop import ControlLoop, LoopConfig
-from envs.real.recorder import EpisodeRecorder
-from envs.real.safety import SafetyConfig, SafetyFilter
-from envs.real.supervisor import Supervisor
-from envs.real.watchdog import State, WatchdogLimits
-from envs.real.xarm import XArmDriver
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import REFUSED
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.xarm import XArmDriver
+from s2robot.envs.real.cameras.camera import CameraReader, EmulatedCamera, ReplayCamera
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
+from s2robot.envs.real.control.recorder import EpisodeRecorder
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.control.watchdog import State, WatchdogLimits
+from s2robot.envs.real.emulator.ports import Ports
 
 SWING = np.array((0.05, 0.0, 0.0, 0.0, 0.03, 0.0, 0.06, 1.0))  # an action: up to 0.6 rad/s
 TURN = 16  # actions in one direction, then as many back

@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.fault_bench import Bench, Case
 from benchmarks.fault_bridge import PATIENCE_S
-from envs.errors import EnvError
-from envs.real.xarm import XArmDriver
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.xarm import XArmDriver
 
 CONNECT_S = 1.0  # s that a new connection may take to be refused
 

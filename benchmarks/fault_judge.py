@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from demos.store import EpisodeStore
-from envs.real.driver import ArmLimits
-from envs.real.geometry import ArmPoints
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.real.arms.driver import ArmLimits
+from s2robot.envs.real.arms.geometry import ArmPoints
 
 
 def unsafe(commands: list[dict], start: np.ndarray, limits: ArmLimits, points: ArmPoints) -> int:

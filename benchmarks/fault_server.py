@@ -20,7 +20,7 @@ class Served:
     """A running server and its client."""
 
     process: subprocess.Popen
-    policy: object  # s2robot.remote.RemotePolicy
+    policy: object  # s2robot.serving.remote.RemotePolicy
 
 
 def make_checkpoint(folder: Path) -> Path:
@@ -33,7 +33,7 @@ def make_checkpoint(folder: Path) -> Path:
 @contextmanager
 def served(checkpoint: Path) -> Iterator[Served]:
     """`s2robot serve` and a client; both end with the context."""
-    from s2robot.remote import RemotePolicy
+    from s2robot.serving.remote import RemotePolicy
 
     process = subprocess.Popen(
         [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{checkpoint}'", "serve.port=0",
@@ -63,9 +63,9 @@ def _make(folder: Path) -> None:
     import numpy as np
     import torch
 
-    from policies import ChunkPolicy, PolicySpec, save_checkpoint
-    from s2robot.encoders import build_encoder
-    from s2robot.vit import MVPViT, ViTSpec, save_encoder
+    from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
+    from s2robot.encoders.encoder import build_encoder
+    from s2robot.policies import ChunkPolicy, PolicySpec, save_checkpoint
 
     torch.manual_seed(0)
     weights = folder / "tiny.safetensors"

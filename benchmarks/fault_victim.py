@@ -17,9 +17,9 @@ def main(ports: str, store: str, patience: str) -> None:
     from pathlib import Path
 
     from benchmarks.fault_bridge import Swing, assemble
-    from envs.errors import EnvError
-    from envs.real.emulator.ports import Ports
-    from envs.real.geometry import ArmPoints
+    from s2robot.envs.errors import EnvError
+    from s2robot.envs.real.arms.geometry import ArmPoints
+    from s2robot.envs.real.emulator.ports import Ports
 
     told: list[bool] = []
     out = os.fdopen(os.dup(1), "w", buffering=1)

@@ -9,7 +9,7 @@ What is measured and what is scaled:
 * Rendering and encoding are timed on the first few demo episodes, a step of all cameras at a time, and
   their median cost a step is multiplied by the steps of the whole dataset. Rendering is one process;
   `s2robot encode` renders in `features.workers` processes beside the encoder.
-* Training is not scaled: `s2robot.train.train` runs on all demos with the default policy, validation
+* Training is not scaled: `s2robot.training.train.train` runs on all demos with the default policy, validation
   included, and the median epoch after the first counts. Its features are those of the few episodes repeated
   to the full size, in memory: the time does not depend on their values.
 
@@ -29,13 +29,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from demos.replay import episode_frames
-from demos.store import EpisodeStore
-from policies import PolicySpec
-from s2robot.encoders import S2Encoder, build_encoder
-from s2robot.paths import configs_dir
-from s2robot.pipeline import encoder_settings, open_demos, plain
-from s2robot.train import train
+from s2robot.common.paths import configs_dir
+from s2robot.common.settings import encoder_settings, open_demos, plain
+from s2robot.demos.replay import episode_frames
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.policies import PolicySpec
+from s2robot.training.train import train
 
 
 def measure_frames(

@@ -14,12 +14,12 @@ import bridge_limits  # beside this file
 import numpy as np
 import torch
 
-from envs.cube_pick import CubePickConfig, as_tuples
-from envs.real.emulator.motion import Motion, Plan
-from envs.real.emulator.scene import ScenePlant, SceneRenderer
-from envs.real.geometry import ArmPoints
-from envs.real.safety import Safe, SafetyFilter, Verdict
-from s2robot.deployed import load_actor
+from s2robot.envs.cube_config import CubePickConfig, as_tuples
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
+from s2robot.envs.real.emulator.motion import Motion, Plan
+from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+from s2robot.loading import load_actor
 
 GRIPPER_HOLD = 5  # bridge.loop's
 SPEED, ACCELERATION = 0.8, 4.0  # rad/s, rad/s²: bridge.arm's, of mode online

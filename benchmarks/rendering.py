@@ -1,4 +1,4 @@
-"""Camera frames per second: robosuite's own camera observations against envs.renderer.OffscreenRenderer.
+"""Camera frames per second: robosuite's own camera observations against s2robot.envs.renderer.OffscreenRenderer.
 
     python benchmarks/rendering.py
     python benchmarks/rendering.py --robot panda --size 448 --rounds 50
@@ -23,9 +23,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from envs.cube_pick import CubePick  # first: it sets MUJOCO_GL before mujoco is imported
-from envs.renderer import OffscreenRenderer
-from envs.robots import ROBOTS
+from s2robot.envs.cube_pick import CubePick  # first: it sets MUJOCO_GL before mujoco is imported
+from s2robot.envs.renderer import OffscreenRenderer
+from s2robot.envs.robots import ROBOTS
 
 import robosuite  # isort: skip
 from robosuite.utils.log_utils import ROBOSUITE_DEFAULT_LOGGER  # isort: skip

@@ -8,7 +8,7 @@ Models: tiny (mvp-tiny's form), small (mvp-small's), base (timm's vit_base_patch
 weights, at once and twice the size that they know. Rows:
 
 * reference: the authors' algorithm on the timm model, one call a scale, float32. All ratios are to it.
-* ours fp32, ours default: `s2robot.inference.prepare` in float32 and in the machine's default type, all tiles
+* ours fp32, ours default: `s2robot.backbones.inference.prepare` in float32 and in the machine's default type, all tiles
   in one call. pooled: the default with the mean of the map only, which no map is put together for.
 * frames: S2Encoder in the default type from uint8 frames of the larger size, area averaging and normalising
   included. selective: the same with half of the fine tiles computed, chosen by change of pixels or of coarse
@@ -42,12 +42,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2robot.encoders import DTYPES, S2Encoder
-from s2robot.inference import PackedLinear, default_dtype, packs, prepare
-from s2robot.parallel import TileParallel
-from s2robot.s2 import forward, s2_tokens
-from s2robot.selective import Selective, SelectiveEncoder
-from s2robot.vit import MVPViT, ViTSpec
+from s2robot.backbones.inference import PackedLinear, default_dtype, packs, prepare
+from s2robot.backbones.vit import MVPViT, ViTSpec
+from s2robot.encoders.encoder import DTYPES, S2Encoder
+from s2robot.encoders.encoder.selective import Selective, SelectiveEncoder
+from s2robot.s2.reference import forward, s2_tokens
+from s2robot.s2.reference.parallel import TileParallel
 
 SPECS = {"tiny": ViTSpec(128, 16, 192, 6, 6), "small": ViTSpec(128, 16, 256, 12, 8)}
 MODELS = (*SPECS, "base")

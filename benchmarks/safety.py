@@ -17,10 +17,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from envs.errors import EnvError
-from envs.real.driver import XARM7_LIMITS, ArmLimits
-from envs.real.geometry import ArmPoints
-from envs.real.safety import SafetyFilter, Verdict
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.control.safety import SafetyFilter, Verdict
 
 HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
 LIMITS = replace(

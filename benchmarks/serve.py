@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from s2robot.deployed import load_actor
-from s2robot.remote import RemotePolicy
+from s2robot.loading import load_actor
+from s2robot.serving.remote import RemotePolicy
 
 TOKEN = os.urandom(16).hex()
 

@@ -35,8 +35,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from s2robot.remote import PolicyLost, PolicyMalformed, RemoteError, RemotePolicy
-from s2robot.wire import ARRAY, PROTOCOL, encode
+from s2robot.serving.remote import PolicyLost, PolicyMalformed, RemoteError, RemotePolicy
+from s2robot.serving.wire import ARRAY, PROTOCOL, encode
 
 TOKEN = "fuzz-" + os.urandom(16).hex()
 PATIENCE = 20.0  # s, for the good client

@@ -14,7 +14,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
-from demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import DatasetError, mismatch
 
 ENDS = "meta/episode_ends"
 ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays

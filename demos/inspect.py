@@ -17,8 +17,8 @@ from matplotlib.transforms import Affine2D
 from rich.console import Console
 from rich.table import Table
 
-from demos.errors import mismatch
-from demos.store import EpisodeStore
+from s2robot.demos.errors import mismatch
+from s2robot.demos.store import EpisodeStore
 
 BLUE, RED, GREY = "#0072b2", "#d55e00", "#8a8a8a"  # told apart by colour-blind eyes too
 STILL = 1e-6  # rad: joint deltas below this count as zero

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import mink
 import numpy as np
 
-from envs.cube_pick import MAX_DELTA, CubePick
-from envs.world import TABLE_HEIGHT
+from s2robot.envs.cube_config import MAX_DELTA
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.world import TABLE_HEIGHT
 
 
 @dataclass(frozen=True)

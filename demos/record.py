@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from demos.errors import DatasetError
-from demos.picker import Picker, PickerConfig
-from demos.store import EpisodeStore
-from envs.cube_pick import CubePick, CubePickConfig
-from envs.workers import worker_pool
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.picker import Picker, PickerConfig
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.workers import worker_pool
 
 _WORLDS: dict[tuple, tuple[CubePick, Picker]] = {}  # a worker's world, kept between its episodes
 

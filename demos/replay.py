@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from demos.errors import DatasetError
-from demos.store import EpisodeStore
-from envs.cube_pick import CubePick, CubePickConfig, as_tuples
-from envs.workers import worker_pool
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.cube_config import CubePickConfig, as_tuples
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.workers import worker_pool
 
 _OPEN: dict[tuple, tuple[EpisodeStore, CubePick | None]] = {}  # what a worker holds between episodes
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import DatasetError, mismatch
 
 SCHEMA_VERSION = 1
 KINDS = ("states", "images")

@@ -31,10 +31,10 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from demos import arrays as stored_arrays
-from demos.arrays import ENDS, StoredArray, committed_ends, create_array, read_json
-from demos.errors import DatasetError, mismatch
-from demos.schema import SCHEMA_VERSION, checked_attributes, checked_episode
+from s2robot.demos import arrays as stored_arrays
+from s2robot.demos.arrays import ENDS, StoredArray, committed_ends, create_array, read_json
+from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.schema import SCHEMA_VERSION, checked_attributes, checked_episode
 
 try:
     import fcntl

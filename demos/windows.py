@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demos.errors import DatasetError
-from demos.store import EpisodeStore
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.store import EpisodeStore
 
 
 @dataclass(frozen=True)

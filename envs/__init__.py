@@ -4,13 +4,13 @@ from contextlib import suppress
 
 from gymnasium.envs.registration import register
 
-from envs.errors import EnvError
-from envs.gl import choose_gl
+from s2robot.envs.errors import EnvError
+from s2robot.envs.gl import choose_gl
 
 with suppress(
     EnvError
 ):  # before anything imports mujoco; a missing library matters only where frames are drawn
     choose_gl()
 
-register(id="s2robot/CubePick-v0", entry_point="envs.cube_pick:CubePick")
-register(id="s2robot/RealCubePick-v0", entry_point="envs.real.real_cube_pick:RealCubePick")
+register(id="s2robot/CubePick-v0", entry_point="s2robot.envs.cube_pick:CubePick")
+register(id="s2robot/RealCubePick-v0", entry_point="s2robot.envs.real.real_cube_pick:RealCubePick")

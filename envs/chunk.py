@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 
-from envs.cube_pick import CubePick
+from s2robot.envs.cube_pick import CubePick
 
 
 class ActionChunk(gymnasium.Wrapper):

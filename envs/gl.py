@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-from envs.errors import EnvError
+from s2robot.envs.errors import EnvError
 
 logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it tells of an optional accelerator that nobody needs
 

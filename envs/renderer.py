@@ -11,7 +11,7 @@ import weakref
 import mujoco
 import numpy as np
 
-from envs.gl import choose_gl
+from s2robot.envs.gl import choose_gl
 
 _HIDDEN_GROUP = 5  # a geom group that is never drawn
 

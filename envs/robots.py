@@ -6,7 +6,7 @@ table's centre, the joint that tells the gripper's opening, and the two finger b
 
 from dataclasses import dataclass
 
-from envs.errors import EnvError
+from s2robot.envs.errors import EnvError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 
-from envs.robots import RobotSpec
+from s2robot.envs.robots import RobotSpec
 
 logging.disable(logging.WARNING)  # robosuite warns at import of optional parts that nobody here needs
 

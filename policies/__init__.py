@@ -1,10 +1,10 @@
 """Behaviour-cloned policies on frozen image features: pooling, networks, action chunks, checkpoint."""
 
-from policies.actor import Actor, BatchActor
-from policies.checkpoint import check_contract, load_checkpoint, save_checkpoint
-from policies.errors import PolicyError
-from policies.normalise import Normaliser, channel_moments
-from policies.policy import ChunkPolicy, PolicySpec
+from s2robot.policies.actor import Actor, BatchActor
+from s2robot.policies.checkpoint import check_contract, load_checkpoint, save_checkpoint
+from s2robot.policies.errors import PolicyError
+from s2robot.policies.normalise import Normaliser, channel_moments
+from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
 __all__ = [
     "Actor",

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.errors import PolicyError
-from policies.policy import ChunkPolicy
+from s2robot.policies.errors import PolicyError
+from s2robot.policies.policy import ChunkPolicy
 
 
 class BatchActor:

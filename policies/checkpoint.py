@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from policies.errors import PolicyError
-from policies.policy import ChunkPolicy, PolicySpec
+from s2robot.policies.errors import PolicyError
+from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
 SCHEMA = 1
 TENSORS, RECORD = "policy.safetensors", "policy.json"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from policies.errors import PolicyError
+from s2robot.policies.errors import PolicyError
 
 MODES = ("standard", "minmax")
 # A dimension that hardly moves in the demos is divided by the floor instead of its own spread, so that a

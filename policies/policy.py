@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.errors import PolicyError
-from policies.mlp import MlpPolicy, MlpSettings
-from policies.normalise import MODES, Normaliser
-from policies.pooling import CameraPooling, PoolingSettings
-from policies.transformer import TransformerPolicy, TransformerSettings
+from s2robot.policies.errors import PolicyError
+from s2robot.policies.mlp import MlpPolicy, MlpSettings
+from s2robot.policies.normalise import MODES, Normaliser
+from s2robot.policies.pooling import CameraPooling, PoolingSettings
+from s2robot.policies.transformer import TransformerPolicy, TransformerSettings
 
 S = TypeVar("S")
 CHOICES = {

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.errors import PolicyError
+from s2robot.policies.errors import PolicyError
 
 KINDS = ("mean", "spatial_softmax", "attention")
 NORMS = ("channel", "layer", "none")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.errors import PolicyError
+from s2robot.policies.errors import PolicyError
 
 READOUTS = ("mask", "queries")
 

@@ -24,8 +24,8 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 from s2robot import __version__
-from s2robot.errors import UserError
-from s2robot.paths import configs_dir
+from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -61,19 +61,29 @@ VERBS = {
         "measure a policy's success over seeded cube positions, simulated or on an arm",
         {"--live": "live=true"},
     ),
-    "serve": Verb("s2robot.serve:run_serve", "host a policy for an arm on another machine"),
+    "serve": Verb("s2robot.serving.server:run_serve", "host a policy for an arm on another machine"),
     "emulate": Verb(
-        "s2robot.emulate:run_emulate", "emulate an xArm7 with its cameras, to rehearse a deployment"
+        "s2robot.deployment.emulate:run_emulate",
+        "emulate an xArm7 with its cameras, to rehearse a deployment",
     ),
     "robot": Verb(
-        "s2robot.deploy:check", "`robot check`: does this policy fit this robot? moves nothing", word="check"
+        "s2robot.deployment.deploy:check",
+        "`robot check`: does this policy fit this robot? moves nothing",
+        word="check",
     ),
-    "deploy": Verb("s2robot.deploy:deploy", "let a policy act on an arm: a dry run, or `--live`", _LIVE),
-    "compare": Verb("s2robot.compare:compare", "compare encoders and policies on the same cube positions"),
+    "deploy": Verb(
+        "s2robot.deployment.deploy:deploy", "let a policy act on an arm: a dry run, or `--live`", _LIVE
+    ),
+    "compare": Verb(
+        "s2robot.comparison.compare:compare", "compare encoders and policies on the same cube positions"
+    ),
     "readout": Verb(
-        "s2robot.readout:run_readout", "read cube, depth and segments out of frozen features, linearly"
+        "s2robot.probing.readout:run_readout",
+        "read cube, depth and segments out of frozen features, linearly",
     ),
-    "information": Verb("s2robot.information:run_information", "find one encoder in another, linearly"),
+    "information": Verb(
+        "s2robot.probing.information:run_information", "find one encoder in another, linearly"
+    ),
     "report": Verb("s2robot.verbs:report", "write report.html of an evaluation or a comparison"),
 }
 

@@ -5,18 +5,20 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from demos.inspect import draw_dataset, print_description
-from demos.replay import env_config_of, episode_frames, replay_episode
-from envs.cube_pick import CubePick
 from s2robot import pipeline
-from s2robot.compare_report import write_compare_report
-from s2robot.encoders import build_encoder
-from s2robot.errors import UserError
-from s2robot.evaluate import film
-from s2robot.pretrain import pretrain as run_pretraining
-from s2robot.progress import bar
-from s2robot.report import write_report
-from s2robot.scenes import make_scenes
+from s2robot.common.errors import UserError
+from s2robot.common.progress import bar
+from s2robot.common.settings import encoder_settings, open_demos, plain, world_of
+from s2robot.comparison.report import write_compare_report
+from s2robot.demos.inspect import draw_dataset, print_description
+from s2robot.demos.replay import env_config_of, episode_frames, replay_episode
+from s2robot.encoders.encoder import build_encoder
+from s2robot.envs.cube_pick import CubePick
+from s2robot.evaluation.evaluate import evaluate_policy
+from s2robot.evaluation.report import write_report
+from s2robot.evaluation.rollouts import film
+from s2robot.pretraining.pretrain import pretrain as run_pretraining
+from s2robot.pretraining.scenes import make_scenes
 
 
 def record(cfg: DictConfig) -> None:
@@ -24,7 +26,9 @@ def record(cfg: DictConfig) -> None:
     if cfg.kind == "scripted":
         store = pipeline.record_demos(cfg, cfg, Path(cfg.out))
     else:
-        from s2robot.record_arm import record_on_arm  # the bridge's parts, which simulation does not need
+        from s2robot.deployment.record import (
+            record_on_arm,  # the bridge's parts, which simulation does not need
+        )
 
         store = record_on_arm(cfg)
     print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")
@@ -32,7 +36,7 @@ def record(cfg: DictConfig) -> None:
 
 def replay(cfg: DictConfig) -> None:
     """`s2robot replay`: play episodes back open loop; fails (exit 2) if one does not succeed again."""
-    store = pipeline.open_demos(cfg)
+    store = open_demos(cfg)
     config = env_config_of(store)
     env = CubePick(config, draw=False)
     chosen = range(len(store)) if cfg.episode is None else [cfg.episode]
@@ -65,7 +69,7 @@ def replay(cfg: DictConfig) -> None:
 
 def inspect(cfg: DictConfig) -> None:
     """`s2robot inspect`: print a dataset and draw it."""
-    store = pipeline.open_demos(cfg)
+    store = open_demos(cfg)
     print_description(store)
     frames: dict[str, np.ndarray] = {}
     cameras = tuple(cfg.env.cameras)
@@ -90,21 +94,21 @@ def scenes(cfg: DictConfig) -> None:
 
 def pretrain(cfg: DictConfig) -> None:
     """`s2robot pretrain`: masked autoencoding."""
-    settings = {k: v for k, v in pipeline.plain(cfg).items() if k not in ("run_dir", "hydra")}
+    settings = {k: v for k, v in plain(cfg).items() if k not in ("run_dir", "hydra")}
     print(f"encoder: {run_pretraining(settings)}")
 
 
 def encode(cfg: DictConfig) -> None:
     """`s2robot encode`: fill the feature cache."""
-    store = pipeline.open_demos(cfg)
-    features, cache = pipeline.encode_demos(cfg, store, build_encoder(pipeline.encoder_settings(cfg)))
+    store = open_demos(cfg)
+    features, cache = pipeline.encode_demos(cfg, store, build_encoder(encoder_settings(cfg)))
     print(f"features {features.shape}, {cache.nbytes / 1e6:.0f} MB: {cache.path}")
 
 
 def train(cfg: DictConfig) -> None:
     """`s2robot train`: encode what is missing, then train."""
-    store = pipeline.open_demos(cfg)
-    encoder = build_encoder(pipeline.encoder_settings(cfg))
+    store = open_demos(cfg)
+    encoder = build_encoder(encoder_settings(cfg))
     features, _ = pipeline.encode_demos(cfg, store, encoder)
     print(f"checkpoint: {pipeline.train_policy(cfg, store, encoder, features, Path(cfg.run_dir))}")
 
@@ -112,14 +116,16 @@ def train(cfg: DictConfig) -> None:
 def evaluate(cfg: DictConfig) -> None:
     """`s2robot evaluate`: success over seeded positions, in simulation or on an arm, and the report."""
     out = Path(cfg.run_dir)
-    if pipeline.world_of(cfg) == "arm":
-        from s2robot.evaluate_arm import evaluate_on_arm  # the bridge's parts, which simulation does not need
+    if world_of(cfg) == "arm":
+        from s2robot.deployment.evaluate import (
+            evaluate_on_arm,  # the bridge's parts, which simulation does not need
+        )
 
         summary = evaluate_on_arm(cfg, out)
     elif cfg.checkpoint is None:
         raise UserError("checkpoint: found none, expected the folder of a trained policy")
     else:
-        summary = pipeline.evaluate_policy(cfg, Path(cfg.checkpoint), out)
+        summary = evaluate_policy(cfg, Path(cfg.checkpoint), out)
     pipeline.finish(summary, out)
 
 

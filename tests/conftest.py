@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from demos.picker import PickerConfig
-from demos.record import record
-from envs.cube_pick import CubePickConfig
-from s2robot.vit import MVPViT, ViTSpec, save_encoder
+from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
+from s2robot.demos.picker import PickerConfig
+from s2robot.demos.record import record
+from s2robot.envs.cube_config import CubePickConfig
 
 torch.set_num_threads(1)
 

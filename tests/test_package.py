@@ -62,7 +62,7 @@ def test_wheel_holds_every_data_file_and_nothing_else(wheel):
 
 def test_installed_paths_lead_into_the_wheel(site, tmp_path):
     script = (
-        "import s2robot, envs, demos, policies; from s2robot import paths;"
+        "import s2robot.envs, s2robot.demos, s2robot.policies; from s2robot.common import paths;"
         "print(paths.configs_dir() / 'run.yaml', paths.shipped_demos('xarm7_cube'),"
         " paths.shipped_weights('mvp-tiny'), sep='\\n')"
     )
@@ -74,8 +74,8 @@ def test_installed_paths_lead_into_the_wheel(site, tmp_path):
 
 def test_installed_demos_open_and_weights_load(site, tmp_path):
     script = (
-        "from demos.store import EpisodeStore; from s2robot import paths;"
-        "from s2robot.encoders import build_encoder;"
+        "from s2robot.demos.store import EpisodeStore; from s2robot.common import paths;"
+        "from s2robot.encoders.encoder import build_encoder;"
         "print(len(EpisodeStore.open(paths.shipped_demos('xarm7_cube'))));"
         "print(build_encoder({'name': 'mvp-tiny'}).dim)"
     )

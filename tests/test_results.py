@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.paired import difference
+from s2robot.comparison.paired import difference
 
 FOLDER = Path(__file__).parents[1] / "docs/results/table10"
 ARM = {"name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action"}  # fmt: skip

@@ -20,25 +20,25 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.cube_pick import MAX_DELTA, CubePickConfig
-from envs.errors import EnvError
-from envs.real.camera import CameraReader
-from envs.real.driver import ArmDriver, Array
-from envs.real.geometry import ArmPoints
-from envs.real.loop import ControlLoop, LoopConfig, Result
-from envs.real.move import move_slowly
-from envs.real.operator import Operator, Placing, TerminalOperator
-from envs.real.safety import Safe, SafetyConfig, SafetyFilter, Verdict
-from envs.real.supervisor import Supervisor
-from envs.real.watchdog import State, WatchdogLimits
-from envs.robots import robot_spec
+from s2robot.envs.cube_config import MAX_DELTA, CubePickConfig
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import ArmDriver, Array
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.cameras.camera import CameraReader
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig, Result
+from s2robot.envs.real.control.move import move_slowly
+from s2robot.envs.real.control.safety import Safe, SafetyConfig, SafetyFilter, Verdict
+from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.control.watchdog import State, WatchdogLimits
+from s2robot.envs.real.people.operator import Operator, Placing, TerminalOperator
+from s2robot.envs.robots import robot_spec
 
 _AT_START = 0.02  # rad; within this the arm is at its start
 _STAY = np.zeros(8)
 
 
 class RealCubePick(gymnasium.Env):
-    """See the module. Spaces as of `envs.cube_pick.CubePick`, with the cameras and the size that are given.
+    """See the module. Spaces as of `s2robot.envs.cube_pick.CubePick`, with the cameras and the size that are given.
 
     Args:
         driver: connected; `reset` arms it if `loop.live`.

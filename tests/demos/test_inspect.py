@@ -8,9 +8,9 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from demos.errors import DatasetError
-from demos.inspect import cube_yaw, describe, dimension_names, draw_dataset, print_description
-from demos.store import EpisodeStore
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.inspect import cube_yaw, describe, dimension_names, draw_dataset, print_description
+from s2robot.demos.store import EpisodeStore
 
 ATTRIBUTES = {
     "robot": "xarm7",

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demos.errors import DatasetError
-from demos.picker import Picker, PickerConfig
-from demos.record import record, record_episode
-from demos.replay import env_config_of, episode_frames, render_episodes, replay_episode
-from demos.store import EpisodeStore
-from envs.cube_pick import CubePick, CubePickConfig
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.picker import Picker, PickerConfig
+from s2robot.demos.record import record, record_episode
+from s2robot.demos.replay import env_config_of, episode_frames, render_episodes, replay_episode
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
 
 ROOT = Path(__file__).resolve().parents[2]
 CAMERAS, SIZE = ("hand", "left", "right"), 64
@@ -64,9 +65,9 @@ def test_a_box_out_of_reach_is_one_line(tmp_path):
 def test_a_recording_that_is_killed_opens(tmp_path):
     script = (
         "import os, signal, sys\n"
-        "from demos.picker import PickerConfig\n"
-        "from demos.record import record\n"
-        "from envs.cube_pick import CubePickConfig\n"
+        "from s2robot.demos.picker import PickerConfig\n"
+        "from s2robot.demos.record import record\n"
+        "from s2robot.envs.cube_pick import CubePickConfig\n"
         "kill = lambda done, failed: done == 2 and os.kill(os.getpid(), signal.SIGKILL)\n"
         "if __name__ == '__main__':\n"
         "    record(sys.argv[1], CubePickConfig(), PickerConfig(), 40, 500, 1, kill)\n"

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import _local
 
-from demos import arrays as stored_arrays
-from demos.errors import DatasetError
-from demos.store import EpisodeStore
+from s2robot.demos import arrays as stored_arrays
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.store import EpisodeStore
 
 ATTRIBUTES = {
     "robot": "xarm7",

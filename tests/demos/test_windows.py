@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demos.errors import DatasetError
-from demos.store import EpisodeStore
-from demos.windows import make_windows
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.store import EpisodeStore
+from s2robot.demos.windows import make_windows
 
 ATTRIBUTES = {
     "robot": "xarm7",

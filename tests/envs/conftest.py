@@ -2,8 +2,8 @@
 
 import pytest
 
-from envs.cube_pick import CubePick
-from envs.robots import ROBOTS
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.robots import ROBOTS
 
 
 @pytest.fixture(scope="module", params=list(ROBOTS))

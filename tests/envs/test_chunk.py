@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from demos.picker import Picker, PickerConfig
-from envs.chunk import ActionChunk
-from envs.cube_pick import CubePick, CubePickConfig
+from s2robot.demos.picker import Picker, PickerConfig
+from s2robot.envs.chunk import ActionChunk
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
 
 CONFIG = CubePickConfig(cameras=("hand", "left"), image_size=24)
 

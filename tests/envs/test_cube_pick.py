@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs  # noqa: F401 (registers the id)
-from demos.picker import Picker, PickerConfig
-from envs.cube_pick import MAX_DELTA, STAGES, CubePick
-from envs.errors import EnvError
-from envs.robots import ROBOTS
-from envs.world import TABLE_HEIGHT
+import s2robot.envs  # noqa: F401 (registers the id)
+from s2robot.demos.picker import Picker, PickerConfig
+from s2robot.envs.cube_config import MAX_DELTA, STAGES
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.errors import EnvError
+from s2robot.envs.robots import ROBOTS
+from s2robot.envs.world import TABLE_HEIGHT
 
 CALM = PickerConfig(kicks=(0, 0), misses=0.0)
 SIZE = 128

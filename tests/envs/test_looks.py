@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from demos.errors import DatasetError
-from demos.picker import PickerConfig
-from demos.record import record
-from envs.cube_pick import CubePick, CubePickConfig
-from envs.errors import EnvError
-from envs.world import CLUTTER
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.picker import PickerConfig
+from s2robot.demos.record import record
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.errors import EnvError
+from s2robot.envs.world import CLUTTER
 
 SIZE = 96
 SIDES = ("left", "right")

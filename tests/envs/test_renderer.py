@@ -10,11 +10,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from demos.picker import Picker
-from envs.cube_pick import CubePick
-from envs.errors import EnvError
-from envs.gl import choose_gl
-from envs.renderer import OffscreenRenderer, outside_view
+from s2robot.demos.picker import Picker
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.errors import EnvError
+from s2robot.envs.gl import choose_gl
+from s2robot.envs.renderer import OffscreenRenderer, outside_view
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 128

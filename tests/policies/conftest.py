@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies import ChunkPolicy, PolicySpec
+from s2robot.policies import ChunkPolicy, PolicySpec
 
 C, N, D, K = 2, 9, 5, 4
 POOLING = {"keypoints": 3, "values": 2, "queries": 2, "heads": 2, "width": 8}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies import Actor, BatchActor, PolicyError
+from s2robot.policies import Actor, BatchActor, PolicyError
 
 
 def fake_encode(images):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from policies import PolicyError, check_contract, load_checkpoint, save_checkpoint
+from s2robot.policies import PolicyError, check_contract, load_checkpoint, save_checkpoint
 
 CONTRACT = {
     "encoder": {"name": "tiny", "fingerprint": "abc123", "scales": [1, 2]},

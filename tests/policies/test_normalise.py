@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from policies import Normaliser, PolicyError, channel_moments
-from policies.normalise import ACTION_FLOOR, PROPRIO_FLOOR
+from s2robot.policies import Normaliser, PolicyError, channel_moments
+from s2robot.policies.normalise import ACTION_FLOOR, PROPRIO_FLOOR
 
 TABLE = arrays(np.float32, st.tuples(st.integers(2, 12), st.just(3)), elements=st.floats(-4, 4, width=32))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies import ChunkPolicy, PolicyError, PolicySpec
+from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec
 
 KINDS = ["mlp", "transformer"]
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from policies.errors import PolicyError
-from policies.pooling import KINDS, CameraPooling, PoolingSettings, build_pooling, grid_places
+from s2robot.policies.errors import PolicyError
+from s2robot.policies.pooling import KINDS, CameraPooling, PoolingSettings, build_pooling, grid_places
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from envs.real.emulator.side import SideChannel
-from policies import ChunkPolicy, PolicySpec, save_checkpoint
-from s2robot.encoders import build_encoder
-from s2robot.paths import configs_dir
+from s2robot.common.paths import configs_dir
+from s2robot.encoders.encoder import build_encoder
+from s2robot.envs.real.emulator.side import SideChannel
+from s2robot.policies import ChunkPolicy, PolicySpec, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CAMERAS = ("hand", "left")
@@ -107,8 +107,8 @@ def emulator(tmp_path_factory):
 @pytest.fixture
 def arm_config(emulator, calm, tmp_path, monkeypatch):
     """`arm_config(verb, *overrides)`: a config of one of the arm's verbs, against the emulator in good order."""
-    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", 60.0)
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", 60.0)
     emulator("clear")
     emulator("clear_error")
 

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from s2robot.cli import VERBS
-from s2robot.paths import configs_dir
+from s2robot.common.paths import configs_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,9 +91,9 @@ def test_wrong_input_is_one_line(tmp_path, args, text):
 
 @pytest.mark.parametrize("policy", sorted(p.stem for p in (ROOT / "configs" / "policy").glob("*.yaml")))
 def test_configs_hold_what_the_code_takes(policy):
-    from demos.picker import PickerConfig
-    from envs.cube_pick import CubePickConfig
-    from policies import ChunkPolicy, PolicySpec
+    from s2robot.demos.picker import PickerConfig
+    from s2robot.envs.cube_config import CubePickConfig
+    from s2robot.policies import ChunkPolicy, PolicySpec
 
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         config = OmegaConf.to_container(compose("run", [f"policy={policy}"]))

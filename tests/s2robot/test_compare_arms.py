@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from s2robot import encoders
-from s2robot.arms import choose_arms, encoder_of, read_by, settings_of
-from s2robot.compare import compare
-from s2robot.compare_plan import make_plan
-from s2robot.errors import UserError
-from s2robot.jobs import Job, locked, run_jobs
-from s2robot.paths import configs_dir
+from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
+from s2robot.comparison.arms import choose_arms, encoder_of, read_by, settings_of
+from s2robot.comparison.compare import compare
+from s2robot.comparison.jobs import Job, locked, run_jobs
+from s2robot.comparison.plan import make_plan
+from s2robot.encoders import encoder as encoders
 
 
 def config(*words: str):
@@ -127,7 +127,7 @@ def test_arms_of_one_encoder_are_encoded_once_and_scales_reach_the_encoder():
 def test_missing_weights_name_the_arm(tmp_path, monkeypatch):
     cfg = config("+experiment.arms.x='encoder=mvp-tiny'")
     arm = choose_arms(cfg.experiment, ["base", "x"])[1]
-    monkeypatch.setattr("s2robot.encoders.weights_dir", lambda: tmp_path)
+    monkeypatch.setattr("s2robot.encoders.encoder.weights_dir", lambda: tmp_path)
     with pytest.raises(UserError, match="^arm 'x': encoder mvp-tiny: found no .*mvp-tiny.safetensors"):
         encoder_of(arm, [])
 
@@ -150,7 +150,7 @@ def test_a_failed_job_is_one_line_with_its_log(tmp_path):
 def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
     job = Job("base: report", "report", ["run=none"], tmp_path / "j")
     killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=subprocess.PIPE)
-    monkeypatch.setattr("s2robot.jobs._start", lambda job, threads: killed)
+    monkeypatch.setattr("s2robot.comparison.jobs._start", lambda job, threads: killed)
     killed.kill()
     with pytest.raises(UserError, match="^base: report failed: it was ended by SIGKILL; its log is "):
         run_jobs([job], 1, 1)
@@ -166,10 +166,10 @@ def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
 
 
 def test_one_comparison_at_a_time_in_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("s2robot.jobs._WAIT_S", 0.2)
+    monkeypatch.setattr("s2robot.comparison.jobs._WAIT_S", 0.2)
     start = time.monotonic()
     with locked(tmp_path), pytest.raises(UserError, match="another comparison is at work"), locked(tmp_path):
         pass
-    assert time.monotonic() - start < 5 and "s2robot.jobs" in sys.modules
+    assert time.monotonic() - start < 5 and "s2robot.comparison.jobs" in sys.modules
     with locked(tmp_path):
         pass

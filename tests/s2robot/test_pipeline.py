@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demos.errors import DatasetError
-from demos.store import EpisodeStore
-from policies import load_checkpoint
-from s2robot.stats import read_records, read_summary
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.store import EpisodeStore
+from s2robot.evaluation.records import read_records, read_summary
+from s2robot.policies import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = [  # small enough to be trained in a second

@@ -1,7 +1,7 @@
 """Run the emulator: prints its ports as one JSON line, and ends on Ctrl-C, SIGTERM or the op "shutdown".
 
-python -m envs.real.emulator                      # MuJoCo scene with cameras, default ports
-python -m envs.real.emulator --plant kinematic --ports free
+python -m s2robot.envs.real.emulator                      # MuJoCo scene with cameras, default ports
+python -m s2robot.envs.real.emulator --plant kinematic --ports free
 """
 
 import argparse
@@ -12,14 +12,16 @@ import signal
 import sys
 import threading
 
-from envs.errors import EnvError
-from envs.real.emulator.emulator import PLANTS, Emulator, EmulatorConfig
-from envs.real.emulator.ports import Ports, free_ports
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator.emulator import PLANTS, Emulator, EmulatorConfig
+from s2robot.envs.real.emulator.ports import Ports, free_ports
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit status."""
-    parser = argparse.ArgumentParser(prog="python -m envs.real.emulator", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m s2robot.envs.real.emulator", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--plant", choices=PLANTS, default="mujoco")
     parser.add_argument("--ports", default="default", help="'default', 'free' or a JSON object")
     parser.add_argument("--fps", type=float, default=EmulatorConfig.fps, help="camera frames per second")

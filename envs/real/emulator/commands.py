@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from envs.real.emulator import kinematics as kin
-from envs.real.emulator import wire
-from envs.real.emulator.controller import (
+from s2robot.envs.real.emulator import kinematics as kin
+from s2robot.envs.real.emulator import wire
+from s2robot.envs.real.emulator.controller import (
     CARTESIAN_VELOCITY,
     JOINT_VELOCITY,
     ONLINE_JOINT,
@@ -15,8 +15,8 @@ from envs.real.emulator.controller import (
     SERVO,
     Controller,
 )
-from envs.real.emulator.journal import JUMP
-from envs.real.emulator.wire import Fn
+from s2robot.envs.real.emulator.journal import JUMP
+from s2robot.envs.real.emulator.wire import Fn
 
 VERSION = b"7,7,XI130000000001,AC130000000001,v2.5.5\0"
 SERIAL = b"XI130000000001\0AC130000000001\0"

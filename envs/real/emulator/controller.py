@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from envs.errors import EnvError
-from envs.real.emulator import kinematics as kin
-from envs.real.emulator.gripper import Gripper
-from envs.real.emulator.journal import Journal
-from envs.real.emulator.motion import MAX_SPEED, Motion, Plan
-from envs.real.emulator.plant import Plant
-from envs.real.emulator.wire import Report
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator import kinematics as kin
+from s2robot.envs.real.emulator.gripper import Gripper
+from s2robot.envs.real.emulator.journal import Journal
+from s2robot.envs.real.emulator.motion import MAX_SPEED, Motion, Plan
+from s2robot.envs.real.emulator.plant import Plant
+from s2robot.envs.real.emulator.wire import Report
 
 POSITION, SERVO, MANUAL, JOINT_VELOCITY, CARTESIAN_VELOCITY, ONLINE_JOINT = 0, 1, 2, 4, 5, 6
 MODES = (POSITION, SERVO, MANUAL, JOINT_VELOCITY, CARTESIAN_VELOCITY, ONLINE_JOINT)

@@ -5,17 +5,17 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from envs.errors import EnvError
-from envs.real.emulator import kinematics as kin
-from envs.real.emulator.controller import Controller
-from envs.real.emulator.faults import Faults
-from envs.real.emulator.frames import FrameServer
-from envs.real.emulator.journal import Journal
-from envs.real.emulator.plant import KinematicPlant, Plant
-from envs.real.emulator.ports import Ports
-from envs.real.emulator.server import Handler, Server
-from envs.real.emulator.side import Operation, side_handler
-from envs.robots import robot_spec
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator import kinematics as kin
+from s2robot.envs.real.emulator.controller import Controller
+from s2robot.envs.real.emulator.faults import Faults
+from s2robot.envs.real.emulator.frames import FrameServer
+from s2robot.envs.real.emulator.journal import Journal
+from s2robot.envs.real.emulator.plant import KinematicPlant, Plant
+from s2robot.envs.real.emulator.ports import Ports
+from s2robot.envs.real.emulator.server import Handler, Server
+from s2robot.envs.real.emulator.side import Operation, side_handler
+from s2robot.envs.robots import robot_spec
 
 PLANTS = ("mujoco", "kinematic")
 
@@ -56,8 +56,11 @@ class Emulator:
         self.server = Server(self.controller, self.faults, ports, services)
 
     def _build_scene(self, config: EmulatorConfig):
-        from envs.cube_pick import CubePickConfig, as_tuples  # mujoco and robosuite take seconds to import
-        from envs.real.emulator.scene import ScenePlant
+        from s2robot.envs.cube_config import (  # mujoco and robosuite take seconds to import
+            CubePickConfig,
+            as_tuples,
+        )
+        from s2robot.envs.real.emulator.scene import ScenePlant
 
         try:
             env = CubePickConfig(**as_tuples(config.env))
@@ -66,7 +69,7 @@ class Emulator:
         return ScenePlant(env, config.seed)
 
     def _build_frames(self, config: EmulatorConfig) -> FrameServer:
-        from envs.real.emulator.scene import SceneRenderer
+        from s2robot.envs.real.emulator.scene import SceneRenderer
 
         scene = self.scene
         assert scene is not None

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from envs.errors import EnvError
+from s2robot.envs.errors import EnvError
 
 if TYPE_CHECKING:
-    from envs.real.emulator.controller import Controller
+    from s2robot.envs.real.emulator.controller import Controller
 
 NAMES = (
     "drop", "hang", "stall", "half_open", "silent_reports", "delay", "error", "mode", "freeze_joints",

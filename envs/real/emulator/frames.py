@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.errors import EnvError
-from envs.real.emulator.faults import Faults
-from envs.real.emulator.ports import HOST
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator.faults import Faults
+from s2robot.envs.real.emulator.ports import HOST
 
 
 @dataclass(frozen=True)

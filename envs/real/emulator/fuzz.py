@@ -1,6 +1,6 @@
 """Structure-aware fuzzing of a running emulator's ports.
 
-python -m envs.real.emulator.fuzz --seconds 600
+python -m s2robot.envs.real.emulator.fuzz --seconds 600
 
 A fresh emulator gets well-formed requests of every function with odd payloads, broken headers, cut and glued
 frames, odd RS485 frames, JSON lines that are none, and connections dropped at any moment. After each round, and
@@ -18,12 +18,12 @@ import time
 from collections import Counter
 from typing import Any
 
-from envs.errors import EnvError
-from envs.real.emulator import wire
-from envs.real.emulator.faults import NAMES
-from envs.real.emulator.launch import Launched, launch
-from envs.real.emulator.ports import HOST
-from envs.real.emulator.side import SideChannel
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator import wire
+from s2robot.envs.real.emulator.faults import NAMES
+from s2robot.envs.real.emulator.launch import Launched, launch
+from s2robot.envs.real.emulator.ports import HOST
+from s2robot.envs.real.emulator.side import SideChannel
 
 ANSWER_S = 5.0  # longer than this without an answer is a hang, even on a busy machine
 _FLOATS = (0.0, -0.0, 1.0, -1.0, 3.2, -7.0, 1e-40, 1e30, -1e30, float("inf"), float("-inf"), float("nan"))
@@ -192,7 +192,7 @@ def fuzz(seconds: float, seed: int, plant: str = "kinematic") -> Fuzzer:
 def main() -> int:
     """The exit status: 1 if anything failed."""
     parser = argparse.ArgumentParser(
-        prog="python -m envs.real.emulator.fuzz", description=__doc__.split("\n")[0]
+        prog="python -m s2robot.envs.real.emulator.fuzz", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)

@@ -5,7 +5,7 @@ Positions are the box's pulses, 0 closed to 850 open; the bus carries frames wit
 
 import struct
 
-from envs.real.emulator import wire
+from s2robot.envs.real.emulator import wire
 
 SLAVE = 8
 STROKE = 850  # pulses

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
-from envs.errors import EnvError
-from envs.real.emulator.ports import Ports
-from envs.real.emulator.side import SideChannel
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator.ports import Ports
+from s2robot.envs.real.emulator.side import SideChannel
 
 START_S = 300.0  # the scene takes a few seconds to build, more on a busy machine
 
@@ -36,15 +36,15 @@ def launch(plant: str = "mujoco", *arguments: str, ports: Ports | None = None) -
 
     Args:
         plant: "mujoco" or "kinematic".
-        arguments: more of ``python -m envs.real.emulator``.
+        arguments: more of ``python -m s2robot.envs.real.emulator``.
         ports: where it listens; free ones if not given.
 
     Raises:
         EnvError: it does not start.
     """
     where = ports.to_json() if ports else "free"
-    command = [sys.executable, "-m", "envs.real.emulator", "--plant", plant, "--ports", where]
-    root = str(Path(__file__).resolve().parents[3])
+    command = [sys.executable, "-m", "s2robot.envs.real.emulator", "--plant", plant, "--ports", where]
+    root = str(Path(__file__).parents[4])  # not resolved: a link in a clone
     paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     process = subprocess.Popen(
         [*command, "--until-stdin-closes", *arguments],

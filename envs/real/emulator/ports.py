@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 
-from envs.errors import EnvError
+from s2robot.envs.errors import EnvError
 
 HOST = "127.0.0.1"
 _REPORT_NUMBERS = {"report_normal": 30001, "report_rich": 30002, "report_real": 30003}

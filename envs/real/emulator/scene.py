@@ -5,13 +5,14 @@ import copy
 import mujoco
 import numpy as np
 
-from envs.cube_pick import CubePick, CubePickConfig
-from envs.errors import EnvError
-from envs.renderer import OffscreenRenderer
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.errors import EnvError
+from s2robot.envs.renderer import OffscreenRenderer
 
 
 class ScenePlant:
-    """A :class:`~envs.real.emulator.plant.Plant` in the CubePick scene.
+    """A :class:`~s2robot.envs.real.emulator.plant.Plant` in the CubePick scene.
 
     The joints follow their set point as CubePick's own controller lets them (inverse dynamics, critically damped),
     only stiffer: the bridge's interpolation adds half a period of lag that the simulated env does not have.
@@ -60,7 +61,7 @@ class ScenePlant:
     # ---------------------------------------------------------------------------------------------- plant
 
     def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
-        """See :class:`~envs.real.emulator.plant.Plant`."""
+        """See :class:`~s2robot.envs.real.emulator.plant.Plant`."""
         model, data = self.model, self.data
         low, high = model.actuator_ctrlrange[self._finger_motor]
         data.ctrl[self._finger_motor] = low + (1 - grip) * (high - low)

@@ -10,12 +10,12 @@ import struct
 import time
 from collections.abc import Awaitable, Callable
 
-from envs.errors import EnvError
-from envs.real.emulator import wire
-from envs.real.emulator.commands import Client, Commands
-from envs.real.emulator.controller import Controller
-from envs.real.emulator.faults import Faults
-from envs.real.emulator.ports import HOST, Ports
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator import wire
+from s2robot.envs.real.emulator.commands import Client, Commands
+from s2robot.envs.real.emulator.controller import Controller
+from s2robot.envs.real.emulator.faults import Faults
+from s2robot.envs.real.emulator.ports import HOST, Ports
 
 TICK = 0.004  # s
 MAX_BEHIND = 0.2  # s; a computer that falls further behind real time loses the rest

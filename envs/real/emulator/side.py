@@ -11,8 +11,8 @@ import socket
 import time
 from collections.abc import Callable
 
-from envs.errors import EnvError
-from envs.real.emulator.ports import HOST
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator.ports import HOST
 
 Operation = Callable[..., dict | None]
 
@@ -73,7 +73,7 @@ class SideChannel:
         return answer
 
     def fault(self, name: str, **settings) -> float:
-        """Inject a fault (``envs.real.emulator.faults.NAMES``); its monotonic time, s."""
+        """Inject a fault (``s2robot.envs.real.emulator.faults.NAMES``); its monotonic time, s."""
         return self("fault", name=name, **settings)["time"]
 
     def close(self) -> None:

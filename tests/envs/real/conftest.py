@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from envs.real.emulator.launch import launch
-from envs.real.xarm import XArmDriver
+from s2robot.envs.real.arms.xarm import XArmDriver
+from s2robot.envs.real.emulator.launch import launch
 from tests.envs.real.home import HOME
 
 PATIENCE = 60.0  # s, a busy machine is no fault
@@ -19,8 +19,8 @@ def emulator():
 
 @pytest.fixture
 def driver(emulator, monkeypatch):
-    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", PATIENCE)
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
     emulator.side("clear")
     emulator.side("place_arm", joints=HOME.tolist())
     with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:

@@ -2,6 +2,6 @@
 
 import numpy as np
 
-from envs.robots import robot_spec
+from s2robot.envs.robots import robot_spec
 
 HOME = np.array(robot_spec("xarm7").home)  # (7,) rad

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from envs.errors import EnvError
-from envs.real.camera import CameraReader, ReplayCamera
-from envs.real.driver import OK, REFUSED, XARM7_LIMITS
-from envs.real.geometry import ArmPoints
-from envs.real.loop import ControlLoop, LoopConfig
-from envs.real.safety import SafetyConfig, SafetyFilter
-from envs.real.watchdog import State, WatchdogLimits
-from s2robot.paths import configs_dir
+from s2robot.common.paths import configs_dir
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from tests.envs.real.home import HOME
 
 PAGE = Path(__file__).parents[3] / "docs" / "hardware.md"

@@ -9,20 +9,21 @@ import gymnasium
 import numpy as np
 import pytest
 
-import envs  # noqa: F401 (registers the id)
-from demos.picker import Picker, PickerConfig
-from envs.cube_pick import CubePick, CubePickConfig
-from envs.errors import EnvError
-from envs.real.camera import CameraReader, EmulatedCamera, ReplayCamera
-from envs.real.driver import REFUSED
-from envs.real.emulator.launch import launch
-from envs.real.loop import LoopConfig
-from envs.real.operator import EmulatedOperator, Placing, TerminalOperator
-from envs.real.real_cube_pick import RealCubePick
-from envs.real.safety import SafetyConfig
-from envs.real.supervisor import Supervisor
-from envs.real.watchdog import WatchdogLimits
-from envs.real.xarm import XArmDriver
+import s2robot.envs  # noqa: F401 (registers the id)
+from s2robot.demos.picker import Picker, PickerConfig
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import REFUSED
+from s2robot.envs.real.arms.xarm import XArmDriver
+from s2robot.envs.real.cameras.camera import CameraReader, EmulatedCamera, ReplayCamera
+from s2robot.envs.real.control.loop import LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig
+from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.control.watchdog import WatchdogLimits
+from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.people.operator import EmulatedOperator, Placing, TerminalOperator
+from s2robot.envs.real.real_cube_pick import RealCubePick
 from tests.envs.real.home import HOME
 
 pytest.importorskip("xarm")
@@ -256,8 +257,8 @@ def test_close_in_the_middle_stops_the_arm(made, emulator):
 
 def test_the_simulated_picker_lifts_the_cube_over_the_bridge(monkeypatch):
     """Actions that lift the cube in the simulated world, open loop, through SDK, emulated box and its cameras."""
-    monkeypatch.setattr("envs.real.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("envs.real.xarm.GRIPPER_LOST", PATIENCE)
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
     config = CubePickConfig(cameras=("hand",), image_size=32)
     seed = 1
     simulated = CubePick(config, draw=False)

@@ -1,0 +1,48 @@
+"""What decides an episode of CubePick; read and written where no simulator is installed, too."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+STAGES = ("approach", "grasp", "lift", "held")
+ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
+ENV_VERSION = "CubePick-v0"
+MAX_DELTA = 0.25  # rad a step and joint
+
+
+@dataclass(frozen=True)
+class CubePickConfig:
+    """All that decides an episode besides its seed. Lengths in m, times in s, angles in rad."""
+
+    robot: str = "xarm7"
+    rate_hz: int = 10
+    cameras: tuple[str, ...] = ("hand", "left", "right")
+    image_size: int = 256
+    cube_size: float = 0.04  # edge
+    box_x: tuple[float, float] = (-0.12, 0.12)  # cube centre, table frame, x away from the robot
+    box_y: tuple[float, float] = (-0.16, 0.16)  # y to the robot's left
+    yaw: tuple[float, float] = (-np.pi, np.pi)
+    start_noise: float = 0.05  # uniform, every joint
+    success_height: float = 0.10  # of the cube's centre above its place on the table
+    success_hold: float = 0.5  # at that height and in the gripper
+    max_steps: int = 80
+    stiffness: float = 1000.0  # joint controller, 1/s²
+    # what an evaluation may change that demos never showed
+    camera_distance: float = 1.0  # of the side cameras from what they look at, times the usual
+    camera_shift: float = 0.0  # m, every side camera stands that far to its own right, looking the same way
+    lighting: float = 1.0  # brightness of all lights, times the usual
+    clutter: int = 0  # other objects on the table, of other colours, drawn but never touched; 8 at most
+    # name -> (position, target, vertical field of view in degrees), table frame
+    side_cameras: dict = field(
+        default_factory=lambda: {
+            "left": ((0.34, 0.46, 0.44), (-0.02, 0.0, 0.08), 45.0),
+            "right": ((0.34, -0.46, 0.44), (-0.02, 0.0, 0.08), 45.0),
+        }
+    )
+
+
+def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from YAML or JSON, whose lists become the tuples that frozen settings hold."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -1,0 +1,1 @@
+"""Arms: the driver's protocol, drivers for xArm and Franka, their geometry."""

@@ -1,0 +1,299 @@
+"""A Franka arm (Panda, FR3) with its hand, through franky (`pip install 's2robot[franka]'`).
+
+    with FrankaDriver("172.16.0.2") as arm:
+        arm.connect(10.0)
+        arm.arm()
+        arm.command(arm.read().q, 1.0)
+
+libfranka's 1 kHz loop runs in franky's own thread: a joint impedance controller follows the newest target, so the
+arm is soft, lags by a few hundredths of a radian under load, and goes on holding the last target if Python hangs.
+One client at a time may control the arm: there is no second connection, and no `s2robot.envs.real.control.supervisor`. If
+this process dies, the arm stops by itself because its commands no longer come.
+
+Tried against franky-sim, which accepts what a real arm refuses and knows no errors: no claim about safety rests on it.
+`s2robot.envs.real.arms.geometry` has no points for this arm yet, so the safety filter, and with it the control loop, refuses it.
+"""
+
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import OK, REFUSED, ArmLimits, ArmState, Array, CommandResult, DriverStatus
+
+MOVING = 2  # franky's RobotMode.Move: a controller runs
+GONE = 1  # CommandResult.code: the controller has ended, by an error or a stop
+ERROR = 1  # ArmState.error: franky tells which in words, see `FrankaDriver.errors`
+GRIPPER_PERIOD = 0.1  # s between two looks at the hand
+HAND_SPEED = 0.1  # m/s
+GRASP_FORCE = 40.0  # N
+STIFFNESS = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)  # N m/rad
+
+# the narrower of Panda's and FR3's range in every joint, and of their speeds; box and table as for the xArm7's bench
+FRANKA_LIMITS = ArmLimits(
+    q_min=(-2.7437, -1.7628, -2.8973, -3.0421, -2.8065, 0.5445, -2.8973),
+    q_max=(2.7437, 1.7628, 2.8973, -0.1518, 2.8065, 3.7525, 2.8973),
+    dq_max=(1.7,) * 7,
+    ddq_max=(7.5,) * 7,
+    box=((0.15, 0.75), (-0.40, 0.40), (-0.13, 0.50)),
+    table_z=-0.112,
+)
+
+
+class FrankaDriver:
+    """An `s2robot.envs.real.arms.driver.ArmDriver`; its `mode` while it is armed is MOVING.
+
+    Args:
+        ip: the arm's address.
+        limits: what `command` never exceeds in range and step.
+        stiffness: of the impedance controller, N m/rad.
+        realtime: refuse a computer without a realtime kernel, as libfranka does by itself.
+        gripper: False for an arm without a hand; its opening is NaN.
+    """
+
+    def __init__(
+        self,
+        ip: str,
+        limits: ArmLimits = FRANKA_LIMITS,
+        stiffness: tuple[float, ...] = STIFFNESS,
+        realtime: bool = True,
+        gripper: bool = True,
+    ):
+        self.ip, self.limits, self.stiffness = ip, limits, stiffness
+        self._realtime, self._has_gripper = realtime, gripper
+        self._robot: Any = None
+        self._hand: Any = None
+        self._tracker: Any = None
+        self._last = np.full(7, np.nan)  # rad, commanded last
+        self._stopped = "not armed"
+        self._heard, self._mode, self._error = -np.inf, -1, 0
+        self._lock = threading.Lock()  # between a stop and a command of another thread
+        self._wanted: float | None = None  # opening
+        self._opening = np.nan
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "FrankaDriver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------- connect
+
+    def connect(self, timeout_s: float) -> None:
+        """Reach arm and hand; moves nothing and recovers from no error.
+
+        Raises:
+            EnvError: no franky, no arm, or no answer within `timeout_s`.
+        """
+        if self._robot is not None:
+            raise EnvError(f"franka {self.ip}: found it connected already, expected one connect")
+        try:
+            import franky
+        except ImportError as error:
+            raise EnvError(
+                f"franka: found no franky-control ({error}), expected it (pip install 's2robot[franka]')"
+            ) from None
+        made: list[Any] = []
+        failed: list[BaseException] = []
+
+        def build() -> None:
+            try:
+                config = franky.RealtimeConfig
+                kind = config.Enforce if self._realtime else config.Ignore
+                robot = franky.Robot(self.ip, realtime_config=kind)
+                made.append((robot, franky.Gripper(self.ip) if self._has_gripper else None))
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=build, daemon=True, name="franka connect")
+        thread.start()
+        thread.join(timeout_s)
+        if failed:
+            raise EnvError(f"franka {self.ip}: cannot connect ({failed[0]})") from None
+        if not made:
+            raise EnvError(f"franka {self.ip}: found no answer within {timeout_s:g} s, expected an arm")
+        self._robot, self._hand = made[0]
+        if self._hand is not None:
+            self._opening = self._measured_opening()
+            self._closing.clear()
+            self._thread = threading.Thread(target=self._tend_hand, daemon=True, name="franka hand")
+            self._thread.start()
+        self.read()
+
+    def close(self) -> None:
+        """Stop, if it was armed, and let go."""
+        if self._robot is not None and not self._stopped:
+            self.stop("closed")
+        if self._tracker is not None:
+            with suppress(Exception):
+                self._robot.join_motion(2.0)
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(2.0)
+        self._robot = self._hand = self._tracker = self._thread = None
+
+    # ---------------------------------------------------------------- arm
+
+    def arm(self) -> None:
+        """Start the controller at the measured joints; the arm stands still.
+
+        Raises:
+            EnvError: an error is pending (recover in Desk, after looking at the arm), or the controller does not start.
+        """
+        import franky
+
+        if self.read().error:
+            raise EnvError(f"franka {self.ip}: found {self.errors}; look at the arm, then recover in Desk")
+        try:
+            with suppress(franky.ControlException):  # what ended the motion before was told then
+                self._robot.join_motion(2.0)
+            self._tracker = franky.JointImpedanceTracker(
+                self._robot,
+                stiffness=np.array(self.stiffness),
+                lower_joint_limits=np.array(self.limits.q_min),
+                upper_joint_limits=np.array(self.limits.q_max),
+            )
+        except Exception as error:
+            raise EnvError(f"franka {self.ip}: the controller does not start ({error})") from None
+        end = time.monotonic() + 2.0
+        while not (self._tracker.is_running and self.read().mode == MOVING):
+            if time.monotonic() > end:
+                self.stop("did not start")
+                raise EnvError(f"franka {self.ip}: found mode {self._mode} after arming, expected {MOVING}")
+            time.sleep(0.01)
+        self._last, self._stopped = self.read().q, ""
+
+    @property
+    def errors(self) -> str:
+        """What the arm complains about, in franky's words; empty if nothing."""
+        return (
+            str(self._robot.state.current_errors)
+            if self._robot is not None and self._robot.has_errors
+            else ""
+        )
+
+    # ---------------------------------------------------------------- read
+
+    def read(self) -> ArmState:
+        """Measured joints and pose; the hand's opening is up to 0.2 s old. Raises EnvError without an answer."""
+        if self._robot is None:
+            raise EnvError(f"franka {self.ip}: found no connection, expected connect first")
+        asked = time.monotonic()
+        try:
+            s = self._robot.state
+            q, dq, tau = (np.array(values, float) for values in (s.q, s.dq, s.tau_J))
+            pose = s.O_T_EE
+            tcp = np.concatenate([np.ravel(pose.translation), _rpy(np.ravel(pose.quaternion))])
+            mode, error = int(s.robot_mode.value), ERROR if self._robot.has_errors else 0
+        except Exception as failure:
+            raise EnvError(f"franka {self.ip}: found no state ({failure})") from None
+        if not all(np.isfinite(x).all() for x in (q, dq, tau, tcp)):
+            raise EnvError(f"franka {self.ip}: found measured joints {q.tolist()}, expected finite numbers")
+        self._heard, self._mode, self._error = asked, mode, error
+        return ArmState(q, dq, tau, tcp, self._opening, asked, mode, error)
+
+    def status(self) -> DriverStatus:
+        """From the last reading."""
+        age = time.monotonic() - self._heard
+        return DriverStatus(self._robot is not None and age < 1.0, self._error, 0, self._mode, age)
+
+    # ---------------------------------------------------------------- move
+
+    def command(self, q: Array, gripper: float | None) -> CommandResult:
+        """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`.
+
+        REFUSED, and nothing is sent: before `arm`, after `stop`, joints that are not 7 finite numbers or out of range,
+        a step too wide, an opening that is not within 0 to 1. GONE: the controller has ended.
+        """
+        begin = time.monotonic()
+        target = self._sendable(q)
+        opening_ok = gripper is None or (isinstance(gripper, int | float | np.number) and 0 <= gripper <= 1)
+        with self._lock:
+            if self._stopped or target is None or not opening_ok:
+                return CommandResult(REFUSED, begin, begin)
+            if not self._tracker.is_running:
+                return CommandResult(GONE, begin, begin)
+            self._tracker.set_target(target)
+            self._last = target
+            if gripper is not None:
+                self._wanted = float(gripper)
+        return CommandResult(OK, begin, time.monotonic())
+
+    def _sendable(self, q: Any) -> Array | None:
+        try:
+            target = np.array(q, float)
+        except (TypeError, ValueError):
+            return None
+        low, high = np.array(self.limits.q_min), np.array(self.limits.q_max)
+        if target.shape != (7,) or not ((target >= low) & (target <= high)).all():  # NaN fails both
+            return None
+        return target if (np.abs(target - self._last) <= self.limits.step_max).all() else None
+
+    def hold(self) -> None:
+        """Command the measured joints. Raises EnvError where they cannot be read."""
+        self._last = self.read().q
+        self.command(self._last, None)
+
+    def stop(self, reason: str) -> None:
+        """Brake and end the controller; does not wait for rest, never raises. Until `arm`, `command` refuses."""
+        with self._lock:
+            self._stopped, self._wanted = reason or "stopped", None
+            robot, tracker = self._robot, self._tracker
+            if robot is None or tracker is None:
+                return
+            with suppress(Exception):
+                import franky
+
+                if robot.is_in_control:
+                    robot.move(franky.TorqueStopMotion(), asynchronous=True)
+                return
+        with suppress(Exception):  # the braking was refused: end the motion as it is
+            robot.stop()
+
+    @property
+    def stopped(self) -> str:
+        """Why `command` refuses; empty if it does not."""
+        return self._stopped
+
+    # ---------------------------------------------------------------- hand
+
+    def _measured_opening(self) -> float:
+        state = self._hand.state
+        return float(np.clip(state.width / max(state.max_width, 1e-6), 0.0, 1.0))
+
+    def _tend_hand(self) -> None:
+        """Ten times a second: begin a changed motion, ask for the width."""
+        sent: float | None = None
+        under_way: Any = None
+        while not self._closing.wait(GRIPPER_PERIOD):
+            with suppress(Exception):  # one motion that fails ends neither the next nor the reading
+                # a motion is let end first: franky-sim never answers one that was cut short
+                free = under_way is None or under_way.wait(0.0)
+                if free and (wanted := self._wanted) is not None and wanted != sent:
+                    if wanted < 0.5:
+                        # any width counts as grasped: what it holds is the policy's to see
+                        under_way = self._hand.grasp_async(0.0, HAND_SPEED, GRASP_FORCE, 1.0, 1.0)
+                    else:
+                        under_way = self._hand.move_async(wanted * self._hand.max_width, HAND_SPEED)
+                    sent = wanted
+                self._opening = self._measured_opening()
+        if under_way is not None:
+            with suppress(Exception):
+                under_way.wait(2.0)  # letting go of one that is under way waits for it without a limit
+
+
+def _rpy(quaternion: Array) -> Array:
+    """Roll, pitch, yaw of a quaternion (x, y, z, w).  # (3,)"""
+    x, y, z, w = quaternion
+    return np.array(
+        [
+            np.arctan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y)),
+            np.arcsin(np.clip(2 * (w * y - z * x), -1, 1)),
+            np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)),
+        ]
+    )

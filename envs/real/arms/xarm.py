@@ -1,0 +1,435 @@
+"""UFACTORY's xArm7 with its gripper, on the vendor's SDK (`pip install 's2robot[xarm]'`).
+
+    with XArmDriver("192.168.1.200") as arm:
+        arm.connect(10.0)
+        arm.arm()                       # motors on; the arm does not move
+        arm.command(arm.read().q, 1.0)
+
+What of the SDK (1.18.4) shapes this file: it sends NaN to the arm, so nothing reaches it unchecked. `connect`
+may take four minutes, so it runs against our own clock. One request at a time goes over a connection, and a
+stop waits for its turn, so stopping has a connection of its own, and so has the gripper. Before a gripper call
+it may reboot the tool and clear errors on the way: that check is off. Readings come from `get_joint_states`,
+because reports may hold commanded joints. Units on its side are mm and 850 gripper pulses.
+
+The native limits that `arm` sets are a second line. Nothing here is an emergency stop.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import (
+    OK,
+    REFUSED,
+    XARM7_LIMITS,
+    ArmLimits,
+    ArmState,
+    Array,
+    CommandResult,
+    DriverStatus,
+)
+
+SERVO, ONLINE = 1, 6  # modes: stream of set points; planned by the box with limited speed and acceleration
+MANUAL = 2  # mode: a person leads the arm by hand
+STOPPED = 4  # state; greater ones are not ready either
+PULSES = 850  # gripper, open
+GRIPPER_SPEED = 5000  # pulses/s of its register, the highest
+GRIPPER_PERIOD = 0.1  # s between two words with the gripper
+GRIPPER_LOST = 2.0  # s without a word from it
+# s, an answer later than this is none: longer than the stalls of 0.19 s that users report, shorter than the 0.3 s
+# after which the supervisor misses the loop. Meanwhile the arm stands at its last target, a period away at most
+WIRE_TIMEOUT = 0.25
+HAND_REACH = 0.2  # m from the flange to the farthest that the box's limits leave to the hand
+_VERSION_REQUEST = bytes([0, 1, 0, 2, 0, 1, 1])  # transaction, protocol 2, length, function 1
+
+
+class XArmDriver:
+    """An `s2robot.envs.real.arms.driver.ArmDriver`.
+
+    Args:
+        ip: the control box's address.
+        limits: what `command` never exceeds in range and step.
+        mode: SERVO (a stream at `limits.rate_hz`) or ONLINE (slower to follow, limited by the box as well).
+        ports: an `s2robot.envs.real.emulator.ports.Ports` if this is the emulator; None for the box's own.
+        sensitivity: of the box's collision detection, 1 to 5.
+        speed, acceleration: of ONLINE motions, rad/s and rad/s².
+        gripper: False for one that only stops: it leaves the gripper alone, and its opening is NaN.
+    """
+
+    def __init__(
+        self,
+        ip: str,
+        limits: ArmLimits = XARM7_LIMITS,
+        mode: int = SERVO,
+        ports: Any = None,
+        sensitivity: int = 3,
+        speed: float = 0.8,
+        acceleration: float = 4.0,
+        gripper: bool = True,
+    ):
+        if mode not in (SERVO, ONLINE):
+            raise EnvError(f"xarm.mode: found {mode}, expected {SERVO} (servo) or {ONLINE} (online planning)")
+        if sensitivity not in range(1, 6):
+            raise EnvError(
+                f"xarm.sensitivity: found {sensitivity}, expected 1 to 5: collision detection stays on"
+            )
+        if not (0 < speed <= np.pi and 0 < acceleration <= 20):
+            raise EnvError(
+                f"xarm: found speed {speed} and acceleration {acceleration}, expected up to 3.14 and 20"
+            )
+        self.ip, self.limits, self.mode, self.ports = ip, limits, mode, ports
+        self.sensitivity, self.speed, self.acceleration = sensitivity, speed, acceleration
+        self._has_gripper = gripper
+        # five periods at full speed: more is no stream, whatever asks for it
+        self._step_max = 5 * np.array(limits.dq_max) / limits.rate_hz
+        self._sdk: Any = None  # streams and reads
+        self._stopper: Any = None  # stops
+        self._last = np.full(7, np.nan)  # sent last
+        self._stopped, self._led = "not armed", False
+        self._stop_lock = threading.Lock()
+        self._redirected = ExitStack()
+        self._gripper_wanted: int | None = None  # pulses
+        self._gripper_opening, self._gripper_heard = np.nan, -np.inf
+        self._gripper_code = 0
+        self._gripper_thread: threading.Thread | None = None
+        self._closing = threading.Event()
+
+    def __enter__(self) -> "XArmDriver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------- connect
+
+    def connect(self, timeout_s: float) -> None:
+        """Reach the box over three connections; moves, enables and clears nothing.
+
+        Raises:
+            EnvError: no SDK, no box, no answer within `timeout_s`, or another arm than an xArm7.
+        """
+        if self._sdk is not None:
+            raise EnvError(f"xarm {self.ip}: found it connected already, expected one connect")
+        end = time.monotonic() + timeout_s
+        try:
+            from xarm.core.config.x_config import XCONF
+        except ImportError:
+            raise EnvError(
+                "xarm: found no xarm-python-sdk, expected it (pip install 's2robot[xarm]')"
+            ) from None
+        default_timeout = socket.getdefaulttimeout()  # the SDK sets it for the whole process, and may again
+        try:
+            if self.ports is not None:
+                from s2robot.envs.real.emulator.ports import client_ports
+
+                self._redirected.enter_context(client_ports(self.ports))
+            self._probe(XCONF.SocketConf.TCP_CONTROL_PORT, end)
+            self._sdk = self._open(end, report_type="rich")
+            if self._sdk.axis != 7:
+                raise EnvError(f"xarm {self.ip}: found an arm of {self._sdk.axis} joints, expected 7")
+            self._stopper = self._open(end, enable_report=False)
+            if self._has_gripper:
+                self._open_gripper(end)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            socket.setdefaulttimeout(default_timeout)
+
+    def _probe(self, port: int, end: float) -> None:
+        """A box that accepts and never answers would keep the SDK busy for minutes: ask it ourselves first."""
+        try:
+            with socket.create_connection((self.ip, port), timeout=max(end - time.monotonic(), 0.01)) as s:
+                s.settimeout(max(end - time.monotonic(), 0.01))
+                s.sendall(_VERSION_REQUEST)
+                if not s.recv(1):
+                    raise OSError("it closed the connection")
+        except OSError as error:
+            raise EnvError(f"xarm {self.ip}:{port}: found no control box ({error}), expected one") from None
+
+    def _open(self, end: float, **settings: Any) -> Any:
+        """One connection of the SDK, in a thread of its own because it cannot be told to give up."""
+        from xarm.wrapper import XArmAPI
+
+        made: list[Any] = []
+        failed: list[BaseException] = []
+        late = threading.Event()
+
+        def build() -> None:
+            try:
+                arm = XArmAPI(self.ip, is_radian=True, forbid_uds=True, baud_checkset=False, **settings)
+                arm.set_timeout(WIRE_TIMEOUT)
+                made.append(arm)
+                if late.is_set():
+                    arm.disconnect()
+            except BaseException as error:  # the SDK raises bare Exceptions
+                failed.append(error)
+
+        thread = threading.Thread(target=build, daemon=True, name="xarm connect")
+        thread.start()
+        thread.join(max(end - time.monotonic(), 0.0))
+        if failed:
+            raise EnvError(f"xarm {self.ip}: cannot connect ({failed[0]})") from None
+        if not made:
+            late.set()
+            raise EnvError(f"xarm {self.ip}: found no complete answer in time, expected a control box")
+        return made[0]
+
+    def close(self) -> None:
+        """Stop, if it was armed, and let go of all connections."""
+        if self._sdk is not None and (self._led or not self._stopped):
+            self.stop("closed")
+        self._closing.set()
+        if self._gripper_thread is not None:
+            self._gripper_thread.join(2.0)
+        for arm in (self._sdk, self._stopper):
+            if arm is not None:
+                with suppress(Exception):
+                    arm.disconnect()
+        self._sdk = self._stopper = self._gripper_thread = None
+        self._redirected.close()
+
+    # ---------------------------------------------------------------- arm
+
+    def arm(self) -> None:
+        """Motors on, native limits, mode, ready; the arm stands still.
+
+        Raises:
+            EnvError: an error is pending (clear it at the arm, after looking at it), or the box refuses a step.
+        """
+        self._enable(self.mode)
+        self._last = self.read().q
+        self._stopped = ""
+
+    def lead(self) -> None:
+        """Motors on, and a person leads the arm by hand until `stop`; `command` refuses, `grip` moves the gripper.
+
+        The box holds the arm's weight only if payload and mounting are set right: look at that before.
+
+        Raises:
+            EnvError: as `arm`.
+        """
+        self._stopped = "led by hand"
+        self._enable(MANUAL)
+        self._led = True
+
+    def grip(self, opening: float) -> None:
+        """Move the gripper of an arm that is led, 0 closed to 1 open.
+
+        Raises:
+            EnvError: the arm is not led, or another opening.
+        """
+        if not self._led or not 0 <= opening <= 1:
+            raise EnvError(f"xarm {self.ip}: found opening {opening}, expected 0 to 1 of an arm that is led")
+        self._gripper_wanted = round(opening * PULSES)
+
+    def _enable(self, mode: int) -> None:
+        self._led = False
+        sdk = self._connected()
+        code, (error, _) = sdk.get_err_warn_code()
+        self._check("get_err_warn_code", code)
+        if error:
+            raise EnvError(
+                f"xarm {self.ip}: found error {error} pending; look at the arm, then clear it in UFACTORY Studio"
+            )
+        low, high = self._range()
+        (x0, x1), (y0, y1), (z0, z1) = self.limits.box
+        reach = HAND_REACH
+        fence = [x1 + reach, x0 - reach, y1 + reach, y0 - reach, z1 + reach, z0 - reach]  # of the flange, m
+        # bare bus calls where the SDK's own would wait for motion or set the state by the way
+        bus = sdk._arm.arm_cmd
+        for name, call in (
+            ("set_state", lambda: sdk.set_state(STOPPED)),
+            ("motion_enable", lambda: sdk.motion_enable(True)),
+            ("set_collision_sensitivity", lambda: bus.set_collis_sens(self.sensitivity)[0]),
+            ("set_self_collision_detection", lambda: sdk.set_self_collision_detection(True)),
+            ("set_reduced_max_joint_speed", lambda: sdk.set_reduced_max_joint_speed(max(self.limits.dq_max))),
+            (
+                "set_reduced_max_tcp_speed",
+                lambda: sdk.set_reduced_max_tcp_speed(self.limits.point_speed * 1000),
+            ),
+            (
+                "set_reduced_joint_range",
+                lambda: sdk.set_reduced_joint_range(np.stack([low, high], 1).ravel().tolist()),
+            ),
+            ("set_reduced_tcp_boundary", lambda: sdk.set_reduced_tcp_boundary([x * 1000 for x in fence])),
+            ("set_reduced_mode", lambda: sdk.set_reduced_mode(True)),
+            ("set_fence_mode", lambda: sdk.set_fence_mode(True)),
+            *(self._gripper_steps() if self._has_gripper else ()),
+            ("set_mode", lambda: sdk.set_mode(mode)),
+            ("set_state", lambda: sdk.set_state(0)),
+        ):
+            self._check(name, call())
+        code, state = sdk.get_state()
+        self._check("get_state", code)
+        if state >= STOPPED:
+            raise EnvError(f"xarm {self.ip}: found state {state} after arming, expected ready")
+        end = time.monotonic() + 2.0  # the mode comes with a report, five times a second
+        while sdk.mode != mode:
+            if time.monotonic() > end:
+                raise EnvError(f"xarm {self.ip}: found mode {sdk.mode} after arming, expected {mode}")
+            time.sleep(0.01)
+
+    def _range(self) -> tuple[Array, Array]:
+        return np.array(self.limits.q_min), np.array(self.limits.q_max)
+
+    def _check(self, name: str, code: Any) -> None:
+        code = code[0] if isinstance(code, list | tuple) else code  # some calls return what the bus returned
+        if code not in (0, 2):  # 2: done, and a warning is pending
+            raise EnvError(f"xarm {self.ip}: {name} found code {code}, expected 0")
+
+    def _connected(self) -> Any:
+        if self._sdk is None:
+            raise EnvError(f"xarm {self.ip}: found no connection, expected connect first")
+        return self._sdk
+
+    # ---------------------------------------------------------------- read
+
+    def read(self) -> ArmState:
+        """Measured joints, pose and the error, asked for now; the gripper's opening is up to 0.2 s old.
+
+        Raises:
+            EnvError: no answer in time, an answer that is no number, or no word from the gripper for 2 s.
+        """
+        sdk, asked = self._connected(), time.monotonic()
+        code, states = sdk.get_joint_states(num=3)
+        self._check("get_joint_states", code)
+        code, pose = sdk.get_position()
+        self._check("get_position", code)
+        q, dq, tau = (np.array(values, float) for values in states)
+        tcp = np.array([*np.divide(pose[:3], 1000), *pose[3:]])
+        if not all(np.isfinite(x).all() for x in (q, dq, tau, tcp)):
+            raise EnvError(f"xarm {self.ip}: found measured joints {q.tolist()}, expected finite numbers")
+        if self._has_gripper and asked - self._gripper_heard > GRIPPER_LOST:
+            raise EnvError(f"xarm {self.ip}: found no answer from the gripper (code {self._gripper_code})")
+        return ArmState(q, dq, tau, tcp, self._gripper_opening, asked, sdk.mode, self._error())
+
+    def _error(self) -> int:
+        """The arm's error, asked for as soon as any answer has mentioned one; reports tell 0.2 s later."""
+        sdk = self._sdk
+        if sdk._arm.arm_cmd.has_err_warn:
+            code, (error, _) = sdk.get_err_warn_code()
+            if code == 0:
+                return int(error)
+        return int(sdk.error_code)
+
+    def status(self) -> DriverStatus:
+        """From what is known already; no request."""
+        sdk = self._sdk
+        if sdk is None:
+            return DriverStatus(False, 0, 0, -1, np.inf)
+        age = time.monotonic() - sdk._arm._last_report_time
+        return DriverStatus(bool(sdk.connected), int(sdk.error_code), int(sdk.warn_code), int(sdk.mode), age)
+
+    # ---------------------------------------------------------------- move
+
+    def command(self, q: Array, gripper: float | None) -> CommandResult:
+        """Send joints (7,) rad and an opening; see `ArmDriver`.
+
+        REFUSED, and nothing is sent: before `arm`, after `stop`, joints that are not 7 finite numbers or out of
+        range, a step too wide for a stream, an opening that is not within 0 to 1.
+        """
+        begin = time.monotonic()
+        target = self._sendable(q)
+        opening_ok = gripper is None or (isinstance(gripper, int | float | np.number) and 0 <= gripper <= 1)
+        if self._stopped or target is None or not opening_ok:
+            return CommandResult(REFUSED, begin, begin)
+        if gripper is not None:
+            self._gripper_wanted = round(float(gripper) * PULSES)
+        sdk, joints = self._connected(), target.tolist()
+        sent = time.monotonic()
+        if self.mode == SERVO:
+            code = sdk.set_servo_angle_j(joints)
+        else:
+            # set_servo_angle itself may wait for reports for ever
+            inner = sdk._arm
+            answer = inner.arm_cmd.move_joint(joints, self.speed, self.acceleration, 0)
+            code = inner._check_code(answer[0], is_move_cmd=True, mode=ONLINE)
+        self._last = target
+        return CommandResult(OK if code in (0, 2) else int(code), sent, time.monotonic())
+
+    def _sendable(self, q: Any) -> Array | None:
+        try:
+            target = np.array(q, float)
+        except (TypeError, ValueError):
+            return None
+        low, high = self._range()
+        if target.shape != (7,) or not ((target >= low) & (target <= high)).all():  # NaN fails both
+            return None
+        return target if (np.abs(target - self._last) <= self._step_max).all() else None
+
+    def hold(self) -> None:
+        """Command the measured joints. Raises EnvError where they cannot be read."""
+        self._last = self.read().q
+        self.command(self._last, None)
+
+    def stop(self, reason: str) -> None:
+        """State 4 over the connection that nothing else uses; over the other if that one fails. Never raises.
+
+        Until `arm` is called again, `command` refuses.
+        """
+        self._stopped, self._led = reason or "stopped", False
+        self._gripper_wanted = None
+        with self._stop_lock:
+            for arm in (self._stopper, self._sdk, self._stopper):
+                if arm is None or not arm.connected:
+                    continue
+                with suppress(Exception):
+                    # errors and warnings pending (1, 2) and "not ready" (9) are answers: the box has stopped
+                    if arm._arm.arm_cmd.set_state(STOPPED)[0] in (0, 1, 2, 9):
+                        return
+
+    @property
+    def stopped(self) -> str:
+        """Why `command` refuses; empty if it does not."""
+        return self._stopped
+
+    # ---------------------------------------------------------------- gripper
+
+    def _open_gripper(self, end: float) -> None:
+        if self._sdk.set_rs485_use_503_port() != 0:
+            raise EnvError(f"xarm {self.ip}: found no second port for the gripper, expected one (502 + 1)")
+        self._sdk._arm.arm_cmd_503.set_timeout(2 * WIRE_TIMEOUT)
+        self._closing.clear()
+        self._gripper_thread = threading.Thread(target=self._tend_gripper, daemon=True, name="xarm gripper")
+        self._gripper_thread.start()
+        while not np.isfinite(self._gripper_opening):
+            if time.monotonic() > end:
+                raise EnvError(
+                    f"xarm {self.ip}: found no answer from the gripper (code {self._gripper_code}), expected its "
+                    "opening; is it plugged in, and its bus at 2 Mbaud?"
+                )
+            time.sleep(0.01)
+
+    def _gripper_steps(self) -> tuple[tuple[str, Callable[[], Any]], ...]:
+        sdk = self._sdk
+        return (
+            ("set_gripper_enable", lambda: sdk.set_gripper_enable(True)),
+            ("set_gripper_mode", lambda: sdk.set_gripper_mode(0)),
+            ("set_gripper_speed", lambda: sdk.set_gripper_speed(GRIPPER_SPEED)),
+        )
+
+    def _tend_gripper(self) -> None:
+        """On its own connection, ten times a second: send a changed target, ask for the opening."""
+        sdk, sent = self._sdk, None
+        while not self._closing.wait(GRIPPER_PERIOD):
+            try:
+                wanted, ours = self._gripper_wanted, self._led or not self._stopped
+                if wanted != sent and wanted is not None and ours:
+                    if sdk.set_gripper_position(wanted, wait=False, no_check=True) == 0:
+                        sent = wanted
+                elif not ours:
+                    sent = None
+                code, pulses = sdk.get_gripper_position(check_baud=False)
+            except Exception:  # whatever the SDK makes of a broken answer
+                code, pulses = -1, None
+            self._gripper_code = code
+            if code == 0 and pulses is not None:
+                self._gripper_opening = float(np.clip(pulses / PULSES, 0.0, 1.0))
+                self._gripper_heard = time.monotonic()

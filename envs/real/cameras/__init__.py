@@ -1,0 +1,1 @@
+"""Cameras: one reader thread each, with the newest frame and its time."""

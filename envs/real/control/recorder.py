@@ -1,0 +1,64 @@
+"""An episode on the arm in the demos' format: the steps of a `ControlLoop`, appended to a store as a whole.
+
+    recorder = EpisodeRecorder(store)           # a s2robot.demos.store.EpisodeStore, or anything with its `append`
+    loop = ControlLoop(..., on_step=recorder.add)
+    loop.run(80)
+    recorder.finish(success=True, seed=0)       # or recorder.discard()
+
+Beyond the demos' own keys (`action`, `proprio`, `images_<camera>`) there are `action_raw` (what the policy said),
+`action_sent` (how far the stream went in that step, and the gripper), `time` and `time_action` (s, monotonic: of
+the observation, and when its action was taken up), `verdict` (the worst of `s2robot.envs.real.control.safety.Verdict`), `code`
+(the last of the arm that was not 0) and `camera_age` (s, in the cameras' order).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+
+
+class Sink(Protocol):
+    """Where episodes go."""
+
+    def append(self, episode: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
+        """Add one whole episode, or nothing."""
+
+
+class EpisodeRecorder:
+    """Collects the steps of one episode in memory; writes nothing while the arm moves."""
+
+    def __init__(self, sink: Sink):
+        self._sink = sink
+        self._steps: list[dict] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def add(self, step: dict) -> None:
+        """Take one step, key -> number or array."""
+        if self._steps and step.keys() != self._steps[0].keys():
+            found, expected = ", ".join(sorted(step)), ", ".join(sorted(self._steps[0]))
+            raise EnvError(f"recorder: found a step of {found}, expected {expected}")
+        self._steps.append(step)
+
+    def finish(self, **meta: Any) -> int:
+        """Append the episode with values such as `success` and `seed`; how many steps it has (0: not written).
+
+        What the sink raises goes through, and the steps are kept.
+        """
+        if not self._steps:
+            return 0
+        episode = {key: np.stack([np.asarray(step[key]) for step in self._steps]) for key in self._steps[0]}
+        for key in ("time", "time_action", "camera_age"):  # a store takes finite numbers only
+            if key in episode:
+                episode[key] = np.nan_to_num(episode[key], posinf=1e6)
+        self._sink.append(episode, meta)
+        count = len(self._steps)
+        self.discard()
+        return count
+
+    def discard(self) -> None:
+        """Forget the steps."""
+        self._steps = []

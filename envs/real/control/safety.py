@@ -1,0 +1,320 @@
+"""The last thing between a target and the arm: a pure filter on the stream of commanded joints.
+
+    safety = SafetyFilter(XARM7_LIMITS, ArmPoints("xarm7"))
+    safety.reset(state.q)
+    safe = safety(q_target, gripper, state.q, state_age)   # once a period, 100 times a second
+    driver.command(safe.q, safe.gripper)                   # safe.q is within limits, whatever came in
+
+It does no I/O and reads no clock: a call is one period of `limits.rate_hz`. Whoever sends must never send faster
+than that, not even to catch up.
+
+What holds, by induction: from the joints commanded last, every joint can brake to rest, by itself and with its
+full deceleration, such that all joints stay in range, all watched points in the box and above the table, and no
+point is too fast. A target is let through only if the same holds from there. Otherwise a part of the way to it
+is tried, and last comes the next step of the braking that was checked before.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import ArmLimits, Array
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.control.motion import braking_steps, pursuit_speed, stopping_speed
+
+_SLACK = 1e-6  # relative and in rad or m: rounding in a long braking never crosses a limit
+_EXACT = 1e-9  # rad, a target met this closely counts as sent as it came
+_PARTS = (1.0, 0.5, 0.25)  # of the way from braking to the target, tried in this order
+_RISE = 1e-5  # m
+_DIFFERENCE = 1e-5  # rad, of a slope
+_ABOVE = (
+    1e-3  # m that `above_table` leaves to the table: a straight way in joints between two such targets sags
+)
+
+
+class Verdict(IntEnum):
+    """What the filter made of a target, from harmless to serious."""
+
+    PASS = 0  # sent as it came
+    CLAMP = 1  # changed to stay within limits
+    HOLD = 2  # braking and waiting; goes on when the cause is gone
+    STOP = 3  # braking, latched until `reset`: the driver is to be stopped
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """What the filter decides besides the arm's limits."""
+
+    state_age_max: float = 0.05  # s, a measured state older than this is no state
+    # a clamped target counts 1, one that passes takes `clamps_leak` back; at `clamps_max` it stops: the policy pushes
+    # at a limit. With 0.25 the count grows wherever more than a fifth of the targets are clamped
+    clamps_max: int = 100
+    clamps_leak: float = 0.25
+
+
+@dataclass(frozen=True)
+class Safe:
+    """The filter's answer."""
+
+    q: Array  # (7,) rad, what may be sent
+    gripper: float | None  # opening, 0 closed to 1 open; None: leave it
+    verdict: Verdict
+    reasons: tuple[str, ...]  # empty for PASS
+
+
+class SafetyFilter:
+    """Filters a stream of joint targets; see the module for what is guaranteed.
+
+    `q_last` (7,) rad and `dq_last` (7,) rad/s are what it let through last.
+    """
+
+    def __init__(self, limits: ArmLimits, points: ArmPoints, config: SafetyConfig | None = None):
+        self.limits, self.points, self.config = limits, points, config or SafetyConfig()
+        c = self.config
+        if not (c.clamps_max >= 1 and 0 < c.clamps_leak < np.inf and 0 < c.state_age_max < np.inf):
+            raise EnvError(f"safety: found {c}, expected clamps_max >= 1, clamps_leak and state_age_max > 0")
+        self.dt = 1 / limits.rate_hz
+        self._low = np.array(limits.q_min) + limits.margin + _SLACK  # (7,)
+        self._high = np.array(limits.q_max) - limits.margin - _SLACK
+        self._dq = np.array(limits.dq_max) * (1 - _SLACK)
+        self._ddq = np.array(limits.ddq_max) * (1 - _SLACK)
+        room = points.radius[:, None] + _SLACK
+        arm_box = ((-np.inf, np.inf),) * 3 if limits.arm_box is None else limits.arm_box
+        boxes = np.where(points.in_box[:, None, None], limits.box, arm_box)  # (P, 3, 2)
+        self._point_low, self._point_high = boxes[..., 0] + room, boxes[..., 1] - room  # (P, 3)
+        table = limits.table_z + limits.table_clearance + points.radius + _SLACK
+        self._table = table  # (P,)
+        self._hand = np.flatnonzero(points.of("right_hand"))  # of the points
+        self._stride = limits.point_speed * (1 - _SLACK) * self.dt  # m a point may move in a period
+        self.q_last = np.full(7, np.nan)
+        self.dq_last = np.zeros(7)
+        self._target_last = self.q_last
+        self._stopped: tuple[str, ...] = ("not started",)
+        self._clamps = 0.0
+
+    def reset(self, q_measured: Any) -> None:
+        """Start, at rest, from where the arm is.
+
+        Raises:
+            EnvError: the arm is outside its limits; it has to be moved by hand first.
+        """
+        q = _joints(q_measured)
+        if q is None:
+            raise EnvError(f"safety: found measured joints {q_measured!r}, expected 7 finite numbers")
+        if (q < self._low).any() or (q > self._high).any():
+            i = int(np.argmax(np.maximum(self._low - q, q - self._high)))
+            raise EnvError(
+                f"safety: joint {i + 1} is at {q[i]:.3f} rad, expected {self._low[i]:.3f} to {self._high[i]:.3f}; "
+                "move the arm by hand first"
+            )
+        places = self.points.along(q[None])
+        if problem := self._problem(places, places[0]):
+            raise EnvError(f"safety: the arm starts outside its limits ({problem}); move it by hand first")
+        self.q_last, self.dq_last, self._places_last = q, np.zeros(7), places[0]
+        self._target_last = q
+        self._stopped, self._clamps = (), 0.0
+
+    def __call__(self, q_target: Any, gripper: Any, q_measured: Any, state_age: float) -> Safe:
+        """Filter one target.
+
+        Args:
+            q_target: (7,) rad, absolute; anything else, NaN, infinity and a jump (`limits.step_max`) stop.
+            gripper: opening wanted, 0 to 1, or None.
+            q_measured: (7,) rad, the newest reading.
+            state_age: s, how old that reading is.
+        """
+        if self._stopped:
+            return self._brake(Verdict.STOP, *self._stopped)
+        # what is no target at all
+        target, measured = _joints(q_target), _joints(q_measured)
+        if target is None:
+            return self._stop("target is not 7 finite numbers")
+        if measured is None:
+            return self._stop("measured joints are not 7 finite numbers")
+        opening = None if gripper is None else _number(gripper)
+        if gripper is not None and opening is None:
+            return self._stop("gripper command is not a finite number")
+        # the interpolator makes no jump: this is a bug or a corrupted value, and no part of it is right
+        jump = np.abs(target - self.q_last)
+        if jump.max() > self.limits.step_max:
+            return self._stop(f"jump of joint {int(jump.argmax()) + 1} by {jump.max():.3g} rad")
+        # no fresh state
+        if not 0 <= state_age <= self.config.state_age_max:  # NaN is not fresh either
+            return self._brake(Verdict.HOLD, "state is stale")
+        reasons = []
+        if opening is not None and not 0 <= opening <= 1:
+            opening = min(max(opening, 0.0), 1.0)
+            reasons.append("gripper range")
+        # range, lag
+        inside = np.clip(target, self._low, self._high)
+        reasons += _named("range", inside != target)
+        lag = np.abs(self.q_last - measured)
+        if lag.max() > self.limits.lag_max:
+            return self._stop(f"joint {int(lag.argmax()) + 1} lags {lag.max():.2f} rad behind its command")
+        behind = np.linalg.norm(self.points.at(measured) - self._places_last, axis=1)
+        if behind.max() > self.limits.point_lag_max:
+            name = self._name(behind == behind.max())
+            return self._stop(f"{name} lags {behind.max():.3f} m behind its command")
+        # speed, acceleration, braking before the end of the range
+        speed = self._limited_speed(inside)
+        short = np.abs(self.q_last + speed * self.dt - inside) > _EXACT
+        reasons += _named("speed or acceleration", short)
+        self._target_last = inside
+        # the watched points
+        places = self._places(speed)
+        if problem := self._problem(places, self._places_last):
+            reasons.append(problem)
+            way = self._detour(speed, places)
+            if way is None:
+                return self._clamped(self._braked(), None, opening, reasons)
+            speed, places = way
+        if reasons:
+            return self._clamped(speed, places[0], opening, reasons)
+        self._clamps = max(self._clamps - self.config.clamps_leak, 0.0)
+        self._advance(self.q_last + speed * self.dt, speed, places[0])
+        return Safe(self.q_last, opening, Verdict.PASS, ())
+
+    def above_table(self, q: Array) -> Array:
+        """Joints (7,) rad whose hand is raised, where it is too low, until no watched point is below the table.
+
+        For targets: a policy that presses its fingers onto the table then slides along it, where the filter would
+        stop it at the first touch. It promises nothing: what comes of it is filtered like any target.
+        """
+        for _ in range(3):  # the table is flat and the steps are small: one is enough, as a rule
+            places = self.points.at(q)
+            depth = float((self._table + _ABOVE - places[:, 2]).max())
+            if depth <= 0:
+                break
+            q = np.clip(q + self._raising(q, depth), self._low, self._high)
+        return q
+
+    def hold(self, reason: str) -> Safe:
+        """A period in which there is no target: brake to rest, or stay there."""
+        return (
+            self._brake(Verdict.STOP, *self._stopped) if self._stopped else self._brake(Verdict.HOLD, reason)
+        )
+
+    def rest(self) -> None:
+        """No command was sent for so long that the arm has come to rest at the last one: go on from there, at rest."""
+        self.dq_last, self._target_last = np.zeros(7), self.q_last
+
+    # ---------------------------------------------------------------- inside
+
+    def _limited_speed(self, target: Array) -> Array:
+        """The speed (7,) towards a target (7,) that every joint may have now."""
+        return self._within(
+            pursuit_speed(self.q_last, self._target_last, target, self._dq, self._ddq, self.dt)
+        )
+
+    def _within(self, speed: Array) -> Array:
+        """The part of a speed (7,) that every joint may have now."""
+        high = np.minimum(self._dq, stopping_speed(self._high - self.q_last, self._ddq, self.dt))
+        low = -np.minimum(self._dq, stopping_speed(self.q_last - self._low, self._ddq, self.dt))
+        high = np.minimum(high, self.dq_last + self._ddq * self.dt)
+        low = np.maximum(low, self.dq_last - self._ddq * self.dt)
+        return np.clip(speed, low, high)
+
+    def _detour(self, wanted: Array, places: Array) -> tuple[Array, Array] | None:
+        """A speed (7,) near the one that is not allowed, and its places (N, P, 3); None if only braking is left.
+
+        Less of it; and along the table what would go below: the arm may start to rise with a fingertip a little lower,
+        because its joints do not speed up alike, and would otherwise be stuck where it touches.
+        """
+        braked = self._braked()
+        for part in _PARTS:
+            speed = braked + part * (wanted - braked)
+            if part < 1:
+                places = self._places(speed)
+                if self._problem(places, self._places_last) is None:
+                    return speed, places
+            depth = float((self._table - places[..., 2]).max())
+            if depth > 0:
+                # a little more than it takes, for what the slope leaves out
+                speed = self._within(speed + self._raising(self.q_last, 1.1 * depth + _RISE) / self.dt)
+                places = self._places(speed)
+                if self._problem(places, self._places_last) is None:
+                    return speed, places
+        return None
+
+    def _raising(self, q: Array, height: float) -> Array:
+        """The change of joints `q` (7,) by which the hand is higher by `height`, m, not shifted and not turned.  # (7,)"""
+        around = self.points.along(np.concatenate([q[None], q + _DIFFERENCE * np.eye(7)]))[:, self._hand, :]
+        slopes = (around[1:] - around[0]).reshape(7, -1).T / _DIFFERENCE  # (3 P, 7)
+        up = np.tile([0.0, 0.0, height], len(self._hand))
+        return np.linalg.lstsq(slopes, up, rcond=1e-3)[0]
+
+    def _places(self, speed: Array) -> Array:
+        """The points after a period at `speed` (7,), and on the way to rest from there.  # (N, P, 3)"""
+        speeds = np.concatenate([speed[None], braking_steps(speed, self._ddq, self.dt)])
+        return self.points.along(self.q_last + np.cumsum(speeds, 0) * self.dt)
+
+    def _braked(self) -> Array:
+        loss = self._ddq * self.dt
+        return np.sign(self.dq_last) * np.maximum(np.abs(self.dq_last) - loss, 0.0)
+
+    def _problem(self, places: Array, before: Array) -> str | None:
+        """What is wrong with points on their way (N, P, 3), which come from `before` (P, 3)."""
+        outside = (places < self._point_low) | (places > self._point_high)
+        if outside.any():
+            return f"box: {self._name(outside.any((0, 2)))}"
+        below = places[..., 2] < self._table
+        if below.any():
+            return f"table: {self._name(below.any(0))}"
+        move = np.diff(places, axis=0, prepend=before[None])
+        fast = np.einsum("npi,npi->np", move, move) > self._stride**2
+        return f"point speed: {self._name(fast.any(0))}" if fast.any() else None
+
+    def _name(self, which: Array) -> str:
+        return self.points.names[int(np.argmax(which))]
+
+    def _clamped(self, speed: Array, places: Array | None, opening: float | None, reasons: list[str]) -> Safe:
+        self._clamps += 1
+        if self._clamps >= self.config.clamps_max:
+            return self._stop(f"clamped too often ({reasons[0]})", *reasons)
+        self._advance(self.q_last + speed * self.dt, speed, places)
+        return Safe(self.q_last, opening, Verdict.CLAMP, tuple(reasons))
+
+    def _stop(self, *reasons: str) -> Safe:
+        self._stopped = reasons
+        return self._brake(Verdict.STOP, *reasons)
+
+    def _brake(self, verdict: Verdict, *reasons: str) -> Safe:
+        """The next step of the braking that was checked when the last target was let through."""
+        speed = self._braked()
+        self._advance(self.q_last + speed * self.dt, speed, None)
+        self._target_last = self.q_last
+        return Safe(self.q_last, None, verdict, reasons)
+
+    def _advance(self, q: Array, speed: Array, places: Array | None) -> None:
+        self.q_last, self.dq_last = q, speed
+        self._places_last = self.points.at(q) if places is None else places
+
+
+def _joints(value: Any) -> Array | None:
+    """`value` as (7,) finite float64, or None."""
+    try:
+        array = np.asarray(value)
+    except Exception:  # whatever an odd object raises: it is no target
+        return None
+    if array.shape != (7,) or array.dtype.kind not in "fiu":
+        return None
+    array = array.astype(float)
+    return array if np.isfinite(array).all() else None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except Exception:
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _named(what: str, which: Array) -> list[str]:
+    """One reason that names the joints, or none."""
+    if not which.any():
+        return []
+    return [f"{what}: joint {', '.join(str(i + 1) for i in np.flatnonzero(which))}"]

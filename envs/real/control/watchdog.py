@@ -1,0 +1,174 @@
+"""What may go on: a pure state machine over ages and codes, with faults that stay.
+
+    watchdog = Watchdog()
+    state = watchdog.update(time.monotonic(), inputs)     # every period of the stream
+
+IDLE: not started. READY: everything is fresh, motion is allowed to begin. RUNNING: moving. HOLD: standing still
+and waiting; RUNNING again by itself when the cause is gone. FAULT: latched; only `clear`, which an operator asks
+for, leads out of it, and to IDLE at that.
+"""
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+
+WARNING = 2  # the SDK's code of a command that was taken while a warning is pending
+
+
+class State(Enum):
+    IDLE = "idle"
+    READY = "ready"
+    RUNNING = "running"
+    HOLD = "hold"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True)
+class WatchdogLimits:
+    """When to hold and when to give up. All in seconds."""
+
+    camera_hold: float = 0.10  # age of the oldest camera's newest frame: the policy would act on the past
+    camera_fault: float = 0.50  # a camera that is gone
+    state_hold: float = 0.05  # age of the measured joints
+    state_fault: float = 0.25  # an arm that no longer answers
+    policy_hold: float = 0.25  # a target is overdue by so much; until then the stream rests at the last one
+    policy_fault: float = 1.00  # a policy that is gone
+    hold_fault: float = 5.00  # holding for so long, for whatever causes in turn, is no operation
+    report_fault: float = 1.50  # the arm has said nothing by itself; it reports 5 times a second
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not 0 < getattr(self, f.name) < np.inf:
+                raise EnvError(f"watchdog.{f.name}: found {getattr(self, f.name)}, expected a time above 0")
+        for what in ("camera", "state", "policy"):
+            hold, fault = getattr(self, f"{what}_hold"), getattr(self, f"{what}_fault")
+            if hold > fault:
+                raise EnvError(f"watchdog.{what}_hold: found {hold}, expected at most {what}_fault, {fault}")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known at one moment. Ages in s; NaN counts as never seen."""
+
+    camera_age: dict[str, float]  # of each camera's newest frame
+    state_age: float  # of the measured joints
+    policy_late: float = 0.0  # by how much the next target is overdue; 0 = in time
+    policy_error: str = ""  # the policy crashed, or its answer was no action
+    code: int = 0  # of the last command
+    error: int = 0  # the arm's
+    mode: int = 0  # the arm's
+    connected: bool = True
+    report_age: float = 0.0  # since the arm last reported by itself
+    frozen_cameras: tuple[str, ...] = ()  # whose pictures no longer change
+
+
+@dataclass
+class Watchdog:
+    """The state and why it is so.
+
+    `reasons` are those of the present state; `history` holds (time, state, reasons) of every change.
+    """
+
+    limits: WatchdogLimits = field(default_factory=WatchdogLimits)
+    mode: int = 1  # the arm's mode while it is ours
+    state: State = State.IDLE
+    reasons: tuple[str, ...] = ()
+    history: list[tuple[float, State, tuple[str, ...]]] = field(default_factory=list)
+    _held_since: float = np.nan
+
+    def update(self, now: float, inputs: Inputs) -> State:
+        """The state at the time `now` (s, monotonic)."""
+        if self.state == State.FAULT:
+            return self.state
+        started = self.state in (State.RUNNING, State.HOLD)
+        faults = self._faults(inputs, started)
+        holds = self._holds(inputs)
+        if faults:
+            return self._enter(now, State.FAULT, faults)
+        if not started:
+            # before the start a missing frame is waited for
+            return self._enter(now, State.IDLE if holds else State.READY, holds)
+        if not holds:
+            return self._enter(now, State.RUNNING, ())
+        self._enter(now, State.HOLD, holds)
+        if not now - self._held_since <= self.limits.hold_fault:
+            held = f"held for more than {self.limits.hold_fault:g} s"
+            return self._enter(now, State.FAULT, (held, *holds))
+        return self.state
+
+    def start(self, now: float) -> None:
+        """READY to RUNNING, on the operator's word. Raises EnvError from any other state."""
+        if self.state != State.READY:
+            why = f" ({'; '.join(self.reasons)})" if self.reasons else ""
+            raise EnvError(f"watchdog: found state {self.state.value}{why}, expected ready")
+        self._enter(now, State.RUNNING, ())
+
+    def fault(self, now: float, reason: str) -> None:
+        """Latch a fault from outside; an earlier one stays."""
+        if self.state != State.FAULT:
+            self._enter(now, State.FAULT, (reason,))
+
+    def pause(self, now: float) -> None:
+        """The end of an episode: back to IDLE, unless there is a fault."""
+        if self.state != State.FAULT:
+            self._enter(now, State.IDLE, ())
+
+    def clear(self, now: float) -> None:
+        """FAULT to IDLE: the operator has looked at the arm and says so. Never called by a program."""
+        if self.state == State.FAULT:
+            self._enter(now, State.IDLE, ())
+
+    # ---------------------------------------------------------------- inside
+
+    def _faults(self, x: Inputs, started: bool) -> tuple[str, ...]:
+        limits, found = self.limits, []
+        if not x.connected:
+            found.append("connection lost")
+        if x.error:
+            found.append(f"arm error {x.error}")
+        if x.code not in (0, WARNING):
+            found.append(f"command code {x.code}")
+        if x.policy_error:
+            found.append(f"policy: {x.policy_error}")
+        if started:
+            if x.mode != self.mode:
+                found.append(f"mode {x.mode}, expected {self.mode}")
+            found += [
+                f"camera {name} is gone"
+                for name, age in x.camera_age.items()
+                if _over(age, limits.camera_fault)
+            ]
+            if _over(x.state_age, limits.state_fault):
+                found.append("joint state is gone")
+            if _over(x.policy_late, limits.policy_fault):
+                found.append("policy is gone")
+            if _over(x.report_age, limits.report_fault):
+                found.append("arm reports nothing")
+            found += [f"camera {name} is frozen" for name in x.frozen_cameras]
+        return tuple(found)
+
+    def _holds(self, x: Inputs) -> tuple[str, ...]:
+        limits = self.limits
+        found = [
+            f"camera {name} is stale" for name, age in x.camera_age.items() if _over(age, limits.camera_hold)
+        ]
+        if _over(x.state_age, limits.state_hold):
+            found.append("joint state is stale")
+        if _over(x.policy_late, limits.policy_hold):
+            found.append("policy is late")
+        return tuple(found)
+
+    def _enter(self, now: float, state: State, reasons: tuple[str, ...]) -> State:
+        if state == State.HOLD and self.state != State.HOLD:
+            self._held_since = now
+        if (state, reasons) != (self.state, self.reasons):
+            self.state, self.reasons = state, reasons
+            self.history.append((now, state, reasons))
+        return state
+
+
+def _over(age: float, limit: float) -> bool:
+    return not 0 <= age <= limit  # NaN and a clock that ran backwards are over as well

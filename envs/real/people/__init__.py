@@ -1,0 +1,1 @@
+"""The person at the arm: operator, leading by hand, teleoperation."""

@@ -1,0 +1,191 @@
+"""Who stands beside the arm: says when it may move, where the cube lies, and whether an episode succeeded.
+
+A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person;
+`EmulatedOperator` answers for the emulator, which has nobody beside it.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import Array
+from s2robot.envs.real.emulator.side import SideChannel
+from s2robot.envs.robots import robot_spec
+
+_HEARD_S = 1.0  # s; a driver hears of a cleared error with the next report, five a second
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where an episode wants its cube, so that the same seed means the same place for every policy."""
+
+    seed: int | None
+    cube_xy: tuple[float, float]  # m, table frame: x away from the robot, y to its left
+    cube_yaw: float  # rad
+    start_joints: Array  # (7,) rad, where the arm starts
+
+
+class Operator(Protocol):
+    """What the bridge asks between two motions. Every `no` ends the matter: nothing moves."""
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        """May the arm open its gripper and go to its start? With `fault`: and is that fault looked at and cleared?"""
+
+    def place(self, placing: Placing) -> bool:
+        """Is the cube placed, and everybody clear of the arm, which is stopped meanwhile?"""
+
+    def ended(self) -> bool:
+        """Asked once a step: is the episode over? Must not wait."""
+
+    def success(self) -> bool:
+        """Asked after an episode that ended without a fault: did it succeed?"""
+
+    def keep(self) -> bool:
+        """Asked after a demonstration: is it to be kept?"""
+
+
+def ask(question: str, none: str | None = "") -> str:
+    """What a person types as the answer, stripped, in small letters; `none` after Ctrl-D or without a terminal.
+
+    What was typed before the question is thrown away: it answers something else, and an arm may move upon it.
+
+    Raises:
+        EOFError: standard input has ended and `none` is None.
+    """
+    with suppress(Exception):  # no terminal: nothing was typed ahead
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+    try:
+        return input(question).strip().lower()
+    except EOFError:
+        print(flush=True)  # the next line is not to stand behind the question
+        if none is None:
+            raise
+        return none
+
+
+_ask = partial(ask, none=None)
+
+
+class TerminalOperator:
+    """Asks on the terminal. Before a motion anything but `y` is a no; an outcome is asked for until it is told."""
+
+    closest: float | None = None  # m, see `EmulatedOperator`: nobody measures it
+
+    def __init__(self, ask: Callable[[str], str] = _ask):
+        self._ask = ask
+
+    def _yes(self, question: str) -> bool:
+        try:
+            return self._ask(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+
+    def _one_of(self, question: str, answers: dict[str, str]) -> str:
+        """The answer's meaning.
+
+        Raises:
+            EnvError: standard input has ended.
+        """
+        while True:
+            try:
+                answer = self._ask(f"{question} ").strip().lower()
+            except EOFError:
+                raise EnvError(
+                    f"operator: found the end of standard input at '{question}', expected an answer"
+                ) from None
+            if answer in answers:
+                return answers[answer]
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        """See `Operator`."""
+        if fault and not self._yes(f"FAULT: {'; '.join(fault)}. Look at the arm and the bench. Cleared?"):
+            return False
+        return self._yes("The arm opens its gripper and moves to its start pose. Is everybody clear of it?")
+
+    def place(self, placing: Placing) -> bool:
+        """See `Operator`."""
+        x, y = (100 * v for v in placing.cube_xy)
+        turn = np.degrees(placing.cube_yaw) % 90  # a cube looks the same every quarter turn
+        return self._yes(
+            f"Place the cube at x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to its left), turned {turn:.0f} "
+            "degrees. Is it there, and everybody clear of the arm?"
+        )
+
+    def ended(self) -> bool:
+        """Never: an episode takes its time."""
+        return False
+
+    def success(self) -> bool:
+        """See `Operator`."""
+        answers = {"y": "y", "yes": "y", "n": "n", "no": "n"}
+        return self._one_of("Did the episode succeed? [y/n]", answers) == "y"
+
+    def stage(self) -> str:
+        """The furthest stage of a failed episode, as the simulated world names them."""
+        question = "How far did it come? 0: not grasped, 1: grasped, 2: lifted [0/1/2]"
+        return self._one_of(question, {"0": "approach", "1": "grasp", "2": "lift"})
+
+    def keep(self) -> bool:
+        """See `Operator`."""
+        return self._yes("Keep it?")
+
+
+class EmulatedOperator:
+    """Says yes, lays the cube where it is wanted, and knows of success what the emulated scene knows.
+
+    Args:
+        side: the emulator's side channel.
+        scene: whether it has a scene with a cube (the MuJoCo plant).
+
+    Attributes: `closest`, the least distance (m) of grip and cube since the cube was placed, of the moments at which
+    `ended` was asked; None if it was not.
+    """
+
+    def __init__(self, side: SideChannel, scene: bool = True):
+        self._side, self._scene = side, scene
+        self.closest: float | None = None
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        """Yes; after a fault the arm is led away from what it may press on and its error cleared, as a person would."""
+        if fault:
+            self._side("place_arm", joints=list(robot_spec("xarm7").home))
+            self._side("clear_error")
+            time.sleep(_HEARD_S)
+        return True
+
+    def place(self, placing: Placing) -> bool:
+        """Lays the cube there."""
+        self.closest = None
+        if self._scene:
+            xy, yaw = list(placing.cube_xy), placing.cube_yaw
+            self._side("reset_scene", seed=placing.seed, cube_xy=xy, cube_yaw=yaw)
+        return True
+
+    def ended(self) -> bool:
+        """When the cube has been lifted."""
+        if not self._scene:
+            return False
+        scene = self._side("scene")
+        self.closest = min(scene["distance"], np.inf if self.closest is None else self.closest)
+        return bool(scene["is_success"])
+
+    def success(self) -> bool:
+        """As the simulated world judges it; never without a scene."""
+        return bool(self._scene and self._side("scene")["is_success"])
+
+    def stage(self) -> str:
+        """The furthest stage since the cube was placed; the first one without a scene."""
+        return str(self._side("scene")["stage"]) if self._scene else "approach"
+
+    def keep(self) -> bool:
+        """Yes."""
+        return True

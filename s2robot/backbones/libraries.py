@@ -1,0 +1,273 @@
+"""What timm, torchvision, Hugging Face and torch.hub tell of their vision models before one has run.
+
+    source = read_model(timm.create_model("resnet18"), block=3)
+    source.run(source.model, images)       # the output of the third stage; the fourth is not there
+
+`s2robot.backbones.backbone.find_backbone` is what to use; this file knows the libraries' names and layouts for it.
+transformers is not imported: its models are known by their config.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2robot.common.errors import UserError
+
+Run = Callable[[nn.Module, Tensor], Any]
+Size = tuple[int, int]  # height and width in pixels
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Mean and std of the published checkpoints of a Hugging Face family, by config.model_type. "vit" is Google's;
+# Facebook's (DINO, MAE) have ImageNet's, which only their name tells.
+HUGGING_FACE = (
+    dict.fromkeys(("vit", "beit", "siglip_vision_model", "siglip2_vision_model"), HALF)
+    | dict.fromkeys(("clip_vision_model", "metaclip_2_vision_model"), CLIP)
+    | dict.fromkeys(("deit", "vit_msn", "ijepa", "dinov2", "dinov2_with_registers", "dinov3_vit"), IMAGENET)
+    | dict.fromkeys(("dinov3_convnext", "convnext", "convnextv2", "resnet", "swin"), IMAGENET)
+)
+STAGES = ("blocks", "stages", "layers")  # where timm's models keep their blocks
+
+
+@dataclass
+class Source:
+    """A model, how to get its features, and what is known of it; None is to be found by a dry run."""
+
+    model: nn.Module
+    run: Run
+    name: str
+    tile: Size | None = None
+    patch: int | None = None
+    num_prefix_tokens: int | None = None
+    mean: Sequence[float] | None = IMAGENET[0]
+    std: Sequence[float] | None = IMAGENET[1]
+    depth: int | None = None
+    channels_last: bool | None = None  # of maps
+    try_sizes: bool = True  # may be run on another size to see if it takes it
+
+
+def read_model(model: Any, block: int | None = None, size: Size | None = None) -> Source:
+    """What is known of a model, cut after `block` and made for images of `size` where it can be.
+
+    The model is not changed: what has to be cut or resampled is copied first.
+    Raises UserError for what is no model, and for a block that it does not have.
+    """
+    if not callable(model):
+        raise UserError(f"expected a model or another callable, found a {type(model).__name__}")
+    if isinstance(model, nn.Module):
+        if any(c.__module__.startswith("torchvision.models.") for c in type(model).__mro__):
+            return (
+                _torchvision_vit(model, block) if hasattr(model, "conv_proj") else _torchvision(model, block)
+            )
+        if hasattr(getattr(model, "config", None), "model_type"):
+            return _hugging_face(model, block, size)
+        if hasattr(model, "forward_features"):
+            return _timm(model, block, size)
+    name = getattr(model, "__name__", type(model).__name__)
+    if block is not None:
+        _check_block(name, block, 0)
+    module = model if isinstance(model, nn.Module) else Function(model)
+    return Source(module, call, name, num_prefix_tokens=0, try_sizes=False)
+
+
+def call(model: nn.Module, x: Tensor) -> Any:
+    return model(x)
+
+
+class Function(nn.Module):
+    """A callable as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def _forward_features(model: Any, x: Tensor) -> Any:
+    return model.forward_features(x)
+
+
+def _timm(model: Any, block: int | None, size: Size | None) -> Source:
+    """timm, our MVPViT (which is timm's ViT), and DINOv2 from torch.hub, which is close to it."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    name = str(cfg.get("architecture") or type(model).__name__)
+    embed: Any = getattr(model, "patch_embed", None) or getattr(model, "stem", None)  # MLP-Mixer: stem
+    tile = tuple(getattr(embed, "img_size", None) or cfg.get("input_size", (3, 224, 224))[1:])
+    container = next(
+        (a for a in STAGES if isinstance(getattr(model, a, None), nn.Sequential | nn.ModuleList)), None
+    )
+    if container:
+        stages = [f"{container}.{child}" for child, _ in getattr(model, container).named_children()]
+    else:  # ResNet and RegNet keep theirs side by side
+        stages = [child for child, _ in model.named_children() if child[:-1] in ("layer", "s")]
+    if getattr(model, "chunked_blocks", False):  # torch.hub's DINOv2: each holds several blocks
+        stages = []
+    info = getattr(model, "feature_info", None) or []
+    alike = container == "blocks" and len({(i["reduction"], i["num_chs"]) for i in info}) <= 1
+    resample = size not in (None, tile) and hasattr(model, "set_input_size")
+    resample = resample and not getattr(model, "dynamic_img_size", False)
+    patch = None
+    if alike and hasattr(embed, "patch_size"):
+        patch = _square(embed.feat_ratio(False) if hasattr(embed, "feat_ratio") else embed.patch_size, name)
+    if block is not None:
+        model = _up_to(model, stages, block, name, tail=alike)
+    elif resample:
+        model = copy.deepcopy(model)
+    if resample:
+        model.set_input_size(img_size=size)  # the position table is interpolated
+    return Source(
+        model,
+        _forward_features,
+        name,
+        tile,
+        patch,
+        num_prefix_tokens=getattr(model, "num_prefix_tokens", None) if alike else None,
+        mean=cfg.get("mean", IMAGENET[0]),
+        std=cfg.get("std", IMAGENET[1]),
+        depth=len(stages) or None,
+        channels_last=True if getattr(model, "output_fmt", None) == "NHWC" else None,
+    )
+
+
+def _pixel_values(model: nn.Module, x: Tensor) -> Any:
+    return model(pixel_values=x)
+
+
+def _interpolated(model: nn.Module, x: Tensor) -> Any:
+    return model(pixel_values=x, interpolate_pos_encoding=True)
+
+
+def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
+    """The part of the model that gives `last_hidden_state`, as the library gives it.
+
+    In CLIP that is before post_layernorm, elsewhere after the final norm.
+    """
+    model = getattr(model, "vision_model", model)  # of CLIP, SigLIP with their text side
+    if "For" in type(model).__name__:  # ViTForImageClassification and the like: without the head
+        model = model.base_model
+    config = model.config
+    name = str(getattr(config, "_name_or_path", "") or config.model_type)
+    if hasattr(config, "mask_ratio"):
+        raise UserError(
+            f"{name}: a {type(model).__name__} masks and shuffles its tokens; load it as a ViTModel"
+        )
+    tile = pair(getattr(config, "image_size", None) or 224)
+    depth = len(getattr(config, "depths", ())) or getattr(config, "num_hidden_layers", 0)
+    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth > 0]
+    stages = [f"{lists[0]}.{i}" for i in range(depth)] if lists else []
+    alike = hasattr(config, "patch_size") and not hasattr(config, "depths")
+    if block is not None:
+        model = _up_to(model, stages, block, name, tail=alike)
+    takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    mean, std = HUGGING_FACE.get(config.model_type, (None, None))
+    if config.model_type == "vit" and name.startswith("facebook/"):
+        mean, std = IMAGENET
+    return Source(
+        model,
+        _interpolated if takes and size not in (None, tile) else _pixel_values,
+        name,
+        tile,
+        _square(config.patch_size, name) if alike else None,
+        mean=mean,
+        std=std,
+        depth=len(stages) or None,
+    )
+
+
+def _vit_tokens(model: Any, x: Tensor) -> Tensor:
+    x = model._process_input(x)  # (B, N, D)
+    return model.encoder(torch.cat([model.class_token.expand(x.shape[0], -1, -1), x], dim=1))
+
+
+def _torchvision_vit(model: Any, block: int | None) -> Source:
+    name, tile, patch = type(model).__name__, (model.image_size, model.image_size), model.patch_size
+    stages = [f"encoder.layers.{child}" for child, _ in model.encoder.layers.named_children()]
+    if block is not None:
+        model = _up_to(model, stages, block, name, tail=True)
+    return Source(model, _vit_tokens, name, tile, patch, num_prefix_tokens=1, depth=len(stages))
+
+
+def _torchvision(model: Any, block: int | None) -> Source:
+    """A torchvision classifier: the modules before its pooling, one after the other; the tile is 224 px."""
+    name = type(model).__name__
+    steps: list[nn.Module] = []
+    ends: list[int] = []  # after how many of the steps a stage is complete
+    for child, module in model.named_children():
+        if child in ("avgpool", "classifier", "fc", "permute"):
+            break
+        if child in ("features", "trunk_output", "blocks"):
+            first = len(steps) + 1
+            steps += module
+            if name in ("ConvNeXt", "SwinTransformer"):  # stem, stage, downsampling, stage, ...
+                ends = list(range(2, len(steps) + 1, 2))
+            elif name in ("EfficientNet", "MobileNetV2", "MobileNetV3"):  # stem, stages, last convolution
+                ends = list(range(2, len(steps)))
+            elif child != "features":
+                ends = list(range(first, len(steps) + 1))
+        else:
+            steps.append(module)
+            if child[:-1] in ("layer", "stage"):
+                ends.append(len(steps))
+    if not steps or hasattr(model, "aux_logits"):
+        raise UserError(f"{name}: its features are not known; give a callable that returns them")
+    if name == "DenseNet":
+        steps.append(nn.ReLU())
+    if block is not None:
+        _check_block(name, block, len(ends))
+        steps = copy.deepcopy(steps[: ends[block - 1]])
+    channels_last = hasattr(model, "permute")  # Swin
+    return Source(
+        nn.Sequential(*steps), call, name, (224, 224), depth=len(ends) or None, channels_last=channels_last
+    )
+
+
+def _check_block(name: str, block: int, depth: int) -> None:
+    if not depth:
+        raise UserError(f"{name}: found block={block}, but its blocks are not known; cut the model by hand")
+    if not 1 <= block <= depth:
+        raise UserError(f"{name}: found block={block}, expected 1 to {depth}")
+
+
+def _up_to(model: nn.Module, stages: Sequence[str], block: int, name: str, tail: bool) -> nn.Module:
+    """A deep copy without the stages (dotted names) after the block and, unless `tail`, what follows them."""
+    _check_block(name, block, len(stages))
+    gone = list(stages[block:])
+    if not tail:
+        children = [child for child, _ in model.named_children()]
+        gone += children[children.index(stages[-1].split(".")[0]) + 1 :]
+    kept = {id(model.get_submodule(stage)) for stage in stages[:block]}
+    # deepcopy takes what stands in its memo for copied: what is removed costs no memory even for a moment
+    memo: dict[int, Any] = {id(m): nn.Identity() for m in map(model.get_submodule, gone) if id(m) not in kept}
+    twin = copy.deepcopy(model, memo)
+    path, in_container, _ = stages[0].rpartition(".")
+    if in_container:
+        owner, attribute = twin.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+        setattr(owner, attribute, getattr(owner, attribute)[:block])
+    return twin
+
+
+def pair(side: Any) -> Size:
+    """(height, width) from one number or two; UserError for anything else."""
+    both = tuple(side) if isinstance(side, Sequence) else (side, side)
+    if len(both) != 2 or not all(isinstance(v, int) and v > 0 for v in both):
+        raise UserError(
+            f"tile: found {side!r}, expected a positive whole number of pixels or (height, width)"
+        )
+    return both
+
+
+def _square(patch: Any, name: str) -> int:
+    sides = {patch} if isinstance(patch, int) else set(patch)
+    if len(sides) != 1:
+        raise UserError(f"{name}: found patches of {tuple(patch)} pixels, expected square ones")
+    return sides.pop()

@@ -1,0 +1,1 @@
+"""What every wing may use: errors, files, paths, progress. A closed list, no drawer."""

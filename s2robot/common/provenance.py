@@ -1,0 +1,31 @@
+"""Where a result comes from: versions of the packages, the command, the weights."""
+
+import hashlib
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_VERSIONS = ("s2robot", "torch", "timm", "mujoco", "robosuite", "gymnasium", "numpy", "zarr")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on, and of Python."""
+    found = {"python": sys.version.split()[0]}
+    for name in _VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def command() -> str:
+    """What the user typed, or would have typed instead of `python -m s2robot`."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["s2robot" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
+def policy_sha256(checkpoint: Path) -> str:
+    """Of the weights and the normalisation of a checkpoint."""
+    return hashlib.sha256((checkpoint / "policy.safetensors").read_bytes()).hexdigest()

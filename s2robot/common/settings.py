@@ -1,0 +1,59 @@
+"""A config's nodes, read once at the door."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from s2robot.common.errors import UserError
+from s2robot.common.paths import shipped_demos
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig, as_tuples
+
+
+def plain(cfg: Any) -> Any:
+    """A config node as dicts and lists."""
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def env_config(cfg: DictConfig, **changes: Any) -> CubePickConfig:
+    """The simulated world of a config; ``changes`` win."""
+    return CubePickConfig(**as_tuples({"robot": cfg.robot.name, **plain(cfg.env), **changes}))
+
+
+def open_demos(cfg: DictConfig) -> EpisodeStore:
+    """The dataset of a config, checked against its robot and our action frame."""
+    store = EpisodeStore.open(cfg.demos.path or shipped_demos(cfg.demos.name))
+    store.check(robot=cfg.robot.name, action_frame=ACTION_FRAME, rate_hz=cfg.env.rate_hz)
+    return store
+
+
+def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What build_encoder needs to make the same encoder again; part of a checkpoint."""
+    settings = {**plain(cfg.encoder), "scales": list(cfg.s2.scales), "resolution": cfg.s2.resolution}
+    if settings["checkpoint"]:  # a checkpoint is used from other folders too
+        settings["checkpoint"] = str(Path(settings["checkpoint"]).resolve())
+    return settings
+
+
+def world_of(cfg: DictConfig) -> str:
+    """Where a config evaluates, `simulation` or `arm`.
+
+    Raises:
+        UserError: the name does not go with the settings that are there.
+    """
+    found, expected = cfg.evaluate.world, "arm" if "live" in cfg else "simulation"
+    if found != expected:
+        raise UserError(
+            f"evaluate.world: found '{found}', expected {expected}: choose evaluate=default for the simulation, "
+            "evaluate=arm for the arm"
+        )
+    return expected
+
+
+def only_simulated(cfg: DictConfig) -> None:
+    """UserError if a verb that evaluates in simulation is told to do so on an arm."""
+    if world_of(cfg) != "simulation":
+        raise UserError(
+            "evaluate: found arm, expected default: `s2robot evaluate evaluate=arm` is on the arm"
+        )

@@ -1,0 +1,150 @@
+"""The arms of a comparison: what each one trains and evaluates, checked before anything runs.
+
+    arms = choose_arms(cfg.experiment, ["base", "base-s2"])
+    settings_of("train", [*common, *arms[0].overrides])     # the DictConfig that `s2robot train` would get
+    describe(arms[0], common)                               # encoder, scales, parameters, GFLOPs
+
+An arm is a name, a label and Hydra overrides, such as [encoder=mvp-tiny, s2=single, policy=rpt]. They are the same
+words that `s2robot train` and `s2robot evaluate` take, so a comparison is nothing that a user could not type.
+"""
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
+from s2robot.common.settings import encoder_settings
+from s2robot.demos.errors import DatasetError
+from s2robot.encoders.encoder import S2Encoder, build_encoder
+
+# the groups of settings that each verb of a comparison reads
+READS = {
+    "record": ("robot", "env", "recording"),
+    "encode": ("robot", "env", "demos", "encoder", "s2", "features"),
+    "train": ("robot", "env", "demos", "encoder", "s2", "features", "policy", "train"),
+    "evaluate": ("robot", "env", "demos", "evaluate"),
+}
+GROUPS = tuple(dict.fromkeys(group for groups in READS.values() for group in groups))
+# what is the same for all arms, or they could not be compared
+_COMMON = ("robot", "demos", "recording", "train.seed", "evaluate.seed", "evaluate.episodes")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things compared."""
+
+    name: str  # a folder is called so
+    label: str  # for people
+    overrides: tuple[str, ...]
+
+
+def key_of(override: str) -> str:
+    """`train.seed` of `train.seed=0`, `+train.seed=0` or `~train.seed`."""
+    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
+
+
+def read_by(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that the verb has a key for, in the verb's own words; of one key the last."""
+    last = {key_of(override): i for i, override in enumerate(overrides)}
+    kept = [o for i, o in enumerate(overrides) if last[key_of(o)] == i]
+    kept = [o for o in kept if re.split(r"[./]", key_of(o))[0] in READS[verb]]
+    if verb == "record":  # has the group at its top level
+        kept = [re.sub(r"^([+~]*)recording\.", r"\1", o) for o in kept if key_of(o) != "recording"]
+    return kept
+
+
+def choose_arms(experiment: DictConfig, names: Sequence[str] | None = None) -> list[Arm]:
+    """The experiment's arms, or those named, in that order.
+
+    Raises:
+        UserError: an arm that the experiment does not have, or overrides that no arm may have.
+    """
+    known = {str(name): arm for name, arm in experiment.arms.items() if arm is not None}
+    arms = []
+    for name in known if names is None else names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f", did you mean '{near[0]}'?" if near else ""
+            raise UserError(f"arms: found '{name}', expected some of {', '.join(known)}{hint}")
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise UserError(f"arm '{name}': expected letters, digits and . _ + - in its name")
+        given = known[name]
+        if isinstance(given, str):  # as one types it: '+experiment.arms.mine="encoder=mvp-tiny s2=single"'
+            arm = Arm(name, name, tuple(shlex.split(given)))
+        else:
+            arm = Arm(name, str(given.get("label") or name), tuple(map(str, given.get("overrides") or ())))
+        for override in arm.overrides:
+            key = key_of(override)
+            if any(key == c or key.startswith(f"{c}.") for c in _COMMON):
+                raise UserError(
+                    f"arm '{name}': found {override}, expected it to be the same for all arms: give it to compare"
+                )
+            if re.split(r"[./]", key)[0] not in GROUPS:
+                raise UserError(f"arm '{name}': found {override}, expected overrides of {', '.join(GROUPS)}")
+        arms.append(arm)
+    if len(set(names or known)) < 2:
+        raise UserError(f"arms: found {', '.join(names or known) or 'none'}, expected at least 2")
+    if len(arms) != len({arm.name for arm in arms}):
+        raise UserError(f"arms: found {', '.join(names or known)}, expected every arm once")
+    return arms
+
+
+@contextmanager
+def about(where: str) -> Iterator[None]:
+    """Errors of the user's, in one line that begins with what they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except DatasetError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{where}: {' '.join(lines[:2])}") from None
+
+
+def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """The config that the verb would get. Raises UserError for a value that is missing, Hydra's for others."""
+    words = ["run_dir=unused", *read_by(verb, overrides)]
+    if verb == "evaluate":
+        words = ["checkpoint=unused", *words]
+    if GlobalHydra.instance().is_initialized():
+        cfg = compose(verb, words)
+    else:
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            cfg = compose(verb, words)
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"no value for {', '.join(missing)}; give one with {missing[0]}=<value>")
+    return cfg
+
+
+def encoder_of(arm: Arm, common: Sequence[str]) -> S2Encoder:
+    """The arm's encoder. Raises UserError that names the arm where its weights are not to be had."""
+    with about(f"arm '{arm.name}'"):
+        return build_encoder(encoder_settings(settings_of("train", [*common, *arm.overrides])))
+
+
+def describe(arm: Arm, common: Sequence[str], encoder: S2Encoder) -> dict[str, Any]:
+    """What compare.json says of an arm before it has run."""
+    cfg = settings_of("train", [*common, *arm.overrides])
+    return {
+        "name": arm.name,
+        "label": arm.label,
+        "encoder": encoder.name,
+        "scales": [float(s) if s % 1 else int(s) for s in cfg.s2.scales],
+        "policy": f"{cfg.policy.kind}, {cfg.policy.pooling.kind}",
+        "overrides": list(arm.overrides),
+        "parameters": encoder.num_parameters,
+        "gflops_per_frame": round(encoder.gflops_per_image, 3),
+    }

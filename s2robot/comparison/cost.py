@@ -1,0 +1,72 @@
+"""Milliseconds per action of several policies, measured in one process so that they can be compared.
+
+From the frames of all cameras to the next action: encode one frame a camera, run the policy. Policies take turns, so
+that a machine that slows down meanwhile slows all of them.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from s2robot.demos.replay import episode_frames
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.encoder.selective import select
+from s2robot.evaluation.rollouts import LearnedPlanner
+from s2robot.loading import device_of, load_policy
+from s2robot.policies import BatchActor
+
+
+def ms_per_action(
+    checkpoints: Mapping[str, Path],
+    selective: Mapping[str, Mapping[str, Any]],
+    store: EpisodeStore,
+    device: str = "auto",
+    rounds: int = 3,
+    steps: int = 12,
+    threads: int | None = None,
+) -> dict[str, float]:
+    """Median over ``rounds`` passes of the first ``steps`` frames of the store's first episode.
+
+    Args:
+        checkpoints: arm -> folder of a trained policy.
+        selective: arm -> its evaluate.selective.
+        store: whose frames are seen; recorded states are drawn.
+        threads: of torch; None: as they are.
+    """
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    planners: dict[str, LearnedPlanner] = {}
+    frames: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # (T, C, S, S, 3) and proprio (T, 8)
+    place = device_of(device)
+    for arm, folder in checkpoints.items():
+        policy, encoder, contract = load_policy(folder, place)
+        seeing = select(encoder, dict(selective[arm]))
+        cameras = contract["cameras"]
+        planners[arm] = LearnedPlanner(BatchActor(policy, 1), seeing, cameras)
+        drawn = episode_frames(store.path, 0, tuple(cameras), encoder.image_size)[:steps]
+        frames[arm] = drawn, store.episode(0)["proprio"][: len(drawn)]
+    times: dict[str, list[float]] = {arm: [] for arm in planners}
+    for turn in range(rounds + 1):  # the first warms up
+        for arm, planner in planners.items():
+            planner.reset([0], [{}])
+            for observation in _observations(planner.cameras, *frames[arm]):
+                start = time.perf_counter()
+                planner.plan([0], [observation])
+                if turn:
+                    times[arm].append(1000 * (time.perf_counter() - start))
+    torch.set_num_threads(before)
+    return {arm: round(statistics.median(found), 2) for arm, found in times.items()}
+
+
+def _observations(cameras: Sequence[str], frames: np.ndarray, proprio: np.ndarray):
+    """One step each, as the evaluation hands it to a planner (count = 1; the gripper's place unknown)."""
+    points = {camera: np.full(2, np.nan, np.float32) for camera in cameras}
+    for step, now in enumerate(frames):
+        images = {camera: now[i][None] for i, camera in enumerate(cameras)}
+        yield {"images": images, "proprio": proprio[step][None], "count": 1, "points": points}

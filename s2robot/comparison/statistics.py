@@ -1,0 +1,200 @@
+"""From the episodes of all arms to the figures of compare.json, summary.json and episodes.csv.
+
+runs = {"base": {0: records, 1: records}, "base-s2": {0: records, 1: records}}   # arm -> training seed
+pair_figures(outcomes_of(runs), positions_of(runs), "base-s2", "base")  # difference, low, high, p, mcnemar ...
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from s2robot.common.errors import UserError
+from s2robot.common.files import write_text
+from s2robot.comparison.paired import (
+    Design,
+    _estimate,
+    difference,
+    mcnemar,
+    needed,
+    power_text,
+    sequential,
+    tally,
+)
+
+Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> training seed -> episode records
+
+GAPS = (0.03, 0.05, 0.08, 0.10, 0.15, 0.20, 0.30)  # of the power table
+SUMMARY_ARM = ("name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action")  # fmt: skip
+SUMMARY_PAIR = ("a", "b", "difference", "low", "high", "p", "episodes")
+COLUMNS = ("arm", "training_seed", "axis", "value", "position", "cube_x", "cube_y", "cube_yaw", "success", "stage", "steps", "time_to_success_s")  # fmt: skip
+
+
+def success_interval(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[float, float, str]:
+    """Interval of an arm's success from bool (seeds, positions), and its method in words.
+
+    One seed: Wilson. More: Wilson with as many episodes as would give the same variance (Kish 1965, design effect),
+    since the episodes of one training seed or of one position are alike; it holds for new seeds and positions.
+    """
+    seeds, positions = outcomes.shape
+    x = outcomes.astype(float)
+    p, episodes, quantile = float(x.mean()), float(x.size), float(stats.norm.ppf(0.5 + confidence / 2))
+    method = "Wilson"
+    if seeds > 1:
+        _, error, df = (float(v) for v in _estimate(x.mean(0), [x]))
+        if error > 0 and 0 < p < 1:
+            episodes = min(episodes, p * (1 - p) / error**2)
+        quantile = float(stats.t.ppf(0.5 + confidence / 2, df))
+        method = (
+            f"Wilson, as of {episodes:.0f} independent episodes; training seeds and positions are clusters"
+        )
+    z = quantile**2 / episodes
+    centre = (p + z / 2) / (1 + z)
+    half = quantile * math.sqrt(p * (1 - p) / episodes + z / (4 * episodes)) / (1 + z)
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), method
+
+
+def arm_figures(outcomes: np.ndarray, seeds: Sequence[int], runs: Sequence[str]) -> dict[str, Any]:
+    """Successes by training seed, pooled success and its interval; ``runs`` are the folders."""
+    low, high, method = success_interval(outcomes)
+    rows = [
+        {"seed": int(seed), "episodes": int(row.size), "successes": int(row.sum()), "run": run}
+        for seed, row, run in zip(seeds, outcomes, runs, strict=True)
+    ]
+    return {"seeds": rows, "success": float(outcomes.mean()), "low": low, "high": high, "interval": method}
+
+
+def pair_figures(
+    outcomes: Mapping[str, np.ndarray], positions: Sequence[int], a: str, b: str, looked: float | None = None
+) -> dict[str, Any]:
+    """Success of arm a minus that of arm b, (seeds, positions) each.
+
+    ``looked``: the alpha with which the comparison was stopped early, for the interval and the p value that hold
+    then. ``only_a`` and McNemar's wins: positions that more than half of a's training seeds, and not of b's, did.
+    """
+    x, y = outcomes[a], outcomes[b]
+    found = difference(x, y)
+    method = "t interval, training seeds and positions random" if min(len(x), len(y)) > 1 else (
+        "adjusted Wald interval, exact sign-flip test over positions"
+    )  # fmt: skip
+    low, high, p, scope = found.low, found.high, found.p, found.scope
+    if looked is not None:
+        look = sequential(tally(x, y), looked)
+        low, high, p = look.low, look.high, look.p
+        scope, method = (
+            "new cube positions, for these trained policies only",
+            "confidence sequence (sequential)",
+        )
+    did_a, did_b = x.mean(0) > 0.5, y.mean(0) > 0.5
+    only_a, only_b = np.flatnonzero(did_a & ~did_b), np.flatnonzero(did_b & ~did_a)
+    return {
+        "a": a, "b": b, "difference": found.difference, "low": low, "high": high, "p": p,
+        "p_positions": found.p_positions, "episodes": int(x.size + y.size), "positions": int(x.shape[1]),
+        "scope": scope, "method": method,
+        "mcnemar": {"wins": len(only_a), "losses": len(only_b), "p": mcnemar(len(only_a), len(only_b))},
+        "only_a": [int(positions[i]) for i in only_a],
+        "only_b": [int(positions[i]) for i in only_b],
+    }  # fmt: skip
+
+
+def positions_of(runs: Runs) -> list[int]:
+    """Seeds of the positions, rising, as the columns of `outcomes_of`."""
+    episodes = next(iter(next(iter(runs.values())).values()))
+    return sorted(int(e["seed"]) for e in episodes)
+
+
+def power_figures(settings: Mapping[str, Any], seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
+    """What the planned positions can see: for compare.json, and as lines to print before the run.
+
+    ``settings``: gap, power, base, correlation, seed_sd, alpha and strict, see configs/experiment/default.yaml.
+    Raises UserError if the positions are too few and ``strict`` is set.
+    """
+    gap, power = float(settings["gap"]), float(settings["power"])
+    design = Design(
+        base=settings["base"], correlation=settings["correlation"], seeds=seeds,
+        seed_sd=settings["seed_sd"] if seeds > 1 else 0.0, alpha=settings["alpha"],
+    )  # fmt: skip
+    table = [{"gap": g, "needed": _needed(g, design, power)} for g in GAPS if g <= 1 - design.base]
+    enough = _needed(gap, design, power)
+    try:
+        lines = [power_text(gap, design, power)]
+    except UserError as error:
+        lines = [str(error)]
+    if enough is None or planned < enough:
+        at = "no number of positions would do" if enough is None else f"{enough} are needed"
+        line = (
+            f"warning: {planned} positions are too few to see a gap of {100 * gap:g} points with "
+            f"{100 * power:g} % power ({at}): evaluate.episodes, experiment.seeds"
+        )
+        if settings["strict"]:
+            raise UserError(
+                f"{line.removeprefix('warning: ')}; experiment.power.strict=false runs all the same"
+            )
+        lines.append(line)
+    figures = {"gap": gap, "power": power, "needed": enough, "planned": planned, "table": table}
+    return figures, lines
+
+
+def _needed(gap: float, design: Design, power: float) -> int | None:
+    try:
+        return needed(gap, design, power)
+    except UserError:  # out of reach with so few training seeds
+        return None
+
+
+def look_at(
+    outcomes: Mapping[str, np.ndarray], pairs: Iterable[tuple[str, str]], alpha: float
+) -> dict[str, Any]:
+    """One look of a sequential comparison; ``stop`` if every pair is decided at alpha / number of pairs."""
+    pairs = list(pairs)
+    rows = []
+    for a, b in pairs:
+        look = sequential(tally(outcomes[a], outcomes[b]), alpha / len(pairs))
+        rows.append({"a": a, "b": b, "p": look.p, "low": look.low, "high": look.high, "stop": look.stop})
+    positions = next(iter(outcomes.values())).shape[1]
+    return {"positions": int(positions), "pairs": rows, "stop": all(row["stop"] for row in rows)}
+
+
+def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """summary.json: the table alone."""
+    seeds = ("seed", "episodes", "successes")
+    arms = [
+        {k: ([{s: row[s] for s in seeds} for row in arm[k]] if k == "seeds" else arm[k]) for k in SUMMARY_ARM}
+        for arm in result["arms"]
+    ]
+    return {"arms": arms, "pairs": [{k: pair[k] for k in SUMMARY_PAIR} for pair in result["pairs"]]}
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """episodes.csv: one row an episode, with the columns of COLUMNS."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
+    """Rows of episodes.csv; ``axis`` and ``value`` stay empty for the main comparison."""
+    return [
+        [arm, seed, axis, value, e["seed"], *e["cube_xy"], e["cube_yaw"], int(e["success"]), e["stage"], e["steps"], e["time_to_success_s"]]
+        for arm, by_seed in runs.items()
+        for seed, episodes in by_seed.items()
+        for e in sorted(episodes, key=lambda e: e["seed"])
+    ]  # fmt: skip
+
+
+def headline(pair: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """ "Base + S²: +9.4 points [2.1, 16.6] against Base, p = 0.012, N = 128 positions." """
+    sign = "+" if pair["difference"] >= 0 else "\N{MINUS SIGN}"
+    points = [f"{100 * pair[k]:.1f}".replace("-", "\N{MINUS SIGN}") for k in ("low", "high")]
+    p = "p < 0.001" if pair["p"] < 0.001 else f"p = {pair['p']:.3f}"
+    return (
+        f"{labels[pair['a']]}: {sign}{100 * abs(pair['difference']):.1f} points [{', '.join(points)}] against "
+        f"{labels[pair['b']]}, {p}, N = {pair['positions']} positions"
+    )

@@ -1,0 +1,1 @@
+"""A policy on an arm: pre-flight, dry run, live episodes, evaluation and demos there."""

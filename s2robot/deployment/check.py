@@ -1,0 +1,143 @@
+"""The pre-flight of a deployment: everything compared, one line for each finding, a picture; nothing moves."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from s2robot.common.paths import shipped_demos
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.store import EpisodeStore
+from s2robot.deployment import views as camera_check
+from s2robot.deployment.parts import Policy, robot_of
+from s2robot.deployment.preflight import (
+    OK,
+    STOP,
+    WARNING,
+    Camera,
+    Finding,
+    check_contract,
+    check_latency,
+    check_observation,
+)
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import ArmLimits, ArmState
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.cameras.camera import CameraReader, square
+from s2robot.envs.real.control.safety import SafetyFilter
+
+PLANS = 20  # measured for the latency
+
+
+def observe(readers: Mapping[str, CameraReader], state: ArmState, image_size: int) -> dict:
+    """What the policy would be given now."""
+    images = {}
+    for name, reader in readers.items():
+        frame = reader.latest()
+        if frame is not None:
+            images[name] = square(frame.image, image_size)
+    return {"images": images, "proprio": np.append(state.q, state.gripper).astype(np.float32)}
+
+
+def check_all(
+    cfg: DictConfig,
+    policy: Policy,
+    limits: ArmLimits,
+    state: ArmState,
+    readers: Mapping[str, CameraReader],
+    cameras: Mapping[str, Camera],
+    failed: Sequence[Finding],
+    picture: Path,
+) -> list[Finding]:
+    """Contract, arm, observation, pictures and latency; writes `picture`.
+
+    Args:
+        state: the arm's, read now.
+        cameras: what the readers' frames are.
+        failed: of the cameras that give none.
+    """
+    contract = policy.contract
+    robot = robot_of(limits, _nominal_hz(cfg, contract))
+    compared = check_contract(contract, robot, cameras, policy.image_size, policy.encoder)
+    told = {f.check for f in failed}
+    findings = [f for f in compared if f.check not in told] + list(failed)
+    if cfg.bridge.speed < 1:
+        text = f"{cfg.bridge.speed:g} of the demos': a decision every {1000 / robot.rate_hz / cfg.bridge.speed:.0f} ms"
+        findings.append(Finding(OK, "speed", text))
+    findings += _pace(cfg, limits, robot.rate_hz * cfg.bridge.speed)
+    findings += _arm(limits, state)
+    observation = observe(readers, state, policy.image_size)
+    gone = {finding.check.replace("camera", "frame") for finding in failed}
+    findings += [f for f in check_observation(contract, robot, observation) if f.check not in gone]
+    findings += _views(cfg, policy, observation["images"], picture)
+    if not any(f.stops for f in findings):  # a policy is not asked about what it cannot see
+        findings.append(_latency(policy, observation, robot.rate_hz * cfg.bridge.speed))
+    return findings
+
+
+def _nominal_hz(cfg: DictConfig, contract: Mapping) -> float:
+    """The rate that the bridge can step at: whole periods of the stream."""
+    wanted, stream = float(contract["rate_hz"]), float(cfg.bridge.limits.rate_hz)
+    return min(wanted, stream / 2)  # fewer than two commands between two decisions are no path
+
+
+def _pace(cfg: DictConfig, limits: ArmLimits, rate_hz: float) -> list[Finding]:
+    """Can the arm go as far in a period as an action may ask for? It would fall behind the policy otherwise."""
+    asked, allowed = cfg.bridge.loop.max_delta * rate_hz, min(limits.dq_max)
+    if asked <= allowed:
+        return []
+    enough = np.floor(100 * cfg.bridge.speed * allowed / asked) / 100
+    text = f"actions may ask for {asked:.2f} rad/s, the limits allow {allowed:.2f}; bridge.speed={enough:g} keeps up"
+    return [Finding(WARNING, "pace", text)]
+
+
+def _arm(limits: ArmLimits, state: ArmState) -> list[Finding]:
+    findings = []
+    if state.error:
+        text = f"reports error {state.error}; look at it, then clear it in UFACTORY Studio"
+        findings.append(Finding(STOP, "arm", text))
+    try:
+        SafetyFilter(limits, ArmPoints("xarm7")).reset(state.q)
+        findings.append(Finding(OK, "arm", "stands within joint limits, workspace and above the table"))
+    except EnvError as error:
+        findings.append(Finding(STOP, "arm", str(error)))
+    return findings
+
+
+def _views(cfg: DictConfig, policy: Policy, frames: Mapping[str, np.ndarray], picture: Path) -> list[Finding]:
+    """The cameras' pictures beside the demos'."""
+    findings: list[Finding] = []
+    demos: dict[str, np.ndarray] = {}
+    try:
+        store = EpisodeStore.open(cfg.demos.path or shipped_demos(cfg.demos.name))
+        trained = (policy.contract.get("dataset") or {}).get("fingerprint")
+        if trained != store.fingerprint:
+            text = f"{store.path.name} is not what this policy was trained on; compare with care (demos.path=<folder>)"
+            findings.append(Finding(WARNING, "demos", text))
+        names = tuple(name for name in frames if name in store.cameras)
+        demos = camera_check.demo_pictures(store, names, policy.image_size)
+    except (DatasetError, EnvError) as error:
+        findings.append(Finding(WARNING, "demos", f"no pictures to compare with: {error}"))
+    if frames:
+        camera_check.draw(frames, demos, picture)
+        findings += camera_check.compare(frames, demos)
+    return findings
+
+
+def _latency(policy: Policy, observation: Mapping, rate_hz: float) -> Finding:
+    seconds = []
+    policy.reset()
+    try:
+        for i in range(PLANS + 2):
+            begin = time.monotonic()
+            policy.plan(observation)
+            if i >= 2:  # warm
+                seconds.append(time.monotonic() - begin)
+    except Exception as error:  # whatever a policy raises: it will not act
+        text = f"the policy fails: {type(error).__name__}: {error}"
+        return Finding(STOP, "latency", " ".join(text.split()))
+    finally:
+        policy.reset()
+    return check_latency(seconds, rate_hz)

@@ -1,0 +1,247 @@
+"""Features on disk: every frame of a dataset is encoded once, never once an epoch.
+
+    cache = FeatureCache(root, dataset.fingerprint, encoder.fingerprint, cameras, lengths, encoder.num_tokens,
+                         encoder.dim)
+    cache.build(make_frames, encoder.encode)   # encodes what is missing; goes on after a kill
+    cache.features.shape                       # (T, cameras, N, D), all episodes one after the other
+
+A cache is one folder named by a hash of dataset, encoder, cameras and number format, holding `features.bin`
+(raw little-endian numbers) and `index.json` (what they are, which episodes are done). An episode is marked
+as done after its features are safe on disk, so a kill at any moment loses at most the episode in progress.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2robot.common.errors import UserError
+
+Frames = Iterable[tuple[int, np.ndarray]]  # (episode, uint8 (T_ep, C, H, W, 3))
+DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+VERSION = 1
+
+
+def as_stored(tokens: Tensor, dtype: str = "float16") -> Tensor:
+    """Float tokens rounded as the cache rounds them: what a policy trained from the cache must see."""
+    return tokens.half().to(tokens.dtype) if dtype == "float16" else tokens
+
+
+class FeatureCache:
+    """The features of one dataset by one encoder.
+
+    Args:
+        root: folder of all caches.
+        dataset, encoder: fingerprints (any strings); other ones mean another cache.
+        cameras: names, in the order of the frames.
+        episode_lengths: steps of every episode.
+        tokens, dim: tokens of a frame and their width.
+        dtype: "float16" or "float32", of the numbers on disk.
+        about: JSON-able notes for people, not part of the key.
+
+    Whatever is on disk and does not match all of this is never read: it is encoded again.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        dataset: str,
+        encoder: str,
+        cameras: Sequence[str],
+        episode_lengths: Sequence[int],
+        tokens: int,
+        dim: int,
+        dtype: str = "float16",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"features.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+        lengths = [int(n) for n in episode_lengths]
+        self.dtype: np.dtype[Any] = DTYPES[dtype]
+        self.shape = (sum(lengths), len(cameras), int(tokens), int(dim))  # (T, C, N, D)
+        self.ends = np.cumsum(lengths, dtype=np.int64)
+        self.starts = self.ends - np.asarray(lengths, dtype=np.int64)
+        self.identity = {
+            "version": VERSION,
+            "dataset": dataset,
+            "encoder": encoder,
+            "cameras": list(cameras),
+            "dtype": dtype,
+            "shape": list(self.shape),
+            "episode_lengths": lengths,
+        }
+        named = {k: self.identity[k] for k in ("version", "dataset", "encoder", "cameras", "dtype")}
+        self.key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = Path(root) / self.key
+        self.about = dict(about or {})
+        self.timing = {"frames": 0.0, "wait_s": 0.0, "encode_s": 0.0, "write_s": 0.0}  # of the last build
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the features on disk."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def done(self) -> set[int]:
+        """Episodes whose features are on disk, valid and of this dataset and encoder."""
+        try:
+            index = json.loads((self.path / "index.json").read_text())
+            size = (self.path / "features.bin").stat().st_size
+        except (OSError, ValueError):
+            return set()  # none yet, or a damaged index: encode again
+        if not isinstance(index, dict) or size != self.nbytes:
+            return set()
+        if any(index.get(key) != value for key, value in self.identity.items()):
+            return set()
+        return set(index["done"])
+
+    def missing(self) -> list[int]:
+        """Episodes still to be encoded."""
+        done = self.done()
+        return [i for i in range(len(self.ends)) if i not in done]
+
+    @property
+    def features(self) -> np.ndarray:
+        """All features, read-only (T, C, N, D), memory-mapped. Raises UserError if episodes are missing."""
+        if missing := self.missing():
+            raise UserError(
+                f"{self.path}: features of {len(missing)} of {len(self.ends)} episodes are missing "
+                f"(first {missing[0]}); build the cache first"
+            )
+        if not self.nbytes:
+            return np.zeros(self.shape, self.dtype)
+        return np.memmap(self.path / "features.bin", self.dtype, "r", shape=self.shape)
+
+    def episode(self, i: int) -> np.ndarray:
+        """Features of one episode, (T_ep, C, N, D)."""
+        return self.features[self.starts[i] : self.ends[i]]
+
+    def build(
+        self,
+        make_frames: Callable[[list[int]], Frames],
+        encode: Callable[[np.ndarray], Tensor | np.ndarray],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Encode the missing episodes and return `features`.
+
+        Args:
+            make_frames: given the missing episodes, yields (episode, uint8 (T_ep, C, H, W, 3)) in any order.
+            encode: uint8 (B, H, W, 3) -> (B, N, D).
+            progress: called with (steps done, steps in all), at the start and after every episode.
+
+        Another process that builds the same cache is waited for. Raises UserError for frames or features of a
+        wrong shape, features that float16 cannot hold, an episode not delivered, and a full disk.
+        """
+        self.timing = dict.fromkeys(self.timing, 0.0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self._lock():
+                self._encode_missing(make_frames, encode, progress or (lambda done, total: None))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"{self.path}: the disk is full; the cache needs {self.nbytes / 1e6:.0f} MB; "
+                "episodes encoded so far are kept"
+            ) from error
+        return self.features
+
+    def _encode_missing(
+        self,
+        make_frames: Callable[[list[int]], Frames],
+        encode: Callable[[np.ndarray], Tensor | np.ndarray],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        done = self.done()
+        if not done:
+            self._start()
+        missing = [i for i in range(len(self.ends)) if i not in done]
+        lengths, total = self.ends - self.starts, self.shape[0]
+        steps = int(sum(lengths[i] for i in done))
+        progress(steps, total)
+        if not missing:
+            return
+        with (self.path / "features.bin").open("r+b", buffering=0) as file:
+            clock = time.perf_counter()
+            for i, frames in make_frames(missing):
+                self.timing["wait_s"] += time.perf_counter() - clock
+                clock = time.perf_counter()
+                values = self._checked(i, frames, encode)
+                self.timing["encode_s"] += time.perf_counter() - clock
+                clock = time.perf_counter()
+                offset = int(self.starts[i]) * int(np.prod(self.shape[1:])) * self.dtype.itemsize
+                _write_all(file.fileno(), values.reshape(-1).view(np.uint8).data, offset)
+                os.fsync(file.fileno())  # features before the mark that they are there
+                done.add(i)
+                self._write_index(done)
+                self.timing["write_s"] += time.perf_counter() - clock
+                self.timing["frames"] += len(values) * self.shape[1]
+                steps += int(lengths[i])
+                progress(steps, total)
+                clock = time.perf_counter()
+        if left := [i for i in missing if i not in done]:
+            raise UserError(f"{self.path}: no frames came for {len(left)} episodes (first {left[0]})")
+
+    def _checked(
+        self, i: int, frames: np.ndarray, encode: Callable[[np.ndarray], Tensor | np.ndarray]
+    ) -> np.ndarray:
+        """Features of episode i in the cache's format, (T_ep, C, N, D), with every mismatch a UserError."""
+        length, cameras = int(self.ends[i] - self.starts[i]), self.shape[1]
+        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[:2] != (length, cameras):
+            raise UserError(
+                f"episode {i}: found frames {frames.dtype} {frames.shape}, "
+                f"expected uint8 ({length} steps, {cameras} cameras, H, W, 3)"
+            )
+        if not length:
+            return np.zeros((0, *self.shape[1:]), self.dtype)
+        tokens = encode(frames.reshape(-1, *frames.shape[2:]))
+        tokens = tokens.cpu().numpy() if isinstance(tokens, torch.Tensor) else tokens  # (T_ep * C, N, D)
+        if tokens.shape[1:] != self.shape[2:]:
+            raise UserError(
+                f"episode {i}: the encoder gives tokens {tokens.shape[1:]}, the cache is for {self.shape[2:]}"
+            )
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(tokens.reshape(length, *self.shape[1:]), dtype=self.dtype)
+        if not np.isfinite(values).all():
+            largest = np.abs(tokens).max()
+            raise UserError(
+                f"episode {i}: features are not finite as {self.dtype.name} (largest {largest:g})"
+            )
+        return values
+
+    def _start(self) -> None:
+        """A file of the right size and an empty index; claims the space now, so a full disk shows at once."""
+        (self.path / "index.json").unlink(missing_ok=True)
+        with (self.path / "features.bin").open("wb") as file:
+            if self.nbytes:
+                os.posix_fallocate(file.fileno(), 0, self.nbytes)
+        self._write_index(set())
+
+    def _write_index(self, done: set[int]) -> None:
+        part = self.path / "index.json.part"
+        part.write_text(json.dumps({**self.identity, "about": self.about, "done": sorted(done)}))
+        os.replace(part, self.path / "index.json")
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Held by one process at a time, and let go by the system when that process dies."""
+        with (self.path / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written

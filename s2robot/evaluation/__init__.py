@@ -1,0 +1,1 @@
+"""Success over seeded positions: rollouts, their records, journal, videos and report."""

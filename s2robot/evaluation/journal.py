@@ -1,0 +1,110 @@
+"""The episodes of an evaluation as they end, so that one that was killed goes on where it was.
+
+journal = Journal(run / "episodes.jsonl", settings={"seed": 10000, "policy": sha256})
+journal.records, journal.actions   # what an earlier process has finished, by episode
+journal.append(record, actions)    # on disk when it returns
+
+Beside `episodes.jsonl` lie `episodes.settings.json` (all that decides an episode but its number) and
+`actions/episode_0000.npy` (float32 (steps, 8), to film it later).
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2robot.common.errors import UserError
+from s2robot.common.files import write_json, write_text
+from s2robot.evaluation.records import read_json, read_records
+
+
+class Journal:
+    """Finished episodes on disk.
+
+    Args:
+        path: `episodes.jsonl`.
+        settings: JSON types, of everything that decides an episode; None: whatever is there is written over.
+
+    Opening drops a last line that a kill has cut off, and any episode whose actions are not on disk.
+
+    Raises:
+        UserError: episodes made with other settings are there, or a broken line before the last.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None):
+        self.path = path
+        self.records: dict[int, dict[str, Any]] = {}
+        self.actions: dict[int, np.ndarray] = {}  # episode -> float32 (steps, 8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / "actions").mkdir(exist_ok=True)
+        known = path.with_suffix(".settings.json")
+        if settings is not None and path.exists():
+            _check_same(known, settings)
+            self._read()
+        write_text(path, "".join(json.dumps(r) + "\n" for r in self.records.values()))
+        if settings is None:
+            known.unlink(missing_ok=True)
+        else:
+            write_json(known, settings)
+
+    def append(self, record: Mapping[str, Any], actions: np.ndarray) -> None:
+        """Keep one ended episode: its actions first, so that every line of the journal has them."""
+        file = _actions_file(self.path.parent, record["episode"])
+        part = file.with_suffix(".part")
+        with part.open("wb") as out:
+            np.save(out, actions, allow_pickle=False)
+        os.replace(part, file)
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+        self.records[record["episode"]], self.actions[record["episode"]] = dict(record), actions
+
+    def _read(self) -> None:
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        if not text.endswith("\n"):  # a whole line ends with one
+            write_text(self.path, text[: text.rfind("\n") + 1])
+        for record in read_records(self.path):
+            try:
+                actions = read_actions(self.path.parent, record["episode"])
+            except (OSError, ValueError, EOFError):
+                continue
+            if actions.dtype == np.float32 and actions.shape == (record["steps"], 8):
+                self.records[record["episode"]] = {**record, "video": None}
+                self.actions[record["episode"]] = actions
+
+
+def read_actions(run_dir: Path, episode: int) -> np.ndarray:
+    """The actions of an episode of a run folder, float32 (steps, 8)."""
+    return np.load(_actions_file(run_dir, episode), allow_pickle=False)
+
+
+def _actions_file(run_dir: Path, episode: int) -> Path:
+    return run_dir / "actions" / f"episode_{episode:04d}.npy"
+
+
+def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
+    if not path.exists():
+        raise UserError(
+            f"{path.parent}: holds episodes without {path.name}, which says how they were made; choose another "
+            "run folder, or start again with evaluate.resume=false"
+        )
+    found, expected = read_json(path), json.loads(json.dumps(settings))
+    for key in [*expected, *(k for k in found if k not in expected)]:
+        if found.get(key) != expected.get(key):
+            was, now = _difference(found.get(key), expected.get(key))
+            raise UserError(
+                f"{path.parent}: holds episodes of another evaluation: {key} {was}, expected {now}; choose another "
+                "run folder, or start again with evaluate.resume=false"
+            )
+
+
+def _difference(was: Any, now: Any) -> tuple[Any, Any]:
+    """Of two mappings, the entries in which they differ."""
+    if not (isinstance(was, Mapping) and isinstance(now, Mapping)):
+        return was, now
+    keys = [k for k in {**now, **was} if was.get(k) != now.get(k)]
+    return {k: was.get(k) for k in keys}, {k: now.get(k) for k in keys}

@@ -1,0 +1,204 @@
+"""Figures of an evaluation: success with its Wilson interval, stages reached, time to success.
+
+records = read_records(run / "episodes.jsonl")
+summarise(records)  # {"success": 0.921875, "low": 0.862..., "high": 0.957..., "episodes": 128, ...}
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import binomtest
+
+from s2robot.common.errors import UserError
+
+STAGES = ("approach", "grasp", "lift", "held")  # in the order in which an episode can reach them
+
+Record = Mapping[str, Any]  # one line of episodes.jsonl
+
+
+def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a success probability, without continuity correction.
+
+    wilson(118, 128) -> (0.8622..., 0.9570...). Unlike the normal approximation it stays inside 0..1 and is
+    not of width zero at 0 or all successes. Raises UserError unless 0 <= successes <= episodes, episodes > 0
+    and 0 < confidence < 1. Source: Wilson 1927, as computed by scipy.stats.binomtest.
+    """
+    if episodes < 1:
+        raise UserError(f"an interval needs at least 1 episode, found {episodes}")
+    if not 0 <= successes <= episodes:
+        raise UserError(f"successes must lie in 0..{episodes} (the episodes), found {successes}")
+    if not 0.0 < confidence < 1.0:
+        raise UserError(f"confidence must lie between 0 and 1, found {confidence}")
+    interval = binomtest(int(successes), int(episodes)).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def summarise(records: Sequence[Record]) -> dict[str, Any]:
+    """The part of summary.json that follows from the episode records.
+
+    Returns success, low, high (fractions; Wilson 95 %), episodes, successes, by_stage (how many episodes had
+    each stage as the furthest that they reached; sums to episodes) and median_time_to_success_s (seconds over
+    the successful episodes; None without any). Raises UserError for no records or an unknown stage.
+    """
+    if not records:
+        raise UserError("no episodes to summarise: an evaluation needs at least 1 episode")
+    by_stage = dict.fromkeys(STAGES, 0)
+    for record in records:
+        if record["stage"] not in by_stage:
+            raise UserError(
+                f"episode {record['episode']}: unknown stage {record['stage']!r}, "
+                f"expected one of {', '.join(STAGES)}"
+            )
+        by_stage[record["stage"]] += 1
+    successes = sum(bool(record["success"]) for record in records)
+    low, high = wilson(successes, len(records))
+    times = success_times(records)
+    return {
+        "success": successes / len(records),
+        "low": low,
+        "high": high,
+        "episodes": len(records),
+        "successes": successes,
+        "by_stage": by_stage,
+        "median_time_to_success_s": statistics.median(times) if times else None,
+    }
+
+
+def success_times(records: Iterable[Record]) -> list[float]:
+    """Seconds to success of the successful episodes, in the order of the records."""
+    return [
+        float(record["time_to_success_s"])
+        for record in records
+        if record["success"] and record["time_to_success_s"] is not None
+    ]
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The result in one plain sentence.
+
+    "The policy lifted and held the cube in 118 of 128 episodes: 92.2 % (95 % interval 86.2–95.7 %)"
+    """
+    noun = "episode" if summary["episodes"] == 1 else "episodes"
+    return (
+        f"The policy lifted and held the cube in {summary['successes']} of {summary['episodes']} {noun}: "
+        f"{100 * summary['success']:.1f} % "
+        f"(95 % interval {100 * summary['low']:.1f}–{100 * summary['high']:.1f} %)"
+    )
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; UserError with the file's name if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from None
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """summary.json of an evaluation, its result keys checked; UserError if missing, broken or incomplete."""
+    summary = read_json(path)
+    if not isinstance(summary, dict):
+        raise UserError(f"{path}: found {type(summary).__name__}, expected an object")
+    for key, valid, expected in _SUMMARY_KEYS:
+        check(summary, key, valid, expected, str(path))
+    if not 0 <= summary["successes"] <= summary["episodes"]:
+        raise UserError(f"{path}: 'successes' is {summary['successes']} of {summary['episodes']} 'episodes'")
+    return summary
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The episodes of an evaluation (one JSON object a line), every key checked.
+
+    Raises UserError with file and line number for a missing file, a broken or cut-off line, a missing key, a
+    value of the wrong kind or an episode that stands there twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    records: list[dict[str, Any]] = []
+    seen: dict[int, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: broken JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: found {type(record).__name__}, expected an object")
+        for key, valid, expected in _RECORD_KEYS:
+            check(record, key, valid, expected, where)
+        if record["episode"] in seen:
+            raise UserError(
+                f"{where}: episode {record['episode']} is already in line {seen[record['episode']]}"
+            )
+        seen[record["episode"]] = number
+        records.append(record)
+    return records
+
+
+def check(found: Mapping[str, Any], key: str, valid: Any, expected: str, where: str) -> None:
+    """UserError that starts with `where` unless `found` has the key and `valid` holds for its value."""
+    if key not in found:
+        raise UserError(f"{where}: key {key!r} is missing, expected {expected}")
+    if not valid(found[key]):
+        raise UserError(f"{where}: {key!r} is {found[key]!r}, expected {expected}")
+
+
+def is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_fraction(value: Any) -> bool:
+    return is_number(value) and 0.0 <= value <= 1.0
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(is_number(v) for v in value)
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(key in STAGES and is_int(value[key]) for key in value)
+
+
+_STAGE_TEXT = f"one of {', '.join(STAGES)}"
+_SUMMARY_KEYS = (
+    ("success", is_fraction, "a fraction in 0..1"),
+    ("low", is_fraction, "a fraction in 0..1"),
+    ("high", is_fraction, "a fraction in 0..1"),
+    ("episodes", lambda v: is_int(v) and v > 0, "an integer above 0"),
+    ("successes", is_int, "an integer"),
+    ("by_stage", _is_counts, f"counts keyed by {', '.join(STAGES)}"),
+)
+_RECORD_KEYS = (
+    ("episode", is_int, "an integer"),
+    ("seed", is_int, "an integer"),
+    ("cube_xy", _is_point, "[x, y] in metres"),
+    ("cube_yaw", is_number, "radians"),
+    ("success", lambda v: isinstance(v, bool), "true or false"),
+    ("stage", lambda v: v in STAGES, _STAGE_TEXT),
+    ("steps", is_int, "an integer"),
+    ("time_to_success_s", lambda v: v is None or is_number(v), "seconds or null"),
+    ("closest_m", lambda v: v is None or is_number(v), "metres or null"),  # on an arm nobody measures it
+    ("video", lambda v: v is None or isinstance(v, str), "a path relative to the run folder or null"),
+)

@@ -1,0 +1,57 @@
+"""A trained policy with the encoder that it was trained on, ready to act.
+
+    actor, encoder, contract = load_actor("runs/run/<date>/checkpoint")
+    actor.reset()
+    actor.act({"images": {"hand": frame, ...}, "proprio": proprio})       # float32 (8,)
+
+Needs no simulator: this is what acts on an arm, or on a server for one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s2robot.encoders.cache import as_stored
+from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.policies import Actor, ChunkPolicy, check_contract, load_checkpoint
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is the GPU if there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def load_policy(
+    checkpoint: str | Path, device: torch.device, weights: str | Path | None = None
+) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
+    """A checkpoint's policy, its encoder built again, and its contract.
+
+    Args:
+        checkpoint: the folder that `s2robot train` wrote.
+        device: where both compute.
+        weights: the encoder's weights file, if it lies elsewhere than at training time.
+
+    Raises:
+        PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's.
+    """
+    policy, contract = load_checkpoint(checkpoint, device)
+    settings = dict(contract["encoder"]["settings"])
+    if weights:
+        settings["checkpoint"] = str(weights)
+    encoder = build_encoder(settings).to(device)
+    check_contract(contract, encoder={"name": encoder.name, "fingerprint": encoder.fingerprint})
+    return policy, encoder, contract
+
+
+def load_actor(
+    checkpoint: str | Path, device: str = "auto", weights: str | Path | None = None
+) -> tuple[Actor, S2Encoder, dict[str, Any]]:
+    """A checkpoint as an actor for one robot, its encoder and its contract.
+
+    Arguments and errors as :func:`load_policy`; the device by name, `auto` for the GPU if there is one.
+    """
+    policy, encoder, contract = load_policy(checkpoint, device_of(device), weights)
+    dtype = contract["encoder"]["features_dtype"]
+    # rounded as the training saw them, out of the cache
+    return Actor(policy, lambda images: as_stored(encoder.encode(images), dtype)), encoder, contract

@@ -1,0 +1,249 @@
+"""Masked autoencoding (He et al., arXiv 2111.06377), the way MVP pre-trains its encoders.
+
+    mae = MAE(MVPViT(spec), decoder_dim=128, decoder_depth=2, decoder_heads=4, scales=(1, 2))
+    loss, pred, mask = mae(images, torch.Generator().manual_seed(0))
+    mae.vit.state_dict()                   # exactly the encoder's
+
+Three quarters of the patches are hidden; the encoder sees the rest only, a light decoder predicts the pixels
+of the hidden ones, each patch normalised by its own mean and standard deviation. Nothing is computed that the
+loss does not need: hidden patches are never embedded and visible ones never predicted.
+
+With several scales S2 is part of the pre-training (arXiv 2403.13043, Section 4.3; the paper does it with a
+classifier, masked autoencoding is our reading of it). What is hidden is a cell of the base grid: with it go the
+s x s patches that lie over it at scale s. The encoder runs on what is left of every tile of every scale, the
+tokens of a cell are averaged and joined on the channel axis as S2 does, and the decoder, which sees these
+multi-scale tokens only, predicts the hidden cells at all scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from s2robot.backbones.vit import MVPViT, sincos_2d
+from s2robot.common.errors import UserError
+from s2robot.s2.reference import resize
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) -> (B, N, C * patch * patch), patches row by row, channels first inside a patch."""
+    b, c, h, w = images.shape
+    x = images.reshape(b, c, h // patch, patch, w // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * patch * patch)
+
+
+def unpatchify(patches: Tensor, patch: int) -> Tensor:
+    """The inverse of `patchify` for square images of three channels."""
+    b, n, _ = patches.shape
+    grid = int(n**0.5)
+    x = patches.reshape(b, grid, grid, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(b, 3, grid * patch, grid * patch)
+
+
+def cell_tokens(grid: int, scale: int) -> tuple[Tensor, Tensor]:
+    """Where the cells of the base grid lie at a scale: their tile (N,) and their patches in it (N, s * s)."""
+    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    row, column = row.flatten() * scale, column.flatten() * scale  # first fine patch of each cell
+    block = row // grid * scale + column // grid
+    step = torch.arange(scale)
+    fine_row = row[:, None, None] % grid + step[:, None]
+    fine_column = column[:, None, None] % grid + step
+    return block, (fine_row * grid + fine_column).flatten(1)
+
+
+class MAE(nn.Module):
+    """An encoder and the decoder that pre-trains it.
+
+    `scales` are whole numbers, 1 first, each a divisor of the next and of the encoder's grid; images are
+    max(scales) times as large as what the encoder sees.
+    """
+
+    def __init__(
+        self,
+        vit: MVPViT,
+        decoder_dim: int = 128,
+        decoder_depth: int = 2,
+        decoder_heads: int = 4,
+        mask_ratio: float = 0.75,
+        scales: Sequence[int] = (1,),
+    ) -> None:
+        super().__init__()
+        spec = vit.spec
+        if decoder_dim % 4 or decoder_dim % decoder_heads:
+            raise UserError(f"decoder.dim {decoder_dim} is not a multiple of 4 and of heads {decoder_heads}")
+        self.scales = tuple(int(scale) for scale in scales)
+        nested = all(b % a == 0 and b > a for a, b in pairwise(self.scales))
+        if self.scales[:1] != (1,) or not nested or spec.grid % self.scales[-1]:
+            raise UserError(
+                f"pretrain.scales: found {list(scales)}, expected 1 first, each a divisor of the next and the "
+                f"last of the encoder's grid {spec.grid}, as in [1, 2]"
+            )
+        self.patches = spec.grid**2
+        self.blocks = self.scales[-1] ** 2  # every tile of the largest scale keeps the same number of cells
+        self.visible = int(self.patches * (1 - mask_ratio))
+        if not 1 <= self.visible < self.patches or self.visible % self.blocks:
+            raise UserError(
+                f"mask_ratio {mask_ratio} leaves {self.visible} of {self.patches} patches in view, expected a "
+                f"multiple of {self.blocks} (tiles of the largest scale) between 1 and {self.patches - 1}"
+            )
+        self.vit = vit
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.decoder_embed = nn.Linear(spec.dim * len(self.scales), decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.register_buffer("decoder_pos", sincos_2d(decoder_dim, spec.grid))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_dim, decoder_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm)
+            for _ in range(decoder_depth)
+        )
+        self.decoder_norm = norm(decoder_dim)
+        pixels = spec.patch_size**2 * 3
+        self.decoder_pred = nn.Linear(decoder_dim, pixels * sum(scale**2 for scale in self.scales))
+        for scale in self.scales:
+            block, token = cell_tokens(spec.grid, scale)
+            self.register_buffer(f"block_{scale}", block, persistent=False)  # (N,) tile of a cell
+            self.register_buffer(f"token_{scale}", token, persistent=False)  # (N, s * s) places in that tile
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """MAE's initialisation: Xavier for every Linear, the patch projection included, and small tokens."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        weight = self.vit.patch_embed.proj.weight
+        nn.init.xavier_uniform_(weight.data.view(weight.shape[0], -1))
+        nn.init.normal_(self.vit.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def draw_mask(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Cells to keep (B, K) and to hide (B, N - K), sorted; as many in every tile of the largest scale.
+
+        Drawn on the CPU so that every device hides the same cells.
+        """
+        noise = torch.rand(batch, self.patches, generator=generator)
+        if self.blocks > 1:  # rank the cells within their tile, then take the first ranks of all tiles
+            block = self.get_buffer(f"block_{self.scales[-1]}").cpu()
+            by_block = (noise + block).argsort(dim=1)  # (B, N): the tiles one after the other
+            rank = torch.arange(self.patches) % (self.patches // self.blocks)
+            noise = torch.empty_like(noise).scatter(1, by_block, rank.to(noise).expand(batch, -1))
+            order = noise.argsort(dim=1, stable=True)
+        else:
+            order = noise.argsort(dim=1)
+        keep = order[:, : self.visible].sort(dim=1).values
+        return keep, order[:, self.visible :].sort(dim=1).values
+
+    def cells(self, images: Tensor) -> list[Tensor]:
+        """Images -> for every scale s the patches over each cell of the base grid, (B, N, s * s, P)."""
+        spec = self.vit.spec
+        side = spec.img_size * self.scales[-1]
+        if images.shape[-2:] != (side, side):
+            height, width = images.shape[-2:]
+            raise UserError(
+                f"the encoder at scales {list(self.scales)} takes {side} px, found {height}x{width}"
+            )
+        out = []
+        for scale in self.scales:
+            level = resize(images, spec.img_size * scale)
+            patches = patchify(level, spec.patch_size)  # (B, s * g * s * g, P)
+            grid = patches.unflatten(1, (spec.grid, scale, spec.grid, scale)).transpose(2, 3)
+            out.append(grid.flatten(3, 4).flatten(1, 2))  # (B, N, s * s, P)
+        return out
+
+    def encode_visible(self, cells: Sequence[Tensor], keep: Tensor) -> Tensor:
+        """The kept cells (B, K) of every scale -> S2 tokens (B, 1 + K, D * scales) after the final norm.
+
+        At scale s each of the s * s tiles keeps K / (s * s) cells of s * s patches: K tokens, whatever s is. So
+        the tiles of all scales go through the blocks together.
+        """
+        vit = self.vit
+        proj = vit.patch_embed.proj  # a convolution with kernel = stride is a Linear over patches
+        batch, count = keep.shape
+        tokens, orders = [], []
+        for scale, patches in zip(self.scales, cells, strict=True):
+            order = self.get_buffer(f"block_{scale}")[keep].argsort(dim=1, stable=True)  # by tile, (B, K)
+            by_tile = keep.gather(1, order)
+            index = by_tile[..., None, None].expand(-1, -1, *patches.shape[2:])
+            x = F.linear(patches.gather(1, index), proj.weight.flatten(1), proj.bias)  # (B, K, s * s, D)
+            x = x + vit.pos_embed[0, 1:][self.get_buffer(f"token_{scale}")[by_tile]]
+            tokens.append(x.reshape(batch * scale**2, count, -1))
+            orders.append(order)
+        x = torch.cat(tokens)
+        cls = (vit.cls_token + vit.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        x = torch.cat([cls.to(x.dtype), x], dim=1)  # (B * tiles, 1 + K, D)
+        for block in vit.blocks:
+            x = block(x)
+        x = vit.norm(x)
+        out = []
+        parts = x.split([len(t) for t in tokens])
+        for scale, part, order in zip(self.scales, parts, orders, strict=True):
+            first = part[:, 0].unflatten(0, (batch, -1)).mean(dim=1, keepdim=True)  # (B, 1, D)
+            body = part[:, 1:].reshape(batch, count, scale**2, -1).mean(dim=2)  # (B, K, D), by tile
+            back = order.argsort(dim=1)[..., None].expand(-1, -1, body.shape[-1])
+            out.append(torch.cat([first, body.gather(1, back)], dim=1))
+        return torch.cat(out, dim=-1)
+
+    def decode(self, tokens: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
+        """Encoder tokens (B, 1 + K, D * scales) -> predicted pixels of the hidden cells (B, N - K, P * patches).
+
+        The decoder's tokens stand in the order CLS, visible, hidden: attention does not mind the order, and
+        the hidden ones can be cut off at the end without a gather.
+        """
+        x = self.decoder_embed(tokens)  # (B, 1 + K, d)
+        position = self.decoder_pos[0]
+        x = torch.cat(
+            [
+                x[:, :1] + position[:1],
+                x[:, 1:] + position[1:][keep],
+                self.mask_token + position[1:][hidden],
+            ],
+            dim=1,
+        )  # (B, 1 + N, d)
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x[:, 1 + keep.shape[1] :]))
+
+    def forward(
+        self, images: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised images (B, 3, S, S) -> loss, pred (B, N - K, patches, P), mask (B, N), True where hidden.
+
+        `pred` holds the patches of each hidden cell, scale after scale, in the units of each patch's own mean
+        and deviation, in the order of the places where `mask` is True. Every scale weighs the same in the loss.
+        """
+        keep, hidden = (index.to(images.device) for index in self.draw_mask(images.shape[0], generator))
+        cells = self.cells(images)
+        pred = self.decode(self.encode_visible(cells, keep), keep, hidden)
+        pred = pred.unflatten(-1, (-1, cells[0].shape[-1]))  # (B, N - K, patches, P)
+        losses = []
+        for patches, part in zip(cells, pred.split([s**2 for s in self.scales], dim=2), strict=True):
+            target = patches.gather(1, hidden[..., None, None].expand(-1, -1, *patches.shape[2:]))
+            var, mean = torch.var_mean(target, dim=-1, keepdim=True)
+            losses.append(F.mse_loss(part.float(), (target - mean) / (var + 1e-6).sqrt()))
+        mask = torch.ones(images.shape[0], self.patches, dtype=torch.bool, device=images.device)
+        return torch.stack(losses).mean(), pred, mask.scatter(1, keep, False)
+
+    @torch.no_grad()
+    def picture(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """(masked, reconstruction) at the largest scale, both like the images (B, 3, S, S).
+
+        Hidden patches are 0 in the first and predicted in the second.
+        """
+        spec, scale = self.vit.spec, self.scales[-1]
+        _, pred, mask = self(images, generator)
+        patches = self.cells(images)[-1]  # (B, N, s * s, P)
+        var, mean = torch.var_mean(patches[mask], dim=-1, keepdim=True)
+        filled = patches.clone()
+        guess = pred[:, :, -(scale**2) :].flatten(0, 1).float()
+        filled[mask] = guess * (var + 1e-6).sqrt() + mean
+
+        def draw(cells: Tensor) -> Tensor:
+            grid = cells.unflatten(2, (scale, scale)).unflatten(1, (spec.grid, spec.grid))
+            return unpatchify(grid.transpose(2, 3).flatten(1, 4), spec.patch_size)
+
+        return draw(patches * ~mask[..., None, None]), draw(filled)

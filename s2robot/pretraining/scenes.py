@@ -1,0 +1,122 @@
+"""Rendered scenes for masked pre-training: the cube task seen from everywhere, in every colour and light.
+
+    s2robot scenes scenes.frames=20000          # writes <out>/frames.npy and <out>/meta.json
+
+Each scene is a moment of a scripted pick (either robot) drawn from the task's cameras moved about, with colours,
+lights and the cube's size of its own. No demo of any dataset is used, so the encoder has not seen the frames a
+policy is trained or tested on.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from s2robot.common.errors import UserError
+from s2robot.common.files import write_json
+from s2robot.envs.workers import worker_pool
+
+_FRAMES_A_SEED = 60  # one episode's moments, so that a worker's task is some seconds long
+
+
+class _Look:
+    """Colours, lights and cameras of one model, and how to vary them."""
+
+    def __init__(self, env, vary: float, rng: np.random.Generator):
+        self.env, self.vary, self.rng = env, vary, rng
+        m = env.model
+        names = ("mat_rgba", "light_diffuse", "light_pos", "cam_pos", "cam_quat", "cam_fovy")
+        self.stock = {name: getattr(m, name).copy() for name in names}
+        self.stock["headlight"] = m.vis.headlight.diffuse.copy()
+
+    def restore(self) -> None:
+        m = self.env.model
+        for name, value in self.stock.items():
+            target = m.vis.headlight.diffuse if name == "headlight" else getattr(m, name)
+            target[:] = value
+
+    def draw(self) -> None:
+        """A new look; with probability 1 - vary the colours and lights stay stock, cameras move a little."""
+        self.restore()
+        m, rng = self.env.model, self.rng
+        wild = rng.random() < self.vary
+        if wild:
+            m.mat_rgba[:, :3] = np.clip(m.mat_rgba[:, :3] * rng.uniform(0.3, 1.2, (m.nmat, 3)), 0, 1)
+            for geom in self.env._cube_geoms:
+                material = m.geom_matid[geom]
+                if material >= 0:
+                    m.mat_rgba[material, :3] = rng.uniform(0.1, 1.0, 3)
+            m.light_diffuse[:] = self.stock["light_diffuse"] * rng.uniform(0.3, 1.3, (m.nlight, 1))
+            m.light_pos[:] = self.stock["light_pos"] + rng.normal(0, 0.5, m.light_pos.shape)
+            m.vis.headlight.diffuse[:] = self.stock["headlight"] * rng.uniform(0.5, 1.5)
+        spread = 0.08 if wild else 0.01  # m
+        for camera in self.env.camera_ids.values():
+            scale = spread * (0.3 if m.cam_bodyid[camera] else 1.0)
+            m.cam_pos[camera] += rng.normal(0, scale, 3)
+            turn = rng.normal(0, scale, 4)
+            quat = m.cam_quat[camera] + turn
+            m.cam_quat[camera] = quat / np.linalg.norm(quat)
+            m.cam_fovy[camera] *= rng.uniform(0.8, 1.15) if wild else rng.uniform(0.98, 1.02)
+
+
+def _moments(env, picker, seed: int) -> Iterator[None]:
+    """Run one pick; yields at every step with the env in that state."""
+    env.reset(seed=seed)
+    picker.reset(seed)
+    for _ in range(env.config.max_steps):
+        action, _ = picker.act()
+        env.step_physics(action)
+        yield
+        if env.is_success:
+            return
+
+
+def render_scenes(seed: int, robots: tuple[str, ...], image_size: int, vary: float) -> np.ndarray:
+    """The frames of one seed: an episode of one robot, every camera.  # uint8 (N, S, S, 3)"""
+    from s2robot.demos.picker import Picker
+    from s2robot.envs.cube_pick import CubePick
+
+    rng = np.random.default_rng([seed, 11])
+    robot = robots[seed % len(robots)]
+    cube = float(rng.choice([0.04, 0.04, rng.uniform(0.025, 0.055)]))
+    env = CubePick(draw=False, robot=robot, cube_size=round(cube, 3), image_size=image_size)
+    look, picker = _Look(env, vary, rng), Picker(env)
+    frames: list[np.ndarray] = []
+    episode = seed * 1000 + 500_000_000  # far from the seeds of demos and evaluations
+    while len(frames) < _FRAMES_A_SEED:
+        for _ in _moments(env, picker, episode):
+            look.draw()
+            env._refresh_poses()
+            frames.extend(env.render_cameras().values())
+            look.restore()
+            env._refresh_poses()
+        episode += 1
+    env.close()
+    return np.stack(frames[:_FRAMES_A_SEED])
+
+
+def make_scenes(cfg, out: Path, progress=lambda done, total: None) -> Path:
+    """Render ``cfg.frames`` frames with ``cfg.workers`` processes into ``out/frames.npy``.
+
+    Raises:
+        UserError: ``out`` already holds frames.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path, part = out / "frames.npy", out / "frames.npy.part"
+    if path.exists():
+        raise UserError(f"{path}: already there; remove it or choose another scenes.out")
+    seeds = -(-cfg.frames // _FRAMES_A_SEED)
+    shape = (seeds * _FRAMES_A_SEED, cfg.image_size, cfg.image_size, 3)
+    bank = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+    settings = (tuple(cfg.robots), cfg.image_size, cfg.vary)
+    with worker_pool(cfg.workers) as pool:
+        jobs = [pool.submit(render_scenes, cfg.seed * 100_000 + i, *settings) for i in range(seeds)]
+        for i, job in enumerate(jobs):
+            bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = job.result()
+            progress(i + 1, seeds)
+    bank.flush()
+    recipe = {key: list(cfg[key]) if key == "robots" else cfg[key] for key in cfg if key != "out"}
+    write_json(out / "meta.json", recipe)
+    os.replace(part, path)
+    return path

@@ -1,0 +1,1 @@
+"""What a frozen feature holds, read linearly: cube, depth, segments, another encoder."""

@@ -1,0 +1,337 @@
+"""A policy server: `s2robot serve checkpoint=runs/run/<date>/checkpoint`; its client is `s2robot.serving.remote`.
+
+A client opens a websocket with the shared token and the protocol's version, is greeted with the checkpoint's
+contract, and sends one kind of request:
+
+    {"id": 7, "after": 6, "images": {camera: uint8 (H, W, 3)}, "proprio": float32 (P,)}
+    {"id": 7, "actions": float32 (k, A), "seconds": 0.031}      or      {"id": 7, "error": "..."}
+
+`id` grows from request to request. `after` is the last answer that the client used, 0 at the start of an episode: the
+policy's memory goes back to that answer first, so a request whose answer was late or lost leaves no trace. Of several
+requests that wait only the newest is answered. One client at a time; others are told who is connected.
+"""
+
+import asyncio
+import hmac
+import logging
+import queue
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, fields
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from s2robot import __version__
+from s2robot.common.errors import UserError
+from s2robot.loading import load_actor
+from s2robot.policies import Actor, PolicyError
+from s2robot.serving.request import checked_request
+from s2robot.serving.token import token_for
+from s2robot.serving.wire import PROTOCOL, PROTOCOL_HEADER, WireError, encode
+
+try:
+    from websockets.asyncio.server import ServerConnection
+    from websockets.asyncio.server import serve as listen
+    from websockets.exceptions import ConnectionClosed
+    from websockets.http11 import Request, Response
+except ImportError as error:
+    raise UserError("websockets is not installed; `pip install 's2robot[serve]'` brings it") from error
+
+_GOING, _UNSUPPORTED, _INTERNAL, _TRY_LATER = 1001, 1003, 1011, 1013  # websocket close codes
+_KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # s, s, probes
+
+_log = logging.getLogger("s2robot.serving.server.websockets")
+_log.setLevel(logging.CRITICAL)  # a scanner's broken handshake is no news
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """`serve` of configs/serve.yaml, where every value is explained. Times in s."""
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    max_message_mb: float = 16
+    open_s: float = 5
+    send_s: float = 5
+    idle_s: float = 600
+    call_s: float = 30
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise UserError(f"serve.port: found {self.port}, expected 0 to 65535")
+        for key in ("max_message_mb", "open_s", "send_s", "idle_s", "call_s"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise UserError(f"serve.{key}: found {getattr(self, key)}, expected a number above 0")
+
+
+class PolicyServer:
+    """One policy behind a websocket.
+
+    Args:
+        actor: the policy.
+        contract: its checkpoint's.
+        image_size: side of the frames that its encoder reads without resizing, pixels.
+        token: the shared secret.
+    """
+
+    def __init__(
+        self, actor: Actor, contract: Mapping[str, Any], image_size: int, token: str, settings: ServeSettings
+    ):
+        self.actor, self.contract, self.image_size, self.settings = actor, contract, image_size, settings
+        self.calls = 0  # plans given
+        self.skipped = 0  # requests that a newer one overtook
+        self._token = token
+        self._worker = _Worker()
+        self._client: tuple[str, float] | None = None  # who is connected, since when
+        self._session: asyncio.Task | None = None
+        self._memories: dict[int, Any] = {}  # answer's number -> what the policy knew after it
+        self._failure: UserError | None = None
+        actor.reset()
+        self._fresh = actor.remember()
+
+    def warm_up(self) -> None:
+        """Plan once on black frames, so that the first client does not wait longer than later ones."""
+        frame = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        proprio = np.zeros(self.actor.batch.policy.spec.proprio_dim, np.float32)
+        self.actor.plan({"images": {name: frame for name in self.actor.cameras}, "proprio": proprio})
+
+    async def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
+        """Serve until SIGTERM or cancelled; `ready` is called with the port.
+
+        Raises:
+            UserError: the address cannot be listened on, or the policy hangs.
+        """
+        s = self.settings
+        self._stop = asyncio.Event()
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
+        await self._worker.do(self.warm_up)
+        try:
+            listener = await listen(
+                self._serve_client,
+                s.host,
+                s.port,
+                process_request=self._admit,
+                origins=[None],  # no web page
+                compression=None,  # frames do not compress, and it costs time
+                open_timeout=s.open_s,
+                close_timeout=1,
+                ping_interval=None,  # TCP's keepalive finds dead clients, and idle ones need no thread to answer
+                max_size=int(s.max_message_mb * 1e6),
+                max_queue=2,
+                server_header=None,
+                logger=_log,
+            )
+        except OSError as error:
+            raise UserError(f"serve: {s.host} port {s.port}: {error.strerror or error}") from error
+        async with listener:
+            ready(next(iter(listener.sockets)).getsockname()[1])
+            try:
+                await self._stop.wait()
+            finally:
+                session = self._session
+                if session is not None:  # do not wait for a plan that nobody will get
+                    session.cancel()
+                    await asyncio.wait({session}, timeout=3)  # it tells its client why
+        if self._failure:
+            raise self._failure
+
+    def stop(self) -> None:
+        """End `run`; to be called in its event loop."""
+        self._stop.set()
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Refuse who lacks the token or speaks another version, before any message is read."""
+        given = request.headers.get_all("Authorization")
+        offered = given[0].encode("utf-8", "surrogateescape") if len(given) == 1 else b""
+        if not hmac.compare_digest(offered, f"Bearer {self._token}".encode()):
+            return connection.respond(HTTPStatus.UNAUTHORIZED, "the token is missing or wrong")
+        version = request.headers.get_all(PROTOCOL_HEADER)
+        if version != [str(PROTOCOL)]:
+            found = f"version {version[0][:20]}" if version else "no version"
+            text = f"this server speaks version {PROTOCOL} of the protocol, the client {found}"
+            return connection.respond(HTTPStatus.UPGRADE_REQUIRED, text)
+        return None
+
+    async def _serve_client(self, ws: ServerConnection) -> None:
+        if self._client is not None:
+            who, since = self._client
+            await ws.close(_TRY_LATER, f"busy: {who} is connected for {time.monotonic() - since:.0f} s")
+            return
+        who = _name(ws)
+        self._client, self._session = (who, time.monotonic()), asyncio.current_task()
+        calls, skipped = self.calls, self.skipped
+        code, reason = _GOING, "the server was stopped"
+        print(f"{who}: connected", flush=True)
+        try:
+            tcp = ws.transport.get_extra_info("socket")
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE.items():
+                tcp.setsockopt(socket.IPPROTO_TCP, option, value)
+            code, reason = await self._converse(ws)
+        except ConnectionClosed:
+            reason = "gone"
+        except TimeoutError:
+            code, reason = _INTERNAL, f"took nothing for {self.settings.send_s:g} s"
+        finally:
+            self._client = self._session = None
+            calls, skipped = self.calls - calls, self.skipped - skipped
+            print(f"{who}: {reason}; {calls} plans, {skipped} requests overtaken", flush=True)
+            await ws.close(code, reason)
+
+    async def _converse(self, ws: ServerConnection) -> tuple[int, str]:
+        """Greet and answer until there is a reason to end: its websocket code and text."""
+        spec = self.actor.batch.policy.spec
+        self._memories = {}
+        hello = {
+            "protocol": PROTOCOL,
+            "s2robot": __version__,
+            "contract": dict(self.contract),
+            "cameras": list(self.actor.cameras),
+            "actions": self.actor.batch.execute,
+            "action_dim": spec.action_dim,
+            "image_size": self.image_size,
+            "max_bytes": int(self.settings.max_message_mb * 1e6),
+        }
+        await asyncio.wait_for(ws.send(encode(hello)), self.settings.open_s)
+        newest = _Newest(ws)
+        try:
+            while True:
+                try:
+                    data = await asyncio.wait_for(newest.get(), self.settings.idle_s)
+                except TimeoutError:
+                    return _GOING, f"idle for {self.settings.idle_s:g} s"
+                self.skipped += newest.take_skipped()
+                if data is None:
+                    return _GOING, "gone"
+                try:
+                    request = checked_request(data, self.actor.cameras, spec.proprio_dim)
+                except WireError as error:  # this is no client of ours
+                    return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
+                try:
+                    answer = await asyncio.wait_for(
+                        self._worker.do(partial(self._answer, request)), self.settings.call_s
+                    )
+                except TimeoutError:
+                    self._failure = UserError(
+                        f"the policy gave no plan in {self.settings.call_s:g} s; stopped"
+                    )
+                    self.stop()
+                    return _INTERNAL, "the policy hangs"
+                await asyncio.wait_for(ws.send(encode(answer)), self.settings.send_s)
+        finally:
+            newest.reader.cancel()
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A request's plan, or why there is none (in the worker thread)."""
+        number, after = request["id"], request["after"]
+        if "error" in request:
+            return {"id": number, "error": request["error"]}
+        memory = self._fresh if after == 0 else self._memories.get(after)
+        if memory is None or number in self._memories:
+            known = ", ".join(map(str, sorted(self._memories))) or "none"
+            return {"id": number, "error": f"request {number} after {after}: answers in memory are {known}"}
+        start = time.perf_counter()
+        try:
+            self.actor.restore(memory)
+            actions = self.actor.plan(request)
+        except PolicyError as error:
+            return {"id": number, "error": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            return {"id": number, "error": f"the policy failed: {type(error).__name__}: {error}"[:400]}
+        self._memories = {after: memory, number: self.actor.remember()}
+        self.calls += 1
+        return {"id": number, "actions": actions, "seconds": time.perf_counter() - start}
+
+
+class _Worker:
+    """A thread that computes while the server listens; as a daemon it does not outlive a Ctrl-C when it hangs."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def do(self, function: Callable[[], Any]) -> asyncio.Future:
+        """The function's result, to be awaited."""
+        future: Future = Future()
+        self._jobs.put((function, future))
+        return asyncio.wrap_future(future)
+
+    def _run(self) -> None:
+        while True:
+            function, future = self._jobs.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+
+class _Newest:
+    """The newest message of a connection; it is read all the time, and older ones are dropped and counted."""
+
+    def __init__(self, ws: ServerConnection) -> None:
+        self._data: bytes | str | None = None
+        self._skipped = 0
+        self._arrived = asyncio.Event()
+        self.reader = asyncio.create_task(self._read(ws))
+
+    async def _read(self, ws: ServerConnection) -> None:
+        try:
+            async for data in ws:
+                self._skipped += self._data is not None
+                self._data = data
+                self._arrived.set()
+        except ConnectionClosed:
+            pass
+        self._data = None
+        self._arrived.set()
+
+    async def get(self) -> bytes | str | None:
+        """The newest message that was not given yet; None once the connection has ended."""
+        await self._arrived.wait()
+        data, self._data = self._data, None
+        if not self.reader.done():
+            self._arrived.clear()
+        return data
+
+    def take_skipped(self) -> int:
+        """How many were dropped since the last call."""
+        skipped, self._skipped = self._skipped, 0
+        return skipped
+
+
+def _name(ws: ServerConnection) -> str:
+    address = ws.remote_address
+    return f"{address[0]} port {address[1]}" if address else "a client"
+
+
+def run_serve(cfg: DictConfig) -> None:
+    """`s2robot serve`: host a checkpoint's policy until Ctrl-C."""
+    values: dict[str, Any] = OmegaConf.to_container(cfg.serve, resolve=True)  # type: ignore[assignment]
+    settings = ServeSettings(**{f.name: values[f.name] for f in fields(ServeSettings)})
+    token, place = token_for(settings.host, values["token_file"])
+    if values["threads"]:
+        torch.set_num_threads(values["threads"])
+    actor, encoder, contract = load_actor(cfg.checkpoint, values["device"], cfg.encoder.checkpoint)
+    server = PolicyServer(actor, contract, encoder.image_size, token, settings)
+
+    def ready(port: int) -> None:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        print(f"{cfg.checkpoint}: {contract['robot']} policy at ws://{host}:{port}", flush=True)
+        print(f"token: {place}", flush=True)
+
+    asyncio.run(server.run(ready))
+    print(f"stopped after {server.calls} plans")

@@ -1,0 +1,119 @@
+"""The Franka driver against franky-sim, in an environment of its own (its pinocchio asks for numpy 2):
+
+python3 -m venv franka-venv
+franka-venv/bin/pip install franky-control franky-sim gymnasium pytest
+franka-venv/bin/python -m pytest --noconftest -m slow tests/envs/real/arms/test_franka.py
+
+franky-sim accepts what an arm refuses and has no error model: nothing here is a claim about safety.
+"""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import OK, REFUSED
+from s2robot.envs.real.arms.franka import FRANKA_LIMITS, GONE, MOVING, FrankaDriver
+
+HOME = np.array([0.0, 0.1094, 0.0, -2.5686, 0.0, 2.6781, 0.7859])
+
+
+def test_without_franky_it_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "franky", None)
+    driver = FrankaDriver("192.0.2.1")
+    with pytest.raises(EnvError, match=r"franka: found no franky-control .*pip install 's2robot\[franka\]'"):
+        driver.connect(1.0)
+    with pytest.raises(EnvError, match="expected connect first"):
+        driver.read()
+    assert driver.command(HOME, None).code == REFUSED and not driver.status().connected
+    driver.stop("never raises")
+    driver.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    why = "needs franky-control and franky-sim in an environment of their own; see the head of this file"
+    pytest.importorskip("franky", reason=why)
+    pytest.importorskip("franky_sim", reason=why)
+    # in a process of its own, as an arm is: franky waits for it while it holds the interpreter
+    command = [sys.executable, "-u", "-m", "franky_sim.run_server", "-s", "mujoco"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    late = threading.Timer(120.0, process.kill)
+    late.start()
+    try:
+        found = next((f for line in process.stdout if (f := re.search(r"using '([\d.]+)'", line))), None)
+        late.cancel()
+        assert found, "franky-sim did not start"
+        yield found[1]
+    finally:
+        late.cancel()
+        process.terminate()
+        process.wait(30.0)
+
+
+@pytest.fixture
+def arm(server):
+    with FrankaDriver(server, realtime=False) as arm:
+        arm.connect(60.0)
+        yield arm
+
+
+def wait_for(condition, what):
+    end = time.monotonic() + 30.0
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_stream_is_followed_and_a_stop_ends_it(arm):
+    state = arm.read()
+    assert state.q.shape == (7,) and np.isfinite(state.tcp).all() and state.error == 0
+    assert arm.command(state.q, None).code == REFUSED and arm.stopped == "not armed"
+    arm.arm()
+    start = arm.read().q
+    goal = start + np.array([0.1, -0.1, 0.1, 0.1, -0.1, 0.1, 0.1])
+    for part in np.linspace(0, 1, 100):
+        assert arm.command(start + part * (goal - start), None).code == OK
+        time.sleep(0.01)
+    wait_for(lambda: np.abs(arm.read().q - goal).max() < 0.05, "the goal")
+    assert arm.status().mode == MOVING and arm.status().report_age_s < 1.0
+    arm.stop("test")
+    arm.stop("again")
+    assert arm.command(goal, None).code == REFUSED and arm.stopped == "again"
+    wait_for(lambda: np.abs(arm.read().dq).max() < 0.02, "rest")
+    wait_for(lambda: not arm._robot.is_in_control, "the controller's end")
+    arm.arm()
+    assert arm.command(arm.read().q, None).code == OK
+
+
+@pytest.mark.slow
+def test_bad_targets_are_not_sent(arm):
+    arm.arm()
+    q = arm.read().q
+    outside = np.array(FRANKA_LIMITS.q_max) + 0.01
+    for bad in (np.full(7, np.nan), q + np.inf, q[:6], "home", None, outside, q + 0.5):
+        assert arm.command(bad, None).code == REFUSED
+    for opening in (np.nan, -0.1, 1.1, "open"):
+        assert arm.command(q, opening).code == REFUSED
+
+
+@pytest.mark.slow
+def test_a_controller_that_ended_is_told(arm):
+    arm.arm()
+    q = arm.read().q
+    arm._robot.stop()  # as an error or the user stop ends it
+    wait_for(lambda: arm.command(q, None).code == GONE, "the end of the controller")
+
+
+@pytest.mark.slow
+def test_the_hand(arm):
+    arm.arm()
+    for opening, near in ((0.0, lambda o: o < 0.1), (1.0, lambda o: o > 0.9)):
+        arm.command(arm.read().q, opening)
+        wait_for(lambda near=near: near(arm.read().gripper), f"opening {opening}")

@@ -1,0 +1,277 @@
+"""The driver on the vendor's SDK against the emulated control box, over loopback."""
+
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS
+from s2robot.envs.real.arms.xarm import ONLINE, SERVO, XArmDriver
+from tests.envs.real.home import HOME
+
+pytest.importorskip("xarm")
+
+PATIENCE = 60.0  # s, busy machines
+
+
+@pytest.fixture
+def connected(emulator, monkeypatch):
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)  # a busy machine is no hung box
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
+    emulator.side("clear")
+    reset(emulator)
+    with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
+        driver.connect(PATIENCE)
+        yield driver
+        emulator.side("clear")
+
+
+@pytest.fixture
+def arm(connected):
+    connected.arm()
+    return connected
+
+
+def reset(emulator):
+    """Errors of an earlier test are cleared by the one who caused them; the driver never does."""
+    with XArmDriver("127.0.0.1", ports=emulator.ports) as operator:
+        operator.connect(PATIENCE)
+        operator._sdk.clean_error()
+    emulator.side("place_arm", joints=HOME.tolist())
+
+
+def wait_for(condition, what):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true"
+        time.sleep(0.02)
+
+
+def arrived(emulator, kind="motion"):
+    """All that has reached the box, of all tests so far."""
+    return [c for c in emulator.side("commands")["commands"] if c["kind"] == kind]
+
+
+# ---------------------------------------------------------------- lawful use
+
+
+def test_connecting_moves_and_enables_nothing(connected, emulator):
+    count, state = len(arrived(emulator)), connected.read()
+    np.testing.assert_allclose(state.q, HOME, atol=1e-4)
+    assert connected.command(state.q, None).code == REFUSED and connected.stopped == "not armed"
+    assert len(arrived(emulator)) == count
+    assert connected.status().connected and connected.status().report_age_s < PATIENCE
+
+
+@pytest.mark.parametrize("mode", [SERVO, ONLINE])
+def test_a_stream_of_small_steps_is_followed(connected, mode):
+    connected.mode = mode
+    connected.arm()
+    goal = HOME + 0.1
+    for part in np.linspace(0, 1, 40):
+        assert connected.command(HOME + part * 0.1, None).code == OK
+        time.sleep(0.005)
+    wait_for(lambda: np.abs(connected.read().q - goal).max() < 5e-3, "the goal")
+    state = connected.read()
+    assert state.error == 0 and state.mode == mode
+    assert 0 <= time.monotonic() - state.t_mono < PATIENCE
+
+
+def test_the_pose_is_in_metres(arm):
+    tcp = arm.read().tcp
+    assert tcp.shape == (6,) and np.linalg.norm(tcp[:3]) < 1.0 and tcp[2] > 0.1
+
+
+def test_the_gripper_moves_on_change_only(arm, emulator):
+    arm.command(HOME, 0.0)
+    wait_for(lambda: arm.read().gripper < 0.05, "closing")
+    before = arrived(emulator, "gripper")
+    for _ in range(5):
+        arm.command(HOME, 0.0)
+        time.sleep(0.15)
+    after = arrived(emulator, "gripper")
+    assert len(after) == len(before)
+    arm.command(HOME, 1.0)
+    wait_for(lambda: arm.read().gripper > 0.95, "opening")
+
+
+def test_native_limits_are_set(connected):
+    sdk = connected._sdk
+    assert sdk.set_self_collision_detection(False) == 0  # as somebody may have left it
+    wait_for(lambda: not sdk.self_collision_params[0], "a report of that")
+    connected.arm()
+    wait_for(lambda: sdk.self_collision_params[0], "a report of the check")  # the filter has none
+    code, states = sdk.get_reduced_states()
+    assert code == 0 and states[0] == 1
+    assert states[2] == pytest.approx(1000 * XARM7_LIMITS.point_speed)
+    assert states[3] == pytest.approx(max(XARM7_LIMITS.dq_max), abs=1e-3)
+    wait_for(lambda: sdk.collision_sensitivity == 3, "a report of the sensitivity")
+
+
+def test_one_that_only_stops_leaves_the_gripper_alone(arm, emulator):
+    arm.command(HOME, None)
+    with XArmDriver("127.0.0.1", ports=None, gripper=False) as other:  # this process is redirected already
+        other.connect(PATIENCE)
+        assert np.isnan(other.read().gripper) and other._gripper_thread is None
+        other.stop("test")
+    assert emulator.side("status")["state"] >= 4
+    assert arm.command(HOME, None).code not in (OK, REFUSED)
+
+
+def test_hold_and_close(arm, emulator):
+    arm.command(HOME + 0.02, None)
+    arm.hold()
+    arm.close()
+    arm.close()
+    assert arm.status().connected is False
+    with pytest.raises(EnvError, match="expected connect first"):
+        arm.read()
+    assert emulator.side("status")["state"] >= 4  # closing has stopped it
+
+
+# ---------------------------------------------------------------- what never reaches the wire
+
+
+@pytest.mark.parametrize(
+    "q",
+    [
+        np.full(7, np.nan),
+        np.where(np.arange(7) == 2, np.nan, HOME),
+        np.where(np.arange(7) == 2, np.inf, HOME),
+        np.where(np.arange(7) == 2, -np.inf, HOME),
+        HOME[:6],
+        HOME[None],
+        None,
+        "home",
+        [None] * 7,
+        np.where(np.arange(7) == 3, 4.0, HOME),
+        HOME + [1, 0, 0, 0, 0, 0, 0],
+    ],
+)
+def test_a_bad_target_is_not_sent(arm, emulator, q):
+    count = len(arrived(emulator))
+    assert arm.command(q, None).code == REFUSED
+    assert len(arrived(emulator)) == count
+
+
+@pytest.mark.parametrize("gripper", [np.nan, np.inf, -0.1, 1.1, "open"])
+def test_a_bad_opening_is_not_sent(arm, emulator, gripper):
+    count = len(arrived(emulator))
+    assert arm.command(HOME, gripper).code == REFUSED
+    assert len(arrived(emulator)) == count
+
+
+# ---------------------------------------------------------------- faults
+
+
+def test_stop_is_at_once_repeatable_and_from_any_thread(arm, emulator):
+    assert arm.command(HOME, None).code == OK
+    threads = [threading.Thread(target=arm.stop, args=("test",)) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert arm.stopped == "test" and arm.command(HOME, None).code == REFUSED
+    assert emulator.side("status")["state"] >= 4
+    arm.arm()
+    assert arm.command(HOME, None).code == OK
+
+
+def test_a_stop_does_not_wait_behind_a_blocked_command(arm, emulator):
+    """The streaming connection is taken; the stop has its own."""
+    with arm._sdk._arm.arm_cmd.lock:
+        thread = threading.Thread(target=arm.stop, args=("test",))
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        assert emulator.side("status")["state"] >= 4
+
+
+@pytest.mark.parametrize("code", [1, 24, 31])
+def test_an_error_of_the_arm_is_seen_and_never_cleared(arm, emulator, code):
+    arm.command(HOME, None)
+    emulator.side.fault("error", code=code)
+    assert arm.command(HOME + 0.001, None).code not in (OK, REFUSED)
+    assert arm.read().error == code
+    arm.stop("error")
+    with pytest.raises(EnvError, match=f"error {code} pending"):
+        arm.arm()
+    assert emulator.side("status")["error"] == code
+
+
+def test_a_hung_box_costs_the_timeout_and_no_more(arm, emulator):
+    for sdk in (arm._sdk, arm._stopper):
+        sdk.set_timeout(0.1)
+    emulator.side.fault("hang")
+    begin = time.monotonic()
+    assert arm.command(HOME, None).code == 3
+    with pytest.raises(EnvError, match="found code 3"):
+        arm.read()
+    arm.stop("hung")
+    assert time.monotonic() - begin < 10.0
+
+
+def test_a_dropped_connection_is_seen(arm, emulator):
+    emulator.side.fault("drop")
+    wait_for(lambda: not arm.status().connected, "the loss")
+    assert arm.command(HOME, None).code not in (OK, REFUSED)
+    with pytest.raises(EnvError):
+        arm.read()
+    arm.stop("lost")  # nothing left to stop with: no exception
+
+
+def test_a_mode_changed_by_another_client_is_seen(arm, emulator):
+    emulator.side.fault("mode", mode=0)
+    wait_for(lambda: arm.status().mode == 0, "the report")
+    assert arm.command(HOME, None).code not in (OK, REFUSED)
+
+
+def test_a_box_that_accepts_and_never_answers_is_given_up_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        from s2robot.envs.real.emulator.ports import free_ports
+
+        free = free_ports()
+        control = mute.getsockname()[1]
+        ports = replace(free, control=control, gripper=control + 1)
+        driver = XArmDriver("127.0.0.1", ports=ports)
+        begin = time.monotonic()
+        with pytest.raises(EnvError, match="no control box \\(timed out\\)"):
+            driver.connect(0.5)
+        assert time.monotonic() - begin < 10.0
+        driver.close()
+
+
+def test_no_box_at_all():
+    from s2robot.envs.real.emulator.ports import free_ports
+
+    with pytest.raises(EnvError, match="no control box"):
+        XArmDriver("127.0.0.1", ports=free_ports()).connect(2.0)
+
+
+def test_a_half_open_box_is_given_up_in_time(emulator):
+    emulator.side("clear")
+    emulator.side.fault("half_open")
+    with pytest.raises(EnvError, match="no control box"):
+        XArmDriver("127.0.0.1", ports=emulator.ports).connect(0.5)
+    emulator.side("clear")
+
+
+def test_connecting_leaves_the_process_its_socket_timeout(emulator, monkeypatch):
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
+    emulator.side("clear")
+    socket.setdefaulttimeout(None)
+    with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
+        driver.connect(PATIENCE)
+        assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mode": 0}, {"sensitivity": 0}, {"speed": np.nan}, {"acceleration": 50.0}]
+)
+def test_senseless_settings_are_refused(wrong):
+    with pytest.raises(EnvError, match="xarm"):
+        XArmDriver("127.0.0.1", **wrong)

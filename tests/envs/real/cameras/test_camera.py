@@ -1,0 +1,275 @@
+"""Readers, the age and the sameness of frames, and formats that are checked after they were set."""
+
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.cameras.camera import (
+    CameraReader,
+    OpenCVCamera,
+    RealSenseCamera,
+    RenderedCamera,
+    ReplayCamera,
+    square,
+)
+
+PATIENCE = 60.0
+NOISE = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), np.uint8)
+
+
+def wait_for(condition):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def read():
+    readers = []
+
+    def make(source, **settings):
+        readers.append(CameraReader("hand", source, **settings))
+        readers[-1].start(PATIENCE)
+        return readers[-1]
+
+    yield make
+    for reader in readers:
+        reader.close()
+
+
+class Scripted:
+    """Gives what it is told to, then waits until closed."""
+
+    def __init__(self, frames):
+        self.frames, self.go, self.closed = list(frames), threading.Semaphore(0), False
+
+    def read(self):
+        self.go.acquire()
+        frame = self.frames.pop(0)
+        if isinstance(frame, Exception):
+            raise frame
+        return frame
+
+    def close(self):
+        self.closed = True
+
+
+def test_frames_are_counted_and_aged(read):
+    reader = read(lambda: ReplayCamera(NOISE, 200))
+    first = reader.latest()
+    wait_for(lambda: reader.latest().seq >= first.seq + 8)
+    frame = reader.latest()
+    assert any(np.array_equal(frame.image, image) for image in NOISE)
+    assert first.t_capture < frame.t_capture <= time.monotonic()
+    assert frame.age(frame.t_capture + 0.25) == pytest.approx(0.25)
+    assert frame.t_change == frame.t_capture  # every picture differs from the one before
+    with pytest.raises(ValueError, match="read-only"):
+        frame.image[0] = 0
+
+
+def test_equal_pictures_keep_the_time_of_the_first(read):
+    almost = NOISE[0].copy()
+    almost[1, 1, 0] ^= 1  # a pixel that the quick look leaves out
+    source = Scripted(
+        [(1.0, NOISE[0]), (2.0, NOISE[0].copy()), (3.0, NOISE[0]), (4.0, NOISE[1]), (5.0, almost)]
+    )
+    source.go.release()
+    reader, seen = read(lambda: source), []
+    for seq in (2, 3, 4, 5):
+        seen.append(reader.latest().t_change)
+        source.go.release()
+        wait_for(lambda seq=seq: reader.latest().seq == seq)
+    assert [*seen, reader.latest().t_change] == [1.0, 1.0, 1.0, 4.0, 5.0]
+    source.frames.append(EnvError("unplugged"))
+    source.go.release()
+
+
+def test_a_source_that_fails_leaves_an_ageing_frame_and_its_reason(read):
+    source = Scripted([(time.monotonic(), NOISE[0]), RuntimeError("unplugged")])
+    source.go.release()
+    reader = read(lambda: source)
+    source.go.release()
+    wait_for(lambda: reader.error)
+    assert reader.error == "unplugged" and source.closed
+    assert reader.age(reader.latest().t_capture + 9) == pytest.approx(9)
+
+
+def test_no_frame_in_time_is_one_clear_line():
+    source = Scripted([RuntimeError("never told")])
+    reader = CameraReader("hand", lambda: source)
+    assert reader.latest() is None and reader.age(0.0) == np.inf
+    threading.Timer(0.2, source.go.release).start()
+    with pytest.raises(EnvError, match="camera hand: found no frame within 0.05 s"):
+        reader.start(0.05)
+
+
+@pytest.mark.parametrize("image", [NOISE[0].astype(float), NOISE[0][..., 0], NOISE[0][..., :2], None])
+def test_what_is_no_picture_is_refused(image):
+    source = Scripted([(0.0, image)])
+    source.go.release()
+    with pytest.raises(EnvError, match="expected uint8"):
+        CameraReader("hand", lambda: source).start(PATIENCE)
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_a_turned_camera_is_turned_back(read, quarters):
+    turned = np.rot90(NOISE[0], -quarters)
+    reader = read(lambda: ReplayCamera([turned], 100), rotate=quarters)
+    np.testing.assert_array_equal(reader.latest().image, NOISE[0])
+
+
+def test_a_rendered_camera_shows_the_world(read):
+    worlds = []
+
+    def source():  # in the reader's thread, where its OpenGL context lives
+        env = CubePick(image_size=32, cameras=("left",))
+        env.reset(seed=0)
+        worlds.append(env)
+        return RenderedCamera(lambda: env.render_cameras()["left"], 50, env.close)
+
+    reader = read(source)
+    assert reader.latest().image.shape == (32, 32, 3) and reader.latest().image.std() > 10
+    reader.close()
+    assert worlds[0]._renderer is None
+
+
+@pytest.mark.parametrize("shape, size", [((48, 64), 48), ((64, 48), 16), ((31, 47), 31), ((20, 20), 40)])
+def test_the_middle_square(shape, size):
+    image = np.zeros((*shape, 3), np.uint8)
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    image[top : top + side, left : left + side] = 200
+    out = square(image, size)
+    assert out.shape == (size, size, 3) and (out == 200).all()
+
+
+# ---------------------------------------------------------------- OpenCV
+
+
+class FakeCapture:
+    """A camera that keeps what is set, but for the properties that it insists on."""
+
+    def __init__(self, insists=None, opened=True, stamp=None):
+        self.values, self.insists, self.opened, self.stamp = {}, insists or {}, opened, stamp
+        self.released = False
+
+    def isOpened(self):
+        return self.opened
+
+    def set(self, prop, value):
+        self.values[prop] = self.insists.get(prop, value)
+        return True  # V4L2 says so whatever comes of it
+
+    def get(self, prop):
+        if prop == cv2.CAP_PROP_POS_MSEC:
+            return 1000 * (self.stamp or time.monotonic() - 0.02)
+        return self.values.get(prop, 0.0)
+
+    def read(self):
+        return True, NOISE[0][..., ::-1]
+
+    def release(self):
+        self.released = True
+
+
+def opened(fake, **settings):
+    return OpenCVCamera("/dev/video9", 640, 480, 30, capture=lambda device: fake, **settings)
+
+
+def test_opencv_frames_are_rgb_with_their_time_of_capture():
+    captured, image = opened(FakeCapture()).read()
+    np.testing.assert_array_equal(image, NOISE[0])
+    assert 0.01 < time.monotonic() - captured < PATIENCE
+
+
+@pytest.mark.parametrize("stamp", [1.0e9, 0.001])
+def test_a_stamp_of_another_clock_is_not_believed(stamp):
+    before = time.monotonic()
+    assert opened(FakeCapture(stamp=stamp)).read()[0] >= before
+
+
+@pytest.mark.parametrize(
+    "prop, value, words",
+    [
+        (cv2.CAP_PROP_FRAME_WIDTH, 320.0, "found width 320 after setting it, expected 640"),
+        (cv2.CAP_PROP_FPS, 15.0, "found fps 15 after setting it, expected 30"),
+        (cv2.CAP_PROP_FOURCC, float(cv2.VideoWriter.fourcc(*"YUYV")), "found fourcc YUYV .* expected MJPG"),
+        (cv2.CAP_PROP_EXPOSURE, 77.0, "found exposure 77 after setting it, expected 100"),
+    ],
+)
+def test_a_format_that_was_not_taken_is_refused(prop, value, words):
+    fake = FakeCapture({prop: value})
+    with pytest.raises(EnvError, match=words):
+        opened(fake, exposure=100.0, white_balance=4600.0)
+    assert fake.released
+
+
+def test_a_real_capture_is_verified_and_read(tmp_path):
+    path = str(tmp_path / "film.avi")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 72))
+    pictures = [cv2.resize(image, (96, 72), interpolation=cv2.INTER_LINEAR) for image in NOISE[:, :4, :6]]
+    for image in pictures:
+        writer.write(image[..., ::-1])
+    writer.release()
+    camera = OpenCVCamera(path, 96, 72, 20, capture=cv2.VideoCapture)
+    for expected in pictures:
+        before = time.monotonic()
+        captured, image = camera.read()
+        assert np.abs(image.astype(float) - expected).mean() < 6 and captured >= before
+    with pytest.raises(EnvError, match="gave no frame"):
+        camera.read()
+    camera.close()
+    for settings, words in (
+        ({"width": 64}, "found width 96"),
+        ({"fps": 30}, "found fps 20"),
+        ({"fourcc": "YUYV"}, "found fourcc MJPG"),
+    ):
+        with pytest.raises(EnvError, match=words):
+            OpenCVCamera(path, **{"width": 96, "height": 72, "fps": 20} | settings, capture=cv2.VideoCapture)
+    with pytest.raises(EnvError, match="found none, expected a V4L2 device"):
+        OpenCVCamera(path, 96, 72, 20)  # a film is no device
+
+
+def test_no_camera_is_one_clear_line():
+    with pytest.raises(EnvError, match="camera /dev/video9: found none"):
+        opened(FakeCapture(opened=False))
+    with pytest.raises(EnvError, match="found none"):
+        OpenCVCamera("/dev/no-such-camera", 640, 480, 30)
+
+
+def test_realsense_without_its_library_is_one_clear_line(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyrealsense2", None)
+    with pytest.raises(EnvError, match="camera 123: found no pyrealsense2"):
+        RealSenseCamera("123", 640, 480, 30)
+
+
+def test_realsense_frames_are_rgb_with_their_time_of_capture(realsense):
+    realsense.pictures = np.tile(NOISE, (1, 3, 3, 1))
+    camera = RealSenseCamera("0042", 96, 72, 20)
+    for i in range(3):
+        captured, image = camera.read()
+        np.testing.assert_array_equal(image, realsense.pictures[i])
+        assert 0.01 < time.monotonic() - captured < PATIENCE
+    assert realsense.options == {"global time": 1}
+    realsense.domain, before = "hardware", time.monotonic()  # a clock of its own says nothing
+    assert camera.read()[0] >= before
+    realsense.gone = True
+    with pytest.raises(EnvError, match="camera 0042: gave no frame"):
+        camera.read()
+    camera.close()
+    camera.close()
+    assert not realsense.running
+
+
+def test_a_realsense_of_another_number_or_format_is_one_clear_line(realsense):
+    with pytest.raises(EnvError, match=r"camera 0043: cannot start 96 x 72 at 20 Hz \(No device connected\)"):
+        RealSenseCamera("0043", 96, 72, 20)
+    with pytest.raises(EnvError, match=r"camera 0042: found \(96, 72, 20\) .* expected \(640, 72, 20\)"):
+        RealSenseCamera("0042", 640, 72, 20)
+    assert not realsense.running

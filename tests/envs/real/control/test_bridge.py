@@ -1,0 +1,101 @@
+"""Loop, driver, the vendor's SDK and the emulated box together; what reached the wire is judged by the box."""
+
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+from s2robot.envs.real.arms.driver import XARM7_LIMITS
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.xarm import XArmDriver
+from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.control.watchdog import State, WatchdogLimits
+from tests.envs.real.home import HOME
+
+pytest.importorskip("xarm")
+
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+PATIENCE = 60.0
+# a busy machine is no fault
+CALM = WatchdogLimits(
+    camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=3.0, policy_fault=9.0,
+    hold_fault=30.0, report_fault=30.0,
+)  # fmt: skip
+SLOWLY = np.append(np.full(7, 0.01), 1.0)
+
+
+@pytest.fixture
+def bridge(driver):
+    """A function that runs an episode; the arm is at home, armed and ready."""
+    camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
+    camera.start(PATIENCE)
+    driver.arm()
+
+    def run(act, steps, **settings):
+        safety = SafetyFilter(XARM7_LIMITS, ArmPoints("xarm7"), SafetyConfig(state_age_max=3.0))
+        config = LoopConfig(live=True, image_size=16)
+        return ControlLoop(driver, {"hand": camera}, act, safety, config, CALM, **settings).run(steps)
+
+    yield run
+    camera.close()
+
+
+def since(emulator, begin):
+    return [c for c in emulator.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
+
+
+def test_an_episode(bridge, emulator):
+    begin = time.monotonic()
+    make = partial(XArmDriver, "127.0.0.1", ports=emulator.ports, gripper=False)
+    with Supervisor(make, limit_s=9.0) as supervisor:
+        result = bridge(lambda o: SLOWLY, 8, beat=supervisor.beat)
+    assert (result.cause, result.state, result.steps) == ("steps", State.IDLE, 8)
+    commands = since(emulator, begin)
+    assert len(commands) > 20 and not any(c["unsafe"] for c in commands)
+    np.testing.assert_allclose(emulator.side("status")["joints"], HOME + 0.08, atol=2e-3)
+    assert emulator.side("status")["opening"] < 0.1
+
+
+@pytest.mark.parametrize(
+    "fault, reason",
+    [
+        ({"name": "error", "code": 1}, "arm error 1"),
+        ({"name": "error", "code": 31}, "arm error 31"),
+        ({"name": "mode", "mode": 0}, "command code"),
+        ({"name": "drop"}, "connection lost"),
+    ],
+)
+def test_a_fault_of_the_box_ends_in_a_latched_fault(bridge, emulator, fault, reason):
+    begin, calls = time.monotonic(), []
+
+    def act(observation):
+        calls.append(1)
+        if len(calls) == 5:
+            emulator.side.fault(**fault)
+        return SLOWLY
+
+    result = bridge(act, 200)
+    assert result.state == State.FAULT and result.cause == "fault"
+    assert any(reason in found for found in (*result.reasons, "connection lost" if reason == "drop" else ""))
+    time.sleep(0.3)
+    commands = since(emulator, begin)
+    assert not any(c["unsafe"] for c in commands)
+    assert len(since(emulator, commands[-1]["time"] + 1e-6)) == 0
+    assert max(np.abs(emulator.side("status")["velocities"])) < 0.01
+
+
+def test_a_policy_that_crashes_stops_the_arm(bridge, emulator):
+    calls, begin = [], time.monotonic()
+
+    def act(observation):
+        calls.append(1)
+        return SLOWLY if len(calls) < 5 else np.full(8, np.nan)
+
+    result = bridge(act, 200)
+    assert result.state == State.FAULT and result.reasons[0].startswith("policy: found action")
+    assert not any(c["unsafe"] for c in since(emulator, begin))
+    assert emulator.side("status")["state"] >= 4

@@ -1,0 +1,510 @@
+"""The loop with an arm that does what it is told, and one thing going wrong at a time."""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS, ArmState, CommandResult, DriverStatus
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
+from s2robot.envs.real.control.loop import STOOD_S, ControlLoop, LoopConfig
+from s2robot.envs.real.control.recorder import EpisodeRecorder
+from s2robot.envs.real.control.safety import SafetyFilter
+from s2robot.envs.real.control.watchdog import State, WatchdogLimits
+from tests.envs.real.home import HOME
+
+NOISE = np.random.default_rng(0).integers(0, 256, (50, 24, 32, 3), np.uint8)
+POINTS = ArmPoints("xarm7")
+# a busy machine is no fault; what a test injects lasts for longer than these
+CALM = WatchdogLimits(
+    camera_hold=1.0, camera_fault=4.0, state_hold=1.0, state_fault=4.0, policy_hold=1.0, policy_fault=4.0,
+    hold_fault=20.0, report_fault=60.0,
+)  # fmt: skip
+SLOWLY = np.append(np.full(7, 0.01), 1.0)
+
+
+class FakeArm:
+    """Stands where it was told last; everything that it was told is kept."""
+
+    limits = XARM7_LIMITS
+
+    def __init__(self):
+        self.q, self.sent, self.times, self.stops, self.holds = HOME.copy(), [], [], [], 0
+        self.error, self.mode, self.code, self.gripper, self.silent = 0, 1, OK, 1.0, False
+
+    def connect(self, timeout_s): ...
+    def arm(self): ...
+    def close(self): ...
+
+    def hold(self):
+        self.holds += 1
+
+    def read(self):
+        if self.silent:
+            raise EnvError("no answer")
+        zero = np.zeros(7)
+        return ArmState(
+            self.q.copy(), zero, zero, np.zeros(6), self.gripper, time.monotonic(), self.mode, self.error
+        )
+
+    def command(self, q, gripper):
+        now = time.monotonic()
+        if self.stops:
+            return CommandResult(REFUSED, now, now)
+        self.sent.append(q.copy())
+        self.times.append(now)
+        self.q = q.copy()
+        self.gripper = self.gripper if gripper is None else gripper
+        return CommandResult(self.code, now, time.monotonic())
+
+    def stop(self, reason):
+        self.stops.append(reason)
+
+    def status(self):
+        return DriverStatus(True, self.error, 0, self.mode, 0.0)
+
+
+@pytest.fixture
+def arm():
+    return FakeArm()
+
+
+@pytest.fixture
+def cameras():
+    reader = CameraReader("hand", lambda: ReplayCamera(NOISE, 50))
+    reader.start(60.0)
+    yield {"hand": reader}
+    reader.close()
+
+
+def made(arm, cameras, act, limits=CALM, live=True, **settings):
+    from s2robot.envs.real.control.safety import SafetyConfig
+
+    safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
+    config = LoopConfig(live=live, image_size=16, **{"policy_hz": 20.0} | settings.pop("config", {}))
+    return ControlLoop(arm, cameras, act, safety, config, limits, **settings)
+
+
+def lawful(arm):
+    q = np.array([HOME, *arm.sent])
+    dq = np.diff(q, axis=0) * XARM7_LIMITS.rate_hz
+    ddq = np.abs(np.diff(dq, axis=0, prepend=0 * dq[:1])) * XARM7_LIMITS.rate_hz
+    gap = np.diff(arm.times, prepend=-np.inf)[:, None] > STOOD_S
+    ddq = np.where(
+        gap, np.minimum(ddq, np.abs(dq) * XARM7_LIMITS.rate_hz), ddq
+    )  # goes on, or begins from rest
+    assert (np.abs(dq) <= np.array(XARM7_LIMITS.dq_max)).all()
+    assert (ddq <= np.array(XARM7_LIMITS.ddq_max) + 1e-6).all()
+    assert (np.diff(arm.times) >= 1 / XARM7_LIMITS.rate_hz - 1e-4).all()
+
+
+# ---------------------------------------------------------------- a regular episode
+
+
+def test_actions_move_the_arm_and_are_recorded(arm, cameras):
+    seen, stored = [], []
+
+    class Sink:
+        def append(self, episode, meta=None):
+            stored.append((episode, meta))
+
+    def act(observation):
+        seen.append(observation)
+        return SLOWLY
+
+    recorder, resets = EpisodeRecorder(Sink()), []
+    loop = made(arm, cameras, act, on_step=recorder.add, reset=lambda: resets.append(len(seen)))
+    result = loop.run(max_steps=6)
+    assert (result.state, result.cause, result.steps) == (State.IDLE, "steps", 6)
+    assert resets == [1]  # after the warm-up, before the first action
+    lawful(arm)
+    assert arm.stops == [] and not loop.safety.dq_last.any()
+    assert arm.holds == 1  # rests where it is, and presses on nothing
+    np.testing.assert_allclose(arm.q, HOME + 6 * 0.01, atol=1e-6)
+    assert arm.gripper == 0.0
+    assert set(result.verdicts) == {"PASS"} and len(result.latencies) == 6
+
+    image, proprio = seen[0]["images"]["hand"], seen[0]["proprio"]
+    assert image.shape == (16, 16, 3) and image.dtype == np.uint8
+    np.testing.assert_array_equal(proprio, np.append(HOME, 1.0).astype(np.float32))
+
+    assert recorder.finish(success=True, seed=3) == 6 and len(recorder) == 0
+    ((episode, meta),) = stored
+    assert meta == {"success": True, "seed": 3}
+    assert episode["images_hand"].shape == (6, 16, 16, 3) and episode["camera_age"].shape == (6, 1)
+    np.testing.assert_allclose(episode["action"], np.tile(SLOWLY, (6, 1)), atol=1e-6)
+    np.testing.assert_allclose(episode["action_sent"][:, :7].sum(0), arm.q - HOME, atol=1e-5)
+    assert (np.diff(episode["time"]) > 0).all() and (episode["time_action"] >= episode["time"]).all()
+    assert not episode["verdict"].any() and not episode["code"].any()
+
+
+def test_a_real_store_takes_the_episode(arm, cameras, tmp_path):
+    from s2robot.demos.store import EpisodeStore
+
+    attributes = {
+        "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 20, "cameras": ["hand"],
+        "camera_geometry": {"hand": {"size": [16, 16]}}, "action_frame": "joint_delta_commanded",
+        "env_version": "CubePick-v0", "env_config": {}, "seed": 0, "kind": "images",
+    }  # fmt: skip
+    with EpisodeStore.create(tmp_path / "real.zarr", attributes) as store:
+        recorder = EpisodeRecorder(store)
+        made(arm, cameras, lambda o: SLOWLY, on_step=recorder.add).run(max_steps=3)
+        recorder.finish(success=False, seed=1)
+    again = EpisodeStore.open(tmp_path / "real.zarr")
+    assert again.num_steps == 3 and again["images_hand"].shape == (3, 16, 16, 3)
+
+
+def test_a_gripper_command_stands_for_a_while(arm, cameras):
+    """A policy that changes its mind with each action: the third one after a turn at the earliest is heard."""
+    steps, answers = [], []
+
+    def act(observation):
+        answers.append(float(len(answers) % 2))
+        return np.append(np.full(7, 0.01), answers[-1])
+
+    loop = made(arm, cameras, act, on_step=steps.append, config={"gripper_hold": 2})
+    loop.run(max_steps=12)
+    raw = [float(step["action_raw"][7]) for step in steps]
+    assert raw == answers[1:13] == [1.0, 0.0] * 6
+    assert [float(step["action"][7]) for step in steps] == [1, 1, 1, 0, 0, 0] * 2
+    assert arm.gripper == 1.0
+
+
+def test_a_first_answer_that_stopped_the_cameras_is_waited_out(arm, cameras):
+    """What the policy's warm-up takes from the computer is no fault: the loop waits for fresh frames again."""
+    limits, calls = replace(CALM, camera_hold=0.2), []
+
+    def act(observation):
+        calls.append(time.monotonic())
+        if len(calls) == 1:
+            held = cameras["hand"].age
+            cameras["hand"].age = lambda now: held(now) + (9.0 if now < calls[0] + 0.5 else 0.0)
+        return SLOWLY
+
+    result = made(arm, cameras, act, limits).run(max_steps=3)
+    assert (result.cause, result.steps) == ("steps", 3) and calls[1] > calls[0] + 0.5
+
+
+def test_a_dry_run_sends_nothing_and_says_what_it_would(arm, cameras):
+    would = []
+    loop = made(
+        arm, cameras, lambda o: SLOWLY, live=False, on_period=lambda now, state, safe: would.append(safe)
+    )
+    result = loop.run(max_steps=4)
+    assert result.cause == "steps" and arm.sent == [] and arm.stops == [] and not arm.holds
+    assert max(np.abs(safe.q - HOME).max() for safe in would if safe) > 0.002
+
+
+def test_a_large_action_is_cut_to_what_the_simulated_world_takes(arm, cameras):
+    steps = []
+    made(
+        arm,
+        cameras,
+        lambda o: np.eye(8)[6] * 9,
+        on_step=steps.append,
+    ).run(1)
+    assert steps[0]["action"][6] == pytest.approx(0.25) and steps[0]["action_raw"][6] == 9.0
+    lawful(arm)
+
+
+def test_a_stop_from_another_thread_brakes_and_stops(arm, cameras):
+    loop = made(arm, cameras, lambda o: SLOWLY)
+    threading.Timer(0.4, loop.request_stop).start()
+    result = loop.run(max_steps=10_000)
+    assert (result.cause, result.state, arm.stops) == ("stopped", State.IDLE, ["operator"])
+    lawful(arm)
+    assert not loop.safety.dq_last.any()
+
+
+def test_a_stop_between_two_episodes_is_not_lost(arm, cameras):
+    loop = made(arm, cameras, lambda o: SLOWLY)
+    assert loop.run(max_steps=1).cause == "steps"
+    sent = len(arm.sent)
+    loop.request_stop()
+    assert loop.run(max_steps=5).cause == "stopped"
+    assert len(arm.sent) == sent and arm.stops == ["operator"]
+    arm.stops.clear()
+    assert loop.run(max_steps=1).cause == "steps"  # and holds for one episode
+
+
+def test_a_stop_in_an_episode_s_last_moment_counts(arm, cameras):
+    loop = made(arm, cameras, lambda o: SLOWLY)
+    follow, taken = loop._next, []
+    loop._on_step = taken.append
+
+    def last(now):
+        safe, arrived = follow(now)
+        if arrived and loop._step is not None:  # the only action is done: the loop ends after this
+            loop.request_stop()
+        return safe, arrived
+
+    loop._next = last
+    assert loop.run(max_steps=1).cause == "stopped"
+    assert arm.stops == ["operator"] and len(taken) == 1
+
+
+# ---------------------------------------------------------------- faults
+
+
+def after(calls, what, then=lambda: SLOWLY):
+    """A policy that does `what` from its call number `calls` on."""
+    count = [0]
+
+    def act(observation):
+        count[0] += 1
+        return then() if count[0] <= calls else what()
+
+    return act
+
+
+def crash():
+    raise RuntimeError("cuda is gone")
+
+
+@pytest.mark.parametrize(
+    "what, reason",
+    [
+        (crash, "policy: RuntimeError: cuda is gone"),
+        (lambda: np.full(8, np.nan), "policy: found action"),
+        (lambda: np.append(np.full(7, np.inf), 0), "policy: found action"),
+        (lambda: np.zeros(7), "policy: found an action float64 (7,), expected 8 numbers"),
+        (lambda: None, "policy: found an action object"),
+        (lambda: "up", "policy: found an action"),
+    ],
+)
+def test_a_broken_policy_is_a_fault_and_its_action_is_not_executed(arm, cameras, what, reason):
+    loop = made(arm, cameras, after(4, what))
+    result = loop.run(max_steps=100)
+    assert (result.state, result.cause) == (State.FAULT, "fault")
+    assert result.reasons[0].startswith(reason) and len(arm.stops) == 1
+    assert np.isfinite(arm.sent).all()
+    lawful(arm)
+    with pytest.raises(EnvError, match="found fault"):  # latched: no second episode
+        loop.run(max_steps=1)
+    loop.watchdog.clear(time.monotonic())
+    arm.stops.clear()
+    loop._act = lambda o: SLOWLY
+    assert loop.run(max_steps=1).cause == "steps"
+
+
+def test_a_first_answer_that_is_broken_moves_nothing(arm, cameras):
+    with pytest.raises(EnvError, match="cuda is gone; nothing has moved"):
+        made(arm, cameras, lambda o: crash()).run(1)
+    with pytest.raises(EnvError, match="no answer within 0.1 s"):
+        made(arm, cameras, lambda o: time.sleep(1), config={"warm_up_s": 0.1}).run(1)
+    assert arm.sent == []
+
+
+def test_a_late_policy_holds_and_a_gone_one_is_a_fault(arm, cameras):
+    limits = replace(CALM, policy_hold=0.15, policy_fault=0.6)
+    calls = []
+
+    def act(observation):
+        calls.append(time.monotonic())
+        if len(calls) == 4:
+            time.sleep(0.4)
+        if len(calls) == 7:
+            time.sleep(2.0)
+        return SLOWLY
+
+    loop = made(arm, cameras, act, limits)
+    result = loop.run(max_steps=100)
+    states = [state for _, state, _ in loop.watchdog.history]
+    assert states[-1] == State.FAULT and result.reasons == ("policy is gone",)
+    first = states.index(State.HOLD)
+    assert State.RUNNING in states[first:]  # it went on after the first delay
+    lawful(arm)
+    assert len(arm.stops) == 1
+
+
+def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):
+    limits = replace(CALM, policy_hold=0.05, policy_fault=20.0, hold_fault=1.5)
+    loop = made(arm, cameras, after(1, lambda: time.sleep(0.3) or SLOWLY), limits)
+    result = loop.run(max_steps=100)
+    states = [state for _, state, _ in loop.watchdog.history]
+    assert states.count(State.HOLD) >= 2 and result.steps == 0  # it came out of HOLD again and again
+    assert result.state == State.FAULT and result.reasons == ("no action for 1.5 s",)
+    assert len(arm.stops) == 1
+
+
+def test_a_policy_that_still_hangs_begins_no_second_episode(arm, cameras):
+    limits = replace(CALM, policy_hold=0.5, policy_fault=1.0)
+    come_back, inside, calls = threading.Event(), [], []
+
+    def act(observation):
+        inside.append(1)
+        calls.append(len(inside))
+        if len(calls) == 4:
+            come_back.wait(60.0)
+        inside.pop()
+        return SLOWLY
+
+    loop = made(arm, cameras, act, limits, config={"warm_up_s": 0.3})
+    assert loop.run(max_steps=100).reasons == ("policy is gone",)
+    loop.watchdog.clear(time.monotonic())
+    arm.stops.clear()
+    sent = len(arm.sent)
+    with pytest.raises(EnvError, match="no answer within 0.3 s; nothing has moved"):
+        loop.run(max_steps=1)
+    assert len(arm.sent) == sent
+    come_back.set()
+    arm.stops.clear()
+    time.sleep(0.1)
+    assert loop.run(max_steps=1).cause == "steps"
+    assert max(calls) == 1  # one at a time, always
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"error": 31}, "arm error 31"),
+        ({"mode": 0}, "mode 0, expected 1"),
+        ({"code": 1}, "command code 1"),
+        ({"code": -1}, "command code -1"),
+    ],
+)
+def test_what_is_wrong_with_the_arm_is_a_fault_at_once(arm, cameras, change, reason):
+    sent_at = []
+
+    def act(observation):
+        if len(arm.sent) > 15 and not sent_at:
+            sent_at.append(len(arm.sent))
+            for name, value in change.items():
+                setattr(arm, name, value)
+        return SLOWLY
+
+    result = made(arm, cameras, act).run(max_steps=100)
+    assert result.state == State.FAULT and reason in result.reasons
+    assert len(arm.stops) == 1 and len(arm.sent) <= sent_at[0] + 2
+    lawful(arm)
+
+
+def test_an_arm_that_no_longer_answers(arm, cameras):
+    limits = replace(CALM, state_hold=0.1, state_fault=0.4)
+
+    def act(observation):
+        arm.silent = len(arm.sent) > 15
+        return SLOWLY
+
+    loop = made(arm, cameras, act, limits)
+    result = loop.run(max_steps=100)
+    assert result.reasons == ("joint state is gone",) and len(arm.stops) == 1
+    assert State.HOLD in [state for _, state, _ in loop.watchdog.history]
+    lawful(arm)
+
+
+class Stalling(FakeArm):
+    """Once, in a fast motion, a call takes 190 ms; `heard` holds when each command was, at the latest."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.stalled, self.heard = where, None, []
+
+    def _maybe(self, where):
+        moving = len(self.sent) > 30 and np.abs(self.sent[-1] - self.sent[-2]).max() > 0.005
+        if where == self.where and self.stalled is None and moving:
+            self.stalled = len(self.sent)
+            time.sleep(0.19)
+
+    def read(self):
+        asked = time.monotonic()
+        self._maybe("read")
+        return replace(super().read(), t_mono=asked)
+
+    def command(self, q, gripper):
+        done = super().command(q, gripper)
+        self._maybe("command")
+        self.heard.append(time.monotonic())
+        return replace(done, t_ack=self.heard[-1])
+
+
+@pytest.mark.parametrize("where", ["read", "command"])
+@pytest.mark.parametrize("state_hold", [0.1, 1.0])
+def test_a_stall_of_the_wire_is_not_caught_up_with(cameras, where, state_hold):
+    arm = Stalling(where)
+    limits = replace(CALM, state_hold=state_hold)
+    fast = np.append(np.full(7, 0.03), 0.0)  # 0.6 rad/s
+    loop = made(arm, cameras, lambda o: fast, limits)
+    result = loop.run(max_steps=15)
+    assert (result.state, result.cause) == (State.IDLE, "steps") and arm.stalled is not None
+    held = State.HOLD in [state for _, state, _ in loop.watchdog.history]
+    assert held or not (where == "read" and state_hold == 0.1)
+    lawful(arm)
+    k = arm.stalled
+    if where == "command":  # the box may have heard the stalled one only at its end
+        assert arm.times[k] - arm.heard[k - 1] >= 1 / XARM7_LIMITS.rate_hz - 1e-4
+    else:  # it stood: the stream begins from rest
+        first = np.abs(arm.sent[k] - arm.sent[k - 1]).max()
+        assert first <= max(XARM7_LIMITS.ddq_max) / XARM7_LIMITS.rate_hz**2 + 1e-9
+        assert np.abs(arm.sent[k - 1] - arm.sent[k - 2]).max() > 2 * first  # it was under way
+
+
+def test_an_arm_that_does_not_follow_is_stopped(arm, cameras):
+    class Stuck(FakeArm):
+        def command(self, q, gripper):
+            result = super().command(q, gripper)
+            self.q = HOME.copy()
+            return result
+
+    stuck = Stuck()
+    result = made(stuck, cameras, lambda o: np.eye(8)[6] * 0.2).run(max_steps=100)
+    assert result.reasons[0].startswith("safety stop: joint 7 lags") and len(stuck.stops) == 1
+
+
+def test_a_camera_that_stops_holds_and_then_is_a_fault(arm, cameras):
+    limits = replace(CALM, camera_hold=0.3, camera_fault=0.8)
+
+    def act(observation):
+        if len(arm.sent) > 15:
+            cameras["hand"]._ended.set()
+        return SLOWLY
+
+    loop = made(arm, cameras, act, limits)
+    result = loop.run(max_steps=200)
+    assert result.reasons == ("camera hand is gone",)
+    assert State.HOLD in [state for _, state, _ in loop.watchdog.history]
+    lawful(arm)
+
+
+def test_a_frozen_camera_is_seen_while_the_arm_moves(arm):
+    reader = CameraReader("hand", lambda: ReplayCamera(NOISE[:1], 50))
+    reader.start(60.0)
+    config = {"frozen_s": 0.3, "frozen_motion": 0.02}
+    still = made(arm, {"hand": reader}, lambda o: np.zeros(8), config=config).run(max_steps=20)
+    assert still.cause == "steps"  # a still picture of a still arm is no fault
+    result = made(arm, {"hand": reader}, lambda o: SLOWLY, config=config).run(max_steps=200)
+    assert result.reasons == ("camera hand is frozen",) and result.state == State.FAULT
+    reader.close()
+
+
+def test_stale_frames_before_the_start_move_nothing(arm, cameras):
+    cameras["hand"].close()
+    time.sleep(0.1)
+    limits = replace(CALM, camera_hold=0.05)
+    with pytest.raises(EnvError, match="camera hand is stale"):
+        made(arm, cameras, lambda o: SLOWLY, limits, config={"ready_s": 0.1}).run(1)
+    assert arm.sent == []
+
+
+def test_an_interrupt_stops_the_arm(arm, cameras):
+    def beat():
+        if len(arm.sent) > 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(arm, cameras, lambda o: SLOWLY, beat=beat).run(max_steps=100)
+    assert arm.stops == ["KeyboardInterrupt in the loop"]
+    lawful(arm)
+
+
+def test_steps_that_differ_are_refused_by_the_recorder():
+    recorder = EpisodeRecorder(None)
+    recorder.add({"action": np.zeros(8)})
+    with pytest.raises(EnvError, match="found a step of proprio, expected action"):
+        recorder.add({"proprio": np.zeros(8)})
+    recorder.discard()
+    assert recorder.finish() == 0

@@ -1,0 +1,478 @@
+"""Whatever goes into the filter, what comes out stays within limits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import XARM7_LIMITS
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.control.interpolate import Interpolator
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
+
+POINTS = ArmPoints("xarm7")
+SLOW = replace(XARM7_LIMITS, dq_max=(0.5,) * 7, ddq_max=(5.0,) * 7, point_speed=0.25)
+
+
+def started(q=HOME, limits=XARM7_LIMITS, **settings) -> SafetyFilter:
+    safety = SafetyFilter(limits, POINTS, SafetyConfig(**settings))
+    safety.reset(q)
+    return safety
+
+
+def send(safety, target, gripper=0.5, measured=None, age=0.0):
+    return safety(target, gripper, safety.q_last if measured is None else measured, age)
+
+
+# ---------------------------------------------------------------- targets
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-0.1, 0.1), min_size=7, max_size=7), st.floats(0.2, 0.6))
+def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(offset, down):
+    """`down` bends the shoulder forward, until the hand is up to 10 cm below the table."""
+    safety, hand = started(), POINTS.of("right_hand")
+    table = XARM7_LIMITS.table_z + XARM7_LIMITS.table_clearance
+    q = HOME + offset
+    q[1] += down
+    before, raised = POINTS.at(q), safety.above_table(q)
+    after = POINTS.at(raised)
+    if raised is q:
+        assert (before[:, 2] - POINTS.radius).min() > table + 1e-3
+        return
+    assert (after[:, 2] - POINTS.radius).min() > table
+    moved = (after - before)[hand]  # (P, 3)
+    assert np.ptp(moved, axis=0).max() < 5e-3  # all points of the hand alike
+    assert np.abs(moved[:, :2]).max() < 5e-3 and moved[:, 2].min() > 0
+
+
+# ---------------------------------------------------------------- the guarantee
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.tuples(st.sampled_from(MOODS), st.integers(1, 40)), min_size=1, max_size=5),
+    st.lists(st.sampled_from(NASTY), max_size=3),
+    st.sampled_from([XARM7_LIMITS, LIMITS, SLOW]),
+)
+def test_no_output_is_outside_limits(seed, moods, nasty, limits):
+    """Moods one after the other; then hostile inputs; then braking to rest."""
+    safety = started(limits=limits, clamps_max=10_000)
+    judge = Judge(safety.limits, POINTS, HOME)
+    attacker = Attacker(safety, np.random.default_rng(seed))
+    for mood, count in moods:
+        attacker.new_mood()
+        attacker.mood = mood
+        for _ in range(count):
+            safe = safety(*attacker.inputs())
+            assert judge.faults(safe.q, safe.gripper) == []
+    for kind in nasty:
+        safe = safety(*attacker.inputs(kind))
+        assert judge.faults(safe.q, safe.gripper) == []
+    for _ in range(20):
+        safe = send(safety, np.full(7, np.nan))
+        assert safe.verdict == Verdict.STOP and judge.faults(safe.q, safe.gripper) == []
+    assert not safety.dq_last.any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=6, max_size=8),
+        min_size=1,
+        max_size=8,
+    ),
+    st.one_of(st.none(), st.floats()),
+    st.floats(),
+)
+def test_any_numbers_at_all(targets, gripper, age):
+    safety = started()
+    judge = Judge(safety.limits, POINTS, HOME)
+    for target in targets:
+        safe = safety(target, gripper, safety.q_last, age)
+        assert judge.faults(safe.q, safe.gripper) == []
+
+
+@pytest.mark.parametrize("mood", ["corner", "plunge", "sideways", "bang"])
+def test_long_pushes_at_a_limit(mood):
+    safety = started(clamps_max=10_000)
+    judge = Judge(safety.limits, POINTS, HOME)
+    attacker = Attacker(safety, np.random.default_rng(1))
+    attacker.mood = mood
+    for _ in range(150):
+        safe = safety(*attacker.inputs())
+        assert judge.faults(safe.q, safe.gripper) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([XARM7_LIMITS, SLOW]),
+    st.sampled_from([0.0, 0.02, 0.25]),
+    st.integers(4, 30),
+)
+def test_the_interpolator_never_jumps(seed, limits, faults, period):
+    """As the loop has it: wild actions raised above the table, clamps that are followed, holds, late periods."""
+    rng = np.random.default_rng(seed)
+    safety, path = started(limits=limits, clamps_max=10_000), Interpolator(limits)
+    path.reset(HOME)
+    now, commanded, clamped = 0.0, HOME, False
+    low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
+    push = rng.uniform(-0.25, 0.25, 7)
+    for k in range(200):
+        late = rng.random() < faults
+        now += safety.dt + late * rng.uniform(0, 0.3)
+        if rng.random() < faults:  # the watchdog holds
+            safe = safety.hold("policy is late")
+            path.reset(safe.q)
+            commanded = safe.q
+            continue
+        if k % period == 0:
+            push = push if rng.random() < 0.7 else rng.uniform(-0.25, 0.25, 7)
+            commanded = path.q if clamped else commanded
+            commanded = safety.above_table(np.clip(commanded + push, low, high))
+            path.push(now, now + period * safety.dt, commanded)
+            clamped = False
+        target, _ = path.step(now)
+        reach = np.array(limits.dq_max) * safety.dt
+        assert (np.abs(target - safety.q_last) <= reach).all()  # a fourth of what is called a jump
+        safe = send(safety, target, age=1.0 if rng.random() < faults else 0.0)
+        assert safe.verdict != Verdict.STOP
+        if safe.verdict != Verdict.PASS:
+            path.follow(safe.q, safety.dq_last)
+            clamped = True
+
+
+# ---------------------------------------------------------------- what it lets through
+
+
+def test_a_lawful_stream_passes_unchanged():
+    safety = started()
+    for t in np.arange(1, 60) * safety.dt:
+        target = HOME + 0.05 * (1 - np.cos(4 * t)) * np.array([1, 1, -1, 1, -1, 1, 1])
+        safe = send(safety, target, 0.3)
+        assert (safe.verdict, safe.reasons, safe.gripper) == (Verdict.PASS, (), 0.3)
+        np.testing.assert_allclose(safe.q, target, atol=1e-12)
+
+
+def test_a_far_target_is_reached_without_overshoot():
+    safety = started(limits=replace(XARM7_LIMITS, step_max=0.2))
+    target = HOME + [0.15, 0, 0, 0, 0, 0, -0.15]
+    path = np.array([send(safety, target).q for _ in range(60)])
+    np.testing.assert_allclose(path[-1], target, atol=1e-9)
+    overshoot = np.array([path[:, 0].max() - target[0], target[6] - path[:, 6].min()])
+    assert (overshoot <= 1e-9).all()
+    assert safety.dq_last == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("joint", range(7))
+def test_a_jump_is_one_from_its_limit_on(sign, joint):
+    step = sign * XARM7_LIMITS.step_max * np.eye(7)[joint]
+    safety = started()
+    assert send(safety, HOME + 0.999 * step).verdict == Verdict.CLAMP
+    safety.reset(HOME)
+    assert send(safety, HOME + 1.001 * step).reasons == (f"jump of joint {joint + 1} by 0.1 rad",)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(MOODS),
+    st.integers(0, 40),
+    st.lists(st.floats(-1e9, 1e9), min_size=7, max_size=7),
+)
+def test_no_part_of_a_jump_is_gone_along(seed, mood, count, offset):
+    """Whatever the arm does: a jump is a stop at once, the arm only brakes, and no later target moves it."""
+    assume(max(map(abs, offset)) > XARM7_LIMITS.step_max)
+    safety = started()
+    attacker = Attacker(safety, np.random.default_rng(seed))
+    attacker.mood = mood
+    for _ in range(count):
+        safety(*attacker.inputs())
+    loss = np.array(XARM7_LIMITS.ddq_max) * safety.dt
+    jumped = False
+    for _ in range(20):
+        target = safety.q_last if jumped else safety.q_last + offset
+        assume(jumped or np.abs(target - safety.q_last).max() > XARM7_LIMITS.step_max)  # rounded
+        before = safety.dq_last
+        safe, jumped = send(safety, target), True
+        assert safe.verdict == Verdict.STOP and safe.reasons[0].startswith("jump of joint")
+        expected = np.sign(before) * np.maximum(np.abs(before) - loss, 0)
+        np.testing.assert_allclose(safety.dq_last, expected, atol=1e-4)
+    assert not safety.dq_last.any()
+
+
+def test_a_target_beyond_the_range_is_named():
+    q = np.where(np.arange(7) == 3, XARM7_LIMITS.q_max[3] - 0.06, 0.0)
+    safety = started(q, replace(XARM7_LIMITS, box=((-2, 2), (-2, 2), (-2, 2)), table_z=-2.0))
+    safe = send(safety, q + 0.05 * np.eye(7)[3])
+    assert safe.verdict == Verdict.CLAMP and "range: joint 4" in safe.reasons
+
+
+@pytest.mark.parametrize("axis, sign, word", [(0, -1, "box"), (1, 1, "box"), (2, -1, "table")])
+def test_a_way_out_of_the_workspace_ends_at_its_border(axis, sign, word):
+    table = 0.10 if word == "table" else XARM7_LIMITS.table_z  # apart, so that neither hides the other
+    tight = replace(XARM7_LIMITS, box=((0.37, 0.50), (-0.15, 0.15), (-0.13, 0.50)), table_z=table)
+    safety, seen = started(limits=tight, clamps_max=10_000), set()
+    for _ in range(120):
+        slope = POINTS.along(safety.q_last + np.eye(7) * 1e-4)[:, 0, axis] - POINTS.at(safety.q_last)[0, axis]
+        seen.update(send(safety, safety.q_last + sign * 0.05 * slope / np.linalg.norm(slope)).reasons)
+    assert any(reason.startswith(word) for reason in seen)
+    moved = POINTS.at(safety.q_last)[0, axis] - POINTS.at(HOME)[0, axis]
+    assert np.sign(moved) == sign  # it went there, and not beyond
+    assert Judge(tight, POINTS, safety.q_last).faults(safety.q_last, None) == []
+
+
+@pytest.mark.parametrize("walls", [True, False])
+def test_walls_around_the_rest_of_the_arm(walls):
+    """The elbow is pushed back; hand and fingers have all the room that they want."""
+    room = ((-2, 2), (-2, 2), (-2, 2))
+    arm_box = ((-0.10, 0.55), (-0.35, 0.35), (-0.2, 0.72)) if walls else None
+    limits = replace(XARM7_LIMITS, box=room, arm_box=arm_box)
+    safety, reasons, elbow = started(limits=limits, clamps_max=10_000), set(), POINTS.names.index("elbow")
+    for _ in range(100):
+        reasons.update(send(safety, safety.q_last - 0.05 * np.eye(7)[1]).reasons)
+    assert ("box: elbow" in reasons) == walls
+    behind = POINTS.at(safety.q_last)[elbow, 0] - POINTS.radius[elbow]
+    assert -0.1 <= behind < -0.09 if walls else behind < -0.2
+
+
+def test_an_arm_that_starts_outside_its_walls_is_not_started():
+    walls = ((-0.02, 0.55), (-0.35, 0.35), (-0.2, 0.72))
+    with pytest.raises(EnvError, match=r"outside its limits \(box: elbow\)"):
+        started(limits=replace(XARM7_LIMITS, arm_box=walls))
+
+
+@pytest.mark.parametrize("given, sent", [(2.0, 1.0), (-0.5, 0.0)])
+def test_the_gripper_is_clipped(given, sent):
+    safe = send(started(), HOME, given)
+    assert (safe.gripper, safe.verdict, safe.reasons) == (sent, Verdict.CLAMP, ("gripper range",))
+
+
+def test_no_gripper_command_stays_none():
+    assert send(started(), HOME, None).gripper is None
+
+
+# ---------------------------------------------------------------- hold and stop
+
+
+def moving() -> SafetyFilter:
+    safety = started()
+    for i in range(1, 8):
+        send(safety, HOME + 5e-4 * i * i * np.ones(7))
+    assert safety.dq_last.min() > 0.3
+    return safety
+
+
+@pytest.mark.parametrize("age", [0.051, np.inf, np.nan, -0.1])
+def test_a_stale_state_brakes_and_goes_on_when_fresh(age):
+    safety = moving()
+    verdicts = {send(safety, HOME, age=age).verdict for _ in range(20)}
+    assert verdicts == {Verdict.HOLD} and not safety.dq_last.any()
+    assert send(safety, safety.q_last).verdict == Verdict.PASS
+
+
+def test_without_a_target_it_brakes_and_a_stop_stays_a_stop():
+    safety = moving()
+    held = [safety.hold("policy is late") for _ in range(20)]
+    assert {(s.verdict, s.reasons, s.gripper) for s in held} == {(Verdict.HOLD, ("policy is late",), None)}
+    assert not safety.dq_last.any()
+    send(safety, None)
+    assert safety.hold("policy is late").verdict == Verdict.STOP
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.tuples(st.sampled_from(MOODS), st.integers(1, 30)), max_size=6))
+def test_from_rest_after_a_gap_everything_holds_as_before(seed, moods):
+    """The arm stands at the last command: no speed to go on with, and every limit from there."""
+    safety = started(clamps_max=10_000)
+    attacker = Attacker(safety, np.random.default_rng(seed))
+    for mood, count in moods:
+        safety.rest()
+        judge = Judge(safety.limits, POINTS, safety.q_last)  # at rest
+        attacker.new_mood()
+        attacker.mood = mood
+        for _ in range(count):
+            safe = safety(*attacker.inputs())
+            assert judge.faults(safe.q, safe.gripper) == []
+    before = safety.q_last
+    safety.rest()
+    np.testing.assert_array_equal(safety.hold("nothing").q, before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"target": x} for x in (*SHAPES, *TYPES, np.full(7, np.inf))]
+    + [
+        {"measured": np.full(7, np.nan)},
+        {"measured": HOME + 1},
+        {"measured": HOME - 1e300},
+        {"measured": HOME + 0.1},
+        {"gripper": np.nan},
+        {"gripper": "open"},
+    ],
+)
+def test_what_is_no_input_stops_for_good(change):
+    safety = moving()
+    arguments = {"target": safety.q_last, "gripper": 0.5, "measured": safety.q_last, **change}
+    safe = send(safety, **arguments)
+    assert safe.verdict == Verdict.STOP and safe.gripper is None and len(safe.reasons) == 1
+    for _ in range(20):
+        later = send(safety, safety.q_last)
+        assert (later.verdict, later.reasons) == (Verdict.STOP, safe.reasons)
+    assert not safety.dq_last.any()
+    safety.reset(safety.q_last)
+    assert send(safety, safety.q_last).verdict == Verdict.PASS
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("joint", range(7))
+def test_an_arm_that_lags_is_stopped_from_either_limit_on(sign, joint):
+    """A radian of the shoulder is half a metre at the hand, one of the last joint next to nothing."""
+    step = sign * np.eye(7)[joint]
+    reach = np.linalg.norm(POINTS.at(HOME + 1e-4 * step) - POINTS.at(HOME), axis=1).max() / 1e-4  # m/rad
+    limit = min(XARM7_LIMITS.lag_max, XARM7_LIMITS.point_lag_max / reach)
+    assert (limit < XARM7_LIMITS.lag_max) == (joint in (0, 1, 2, 3))
+    assert send(started(), HOME, measured=HOME + 0.98 * limit * step).verdict == Verdict.PASS
+    safe = send(started(), HOME, measured=HOME + 1.02 * limit * step)
+    assert safe.verdict == Verdict.STOP and " lags 0." in safe.reasons[0]
+    assert ("m behind its command" in safe.reasons[0]) == (limit < XARM7_LIMITS.lag_max)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-0.2, 0.2), min_size=7, max_size=7))
+def test_whatever_passes_is_near(offset):
+    """Joints and every watched point; and a stop has a cause."""
+    measured = HOME + offset
+    behind = np.linalg.norm(POINTS.at(measured) - POINTS.at(HOME), axis=1)
+    far = np.abs(measured - HOME).max() > XARM7_LIMITS.lag_max or behind.max() > XARM7_LIMITS.point_lag_max
+    safe = send(started(), HOME, measured=measured)
+    assert safe.verdict == (Verdict.STOP if far else Verdict.PASS)
+
+
+def pushed(safety):
+    """A target that is clamped: faster than the arm may be."""
+    return send(safety, safety.q_last + 0.09 * np.eye(7)[6])
+
+
+def rested(safety):
+    """A target that passes, once the arm has braked."""
+    while safety.dq_last.any():
+        safety.hold("to rest")
+    return send(safety, safety.q_last)
+
+
+def test_pushing_at_a_limit_for_long_stops():
+    safety = started(clamps_max=5)
+    pushes = [pushed(safety) for _ in range(6)]
+    assert [safe.verdict for safe in pushes] == [Verdict.CLAMP] * 4 + [Verdict.STOP] * 2
+    assert pushes[-1].reasons[0] == "clamped too often (speed or acceleration: joint 7)"
+    safety.reset(safety.q_last)
+    assert pushed(safety).verdict == Verdict.CLAMP  # and the count begins anew
+
+
+def test_a_free_target_now_and_then_does_not_excuse_pushing():
+    """With 99 of 100 clamped the arm is stopped within three seconds."""
+    safety = started(clamps_max=200)
+    verdicts = [(rested if k % 100 == 99 else pushed)(safety).verdict for k in range(300)]
+    first = verdicts.index(Verdict.STOP)
+    assert first == 202  # 201 clamped ones; the two free ones took back half of one
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=120),
+    st.integers(1, 20),
+    st.sampled_from([0.05, 0.25, 1.0, 3.0]),
+)
+def test_the_count_of_clamped_targets_leaks(clamped, most, leak):
+    safety, count = started(clamps_max=most, clamps_leak=leak), 0.0
+    for clamp in clamped:
+        count = count + 1 if clamp else max(count - leak, 0.0)
+        safe = (pushed if clamp else rested)(safety)
+        if count >= most:
+            assert safe.verdict == Verdict.STOP and safe.reasons[0].startswith("clamped too often")
+            return
+        assert safe.verdict == (Verdict.CLAMP if clamp else Verdict.PASS)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_arm_that_touches_the_table_is_not_stuck(seed):
+    """Random targets just above the table, a turned hand among them: joints do not speed up alike, so that the straight
+    way up begins with a fingertip a little lower. It stood for up to 4 s, with the target above it."""
+    limits = replace(SLOW, table_clearance=0.0, box=((-1.0, 1.0),) * 3)
+    safety, path, rng = (
+        started(limits=limits, clamps_max=10_000),
+        Interpolator(limits),
+        np.random.default_rng(seed),
+    )
+    path.reset(HOME)
+    commanded, clamped, stood = HOME, False, 0
+    for begin in range(0, 60 * 14, 14):
+        low = HOME + rng.uniform(-0.08, 0.08, 7)
+        low[1] += rng.uniform(0.6, 0.75)
+        origin = path.q if clamped else commanded
+        commanded, clamped = safety.above_table(origin + np.clip(low - origin, -0.12, 0.12)), False
+        path.push(begin * safety.dt, (begin + 14) * safety.dt, commanded)
+        for k in range(begin + 1, begin + 15):
+            q = path.step(k * safety.dt)[0]
+            safe = send(safety, q)
+            if not np.array_equal(safe.q, q):
+                path.follow(safe.q, safety.dq_last)
+                clamped = True
+            stood = 0 if safety.dq_last.any() else stood + 1
+            assert stood < 20, safe.reasons  # 0.2 s; targets come every 0.14 s
+
+
+@pytest.mark.parametrize("limits", [XARM7_LIMITS, SLOW])
+def test_a_policy_that_slides_along_the_table_is_not_stopped(limits):
+    """10 s of pushing the hand 2 cm down with every action, to and fro, as the loop raises it."""
+    safety, path, hand = started(limits=limits), Interpolator(limits), POINTS.of("right_hand")
+    path.reset(HOME)
+    commanded, lowest, verdicts = HOME, np.inf, []
+    for k in range(1000):
+        if k % 14 == 0:
+            slopes = (POINTS.along(commanded + 1e-5 * np.eye(7)) - POINTS.at(commanded))[:, hand] / 1e-5
+            down = np.linalg.lstsq(slopes.reshape(7, -1).T, np.tile([0, 0, -0.02], hand.sum()), rcond=1e-3)[0]
+            swing = (0.03 if k // 140 % 2 else -0.03) * np.eye(7)[0]
+            commanded = safety.above_table(commanded + down + swing)
+            path.push(k * safety.dt, (k + 14) * safety.dt, commanded)
+        safe = send(safety, path.step(k * safety.dt)[0])
+        if safe.verdict != Verdict.PASS:
+            path.follow(safe.q, safety.dq_last)
+        verdicts.append(safe.verdict)
+        lowest = min(lowest, POINTS.at(safe.q)[:, 2].min())
+    assert lowest < limits.table_z + limits.table_clearance + 3e-3  # it got there
+    assert Verdict.STOP not in verdicts and verdicts.count(Verdict.CLAMP) < 10
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"clamps_max": 0}, {"clamps_leak": 0.0}, {"clamps_leak": np.nan}, {"state_age_max": 0.0}]
+)
+def test_senseless_settings_are_refused(wrong):
+    with pytest.raises(EnvError, match="expected clamps_max >= 1, clamps_leak and state_age_max > 0"):
+        started(**wrong)
+
+
+def test_nothing_moves_before_a_reset():
+    safe = SafetyFilter(XARM7_LIMITS, POINTS)(HOME, 0.5, HOME, 0.0)
+    assert safe.verdict == Verdict.STOP and safe.reasons == ("not started",)
+
+
+@pytest.mark.parametrize(
+    "q, words",
+    [
+        (np.full(7, np.nan), "7 finite"),
+        (np.where(np.arange(7) == 1, 2.09, HOME), "joint 2 is at 2.090"),
+        (np.where(np.arange(7) == 1, 1.2, HOME), "outside its limits"),
+    ],
+)
+def test_an_arm_outside_its_limits_is_not_started(q, words):
+    with pytest.raises(EnvError, match=words):
+        started(q)

@@ -1,0 +1,145 @@
+"""A loop that hangs or is killed, against the emulated box."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.xarm import XArmDriver
+from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.emulator.ports import free_ports
+from tests.envs.real.home import HOME
+
+pytest.importorskip("xarm")
+
+PATIENCE = 60.0
+ROOT = str(Path(__file__).resolve().parents[4])
+VICTIM = """
+import sys
+from functools import partial
+from s2robot.envs.real.emulator.ports import Ports
+from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.arms.xarm import XArmDriver
+if __name__ == "__main__":
+    with Supervisor(partial(XArmDriver, "127.0.0.1", ports=Ports.from_json(sys.argv[1]), gripper=False)) as s:
+        s.beat()
+        print(s.process.pid, flush=True)
+        while True:
+            s.beat()
+"""
+
+
+@pytest.fixture
+def moving(emulator, monkeypatch):
+    """The emulator with an arm that is ready to move."""
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
+    emulator.side("place_arm", joints=HOME.tolist())
+    with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
+        driver.connect(PATIENCE)
+        driver.arm()
+        yield emulator
+
+
+def make(emulator):
+    return partial(XArmDriver, "127.0.0.1", ports=emulator.ports, gripper=False)
+
+
+def ready(emulator):
+    return emulator.side("status")["ready"]
+
+
+def wait_for(condition, what):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true"
+        time.sleep(0.01)
+
+
+def test_a_loop_that_hangs_is_stopped(moving):
+    with Supervisor(make(moving), limit_s=2.0) as supervisor:
+        assert ready(moving)  # nothing is watched before the first beat
+        for _ in range(20):
+            supervisor.beat()
+            time.sleep(0.01)
+        assert ready(moving)
+        wait_for(lambda: not ready(moving), "a stop")
+        supervisor.process.join(PATIENCE)
+        with pytest.raises(EnvError, match="found it gone"):
+            for _ in range(1000):
+                supervisor.beat()
+                time.sleep(0.001)
+
+
+def test_one_that_has_lost_the_arm_says_so(moving):
+    with Supervisor(make(moving), limit_s=9.0) as supervisor:
+        supervisor.beat()
+        moving.side.fault("drop")
+        with pytest.raises(EnvError, match="found it gone"):
+            for _ in range(int(PATIENCE / 0.01)):
+                supervisor.beat()
+                time.sleep(0.01)
+
+
+def test_one_that_hangs_is_not_taken_for_a_watch(moving):
+    supervisor = Supervisor(make(moving), limit_s=1.0)
+    try:
+        os.kill(supervisor.process.pid, signal.SIGSTOP)
+        with pytest.raises(EnvError, match="found no answer for 2 s"):
+            for _ in range(int(PATIENCE / 0.01)):
+                supervisor.beat()
+                time.sleep(0.01)
+    finally:
+        supervisor.process.kill()
+        supervisor.close()
+
+
+def test_pauses_before_the_first_beat_are_no_lack_of_answers(moving, monkeypatch):
+    monkeypatch.setattr("s2robot.envs.real.control.supervisor.ANSWER_S", -1.9)  # 0.1 s
+    with Supervisor(make(moving), limit_s=2.0) as supervisor:
+        time.sleep(0.5)
+        supervisor.beat()
+        time.sleep(0.5)  # and later ones count from the first that has no answer
+        supervisor.beat()
+
+
+def test_saying_good_bye_stops_nothing(moving):
+    supervisor = Supervisor(make(moving), limit_s=5.0)
+    supervisor.beat()
+    supervisor.close()
+    supervisor.close()
+    assert ready(moving)
+
+
+def test_a_killed_loop_is_stopped(moving):
+    environment = os.environ | {"PYTHONPATH": ROOT}
+    process = subprocess.Popen(
+        [sys.executable, "-c", VICTIM, moving.ports.to_json()],
+        stdout=subprocess.PIPE,
+        env=environment,
+        cwd=ROOT,
+    )
+    lines = iter(process.stdout.readline, b"")
+    wait_for(lambda: next(lines).strip().isdigit(), "the victim")
+    assert ready(moving)
+    process.send_signal(signal.SIGKILL)
+    process.wait(PATIENCE)
+    wait_for(lambda: not ready(moving), "a stop")
+    process.stdout.close()
+
+
+def test_no_arm_no_supervisor():
+    with pytest.raises(EnvError, match="found xarm 127.0.0.1:.*no control box"):
+        Supervisor(partial(XArmDriver, "127.0.0.1", ports=free_ports(), gripper=False))
+
+
+@pytest.mark.parametrize("limit", [0.0, np.nan, 60.0])
+def test_a_senseless_limit_is_refused(limit):
+    with pytest.raises(EnvError, match="supervisor: found a limit"):
+        Supervisor(lambda: None, limit_s=limit)

@@ -1,0 +1,130 @@
+"""Every limit from both sides, latched faults, and that no sequence of inputs leads out of FAULT."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.control.watchdog import Inputs, State, Watchdog, WatchdogLimits
+
+GOOD = Inputs({"hand": 0.02, "left": 0.03}, state_age=0.01, mode=1)
+
+
+def running() -> Watchdog:
+    watchdog = Watchdog()
+    assert watchdog.update(0.0, GOOD) == State.READY
+    watchdog.start(0.0)
+    assert watchdog.update(0.01, GOOD) == State.RUNNING
+    return watchdog
+
+
+@pytest.mark.parametrize(
+    "change, state, reason",
+    [
+        ({"camera_age": {"hand": 0.02, "left": 0.10}}, State.RUNNING, None),
+        ({"camera_age": {"hand": 0.02, "left": 0.11}}, State.HOLD, "camera left is stale"),
+        ({"camera_age": {"hand": 0.51, "left": 0.02}}, State.FAULT, "camera hand is gone"),
+        ({"camera_age": {"hand": np.nan, "left": 0.02}}, State.FAULT, "camera hand is gone"),
+        ({"frozen_cameras": ("left",)}, State.FAULT, "camera left is frozen"),
+        ({"state_age": 0.05}, State.RUNNING, None),
+        ({"state_age": 0.06}, State.HOLD, "joint state is stale"),
+        ({"state_age": 0.3}, State.FAULT, "joint state is gone"),
+        ({"state_age": np.nan}, State.FAULT, "joint state is gone"),
+        ({"policy_late": 0.2}, State.RUNNING, None),
+        ({"policy_late": 0.3}, State.HOLD, "policy is late"),
+        ({"policy_late": 1.1}, State.FAULT, "policy is gone"),
+        ({"policy_error": "boom"}, State.FAULT, "policy: boom"),
+        ({"code": 2}, State.RUNNING, None),
+        ({"code": 1}, State.FAULT, "command code 1"),
+        ({"code": -1000}, State.FAULT, "command code -1000"),
+        ({"error": 31}, State.FAULT, "arm error 31"),
+        ({"mode": 0}, State.FAULT, "mode 0, expected 1"),
+        ({"connected": False}, State.FAULT, "connection lost"),
+        ({"report_age": 1.6}, State.FAULT, "arm reports nothing"),
+    ],
+)
+def test_each_limit(change, state, reason):
+    watchdog = running()
+    assert watchdog.update(0.02, replace(GOOD, **change)) == state
+    assert watchdog.reasons == (() if reason is None else (reason,))
+
+
+def test_hold_ends_by_itself_and_fault_does_not():
+    watchdog = running()
+    assert watchdog.update(0.02, replace(GOOD, state_age=0.1)) == State.HOLD
+    assert watchdog.update(0.03, GOOD) == State.RUNNING
+    watchdog.update(0.04, replace(GOOD, error=1))
+    assert [watchdog.update(t, GOOD) for t in (0.05, 10.0)] == [State.FAULT] * 2
+    assert watchdog.reasons == ("arm error 1",)
+    watchdog.fault(11.0, "another")
+    watchdog.pause(11.0)
+    assert watchdog.reasons == ("arm error 1",)
+    watchdog.clear(12.0)
+    assert watchdog.state == State.IDLE  # and not at once running again
+    assert watchdog.update(12.1, GOOD) == State.READY
+
+
+def test_holding_too_long_is_a_fault():
+    watchdog = running()
+    assert watchdog.update(1.0, replace(GOOD, state_age=0.1)) == State.HOLD
+    assert watchdog.update(5.9, replace(GOOD, policy_late=0.5)) == State.HOLD
+    assert watchdog.update(6.1, replace(GOOD, policy_late=0.5)) == State.FAULT
+    assert watchdog.reasons == ("held for more than 5 s", "policy is late")
+
+
+def test_before_the_start_a_camera_may_be_missing_but_an_error_may_not():
+    watchdog = Watchdog()
+    assert watchdog.update(0.0, replace(GOOD, camera_age={"hand": np.inf})) == State.IDLE
+    with pytest.raises(EnvError, match="found state idle \\(camera hand is stale\\), expected ready"):
+        watchdog.start(0.0)
+    assert watchdog.update(0.1, replace(GOOD, mode=0)) == State.READY
+    assert watchdog.update(0.2, replace(GOOD, error=1)) == State.FAULT
+    with pytest.raises(EnvError, match="found state fault"):
+        watchdog.start(0.3)
+
+
+def test_changes_are_remembered_once_each():
+    watchdog = running()
+    for t in (1.0, 1.1, 1.2):
+        watchdog.update(t, replace(GOOD, code=3))
+    assert [(t, s.value) for t, s, _ in watchdog.history] == [
+        (0.0, "ready"),
+        (0.0, "running"),
+        (1.0, "fault"),
+    ]
+
+
+inputs = st.builds(
+    Inputs,
+    camera_age=st.dictionaries(st.sampled_from(["hand", "left"]), st.floats()),
+    state_age=st.floats(),
+    policy_late=st.floats(),
+    policy_error=st.sampled_from(["", "x"]),
+    code=st.sampled_from([0, 1, 2, 3, 9, -1]),
+    error=st.sampled_from([0, 31]),
+    mode=st.sampled_from([0, 1]),
+    connected=st.booleans(),
+    report_age=st.floats(),
+)
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), inputs), max_size=20))
+def test_nothing_but_clear_leads_out_of_a_fault_and_nothing_but_start_into_motion(steps):
+    watchdog = Watchdog()
+    for now, given_inputs in steps:
+        assert watchdog.update(now, given_inputs) not in (State.RUNNING, State.HOLD)
+    watchdog = running()
+    faulted = False
+    for now, given_inputs in steps:
+        state = watchdog.update(now, given_inputs)
+        assert state in ((State.FAULT,) if faulted else (State.RUNNING, State.HOLD, State.FAULT))
+        faulted |= state == State.FAULT
+
+
+@pytest.mark.parametrize("wrong", [{"camera_hold": 0.0}, {"state_fault": np.nan}, {"policy_hold": 2.0}])
+def test_senseless_limits_are_refused_by_name(wrong):
+    with pytest.raises(EnvError, match=f"watchdog.{next(iter(wrong))}"):
+        WatchdogLimits(**wrong)

@@ -1,0 +1,179 @@
+"""Each fault, as the vendor's SDK sees it."""
+
+import logging
+import time
+
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator.faults import NAMES
+from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.ports import client_ports
+from tests.envs.real import home
+
+pytest.importorskip("xarm")
+
+HOME = home.HOME.tolist()  # JSON and the SDK want lists
+PATIENCE = 60.0  # s
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    logging.getLogger("xarm.core.utils.log").setLevel(logging.CRITICAL)
+    with launch("kinematic") as emulator, client_ports(emulator.ports):
+        yield emulator
+
+
+@pytest.fixture
+def arm(emulator):
+    from xarm.wrapper import XArmAPI
+
+    emulator.side("clear")
+    arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
+    arm.set_timeout(10)
+    arm.clean_error()
+    emulator.side("place_arm", joints=HOME)
+    arm.motion_enable(True)
+    arm.set_mode(1)
+    arm.set_state(0)
+    yield arm
+    emulator.side("clear")
+    arm.disconnect()
+
+
+def wait_for(condition, what):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true"
+        time.sleep(0.02)
+
+
+def test_unknown_faults_and_settings_are_one_clear_line(emulator):
+    with pytest.raises(EnvError, match="found 'no', expected one of drop, hang"):
+        emulator.side.fault("no")
+    with pytest.raises(EnvError, match="expected seconds"):
+        emulator.side.fault("delay")
+    with pytest.raises(EnvError, match="found -1 seconds"):
+        emulator.side.fault("delay", seconds=-1)
+    with pytest.raises(EnvError, match="expected one of .*status, fault"):
+        emulator.side("no")
+    assert len(set(NAMES)) == 12
+
+
+def test_drop(arm, emulator):
+    arm.set_timeout(0.5)
+    at = emulator.side.fault("drop")
+    wait_for(lambda: arm.set_servo_angle_j(HOME) == -1, "the loss of the connection")
+    assert not arm.connected
+    assert emulator.side("after", since=at)["accepted"] == 0
+
+
+def test_drop_and_refuse(arm, emulator):
+    from xarm.wrapper import XArmAPI
+
+    emulator.side.fault("drop", refuse=True)
+    wait_for(lambda: not arm.connected, "the loss of the connection")
+    with pytest.raises(Exception, match="connect socket failed|failed to check version"):
+        XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
+
+
+def test_hang_blocks_and_what_was_sent_is_obeyed_late(arm, emulator):
+    arm.set_timeout(0.3)
+    at = emulator.side.fault("hang")
+    assert arm.set_servo_angle_j([0.01, *HOME[1:]]) == 3
+    assert emulator.side("after", since=at)["motion_commands"] == 0
+    emulator.side("clear")
+    wait_for(lambda: emulator.side("after", since=at)["accepted"] == 1, "the late command")
+
+
+def test_a_stall_ends_by_itself_and_what_was_sent_is_obeyed_then(arm, emulator):
+    target, begin = [0.01, *HOME[1:]], time.monotonic()
+    at = emulator.side.fault("stall", seconds=0.4)
+    assert arm.set_servo_angle_j(target) == 0  # the SDK waits for 10 s here
+    assert time.monotonic() - begin >= 0.4
+    (first,) = [c for c in emulator.side("commands", since=at)["commands"] if c["kind"] == "motion"]
+    assert first["time"] - at >= 0.4
+    begin = time.monotonic()
+    assert arm.set_servo_angle_j(target) == 0 and time.monotonic() - begin < 0.4
+
+
+def test_a_late_answer_is_not_taken_for_a_later_command_s(arm, emulator):
+    arm.set_timeout(0.1)
+    emulator.side.fault("stall", seconds=0.3)
+    assert arm.set_servo_angle_j([0.01, *HOME[1:]]) == 3
+    emulator.side("clear")
+    arm.set_timeout(10)
+    code, (joints, _, _) = arm.get_joint_states(num=3)
+    assert code == 0 and len(joints) == 7
+    wait_for(lambda: abs(arm.get_joint_states(num=3)[1][0][0] - 0.01) < 1e-3, "the motion")
+
+
+def test_half_open_accepts_and_never_answers(arm, emulator):
+    import socket
+
+    emulator.side.fault("half_open")
+    with socket.create_connection(("127.0.0.1", emulator.ports.control), timeout=1.0) as s:
+        s.sendall(bytes.fromhex("0001 0002 0001 0d"))
+        with pytest.raises(TimeoutError):
+            s.recv(16)
+    assert arm.set_servo_angle_j(HOME) == 0  # those from before go on
+    emulator.side("clear")
+
+
+def test_silent_reports_leave_the_sdk_with_stale_joints(arm, emulator):
+    wait_for(lambda: abs(arm.angles[3] - HOME[3]) < 1e-5, "a report")
+    emulator.side.fault("silent_reports")
+    target = [0.05, *HOME[1:]]
+    assert arm.set_servo_angle_j(target) == 0
+    wait_for(lambda: abs(arm.get_joint_states()[1][0][0] - 0.05) < 1e-3, "the motion")
+    assert abs(arm.angles[0]) < 1e-3
+    emulator.side("clear")
+    wait_for(lambda: abs(arm.angles[0] - 0.05) < 1e-3, "reports again")
+
+
+def test_delay(arm, emulator):
+    emulator.side.fault("delay", seconds=0.5)
+    began = time.monotonic()
+    assert arm.set_servo_angle_j(HOME) == 0
+    assert time.monotonic() - began >= 0.5
+
+
+def test_mode_changed_behind_our_back(arm, emulator):
+    at = emulator.side.fault("mode", mode=0)
+    assert arm.set_servo_angle_j([0.02, *HOME[1:]]) == 10
+    wait_for(lambda: arm.mode == 0, "the report of the mode")
+    after = emulator.side("after", since=at)
+    assert after["accepted"] == 0 and after["travel"] == 0
+    with pytest.raises(EnvError, match="found mode 9"):
+        emulator.side.fault("mode", mode=9)
+
+
+def test_held_error_returns_until_released(arm, emulator):
+    emulator.side.fault("error", code=1, hold=True)
+    arm.clean_error()
+    assert arm.get_err_warn_code()[1][0] == 1
+    emulator.side("clear")
+    arm.clean_error()
+    assert arm.get_err_warn_code()[1][0] == 0
+
+
+def test_frozen_joints_are_told_while_the_arm_moves(arm, emulator):
+    emulator.side.fault("freeze_joints")
+    assert arm.set_servo_angle_j([0.05, *HOME[1:]]) == 0
+    wait_for(lambda: abs(emulator.side("status")["joints"][0] - 0.05) < 1e-3, "the motion")
+    assert arm.get_joint_states()[1][0][0] == 0
+    emulator.side("clear")
+    assert abs(arm.get_joint_states()[1][0][0] - 0.05) < 1e-3
+
+
+def test_time_to_stand_still_is_measured(arm, emulator):
+    arm.set_mode(4)
+    arm.set_state(0)
+    arm.vc_set_joint_velocity([0.3, 0, 0, 0, 0, 0, 0])
+    wait_for(lambda: emulator.side("status")["velocities"][0] > 0.25, "the motion")
+    at = emulator.side.fault("error", code=31)
+    wait_for(lambda: emulator.side("after", since=at)["zero_velocity"] is not None, "standstill")
+    after = emulator.side("after", since=at)
+    assert 0 < after["zero_velocity"] < PATIENCE and after["motion_commands"] == 0 and after["travel"] < 0.1
+    trace = emulator.side("motion", since=at)["motion"]
+    assert max(abs(v) for v in trace[-1]["velocities"]) < 0.01

@@ -1,0 +1,400 @@
+"""Kinematics, set points and the state machine, in emulated time: no sockets, no waiting."""
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from s2robot.envs.real.emulator import controller as box
+from s2robot.envs.real.emulator import kinematics as kin
+from s2robot.envs.real.emulator import wire
+from s2robot.envs.real.emulator.commands import Client, Commands
+from s2robot.envs.real.emulator.controller import Controller
+from s2robot.envs.real.emulator.gripper import Gripper
+from s2robot.envs.real.emulator.journal import Journal
+from s2robot.envs.real.emulator.motion import MAX_SPEED, Motion, Plan
+from s2robot.envs.real.emulator.plant import KinematicPlant
+from s2robot.envs.real.emulator.wire import Fn
+from tests.envs.real.home import HOME
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25)
+DT = 0.004
+joints = st.lists(st.floats(0, 1), min_size=7, max_size=7).map(
+    lambda x: kin.JOINT_LOW + np.array(x) * (kin.JOINT_HIGH - kin.JOINT_LOW)
+)
+
+
+class Bench:
+    """A controller in emulated time, spoken to in frames."""
+
+    def __init__(self, mode=None):
+        self.now = 0.0
+        self.journal = Journal(lambda: self.now)
+        self.box = Controller(KinematicPlant(HOME), self.journal)
+        self.commands, self.sent = Commands(self.box), []
+        self.client = Client(1, self.sent.append)
+        if mode is not None:
+            assert self(Fn.ENABLE, bytes([8, 1])) & 0x08 == 0
+            self(Fn.SET_MODE, bytes([mode, 0]))
+            assert self(Fn.SET_STATE, b"\0") == 0
+
+    def __call__(self, function, payload=b"", data=False):
+        """The status byte, or the data, of the answer."""
+        (request,) = wire.split_frames(bytearray(wire.request(7, function, payload)))
+        answer = self.commands.answer(request, self.client)
+        assert answer[:4] == bytes([0, 7, 0, 2]) and answer[6] == function
+        return answer[8:] if data else answer[7]
+
+    def servo(self, target):
+        return self(Fn.SERVO_J, wire.pack_floats([*target, 0, 0, 0]))
+
+    def run(self, seconds):
+        for _ in range(round(seconds / DT)):
+            self.now += DT
+            self.box.tick(DT)
+
+
+# ----------------------------------------------------------------------------------------------- kinematics
+
+
+def test_forward_at_zero_is_the_published_pose():
+    np.testing.assert_allclose(kin.forward(np.zeros(7)), [0.206, 0, 0.1205, np.pi, 0, 0], atol=1e-9)
+
+
+@patient
+@given(joints)
+def test_jacobian_is_the_derivative_of_forward(q):
+    dq = np.linspace(-1, 1, 7) * 1e-6
+    step = kin.frames(q + dq)[-1][:3, 3] - kin.frames(q - dq)[-1][:3, 3]
+    np.testing.assert_allclose(kin.jacobian(kin.frames(q))[:3] @ dq * 2, step, atol=1e-10)
+
+
+@patient
+@given(joints)
+def test_roll_pitch_yaw_round_trip(q):
+    rotation = kin.frames(q)[-1][:3, :3]
+    np.testing.assert_allclose(kin.from_rpy(kin.to_rpy(rotation)), rotation, atol=2e-6)
+
+
+@patient
+@given(st.lists(st.floats(-0.2, 0.2), min_size=7, max_size=7))
+def test_inverse_reaches_poses_near_home(offset):
+    pose = kin.forward(HOME + offset)
+    found = kin.inverse(pose, HOME)
+    assert found is not None
+    np.testing.assert_allclose(kin.frames(found)[-1], kin.frames(HOME + offset)[-1], atol=2e-3)
+
+
+def test_inverse_of_the_unreachable_is_none():
+    assert kin.inverse(np.array([2.0, 0, 0.3, np.pi, 0, 0]), HOME) is None
+    assert kin.inverse(np.full(6, np.nan), HOME) is None
+
+
+# --------------------------------------------------------------------------------------------------- motion
+
+
+@patient
+@given(st.lists(st.floats(-1, 1), min_size=7, max_size=7), st.floats(0.5, MAX_SPEED), st.floats(1, 20))
+def test_plans_keep_speed_and_acceleration_and_arrive(offset, speed, acceleration):
+    target = HOME + offset
+    motion, codes, before = Motion(HOME), [], np.zeros(7)
+    motion.plan(Plan(target, speed, acceleration, codes.append), replace=True)
+    distance = np.abs(target - HOME).max()
+    for _ in range(int((distance / speed + 2 * speed / acceleration + 1) / DT)):
+        motion.advance(DT)
+        if motion.kind == "hold":
+            break
+        assert np.abs(motion.velocity).max() <= speed + 1e-9
+        assert np.abs(motion.velocity - before).max() <= acceleration * DT + 1e-9
+        before = motion.velocity
+    assert codes == [0]
+    np.testing.assert_allclose(motion.joints, target)
+
+
+def test_a_plan_thrown_away_says_so():
+    motion, codes = Motion(HOME), []
+    motion.plan(Plan(HOME + 1, 1, 1, codes.append), replace=True)
+    motion.advance(DT)
+    motion.stop()
+    assert codes == [2]
+
+
+def test_servo_goes_at_full_speed_to_the_newest_target_only():
+    motion = Motion(HOME)
+    motion.servo(HOME + 1)
+    motion.servo(HOME - 1)
+    motion.advance(DT)
+    np.testing.assert_allclose(motion.joints, HOME - MAX_SPEED * DT)
+    assert motion.moving
+
+
+# -------------------------------------------------------------------------------------------- state machine
+
+
+def test_nothing_moves_before_the_arm_is_made_ready():
+    b = Bench()
+    assert b(Fn.GET_STATE, data=True) == b"\x04"
+    assert b.servo(HOME + 0.05) & wire.STATUS_NOT_READY
+    b(Fn.ENABLE, bytes([8, 1]))
+    b(Fn.SET_STATE, b"\0")
+    b(Fn.SET_MODE, b"\x01\x00")  # a change of mode takes readiness away again
+    assert b(Fn.GET_STATE, data=True) == b"\x05"
+    assert b.servo(HOME + 0.05) & wire.STATUS_NOT_READY
+    b.run(0.1)
+    np.testing.assert_allclose(b.box.plant.joints, HOME)
+    assert [c.accepted for c in b.journal.commands if c.kind == "motion"] == [False, False]
+
+
+def test_servo_stream_is_followed_and_read_back():
+    b = Bench(mode=1)
+    for k in range(1, 101):
+        target = HOME + 0.002 * k
+        assert b.servo(target) == 0
+        b.run(0.01)
+    assert b(Fn.GET_STATE, data=True) in (b"\x01", b"\x02")
+    b.run(0.3)
+    assert b(Fn.GET_STATE, data=True) == b"\x02"
+    told = wire.floats(b(Fn.JOINTS, b"\x03", data=True), 21)
+    np.testing.assert_allclose(told[:7], target, atol=1e-4)
+    np.testing.assert_allclose(told[7:14], 0, atol=1e-3)
+    assert not any(c.unsafe for c in b.journal.commands)
+
+
+@pytest.mark.parametrize("mode", [0, 2, 4, 5, 6])
+def test_servo_in_another_mode_is_invalid_and_moves_nothing(mode):
+    b = Bench(mode=mode)
+    assert b.servo(HOME + 0.05) & wire.STATUS_INVALID
+    b.run(0.1)
+    np.testing.assert_allclose(b.box.plant.joints, HOME)
+    assert b.journal.commands[-1].flags == ("mode",)
+
+
+@pytest.mark.parametrize("mode", [3, 7, 8, 11, 255])
+def test_a_mode_that_is_not_emulated_is_invalid(mode):
+    assert Bench()(Fn.SET_MODE, bytes([mode, 0])) & wire.STATUS_INVALID
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_never_move_the_arm(value):
+    b = Bench(mode=1)
+    assert b.servo([value, *HOME[1:]]) & wire.STATUS_INVALID
+    b.run(0.1)
+    np.testing.assert_allclose(b.box.plant.joints, HOME)
+    assert b.journal.commands[-1].unsafe and "nonfinite" in b.journal.commands[-1].flags
+
+
+def test_target_out_of_limits_is_error_23():
+    b = Bench(mode=1)
+    b.servo([0, 0, 0, -0.5, 0, 0, 0])
+    assert b(Fn.ERROR, data=True) == bytes([23, 0])
+    assert b.servo(HOME) & wire.STATUS_ERROR
+    b.run(0.2)
+    np.testing.assert_allclose(b.box.plant.joints, HOME, atol=1e-6)
+    assert [c.flags for c in b.journal.commands if c.kind == "motion"][0] == ("limit", "jump")
+
+
+def test_a_jump_of_one_radian_is_obeyed_at_full_speed_until_error_24():
+    b = Bench(mode=1)
+    assert b.servo(HOME + [1, 0, 0, 0, 0, 0, 0]) == 0
+    b.run(1.0)
+    assert b.box.error == box.OVERSPEED and b.box.state == box.STOPPED
+    assert 0.05 < b.box.plant.joints[0] < 1.0
+    assert b.journal.commands[-1].unsafe
+
+
+def test_errors_stop_the_arm_and_last_until_cleaned():
+    b = Bench(mode=4)
+    b(Fn.JOINT_VELOCITY, wire.pack_floats([0.5] + [0] * 6) + b"\x01")
+    b.run(0.5)
+    b.box.raise_error(31)
+    at, where = b.now, b.box.plant.joints[0]
+    b.run(1.0)
+    after = b.journal.after(at)
+    assert after["zero_velocity"] < 0.3 and after["travel"] < 0.05 and where > 0.1
+    assert b(Fn.SET_STATE, b"\0") & wire.STATUS_ERROR and b.box.state == box.STOPPED
+    b(Fn.CLEAN_ERROR)
+    assert b.box.state == box.STOPPED and not b.box.error
+    assert b(Fn.SET_STATE, b"\0") == 0
+
+
+def test_emergency_stop_takes_power_and_returns_while_held():
+    b = Bench(mode=1)
+    b.box.raise_error(box.EMERGENCY_STOP, hold=True)
+    b(Fn.CLEAN_ERROR)
+    assert b.box.error == 1 and b.box.enabled == 0
+    assert b(Fn.ENABLE, bytes([8, 1])) & wire.STATUS_ERROR and b.box.enabled == 0
+    b.box.release_error()
+    b(Fn.CLEAN_ERROR)
+    assert b.box.error == 0
+
+
+def test_velocity_watchdog_stops_the_arm():
+    b = Bench(mode=4)
+    b(Fn.JOINT_VELOCITY, wire.pack_floats([0.3] + [0] * 6) + b"\x01" + struct.pack("<f", 0.2))
+    b.run(1.0)
+    assert 0.05 < b.box.plant.joints[0] < 0.1 and b.box.state == box.READY
+    b(Fn.JOINT_VELOCITY, wire.pack_floats([0.3] + [0] * 6) + b"\x01")
+    b.run(1.0)
+    assert b.box.plant.joints[0] > 0.3 and b.box.state == box.MOVING
+
+
+def test_velocity_over_the_limit_is_error_24_and_running_into_one_23():
+    b = Bench(mode=4)
+    b(Fn.JOINT_VELOCITY, wire.pack_floats([0, 0, 0, 4, 0, 0, 0]) + b"\x01")
+    assert b.box.error == box.OVERSPEED
+    b = Bench(mode=4)
+    b(Fn.JOINT_VELOCITY, wire.pack_floats([0, 0, 0, 0, 0, 0, 1.5]) + b"\x01")
+    b.run(5.0)
+    assert b.box.error == box.JOINT_LIMIT
+    assert b.box.plant.joints[6] < kin.JOINT_HIGH[6] + 0.1
+
+
+def test_mode_6_replaces_and_mode_0_queues():
+    def move(b, target):
+        return b(Fn.MOVE_JOINT, wire.pack_floats([*target, 1.0, 10.0, 0]))
+
+    away, near = HOME + 0.4, HOME - 0.1
+    b = Bench(mode=6)
+    assert move(b, away) == 0
+    b.run(0.1)
+    assert move(b, near) == 0 and b.box.motion.queued == 1
+    b.run(1.0)
+    np.testing.assert_allclose(b.box.plant.joints, near, atol=1e-3)
+
+    b = Bench(mode=0)
+    b(Fn.FEEDBACK_TYPE, b"\x02")
+    move(b, away)
+    move(b, near)
+    assert b(Fn.COMMAND_COUNT, data=True) == b"\x00\x02"
+    b.run(0.7)
+    assert len(b.sent) == 1 and b.sent[0][6] == 0xFF and b.sent[0][12] == 0  # the first has ended
+    b.run(1.5)
+    np.testing.assert_allclose(b.box.plant.joints, near, atol=1e-3)
+    assert len(b.sent) == 2
+
+
+def test_infinity_in_move_joint_keeps_a_joint():
+    b = Bench(mode=0)
+    b(Fn.MOVE_JOINT, wire.pack_floats([np.inf] * 6 + [0.2, 1.0, 10.0, 0]))
+    b.run(1.0)
+    np.testing.assert_allclose(b.box.plant.joints, [*HOME[:6], 0.2], atol=1e-3)
+
+
+def test_cartesian_servo_and_velocity_move_the_tool():
+    b = Bench(mode=1)
+    pose = b.box.report().pose
+    b(Fn.SERVO_CARTESIAN, wire.pack_floats([*(pose[:3] * 1000 + [0, 5, 0]), *pose[3:], 0, 0, 0]))
+    b.run(0.5)
+    np.testing.assert_allclose(b.box.report().pose[:3], pose[:3] + [0, 0.005, 0], atol=5e-4)
+    b = Bench(mode=5)
+    b(Fn.CARTESIAN_VELOCITY, wire.pack_floats([0, 50, 0, 0, 0, 0]) + b"\0" + struct.pack("<f", 1.0))
+    b.run(1.5)
+    assert b.box.report().pose[1] == pytest.approx(pose[1] + 0.05, abs=5e-3)
+
+
+def test_fence_and_column_are_watched():
+    b = Bench(mode=4)
+    b(Fn.BOUNDARY, struct.pack("<6i", 600, -600, 50, -50, 600, 0))
+    b(Fn.FENCE, b"\x01")
+    b(Fn.JOINT_VELOCITY, wire.pack_floats([0.3] + [0] * 6) + b"\x01")
+    b.run(2.0)
+    assert b.box.error == box.BOUNDARY and b.box.report().pose[1] < 0.1
+    b = Bench(mode=6)
+    b(Fn.MOVE_JOINT, wire.pack_floats([0, 1.83, 0, 0.49, 0, 2.63, 0, 0.5, 5, 0]))  # the flange into the base
+    b.run(6.0)
+    assert b.box.error == box.SELF_COLLISION
+
+
+def test_pause_and_go_on():
+    b = Bench(mode=6)
+    b(Fn.MOVE_JOINT, wire.pack_floats([*(HOME + 0.3), 0.5, 5, 0]))
+    b.run(0.2)
+    b(Fn.SET_STATE, b"\x03")
+    b.run(0.3)
+    paused = b.box.plant.joints.copy()
+    b.run(0.5)
+    np.testing.assert_allclose(b.box.plant.joints, paused, atol=1e-3)
+    assert b.box.state == box.PAUSED and b.servo(HOME) & wire.STATUS_NOT_READY
+    b(Fn.SET_STATE, b"\0")
+    b.run(1.5)
+    np.testing.assert_allclose(b.box.plant.joints, HOME + 0.3, atol=1e-3)
+
+
+def test_reduced_mode_limits_speed_and_range():
+    b = Bench(mode=1)
+    b(Fn.REDUCED_JOINT_SPEED, wire.pack_floats([0.2]))
+    ranges = np.stack([HOME - 0.3, HOME + 0.3], axis=1).reshape(-1)
+    b(Fn.REDUCED_RANGES, wire.pack_floats(ranges))
+    b(Fn.SET_REDUCED, b"\x01")
+    b.run(0.1)
+    b.servo(HOME + 0.1)
+    b.run(0.25)
+    assert 0.02 < b.box.plant.joints[0] < 0.06
+    b.servo(HOME + 0.4)
+    assert b.box.error == box.JOINT_LIMIT
+
+
+def test_manual_mode_is_led_by_hand():
+    b = Bench(mode=1)
+    assert not b.box.hand(HOME + 0.1)
+    b = Bench(mode=2)
+    assert b.box.hand(HOME + 0.1)
+    b.run(1.0)
+    np.testing.assert_allclose(b.box.plant.joints, HOME + 0.1, atol=1e-3)
+
+
+def test_unknown_functions_are_invalid_and_counted():
+    b = Bench()
+    assert b(77 + 128) & wire.STATUS_INVALID and b(21, bytes(36)) & wire.STATUS_INVALID
+    assert b.commands.unsupported == {205: 1, 21: 1}
+
+
+@patient
+@given(st.integers(0, 255), st.binary(max_size=120))
+def test_any_request_gets_an_answer(function, payload):
+    b = Bench(mode=1)
+    status = b(function, payload)
+    assert status & ~(0x40 | 0x20 | 0x10 | 0x08) == 0
+    b.run(0.02)
+    assert np.isfinite(b.box.plant.joints).all()
+    for pack in (wire.report_normal, wire.report_rich, wire.report_real):
+        pack(b.box.report())
+
+
+@patient
+@given(st.sampled_from([Fn.SERVO_J, Fn.MOVE_JOINT]), st.lists(st.floats(width=32), min_size=10, max_size=10))
+def test_no_joint_target_takes_the_arm_out_of_its_limits(function, numbers):
+    b = Bench(mode=1 if function == Fn.SERVO_J else 6)
+    b(function, wire.pack_floats(numbers))
+    b.run(0.5)
+    q = b.box.plant.joints
+    assert (q > kin.JOINT_LOW - 0.01).all() and (q < kin.JOINT_HIGH + 0.01).all()
+
+
+# -------------------------------------------------------------------------------------------------- gripper
+
+
+def test_gripper_registers():
+    g = Gripper()
+    assert g.answer(bytes.fromhex("08 10 0100 0001 02 0001")) == bytes.fromhex("08 10 0100 0001")
+    assert g.enabled
+    assert g.answer(bytes.fromhex("08 10 0700 0002 04 000000c8")) == bytes.fromhex("08 10 0700 0002")
+    assert g.target == 200 and g.moving
+    for _ in range(200):
+        g.observe(g.advance(DT), DT)
+    assert g.answer(bytes.fromhex("08 03 0702 0002")) == bytes.fromhex("08 03 04 000000c8")
+    assert g.answer(bytes.fromhex("08 03 0000 0001")) == bytes.fromhex("08 03 02 0000")
+    assert g.answer(bytes.fromhex("09 03 0000 0001")) is None
+    assert g.answer(bytes.fromhex("08 06 0000 0001")) == bytes.fromhex("08 86 01")
+    assert g.answer(bytes.fromhex("08 03 9000 0001")) == bytes.fromhex("08 83 02")
+
+
+@patient
+@given(st.binary(max_size=60))
+def test_gripper_answers_or_is_silent(frame):
+    g = Gripper()
+    reply = g.answer(frame)
+    assert (reply is None) == (len(frame) < 2 or frame[0] != 8)
+    assert 0 <= g.target <= 850 and 1 <= g.speed <= 5000

@@ -1,0 +1,174 @@
+"""The emulator as a process: ports, start and end, bytes that are no frames, a little fuzzing."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator import fuzz
+from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.ports import HOST, Ports, client_ports, free_ports
+from s2robot.envs.real.emulator.side import SideChannel
+
+ANSWER_S = 30.0
+
+
+def ask(port: int, data: bytes, size: int) -> bytes:
+    """What the emulator answers to ``data``, up to ``size`` bytes; shorter if it closes the connection."""
+    with socket.create_connection((HOST, port), timeout=ANSWER_S) as s:
+        s.sendall(data)
+        answer = b""
+        try:
+            while len(answer) < size and (more := s.recv(size - len(answer))):
+                answer += more
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+# ---------------------------------------------------------------------------------------------------- ports
+
+
+def test_ports_are_checked():
+    with pytest.raises(EnvError, match="expected gripper = control"):
+        Ports(control=15502, gripper=15504)
+    with pytest.raises(EnvError, match="expected different numbers"):
+        Ports(side=15302)
+    with pytest.raises(EnvError, match="expected a JSON object of ports"):
+        Ports.from_json("[1]")
+    ports = free_ports()
+    assert Ports.from_json(ports.to_json()) == ports
+
+
+def test_client_ports_change_the_sdk_and_put_it_back():
+    conf = pytest.importorskip("xarm.core.config.x_config").XCONF.SocketConf
+    report = pytest.importorskip("xarm.x3.report").ReportDataStructure
+    create = vars(report)["create"]
+    with client_ports(Ports()):
+        assert (conf.TCP_CONTROL_PORT, conf.TCP_REPORT_REAL_PORT) == (15502, 15303)
+        assert len(report.create(15302, is_radian=True)) == 587
+        with pytest.raises(EnvError, match="redirected to port 15502, expected its own 502"):
+            with client_ports(Ports()):
+                pass
+    assert (conf.TCP_CONTROL_PORT, conf.TCP_REPORT_RICH_PORT) == (502, 30002)
+    assert vars(report)["create"] is create
+
+
+# -------------------------------------------------------------------------------------------- start and end
+
+
+def run_main(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "s2robot.envs.real.emulator", "--plant", "kinematic", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def test_a_taken_port_is_one_clear_line(emulator):
+    done = run_main("--ports", emulator.ports.to_json())
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and f"port {emulator.ports.control}: " in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--ports", "x"), ("--env", "[]"), ("--ports", '{"control": 0}')])
+def test_bad_arguments_are_one_clear_line(arguments):
+    done = run_main(*arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "shutdown", "stdin"])
+def test_ends_cleanly(how):
+    with launch("kinematic") as emulator:
+        with socket.create_connection((HOST, emulator.ports.control)) as s:
+            if how == "shutdown":
+                emulator.side("shutdown")
+            elif how == "stdin":
+                emulator.process.stdin.close()
+            else:
+                emulator.process.send_signal(signal.Signals[how])
+            assert emulator.process.wait(60) == 0
+            try:
+                assert s.recv(1) == b""
+            except ConnectionResetError:
+                pass
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((HOST, emulator.ports.control))
+
+
+# -------------------------------------------------------------------------------------------- odd bytes
+
+
+def test_frames_cut_and_glued(emulator):
+    get_state, answer = bytes.fromhex("0001 0002 0001 0d"), bytes.fromhex("0001 0002 0003 0d 10 04")
+    assert ask(emulator.ports.control, get_state * 3, 27) == answer * 3
+    with socket.create_connection((HOST, emulator.ports.gripper), timeout=ANSWER_S) as s:
+        for byte in get_state:
+            s.sendall(bytes([byte]))
+            time.sleep(0.005)
+        assert s.recv(9) == answer
+
+
+@pytest.mark.parametrize("data", ["00010009000101", "0001000200000d", "0001 0002 ffff 0d", "ff" * 64])
+def test_impossible_headers_close_the_connection_only(emulator, data):
+    assert ask(emulator.ports.control, bytes.fromhex(data), 1) == b""
+    assert emulator.side("status")["ok"]
+
+
+def test_standard_modbus_and_heartbeats(emulator):
+    data = bytes.fromhex("0000 0001 0002 00 00  0009 0000 0006 01 03 0000 0001")
+    assert ask(emulator.ports.control, data, 9) == bytes.fromhex("0009 0000 0003 01 83 01")
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b"1", b'{"op": []}', b"\xff\xfe", b'{"op": "after"}', b"[" * 9000]
+)
+def test_side_channel_answers_anything(emulator, line):
+    answer = json.loads(ask_line(emulator.ports.side, line + b"\n"))
+    assert answer["ok"] is False and "\n" not in answer["error"]
+
+
+def ask_line(port: int, data: bytes) -> bytes:
+    with socket.create_connection((HOST, port), timeout=ANSWER_S) as s, s.makefile("rb") as lines:
+        s.sendall(data)
+        return lines.readline()
+
+
+def test_a_client_that_never_reads_does_not_hold_up_others(emulator):
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((HOST, emulator.ports.control))
+        deaf.setblocking(False)
+        joints = bytes.fromhex("0001 0002 0002 2a 03")
+        with pytest.raises(BlockingIOError):
+            for _ in range(100_000):
+                deaf.sendall(joints * 100)
+        with SideChannel(emulator.ports.side, ANSWER_S) as side:
+            assert side("status")["ok"]
+        assert len(ask(emulator.ports.control, joints, 92)) == 92
+
+
+def test_reports_come_at_their_rate(emulator):
+    with socket.create_connection((HOST, emulator.ports.report_real), timeout=ANSWER_S) as s:
+        with s.makefile("rb") as stream:
+            frames = [stream.read(135) for _ in range(20)]
+    assert all(frame[:4] == (135).to_bytes(4, "big") for frame in frames)
+
+
+# ---------------------------------------------------------------------------------------------------- fuzz
+
+
+def test_fuzz_a_little():
+    found = fuzz.fuzz(3.0, seed=1)
+    assert found.failures == [] and found.count["connections"] > 0 and found.count["checks"] > 0
+
+
+def test_fuzz_notices_a_dead_emulator(emulator):
+    with launch("kinematic") as dead:
+        fuzzer = fuzz.Fuzzer(dead, seed=0)
+        dead.side("shutdown")
+        dead.process.wait(60)
+        fuzzer.check()
+    assert "ended with status 0" in fuzzer.failures[0]

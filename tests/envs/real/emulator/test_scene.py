@@ -1,0 +1,188 @@
+"""The MuJoCo scene behind the emulator: kinematics agree, the cube lies where CubePick puts it, cameras see it."""
+
+import time
+
+import numpy as np
+import pytest
+
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator import kinematics as kin
+from s2robot.envs.real.emulator.frames import FrameClient
+from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.ports import client_ports
+from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+from tests.envs.real.home import HOME
+
+ENV = {"image_size": 64, "cameras": ["hand", "left"]}
+PATIENCE = 120.0  # s
+
+
+@pytest.fixture(scope="module")
+def plant():
+    return ScenePlant(CubePickConfig(image_size=64), seed=3)
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    import json
+
+    with launch("mujoco", "--env", json.dumps(ENV), "--seed", "3", "--fps", "10") as emulator:
+        yield emulator
+
+
+def wait_for(condition, what):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true"
+        time.sleep(0.05)
+
+
+def test_our_kinematics_are_the_models(plant):
+    model, data = plant.model, plant.data
+    base, flange = model.body("robot0_link1").id, model.body("robot0_link7").id
+    rng = np.random.default_rng(0)
+    keep = data.qpos.copy()
+    for _ in range(5):
+        joints = rng.uniform(kin.JOINT_LOW, kin.JOINT_HIGH)
+        plant.place(joints)
+        frame = kin.frames(joints)[-1]
+        position = data.xpos[flange] - (data.xpos[base] - [0, 0, 0.267])
+        np.testing.assert_allclose(position, frame[:3, 3], atol=1e-3)
+        np.testing.assert_allclose(data.xmat[flange].reshape(3, 3), frame[:3, :3], atol=1e-3)
+    data.qpos[:] = keep
+    plant.place(keep[plant.env.joint_index])
+
+
+def test_follows_a_slow_set_point(plant):
+    plant.place(HOME)
+    set_point = HOME.copy()
+    for k in range(250):
+        set_point = HOME + 0.1 * np.minimum(1, k / 125)
+        plant.step(set_point, 1.0, 0.004)
+    np.testing.assert_allclose(plant.joints, set_point, atol=5e-3)
+    assert np.abs(plant.velocities).max() < 0.02 and plant.contact == 0
+
+
+def test_gripper_opens_and_closes(plant):
+    plant.place(HOME)
+    for grip, expected in ((0.0, 0.05), (1.0, 0.95)):
+        for _ in range(250):
+            plant.step(HOME, grip, 0.004)
+        assert (plant.opening < expected) if grip == 0 else (plant.opening > expected)
+
+
+def test_reset_puts_the_cube_where_cube_pick_does_and_leaves_the_arm(plant):
+    env = CubePick(CubePickConfig(image_size=64), draw=False)
+    env.reset(seed=11)
+    away = HOME + 0.05
+    plant.place(away)
+    start = plant.reset(seed=11)
+    np.testing.assert_array_equal(start, env.commanded)
+    np.testing.assert_array_equal(plant.env.cube_pose, env.cube_pose)
+    np.testing.assert_array_equal(plant.joints, away)
+
+
+def test_pushing_into_the_table_is_felt(plant):
+    plant.reset(seed=0, cube_xy=[-0.1, 0.15])
+    plant.place(HOME)
+    depth = plant.env.grip_position[2] + 0.03
+    down = kin.inverse(kin.forward(HOME) - [0, 0, depth, 0, 0, 0], HOME, iterations=100)
+    assert down is not None
+    strongest = 0.0
+    for k in range(500):
+        plant.step(HOME + (down - HOME) * min(1, k / 250), 0.0, 0.004)
+        strongest = max(strongest, plant.contact)
+    assert strongest > 80
+
+
+def test_rendered_frames_are_cube_picks(plant):
+    renderer = SceneRenderer(plant)
+    frames = renderer.draw(plant.positions)
+    renderer.close()
+    plant.env._refresh_poses()
+    for name, image in plant.env.render_cameras().items():
+        assert np.abs(image.astype(int) - frames[name]).max() <= 1
+    plant.env.close()
+
+
+def test_other_robots_are_refused():
+    with pytest.raises(EnvError, match="found 'panda', expected 'xarm7'"):
+        ScenePlant(CubePickConfig(robot="panda"))
+
+
+def test_frames_come_over_loopback_and_go_wrong_on_demand(emulator):
+    side = emulator.side
+    camera = FrameClient(emulator.ports.frames, "hand", PATIENCE)
+    first = camera.read()
+    assert first.image.shape == (64, 64, 3) and first.image.std() > 5
+    second = camera.read(after=first.seq)
+    assert second.seq > first.seq and second.time > first.time
+
+    side.fault("camera_freeze", camera="hand")
+    frozen = camera.read(after=camera.read(after=second.seq).seq)
+    side("reset_scene", seed=5, cube_xy=[0, 0])
+    later = camera.read(after=frozen.seq + 1)
+    np.testing.assert_array_equal(later.image, frozen.image)
+    side("clear")
+    thawed = camera.read(after=camera.read().seq)
+    assert np.abs(thawed.image.astype(int) - frozen.image).max() > 20
+
+    side.fault("camera_slow", seconds=1.0)
+    slow = camera.read(after=camera.read().seq + 1)
+    assert time.monotonic() - slow.time >= 1.0
+
+    side.fault("camera_stale")
+    stale = FrameClient(emulator.ports.frames, "left", timeout_s=2.0)
+    newest = stale.read().seq
+    with pytest.raises(TimeoutError):
+        stale.read(after=newest + 1)
+    side("clear")
+    stale.close()
+    camera.close()
+    with pytest.raises(EnvError, match="found 'front', expected one of hand, left"):
+        FrameClient(emulator.ports.frames, "front", PATIENCE).read()
+
+
+def test_scene_over_the_side_channel(emulator):
+    answer = emulator.side("reset_scene", seed=7)
+    assert emulator.side("scene")["cube_pose"][:2] == pytest.approx(answer["cube_pose"][:2], abs=1e-3)
+    assert len(answer["start_joints"]) == 7 and answer["stage"] == "approach"
+    for wrong in ({"seed": -1}, {"cube_xy": [1]}, {"cube_yaw": "x"}, {"colour": 1}, {"cube_xy": [0, 99]}):
+        with pytest.raises(EnvError, match="emulator: "):
+            emulator.side("reset_scene", **wrong)
+    assert emulator.side("scene")["env"]["env_config"]["image_size"] == 64
+
+
+@pytest.mark.slow
+def test_the_sdk_picks_the_cube_by_replay(emulator):
+    """Commands of a simulated pick, interpolated to 100 Hz: the bridge's whole path but the policy."""
+    pytest.importorskip("xarm")
+    from xarm.wrapper import XArmAPI
+
+    from s2robot.demos.picker import PickerConfig
+    from s2robot.demos.record import record_episode
+
+    steps, result = record_episode(CubePickConfig(), PickerConfig(kicks=(0, 0)), seed=3)
+    assert result["success"]
+    with client_ports(emulator.ports):
+        arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
+        start = np.array(emulator.side("reset_scene", seed=3, place_arm=True)["start_joints"])
+        arm.motion_enable(True)
+        arm.set_mode(1)
+        arm.set_state(0)
+        arm.set_rs485_use_503_port()
+        arm.set_gripper_enable(True)
+        targets = start + np.cumsum(steps["action"][:, :7], axis=0)
+        began, before, closed = time.monotonic(), start, False
+        for k, (target, action) in enumerate(zip(targets, steps["action"], strict=True)):
+            if (action[7] >= 0.5) != closed:
+                closed = not closed
+                arm.set_gripper_position(0 if closed else 850, wait=False, no_check=True)
+            for i in range(1, 11):
+                assert arm.set_servo_angle_j(list(before + (target - before) * i / 10)) == 0
+                time.sleep(max(0.0, began + 0.1 * k + 0.01 * i - time.monotonic()))
+            before = target
+        wait_for(lambda: emulator.side("scene")["is_success"], "the cube held up")
+        arm.disconnect()

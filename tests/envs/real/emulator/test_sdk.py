@@ -1,0 +1,198 @@
+"""The vendor's unmodified SDK against the emulator in its own process. Waits are long: machines are busy."""
+
+import logging
+import time
+
+import numpy as np
+import pytest
+
+from s2robot.envs.real.emulator import kinematics as kin
+from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.ports import client_ports
+from tests.envs.real import home
+
+pytest.importorskip("xarm")
+
+HOME = home.HOME.tolist()  # JSON and the SDK want lists
+PATIENCE = 60.0  # s
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    logging.getLogger("xarm.core.utils.log").setLevel(logging.CRITICAL)
+    with launch("kinematic") as emulator, client_ports(emulator.ports):
+        yield emulator
+
+
+def connect():
+    from xarm.wrapper import XArmAPI
+
+    arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
+    arm.set_timeout(10)
+    return arm
+
+
+@pytest.fixture
+def arm(emulator):
+    emulator.side("clear")
+    arm = connect()
+    arm.set_state(4)
+    arm.clean_error()
+    emulator.side("place_arm", joints=HOME)
+    yield arm
+    arm.disconnect()
+
+
+def make_ready(arm, mode):
+    assert arm.motion_enable(True) == 0
+    assert arm.set_mode(mode) == 0
+    assert arm.set_state(0) == 0
+
+
+def joints(arm):
+    code, states = arm.get_joint_states()
+    assert code == 0
+    return np.array(states[0])
+
+
+def wait_for(condition, what="condition"):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true"
+        time.sleep(0.02)
+
+
+def stands_at(arm, target, tolerance=1e-3):
+    return lambda: np.abs(joints(arm) - target).max() < tolerance
+
+
+def motion_commands(emulator, since=0.0):
+    return [c for c in emulator.side("commands", since=since)["commands"] if c["kind"] == "motion"]
+
+
+def test_connects_and_tells_who_and_where_it_is(arm):
+    assert arm.connected and arm.axis == 7 and arm.version_number == (2, 5, 5)
+    assert arm.get_state() == (0, 4) and arm.get_err_warn_code() == (0, [0, 0])
+    np.testing.assert_allclose(arm.get_servo_angle(is_real=True)[1], HOME, atol=1e-6)
+    pose = kin.forward(np.array(HOME))
+    np.testing.assert_allclose(arm.get_position()[1][:3], pose[:3] * 1000, atol=1e-3)
+    wait_for(lambda: np.abs(np.array(arm.angles) - HOME).max() < 1e-5, "a report")
+    assert arm.get_forward_kinematics(HOME)[0] == 0
+    code, solution = arm.get_inverse_kinematics(arm.get_position()[1])
+    assert code == 0
+    np.testing.assert_allclose(solution, HOME, atol=1e-2)
+
+
+def test_servo_before_the_arm_is_ready_is_code_9(arm):
+    assert arm.set_servo_angle_j(HOME) == 9
+    arm.motion_enable(True)
+    arm.set_mode(1)
+    assert arm.set_servo_angle_j(HOME) == 9
+
+
+def test_servo_stream_at_100_hz_reaches_the_wire_and_the_joints(arm, emulator):
+    make_ready(arm, 1)
+    began = time.monotonic()
+    targets = [np.array(HOME) + 0.001 * k for k in range(1, 101)]
+    for k, target in enumerate(targets):
+        assert arm.set_servo_angle_j(list(target)) == 0
+        time.sleep(max(0.0, began + 0.01 * (k + 1) - time.monotonic()))
+    wait_for(stands_at(arm, targets[-1]), "the last target")
+    sent = motion_commands(emulator, began)
+    assert [c["name"] for c in sent] == ["SERVO_J"] * 100
+    np.testing.assert_allclose([c["values"][:7] for c in sent], targets, atol=1e-6)
+    assert all(c["accepted"] and not c["unsafe"] for c in sent)
+
+
+def test_what_the_sdk_lets_through(arm, emulator):
+    make_ready(arm, 1)
+    began = time.monotonic()
+    assert arm.set_servo_angle_j([0, 0, 0, -0.5, 0, 0, 0]) == -8  # its own range check
+    assert motion_commands(emulator, began) == []
+    for value in (float("nan"), float("inf")):  # it compares with neither
+        assert arm.set_servo_angle_j([value, *HOME[1:]]) == 10
+    assert [c["flags"] for c in motion_commands(emulator, began)] == [["nonfinite"]] * 2
+    np.testing.assert_allclose(joints(arm), HOME, atol=1e-6)
+
+
+def test_modes_6_0_and_4_move_the_arm(arm):
+    make_ready(arm, 6)
+    assert arm.set_servo_angle(angle=[0.3, *HOME[1:]], speed=1.0, mvacc=10, wait=False) == 0
+    wait_for(stands_at(arm, [0.3, *HOME[1:]]), "mode 6")
+    make_ready(arm, 0)
+    assert arm.set_servo_angle(angle=HOME, speed=1.0, mvacc=10, wait=True, timeout=PATIENCE) == 0
+    assert stands_at(arm, HOME, 0.05)()  # the set point has arrived, the joints lag by a few milliseconds
+    wait_for(stands_at(arm, HOME), "mode 0")
+    make_ready(arm, 4)
+    assert arm.vc_set_joint_velocity([0.2, 0, 0, 0, 0, 0, 0], duration=0.5) == 0
+    wait_for(lambda: joints(arm)[0] > 0.05 and arm.get_state()[1] == 2, "the watchdog of mode 4")
+    assert joints(arm)[0] < 0.15
+
+
+@pytest.mark.parametrize("use_503", [False, True])
+def test_gripper(arm, use_503):
+    if use_503:
+        arm.set_rs485_use_503_port()
+    assert arm.set_gripper_mode(0) == 0
+    assert arm.set_gripper_enable(True) == 0
+    assert arm.set_gripper_speed(5000) == 0
+    for target in (200, 850):
+        assert arm.set_gripper_position(target, wait=False) == 0
+        wait_for(lambda target=target: arm.get_gripper_position() == (0, target), f"gripper at {target}")
+    assert arm.get_gripper_err_code() == (0, 0)
+
+
+def test_limits_of_the_box_can_be_set_and_read(arm):
+    assert arm.set_collision_sensitivity(4) == 0
+    assert arm.set_reduced_max_joint_speed(0.5) == 0
+    assert arm.set_reduced_tcp_boundary([600, -600, 500, -500, 700, 0]) == 0
+    assert arm.set_fence_mode(True) == [0]  # as this version of the SDK has it
+    code, states = arm.get_reduced_states()
+    assert code == 0 and states[5] == 1
+    assert list(states[1]) == [600, -600, 500, -500, 700, 0]
+    wait_for(lambda: arm.collision_sensitivity == 4, "the report of the sensitivity")
+    assert arm.set_fence_mode(False) == [0] and arm.set_collision_sensitivity(3) == 0
+
+
+@pytest.mark.parametrize("code", [1, 22, 23, 24, 31, 35])
+def test_errors_stop_the_arm_until_the_operator_clears_them(arm, emulator, code):
+    make_ready(arm, 1)
+    errors = []
+    arm.register_error_warn_changed_callback(lambda item: errors.append(item["error_code"]))
+    emulator.side.fault("error", code=code)
+    assert arm.set_servo_angle_j(HOME) == 1
+    wait_for(lambda: code in errors, "the report of the error")
+    assert arm.get_err_warn_code() == (0, [code, 0])
+    assert arm.set_state(0) == 0 and arm.get_state()[1] == 4  # the SDK says 0; the arm stays stopped
+    arm.clean_error()
+    make_ready(arm, 1)
+    assert arm.set_servo_angle_j(HOME) == 0
+
+
+def test_a_second_connection_can_stop_the_arm(arm, emulator):
+    make_ready(arm, 1)
+    second = connect()
+    try:
+        assert arm.set_servo_angle_j(HOME) == 0
+        assert second.set_state(4) == 0
+        assert arm.set_servo_angle_j(HOME) == 9
+    finally:
+        second.disconnect()
+
+
+def test_reconnects_to_the_same_state(arm, emulator):
+    make_ready(arm, 1)
+    arm.disconnect()
+    again = connect()
+    try:
+        assert again.get_state() == (0, 2)
+        assert again.set_servo_angle_j(HOME) == 0
+    finally:
+        again.disconnect()
+
+
+def test_manual_mode_is_led_by_hand(arm, emulator):
+    make_ready(arm, 2)
+    target = list(np.array(HOME) + 0.1)
+    assert emulator.side("hand", joints=target)["led"]
+    wait_for(stands_at(arm, target), "the hand's target")

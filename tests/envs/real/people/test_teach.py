@@ -1,0 +1,133 @@
+"""A hand leads the emulated arm; what was recorded, played back through the bridge, reaches the same joints."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import REFUSED, XARM7_LIMITS
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.watchdog import WatchdogLimits
+from s2robot.envs.real.people.teach import TeachConfig, Teaching
+from s2robot.envs.real.people.teleop import Controls
+from tests.envs.real.home import HOME
+
+pytest.importorskip("xarm")
+
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+PATIENCE = 60.0
+CALM = WatchdogLimits(
+    camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=3.0, policy_fault=9.0,
+    hold_fault=30.0, report_fault=30.0,
+)  # fmt: skip
+CONFIG = TeachConfig(image_size=16)
+
+
+@pytest.fixture
+def cameras():
+    reader = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
+    reader.start(PATIENCE)
+    yield {"hand": reader}
+    reader.close()
+
+
+def wait_for(condition):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, cameras):
+    steps, controls = [], Controls()
+    goals = [HOME + np.linspace(0.1, -0.1, 7), HOME + np.linspace(0.15, 0.05, 7)]
+
+    def hand():
+        wait_for(lambda: steps)
+        for goal in goals:
+            assert emulator.side("hand", joints=goal.tolist())["led"]
+            wait_for(lambda goal=goal: np.abs(emulator.side("status")["joints"] - goal).max() < 1e-3)
+            controls.on_key(" ")
+            # until a step has seen it, however slow the machine
+            wait_for(lambda opens=goal is goals[1]: (steps[-1]["proprio"][7] > 0.4) == opens)
+        wait_for(lambda: steps[-1]["proprio"][7] > 0.95)
+        controls.on_key("\n")
+
+    person = threading.Thread(target=hand, daemon=True)
+    person.start()
+    teaching = Teaching(driver, cameras, controls, CONFIG, CALM, steps.append)
+    assert teaching.run(300) == ""
+    person.join(PATIENCE)
+    assert emulator.side("status")["state"] >= 4 and driver.command(HOME, None).code == REFUSED
+
+    actions = np.stack([s["action"] for s in steps])  # (T, 8)
+    proprio = np.stack([s["proprio"] for s in steps])
+    assert actions.dtype == proprio.dtype == np.float32 and len(steps) > 5
+    assert steps[0]["images_hand"].shape == (16, 16, 3)
+    np.testing.assert_allclose(proprio[0, :7], HOME, atol=1e-3)
+    # the gripper closed at the first goal and opened at the second
+    assert set(np.diff(actions[:, 7])) == {0.0, 1.0, -1.0} and proprio[:, 7].min() < 0.5
+    np.testing.assert_allclose(proprio[0, :7] + actions[:-1, :7].sum(0), proprio[-1, :7], atol=1e-4)
+
+    emulator.side("place_arm", joints=HOME.tolist())
+    driver.arm()
+    left = [np.zeros(8), *actions]  # the first answer only warms up
+    played = []
+    loop = ControlLoop(
+        driver, cameras, lambda o: left.pop(0),
+        SafetyFilter(XARM7_LIMITS, ArmPoints(), SafetyConfig(state_age_max=3.0)),
+        LoopConfig(live=True, image_size=16), CALM, on_step=played.append,
+    )  # fmt: skip
+    result = loop.run(len(actions))
+    assert (result.cause, result.steps) == ("steps", len(actions))
+    np.testing.assert_allclose(emulator.side("status")["joints"], goals[-1], atol=5e-3)
+    np.testing.assert_allclose(np.stack([s["action"] for s in played]), actions, atol=1e-5)
+
+
+def test_a_hand_too_fast_for_an_action_is_caught_up_with(emulator, driver, cameras):
+    steps, controls = [], Controls()
+
+    def add(step):
+        steps.append(step)
+        if len(steps) == 2:
+            emulator.side("hand", joints=(HOME + 0.2).tolist())  # 0.8 rad/s against 0.2 rad/s
+        controls.ended = len(steps) > 2 and abs(sum(s["action"][0] for s in steps) - 0.2) < 1e-3
+
+    config = TeachConfig(image_size=16, max_delta=0.02)
+    assert Teaching(driver, cameras, controls, config, CALM, add).run(300) == ""
+    actions = np.stack([s["action"] for s in steps])
+    assert np.abs(actions[:, :7]).max() <= 0.02 + 1e-6
+    np.testing.assert_allclose(actions[:, :7].sum(0), np.full(7, 0.2), atol=2e-3)
+
+
+def test_an_error_or_a_silent_camera_breaks_the_episode_off(emulator, driver, cameras):
+    def fail(step):
+        emulator.side.fault("error", code=31)
+
+    reason = Teaching(driver, cameras, Controls(), CONFIG, CALM, fail).run(300)
+    assert "arm error 31" in reason and emulator.side("status")["state"] >= 4
+    with pytest.raises(EnvError, match="error 31 pending"):
+        Teaching(driver, cameras, Controls(), CONFIG, CALM).run(1)
+    driver._sdk.clean_error()
+    wait_for(lambda: driver.read().error == 0 and driver.status().error == 0)
+    limits = WatchdogLimits(**{**CALM.__dict__, "camera_hold": 0.4})
+    silence = lambda step: cameras["hand"]._ended.set()  # noqa: E731
+    assert Teaching(driver, cameras, Controls(), CONFIG, limits, silence).run(300) == "camera hand is stale"
+
+
+def test_the_gripper_obeys_only_while_the_arm_is_led(driver):
+    with pytest.raises(EnvError, match="of an arm that is led"):
+        driver.grip(0.5)
+    driver.lead()
+    with pytest.raises(EnvError, match="opening 1.5"):
+        driver.grip(1.5)
+    driver.grip(0.5)
+    wait_for(lambda: abs(driver.read().gripper - 0.5) < 0.02)
+    driver.stop("test")
+    with pytest.raises(EnvError, match="of an arm that is led"):
+        driver.grip(1.0)

@@ -1,0 +1,276 @@
+"""Prepared models against the models they were made of."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from s2robot.backbones import inference
+from s2robot.backbones.inference import PackedLinear, SplitAttention, default_dtype, packs, prepare
+from s2robot.backbones.vit import MVPViT, ViTSpec
+from s2robot.common.errors import UserError
+from s2robot.s2.reference import s2_tokens
+
+torch.set_num_threads(1)
+SPEC = ViTSpec(img_size=32, patch_size=8, dim=96, depth=3, heads=3)
+
+
+def vit() -> MVPViT:
+    torch.manual_seed(0)
+    model = MVPViT(SPEC).eval()
+    for parameter in model.parameters():  # larger than at the start, so that every part changes the features
+        if parameter.requires_grad and parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def images(b: int = 3, side: int = 32) -> torch.Tensor:
+    return torch.randn(b, 3, side, side, generator=torch.Generator().manual_seed(b))
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return F.cosine_similarity(a.float().flatten(0, -2), b.float().flatten(0, -2), dim=-1).min().item()
+
+
+class Pieces(nn.Module):
+    """Linear layers as other libraries hold them: in a Sequential with both kinds of GELU, bare, read by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem = nn.Conv2d(3, 40, 8, 8)
+        self.mlp = nn.Sequential(nn.Linear(40, 80), nn.GELU(), nn.Linear(80, 40), nn.GELU("tanh"), nn.ReLU())
+        self.odd = nn.Linear(40, 7, bias=False)
+        self.by_hand = nn.Linear(7, 5)
+        self.register_buffer("shift", torch.rand(5))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = self.odd(self.mlp(x))
+        return {"tokens": F.linear(x, self.by_hand.weight, self.by_hand.bias) + self.shift, "nothing": None}
+
+
+@pytest.mark.parametrize("b", [1, 3])
+def test_float32_is_the_model_to_1e_5(b):
+    model = vit()
+    with torch.inference_mode():
+        out, expected = prepare(model, torch.float32)(images(b)), model(images(b))
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "test_convnext", "test_efficientnet"])
+def test_timm_models_in_both_types(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0).eval()
+    x = images(2, 224 if "vit" in name else 96)
+    with torch.inference_mode():
+        expected = model(x)
+        exact, half = prepare(model, torch.float32)(x), prepare(model, torch.bfloat16)(x)
+    assert exact.dtype == half.dtype == torch.float32
+    torch.testing.assert_close(exact, expected, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
+    assert 0.999 < cosine(half, expected) < 1
+
+
+def test_torchvision_vit():
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 64, 128, num_classes=10).eval()
+    nn.init.normal_(model.heads.head.weight)
+    with torch.inference_mode():
+        out = prepare(model, torch.float32)(images())
+        torch.testing.assert_close(out, model(images()), rtol=0, atol=1e-5)
+    assert not torch.equal(out, torch.zeros_like(out))
+
+
+def test_bfloat16_keeps_the_direction_of_every_token():
+    model = vit()
+    with torch.inference_mode():
+        out, expected = prepare(model, torch.bfloat16)(images()), model(images())
+    assert out.dtype == torch.float32
+    assert 0.999 < cosine(out, expected) < 1 - 1e-7
+
+
+def test_the_result_has_the_type_of_the_input():
+    fast = prepare(vit(), torch.bfloat16)
+    with torch.inference_mode():
+        assert [fast(images().to(d)).dtype for d in (torch.float64, torch.bfloat16)] == [
+            torch.float64,
+            torch.bfloat16,
+        ]
+
+
+def test_other_outputs_and_other_ways_of_holding_layers():
+    model = Pieces().eval()
+    with torch.inference_mode():
+        out, expected = prepare(model, torch.float32)(images()), model(images())
+    assert prepare(model, torch.bfloat16).shift.dtype == torch.bfloat16
+    assert out["nothing"] is None
+    torch.testing.assert_close(out["tokens"], expected["tokens"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not packs(), reason="needs an x86 CPU with oneDNN")
+def test_what_is_replaced():
+    fast = prepare(vit(), torch.bfloat16)
+    block = fast.blocks[0]
+    assert isinstance(block.attn, SplitAttention)
+    assert isinstance(block.mlp.fc1, PackedLinear) and block.mlp.fc1.gelu == "none"
+    assert isinstance(block.mlp.act, nn.Identity) and block.mlp.fc2.gelu is None
+    pieces = prepare(Pieces(), torch.float32)
+    assert [m.gelu for m in pieces.modules() if isinstance(m, PackedLinear)] == ["none", "tanh", None, None]
+    assert type(prepare(vit(), torch.float32).blocks[0].attn) is type(vit().blocks[0].attn)
+
+
+def test_the_model_itself_stays_as_it_was():
+    model = vit().train()
+    before = copy.deepcopy(model.state_dict())
+    fast = prepare(model, torch.bfloat16)
+    assert model.training and not fast.training
+    assert model.pos_embed.requires_grad is False and model.norm.weight.requires_grad
+    assert not any(p.requires_grad for p in fast.parameters())
+    assert all(
+        torch.equal(v, before[k]) and v.dtype == before[k].dtype for k, v in model.state_dict().items()
+    )
+    assert type(model.blocks[0].mlp.fc1) is nn.Linear and "forward" not in vars(model)
+    # class, facts and names of the weights are kept
+    assert isinstance(fast, MVPViT) and fast.spec == SPEC
+    assert list(fast.state_dict()) == list(before)
+    assert prepare(model, torch.float32).norm.weight.data_ptr() == model.norm.weight.data_ptr()
+
+
+def test_batch_statistics_stay_float32():
+    fast = prepare(timm.create_model("resnet18", num_classes=0), torch.bfloat16)
+    assert fast.bn1.running_var.dtype == fast.bn1.weight.dtype == torch.float32
+    assert fast.conv1.weight.dtype == torch.bfloat16
+    assert fast.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_batches_go_in_even_parts_and_give_the_same(dtype, monkeypatch):
+    with torch.inference_mode():
+        whole = prepare(vit(), dtype)(images(7))
+        monkeypatch.setattr(inference, "PIXELS_PER_CALL", 3 * 32 * 32 + 5)
+        fast, seen = prepare(vit(), dtype), []
+        fast.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+        torch.testing.assert_close(
+            fast(images(7)), whole, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05
+        )
+        assert seen == [3, 3, 1]
+        seen.clear()
+        fast(images(4))
+        assert seen == [2, 2]
+        assert fast(images(0)).shape == (0, 17, 96)
+        pieces = prepare(Pieces().eval(), torch.float32)(images(7))
+        torch.testing.assert_close(pieces["tokens"], Pieces()(images(7))["tokens"], rtol=0, atol=1e-5)
+
+
+def test_attention_in_parts_is_the_whole(monkeypatch):
+    fast = prepare(vit(), torch.bfloat16)
+    with torch.inference_mode():
+        whole = fast(images(5))
+        monkeypatch.setattr(inference, "_SCORES", 2 * 3 * 17 * 17)
+        torch.testing.assert_close(fast(images(5)), whole, rtol=0, atol=0.02)
+
+
+def test_attention_with_a_mask_is_timm_s():
+    fast = prepare(vit(), torch.bfloat16)
+    attention, plain = fast.blocks[0].attn, vit().blocks[0].attn
+    x, mask = torch.randn(2, 5, 96), torch.eye(5, dtype=torch.bool)
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        out = attention(x.bfloat16(), attn_mask=mask)
+        assert cosine(out, plain(x, attn_mask=mask)) > 0.999
+        assert cosine(out, plain(x)) < 0.99
+
+
+def test_models_with_normed_queries_keep_timm_s_attention():
+    model = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1, qk_norm=True, global_pool=""
+    )
+    fast = prepare(model, torch.bfloat16)
+    assert not isinstance(fast.blocks[0].attn, SplitAttention)
+    with torch.inference_mode():
+        assert cosine(fast(images()), model.eval()(images())) > 0.999
+
+
+def test_copies_and_pickles_compute_the_same():
+    fast = prepare(vit(), torch.bfloat16)
+    with torch.inference_mode():
+        expected = fast(images())
+        for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), prepare(fast, torch.bfloat16)):
+            assert torch.equal(other(images()), expected)
+            assert not packs() or isinstance(other.blocks[0].mlp.fc1, PackedLinear)
+
+
+def test_twice_the_same_features():
+    with torch.inference_mode():
+        a, b = prepare(vit())(images()), prepare(vit())(images())
+    assert torch.equal(a, b)
+
+
+def test_gradients_of_images_pass_through():
+    model, x, y = vit(), images().requires_grad_(), images().requires_grad_()
+    prepare(model, torch.float32)(x)[..., 0].sum().backward()
+    model(y)[..., 0].sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-3, atol=1e-4)
+    assert y.grad.abs().max() > 0.1
+
+
+def test_another_type_or_autocast_falls_back_to_the_plain_layers():
+    layer = nn.Linear(8, 6)
+    plain = copy.deepcopy(layer)
+    if packs():
+        PackedLinear.from_linear(layer.requires_grad_(False), "none")
+        layer.double()
+        torch.testing.assert_close(
+            layer(torch.ones(2, 8).double()), F.gelu(plain.double()(torch.ones(2, 8).double()))
+        )
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert cosine(prepare(vit(), torch.float32)(images()), vit()(images())) > 0.999
+
+
+def test_compiles_as_a_whole():
+    fast = prepare(vit(), torch.bfloat16)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        assert cosine(compiled(images()), fast(images())) > 0.999
+
+
+def test_serves_s2():
+    model, levels = vit(), [images(2), images(2, 64)]
+    with torch.inference_mode():
+        expected = s2_tokens(model, levels, 32, 1)
+        torch.testing.assert_close(
+            s2_tokens(prepare(model, torch.float32), levels, 32, 1), expected, rtol=0, atol=1e-5
+        )
+        assert cosine(s2_tokens(prepare(model, torch.bfloat16), levels, 32, 1), expected) > 0.999
+
+
+def test_default_type(monkeypatch):
+    monkeypatch.setattr(inference, "_cpu_has_bfloat16", lambda: False)
+    assert default_dtype("cpu") == torch.float32
+    assert prepare(vit()).norm.weight.dtype == torch.float32
+    monkeypatch.setattr(inference, "_cpu_has_bfloat16", lambda: True)
+    assert default_dtype("cpu") == torch.bfloat16
+    assert prepare(vit()).norm.weight.dtype == torch.bfloat16
+    assert default_dtype("meta") == torch.float32
+
+
+def test_without_packing_the_features_are_the_same(monkeypatch):
+    with torch.inference_mode():
+        packed = prepare(vit(), torch.float32)
+        monkeypatch.setattr(inference, "packs", lambda: False)
+        plain = prepare(vit(), torch.float32)
+        assert not any(isinstance(m, PackedLinear) for m in plain.modules())
+        torch.testing.assert_close(plain(images()), packed(images()), rtol=0, atol=1e-5)
+        torch.testing.assert_close(copy.deepcopy(packed)(images()), packed(images()), rtol=0, atol=1e-5)
+
+
+def test_errors():
+    with pytest.raises(UserError, match="found 'int8', expected 'auto' or one of torch.float32"):
+        prepare(vit(), "int8")
+    with pytest.raises(UserError, match="found a function, expected an nn.Module"):
+        prepare(cosine)

@@ -1,0 +1,398 @@
+"""The paired comparison against closed forms, other libraries, full enumeration and planted differences."""
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+from scipy.special import betaln, ndtri
+
+from s2robot.common.errors import UserError
+from s2robot.comparison import paired
+from s2robot.comparison.paired import (
+    POSITIONS,
+    SEEDS_AND_POSITIONS,
+    Design,
+    bootstrap,
+    difference,
+    mcnemar,
+    needed,
+    outcomes_of,
+    pilot,
+    power_at,
+    power_text,
+    sequential,
+    sign_flip,
+    smallest_gap,
+    tally,
+)
+from s2robot.evaluation.records import wilson
+
+
+def simulate(rng, runs, seeds, positions, rates, seed_sd=0.0, shared=0.4, own=0.1):
+    """Two arms of bool (runs, seeds, positions): seeds differ by seed_sd, hard positions are hard for all.
+
+    `shared` and `own` are the parts of a normal latent that a position gives to both arms and to one arm.
+    """
+    hard = math.sqrt(shared) * rng.standard_normal((runs, 1, positions))
+    arms = []
+    for rate in rates:
+        level = np.clip(rate + seed_sd * rng.standard_normal((runs, seeds, 1)), 0.01, 0.99)
+        place = math.sqrt(own) * rng.standard_normal((runs, 1, positions))
+        noise = math.sqrt(1 - shared - own) * rng.standard_normal((runs, seeds, positions))
+        arms.append(ndtri(level) + hard + place + noise > 0)
+    return arms
+
+
+def estimates(a, b, seeds_random=True):
+    """Half width at 95 %, centre and p value of many runs at once, as `difference` computes them."""
+    a, b = a.astype(float), b.astype(float)
+    centre, error, df = paired._estimate(a.mean(-2) - b.mean(-2), [a, b] if seeds_random else [])
+    return stats.t.ppf(0.975, df) * error, centre, 2 * stats.t.sf(np.abs(centre) / error, df)
+
+
+def records(outcomes, order=None):
+    chosen = range(len(outcomes)) if order is None else order
+    return [{"seed": 100 + int(i), "success": bool(outcomes[i])} for i in chosen]
+
+
+# Records -> outcomes
+
+
+def test_outcomes_come_back_whatever_the_order():
+    rng = np.random.default_rng(0)
+    arms = {"base": rng.random((3, 7)) < 0.5, "s2": rng.random((2, 7)) < 0.5}
+    by_seed = {
+        arm: {seed: records(x[seed], rng.permutation(7)) for seed in reversed(range(len(x)))}
+        for arm, x in arms.items()
+    }
+    found = outcomes_of(by_seed)
+    assert list(found) == ["base", "s2"] and all(x.dtype == bool for x in found.values())
+    assert all((found[arm] == arms[arm]).all() for arm in arms)
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({}, "no episode"),
+        ({"base": {}}, "arm 'base': no training seed"),
+        ({"base": {0: []}}, "no episode"),
+        (
+            {"base": {0: records([1, 0])}, "s2": {4: records([1])}},
+            "arm 's2' seed 4: position 101 is missing, expected the positions of arm 'base' seed 0",
+        ),
+        ({"base": {0: records([1]), 1: records([1, 0])}}, "arm 'base' seed 1: position 101 is one too many"),
+        ({"base": {0: records([1, 0], [0, 0])}}, "arm 'base' seed 0: position 100 stands there twice"),
+        ({"base": {0: [{"success": True}]}}, "arm 'base' seed 0: position None .* expected integer"),
+        ({"base": {0: [{"seed": 3, "success": 1}]}}, "seed 0: position 3 with success 1, expected"),
+    ],
+)
+def test_positions_that_disagree_are_named(arms, message):
+    with pytest.raises(UserError, match=message) as error:
+        outcomes_of(arms)
+    assert "\n" not in str(error.value)
+
+
+# One seed an arm
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 0), (7, 1), (10, 7), (25, 11), (60, 90)])
+def test_mcnemar_is_the_binomial_test_and_statsmodels(b, c):
+    expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+    assert mcnemar(b, c) == mcnemar(c, b) == pytest.approx(expected, rel=1e-9)
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    assert mcnemar(b, c) == pytest.approx(tables.mcnemar([[5, b], [c, 9]], exact=True).pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize("episodes", [1, 16, 128])
+def test_wilson_is_statsmodels(episodes):
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    for successes in range(episodes + 1):
+        expected = proportion.proportion_confint(successes, episodes, method="wilson")
+        assert wilson(successes, episodes) == pytest.approx(expected, abs=1e-9)
+
+
+def table(both, a_only, b_only, neither):
+    a = [1] * (both + a_only) + [0] * (b_only + neither)
+    b = [1] * both + [0] * a_only + [1] * b_only + [0] * neither
+    return np.array([a], dtype=bool), np.array([b], dtype=bool)
+
+
+def test_one_seed_is_agresti_and_min_by_hand():
+    found = difference(*table(1, 1, 7, 12))
+    centre, half = -6 / 23, 1.959964 * math.sqrt(9 - 36 / 23) / 23  # cells plus a half each: 1.5, 7.5; n = 23
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
+    assert found.difference == pytest.approx(-6 / 21)
+    assert found.p == found.p_positions == pytest.approx(mcnemar(1, 7))
+    assert (found.scope, found.seeds, found.positions) == (POSITIONS, (1, 1), 21)
+
+
+def test_arms_that_never_differ_still_have_a_width():
+    for found in (difference(*table(5, 0, 0, 0)), difference(np.ones((3, 5)), np.ones((3, 5)))):
+        assert found.difference == 0 and found.low == -found.high < -0.1 and found.p == 1
+    one_sided = difference(*table(0, 5, 0, 0))
+    assert one_sided.difference == one_sided.high == 1 and one_sided.low < 0.9
+
+
+# Several seeds
+
+
+@pytest.mark.parametrize(("seeds_a", "seeds_b"), [(1, 1), (3, 2), (2, 2), (1, 3)])
+def test_sign_flip_is_the_enumeration_of_all_flips(seeds_a, seeds_b):
+    rng = np.random.default_rng(seeds_a)
+    a, b = rng.random((seeds_a, 9)) < 0.8, rng.random((seeds_b, 9)) < 0.4
+    d = a.mean(0) - b.mean(0)
+    sums = np.array([np.dot(d, signs) for signs in itertools.product((-1, 1), repeat=9)])
+    assert sign_flip(a, b) == pytest.approx((np.abs(sums) >= abs(d.sum()) - 1e-9).mean(), rel=1e-9)
+
+
+def test_a_planted_difference_is_recovered():
+    rng = np.random.default_rng(1)
+    a, b = simulate(rng, 1000, 3, 128, (0.7, 0.5), seed_sd=0.02)
+    half, centre, p = estimates(a, b)
+    assert (np.abs(centre - 0.2) <= half).mean() > 0.94
+    assert (p < 0.05).mean() > 0.95 and centre.mean() == pytest.approx(0.2 * 128 / 130, abs=0.005)
+    one = difference(a[0], b[0])
+    assert one.low < 0.2 < one.high and one.scope == SEEDS_AND_POSITIONS
+    assert (one.high - one.low) / 2 == pytest.approx(half[0])
+    assert one.p == pytest.approx(p[0]) and one.difference == pytest.approx(a[0].mean() - b[0].mean())
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.05, 0.12])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_no_difference_is_rejected_at_the_nominal_rate(seeds, seed_sd):
+    a, b = simulate(np.random.default_rng(2), 1000, seeds, 64, (0.6, 0.6), seed_sd)
+    rejected = (estimates(a, b)[2] < 0.05).sum()
+    assert rejected <= stats.binom.ppf(0.999, 1000, 0.06)  # 5 %, one point for the approximation
+    assert rejected >= 2 if seeds == 2 else rejected >= 10  # and not by never rejecting
+
+
+def test_no_difference_with_one_seed_or_over_positions_only():
+    a, b = simulate(np.random.default_rng(3), 1500, 1, 96, (0.6, 0.6), own=0.0)
+    p = [mcnemar(int((x & ~y).sum()), int((y & ~x).sum())) for x, y in zip(a, b, strict=True)]
+    assert 0.015 < np.mean(np.less(p, 0.05)) < 0.05  # exact, so below its nominal rate
+    a, b = simulate(np.random.default_rng(4), 600, 3, 64, (0.6, 0.6))
+    p = [sign_flip(x, y) for x, y in zip(a, b, strict=True)]
+    assert 0.015 < np.mean(np.less(p, 0.05)) <= stats.binom.ppf(0.999, 600, 0.05) / 600
+
+
+def test_seeds_that_differ_a_lot_are_covered_and_the_seed_blind_interval_is_not():
+    a, b = simulate(np.random.default_rng(5), 1000, 4, 128, (0.6, 0.6), seed_sd=0.1)
+    half, centre, _ = estimates(a, b)
+    blind, _, _ = estimates(a, b, seeds_random=False)
+    assert (np.abs(centre) <= half).mean() > 0.935
+    assert (np.abs(centre) <= blind).mean() < 0.65
+    boot = [bootstrap(x, y, seed=i) for i, (x, y) in enumerate(zip(a[:100], b[:100], strict=True))]
+    assert np.mean([low <= 0 <= high for low, high in boot]) > 0.8  # few seeds: below 95 %, as documented
+
+
+def test_bootstrap_has_the_spread_that_theory_says():
+    """With one seed an arm: that of the paired positions. Seeds that agree on every position add nothing."""
+    a, b = (x[0] for x in simulate(np.random.default_rng(6), 1, 1, 400, (0.7, 0.5)))
+    low, high = bootstrap(a, b)
+    error = (a[0].astype(float) - b[0]).std() / 20
+    assert (low + high) / 2 == pytest.approx(a.mean() - b.mean(), abs=0.01)
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.06)
+    assert bootstrap(a.repeat(3, 0), b.repeat(3, 0)) == pytest.approx((low, high), abs=0.01)
+    assert bootstrap(a, b, seed=3) == bootstrap(a, b, seed=3)
+
+
+def test_paired_seeds_take_out_what_the_seeds_share():
+    rng = np.random.default_rng(7)
+    level = np.array([0.2, 0.5, 0.8])[:, None]  # a seed is good or bad for both arms
+    a, b = rng.random((3, 128)) < level + 0.1, rng.random((3, 128)) < level
+    apart, together = difference(a, b), difference(a, b, paired_seeds=True)
+    assert together.high - together.low < 0.5 * (apart.high - apart.low)
+    assert together.difference == apart.difference
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "message"),
+    [
+        (np.ones(4), np.ones(4), {}, r"shape \(4,\) and \(4,\), expected \(seeds, positions\)"),
+        (np.ones((1, 4)), np.ones((1, 5)), {}, "same positions"),
+        (np.ones((1, 0)), np.ones((1, 0)), {}, "expected"),
+        (np.full((1, 4), 0.5), np.ones((1, 4)), {}, "found an outcome of 0.5"),
+        (np.ones((2, 4)), np.ones((3, 4)), {"paired_seeds": True}, "as many seeds"),
+        (
+            np.ones((2, 4)),
+            np.ones((3, 4)),
+            {"confidence": 95},
+            "confidence must lie between 0 and 1, found 95",
+        ),
+    ],
+)
+def test_outcomes_that_do_not_fit_are_refused(a, b, options, message):
+    with pytest.raises(UserError, match=message):
+        difference(a, b, **options)
+
+
+SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 12))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, st.data())
+def test_swapping_arms_flips_signs_and_the_order_of_positions_and_seeds_is_nothing(shape, data):
+    a, b = (data.draw(arrays(bool, (k, shape[2]))) for k in shape[:2])
+    found, swapped = difference(a, b), difference(b, a)
+    assert found.difference == pytest.approx(-swapped.difference)
+    assert (found.low, found.high) == pytest.approx((-swapped.high, -swapped.low))
+    assert found.p == pytest.approx(swapped.p) and found.p_positions == pytest.approx(swapped.p_positions)
+    assert 0 <= found.p <= 1 and 0 < found.p_positions <= 1
+    assert -1 <= found.low <= found.difference <= found.high <= 1
+    order = data.draw(st.permutations(range(shape[2])))
+    again = difference(a[::-1, order], b[:, order])
+    assert (again.low, again.high, again.p) == pytest.approx((found.low, found.high, found.p))
+    look, other = sequential(tally(a, b)), sequential(tally(b[:, order], a[:, order]))
+    assert (look.e, look.low, look.high) == pytest.approx((other.e, -other.high, -other.low), abs=1e-9)
+    assert look.low <= found.difference <= look.high and 0 < look.p <= 1
+    assert look.stop == (not look.low <= 0 <= look.high)
+
+
+# Power
+
+
+@pytest.mark.parametrize(("gap", "discordant"), [(0.05, 0.2), (0.1, 0.3), (0.2, 0.4), (0.3, 0.5)])
+def test_one_seed_agrees_with_connor(gap, discordant):
+    z = stats.norm.ppf([0.975, 0.8])
+    connor = ((z[0] * math.sqrt(discordant) + z[1] * math.sqrt(discordant - gap**2)) / gap) ** 2
+    found = needed(gap, Design(base=0.5, discordant=discordant))
+    assert connor <= found <= 1.1 * connor + 10  # the exact test needs a little more than its approximation
+
+
+def test_power_of_mcnemar_is_the_sum_over_all_tables():
+    design, n, gap = Design(base=0.4, discordant=0.5), 20, 0.3
+    wins, losses = 0.4, 0.1
+    expected = sum(
+        stats.multinomial.pmf([w, k, n - w - k], n, [wins, losses, 0.5])
+        for w in range(n + 1)
+        for k in range(n + 1 - w)
+        if w > k and mcnemar(w, k) <= 0.05
+    )
+    assert power_at(gap, n, design) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("seeds", "positions", "seed_sd"), [(2, 96, 0.02), (3, 128, 0.04), (5, 64, 0.08)])
+def test_planned_power_is_what_simulated_experiments_have(seeds, positions, seed_sd):
+    rates = (0.6, 0.75)
+    b, a = simulate(np.random.default_rng(8), 1, 40, 2000, rates, seed_sd)
+    design = replace(pilot(a[0], b[0]), seeds=seeds)
+    assert design.seed_sd == pytest.approx(seed_sd, abs=0.015) and abs(design.base - 0.6) < 0.05
+    b, a = simulate(np.random.default_rng(9), 1000, seeds, positions, rates, seed_sd)
+    _, centre, p = estimates(a, b)
+    planned = power_at(0.15, positions, replace(design, base=0.6, seed_sd=seed_sd))
+    assert ((p < 0.05) & (centre > 0)).mean() == pytest.approx(planned, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "design", [Design(0.5), Design(0.3, discordant=0.4), Design(0.6, seeds=5, seed_sd=0.02)]
+)
+def test_needed_and_smallest_gap_are_inverse(design):
+    positions = needed(0.12, design)
+    assert power_at(0.12, positions, design) >= 0.8 > power_at(0.12, positions - 3, design) - 0.01
+    assert smallest_gap(positions, design) == pytest.approx(0.12, abs=0.004)
+    assert smallest_gap(4 * positions, design) < smallest_gap(positions, design)
+
+
+def test_power_in_words_and_out_of_reach():
+    assert power_text(0.1, Design(base=0.5)) == (
+        "To see a gap of 10 points with 80 % power you need 291 positions (training seeds an arm: 1, spread "
+        "0 points, base 50 %, alpha 5 %); it holds for new cube positions, for these trained policies only."
+    )
+    with pytest.raises(
+        UserError, match="3 seeds .* 6 points see .* any number of positions, .* take 24 seeds"
+    ):
+        needed(0.05, Design(base=0.6, seeds=3, seed_sd=0.06))
+    with pytest.raises(
+        UserError, match="4 positions: found 0 % power for 50 points at 1 seeds, expected 80 %"
+    ):
+        smallest_gap(4, Design(base=0.5))
+    for gap in (0.0, -0.1, 0.6):
+        with pytest.raises(UserError, match="found gap"):
+            needed(gap, Design(base=0.5))
+    with pytest.raises(UserError, match="found discordant = 0.05, expected 0.1..0.9"):
+        needed(0.1, Design(base=0.5, discordant=0.05))
+    for name, value in (("base", 1.0), ("correlation", 1), ("seeds", 0), ("seed_sd", -0.1)):
+        with pytest.raises(UserError, match="found"):
+            replace(Design(base=0.5), **{name: value})  # type: ignore[arg-type]
+
+
+# Early stopping
+
+
+def log_e(wins, losses):
+    return (wins + losses) * math.log(2) + betaln(wins + 1, losses + 1)
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 5), (1, 0, 0), (9, 2, 5), (3, 40, 90), (250, 150, 3000)])
+def test_evidence_of_one_seed_is_the_beta_mixture(counts):
+    wins, losses, ties = counts
+    look = sequential({1.0: wins, -1.0: losses, 0.0: ties})
+    assert math.log(look.e) == pytest.approx(log_e(wins, losses), abs=1e-9)
+    assert look.p == pytest.approx(min(1, 1 / look.e)) and look.stop == (look.e >= 20)
+    assert look.low <= (wins - losses) / sum(counts) <= look.high and look.positions == sum(counts)
+
+
+def test_nothing_seen_says_nothing_and_nonsense_is_refused():
+    look = sequential({})
+    assert (look.e, look.p, look.stop, look.low, look.high, look.positions) == (1, 1, False, -1, 1, 0)
+    with pytest.raises(UserError, match="of difference 2"):
+        sequential({2: 1})
+    with pytest.raises(UserError, match="alpha"):
+        sequential({}, alpha=0)
+
+
+def stops(a, b):
+    """For streams bool (runs, 1, positions): the number of positions at which the test stops, 0 for never."""
+    d = a[:, 0].astype(int) - b[:, 0]
+    wins, losses = np.cumsum(d == 1, 1), np.cumsum(d == -1, 1)
+    most = int(max(wins.max(), losses.max())) + 1
+    over = np.array([[log_e(w, k) >= math.log(20) for k in range(most)] for w in range(most)])[wins, losses]
+    return np.where(over.any(1), over.argmax(1) + 1, 0)
+
+
+def test_looking_after_every_position_keeps_the_error_rate():
+    a, b = simulate(np.random.default_rng(10), 3000, 1, 256, (0.6, 0.6))
+    assert 0.005 < (stops(a, b) > 0).mean() < 0.05
+    d = a[:, 0].astype(int) - b[:, 0]
+    naive = [
+        any(mcnemar(int((x[:n] == 1).sum()), int((x[:n] == -1).sum())) < 0.05 for n in range(8, 257, 8))
+        for x in d[:150]
+    ]
+    assert np.mean(naive) > 0.07  # what a fixed-N test does when it is looked at again and again
+
+
+def test_a_planted_gap_stops_early_and_where_sequential_says():
+    a, b = simulate(np.random.default_rng(11), 500, 1, 256, (0.75, 0.5))
+    stopped = stops(a, b)
+    assert (stopped > 0).mean() > 0.95 and np.median(stopped[stopped > 0]) < 100
+    run, n = int(np.argmax(stopped > 10)), int(stopped[stopped > 10][0])
+    assert sequential(tally(a[run, :, :n], b[run, :, :n])).stop
+    assert not sequential(tally(a[run, :, : n - 1], b[run, :, : n - 1])).stop
+
+
+def test_state_is_counts_only():
+    a, b = (x[0] for x in simulate(np.random.default_rng(12), 1, 3, 60, (0.7, 0.5)))
+    halves = Counter(tally(a[:, :25], b[:, :25])) + Counter(tally(a[:, 25:], b[:, 25:]))
+    assert dict(sorted(halves.items())) == tally(a, b)
+    resumed, whole = sequential(halves), sequential(tally(a, b))
+    assert (resumed.e, resumed.low, resumed.high) == pytest.approx((whole.e, whole.low, whole.high))
+
+
+@pytest.mark.parametrize(("seeds", "gap"), [(1, 0.15), (3, 0.0), (3, 0.15)])
+def test_the_true_difference_stays_in_the_confidence_sequence(seeds, gap):
+    """At all of many looks together, for one seed an arm and for several whose outcomes hang together."""
+    a, b = simulate(np.random.default_rng(13), 300, seeds, 96, (0.6 + gap, 0.6))
+    d = (a.mean(1) - b.mean(1)).round(12)
+    values = np.unique(d)
+    counts = np.cumsum(d[..., None] == values, 1)[:, 3::4]  # (runs, looks, values)
+    lost = [any(paired._log_evidence(values, n, gap) >= math.log(20) for n in run) for run in counts]
+    assert np.mean(lost) < 0.05
+    look = sequential(dict(zip(values.tolist(), counts[0, -1].tolist(), strict=True)))
+    assert look.low < gap < look.high

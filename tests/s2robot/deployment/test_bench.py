@@ -1,0 +1,310 @@
+"""`s2robot deploy` as on a bench: a person at a terminal, cameras that are no emulator's, a box that plans the way.
+
+The box is the emulated one, of which deploy knows no more than it would of a real one.
+"""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from s2robot.common.paths import configs_dir
+from s2robot.demos.store import EpisodeStore
+from s2robot.deployment import deploy, parts
+from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
+from s2robot.envs.real.emulator.launch import launch
+
+pytest.importorskip("xarm")
+
+ROOT = Path(__file__).resolve().parents[3]
+CAMERAS = ("hand", "left")
+PATIENCE = 120.0  # s
+HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
+# a busy machine is no fault
+CALM = [f"bridge.watchdog.{n}=9" for n in ("camera_hold", "state_hold", "policy_hold")] + [
+    f"bridge.watchdog.{n}=30" for n in ("camera_fault", "state_fault", "policy_fault", "hold_fault", "report_fault")
+] + ["bridge.safety.state_age_max=9", "bridge.supervisor_s=9", "bridge.arm.connect_s=60", "bridge.speed=0.2"]  # fmt: skip
+# the vendor's own port numbers are not ours to take: the box listens elsewhere
+DEPLOY = """
+import sys
+from functools import partial
+from s2robot.envs.real.emulator.ports import Ports
+from s2robot.deployment import parts as deploy_parts
+from s2robot.cli import main
+ports, make = Ports.from_json(sys.argv[1]), deploy_parts.driver_maker
+deploy_parts.driver_maker = lambda *settings: partial(make(*settings), ports=ports)
+sys.exit(main(["deploy", *sys.argv[2:]]))
+"""
+
+
+class Terminal:
+    """A program on a terminal, and who sits there."""
+
+    def __init__(self, command, folder):
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            preexec_fn=_take_terminal,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"},
+        )  # fmt: skip
+        os.close(theirs)
+        self.said = ""  # since the last answer
+
+    def until(self, words):
+        """Read until it says so."""
+        end = time.monotonic() + PATIENCE
+        while words not in self.said:
+            assert time.monotonic() < end and self._read(), f"found {self.said[-2000:]!r}, expected {words!r}"
+
+    def answer(self, words, keys):
+        """Wait until it says so, then type."""
+        self.until(words)
+        self.said = ""
+        os.write(self._ours, keys.encode())
+
+    def end(self):
+        """All that it says until it ends, and its exit code."""
+        end = time.monotonic() + PATIENCE
+        while self._read() and time.monotonic() < end:
+            pass
+        return self.said, self.process.wait(PATIENCE)
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def _read(self):
+        """False once nobody can say anything any more."""
+        if select.select([self._ours], [], [], 1.0)[0]:
+            try:
+                data = os.read(self._ours, 1 << 16).decode(errors="replace")
+            except OSError:  # its end of the terminal is closed
+                return False
+            self.said += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", data)
+        return True
+
+
+def _take_terminal():
+    """In the new process: so that Ctrl-C becomes a signal."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.fixture(scope="module")
+def box():
+    with launch("kinematic") as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A dataset of pictures: 6 of 72 x 96 for each camera."""
+    path = tmp_path_factory.mktemp("pictures") / "pictures.zarr"
+    attributes = {
+        "robot": "xarm7", "joint_names": list(parts.JOINT_NAMES), "rate_hz": 10, "cameras": list(CAMERAS),
+        "camera_geometry": {}, "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": 0,
+        "kind": "images",
+    }  # fmt: skip
+    with EpisodeStore.create(path, attributes) as store:
+        images = {f"images_{name}": _scene(seed) for seed, name in enumerate(CAMERAS)}
+        blank = np.zeros((6, 8), np.float32)
+        store.append({"action": blank, "proprio": blank, **images}, {"seed": 0, "success": False})
+    return path
+
+
+def _scene(seed):
+    """Pictures that differ, smooth enough for JPEG.  # uint8 (6, 72, 96, 3)"""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 8, 3), np.uint8)
+    return np.stack([cv2.resize(image, (96, 72), interpolation=cv2.INTER_LINEAR) for image in coarse])
+
+
+def words(checkpoint, *more):
+    return [f"checkpoint='{checkpoint}'", "robot.ip=127.0.0.1", *CALM, *more]
+
+
+def replayed(pictures):
+    return [
+        f"bridge.cameras.{name}.{key}"
+        for name in CAMERAS
+        for key in ("kind=replay", f"device='{pictures}'", "fps=20")
+    ]
+
+
+@pytest.fixture
+def terminal(box, slow_policy, pictures, tmp_path):
+    """Starts `s2robot deploy --live` on a terminal, before the arm, with replayed pictures."""
+    opened = []
+    box.side("clear")
+    box.side("place_arm", joints=(HOME + 0.1).tolist())
+
+    def start(*more):
+        command = [sys.executable, "-c", DEPLOY, box.ports.to_json(), "--live", "hydra.run.dir=run"]
+        opened.append(Terminal(command + words(slow_policy, *replayed(pictures), *more), tmp_path))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def arrived(box, begin):
+    return [c for c in box.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
+
+
+def test_the_operator_is_asked_and_heard(terminal, box, tmp_path):
+    begin = time.monotonic()
+    deploy = terminal("--episodes", "5", "--record", "mine.zarr", "bridge.loop.max_steps=8")
+    deploy.until("to go on: ")
+    assert not arrived(box, begin)
+    deploy.answer("to go on: ", "move\n")
+    deploy.until("Enter: go on, q: end. ")
+    assert not arrived(box, begin) and box.side("status")["state"] >= 4  # hands are near: stopped
+    deploy.answer("Enter: go on, q: end. ", "\n")
+    deploy.answer("moving to the start", "y")  # of what has not begun there is no outcome
+    deploy.answer("Did it succeed? [y/n] ", "maybe\n")
+    deploy.answer("Did it succeed? [y/n] ", "\x04")
+    deploy.answer("Did it succeed? [y/n] ", "n\n")
+    deploy.answer("Enter: go on, q: end. ", "\n")
+    deploy.answer("step 1 of 8", "y")  # ends it, and is the answer
+    deploy.answer("Enter: go on, q: end. ", "\n")
+    deploy.answer("step 1 of 8", " ")
+    said, status = deploy.end()
+    assert status == 0 and "1 of 3 episodes succeeded" in said, said
+    records = json.loads((tmp_path / "run" / "summary.json").read_text())["records"]
+    assert [(r["success"], r["cause"]) for r in records] == [
+        (False, "steps"),
+        (True, "ended"),
+        (False, "stopped"),
+    ]
+    store = EpisodeStore.open(tmp_path / "mine.zarr")
+    assert store.meta("success").tolist() == [0, 1, 0] and store.attrs["source"] == "arm"
+    assert store["images_hand"].std() > 5
+    assert not any(c["unsafe"] for c in arrived(box, begin)) and box.side("status")["state"] >= 4
+
+
+def test_the_box_plans_where_it_is_asked_to_and_ctrl_c_at_a_question_loses_nothing(terminal, box, tmp_path):
+    begin = time.monotonic()
+    deploy = terminal("bridge.arm.mode=online", "bridge.loop.max_steps=2", "bridge.home.speed=0.7")
+    deploy.answer("to go on: ", "move\n")
+    deploy.answer("Enter: go on, q: end. ", "\n")
+    deploy.until("Did it succeed? [y/n] ")
+    assert box.side("status")["mode"] == 6
+    np.testing.assert_allclose(box.side("status")["joints"], HOME, atol=0.05)  # it has come there
+    deploy.answer("Did it succeed? [y/n] ", "\x03")
+    assert deploy.end()[1] == 130
+    (record,) = json.loads((tmp_path / "run" / "summary.json").read_text())["records"]
+    assert (record["cause"], record["steps"], record["success"]) == ("steps", 2, False)
+    found = arrived(box, begin)
+    assert {c["name"] for c in found} == {"MOVE_JOINT"} and not any(c["unsafe"] for c in found)
+
+
+# ---------------------------------------------------------------- cameras
+
+
+class File:
+    """A film as a V4L2 device, but for its speed and its end."""
+
+    def __init__(self, device, backend):
+        assert backend == cv2.CAP_V4L2
+        self._device, self._film = device, _open(device)
+        self.isOpened, self.get, self.release = self._film.isOpened, self._film.get, self._film.release
+
+    def set(self, prop, value):
+        return False  # a film is as it is
+
+    def read(self):
+        time.sleep(0.05)
+        good, image = self._film.read()
+        if not good:
+            self._film.open(self._device)
+            good, image = self._film.read()
+        return good, image
+
+
+_open = cv2.VideoCapture
+
+
+@pytest.fixture
+def film(tmp_path, monkeypatch):
+    """A camera's place: a film of 96 x 72 at 20 Hz."""
+    path = tmp_path / "hand.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 72))
+    for image in _scene(2):
+        writer.write(image[..., ::-1])
+    writer.release()
+    monkeypatch.setattr(cv2, "VideoCapture", File)
+    return path
+
+
+@pytest.fixture
+def config(box, slow_policy, film, realsense, tmp_path, monkeypatch):
+    """Makes a config of `s2robot deploy` with a film for the hand's camera and a RealSense for the left one."""
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
+    make_driver = parts.driver_maker
+    monkeypatch.setattr(parts, "driver_maker", lambda *a: partial(make_driver(*a), ports=box.ports))
+    realsense.pictures = _scene(3)
+    box.side("clear")
+    box.side("place_arm", joints=HOME.tolist())
+    hand = ["kind=opencv", f"device='{film}'", "width=96", "height=72", "fps=20"]
+    left = ["kind=realsense", "device='0042'", "width=96", "height=72", "fps=20"]
+    cameras = [f"bridge.cameras.{n}.{key}" for n, c in (("hand", hand), ("left", left)) for key in c]
+
+    def make(*more):
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            return compose("deploy", [*words(slow_policy), f"run_dir='{tmp_path}'", *cameras, *more])
+
+    return make
+
+
+def test_a_dry_run_with_a_v4l2_device_and_a_realsense(config, box, tmp_path, capsys):
+    begin = time.monotonic()
+    assert deploy.deploy(config("dry_run_steps=2")) == 0
+    out = capsys.readouterr().out
+    assert "dry run: 2 decisions" in out and "\nstop" not in out, out
+    assert "frame hand: a picture of 64 x 64" in out and "frame left: a picture of 64 x 64" in out, out
+    assert (tmp_path / "camera_check.png").stat().st_size > 10_000 and not arrived(box, begin)
+
+
+def test_their_pictures_are_rgb_and_upright(config):
+    with ExitStack() as stack:
+        readers, cameras, failed = parts.start_cameras(config(), CAMERAS, None, stack)
+        assert not failed and {c.width for c in cameras.values()} == {72}
+        for name, seed in (("hand", 2), ("left", 3)):
+            off = np.abs(readers[name].latest().image.astype(float) - _scene(seed)).mean((1, 2, 3))
+            assert off.min() < 5 and np.median(off) > 20, (name, off)  # the same as one, but for JPEG
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("hand.width=64", "found width 96 after setting it, expected 64"),
+        ("hand.fourcc=YUYV", "found fourcc MJPG after setting it, expected YUYV"),
+        ("hand.device=/dev/none", "found none, expected a V4L2 device"),
+        ("left.width=64", r"found \(96, 72, 20\) \(width, height, fps\), expected \(64, 72, 20\)"),
+        ("left.device='0043'", "camera 0043: cannot start 96 x 72 at 20 Hz"),
+        ("left.kind=webcam", "found 'webcam', expected one of opencv, realsense, replay, emulator"),
+    ],
+)
+def test_a_camera_that_is_not_as_configured_is_one_line(config, words, message, monkeypatch):
+    monkeypatch.setattr(parts, "EXPOSURE_S", 0.0)
+    with ExitStack() as stack:
+        readers, _, failed = parts.start_cameras(config(f"bridge.cameras.{words}"), CAMERAS, None, stack)
+    assert len(failed) == 1 and len(readers) == 1
+    assert re.search(message, failed[0].text), failed[0].text

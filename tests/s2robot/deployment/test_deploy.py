@@ -1,0 +1,295 @@
+"""`s2robot deploy` against `s2robot emulate`: what reaches the emulated box is asked of its journal."""
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot.common.errors import UserError
+from s2robot.demos.inspect import describe
+from s2robot.demos.store import EpisodeStore
+from s2robot.deployment import deploy
+from s2robot.deployment import live as deploy_live
+from s2robot.envs.real.control.watchdog import State
+from s2robot.envs.real.emulator.side import SideChannel
+
+pytest.importorskip("xarm")
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def config(slow_policy, arm_config):
+    """Makes a config of `s2robot deploy` against the emulator."""
+
+    def make(*overrides, policy=slow_policy):
+        own = [f"checkpoint='{policy}'"] if policy else []
+        return arm_config("deploy", *own, "confirm=false", *overrides)
+
+    return make
+
+
+def commands(emulator, begin):
+    return emulator("commands", since=begin)["commands"]
+
+
+def healthy(emulator):
+    """Whatever an earlier test left behind, the box is ready to be armed again."""
+    from s2robot.envs.real.arms.xarm import XArmDriver
+    from s2robot.envs.real.emulator.ports import Ports
+
+    names = Ports.__dataclass_fields__
+    with XArmDriver("127.0.0.1", ports=Ports(**{n: emulator("ports")[n] for n in names})) as driver:
+        driver.connect(60.0)
+        driver._sdk.clean_error()
+
+
+# ---------------------------------------------------------------- without motion
+
+
+def test_a_dry_run_sends_nothing_and_draws_what_it_would(config, emulator, tmp_path, capsys):
+    before = emulator("status")
+    begin = time.monotonic()
+    assert deploy.deploy(config("dry_run_steps=4")) == 0
+    assert commands(emulator, begin) == []
+    after = emulator("status")
+    assert after["joints"] == pytest.approx(before["joints"], abs=1e-3) and after["mode"] == before["mode"]
+    found = json.loads((tmp_path / "dry_run.json").read_text())
+    assert found["periods"] == len(found["joints"]) == len(found["verdict"]) > 20
+    assert np.abs(np.array(found["joints"]) - before["joints"]).max() > 1e-5  # it would have moved
+    assert (tmp_path / "dry_run.png").stat().st_size > 10_000
+    assert (tmp_path / "camera_check.png").stat().st_size > 10_000
+    out = capsys.readouterr().out
+    assert "dry run: 4 decisions" in out and "commands not sent" in out
+    assert not [line for line in out.splitlines() if line.startswith("stop")]
+    assert f"{tmp_path}/xarm_sdk.log" in out and "ROBOT_IP" not in out
+    assert "ROBOT_IP" in (tmp_path / "xarm_sdk.log").read_text()
+
+
+def test_robot_check_moves_nothing_and_says_that_all_is_well(config, emulator, capsys):
+    begin = time.monotonic()
+    deploy.check(config())
+    assert commands(emulator, begin) == []
+    assert "nothing speaks against" in capsys.readouterr().out
+
+
+def test_the_preflight_refuses_with_a_line_for_each_finding(
+    config, save_untrained, emulator, tmp_path, capsys
+):
+    begin = time.monotonic()
+    geometry = {"hand": {"fovy": 60.0, "size": [64, 64]}}
+    names = [f"robot0_joint{i}" for i in (2, 1, 3, 4, 5, 6, 7)]
+    contract = {"robot": "panda", "joint_names": names, "camera_geometry": geometry}
+    wrong = save_untrained(tmp_path / "wrong", contract)
+    with pytest.raises(UserError, match="pre-flight: 4 of .* nothing has moved"):
+        deploy.deploy(config("live=true", "bridge.cameras.left.kind=opencv", policy=wrong))
+    stops = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stop")]
+    assert len(stops) == 4
+    for text in (
+        "robot: the policy was trained for 'panda'",
+        "joint 1 is 'joint2'",
+        "60",
+        "left.device: found none",
+    ):
+        assert sum(text in line for line in stops) == 1, stops
+    assert commands(emulator, begin) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["bridge.emulator.port=null", "live=true"], "confirm: found false on a real arm"),
+        (["bridge.emulator.port=null", "live=true", "confirm=true"], "standard input is no terminal"),
+        (["bridge.emulator.port=null"], "robot.ip: found none"),
+        (["bridge.emulator.port=1"], "bridge.emulator.port: found nothing at 127.0.0.1:1"),
+        (["robot.ip=192.168.1.7"], "expected 127.0.0.1: no arm is meant"),
+        (["record=demos.zarr"], "record: found a path without --live"),
+        (["policy.url=ws://127.0.0.1:1"], "found both of checkpoint and policy.url"),
+        (["checkpoint=null"], "found none of checkpoint and policy.url"),
+        (["bridge.speed=2"], "bridge.speed: found 2"),
+        (["bridge.arm.mode=fast"], "bridge.arm.mode: found 'fast', expected one of servo, online"),
+        (["bridge.limits.dq_max=0"], "limits.dq_max"),
+        (["robot=panda"], "robot: found 'panda', expected xarm7"),
+        (["episodes=0"], "episodes: found 0"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_line(config, monkeypatch, overrides, text):
+    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+        deploy.deploy(config(*overrides))
+    assert caught.value.user_error
+
+
+def test_without_the_operators_word_nothing_moves(config, emulator, monkeypatch):
+    begin = time.monotonic()
+    for answer in ("", "yes"):
+        monkeypatch.setattr("builtins.input", lambda text, answer=answer: answer)
+        with pytest.raises(UserError, match="expected 'move'; nothing has moved"):
+            deploy.deploy(config("live=true", "confirm=true"))
+    assert commands(emulator, begin) == []
+
+
+# ---------------------------------------------------------------- with motion
+
+
+def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys):
+    healthy(emulator)
+    begin, path = time.monotonic(), tmp_path / "real.zarr"
+    overrides = ("live=true", "episodes=2", f"record='{path}'", "bridge.loop.max_steps=3")
+    assert deploy.deploy(config(*overrides)) == 0
+    found = commands(emulator, begin)
+    assert sum(c["kind"] == "motion" for c in found) > 50 and not any(c["unsafe"] for c in found)
+    assert emulator("status")["state"] >= 4  # stopped at the end
+    store = EpisodeStore.open(path)
+    assert len(store) == 2 and store.num_steps == 6 and store.attrs["kind"] == "images"
+    assert store["images_left"].shape == (6, 64, 64, 3) and store.attrs["rate_hz"] == 10
+    assert store.attrs["speed"] == 0.2
+    assert store.meta("seed").tolist() == [10000, 10001] and not store.meta("success").any()
+    assert describe(store)["success"] == 0
+    images = store["images_hand"]
+    assert images.std() > 5  # pictures, not a blank
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["episodes"] == 2 and summary["records"][0]["cause"] == "steps"
+    assert summary["records"][0]["period_deviation_ms"]["p50"] >= 0
+    assert (tmp_path / "episodes" / "episode_0001.png").exists()
+    assert "0 of 2 episodes succeeded" in capsys.readouterr().out
+    # the same command goes on with the same dataset
+    assert deploy.deploy(config("live=true", f"record='{path}'", "bridge.loop.max_steps=2")) == 0
+    assert len(EpisodeStore.open(path)) == 3
+    with pytest.raises(UserError, match="found speed 0.2, expected 0.3"):
+        deploy.deploy(config("live=true", f"record='{path}'", "bridge.speed=0.3"))
+    # and the command line reads it
+    command = [sys.executable, "-m", "s2robot", "inspect", f"demos.path='{path}'", "env.cameras=[hand,left]"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0 and "3 (8 steps" in shown.stdout, shown.stderr
+
+
+def test_a_success_ends_the_episode(config, emulator, monkeypatch, tmp_path):
+    healthy(emulator)
+    answers = []
+
+    class Side(deploy_live.SideChannel):
+        def __call__(self, op, **settings):
+            found = super().__call__(op, **settings)
+            if op == "scene":
+                answers.append(time.monotonic())
+                found["is_success"] = len(answers) > 5
+            return found
+
+    monkeypatch.setattr(deploy_live, "SideChannel", Side)
+    monkeypatch.setattr("s2robot.deployment.parts.EmulatedScene.is_success", lambda self: True)
+    assert deploy.deploy(config("live=true", "bridge.loop.max_steps=500")) == 0
+    record = json.loads((tmp_path / "summary.json").read_text())["records"][0]
+    assert record["success"] and record["cause"] == "ended" and record["steps"] < 100
+
+
+def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, tmp_path, capsys):
+    healthy(emulator)
+    path, begin = tmp_path / "real.zarr", time.monotonic()
+    started = threading.Event()
+
+    def collide():
+        while not started.is_set() and time.monotonic() < begin + 120:
+            if (tmp_path / "camera_check.png").exists() and _running(emulator, begin):
+                break
+            time.sleep(0.1)
+        with SideChannel(emulator.port) as side:
+            side.fault("error", code=31)
+
+    thread = threading.Thread(target=collide)
+    thread.start()
+    status = deploy.deploy(config("live=true", "episodes=3", f"record='{path}'", "bridge.loop.max_steps=300"))
+    started.set()
+    thread.join()
+    assert status == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["episodes"] == 1 and summary["records"][0]["cause"] == "fault"
+    assert "31" in summary["records"][0]["fault"]
+    assert len(EpisodeStore.open(path)) == 1
+    assert "FAULT: arm error 31" in capsys.readouterr().out
+    assert max(np.abs(emulator("status")["velocities"])) < 0.01
+    healthy(emulator)
+
+
+def _running(emulator, begin):
+    """Whether a policy moves the arm: commands have come for a while after the move to the start."""
+    with SideChannel(emulator.port) as side:
+        moves = [c for c in side("commands", since=begin)["commands"] if c["kind"] == "motion"]
+        opened = [c for c in side("commands", since=begin)["commands"] if c["kind"] == "gripper"]
+    return bool(opened) and len(moves) > 300
+
+
+def test_ctrl_c_brakes_and_stops_the_arm(config, emulator, slow_policy, calm, tmp_path):
+    healthy(emulator)
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "s2robot", "deploy", "--live", "--episodes", "3", f"checkpoint='{slow_policy}'",
+            "bridge=emulator", f"bridge.emulator.port={emulator.port}", "confirm=false", *calm,
+            "bridge.loop.max_steps=1000",
+        ],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    seen = []
+    while not any(re.search(r"step [1-9]\d*/1000 running", line) for line in seen[-1:]):
+        ready, _, _ = select.select([process.stdout], [], [], 120)
+        assert ready, seen
+        line = process.stdout.readline()
+        assert line, seen
+        seen.append(line)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, rest
+    said = "".join(seen) + rest
+    (log,) = tmp_path.glob("runs/deploy/*/xarm_sdk.log")
+    for process_name in ("MainProcess", "supervisor"):  # each has connections of its own
+        assert f"{process_name} INFO ROBOT_IP" in log.read_text()
+    assert not re.search("SDK_VERSION|ROBOT_IP|protocol identifier|ready to move", said), said
+    assert "1 (seed 10000)" in rest.replace("episode ", "").replace(" of 3", "") and "stopped" in rest
+    status = emulator("status")
+    assert status["state"] >= 4 and max(np.abs(status["velocities"])) < 0.01
+    found = commands(emulator, begin)
+    assert not any(c["unsafe"] for c in found)
+    last = max(c["time"] for c in found if c["kind"] == "motion")
+    assert [
+        c for c in found if c["kind"] in ("stop", "state") and c["time"] >= last - 0.01
+    ]  # the stop came last
+
+
+def test_a_remote_policy_acts_and_its_loss_holds_before_it_is_a_fault(config, emulator, served, tmp_path):
+    healthy(emulator)
+    server, url = served
+
+    def kill():
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not _running(emulator, begin):
+            time.sleep(0.1)
+        server.kill()
+
+    begin = time.monotonic()
+    thread = threading.Thread(target=kill)
+    thread.start()
+    status = deploy.deploy(
+        config(
+            "live=true", f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60",
+            "bridge.watchdog.policy_hold=0.5", "bridge.loop.max_steps=300", policy=None,
+        )
+    )  # fmt: skip
+    thread.join()
+    record = json.loads((tmp_path / "summary.json").read_text())["records"][0]
+    states = [state for state, _ in record["changes"]]
+    assert status == 1 and record["cause"] == "fault" and "Policy" in record["fault"], record["fault"]
+    assert states[-1] == State.FAULT.value and State.HOLD.value in states[-3:-1], states
+    assert record["steps"] > 0

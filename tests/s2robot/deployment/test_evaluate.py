@@ -1,0 +1,439 @@
+"""`s2robot evaluate evaluate=arm` against `s2robot emulate`, with the vendor's SDK and a policy that nobody trained."""
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot import verbs
+from s2robot.cli import main
+from s2robot.common.errors import UserError
+from s2robot.deployment.evaluate import ArmEvaluation, evaluate_on_arm
+from s2robot.deployment.operator import WatchingOperator
+from s2robot.deployment.rig import Rig, Stop
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.people.operator import EmulatedOperator, Placing, TerminalOperator
+from s2robot.envs.real.real_cube_pick import RealCubePick
+from s2robot.evaluation.records import read_records
+
+pytest.importorskip("xarm")
+
+ROOT = Path(__file__).resolve().parents[3]
+SEED = 10000
+
+
+@pytest.fixture
+def config(slow_policy, arm_config):
+    """Makes a config of `s2robot evaluate --live` against the emulator: two episodes of three steps."""
+    short = ("live=true", "env.max_steps=3", "evaluate.episodes=2")
+    return partial(arm_config, "evaluate", "evaluate=arm", f"checkpoint='{slow_policy}'", *short)
+
+
+def commands(emulator, begin):
+    return emulator("commands", since=begin)["commands"]
+
+
+def records(folder):
+    return read_records(folder / "episodes.jsonl")
+
+
+def evaluation(stack, cfg, operator=None):
+    """An evaluation on a connected arm, past the pre-flight."""
+    return ArmEvaluation(Rig.connect(cfg, stack), Path(cfg.run_dir), operator)
+
+
+# ---------------------------------------------------------------- end to end
+
+
+def test_an_evaluation_writes_what_a_simulated_one_writes(config, emulator, slow_policy, tmp_path, capsys):
+    begin = time.monotonic()
+    verbs.evaluate(config())
+    found = commands(emulator, begin)
+    assert sum(c["kind"] == "motion" for c in found) > 50 and not any(c["unsafe"] for c in found)
+    assert emulator("status")["state"] >= 4  # stopped at the end
+
+    first, second = records(tmp_path)
+    for i, r in enumerate((first, second)):
+        assert (r["episode"], r["seed"], r["steps"], r["success"]) == (i, SEED + i, 3, False)
+        assert (r["stage"], r["fault"], r["world"], r["speed"]) == ("approach", "", "emulated arm", 0.2)
+        assert sum(r["verdicts"].values()) == 3 and 0.05 < r["closest_m"] < 0.6
+        assert r["video"] == f"videos/episode_000{i}.mp4" and (tmp_path / r["video"]).stat().st_size > 1000
+        actions = np.load(tmp_path / f"actions/episode_000{i}.npy")
+        assert actions.shape == (3, 8) and actions.dtype == np.float32
+    # the cube lies where the simulated episode of that seed has it
+    scene = emulator("reset_scene", seed=SEED + 1)
+    assert second["cube_xy"] == pytest.approx(scene["cube_pose"][:2], abs=2e-3)
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["episodes"], summary["successes"], summary["faults"]) == (2, 0, 0)
+    assert summary["low"] == 0 and summary["high"] == pytest.approx(0.6576, abs=1e-4)  # Wilson, 0 of 2
+    assert summary["world"] == "emulated arm" and summary["bridge"]["speed"] == 0.2
+    assert summary["success_rule"] == "cube 10 cm up for 0.5 s" and summary["cameras"] == ["hand", "left"]
+    assert summary["policy"]["execute"] == 3 and summary["timing"]["wall_s"] > 1
+    page = (tmp_path / "report.html").read_text()
+    assert "emulated arm" in page and page.count("<video") == 2
+    out = capsys.readouterr().out
+    assert "ok      robot: xarm7" in out and "episode 2 of 2 (seed 10001): no success, 3 steps" in out
+
+    # the same command finds all done and moves nothing; one more position is all that a longer one runs
+    begin, before = time.monotonic(), (tmp_path / "actions/episode_0000.npy").stat().st_mtime_ns
+    verbs.evaluate(config())
+    assert not [c for c in commands(emulator, begin) if c["kind"] == "motion"]
+    verbs.evaluate(config("evaluate.episodes=3"))
+    assert [r["seed"] for r in records(tmp_path)] == [SEED, SEED + 1, SEED + 2]
+    assert (tmp_path / "actions/episode_0000.npy").stat().st_mtime_ns == before
+    assert [r["video"] is not None for r in records(tmp_path)] == [True] * 3
+    with pytest.raises(UserError, match="another evaluation: bridge {'speed': 0.2}, expected {'speed': 0.3}"):
+        verbs.evaluate(config("bridge.speed=0.3"))
+
+
+def test_a_success_ends_its_episode_and_has_a_time(config, emulator, tmp_path, monkeypatch):
+    looks = []
+    monkeypatch.setattr(EmulatedOperator, "ended", lambda self: looks.append(1) or len(looks) > 2)
+    monkeypatch.setattr(EmulatedOperator, "success", lambda self: True)
+    summary = evaluate_on_arm(
+        config("env.max_steps=50", "evaluate.episodes=1", "evaluate.videos=false"), tmp_path
+    )
+    (r,) = records(tmp_path)
+    assert (r["success"], r["stage"], r["steps"], r["video"]) == (True, "held", 3, None)
+    assert 0.3 < r["time_to_success_s"] < 30 and summary["median_time_to_success_s"] == r["time_to_success_s"]
+    assert summary["successes"] == 1 and not (tmp_path / "videos").exists()
+
+
+def test_a_policy_on_another_machine(config, served, tmp_path):
+    _, url = served
+    words = [f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60", "evaluate.videos=false"]
+    cfg = config("checkpoint=null", "evaluate.episodes=1", *words)
+    assert evaluate_on_arm(cfg, tmp_path)["policy"] == {"url": url}
+    verbs.evaluate(config("checkpoint=null", "evaluate.episodes=1", *words))  # knows its own episode again
+    (r,) = records(tmp_path)
+    assert r["steps"] == 3 and r["fault"] == ""
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_path, monkeypatch):
+    steps = []
+    step = RealCubePick.step
+
+    def collide(self, action):
+        steps.append(1)
+        if len(steps) == 3:
+            emulator.fault("error", code=31)
+            time.sleep(0.3)
+        return step(self, action)
+
+    monkeypatch.setattr(RealCubePick, "step", collide)
+    asked = []
+    free = EmulatedOperator.free
+    monkeypatch.setattr(
+        EmulatedOperator, "free", lambda self, fault: asked.append(fault) or free(self, fault)
+    )
+    summary = evaluate_on_arm(config("env.max_steps=8"), tmp_path)
+    first, second = records(tmp_path)
+    assert not first["success"] and "arm error 31" in first["fault"] and first["steps"] < 8
+    assert second["fault"] == "" and second["steps"] == 8
+    assert summary["faults"] == 1 and summary["episodes"] == 2
+    assert any("arm error 31" in reason for reason in asked[-1])  # told before the arm moved again
+
+
+def test_a_policy_that_fails_stops_the_arm_and_fails_its_episode(config, emulator, tmp_path):
+    begin = time.monotonic()
+    with ExitStack() as stack:
+        found = evaluation(stack, config("env.max_steps=8"))
+        act, calls = found.rig.policy.act, []
+
+        def fail(observation):
+            calls.append(1)
+            if len(calls) == 3:
+                raise RuntimeError("out\nof memory")
+            return act(observation)
+
+        found.rig.policy.act = fail
+        summary = found.run()
+    first, second = records(tmp_path)
+    assert (first["fault"], first["steps"]) == ("policy: RuntimeError: out of memory", 2)
+    assert (second["fault"], second["steps"], summary["faults"]) == ("", 8, 1)
+    assert not any(c["unsafe"] for c in commands(emulator, begin))
+
+
+def test_an_arm_that_does_not_come_to_the_start_ends_the_session(
+    config, emulator, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(EmulatedOperator, "free", lambda self, fault: True)  # clears nothing
+    emulator.fault("error", code=31)
+    with ExitStack() as stack:
+        found = evaluation(stack, config())
+        with pytest.raises(EnvError, match="error 31 pending"):
+            found.run()
+    emulator("clear_error")
+    out = capsys.readouterr().out
+    assert "attempt 2 of 3 at the start of seed 10000: " in out and "0 of 2 episodes are done" in out
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_ctrl_c_brakes_and_keeps_what_is_done(config, emulator, slow_policy, calm, tmp_path):
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "s2robot", "evaluate", "--live", "evaluate=arm", f"checkpoint='{slow_policy}'",
+            "bridge=emulator", f"bridge.emulator.port={emulator.port}", f"hydra.run.dir='{tmp_path}'", *calm,
+            "env.max_steps=12", "evaluate.videos=false",
+        ],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    seen = [""]
+    while not seen[-1].startswith("episode 1 of 16"):
+        ready, _, _ = select.select([process.stdout], [], [], 120)
+        assert ready, seen
+        seen.append(process.stdout.readline())
+        assert seen[-1], seen
+    end = time.monotonic() + 120
+    while emulator("status")["mode"] != 1 or max(np.abs(emulator("status")["velocities"])) < 0.02:
+        assert time.monotonic() < end
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, rest
+    assert re.search(r"[12] of 16 episodes are done; hydra.run.dir=", rest) and "interrupted" in rest
+    status = emulator("status")
+    assert status["state"] >= 4 and max(np.abs(status["velocities"])) < 0.01
+    assert not any(c["unsafe"] for c in commands(emulator, begin))
+    assert len(records(tmp_path)) in (1, 2) and not (tmp_path / "summary.json").exists()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["live=false"], "live: found false, expected true"),
+        (["evaluate.episodes=0"], "evaluate.episodes: found 0"),
+        (["bridge.emulator.port=null"], "standard input is no terminal"),
+        (["bridge.emulator.port=1"], "bridge.emulator.port: found nothing at 127.0.0.1:1"),
+        (["robot.ip=192.168.1.7"], "expected 127.0.0.1: no arm is meant"),
+        (["robot=panda"], "robot: found 'panda', expected xarm7"),
+        (["bridge.speed=2"], "bridge.speed: found 2"),
+        (["policy.url=ws://127.0.0.1:1"], "found both of checkpoint and policy.url"),
+        (["evaluate.world=simulation"], "evaluate.world: found 'simulation', expected arm"),
+        (["evaluate.seed=499"], "positions 499 to 500 hold 1 that the demos"),
+        (["env.rate_hz=20"], "the policy acts at 10 Hz, given are 20 Hz"),
+        (["env.lighting=2"], "env.lighting: found 2, expected 1.0 as the running `s2robot emulate` has it"),
+        (["env.cube_size=0.02"], "env.cube_size: found 0.02, expected 0.04 as the running"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeypatch, overrides, text):
+    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+        verbs.evaluate(config(*overrides))
+    assert caught.value.user_error and "\n" not in str(caught.value)
+    assert commands(emulator, begin) == []
+
+
+def test_the_preflight_comes_first(config, save_untrained, emulator, tmp_path, capsys):
+    begin = time.monotonic()
+    wrong = save_untrained(tmp_path / "wrong", {"robot": "panda"})
+    with pytest.raises(UserError, match="pre-flight: 1 of .* nothing has moved"):
+        verbs.evaluate(config(f"checkpoint='{wrong}'"))
+    assert "stop    robot: the policy was trained for 'panda'" in capsys.readouterr().out
+    assert commands(emulator, begin) == [] and not (tmp_path / "episodes.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["run", "evaluate=arm"], "evaluate: found arm, expected default"),
+        (["compare", "evaluate=arm"], "evaluate: found arm, expected default"),
+        (["evaluate", "checkpoint=x", "evaluate.world=arm"], "evaluate.world: found 'arm', expected simulation"),
+        (["evaluate", "checkpoint=null"], "checkpoint: found none"),
+        (["evaluate", "evaluate=arm", "checkpoint=x"], "live: found false, expected true (`--live`)"),
+    ],
+)  # fmt: skip
+def test_wrong_words_are_one_line(tmp_path, capsys, words, text):
+    assert main([*words, f"hydra.run.dir='{tmp_path}'"]) == 2
+    assert text in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- a person beside the arm
+
+
+PLACING = Placing(3, (0.05, -0.03), 0.5, np.zeros(7))
+
+
+class Terminal:
+    """A person who answers from a list and presses keys; notes whether keys were read while a question was asked."""
+
+    def __init__(self, *answers):
+        self.answers, self.asked, self.press = list(answers), [], None
+
+    @contextmanager
+    def keys(self, on_key):
+        self.press = on_key
+        yield
+        self.press = None
+
+    def ask(self, question):
+        assert self.press is None  # a question on a terminal whose keys are read gets no answer
+        self.asked.append(question)
+        return self.answers.pop(0)
+
+
+def watching(*answers):
+    person, stop = Terminal(*answers), Stop()
+    return person, stop, WatchingOperator(TerminalOperator(person.ask), stop, person.keys)
+
+
+def test_keys_judge_and_stop_while_the_arm_moves_and_questions_are_for_when_it_stands():
+    person, stop, operator = watching("y", "y")
+    assert operator.free(()) and stop.moving
+    person.press("y")  # on the way to the start: no judgement
+    assert operator.place(PLACING) and stop.moving and not operator.ended()
+    person.press("n")
+    assert operator.ended() and operator.t_end is not None
+    assert not operator.success() and operator.judged and not stop.moving and person.press is None
+    person.answers = ["", "x", "2"]  # asked until it is answered
+    assert operator.stage() == "lift" and len(person.asked) == 5
+    operator.begin()
+    person.answers = ["y", "maybe", "Y"]
+    assert operator.place(PLACING) and not operator.judged and operator.t_end is None
+    assert operator.success() and operator.closest is None  # the steps were over
+    operator.begin()
+    operator.trouble = "move: found arm error 31"
+    person.answers = ["y", "y", "n"]
+    assert operator.free(()) and "FAULT: move: found arm error 31" in person.asked[-2]
+    person.press(" ")
+    assert stop.asked()
+    assert not operator.place(PLACING) and operator.refused and not stop.moving
+
+
+ON_A_TERMINAL = """
+import time
+import numpy as np
+from s2robot.envs.real.people.operator import Placing, TerminalOperator
+from s2robot.deployment.operator import WatchingOperator
+from s2robot.deployment.rig import Stop
+
+stop = Stop()
+operator = WatchingOperator(TerminalOperator(), stop)
+print("ready", flush=True)
+time.sleep(1.0)  # typed in between: an answer to a question that was not asked yet
+print("free", operator.free(()), flush=True)
+print("place", operator.place(Placing(3, (0.05, -0.03), 0.5, np.zeros(7))), flush=True)
+while not operator.ended():
+    time.sleep(0.01)
+time.sleep(0.5)  # more keys than one
+print("success", operator.success(), operator.stage(), stop.asked(), flush=True)
+"""
+
+
+def test_a_terminal_takes_keys_and_answers_apart():
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL], stdin=theirs, stdout=theirs, stderr=theirs,
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, close_fds=True,
+    )  # fmt: skip
+    os.close(theirs)
+    seen = ""
+
+    def until(text):
+        nonlocal seen
+        while text not in seen:
+            ready, _, _ = select.select([ours], [], [], 60)
+            assert ready, seen
+            seen += os.read(ours, 4096).decode()
+
+    def say(text):
+        os.write(ours, text.encode())
+
+    try:
+        until("ready")
+        say("n\n")  # too early: forgotten
+        until("moves to its start pose")
+        say("y\n")
+        until("free True")
+        until("clear of the arm?")
+        say("y\n")
+        until("place True")
+        time.sleep(0.3)
+        say("nnny")  # the first one counts
+        until("How far did it come?")
+        say("1\n")
+        until("success False grasp False")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def test_the_end_of_the_operators_input_is_a_no_before_motion_and_no_outcome():
+    def ended(question):
+        raise EOFError
+
+    operator = TerminalOperator(ended)
+    assert not operator.free(()) and not operator.place(PLACING)
+    for ask in (operator.success, operator.stage):
+        with pytest.raises(EnvError, match="found the end of standard input at"):
+            ask()
+
+
+def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):
+    """Questions on the terminal; the key y in the middle of the first episode, and a no to the second."""
+    person = Terminal()
+    scene = EmulatedOperator(emulator)
+
+    def ask(question):
+        person.asked.append(question)
+        return "n" if sum("Place the cube" in q for q in person.asked) == 2 else "y"
+
+    person.ask = ask
+
+    class Person(TerminalOperator):
+        def place(self, placing):
+            scene.place(placing)
+            return super().place(placing)
+
+    @contextmanager
+    def keys(on_key):
+        timer = threading.Timer(6.0, on_key, "y")
+        timer.start()
+        yield
+        timer.cancel()
+
+    with ExitStack() as stack:
+        cfg = config("env.max_steps=200", "evaluate.videos=false")
+        rig = Rig.connect(cfg, stack)
+        found = ArmEvaluation(rig, tmp_path, Person(person.ask), keys)
+        with pytest.raises(UserError, match="the operator said no"):
+            found.run()
+    (r,) = records(tmp_path)
+    assert r["success"] and r["steps"] < 100 and 3 < r["time_to_success_s"] < 30 and r["closest_m"] is None
+    assert "Place the cube at" in person.asked[-1] and "opens its gripper and moves" in person.asked[-2]
+    assert "1 of 2 episodes are done; hydra.run.dir=" in capsys.readouterr().out
+    assert emulator("status")["state"] >= 4
+
+
+def test_a_real_arm_has_no_scene_to_change():
+    from types import SimpleNamespace
+
+    from s2robot.deployment.evaluate import _check_world
+
+    _check_world(CubePickConfig(cube_size=0.03), SimpleNamespace(scene=None))
+    with pytest.raises(UserError, match="env.clutter: found 3, expected 0 on an arm"):
+        _check_world(CubePickConfig(clutter=3), SimpleNamespace(scene=None))

@@ -1,0 +1,197 @@
+"""The feature cache: exact, resumable after a kill at any moment, and never stale."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from s2robot.common.errors import UserError
+from s2robot.encoders.cache import FeatureCache, as_stored
+
+LENGTHS, CAMERAS, TOKENS, DIM = [3, 1, 4], ("hand", "left"), 2, 5
+
+
+def frames_of(episode: int) -> np.ndarray:
+    rng = np.random.default_rng(episode)
+    return rng.integers(0, 256, (LENGTHS[episode], len(CAMERAS), 4, 4, 3), dtype=np.uint8)
+
+
+def encode(images: np.ndarray) -> torch.Tensor:
+    """Numbers that float16 has to round."""
+    x = torch.from_numpy(images).double().flatten(1)[:, : TOKENS * DIM]
+    return (x / 7).sin().reshape(-1, TOKENS, DIM).float()
+
+
+def make_frames(missing):
+    for i in reversed(missing):  # any order is allowed
+        yield i, frames_of(i)
+
+
+def make_cache(root, **changes) -> FeatureCache:
+    given = {"dataset": "d", "encoder": "e", "cameras": CAMERAS, "episode_lengths": LENGTHS}
+    return FeatureCache(root, **(given | {"tokens": TOKENS, "dim": DIM} | changes))
+
+
+def expected(dtype=np.float16) -> np.ndarray:
+    return np.concatenate(
+        [
+            encode(frames_of(i).reshape(-1, 4, 4, 3)).numpy().reshape(n, 2, TOKENS, DIM)
+            for i, n in enumerate(LENGTHS)
+        ]
+    ).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_exact_on_reread(tmp_path, dtype):
+    steps = []
+    built = make_cache(tmp_path, dtype=dtype).build(
+        make_frames, encode, lambda done, total: steps.append((done, total))
+    )
+    assert steps == [(0, 8), (4, 8), (5, 8), (8, 8)]
+    again = make_cache(tmp_path, dtype=dtype)
+    assert again.missing() == [] and again.features.dtype == dtype and again.features.shape == (8, 2, 2, 5)
+    assert np.array_equal(built, expected(dtype)) and np.array_equal(again.features, expected(dtype))
+    assert np.array_equal(again.episode(2), expected(dtype)[4:])
+    with pytest.raises(ValueError, match="read-only"):
+        again.features[0] = 0
+
+
+def test_rollouts_can_see_what_training_saw(tmp_path):
+    make_cache(tmp_path).build(make_frames, encode)
+    live = as_stored(encode(frames_of(0).reshape(-1, 4, 4, 3)))
+    stored = torch.from_numpy(make_cache(tmp_path).episode(0).astype(np.float32)).flatten(0, 1)
+    assert torch.equal(live, stored)
+
+
+def test_nothing_is_encoded_twice(tmp_path):
+    make_cache(tmp_path).build(make_frames, encode)
+
+    def never(_):
+        raise AssertionError("encoded again")
+
+    make_cache(tmp_path).build(make_frames, never)
+
+
+def test_goes_on_after_a_failure(tmp_path):
+    calls = []
+
+    def dies(images):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(images)
+
+    cache = make_cache(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        cache.build(make_frames, dies)
+    assert cache.missing() == [0, 1]
+    with pytest.raises(UserError, match="2 of 3 episodes are missing"):
+        _ = cache.features
+    cache.build(make_frames, dies)
+    assert len(calls) == 4
+    assert np.array_equal(cache.features, expected())
+
+
+def test_goes_on_after_kill_9(tmp_path):
+    script = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[2]); import test_features as t\n"
+        "n = []\n"
+        "def encode(x):\n"
+        "    n.append(1)\n"
+        "    if len(n) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return t.encode(x)\n"
+        "t.make_cache(sys.argv[1]).build(t.make_frames, encode)\n"
+    )
+    path = os.pathsep.join(p for p in (os.getcwd(), os.environ.get("PYTHONPATH", "")) if p)
+    folder = os.path.dirname(os.path.abspath(__file__))
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), folder], env={**os.environ, "PYTHONPATH": path}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    cache = make_cache(tmp_path)
+    assert cache.missing() == [0]
+    assert np.array_equal(cache.build(make_frames, encode), expected())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dataset": "d2"}, {"encoder": "e2"}, {"cameras": ("left", "hand")}, {"dtype": "float32"}]
+)
+def test_another_key_is_another_cache(tmp_path, changes):
+    make_cache(tmp_path).build(make_frames, encode)
+    assert make_cache(tmp_path, **changes).missing() == [0, 1, 2]
+    assert make_cache(tmp_path).missing() == []
+
+
+def damage_index(path):
+    (path / "index.json").write_text((path / "index.json").read_text()[:20])
+
+
+def change_index(path):
+    index = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps(index | {"encoder": "stale"}))
+
+
+def cut_features(path):
+    os.truncate(path / "features.bin", 7)
+
+
+def remove_features(path):
+    (path / "features.bin").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_index, change_index, cut_features, remove_features])
+def test_damaged_caches_are_never_read(tmp_path, damage):
+    cache = make_cache(tmp_path)
+    cache.build(make_frames, encode)
+    damage(cache.path)
+    assert cache.missing() == [0, 1, 2]
+    with pytest.raises(UserError, match="3 of 3 episodes are missing"):
+        _ = cache.features
+    assert np.array_equal(cache.build(make_frames, encode), expected())
+
+
+def test_other_lengths_under_the_same_name_are_encoded_again(tmp_path):
+    make_cache(tmp_path).build(make_frames, encode)
+    assert make_cache(tmp_path, episode_lengths=[4, 1, 3]).missing() == [0, 1, 2]
+
+
+def test_empty_episode_and_empty_dataset(tmp_path):
+    cache = make_cache(tmp_path, episode_lengths=[0, 1])
+    frames = frames_of(1)
+    assert cache.build(lambda missing: ((i, frames[:i]) for i in missing), encode).shape == (1, 2, 2, 5)
+    assert make_cache(tmp_path, episode_lengths=[]).build(make_frames, encode).shape == (0, 2, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("frames", "coder", "words"),
+    [
+        (
+            lambda m: [(0, frames_of(1))],
+            encode,
+            r"episode 0: found frames uint8 \(1, 2, 4, 4, 3\), .*3 steps",
+        ),
+        (lambda m: [(0, frames_of(0).astype(float))], encode, "float64"),
+        (lambda m: [(0, frames_of(0)[:, :1])], encode, "2 cameras"),
+        (lambda m: [(2, frames_of(2))], encode, r"no frames came for 2 episodes \(first 0\)"),
+        (make_frames, lambda x: encode(x)[..., :3], r"gives tokens \(2, 3\), the cache is for \(2, 5\)"),
+        (make_frames, lambda x: encode(x) * 1e6, "not finite as float16 .largest"),
+        (make_frames, lambda x: encode(x) * np.nan, "not finite"),
+    ],
+)
+def test_wrong_input_is_named(tmp_path, frames, coder, words):
+    with pytest.raises(UserError, match=words):
+        make_cache(tmp_path).build(frames, coder)
+
+
+def test_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="the disk is full; the cache needs"):
+        make_cache(tmp_path).build(make_frames, encode)

@@ -1,0 +1,349 @@
+"""Encoders: what they return, what changes their fingerprint, and every file they refuse."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from s2robot.backbones import mvp, vit
+from s2robot.backbones.backbone.libraries import IMAGENET
+from s2robot.backbones.vit import (
+    PUBLISHED,
+    MVPViT,
+    Published,
+    ViTSpec,
+    load_encoder,
+    load_mvp,
+    save_encoder,
+    sincos_2d,
+)
+from s2robot.common.errors import UserError
+from s2robot.encoders.encoder import S2Encoder, build_encoder
+
+torch.set_num_threads(1)
+SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
+
+
+def make_vit(seed: int = 0, spec: ViTSpec = SPEC) -> MVPViT:
+    torch.manual_seed(seed)
+    model = MVPViT(spec)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def tiny_file(tmp_path):
+    path = tmp_path / "mvp-tiny.safetensors"
+    save_encoder(make_vit(), path, {"steps": 7})
+    return path
+
+
+@pytest.fixture
+def small_published(monkeypatch):
+    """A published name whose model is small enough for a test; the md5 is set by the test."""
+    monkeypatch.setitem(PUBLISHED, "vits-mae-hoi", Published(SPEC, "hoi.pth", "0" * 32))
+
+
+def test_position_table_is_maes():
+    table = sincos_2d(8, 3)[0]
+    assert torch.equal(table[0], torch.zeros(8))
+    column, row = 2.0, 1.0  # token 1 + 1 * 3 + 2
+    angles = [column, column / 100, row, row / 100]
+    expected = [np.sin(angles[0]), np.sin(angles[1]), np.cos(angles[0]), np.cos(angles[1])]
+    expected += [np.sin(angles[2]), np.sin(angles[3]), np.cos(angles[2]), np.cos(angles[3])]
+    np.testing.assert_allclose(table[6].numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_specs(name):
+    with torch.device("meta"):
+        spec = PUBLISHED[name].spec
+        blocks = 12 * spec.dim**2 + 13 * spec.dim  # one block: qkv, projection, MLP, two norms
+        ends = 3 * spec.patch_size**2 * spec.dim + spec.dim + spec.dim * (spec.grid**2 + 2) + 2 * spec.dim
+    total = {"vits": 21.7e6, "vitb": 85.8e6, "vitl": 303.4e6}[name[:4]]
+    assert abs(spec.depth * blocks + ends - total) < 0.05e6 + 0.001 * total
+    assert spec.heads == (16 if "vitl" in name else 12)  # ViT-S too: timm's small has 6
+
+
+def test_forward_is_timms_and_blocks_can_be_cut():
+    model = make_vit()
+    x = torch.randn(2, 3, 16, 16)
+    tokens = model(x)
+    assert tokens.shape == (2, 17, 24)
+    assert torch.equal(tokens, model.forward_features(x))
+    assert torch.equal(model(x, block=2), tokens)
+    assert not torch.allclose(model(x, block=1), tokens)
+    assert all(m.eps == 1e-6 for m in model.modules() if isinstance(m, torch.nn.LayerNorm))
+
+
+def test_encode_is_the_vit_on_every_tile(images):
+    model = make_vit()
+    encoder = S2Encoder(model, (16, 32))
+    tokens = encoder.encode(images)
+    assert (encoder.dim, encoder.grid, encoder.image_size, encoder.num_tokens) == (48, 4, 32, 16)
+    assert tokens.shape == (5, 16, 48) and tokens.dtype == torch.float32 and not tokens.requires_grad
+
+    mean, std = (torch.tensor(v) for v in IMAGENET)
+    large = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
+    small = F.avg_pool2d(large, 2)
+    with torch.no_grad():
+        coarse = model(small)[:, 1:]
+        quarters = [model(large[:, :, i : i + 16, j : j + 16])[:, 1:] for i in (0, 16) for j in (0, 16)]
+    maps = [q.transpose(1, 2).reshape(5, 24, 4, 4) for q in quarters]
+    fine = torch.cat([torch.cat(maps[:2], dim=3), torch.cat(maps[2:], dim=3)], dim=2)
+    fine = F.avg_pool2d(fine, 2).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens, torch.cat([coarse, fine], dim=-1), rtol=1e-4, atol=1e-4)
+
+    pooled = S2Encoder(model, (16, 32), pool="mean")
+    assert pooled.num_tokens == 1
+    torch.testing.assert_close(pooled.encode(images), tokens.mean(1, keepdim=True), rtol=1e-5, atol=1e-5)
+
+
+def test_a_frame_has_the_same_features_in_any_company(images):
+    encoder = S2Encoder(make_vit(), (16, 32), frames_per_call=2)
+    tokens = encoder.encode(images)
+    assert torch.equal(encoder.encode(torch.from_numpy(images)), tokens)
+    torch.testing.assert_close(encoder.encode(images[3:4])[0], tokens[3], rtol=1e-5, atol=1e-5)
+    assert encoder.encode(images[:0]).shape == (0, 16, 48)
+
+
+def test_larger_frames_are_averaged_by_area(images):
+    encoder = S2Encoder(make_vit(), (16, 32))
+    twice = images.repeat(2, axis=1).repeat(2, axis=2)
+    torch.testing.assert_close(encoder.encode(twice), encoder.encode(images), rtol=1e-5, atol=1e-5)
+    assert encoder.encode(np.zeros((1, 50, 50, 3), np.uint8)).shape == (1, 16, 48)
+
+
+def test_frozen():
+    encoder = S2Encoder(make_vit(), (16,))
+    assert not encoder.train().model.training
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_gflops_are_the_papers():
+    base = ViTSpec(224, 16, 768, 1, 12)  # one block of twelve: quick, and the rest is arithmetic
+    encoder = S2Encoder(MVPViT(base), (224, 448))
+    tokens, dim = 197, 768
+    block = tokens * 12 * dim**2 + 2 * tokens**2 * dim
+    assert encoder.gflops_per_image == pytest.approx(5 * (196 * dim * dim + block) / 1e9, rel=1e-6)
+    assert 5 * (196 * dim * dim + 12 * block) / 1e9 == pytest.approx(87.9, abs=0.2)
+
+
+def test_fingerprint_changes_with_all_that_matters():
+    base = S2Encoder(make_vit(), (16, 32))
+    assert S2Encoder(make_vit(), (16, 32), frames_per_call=1, name="other").fingerprint == base.fingerprint
+    others = [
+        S2Encoder(make_vit(1), (16, 32)),
+        S2Encoder(make_vit(), (16,)),
+        S2Encoder(make_vit(), (16, 32), pool="mean"),
+        S2Encoder(make_vit(), (16, 32), mean=(0.5, 0.5, 0.5)),
+        S2Encoder(make_vit(), (16, 32), dtype="bfloat16"),
+        S2Encoder(make_vit(spec=ViTSpec(16, 4, 24, 2, 4)), (16, 32)),  # the heads alone
+    ]
+    assert len({e.fingerprint for e in [base, *others]}) == 7
+
+
+def test_bfloat16_is_close(images):
+    exact = S2Encoder(make_vit(), (16, 32)).encode(images)
+    rough = S2Encoder(make_vit(), (16, 32), dtype="bfloat16").encode(images)
+    assert rough.dtype == torch.float32
+    assert (rough - exact).abs().mean() < 0.02 * exact.std()
+
+
+def test_any_module():
+    class Patches(torch.nn.Module):
+        def forward(self, x):
+            return F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+
+    encoder = S2Encoder(Patches(), (8, 16), tile=8)
+    assert (encoder.dim, encoder.grid, encoder.num_parameters) == (6, 2, 0)
+    with pytest.raises(UserError, match="tile"):
+        S2Encoder(Patches(), (8, 16))
+
+
+def test_mvp_tiny_round_trip(tiny_file, images):
+    loaded, recipe = load_encoder(tiny_file)
+    assert recipe["steps"] == 7 and recipe["spec"]["heads"] == 3
+    built = build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_file), "sizes": [16, 32]})
+    assert torch.equal(built.encode(images), S2Encoder(make_vit(), (16, 32)).encode(images))
+    by_scale = build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_file), "scales": [1, 2]})
+    assert by_scale.fingerprint == built.fingerprint
+    block = build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file, "sizes": [16], "block": 1})
+    assert (
+        block.fingerprint
+        != build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file, "sizes": [16]}).fingerprint
+    )
+    x = (torch.from_numpy(images) * 1.0).permute(0, 3, 1, 2)
+    x = F.avg_pool2d(x, 2) * block.scale + block.shift
+    torch.testing.assert_close(
+        block.encode(images), make_vit()(x, block=1)[:, 1:].detach(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_published_checkpoint(tmp_path, small_published, monkeypatch):
+    path, state = tmp_path / "hoi.pth", make_vit().state_dict()
+    extra = {
+        "mask_token": torch.zeros(1),
+        "decoder_pos_embed": torch.zeros(1),
+        "decoder_blocks.0.norm1.bias": torch.zeros(1),
+    }
+    torch.save({"model": state | extra}, path)
+    with pytest.raises(UserError, match="md5 .* but vits-mae-hoi .*has 0000"):
+        load_mvp("vits-mae-hoi", path)
+    model, dropped = load_mvp("vits-mae-hoi", path, check_md5=False)
+    assert dropped == sorted(extra)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(PUBLISHED, "vits-mae-hoi", Published(SPEC, "hoi.pth", md5))
+    assert build_encoder({"name": "vits-mae-hoi", "checkpoint": path}).sizes == (16, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop("norm.weight"), "missing norm.weight"),
+        (lambda s: s.update({"fc.weight": torch.zeros(1)}), "unexpected fc.weight"),
+        (
+            lambda s: s.update({"cls_token": torch.zeros(1, 1, 7)}),
+            r"cls_token \(1, 1, 7\), expected \(1, 1, 24\)",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, small_published, change, words):
+    state = dict(make_vit().state_dict())
+    change(state)
+    torch.save({"model": state}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=words):
+        load_mvp("vits-mae-hoi", tmp_path / "x.pth", check_md5=False)
+
+
+def test_broken_files_are_one_line(tmp_path, tiny_file, small_published):
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(b"not a checkpoint")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(tiny_file.read_bytes()[:-100])
+    bare = tmp_path / "bare.safetensors"
+    save_file({"a": torch.zeros(1)}, bare)
+    altered = bytearray(tiny_file.read_bytes())
+    altered[-1] ^= 1
+    flipped = tmp_path / "flipped.safetensors"
+    flipped.write_bytes(altered)
+    for name, path, words in [
+        ("vits-mae-hoi", bad, "not a readable weights file"),
+        ("vits-mae-hoi", tmp_path / "none.pth", "no such file"),
+        ("mvp-tiny", cut, "not a readable safetensors file"),
+        ("mvp-tiny", bare, "no recipe"),
+        ("mvp-tiny", flipped, "sha256"),
+        ("mvp-tiny", tmp_path / "none.safetensors", "s2robot pretrain"),
+        ("timm:vit_tiny_patch16_224", bad, "not a readable weights file"),
+    ]:
+        with pytest.raises(UserError, match=words) as error:
+            build_encoder({"name": name, "checkpoint": path, "check_md5": False})
+        assert "\n" not in str(error.value) and path.name in str(error.value)
+
+
+def test_pickled_code_does_not_run(tmp_path, small_published):
+    class Attack:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    torch.save({"model": {"x": Attack()}}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="not a readable weights file"):
+        load_mvp("vits-mae-hoi", tmp_path / "x.pth", check_md5=False)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("cfg", "words"),
+    [
+        ({"name": "mvp-tny"}, "nearest: mvp-tiny"),
+        ({"name": "vitb-egosoup"}, "nearest: vitb-mae-egosoup"),
+        ({"name": "mvp-tiny", "size": [16]}, "encoder.size: unknown key; nearest: sizes"),
+        ({"name": "mvp-tiny", "sizes": [16, 40]}, "S2 size 40 .* tile 16"),
+        ({"name": "mvp-tiny", "sizes": [32, 16]}, "smallest first"),
+        ({"name": "mvp-tiny", "sizes": [32, 48]}, "S2 size 48 .* first size 32"),
+        ({"name": "mvp-tiny", "sizes": [16], "scales": [1]}, "not both"),
+        ({"name": "mvp-tiny", "scales": [1, 1.5]}, "S2 size 24 .* tile 16"),
+        ({"name": "mvp-tiny", "pool": "max"}, "encoder.pool: found 'max'"),
+        ({"name": "mvp-tiny", "dtype": "int8"}, "encoder.dtype: found 'int8'"),
+        ({"name": "mvp-tiny", "block": 3}, "encoder mvp-tiny: .*block=3, expected 1 to 2"),
+        ({"name": "mvp-tiny", "img_size": 32}, "encoder.img_size"),
+        ({"name": "timm:vit_tiny_patch16_22"}, "nearest: vit_tiny_patch16_224"),
+        ({"name": "timm:resnet18"}, "do not fit ResNet"),
+    ],
+)
+def test_config_errors(tiny_file, cfg, words):
+    with pytest.raises(UserError, match=words):
+        build_encoder({"checkpoint": tiny_file, **cfg})
+
+
+def test_missing_weights_name_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr("s2robot.encoders.encoder.weights_dir", lambda: tmp_path)  # as in a wheel
+    with pytest.raises(UserError, match="s2robot pretrain pretrain=mvp-small"):
+        build_encoder({"name": "mvp-small"})
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
+    monkeypatch.setattr(mvp, "_SCHEMES", ())  # no address may be fetched
+    with pytest.raises(UserError, match="mae_pretrain_egosoup_vit_base.pth"):
+        build_encoder({"name": "vitb-mae-egosoup"})
+
+
+def test_published_files_are_found_in_the_cache(monkeypatch, tmp_path, small_published):
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
+    (tmp_path / "mvp").mkdir()
+    torch.save({"model": make_vit().state_dict()}, tmp_path / "mvp" / "hoi.pth")
+    with pytest.raises(UserError, match="md5"):
+        build_encoder({"name": "vits-mae-hoi"})
+    encoder = build_encoder({"name": "vits-mae-hoi", "check_md5": False})
+    assert encoder.name == "vits-mae-hoi" and encoder.num_prefix_tokens == 1
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_timm_model_from_a_file(tmp_path, suffix):
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()  # with a head, which is dropped
+    path = tmp_path / f"weights{suffix}"
+    save_file(model.state_dict(), path) if suffix == ".safetensors" else torch.save(model.state_dict(), path)
+    encoder = build_encoder(
+        {"name": "timm:vit_tiny_patch16_224", "checkpoint": path, "sizes": [224], "block": 3}
+    )
+    image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+    x = torch.from_numpy(image).permute(0, 3, 1, 2) / 255
+    mean = torch.tensor(model.default_cfg["mean"]).view(3, 1, 1)
+    std = torch.tensor(model.default_cfg["std"]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = model.forward_intermediates(
+            (x - mean) / std, [2], norm=True, output_fmt="NLC", intermediates_only=True
+        )
+    torch.testing.assert_close(encoder.encode(image), expected[0], rtol=1e-4, atol=1e-4)
+    smaller = build_encoder(
+        {"name": "timm:vit_tiny_patch16_224", "checkpoint": path, "sizes": [64], "img_size": 64}
+    )
+    assert smaller.grid == 4
+
+
+def test_header_is_plain_json(tiny_file):
+    length = int.from_bytes(tiny_file.read_bytes()[:8], "little")
+    header = json.loads(tiny_file.read_bytes()[8 : 8 + length])
+    assert json.loads(header["__metadata__"][vit.RECIPE_KEY])["steps"] == 7
+
+
+def test_impossible_specs():
+    for bad, words in [
+        ((16, 5, 24, 1, 3), "img_size 16 .* patch_size 5"),
+        ((16, 4, 24, 1, 5), "dim 24 .* heads 5"),
+        ((16, 4, 24, 0, 3), "encoder.depth: found 0"),
+        ((16, 4, 6, 1, 3), "dim 6 .* 4"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            ViTSpec(*bad)

@@ -1,0 +1,104 @@
+"""S2 on a picture enlarged from the first scale, as in the paper, against native pixels: never mixed up."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch.nn import functional as F
+
+from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
+from s2robot.common.settings import encoder_settings, open_demos
+from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.encoders.encoder.selective import Selective, SelectiveEncoder
+from s2robot.loading import load_policy
+from s2robot.pipeline import encode_demos, train_policy
+from s2robot.policies.errors import PolicyError
+from s2robot.s2.reference import forward, pyramid
+
+CPU = torch.device("cpu")
+
+
+def build(file, scales=(1, 2), resolution="native", **settings) -> S2Encoder:
+    named = {"name": "mvp-tiny", "checkpoint": file, "scales": list(scales), "resolution": resolution}
+    return build_encoder(named | settings)
+
+
+@pytest.fixture
+def frames() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+
+
+def test_native_features_keep_their_fingerprint_and_upsampled_ones_have_another(tiny_encoder):
+    native, upsampled = build(tiny_encoder), build(tiny_encoder, resolution="upsampled")
+    parts = {
+        "architecture": native.describe, "module": native.architecture, "weights": native.weights_sha256,
+        "preprocessing": native.preprocessing, "tile": 32, "sizes": (32, 64), "pool": "tokens", "dtype": "float32",
+    }  # fmt: skip
+    before = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    assert native.fingerprint == before and upsampled.fingerprint != before
+    assert (native.image_size, upsampled.image_size) == (64, 32)  # what is rendered
+    single = build(tiny_encoder, (1,), "upsampled")  # nothing to enlarge
+    assert single.fingerprint == build(tiny_encoder, (1,)).fingerprint and single.image_size == 32
+
+
+def test_the_first_scale_is_the_same_and_the_larger_hold_nothing_new(tiny_encoder, frames):
+    native, upsampled = build(tiny_encoder), build(tiny_encoder, resolution="upsampled")
+    a, b = native.encode(frames), upsampled.encode(frames)  # (3, 16, 2 * 64)
+    torch.testing.assert_close(b[..., :64], a[..., :64], rtol=1e-5, atol=1e-5)
+    assert (a[..., 64:] - b[..., 64:]).abs().mean() > 1e-3
+    small = torch.from_numpy(frames).view(3, 32, 2, 32, 2, 3).float().mean((2, 4))  # area average
+    whole = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    for given, seen in ((frames, small), (whole, whole.float())):
+        first = seen.permute(0, 3, 1, 2) * upsampled.scale + upsampled.shift
+        expected = forward(upsampled._model, first, scales=[1, 2], num_prefix_token=1)[
+            :, 1:
+        ]  # the paper's code
+        torch.testing.assert_close(upsampled.encode(given), expected, rtol=1e-4, atol=1e-4)
+    levels = pyramid(torch.from_numpy(frames), (32, 64, 96), upsampled=True)
+    for level in levels[1:]:
+        enlarged = F.interpolate(levels[0], level.shape[-2:], mode="bicubic")
+        torch.testing.assert_close(level, enlarged, rtol=0, atol=0)
+
+
+def test_a_selective_encoder_sees_the_same(tiny_encoder, frames):
+    upsampled = build(tiny_encoder, resolution="upsampled")
+    seeing = SelectiveEncoder(upsampled, Selective(tiles=4))
+    assert seeing.image_size == 32
+    found = seeing.encode(frames, ["a", "b", "c"])
+    torch.testing.assert_close(found, upsampled.encode(frames), rtol=1e-4, atol=1e-4)
+
+
+def test_another_resolution_is_refused(tiny_encoder):
+    with pytest.raises(
+        UserError, match=r"encoder.resolution: found 'fine', expected one of native, upsampled"
+    ):
+        build(tiny_encoder, resolution="fine")
+
+
+def test_features_and_checkpoints_remember_it(tiny_encoder, recorded, tmp_path):
+    words = [
+        f"run_dir={tmp_path}", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "features.workers=1",
+        f"features.cache={tmp_path}", "policy.network.hidden=[16]", "policy.network.image_dim=8",
+        "policy.network.state_dim=8", "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.epochs=1",
+        "train.batch_size=32", "demos.episodes=2",
+    ]  # fmt: skip
+    caches = []
+    for resolution in ("native", "upsampled"):
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            cfg = compose("train", [*words, f"s2.resolution={resolution}"])
+        encoder, store = build_encoder(encoder_settings(cfg)), open_demos(cfg)
+        features, cache = encode_demos(cfg, store, encoder)
+        caches.append(cache.path)
+        out = tmp_path / resolution
+        checkpoint = train_policy(cfg, store, encoder, features, out)
+        _, loaded, contract = load_policy(checkpoint, CPU)
+        assert loaded.upsampled == (resolution == "upsampled") and loaded.fingerprint == encoder.fingerprint
+    assert caches[0] != caches[1]
+    path = checkpoint / "policy.json"
+    path.write_text(path.read_text().replace('"resolution": "upsampled"', '"resolution": "native"'))
+    with pytest.raises(PolicyError, match="trained on encoder mvp-tiny .* the one given is mvp-tiny"):
+        load_policy(checkpoint, CPU)

@@ -1,0 +1,202 @@
+"""report.html: it holds what the run folder holds, needs nothing else, and refuses broken folders."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot.common.errors import UserError
+from s2robot.evaluation.records import STAGES, summarise
+from s2robot.evaluation.report import write_report
+from s2robot.evaluation.video import write_video
+from tests.s2robot.html_page import Page
+
+EXTRAS = {
+    "policy": {"kind": "transformer", "pooling": "spatial", "context": 4},
+    "encoder": {"name": "mvp-tiny", "scales": [1, 2], "fingerprint": "ab" * 32},
+    "robot": "xarm7",
+    "cameras": ["hand", "left", "right"],
+    "seed": 10000,
+    "timing": {"simulate_s": 240.3, "encode_s": 121.0, "policy_s": 9.2, "wall_s": 262.1},
+    "versions": {"torch": "2.13.0", "mujoco": "3.9.0"},
+    "command": "s2robot evaluate checkpoint=<best> episodes=16",
+}
+
+
+def make_run(folder: Path, episodes: int, failures: int, videos: int = 0, noise: bool = False) -> list[dict]:
+    """A run folder as an evaluation leaves it; the first `failures` episodes failed."""
+    rng = np.random.default_rng(3)
+    records = []
+    for number in range(episodes):
+        success = number >= failures
+        x, y = rng.uniform(-0.12, 0.12), rng.uniform(-0.16, 0.16)
+        records.append(
+            {
+                "episode": number,
+                "seed": 7000 + number,
+                "cube_xy": [float(x), float(y)],
+                "cube_yaw": float(rng.uniform(-np.pi, np.pi)),
+                "success": success,
+                "stage": "held" if success else STAGES[number % 3],
+                "steps": 25 if success else 60,
+                "time_to_success_s": 2.5 if success else None,
+                "closest_m": 0.0123,
+                "video": None,
+            }
+        )
+    for record in records[::-1][:videos]:  # from the last, so that the report has to sort failures first
+        record["video"] = f"videos/episode_{record['episode']:03d}.mp4"
+        image = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        frames = [{"hand": np.roll(image, 3 * k if noise else 0, 0)} for k in range(4)]
+        write_video(folder / record["video"], frames, record)
+    save(folder, records)
+    return records
+
+
+def save(folder: Path, records: list[dict], **changes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "summary.json").write_text(json.dumps({**summarise(records), **EXTRAS, **changes}))
+
+
+def test_report_holds_the_run_and_nothing_from_elsewhere(tmp_path):
+    make_run(tmp_path, 16, 5, videos=16)
+    (tmp_path / "metrics.json").write_text(json.dumps([{"epoch": 1, "train_loss": 0.5, "val_loss": 0.6}]))
+    (tmp_path / "stages.json").write_text(json.dumps([{"stage": "train", "seconds": 200.0}]))
+    page = Page(write_report(tmp_path))
+    assert (
+        "The policy lifted and held the cube in 11 of 16 episodes: 68.8 % (95 % interval 44.4–85.8 %)"
+        in page.text
+    )
+    assert "Failures (5)" in page.text and "3 min 20 s" in page.text and "mvp-tiny" in page.text
+    assert "checkpoint=<best>" in page.text and "&lt;best&gt;" in page.source
+    assert page.tags.count("svg") == 4 and page.tags.count("video") == 16
+    assert len(page.ids) == len(set(page.ids))
+    for address in page.addresses:
+        assert address.startswith(("data:", "#")), address
+    assert "<script" not in page.source and "@import" not in page.source
+    targets = [address[1:] for address in page.addresses if address.startswith("#video")]
+    assert targets == [f"video-{n}" for n in range(5)] and set(targets) <= set(page.ids)
+    shown = re.findall(r'id="video-(\d+)"', page.source)
+    assert shown == [str(n) for n in range(16)]  # the failures are 0..4
+    assert sorted(p.name for p in tmp_path.iterdir() if "report" in p.name) == ["report.html"]
+
+
+def test_every_failure_has_its_row(tmp_path):
+    records = make_run(tmp_path, 7, 3)
+    records[0] |= {"cube_xy": [-0.0512, 0.1449], "cube_yaw": -np.pi / 2}
+    save(tmp_path, records)
+    source = write_report(tmp_path).read_text(encoding="utf-8")
+    table = source[source.index("Failures (3)") : source.index("</tbody>")]
+    rows = [re.sub(r"<[^>]+>", "|", row) for row in table.split("<tr>")[2:]]
+    assert len(rows) == 3
+    cells = [cell for cell in rows[0].split("|") if cell.strip()]
+    assert cells == ["0", "7000", "−5.1", "+14.5", "−90", "1.2", "60", "approach ", "(not grasped)"]
+    # on an arm nobody measures the distance, and an episode may end with a fault
+    records[1] |= {"closest_m": None, "fault": "arm <31>", "world": "arm"}
+    save(
+        tmp_path,
+        records,
+        world="arm",
+        bridge={"speed": 0.7},
+        faults=1,
+        timing={"policy_s": 1.0, "wall_s": 9.0},
+    )
+    page = Page(write_report(tmp_path))
+    assert "FAULT: arm <31>" in page.text and "–60grasp" in page.text
+    assert "world arm ·" in page.text and "share of the demos' speed 0.7 · faults 1" in page.text
+    assert "of wall time." in page.text and "Worker processes" not in page.text
+
+
+@pytest.mark.parametrize(("episodes", "failures"), [(1, 0), (1, 1), (16, 0), (16, 16), (128, 10)])
+@pytest.mark.parametrize("videos", [0, 1])
+def test_any_outcome_makes_a_page(tmp_path, episodes, failures, videos):
+    make_run(tmp_path, episodes, failures, videos)
+    page = Page(write_report(tmp_path))
+    assert f"in {episodes - failures} of {episodes} episode" in page.text
+    assert ("None: every episode succeeded." in page.text) == (failures == 0)
+    assert ("No episode succeeded" in page.text) == (failures == episodes)
+    assert page.tags.count("video") == videos and ("Videos" in page.text) == (videos > 0)
+
+
+def test_a_bare_summary_is_enough(tmp_path):
+    records = make_run(tmp_path, 3, 1)
+    (tmp_path / "summary.json").write_text(json.dumps(summarise(records)))
+    assert "in 2 of 3 episodes" in Page(write_report(tmp_path)).text
+
+
+def test_videos_beyond_the_limit_are_named(tmp_path):
+    make_run(tmp_path, 6, 2, videos=6, noise=True)
+    sizes = {n: (tmp_path / f"videos/episode_{n:03d}.mp4").stat().st_size for n in range(6)}
+    (tmp_path / "videos/episode_005.mp4").unlink()
+    limit = int(4 / 3 * (sizes[0] + sizes[1] + sizes[2])) + 60_000  # room for posters, but not for all
+    page = Page(write_report(tmp_path, video_bytes=limit))
+    assert len(re.findall(r'id="video-[01]"', page.source)) == 2
+    left_out = [address for address in page.addresses if address.startswith("videos/")]
+    assert "videos/episode_005.mp4" in left_out and "the file is not there" in page.text
+    assert len(left_out) + page.tags.count("video") == 6
+    none = Page(write_report(tmp_path, video_bytes=0))
+    assert none.tags.count("video") == 0 and "6 videos are not in this page" in none.text
+
+
+def test_text_from_the_run_is_escaped(tmp_path):
+    records = make_run(tmp_path, 2, 1)
+    save(tmp_path, records, robot="<b>x</b>", policy={"a<b": '"&'}, note="<script>alert(1)</script>")
+    page = Page(write_report(tmp_path))
+    assert "script" not in page.tags and "policy.a<b" in page.text and '"&' in page.text
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    make_run(tmp_path, 8, 2, videos=2)
+    first = write_report(tmp_path).read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("summary.json", None, "summary.json: no such file"),
+        ("episodes.jsonl", None, "episodes.jsonl: no such file"),
+        ("summary.json", "{", "summary.json: broken JSON"),
+        ("episodes.jsonl", '{"episode": 0', "episodes.jsonl line 1: broken JSON"),
+        (
+            "episodes.jsonl",
+            "",
+            "episodes.jsonl holds 0 episodes with 0 successes, summary.json says 4 with 3",
+        ),
+        ("metrics.json", "{}", "metrics.json: found dict, expected a list"),
+        ("metrics.json", '[{"loss": 1}]', "metrics.json: entry 0 has no key 'epoch'"),
+        ("stages.json", '[{"stage": "a"}]', "stages.json: entry 0: 'seconds' is None"),
+    ],
+)
+def test_broken_folders_are_refused_and_the_earlier_report_stays(tmp_path, name, text, message):
+    make_run(tmp_path, 4, 1)
+    before = write_report(tmp_path).read_bytes()
+    if text is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("video", ["/etc/passwd", "../other/videos/a.mp4"])
+def test_videos_outside_the_run_are_refused(tmp_path, video):
+    records = make_run(tmp_path, 2, 1)
+    save(tmp_path, [{**records[0], "video": video}, records[1]])
+    with pytest.raises(UserError, match="video 0: .* lies outside the run folder"):
+        write_report(tmp_path)
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    make_run(tmp_path, 2, 1)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="report.html: cannot be written .No space left on device."):
+        write_report(tmp_path)

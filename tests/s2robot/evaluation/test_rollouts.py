@@ -1,0 +1,327 @@
+"""Evaluations: the same seed gives the same records, good actions succeed, wrong parts are refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
+from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
+from s2robot.demos.picker import PickerConfig
+from s2robot.demos.record import record_episode
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.encoder import build_encoder
+from s2robot.encoders.encoder.selective import SelectiveEncoder, select
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.evaluation.evaluate import evaluate_policy
+from s2robot.evaluation.records import read_records, summarise
+from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, film, film_some, run_episodes
+from s2robot.policies import BatchActor, save_checkpoint
+from s2robot.policies.errors import PolicyError
+
+CAMERAS, SEED = ("hand", "left"), 9000
+CONFIG = CubePickConfig(cameras=CAMERAS, image_size=64, max_steps=14)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder):
+    return build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_encoder)})
+
+
+def rollouts(encoder, policy, tmp_path, episodes=3, workers=2, config=CONFIG):
+    planner = LearnedPlanner(BatchActor(policy, workers), encoder, CAMERAS)
+    return run_episodes(config, planner, episodes, SEED, workers, tmp_path / "episodes.jsonl")
+
+
+def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path):
+    progress = []
+    planner = LearnedPlanner(BatchActor(untrained(encoder), 2), encoder, CAMERAS)
+    first = run_episodes(
+        CONFIG, planner, 3, SEED, 2, tmp_path / "episodes.jsonl", lambda *done: progress.append(done)
+    )
+    journal = read_records(tmp_path / "episodes.jsonl")
+    assert sorted(journal, key=lambda r: r["episode"]) == first.records
+    assert [done for done, _ in progress] == [1, 2, 3]
+    assert [r["seed"] for r in first.records] == [SEED, SEED + 1, SEED + 2]
+    summary = summarise(first.records)
+    assert summary["episodes"] == 3 and summary["successes"] == 0
+    assert (
+        all(planner.timing[name] > 0 for name in ("encode_s", "policy_s")) and first.seconds["simulate_s"] > 0
+    )
+
+    again = rollouts(encoder, untrained(encoder), tmp_path)
+    assert again.records == first.records
+    for i, actions in first.actions.items():
+        assert np.array_equal(actions, again.actions[i])
+        assert len(actions) == first.records[i]["steps"] == CONFIG.max_steps
+
+    # the records tell where the cube of that seed lies, and a film of the actions goes the same way
+    env = CubePick(CONFIG)
+    env.render_cameras = dict
+    for r in first.records:
+        pose = env.reset(seed=r["seed"])[1]["cube_pose"]
+        assert r["cube_xy"] == pytest.approx(pose[:2], abs=1e-5)
+        assert np.cos(r["cube_yaw"] / 2) == pytest.approx(abs(pose[3]), abs=1e-4) or pose[3] < 0
+        distances = [env._info()["distance"]]
+        for action in first.actions[r["episode"]]:
+            env.step_physics(action)
+            distances.append(env._info()["distance"])
+        assert r["closest_m"] == pytest.approx(min(distances), abs=1e-5) and r["stage"] == env.stage
+
+
+def test_an_episode_does_not_depend_on_its_neighbours(encoder, untrained, tmp_path):
+    """So that an evaluation that goes on after a kill, beside fewer episodes, has the same outcome."""
+    one, three = (rollouts(encoder, untrained(encoder), tmp_path, workers=workers) for workers in (1, 3))
+    assert one.records == three.records
+    for i, actions in one.actions.items():
+        assert np.array_equal(actions, three.actions[i])
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing in between may catch it."""
+
+
+def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path):
+    """The same records and actions as one that ran through; a torn line and lost actions are run again."""
+    settings = {"policy": "p", "env": {"cube_size": 0.04}}
+
+    def run(folder, episodes=5, settings=settings, progress=lambda done, good: None):
+        planner = LearnedPlanner(BatchActor(untrained(encoder), 2), encoder, CAMERAS)
+        return run_episodes(CONFIG, planner, episodes, SEED, 2, folder / "episodes.jsonl", progress, settings)
+
+    def kill(done, good):
+        if done == 3:
+            raise Killed
+
+    through, cut = tmp_path / "through", tmp_path / "cut"
+    whole = run(through)
+    with pytest.raises(Killed):
+        run(cut, progress=kill)
+    journal = cut / "episodes.jsonl"
+    assert len(read_records(journal)) == 3
+    with journal.open("a") as file:
+        file.write('{"episode": 4, "seed": 90')
+    (cut / "actions/episode_0001.npy").write_bytes(b"torn")
+    ran = []
+    again = run(cut, progress=lambda done, good: ran.append(done))
+    assert ran == [3, 4, 5] and again.records == whole.records
+    for i, actions in whole.actions.items():
+        assert np.array_equal(actions, again.actions[i])
+    assert sorted(read_records(journal), key=lambda r: r["episode"]) == whole.records
+
+    ran.clear()  # nothing is left to do, and more positions go on from there
+    assert run(cut, progress=lambda done, good: ran.append(done)).seconds["simulate_s"] == 0 and ran == [5]
+    more = run(cut, episodes=6)
+    assert more.records[:5] == whole.records and more.records[5]["seed"] == SEED + 5
+    assert run(cut, episodes=2).records == whole.records[:2]
+
+    for other in ({**settings, "policy": "q"}, {**settings, "env": {"cube_size": 0.02}}):
+        with pytest.raises(UserError, match="cut: holds episodes of another evaluation: ") as caught:
+            run(cut, settings=other)
+        assert "evaluate.resume=false" in str(caught.value) and "\n" not in str(caught.value)
+    assert "env {'cube_size': 0.04}, expected {'cube_size': 0.02}" in str(caught.value)
+    assert run(cut, settings=None, episodes=1).records == whole.records[:1]  # evaluate.resume=false
+    with pytest.raises(UserError, match=r"holds episodes without episodes.settings.json"):
+        run(cut)
+
+
+def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_path):
+    """Chunks of two steps in two processes and single steps in one: the same actions."""
+    network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
+    policy = untrained(encoder, kind="transformer", context=3, network=network)
+    batched = rollouts(encoder, policy, tmp_path, episodes=1, workers=1)
+    actor = BatchActor(policy, 1)
+    assert actor.every_step
+    env = CubePick(CONFIG)
+    observation, _ = env.reset(seed=SEED)
+    queue, alone = [], []
+    for _ in range(CONFIG.max_steps):
+        frames = np.stack([observation["images"][c] for c in CAMERAS])
+        tokens = encoder.encode(frames).half().float()[None]  # (1, C, N, D)
+        proprio = observation["proprio"][None]
+        if queue:
+            actor.observe([0], tokens, proprio)
+        else:
+            queue = list(actor.plan([0], tokens, proprio)[0])
+        alone.append(queue.pop(0))
+        actor.record_actions([0], alone[-1][None])
+        observation, *_ = env.step(alone[-1])
+    env.close()
+    assert np.allclose(batched.actions[0], np.stack(alone), atol=1e-4)
+
+
+@pytest.mark.parametrize("choose", ["change", "gripper"])
+def test_a_selective_encoder_of_all_tiles_changes_nothing(encoder, untrained, tmp_path, choose, monkeypatch):
+    """And it is told which camera of which episode a frame is of, when one begins, and where the gripper is."""
+    calls, forgotten = [], []
+    encode, reset = SelectiveEncoder.encode, SelectiveEncoder.reset
+    spy = lambda self, *given: (calls.append(given), encode(self, *given))[1]  # noqa: E731
+    monkeypatch.setattr(SelectiveEncoder, "encode", spy)
+    monkeypatch.setattr(
+        SelectiveEncoder,
+        "reset",
+        lambda self, streams: (forgotten.append(list(streams)), reset(self, streams)),
+    )
+    network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0}
+    policy = untrained(encoder, kind="transformer", context=3, network=network)
+    seeing = select(encoder, {"tiles": 4, "choose": choose})
+    few = rollouts(seeing, policy, tmp_path)
+    assert all(len(images) == len(streams) for images, streams, _ in calls)
+    monkeypatch.undo()
+    assert few.records == rollouts(encoder, policy, tmp_path).records
+    assert [c[1] for c in calls[:2]] == [[(0, "hand"), (0, "left")], [(1, "hand"), (1, "left")]]
+    assert calls[2][1] == [(0, "hand"), (0, "left")] * 2  # two steps a plan
+    starts = [[(0, "hand"), (0, "left"), (1, "hand"), (1, "left")], [(0, "hand"), (0, "left")]]
+    assert [
+        streams for streams in forgotten if streams
+    ] == starts  # two episodes, then a third in a free place
+    assert seeing.totals["filled"] == 0 and seeing.totals["frames"] == sum(len(c[1]) for c in calls)
+    if choose == "change":
+        return
+    env = CubePick(CONFIG)
+    for index, (episode, steps) in {0: (0, 0), 1: (1, 0), 2: (0, 2), 14: (2, 0)}.items():
+        env.render_cameras = dict
+        env.reset(seed=SEED + episode)
+        for action in few.actions[episode][:steps]:
+            env.step_physics(action)
+        points = calls[index][2]
+        assert points[0] == pytest.approx(env.project(env.grip_position)["hand"], abs=1e-6)
+        assert points[1] == pytest.approx(env.project(env.grip_position)["left"], abs=1e-6)
+
+
+def scripted(path: Path, seeds) -> EpisodeStore:
+    """Demos recorded at these seeds."""
+    config = CubePickConfig()
+    attributes = {**CubePick(config).describe(), "seed": seeds[0], "kind": "states"}
+    with EpisodeStore.create(path, attributes) as store:
+        for seed in seeds:
+            store.append(*record_episode(config, PickerConfig(), seed))
+    return EpisodeStore.open(path)
+
+
+def test_demos_of_the_very_positions_succeed_and_films_show_it(tmp_path):
+    seeds = range(SEED, SEED + 3)
+    store = scripted(tmp_path / "demos.zarr", seeds)
+    config = CubePickConfig(cameras=("left",), image_size=16)
+    done = run_episodes(config, NearestDemo(store), 3, SEED, 1, tmp_path / "episodes.jsonl")
+    assert [r["success"] for r in done.records] == [True] * 3
+    for i, r in enumerate(done.records):
+        assert r["stage"] == "held" and r["steps"] == store.lengths[i]
+        assert r["time_to_success_s"] == r["steps"] / 10 and r["closest_m"] < 0.02
+        assert np.array_equal(done.actions[i], store.episode(i)["action"])
+
+    video = tmp_path / "whole.mp4"
+    assert film(config, done.records[2], done.actions[2], video) == "held" and video.stat().st_size > 1000
+    stage = film(config, done.records[2], done.actions[2][:-1], tmp_path / "short.mp4")
+    assert stage == "lift"  # one step short of half a second
+    done.records[1] |= {"success": False, "stage": "lift"}  # a failure is filmed first, and checked
+    with pytest.raises(
+        UserError, match="episode_0001.mp4: episode 1 ended in stage held when run again, lift"
+    ):
+        film_some(config, done, 1, 24, tmp_path, 1)
+
+
+def test_nearest_demo_knows_that_a_cube_has_four_like_sides(tmp_path):
+    store = scripted(tmp_path / "demos.zarr", [SEED, SEED + 1])
+    planner = NearestDemo(store, execute=40)
+    pose = store.episode(1)["cube_pose"][0].copy()
+    yaw = 2 * np.arctan2(pose[6], pose[3]) + np.pi / 2
+    pose[3:] = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+    planner.reset([0], [{"cube_pose": pose}])
+    actions = planner.plan([0], [{}])[0]
+    length = store.lengths[1]
+    assert np.array_equal(actions[:length], store.episode(1)["action"])
+    assert not actions[length:, :7].any() and (actions[length:, 7] == 1).all()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.fixture(scope="module")
+def checkpoint(encoder, untrained, tiny_encoder, tmp_path_factory):
+    """An untrained policy as `s2robot train` would have saved it."""
+    world = CubePick(CONFIG).describe()
+    settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}
+    contract = {
+        **{k: world[k] for k in ("cameras", "robot", "joint_names", "action_frame", "rate_hz", "env_config")},
+        "encoder": {
+            "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,
+            "features_dtype": "float16",
+        },
+        "dataset": {"name": "demos.zarr", "fingerprint": "d", "episodes": 2, "seeds": [500, 501]},
+    }  # fmt: skip
+    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint", untrained(encoder), contract)
+
+
+def config(*overrides: str):
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return compose("evaluate", ["checkpoint=unused", "evaluate.episodes=2", *overrides])
+
+
+def test_positions_of_the_demos_are_refused(checkpoint, tmp_path):
+    words = "evaluate.seed: positions 499 to 500 hold 1 that the demos .* recorded at .first 500."
+    with pytest.raises(UserError, match=words):
+        evaluate_policy(config("evaluate.seed=499"), checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_encoder_is_refused(checkpoint, tmp_path):
+    other = tmp_path / "other.safetensors"
+    torch.manual_seed(1)
+    save_encoder(MVPViT(ViTSpec(img_size=32, patch_size=8, dim=64, depth=2, heads=2)), other, {"seed": 1})
+    with pytest.raises(PolicyError, match="the policy was trained on encoder mvp-tiny .*, the one given is"):
+        evaluate_policy(config(f"encoder.checkpoint={other}"), checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("robot=panda", "trained for robot 'xarm7', given is 'panda'"),
+        ("env.cameras=[hand]", "the policy needs cameras hand, left, given are hand: 'left' is missing"),
+        ("env.rate_hz=20", "the policy acts at 10 Hz, given are 20 Hz"),
+        ("evaluate.control=replay", "found 'replay', expected null, blind or nearest_demo"),
+        ("evaluate.selective.tiles=-2", "selective.tiles: found -2, expected a number of at least 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
+    with pytest.raises((PolicyError, UserError), match=words) as caught:
+        evaluate_policy(config(override), checkpoint, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_summary_says_which_tiles_were_computed(checkpoint, tmp_path):
+    cfg = config(
+        "evaluate.workers=1", "evaluate.episodes=1", "evaluate.videos=0", "env.max_steps=4",
+        "evaluate.threads=1", "evaluate.selective.tiles=1", "evaluate.selective.fill=coarse",
+    )  # fmt: skip
+    found = evaluate_policy(cfg, checkpoint, tmp_path)["selective"]
+    assert found["tiles"] == 1 and found["fill"] == "coarse" and found["frames"] == 4  # 2 plans, 2 cameras
+    rates = [found[f"{what}_per_frame"] for what in ("computed", "reused", "filled")]
+    assert (
+        sum(rates) == pytest.approx(found["tiles_per_frame"]) and 2.5 < rates[0] <= 3.5
+    )  # 5, then 2 at most
+
+
+def test_a_summary_says_all_that_a_report_needs(checkpoint, tmp_path):
+    cfg = config(
+        "evaluate.workers=1", "evaluate.episodes=1", "evaluate.videos=0", "env.max_steps=4",
+        "evaluate.control=blind", "evaluate.threads=1",
+    )  # fmt: skip
+    summary = evaluate_policy(cfg, checkpoint, tmp_path)
+    assert "selective" not in summary
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert (summary["episodes"], summary["control"], summary["robot"]) == (1, "blind", "xarm7")
+    assert summary["cameras"] == list(CAMERAS) and summary["seed"] == 10000
+    assert summary["success_rule"] == "cube 10 cm up for 0.5 s"
+    assert {"simulate_s", "encode_s", "policy_s", "wall_s"} <= set(summary["timing"])
+    assert len(read_records(tmp_path / "episodes.jsonl")) == 1
+    again = evaluate_policy(cfg, checkpoint, tmp_path)  # goes on, and finds all done
+    assert again["timing"]["simulate_s"] == 0 and again["successes"] == summary["successes"]
+    cfg.evaluate.seed = 10001
+    with pytest.raises(UserError, match="another evaluation: evaluate.seed 10000, expected 10001"):
+        evaluate_policy(cfg, checkpoint, tmp_path)

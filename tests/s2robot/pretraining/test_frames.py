@@ -1,0 +1,410 @@
+"""Frames from arrays, images, videos and demo stores: the same ones every time, and every broken file named."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from s2robot.common.errors import UserError
+from s2robot.common.paths import cache_dir, shipped_demos
+from s2robot.demos.replay import episode_frames
+from s2robot.demos.store import EpisodeStore
+from s2robot.pretraining import frames as module
+from s2robot.pretraining.frames import FrameBank
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def counted(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Frames whose grey says their number: 10 * i, with the left half black."""
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    frames[:, :, width // 2 :] = 10 * np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return frames
+
+
+def ffmpeg(*args, data: bytes | None = None) -> None:
+    program = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
+    subprocess.run([*program, *map(str, args)], input=data, check=True)
+
+
+def write_lossless(path, frames: np.ndarray) -> None:
+    """Exact in RGB, so that frames can be compared bit by bit."""
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    ffmpeg(
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", 10, "-i", "pipe:0"),
+        *("-c:v", "libx264rgb", "-qp", 0, path),
+        data=frames.tobytes(),
+    )
+
+
+def refused(path, **kwargs) -> str:
+    with pytest.raises(UserError) as error:
+        bank = FrameBank(path, **kwargs)
+        [bank[i] for i in range(len(bank))]
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def parts() -> list[str]:
+    return [p.name for p in cache_dir("frames").iterdir() if p.suffix not in (".npy", ".lock")]
+
+
+# ---------------------------------------------------------------- arrays and images
+
+
+def test_array_is_mapped_and_described(tmp_path):
+    frames = noise(3, 8, 10, 3)
+    np.save(tmp_path / "frames.npy", frames)
+    bank = FrameBank(tmp_path)
+    assert len(bank) == 3 and isinstance(bank[1], np.memmap) and np.array_equal(bank[1], frames[1])
+    assert np.array_equal(bank[-1], frames[2]) and np.array_equal(np.stack(list(bank)), frames)
+    assert bank.describe() == {"frames": 3, "shape": [8, 10, 3], "made": None}
+    (tmp_path / "meta.json").write_text(json.dumps({"seed": 3}))
+    assert bank.describe()["made"] == {"seed": 3}
+    assert np.array_equal(FrameBank(tmp_path / "frames.npy")[2], frames[2])
+    with pytest.raises(IndexError, match="frame 3 of 3"):
+        bank[3]
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(UserError, match="meta.json: not readable as JSON"):
+        bank.describe()
+
+
+def test_arrays_that_are_refused(tmp_path):
+    path = tmp_path / "frames.npy"
+    for content, words in [
+        (np.zeros((2, 8, 8, 3), np.float32), "found float32 (2, 8, 8, 3), expected uint8 (N, H, W, 3)"),
+        (np.zeros((2, 8, 8), np.uint8), "found uint8 (2, 8, 8), expected uint8 (N, H, W, 3)"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "found none"),
+        (np.array([{}], dtype=object), "not a readable array"),
+    ]:
+        np.save(path, content)
+        assert words in refused(tmp_path)
+    np.save(path, noise(2, 8, 8, 3))
+    for broken in (b"", b"x" * 200, path.read_bytes()[:-1]):
+        path.write_bytes(broken)
+        assert f"{path}: not a readable array" in refused(tmp_path)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6))
+def test_images_of_any_sizes_in_the_order_of_their_paths(tmp_path_factory, sizes):
+    folder = tmp_path_factory.mktemp("images")
+    images = [noise(*size, 3, seed=i) for i, size in enumerate(sizes)]
+    for i, image in enumerate(images):
+        place = folder / f"{i // 2:02d}"
+        place.mkdir(exist_ok=True)
+        Image.fromarray(image).save(place / f"{i:02d}.{('png', 'PNG')[i % 2]}")
+    bank = FrameBank(folder)
+    assert len(bank) == len(images)
+    assert all(np.array_equal(bank[i], image) for i, image in enumerate(images))
+    assert bank.describe() == {"frames": len(images), "shape": [*sizes[0], 3], "made": None}
+
+
+def test_grey_and_transparent_images_become_rgb(tmp_path):
+    Image.fromarray(noise(4, 5)).save(tmp_path / "a.png")
+    Image.fromarray(noise(4, 5, 4)).save(tmp_path / "b.png")
+    bank = FrameBank(tmp_path)
+    assert bank[0].shape == bank[1].shape == (4, 5, 3) and np.array_equal(bank[0][..., 1], noise(4, 5))
+    assert np.array_equal(FrameBank(tmp_path / "b.png")[0], bank[1])
+
+
+def test_broken_images_are_named(tmp_path):
+    path = tmp_path / "b.png"
+    Image.fromarray(noise(40, 40, 3)).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    for content in (b"", b"not an image", whole[:2000], whole[:50] + b"\0" * 400 + whole[450:]):
+        path.write_bytes(content)
+        assert refused(tmp_path).startswith(f"{path}: not a readable image: ")
+    path.unlink()
+    (tmp_path / "._a.png").write_bytes(b"a file manager's note")
+    assert len(FrameBank(tmp_path)) == 1
+
+
+def test_nothing_there(tmp_path):
+    words = "expected frames.npy, images (.png .jpg .jpeg), videos (.mp4"
+    assert words in refused(tmp_path) and refused(tmp_path).endswith("found none")
+    assert refused(tmp_path / "x").endswith("found no such file or folder")
+    (tmp_path / "notes.txt").write_text("x")
+    assert refused(tmp_path / "notes.txt").endswith("found none")
+
+
+# ---------------------------------------------------------------- videos
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".mov"])
+def test_video_frame_by_frame(tmp_path, suffix):
+    frames = noise(7, 34, 46, 3)
+    write_lossless(tmp_path / f"a{suffix}", frames)
+    bank = FrameBank(tmp_path / f"a{suffix}")
+    assert np.array_equal(np.stack([bank[i] for i in range(7)]), frames) and len(bank) == 7
+    sha256 = hashlib.sha256((tmp_path / f"a{suffix}").read_bytes()).hexdigest()
+    made = {"videos": 1, "sha256": hashlib.sha256(sha256.encode()).hexdigest(), "every": 1}
+    assert bank.describe() == {"frames": 7, "shape": [34, 46, 3], "made": made}
+    assert str(tmp_path) not in json.dumps(bank.describe())
+    thinned = FrameBank(tmp_path / f"a{suffix}", every=3)
+    assert np.array_equal(np.stack(list(thinned)), frames[::3])
+
+
+def test_ordinary_video_in_order_and_upright(tmp_path):
+    path = tmp_path / "a.mp4"
+    source = counted(20)
+    ffmpeg(
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x48", "-r", 10, "-i", "pipe:0"),
+        *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-bf", 2, path),
+        data=source.tobytes(),
+    )
+    got = np.stack(list(FrameBank(path)))
+    assert got.shape == source.shape and np.abs(got.astype(int) - source).mean() < 3
+    ffmpeg("-display_rotation", 90, "-i", path, "-c", "copy", tmp_path / "turned.mp4")
+    assert FrameBank(tmp_path / "turned.mp4")[5].shape == (64, 48, 3)
+
+
+def test_uneven_frame_times_leave_out_and_repeat_nothing(tmp_path):
+    path = tmp_path / "a.mp4"
+    frames = noise(6, 32, 32, 3)
+    ffmpeg(
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "32x32", "-r", 10, "-i", "pipe:0"),
+        *(
+            "-vf",
+            "setpts='if(gt(N,2),N*5,N)/(10*TB)'",
+            "-fps_mode",
+            "vfr",
+            "-c:v",
+            "libx264rgb",
+            "-qp",
+            0,
+            path,
+        ),
+        data=frames.tobytes(),
+    )
+    assert np.array_equal(np.stack(list(FrameBank(path))), frames)
+
+
+def test_folder_of_videos_and_images(tmp_path):
+    videos = [noise(3, 16, 16, 3, seed=1), noise(2, 32, 16, 3, seed=2)]
+    folder = tmp_path / "mixed"
+    (folder / "deep").mkdir(parents=True)
+    write_lossless(folder / "a.mp4", videos[0])
+    Image.fromarray(noise(4, 6, 3)).save(folder / "b.png")
+    write_lossless(folder / "deep" / "c.MKV", videos[1])
+    bank = FrameBank(folder)
+    expected = [*videos[0], noise(4, 6, 3), *videos[1]]
+    assert len(bank) == 6 and all(np.array_equal(bank[i], frame) for i, frame in enumerate(expected))
+    assert bank.describe()["made"]["videos"] == 2
+
+
+def test_videos_are_decoded_once_and_known_by_their_content(tmp_path, monkeypatch):
+    write_lossless(tmp_path / "a.mp4", noise(3, 16, 16, 3))
+    first = np.stack(list(FrameBank(tmp_path / "a.mp4")))
+    real, decoded = module._read_ppm, []
+    monkeypatch.setattr(module, "_read_ppm", lambda stream: decoded.append(1) or real(stream))
+    os.rename(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    assert np.array_equal(np.stack(list(FrameBank(tmp_path / "b.mp4"))), first) and not decoded
+    write_lossless(tmp_path / "b.mp4", noise(3, 16, 16, 3, seed=1))
+    assert np.array_equal(FrameBank(tmp_path / "b.mp4")[2], noise(3, 16, 16, 3, seed=1)[2]) and decoded
+
+
+def test_broken_videos_are_named(tmp_path):
+    path = tmp_path / "a.mp4"
+    whole = tmp_path / "whole.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=160x120:rate=10:duration=4", "-movflags", "+faststart", whole)
+    content = whole.read_bytes()
+    middle = len(content) // 2
+    for broken in (
+        b"",
+        b"not a video",
+        content[: len(content) * 6 // 10],
+        content[:middle] + b"\x55" * 300 + content[middle + 300 :],
+    ):
+        path.write_bytes(broken)
+        assert refused(path).startswith(f"{path}: not a readable video: ")
+    ffmpeg("-i", whole, "-c", "copy", tmp_path / "whole.mkv")
+    cut = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(cut[: len(cut) * 6 // 10])
+    assert "cut.mkv: not a readable video: File ended prematurely" in refused(tmp_path / "cut.mkv")
+    ffmpeg("-f", "lavfi", "-i", "sine", "-t", 1, tmp_path / "sound.mp4")
+    assert "sound.mp4: not a readable video" in refused(tmp_path / "sound.mp4")
+    assert not parts() and not list(cache_dir("frames").glob("*.npy"))
+    assert "found every 0" in refused(whole, every=0)
+
+
+def test_a_name_is_not_taken_for_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_lossless("file:pipe:0.mp4", noise(2, 16, 16, 3))
+    assert len(FrameBank("pipe:0.mp4")) == 2
+
+
+def test_threads_and_forks_see_the_same_frames(tmp_path):
+    frames = noise(12, 16, 16, 3)
+    write_lossless(tmp_path / "a.mp4", frames)
+    bank = FrameBank(tmp_path / "a.mp4")
+    order = np.random.default_rng(0).integers(0, 12, 200)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(
+            np.array_equal(f, frames[i])
+            for i, f in zip(order, pool.map(bank.__getitem__, order), strict=True)
+        )
+    with multiprocessing.get_context("fork").Pool(2) as forks:
+        got = forks.map(bank.__getitem__, range(12))
+    assert np.array_equal(np.stack(got), frames)
+
+
+def decode(path, queue) -> None:
+    bank = FrameBank(path)
+    queue.put((os.getpid(), hashlib.sha256(np.stack(list(bank)).tobytes()).hexdigest()))
+
+
+def test_processes_that_start_together_decode_once(tmp_path):
+    frames = noise(30, 64, 64, 3)
+    write_lossless(tmp_path / "a.mp4", frames)
+    (cache_dir("frames") / ".0123.dead.part").write_bytes(b"of another video: not ours to remove")
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=decode, args=(tmp_path / "a.mp4", queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    digests = {queue.get(timeout=30)[1] for _ in processes}
+    for process in processes:
+        process.join()
+    assert digests == {hashlib.sha256(frames.tobytes()).hexdigest()}
+    assert parts() == [".0123.dead.part"] and len(list(cache_dir("frames").glob("*.npy"))) == 1
+
+
+def test_a_killed_decoding_leaves_no_litter(tmp_path):
+    write_lossless(tmp_path / "a.mp4", noise(3, 16, 16, 3))
+    FrameBank(tmp_path / "a.mp4")
+    (done,) = cache_dir("frames").glob("*.npy")
+    done.unlink()
+    done.with_name(f".{done.stem}.dead.part").write_bytes(b"half")
+    FrameBank(tmp_path / "a.mp4")
+    assert done.is_file() and not parts()
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    write_lossless(tmp_path / "a.mp4", noise(40, 64, 64, 3))
+    real = module._write_array
+    monkeypatch.setattr(module, "_write_array", lambda file, *rest: real(open("/dev/full", "wb"), *rest))
+    text = refused(tmp_path / "a.mp4")
+    assert text.startswith(f"{tmp_path / 'a.mp4'}: its frames cannot be kept as ")
+    assert "No space left on device" in text and "S2ROBOT_CACHE" in text and not parts()
+
+
+# ---------------------------------------------------------------- demo stores
+
+
+def image_store(path, sizes: dict[str, tuple[int, int]], lengths=(3, 2)):
+    """A dataset of recorded images; returns them as {camera: (T, H, W, 3)}."""
+    attributes = {**EpisodeStore.open(shipped_demos("xarm7_cube")).attrs, "kind": "images"}
+    images = {c: noise(sum(lengths), *s, 3, seed=i) for i, (c, s) in enumerate(sizes.items())}
+    start = 0
+    with EpisodeStore.create(path, {**attributes, "cameras": list(sizes)}) as store:
+        for length in lengths:
+            rows = slice(start, start + length)
+            arrays = {f"images_{camera}": array[rows] for camera, array in images.items()}
+            store.append({**arrays, "action": np.zeros((length, 8), np.float32)}, {"seed": start})
+            start += length
+    return images
+
+
+def test_store_of_images(tmp_path):
+    images = image_store(tmp_path / "a.zarr", {"hand": (8, 12), "left": (6, 6)})
+    bank = FrameBank(tmp_path / "a.zarr")
+    assert len(bank) == 10
+    for step in range(5):
+        assert np.array_equal(bank[2 * step], images["hand"][step])
+        assert np.array_equal(bank[2 * step + 1], images["left"][step])
+    assert np.array_equal(bank[-1], images["left"][4])
+    about = bank.describe()
+    assert about["frames"] == 10 and about["shape"] == [8, 12, 3]
+    assert about["made"] == {
+        "robot": "xarm7",
+        "kind": "images",
+        "cameras": ["hand", "left"],
+        "env_version": "CubePick-v0",
+        "dataset": EpisodeStore.open(tmp_path / "a.zarr").fingerprint,
+    }
+    with ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(bank.__getitem__, [2 * (i % 5) for i in range(40)]))
+    assert all(np.array_equal(f, images["hand"][i % 5]) for i, f in enumerate(threaded))
+    with multiprocessing.get_context("fork").Pool(2) as forks:
+        assert np.array_equal(forks.map(bank.__getitem__, [1, 3])[1], images["left"][1])
+
+
+def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
+    shipped = EpisodeStore.open(shipped_demos("xarm7_cube"))
+    attributes = shipped.attrs
+    attributes["env_config"]["image_size"] = 32
+    attributes["cameras"] = ["hand", "right"]
+    del attributes["schema_version"]
+    with EpisodeStore.create(tmp_path / "a.zarr", attributes) as store:
+        for i, length in enumerate((3, 2)):
+            arrays = {key: array[:length] for key, array in shipped.episode(i).items()}
+            store.append(arrays, {"seed": i})
+    bank = FrameBank(tmp_path / "a.zarr", workers=1)
+    assert len(bank) == 10 and bank.describe()["made"]["kind"] == "states"
+    drawn = [episode_frames(tmp_path / "a.zarr", i, ("hand", "right"), 32) for i in (0, 1)]
+    expected = np.concatenate(drawn).reshape(10, 32, 32, 3)
+    assert np.array_equal(np.stack(list(bank)), expected) and len(np.unique(expected)) > 20
+    monkeypatch.setattr("s2robot.demos.replay.render_episodes", None)  # a second bank draws nothing
+    assert np.array_equal(FrameBank(tmp_path / "a.zarr")[9], expected[9])
+
+
+def test_stores_that_are_refused(tmp_path):
+    (tmp_path / "none.zarr").mkdir()
+    assert "none.zarr/zarr.json: found no such file" in refused(tmp_path / "none.zarr")
+    assert "gone.zarr: does not exist" in refused(tmp_path / "gone.zarr")
+    shipped = EpisodeStore.open(shipped_demos("xarm7_cube"))
+    attributes = {k: v for k, v in shipped.attrs.items() if k != "schema_version"}
+    EpisodeStore.create(tmp_path / "empty.zarr", attributes).close()
+    assert "empty.zarr: found 0 episodes of 3 cameras" in refused(tmp_path / "empty.zarr")
+    foreign = {**attributes, "env_config": {"gravity": 1.6}}
+    with EpisodeStore.create(tmp_path / "foreign.zarr", foreign) as store:
+        store.append({"state": np.zeros((2, 4))}, {"seed": 0})
+    assert "foreign.zarr: env_config holds ['gravity']" in refused(tmp_path / "foreign.zarr")
+    image_store(tmp_path / "lacks.zarr", {"hand": (8, 8)})
+    image_store(tmp_path / "broken.zarr", {"hand": (8, 8)})
+    meta = tmp_path / "lacks.zarr" / "zarr.json"
+    meta.write_text(meta.read_text().replace('"hand"', '"left"'))
+    assert "expected 'images_left' among them" in refused(tmp_path / "lacks.zarr")
+    (chunk,) = (tmp_path / "broken.zarr" / "data" / "images_hand").glob("c.*")
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    assert f"{chunk}: found" in refused(tmp_path / "broken.zarr")
+    with EpisodeStore.create(
+        tmp_path / "flat.zarr", {**attributes, "kind": "images", "cameras": ["a"]}
+    ) as store:
+        store.append({"images_a": np.zeros((2, 8, 8), np.uint8)}, {"seed": 0})
+    assert "images_a: found uint8 (8, 8), expected uint8 (H, W, 3)" in refused(tmp_path / "flat.zarr")
+
+
+def test_a_chunk_lost_after_opening_is_named(tmp_path):
+    image_store(tmp_path / "a.zarr", {"hand": (8, 8)})
+    bank = FrameBank(tmp_path / "a.zarr")
+    (chunk,) = (tmp_path / "a.zarr" / "data" / "images_hand").glob("c.*")
+    chunk.write_bytes(b"x")
+    with pytest.raises(UserError, match="images_hand"):
+        bank[0]
+
+
+def test_progress_is_told_if_asked_for(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_lossless(tmp_path / f"{name}.mp4", noise(3, 16, 16, 3, seed=ord(name)))
+    FrameBank(tmp_path / "a.mp4")
+    assert capsys.readouterr().out == ""
+    FrameBank(tmp_path / "b.mp4", progress=True)
+    assert "frames of b.mp4" in capsys.readouterr().out

@@ -1,0 +1,46 @@
+"""Scenes for pre-training: the same seed gives the same frames, and frames are never overwritten."""
+
+import json
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from s2robot.common.errors import UserError
+from s2robot.pretraining.scenes import make_scenes, render_scenes
+
+
+def test_frames_are_decided_by_the_seed_and_differ():
+    frames = render_scenes(0, ("xarm7",), 64, 0.5)
+    assert frames.shape == (60, 64, 64, 3) and frames.dtype == np.uint8
+    assert np.array_equal(frames, render_scenes(0, ("xarm7",), 64, 0.5))
+    assert len({frame.tobytes() for frame in frames}) == 60
+    assert frames.reshape(60, -1).std(1).min() > 5  # no empty picture
+
+
+def test_looks_vary_only_when_asked():
+    """Between two frames of one camera, a wild look changes far more pixels than the task's own does."""
+    apart = {}
+    for vary in (0.0, 1.0):
+        frames = render_scenes(2, ("xarm7",), 32, vary)[1::3].astype(float)  # of the left camera
+        apart[vary] = np.abs(np.diff(frames, axis=0)).mean()
+    assert apart[1.0] > 2 * apart[0.0]
+
+
+def test_a_bank_of_both_arms_is_written_once(tmp_path):
+    cfg = OmegaConf.create(
+        {"robots": ["xarm7", "panda"], "frames": 90, "image_size": 32, "vary": 0.6, "seed": 0, "workers": 1}
+        | {"out": "somewhere"}
+    )
+    calls = []
+    path = make_scenes(cfg, tmp_path, lambda *done: calls.append(done))
+    bank = np.load(path)
+    assert bank.shape == (120, 32, 32, 3) and calls == [(1, 2), (2, 2)]  # whole episodes of 60 frames
+    assert np.array_equal(bank[60:], render_scenes(1, ("xarm7", "panda"), 32, 0.6))
+    assert json.loads((tmp_path / "meta.json").read_text()) == {
+        "robots": ["xarm7", "panda"], "frames": 90, "image_size": 32, "vary": 0.6, "seed": 0, "workers": 1,
+    }  # fmt: skip
+    assert not list(tmp_path.glob("*.part"))
+    with pytest.raises(UserError, match="frames.npy: already there; remove it or choose another scenes.out"):
+        make_scenes(cfg, tmp_path)
+    assert np.array_equal(bank, np.load(path))

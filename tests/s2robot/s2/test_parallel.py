@@ -1,0 +1,184 @@
+"""Calls spread over threads and processes against the model in one piece.
+
+Every worker imports this file: what loads slowly is imported where it is used.
+"""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from s2robot.common.errors import UserError
+from s2robot.s2.reference import s2_tokens
+from s2robot.s2.reference.parallel import TileParallel, _parts
+
+torch.set_num_threads(1)
+
+
+class Probe(nn.Module):
+    """Says which process and how many threads computed a row; fails and ends on request."""
+
+    num_prefix_tokens = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor, word: str = "") -> torch.Tensor:
+        if word == "fail" and x.min() == 0:  # only the worker that has row 0
+            raise ValueError("as asked")
+        if word == "none":
+            return None
+        facts = [os.getpid(), torch.get_num_threads(), len(x), float(self.weight)]
+        return torch.tensor([facts] * len(x), dtype=torch.float64)
+
+
+def rows(n: int) -> torch.Tensor:
+    return torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1).expand(n, 3, 2, 2)
+
+
+def vit(dtype: torch.dtype) -> nn.Module:
+    from s2robot.backbones.inference import prepare
+    from s2robot.backbones.vit import MVPViT, ViTSpec
+
+    torch.manual_seed(0)
+    return prepare(MVPViT(ViTSpec(img_size=16, patch_size=8, dim=32, depth=2, heads=2)), dtype)
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with TileParallel(Probe(), processes=2, threads=1) as model:
+        yield model
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+@pytest.mark.parametrize("total", [1, 2, 5, 13])
+def test_parts_cover_all_rows_evenly(n, total):
+    parts = _parts(total, n)
+    assert [row for start, stop in parts for row in range(start, stop)] == list(range(total))
+    sizes = [stop - start for start, stop in parts]
+    assert (
+        max(sizes) - min(sizes) <= 1 and len(parts) == min(n, total) and sizes == sorted(sizes, reverse=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_devices_give_what_the_model_gives(dtype):
+    model = vit(dtype)
+    threads = torch.get_num_threads()
+    levels = [torch.randn(1, 3, 16, 16), torch.randn(1, 3, 32, 32)]
+    with torch.inference_mode(), TileParallel(model, devices=["cpu", "cpu"]) as parallel:
+        out, expected = s2_tokens(parallel, levels, 16, 1), s2_tokens(model, levels, 16, 1)
+        assert parallel.spec == model.spec and parallel.num_prefix_tokens == 1
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 0.03)
+        assert parallel(torch.randn(0, 3, 16, 16)).shape == (0, 5, 32)
+        assert parallel(torch.randn(3, 3, 16, 16), block=1).shape == (3, 5, 32)
+    assert torch.get_num_threads() == threads
+
+
+def test_devices_share_what_they_can():
+    model = Probe()
+    with TileParallel(model, devices=["cpu", "cpu", "cpu"], threads=1) as parallel:
+        assert all(replica is model for replica in parallel._crew.replicas)
+        assert parallel(rows(7))[:, 2].tolist() == [3, 3, 3, 2, 2, 2, 2]
+        with pytest.raises(UserError, match="gives a NoneType, expected a tensor"):
+            parallel(rows(3), "none")
+
+
+def test_processes_give_what_the_model_gives():
+    model = vit(torch.float32)
+    levels = [torch.randn(2, 3, 16, 16), torch.randn(2, 3, 32, 32)]
+    with torch.inference_mode(), TileParallel(model, processes=2) as parallel:
+        expected = s2_tokens(model, levels, 16, 1)
+        first, again = s2_tokens(parallel, levels, 16, 1), s2_tokens(parallel, levels, 16, 1)
+        torch.testing.assert_close(first, expected, rtol=0, atol=1e-6)
+        assert torch.equal(first, again)
+        for n in (1, 3, 0):  # other shapes, fewer rows than workers
+            x = torch.randn(n, 3, 16, 16)
+            torch.testing.assert_close(parallel(x), model(x), rtol=0, atol=1e-6)
+        processes = parallel._crew.processes
+        assert all(process.is_alive() for process in processes)
+    assert [process.exitcode for process in processes] == [0, 0]
+    parallel.close()
+
+
+def test_rows_are_divided_over_processes(workers):
+    out = workers(rows(5))
+    assert out[:, 2].tolist() == [3, 3, 3, 2, 2] and out[:, 1].tolist() == [1] * 5
+    pids = out[:, 0].unique().tolist()
+    assert len(pids) == 2 and os.getpid() not in pids
+    kept = out.clone()
+    workers(rows(5) + 1)
+    assert torch.equal(out, kept)  # the result is no view of memory that the next call writes
+
+
+def test_weights_are_shared_with_processes(workers):
+    with torch.no_grad():
+        workers.model.weight.fill_(3)
+    assert workers(rows(4))[:, 3].tolist() == [3] * 4
+
+
+def test_a_failing_model_is_one_error_and_the_workers_go_on(workers):
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="tile worker 1 of 2: ValueError: as asked"):
+            workers(rows(4), word="fail")
+    with pytest.raises(RuntimeError, match="gives a NoneType, expected a tensor"):
+        workers(rows(4), "none")
+    assert len(workers(rows(4))) == 4 and len(workers(rows(6))) == 6
+
+
+class Sleeper(Probe):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0 if x.min() == 0 else 60)
+        return super().forward(x)
+
+
+def test_a_worker_killed_during_a_call_is_one_error_and_no_hang():
+    model = TileParallel(Sleeper(), processes=2)
+    processes = model._crew.processes
+    threading.Timer(0.5, os.kill, (processes[1].pid, signal.SIGKILL)).start()
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"tile worker 2 of 2 has ended \(exit code -9\)"):
+        model(rows(4))
+    assert time.monotonic() - start < 30
+    assert not any(process.is_alive() for process in processes)
+    with pytest.raises(RuntimeError, match="already closed"):
+        model(rows(4))
+
+
+def test_a_worker_killed_between_calls_is_one_error():
+    model = TileParallel(Probe(), processes=1)
+    (process,) = model._crew.processes
+    process.kill()
+    process.join()
+    with pytest.raises(RuntimeError, match=r"tile worker 1 of 1 has ended \(exit code -9\)"):
+        model(rows(4))
+
+
+def test_what_is_forgotten_is_closed():
+    model = TileParallel(Probe(), processes=1)
+    (process,) = model._crew.processes
+    del model
+    assert process.exitcode == 0
+
+
+def test_errors():
+    for arguments, words in (
+        ({}, "devices None and processes None, give one"),
+        ({"devices": ["cpu"], "processes": 2}, r"devices \['cpu'\] and processes 2, give one"),
+        ({"devices": []}, "0 parts"),
+        ({"processes": 0}, "0 parts"),
+        ({"processes": 1, "threads": 0}, "threads 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            TileParallel(Probe(), **arguments)
+    model = Probe()
+    model.helper = lambda x: x
+    with pytest.raises(UserError, match="Probe cannot go to a process"):
+        TileParallel(model, processes=1)
+    with pytest.raises(UserError, match="found a model on meta"):
+        TileParallel(Probe().to("meta"), processes=1)

@@ -1,0 +1,105 @@
+"""Tiling: frames are covered exactly, and split -> merge gives every pixel back, bit by bit."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from s2robot.common.errors import UserError
+from s2robot.s2.reference.tiling import plan_tiles
+
+torch.set_num_threads(1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    patch=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    tile=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    more=st.tuples(st.integers(0, 12), st.integers(0, 12)),
+    rest=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    overlap=st.integers(0, 4),
+    cover=st.sampled_from(["overlap", "pad"]),
+)
+def test_split_then_merge_is_exact(batch, patch, tile, more, rest, overlap, cover):
+    size = [(t + m) * p for t, m, p in zip(tile, more, patch, strict=True)]
+    tile = [t * p for t, p in zip(tile, patch, strict=True)]
+    if cover == "pad":
+        size, overlap = [s + r for s, r in zip(size, rest, strict=True)], 0
+    overlap = min([overlap, *(t - p for t, p in zip(tile, patch, strict=True))])
+    plan = plan_tiles(size, tile, patch, cover, overlap)
+    images = torch.randn(batch, 2, *size, generator=torch.Generator().manual_seed(sum(size)))
+    tiles = plan.split(images)
+    assert tiles.shape == (plan.count * batch, 2, *tile)
+    assert torch.equal(plan.merge(tiles), images)
+    for starts, side, step, length in zip((plan.rows, plan.columns), tile, patch, size, strict=True):
+        assert starts[0] == 0 and starts[-1] + side >= length
+        moves = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        assert all(move % step == 0 and 0 < move <= side - overlap for move in moves)
+        if cover == "overlap":
+            assert starts[-1] + side == length and max(moves, default=0) - min(moves, default=0) <= step
+            least = (side - overlap) // step * step  # one tile fewer would not reach
+            assert side + (len(starts) - 2) * least < length
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cells=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    more=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    base=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    overlap=st.integers(0, 2),
+    cover=st.sampled_from(["overlap", "pad"]),
+)
+def test_the_pooled_maps_mean_is_a_weighted_mean_of_the_tiles(cells, more, base, overlap, cover):
+    frame = [3 * (c + m) for c, m in zip(cells, more, strict=True)]
+    overlap = 0 if cover == "pad" else min(3 * overlap, 3 * min(cells) - 3)
+    plan = plan_tiles(frame, [3 * c for c in cells], 3, cover, overlap)
+    tokens = torch.randn(plan.count, 1, 2, *cells, dtype=torch.float64)
+    pooled = F.adaptive_avg_pool2d(plan.merge(tokens.flatten(0, 1)), base).mean(dim=(2, 3))[0]
+    weights = plan.weights(*cells, base)
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
+    got = torch.einsum("tdn,tn->d", tokens[:, 0].flatten(2), weights.double())
+    torch.testing.assert_close(got, pooled, rtol=1e-6, atol=1e-6)
+    if plan.even(*cells, base):
+        torch.testing.assert_close(tokens.mean(dim=(0, 1, 3, 4)), pooled)
+
+
+def test_the_camera_in_the_docs():
+    plan = plan_tiles((448, 608), 224, 16)
+    assert (plan.rows, plan.columns, plan.count) == ((0, 224), (0, 192, 384), 6)
+    assert plan.merge(torch.zeros(12, 5, 14, 14)).shape == (2, 5, 28, 38)
+    assert plan_tiles((448, 608), 224, 16, "pad").canvas == (448, 672)
+
+
+def test_the_overlap_is_blended_linearly():
+    plan = plan_tiles((1, 6), (1, 4))
+    line = plan.merge(torch.stack([torch.zeros(1, 1, 4), torch.ones(1, 1, 4)]))
+    torch.testing.assert_close(line.flatten(), torch.tensor([0, 0, 1 / 3, 2 / 3, 1, 1]))
+
+
+def test_padding_repeats_the_edge_and_is_cut_off():
+    plan = plan_tiles((1, 3), (1, 2), cover="pad")
+    tiles = plan.split(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
+    assert tiles.flatten().tolist() == [1, 2, 3, 3]
+    assert plan.merge(tiles).flatten().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: plan_tiles((200, 448), 224, 16), "height 200 is smaller than the tile's 224"),
+        (lambda: plan_tiles((448, 450), 224, 16), "width 450 .* patches of 16 px; nearest is 448"),
+        (lambda: plan_tiles(448, 224, 15), "tile 224 x 224 .* patches of 15 x 15"),
+        (lambda: plan_tiles(448, 224, 16, "stretch"), "found 'stretch', expected one of overlap, pad"),
+        (lambda: plan_tiles(448, 224, 16, "overlap", 224), "found 224 px, expected 0 to 208"),
+        (lambda: plan_tiles(448, 224, 16, "pad", 16), "overlap 16 px"),
+        (lambda: plan_tiles((1, 2, 3), 1), r"frame: found \(1, 2, 3\)"),
+        (lambda: plan_tiles(8, 0), "tile: found 0"),
+        (lambda: plan_tiles(8, 4).split(torch.zeros(1, 1, 8, 9)), r"\(8, 8\), found an image of \(8, 9\)"),
+        (lambda: plan_tiles(6, 4).merge(torch.zeros(4, 1, 3, 3)), "2 px lies between two tokens"),
+    ],
+)
+def test_errors_say_both_numbers(call, words):
+    with pytest.raises(UserError, match=words):
+        call()

@@ -1,0 +1,659 @@
+"""A policy behind a real websocket: the same actions, and whatever goes wrong a typed error by the deadline."""
+
+import asyncio
+import contextlib
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot.common.errors import UserError
+from s2robot.loading import load_actor
+from s2robot.policies import Actor
+from s2robot.serving import remote
+from s2robot.serving import token as shared_secret
+from s2robot.serving.remote import PolicyLate, PolicyLost, PolicyMalformed, PolicyRefused, RemotePolicy
+from s2robot.serving.server import PolicyServer, ServeSettings
+from s2robot.serving.token import is_loopback, token_for
+from s2robot.serving.wire import decode, encode
+
+ROOT = Path(__file__).resolve().parents[3]
+CAMERAS, TOKEN = ("hand", "left"), "a-token-for-these-tests"
+PATIENT = 30.0  # s; a deadline that only a fault can pass, on a busy machine too
+TRANSFORMER = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
+KINDS = {
+    "chunks": {},
+    "ensemble": {"ensemble": 0.1},
+    "context": {"kind": "transformer", "context": 3, "network": TRANSFORMER},
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(save_untrained, tmp_path_factory):
+    """A checkpoint of each kind of policy."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {kind: save_untrained(folder / kind, **changes) for kind, changes in KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoints):
+    return checkpoints["chunks"]
+
+
+def observations(count: int, seed: int = 0):
+    """Noise for every camera, and joints."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "images": {name: rng.integers(0, 256, (64, 64, 3), np.uint8) for name in CAMERAS},
+            "proprio": rng.normal(size=8).astype(np.float32),
+        }
+        for _ in range(count)
+    ]
+
+
+class Slow:
+    """An actor that waits before its next plans, as often as `seconds` holds a number."""
+
+    def __init__(self, actor: Actor):
+        self.actor, self.seconds = actor, queue.SimpleQueue()
+
+    def __getattr__(self, name):
+        return getattr(self.actor, name)
+
+    def plan(self, observation):
+        with contextlib.suppress(queue.Empty):
+            time.sleep(self.seconds.get_nowait())
+        return self.actor.plan(observation)
+
+
+@contextlib.contextmanager
+def serving(checkpoint: Path, actor=None, **settings):
+    """A server in a thread of this process: the server, its URL, and the list of errors that ended it."""
+    own, encoder, contract = load_actor(checkpoint, "cpu")
+    server = PolicyServer(
+        actor or own, contract, encoder.image_size, TOKEN, ServeSettings(port=0, **settings)
+    )
+    ports, loop, errors = queue.Queue(), asyncio.new_event_loop(), []
+
+    def work():
+        try:
+            loop.run_until_complete(server.run(ports.put))
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield server, f"ws://127.0.0.1:{ports.get(timeout=60)}", errors
+    finally:
+        if thread.is_alive():
+            loop.call_soon_threadsafe(server.stop)
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def wait_until(true, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def connect(url: str, deadline_s: float = PATIENT, **more) -> RemotePolicy:
+    return RemotePolicy(url, TOKEN, deadline_s, **({"connect_s": PATIENT} | more))
+
+
+# ---------------------------------------------------------------- the same policy
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
+    local, encoder, contract = load_actor(checkpoints[kind], "cpu")
+    with serving(checkpoints[kind]) as (server, url, _), connect(url) as policy:
+        assert policy.contract == contract and policy.cameras == CAMERAS
+        assert policy.image_size == encoder.image_size == 64
+        for episode in range(2):
+            local.reset()
+            policy.reset()
+            for observation in observations(8, seed=episode):
+                expected, found = local.act(observation), policy.act(observation)
+                assert found.dtype == np.float32 and found.tobytes() == expected.tobytes()
+            assert policy.server_s > 0
+        assert server.calls == 2 * {"chunks": 3, "ensemble": 8, "context": 8}[kind]  # 3 of 4 actions a plan
+        local.reset()
+        policy.reset()
+        first, second = observations(2)
+        assert np.array_equal(policy.plan(first), local.plan(first))
+        assert np.array_equal(policy.act(second), local.act(second))
+        assert np.array_equal(policy.plan(second), local.plan(second))  # what is left
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plans_are_the_actions_one_by_one_and_memory_comes_back(checkpoints, kind):
+    one, _, _ = load_actor(checkpoints[kind], "cpu")
+    other, _, _ = load_actor(checkpoints[kind], "cpu")
+    one.reset()
+    other.reset()
+    for observation in observations(4):
+        memory = other.remember()
+        lost = other.plan(observation)  # an answer that never arrived
+        other.restore(memory)
+        plan = other.plan(observation)
+        assert np.array_equal(lost, plan)
+        assert len(plan) == (3 if kind == "chunks" else 1)
+        assert np.array_equal(plan, [one.act(observation) for _ in plan])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_late_answer_is_dropped_and_leaves_no_trace(checkpoints, kind):
+    local, _, _ = load_actor(checkpoints[kind], "cpu")
+    slow = Slow(load_actor(checkpoints[kind], "cpu")[0])
+    with serving(checkpoints[kind], slow) as (server, url, _), connect(url) as policy:
+        first, unseen, *later = observations(6)
+        assert np.array_equal(policy.plan(first), local.plan(first))
+        slow.seconds.put(0.6)
+        start = time.monotonic()
+        with pytest.raises(PolicyLate, match="no answer by the deadline"):
+            policy.plan(unseen, deadline_s=0.1)
+        assert 0.099 < time.monotonic() - start < 0.5
+        for observation in later:
+            assert np.array_equal(policy.plan(observation), local.plan(observation))
+        assert server.calls == 6  # the late one was computed
+
+
+def test_of_waiting_requests_only_the_newest_is_answered(checkpoint):
+    slow = Slow(load_actor(checkpoint, "cpu")[0])
+    with serving(checkpoint, slow) as (server, url, _), connect(url) as policy:
+        slow.seconds.put(2.0)
+        for observation in observations(4):
+            with pytest.raises(PolicyLate):
+                policy.plan(observation, deadline_s=0.1)
+        last = observations(5)[-1]
+        assert np.array_equal(policy.plan(last), load_actor(checkpoint, "cpu")[0].plan(last))
+        assert server.calls == 2 and server.skipped == 3
+
+
+# ---------------------------------------------------------------- who may connect
+
+
+def test_a_wrong_token_is_refused(checkpoint):
+    with serving(checkpoint) as (_, url, _):
+        for token in ("x" * 23, TOKEN + "x", TOKEN[:-1], "Bearer"):
+            with pytest.raises(PolicyRefused, match="HTTP 401: the token is missing or wrong") as caught:
+                RemotePolicy(url, token, connect_s=PATIENT)
+            assert TOKEN not in str(caught.value) and token not in str(caught.value)
+        for token in (None, ""):
+            with pytest.raises(UserError, match="no token: give the server's in .S2ROBOT_TOKEN"):
+                RemotePolicy(url, token)
+        connect(url).close()
+
+
+def test_another_version_is_refused_on_both_sides(checkpoint, monkeypatch):
+    with serving(checkpoint) as (_, url, _):
+        monkeypatch.setattr(remote, "PROTOCOL", 2)
+        with pytest.raises(
+            PolicyRefused, match="this server speaks version 1 of the protocol, the client version 2"
+        ):
+            connect(url)
+    with answering(encode({"protocol": 3})) as url:
+        with pytest.raises(PolicyRefused, match="the server speaks version 3, this side 2"):
+            connect(url)
+
+
+def test_a_second_client_is_told_who_is_there(checkpoint):
+    with serving(checkpoint) as (server, url, _):
+        observation = observations(1)[0]
+        with connect(url) as first:
+            with pytest.raises(PolicyRefused, match="busy: 127.0.0.1 port [0-9]+ is connected for [0-9]+ s"):
+                connect(url)
+            first.act(observation)
+        wait_until(lambda: server._client is None)
+        connect(url).close()  # the first has left
+
+
+def test_a_web_page_is_refused(checkpoint):
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect as plain_connect
+
+    with serving(checkpoint) as (_, url, _):
+        headers = {"Authorization": f"Bearer {TOKEN}", "S2robot-Protocol": "1"}
+        with pytest.raises(InvalidStatus, match="403"):
+            plain_connect(url, origin="http://evil.example", additional_headers=headers, proxy=None)
+
+
+def test_an_idle_client_makes_way(checkpoint):
+    with serving(checkpoint, idle_s=0.3) as (server, url, _), connect(url) as policy:
+        wait_until(lambda: server._client is None)
+        with pytest.raises(PolicyLost, match="idle for 0.3 s"):
+            policy.act(observations(1)[0])
+        with pytest.raises(PolicyLost, match="not connected any more .idle for 0.3 s"):
+            policy.act(observations(1)[0])
+
+
+def test_a_client_that_does_not_read_is_dropped(checkpoint):
+    """Its answers fill the buffers; the server waits `send_s`, not for ever."""
+    from websockets.sync.client import connect as plain_connect
+
+    headers = {"Authorization": f"Bearer {TOKEN}", "S2robot-Protocol": "1"}
+    with serving(checkpoint, send_s=0.3) as (server, url, _):
+        ours = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+        with plain_connect(url, sock=ours, additional_headers=headers, proxy=None, max_queue=1) as ws:
+            wait_until(lambda: server._client is not None)
+            server.actor.plan = lambda observation: np.zeros((1_000_000, 8), np.float32)
+            request = {"after": 0, **observations(1)[0]}
+            for number in range(1, 9):
+                with contextlib.suppress(Exception):
+                    ws.send(encode({"id": number, **request}))
+                time.sleep(0.1)
+            wait_until(lambda: server._client is None)
+
+
+# ---------------------------------------------------------------- bad observations
+
+
+def ask(ws, message) -> dict:
+    ws.send(message if isinstance(message, bytes | str) else encode(message))
+    return decode(ws.recv(timeout=PATIENT))
+
+
+def test_bad_observations_are_answered_with_the_reason(checkpoint):
+    from websockets.sync.client import connect as plain_connect
+
+    headers = {"Authorization": f"Bearer {TOKEN}", "S2robot-Protocol": "1"}
+    good = {"id": 1, "after": 0, **observations(1)[0]}
+    frame = good["images"]["left"]
+    changes = [
+        ({"images": {"hand": frame}}, "camera 'left' is missing, found hand"),
+        ({"images": 3}, "images: found a int, expected frames by camera"),
+        ({"images": {"hand": frame, "left": frame.astype(np.float32)}}, "left is float32 .*expected uint8"),
+        ({"images": {"hand": frame, "left": frame[..., :1]}}, r"left is uint8 \(64, 64, 1\), expected"),
+        (
+            {"images": {"hand": frame, "left": np.zeros((1, 5000, 3), np.uint8)}},
+            "expected sides of 1 to 4096",
+        ),
+        ({"images": {"hand": frame, "left": np.zeros((0, 64, 3), np.uint8)}}, "expected sides of 1 to 4096"),
+        ({"proprio": np.zeros(7, np.float32)}, r"proprio: found float32 \(7,\), expected float32 \(8,\)"),
+        ({"proprio": np.zeros(8)}, r"proprio: found float64 \(8,\)"),
+        ({"proprio": [0.0] * 8}, "proprio: found list"),
+        ({"proprio": np.full(8, np.nan, np.float32)}, "proprio holds NaN or infinity"),
+        ({"after": 77}, "request 1 after 77: answers in memory are none"),
+    ]
+    with serving(checkpoint) as (server, url, _):
+        with plain_connect(url, additional_headers=headers, proxy=None) as ws:
+            decode(ws.recv(timeout=PATIENT))
+            for change, words in changes:
+                answer = ask(ws, good | change)
+                assert re.search(words, answer["error"]), answer["error"]
+                assert answer["id"] == 1 and "\n" not in answer["error"]
+            assert server.calls == 0
+            assert ask(ws, good)["actions"].shape == (3, 8)  # none of them did harm
+            assert "error" in ask(ws, good)  # the same number again
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"\xc1", b"garbage", "text", [1], {}, {"id": 0, "after": 0}, {"id": True, "after": 0}, {"id": 1.5, "after": 0},
+     {"id": 1, "after": -1}, {"id": "1", "after": 0}, b"\x00" * 1_200_000],
+    ids=range(12),
+)  # fmt: skip
+def test_what_is_no_request_ends_the_session_and_not_the_server(checkpoint, message):
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import connect as plain_connect
+
+    headers = {"Authorization": f"Bearer {TOKEN}", "S2robot-Protocol": "1"}
+    with serving(checkpoint, max_message_mb=1) as (server, url, _):
+        with plain_connect(url, additional_headers=headers, proxy=None) as ws:
+            decode(ws.recv(timeout=PATIENT))
+            with pytest.raises(ConnectionClosed) as caught:
+                ask(ws, message)
+            assert caught.value.rcvd is None or caught.value.rcvd.code in (1003, 1009)
+        wait_until(lambda: server._client is None)
+        with connect(url) as policy:
+            assert policy.act(observations(1)[0]).shape == (8,)
+
+
+def test_a_client_checks_its_own_observations(checkpoint):
+    with serving(checkpoint, max_message_mb=0.1) as (server, url, _), connect(url) as policy:
+        observation = observations(1)[0]
+        with pytest.raises(
+            UserError, match="camera 'left' is missing, found hand, the policy needs hand, left"
+        ):
+            policy.act(observation | {"images": {"hand": observation["images"]["hand"]}})
+        with pytest.raises(UserError, match="found dtype float16"):
+            policy.act(observation | {"images": dict.fromkeys(CAMERAS, np.zeros((2, 2, 3), np.float16))})
+        with pytest.raises(UserError, match="the server takes 100000 at most"):
+            policy.act(observation | {"images": dict.fromkeys(CAMERAS, np.zeros((200, 200, 3), np.uint8))})
+        with pytest.raises(UserError, match="deadline_s: found 0, expected a number of seconds above 0"):
+            policy.act(observation, deadline_s=0)
+        with pytest.raises(PolicyRefused, match="proprio holds NaN"):
+            policy.act(observation | {"proprio": np.full(8, np.nan)})
+        assert policy.act(observation).shape == (8,) and server.calls == 1
+
+
+def test_a_policy_that_fails_says_so_and_goes_on(checkpoint, capsys):
+    actor = load_actor(checkpoint, "cpu")[0]
+    with serving(checkpoint, actor) as (server, url, _), connect(url) as policy:
+        plan, actor.plan = actor.plan, lambda observation: 1 / 0
+        observation = observations(1)[0]
+        with pytest.raises(PolicyRefused, match="the policy failed: ZeroDivisionError: division by zero"):
+            policy.act(observation)
+        actor.plan = plan
+        assert policy.act(observation).shape == (8,)
+    assert "ZeroDivisionError" in capsys.readouterr().err  # the operator of the server sees where
+
+
+def test_a_policy_that_hangs_stops_the_server(checkpoint):
+    slow = Slow(load_actor(checkpoint, "cpu")[0])
+    with serving(checkpoint, slow, call_s=0.3) as (_, url, errors), connect(url) as policy:
+        slow.seconds.put(3)
+        with pytest.raises(PolicyLost, match="the policy hangs"):
+            policy.act(observations(1)[0])
+        wait_until(lambda: errors)
+    assert isinstance(errors[0], UserError) and "the policy gave no plan in 0.3 s; stopped" in str(errors[0])
+
+
+# ---------------------------------------------------------------- bad servers
+
+
+HELLO = {
+    "protocol": 1, "cameras": list(CAMERAS), "actions": 3, "action_dim": 8, "image_size": 64, "max_bytes": 10**6,
+    "contract": {
+        "encoder": {"fingerprint": "f"}, "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [],
+        "action_frame": "joint_delta_commanded", "rate_hz": 10,
+    },
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def answering(*messages, read: bool = True):
+    """A server that greets with the first message and then answers each request with the next, then ends."""
+    from websockets.sync.server import serve as plain_serve
+
+    def handle(ws):
+        with contextlib.suppress(Exception):
+            for number, message in enumerate(messages):
+                if number and read:
+                    ws.recv()
+                for part in message if isinstance(message, list) else [message]:
+                    ws.send(part)
+            while read:
+                ws.recv()
+            time.sleep(5)
+
+    with plain_serve(handle, "127.0.0.1", 0, compression=None, max_size=None, max_queue=1) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        server.shutdown()
+        thread.join(10)
+
+
+ACTIONS = np.zeros((3, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "not a message"),
+        (b"\x93\x00", "not a message"),
+        (encode([1, 2]), "found a list, expected keys and values"),
+        (encode({}), "the answer is to no request of this side"),
+        (encode({"id": 2, "actions": ACTIONS}), "the answer is to no request"),
+        (encode({"id": True, "actions": ACTIONS}), "the answer is to no request"),
+        (encode({"id": 1}), "found actions of shape None, expected float32 of 1 to 3 by 8"),
+        (encode({"id": 1, "actions": [0.0] * 8}), "found actions of shape None"),
+        (encode({"id": 1, "actions": ACTIONS[0]}), r"found actions of shape \(8,\)"),
+        (encode({"id": 1, "actions": ACTIONS[:0]}), r"found actions of shape \(0, 8\)"),
+        (encode({"id": 1, "actions": np.zeros((4, 8), np.float32)}), r"found actions of shape \(4, 8\)"),
+        (encode({"id": 1, "actions": np.zeros((3, 7), np.float32)}), r"found actions of shape \(3, 7\)"),
+        (encode({"id": 1, "actions": np.zeros((3, 8))}), "expected float32"),
+        (encode({"id": 1, "actions": np.full((3, 8), np.nan, np.float32)}), "an action with NaN or infinity"),
+        (encode({"id": 1, "actions": np.full((3, 8), -np.inf, np.float32)}), "an action with NaN or infinity"),
+        ("text", "the server sent text, expected bytes"),
+        (b"x" * 2_000_000, "not a policy server's websocket"),
+    ],
+    ids=range(17),
+)  # fmt: skip
+def test_malformed_answers(answer, words):
+    with answering(encode(HELLO), answer) as url, connect(url) as policy:
+        with pytest.raises(PolicyMalformed, match=words) as caught:
+            policy.act(observations(1)[0])
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["contract", "cameras", "actions", "action_dim", "max_bytes"])
+def test_malformed_greetings(missing):
+    hello = {key: value for key, value in HELLO.items() if key != missing}
+    with answering(encode(hello)) as url, pytest.raises(PolicyMalformed, match="the greeting lacks"):
+        connect(url)
+
+
+def test_a_flood_of_old_answers_does_not_hold_a_call():
+    old = [encode({"id": 1, "actions": ACTIONS})] * 5000
+    good = encode({"id": 2, "actions": ACTIONS + 1})
+    with answering(encode(HELLO), b"\xc0", [*old, good]) as url, connect(url) as policy:
+        with pytest.raises(PolicyMalformed):
+            policy.act(observations(1)[0])
+        start = time.monotonic()
+        try:
+            assert np.array_equal(policy.plan(observations(1)[0], deadline_s=0.2), ACTIONS + 1)
+        except PolicyLate:
+            pass
+        assert time.monotonic() - start < 0.6
+
+
+def listener() -> socket.socket:
+    """A port that accepts and says nothing."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def test_no_server_a_silent_one_and_one_of_another_kind():
+    with listener() as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(PolicyLost, match="Connection refused"):
+        RemotePolicy(f"ws://127.0.0.1:{port}", TOKEN)
+    with listener() as silent:
+        start = time.monotonic()
+        with pytest.raises(PolicyLate, match="did not open the connection by the deadline"):
+            RemotePolicy(f"ws://127.0.0.1:{silent.getsockname()[1]}", TOKEN, connect_s=0.2)
+        assert time.monotonic() - start < 1
+    with listener() as other:
+
+        def greet():
+            connection, _ = other.accept()
+            connection.recv(4096)
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            time.sleep(1)
+            connection.close()
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(PolicyMalformed, match="not a policy server's websocket"):
+            RemotePolicy(f"ws://127.0.0.1:{other.getsockname()[1]}", TOKEN, connect_s=PATIENT)
+    for url in ("http://x:1", "wss://x:1", "ws://user:pass@x:1", "nonsense"):
+        with pytest.raises(UserError, match="expected ws://<host>:<port>"):
+            RemotePolicy(url, TOKEN)
+
+
+def test_a_server_that_does_not_read_holds_no_call_beyond_its_deadline():
+    """Frames fill the socket's buffers; a call that blocked in `send` would never end."""
+    with answering(encode(HELLO | {"max_bytes": 10**8}), read=False) as url, connect(url) as policy:
+        images = dict.fromkeys(CAMERAS, np.zeros((2048, 2048, 3), np.uint8))
+        observation = observations(1)[0] | {"images": images}
+        for _ in range(3):
+            start = time.monotonic()
+            with pytest.raises(PolicyLate, match="by the deadline"):
+                policy.act(observation, deadline_s=0.3)
+            assert time.monotonic() - start < 1.5
+        assert sum(len(piece) for piece in policy._link._unsent) < 3e7  # one request waits, not three
+
+
+# ---------------------------------------------------------------- the token
+
+
+def test_a_token_file_is_made_once_and_is_its_owner_s(tmp_path, monkeypatch):
+    monkeypatch.delenv("S2ROBOT_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert shared_secret.read_token() is None
+    token, place = token_for("127.0.0.1", None)
+    assert place == str(tmp_path / "s2robot/token") and len(token) >= 32
+    assert os.stat(place).st_mode & 0o777 == 0o600 and os.listdir(Path(place).parent) == ["token"]
+    assert token_for("localhost", None)[0] == token == shared_secret.read_token()
+    shared_secret.make_token()
+    assert shared_secret.read_token() == token
+    os.chmod(place, 0o644)
+    with pytest.raises(UserError, match="found mode 0644, expected 0600"):
+        shared_secret.read_token()
+    monkeypatch.setenv("S2ROBOT_TOKEN", "short")
+    with pytest.raises(
+        UserError, match="S2ROBOT_TOKEN: found a token of 5 characters, expected at least 16"
+    ) as e:
+        shared_secret.read_token()
+    assert "short" not in str(e.value)
+    monkeypatch.setenv("S2ROBOT_TOKEN", "x" * 20)
+    assert token_for("127.0.0.1", None) == ("x" * 20, "$S2ROBOT_TOKEN")
+    other = tmp_path / "named"
+    other.write_text("a token with spaces in it")
+    other.chmod(0o600)
+    with pytest.raises(UserError, match="named: found a token with spaces"):
+        shared_secret.read_token(other)
+
+
+def test_no_token_is_made_for_an_address_that_others_reach(tmp_path, monkeypatch):
+    monkeypatch.delenv("S2ROBOT_TOKEN", raising=False)
+    for host in ("0.0.0.0", "", "::"):
+        assert not is_loopback(host)
+        with pytest.raises(UserError, match="can be reached from other machines, and there is no token"):
+            token_for(host, str(tmp_path / "token"))
+    assert (
+        is_loopback("127.0.0.1")
+        and is_loopback("127.8.0.1")
+        and is_loopback("::1")
+        and is_loopback("localhost")
+    )
+    assert not list(tmp_path.iterdir())
+    shared_secret.make_token(tmp_path / "token")
+    assert len(token_for("0.0.0.0", str(tmp_path / "token"))[0]) >= 32
+    with pytest.raises(UserError, match="serve.host: found 'no such host.invalid'"):
+        is_loopback("no such host.invalid")
+
+
+@pytest.mark.parametrize(("key", "value"), [("port", 70000), ("call_s", 0), ("max_message_mb", float("inf"))])
+def test_bad_settings(key, value):
+    with pytest.raises(UserError, match=f"serve.{key}: found {value}, expected"):
+        ServeSettings(**{key: value})
+
+
+def test_a_taken_port_is_one_line(checkpoint):
+    with listener() as taken:
+        own, encoder, contract = load_actor(checkpoint, "cpu")
+        port = taken.getsockname()[1]
+        server = PolicyServer(own, contract, encoder.image_size, TOKEN, ServeSettings(port=port))
+        with pytest.raises(UserError, match=f"serve: 127.0.0.1 port {port}: .*in use"):
+            asyncio.run(server.run())
+
+
+# ---------------------------------------------------------------- the command
+
+
+@contextlib.contextmanager
+def command(checkpoint: Path, folder: Path):
+    """`s2robot serve` in a process of its own: the process, its URL, its token."""
+    env = {k: v for k, v in os.environ.items() if k != "S2ROBOT_TOKEN"}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(folder)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s2robot", "serve", f"checkpoint={checkpoint}", "serve.port=0", "serve.device=cpu"],
+        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        line = process.stdout.readline()
+        assert "policy at ws://127.0.0.1:" in line, line + process.stderr.read()
+        assert process.stdout.readline().strip() == f"token: {folder / 's2robot/token'}"
+        yield process, line.split()[-1], (folder / "s2robot/token").read_text().strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_a_hung_server_process_and_ctrl_c(checkpoint, tmp_path):
+    local, _, _ = load_actor(checkpoint, "cpu")
+    with command(checkpoint, tmp_path) as (process, url, token):
+        with RemotePolicy(url, token, PATIENT, PATIENT) as policy:
+            first, second, third = observations(3)
+            assert np.array_equal(policy.plan(first), local.plan(first))
+            process.send_signal(signal.SIGSTOP)
+            start = time.monotonic()
+            with pytest.raises(PolicyLate):
+                policy.plan(second, deadline_s=0.2)
+            assert time.monotonic() - start < 0.7
+            process.send_signal(signal.SIGCONT)
+            assert np.array_equal(policy.plan(third), local.plan(third))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+            with pytest.raises(PolicyLost, match="the server was stopped"):
+                policy.plan(third)
+        assert process.stderr.read().strip() == "s2robot serve: interrupted"
+        assert token not in process.stdout.read()
+        kept = [p for p in tmp_path.rglob("*") if p.is_file() and token in p.read_text(errors="replace")]
+        assert kept == [tmp_path / "s2robot/token"]  # no log and no config holds it
+
+
+def test_a_killed_server_process(checkpoint, tmp_path):
+    with command(checkpoint, tmp_path) as (process, url, token):
+        with RemotePolicy(url, token, PATIENT, PATIENT) as policy:
+            observation = observations(1)[0]
+            policy.plan(observation)
+            process.kill()
+            process.wait()
+            start = time.monotonic()
+            with pytest.raises(PolicyLost):
+                policy.plan(observation)
+            assert time.monotonic() - start < 5
+            with pytest.raises(PolicyLost, match="not connected any more"):
+                policy.plan(observation)
+
+
+@pytest.mark.parametrize("absent", ["websockets", "msgpack"])
+def test_without_the_extra_there_is_one_line(absent, tmp_path):
+    script = (
+        f"import sys; sys.modules['{absent}'] = None; from s2robot.cli import main;"
+        "sys.exit(main(['serve', 'checkpoint=x']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 2
+    expected = f"s2robot serve: error: {absent} is not installed; `pip install 's2robot[serve]'` brings it"
+    assert result.stderr.strip().splitlines() == [expected]
+
+
+def test_the_client_needs_no_torch():
+    script = "import sys, s2robot.serving.remote; print([m for m in ('torch', 'mujoco', 'zarr') if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_a_fuzzed_server_neither_crashes_nor_hangs(checkpoint):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/serve_fuzz.py"), str(checkpoint), "--seconds", "5"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 crashes, 0 hangs" in result.stdout
