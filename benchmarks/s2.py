@@ -45,9 +45,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from s2robot.backbones.inference import PackedLinear, default_dtype, packs, prepare
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.encoders.encoder import DTYPES, S2Encoder
-from s2robot.encoders.encoder.selective import Selective, SelectiveEncoder
+from s2robot.encoders.selective import Selective, SelectiveEncoder
+from s2robot.s2.parallel import TileParallel
 from s2robot.s2.reference import forward, s2_tokens
-from s2robot.s2.reference.parallel import TileParallel
 
 SPECS = {"tiny": ViTSpec(128, 16, 192, 6, 6), "small": ViTSpec(128, 16, 256, 12, 8)}
 MODELS = (*SPECS, "base")

@@ -12,10 +12,9 @@ pad (B, T) True before the episode began, actions (B, K, A), action_pad (B, K) T
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +25,9 @@ from s2robot.policies.errors import PolicyError
 from s2robot.policies.mlp import MlpPolicy, MlpSettings
 from s2robot.policies.normalise import MODES, Normaliser
 from s2robot.policies.pooling import CameraPooling, PoolingSettings
+from s2robot.policies.settings import read_settings
 from s2robot.policies.transformer import TransformerPolicy, TransformerSettings
 
-S = TypeVar("S")
 CHOICES = {
     "kind": ("mlp", "transformer"),
     "action_target": ("delta", "cumulative"),
@@ -36,39 +35,6 @@ CHOICES = {
     "gripper_loss": ("bce", "huber"),
     "normalise": MODES,
 }
-
-
-def read_settings(cls: type[S], given: Mapping[str, Any], where: str) -> S:
-    """`cls(**given)`, refusing unknown keys (with the nearest known one), missing keys and wrong types."""
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    values = {}
-    for key, value in given.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
-            raise PolicyError(f"{where}: unknown key '{key}', {hint}")
-        values[key] = _typed(value, str(known[key].type), f"{where}.{key}")
-    for name, f in known.items():
-        if name not in values and f.default is MISSING and f.default_factory is MISSING:
-            raise PolicyError(f"{where}: key '{name}' is missing")
-    return cls(**values)
-
-
-def _typed(value: Any, wanted: str, where: str) -> Any:
-    """`value` as the annotation `wanted` says; lists become tuples, whole numbers may stand for floats."""
-    if wanted.startswith("tuple") and isinstance(value, (list, tuple)):
-        item = wanted[len("tuple[") :].split(",")[0]
-        return tuple(_typed(v, item, where) for v in value)
-    if wanted.startswith("dict") and isinstance(value, Mapping):
-        return dict(value)
-    if "None" in wanted and value is None:
-        return None
-    kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
-    if isinstance(value, kinds.get(wanted.split(" |")[0], ())) and (
-        wanted == "bool" or not isinstance(value, bool)
-    ):
-        return float(value) if wanted.startswith("float") else value
-    raise PolicyError(f"{where}: found {value!r}, expected {wanted}")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2robot.backbones.backbone.libraries import Size, Source, pair, read_model
+from s2robot.backbones.libraries import Size, Source, pair, read_model
 from s2robot.common.errors import UserError
 
 PROBE = (256, 384)  # for models that take any size: not square, and a multiple of every usual stride

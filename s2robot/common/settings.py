@@ -1,7 +1,8 @@
 """A config's nodes, read once at the door."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -9,6 +10,14 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import shipped_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig, as_tuples
+from s2robot.policies.settings import read_settings
+
+S = TypeVar("S")
+
+
+def read(cls: type[S], cfg: DictConfig | Mapping[str, Any], where: str) -> S:
+    """The node `where` of a config as the frozen dataclass `cls`; UserError names a wrong key or value."""
+    return read_settings(cls, cfg, where, UserError)
 
 
 def plain(cfg: Any) -> Any:

@@ -5,7 +5,7 @@
     encoder.fingerprint                    # changes with anything that changes a feature
 
 Own models: `S2Encoder(model, sizes)` takes whatever `s2robot.backbones.backbone.find_backbone` does. S2 with gradients,
-frames that are not square, maps: `s2robot.s2.reference.module.S2`.
+frames that are not square, maps: `s2robot.s2.module.S2`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from s2robot.common.files import write_text
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.encoders.encoder.selective import SelectiveEncoder
+from s2robot.encoders.selective import SelectiveEncoder
 from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick

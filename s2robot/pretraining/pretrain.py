@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from s2robot.backbones.backbone.libraries import IMAGENET
+from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.common.errors import UserError
 from s2robot.encoders.encoder import DTYPES

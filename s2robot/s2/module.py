@@ -26,7 +26,7 @@ from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.inference import prepare
 from s2robot.common.errors import UserError
 from s2robot.s2.reference import join, resize
-from s2robot.s2.reference.tiling import Size, Tiling, pair, plan_tiles
+from s2robot.s2.tiling import Size, Tiling, pair, plan_tiles
 
 OUTPUTS = ("tokens", "map", "pooled")
 RESIZES = ("native", "upsample")

@@ -6,7 +6,7 @@ Every larger size is cut into tiles of the size the model knows, the tiles' toke
 averaged down to the grid of the first size and joined on the channel axis. `forward` stands in for the
 authors' package (bfshi/scaling_on_scales): same arguments, same numbers. `pyramid` and `s2_tokens` are the
 way of this project's encoders: square frames rendered once at the largest size, all tiles of all sizes in one
-call of the model. `s2robot.s2.reference.module.S2` does that for any model and any frame.
+call of the model. `s2robot.s2.module.S2` does that for any model and any frame.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
-from s2robot.s2.reference.tiling import Size, Tiling, pair, plan_tiles
+from s2robot.s2.tiling import Size, Tiling, pair, plan_tiles
 
 Model = Callable[[Tensor], Tensor]  # (B, 3, tile, tile) -> (B, prefix + N, D)
 
@@ -247,7 +247,7 @@ def forward(
 
     A square level that is no whole multiple of the tile, say scale 1.5, is cut into equal smaller tiles as in
     the reference if the model takes them and they lose no pixels (168 px would, in patches of 16). Otherwise,
-    and if it is not square, it is rounded to whole patches and its full-size tiles overlap (`s2robot.s2.reference.tiling`).
+    and if it is not square, it is rounded to whole patches and its full-size tiles overlap (`s2robot.s2.tiling`).
     Resizing is bicubic in float32 without antialiasing. Integer images stay integers and saturate.
     Raises UserError for what cannot be done, with what was found and what was expected.
     """

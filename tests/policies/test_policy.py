@@ -202,7 +202,7 @@ def test_spec_round_trip(make_policy):
             "policy.network: unknown key 'widht', did you mean 'width'",
         ),
         ({"network": {"width": 30, "heads": 4}, "kind": "transformer"}, "30 is not a multiple"),
-        ({"network": {"hidden": [3, "x"]}}, "policy.network.hidden: found 'x', expected int"),
+        ({"network": {"hidden": [3, "x"]}}, r"policy.network.hidden\[1\]: found 'x', expected int"),
         ({"network": {"activation": "tanh"}}, "activation is 'tanh'"),
         ({"pooling": {"kind": "max"}}, "pooling.kind"),
         ({"tokens": 6}, "6 tokens do not form a square"),

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from s2robot.backbones import backbone as backbones
 from s2robot.backbones import libraries
 from s2robot.backbones.backbone import Backbone, find_backbone
-from s2robot.backbones.backbone.libraries import CLIP, HALF, IMAGENET
+from s2robot.backbones.libraries import CLIP, HALF, IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.common.errors import UserError
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from s2robot.backbones import mvp, vit
-from s2robot.backbones.backbone.libraries import IMAGENET
+from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import (
     PUBLISHED,
     MVPViT,

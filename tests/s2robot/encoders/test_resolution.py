@@ -13,7 +13,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import encoder_settings, open_demos
 from s2robot.encoders.encoder import S2Encoder, build_encoder
-from s2robot.encoders.encoder.selective import Selective, SelectiveEncoder
+from s2robot.encoders.selective import Selective, SelectiveEncoder
 from s2robot.loading import load_policy
 from s2robot.pipeline import encode_demos, train_policy
 from s2robot.policies.errors import PolicyError

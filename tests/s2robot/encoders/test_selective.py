@@ -13,7 +13,7 @@ from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.common.errors import UserError
 from s2robot.encoders import selective
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.encoders.encoder.selective import Selective, SelectiveEncoder, select
+from s2robot.encoders.selective import Selective, SelectiveEncoder, select
 
 torch.set_num_threads(1)
 PATCH = 4

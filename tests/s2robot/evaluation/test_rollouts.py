@@ -15,7 +15,7 @@ from s2robot.demos.picker import PickerConfig
 from s2robot.demos.record import record_episode
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.encoder import build_encoder
-from s2robot.encoders.encoder.selective import SelectiveEncoder, select
+from s2robot.encoders.selective import SelectiveEncoder, select
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.evaluation.evaluate import evaluate_policy

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from s2robot.common.errors import UserError
+from s2robot.s2.parallel import TileParallel, _parts
 from s2robot.s2.reference import s2_tokens
-from s2robot.s2.reference.parallel import TileParallel, _parts
 
 torch.set_num_threads(1)
 

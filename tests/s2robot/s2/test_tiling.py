@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
-from s2robot.s2.reference.tiling import plan_tiles
+from s2robot.s2.tiling import plan_tiles
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,87 @@
+"""A config's node as a frozen dataclass: OmegaConf's structured configs check keys and types.
+
+read_settings(MlpSettings, {"hidden": [512, 512]}, "policy.network").hidden     # (512, 512)
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from s2robot.policies.errors import PolicyError
+
+S = TypeVar("S")
+
+
+def read_settings(
+    cls: type[S],
+    given: Mapping[str, Any] | DictConfig,
+    where: str,
+    error: type[ValueError] = PolicyError,
+) -> S:
+    """`cls(**given)` with keys and types checked; lists become the tuples that `cls` declares.
+
+    Args:
+        cls: a frozen dataclass, fields of nested dataclasses included; checks of its own stand in `__post_init__`.
+        given: the node; keys that are not there take the class's defaults.
+        where: the node's dotted key, for messages.
+        error: what to raise.
+
+    Raises:
+        error: an unknown key (with the nearest known one), a missing one, or a value of another type.
+    """
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(cls), given)
+        return _built(cls, OmegaConf.to_container(node, resolve=True, throw_on_missing=True), where)
+    except ConfigKeyError as wrong:
+        raise error(_unknown(cls, wrong, where)) from None
+    except MissingMandatoryValue as wrong:
+        raise error(f"{where}: key '{wrong.full_key}' is missing") from None
+    except OmegaConfBaseException as wrong:
+        key, kind = str(wrong.full_key or ""), wrong.ref_type or wrong.object_type
+        found = OmegaConf.select(OmegaConf.create(dict(given)), key) if key else given
+        wanted = _hint(cls, key) or kind
+        raise error(
+            f"{'.'.join(p for p in (where, key) if p)}: found {found!r}, expected {_name(wanted)}"
+        ) from None
+
+
+def _built(cls: Any, values: Any, where: str) -> Any:
+    """The container `values` as an instance of `cls`, nested dataclasses too."""
+    hints = get_type_hints(cls)
+    made = {}
+    for key, value in values.items():
+        hint = hints[key]
+        if is_dataclass(hint) and isinstance(value, dict):
+            value = _built(hint, value, f"{where}.{key}")
+        elif isinstance(value, list) and "tuple" in str(hint):
+            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        made[key] = value
+    return cls(**made)
+
+
+def _unknown(cls: Any, wrong: ConfigKeyError, where: str) -> str:
+    *parents, key = str(wrong.full_key).split(".")
+    for parent in parents:
+        cls = get_type_hints(cls)[parent]
+    known = list(get_type_hints(cls))
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+    return f"{'.'.join([where, *parents])}: unknown key '{key}', {hint}"
+
+
+def _hint(cls: Any, key: str) -> Any:
+    """The annotation of a dotted key; of `hidden[1]` that of an item of `hidden`."""
+    for part in key.split("."):
+        name, item, _ = part.partition("[")
+        cls = get_type_hints(cls).get(name) if is_dataclass(cls) else None
+        if item and get_args(cls):
+            cls = get_args(cls)[0]
+    return cls
+
+
+def _name(kind: Any) -> str:
+    return str(kind) if get_origin(kind) or not hasattr(kind, "__name__") else kind.__name__
