@@ -1,6 +1,6 @@
 """Pictures of a comparison: success of each arm, differences, cost, the table top, and curves along an axis.
 
-    svg = plots.figure_svg(success_plot(comparison), "success")
+    svg = figure_svg(success_plot(comparison), "success")
 
 An arm keeps its colour (Okabe and Ito's), marker and line style in every picture; nothing is told by colour alone.
 """
@@ -18,15 +18,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from s2robot.comparison.folder import Comparison
-from s2robot.evaluation import plots
-from s2robot.evaluation.plots import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
+from s2robot.evaluation.plots import CUBE_BOX
 from s2robot.reporting.page import as_text
+from s2robot.reporting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, VERMILLION, styled
 
 COSTS = {"gflops_per_frame": "GFLOPs per frame", "ms_per_action": "ms per action"}
 _COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, INK)
 _SHAPES = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 _LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
-_GRID: dict[str, Any] = {"alpha": 0.12, "color": INK, "lw": 0.8}
 _WIDE = 8  # largest over smallest value from which an axis is logarithmic
 
 
@@ -49,7 +48,7 @@ def arm_styles(comparison: Comparison) -> dict[str, Style]:
     return styles
 
 
-@plots._styled
+@styled
 def success_plot(comparison: Comparison) -> Figure:
     """Success of each arm with its interval; below it, open marks, each training seed."""
     arms, styles = comparison.facts["arms"], arm_styles(comparison)
@@ -73,7 +72,7 @@ def success_plot(comparison: Comparison) -> Figure:
     axes.set_xlim(
         max(0, 10 * math.floor(min(ends) / 10 - 0.3)), min(100.5, 10 * math.ceil(max(ends) / 10 + 0.3))
     )
-    axes.grid(axis="x", **_GRID)
+    axes.grid(axis="x", **GRID)
     axes.set_xlabel("success (%)")
     handles = [
         Line2D([], [], color=INK, marker="o", ms=8, lw=3, label="pooled, with interval"),
@@ -83,7 +82,7 @@ def success_plot(comparison: Comparison) -> Figure:
     return figure
 
 
-@plots._styled
+@styled
 def difference_plot(comparison: Comparison) -> Figure:
     """First arm minus second, in points, with its interval; filled where the interval leaves out 0."""
     pairs = comparison.facts["pairs"]
@@ -101,7 +100,7 @@ def difference_plot(comparison: Comparison) -> Figure:
     axes.set_yticks(range(len(pairs)), names)
     axes.set_ylim(len(pairs) - 0.5, -0.6)
     axes.margins(x=0.08)
-    axes.grid(axis="x", **_GRID)
+    axes.grid(axis="x", **GRID)
     axes.set_xlabel("difference in success (points)")
     handles = [
         Line2D([], [], color=BLUE, marker="o", ms=8, lw=2.4, label="interval leaves out 0"),
@@ -111,7 +110,7 @@ def difference_plot(comparison: Comparison) -> Figure:
     return figure
 
 
-@plots._styled
+@styled
 def cost_plot(comparison: Comparison) -> Figure:
     """Success against GFLOPs of a frame (the paper's plot) and ms of an action, at least one of which is known.
 
@@ -136,7 +135,7 @@ def cost_plot(comparison: Comparison) -> Figure:
             axes.plot(xs, ys, color=INK, lw=1, ls=(0, (2, 2)), alpha=0.7, zorder=1)
         _scale_x(axes, [arm[key] for arm in drawn])
         axes.margins(x=0.12)
-        axes.grid(**_GRID)
+        axes.grid(**GRID)
         axes.set_xlabel(title)
     panels[0].set_ylabel("success (%)")
     handles = _arm_handles(comparison, lines=False)
@@ -146,7 +145,7 @@ def cost_plot(comparison: Comparison) -> Figure:
     return figure
 
 
-@plots._styled
+@styled
 def tables_plot(comparison: Comparison) -> Figure:
     """The table from above, once an arm: at which positions all, some or none of its training seeds succeeded."""
     arms = comparison.facts["arms"]
@@ -174,7 +173,7 @@ def tables_plot(comparison: Comparison) -> Figure:
     return figure
 
 
-@plots._styled
+@styled
 def wins_plot(comparison: Comparison) -> Figure:
     """The table from above, once a pair: the positions that count for one arm and those that count for the other."""
     pairs = comparison.facts["pairs"]
@@ -198,7 +197,7 @@ def wins_plot(comparison: Comparison) -> Figure:
     return figure
 
 
-@plots._styled
+@styled
 def axis_plot(comparison: Comparison, axis: Mapping[str, Any]) -> Figure:
     """Success of each arm along an axis, with its interval as a band."""
     styles, values = arm_styles(comparison), axis["values"]
@@ -229,7 +228,7 @@ def axis_plot(comparison: Comparison, axis: Mapping[str, Any]) -> Figure:
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(-2, bottom), min(102, top))
     axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.grid(**_GRID)
+    axes.grid(**GRID)
     axes.set_xlabel(axis["label"] + (f" ({axis['unit']})" if axis["unit"] else ""))
     axes.set_ylabel("success (%)")
     handles = [h for h, arm in zip(_arm_handles(comparison), styles, strict=True) if arm in axis["arms"]]
@@ -262,19 +261,19 @@ def _scale_x(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _tables(count: int) -> tuple[Figure, list[Axes]]:
-    """`count` views of the table, three a row, drawn as `plots.table_plot` draws it: the robot is at the bottom."""
+    """`count` views of the table, three a row, drawn as `evaluation.plots.table_plot` draws it: the robot is at the bottom."""
     columns = min(3, max(2, count))
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(3.5 * columns, 3.4 * rows + 0.5), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for spare in panels[count:]:
         spare.set_axis_off()
-    (x0, x1), (y0, y1) = np.asarray(plots.CUBE_BOX) * 100  # cm
+    (x0, x1), (y0, y1) = np.asarray(CUBE_BOX) * 100  # cm
     for i, axes in enumerate(panels[:count]):
         axes.set_xlim(y1 + 2, y0 - 2)  # reversed: the robot's left is the picture's left
         axes.set_ylim(x0 - 4, x1 + 2)
         axes.set_aspect("equal")
-        axes.grid(**_GRID)
+        axes.grid(**GRID)
         axes.annotate(
             "robot", (0, x0 - 2.7), ha="center", va="center", fontsize=8, fontweight="bold", color=INK
         )

@@ -23,8 +23,8 @@ from s2robot.comparison.plots import (
     tables_plot,
     wins_plot,
 )
-from s2robot.evaluation.plots import figure_svg, page_colours
 from s2robot.reporting.page import VIDEO_BYTES, Film, as_text, figure, films_html, flatten, write_page
+from s2robot.reporting.style import figure_svg, page_colours
 
 MINUS, NBSP = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 _SEEDS = 3  # of training seeds in a line of a table: more would push its last columns off the page

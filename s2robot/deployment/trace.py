@@ -18,7 +18,7 @@ from s2robot.deployment.views import save
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.control.safety import Safe, Verdict
 from s2robot.envs.real.control.watchdog import State
-from s2robot.evaluation.plots import BLUE, INK, ORANGE, PURPLE, VERMILLION
+from s2robot.reporting.style import BLUE, INK, ORANGE, PURPLE, VERMILLION
 
 _COLOURS = {Verdict.PASS: BLUE, Verdict.CLAMP: ORANGE, Verdict.HOLD: PURPLE, Verdict.STOP: VERMILLION}
 _ROOM = 0.15  # rad, of a joint's range that is shown around its way

@@ -17,7 +17,6 @@ from typing import Any
 from s2robot.common.errors import UserError
 from s2robot.evaluation.plots import (
     FAILURE_TEXT,
-    figure_svg,
     stage_plot,
     table_plot,
     time_plot,
@@ -42,6 +41,7 @@ from s2robot.reporting.page import (
     flatten,
     write_page,
 )
+from s2robot.reporting.style import figure_svg
 
 
 def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:

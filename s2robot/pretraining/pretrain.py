@@ -31,9 +31,10 @@ from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.common.errors import UserError
 from s2robot.encoders.encoder import DTYPES
-from s2robot.evaluation.plots import pretraining_plot, save_figure
 from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.mae import MAE
+from s2robot.pretraining.plots import pretraining_plot
+from s2robot.reporting.style import save_figure
 
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 # a checkpoint made with other values of these is another run

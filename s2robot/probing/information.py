@@ -42,6 +42,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
@@ -51,11 +52,11 @@ from s2robot.common.progress import bar
 from s2robot.common.provenance import command, versions
 from s2robot.common.settings import env_config, plain
 from s2robot.encoders.encoder import S2Encoder, build_encoder
-from s2robot.evaluation import plots
 from s2robot.probing.moments import MomentBank
 from s2robot.probing.readout import ReadoutConfig, describe, features_of
 from s2robot.probing.ridge import interval, resample
 from s2robot.probing.token_maps import Blocks, Sums, linear_map, regrid, sum_up, token_pairs
+from s2robot.reporting.style import BLUE, ORANGE, save_figure, styled
 
 PLACE, ZERO = "no image", "l0"  # what answers without a source
 ALL = "all"  # all sources side by side
@@ -161,7 +162,7 @@ def information(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "information.json", report)
     write_text(out / "information.csv", _csv(report))
-    plots.save_figure(information_plot(report), out / "information.png")
+    save_figure(information_plot(report), out / "information.png")
     return report
 
 
@@ -241,14 +242,14 @@ def _csv(report: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-@plots._styled
+@styled
 def information_plot(report: Mapping[str, Any]) -> Figure:
     """Information of every source and, with an upper bound, its ratio: held-out with interval, training beside."""
     upper, unit = report["settings"]["upper"], report["settings"]["unit"]
     titles = {"info": f"information ({unit})"}
     titles |= {"ratio": f"ratio to the information from {upper}"} if upper else {}
     names = [row["source"] for row in report["results"]]
-    styles = {"test": (plots.BLUE, "o", "held-out frames"), "train": (plots.ORANGE, "D", "training frames")}
+    styles = {"test": (BLUE, "o", "held-out frames"), "train": (ORANGE, "D", "training frames")}
     figure = Figure(figsize=(4.8 * len(titles) + 1.2, 0.5 * len(names) + 1.7), layout="constrained")
     panels = figure.subplots(1, len(titles), squeeze=False, sharey=True)[0]
     for axes, (metric, title) in zip(panels, titles.items(), strict=True):
@@ -261,7 +262,7 @@ def information_plot(report: Mapping[str, Any]) -> Figure:
         axes.set_xlim(left=min(0, axes.get_xlim()[0]))
     panels[0].invert_yaxis()
     panels[0].set_title(f"Features of {report['target']['name']}, found by a linear map", fontsize=10)
-    handles = [plots.Line2D([], [], color=c, marker=m, ls="none", label=t) for c, m, t in styles.values()]
+    handles = [Line2D([], [], color=c, marker=m, ls="none", label=t) for c, m, t in styles.values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 

@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
@@ -47,11 +48,11 @@ from s2robot.common.settings import env_config, plain
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder, build_encoder
 from s2robot.envs.cube_config import CubePickConfig
-from s2robot.evaluation import plots
 from s2robot.loading import device_of
 from s2robot.probing.cells import CELL_METRICS, PLACE, CellBank, read_cells
 from s2robot.probing.moments import FIRST_SEED, LAST_SEED, MomentBank
 from s2robot.probing.ridge import METRICS, Fit, interval, kernels, resample, ridge, scores, targets_of
+from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, save_figure, styled
 
 CONTROLS = ("gripper pose", "mean")  # rows that see no image
 JOINED, NO_POOL = "all", "-"
@@ -190,7 +191,7 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "readout.json", report)
     write_text(out / "readout.csv", _table(report))
-    plots.save_figure(readout_plot(report), out / "readout.png")
+    save_figure(readout_plot(report), out / "readout.png")
     return report
 
 
@@ -307,7 +308,7 @@ def _table(report: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-@plots._styled
+@styled
 def readout_plot(report: Mapping[str, Any]) -> Figure:
     """Position and yaw error, on all frames and with the gripper far: a line an encoder, a mark a camera.
 
@@ -315,9 +316,9 @@ def readout_plot(report: Mapping[str, Any]) -> Figure:
     """
     pools, names = report["settings"]["pools"], [*report["encoders"], *CONTROLS]
     cameras = [*report["settings"]["world"]["cameras"], JOINED]
-    colours = (plots.BLUE, plots.ORANGE, plots.PURPLE, plots.VERMILLION)
+    colours = (BLUE, ORANGE, PURPLE, VERMILLION)
     styles = {c: (colours[i % 4], "osD^"[i % 4]) for i, c in enumerate(cameras[:-1])}
-    styles |= {JOINED: (plots.INK, "P"), NO_POOL: (plots.GREEN, "x")}
+    styles |= {JOINED: (INK, "P"), NO_POOL: (GREEN, "x")}
     offsets = {c: 0.16 * (i - (len(cameras) - 1) / 2) for i, c in enumerate(cameras)} | {NO_POOL: 0.0}
     seen = [row for row in report["results"] if row["subset"] in SHOWN]
     largest = {m: max(x for row in seen for x in row[m].values() if x is not None) for m in _PLOTTED}
@@ -342,7 +343,7 @@ def readout_plot(report: Mapping[str, Any]) -> Figure:
             axes.set_title(f"{_POOL_NAMES[pool]}, {SHOWN[subset]}", fontsize=9.5)
             axes.set_xlabel(_PLOTTED[metric])
     panels[0][0].invert_yaxis()
-    handles = [plots.Line2D([], [], color=c, marker=m, ls="none") for c, m in styles.values()]
+    handles = [Line2D([], [], color=c, marker=m, ls="none") for c, m in styles.values()]
     labels = [*cameras[:-1], "all cameras joined", "* no image"]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure

@@ -3,22 +3,19 @@
 import xml.etree.ElementTree as ElementTree
 from math import nan, pi
 
-import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
 
 from s2robot.common.errors import UserError
 from s2robot.evaluation.plots import (
     FAILURE_TEXT,
-    figure_svg,
-    save_figure,
     stage_plot,
     table_plot,
     time_plot,
     training_plot,
 )
 from s2robot.evaluation.records import STAGES
+from s2robot.reporting.style import figure_svg
 
 
 def records_of(count: int, success_rate: float = 0.8, seed: int = 0) -> list[dict]:
@@ -126,27 +123,3 @@ def test_training_curves():
     training_plot([{"epoch": 1, "val_loss": nan}])
     with pytest.raises(UserError, match="train_loss"):
         training_plot([{"epoch": 1, "lr": 1.0}])
-
-
-def test_svg_follows_the_page_and_is_reproducible():
-    records = records_of(20, 0.5)
-    svg = figure_svg(table_plot(records), "one")
-    assert "currentColor" in svg and "var(--blue" in svg and "#010203" not in svg
-    assert svg == figure_svg(table_plot(records), "one")
-    ids = [
-        {e.get("id") for e in ElementTree.fromstring(figure_svg(table_plot(records), n)).iter()} for n in "ab"
-    ]
-    assert ids[0] & ids[1] == {None}
-
-
-def test_saving_is_whole_or_not_at_all(tmp_path):
-    path = save_figure(table_plot(records_of(5)), tmp_path / "table.png")
-    with Image.open(path) as image:
-        assert image.width > 800
-    assert [p.name for p in tmp_path.iterdir()] == ["table.png"]
-
-
-def test_the_callers_matplotlib_is_left_alone():
-    before = dict(matplotlib.rcParams)
-    save = figure_svg(table_plot(records_of(2)), "a")
-    assert save and dict(matplotlib.rcParams) == before

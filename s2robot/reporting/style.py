@@ -1,0 +1,97 @@
+"""How all our plots look: colours, fonts, and the way into a file or a page.
+
+    @styled
+    def my_plot(values):
+        figure = Figure(figsize=(6, 3), layout="constrained")
+        figure.add_subplot().plot(values, color=BLUE)
+        return figure
+
+    save_figure(my_plot(values), run / "mine.png")   # for a README
+    svg = figure_svg(my_plot(values), "mine")        # for a page, whose light or dark colours it follows
+
+Colours are Okabe and Ito's (safe for colour-blind readers), and nothing is told by colour alone. No display
+is needed: figures are made without pyplot and drawn by Agg or as SVG.
+"""
+
+import io
+import os
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+BLUE, VERMILLION, ORANGE, PURPLE, GREEN = "#0072b2", "#d55e00", "#e69f00", "#cc79a7", "#009e73"
+_VARIABLES = {"blue": BLUE, "vermillion": VERMILLION, "orange": ORANGE, "purple": PURPLE, "green": GREEN}
+INK = "#010203"  # almost black; figure_svg turns it into the page's own text colour
+GRID: dict[str, Any] = {"alpha": 0.12, "color": INK, "lw": 0.8}
+DASHED: dict[str, Any] = {"ls": (0, (5, 4)), "lw": 1, "alpha": 0.6}
+
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same picture
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "path",  # letters as outlines: the layout holds with any installed fonts
+    **dict.fromkeys(_INKED, INK),
+}
+
+
+def styled(make: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Make a figure in this style and leave the caller's matplotlib settings alone."""
+
+    @wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(_STYLE):
+            return make(*args, **kwargs)
+
+    return made
+
+
+def figure_svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element for an HTML page; `name` keeps its ids apart from other figures'.
+
+    Text and axes take the page's text colour; the data colours are CSS variables (--blue, --vermillion, ...)
+    with Okabe and Ito's values as the default. The same figure gives the same text.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
+    return page_colours(svg)
+
+
+def page_colours(html: str) -> str:
+    """Our colours in a piece of a page, as the page's own: lighter where the page is dark."""
+    html = html.replace(INK, "currentColor")
+    for variable, colour in _VARIABLES.items():
+        html = html.replace(colour, f"var(--{variable}, {colour})")
+    return html
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write the figure as an image (the format of the suffix, 150 dpi, white ground), whole or not at all."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        with matplotlib.rc_context(_STYLE):
+            figure.savefig(temporary, dpi=150, facecolor="white")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
