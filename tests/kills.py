@@ -1,0 +1,150 @@
+"""Kill a job at each of its writes, let it go on, and see what is left.
+
+    def job(folder: Path) -> None:            # at the top of a test file; starts or goes on in `folder`
+        ...
+
+    def test_a_kill_at_any_write_changes_nothing(tmp_path):
+        killed = kill_at_every_write(job, tmp_path)
+        for write, folder in killed.items():   # "0 mkdir out", "1 open out/a.part" -> where it was killed and went on
+            assert files(folder) == files(tmp_path / "whole"), write
+
+A process of its own imports the test file once and forks for each run: the first is left alone and lists its
+writes (Python's audit events: files opened for writing, renamed, removed, folders made; below `folder`), each
+later one is killed with SIGKILL, its children with it, in the middle of its n-th write, and then runs again to
+its end. A file opened to be written anew or appended to is left with half a line more in it. What C++ code opens by itself is not seen.
+
+Import what `job` needs at the top of the test file, and compute with one thread: a fork has no others.
+"""
+
+import contextlib
+import importlib.util
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+Job = Callable[[Path], None]
+
+
+def kill_at_every_write(
+    job: Job, folder: Path, every: int = 1, seconds: float = 600, **environment: str
+) -> dict[str, Path]:
+    """Run `job` whole in ``folder/whole``, then killed at each write and again in ``folder/<n>``.
+
+    Args:
+        job: a function at the top of a file.
+        every: kill at each how many-th write only, for jobs with many.
+        seconds: for all of it.
+        environment: variables of the process.
+
+    Returns:
+        The writes, numbered, and the folder of the run that was killed there. Fails where a run that goes on ends
+        with an exception, which it then shows.
+    """
+    file, name = inspect.getsourcefile(job), job.__name__
+    command = [sys.executable, __file__, str(file), name, str(folder), str(every)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    log = folder / "kills.log"
+    with log.open("w") as stream:
+        status = subprocess.run(command, env=env, stdout=stream, stderr=stream, timeout=seconds).returncode
+    assert not status, log.read_text()[-4000:]
+    writes = json.loads((folder / "writes.json").read_text())
+    assert writes, "the job writes nothing"
+    return {f"{n} {writes[n]}": folder / str(n) for n in range(0, len(writes), every)}
+
+
+# ---------------------------------------------------------------- in the process of its own
+
+
+def _watch(folder: Path, kill: int | None, log: int) -> None:
+    """List the writes below `folder` in the file `log`; be killed in the one with the number `kill`."""
+    count, busy = 0, False
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal count, busy
+        if busy or not (event in _CHANGES or (event == "open" and _writes(args))):
+            return
+        path = args[1] if event in ("os.rename", "os.link", "os.symlink") else args[0]
+        if not isinstance(path, str | bytes | os.PathLike):
+            return
+        busy = True  # what is done below is none of the job's
+        full = os.path.abspath(os.fsdecode(path))
+        if full.startswith(f"{folder}{os.sep}"):
+            os.write(log, f"{event.removeprefix('os.')} {os.path.relpath(full, folder)}\n".encode())
+            if count == kill:
+                if event == "open" and (mode := _torn(args)):
+                    with contextlib.suppress(OSError), open(full, mode) as file:
+                        file.write(b'{"half a li')
+                os.killpg(0, signal.SIGKILL)
+            count += 1
+        busy = False
+
+    sys.addaudithook(hook)
+
+
+def _writes(args: tuple) -> bool:
+    mode, flags = args[1], args[2]
+    if isinstance(mode, str):
+        return bool(set(mode) & set("wax+"))
+    return bool(flags & (os.O_WRONLY | os.O_RDWR)) and not flags & os.O_TMPFILE == os.O_TMPFILE
+
+
+def _torn(args: tuple) -> str:
+    """How half a line gets into a file opened so; nowhere if what is in it is written over in its place."""
+    mode, flags = args[1], args[2]
+    if isinstance(mode, str):
+        return "ab" if "a" in mode else "" if "r" in mode else "wb"
+    return "ab" if flags & os.O_APPEND else "wb" if flags & (os.O_TRUNC | os.O_EXCL) else ""
+
+
+def _run(job: Job, folder: Path, log: Path, kill: int | None = None) -> int:
+    """The job in a fork that is the first of its own group; the exit status, -9 if it was killed."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            _watch(folder, kill, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+            job(folder)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _main(file: str, name: str, folder: str, every: str) -> int:
+    spec = importlib.util.spec_from_file_location("job_to_kill", file)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["job_to_kill"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    job, root = getattr(module, name), Path(folder).resolve()
+    listed = root / "writes.log"
+    (root / "whole").mkdir()
+    if _run(job, root / "whole", listed):
+        return 1
+    writes = listed.read_text().splitlines()
+    for n in range(0, len(writes), int(every)):
+        print(f"--- killed at {n} {writes[n]}", flush=True)
+        (root / str(n)).mkdir()
+        # threads may write in another order: a run that ends before its n-th write is a whole one
+        if _run(job, root / str(n), root / "killed.log", n) not in (-signal.SIGKILL, 0):
+            return 1
+        if _run(job, root / str(n), root / "again.log"):
+            return 1
+    (root / "writes.json").write_text(json.dumps(writes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))
