@@ -7,17 +7,19 @@ lift the cube when they are executed as the environment executes a policy's, no 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig, as_tuples
-from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.workers import worker_pool
 
-_OPEN: dict[tuple, tuple[EpisodeStore, CubePick | None]] = {}  # what a worker holds between episodes
+if TYPE_CHECKING:  # the simulator is imported where frames are drawn: recorded images need none
+    from s2robot.envs.cube_pick import CubePick
+
+_OPEN: dict[tuple, tuple[EpisodeStore, "CubePick | None"]] = {}  # what a worker holds between episodes
 
 
 def env_config_of(store: EpisodeStore, **changes) -> CubePickConfig:
@@ -46,8 +48,10 @@ def episode_frames(path: str | Path, episode: int, cameras: tuple[str, ...], ima
         store = EpisodeStore.open(path)
         store.check(cameras=cameras)
         drawn = store.attrs["kind"] == "states"
-        env = CubePick(env_config_of(store, cameras=cameras, image_size=image_size)) if drawn else None
-        _OPEN[key] = store, env
+        _OPEN[key] = (
+            store,
+            _world(env_config_of(store, cameras=cameras, image_size=image_size)) if drawn else None,
+        )
     store, env = _OPEN[key]
     rows = store.episode_slice(episode)
     if env is None:
@@ -58,6 +62,12 @@ def episode_frames(path: str | Path, episode: int, cameras: tuple[str, ...], ima
         env.set_state(state)
         frames.append(np.stack(list(env.render_cameras().values())))
     return np.stack(frames)
+
+
+def _world(config: CubePickConfig) -> "CubePick":
+    from s2robot.envs.cube_pick import CubePick
+
+    return CubePick(config)
 
 
 def render_episodes(
@@ -79,7 +89,7 @@ def render_episodes(
             pool.shutdown(cancel_futures=True)
 
 
-def replay_episode(store: EpisodeStore, env: CubePick, episode: int) -> dict:
+def replay_episode(store: EpisodeStore, env: "CubePick", episode: int) -> dict:
     """Execute a demo's actions from its first state.
 
     Returns ``{"success", "stage", "steps", "max_joint_error"}``; the last is the largest difference in rad

@@ -1,9 +1,12 @@
 """Execute a chunk of actions in one call and draw only what the policy will look at."""
 
+from typing import TYPE_CHECKING
+
 import gymnasium
 import numpy as np
 
-from s2robot.envs.cube_pick import CubePick
+if TYPE_CHECKING:
+    from s2robot.envs.cube_pick import CubePick
 
 
 class ActionChunk(gymnasium.Wrapper):
@@ -15,7 +18,7 @@ class ActionChunk(gymnasium.Wrapper):
     ``info["steps"]`` counts the steps of the episode, ``info["closest"]`` is the least distance (m) so far.
     """
 
-    def __init__(self, env: CubePick, k: int, every_step: bool = False):
+    def __init__(self, env: "CubePick", k: int, every_step: bool = False):
         super().__init__(env)
         self.world = env
         self.rows = k if every_step else 1

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from s2robot import __version__
 from s2robot.common.errors import UserError
+from s2robot.common.extras import require_simulator
 from s2robot.common.paths import configs_dir
 
 if TYPE_CHECKING:
@@ -41,18 +42,27 @@ class Verb:
         default_factory=dict
     )  # flag -> override; `{}` in it stands for its value
     word: str = ""  # what may stand after the verb: the one thing that it does
+    simulates: bool = False  # whatever its settings; the others ask for the simulator where they need it
 
 
 _LIVE = {"--live": "live=true", "--episodes": "episodes={}", "--record": "record={}"}
 
 VERBS = {
-    "run": Verb("s2robot.pipeline:run", "the whole pipeline: demos, features, policy, evaluation, report"),
+    "run": Verb(
+        "s2robot.pipeline:run",
+        "the whole pipeline: demos, features, policy, evaluation, report",
+        simulates=True,
+    ),
     "record": Verb(
         "s2robot.verbs:record", "record demonstrations: scripted in simulation, or by a person on an arm"
     ),
-    "replay": Verb("s2robot.verbs:replay", "play recorded actions back and say whether they still succeed"),
+    "replay": Verb(
+        "s2robot.verbs:replay",
+        "play recorded actions back and say whether they still succeed",
+        simulates=True,
+    ),
     "inspect": Verb("s2robot.verbs:inspect", "print and picture a dataset: ranges, positions, frames"),
-    "scenes": Verb("s2robot.verbs:scenes", "render scenes for pre-training an encoder"),
+    "scenes": Verb("s2robot.verbs:scenes", "render scenes for pre-training an encoder", simulates=True),
     "pretrain": Verb("s2robot.verbs:pretrain", "pre-train a small encoder by masked autoencoding on scenes"),
     "encode": Verb("s2robot.verbs:encode", "encode a dataset's images into the feature cache"),
     "train": Verb("s2robot.verbs:train", "train a policy on cached features by behaviour cloning"),
@@ -75,14 +85,17 @@ VERBS = {
         "s2robot.deployment.deploy:deploy", "let a policy act on an arm: a dry run, or `--live`", _LIVE
     ),
     "compare": Verb(
-        "s2robot.comparison.compare:compare", "compare encoders and policies on the same cube positions"
+        "s2robot.comparison.compare:compare",
+        "compare encoders and policies on the same cube positions",
+        simulates=True,
     ),
     "readout": Verb(
         "s2robot.probing.readout:run_readout",
         "read cube, depth and segments out of frozen features, linearly",
+        simulates=True,
     ),
     "information": Verb(
-        "s2robot.probing.information:run_information", "find one encoder in another, linearly"
+        "s2robot.probing.information:run_information", "find one encoder in another, linearly", simulates=True
     ),
     "report": Verb("s2robot.verbs:report", "write report.html of an evaluation or a comparison"),
 }
@@ -203,6 +216,8 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
 def _call(verb: str, cfg: "DictConfig") -> Any:
     module, _, function = VERBS[verb].target.partition(":")
     try:
+        if VERBS[verb].simulates:
+            require_simulator()
         return getattr(importlib.import_module(module), function)(cfg)
     except Exception as error:
         error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is not the user's

@@ -13,19 +13,17 @@ import torch
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
+from s2robot.common.extras import require_simulator
 from s2robot.common.files import write_json
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import versions
 from s2robot.common.settings import encoder_settings, env_config, only_simulated, open_demos, plain
-from s2robot.demos.picker import PickerConfig
-from s2robot.demos.record import record
 from s2robot.demos.replay import render_episodes
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder, build_encoder
 from s2robot.envs.cube_config import as_tuples
-from s2robot.evaluation.evaluate import evaluate_policy
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.loading import device_of
@@ -39,6 +37,10 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
         raise UserError(
             f"recording: found '{recording.kind}', expected scripted; `s2robot record` has the others"
         )
+    require_simulator()
+    from s2robot.demos.picker import PickerConfig
+    from s2robot.demos.record import record
+
     picker = PickerConfig(**as_tuples(plain(recording.picker)))
     with bar("recording demos") as update:
         store = record(
@@ -75,6 +77,8 @@ def encode_demos(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder) -> tu
     encoder.to(device_of(f.device))
     if not cache.missing():
         return cache.features, cache
+    if store.attrs["kind"] == "states":
+        require_simulator()
     torch.set_num_threads(f.threads or max(1, cores - workers))
     with bar("encoding frames") as update:
         features = cache.build(
@@ -135,6 +139,8 @@ def train_policy(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder, featu
 
 def run(cfg: DictConfig) -> None:
     """`s2robot run`: every step, with the time that each took."""
+    from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
+
     only_simulated(cfg)
     out = Path(cfg.run_dir)
     stages: list[dict[str, Any]] = []

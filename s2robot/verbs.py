@@ -1,4 +1,7 @@
-"""What the verbs of the command line do besides `run`: each takes its Hydra config."""
+"""What the verbs of the command line do besides `run`: each takes its Hydra config.
+
+Each imports what it alone needs: an arm's parts, the simulator, the plots.
+"""
 
 from pathlib import Path
 
@@ -7,18 +10,10 @@ from omegaconf import DictConfig
 
 from s2robot import pipeline
 from s2robot.common.errors import UserError
+from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
 from s2robot.common.settings import encoder_settings, open_demos, plain, world_of
-from s2robot.comparison.report import write_compare_report
-from s2robot.demos.inspect import draw_dataset, print_description
-from s2robot.demos.replay import env_config_of, episode_frames, replay_episode
 from s2robot.encoders.encoder import build_encoder
-from s2robot.envs.cube_pick import CubePick
-from s2robot.evaluation.evaluate import evaluate_policy
-from s2robot.evaluation.report import write_report
-from s2robot.evaluation.rollouts import film
-from s2robot.pretraining.pretrain import pretrain as run_pretraining
-from s2robot.pretraining.scenes import make_scenes
 
 
 def record(cfg: DictConfig) -> None:
@@ -26,9 +21,7 @@ def record(cfg: DictConfig) -> None:
     if cfg.kind == "scripted":
         store = pipeline.record_demos(cfg, cfg, Path(cfg.out))
     else:
-        from s2robot.deployment.record import (
-            record_on_arm,  # the bridge's parts, which simulation does not need
-        )
+        from s2robot.deployment.record import record_on_arm
 
         store = record_on_arm(cfg)
     print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")
@@ -36,6 +29,10 @@ def record(cfg: DictConfig) -> None:
 
 def replay(cfg: DictConfig) -> None:
     """`s2robot replay`: play episodes back open loop; fails (exit 2) if one does not succeed again."""
+    from s2robot.demos.replay import env_config_of, replay_episode
+    from s2robot.envs.cube_pick import CubePick
+    from s2robot.evaluation.rollouts import film
+
     store = open_demos(cfg)
     config = env_config_of(store)
     env = CubePick(config, draw=False)
@@ -69,11 +66,16 @@ def replay(cfg: DictConfig) -> None:
 
 def inspect(cfg: DictConfig) -> None:
     """`s2robot inspect`: print a dataset and draw it."""
+    from s2robot.demos.inspect import draw_dataset, print_description
+    from s2robot.demos.replay import episode_frames
+
     store = open_demos(cfg)
     print_description(store)
     frames: dict[str, np.ndarray] = {}
     cameras = tuple(cfg.env.cameras)
     if cfg.sheet.frames:
+        if store.attrs["kind"] == "states":
+            require_simulator()
         drawn = episode_frames(store.path, cfg.sheet.episode, cameras, cfg.env.image_size)  # (T, C, S, S, 3)
         moments = np.linspace(0, len(drawn) - 1, min(cfg.sheet.frames, len(drawn))).round().astype(int)
         frames = {name: drawn[moments, i] for i, name in enumerate(cameras)}
@@ -85,6 +87,8 @@ def inspect(cfg: DictConfig) -> None:
 
 def scenes(cfg: DictConfig) -> None:
     """`s2robot scenes`: frames for pre-training."""
+    from s2robot.pretraining.scenes import make_scenes
+
     with bar("rendering scenes") as update:
         path = make_scenes(
             cfg.scenes, Path(cfg.scenes.out), lambda done, total: update(done, total, "episodes")
@@ -94,6 +98,8 @@ def scenes(cfg: DictConfig) -> None:
 
 def pretrain(cfg: DictConfig) -> None:
     """`s2robot pretrain`: masked autoencoding."""
+    from s2robot.pretraining.pretrain import pretrain as run_pretraining
+
     settings = {k: v for k, v in plain(cfg).items() if k not in ("run_dir", "hydra")}
     print(f"encoder: {run_pretraining(settings)}")
 
@@ -117,20 +123,24 @@ def evaluate(cfg: DictConfig) -> None:
     """`s2robot evaluate`: success over seeded positions, in simulation or on an arm, and the report."""
     out = Path(cfg.run_dir)
     if world_of(cfg) == "arm":
-        from s2robot.deployment.evaluate import (
-            evaluate_on_arm,  # the bridge's parts, which simulation does not need
-        )
+        from s2robot.deployment.evaluate import evaluate_on_arm
 
         summary = evaluate_on_arm(cfg, out)
     elif cfg.checkpoint is None:
         raise UserError("checkpoint: found none, expected the folder of a trained policy")
     else:
+        require_simulator()
+        from s2robot.evaluation.evaluate import evaluate_policy
+
         summary = evaluate_policy(cfg, Path(cfg.checkpoint), out)
     pipeline.finish(summary, out)
 
 
 def report(cfg: DictConfig) -> None:
     """`s2robot report`: write report.html again, of an evaluation or of a comparison."""
+    from s2robot.comparison.report import write_compare_report
+    from s2robot.evaluation.report import write_report
+
     folder = Path(cfg.run)
     if (folder / "compare.json").exists():  # beside a summary.json that is none of an evaluation
         write = write_compare_report

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from omegaconf import DictConfig, OmegaConf
 
 from s2robot.common.errors import UserError
+from s2robot.common.extras import require_simulator
 from s2robot.envs.real.emulator.emulator import Emulator, EmulatorConfig
 from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
 
@@ -29,6 +30,7 @@ def run_emulate(cfg: DictConfig) -> None:
         )
     if cfg.emulator.ports not in PORTS:
         raise UserError(f"emulator.ports: found '{cfg.emulator.ports}', expected one of {', '.join(PORTS)}")
+    require_simulator()
     env = {"robot": cfg.robot.name, **OmegaConf.to_container(cfg.env, resolve=True)}  # type: ignore[dict-item]
     config = EmulatorConfig("mujoco", cfg.emulator.seed, cfg.emulator.fps, env)
     asyncio.run(_serve(config, PORTS[cfg.emulator.ports]()))

@@ -99,7 +99,7 @@ def test_goes_on_after_a_failure(tmp_path):
 
 def test_goes_on_after_kill_9(tmp_path):
     script = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[2]); import test_features as t\n"
+        "import os, signal, sys; sys.path.insert(0, sys.argv[2]); import test_cache as t\n"
         "n = []\n"
         "def encode(x):\n"
         "    n.append(1)\n"

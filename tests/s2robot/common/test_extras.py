@@ -1,0 +1,105 @@
+"""Extras: a missing package is told in one line, and the core works without the simulator."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot.common.errors import UserError
+from s2robot.common.extras import SIMULATOR, require, require_simulator
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.cube_config import ACTION_FRAME
+
+ROOT = Path(__file__).resolve().parents[3]
+WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({SIMULATOR!r}))\n"  # None there: as if not installed
+
+
+def python(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own that finds no simulator."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "S2ROBOT_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITHOUT + script, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_require_names_the_package_and_the_command(monkeypatch):
+    require("numpy", "sim")
+    with pytest.raises(UserError, match=r"^nowhere is not installed: pip install 's2robot\[xarm\]'$"):
+        require("nowhere", "xarm")
+    monkeypatch.setitem(sys.modules, "mink", None)
+    with pytest.raises(UserError, match=r"^mink is not installed: pip install 's2robot\[sim\]'$"):
+        require_simulator()
+
+
+def test_core_imports_without_the_simulator(tmp_path):
+    rooms = [
+        "s2robot.loading", "s2robot.pipeline", "s2robot.verbs", "s2robot.envs.cube_config", "s2robot.envs.chunk",
+        "s2robot.envs.workers", "s2robot.demos.store", "s2robot.demos.windows", "s2robot.demos.replay",
+        "s2robot.demos.inspect",
+    ]  # fmt: skip
+    for wing in ("s2", "backbones", "encoders", "policies", "training", "serving", "reporting", "common"):
+        rooms += [f"s2robot.{wing}.{file.stem}" for file in (ROOT / "s2robot" / wing).glob("[!_]*.py")]
+    script = "import importlib\nfor room in sys.argv[1:]: importlib.import_module(room)"
+    result = python(script, tmp_path, *rooms)
+    assert result.returncode == 0, result.stderr
+
+
+def test_verbs_that_simulate_say_in_one_line_what_is_missing(tmp_path):
+    verbs = [
+        "run",
+        "record",
+        "replay",
+        "scenes",
+        "compare",
+        "readout",
+        "information",
+        "emulate",
+        "inspect",
+        "evaluate",
+    ]
+    script = """
+from s2robot.cli import main
+for verb in sys.argv[1:]:
+    code = main([verb, *(["checkpoint=none"] if verb == "evaluate" else [])])
+    assert code == 2, (verb, code)
+"""
+    result = python(script, tmp_path, *verbs)
+    assert result.returncode == 0, result.stderr
+    line = "s2robot {}: error: mujoco is not installed: pip install 's2robot[sim]'"
+    assert result.stderr.splitlines() == [line.format(verb) for verb in verbs]
+
+
+def test_own_demos_are_trained_on_and_acted_from_without_the_simulator(tmp_path, tiny_encoder):
+    rng = np.random.default_rng(0)
+    attributes = {
+        "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(7)], "rate_hz": 10, "cameras": ["hand"],
+        "camera_geometry": {}, "action_frame": ACTION_FRAME, "env_version": "own", "env_config": {}, "seed": 0,
+        "kind": "images",
+    }  # fmt: skip
+    with EpisodeStore.create(tmp_path / "own.zarr", attributes) as store:
+        for length in (6, 7):
+            frames = rng.integers(0, 255, (length, 64, 64, 3), np.uint8)
+            numbers = rng.uniform(0, 0.1, (2, length, 8)).astype(np.float32)
+            store.append({"images_hand": frames, "action": numbers[0], "proprio": numbers[1]})
+    script = """
+from s2robot.cli import main
+code = main(["train", "demos.path=own.zarr", "env.cameras=[hand]", *sys.argv[1:], "hydra.run.dir=out"])
+assert code == 0, code
+import json, numpy as np
+from s2robot.loading import load_actor
+actor, encoder, contract = load_actor("out/checkpoint", "cpu")
+actor.reset()
+frame = np.zeros((encoder.image_size, encoder.image_size, 3), np.uint8)
+action = actor.act({"images": {"hand": frame}, "proprio": np.zeros(8, np.float32)})
+print("action", json.dumps(action.tolist()))
+"""
+    small = ["policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
+             "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.epochs=1", "train.batch_size=4",
+             "train.threads=1", "features.workers=1", f"encoder.checkpoint={tiny_encoder}"]  # fmt: skip
+    result = python(script, tmp_path, *small)
+    assert result.returncode == 0, result.stderr
+    action = json.loads(result.stdout.rsplit("action ", 1)[1])
+    assert len(action) == 8 and np.isfinite(action).all()
