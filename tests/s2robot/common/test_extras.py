@@ -34,19 +34,6 @@ def test_require_names_the_package_and_the_command(monkeypatch):
         require_simulator()
 
 
-def test_core_imports_without_the_simulator(tmp_path):
-    rooms = [
-        "s2robot.loading", "s2robot.pipeline", "s2robot.verbs", "s2robot.envs.cube_config", "s2robot.envs.chunk",
-        "s2robot.envs.workers", "s2robot.demos.store", "s2robot.demos.windows", "s2robot.demos.replay",
-        "s2robot.demos.inspect",
-    ]  # fmt: skip
-    for wing in ("s2", "backbones", "encoders", "policies", "training", "serving", "reporting", "common"):
-        rooms += [f"s2robot.{wing}.{file.stem}" for file in (ROOT / "s2robot" / wing).glob("[!_]*.py")]
-    script = "import importlib\nfor room in sys.argv[1:]: importlib.import_module(room)"
-    result = python(script, tmp_path, *rooms)
-    assert result.returncode == 0, result.stderr
-
-
 def test_verbs_that_simulate_say_in_one_line_what_is_missing(tmp_path):
     verbs = [
         "run",
