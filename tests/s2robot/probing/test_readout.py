@@ -116,9 +116,9 @@ def test_kernels_of_cameras_add_up_and_constant_features_count_nothing():
     for whole, left, right in zip(joined, kernels(*a), kernels(*b), strict=True):
         np.testing.assert_allclose(whole, left + right, rtol=1e-12, atol=1e-12)
     constant = np.full((12, 1), 0.1, np.float16)
-    np.testing.assert_array_equal(
-        kernels(np.hstack([a[0], constant]), np.hstack([a[1], constant + 9]))[0], kernels(*a)[0]
-    )
+    with_constant = kernels(np.hstack([a[0], constant]), np.hstack([a[1], constant + 9]))[0]
+    # not to the last bit: some BLAS group the sum over one column more in another way
+    np.testing.assert_allclose(with_constant, kernels(*a)[0], rtol=1e-14, atol=1e-14)
     assert np.isfinite(kernels(constant, constant + 1)[1]).all()
 
 
