@@ -1,92 +1,166 @@
-"""The wheel, built and installed outside the clone: it must bring configs, demos and weights along."""
+"""The wheel, built from the sdist and installed outside the clone: it brings configs, demos and weights along, and it
+lives beside a user's own packages of the same names."""
 
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("s2robot", "envs", "demos", "policies", "configs")
-DATA = {"configs": ("**/*.yaml",), "demos": ("data/**/*",), "s2robot": ("weights/mvp-tiny*.safetensors",)}
-
-pytestmark = pytest.mark.slow
+TOPS = ("envs", "demos", "policies", "configs")
+SHIPPED = (
+    "configs/**/*.yaml",
+    "demos/data/**/*",
+    "s2robot/weights/mvp-tiny*.safetensors",
+    "s2robot/py.typed",
+)
 
 
 def run(*command: object, **options) -> str:
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=600, **options)
-    assert result.returncode == 0, result.stdout + result.stderr
+    """The output of a command that must succeed."""
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=900, **options)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    source = tmp_path_factory.mktemp("source")  # a build leaves files behind: not in the clone
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    """Built from an sdist of a copy of the clone, as a release would be: a build leaves files behind."""
+    source = tmp_path_factory.mktemp("source") / "s2robot"
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("s2robot", *TOPS):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=skip)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, source)
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source)
+    assert len(list(out.glob("s2robot-*.tar.gz"))) == 1
     return next(out.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
-def site(wheel, tmp_path_factory) -> Path:
-    site = tmp_path_factory.mktemp("site")
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel)
-    return site
+def python(wheel, tmp_path_factory) -> Path:
+    """The interpreter of an environment that holds the wheel; what it needs is read from this one's packages.
+
+    A path in a .pth file brings packages, not the editable install of the clone.
+    """
+    place = tmp_path_factory.mktemp("venv") / "v"
+    venv.create(place, with_pip=False, symlinks=True)
+    python = place / "bin/python"
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        wheel,
+    )
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
 
 
-def outside(site: Path) -> dict[str, str]:
-    """An environment whose Python finds the installed wheel before anything else."""
-    return os.environ | {"PYTHONPATH": str(site)}
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A user's own project, with folders of the names that ours have at the top level."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in (*TOPS, "tests"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(f"MINE = '{name}'\n")
+    return folder
 
 
-def test_wheel_holds_every_data_file_and_nothing_else(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
-    for package, patterns in DATA.items():
-        for pattern in patterns:
-            files = [f for f in (ROOT / package).glob(pattern) if f.is_file()]
-            assert files, f"{package}/{pattern}: nothing ships"
-            missing = {f.relative_to(ROOT).as_posix() for f in files} - names
-            assert not missing, sorted(missing)[:5]
+def alone(**extra: str) -> dict[str, str]:
+    """This process's environment without the paths that lead into the clone."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")} | extra
+
+
+def test_wheel_holds_every_data_file_and_s2robot_alone(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        top_level = next(name for name in names if name.endswith(".dist-info/top_level.txt"))
+        assert archive.read(top_level).split() == [b"s2robot"]
+    for pattern in SHIPPED:
+        files = [f.relative_to(ROOT) for f in ROOT.glob(pattern) if f.is_file()]
+        assert files, f"{pattern}: nothing ships"
+        inside = {f"s2robot/{f}" if f.parts[0] in TOPS else str(f) for f in files}
+        assert inside <= names, sorted(inside - names)[:5]
     assert not any("mvp-small" in name and name.endswith(".safetensors") for name in names)
+    assert not any(name.endswith(".pyc") or "/tests/" in name for name in names)
     assert wheel.stat().st_size < 12e6, wheel.stat().st_size
-    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == set(PACKAGES)
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"s2robot"}
 
 
-def test_installed_paths_lead_into_the_wheel(site, tmp_path):
-    script = (
-        "import s2robot.envs, s2robot.demos, s2robot.policies; from s2robot.common import paths;"
-        "print(paths.configs_dir() / 'run.yaml', paths.shipped_demos('xarm7_cube'),"
-        " paths.shipped_weights('mvp-tiny'), sep='\\n')"
+def test_every_module_imports_beside_a_users_own_packages(python, project):
+    (project / "own.py").write_text(
+        "import importlib, pkgutil, sys\n"
+        "import configs, demos, envs, policies, tests\n"
+        "import s2robot\n"
+        "for found in pkgutil.walk_packages(s2robot.__path__, 's2robot.'):\n"
+        "    if not found.name.endswith('__main__'):\n"
+        "        importlib.import_module(found.name)\n"
+        "assert [m.MINE for m in (configs, demos, envs, policies, tests)] == ['configs', 'demos', 'envs', 'policies', 'tests']\n"
+        "from s2robot import S2, mvp\n"
+        "from s2robot.s2 import forward\n"
+        "from s2robot.encoders import build_encoder\n"
+        "from s2robot.common import paths\n"
+        "from s2robot.demos.store import EpisodeStore\n"
+        "assert len(EpisodeStore.open(paths.shipped_demos('xarm7_cube'))) == 120\n"
+        "print(build_encoder({'name': 'mvp-tiny'}).dim, mvp.load.__name__)\n"
+        "places = (m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 's2robot')\n"
+        "print(*{p.split('/s2robot/')[0] for p in places if p}, paths.configs_dir(), sep='\\n')\n"
     )
-    found = run(sys.executable, "-c", script, env=outside(site), cwd=tmp_path).split()
-    assert len(found) == 3
-    for path in map(Path, found):
-        assert path.is_relative_to(site) and path.exists()
+    dim, site, configs = run(python, "own.py", cwd=project, env=alone()).splitlines()
+    assert dim == "384 load"
+    assert Path(site).is_relative_to(python.parents[1]) and Path(configs) == Path(site) / "s2robot/configs"
 
 
-def test_installed_demos_open_and_weights_load(site, tmp_path):
-    script = (
-        "from s2robot.demos.store import EpisodeStore; from s2robot.common import paths;"
-        "from s2robot.encoders.encoder import build_encoder;"
-        "print(len(EpisodeStore.open(paths.shipped_demos('xarm7_cube'))));"
-        "print(build_encoder({'name': 'mvp-tiny'}).dim)"
+def test_verbs_run_beside_a_users_own_packages(python, project, recorded, tiny_encoder, tmp_path):
+    command = python.with_name("s2robot")
+    env = alone(S2ROBOT_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
+    assert "evaluate" in run(command, cwd=project, env=env)
+    assert "context: 16" in run(command, "run", "--cfg", "job", "policy=rpt", cwd=project, env=env)
+    said = run(
+        python, "-m", "s2robot", "run", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}",
+        "train.epochs=1", "train.batch_size=32", "features.workers=1", "evaluate.episodes=2", "evaluate.workers=2",
+        "evaluate.videos=0", "env.max_steps=4", "hydra.run.dir=out", "policy.network.hidden=[16]", cwd=project, env=env,
+    )  # fmt: skip
+    assert f"report: {project / 'out/report.html'}" in said
+
+
+def test_the_core_asks_for_no_simulator():
+    asked = [line for line in distribution("s2robot").requires or [] if "extra ==" not in line]
+    assert asked and not any(
+        line.startswith(("robosuite", "mujoco", "mink", "qpsolvers")) for line in asked
+    ), asked
+
+
+@pytest.mark.slow
+def test_light_core_with_the_newest_numpy_and_no_simulator(wheel, tmp_path):
+    """`pip install s2robot` in an empty environment: S2 doctests, a policy from a feature cache, a server."""
+    place = tmp_path / "v"
+    venv.create(place, with_pip=True)
+    python = place / "bin/python"
+    run(
+        python, "-m", "pip", "install", "--quiet", wheel, "transformers>=4.56"
+    )  # docs/s2.md shows its models too
+    shutil.copy(ROOT / "tests/package/core.py", tmp_path)
+    shutil.copy(ROOT / "docs/s2.md", tmp_path)
+    work = tmp_path / "work"
+    work.mkdir()
+    said = run(
+        python, "core.py", work, "s2.md", cwd=tmp_path, env=alone(S2ROBOT_CACHE=str(tmp_path / "cache"))
     )
-    episodes, dim = map(int, run(sys.executable, "-c", script, env=outside(site), cwd=tmp_path).split())
-    assert episodes >= 120 and dim > 0
-
-
-def test_console_command_composes_outside_the_clone(site, tmp_path):
-    command = site / "bin" / "s2robot"
-    assert "evaluate" in run(sys.executable, command, env=outside(site), cwd=tmp_path)
-    config = run(
-        sys.executable, command, "run", "--cfg", "job", "policy=rpt", env=outside(site), cwd=tmp_path
-    )
-    assert "xarm7_cube" in config and "context: 16" in config
+    numpy = said.split()[1]
+    assert numpy.split(".")[0] >= "2" and "the light core works" in said
