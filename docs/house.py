@@ -18,11 +18,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("configs", "envs", "policies"),  # import nothing of ours
     ("demos",),  # imports envs alone
     ("common",),
+    ("reporting",),
     ("backbones",),
     ("s2",),
     ("encoders",),
     ("loading",),
-    ("training", "pretraining", "reporting"),
+    ("training", "pretraining"),
     ("evaluation",),
     ("probing", "serving"),
     ("comparison", "deployment"),
