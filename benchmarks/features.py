@@ -30,11 +30,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from s2robot.common.paths import configs_dir
-from s2robot.common.settings import encoder_settings, open_demos, plain
+from s2robot.common.settings import encoder_settings, open_demos, plain, read
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.encoder import S2Encoder, build_encoder
 from s2robot.policies import PolicySpec
+from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 
 
@@ -73,7 +74,7 @@ def measure_epoch(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder, feat
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as out:
         train(
-            plain(cfg.train),
+            read(TrainSettings, cfg.train, "train"),
             spec,
             store,
             features,

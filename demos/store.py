@@ -332,18 +332,20 @@ class EpisodeStore:
         return self._fingerprint
 
     def split(self, fraction: float, seed: int, first: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Episodes to train on and to validate on, at least one each, drawn by the seed and sorted.
+        """Episodes to train on and to validate on, drawn by the seed and sorted: at least one each, none to validate
+        on with a fraction of 0.
 
         Only the ``first`` episodes take part if it is given.
 
         Raises:
-            DatasetError: fewer than two episodes, or a fraction outside 0 to 1.
+            DatasetError: fewer than two episodes (one with a fraction of 0), or a fraction outside 0 to 1.
         """
         total = len(self) if first is None else min(first, len(self))
-        if total < 2 or not 0 <= fraction <= 1:
+        least = 2 if fraction else 1
+        if total < least or not 0 <= fraction <= 1:
             found = f"{total} episodes and a validation fraction of {fraction}"
-            raise mismatch(self.path, found, "at least 2 and a fraction from 0 to 1")
-        count = min(max(round(fraction * total), 1), total - 1)
+            raise mismatch(self.path, found, f"at least {least} and a fraction from 0 to 1")
+        count = min(max(round(fraction * total), 1), total - 1) if fraction else 0
         order = np.random.default_rng(seed).permutation(total)
         return np.sort(order[count:]), np.sort(order[:count])
 

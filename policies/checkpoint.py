@@ -65,19 +65,10 @@ def save_checkpoint(folder: str | Path, policy: ChunkPolicy, contract: Mapping[s
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise PolicyError(f"contract: not plain JSON ({error}); nothing was written") from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = folder.with_name(f".{folder.name}.new"), _old(folder)
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    _write(fresh / TENSORS, data)
-    _write(fresh / RECORD, text.encode())
-    # A folder cannot be swapped in one call everywhere. Between the two renames the old checkpoint stands
-    # under its other name, where load_checkpoint finds it.
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        _replace(folder, {TENSORS: data, RECORD: text.encode()})
+    except OSError as error:  # a full or read-only disk
+        raise PolicyError(f"checkpoint {folder}: cannot be written: {error.strerror or error}") from error
     return folder
 
 
@@ -93,7 +84,8 @@ def load_checkpoint(
     place = folder if folder.exists() or not _old(folder).exists() else _old(folder)
     record_path, tensors_path = place / RECORD, place / TENSORS
     if not place.is_dir():
-        raise PolicyError(f"checkpoint {folder}: no such folder")
+        problem = f"a file, expected its folder {place.parent}" if place.is_file() else "no such folder"
+        raise PolicyError(f"checkpoint {folder}: {problem}")
     for path in (record_path, tensors_path):
         if not path.is_file():
             raise PolicyError(f"checkpoint {folder}: {path.name} is missing")
@@ -185,8 +177,24 @@ def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files as `folder`, in place of what is there; nothing half-written is left where that fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = folder.with_name(f".{folder.name}.new"), _old(folder)
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        for name, data in files.items():
+            with open(fresh / name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # whole before it gets its name, also after a power cut
+        # A folder cannot be swapped in one call everywhere. Between the two renames the old checkpoint stands
+        # under its other name, where load_checkpoint finds it.
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        os.replace(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

@@ -96,17 +96,21 @@ class Normaliser(nn.Module):
         return (high + low) / 2, np.maximum((high - low) / 2, floor)
 
 
-def channel_moments(features: ArrayLike, frames: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+def channel_moments(
+    features: ArrayLike, frames: int = 4096, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and std (C, D) of every channel of every camera, over tokens and up to `frames` spread-out frames.
 
     features (M, C, N, D): an array, a memory map or a zarr array, of which only those frames are read.
+    rows: the frames that count, as numbers; all without it.
     """
-    count = len(features)  # type: ignore[arg-type]
+    count = len(features if rows is None else rows)  # type: ignore[arg-type]
     total = square = None
     seen = 0
     block = 64
     for begin in range(0, count, block * max(1, -(-count // max(frames, block)))):
-        x = np.asarray(features[begin : begin + block], np.float64)  # type: ignore[index]
+        part = slice(begin, begin + block)
+        x = np.asarray(features[part if rows is None else rows[part]], np.float64)  # type: ignore[index]
         with np.errstate(invalid="ignore"):  # infinity is told below, in one line
             sums, squares = x.sum((0, 2)), (x * x).sum((0, 2))  # (C, D)
         total, square = (sums, squares) if total is None else (total + sums, square + squares)

@@ -18,7 +18,7 @@ from s2robot.common.files import write_json
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import versions
-from s2robot.common.settings import encoder_settings, env_config, only_simulated, open_demos, plain
+from s2robot.common.settings import encoder_settings, env_config, only_simulated, open_demos, plain, read
 from s2robot.demos.replay import render_episodes
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import FeatureCache
@@ -28,6 +28,7 @@ from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.loading import device_of
 from s2robot.policies import PolicySpec
+from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 
 
@@ -124,17 +125,21 @@ def train_policy(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder, featu
     }
     with bar("training the policy") as update:
         return train(
-            plain(cfg.train),
+            read(TrainSettings, cfg.train, "train"),
             spec,
             store,
             features,
             contract,
             out,
             cfg.demos.episodes,
-            lambda epoch, epochs, row: update(
-                epoch, epochs, f"loss {row['train_loss']:.4f}  held-out {row['val_loss']:.4f}"
-            ),
+            lambda epoch, epochs, row: update(epoch, epochs, losses(row)),
         )
+
+
+def losses(row: dict[str, float]) -> str:
+    """A training's losses of an epoch, for the progress; no episode may be held out."""
+    held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
+    return f"loss {row['train_loss']:.4f}{held_out}"
 
 
 def run(cfg: DictConfig) -> None:
@@ -142,6 +147,7 @@ def run(cfg: DictConfig) -> None:
     from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
+    read(TrainSettings, cfg.train, "train")  # a wrong value is told before anything is recorded
     out = Path(cfg.run_dir)
     stages: list[dict[str, Any]] = []
 

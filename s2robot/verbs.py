@@ -12,8 +12,9 @@ from s2robot import pipeline
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
-from s2robot.common.settings import encoder_settings, open_demos, plain, world_of
+from s2robot.common.settings import encoder_settings, open_demos, plain, read, world_of
 from s2robot.encoders.encoder import build_encoder
+from s2robot.training.settings import TrainSettings
 
 
 def record(cfg: DictConfig) -> None:
@@ -113,6 +114,7 @@ def encode(cfg: DictConfig) -> None:
 
 def train(cfg: DictConfig) -> None:
     """`s2robot train`: encode what is missing, then train."""
+    read(TrainSettings, cfg.train, "train")  # a wrong value is told before anything is encoded
     store = open_demos(cfg)
     encoder = build_encoder(encoder_settings(cfg))
     features, _ = pipeline.encode_demos(cfg, store, encoder)

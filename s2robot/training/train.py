@@ -7,13 +7,9 @@ where it was: every epoch seeds its own shuffle and dropout from (seed, epoch), 
 optimiser and the number of the epoch.
 """
 
-import copy
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,236 +22,222 @@ from torch.utils.tensorboard import SummaryWriter
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.demos.store import EpisodeStore
-from s2robot.demos.windows import Windows, make_windows
-from s2robot.policies import ChunkPolicy, PolicySpec, channel_moments, save_checkpoint
+from s2robot.demos.windows import make_windows
+from s2robot.policies import (
+    ChunkPolicy,
+    PolicyError,
+    PolicySpec,
+    channel_moments,
+    load_checkpoint,
+    save_checkpoint,
+)
+from s2robot.training.batches import Batches
+from s2robot.training.loop import Learner, learn, parameter_groups
+from s2robot.training.processes import launch, mean_of_all, together
+from s2robot.training.schedule import warm_up_then_cosine
+from s2robot.training.settings import TrainSettings
+from s2robot.training.state import load_state, save_state, told
 
-
-class Batches:
-    """All training data of one process as tensors, and shuffled batches of windows from it."""
-
-    def __init__(self, store: EpisodeStore, features: np.ndarray, windows: Windows, device: torch.device):
-        self.device = device
-        self.features = torch.from_numpy(np.array(features)).to(device)  # (M, C, N, D) float16
-        self.proprio = torch.from_numpy(store["proprio"]).to(device)  # (M, 8)
-        self.action = torch.from_numpy(store["action"]).to(device)  # (M, 8)
-        self._set_windows(windows)
-
-    def _set_windows(self, windows: Windows) -> None:
-        self.windows = {
-            name: torch.from_numpy(getattr(windows, name)).to(self.device)
-            for name in ("context", "pad", "chunk", "action_pad")
-        }
-        self.count = len(windows)
-
-    def over(self, windows: Windows) -> "Batches":
-        """Batches of other windows from the same tensors."""
-        other = copy.copy(self)
-        other._set_windows(windows)
-        return other
-
-    def take(self, rows: Tensor) -> dict[str, Tensor]:
-        """The batch of these windows, with the keys that ChunkPolicy.loss reads."""
-        context, chunk = self.windows["context"][rows], self.windows["chunk"][rows]
-        return {
-            "features": self.features[context],  # (B, T, C, N, D)
-            "proprio": self.proprio[context],  # (B, T, 8)
-            "past_actions": _forget_last(self.action[context]),  # (B, T, 8)
-            "pad": self.windows["pad"][rows],  # (B, T)
-            "actions": self.action[chunk],  # (B, K, 8)
-            "action_pad": self.windows["action_pad"][rows],  # (B, K)
-        }
-
-    def epoch(self, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        """This process's share of a shuffled epoch; every process makes as many steps."""
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
-        steps = max(1, self.count // (batch_size * world))
-        for step in range(steps):
-            start = (step * world + rank) * batch_size
-            yield self.take(order[start : start + batch_size].to(self.device))
-
-
-def _forget_last(actions: Tensor) -> Tensor:
-    """The present step's action is what the policy has to find out."""
-    actions = actions.clone()
-    actions[:, -1] = 0
-    return actions
+Row = dict[str, float]
+_RANK_SEED = 1_000_000_007  # far from any (seed, epoch): each process has dropout and noise of its own
+# another value of one of these is another run
+_DECIDING = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "grad_clip", "ema", "validation", "seed",
+             "precision")  # fmt: skip
 
 
 def train(
-    cfg: Mapping[str, Any],
+    settings: TrainSettings,
     spec: PolicySpec,
     store: EpisodeStore,
     features: np.ndarray,
     contract: Mapping[str, Any],
     out: Path,
     episodes: int | None = None,
-    progress: Callable[[int, int, dict], None] = lambda epoch, epochs, row: None,
+    progress: Callable[[int, int, Row], None] = lambda epoch, epochs, row: None,
 ) -> Path:
     """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; the best by validation loss
     are in ``out/checkpoint_best``).
 
     Args:
-        cfg: configs/train/default.yaml.
+        settings: configs/train/default.yaml.
         features: (steps, cameras, tokens, dim), cameras in the spec's order.
         contract: what a checkpoint says of encoder, robot and dataset (see s2robot.policies.checkpoint).
         episodes: use only the first so many of the dataset.
         progress: called after every epoch with its row of metrics.
 
     Raises:
-        UserError: a state file of another run, or a loss that is not finite.
+        UserError: a state file of another run, a loss that is not finite, a disk that is full, or a process of
+            several that ended.
     """
-    if cfg["threads"]:
-        torch.set_num_threads(cfg["threads"])
-    fabric = Fabric(
-        accelerator=cfg["accelerator"],
-        devices=cfg["devices"],
-        num_nodes=cfg["num_nodes"],
-        strategy=cfg["strategy"],
-        precision=cfg["precision"],
-    )
-    fabric.launch()
+    fabric = launch(settings, "train")
     out.mkdir(parents=True, exist_ok=True)
-    train_episodes, held_out = store.split(cfg["validation"], cfg["seed"], episodes)
-    torch.manual_seed(cfg["seed"])
+    training, held_out = store.split(settings.validation, settings.seed, episodes)
+    torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
-    rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, train_episodes)])
+    rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
     policy.fit_normaliser(
         store["proprio"][rows],
         store["action"][rows],
-        np.cumsum(store.lengths[train_episodes]),
-        channel_moments(features[rows]),
+        np.cumsum(store.lengths[training]),
+        channel_moments(features, rows=rows),
     )
-    batches = Batches(
-        store, features, make_windows(store, train_episodes, spec.context, spec.chunk), fabric.device
-    )
-    validation = batches.over(make_windows(store, held_out, spec.context, spec.chunk))
-
-    decayed = [p for p in policy.parameters() if p.ndim > 1]
-    plain = [p for p in policy.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": cfg["weight_decay"]},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=cfg["lr"])
-    model, optimizer = fabric.setup(policy, optimizer)
-    average = {k: v.detach().clone() for k, v in policy.state_dict().items()}
-
-    batch_size = min(max(1, cfg["batch_size"] // fabric.world_size), batches.count)
-    steps_an_epoch = max(1, batches.count // (batch_size * fabric.world_size))
-    steps = steps_an_epoch * cfg["epochs"]
-    state_path = out / "training_state.pt"
-    identity = json.dumps(
-        {"spec": spec.to_dict(), "dataset": contract["dataset"], "encoder": contract["encoder"]}
-        | {k: cfg[k] for k in ("epochs", "batch_size", "lr", "weight_decay", "warmup", "ema", "seed")},
-        sort_keys=True,
-        default=str,
-    )
-    first, history, best = 0, [], math.inf
-    if cfg["resume"] and state_path.exists():
-        saved = torch.load(state_path, map_location=fabric.device, weights_only=True)
-        if saved["identity"] != identity:
-            raise UserError(
-                f"{state_path}: found the state of another run; remove it or choose another folder"
-            )
-        policy.load_state_dict(saved["policy"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average, history, best, first = saved["average"], saved["history"], saved["best"], saved["epoch"]
-
-    writer = SummaryWriter(str(out), purge_step=first) if fabric.is_global_zero else None
-    for epoch in range(first, cfg["epochs"]):
-        start = time.monotonic()
-        torch.manual_seed(cfg["seed"] * 100_003 + epoch)  # dropout and noise of this epoch
-        model.train()
-        totals: dict[str, float] = {}
-        shuffled = batches.epoch(
-            batch_size, cfg["seed"] * 100_003 + epoch, fabric.global_rank, fabric.world_size
-        )
-        for i, batch in enumerate(shuffled):
-            step = epoch * steps_an_epoch + i
-            for group in optimizer.param_groups:
-                group["lr"] = cfg["lr"] * _rate(step, steps, cfg["warmup"])
-            loss, scalars = model(batch)
-            fabric.backward(loss)
-            if cfg["grad_clip"]:
-                # one that is not finite shows in the losses below, which are told in one line
-                fabric.clip_gradients(model, optimizer, max_norm=cfg["grad_clip"], error_if_nonfinite=False)
-            optimizer.step()
-            optimizer.zero_grad()
-            decay = min(cfg["ema"], (1 + step) / (10 + step))
-            with torch.no_grad():
-                for name, value in policy.state_dict().items():
-                    if value.is_floating_point():
-                        average[name].lerp_(value, 1 - decay)
-            for name, value in scalars.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / steps_an_epoch
-        row = {
-            "epoch": epoch + 1,
-            "train_loss": totals["loss"],
-            "train_joint_error_rad": totals["joint_error"],
-        }
-        row |= {f"val_{k}": v for k, v in _validate(policy, average, validation, cfg["batch_size"]).items()}
-        for loss in (row["train_loss"], row["val_loss"]):
-            if not math.isfinite(loss):  # nothing of this epoch is saved
-                raise UserError(
-                    f"train: the loss is {loss} in epoch {epoch + 1}; lower train.lr ({cfg['lr']})"
-                )
-        row["lr"] = optimizer.param_groups[0]["lr"]
-        row["seconds"] = time.monotonic() - start
-        history.append(row)
-        if writer is not None:
-            for name, value in row.items():
-                writer.add_scalar(name, value, epoch + 1)
-            last = epoch + 1 == cfg["epochs"]
-            if row["val_loss"] < best:
-                best = row["val_loss"]
-                _save(out / "checkpoint_best", policy, average, contract, history)
-            if last or (epoch + 1) % cfg["checkpoint_every"] == 0:
-                state = {"identity": identity, "policy": policy.state_dict(), "average": average,
-                         "optimizer": optimizer.state_dict(), "history": history, "best": best,
-                         "epoch": epoch + 1}  # fmt: skip
-                torch.save(state, state_path.with_suffix(".part"))
-                os.replace(state_path.with_suffix(".part"), state_path)
-                _save(out / "checkpoint", policy, average, contract, history)
-                write_json(out / "metrics.json", history)
-        progress(epoch + 1, cfg["epochs"], row)
-    if writer is not None:
-        writer.close()
-    fabric.barrier()
+    windows = make_windows(store, training, spec.context, spec.chunk)
+    batches = Batches(store, features, windows, fabric.device)
+    validation = None
+    if len(held_out):
+        validation = batches.over(make_windows(store, held_out, spec.context, spec.chunk))
+    with together(fabric, "train"):
+        run = _Run(settings, policy, batches, validation, contract, out, fabric, progress)
+        run.go_on()
+        learn(run.learner, run.steps, run.batch, run.after)
+        run.close()
     return out / "checkpoint"
 
 
-def _rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak rate: linear warm-up, then a cosine to zero."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+class _Run:
+    """The epochs of one training: batches, metrics, checkpoints and the state on disk."""
 
+    def __init__(
+        self,
+        settings: TrainSettings,
+        policy: ChunkPolicy,
+        batches: Batches,
+        validation: Batches | None,
+        contract: Mapping[str, Any],
+        out: Path,
+        fabric: Fabric,
+        progress: Callable[[int, int, Row], None],
+    ) -> None:
+        self.settings, self.batches, self.validation = settings, batches, validation
+        self.contract, self.out, self.fabric, self.progress = contract, out, fabric, progress
+        world = fabric.world_size
+        self.batch_size = min(max(1, settings.batch_size // world), max(1, batches.count // world))
+        self.steps_an_epoch = max(1, batches.count // (self.batch_size * world))
+        self.steps = steps = self.steps_an_epoch * settings.epochs
+        optimizer = torch.optim.AdamW(parameter_groups(policy, settings.weight_decay), lr=settings.lr)
+        rising = round(settings.warmup * steps)
+        self.learner = Learner(
+            fabric,
+            policy,
+            optimizer,
+            lambda step: warm_up_then_cosine(step, steps, rising),
+            settings.ema,
+            settings.grad_clip,
+        )
+        self.identity = {
+            "policy": policy.spec.to_dict(),
+            "dataset": contract["dataset"],
+            "encoder": contract["encoder"],
+            **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
+            "processes": world,
+        }
+        self.history: list[Row] = []
+        self.best = math.inf
+        self.totals: dict[str, Tensor] = {}
+        self.epoch_batches: Iterator[dict[str, Tensor]] = iter(())
+        self.began = 0.0
+        self.writer: SummaryWriter | None = None
 
-@contextmanager
-def _averaged(policy: ChunkPolicy, average: Mapping[str, Tensor]) -> Iterator[None]:
-    """The policy with its averaged weights, for a while."""
-    present = {k: v.clone() for k, v in policy.state_dict().items()}
-    policy.load_state_dict(average)
-    yield
-    policy.load_state_dict(present)
+    @property
+    def averaged(self) -> ChunkPolicy:
+        """The policy with its averaged weights: what is validated and saved."""
+        assert self.learner.average is not None
+        return self.learner.average.module  # type: ignore[return-value]  # torch says Tensor or Module
 
+    def go_on(self) -> None:
+        """Take up the state in the run folder, if there is one and it is wanted."""
+        path, done = self.out / "training_state.pt", 0
+        if self.settings.resume and path.exists():
+            state = load_state(path, self.identity, self.fabric.device)
+            self.learner.load_state_dict(state)
+            self.history, self.best, done = state["history"], state["best"], state["epoch"]
+        if self.fabric.is_global_zero:
+            if done and not self._is_saved():  # somebody removed or damaged it
+                self._save_checkpoint()
+            with told(self.out):
+                self.writer = SummaryWriter(str(self.out), purge_step=done)
 
-@torch.no_grad()
-def _validate(policy: ChunkPolicy, average: dict, data: Batches, batch_size: int) -> dict[str, float]:
-    """Mean scalars of the averaged weights over the held-out windows."""
-    totals: dict[str, float] = {}
-    policy.eval()
-    with _averaged(policy, average):
-        for rows in torch.arange(data.count, device=data.device).split(batch_size):
+    def batch(self, step: int) -> tuple[dict[str, Tensor]]:
+        """The batch of a step; the first of an epoch seeds its shuffle, dropout and noise."""
+        epoch, i = divmod(step, self.steps_an_epoch)
+        if i == 0:
+            seed, rank = self.settings.seed * 100_003 + epoch, self.fabric.global_rank
+            torch.manual_seed(seed + rank * _RANK_SEED)
+            self.epoch_batches = self.batches.epoch(self.batch_size, seed, rank, self.fabric.world_size)
+            self.learner.model.train()
+            self.totals, self.began = {}, time.monotonic()
+        return (next(self.epoch_batches),)
+
+    def after(self, loss: Tensor, rest: Any) -> None:
+        """Add up a step's scalars; at an epoch's end validate and save."""
+        (scalars,) = rest
+        for name, value in scalars.items():
+            self.totals[name] = self.totals.get(name, 0) + value.double() / self.steps_an_epoch
+        if self.learner.step % self.steps_an_epoch == 0:
+            self._end_epoch(self.learner.step // self.steps_an_epoch)
+
+    def _end_epoch(self, epoch: int) -> None:
+        loss, error = (mean_of_all(self.fabric, self.totals[k]).item() for k in ("loss", "joint_error"))
+        row: Row = {"epoch": epoch, "train_loss": loss, "train_joint_error_rad": error}
+        row |= {f"val_{name}": value for name, value in self._validate().items()}
+        for value in (row["train_loss"], row.get("val_loss", 0.0)):
+            if not math.isfinite(value):  # nothing of this epoch is saved
+                raise UserError(
+                    f"train: the loss is {value} in epoch {epoch}; lower train.lr ({self.settings.lr})"
+                )
+        row["lr"] = self.learner.lr
+        row["seconds"] = time.monotonic() - self.began
+        self.history.append(row)
+        if self.fabric.is_global_zero:
+            self._write(epoch, row)
+            self.progress(epoch, self.settings.epochs, row)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Mean scalars of the averaged weights over all held-out windows, the same in every process."""
+        data, totals = self.validation, dict[str, Tensor]()
+        if data is None:
+            return {}
+        policy = self.averaged.eval()
+        for rows in torch.arange(data.count, device=data.device).split(self.settings.batch_size):
             _, scalars = policy.loss(data.take(rows))
             for name, value in scalars.items():
-                totals[name] = totals.get(name, 0.0) + value.item() * len(rows) / data.count
-    return totals
+                totals[name] = totals.get(name, 0) + value.double() * len(rows) / data.count
+        return {name: value.item() for name, value in totals.items()}
 
+    def _write(self, epoch: int, row: Row) -> None:
+        """Everything that stands for this epoch, the state last: a kill in between leaves it behind, not ahead."""
+        with told(self.out):
+            assert self.writer is not None
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, epoch)
+        if "val_loss" in row and row["val_loss"] < self.best:
+            self.best = row["val_loss"]
+            self._save_checkpoint("checkpoint_best")
+        if epoch == self.settings.epochs or epoch % self.settings.checkpoint_every == 0:
+            self._save_checkpoint()
+            with told(self.out / "metrics.json"):
+                write_json(self.out / "metrics.json", self.history)
+            state = {"identity": self.identity, **self.learner.state_dict(), "history": self.history,
+                     "best": self.best, "epoch": epoch}  # fmt: skip
+            save_state(self.out / "training_state.pt", state)
 
-def _save(folder: Path, policy: ChunkPolicy, average: dict, contract: Mapping, history: list) -> None:
-    """A checkpoint of the averaged weights."""
-    training = {k: history[-1][k] for k in ("epoch", "train_loss", "val_loss", "val_joint_error")}
-    with _averaged(policy, average):
-        save_checkpoint(folder, policy, {**contract, "training": training})
+    def _save_checkpoint(self, name: str = "checkpoint") -> None:
+        row = self.history[-1]
+        training = {k: row[k] for k in ("epoch", "train_loss", "val_loss", "val_joint_error") if k in row}
+        save_checkpoint(self.out / name, self.averaged, {**self.contract, "training": training})
+
+    def _is_saved(self) -> bool:
+        """Whether the checkpoint on disk holds the state's averaged weights."""
+        try:
+            found = load_checkpoint(self.out / "checkpoint")[0].state_dict()
+        except PolicyError:
+            return False
+        want = self.averaged.state_dict()
+        return found.keys() == want.keys() and all(torch.equal(found[k], want[k].cpu()) for k in want)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            with told(self.out):
+                self.writer.close()
+        self.fabric.barrier()

@@ -175,7 +175,8 @@ def test_split(tmp_path):
     assert sorted([*train, *validation]) == list(range(10))
     again = store.split(0.2, seed=1)
     assert train.tolist() == again[0].tolist()
-    assert [len(part) for part in store.split(0.0, 0)] == [9, 1]
+    assert [len(part) for part in store.split(0.01, 0)] == [9, 1]
+    assert [part.tolist() for part in store.split(0.0, 0)] == [list(range(10)), []]  # no episode is lost
     assert [len(part) for part in store.split(1.0, 0)] == [1, 9]
     assert "fraction of 1.5" in error(store.split, 1.5, 0)
     assert "found 1 episodes" in error(EpisodeStore.open(filled(tmp_path / "b.zarr", 1)).split, 0.5, 0)

@@ -103,6 +103,8 @@ def test_loading_refuses(tmp_path, make_policy):
         assert "\n" not in str(caught.value)
 
     refuse("no such folder")
+    with pytest.raises(PolicyError, match=r"policy.json: a file, expected its folder .*/p$"):
+        load_checkpoint(fresh() / "policy.json")
     (fresh() / "policy.safetensors").unlink()
     refuse("policy.safetensors is missing")
     tensors = fresh() / "policy.safetensors"

@@ -1,7 +1,11 @@
 """Training: it learns, goes on exactly after a kill, and says what is wrong."""
 
+import errno
 import json
 import math
+import os
+import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -9,72 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 from s2robot.common.errors import UserError
-from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
-from s2robot.policies import ChunkPolicy, PolicySpec, load_checkpoint
+from s2robot.policies import ChunkPolicy, load_checkpoint
 from s2robot.policies.checkpoint import REQUIRED
 from s2robot.policies.errors import PolicyError
-from s2robot.training.train import Batches, train
-
-CAMERAS, TOKENS, DIM = ("hand", "left"), 4, 6
-CFG = {
-    "epochs": 4, "batch_size": 16, "lr": 3e-3, "weight_decay": 0.01, "warmup": 0.1, "grad_clip": 1.0,
-    "ema": 0.9, "validation": 0.25, "seed": 0, "resume": True, "checkpoint_every": 1, "precision": "32-true",
-    "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "threads": 1,
-}  # fmt: skip
-CONTRACT = {
-    "encoder": {"name": "random", "fingerprint": "e"},
-    "cameras": list(CAMERAS),
-    "robot": "xarm7",
-    "joint_names": [f"joint{i}" for i in range(1, 8)],
-    "action_frame": "joint_delta_commanded",
-    "rate_hz": 10,
-    "dataset": {"name": "random", "fingerprint": "d", "episodes": 8, "seeds": []},
-}
-NETWORKS = {
-    "mlp": {"image_dim": 8, "state_dim": 8, "hidden": [32], "dropout": 0.1},
-    "transformer": {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.1},
-}
-
-
-def make_spec(kind: str = "mlp", **changes) -> PolicySpec:
-    values = {
-        "cameras": list(CAMERAS), "dim": DIM, "tokens": TOKENS, "kind": kind, "chunk": 4, "execute": 2,
-        "context": 3 if kind == "transformer" else 1, "network": NETWORKS[kind],
-        "pooling": {"kind": "spatial_softmax", "keypoints": 4, "values": 2},
-    }  # fmt: skip
-    return PolicySpec.from_dict(values | changes)
+from s2robot.training.batches import Batches
+from s2robot.training.train import train
+from tests.s2robot.training.small import CONTRACT, NETWORKS, make_data, make_settings, make_spec
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Eight episodes of 10 to 17 steps whose actions follow from the features."""
-    rng = np.random.default_rng(0)
-    attributes = {k: CONTRACT[k] for k in ("robot", "joint_names", "cameras", "action_frame", "rate_hz")}
-    attributes |= {
-        "camera_geometry": {},
-        "env_version": "none",
-        "env_config": {},
-        "seed": 0,
-        "kind": "states",
-    }
-    features = []
-    path = tmp_path_factory.mktemp("train") / "d.zarr"
-    with EpisodeStore.create(path, attributes) as store:
-        for i in range(8):
-            length = 10 + i
-            seen = rng.normal(size=(length, len(CAMERAS), TOKENS, DIM)).astype(np.float16)
-            action = np.tanh(seen[:, 0].mean(1, dtype=np.float32) @ rng.normal(size=(DIM, 8)) / 4) * 0.1
-            action[:, 7] = np.arange(length) > length / 2
-            proprio = np.append(np.cumsum(action[:, :7], 0), action[:, 7:], 1)
-            perturbed = np.zeros(length, np.uint8)
-            perturbed[3] = i % 2
-            store.append(
-                {"action": action.astype("f4"), "proprio": proprio.astype("f4"), "perturbed": perturbed},
-                {"seed": i, "success": True},
-            )
-            features.append(seen)
-    return EpisodeStore.open(path), np.concatenate(features)
+    return make_data(tmp_path_factory.mktemp("train") / "d.zarr")
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -102,7 +52,7 @@ def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
     store, features = data
     rows = []
     folder = train(
-        CFG | {"epochs": 25, "checkpoint_every": 10}, make_spec(kind), store, features, CONTRACT, tmp_path,
+        make_settings(epochs=25, checkpoint_every=10), make_spec(kind), store, features, CONTRACT, tmp_path,
         progress=lambda done, total, row: rows.append((done, total, row)),
     )  # fmt: skip
     assert folder == tmp_path / "checkpoint"
@@ -124,14 +74,20 @@ def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
 def test_a_killed_run_goes_on_exactly(data, tmp_path, kind):
     store, features = data
     spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise have to come again, too
-    whole = train(CFG, spec, store, features, CONTRACT, tmp_path / "whole")
+    whole = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "whole")
     with pytest.raises(Killed):
-        train(CFG, spec, store, features, CONTRACT, tmp_path / "cut", progress=killed_after(2))
+        train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut", progress=killed_after(2))
     torch.manual_seed(99)
     torch.rand(7)  # the random state of the new process is another one
     epochs = []
     cut = train(
-        CFG, spec, store, features, CONTRACT, tmp_path / "cut", progress=lambda e, *_: epochs.append(e)
+        make_settings(),
+        spec,
+        store,
+        features,
+        CONTRACT,
+        tmp_path / "cut",
+        progress=lambda e, *_: epochs.append(e),
     )
     assert epochs == [3, 4]
     assert same(weights(whole), weights(cut))
@@ -145,10 +101,18 @@ def test_a_killed_run_goes_on_exactly(data, tmp_path, kind):
 
 def test_a_finished_run_is_not_trained_again(data, tmp_path):
     store, features = data
-    folder = train(CFG, make_spec(), store, features, CONTRACT, tmp_path)
+    folder = train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
     before = weights(folder)
     epochs = []
-    train(CFG, make_spec(), store, features, CONTRACT, tmp_path, progress=lambda e, *_: epochs.append(e))
+    train(
+        make_settings(),
+        make_spec(),
+        store,
+        features,
+        CONTRACT,
+        tmp_path,
+        progress=lambda e, *_: epochs.append(e),
+    )
     assert epochs == [] and same(before, weights(folder))
 
 
@@ -156,24 +120,26 @@ def test_seeds_decide_the_result(data, tmp_path):
     store, features = data
     runs = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        cfg = CFG | {"epochs": 1, "seed": seed}
-        runs[name] = weights(train(cfg, make_spec(), store, features, CONTRACT, tmp_path / name))
+        settings = make_settings(epochs=1, seed=seed)
+        runs[name] = weights(train(settings, make_spec(), store, features, CONTRACT, tmp_path / name))
     assert same(runs["a"], runs["b"]) and not same(runs["a"], runs["c"])
 
 
-@pytest.mark.parametrize("change", ["lr", "dataset", "spec"])
+@pytest.mark.parametrize("change", ["lr", "dataset", "spec", "validation", "grad_clip", "precision"])
 def test_the_state_of_another_run_is_refused(data, tmp_path, change):
     store, features = data
     with pytest.raises(Killed):
-        train(CFG, make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(1))
+        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(1))
     state = (tmp_path / "training_state.pt").read_bytes()
-    cfg = CFG | ({"lr": 1e-4} if change == "lr" else {})
+    values = {"lr": 1e-4, "validation": 0.5, "grad_clip": None, "precision": "bf16-mixed"}
+    changes = {change: values[change]} if change in values else {}
     contract = CONTRACT | ({"dataset": {"fingerprint": "x"}} if change == "dataset" else {})
     spec = make_spec(chunk=5) if change == "spec" else make_spec()
     with pytest.raises(UserError, match="training_state.pt: found the state of another run; remove it"):
-        train(cfg, spec, store, features, contract, tmp_path)
+        train(make_settings(**changes), spec, store, features, contract, tmp_path)
     assert (tmp_path / "training_state.pt").read_bytes() == state
-    train(cfg | {"resume": False}, spec, store, features, contract, tmp_path)  # asked to start anew
+    anew = make_settings(**changes, resume=False)
+    train(anew, spec, store, features, contract, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_is_one_line(data, tmp_path):
@@ -181,14 +147,14 @@ def test_a_loss_that_is_not_finite_is_one_line(data, tmp_path):
     with pytest.raises(
         UserError, match=r"^train: the loss is (nan|inf) in epoch 1; lower train.lr \(1e\+30\)$"
     ):
-        train(CFG | {"lr": 1e30}, make_spec(), store, features, CONTRACT, tmp_path)
+        train(make_settings(lr=1e30), make_spec(), store, features, CONTRACT, tmp_path)
     assert not (tmp_path / "checkpoint").exists()
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypatch):
     store, features = data
     with pytest.raises(Killed):
-        train(CFG, make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(1))
+        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(1))
     state, before = (tmp_path / "training_state.pt").read_bytes(), weights(tmp_path / "checkpoint")
     sound = ChunkPolicy.loss
 
@@ -198,7 +164,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypa
 
     monkeypatch.setattr(ChunkPolicy, "loss", broken)
     with pytest.raises(UserError, match="the loss is nan in epoch 2"):
-        train(CFG, make_spec(), store, features, CONTRACT, tmp_path)
+        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
     assert (tmp_path / "training_state.pt").read_bytes() == state
     assert same(before, weights(tmp_path / "checkpoint"))
 
@@ -208,7 +174,7 @@ def test_features_that_are_not_finite_are_refused(data, tmp_path):
     broken = features.copy()
     broken[::3] = np.nan
     with pytest.raises(PolicyError, match="^features: [0-9]+ frames with values that are not finite"):
-        train(CFG, make_spec(), store, broken, CONTRACT, tmp_path)
+        train(make_settings(), make_spec(), store, broken, CONTRACT, tmp_path)
 
 
 def test_every_process_takes_its_share_of_an_epoch(data):
@@ -229,3 +195,109 @@ def test_the_present_action_is_not_shown(data):
     batch = batches.take(torch.arange(batches.count))
     assert not batch["past_actions"][:, -1].any() and batch["past_actions"][:, :-1].any()
     assert torch.equal(batches.action, torch.from_numpy(store["action"]))  # the data itself is unchanged
+
+
+def test_the_state_of_other_processes_is_refused(data, tmp_path):
+    store, features = data
+    train(make_settings(epochs=1), make_spec(), store, features, CONTRACT, tmp_path)
+    path = tmp_path / "training_state.pt"
+    state = torch.load(path, weights_only=True)
+    state["identity"]["processes"] = 2
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"another run; remove it .* \(processes was 2, is 1\)$"):
+        train(make_settings(epochs=1), make_spec(), store, features, CONTRACT, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", None])
+def test_a_state_that_cannot_be_read_is_one_line(data, tmp_path, content):
+    store, features = data
+    path = tmp_path / "training_state.pt"
+    if content is None:  # as versions up to 0.3 wrote it
+        torch.save({"identity": "{}", "policy": {}}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"training_state.pt: (not a readable state|found the state of another version)"
+    ):
+        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["gone", "old", "broken"])
+def test_a_finished_run_gives_its_checkpoint_back(data, tmp_path, damage):
+    """A kill of earlier versions, or a user, left the last state and an old checkpoint or none."""
+    store, features = data
+    folder = train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+    want = weights(folder)
+    if damage == "old":
+        first = train(make_settings(epochs=1), make_spec(), store, features, CONTRACT, tmp_path / "other")
+        shutil.rmtree(folder)
+        shutil.copytree(first, folder)
+    elif damage == "broken":
+        (folder / "policy.safetensors").unlink()  # `want` is mapped from it
+        (folder / "policy.safetensors").write_bytes(b"half")
+    else:
+        shutil.rmtree(folder)
+    train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+    assert same(weights(folder), want) and load_checkpoint(folder)[1]["training"]["epoch"] == 4
+
+
+def test_without_validation_every_episode_is_trained_on(data, tmp_path, monkeypatch):
+    store, features = data
+    seen = []
+    monkeypatch.setattr(
+        "s2robot.training.train.make_windows",
+        lambda store, episodes, *a: seen.append(episodes) or make_windows(store, episodes, *a),
+    )
+    folder = train(make_settings(validation=0.0, epochs=2), make_spec(), store, features, CONTRACT, tmp_path)
+    assert [episodes.tolist() for episodes in seen] == [list(range(8))]
+    training = load_checkpoint(folder)[1]["training"]
+    assert training["epoch"] == 2 and "val_loss" not in training
+    assert not (tmp_path / "checkpoint_best").exists()
+    rows = json.loads((tmp_path / "metrics.json").read_text())
+    assert [set(row) for row in rows] == [
+        {"epoch", "train_loss", "train_joint_error_rad", "lr", "seconds"}
+    ] * 2
+
+
+@pytest.mark.parametrize("target", ["training_state.part", ".checkpoint_best.new", ".checkpoint.new"])
+def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_path, monkeypatch, target):
+    store, features = data
+    with pytest.raises(Killed):
+        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(1))
+    before = {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".pt", ".safetensors")
+    }
+    sync = os.fsync
+
+    def full(descriptor):
+        if target in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises((UserError, PolicyError), match=r"No space left on device") as error:
+        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+    name = "training_state" if "state" in target else target[1:].removesuffix(".new")
+    assert str(tmp_path) in str(error.value) and name in str(error.value)
+    assert not list(tmp_path.rglob("*.new")) and not list(tmp_path.rglob("*.part"))
+    assert (tmp_path / "training_state.pt").read_bytes() == before[tmp_path / "training_state.pt"]
+    monkeypatch.undo()
+    whole = train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path / "whole")
+    assert same(
+        weights(train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)), weights(whole)
+    )
+
+
+def test_features_stay_in_the_file_that_processes_share(data, tmp_path):
+    store, features = data
+    (tmp_path / "features.bin").write_bytes(features.tobytes())
+    mapped = np.memmap(tmp_path / "features.bin", features.dtype, "r", shape=features.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches = Batches(store, mapped, make_windows(store, np.arange(8), 1, 4), torch.device("cpu"))
+    assert batches.features.data_ptr() == mapped.ctypes.data
+    plain = train(make_settings(epochs=2), make_spec(), store, features, CONTRACT, tmp_path / "a")
+    assert same(
+        weights(plain),
+        weights(train(make_settings(epochs=2), make_spec(), store, mapped, CONTRACT, tmp_path / "b")),
+    )

@@ -1,0 +1,108 @@
+"""The training loop: gradient steps of one model with its schedule and average. `train` and `pretrain` run it.
+
+learner = Learner(fabric, model, optimizer, lambda step: warm_up_then_cosine(step, steps, 10), decay=0.99)
+learn(learner, steps, batch, after)
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from s2robot.training.averaging import averaged
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for the weights of layers alone: matrices and kernels, which multiply what comes in.
+
+    Biases, norms, temperatures, and the tables and tokens that stand for a place or a question (position, mask,
+    query, camera, class) are added or compared and have no reason to be small. What is fixed is in no group.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in trained if p.ndim > 1 and name.endswith("weight")]
+    plain = [p for name, p in trained if not (p.ndim > 1 and name.endswith("weight"))]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+class Learner:
+    """A model and all that changes with it in a step; `step` counts those that are done."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rate: Callable[[int], float],
+        decay: float | None = None,
+        grad_clip: float | None = None,
+    ) -> None:
+        """rate: share of the optimiser's learning rate at a step; decay: of the averaged weights, None for none."""
+        self.fabric, self.grad_clip, self.step = fabric, grad_clip, 0
+        self._bare, self._optimizer, self._rate = model, optimizer, rate
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        self._start()
+        self.model, self.optimizer = fabric.setup(model, optimizer)
+        self.average: AveragedModel | None = None if decay is None else averaged(model, decay)
+
+    def _start(self) -> None:
+        """The schedule from `step` on; the rate at a step depends on nothing before it."""
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["initial_lr"] = peak
+        self._schedule = LambdaLR(self._optimizer, self._rate, last_epoch=self.step - 1)
+        self.lr = float(self._optimizer.param_groups[0]["lr"])  # of the step done last
+
+    def update(self, *batch: Any) -> tuple[Tensor, Any]:
+        """One gradient step; the loss, and what else the model returned."""
+        loss, *rest = self.model(*batch)
+        self.fabric.backward(loss)
+        if self.grad_clip:
+            # one that is not finite shows in the loss, which is told in one line
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.grad_clip, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr = float(self._optimizer.param_groups[0]["lr"])
+        self.step += 1
+        self._schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self._bare)
+        return loss.detach(), rest
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next steps depend on besides their batches."""
+        state = {
+            "model": self._bare.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "step": self.step,
+        }
+        return state if self.average is None else state | {"average": self.average.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._bare.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.step = state["step"]
+        self._start()
+
+
+def learn(
+    learner: Learner,
+    steps: int,
+    batch: Callable[[int], tuple],
+    after: Callable[[Tensor, Any], None],
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Update until `steps` are done or `stop()` says so.
+
+    Args:
+        batch: the model's arguments at a step.
+        after: called after every step with the loss and what else the model returned.
+    """
+    while learner.step < steps and not stop():
+        after(*learner.update(*batch(learner.step)))

@@ -1,0 +1,82 @@
+"""The processes of a training: Lightning Fabric starts them, one writes, and the end of one is one line.
+
+Fabric's processes all run the whole command: the first comes as far as `launch`, which starts the others, and
+they come to the same place. `is_first()` says before that who is who.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from s2robot.common.errors import UserError
+
+
+class Machine(Protocol):
+    """What a training's settings say of devices; configs/train/default.yaml explains them."""
+
+    @property
+    def accelerator(self) -> str: ...
+    @property
+    def devices(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def threads(self) -> int | None: ...
+
+
+def is_first() -> bool:
+    """Whether this is the process that records, encodes, evaluates and writes; known before `launch`."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
+
+
+def launch(machine: Machine, where: str) -> Fabric:
+    """Fabric with its processes started.
+
+    Raises:
+        UserError: a device, strategy or precision that is not there.
+    """
+    try:
+        fabric = Fabric(
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            num_nodes=getattr(machine, "num_nodes", 1),
+            strategy=getattr(machine, "strategy", "auto"),
+            precision=machine.precision,  # type: ignore[arg-type]  # Fabric names those that it knows
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    fabric.launch()
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    return fabric
+
+
+@contextmanager
+def together(fabric: Fabric, where: str) -> Iterator[None]:
+    """Around what the processes do together: that another one has ended is one line, not the network's words."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or any(
+            word in str(error).lower() for word in ("gloo", "nccl", "connection")
+        )
+        if fabric.world_size == 1 or not lost:
+            raise
+        raise UserError(
+            f"{where}: process {fabric.global_rank + 1} of {fabric.world_size} lost the others: one has ended, "
+            "and its own line says why; the same command goes on from the last state"
+        ) from error
+
+
+def mean_of_all(fabric: Fabric, value: Tensor) -> Tensor:
+    """The mean over all processes; the value itself where there is one."""
+    if fabric.world_size == 1:
+        return value
+    total = fabric.all_reduce(value, reduce_op="mean")
+    assert isinstance(total, Tensor)
+    return total

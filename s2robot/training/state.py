@@ -1,0 +1,77 @@
+"""What a killed training needs to go on: one file, which appears whole or not at all.
+
+It is written last, after all that stands for the same moment (checkpoint, metrics). So whatever a kill leaves
+behind, the state is never ahead of it, and going on from the state writes it again.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s2robot.common.errors import UserError
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """A write that fails (full disk, no permission) as one line that names the file and the remedy."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch wraps what a file says
+        cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"{cause.filename or path}: cannot be written: {cause.strerror or cause}; "
+            "mend that and give the same command again"
+        ) from error
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state under a temporary name, then rename.
+
+    Raises:
+        UserError: a disk that is full or read-only.
+    """
+    part = path.with_suffix(".part")
+    try:
+        with told(path):
+            with part.open("wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())  # whole before it gets its name, also after a power cut
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_state(path: Path, identity: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The state of a run with this identity.
+
+    Raises:
+        UserError: a file that cannot be read, of another version, or of a run with other settings, data or
+            encoder; names the first that differs.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise UserError(f"{path}: not a readable state of a training; remove it to start over") from error
+    saved = state.get("identity") if isinstance(state, dict) else None
+    if not isinstance(saved, dict):
+        raise UserError(f"{path}: found the state of another version; remove it or choose another folder")
+    for key, value in identity.items():
+        if saved.get(key) != value:
+            was, now = (_short(x) for x in (saved.get(key), value))
+            raise UserError(
+                f"{path}: found the state of another run; remove it or choose another folder "
+                f"({key} was {was}, is {now})"
+            )
+    return state
+
+
+def _short(value: Any) -> str:
+    text = value.get("fingerprint", "another") if isinstance(value, dict) else str(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,0 +1,71 @@
+"""A training of a second: eight episodes whose actions follow from the features, small networks."""
+
+from pathlib import Path
+
+import numpy as np
+
+from s2robot.demos.store import EpisodeStore
+from s2robot.policies import PolicySpec
+from s2robot.training.settings import TrainSettings
+
+CAMERAS, TOKENS, DIM = ("hand", "left"), 4, 6
+CFG = {
+    "epochs": 4, "batch_size": 16, "lr": 3e-3, "weight_decay": 0.01, "warmup": 0.1, "grad_clip": 1.0,
+    "ema": 0.9, "validation": 0.25, "seed": 0, "resume": True, "checkpoint_every": 1, "precision": "32-true",
+    "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "threads": 1,
+}  # fmt: skip
+CONTRACT = {
+    "encoder": {"name": "random", "fingerprint": "e"},
+    "cameras": list(CAMERAS),
+    "robot": "xarm7",
+    "joint_names": [f"joint{i}" for i in range(1, 8)],
+    "action_frame": "joint_delta_commanded",
+    "rate_hz": 10,
+    "dataset": {"name": "random", "fingerprint": "d", "episodes": 8, "seeds": []},
+}
+NETWORKS = {
+    "mlp": {"image_dim": 8, "state_dim": 8, "hidden": [32], "dropout": 0.1},
+    "transformer": {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.1},
+}
+
+
+def make_spec(kind: str = "mlp", **changes) -> PolicySpec:
+    values = {
+        "cameras": list(CAMERAS), "dim": DIM, "tokens": TOKENS, "kind": kind, "chunk": 4, "execute": 2,
+        "context": 3 if kind == "transformer" else 1, "network": NETWORKS[kind],
+        "pooling": {"kind": "spatial_softmax", "keypoints": 4, "values": 2},
+    }  # fmt: skip
+    return PolicySpec.from_dict(values | changes)
+
+
+def make_settings(**changes) -> TrainSettings:
+    return TrainSettings(**(CFG | changes))
+
+
+def make_data(path: Path) -> tuple[EpisodeStore, np.ndarray]:
+    """Eight episodes of 10 to 17 steps whose actions follow from the features."""
+    rng = np.random.default_rng(0)
+    attributes = {k: CONTRACT[k] for k in ("robot", "joint_names", "cameras", "action_frame", "rate_hz")}
+    attributes |= {
+        "camera_geometry": {},
+        "env_version": "none",
+        "env_config": {},
+        "seed": 0,
+        "kind": "states",
+    }
+    features = []
+    with EpisodeStore.create(path, attributes) as store:
+        for i in range(8):
+            length = 10 + i
+            seen = rng.normal(size=(length, len(CAMERAS), TOKENS, DIM)).astype(np.float16)
+            action = np.tanh(seen[:, 0].mean(1, dtype=np.float32) @ rng.normal(size=(DIM, 8)) / 4) * 0.1
+            action[:, 7] = np.arange(length) > length / 2
+            proprio = np.append(np.cumsum(action[:, :7], 0), action[:, 7:], 1)
+            perturbed = np.zeros(length, np.uint8)
+            perturbed[3] = i % 2
+            store.append(
+                {"action": action.astype("f4"), "proprio": proprio.astype("f4"), "perturbed": perturbed},
+                {"seed": i, "success": True},
+            )
+            features.append(seen)
+    return EpisodeStore.open(path), np.concatenate(features)
