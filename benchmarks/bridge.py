@@ -29,7 +29,6 @@ from s2robot.deployment.live import LiveSession, percentiles
 from s2robot.deployment.rig import Rig
 from s2robot.envs.cube_config import CubePickConfig, as_tuples
 from s2robot.envs.real.emulator.launch import launch
-from s2robot.envs.real.people.operator import EmulatedOperator
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.rollouts import LearnedPlanner, run_episodes
 from s2robot.loading import load_policy
@@ -66,7 +65,7 @@ def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
                 if fault:
                     print(f"    {fault}", flush=True)
                     session.loop.watchdog.clear(time.monotonic())
-                    EmulatedOperator(rig.scene.side).free((fault,))
+                    rig.scene.operator().free((fault,))
                     rig.driver.arm()
         return session
 

@@ -26,7 +26,7 @@ from s2robot.envs.real.arms.driver import OK, XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import ControlLoop
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.emulator.frames import FrameClient
+from s2robot.envs.real.emulator.camera import FrameClient
 from s2robot.envs.real.emulator.launch import Launched
 
 ROOT = Path(__file__).resolve().parents[1]

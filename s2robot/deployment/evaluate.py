@@ -33,7 +33,7 @@ from s2robot.deployment.rig import Rig, Stop
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.supervisor import Supervisor
-from s2robot.envs.real.people.operator import EmulatedOperator, TerminalOperator
+from s2robot.envs.real.people.operator import Judge, TerminalOperator
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from s2robot.evaluation.journal import Journal
 from s2robot.evaluation.records import read_json, summarise
@@ -90,7 +90,7 @@ class ArmEvaluation:
         self,
         rig: Rig,
         out: Path,
-        operator: TerminalOperator | EmulatedOperator | None = None,
+        operator: Judge | None = None,
         read_keys: Keys = keys,
     ):
         self.rig, self.cfg, self.out = rig, rig.cfg, out
@@ -104,7 +104,7 @@ class ArmEvaluation:
         self.world = EMULATED if rig.scene else ARM
         self.stop = Stop()
         if operator is None:
-            operator = EmulatedOperator(rig.scene.side) if rig.scene else TerminalOperator()
+            operator = rig.scene.operator() if rig.scene else TerminalOperator()
         self.operator = WatchingOperator(operator, self.stop, read_keys)
         self.journal = Journal(out / "episodes.jsonl", self._settings() if self.cfg.evaluate.resume else None)
         self.timing: dict[str, float] = defaultdict(float)  # s
@@ -292,7 +292,7 @@ def _check_world(config: CubePickConfig, rig: Rig) -> None:
     if rig.scene is None:
         there, names, whose = asdict(CubePickConfig()), _LOOKS, "on an arm, where nothing is drawn"
     else:
-        there = rig.scene.side("scene")["env"]["env_config"]
+        there = rig.scene.world()
         names, whose = _LOOKS + _JUDGED, "as the running `s2robot emulate` has it"
     for name in names:
         if getattr(config, name) != there[name]:

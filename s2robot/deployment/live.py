@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import Safe
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.envs.real.people.operator import ask
 
 WORD = "move"  # what the operator types before the arm moves
@@ -175,9 +174,10 @@ class LiveSession:
         ended = threading.Event()
 
         def watch() -> None:
-            with SideChannel(scene.ports.side) as side:
+            # once the scene is gone there is nothing to judge, and the loop sees for itself that the arm is gone
+            with suppress(EnvError):
                 while not ended.wait(_JUDGE_S):
-                    if side("scene")["is_success"]:
+                    if scene.is_success():
                         self.loop.request_end()
                         return
 

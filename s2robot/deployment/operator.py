@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from s2robot.deployment.panel import keys
 from s2robot.deployment.rig import Stop
-from s2robot.envs.real.people.operator import EmulatedOperator, Placing, TerminalOperator
+from s2robot.envs.real.people.operator import Judge, Placing
 
 KEYS_HELP = "y: success, n: failure (both end the episode); space, q or Ctrl-C: brake and end the session"
 
@@ -26,9 +26,9 @@ class WatchingOperator:
     attempt before, told with the next question).
     """
 
-    def __init__(self, operator: TerminalOperator | EmulatedOperator, stop: Stop, read_keys: Keys = keys):
+    def __init__(self, operator: Judge, stop: Stop, read_keys: Keys = keys):
         self._operator, self._stop, self._read_keys = operator, stop, read_keys
-        self._by_keys = not isinstance(operator, EmulatedOperator)
+        self._by_keys = operator.person
         self._keys = ExitStack()
         self.trouble = ""
         self.begin()

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from s2robot.common.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.preflight import STOP, Camera, Finding, Robot
+from s2robot.deployment.scene import Scene
 from s2robot.envs.cube_config import ACTION_FRAME
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
 from s2robot.envs.real.arms.sdk_log import LOG_FILE, log_to
 from s2robot.envs.real.arms.xarm import ONLINE, SERVO, XArmDriver
 from s2robot.envs.real.cameras.camera import (
     CameraReader,
-    EmulatedCamera,
     OpenCVCamera,
     RealSenseCamera,
     ReplayCamera,
@@ -31,9 +30,6 @@ from s2robot.envs.real.cameras.camera import (
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.real.emulator.frames import FrameClient
-from s2robot.envs.real.emulator.ports import HOST, Ports
-from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.envs.robots import robot_spec
 from s2robot.loading import load_actor
 from s2robot.serving.remote import RemoteError, RemotePolicy
@@ -161,58 +157,18 @@ def arm_mode(cfg: DictConfig) -> int:
     return MODES[mode]
 
 
-@dataclass
-class EmulatedScene:
-    """The side channel of a running emulator: the cube's place and whether it was picked."""
-
-    side: SideChannel
-    ports: Ports
-
-    def reset(self, seed: int) -> np.ndarray:
-        """Lay the cube as the simulated episode `seed` has it; the joints at which that one starts.  # (7,)"""
-        return np.array(self.side("reset_scene", seed=seed)["start_joints"])
-
-    def is_success(self) -> bool:
-        """Whether the cube has been held up since the last reset."""
-        return bool(self.side("scene")["is_success"])
-
-    def cameras(self) -> tuple[float, dict[str, dict]]:
-        """Frames a second; camera -> size and field of view."""
-        return self.side("cameras")["fps"], self.side("scene")["env"]["camera_geometry"]
-
-
-def find_emulator(cfg: DictConfig, stack: ExitStack) -> EmulatedScene | None:
-    """The emulator of `bridge.emulator.port`; None for a real arm.
-
-    Raises:
-        UserError: it is not there.
-    """
-    port = cfg.bridge.emulator.port
-    if port is None:
-        return None
-    try:
-        side = stack.enter_context(SideChannel(port))
-    except OSError as error:
-        raise UserError(
-            f"bridge.emulator.port: found nothing at {HOST}:{port} ({error.strerror or error}), expected a running "
-            "`s2robot emulate`"
-        ) from None
-    answer = side("ports")
-    return EmulatedScene(side, Ports(**{f.name: answer[f.name] for f in fields(Ports)}))
-
-
-def driver_maker(
-    cfg: DictConfig, limits: ArmLimits, scene: EmulatedScene | None
-) -> Callable[..., XArmDriver]:
+def driver_maker(cfg: DictConfig, limits: ArmLimits, scene: Scene | None) -> Callable[..., XArmDriver]:
     """Makes unconnected drivers, with `gripper=False` for one that only stops; picklable.
 
     In whatever process it makes one, the SDK's own lines go to `LOG_FILE` in the run's folder; the name is printed.
     """
-    ip = cfg.robot.ip or (HOST if scene is not None else None)
+    ip = cfg.robot.ip or (scene.host if scene is not None else None)
     if ip is None:
         raise UserError("robot.ip: found none, expected the control box's address, such as 192.168.1.200")
-    if scene is not None and ip != HOST:
-        raise UserError(f"robot.ip: found {ip} with bridge.emulator.port, expected {HOST}: no arm is meant")
+    if scene is not None and ip != scene.host:
+        raise UserError(
+            f"robot.ip: found {ip} with bridge.{scene.name}.port, expected {scene.host}: no arm is meant"
+        )
     arm, log = cfg.bridge.arm, Path(cfg.run_dir) / LOG_FILE
     print(f"what the arm's SDK says: {log}", flush=True)
     return partial(
@@ -240,7 +196,7 @@ def home_of(cfg: DictConfig) -> np.ndarray:
 
 
 def start_cameras(
-    cfg: DictConfig, names: Iterable[str], scene: EmulatedScene | None, stack: ExitStack
+    cfg: DictConfig, names: Iterable[str], scene: Scene | None, stack: ExitStack
 ) -> tuple[dict[str, CameraReader], dict[str, Camera], list[Finding]]:
     """Readers and what their frames are, closed with `stack`; a finding for each of `names` that gives no frames."""
     configured = settings(cfg.bridge.cameras)
@@ -273,14 +229,14 @@ def start_cameras(
     return {name: readers[name] for name in cameras}, cameras, failed
 
 
-def _source(name: str, c: Mapping[str, Any], scene: EmulatedScene | None) -> Callable[[], Source]:
+def _source(name: str, c: Mapping[str, Any], scene: Scene | None) -> Callable[[], Source]:
     kind, where = c["kind"], f"bridge.cameras.{name}"
     if kind not in CAMERA_KINDS:
         raise UserError(f"{where}.kind: found '{kind}', expected one of {', '.join(CAMERA_KINDS)}")
     if kind == "emulator":
         if scene is None:
             raise UserError(f"{where}.kind: found 'emulator' without bridge.emulator.port, expected both")
-        return partial(_emulated, scene.ports.frames, name)
+        return scene.camera(name)
     if c["device"] is None:
         what = {"opencv": "a path such as /dev/v4l/by-id/...", "realsense": "a serial number"}
         raise UserError(f"{where}.device: found none, expected {what.get(kind, 'the folder of a dataset')}")
@@ -313,14 +269,3 @@ class _Pictures(Sequence[np.ndarray]):
         if first != self._first:
             self._first, self._read = first, self._store.read(self._key, first, first + self._together)
         return self._read[i - first]
-
-
-def _emulated(port: int, name: str) -> EmulatedCamera:
-    client = FrameClient(port, name, CAMERA_START_S)  # the first frame takes as long as building a renderer
-    try:
-        client.read()
-    except OSError as error:
-        raise EnvError(f"emulator camera {name}: gave no frame ({error})") from None
-    finally:
-        client.close()
-    return EmulatedCamera(port, name)

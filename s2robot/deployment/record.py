@@ -23,13 +23,14 @@ from s2robot.common.settings import env_config
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import parts
 from s2robot.deployment.panel import keys
+from s2robot.deployment.scene import find_scene
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.supervisor import Supervisor
-from s2robot.envs.real.people.operator import EmulatedOperator, Operator, Placing, TerminalOperator
+from s2robot.envs.real.people.operator import Operator, Placing, TerminalOperator
 from s2robot.envs.real.people.teach import TeachConfig, Teaching
 from s2robot.envs.real.people.teleop import CONTROLS_HELP, HELP, Controls, Keyboard, SpaceMouse, Teleoperator
 from s2robot.envs.real.real_cube_pick import RealCubePick
@@ -90,7 +91,7 @@ class ArmRecording:
         cfg = self.cfg
         with ExitStack() as stack:
             limits = parts.make_limits(cfg)
-            scene = parts.find_emulator(cfg, stack)
+            scene = find_scene(cfg.bridge, stack)
             make_driver = parts.driver_maker(cfg, limits, scene)
             driver = make_driver()
             stack.callback(driver.close)
@@ -103,7 +104,7 @@ class ArmRecording:
             store = stack.enter_context(self._open_store(readers, fovy, scene is not None))
             self.recorder = EpisodeRecorder(store)
             if self._operator is None:
-                self._operator = EmulatedOperator(scene.side) if scene else TerminalOperator()
+                self._operator = scene.operator() if scene else TerminalOperator()
             make = partial(make_driver, gripper=False)
             supervisor = stack.enter_context(Supervisor(make, cfg.bridge.supervisor_s))
             self._make_world(limits, supervisor, stack)

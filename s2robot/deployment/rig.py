@@ -13,6 +13,7 @@ from s2robot.common.errors import UserError
 from s2robot.deployment import parts
 from s2robot.deployment.check import check_all
 from s2robot.deployment.preflight import Camera, Finding
+from s2robot.deployment.scene import Scene, find_scene
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
@@ -28,7 +29,7 @@ class Rig:
     cfg: DictConfig
     policy: parts.Policy
     limits: ArmLimits
-    scene: parts.EmulatedScene | None  # None: a real arm
+    scene: Scene | None  # None: a real arm
     make_driver: Callable[..., XArmDriver]
     driver: XArmDriver  # connected, not armed
     readers: dict[str, CameraReader]
@@ -47,7 +48,7 @@ class Rig:
             parts.make_watchdog_limits(cfg),
             parts.make_safety_config(cfg),
         )  # wrong ones are told before the long waits
-        scene = parts.find_emulator(cfg, stack)
+        scene = find_scene(cfg.bridge, stack)
         make_driver = parts.driver_maker(cfg, limits, scene)
         policy = parts.make_policy(cfg, stack)
         parts.make_loop_config(cfg, policy, live=False)

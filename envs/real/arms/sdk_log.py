@@ -9,13 +9,15 @@ and each of its modules a `print` of its own.
 """
 
 import builtins
-import importlib
 import io
 import logging
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.sdk import import_sdk
 
 LOG_FILE = "xarm_sdk.log"  # in a run's folder
 _FORMAT = "%(asctime)s %(processName)s %(levelname)s %(message)s"  # the supervisor is a process of its own
@@ -65,10 +67,10 @@ def log_to(path: str | Path) -> None:
     _log.addHandler(handler)
     try:
         with redirect_stdout(_Lines()):  # for its import only, before anything is drawn
-            importlib.import_module("xarm.wrapper")
-    except ImportError:
+            import_sdk()
+    except EnvError:
         return
-    sdk = importlib.import_module("xarm.core.utils.log")
+    sdk = import_sdk("xarm.core.utils.log")
     for logger in (sdk.logger, sdk.origin_logger):
         logger.handlers[:] = [_Forward()]
         logger.propagate = False

@@ -34,6 +34,7 @@ from s2robot.envs.real.arms.driver import (
     CommandResult,
     DriverStatus,
 )
+from s2robot.envs.real.arms.sdk import BoxPorts, client_ports, import_sdk
 
 SERVO, ONLINE = 1, 6  # modes: stream of set points; planned by the box with limited speed and acceleration
 MANUAL = 2  # mode: a person leads the arm by hand
@@ -56,7 +57,7 @@ class XArmDriver:
         ip: the control box's address.
         limits: what `command` never exceeds in range and step.
         mode: SERVO (a stream at `limits.rate_hz`) or ONLINE (slower to follow, limited by the box as well).
-        ports: an `s2robot.envs.real.emulator.ports.Ports` if this is the emulator; None for the box's own.
+        ports: where the box listens, if not at its own ports.
         sensitivity: of the box's collision detection, 1 to 5.
         speed, acceleration: of ONLINE motions, rad/s and rad/s².
         gripper: False for one that only stops: it leaves the gripper alone, and its opening is NaN.
@@ -67,7 +68,7 @@ class XArmDriver:
         ip: str,
         limits: ArmLimits = XARM7_LIMITS,
         mode: int = SERVO,
-        ports: Any = None,
+        ports: BoxPorts | None = None,
         sensitivity: int = 3,
         speed: float = 0.8,
         acceleration: float = 4.0,
@@ -117,19 +118,12 @@ class XArmDriver:
         if self._sdk is not None:
             raise EnvError(f"xarm {self.ip}: found it connected already, expected one connect")
         end = time.monotonic() + timeout_s
-        try:
-            from xarm.core.config.x_config import XCONF
-        except ImportError:
-            raise EnvError(
-                "xarm: found no xarm-python-sdk, expected it (pip install 's2robot[xarm]')"
-            ) from None
+        config = import_sdk("xarm.core.config.x_config").XCONF.SocketConf
         default_timeout = socket.getdefaulttimeout()  # the SDK sets it for the whole process, and may again
         try:
             if self.ports is not None:
-                from s2robot.envs.real.emulator.ports import client_ports
-
                 self._redirected.enter_context(client_ports(self.ports))
-            self._probe(XCONF.SocketConf.TCP_CONTROL_PORT, end)
+            self._probe(config.TCP_CONTROL_PORT, end)
             self._sdk = self._open(end, report_type="rich")
             if self._sdk.axis != 7:
                 raise EnvError(f"xarm {self.ip}: found an arm of {self._sdk.axis} joints, expected 7")
@@ -155,15 +149,14 @@ class XArmDriver:
 
     def _open(self, end: float, **settings: Any) -> Any:
         """One connection of the SDK, in a thread of its own because it cannot be told to give up."""
-        from xarm.wrapper import XArmAPI
-
+        api = import_sdk().XArmAPI
         made: list[Any] = []
         failed: list[BaseException] = []
         late = threading.Event()
 
         def build() -> None:
             try:
-                arm = XArmAPI(self.ip, is_radian=True, forbid_uds=True, baud_checkset=False, **settings)
+                arm = api(self.ip, is_radian=True, forbid_uds=True, baud_checkset=False, **settings)
                 arm.set_timeout(WIRE_TIMEOUT)
                 made.append(arm)
                 if late.is_set():

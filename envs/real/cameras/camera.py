@@ -325,29 +325,3 @@ class RenderedCamera:
 
     def close(self) -> None:
         self._end()
-
-
-class EmulatedCamera:
-    """A camera of the emulator, whose times are on this machine's clock.
-
-    Args:
-        port: the emulator's frames port.
-        camera: its name there.
-    """
-
-    def __init__(self, port: int, camera: str):
-        from s2robot.envs.real.emulator.frames import FrameClient
-
-        self._client, self._seq = FrameClient(port, camera), 0
-
-    def read(self) -> tuple[float, np.ndarray]:
-        """The next frame; EnvError if none comes within 2 s."""
-        try:
-            frame = self._client.read(self._seq)
-        except OSError as error:
-            raise EnvError(f"emulator camera {self._client.camera}: gave no frame ({error})") from None
-        self._seq = frame.seq
-        return frame.time, frame.image
-
-    def close(self) -> None:
-        self._client.close()

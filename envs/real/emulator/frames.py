@@ -1,4 +1,4 @@
-"""Rendered camera frames over loopback, as a camera driver reads them: number, time of capture, picture.
+"""Rendered camera frames over loopback, as `s2robot.envs.real.emulator.camera` reads them: number, time, picture.
 
 A client asks with a line, ``{"camera": "hand", "after": 12}``, and gets the newest frame once it is newer than
 number 12: a line ``{"seq": 15, "time": 1234.5, "shape": [256, 256, 3]}`` and then the bytes.
@@ -6,19 +6,16 @@ number 12: a line ``{"seq": 15, "time": 1234.5, "shape": [256, 256, 3]}`` and th
 
 import asyncio
 import json
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.faults import Faults
-from s2robot.envs.real.emulator.ports import HOST
 
 
 @dataclass(frozen=True)
@@ -164,42 +161,3 @@ class FrameServer:
     def _renew_event(self) -> None:
         event, self._event = self._event, asyncio.Event()
         event.set()
-
-
-class FrameClient:
-    """Reads one camera of the emulator.
-
-    Args:
-        port: the emulator's frames port.
-        camera: its name.
-        timeout_s: for each frame.
-    """
-
-    def __init__(self, port: int, camera: str, timeout_s: float = 2.0):
-        self.camera = camera
-        self._socket = socket.create_connection((HOST, port), timeout=timeout_s)
-        self._stream = self._socket.makefile("rb")
-
-    def read(self, after: int = 0) -> Frame:
-        """The newest frame, as soon as one is newer than number ``after``.
-
-        Raises:
-            EnvError: an unknown camera, or the emulator is gone or cannot draw.
-            TimeoutError: no newer frame within the time-out; the client cannot be used any more.
-        """
-        self._socket.sendall(json.dumps({"camera": self.camera, "after": after}).encode() + b"\n")
-        line = self._stream.readline()
-        header: dict[str, Any] = (
-            json.loads(line) if line else {"error": "found the connection closed, expected a frame"}
-        )
-        if "error" in header:
-            raise EnvError(f"emulator camera {self.camera}: {header['error']}")
-        shape = tuple(header["shape"])
-        data = self._stream.read(int(np.prod(shape)))
-        if len(data) != int(np.prod(shape)):
-            raise EnvError(f"emulator camera {self.camera}: found the connection closed within a frame")
-        return Frame(header["seq"], header["time"], np.frombuffer(data, np.uint8).reshape(shape))
-
-    def close(self) -> None:
-        self._stream.close()
-        self._socket.close()

@@ -1,26 +1,18 @@
-"""The emulator's ports, and how the vendor's SDK is told to use them.
-
-with client_ports(ports):
-    arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
-
-The SDK keeps its port numbers in a class; for as long as the context lasts, every connection of this process
-goes to the emulator's ports, those of other arms included.
-"""
+"""The emulator's ports on loopback; `s2robot.envs.real.arms.sdk.client_ports` makes the vendor's SDK use them."""
 
 import json
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.sdk import BoxPorts
 
 HOST = "127.0.0.1"
-_REPORT_NUMBERS = {"report_normal": 30001, "report_rich": 30002, "report_real": 30003}
 
 
 @dataclass(frozen=True)
-class Ports:
+class Ports(BoxPorts):
     """Where the emulator listens on loopback; the defaults need no privilege."""
 
     control: int = 15502  # the box's 502
@@ -31,13 +23,9 @@ class Ports:
     side: int = 15800  # faults, journal and scene, as JSON lines
     frames: int = 15801  # camera frames
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         numbers = [getattr(self, f.name) for f in fields(self)]
-        if self.gripper != self.control + 1:
-            raise EnvError(
-                f"ports: found control {self.control} and gripper {self.gripper}, "
-                "expected gripper = control + 1 (the SDK adds one)"
-            )
         if len(set(numbers)) != len(numbers) or not all(1 <= n <= 65535 for n in numbers):
             raise EnvError(f"ports: found {numbers}, expected different numbers from 1 to 65535")
 
@@ -74,51 +62,3 @@ def _hold(held: ExitStack, port: int) -> int:
     s = held.enter_context(socket.socket())
     s.bind((HOST, port))
     return s.getsockname()[1]
-
-
-@contextmanager
-def client_ports(ports: Ports) -> Iterator[None]:
-    """Send the vendor SDK's connections of this process to ``ports``.
-
-    Raises:
-        EnvError: the SDK is not installed, is not laid out as expected, or is redirected to other ports already.
-    """
-    try:
-        from xarm.core.config.x_config import XCONF
-        from xarm.x3.report import ReportDataStructure
-    except ImportError:
-        raise EnvError("xarm: found no xarm-python-sdk, expected it (pip install 's2robot[xarm]')") from None
-    wanted = {
-        "TCP_CONTROL_PORT": ports.control,
-        "TCP_REPORT_NORM_PORT": ports.report_normal,
-        "TCP_REPORT_RICH_PORT": ports.report_rich,
-        "TCP_REPORT_REAL_PORT": ports.report_real,
-    }
-    conf = XCONF.SocketConf
-    missing = [name for name in wanted if not hasattr(conf, name)]
-    if missing or "create" not in vars(ReportDataStructure):
-        raise EnvError(
-            f"xarm: found an SDK without {', '.join(missing) or 'ReportDataStructure.create'}, "
-            "expected xarm-python-sdk 1.18"
-        )
-    before = {name: getattr(conf, name) for name in wanted}
-    if before["TCP_CONTROL_PORT"] != 502:
-        raise EnvError(
-            f"xarm: found the SDK redirected to port {before['TCP_CONTROL_PORT']}, expected its own 502; "
-            "one emulator a process"
-        )
-    create = vars(ReportDataStructure)["create"]
-    numbers = {getattr(ports, name): number for name, number in _REPORT_NUMBERS.items()}
-
-    def create_by_port(sock_port, **kwargs):  # the original compares with the box's own numbers
-        return create.__get__(None, ReportDataStructure)(numbers.get(sock_port, sock_port), **kwargs)
-
-    try:
-        for name, port in wanted.items():
-            setattr(conf, name, port)
-        ReportDataStructure.create = staticmethod(create_by_port)
-        yield
-    finally:
-        for name, port in before.items():
-            setattr(conf, name, port)
-        ReportDataStructure.create = create

@@ -8,6 +8,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -47,7 +48,7 @@ def _answer(operations: dict[str, Operation], line: bytes) -> dict:
 
 
 class SideChannel:
-    """A client of the side channel.
+    """A client of the side channel; several threads may share it.
 
     Args:
         port: the emulator's side port.
@@ -57,12 +58,14 @@ class SideChannel:
     def __init__(self, port: int, timeout_s: float = 10.0):
         self._socket = socket.create_connection((HOST, port), timeout=timeout_s)
         self._lines = self._socket.makefile("rb")
+        self._turn = threading.Lock()  # a question and its answer
 
     def __call__(self, op: str, **settings) -> dict:
         """Do ``op`` and return its answer; EnvError if the emulator refuses or is gone."""
         try:
-            self._socket.sendall(json.dumps({"op": op, **settings}).encode() + b"\n")
-            line = self._lines.readline()
+            with self._turn:
+                self._socket.sendall(json.dumps({"op": op, **settings}).encode() + b"\n")
+                line = self._lines.readline()
         except OSError as error:
             raise EnvError(f"emulator: found no answer to '{op}' ({error}), expected one") from None
         if not line:

@@ -1,11 +1,9 @@
 """Who stands beside the arm: says when it may move, where the cube lies, and whether an episode succeeded.
 
-A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person;
-`EmulatedOperator` answers for the emulator, which has nobody beside it.
+A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person.
 """
 
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,10 +14,6 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
-from s2robot.envs.real.emulator.side import SideChannel
-from s2robot.envs.robots import robot_spec
-
-_HEARD_S = 1.0  # s; a driver hears of a cleared error with the next report, five a second
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,18 @@ class Operator(Protocol):
         """Asked after a demonstration: is it to be kept?"""
 
 
+class Judge(Operator, Protocol):
+    """An operator who follows an evaluation."""
+
+    person: bool  # whether it is a person, whose keys count while the arm moves
+    closest: (
+        float | None
+    )  # m, least distance of grip and cube since the cube was placed; None: nobody measures it
+
+    def stage(self) -> str:
+        """The furthest stage of a failed episode, as the simulated world names them."""
+
+
 def ask(question: str, none: str | None = "") -> str:
     """What a person types as the answer, stripped, in small letters; `none` after Ctrl-D or without a terminal.
 
@@ -78,7 +84,8 @@ _ask = partial(ask, none=None)
 class TerminalOperator:
     """Asks on the terminal. Before a motion anything but `y` is a no; an outcome is asked for until it is told."""
 
-    closest: float | None = None  # m, see `EmulatedOperator`: nobody measures it
+    person = True
+    closest: float | None = None
 
     def __init__(self, ask: Callable[[str], str] = _ask):
         self._ask = ask
@@ -137,55 +144,3 @@ class TerminalOperator:
     def keep(self) -> bool:
         """See `Operator`."""
         return self._yes("Keep it?")
-
-
-class EmulatedOperator:
-    """Says yes, lays the cube where it is wanted, and knows of success what the emulated scene knows.
-
-    Args:
-        side: the emulator's side channel.
-        scene: whether it has a scene with a cube (the MuJoCo plant).
-
-    Attributes: `closest`, the least distance (m) of grip and cube since the cube was placed, of the moments at which
-    `ended` was asked; None if it was not.
-    """
-
-    def __init__(self, side: SideChannel, scene: bool = True):
-        self._side, self._scene = side, scene
-        self.closest: float | None = None
-
-    def free(self, fault: tuple[str, ...]) -> bool:
-        """Yes; after a fault the arm is led away from what it may press on and its error cleared, as a person would."""
-        if fault:
-            self._side("place_arm", joints=list(robot_spec("xarm7").home))
-            self._side("clear_error")
-            time.sleep(_HEARD_S)
-        return True
-
-    def place(self, placing: Placing) -> bool:
-        """Lays the cube there."""
-        self.closest = None
-        if self._scene:
-            xy, yaw = list(placing.cube_xy), placing.cube_yaw
-            self._side("reset_scene", seed=placing.seed, cube_xy=xy, cube_yaw=yaw)
-        return True
-
-    def ended(self) -> bool:
-        """When the cube has been lifted."""
-        if not self._scene:
-            return False
-        scene = self._side("scene")
-        self.closest = min(scene["distance"], np.inf if self.closest is None else self.closest)
-        return bool(scene["is_success"])
-
-    def success(self) -> bool:
-        """As the simulated world judges it; never without a scene."""
-        return bool(self._scene and self._side("scene")["is_success"])
-
-    def stage(self) -> str:
-        """The furthest stage since the cube was placed; the first one without a scene."""
-        return str(self._side("scene")["stage"]) if self._scene else "approach"
-
-    def keep(self) -> bool:
-        """Yes."""
-        return True

@@ -16,13 +16,15 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.xarm import XArmDriver
-from s2robot.envs.real.cameras.camera import CameraReader, EmulatedCamera, ReplayCamera
+from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import WatchdogLimits
+from s2robot.envs.real.emulator.camera import EmulatedCamera
 from s2robot.envs.real.emulator.launch import launch
-from s2robot.envs.real.people.operator import EmulatedOperator, Placing, TerminalOperator
+from s2robot.envs.real.emulator.operator import EmulatedOperator
+from s2robot.envs.real.people.operator import Placing, TerminalOperator
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from tests.envs.real.home import HOME
 

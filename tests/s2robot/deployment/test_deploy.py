@@ -18,9 +18,9 @@ from s2robot.common.errors import UserError
 from s2robot.demos.inspect import describe
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
-from s2robot.deployment import live as deploy_live
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.emulator.side import SideChannel
+from s2robot.envs.real.emulator.stand_in import StandIn
 
 pytest.importorskip("xarm")
 
@@ -176,18 +176,8 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
 
 def test_a_success_ends_the_episode(config, emulator, monkeypatch, tmp_path):
     healthy(emulator)
-    answers = []
-
-    class Side(deploy_live.SideChannel):
-        def __call__(self, op, **settings):
-            found = super().__call__(op, **settings)
-            if op == "scene":
-                answers.append(time.monotonic())
-                found["is_success"] = len(answers) > 5
-            return found
-
-    monkeypatch.setattr(deploy_live, "SideChannel", Side)
-    monkeypatch.setattr("s2robot.deployment.parts.EmulatedScene.is_success", lambda self: True)
+    looks = []
+    monkeypatch.setattr(StandIn, "is_success", lambda self: looks.append(1) or len(looks) > 5)
     assert deploy.deploy(config("live=true", "bridge.loop.max_steps=500")) == 0
     record = json.loads((tmp_path / "summary.json").read_text())["records"][0]
     assert record["success"] and record["cause"] == "ended" and record["steps"] < 100

@@ -24,7 +24,8 @@ from s2robot.deployment.operator import WatchingOperator
 from s2robot.deployment.rig import Rig, Stop
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.people.operator import EmulatedOperator, Placing, TerminalOperator
+from s2robot.envs.real.emulator.operator import EmulatedOperator
+from s2robot.envs.real.people.operator import Placing, TerminalOperator
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from s2robot.evaluation.records import read_records
 

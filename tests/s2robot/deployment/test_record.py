@@ -17,10 +17,10 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.ik import ToolIK
-from s2robot.envs.real.cameras.camera import EmulatedCamera
+from s2robot.envs.real.emulator.camera import EmulatedCamera
 from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.emulator.side import SideChannel
-from s2robot.envs.real.people.operator import EmulatedOperator
 
 pytest.importorskip("xarm")
 

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.sdk import client_ports
 from s2robot.envs.real.emulator.faults import NAMES
 from s2robot.envs.real.emulator.launch import launch
-from s2robot.envs.real.emulator.ports import client_ports
 from tests.envs.real import home
 
 pytest.importorskip("xarm")

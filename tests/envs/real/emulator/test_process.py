@@ -10,9 +10,10 @@ import time
 import pytest
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.sdk import client_ports
 from s2robot.envs.real.emulator import fuzz
 from s2robot.envs.real.emulator.launch import launch
-from s2robot.envs.real.emulator.ports import HOST, Ports, client_ports, free_ports
+from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
 from s2robot.envs.real.emulator.side import SideChannel
 
 ANSWER_S = 30.0

@@ -8,10 +8,10 @@ import pytest
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.sdk import client_ports
 from s2robot.envs.real.emulator import kinematics as kin
-from s2robot.envs.real.emulator.frames import FrameClient
+from s2robot.envs.real.emulator.camera import FrameClient
 from s2robot.envs.real.emulator.launch import launch
-from s2robot.envs.real.emulator.ports import client_ports
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 from tests.envs.real.home import HOME
 

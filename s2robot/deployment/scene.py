@@ -1,0 +1,68 @@
+"""What stands in for arm, cameras, table and operator, where the config asks for it; a real bench has none of it.
+
+Nothing here, and nothing that drives an arm, imports a stand-in: its room is named below and looked up when asked for.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import numpy as np
+
+from s2robot.common.errors import UserError
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.sdk import BoxPorts
+from s2robot.envs.real.cameras.camera import Source
+from s2robot.envs.real.people.operator import Judge
+
+STAND_INS = {
+    "emulator": "s2robot.envs.real.emulator.stand_in:StandIn"
+}  # by the node of `bridge` that asks for it
+
+
+class Scene(Protocol):
+    """A bench of which this computer knows all."""
+
+    name: str  # what stands in: "emulator"
+    host: str  # the control box's address
+    ports: BoxPorts  # and its ports
+
+    def operator(self) -> Judge:
+        """Who stands beside it."""
+
+    def camera(self, name: str) -> Callable[[], Source]:
+        """Makes the source of a camera; it waits for the first frame."""
+
+    def cameras(self) -> tuple[float, dict[str, dict]]:
+        """Frames a second; camera -> size and field of view."""
+
+    def world(self) -> dict[str, Any]:
+        """Settings of the scene, as `CubePickConfig` has them."""
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Lay the cube as the simulated episode `seed` has it; the joints at which that one starts.  # (7,)"""
+
+    def is_success(self) -> bool:
+        """Whether the cube has been held up since the last reset; from any thread. EnvError once it is gone."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def find_scene(bridge: Mapping[str, Any], stack: ExitStack) -> Scene | None:
+    """What stands in by `bridge`, closed with `stack`; None for a real arm.
+
+    Raises:
+        UserError: it is not there.
+    """
+    for kind, entry in STAND_INS.items():
+        if (port := bridge[kind]["port"]) is not None:
+            room, _, name = entry.partition(":")
+            try:
+                scene: Scene = getattr(importlib.import_module(room), name)(port)
+            except EnvError as error:
+                raise UserError(f"bridge.{kind}.port: {error}") from None
+            stack.callback(scene.close)
+            return scene
+    return None
