@@ -1,27 +1,28 @@
 """The pre-flight of a deployment: everything compared, one line for each finding, a picture; nothing moves."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig
 
-from s2robot.common.paths import shipped_demos
+from s2robot.common.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment import views as camera_check
-from s2robot.deployment.parts import Policy, robot_of
+from s2robot.deployment import views
+from s2robot.deployment.arm import robot_of
+from s2robot.deployment.cameras import Cameras
+from s2robot.deployment.policy import Policy
 from s2robot.deployment.preflight import (
     OK,
     STOP,
     WARNING,
-    Camera,
     Finding,
     check_contract,
     check_latency,
     check_observation,
 )
+from s2robot.deployment.settings import Bench, Bridge, DemosSettings
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmLimits, ArmState
 from s2robot.envs.real.arms.geometry import ArmPoints
@@ -42,53 +43,46 @@ def observe(readers: Mapping[str, CameraReader], state: ArmState, image_size: in
 
 
 def check_all(
-    cfg: DictConfig,
+    bench: Bench,
     policy: Policy,
     limits: ArmLimits,
     state: ArmState,
-    readers: Mapping[str, CameraReader],
-    cameras: Mapping[str, Camera],
-    failed: Sequence[Finding],
+    cameras: Cameras,
+    demos: DemosSettings,
     picture: Path,
 ) -> list[Finding]:
     """Contract, arm, observation, pictures and latency; writes `picture`.
 
     Args:
         state: the arm's, read now.
-        cameras: what the readers' frames are.
-        failed: of the cameras that give none.
+        demos: whose pictures the cameras' are compared with.
     """
-    contract = policy.contract
-    robot = robot_of(limits, _nominal_hz(cfg, contract))
-    compared = check_contract(contract, robot, cameras, policy.image_size, policy.encoder)
+    contract, failed, speed = policy.contract, cameras.failed, bench.bridge.speed
+    # fewer than two commands between two decisions are no path
+    robot = robot_of(limits, min(policy.rate_hz, limits.rate_hz / 2))
+    compared = check_contract(contract, robot, cameras.facts, policy.image_size, policy.encoder)
     told = {f.check for f in failed}
-    findings = [f for f in compared if f.check not in told] + list(failed)
-    if cfg.bridge.speed < 1:
-        text = f"{cfg.bridge.speed:g} of the demos': a decision every {1000 / robot.rate_hz / cfg.bridge.speed:.0f} ms"
+    findings = [f for f in compared if f.check not in told] + failed
+    if speed < 1:
+        text = f"{speed:g} of the demos': a decision every {1000 / robot.rate_hz / speed:.0f} ms"
         findings.append(Finding(OK, "speed", text))
-    findings += _pace(cfg, limits, robot.rate_hz * cfg.bridge.speed)
+    findings += _pace(bench.bridge, limits, robot.rate_hz * speed)
     findings += _arm(limits, state)
-    observation = observe(readers, state, policy.image_size)
+    observation = observe(cameras.readers, state, policy.image_size)
     gone = {finding.check.replace("camera", "frame") for finding in failed}
     findings += [f for f in check_observation(contract, robot, observation) if f.check not in gone]
-    findings += _views(cfg, policy, observation["images"], picture)
+    findings += _views(demos, policy, observation["images"], picture)
     if not any(f.stops for f in findings):  # a policy is not asked about what it cannot see
-        findings.append(_latency(policy, observation, robot.rate_hz * cfg.bridge.speed))
+        findings.append(_latency(policy, observation, robot.rate_hz * speed))
     return findings
 
 
-def _nominal_hz(cfg: DictConfig, contract: Mapping) -> float:
-    """The rate that the bridge can step at: whole periods of the stream."""
-    wanted, stream = float(contract["rate_hz"]), float(cfg.bridge.limits.rate_hz)
-    return min(wanted, stream / 2)  # fewer than two commands between two decisions are no path
-
-
-def _pace(cfg: DictConfig, limits: ArmLimits, rate_hz: float) -> list[Finding]:
+def _pace(bridge: Bridge, limits: ArmLimits, rate_hz: float) -> list[Finding]:
     """Can the arm go as far in a period as an action may ask for? It would fall behind the policy otherwise."""
-    asked, allowed = cfg.bridge.loop.max_delta * rate_hz, min(limits.dq_max)
+    asked, allowed = bridge.loop.max_delta * rate_hz, min(limits.dq_max)
     if asked <= allowed:
         return []
-    enough = np.floor(100 * cfg.bridge.speed * allowed / asked) / 100
+    enough = np.floor(100 * bridge.speed * allowed / asked) / 100
     text = f"actions may ask for {asked:.2f} rad/s, the limits allow {allowed:.2f}; bridge.speed={enough:g} keeps up"
     return [Finding(WARNING, "pace", text)]
 
@@ -106,23 +100,25 @@ def _arm(limits: ArmLimits, state: ArmState) -> list[Finding]:
     return findings
 
 
-def _views(cfg: DictConfig, policy: Policy, frames: Mapping[str, np.ndarray], picture: Path) -> list[Finding]:
+def _views(
+    demos: DemosSettings, policy: Policy, frames: Mapping[str, np.ndarray], picture: Path
+) -> list[Finding]:
     """The cameras' pictures beside the demos'."""
     findings: list[Finding] = []
-    demos: dict[str, np.ndarray] = {}
+    pictures: dict[str, np.ndarray] = {}
     try:
-        store = EpisodeStore.open(cfg.demos.path or shipped_demos(cfg.demos.name))
+        store = EpisodeStore.open(demos.folder())
         trained = (policy.contract.get("dataset") or {}).get("fingerprint")
         if trained != store.fingerprint:
             text = f"{store.path.name} is not what this policy was trained on; compare with care (demos.path=<folder>)"
             findings.append(Finding(WARNING, "demos", text))
         names = tuple(name for name in frames if name in store.cameras)
-        demos = camera_check.demo_pictures(store, names, policy.image_size)
-    except (DatasetError, EnvError) as error:
+        pictures = views.demo_pictures(store, names, policy.image_size)
+    except (UserError, DatasetError, EnvError) as error:
         findings.append(Finding(WARNING, "demos", f"no pictures to compare with: {error}"))
     if frames:
-        camera_check.draw(frames, demos, picture)
-        findings += camera_check.compare(frames, demos)
+        views.draw(frames, pictures, picture)
+        findings += views.compare(frames, pictures)
     return findings
 
 

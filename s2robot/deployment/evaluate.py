@@ -25,11 +25,11 @@ from omegaconf import DictConfig
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.provenance import policy_sha256
-from s2robot.common.settings import env_config, plain
-from s2robot.deployment import parts
-from s2robot.deployment.operator import KEYS_HELP, Keys, WatchingOperator
+from s2robot.common.settings import env_config
+from s2robot.deployment.operator import KEYS_HELP, Keys, WatchingOperator, check_operator
 from s2robot.deployment.panel import keys
 from s2robot.deployment.rig import Rig, Stop
+from s2robot.deployment.settings import read_bridge
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.supervisor import Supervisor
@@ -73,7 +73,7 @@ def _check_settings(cfg: DictConfig) -> None:
         )
     if cfg.evaluate.episodes < 1:
         raise UserError(f"evaluate.episodes: found {cfg.evaluate.episodes}, expected 1 or more")
-    parts.check_operator(cfg)
+    check_operator(read_bridge(cfg.bridge))
 
 
 class ArmEvaluation:
@@ -136,15 +136,15 @@ class ArmEvaluation:
         return summary
 
     def _run(self, todo: list[int]) -> None:
-        cfg, rig = self.cfg, self.rig
-        loop = parts.make_loop_config(cfg, rig.policy, live=True)
+        rig = self.rig
+        bridge, loop = rig.bench.bridge, rig.loop_config(live=True)
         self.rate = loop.policy_hz
         make = partial(rig.make_driver, gripper=False)
-        with self.stop.on_signals(), Supervisor(make, cfg.bridge.supervisor_s) as supervisor:
+        with self.stop.on_signals(), Supervisor(make, bridge.supervisor_s) as supervisor:
             self.env = RealCubePick(
                 rig.driver, rig.readers, self._config(rate_hz=loop.policy_hz), self.operator, loop,
-                parts.make_watchdog_limits(cfg), parts.make_safety_config(cfg), supervisor=supervisor,
-                home_speed=cfg.bridge.home.speed, stopped=self.stop.asked,
+                bridge.watchdog, bridge.safety, supervisor=supervisor,
+                home_speed=bridge.home.speed, stopped=self.stop.asked,
             )  # fmt: skip
             self.stop.stop = self.env.loop.request_stop
             try:
@@ -197,7 +197,7 @@ class ArmEvaluation:
             # on an arm an end that nobody told is that of the last step
             "time_to_success_s": round(ended - begun, 3) if success and operator.t_end else None,
             "closest_m": None if operator.closest is None else round(operator.closest, 5), "video": None,
-            "world": self.world, "speed": float(self.cfg.bridge.speed), "fault": fault, "holds": int(holds),
+            "world": self.world, "speed": self.rig.bench.bridge.speed, "fault": fault, "holds": int(holds),
             "verdicts": dict(verdicts),
         }  # fmt: skip
         operator.trouble = fault
@@ -256,16 +256,13 @@ class ArmEvaluation:
             policy = hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()
         return {
             "world": self.world,
-            "robot.ip": cfg.robot.ip if self.world == ARM else None,
+            "robot.ip": self.rig.bench.robot.ip if self.world == ARM else None,
             "policy": policy,
             "encoder": contract["encoder"]["fingerprint"],
             "evaluate.seed": cfg.evaluate.seed,
             "env": asdict(self.config),
-            "bridge": self._bridge(),
+            "bridge": self.rig.bench.bridge.described(),
         }
-
-    def _bridge(self) -> dict[str, Any]:
-        return {k: v for k, v in plain(self.cfg.bridge).items() if k != "emulator"}
 
     def _summary(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         cfg, contract = self.cfg, self.rig.policy.contract
@@ -278,7 +275,7 @@ class ArmEvaluation:
             "faults": sum(bool(r["fault"]) for r in records),
             "holds": sum(r["holds"] for r in records),
             "policy": policy or {"url": cfg.policy.url},
-            "bridge": self._bridge(),
+            "bridge": self.rig.bench.bridge.described(),
             "timing": {f"{name}_s": round(seconds, 2) for name, seconds in self.timing.items()},
         }
 

@@ -15,9 +15,11 @@ from rich.console import Console
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.demos.store import EpisodeStore
+from s2robot.deployment.arm import JOINT_NAMES
+from s2robot.deployment.operator import check_operator
 from s2robot.deployment.panel import WAITING, Board, keys
-from s2robot.deployment.parts import JOINT_NAMES, check_operator, home_of
 from s2robot.deployment.rig import Rig, Stop
+from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.trace import Trace
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.errors import EnvError
@@ -46,7 +48,7 @@ def check_settings(cfg: DictConfig) -> None:
     if cfg.record is not None and not cfg.live:
         raise UserError("record: found a path without --live, expected both: a dry run has nothing to record")
     if cfg.live:
-        check_operator(cfg)
+        check_operator(read_bridge(cfg.bridge))
 
 
 class LiveSession:
@@ -55,7 +57,7 @@ class LiveSession:
     def __init__(self, rig: Rig, out: Path):
         self.rig, self.cfg, self.out = rig, rig.cfg, out
         self.board = Board(rig.readers, True, self.cfg.episodes, rig.limits.rate_hz)
-        self.board.max_steps = self.cfg.bridge.loop.max_steps
+        self.board.max_steps = rig.bench.bridge.loop.max_steps
         self.stop = Stop()
         self.trace = Trace(rig.limits)
         self.records: list[dict[str, Any]] = []
@@ -92,7 +94,10 @@ class LiveSession:
         store = self._open_store()
         make = partial(self.rig.make_driver, gripper=False)
         try:
-            with self.stop.on_signals(), Supervisor(make, self.cfg.bridge.supervisor_s) as self._supervisor:
+            with (
+                self.stop.on_signals(),
+                Supervisor(make, self.rig.bench.bridge.supervisor_s) as self._supervisor,
+            ):
                 self.rig.driver.arm()
                 yield
         finally:
@@ -118,7 +123,7 @@ class LiveSession:
             with self._watched():
                 if self._go_to_start(seed):
                     with self._judging():
-                        result = self.loop.run(self.cfg.bridge.loop.max_steps)
+                        result = self.loop.run(self.rig.bench.bridge.loop.max_steps)
         except EnvError as error:  # the arm has been stopped by who raised it
             fault = str(error)
         finally:
@@ -153,10 +158,10 @@ class LiveSession:
         if driver.stopped:  # while the operator was at the table
             driver.arm()
         move = partial(
-            move_slowly, driver, safety, opening=1.0, speed=self.cfg.bridge.home.speed, beat=self._beat,
+            move_slowly, driver, safety, opening=1.0, speed=self.rig.bench.bridge.home.speed, beat=self._beat,
             stopped=self.stop.asked,
         )  # fmt: skip
-        there = move(home_of(self.cfg))
+        there = move(self.rig.bench.robot.home)
         if there and scene is not None:
             self._rest()
             there = move(scene.reset(seed))
@@ -297,7 +302,7 @@ class LiveSession:
         if self.cfg.record is None:
             return None
         path, contract = Path(self.cfg.record), self.rig.policy.contract
-        rate, speed = contract["rate_hz"], float(self.cfg.bridge.speed)
+        rate, speed = contract["rate_hz"], self.rig.bench.bridge.speed
         size = self.rig.policy.image_size
         names = list(self.rig.readers)
         if path.exists():
@@ -309,7 +314,7 @@ class LiveSession:
                     store.close()
                     raise UserError(f"{path}: found {name} {found}, expected {wanted} to append to it")
         else:
-            fovy = {name: camera.fovy for name, camera in self.rig.cameras.items()}
+            fovy = {name: camera.fovy for name, camera in self.rig.cameras.facts.items()}
             attributes = {
                 "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": rate, "cameras": names,
                 "camera_geometry": {
@@ -328,10 +333,10 @@ class LiveSession:
         write_json(
             self.out / "summary.json",
             {
-                "robot": self.cfg.robot.name,
+                "robot": self.rig.bench.robot.name,
                 "checkpoint": self.cfg.checkpoint or self.cfg.policy.url,
                 "emulated": self.rig.scene is not None,
-                "speed": self.cfg.bridge.speed,
+                "speed": self.rig.bench.bridge.speed,
                 "episodes": len(self.records),
                 "successes": self.board.successes,
                 "records": self.records,

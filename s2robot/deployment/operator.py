@@ -1,14 +1,26 @@
 """The operator beside a policy that acts: asked while the arm stands, with keys that count while it moves."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
+from s2robot.common.errors import UserError
 from s2robot.deployment.panel import keys
 from s2robot.deployment.rig import Stop
+from s2robot.deployment.settings import Bridge
 from s2robot.envs.real.people.operator import Judge, Placing
 
 KEYS_HELP = "y: success, n: failure (both end the episode); space, q or Ctrl-C: brake and end the session"
+
+
+def check_operator(bridge: Bridge) -> None:
+    """Refuse a real arm without a person at a terminal."""
+    if not bridge.stands_in and not sys.stdin.isatty():
+        raise UserError(
+            "standard input is no terminal, expected one: the operator is asked before each episode"
+        )
+
 
 Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]
 

@@ -21,13 +21,14 @@ from omegaconf import DictConfig
 from s2robot.common.errors import UserError
 from s2robot.common.settings import env_config
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment import parts
+from s2robot.deployment.arm import JOINT_NAMES, driver_maker
+from s2robot.deployment.cameras import start_cameras
 from s2robot.deployment.panel import keys
 from s2robot.deployment.scene import find_scene
+from s2robot.deployment.settings import read_bench
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.people.operator import Operator, Placing, TerminalOperator
@@ -90,23 +91,24 @@ class ArmRecording:
         """
         cfg = self.cfg
         with ExitStack() as stack:
-            limits = parts.make_limits(cfg)
-            scene = find_scene(cfg.bridge, stack)
-            make_driver = parts.driver_maker(cfg, limits, scene)
+            self._bench = bench = read_bench(cfg)
+            limits = bench.bridge.arm_limits()
+            scene = find_scene(bench.bridge, stack)
+            make_driver = driver_maker(bench, limits, scene)
             driver = make_driver()
             stack.callback(driver.close)
-            driver.connect(cfg.bridge.arm.connect_s)
-            readers, cameras, failed = parts.start_cameras(cfg, tuple(cfg.env.cameras), scene, stack)
-            if failed:
-                raise UserError(f"{failed[0].check}: {failed[0].text}")
-            self._scene, self._driver, self._readers = scene, driver, readers
-            fovy = {name: camera.fovy for name, camera in cameras.items()}
-            store = stack.enter_context(self._open_store(readers, fovy, scene is not None))
+            driver.connect(bench.bridge.arm.connect_s)
+            cameras = start_cameras(bench.bridge, tuple(cfg.env.cameras), scene, stack)
+            if cameras.failed:
+                raise UserError(f"{cameras.failed[0].check}: {cameras.failed[0].text}")
+            self._scene, self._driver, self._readers = scene, driver, cameras.readers
+            fovy = {name: camera.fovy for name, camera in cameras.facts.items()}
+            store = stack.enter_context(self._open_store(cameras.readers, fovy, scene is not None))
             self.recorder = EpisodeRecorder(store)
             if self._operator is None:
                 self._operator = scene.operator() if scene else TerminalOperator()
             make = partial(make_driver, gripper=False)
-            supervisor = stack.enter_context(Supervisor(make, cfg.bridge.supervisor_s))
+            supervisor = stack.enter_context(Supervisor(make, bench.bridge.supervisor_s))
             self._make_world(limits, supervisor, stack)
             kept = 0
             for attempt in range(10 * cfg.episodes):
@@ -121,23 +123,21 @@ class ArmRecording:
     def _make_world(self, limits: Any, supervisor: Supervisor, stack: ExitStack) -> None:
         cfg = self.cfg
         config = env_config(cfg, max_steps=cfg.max_steps)
-        bridge = {k: v for k, v in parts.settings(cfg.bridge.loop).items() if k != "max_steps"}
-        bridge["gripper_hold"] = 0  # a person who reverses the gripper means it
-        loop = LoopConfig(
-            live=True, policy_hz=config.rate_hz, image_size=config.image_size, mode=parts.arm_mode(cfg), **bridge
-        )  # fmt: skip
+        bridge = self._bench.bridge
+        # a person who reverses the gripper means it
+        loop = bridge.loop_config(config.rate_hz, config.image_size, live=True, gripper_hold=0)
         assert self._operator is not None
         self.env = RealCubePick(
             self._driver, self._readers, config, _Quiet(self._operator, self.controls), loop,
-            parts.make_watchdog_limits(cfg), parts.make_safety_config(cfg), supervisor=supervisor,
-            on_step=self.recorder.add, home_speed=cfg.bridge.home.speed,
+            bridge.watchdog, bridge.safety, supervisor=supervisor,
+            on_step=self.recorder.add, home_speed=bridge.home.speed,
         )  # fmt: skip
         stack.callback(self.env.close)
         self._on_key: Callable[[str], None] = self.controls.on_key
         if cfg.kind == "teach":
-            teach = TeachConfig(config.rate_hz, config.image_size, bridge["max_delta"], bridge["ready_s"])
+            teach = TeachConfig(config.rate_hz, config.image_size, loop.max_delta, loop.ready_s)
             self._teaching = Teaching(
-                self._driver, self._readers, self.controls, teach, parts.make_watchdog_limits(cfg), self.recorder.add
+                self._driver, self._readers, self.controls, teach, bridge.watchdog, self.recorder.add
             )  # fmt: skip
             return
         keyboard = Keyboard(self.controls)
@@ -148,7 +148,7 @@ class ArmRecording:
             stack.callback(mover.close)
         self._teleoperator = Teleoperator(
             mover, self.controls, ToolIK(cfg.robot.name), limits, config.rate_hz, cfg.speed, cfg.turn_speed,
-            bridge["max_delta"],
+            loop.max_delta,
         )  # fmt: skip
 
     # ---------------------------------------------------------------- an episode
@@ -218,7 +218,7 @@ class ArmRecording:
         return EpisodeStore.create(
             path,
             {
-                "robot": cfg.robot.name, "joint_names": list(parts.JOINT_NAMES), "rate_hz": cfg.env.rate_hz,
+                "robot": cfg.robot.name, "joint_names": list(JOINT_NAMES), "rate_hz": cfg.env.rate_hz,
                 "cameras": names, "camera_geometry": geometry, "action_frame": ACTION_FRAME,
                 "env_version": ENV_VERSION, "env_config": {}, "seed": cfg.seed, "kind": "images", "source": source,
             },

@@ -10,15 +10,18 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.deployment import parts
+from s2robot.common.settings import read
+from s2robot.deployment.arm import driver_maker
+from s2robot.deployment.cameras import Cameras, start_cameras
 from s2robot.deployment.check import check_all
-from s2robot.deployment.preflight import Camera, Finding
+from s2robot.deployment.policy import Policy, make_policy
 from s2robot.deployment.scene import Scene, find_scene
+from s2robot.deployment.settings import Bench, DemosSettings, read_bench, read_policy
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.control.loop import ControlLoop
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyFilter
 
 
@@ -27,14 +30,13 @@ class Rig:
     """What a deployment works with."""
 
     cfg: DictConfig
-    policy: parts.Policy
+    bench: Bench
+    policy: Policy
     limits: ArmLimits
     scene: Scene | None  # None: a real arm
     make_driver: Callable[..., XArmDriver]
     driver: XArmDriver  # connected, not armed
-    readers: dict[str, CameraReader]
-    cameras: dict[str, Camera]
-    failed: list[Finding]  # of cameras
+    cameras: Cameras
 
     @classmethod
     def connect(cls, cfg: DictConfig, stack: ExitStack) -> "Rig":
@@ -43,20 +45,26 @@ class Rig:
         Raises:
             UserError, EnvError: a wrong setting, no policy, no arm.
         """
-        limits = parts.make_limits(cfg)
-        (
-            parts.make_watchdog_limits(cfg),
-            parts.make_safety_config(cfg),
-        )  # wrong ones are told before the long waits
-        scene = find_scene(cfg.bridge, stack)
-        make_driver = parts.driver_maker(cfg, limits, scene)
-        policy = parts.make_policy(cfg, stack)
-        parts.make_loop_config(cfg, policy, live=False)
+        bench, source = read_bench(cfg), read_policy(cfg)
+        limits = bench.bridge.arm_limits()
+        policy = make_policy(source, bench.bridge, stack)  # before anything is looked for on the bench
+        scene = find_scene(bench.bridge, stack)
+        make_driver = driver_maker(bench, limits, scene)
         driver = make_driver()
         stack.callback(driver.close)
-        driver.connect(cfg.bridge.arm.connect_s)
-        readers, cameras, failed = parts.start_cameras(cfg, policy.contract["cameras"], scene, stack)
-        return cls(cfg, policy, limits, scene, make_driver, driver, readers, cameras, failed)
+        driver.connect(bench.bridge.arm.connect_s)
+        cameras = start_cameras(bench.bridge, policy.contract["cameras"], scene, stack)
+        return cls(cfg, bench, policy, limits, scene, make_driver, driver, cameras)
+
+    @property
+    def readers(self) -> dict[str, CameraReader]:
+        """The cameras that give frames."""
+        return self.cameras.readers
+
+    def loop_config(self, live: bool) -> LoopConfig:
+        """How the control loop runs for this policy."""
+        hz = self.policy.rate_hz * self.bench.bridge.speed
+        return self.bench.bridge.loop_config(hz, self.policy.image_size, live)
 
     def check(self, picture: Path) -> None:
         """The pre-flight, printed; the cameras' pictures go to `picture`.
@@ -65,13 +73,12 @@ class Rig:
             UserError: something forbids to go on.
         """
         findings = check_all(
-            self.cfg,
+            self.bench,
             self.policy,
             self.limits,
             self.driver.read(),
-            self.readers,
             self.cameras,
-            self.failed,
+            read(DemosSettings, self.cfg.demos, "demos"),
             picture,
         )
         for finding in findings:
@@ -84,11 +91,10 @@ class Rig:
 
     def loop(self, live: bool, **callbacks: Callable) -> ControlLoop:
         """A control loop with a filter of its own."""
-        cfg = self.cfg
-        safety = SafetyFilter(self.limits, ArmPoints(cfg.robot.name), parts.make_safety_config(cfg))
+        bridge = self.bench.bridge
+        safety = SafetyFilter(self.limits, ArmPoints(self.bench.robot.name), bridge.safety)
         return ControlLoop(
-            self.driver, self.readers, self.policy.act, safety, parts.make_loop_config(cfg, self.policy, live),
-            parts.make_watchdog_limits(cfg), **callbacks,
+            self.driver, self.readers, self.policy.act, safety, self.loop_config(live), bridge.watchdog, **callbacks,
         )  # fmt: skip
 
 

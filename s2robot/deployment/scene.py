@@ -4,13 +4,14 @@ Nothing here, and nothing that drives an arm, imports a stand-in: its room is na
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.deployment.settings import Bridge
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.sdk import BoxPorts
 from s2robot.envs.real.cameras.camera import Source
@@ -50,14 +51,14 @@ class Scene(Protocol):
         """Let go of it."""
 
 
-def find_scene(bridge: Mapping[str, Any], stack: ExitStack) -> Scene | None:
+def find_scene(bridge: Bridge, stack: ExitStack) -> Scene | None:
     """What stands in by `bridge`, closed with `stack`; None for a real arm.
 
     Raises:
         UserError: it is not there.
     """
     for kind, entry in STAND_INS.items():
-        if (port := bridge[kind]["port"]) is not None:
+        if (port := getattr(bridge, kind).port) is not None:
             room, _, name = entry.partition(":")
             try:
                 scene: Scene = getattr(importlib.import_module(room), name)(port)

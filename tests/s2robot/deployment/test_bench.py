@@ -22,7 +22,9 @@ from hydra import compose, initialize_config_dir
 
 from s2robot.common.paths import configs_dir
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment import deploy, parts
+from s2robot.deployment import cameras, deploy
+from s2robot.deployment.arm import JOINT_NAMES, driver_maker
+from s2robot.deployment.settings import read_bridge
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.real.emulator.launch import launch
 
@@ -41,10 +43,10 @@ DEPLOY = """
 import sys
 from functools import partial
 from s2robot.envs.real.emulator.ports import Ports
-from s2robot.deployment import parts as deploy_parts
+from s2robot.deployment import rig
 from s2robot.cli import main
-ports, make = Ports.from_json(sys.argv[1]), deploy_parts.driver_maker
-deploy_parts.driver_maker = lambda *settings: partial(make(*settings), ports=ports)
+ports, make = Ports.from_json(sys.argv[1]), rig.driver_maker
+rig.driver_maker = lambda *settings: partial(make(*settings), ports=ports)
 sys.exit(main(["deploy", *sys.argv[2:]]))
 """
 
@@ -117,7 +119,7 @@ def pictures(tmp_path_factory):
     """A dataset of pictures: 6 of 72 x 96 for each camera."""
     path = tmp_path_factory.mktemp("pictures") / "pictures.zarr"
     attributes = {
-        "robot": "xarm7", "joint_names": list(parts.JOINT_NAMES), "rate_hz": 10, "cameras": list(CAMERAS),
+        "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": 10, "cameras": list(CAMERAS),
         "camera_geometry": {}, "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": 0,
         "kind": "images",
     }  # fmt: skip
@@ -257,18 +259,18 @@ def config(box, slow_policy, film, realsense, tmp_path, monkeypatch):
     """Makes a config of `s2robot deploy` with a film for the hand's camera and a RealSense for the left one."""
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
-    make_driver = parts.driver_maker
-    monkeypatch.setattr(parts, "driver_maker", lambda *a: partial(make_driver(*a), ports=box.ports))
+    elsewhere = lambda *a: partial(driver_maker(*a), ports=box.ports)  # noqa: E731
+    monkeypatch.setattr("s2robot.deployment.rig.driver_maker", elsewhere)
     realsense.pictures = _scene(3)
     box.side("clear")
     box.side("place_arm", joints=HOME.tolist())
     hand = ["kind=opencv", f"device='{film}'", "width=96", "height=72", "fps=20"]
     left = ["kind=realsense", "device='0042'", "width=96", "height=72", "fps=20"]
-    cameras = [f"bridge.cameras.{n}.{key}" for n, c in (("hand", hand), ("left", left)) for key in c]
+    overrides = [f"bridge.cameras.{n}.{key}" for n, c in (("hand", hand), ("left", left)) for key in c]
 
     def make(*more):
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return compose("deploy", [*words(slow_policy), f"run_dir='{tmp_path}'", *cameras, *more])
+            return compose("deploy", [*words(slow_policy), f"run_dir='{tmp_path}'", *overrides, *more])
 
     return make
 
@@ -284,10 +286,10 @@ def test_a_dry_run_with_a_v4l2_device_and_a_realsense(config, box, tmp_path, cap
 
 def test_their_pictures_are_rgb_and_upright(config):
     with ExitStack() as stack:
-        readers, cameras, failed = parts.start_cameras(config(), CAMERAS, None, stack)
-        assert not failed and {c.width for c in cameras.values()} == {72}
+        found = cameras.start_cameras(read_bridge(config().bridge), CAMERAS, None, stack)
+        assert not found.failed and {c.width for c in found.facts.values()} == {72}
         for name, seed in (("hand", 2), ("left", 3)):
-            off = np.abs(readers[name].latest().image.astype(float) - _scene(seed)).mean((1, 2, 3))
+            off = np.abs(found.readers[name].latest().image.astype(float) - _scene(seed)).mean((1, 2, 3))
             assert off.min() < 5 and np.median(off) > 20, (name, off)  # the same as one, but for JPEG
 
 
@@ -303,8 +305,9 @@ def test_their_pictures_are_rgb_and_upright(config):
     ],
 )
 def test_a_camera_that_is_not_as_configured_is_one_line(config, words, message, monkeypatch):
-    monkeypatch.setattr(parts, "EXPOSURE_S", 0.0)
+    monkeypatch.setattr(cameras, "EXPOSURE_S", 0.0)
+    bridge = read_bridge(config(f"bridge.cameras.{words}").bridge)
     with ExitStack() as stack:
-        readers, _, failed = parts.start_cameras(config(f"bridge.cameras.{words}"), CAMERAS, None, stack)
-    assert len(failed) == 1 and len(readers) == 1
-    assert re.search(message, failed[0].text), failed[0].text
+        found = cameras.start_cameras(bridge, CAMERAS, None, stack)
+    assert len(found.failed) == 1 and len(found.readers) == 1
+    assert re.search(message, found.failed[0].text), found.failed[0].text

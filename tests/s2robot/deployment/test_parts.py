@@ -18,8 +18,8 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import check as deploy_check
 from s2robot.deployment import views as camera_check
 from s2robot.deployment.panel import Board, keys
-from s2robot.deployment.parts import make_limits
 from s2robot.deployment.preflight import OK, WARNING
+from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.trace import Trace
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT
@@ -255,21 +255,21 @@ def test_a_question_is_not_answered_by_what_was_typed_before_it(monkeypatch):
 
 def configured(*overrides):
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        return compose("deploy", [*overrides, "run_dir=none"])
+        return read_bridge(compose("deploy", [*overrides, "run_dir=none"]).bridge)
 
 
-def lag(limits, cfg, episode):
+def lag(limits, bridge, episode):
     """How far a box that plans falls behind the stream of a demo's actions, rad."""
     box, path = Motion(episode["proprio"][0, :7]), Interpolator(limits)
     path.reset(box.joints)
-    goal, most, periods = box.joints, 0.0, round(10 / cfg.bridge.speed)  # of the stream, between two actions
+    goal, most, periods = box.joints, 0.0, round(10 / bridge.speed)  # of the stream, between two actions
     for i in range(periods * len(episode["action"])):
         now = i / 100
         if i % periods == 0:
             goal = goal + episode["action"][i // periods, :7]
             path.push(now, now + periods / 100, goal)
         target = path.step(now)[0]
-        box.plan(Plan(target, cfg.bridge.arm.speed, cfg.bridge.arm.acceleration), replace=True)
+        box.plan(Plan(target, bridge.arm.speed, bridge.arm.acceleration), replace=True)
         box.advance(0.005)
         box.advance(0.005)
         most = max(most, float(np.abs(target - box.joints).max()))
@@ -279,7 +279,7 @@ def lag(limits, cfg, episode):
 def test_a_box_that_plans_keeps_up_with_the_stream():
     servo, online = configured(), configured("bridge.arm.mode=online")
     episodes = EpisodeStore.open(shipped_demos("xarm7_cube"))
-    fast, slow = make_limits(servo), make_limits(online)
+    fast, slow = servo.arm_limits(), online.arm_limits()
     assert set(fast.dq_max) == {1.8} and set(slow.dq_max) == {0.8} and set(slow.ddq_max) == {4.0}
     lags = [[lag(limits, online, episodes.episode(i)) for i in range(4)] for limits in (fast, slow)]
     assert max(lags[0]) > fast.lag_max  # a fault, were the stream as fast as in mode servo
@@ -288,8 +288,8 @@ def test_a_box_that_plans_keeps_up_with_the_stream():
 
 def test_a_policy_that_asks_for_more_speed_than_is_allowed_is_told():
     def found(*overrides):
-        cfg = configured(*overrides)
-        return [str(f) for f in deploy_check._pace(cfg, make_limits(cfg), 10 * cfg.bridge.speed)]
+        bridge = configured(*overrides)
+        return [str(f) for f in deploy_check._pace(bridge, bridge.arm_limits(), 10 * bridge.speed)]
 
     assert found() == found("bridge.arm.mode=online", "bridge.speed=0.32") == []
     (line,) = found("bridge.arm.mode=online")
@@ -332,13 +332,11 @@ def test_a_trace_counts_speeds_and_room(tmp_path):
     ],
 )
 def test_the_stream_never_runs_away_from_a_box_that_plans(overrides, dq, ddq):
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        limits = make_limits(compose("deploy", overrides=list(overrides)))
+    limits = configured(*overrides).arm_limits()
     assert (limits.dq_max, limits.ddq_max) == (dq, ddq)
 
 
 def test_a_stall_that_the_driver_waits_for_is_no_missing_heartbeat():
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        bridge = compose("deploy").bridge
+    bridge = configured()
     assert 0.19 < WIRE_TIMEOUT <= bridge.watchdog.state_fault
     assert WIRE_TIMEOUT + 3 / bridge.limits.rate_hz <= bridge.supervisor_s

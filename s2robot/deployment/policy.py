@@ -1,0 +1,75 @@
+"""The policy of a deployment: a checkpoint in this process, or a server's."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from s2robot.deployment.settings import Bridge, PolicySettings
+
+
+@dataclass
+class Policy:
+    """What acts."""
+
+    act: Callable[[Mapping], np.ndarray]  # observation -> float32 (8,)
+    plan: Callable[[Mapping], np.ndarray]  # observation -> float32 (k, 8), for measuring
+    reset: Callable[[], None]
+    contract: dict[str, Any]
+    image_size: int  # pixels, side of the frames that the encoder reads without resizing
+    encoder: str | None  # fingerprint of the encoder that computes; None = the server's
+
+    @property
+    def rate_hz(self) -> float:
+        """Its decisions a second at the demos' speed."""
+        return float(self.contract["rate_hz"])
+
+
+def make_policy(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
+    """The policy of a checkpoint or a server; it is closed with `stack`.
+
+    Raises:
+        UserError, PolicyError, RemoteError: what `load_actor` and `RemotePolicy` raise.
+    """
+    return _remote(source, bridge, stack) if source.host.url is not None else _local(source)
+
+
+def _local(source: PolicySettings) -> Policy:
+    import torch
+
+    from s2robot.loading import load_actor
+
+    assert source.checkpoint is not None
+    if source.host.threads:
+        torch.set_num_threads(source.host.threads)
+    actor, encoder, contract = load_actor(source.checkpoint, source.host.device, source.weights)
+    return Policy(actor.act, actor.plan, actor.reset, contract, encoder.image_size, encoder.fingerprint)
+
+
+def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
+    from s2robot.serving.remote import RemotePolicy
+    from s2robot.serving.token import read_token
+
+    host = source.host
+    assert host.url is not None
+    remote = RemotePolicy(host.url, read_token(host.token_file), host.deadline_s, host.connect_s)
+    stack.callback(remote.close)
+    hold = bridge.watchdog.policy_hold + 1.5 / bridge.speed / 10
+    act = partial(_hold_first, remote.act, hold)
+    return Policy(act, remote.plan, remote.reset, remote.contract, remote.image_size, None)
+
+
+def _hold_first(act: Callable[[Mapping], np.ndarray], hold_s: float, observation: Mapping) -> np.ndarray:
+    """`act`, whose failures come late enough that the loop holds first: the arm stands before the fault."""
+    from s2robot.serving.remote import RemoteError
+
+    begin = time.monotonic()
+    try:
+        return act(observation)
+    except RemoteError:
+        time.sleep(max(0.0, begin + hold_s + 0.2 - time.monotonic()))
+        raise
