@@ -237,6 +237,7 @@ class DemosSettings:
 
     name: str | None
     path: str | None
+    episodes: int | None = None  # training's
 
     def folder(self) -> Path:
         """Where they lie. Raises what `shipped_demos` raises for a name that is none."""
