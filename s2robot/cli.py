@@ -13,20 +13,21 @@ listing, help and `--cfg` answer at once. Exit codes: 0 done, 2 the user's input
 130 interrupted, 1 anything else, a fault of an arm among it.
 """
 
-import errno
 import importlib
 import os
-import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2robot import __version__
+from s2robot.common.config_errors import check_complete, check_types, did_you_mean, key_of, one_line
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.paths import configs_dir
+from s2robot.common.run_folder import run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,6 +43,7 @@ class Verb:
         default_factory=dict
     )  # flag -> override; `{}` in it stands for its value
     word: str = ""  # what may stand after the verb: the one thing that it does
+    goes_on: bool = False  # the same command in the same folder goes on where it was interrupted
     simulates: bool = False  # whatever its settings; the others ask for the simulator where they need it
 
 
@@ -52,9 +54,12 @@ VERBS = {
         "s2robot.pipeline:run",
         "the whole pipeline: demos, features, policy, evaluation, report",
         simulates=True,
+        goes_on=True,
     ),
     "record": Verb(
-        "s2robot.verbs:record", "record demonstrations: scripted in simulation, or by a person on an arm"
+        "s2robot.verbs:record",
+        "record demonstrations: scripted in simulation, or by a person on an arm",
+        goes_on=True,
     ),
     "replay": Verb(
         "s2robot.verbs:replay",
@@ -63,13 +68,18 @@ VERBS = {
     ),
     "inspect": Verb("s2robot.verbs:inspect", "print and picture a dataset: ranges, positions, frames"),
     "scenes": Verb("s2robot.verbs:scenes", "render scenes for pre-training an encoder", simulates=True),
-    "pretrain": Verb("s2robot.verbs:pretrain", "pre-train a small encoder by masked autoencoding on scenes"),
-    "encode": Verb("s2robot.verbs:encode", "encode a dataset's images into the feature cache"),
-    "train": Verb("s2robot.verbs:train", "train a policy on cached features by behaviour cloning"),
+    "pretrain": Verb(
+        "s2robot.verbs:pretrain", "pre-train a small encoder by masked autoencoding on scenes", goes_on=True
+    ),
+    "encode": Verb("s2robot.verbs:encode", "encode a dataset's images into the feature cache", goes_on=True),
+    "train": Verb(
+        "s2robot.verbs:train", "train a policy on cached features by behaviour cloning", goes_on=True
+    ),
     "evaluate": Verb(
         "s2robot.verbs:evaluate",
         "measure a policy's success over seeded cube positions, simulated or on an arm",
         {"--live": "live=true"},
+        goes_on=True,
     ),
     "serve": Verb("s2robot.serving.server:run_serve", "host a policy for an arm on another machine"),
     "emulate": Verb(
@@ -88,6 +98,7 @@ VERBS = {
         "s2robot.comparison.compare:compare",
         "compare encoders and policies on the same cube positions",
         simulates=True,
+        goes_on=True,
     ),
     "readout": Verb(
         "s2robot.probing.readout:run_readout",
@@ -99,9 +110,6 @@ VERBS = {
     ),
     "report": Verb("s2robot.verbs:report", "write report.html of an evaluation or a comparison"),
 }
-
-# Errors of the machine that a traceback explains no better than one line.
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,24 +123,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb = args[0]
     if verb not in VERBS:
-        return _fail("s2robot", f"unknown verb '{verb}'{_did_you_mean(verb, VERBS)}; `s2robot` lists them")
+        return _fail("s2robot", f"unknown verb '{verb}'{did_you_mean(verb, VERBS)}; `s2robot` lists them")
     program = f"s2robot {verb}"
     overrides: list[str] = []
     try:
         overrides = _translated(VERBS[verb], args[1:])
         status = _hydra_app(verb, overrides)
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{program}: interrupted{_go_on(verb, overrides, stop)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `s2robot inspect | head`: the reader has gone, and that is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        message = _one_line(verb, overrides, error)
+        message = one_line(verb, overrides, error)
         if message is None:
             raise
         return _fail(program, message)
     return status
+
+
+def _go_on(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
+    """The command that goes on where a verb was interrupted; nothing where none does or nothing was begun."""
+    folder: Path | None = getattr(stop, "folder", None)
+    if not VERBS[verb].goes_on or folder is None or not folder.exists() or "--multirun" in overrides:
+        return ""
+    rest = [o for o in overrides if key_of(o) != "hydra.run.dir"]
+    where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    return f"; go on with: {shlex.join(['s2robot', verb, *rest, f'hydra.run.dir={where}'])}"
 
 
 def _translated(verb: Verb, args: list[str]) -> list[str]:
@@ -188,15 +206,22 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
         # Fabric starts its DDP ranks by repeating sys.argv, which has to hold the verb again by then.
         nonlocal status
         sys.argv = process_argv
+        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            _check_complete(cfg)
-            _check_types(verb, cfg, list(HydraConfig.get().overrides.task))
-            result = _call(verb, cfg)
+            _check_shared(overrides)
+            with run_folder(folder, _about(cfg), keep=sweep):
+                check_complete(cfg)
+                check_types(verb, cfg, list(HydraConfig.get().overrides.task))
+                result = _call(verb, cfg)
             status = result if isinstance(result, int) else 0
             return result
+        except KeyboardInterrupt as stop:
+            stop.folder = folder  # type: ignore[attr-defined]  # where it may go on
+            raise
         except Exception as error:
             # In a sweep Hydra's own line says which job failed; in a single run it is noise before ours.
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if sweep:
                 raise
             failure.append(error)
             return None
@@ -213,6 +238,27 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
     return status
 
 
+def _about(cfg: "DictConfig") -> dict[str, str]:
+    """What Hydra itself would write into the run's folder, before the folder is known to be free."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    hydra = OmegaConf.create({"hydra": HydraConfig.get()})
+    nodes = {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
+    return {f".hydra/{name}.yaml": OmegaConf.to_yaml(node) for name, node in nodes.items()}
+
+
+def _check_shared(overrides: list[str]) -> None:
+    """Refuse processes that torchrun started without a folder: each would choose one of its own.
+
+    Raises:
+        UserError: says what to give.
+    """
+    named = any(key_of(o) in ("hydra.run.dir", "hydra.sweep.dir") for o in overrides)
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
+        raise UserError("found several processes, expected a folder for all of them: hydra.run.dir=<folder>")
+
+
 def _call(verb: str, cfg: "DictConfig") -> Any:
     module, _, function = VERBS[verb].target.partition(":")
     try:
@@ -222,146 +268,3 @@ def _call(verb: str, cfg: "DictConfig") -> Any:
     except Exception as error:
         error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is not the user's
         raise
-
-
-# --- errors in one line ------------------------------------------------------------------------------------
-
-
-def _one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
-    """What to tell the user about `error`; None if it is a fault of the program, which needs a traceback."""
-    from hydra.errors import HydraException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
-
-    if isinstance(error, UserError) or getattr(type(error), "user_error", False):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
-    if isinstance(error, OverrideParseException):
-        return f"cannot read '{error.override}', expected key=value (quote a value with spaces or signs)"
-    if isinstance(error, HydraException | OmegaConfBaseException) and not hasattr(error, "verb"):
-        return _config_error(verb, overrides, str(error))
-    return None
-
-
-def _config_error(verb: str, overrides: list[str], message: str) -> str:
-    unknown = re.search(r"Could not override '([^']+)'", message)
-    if unknown:
-        key = unknown[1].split("@")[0]
-        return f"unknown key '{key}'{_did_you_mean(key, _known_keys(verb, overrides, key))}"
-    absent = re.search(r"Could not find '([^']+)'", message)
-    if absent:
-        return _unknown_option(absent[1])
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines[:2])
-
-
-def _unknown_option(path: str) -> str:
-    group, _, option = path.rpartition("/")
-    options = sorted(file.stem for file in (configs_dir() / group).glob("*.yaml"))
-    return f"{group}: found '{option}', expected one of: {', '.join(options)}{_did_you_mean(option, options)}"
-
-
-def _known_keys(verb: str, overrides: list[str], bad: str) -> list[str]:
-    """Dotted keys of the verb's config, with the groups that the good overrides chose."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    good = [o for o in overrides if "=" in o and not o.startswith("-") and _key(o) != bad and "," not in o]
-    for chosen in (good, []):
-        GlobalHydra.instance().clear()
-        try:
-            with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-                cfg = compose(verb, chosen, return_hydra_config=bad.startswith("hydra"))
-            return _dotted(cfg)
-        except HydraException:  # a second wrong override: fall back to the verb as it stands
-            continue
-    return []
-
-
-def _key(override: str) -> str:
-    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
-
-
-def _dotted(node: Any, prefix: str = "") -> list[str]:
-    from omegaconf import DictConfig
-
-    keys: list[str] = []
-    for name in node:
-        keys.append(f"{prefix}{name}")
-        child = node._get_node(name)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            keys += _dotted(child, f"{prefix}{name}.")
-    return keys
-
-
-def _did_you_mean(word: str, candidates: Any) -> str:
-    """`, did you mean 'x'?` with the nearest candidate, or nothing where none is near."""
-
-    def likeness(candidate: str) -> float:
-        whole = SequenceMatcher(None, word, candidate).ratio()
-        # `epochs` or `trian.epochs` should find `train.epochs`: the last part tells most.
-        last = SequenceMatcher(None, word.split(".")[-1], candidate.split(".")[-1]).ratio()
-        return max(whole, (whole + 2 * last) / 3)
-
-    best = max(candidates, key=likeness, default=None)
-    return f", did you mean '{best}'?" if best and likeness(best) >= 0.6 else ""
-
-
-# --- values that are missing or of the wrong type ----------------------------------------------------------
-
-
-def _check_complete(cfg: "DictConfig") -> None:
-    """Refuse a config with a `???` in it before anything heavy starts.
-
-    Raises:
-        UserError: names the keys.
-    """
-    from omegaconf import OmegaConf
-
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"no value for {', '.join(missing)}; give one with {missing[0]}=<value>")
-
-
-def _check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
-    """Refuse `train.epochs=many`: an override must have the type of the value that it replaces.
-
-    Raises:
-        UserError: names the key, what was found and what was expected.
-    """
-    from hydra import compose
-    from omegaconf import OmegaConf
-
-    values = [o for o in overrides if o[0] not in "+~" and not (configs_dir() / _key(o)).is_dir()]
-    if not values:
-        return
-    plain = compose(verb, [o for o in overrides if o not in values])
-    for key in map(_key, values):
-        if key.startswith("hydra."):
-            continue
-        default, given = OmegaConf.select(plain, key), OmegaConf.select(cfg, key)
-        expected = _expected(default, given)
-        if expected:
-            raise UserError(f"{key}: found '{given}', expected {expected} such as {default}")
-
-
-def _expected(default: Any, given: Any) -> str | None:
-    """What `given` should have been, or None if it will do; null stands for a choice left to the program."""
-    from omegaconf import DictConfig, ListConfig
-
-    if default is None or given is None:
-        return None
-    for kinds, accepted, words in (
-        (bool, bool, "true or false"),
-        (int, int, "a whole number"),
-        (float, (int, float), "a number"),
-        (str, (str, int, float), "a text"),
-        (ListConfig, ListConfig, "a list"),
-        (DictConfig, DictConfig, "a group of keys"),
-    ):
-        if isinstance(default, kinds):
-            fits = isinstance(given, accepted) and isinstance(given, bool) == (kinds is bool)  # type: ignore[arg-type]
-            return None if fits else words
-    return None

@@ -19,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.provenance import command, versions
+from s2robot.common.run_folder import locked
 from s2robot.common.settings import only_simulated, open_demos, plain
 from s2robot.comparison import statistics as figures
 from s2robot.comparison.arms import about, settings_of
 from s2robot.comparison.cost import ms_per_action
 from s2robot.comparison.film import film_disagreements
-from s2robot.comparison.jobs import Job, locked, run_jobs
+from s2robot.comparison.jobs import Job, run_jobs
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.plan import Plan, Runs, make_plan, word
 from s2robot.comparison.report import write_compare_report

@@ -7,7 +7,6 @@ settings, and whether it ended well. Whoever kills this process ends its jobs to
 which is a pipe that this process holds open.
 """
 
-import fcntl
 import json
 import os
 import shlex
@@ -16,16 +15,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
-
-_WAIT_S = 20.0  # for the jobs of a comparison that was just killed to end
 
 
 @dataclass(frozen=True)
@@ -155,20 +151,3 @@ def _reason(job: Job, code: int) -> str:
     mark = f"s2robot {job.verb}: error: "
     errors = [line.removeprefix(mark) for line in lines if line.startswith(mark)]
     return (errors or lines or ["no output"])[-1]
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time works in a folder. Raises UserError if another one goes on doing so."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        until = time.monotonic() + _WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when its holder dies
-                break
-            except OSError:
-                if time.monotonic() > until:
-                    raise UserError(f"{folder}: another comparison is at work in this folder") from None
-                time.sleep(0.1)
-        yield

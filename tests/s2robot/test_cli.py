@@ -140,11 +140,10 @@ sys.exit(cli.main())
 """
 
 
-def raising(body: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    script = cwd / "app.py"
-    script.write_text(VERB.format(body=body))
+def raising(body: str, *args: str, cwd: Path, script: str = VERB) -> subprocess.CompletedProcess[str]:
+    (cwd / "app.py").write_text(script.format(body=body))
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script), "report", "run=here", *args]
+    command = [sys.executable, str(cwd / "app.py"), "report", "run=here", *args]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
@@ -170,6 +169,68 @@ def test_interrupt_is_130(tmp_path):
     result = raising("raise KeyboardInterrupt", cwd=tmp_path)
     assert result.returncode == 130
     assert result.stderr.strip() == "s2robot report: interrupted"
+
+
+def test_an_interrupted_verb_says_what_goes_on(tmp_path):
+    body = "open(cfg.run_dir + '/state', 'w').close(); raise KeyboardInterrupt"
+    script = VERB.replace('"a verb for this test")', '"a verb for this test", goes_on=True)')
+    for args in (["+a='x y'"], ["+a='x y'", "hydra.run.dir=runs/mine"]):
+        result = raising(body, *args, cwd=tmp_path, script=script)
+        assert result.returncode == 130
+        (folder,) = tmp_path.glob("runs/mine" if len(args) > 1 else "runs/report/*")
+        command = (
+            f"s2robot report run=here '+a='\"'\"'x y'\"'\"'' hydra.run.dir={folder.relative_to(tmp_path)}"
+        )
+        assert result.stderr.strip() == f"s2robot report: interrupted; go on with: {command}"
+
+
+def test_runs_of_one_moment_have_folders_of_their_own(tmp_path):
+    script = VERB.replace("sys.exit(cli.main())", "for i in range(8):\n    assert cli.main() == 0")
+    result = raising("print(cfg.run_dir)", cwd=tmp_path, script=script)  # several within one second
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "runs" / "report").iterdir())) == 8
+
+
+def test_a_named_folder_holds_one_run_at_a_time(tmp_path):
+    script = VERB.replace("print(", "import time; print(cfg.run_dir, flush=True); time.sleep(30); print(")
+    (tmp_path / "first.py").write_text(script.format(body=""))
+    command = [
+        sys.executable,
+        str(tmp_path / "first.py"),
+        "report",
+        "run=here",
+        "hydra.run.dir=two",
+        "+who=first",
+    ]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None and first.stdout.readline().strip() == str(tmp_path / "two")
+        line = refused(raising("print('never')", "hydra.run.dir=two", "+who=second", cwd=tmp_path))
+        assert f"{tmp_path / 'two'}: another process ({first.pid}) works in this folder" in line
+        assert "first" in (tmp_path / "two/.hydra/config.yaml").read_text()
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_a_verb_that_fails_before_it_writes_leaves_no_folder(tmp_path):
+    refused(raising("raise Wrong('no')", cwd=tmp_path))
+    assert not list((tmp_path / "runs" / "report").iterdir())
+    assert raising("", cwd=tmp_path).returncode == 0
+    (folder,) = (tmp_path / "runs" / "report").iterdir()
+    assert sorted(p.name for p in (folder / ".hydra").iterdir()) == [
+        "config.yaml",
+        "hydra.yaml",
+        "overrides.yaml",
+    ]
+    assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) == ["run=here"]
+
+
+def test_processes_of_torchrun_need_a_folder_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "expected a folder for all of them: hydra.run.dir=" in refused(raising("", cwd=tmp_path))
 
 
 @pytest.mark.parametrize("body", ["raise RuntimeError('bug')", "cfg.absent", "cfg.run.absent"])

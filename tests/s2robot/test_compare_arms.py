@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.comparison.arms import choose_arms, encoder_of, read_by, settings_of
 from s2robot.comparison.compare import compare
-from s2robot.comparison.jobs import Job, locked, run_jobs
+from s2robot.comparison.jobs import Job, run_jobs
 from s2robot.comparison.plan import make_plan
 from s2robot.encoders import encoder as encoders
 
@@ -163,13 +162,3 @@ def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
     other = Job("j", "report", ["run=none"], tmp_path / "j", inputs={"encoder": "b"})
     with pytest.raises(UserError, match="holds another job: inputs .*'a'.*, expected .*'b'.*hydra.run.dir"):
         run_jobs([other], 1, 1)
-
-
-def test_one_comparison_at_a_time_in_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("s2robot.comparison.jobs._WAIT_S", 0.2)
-    start = time.monotonic()
-    with locked(tmp_path), pytest.raises(UserError, match="another comparison is at work"), locked(tmp_path):
-        pass
-    assert time.monotonic() - start < 5 and "s2robot.comparison.jobs" in sys.modules
-    with locked(tmp_path):
-        pass

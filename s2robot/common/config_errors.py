@@ -1,0 +1,152 @@
+"""What is wrong with what a user typed, in one line: an unknown key, a value of another type, one that is missing."""
+
+import errno
+import re
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Any
+
+from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Errors of the machine that a traceback explains no better than one line.
+_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
+    """What to tell the user about `error`; None if it is a fault of the program, which needs a traceback."""
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, UserError) or getattr(type(error), "user_error", False):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}', expected key=value (quote a value with spaces or signs)"
+    if isinstance(error, HydraException | OmegaConfBaseException) and not hasattr(error, "verb"):
+        return _config_error(verb, overrides, str(error))
+    return None
+
+
+def _config_error(verb: str, overrides: list[str], message: str) -> str:
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    if unknown:
+        key = unknown[1].split("@")[0]
+        return f"unknown key '{key}'{did_you_mean(key, _known_keys(verb, overrides, key))}"
+    absent = re.search(r"Could not find '([^']+)'", message)
+    if absent:
+        return _unknown_option(absent[1])
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines[:2])
+
+
+def _unknown_option(path: str) -> str:
+    group, _, option = path.rpartition("/")
+    options = sorted(file.stem for file in (configs_dir() / group).glob("*.yaml"))
+    return f"{group}: found '{option}', expected one of: {', '.join(options)}{did_you_mean(option, options)}"
+
+
+def _known_keys(verb: str, overrides: list[str], bad: str) -> list[str]:
+    """Dotted keys of the verb's config, with the groups that the good overrides chose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    good = [o for o in overrides if "=" in o and not o.startswith("-") and key_of(o) != bad and "," not in o]
+    for chosen in (good, []):
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+                cfg = compose(verb, chosen, return_hydra_config=bad.startswith("hydra"))
+            return _dotted(cfg)
+        except HydraException:  # a second wrong override: fall back to the verb as it stands
+            continue
+    return []
+
+
+def key_of(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
+
+
+def _dotted(node: Any, prefix: str = "") -> list[str]:
+    from omegaconf import DictConfig
+
+    keys: list[str] = []
+    for name in node:
+        keys.append(f"{prefix}{name}")
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            keys += _dotted(child, f"{prefix}{name}.")
+    return keys
+
+
+def did_you_mean(word: str, candidates: Any) -> str:
+    """`, did you mean 'x'?` with the nearest candidate, or nothing where none is near."""
+
+    def likeness(candidate: str) -> float:
+        whole = SequenceMatcher(None, word, candidate).ratio()
+        # `epochs` or `trian.epochs` should find `train.epochs`: the last part tells most.
+        last = SequenceMatcher(None, word.split(".")[-1], candidate.split(".")[-1]).ratio()
+        return max(whole, (whole + 2 * last) / 3)
+
+    best = max(candidates, key=likeness, default=None)
+    return f", did you mean '{best}'?" if best and likeness(best) >= 0.6 else ""
+
+
+def check_complete(cfg: "DictConfig") -> None:
+    """Refuse a config with a `???` in it before anything heavy starts.
+
+    Raises:
+        UserError: names the keys.
+    """
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"no value for {', '.join(missing)}; give one with {missing[0]}=<value>")
+
+
+def check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
+    """Refuse `train.epochs=many`: an override must have the type of the value that it replaces.
+
+    Raises:
+        UserError: names the key, what was found and what was expected.
+    """
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    values = [o for o in overrides if o[0] not in "+~" and not (configs_dir() / key_of(o)).is_dir()]
+    if not values:
+        return
+    plain = compose(verb, [o for o in overrides if o not in values])
+    for key in map(key_of, values):
+        if key.startswith("hydra."):
+            continue
+        default, given = OmegaConf.select(plain, key), OmegaConf.select(cfg, key)
+        expected = _expected(default, given)
+        if expected:
+            raise UserError(f"{key}: found '{given}', expected {expected} such as {default}")
+
+
+def _expected(default: Any, given: Any) -> str | None:
+    """What `given` should have been, or None if it will do; null stands for a choice left to the program."""
+    from omegaconf import DictConfig, ListConfig
+
+    if default is None or given is None:
+        return None
+    for kinds, accepted, words in (
+        (bool, bool, "true or false"),
+        (int, int, "a whole number"),
+        (float, (int, float), "a number"),
+        (str, (str, int, float), "a text"),
+        (ListConfig, ListConfig, "a list"),
+        (DictConfig, DictConfig, "a group of keys"),
+    ):
+        if isinstance(default, kinds):
+            fits = isinstance(given, accepted) and isinstance(given, bool) == (kinds is bool)  # type: ignore[arg-type]
+            return None if fits else words
+    return None

@@ -1,0 +1,81 @@
+"""Run folders: one process at a time, whatever the clock says, and none left where nothing was done."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s2robot.common import run_folder as room
+from s2robot.common.errors import UserError
+from s2robot.common.run_folder import locked, run_folder
+
+ROOT = Path(__file__).resolve().parents[3]
+HOLD = """
+import sys
+from pathlib import Path
+from s2robot.common.run_folder import locked
+with locked(Path(sys.argv[1])):
+    print("mine", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds `tmp_path / "run"` until it is killed or gets a line."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "mine\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_folder_in_use_is_refused_and_its_holder_named(tmp_path, holder, monkeypatch):
+    monkeypatch.setattr(room, "_WAIT_S", 0.1)
+    with (
+        pytest.raises(
+            UserError, match=rf"run: another process \({holder.pid}\) works in this folder; .*hydra.run.dir="
+        ),
+        run_folder(tmp_path / "run", {".hydra/config.yaml": "a: 1"}),
+    ):
+        pass
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]  # nothing of its holder is touched
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
+    os.kill(holder.pid, signal.SIGKILL)
+    with locked(tmp_path / "run"), locked(tmp_path / "run"):  # a second claim of one's own holds too
+        assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_failed_run_that_wrote_nothing_leaves_no_folder(tmp_path):
+    about = {".hydra/config.yaml": "a: 1"}
+    for wrong in (ValueError, KeyboardInterrupt):
+        with pytest.raises(wrong), run_folder(tmp_path / "run", about):
+            assert (tmp_path / "run/.hydra/config.yaml").read_text() == "a: 1"
+            raise wrong
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError), run_folder(tmp_path / "run", about):
+        (tmp_path / "run" / "metrics.json").write_text("[]")
+        raise ValueError
+    assert (tmp_path / "run" / "metrics.json").exists() and (tmp_path / "run" / ".hydra").exists()
+
+
+def test_a_failed_run_keeps_what_was_there_before(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError), run_folder(tmp_path / "run", {".hydra/config.yaml": "a: 1"}):
+        raise ValueError
+    assert (tmp_path / "run" / "mine.txt").exists()
+
+
+def test_other_processes_of_a_run_work_in_the_folder_of_the_first(tmp_path, holder, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with run_folder(tmp_path / "run", {".hydra/config.yaml": "a: 1"}):
+        pass
+    assert not (tmp_path / "run" / ".hydra").exists()
