@@ -29,7 +29,7 @@ from s2robot.encoders.selective import SelectiveEncoder
 from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.workers import limit_threads, worker_pool
+from s2robot.envs.workers import one_thread_each, worker_pool
 from s2robot.evaluation.journal import Journal
 from s2robot.evaluation.video import write_video
 from s2robot.policies import BatchActor
@@ -212,12 +212,12 @@ def _run(
     progress: Callable[[int, int], None],
 ) -> float:
     """Run the episodes of ``todo``; adds their records to ``done`` and returns the seconds spent simulating."""
-    limit_threads()
     workers = max(1, min(workers, len(todo)))
     make = [_make(env_config, planner.execute, planner.every_step)] * workers
     simulate = 0.0
     executed: dict[int, list[np.ndarray]] = {}
-    worlds = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+    with one_thread_each():
+        worlds = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
     try:
         running = dict(enumerate(todo[:workers]))  # place -> its episode
         waiting = todo[workers:]
