@@ -6,13 +6,17 @@ the steps in which the picker was pushed off its way: they are kept so that an o
 training never imitates them (demos/windows.py), only the recovery that follows.
 """
 
+import os
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.picker import Picker, PickerConfig
+from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
@@ -47,6 +51,22 @@ def record_episode(env_config: CubePickConfig, picker_config: PickerConfig, seed
     return {k: np.stack(v) for k, v in steps.items()}, {"seed": seed, "success": env.is_success}
 
 
+@dataclass(frozen=True)
+class RecordingSettings:
+    """configs/recording/default.yaml says what each is."""
+
+    episodes: int = 120
+    seed: int = 100000
+    workers: int = 2
+    picker: PickerConfig = field(default_factory=PickerConfig)
+    kind: str = "scripted"
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("workers", 1), ("seed", 0)):
+            if (found := getattr(self, name)) < least:
+                raise DatasetError(f"{name}: found {found}, expected {least} or more")
+
+
 def record(
     path: str | Path,
     env_config: CubePickConfig,
@@ -56,25 +76,33 @@ def record(
     workers: int = 2,
     progress: Callable[[int, int], None] = lambda done, failed: None,
 ) -> EpisodeStore:
-    """Record ``episodes`` successful demos with seeds ``seed``, ``seed + 1``, ... into a new store.
+    """Record ``episodes`` successful demos with seeds ``seed``, ``seed + 1``, ... into a store.
 
     A failed attempt is left out and the next seed takes its place. The result depends on the seed, not on the
-    number of workers. ``progress(done, failed)`` is called after each episode.
+    number of workers. A recording of the same settings that was interrupted goes on and ends as if it had not been.
+    ``progress(done, failed)`` is called after each episode.
 
     Raises:
-        DatasetError: the path exists, the disk is full (earlier episodes stay), or the picker fails too often.
+        DatasetError: the path holds anything else, the disk is full (earlier episodes stay), the picker fails too
+            often, or a number is out of range.
     """
+    RecordingSettings(episodes, seed, workers)
     if env_config.clutter:  # where it lay is no part of a state, so the frames could not be drawn again
         raise DatasetError(
             f"{path}: found env.clutter {env_config.clutter}, expected 0: demos hold states only"
         )
     env = CubePick(env_config)
     attributes = {**env.describe(), "seed": seed, "kind": "states", "picker": picker_config.__dict__}
-    store = EpisodeStore.create(path, attributes)
+    store = _begun(Path(path), attributes, episodes)
     failed = 0
+    next_seed = seed
+    if len(store):  # what failed before the last episode is known from its seed
+        next_seed = int(store.meta("seed")[-1]) + 1
+        failed = next_seed - seed - len(store)
     with worker_pool(workers) as pool:
-        jobs = [pool.submit(record_episode, env_config, picker_config, seed + i) for i in range(episodes)]
-        submitted = episodes
+        left = range(next_seed, next_seed + episodes - len(store))
+        jobs = [pool.submit(record_episode, env_config, picker_config, s) for s in left]
+        next_seed = left.stop
         try:
             while jobs:
                 arrays, meta = jobs.pop(0).result()
@@ -87,9 +115,36 @@ def record(
                             f"{path}: the picker failed {failed} of {len(store) + failed} episodes; "
                             "check env.box_x, env.box_y and the robot"
                         )
-                    jobs.append(pool.submit(record_episode, env_config, picker_config, seed + submitted))
-                    submitted += 1
+                    jobs.append(pool.submit(record_episode, env_config, picker_config, next_seed))
+                    next_seed += 1
                 progress(len(store), failed)
         finally:
             pool.shutdown(cancel_futures=True)
     return store
+
+
+def _begun(path: Path, attributes: dict, episodes: int) -> EpisodeStore:
+    """The store to record into, new or one that an interrupted recording of the same settings left.
+
+    Raises:
+        DatasetError: something else is there.
+    """
+    if not os.path.lexists(path):
+        for left_over in path.parent.glob(f".{path.name}.*.partial"):  # of a kill while it was created
+            shutil.rmtree(left_over, ignore_errors=True)
+        return EpisodeStore.create(path, attributes)
+    words = f"{path}: exists already, expected a new path; nothing was overwritten"
+    try:
+        there = EpisodeStore.open(path)
+    except DatasetError as error:
+        raise DatasetError(f"{words} ({error})") from None
+    wanted = checked_attributes(path, attributes)
+    for name in sorted(wanted.keys() | there.attrs.keys()):
+        found, expected = there.attrs.get(name), wanted.get(name)
+        if found != expected:
+            raise DatasetError(f"{words} (it holds {name} {found}, these settings say {expected})")
+    if len(there) > episodes:
+        raise DatasetError(f"{words} (it holds {len(there)} episodes, these settings say {episodes})")
+    if len(there) and "seed" not in there.meta_keys:
+        raise DatasetError(f"{words} (its episodes hold no seeds to go on from)")
+    return there if len(there) == episodes else EpisodeStore.open(path, "a")

@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from s2robot.demos import record as recorder
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.demos.record import record, record_episode
@@ -18,6 +21,7 @@ from s2robot.demos.replay import env_config_of, episode_frames, render_episodes,
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from tests.kills import kill_at_every_write
 
 ROOT = Path(__file__).resolve().parents[2]
 CAMERAS, SIZE = ("hand", "left", "right"), 64
@@ -62,7 +66,7 @@ def test_a_box_out_of_reach_is_one_line(tmp_path):
         record(tmp_path / "far.zarr", far, PickerConfig(), 1, 0, 1)
 
 
-def test_a_recording_that_is_killed_opens(tmp_path):
+def test_a_recording_that_is_killed_opens_and_goes_on(recorded, tmp_path):
     script = (
         "import os, signal, sys\n"
         "from s2robot.demos.picker import PickerConfig\n"
@@ -87,6 +91,77 @@ def test_a_recording_that_is_killed_opens(tmp_path):
     world = CubePick()
     world.render_cameras = dict
     assert replay_episode(store, world, 1)["success"]
+    store.close()
+    calls = []
+    args = path, CubePickConfig(), PickerConfig(), 3, 500, 1, lambda *c: calls.append(c)
+    whole = EpisodeStore.open(recorded).fingerprint
+    with record(*args) as again:
+        assert again.fingerprint == whole and calls == [(3, 0)]
+    assert record(*args).fingerprint == whole and len(calls) == 1  # nothing is left to do
+
+
+def instead_of_simulating(monkeypatch) -> None:
+    """Episodes of a few made-up numbers; every third seed fails."""
+
+    def episode(world: CubePickConfig, picker: PickerConfig, seed: int) -> tuple[dict, dict]:
+        rng = np.random.default_rng(seed)
+        arrays = {"state": rng.random((3, 5)), "action": rng.random((3, 8), np.float32)}
+        return arrays, {"seed": seed, "success": seed % 3 != 2}
+
+    geometry = dict.fromkeys(CAMERAS, {})
+    about = {"robot": "xarm7", "joint_names": list("abcdefg"), "rate_hz": 10, "cameras": list(CAMERAS), "camera_geometry": geometry,
+             "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {}}  # fmt: skip
+    monkeypatch.setattr(recorder, "CubePick", lambda config: SimpleNamespace(describe=lambda: about))
+    monkeypatch.setattr(recorder, "worker_pool", lambda workers: ThreadPoolExecutor(1))
+    monkeypatch.setattr(recorder, "record_episode", episode)
+
+
+def recording(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        instead_of_simulating(patch)
+        record(folder / "demos.zarr", CubePickConfig(), PickerConfig(), 2, 500, 1).close()
+
+
+def test_a_kill_at_any_write_of_a_recording_changes_nothing(tmp_path):
+    def files(folder: Path) -> dict[str, bytes]:
+        return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+    killed = kill_at_every_write(recording, tmp_path)
+    whole = files(tmp_path / "whole")
+    assert len(killed) > 20 and len(EpisodeStore.open(tmp_path / "whole/demos.zarr")) == 2
+    for write, folder in killed.items():
+        assert files(folder) == whole, write
+
+
+def test_a_recording_goes_on_in_its_own_store_only(tmp_path, monkeypatch):
+    instead_of_simulating(monkeypatch)
+    path, args = tmp_path / "demos.zarr", (CubePickConfig(), PickerConfig())
+    record(path, *args, 4, 500).close()
+    before = EpisodeStore.open(path).fingerprint
+    for world, picker, episodes, seed, text in (
+        (*args, 4, 501, "it holds seed 500, these settings say 501"),
+        (*args, 3, 500, "it holds 4 episodes, these settings say 3"),
+        (args[0], PickerConfig(misses=0.0), 4, 500, "it holds picker "),
+    ):
+        with pytest.raises(DatasetError, match=f"expected a new path; nothing was overwritten .{text}"):
+            record(path, world, picker, episodes, seed)
+    assert EpisodeStore.open(path).fingerprint == before
+    (tmp_path / "file.zarr").write_text("mine")
+    with pytest.raises(DatasetError, match="exists already, expected a new path; .*is a file"):
+        record(tmp_path / "file.zarr", *args, 4, 500)
+    record(path, *args, 6, 500).close()  # more episodes are those of a longer recording
+    record(tmp_path / "long.zarr", *args, 6, 500).close()
+    assert EpisodeStore.open(path).fingerprint == EpisodeStore.open(tmp_path / "long.zarr").fingerprint
+    assert list(EpisodeStore.open(path).meta("seed")) == [501, 502, 504, 505, 507, 508]
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_numbers_out_of_range_are_refused(tmp_path, number):
+    with pytest.raises(DatasetError, match=f"episodes: found {number}, expected 1 or more"):
+        record(tmp_path / "demos.zarr", CubePickConfig(), PickerConfig(), number, 500)
+    with pytest.raises(DatasetError, match=f"workers: found {number}, expected 1 or more"):
+        record(tmp_path / "demos.zarr", CubePickConfig(), PickerConfig(), 1, 500, number)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("robot", ["xarm7", "panda"])
