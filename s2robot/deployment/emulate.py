@@ -22,12 +22,13 @@ def run_emulate(cfg: DictConfig) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Raises:
-        UserError, EnvError: a wrong setting, or a port that is taken.
+        UserError, EnvError: a wrong setting, no simulator, or a port that is taken.
     """
     if cfg.robot.name != "xarm7":
         raise UserError(
             f"robot: found '{cfg.robot.name}', expected 'xarm7': the control box emulated is its own"
         )
+    require_simulator()
     if cfg.emulator.ports not in PORTS:
         raise UserError(f"emulator.ports: found '{cfg.emulator.ports}', expected one of {', '.join(PORTS)}")
     require_simulator()

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from s2robot.common.extras import require_simulator
 from s2robot.demos.replay import env_config_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.preflight import OK, WARNING, Finding
-from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.real.cameras.camera import square
 
 SIDE = 24  # pixels, of the pictures that are correlated: blurred enough for another cube and start pose
@@ -42,6 +42,7 @@ def demo_pictures(
 
     Raises:
         DatasetError: a camera that the dataset lacks.
+        UserError: they have to be drawn, and the simulator is not installed.
     """
     store.check(cameras=cameras)
     chosen = np.linspace(0, len(store) - 1, min(episodes, len(store))).round().astype(int)
@@ -51,6 +52,9 @@ def demo_pictures(
             c: np.stack([square(store.read(f"images_{c}", i, i + 1)[0], size) for i in starts])
             for c in cameras
         }
+    require_simulator()
+    from s2robot.envs.cube_pick import CubePick
+
     env = CubePick(env_config_of(store, cameras=cameras, image_size=size))
     try:
         drawn = []

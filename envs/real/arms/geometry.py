@@ -1,20 +1,21 @@
 """Where an arm's points are at given joints: TCP, finger tips, knuckles, wrist and elbow, in the base's frame.
 
-MuJoCo does the forward kinematics on robosuite's model of the arm, stripped to its joints: about 4 µs a pose.
 The fingers are points fixed to the hand, where they are open and where they reach lowest while closing, so that
 the answer holds for every opening.
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
+from s2robot.envs.real.arms.kinematics import LINKS
+
+# the hand in the flange's frame: its base plate is behind the flange, and it is turned by half a turn
+HAND = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, -0.027], [0, 0, 0, 1]])
+TOOL = (0.0, 0.0, 0.147)  # m, on the hand: between the finger tips
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _xarm7_points() -> tuple[Point, ...]:
         for side, sign in (("left", 1), ("right", -1))
     ]
     return (
-        Point("TCP", "right_hand", (0.0, 0.0, 0.147), 0.0, True),
+        Point("TCP", "right_hand", TOOL, 0.0, True),
         *tips,
         *knuckles,
         Point("wrist", "link6", (0.0, 0.0, 0.0), 0.06, False),
@@ -66,39 +67,35 @@ def _xarm7_points() -> tuple[Point, ...]:
     )
 
 
-def bare_arm(robot: str) -> mujoco.MjSpec:
-    """robosuite's model of an arm, stripped to its joints. Raises EnvError for an arm without points."""
-    if robot != "xarm7":
-        raise EnvError(f"safety: found robot '{robot}' without points to watch, expected xarm7")
-    package = find_spec("robosuite")  # its files, without the second that importing it takes
-    assert package is not None and package.submodule_search_locations
-    file = Path(package.submodule_search_locations[0]) / "models/assets/robots/xarm7/robot.xml"
-    spec = mujoco.MjSpec.from_file(str(file))
-    # what has no part in kinematics; meshes would be read from disk and compiled
-    for thing in [*spec.geoms, *spec.meshes, *spec.sites, *spec.cameras, *spec.actuators]:
-        spec.delete(thing)
-    return spec
-
-
 class ArmPoints:
-    """Forward kinematics of an arm's points. Not for two threads at once.
+    """Forward kinematics of an arm's points.
 
     Raises:
         EnvError: an arm without points.
     """
 
     def __init__(self, robot: str = "xarm7"):
-        spec, self.points = bare_arm(robot), _xarm7_points()
-        for point in self.points:
-            spec.body(point.body).add_site(pos=point.position)
-        self._model = spec.compile()
-        self._data = mujoco.MjData(self._model)
-        # compiling orders sites by body; the points stay in the order of their names
-        bodies = [self._model.body(p.body).id for p in self.points]
-        self._order = np.argsort(np.argsort(bodies, kind="stable"), kind="stable")
+        if robot != "xarm7":
+            raise EnvError(f"safety: found robot '{robot}' without points to watch, expected xarm7")
+        self.points = _xarm7_points()
         self.names = tuple(p.name for p in self.points)
         self.radius = np.array([p.radius for p in self.points])  # (P,)
         self.in_box = np.array([p.in_box for p in self.points])  # (P,)
+        # Every number of a chain of links is a sum over products that take one of 1, cos q and sin q of each joint, so two
+        # products of matrices do what seven in a row would. Joints 1 to 4 carry the elbow, 5 to 7 the hand on it.
+        arm = np.einsum("aij,bjk,ckl,dlm->abcdim", *LINKS[:4])[..., :3, :]  # (3, 3, 3, 3, 3, 4)
+        hand = np.einsum(
+            "aij,bjk,ckl,lp->abcip", *LINKS[4:], HAND @ self._on("right_hand")
+        )  # (3, 3, 3, 4, H)
+        fixed = np.zeros((3, 3, 3, 4, 3))
+        # the wrist is where joint 6 begins, which joint 5 does not move
+        fixed[0, 0, 0] = np.concatenate([LINKS[4, 0, :, 3:], self._on("link4")], 1)
+        self._elbow = arm.reshape(81, 12)
+        self._on_elbow = np.concatenate([hand, fixed], 4).reshape(27, -1)  # (27, 4 P)
+
+    def _on(self, body: str) -> Array:
+        """The points of a body, in its frame.  # (4, n)"""
+        return np.array([(*p.position, 1.0) for p in self.points if p.body == body]).T
 
     def of(self, body: str) -> NDArray[np.bool_]:
         """Which points are fixed to a body.  # (P,)"""
@@ -106,14 +103,17 @@ class ArmPoints:
 
     def along(self, way: Array) -> Array:
         """The points at each of the joint vectors (N, 7), rad.  # (N, P, 3) m"""
-        model, data = self._model, self._data
-        qpos, found, kinematics = data.qpos, data.site_xpos, mujoco.mj_kinematics
-        out = np.empty((len(way), len(self.names), 3))
-        for i, q in enumerate(way):
-            qpos[:] = q
-            kinematics(model, data)
-            out[i] = found
-        return out[:, self._order]
+        n = len(way)
+        terms = np.ones((7, n, 3))
+        np.cos(way.T, out=terms[..., 1])
+        np.sin(way.T, out=terms[..., 2])
+        pairs = (terms[0:6:2, :, :, None] * terms[1:6:2, :, None, :]).reshape(3, n, 9)
+        # a product for each pose by itself: of all at once, the last bits would depend on how many there are
+        arm = (pairs[0, :, :, None] * pairs[1, :, None, :]).reshape(n, 1, 81)
+        hand = (pairs[2, :, :, None] * terms[6, :, None, :]).reshape(n, 1, 27)
+        elbow = (arm @ self._elbow).reshape(n, 3, 4)  # pose of link 4 in the base's frame
+        on_elbow = (hand @ self._on_elbow).reshape(n, 4, -1)  # the points in link 4's frame, (N, 4, P)
+        return (elbow @ on_elbow).transpose(0, 2, 1)
 
     def at(self, q: Array) -> Array:
         """The points at joints (7,), rad.  # (P, 3) m"""

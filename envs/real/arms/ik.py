@@ -5,60 +5,50 @@ position, rotation = ik.pose(q)              # of the point between the finger t
 q = ik.solve(q, position + [0, 0, 0.01], rotation)
 """
 
-import mujoco
 import numpy as np
 
-from s2robot.envs.real.arms.driver import Array
-from s2robot.envs.real.arms.geometry import bare_arm
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import XARM7_LIMITS, Array
+from s2robot.envs.real.arms.geometry import HAND, TOOL
+from s2robot.envs.real.arms.kinematics import frames, jacobian, turn_of
 from s2robot.envs.robots import robot_spec
 
-TOOL = (0.0, 0.0, 0.147)  # m, on `right_hand`: the TCP of s2robot.envs.real.arms.geometry
 _DAMPING = 1e-4  # m² and rad²; keeps steps small near a singularity
 _POSTURE = 0.05  # share of the way to the home joints that the redundant joint takes in an iteration
 _ITERATIONS = 8
 
 
 class ToolIK:
-    """Poses and joints of the tool. Not for two threads at once.
+    """Poses and joints of the tool.
 
     Raises:
-        EnvError: an arm without a model here.
+        EnvError: an arm whose kinematics are not known here.
     """
 
     def __init__(self, robot: str = "xarm7"):
-        spec = bare_arm(robot)
-        spec.body("right_hand").add_site(name="tool", pos=TOOL)
-        self._model = spec.compile()
-        self._data = mujoco.MjData(self._model)
-        self._site = self._model.site("tool").id
-        self._low, self._high = self._model.jnt_range.T  # (7,) rad
+        if robot != "xarm7":
+            raise EnvError(f"ik: found robot '{robot}', expected xarm7")
+        self._low, self._high = np.array(XARM7_LIMITS.q_min), np.array(XARM7_LIMITS.q_max)  # (7,) rad
         self._home = np.array(robot_spec(robot).home)
-        self._jacobian = np.zeros((6, self._model.nv))
+        self._tool = HAND @ [*TOOL, 1.0]  # (4,) in the flange's frame
 
     def pose(self, q: Array) -> tuple[Array, Array]:
         """Position (3,) m and rotation (3, 3) at joints (7,) rad."""
-        self._data.qpos[:] = q
-        mujoco.mj_kinematics(self._model, self._data)
-        return self._data.site_xpos[self._site].copy(), self._data.site_xmat[self._site].reshape(3, 3).copy()
+        return self._pose(frames(q)[-1])
+
+    def _pose(self, flange: Array) -> tuple[Array, Array]:
+        return (flange @ self._tool)[:3], flange[:3, :3] @ HAND[:3, :3]
 
     def solve(self, q: Array, position: Array, rotation: Array) -> Array:
         """Joints (7,) near `q` that bring the tool as close to a pose as a few steps can."""
-        q, jacobian = np.array(q, float), self._jacobian
+        q = np.array(q, float)
         for _ in range(_ITERATIONS):
-            here, turned = self.pose(q)
-            error = np.concatenate([position - here, _turn(rotation @ turned.T)])
-            mujoco.mj_comPos(self._model, self._data)
-            mujoco.mj_jacSite(self._model, self._data, jacobian[:3], jacobian[3:], self._site)
-            inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + _DAMPING * np.eye(6))  # (7, 6)
-            free = np.eye(7) - inverse @ jacobian
+            arm = frames(q)
+            here, turned = self._pose(arm[-1])
+            error = np.concatenate([position - here, turn_of(rotation @ turned.T)])
+            slopes = jacobian(arm, here)
+            inverse = slopes.T @ np.linalg.inv(slopes @ slopes.T + _DAMPING * np.eye(6))  # (7, 6)
+            free = np.eye(7) - inverse @ slopes
             q = q + inverse @ error + free @ (_POSTURE * (self._home - q))
             q = np.clip(q, self._low, self._high)
         return q
-
-
-def _turn(rotation: Array) -> Array:
-    """A rotation matrix (3, 3) as axis times angle (3,), rad."""
-    quaternion, turn = np.zeros(4), np.zeros(3)
-    mujoco.mju_mat2Quat(quaternion, rotation.ravel())
-    mujoco.mju_quat2Vel(turn, quaternion, 1.0)
-    return turn

@@ -27,6 +27,7 @@ from s2robot.envs.real.control.motion import braking_steps, pursuit_speed, stopp
 
 _SLACK = 1e-6  # relative and in rad or m: rounding in a long braking never crosses a limit
 _EXACT = 1e-9  # rad, a target met this closely counts as sent as it came
+_BOTH = np.array([[1.0], [-1.0]])  # directions
 _PARTS = (1.0, 0.5, 0.25)  # of the way from braking to the target, tried in this order
 _RISE = 1e-5  # m
 _DIFFERENCE = 1e-5  # rad, of a slope
@@ -79,6 +80,7 @@ class SafetyFilter:
         self.dt = 1 / limits.rate_hz
         self._low = np.array(limits.q_min) + limits.margin + _SLACK  # (7,)
         self._high = np.array(limits.q_max) - limits.margin - _SLACK
+        self._ends = np.stack([self._high, -self._low])  # (2, 7)
         self._dq = np.array(limits.dq_max) * (1 - _SLACK)
         self._ddq = np.array(limits.ddq_max) * (1 - _SLACK)
         room = points.radius[:, None] + _SLACK
@@ -151,20 +153,17 @@ class SafetyFilter:
         # range, lag
         inside = np.clip(target, self._low, self._high)
         reasons += _named("range", inside != target)
-        lag = np.abs(self.q_last - measured)
-        if lag.max() > self.limits.lag_max:
-            return self._stop(f"joint {int(lag.argmax()) + 1} lags {lag.max():.2f} rad behind its command")
-        behind = np.linalg.norm(self.points.at(measured) - self._places_last, axis=1)
-        if behind.max() > self.limits.point_lag_max:
-            name = self._name(behind == behind.max())
-            return self._stop(f"{name} lags {behind.max():.3f} m behind its command")
         # speed, acceleration, braking before the end of the range
         speed = self._limited_speed(inside)
+        # the measured points and those of the way in one go: half the time
+        places = self.points.along(np.concatenate([measured[None], self._way(speed)]))  # (1 + N, P, 3)
+        if lag := self._lag(measured, places[0]):
+            return self._stop(lag)
+        places = places[1:]
         short = np.abs(self.q_last + speed * self.dt - inside) > _EXACT
         reasons += _named("speed or acceleration", short)
         self._target_last = inside
         # the watched points
-        places = self._places(speed)
         if problem := self._problem(places, self._places_last):
             reasons.append(problem)
             way = self._detour(speed, places)
@@ -203,6 +202,16 @@ class SafetyFilter:
 
     # ---------------------------------------------------------------- inside
 
+    def _lag(self, measured: Array, places: Array) -> str | None:
+        """What of the measured joints (7,) and their points (P, 3) is too far behind the last command."""
+        lag = np.abs(self.q_last - measured)
+        if lag.max() > self.limits.lag_max:
+            return f"joint {int(lag.argmax()) + 1} lags {lag.max():.2f} rad behind its command"
+        behind = np.linalg.norm(places - self._places_last, axis=1)
+        if behind.max() > self.limits.point_lag_max:
+            return f"{self._name(behind == behind.max())} lags {behind.max():.3f} m behind its command"
+        return None
+
     def _limited_speed(self, target: Array) -> Array:
         """The speed (7,) towards a target (7,) that every joint may have now."""
         return self._within(
@@ -211,10 +220,10 @@ class SafetyFilter:
 
     def _within(self, speed: Array) -> Array:
         """The part of a speed (7,) that every joint may have now."""
-        high = np.minimum(self._dq, stopping_speed(self._high - self.q_last, self._ddq, self.dt))
-        low = -np.minimum(self._dq, stopping_speed(self.q_last - self._low, self._ddq, self.dt))
-        high = np.minimum(high, self.dq_last + self._ddq * self.dt)
-        low = np.maximum(low, self.dq_last - self._ddq * self.dt)
+        room = self._ends - _BOTH * self.q_last  # (2, 7) rad, up to the upper end and down to the lower one
+        up, down = np.minimum(self._dq, stopping_speed(room, self._ddq, self.dt))
+        high = np.minimum(up, self.dq_last + self._ddq * self.dt)
+        low = np.maximum(-down, self.dq_last - self._ddq * self.dt)
         return np.clip(speed, low, high)
 
     def _detour(self, wanted: Array, places: Array) -> tuple[Array, Array] | None:
@@ -246,10 +255,14 @@ class SafetyFilter:
         up = np.tile([0.0, 0.0, height], len(self._hand))
         return np.linalg.lstsq(slopes, up, rcond=1e-3)[0]
 
-    def _places(self, speed: Array) -> Array:
-        """The points after a period at `speed` (7,), and on the way to rest from there.  # (N, P, 3)"""
+    def _way(self, speed: Array) -> Array:
+        """The joints after a period at `speed` (7,), and on the way to rest from there.  # (N, 7)"""
         speeds = np.concatenate([speed[None], braking_steps(speed, self._ddq, self.dt)])
-        return self.points.along(self.q_last + np.cumsum(speeds, 0) * self.dt)
+        return self.q_last + np.cumsum(speeds, 0) * self.dt
+
+    def _places(self, speed: Array) -> Array:
+        """The points along `_way`.  # (N, P, 3)"""
+        return self.points.along(self._way(speed))
 
     def _braked(self) -> Array:
         loss = self._ddq * self.dt

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from s2robot.envs.real.emulator import kinematics as kin
-from s2robot.envs.real.emulator import wire
+from s2robot.envs.real.arms import kinematics as kin
+from s2robot.envs.real.emulator import reach, wire
 from s2robot.envs.real.emulator.controller import (
     CARTESIAN_VELOCITY,
     JOINT_VELOCITY,
@@ -253,7 +253,7 @@ class Commands:
         elif fn == Fn.JOINT_VELOCITY:
             box.go_velocity(values, _duration(p, 29))
         else:
-            j = kin.jacobian(box.frames)
+            j = kin.jacobian(box.frames, box.frames[-1][:3, 3])
             twist = np.concatenate([values[:3] / 1000, values[3:]])
             velocity = j.T @ np.linalg.solve(j @ j.T + 1e-4 * np.eye(6), twist)
             box.go_velocity(velocity, _duration(p, 25))
@@ -266,7 +266,7 @@ class Commands:
 
     @staticmethod
     def _inverse(pose: np.ndarray, start: np.ndarray) -> np.ndarray | None:
-        return kin.inverse(np.concatenate([pose[:3] / 1000, pose[3:]]), start)
+        return reach.inverse(np.concatenate([pose[:3] / 1000, pose[3:]]), start)
 
 
 def _finite(values: np.ndarray) -> bool:

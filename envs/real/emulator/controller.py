@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.emulator import kinematics as kin
+from s2robot.envs.real.arms import kinematics as kin
+from s2robot.envs.real.emulator import reach
 from s2robot.envs.real.emulator.gripper import Gripper
 from s2robot.envs.real.emulator.journal import Journal
 from s2robot.envs.real.emulator.motion import MAX_SPEED, Motion, Plan
@@ -45,7 +46,7 @@ class Controller:
         self.motion = Motion(plant.joints)
         self.settings = Report()  # what clients configure, under the names of the report
         self.settings.boundary = (10000, -10000, 10000, -10000, 10000, -10000)
-        self.settings.reduced_ranges = np.stack([kin.JOINT_LOW, kin.JOINT_HIGH], axis=1).reshape(-1)
+        self.settings.reduced_ranges = np.stack([reach.JOINT_LOW, reach.JOINT_HIGH], axis=1).reshape(-1)
         self.mode, self.error, self.warning = POSITION, 0, 0
         self.enabled = 0  # bit per joint; its brake is released with it
         self.frames = kin.frames(plant.joints)
@@ -133,8 +134,8 @@ class Controller:
             return ["nonfinite"]
         flags = []
         low, high = self.settings.reduced_ranges.reshape(7, 2).T if self.settings.reduced else (None, None)
-        low = kin.JOINT_LOW if low is None else np.maximum(low, kin.JOINT_LOW)
-        high = kin.JOINT_HIGH if high is None else np.minimum(high, kin.JOINT_HIGH)
+        low = reach.JOINT_LOW if low is None else np.maximum(low, reach.JOINT_LOW)
+        high = reach.JOINT_HIGH if high is None else np.minimum(high, reach.JOINT_HIGH)
         tolerance = np.radians(0.1)
         if (target < low - tolerance).any() or (target > high + tolerance).any():
             flags.append("limit")
@@ -245,14 +246,14 @@ class Controller:
         s_limit = s.reduced_joint_speed if s.reduced else MAX_SPEED
         self.motion.speed_limit = min(MAX_SPEED, max(s_limit, 0.01))
         self._pushed = self._pushed + dt if self.plant.contact > self._force_limit() else 0.0
-        outwards = (q < kin.JOINT_LOW) & (v < -0.01) | (q > kin.JOINT_HIGH) & (v > 0.01)
+        outwards = (q < reach.JOINT_LOW) & (v < -0.01) | (q > reach.JOINT_HIGH) & (v > 0.01)
         if np.abs(v).max() > 1.1 * MAX_SPEED or self.tcp_speed > MAX_TCP_SPEED:
             self.raise_error(OVERSPEED)
         elif outwards.any() and self.motion.moving:
             self.raise_error(JOINT_LIMIT)
         elif self._pushed > COLLISION_TIME:
             self.raise_error(COLLISION)
-        elif s.self_collision and self.motion.moving and kin.self_collides(self.frames):
+        elif s.self_collision and self.motion.moving and reach.self_collides(self.frames):
             self.raise_error(SELF_COLLISION)
         elif s.fence and self.motion.moving and self._outside_boundary():
             self.raise_error(BOUNDARY)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.emulator import kinematics as kin
+from s2robot.envs.real.emulator import reach
 from s2robot.envs.real.emulator.controller import Controller
 from s2robot.envs.real.emulator.faults import Faults
 from s2robot.envs.real.emulator.frames import FrameServer
@@ -170,6 +170,6 @@ def _joints(values) -> np.ndarray:
     joints = np.array(values, float)
     if joints.shape != (7,) or not np.isfinite(joints).all():
         raise EnvError(f"joints: found shape {joints.shape}, expected 7 finite numbers")
-    if (joints < kin.JOINT_LOW).any() or (joints > kin.JOINT_HIGH).any():
+    if (joints < reach.JOINT_LOW).any() or (joints > reach.JOINT_HIGH).any():
         raise EnvError(f"joints: found {joints.round(3).tolist()}, expected them within their limits")
     return joints

@@ -1,4 +1,7 @@
-"""The watched points against robosuite's own model of arm and gripper."""
+"""The arm's kinematics and its watched points against MuJoCo on robosuite's own model of arm and gripper."""
+
+from importlib.util import find_spec
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -6,7 +9,80 @@ import pytest
 
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints, finger_tip
+from s2robot.envs.real.arms.ik import ToolIK
+from s2robot.envs.real.arms.kinematics import frames, jacobian, turn_of
+
+
+class Model:
+    """robosuite's arm, stripped to its joints, with a site at each watched point."""
+
+    def __init__(self):
+        spec = mujoco.MjSpec.from_file(
+            str(Path(find_spec("robosuite").origin).parent / "models/assets/robots/xarm7/robot.xml")
+        )
+        for thing in [*spec.geoms, *spec.meshes, *spec.sites, *spec.cameras, *spec.actuators]:
+            spec.delete(thing)
+        for point in ArmPoints("xarm7").points:
+            spec.body(point.body).add_site(name=f"{point.name} {point.position}", pos=point.position)
+        self.model = spec.compile()
+        self.data = mujoco.MjData(self.model)
+        self.sites = [self.model.site(f"{p.name} {p.position}").id for p in ArmPoints("xarm7").points]
+
+    def at(self, q):
+        self.data.qpos[:] = q
+        mujoco.mj_kinematics(self.model, self.data)
+        return self.data.site_xpos[self.sites]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model()
+
+
+def anywhere(n):
+    """Joints (n, 7) within their range."""
+    return np.random.default_rng(0).uniform(XARM7_LIMITS.q_min, XARM7_LIMITS.q_max, (n, 7))
+
+
+def test_every_watched_point_is_where_mujoco_has_it(model, points):
+    way = anywhere(500)
+    np.testing.assert_allclose(points.along(way), [model.at(q) for q in way], atol=1e-6)
+
+
+def test_every_link_stands_and_turns_as_in_mujoco(model):
+    for q in anywhere(50):
+        model.at(q)
+        for i, frame in enumerate(frames(q), 1):
+            body = model.data.body(f"link{i}")
+            np.testing.assert_allclose(frame[:3, 3], body.xpos, atol=1e-6)
+            np.testing.assert_allclose(frame[:3, :3], body.xmat.reshape(3, 3), atol=1e-6)
+
+
+def test_the_tool_moves_with_the_joints_as_in_mujoco(model):
+    ik, found = ToolIK("xarm7"), np.zeros((6, 7))
+    for q in anywhere(50):
+        model.at(q)
+        mujoco.mj_comPos(model.model, model.data)
+        mujoco.mj_jacSite(model.model, model.data, found[:3], found[3:], model.sites[0])
+        position, rotation = ik.pose(q)
+        np.testing.assert_allclose(position, model.data.site_xpos[model.sites[0]], atol=1e-6)
+        np.testing.assert_allclose(rotation, model.data.site_xmat[model.sites[0]].reshape(3, 3), atol=1e-6)
+        np.testing.assert_allclose(jacobian(frames(q), position), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_inverse_kinematics_brings_the_tool_where_it_is_asked_for(model, seed):
+    ik, rng = ToolIK("xarm7"), np.random.default_rng(seed)
+    q = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0)) + rng.uniform(-0.2, 0.2, 7)
+    position, rotation = ik.pose(q)
+    wanted = position + rng.uniform(-0.02, 0.02, 3)
+    found = ik.solve(q, wanted, rotation)
+    np.testing.assert_allclose(model.at(found)[0], wanted, atol=1e-3)
+    assert np.linalg.norm(turn_of(ik.pose(found)[1].T @ rotation)) < 5e-3
+    with pytest.raises(EnvError, match="'panda'"):
+        ToolIK("panda")
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import pytest
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms import kinematics as kin
 from s2robot.envs.real.arms.sdk import client_ports
-from s2robot.envs.real.emulator import kinematics as kin
+from s2robot.envs.real.emulator import reach
 from s2robot.envs.real.emulator.camera import FrameClient
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
@@ -45,7 +46,7 @@ def test_our_kinematics_are_the_models(plant):
     rng = np.random.default_rng(0)
     keep = data.qpos.copy()
     for _ in range(5):
-        joints = rng.uniform(kin.JOINT_LOW, kin.JOINT_HIGH)
+        joints = rng.uniform(reach.JOINT_LOW, reach.JOINT_HIGH)
         plant.place(joints)
         frame = kin.frames(joints)[-1]
         position = data.xpos[flange] - (data.xpos[base] - [0, 0, 0.267])
@@ -88,7 +89,7 @@ def test_pushing_into_the_table_is_felt(plant):
     plant.reset(seed=0, cube_xy=[-0.1, 0.15])
     plant.place(HOME)
     depth = plant.env.grip_position[2] + 0.03
-    down = kin.inverse(kin.forward(HOME) - [0, 0, depth, 0, 0, 0], HOME, iterations=100)
+    down = reach.inverse(kin.forward(HOME) - [0, 0, depth, 0, 0, 0], HOME, iterations=100)
     assert down is not None
     strongest = 0.0
     for k in range(500):

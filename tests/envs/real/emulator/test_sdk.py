@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from s2robot.envs.real.arms import kinematics as kin
 from s2robot.envs.real.arms.sdk import client_ports
-from s2robot.envs.real.emulator import kinematics as kin
 from s2robot.envs.real.emulator.launch import launch
 from tests.envs.real import home
 
