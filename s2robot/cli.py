@@ -244,8 +244,11 @@ def _about(cfg: "DictConfig") -> dict[str, str]:
     from omegaconf import OmegaConf
 
     hydra = OmegaConf.create({"hydra": HydraConfig.get()})
+    folder = (
+        HydraConfig.get().output_subdir or ".hydra"
+    )  # stages of a comparison that share a folder name their own
     nodes = {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
-    return {f".hydra/{name}.yaml": OmegaConf.to_yaml(node) for name, node in nodes.items()}
+    return {f"{folder}/{name}.yaml": OmegaConf.to_yaml(node) for name, node in nodes.items()}
 
 
 def _check_shared(overrides: list[str]) -> None:

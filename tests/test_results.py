@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from s2robot.comparison.intervals import success_interval
 from s2robot.comparison.paired import difference
 
 FOLDER = Path(__file__).parents[1] / "docs/results/table10"
@@ -43,7 +44,7 @@ def test_arms(summary, outcomes):
             seed["episodes"] == rows.shape[1] >= 128 for seed in arm["seeds"]
         )
         assert arm["success"] == pytest.approx(rows.mean())
-        assert 0 <= arm["low"] <= arm["success"] <= arm["high"] <= 1
+        assert (arm["low"], arm["high"]) == pytest.approx(success_interval(rows)[:2], abs=1e-9)
 
 
 def test_pairs(summary, outcomes):

@@ -21,12 +21,18 @@ from s2robot.common.files import write_text
 
 LOCK = ".lock"
 _WAIT_S = 5.0  # for a process that was just killed to end
-_HELD: set[Path] = set()  # by this process
+INHERITED = "S2ROBOT_HELD_FOLDERS"  # names what the process that started this one holds meanwhile
+_HELD = {Path(p) for p in os.environ.get(INHERITED, "").split(os.pathsep) if p}  # by this process or for it
 
 
 def is_first() -> bool:
     """Whether this process is the one of a distributed run that writes; every process alone is."""
     return all(int(os.environ.get(name) or 0) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
+
+
+def held() -> dict[str, str]:
+    """The environment in which a process that this one starts may work in the folders that this one holds."""
+    return {INHERITED: os.pathsep.join(sorted(map(str, _HELD)))}
 
 
 @contextmanager

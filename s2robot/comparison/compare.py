@@ -48,8 +48,9 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
         if cfg.record:
             run_jobs([plan.record_job(plan.out, ())], 1, plan.threads)
         stopping, episodes = _evaluate(plan, cfg)
+        early = None if stopping is None or stopping["stopped_at"] is None else cfg.experiment.stopping.alpha
         runs = plan.read(plan.out, episodes)
-        axes, rows = _axes(plan, cfg, episodes)
+        axes, rows = _axes(plan, cfg, episodes, early)
         result = _result(cfg, plan, runs, stopping)
         result |= {"power": power, "axes": axes, "commands": [job.command for job in plan.jobs]}
         figures.write_csv(plan.out / "episodes.csv", [*figures.csv_rows(runs), *rows])
@@ -93,7 +94,9 @@ def _evaluate(plan: Plan, cfg: DictConfig) -> tuple[dict[str, Any] | None, int]:
     return found, episodes
 
 
-def _axes(plan: Plan, cfg: DictConfig, tried: int) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+def _axes(
+    plan: Plan, cfg: DictConfig, tried: int, looked: float | None
+) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """The comparison along the chosen axes: the entries of compare.json and the rows of episodes.csv."""
     known, chosen = cfg.experiment.axes, list(cfg.axes or [])
     for name in chosen:
@@ -135,7 +138,7 @@ def _axes(plan: Plan, cfg: DictConfig, tried: int) -> tuple[list[dict[str, Any]]
             if root != plan.out:
                 rows += figures.csv_rows(runs, name, value)
             for arm, outcomes in outcomes_of(runs).items():
-                low, high, _ = figures.success_interval(outcomes)
+                low, high, _ = figures.arm_interval(outcomes, looked if episodes == tried else None)
                 counts = {"episodes": int(outcomes.size), "successes": int(outcomes.sum())}
                 curves[arm].append(
                     {"value": value, "success": float(outcomes.mean()), "low": low, "high": high, **counts}
@@ -163,16 +166,19 @@ def _result(cfg: DictConfig, plan: Plan, runs: Runs, stopping: dict[str, Any] | 
     """compare.json but for power and axes."""
     outcomes, positions = outcomes_of(runs), figures.positions_of(runs)
     cost = _cost(cfg, plan)
-    arms = []
+    arms, early, looked = [], None, None
+    if stopping is not None and stopping["stopped_at"] is not None:
+        early = cfg.experiment.stopping.alpha
+        looked = early / len(plan.pairs)
     for arm in plan.arms:
         folders = [plan.folder(plan.out, arm, seed) for seed in plan.seeds]
         names = [folder.relative_to(plan.out).as_posix() for folder in folders]
-        row = {**plan.about_arms[arm.name], **figures.arm_figures(outcomes[arm.name], plan.seeds, names)}
+        row = {
+            **plan.about_arms[arm.name],
+            **figures.arm_figures(outcomes[arm.name], plan.seeds, names, early),
+        }
         row["gflops_per_frame"] = round(row["gflops_per_frame"] * _computed(folders), 3)
         arms.append({**row, "ms_per_action": cost[arm.name]})
-    looked = None
-    if stopping is not None and stopping["stopped_at"] is not None:
-        looked = cfg.experiment.stopping.alpha / len(plan.pairs)
     return {
         "title": cfg.experiment.title,
         "question": cfg.experiment.question,

@@ -22,6 +22,7 @@ from typing import Any
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
+from s2robot.common.run_folder import held
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
             stdin=subprocess.PIPE,  # never written to: it closes when this process ends, however that may be
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            env=os.environ | held() | {"OMP_NUM_THREADS": str(threads)},
         )
 
 

@@ -6,26 +6,18 @@ pair_figures(outcomes_of(runs), positions_of(runs), "base-s2", "base")  # differ
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_text
-from s2robot.comparison.paired import (
-    Design,
-    _estimate,
-    difference,
-    mcnemar,
-    needed,
-    power_text,
-    sequential,
-    tally,
-)
+from s2robot.comparison.intervals import success_interval, success_sequence
+from s2robot.comparison.paired import POSITIONS, difference, mcnemar
+from s2robot.comparison.power import Design, needed, power_text
+from s2robot.comparison.sequential import sequential, tally
 
 Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> training seed -> episode records
 
@@ -35,38 +27,24 @@ SUMMARY_PAIR = ("a", "b", "difference", "low", "high", "p", "episodes")
 COLUMNS = ("arm", "training_seed", "axis", "value", "position", "cube_x", "cube_y", "cube_yaw", "success", "stage", "steps", "time_to_success_s")  # fmt: skip
 
 
-def success_interval(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[float, float, str]:
-    """Interval of an arm's success from bool (seeds, positions), and its method in words.
+def arm_figures(
+    outcomes: np.ndarray, seeds: Sequence[int], runs: Sequence[str], looked: float | None = None
+) -> dict[str, Any]:
+    """Successes by training seed, pooled success and its interval; ``runs`` are the folders.
 
-    One seed: Wilson. More: Wilson with as many episodes as would give the same variance (Kish 1965, design effect),
-    since the episodes of one training seed or of one position are alike; it holds for new seeds and positions.
+    ``looked``: the alpha of a comparison that was stopped early, for an interval that holds then.
     """
-    seeds, positions = outcomes.shape
-    x = outcomes.astype(float)
-    p, episodes, quantile = float(x.mean()), float(x.size), float(stats.norm.ppf(0.5 + confidence / 2))
-    method = "Wilson"
-    if seeds > 1:
-        _, error, df = (float(v) for v in _estimate(x.mean(0), [x]))
-        if error > 0 and 0 < p < 1:
-            episodes = min(episodes, p * (1 - p) / error**2)
-        quantile = float(stats.t.ppf(0.5 + confidence / 2, df))
-        method = (
-            f"Wilson, as of {episodes:.0f} independent episodes; training seeds and positions are clusters"
-        )
-    z = quantile**2 / episodes
-    centre = (p + z / 2) / (1 + z)
-    half = quantile * math.sqrt(p * (1 - p) / episodes + z / (4 * episodes)) / (1 + z)
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), method
-
-
-def arm_figures(outcomes: np.ndarray, seeds: Sequence[int], runs: Sequence[str]) -> dict[str, Any]:
-    """Successes by training seed, pooled success and its interval; ``runs`` are the folders."""
-    low, high, method = success_interval(outcomes)
+    low, high, method = arm_interval(outcomes, looked)
     rows = [
         {"seed": int(seed), "episodes": int(row.size), "successes": int(row.sum()), "run": run}
         for seed, row, run in zip(seeds, outcomes, runs, strict=True)
     ]
     return {"seeds": rows, "success": float(outcomes.mean()), "low": low, "high": high, "interval": method}
+
+
+def arm_interval(outcomes: np.ndarray, looked: float | None = None) -> tuple[float, float, str]:
+    """Low, high and method of an arm's success: for a fixed number of positions, or one that looks decided."""
+    return success_interval(outcomes) if looked is None else success_sequence(outcomes, looked)
 
 
 def pair_figures(
@@ -86,10 +64,7 @@ def pair_figures(
     if looked is not None:
         look = sequential(tally(x, y), looked)
         low, high, p = look.low, look.high, look.p
-        scope, method = (
-            "new cube positions, for these trained policies only",
-            "confidence sequence (sequential)",
-        )
+        scope, method = POSITIONS, "confidence sequence (sequential)"
     did_a, did_b = x.mean(0) > 0.5, y.mean(0) > 0.5
     only_a, only_b = np.flatnonzero(did_a & ~did_b), np.flatnonzero(did_b & ~did_a)
     return {

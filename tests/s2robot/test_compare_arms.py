@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
+from s2robot.common.run_folder import locked
 from s2robot.comparison.arms import choose_arms, encoder_of, read_by, settings_of
 from s2robot.comparison.compare import compare
 from s2robot.comparison.jobs import Job, run_jobs
@@ -144,6 +145,15 @@ def test_a_failed_job_is_one_line_with_its_log(tmp_path):
         run_jobs([later, job], 2, 1, lambda text: None)
     assert not later.state_file.exists() and not job.is_done()
     assert job.log.read_text().startswith("$ s2robot report run=")
+
+
+def test_a_job_may_work_in_the_folder_that_the_comparison_holds(tmp_path):
+    """As the recording of its demos does; what it ran with stands beside what the comparison runs with."""
+    out = tmp_path / "out"
+    words = ["run=none", f"hydra.run.dir={out}", "hydra.output_subdir=.hydra-report"]
+    with locked(out), pytest.raises(UserError, match="none: no such folder"):
+        run_jobs([Job("report", "report", words, tmp_path / "report")], 1, 1)
+    assert (out / ".hydra-report/config.yaml").is_file() and not (out / ".hydra").exists()
 
 
 def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):

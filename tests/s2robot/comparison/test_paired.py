@@ -2,8 +2,6 @@
 
 import itertools
 import math
-from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,50 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
-from scipy.special import betaln, ndtri
 
 from s2robot.common.errors import UserError
-from s2robot.comparison import paired
 from s2robot.comparison.paired import (
     POSITIONS,
     SEEDS_AND_POSITIONS,
-    Design,
     bootstrap,
     difference,
     mcnemar,
-    needed,
     outcomes_of,
-    pilot,
-    power_at,
-    power_text,
-    sequential,
     sign_flip,
-    smallest_gap,
-    tally,
 )
+from s2robot.comparison.sequential import sequential, tally
 from s2robot.evaluation.records import wilson
-
-
-def simulate(rng, runs, seeds, positions, rates, seed_sd=0.0, shared=0.4, own=0.1):
-    """Two arms of bool (runs, seeds, positions): seeds differ by seed_sd, hard positions are hard for all.
-
-    `shared` and `own` are the parts of a normal latent that a position gives to both arms and to one arm.
-    """
-    hard = math.sqrt(shared) * rng.standard_normal((runs, 1, positions))
-    arms = []
-    for rate in rates:
-        level = np.clip(rate + seed_sd * rng.standard_normal((runs, seeds, 1)), 0.01, 0.99)
-        place = math.sqrt(own) * rng.standard_normal((runs, 1, positions))
-        noise = math.sqrt(1 - shared - own) * rng.standard_normal((runs, seeds, positions))
-        arms.append(ndtri(level) + hard + place + noise > 0)
-    return arms
-
-
-def estimates(a, b, seeds_random=True):
-    """Half width at 95 %, centre and p value of many runs at once, as `difference` computes them."""
-    a, b = a.astype(float), b.astype(float)
-    centre, error, df = paired._estimate(a.mean(-2) - b.mean(-2), [a, b] if seeds_random else [])
-    return stats.t.ppf(0.975, df) * error, centre, 2 * stats.t.sf(np.abs(centre) / error, df)
+from tests.s2robot.comparison.simulated import estimates, simulate
 
 
 def records(outcomes, order=None):
@@ -253,146 +221,3 @@ def test_swapping_arms_flips_signs_and_the_order_of_positions_and_seeds_is_nothi
     assert (look.e, look.low, look.high) == pytest.approx((other.e, -other.high, -other.low), abs=1e-9)
     assert look.low <= found.difference <= look.high and 0 < look.p <= 1
     assert look.stop == (not look.low <= 0 <= look.high)
-
-
-# Power
-
-
-@pytest.mark.parametrize(("gap", "discordant"), [(0.05, 0.2), (0.1, 0.3), (0.2, 0.4), (0.3, 0.5)])
-def test_one_seed_agrees_with_connor(gap, discordant):
-    z = stats.norm.ppf([0.975, 0.8])
-    connor = ((z[0] * math.sqrt(discordant) + z[1] * math.sqrt(discordant - gap**2)) / gap) ** 2
-    found = needed(gap, Design(base=0.5, discordant=discordant))
-    assert connor <= found <= 1.1 * connor + 10  # the exact test needs a little more than its approximation
-
-
-def test_power_of_mcnemar_is_the_sum_over_all_tables():
-    design, n, gap = Design(base=0.4, discordant=0.5), 20, 0.3
-    wins, losses = 0.4, 0.1
-    expected = sum(
-        stats.multinomial.pmf([w, k, n - w - k], n, [wins, losses, 0.5])
-        for w in range(n + 1)
-        for k in range(n + 1 - w)
-        if w > k and mcnemar(w, k) <= 0.05
-    )
-    assert power_at(gap, n, design) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize(("seeds", "positions", "seed_sd"), [(2, 96, 0.02), (3, 128, 0.04), (5, 64, 0.08)])
-def test_planned_power_is_what_simulated_experiments_have(seeds, positions, seed_sd):
-    rates = (0.6, 0.75)
-    b, a = simulate(np.random.default_rng(8), 1, 40, 2000, rates, seed_sd)
-    design = replace(pilot(a[0], b[0]), seeds=seeds)
-    assert design.seed_sd == pytest.approx(seed_sd, abs=0.015) and abs(design.base - 0.6) < 0.05
-    b, a = simulate(np.random.default_rng(9), 1000, seeds, positions, rates, seed_sd)
-    _, centre, p = estimates(a, b)
-    planned = power_at(0.15, positions, replace(design, base=0.6, seed_sd=seed_sd))
-    assert ((p < 0.05) & (centre > 0)).mean() == pytest.approx(planned, abs=0.06)
-
-
-@pytest.mark.parametrize(
-    "design", [Design(0.5), Design(0.3, discordant=0.4), Design(0.6, seeds=5, seed_sd=0.02)]
-)
-def test_needed_and_smallest_gap_are_inverse(design):
-    positions = needed(0.12, design)
-    assert power_at(0.12, positions, design) >= 0.8 > power_at(0.12, positions - 3, design) - 0.01
-    assert smallest_gap(positions, design) == pytest.approx(0.12, abs=0.004)
-    assert smallest_gap(4 * positions, design) < smallest_gap(positions, design)
-
-
-def test_power_in_words_and_out_of_reach():
-    assert power_text(0.1, Design(base=0.5)) == (
-        "To see a gap of 10 points with 80 % power you need 291 positions (training seeds an arm: 1, spread "
-        "0 points, base 50 %, alpha 5 %); it holds for new cube positions, for these trained policies only."
-    )
-    with pytest.raises(
-        UserError, match="3 seeds .* 6 points see .* any number of positions, .* take 24 seeds"
-    ):
-        needed(0.05, Design(base=0.6, seeds=3, seed_sd=0.06))
-    with pytest.raises(
-        UserError, match="4 positions: found 0 % power for 50 points at 1 seeds, expected 80 %"
-    ):
-        smallest_gap(4, Design(base=0.5))
-    for gap in (0.0, -0.1, 0.6):
-        with pytest.raises(UserError, match="found gap"):
-            needed(gap, Design(base=0.5))
-    with pytest.raises(UserError, match="found discordant = 0.05, expected 0.1..0.9"):
-        needed(0.1, Design(base=0.5, discordant=0.05))
-    for name, value in (("base", 1.0), ("correlation", 1), ("seeds", 0), ("seed_sd", -0.1)):
-        with pytest.raises(UserError, match="found"):
-            replace(Design(base=0.5), **{name: value})  # type: ignore[arg-type]
-
-
-# Early stopping
-
-
-def log_e(wins, losses):
-    return (wins + losses) * math.log(2) + betaln(wins + 1, losses + 1)
-
-
-@pytest.mark.parametrize("counts", [(0, 0, 5), (1, 0, 0), (9, 2, 5), (3, 40, 90), (250, 150, 3000)])
-def test_evidence_of_one_seed_is_the_beta_mixture(counts):
-    wins, losses, ties = counts
-    look = sequential({1.0: wins, -1.0: losses, 0.0: ties})
-    assert math.log(look.e) == pytest.approx(log_e(wins, losses), abs=1e-9)
-    assert look.p == pytest.approx(min(1, 1 / look.e)) and look.stop == (look.e >= 20)
-    assert look.low <= (wins - losses) / sum(counts) <= look.high and look.positions == sum(counts)
-
-
-def test_nothing_seen_says_nothing_and_nonsense_is_refused():
-    look = sequential({})
-    assert (look.e, look.p, look.stop, look.low, look.high, look.positions) == (1, 1, False, -1, 1, 0)
-    with pytest.raises(UserError, match="of difference 2"):
-        sequential({2: 1})
-    with pytest.raises(UserError, match="alpha"):
-        sequential({}, alpha=0)
-
-
-def stops(a, b):
-    """For streams bool (runs, 1, positions): the number of positions at which the test stops, 0 for never."""
-    d = a[:, 0].astype(int) - b[:, 0]
-    wins, losses = np.cumsum(d == 1, 1), np.cumsum(d == -1, 1)
-    most = int(max(wins.max(), losses.max())) + 1
-    over = np.array([[log_e(w, k) >= math.log(20) for k in range(most)] for w in range(most)])[wins, losses]
-    return np.where(over.any(1), over.argmax(1) + 1, 0)
-
-
-def test_looking_after_every_position_keeps_the_error_rate():
-    a, b = simulate(np.random.default_rng(10), 3000, 1, 256, (0.6, 0.6))
-    assert 0.005 < (stops(a, b) > 0).mean() < 0.05
-    d = a[:, 0].astype(int) - b[:, 0]
-    naive = [
-        any(mcnemar(int((x[:n] == 1).sum()), int((x[:n] == -1).sum())) < 0.05 for n in range(8, 257, 8))
-        for x in d[:150]
-    ]
-    assert np.mean(naive) > 0.07  # what a fixed-N test does when it is looked at again and again
-
-
-def test_a_planted_gap_stops_early_and_where_sequential_says():
-    a, b = simulate(np.random.default_rng(11), 500, 1, 256, (0.75, 0.5))
-    stopped = stops(a, b)
-    assert (stopped > 0).mean() > 0.95 and np.median(stopped[stopped > 0]) < 100
-    run, n = int(np.argmax(stopped > 10)), int(stopped[stopped > 10][0])
-    assert sequential(tally(a[run, :, :n], b[run, :, :n])).stop
-    assert not sequential(tally(a[run, :, : n - 1], b[run, :, : n - 1])).stop
-
-
-def test_state_is_counts_only():
-    a, b = (x[0] for x in simulate(np.random.default_rng(12), 1, 3, 60, (0.7, 0.5)))
-    halves = Counter(tally(a[:, :25], b[:, :25])) + Counter(tally(a[:, 25:], b[:, 25:]))
-    assert dict(sorted(halves.items())) == tally(a, b)
-    resumed, whole = sequential(halves), sequential(tally(a, b))
-    assert (resumed.e, resumed.low, resumed.high) == pytest.approx((whole.e, whole.low, whole.high))
-
-
-@pytest.mark.parametrize(("seeds", "gap"), [(1, 0.15), (3, 0.0), (3, 0.15)])
-def test_the_true_difference_stays_in_the_confidence_sequence(seeds, gap):
-    """At all of many looks together, for one seed an arm and for several whose outcomes hang together."""
-    a, b = simulate(np.random.default_rng(13), 300, seeds, 96, (0.6 + gap, 0.6))
-    d = (a.mean(1) - b.mean(1)).round(12)
-    values = np.unique(d)
-    counts = np.cumsum(d[..., None] == values, 1)[:, 3::4]  # (runs, looks, values)
-    lost = [any(paired._log_evidence(values, n, gap) >= math.log(20) for n in run) for run in counts]
-    assert np.mean(lost) < 0.05
-    look = sequential(dict(zip(values.tolist(), counts[0, -1].tolist(), strict=True)))
-    assert look.low < gap < look.high

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
 from s2robot.comparison import report as compare_report
-from s2robot.comparison.paired import Design, difference, mcnemar, needed
+from s2robot.comparison.paired import difference, mcnemar
+from s2robot.comparison.power import Design, needed
 from s2robot.comparison.report import MINUS, points, write_compare_report
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.video import Side, write_pair

@@ -11,6 +11,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from s2robot.common.errors import UserError
+from s2robot.comparison.intervals import success_interval
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.statistics import (
     COLUMNS,
@@ -21,7 +22,6 @@ from s2robot.comparison.statistics import (
     pair_figures,
     positions_of,
     power_figures,
-    success_interval,
     summary_of,
     write_csv,
 )

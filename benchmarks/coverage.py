@@ -1,0 +1,127 @@
+"""How often the intervals of a comparison hold, and how wide they are: simulated, with the truth known.
+
+    python -m benchmarks.coverage                # about 3 minutes; three tables
+    python -m benchmarks.coverage runs=500       # a rougher one
+    python -m benchmarks.coverage bound=true     # and what no interval of three seeds can do
+
+Success of seed and position: a normal latent of which a position gives the share `hard`, and a level of the seed
+from a Beta distribution whose mean is the truth; `spread` is its standard deviation in units of sqrt(p (1 - p)), so
+0.1 is 5 points at p = 0.5 and 1 at 0.99. Widths are those of Wilson's interval of as many independent episodes.
+"""
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+from scipy.special import ndtri
+
+from s2robot.comparison.intervals import bounds
+from s2robot.comparison.paired import estimate
+from s2robot.comparison.sequential import _log_evidence
+
+RATES = (0.5, 0.9, 0.95, 0.98, 0.99)
+SEEDS = (3, 5, 10)
+WORLDS = ((0.0, 0.0), (0.0, 0.3), (0.05, 0.3), (0.1, 0.3))  # spread, hard
+POSITIONS, LOOK = 128, 16
+
+
+def draw(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: Any, positions: int = POSITIONS) -> np.ndarray:  # fmt: skip
+    """Outcomes 0 or 1 (runs, seeds, positions); `hard` is a share, or latents (runs, 1, positions) and a share."""
+    latents, share = hard if isinstance(hard, tuple) else (rng.standard_normal((runs, 1, positions)), hard)
+    level = np.full((runs, 1, 1), rate)
+    if spread:
+        size = 1 / spread**2 - 1
+        level = rng.beta(rate * size, (1 - rate) * size, (runs, seeds, 1))
+    noise = math.sqrt(1 - share) * rng.standard_normal((runs, seeds, positions))
+    return (ndtri(level) + math.sqrt(share) * latents + noise > 0).astype(float)
+
+
+def arms(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: float) -> dict[str, float]:
+    """Coverage of an arm's interval, its width by Wilson's (median and mean), effective episodes (median)."""
+    x = draw(rng, runs, seeds, rate, spread, hard)
+    low, high, episodes, _ = bounds(x)
+    pooled_low, pooled_high, *_ = bounds(x.reshape(runs, 1, -1))
+    ratio = (high - low) / (pooled_high - pooled_low)
+    covered = float(((low <= rate) & (rate <= high)).mean())
+    return {"covered": covered, "median": float(np.median(ratio)), "mean": float(ratio.mean()), "episodes": float(np.median(episodes))}  # fmt: skip
+
+
+def differences(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: float) -> float:
+    """Coverage of the interval of a difference, of an arm that succeeds half as often in failing as the other."""
+    latents = rng.standard_normal((runs, 1, POSITIONS)), hard
+    better = (1 + rate) / 2
+    a, b = (draw(rng, runs, seeds, p, spread, latents) for p in (better, rate))
+    centre, error, df = estimate(a.mean(1) - b.mean(1), [a, b])
+    return float((np.abs(centre - (better - rate)) <= stats.t.ppf(0.975, df) * error).mean())
+
+
+def looks(rng: Any, runs: int, seeds: int, rate: float, hard: float) -> tuple[float, float]:
+    """Chance that an arm's truth is inside at every look: of the confidence sequence, and of `bounds`."""
+    x = draw(rng, runs, seeds, rate, 0.0, hard)
+    means = (2 * x.mean(1) - 1).round(12)  # (runs, positions)
+    values = np.unique(means)
+    counts = np.cumsum(means[..., None] == values, 1)[:, LOOK - 1 :: LOOK]  # (runs, looks, values)
+    truth, limit = 2 * rate - 1, math.log(20)
+    lost = [any(_log_evidence(values, n, truth) >= limit for n in run) for run in counts]
+    inside = np.ones(runs, bool)
+    for n in range(LOOK, POSITIONS + 1, LOOK):
+        low, high, *_ = bounds(x[..., :n])
+        inside &= (low <= rate) & (rate <= high)
+    return 1 - float(np.mean(lost)), float(inside.mean())
+
+
+def best_coverage(seeds: int, wider: float) -> float:
+    """The most that any interval covers at its worst spread, if on average it is `wider` times Wilson's without any.
+
+    Normal limit: half width q(X) of the ratio X of mean squares, which is s chi²/(seeds - 1) where the variance of
+    a seed's mean is s times what chance brings. Maximises the least coverage over s >= 1 by linear constraints on q.
+    """
+    x = np.concatenate([np.linspace(0.01, 6, 60), np.geomspace(6.3, 80, 30)])
+    s = np.geomspace(1, 10, 12)
+    edges = np.concatenate([[0.0], (x[1:] + x[:-1]) / 2, [np.inf]])
+    weights = np.diff(stats.chi2.cdf(edges / s[:, None] * (seeds - 1), seeds - 1))  # (s, x)
+
+    def covered(q: np.ndarray) -> np.ndarray:
+        return (weights * (2 * stats.norm.cdf(q / np.sqrt(s)[:, None]) - 1)).sum(1)
+
+    rules = [
+        lambda z: 100 * (covered(z[:-1]) - z[-1]),
+        lambda z: wider * 1.96 - weights[0] @ z[:-1],
+        lambda z: np.diff(z[:-1]),
+    ]
+    start = np.append(1.96 * np.sqrt(np.maximum(1, x)), 0.8)
+    constraints = [{"type": "ineq", "fun": rule} for rule in rules]
+    found = optimize.minimize(lambda z: -z[-1], start, constraints=constraints, method="SLSQP", options={"maxiter": 200})  # fmt: skip
+    return float(found.x[-1])
+
+
+def main(words: list[str]) -> None:
+    given = dict(word.split("=", 1) for word in words)
+    runs, rng = int(given.get("runs", 4000)), np.random.default_rng(0)
+    print("An arm: coverage %, width by Wilson's (median, mean), effective episodes (median)")
+    print("seeds spread hard | " + " | ".join(f"p = {rate:<4}            " for rate in RATES))
+    for seeds in SEEDS:
+        for spread, hard in WORLDS:
+            cells = [arms(rng, runs, seeds, rate, spread, hard) for rate in RATES]
+            texts = [f"{100 * c['covered']:4.1f} {c['median']:4.2f} {c['mean']:4.2f} {c['episodes']:5.0f}" for c in cells]  # fmt: skip
+            print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(texts))
+    print("A difference (1 + p) / 2 against p: coverage %")
+    for seeds in SEEDS:
+        for spread, hard in WORLDS:
+            cells = [differences(rng, runs, seeds, rate, spread, hard) for rate in RATES]
+            print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(f"{100 * c:4.1f}" for c in cells))
+    print(
+        f"Inside at every look (each {LOOK} positions), %: confidence sequence, the interval of a fixed number"
+    )
+    for seeds in (1, 3):
+        cells = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
+        print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in cells))
+    if given.get("bound") == "true":
+        for seeds in SEEDS:
+            print(f"{seeds} seeds, 1.15 times Wilson's: at most {100 * best_coverage(seeds, 1.15):.1f} % at the worst spread")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

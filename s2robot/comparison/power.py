@@ -1,0 +1,153 @@
+"""How many positions a comparison needs, before it runs.
+
+needed(0.10, Design(base=0.5, seeds=3, seed_sd=0.03))   # positions for 80 % power
+smallest_gap(128, Design(base=0.5))                     # what 128 positions can see
+
+Gaps are fractions: 0.1 is 10 points of success.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from s2robot.common.errors import UserError
+from s2robot.comparison.paired import POSITIONS, SEEDS_AND_POSITIONS, Array, checked, fraction, noise
+
+_MOST_POSITIONS = 1_000_000  # beyond this an evaluation is out of reach, and the search for N ends
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a power analysis assumes; `pilot` estimates it from a first run.
+
+    Correlations (phi) are of two policies' success on the same position. UserError for a value out of range.
+    """
+
+    base: float  # success of the weaker arm
+    correlation: float = 0.3  # between policies of different arms
+    correlation_within: float | None = None  # between training seeds of one arm; None: as between arms
+    discordant: float | None = None  # where one seed of each arm disagree; replaces `correlation`
+    seeds: int = 1  # training seeds an arm
+    seed_sd: float = 0.0  # standard deviation of success over training seeds of an arm (0.03 = 3 points)
+    alpha: float = 0.05  # two-sided error rate
+
+    def __post_init__(self) -> None:
+        fraction("base", self.base)
+        fraction("alpha", self.alpha)
+        related = max(abs(self.correlation), abs(self.correlation_within or 0.0)) < 1
+        if not related or self.seeds < 1 or not 0 <= self.seed_sd < 0.5:
+            raise UserError(f"expected correlations in -1..1, seeds > 0, seed_sd in 0..0.5, found {self}")
+
+
+def pilot(a: Array, b: Array, seeds: int | None = None) -> Design:
+    """The design that a first run suggests, for `seeds` seeds an arm (default: as many as b has).
+
+    base stays half an episode off 0 and 1. With one seed an arm nothing is known about seeds: seed_sd is 0.
+    """
+    a, b = checked(a, b)
+    p, q = ((x.sum() + 0.5) / (x.size + 1) for x in (a, b))
+    covariance = (p + q - np.mean(a[:, None] != b[None])) / 2 - p * q
+    several = [(x, rate) for x, rate in ((a, p), (b, q)) if len(x) > 1]
+    spread = [x.mean(1).var(ddof=1) - noise(x) / x.shape[1] for x, _ in several]
+    within = [1 - noise(x) / (rate * (1 - rate)) for x, rate in several]
+    return Design(
+        base=float(min(p, q)),
+        correlation=float(np.clip(covariance / math.sqrt(p * (1 - p) * q * (1 - q)), -0.99, 0.99)),
+        correlation_within=float(np.clip(np.mean(within), -0.99, 0.99)) if within else None,
+        seeds=seeds or len(b),
+        seed_sd=min(math.sqrt(max(0.0, float(np.mean(spread)))), 0.49) if spread else 0.0,
+    )
+
+
+def power_at(gap: float, positions: int, design: Design) -> float:
+    """Chance to find the better arm better (p < alpha in `difference`) when it is `gap` above the base.
+
+    One seed: exact power of McNemar's exact test, summed over the number of discordant positions. More seeds:
+    chance that the estimate passes the limit of `difference`, averaged over the mean squares that few seeds
+    may show. Sources: Miettinen 1968, Connor 1987 (paired table). Raises UserError for an impossible gap.
+    """
+    p, q = design.base, min(design.base + gap, 1.0)
+    if not 0 < gap <= 1 - p + 1e-9 or positions < 2:
+        raise UserError(f"found gap {gap:g} and {positions} positions, expected 0..{1 - p:g} and 2 or more")
+    v, w = p * (1 - p), max(q * (1 - q), 1e-9)
+    least, most = max(0.0, p + q - 1) - p * q, min(p, q) - p * q  # all that a 2 × 2 table can hold
+    covariance = min(max(design.correlation * math.sqrt(v * w), least), most)
+    if design.discordant is not None:
+        covariance = (p + q - design.discordant) / 2 - p * q
+        if not least - 1e-9 <= covariance <= most + 1e-9:
+            fits = f"{gap:g}..{min(p + q, 2 - p - q):g} at success {p:g} and {q:g}"
+            raise UserError(f"found discordant = {design.discordant:g}, expected {fits}")
+    if design.seeds == 1:
+        return _mcnemar_power(gap, p + q - 2 * (covariance + p * q), positions, design.alpha)
+    k, n = design.seeds, positions + 2
+    rho = covariance / math.sqrt(v * w) if design.correlation_within is None else design.correlation_within
+    of_mean = max(0.0, (v + w) * (1 + (k - 1) * rho) / k - 2 * covariance)  # of a position's mean difference
+    of_positions = (positions * (of_mean + 2 * gap**2 / n) + 1) / n**2
+    quantiles = stats.chi2.ppf((np.arange(40) + 0.5) / 40, k - 1) / (k - 1)
+    within = [x * (1 - rho) / (k * positions) for x in (v, w)]
+    x, y = np.meshgrid(*((design.seed_sd**2 / k + part) * quantiles for part in within))
+    error = np.sqrt(of_positions + np.maximum(x + y - sum(within), 0))  # what `estimate` would find
+    df = np.maximum(error**4 * (k - 1) / (x**2 + y**2), k - 1)
+    true_error = math.sqrt(positions * of_mean / n**2 + 2 * design.seed_sd**2 / k + 1e-12)
+    limit = stats.t.ppf(1 - design.alpha / 2, df) * error
+    return float(stats.norm.sf((limit - gap * positions / n) / true_error).mean())
+
+
+def _mcnemar_power(gap: float, discordant: float, positions: int, alpha: float) -> float:
+    mean, sd = positions * discordant, math.sqrt(positions * discordant * (1 - discordant))
+    m = np.arange(max(0, int(mean - 9 * sd)), min(positions, int(mean + 9 * sd) + 1) + 1)  # discordant
+    limit = stats.binom.ppf(alpha / 2, m, 0.5)
+    limit -= stats.binom.cdf(limit, m, 0.5) > alpha / 2  # the most losses that still reject; -1: none
+    losses = np.clip((1 - gap / discordant) / 2, 0, 1)
+    return float((stats.binom.pmf(m, positions, discordant) * stats.binom.cdf(limit, m, losses)).sum())
+
+
+def needed(gap: float, design: Design, power: float = 0.8) -> int:
+    """Positions needed to see `gap` (fraction) with `power`: needed(0.1, Design(base=0.5)) -> 291.
+
+    Raises UserError where no number of positions would do, and says how many seeds would.
+    """
+    fraction("power", power)
+    if (most := power_at(gap, _MOST_POSITIONS, design)) < power:
+        more = (replace(design, seeds=k) for k in range(2, 1000))
+        enough = next((x.seeds for x in more if power_at(gap, _MOST_POSITIONS, x) >= power), "over 1000")
+        raise UserError(
+            f"{design.seeds} seeds an arm that differ by {100 * design.seed_sd:g} points see a gap of "
+            f"{100 * gap:g} points with {100 * most:.0f} % power on any number of positions, expected "
+            f"{100 * power:g} %: take {enough} seeds"
+        )
+    low, high = 1, 2  # power_at(low) < power <= power_at(high)
+    while power_at(gap, high, design) < power:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_at(gap, middle, design) >= power else (middle, high)
+    return high
+
+
+def smallest_gap(positions: int, design: Design, power: float = 0.8) -> float:
+    """The smallest gap (fraction) that `positions` can see with `power`; UserError if they can see none."""
+    fraction("power", power)
+    low, high = 0.0, 1 - design.base
+    if design.discordant is not None:  # what fits a 2 × 2 table
+        high = min(high, design.discordant, 2 - 2 * design.base - design.discordant)
+        low = max(0.0, design.discordant - 2 * design.base)
+    if (most := power_at(high, positions, design)) < power:
+        found = f"{100 * most:.0f} % power for {100 * high:.0f} points at {design.seeds} seeds"
+        raise UserError(f"{positions} positions: found {found}, expected {100 * power:g} %")
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power_at(middle, positions, design) >= power else (middle, high)
+    return high
+
+
+def power_text(gap: float, design: Design, power: float = 0.8) -> str:
+    """`needed` as a sentence: "To see a gap of 10 points with 80 % power you need 291 positions …"."""
+    return (
+        f"To see a gap of {100 * gap:g} points with {100 * power:g} % power you need "
+        f"{needed(gap, design, power)} positions (training seeds an arm: {design.seeds}, spread "
+        f"{100 * design.seed_sd:g} points, base {100 * design.base:g} %, alpha {100 * design.alpha:g} %); it "
+        f"holds for {POSITIONS if design.seeds == 1 else SEEDS_AND_POSITIONS}."
+    )
