@@ -34,7 +34,7 @@ def read_settings(
         error: an unknown key (with the nearest known one), a missing one, or a value of another type.
     """
     try:
-        node = OmegaConf.merge(OmegaConf.structured(cls), given)
+        node = OmegaConf.merge(_writable(OmegaConf.structured(cls)), given)
         return _built(cls, OmegaConf.to_container(node, resolve=True, throw_on_missing=True), where)
     except ConfigKeyError as wrong:
         raise error(_unknown(cls, wrong, where)) from None
@@ -47,6 +47,16 @@ def read_settings(
         raise error(
             f"{'.'.join(p for p in (where, key) if p)}: found {found!r}, expected {_name(wanted)}"
         ) from None
+
+
+def _writable(node: DictConfig) -> DictConfig:
+    """OmegaConf locks the nodes of frozen dataclasses, nested ones for good."""
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            _writable(child)
+    return node
 
 
 def _built(cls: Any, values: Any, where: str) -> Any:

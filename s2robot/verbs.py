@@ -100,9 +100,10 @@ def scenes(cfg: DictConfig) -> None:
 def pretrain(cfg: DictConfig) -> None:
     """`s2robot pretrain`: masked autoencoding."""
     from s2robot.pretraining.pretrain import pretrain as run_pretraining
+    from s2robot.pretraining.settings import PretrainSettings
 
-    settings = {k: v for k, v in plain(cfg).items() if k not in ("run_dir", "hydra")}
-    print(f"encoder: {run_pretraining(settings)}")
+    settings = {key: value for key, value in plain(cfg).items() if key not in ("run_dir", "hydra")}
+    print(f"encoder: {run_pretraining(read(PretrainSettings, settings, 'pretrain'))}")
 
 
 def encode(cfg: DictConfig) -> None:

@@ -87,7 +87,7 @@ def page_colours(html: str) -> str:
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write the figure as an image (the format of the suffix, 150 dpi, white ground), whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")  # a killed one's is written over
     try:
         with matplotlib.rc_context(_STYLE):
             figure.savefig(temporary, dpi=150, facecolor="white")

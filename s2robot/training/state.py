@@ -59,19 +59,28 @@ def load_state(path: Path, identity: Mapping[str, Any], device: torch.device | s
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
         raise UserError(f"{path}: not a readable state of a training; remove it to start over") from error
-    saved = state.get("identity") if isinstance(state, dict) else None
+    # pre-trainings up to 0.3 have their whole config in it instead
+    saved = state.get("identity", state.get("config")) if isinstance(state, dict) else None
     if not isinstance(saved, dict):
         raise UserError(f"{path}: found the state of another version; remove it or choose another folder")
     for key, value in identity.items():
-        if saved.get(key) != value:
-            was, now = (_short(x) for x in (saved.get(key), value))
+        if key in saved and _plain(saved[key]) != _plain(value):
+            was, now = (_short(x) for x in (saved[key], value))
             raise UserError(
                 f"{path}: found the state of another run; remove it or choose another folder "
-                f"({key} was {was}, is {now})"
+                f"(made with {key} {was}, this run has {now})"
             )
     return state
 
 
+def _plain(value: Any) -> Any:
+    """Tuples, at any depth, as the lists that a config holds."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _short(value: Any) -> str:
+    value = _plain(value)
     text = value.get("fingerprint", "another") if isinstance(value, dict) else str(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

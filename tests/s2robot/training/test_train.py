@@ -204,7 +204,9 @@ def test_the_state_of_other_processes_is_refused(data, tmp_path):
     state = torch.load(path, weights_only=True)
     state["identity"]["processes"] = 2
     torch.save(state, path)
-    with pytest.raises(UserError, match=r"another run; remove it .* \(processes was 2, is 1\)$"):
+    with pytest.raises(
+        UserError, match=r"another run; remove it .* \(made with processes 2, this run has 1\)$"
+    ):
         train(make_settings(epochs=1), make_spec(), store, features, CONTRACT, tmp_path)
 
 

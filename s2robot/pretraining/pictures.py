@@ -1,11 +1,27 @@
-"""The picture that a pre-training leaves: loss and learning rate by step."""
+"""The pictures that a pre-training leaves: reconstructions, and loss and learning rate by step."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
 
+from s2robot.pretraining.crops import MEAN, STD
+from s2robot.pretraining.mae import MAE
 from s2robot.reporting.style import BLUE, GRID, VERMILLION, styled
+
+
+def save_picture(mae: MAE, images: Tensor, path: Path, rows: int = 8) -> None:
+    """One row an image: input, what the encoder saw of it, reconstruction."""
+    images = images[:rows]
+    masked, filled = mae.picture(images.to(mae.mask_token.device), torch.Generator().manual_seed(0))
+    strip = torch.cat([images, masked.cpu(), filled.cpu()], dim=3)  # (rows, 3, S, 3 * S)
+    strip = strip * STD + MEAN
+    sheet = torch.cat(list(strip), dim=1).clamp(0, 1).mul(255).round().byte()  # (3, rows * S, 3 * S)
+    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)
 
 
 @styled

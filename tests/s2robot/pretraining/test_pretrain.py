@@ -1,0 +1,199 @@
+"""Masked pre-training: the loss falls, and a killed run goes on as if nothing had happened."""
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from s2robot.backbones.libraries import IMAGENET
+from s2robot.backbones.vit import load_encoder
+from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
+from s2robot.common.settings import read
+from s2robot.pretraining import pretrain as module
+from s2robot.pretraining.crops import crop_box, normalise
+from s2robot.pretraining.pretrain import pretrain
+from s2robot.pretraining.settings import CropSettings, PretrainSettings
+from tests.s2robot.pretraining.small import make_settings
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return make_settings(tmp_path)
+
+
+def test_crops_cover_both_s2_sizes():
+    crop = CropSettings()
+    sides = []
+    for u in torch.rand(500, 4, generator=torch.Generator().manual_seed(0)):
+        y, x, h, w = crop_box(256, 256, u, crop)
+        assert 0 <= y <= 256 - h and 0 <= x <= 256 - w and min(h, w) >= 90
+        sides.append(math.sqrt(h * w))
+    assert min(sides) < 130 and max(sides) > 240
+    assert 0.3 < np.mean(np.array(sides) < 165) < 0.7
+    assert crop_box(256, 256, torch.tensor([1.0, 0.5, 0.3, 0.3]), replace(crop, ratio=(1, 1))) == (
+        0,
+        0,
+        256,
+        256,
+    )
+
+
+def test_normalise_and_jitter():
+    x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    plain = normalise(x, 0.0, torch.Generator())
+    expected = (x / 255 - torch.tensor(IMAGENET[0]).view(3, 1, 1)) / torch.tensor(IMAGENET[1]).view(3, 1, 1)
+    torch.testing.assert_close(plain, expected)
+    assert not torch.equal(normalise(x, 0.2, torch.Generator().manual_seed(0)), plain)
+
+
+def test_pretrain_learns_and_writes_the_recipe(settings, tmp_path):
+    path = pretrain(replace(settings, steps=60), progress=False)
+    vit, recipe = load_encoder(path)
+    assert vit.spec == settings.encoder
+    assert recipe["images_seen"] == 480 and recipe["data"]["made"] == {"seed": 3}
+    assert recipe["data"]["shape"] == [32, 32, 3] and recipe["mask_ratio"] == 0.75 and recipe["loss"] < 1.1
+    assert str(tmp_path) not in path.read_bytes()[:5000].decode(
+        "latin1"
+    )  # no machine paths in a shipped file
+    with Image.open(tmp_path / "out" / "reconstruction.png") as picture:
+        assert picture.size == (3 * 16, 8 * 16)
+    with Image.open(tmp_path / "out" / "loss.png") as picture:
+        assert np.asarray(picture.convert("L")).min() < 100
+    assert list((tmp_path / "out").glob("events.*"))
+
+
+def test_s2_in_the_pretraining_learns_and_resumes(settings, tmp_path):
+    settings = replace(settings, scales=(1, 2), batch_size=4, steps=60, store="float32")
+    _, recipe = load_encoder(pretrain(settings, progress=False))
+    assert recipe["scales"] == [1, 2] and recipe["recipe"].endswith("with S2") and recipe["loss"] < 1.1
+    with Image.open(tmp_path / "out" / "reconstruction.png") as picture:
+        assert picture.size == (3 * 32, 4 * 32)
+    settings = replace(settings, out=str(tmp_path / "early"))
+    pretrain(replace(settings, steps=3), progress=False)
+    # the rate depends on the steps, so the runs differ, but the state must load
+    assert load_encoder(pretrain(settings, progress=False))[1]["steps"] == 60
+    with pytest.raises(UserError, match=r"made with scales \[1, 2\], this run has \[1\]"):
+        pretrain(replace(settings, scales=(1,)), progress=False)
+
+
+def test_weights_are_stored_in_half_the_bytes_and_bfloat16_loses_nothing(settings, tmp_path):
+    paths = {}
+    for store in ("float32", "bfloat16"):
+        chosen = replace(settings, out=str(tmp_path / store), store=store)
+        paths[store] = pretrain(chosen, progress=False)
+    assert paths["bfloat16"].stat().st_size < 0.7 * paths["float32"].stat().st_size
+    whole, half = (load_encoder(paths[store])[0].bfloat16().state_dict() for store in paths)
+    assert all(torch.equal(whole[k], half[k]) for k in whole)
+    with pytest.raises(
+        UserError, match=r"pretrain.store: found 'float16', expected one of float32, bfloat16"
+    ):
+        replace(settings, store="float16")
+
+
+def test_a_killed_run_goes_on_exactly(settings, tmp_path, monkeypatch):
+    whole = load_encoder(pretrain(settings, progress=False))[1]
+    settings = replace(settings, out=str(tmp_path / "killed"))
+    real, calls = module.make_batch, []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 6:  # between the checkpoints of steps 3 and 6
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "make_batch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings, progress=False)
+    assert load_encoder(tmp_path / "killed" / "encoder.safetensors")[1]["steps"] == 3
+    monkeypatch.setattr(module, "make_batch", real)
+    resumed = load_encoder(pretrain(settings, progress=False))[1]
+    assert resumed["steps"] == 8
+    assert (resumed["sha256"], resumed["loss"]) == (whole["sha256"], whole["loss"])
+
+
+def test_another_run_is_not_overwritten(settings):
+    pretrain(settings, progress=False)
+    with pytest.raises(UserError, match="made with seed 0, this run has 1"):
+        pretrain(replace(settings, seed=1), progress=False)
+    with pytest.raises(UserError, match="resume=true"):
+        pretrain(replace(settings, resume=False), progress=False)
+
+
+def test_time_budget_ends_a_run(settings):
+    settings = replace(settings, steps=10**6, max_minutes=1 / 600)
+    recipe = load_encoder(pretrain(settings, progress=False))[1]
+    assert 0 < recipe["steps"] < 10**5
+
+
+@pytest.mark.parametrize("change", ["crop", "precision", "processes"])
+def test_the_state_of_another_run_is_refused(settings, change):
+    pretrain(settings, progress=False)
+    path = Path(settings.out) / "checkpoint.pt"
+    if change == "processes":
+        torch.save(torch.load(path, weights_only=True) | {"identity": {"processes": 2}}, path)
+    changes = {"crop": CropSettings(min=0.5), "precision": "bf16-mixed"}
+    settings = replace(settings, **{change: changes[change]}) if change in changes else settings
+    with pytest.raises(
+        UserError, match=rf"another run; remove it .* \(made with {change} .*, this run has .*\)$"
+    ):
+        pretrain(settings, progress=False)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(settings, tmp_path):
+    """It has the config instead of an identity, and an optimiser without the rate that it started at."""
+    whole = load_encoder(pretrain(replace(settings, out=str(tmp_path / "whole")), progress=False))[1]
+    with pytest.raises(UserError, match="remove it to start over"):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "checkpoint.pt").write_bytes(b"half")
+        pretrain(settings, progress=False)
+    (tmp_path / "out" / "checkpoint.pt").unlink()
+    states = []
+    real = module.save_state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            module, "save_state", lambda path, state: (states.append(path), real(path, state), 1 / 0)
+        )
+        with pytest.raises(ZeroDivisionError):
+            pretrain(settings, progress=False)
+    state = torch.load(states[0], weights_only=True)
+    assert state["step"] == 3
+    state["config"] = asdict(settings) | {key: list(getattr(settings, key)) for key in ("scales",)}
+    state["config"]["crop"]["ratio"] = list(settings.crop.ratio)
+    del state["identity"]
+    for group in state["optimizer"]["param_groups"]:
+        del group["initial_lr"]
+        group["lr"] *= 0.9  # of the last step: nothing that the next one depends on
+    torch.save(state, states[0])
+    assert load_encoder(pretrain(settings, progress=False))[1]["sha256"] == whole["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 0}, "pretrain.steps: found 0, expected 1 or more"),
+        ({"lr": -1.0}, "pretrain.lr: found -1.0, expected a number above 0"),
+        ({"batch_size": 0}, "pretrain.batch_size: found 0, expected 1 or more"),
+        ({"max_minutes": 0.0}, "pretrain.max_minutes: found 0.0, expected a number above 0"),
+        ({"crop": {"min": 2.0}}, "pretrain.crop.min: found 2.0 up to 1.0, expected 0 < least <= largest"),
+        ({"decoder": {"depth": 0}}, "pretrain.decoder.depth: found 0, expected 1 or more"),
+        ({"stesp": 3}, "pretrain: unknown key 'stesp', did you mean 'steps'?"),
+    ],
+)
+def test_values_out_of_range_are_one_line(tmp_path, changes, words):
+    with pytest.raises(UserError) as error:
+        read(PretrainSettings, {"data": "none", "out": "none"} | changes, "pretrain")
+    assert str(error.value) == words
+
+
+def test_the_defaults_are_those_of_the_config():
+    config = OmegaConf.load(configs_dir() / "pretrain" / "default.yaml")
+    places = {"data": "frames", "out": "run"}
+    assert read(PretrainSettings, OmegaConf.merge(config, places), "pretrain") == PretrainSettings(**places)
