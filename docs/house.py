@@ -7,9 +7,11 @@
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -161,3 +163,72 @@ def way(name: str, asked: dict[str, str]) -> str:
     while asked[steps[-1]]:
         steps.append(asked[steps[-1]])
     return " <- ".join(steps)
+
+
+def purpose(room: str, found: dict[str, Path]) -> str:
+    """The first line of a room's docstring."""
+    text = ast.get_docstring(ast.parse(found[room].read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0].rstrip(".").replace("`", "")
+
+
+def wings() -> dict[str, tuple[int, int, str, list[str]]]:
+    """wing -> rooms, lines, purpose, the wings that it imports; lowest floor first."""
+    found = rooms()
+    imported = graph(found)
+    out = {}
+    for name in FLOOR:
+        own = [room for room in found if room not in DOORS and wing(room) == name]
+        lines = sum(len(found[room].read_text(encoding="utf-8").splitlines()) for room in own)
+        below = {
+            wing(i.name) for room in own for i in imported[room] if i.name in found and i.name not in DOORS
+        }
+        out[name] = (
+            len(own),
+            lines,
+            purpose(f"s2robot.{name}", found),
+            sorted(below - {name}, key=lambda w: (FLOOR[w], w)),
+        )
+    return out
+
+
+def drawing() -> str:
+    """The floor plan as SVG: a row a floor, the lowest at the bottom; imports go downwards only."""
+    wide, high, gap = 1060, 62, 10
+    facts = wings()
+    out = []
+    for level, names in enumerate(FLOORS):
+        top = (len(FLOORS) - 1 - level) * (high + gap) + gap
+        width = (wide - gap * (len(names) + 1)) / len(names)
+        for n, name in enumerate(names):
+            _, _, what, below = facts[name]
+            left = gap + n * (width + gap)
+            fits = int((width - 30 - 9 * len(name)) / 6.6)
+            what = what if len(what) <= fits else what[: what.rfind(" ", 0, fits)].rstrip(",;:") + " …"
+            uses = f"uses {', '.join(below)}" if below else "uses nothing of ours"
+            out.append(
+                "<g>"
+                f'<rect x="{left:.0f}" y="{top}" width="{width:.0f}" height="{high}" rx="6"/>'
+                f'<text x="{left + 12:.0f}" y="{top + 22}"><tspan class="n">{name}</tspan> <tspan class="s">{escape(what)}</tspan></text>'
+                f'<text class="w" x="{left + 12:.0f}" y="{top + 44}">{uses}</text></g>'
+            )
+    height = len(FLOORS) * (high + gap) + gap
+    style = (
+        "rect{fill:#eef3f8;stroke:#5b7a99}text{font:13px sans-serif;fill:#1b2733}"
+        ".n{font-weight:bold;font-size:15px}.s{fill:#5b6b7b}.w{font-size:12px}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {height}" width="{wide}" height="{height}">'
+        f'<style>{style}</style><rect width="100%" height="100%" style="fill:#fff;stroke:none"/>\n'
+        + "\n".join(out)
+        + "\n</svg>\n"
+    )
+
+
+if __name__ == "__main__":
+    if "--print" in sys.argv:
+        for name, (count, lines, what, below) in reversed(wings().items()):
+            print(
+                f"{FLOOR[name]:2} {name:<12} {count:3} rooms {lines:5} lines  {what}  <- {', '.join(below)}"
+            )
+    else:
+        (ROOT / "docs/images/house.svg").write_text(drawing(), encoding="utf-8")
