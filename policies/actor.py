@@ -18,7 +18,8 @@ With a context of 1 that is all. With a longer one (`actor.every_step`) each ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from torch import Tensor
 
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.policy import ChunkPolicy
+
+FAR = 25.0  # spreads from the middle of the demos' states; radians taken for degrees are beyond it
 
 
 class BatchActor:
@@ -125,12 +128,21 @@ class Actor:
 
     encode: images uint8 (B, H, W, 3) -> tokens (B, N, D). With a context of 1, images are encoded only
     when a new plan is due.
+    sizes: (H, W) of each camera's frames in the demos, where that is known. Frames of another size, and states far
+    from any in the demos (degrees instead of radians), are warned of once.
     """
 
-    def __init__(self, policy: ChunkPolicy, encode: Callable[[np.ndarray], Any]):
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        encode: Callable[[np.ndarray], Any],
+        sizes: Mapping[str, Sequence[int]] | None = None,
+    ):
         self.batch = BatchActor(policy, 1)
         self.encode = encode
         self.cameras = policy.spec.cameras
+        self.sizes = dict(sizes or {})
+        self._warned: set[str] = set()
         self._queue: list[np.ndarray] = []
 
     def reset(self) -> None:
@@ -139,8 +151,17 @@ class Actor:
         self._queue = []
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}."""
+        """Next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
+
+        Raises PolicyError for what is missing, of another shape or not finite.
+        """
+        for key in ("images", "proprio"):
+            if key not in observation:
+                raise PolicyError(
+                    f"observation: '{key}' is missing, found {', '.join(observation) or 'nothing'}"
+                )
         proprio = np.asarray(observation["proprio"], np.float32)[None]
+        self._compare(proprio[0])
         if not self._queue:
             self._queue = list(self.batch.plan([0], self._features(observation), proprio)[0])
         elif self.batch.every_step:
@@ -171,6 +192,26 @@ class Actor:
             tensor.copy_(old)
         self._queue = list(queue)
 
+    def _compare(self, proprio: np.ndarray) -> None:
+        """Warn of a state (P,) that is far from all that the normalisation was fitted on."""
+        scaler = self.batch.policy.normaliser.proprio
+        middle, spread = scaler.offset.cpu().numpy(), scaler.scale.cpu().numpy()
+        if proprio.shape != middle.shape:
+            return  # told where the batch is put together
+        away = np.abs(proprio - middle) / spread
+        i = int(away.argmax())
+        if away[i] > FAR:
+            self._warn(
+                "proprio",
+                f"observation: proprio[{i}] is {proprio[i]:.4g}, in the policy's demos it was "
+                f"{middle[i]:.3g} ± {spread[i]:.2g}; joints are in rad, the gripper's opening is 0..1",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=4)
+
     @torch.no_grad()
     def _features(self, observation: Mapping[str, Any]) -> Tensor:
         images = observation["images"]
@@ -181,6 +222,14 @@ class Actor:
                 f"the policy needs {', '.join(self.cameras)}"
             )
         frames = [np.asarray(images[name]) for name in self.cameras]
+        for name, frame in zip(self.cameras, frames, strict=True):
+            found, wanted = frame.shape[:2], tuple(self.sizes.get(name, frame.shape[:2]))
+            if found != wanted:
+                self._warn(
+                    "size",
+                    f"observation: camera '{name}' has {found[0]} x {found[1]} px, the policy's demos had "
+                    f"{wanted[0]} x {wanted[1]}",
+                )
         if len({frame.shape for frame in frames}) == 1:
             return torch.as_tensor(self.encode(np.stack(frames)))[None]  # (1, C, N, D)
         return torch.cat([torch.as_tensor(self.encode(frame[None])) for frame in frames])[None]

@@ -38,7 +38,9 @@ class PoolingSettings:
     keypoints: int = 32  # spatial_softmax: heat maps
     values: int = 16  # spatial_softmax: channels that every heat map pools at its place; 0 = places only
     temperature: float = 1.0  # spatial_softmax: first value of the learned temperature, one a heat map
-    keep_mean: bool = True  # spatial_softmax: the mean of all tokens beside the keypoints
+    keep_mean: bool = (
+        True  # spatial_softmax: the mean of all tokens (that are not hidden) beside the keypoints
+    )
     queries: int = 8  # attention: learned queries
     heads: int = 4  # attention: heads of a query
     width: int = 64  # attention: channels of keys and values, split over the heads
@@ -105,13 +107,7 @@ class MeanPool(nn.Module):
         self.out = nn.Linear(dim, out_dim)
 
     def forward(self, tokens: Tensor, norm: Norm = _same) -> Tensor:
-        hidden = _hidden_tokens(self, tokens)
-        if hidden is None:
-            mean = tokens.mean(1, dtype=torch.float32)
-        else:
-            keep = (~hidden).float()
-            keep = keep / keep.sum(1, keepdim=True).clamp(min=1)
-            mean = torch.bmm(keep[:, None], tokens.float()).squeeze(1)  # (M, D)
+        mean = _mean_of_seen(tokens, _hidden_tokens(self, tokens))  # (M, D)
         return self.out(self.dropout(_noisy(self, norm(mean))))
 
 
@@ -138,7 +134,7 @@ class SpatialSoftmax(nn.Module):
         what = torch.cat([self.places.to(values.dtype).expand(len(x), -1, -1), values], -1)  # (M, N, 2 + f)
         pooled = torch.bmm(heat, what).flatten(1)  # (M, k * (2 + f))
         if self.settings.keep_mean:
-            pooled = torch.cat([pooled, x.mean(1)], -1)
+            pooled = torch.cat([pooled, _mean_of_seen(x, hidden)], -1)
         return self.out(self.dropout(pooled))
 
 
@@ -223,6 +219,15 @@ def _hidden_tokens(module: nn.Module, tokens: Tensor) -> Tensor | None:
     if not (module.training and share and tokens.shape[1] > 1):
         return None
     return torch.rand(tokens.shape[:2], device=tokens.device) < share
+
+
+def _mean_of_seen(tokens: Tensor, hidden: Tensor | None) -> Tensor:
+    """Mean (M, D) of the tokens (M, N, D) that are not hidden; zero where all are."""
+    if hidden is None:
+        return tokens.mean(1, dtype=torch.float32)
+    seen = (~hidden).float()
+    seen = seen / seen.sum(1, keepdim=True).clamp(min=1)
+    return torch.bmm(seen[:, None], tokens.float()).squeeze(1)
 
 
 def _noisy(module: nn.Module, x: Tensor) -> Tensor:

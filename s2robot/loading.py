@@ -53,5 +53,7 @@ def load_actor(
     """
     policy, encoder, contract = load_policy(checkpoint, device_of(device), weights)
     dtype = contract["encoder"]["features_dtype"]
+    geometry = contract.get("camera_geometry") or {}
+    sizes = {name: camera["size"] for name, camera in geometry.items() if "size" in camera}
     # rounded as the training saw them, out of the cache
-    return Actor(policy, lambda images: as_stored(encoder.encode(images), dtype)), encoder, contract
+    return Actor(policy, lambda images: as_stored(encoder.encode(images), dtype), sizes), encoder, contract

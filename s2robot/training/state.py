@@ -59,7 +59,7 @@ def load_state(path: Path, identity: Mapping[str, Any], device: torch.device | s
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
         raise UserError(f"{path}: not a readable state of a training; remove it to start over") from error
-    # pre-trainings up to 0.3 have their whole config in it instead
+    # pre-trainings of earlier versions have their whole config in it instead
     saved = state.get("identity", state.get("config")) if isinstance(state, dict) else None
     if not isinstance(saved, dict):
         raise UserError(f"{path}: found the state of another version; remove it or choose another folder")

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,39 @@ def test_ensemble_weights(make_policy):
         soft = sum(w * v.numpy() for w, v in zip(weights, votes, strict=True)) / weights.sum()
         np.testing.assert_allclose(actions[step][:7], soft[:7], atol=1e-5)
         assert actions[step][7] == (soft[7] > 0.5)
+
+
+@pytest.mark.parametrize("key", ["proprio", "images"])
+def test_what_an_observation_lacks_is_one_line(make_policy, key):
+    actor = Actor(make_policy(), fake_encode)
+    actor.reset()
+    obs = observation(0)
+    del obs[key]
+    with pytest.raises(PolicyError, match=f"^observation: '{key}' is missing, found (images|proprio)$"):
+        actor.act(obs)
+    with pytest.raises(PolicyError, match="is missing, found nothing"):
+        actor.act({})
+
+
+def test_degrees_and_small_frames_are_warned_of_once(make_policy):
+    actor = Actor(make_policy(execute=1), lambda images: np.zeros((len(images), 9, 5)), {"hand": (8, 8)})
+    actor.reset()
+    obs = observation(0)
+    obs["images"]["hand"] = np.zeros((8, 8, 3), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        actor.act(obs)
+    obs["proprio"][2] = 45.0
+    with pytest.warns(UserWarning, match=r"proprio\[2\] is 45, in the policy's demos it was .* in rad"):
+        actor.act(obs)
+    obs["proprio"][2] = 0.0
+    obs["images"]["hand"] = np.zeros((4, 6, 3), np.uint8)
+    with pytest.warns(UserWarning, match=r"camera 'hand' has 4 x 6 px, the policy's demos had 8 x 8"):
+        actor.act(obs)
+    obs["proprio"][2] = 45.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        actor.act(obs)
 
 
 def test_errors(make_policy):

@@ -125,3 +125,34 @@ def test_spatial_pooling_finds_a_place_that_the_mean_forgets():
     assert errors["mean"] > 0.4  # guessing the middle errs by 0.5
     assert errors["spatial_softmax"] < 0.1
     assert errors["attention"] < 0.15
+
+
+def test_hidden_tokens_reach_nothing(monkeypatch):
+    """Not the heat maps and not the mean beside them: another value in a hidden token changes no output."""
+    hidden = torch.zeros(3, 9, dtype=torch.bool)
+    hidden[:, ::2] = True
+    monkeypatch.setattr("s2robot.policies.pooling._hidden_tokens", lambda module, tokens: hidden)
+    x = torch.randn(3, 9, 7)
+    changed = torch.where(hidden[..., None], torch.randn(3, 9, 7), x)
+    for kind in KINDS:
+        pool = build_pooling(kind, 7, 9, 11, token_dropout=0.5)
+        torch.testing.assert_close(pool(x), pool(changed), rtol=0, atol=0)
+    pool = build_pooling("spatial_softmax", 7, 9, 11, token_dropout=0.5, keypoints=2, values=0)
+    pool.out = torch.nn.Identity()
+    torch.testing.assert_close(pool(x)[:, 4:], x[:, 1::2].mean(1))  # the mean of those that are seen
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"), [(1.0, 0.5), (2.0, (3**0.5 - 1) / (3**0.5 + 1)), (0.5, 0.8)]
+)
+def test_the_temperature_divides(temperature, expected):
+    """Two tokens with logits ln 3 and 0, at x = 1 and x = -1: p = 3 ** (1 / t) / (3 ** (1 / t) + 1) lies right."""
+    pool = build_pooling(
+        "spatial_softmax", 1, 4, 2, keypoints=1, values=0, temperature=temperature, keep_mean=False
+    )
+    torch.nn.init.constant_(pool.project.weight, 1.0)
+    torch.nn.init.zeros_(pool.project.bias)
+    pool.out = torch.nn.Identity()
+    logit = torch.log(torch.tensor(3.0))
+    tokens = torch.tensor([0.0, logit, 0.0, logit]).view(1, 4, 1)  # the left column 0, the right one ln 3
+    assert pool.eval()(tokens)[0].tolist() == pytest.approx([expected, 0.0], abs=1e-6)

@@ -214,7 +214,7 @@ def test_the_state_of_other_processes_is_refused(data, tmp_path):
 def test_a_state_that_cannot_be_read_is_one_line(data, tmp_path, content):
     store, features = data
     path = tmp_path / "training_state.pt"
-    if content is None:  # as versions up to 0.3 wrote it
+    if content is None:  # as earlier versions wrote it
         torch.save({"identity": "{}", "policy": {}}, path)
     else:
         path.write_bytes(content)
