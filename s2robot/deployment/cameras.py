@@ -14,13 +14,10 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.preflight import STOP, Camera, Finding
 from s2robot.deployment.scene import STAND_INS, Scene
 from s2robot.deployment.settings import Bridge, CameraSettings
-from s2robot.envs.real.cameras.camera import (
-    CameraReader,
-    OpenCVCamera,
-    RealSenseCamera,
-    ReplayCamera,
-    Source,
-)
+from s2robot.envs.real.cameras.camera import CameraReader, Source
+from s2robot.envs.real.cameras.opencv import OpenCVCamera
+from s2robot.envs.real.cameras.realsense import RealSenseCamera
+from s2robot.envs.real.cameras.replay import ReplayCamera
 
 KINDS = ("opencv", "realsense", "replay", *STAND_INS)
 DEVICES = {

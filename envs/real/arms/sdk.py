@@ -1,4 +1,4 @@
-"""The vendor's SDK of the xArm: where it is imported, and the ports that it is told to use.
+"""The vendor's SDK of the xArm: where it is imported, how it connects, and the ports that it is told to use.
 
     sdk = import_sdk()                    # the module xarm.wrapper, with XArmAPI
     with client_ports(ports):             # a control box at other ports: behind a tunnel, or emulated
@@ -10,6 +10,9 @@ goes to the other ports, those of other arms included.
 
 import importlib
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from typing import Any
 
 from s2robot.envs.errors import EnvError
 
+_VERSION_REQUEST = bytes([0, 1, 0, 2, 0, 1, 1])  # transaction, protocol 2, length, function 1
 _REPORT_NUMBERS = {"report_normal": 30001, "report_rich": 30002, "report_real": 30003}
 
 
@@ -52,6 +56,59 @@ def import_sdk(module: str = "xarm.wrapper") -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise EnvError("xarm: found no xarm-python-sdk, expected it (pip install 's2robot[xarm]')") from None
+
+
+def probe(ip: str, port: int, end: float) -> None:
+    """Ask a control box for its version: one that accepts and never answers would keep the SDK busy for minutes.
+
+    Raises:
+        EnvError: no answer until `end` (s, monotonic).
+    """
+    try:
+        with socket.create_connection((ip, port), timeout=max(end - time.monotonic(), 0.01)) as s:
+            s.settimeout(max(end - time.monotonic(), 0.01))
+            s.sendall(_VERSION_REQUEST)
+            if not s.recv(1):
+                raise OSError("it closed the connection")
+    except OSError as error:
+        raise EnvError(f"xarm {ip}:{port}: found no control box ({error}), expected one") from None
+
+
+def connect(ip: str, timeout_s: float, end: float, **settings: Any) -> Any:
+    """One connection, an `XArmAPI`; it is made in a thread of its own because the SDK cannot be told to give up.
+
+    Args:
+        timeout_s: for each answer.
+        end: s, monotonic, until when it has to stand.
+        settings: more of `XArmAPI`.
+
+    Raises:
+        EnvError: what the SDK says, or no complete answer in time.
+    """
+    api = import_sdk().XArmAPI
+    made: list[Any] = []
+    failed: list[BaseException] = []
+    late = threading.Event()
+
+    def build() -> None:
+        try:
+            arm = api(ip, is_radian=True, forbid_uds=True, baud_checkset=False, **settings)
+            arm.set_timeout(timeout_s)
+            made.append(arm)
+            if late.is_set():
+                arm.disconnect()
+        except BaseException as error:  # the SDK raises bare Exceptions
+            failed.append(error)
+
+    thread = threading.Thread(target=build, daemon=True, name="xarm connect")
+    thread.start()
+    thread.join(max(end - time.monotonic(), 0.0))
+    if failed:
+        raise EnvError(f"xarm {ip}: cannot connect ({failed[0]})") from None
+    if not made:
+        late.set()
+        raise EnvError(f"xarm {ip}: found no complete answer in time, expected a control box")
+    return made[0]
 
 
 @contextmanager

@@ -17,7 +17,6 @@ The native limits that `arm` sets are a second line. Nothing here is an emergenc
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -34,20 +33,17 @@ from s2robot.envs.real.arms.driver import (
     CommandResult,
     DriverStatus,
 )
-from s2robot.envs.real.arms.sdk import BoxPorts, client_ports, import_sdk
+from s2robot.envs.real.arms.sdk import BoxPorts, client_ports, connect, import_sdk, probe
+from s2robot.envs.real.arms.xarm_gripper import XArmGripper
 
 SERVO, ONLINE = 1, 6  # modes: stream of set points; planned by the box with limited speed and acceleration
 MANUAL = 2  # mode: a person leads the arm by hand
 STOPPED = 4  # state; greater ones are not ready either
-PULSES = 850  # gripper, open
-GRIPPER_SPEED = 5000  # pulses/s of its register, the highest
-GRIPPER_PERIOD = 0.1  # s between two words with the gripper
-GRIPPER_LOST = 2.0  # s without a word from it
+GRIPPER_LOST = 2.0  # s without a word from the gripper
 # s, an answer later than this is none: longer than the stalls of 0.19 s that users report, shorter than the 0.3 s
 # after which the supervisor misses the loop. Meanwhile the arm stands at its last target, a period away at most
 WIRE_TIMEOUT = 0.25
 HAND_REACH = 0.2  # m from the flange to the farthest that the box's limits leave to the hand
-_VERSION_REQUEST = bytes([0, 1, 0, 2, 0, 1, 1])  # transaction, protocol 2, length, function 1
 
 
 class XArmDriver:
@@ -95,11 +91,7 @@ class XArmDriver:
         self._stopped, self._led = "not armed", False
         self._stop_lock = threading.Lock()
         self._redirected = ExitStack()
-        self._gripper_wanted: int | None = None  # pulses
-        self._gripper_opening, self._gripper_heard = np.nan, -np.inf
-        self._gripper_code = 0
-        self._gripper_thread: threading.Thread | None = None
-        self._closing = threading.Event()
+        self._gripper: XArmGripper | None = None
 
     def __enter__(self) -> "XArmDriver":
         return self
@@ -123,69 +115,30 @@ class XArmDriver:
         try:
             if self.ports is not None:
                 self._redirected.enter_context(client_ports(self.ports))
-            self._probe(config.TCP_CONTROL_PORT, end)
-            self._sdk = self._open(end, report_type="rich")
+            probe(self.ip, config.TCP_CONTROL_PORT, end)
+            self._sdk = connect(self.ip, WIRE_TIMEOUT, end, report_type="rich")
             if self._sdk.axis != 7:
                 raise EnvError(f"xarm {self.ip}: found an arm of {self._sdk.axis} joints, expected 7")
-            self._stopper = self._open(end, enable_report=False)
+            self._stopper = connect(self.ip, WIRE_TIMEOUT, end, enable_report=False)
             if self._has_gripper:
-                self._open_gripper(end)
+                self._gripper = XArmGripper(self.ip, self._sdk, self._ours, 2 * WIRE_TIMEOUT, end)
         except BaseException:
             self.close()
             raise
         finally:
             socket.setdefaulttimeout(default_timeout)
 
-    def _probe(self, port: int, end: float) -> None:
-        """A box that accepts and never answers would keep the SDK busy for minutes: ask it ourselves first."""
-        try:
-            with socket.create_connection((self.ip, port), timeout=max(end - time.monotonic(), 0.01)) as s:
-                s.settimeout(max(end - time.monotonic(), 0.01))
-                s.sendall(_VERSION_REQUEST)
-                if not s.recv(1):
-                    raise OSError("it closed the connection")
-        except OSError as error:
-            raise EnvError(f"xarm {self.ip}:{port}: found no control box ({error}), expected one") from None
-
-    def _open(self, end: float, **settings: Any) -> Any:
-        """One connection of the SDK, in a thread of its own because it cannot be told to give up."""
-        api = import_sdk().XArmAPI
-        made: list[Any] = []
-        failed: list[BaseException] = []
-        late = threading.Event()
-
-        def build() -> None:
-            try:
-                arm = api(self.ip, is_radian=True, forbid_uds=True, baud_checkset=False, **settings)
-                arm.set_timeout(WIRE_TIMEOUT)
-                made.append(arm)
-                if late.is_set():
-                    arm.disconnect()
-            except BaseException as error:  # the SDK raises bare Exceptions
-                failed.append(error)
-
-        thread = threading.Thread(target=build, daemon=True, name="xarm connect")
-        thread.start()
-        thread.join(max(end - time.monotonic(), 0.0))
-        if failed:
-            raise EnvError(f"xarm {self.ip}: cannot connect ({failed[0]})") from None
-        if not made:
-            late.set()
-            raise EnvError(f"xarm {self.ip}: found no complete answer in time, expected a control box")
-        return made[0]
-
     def close(self) -> None:
         """Stop, if it was armed, and let go of all connections."""
         if self._sdk is not None and (self._led or not self._stopped):
             self.stop("closed")
-        self._closing.set()
-        if self._gripper_thread is not None:
-            self._gripper_thread.join(2.0)
+        if self._gripper is not None:
+            self._gripper.close()
         for arm in (self._sdk, self._stopper):
             if arm is not None:
                 with suppress(Exception):
                     arm.disconnect()
-        self._sdk = self._stopper = self._gripper_thread = None
+        self._sdk = self._stopper = self._gripper = None
         self._redirected.close()
 
     # ---------------------------------------------------------------- arm
@@ -218,9 +171,9 @@ class XArmDriver:
         Raises:
             EnvError: the arm is not led, or another opening.
         """
-        if not self._led or not 0 <= opening <= 1:
+        if not self._led or self._gripper is None or not 0 <= opening <= 1:
             raise EnvError(f"xarm {self.ip}: found opening {opening}, expected 0 to 1 of an arm that is led")
-        self._gripper_wanted = round(opening * PULSES)
+        self._gripper.want(opening)
 
     def _enable(self, mode: int) -> None:
         self._led = False
@@ -254,7 +207,7 @@ class XArmDriver:
             ("set_reduced_tcp_boundary", lambda: sdk.set_reduced_tcp_boundary([x * 1000 for x in fence])),
             ("set_reduced_mode", lambda: sdk.set_reduced_mode(True)),
             ("set_fence_mode", lambda: sdk.set_fence_mode(True)),
-            *(self._gripper_steps() if self._has_gripper else ()),
+            *(self._gripper.steps() if self._gripper is not None else ()),
             ("set_mode", lambda: sdk.set_mode(mode)),
             ("set_state", lambda: sdk.set_state(0)),
         ):
@@ -276,6 +229,10 @@ class XArmDriver:
         code = code[0] if isinstance(code, list | tuple) else code  # some calls return what the bus returned
         if code not in (0, 2):  # 2: done, and a warning is pending
             raise EnvError(f"xarm {self.ip}: {name} found code {code}, expected 0")
+
+    def _ours(self) -> bool:
+        """Whether the gripper may move."""
+        return self._led or not self._stopped
 
     def _connected(self) -> Any:
         if self._sdk is None:
@@ -299,9 +256,11 @@ class XArmDriver:
         tcp = np.array([*np.divide(pose[:3], 1000), *pose[3:]])
         if not all(np.isfinite(x).all() for x in (q, dq, tau, tcp)):
             raise EnvError(f"xarm {self.ip}: found measured joints {q.tolist()}, expected finite numbers")
-        if self._has_gripper and asked - self._gripper_heard > GRIPPER_LOST:
-            raise EnvError(f"xarm {self.ip}: found no answer from the gripper (code {self._gripper_code})")
-        return ArmState(q, dq, tau, tcp, self._gripper_opening, asked, sdk.mode, self._error())
+        gripper = self._gripper
+        if gripper is not None and asked - gripper.heard > GRIPPER_LOST:
+            raise EnvError(f"xarm {self.ip}: found no answer from the gripper (code {gripper.code})")
+        opening = np.nan if gripper is None else gripper.opening
+        return ArmState(q, dq, tau, tcp, opening, asked, sdk.mode, self._error())
 
     def _error(self) -> int:
         """The arm's error, asked for as soon as any answer has mentioned one; reports tell 0.2 s later."""
@@ -333,8 +292,8 @@ class XArmDriver:
         opening_ok = gripper is None or (isinstance(gripper, int | float | np.number) and 0 <= gripper <= 1)
         if self._stopped or target is None or not opening_ok:
             return CommandResult(REFUSED, begin, begin)
-        if gripper is not None:
-            self._gripper_wanted = round(float(gripper) * PULSES)
+        if gripper is not None and self._gripper is not None:
+            self._gripper.want(gripper)
         sdk, joints = self._connected(), target.tolist()
         sent = time.monotonic()
         if self.mode == SERVO:
@@ -368,7 +327,8 @@ class XArmDriver:
         Until `arm` is called again, `command` refuses.
         """
         self._stopped, self._led = reason or "stopped", False
-        self._gripper_wanted = None
+        if (gripper := self._gripper) is not None:
+            gripper.want(None)
         with self._stop_lock:
             for arm in (self._stopper, self._sdk, self._stopper):
                 if arm is None or not arm.connected:
@@ -382,47 +342,3 @@ class XArmDriver:
     def stopped(self) -> str:
         """Why `command` refuses; empty if it does not."""
         return self._stopped
-
-    # ---------------------------------------------------------------- gripper
-
-    def _open_gripper(self, end: float) -> None:
-        if self._sdk.set_rs485_use_503_port() != 0:
-            raise EnvError(f"xarm {self.ip}: found no second port for the gripper, expected one (502 + 1)")
-        self._sdk._arm.arm_cmd_503.set_timeout(2 * WIRE_TIMEOUT)
-        self._closing.clear()
-        self._gripper_thread = threading.Thread(target=self._tend_gripper, daemon=True, name="xarm gripper")
-        self._gripper_thread.start()
-        while not np.isfinite(self._gripper_opening):
-            if time.monotonic() > end:
-                raise EnvError(
-                    f"xarm {self.ip}: found no answer from the gripper (code {self._gripper_code}), expected its "
-                    "opening; is it plugged in, and its bus at 2 Mbaud?"
-                )
-            time.sleep(0.01)
-
-    def _gripper_steps(self) -> tuple[tuple[str, Callable[[], Any]], ...]:
-        sdk = self._sdk
-        return (
-            ("set_gripper_enable", lambda: sdk.set_gripper_enable(True)),
-            ("set_gripper_mode", lambda: sdk.set_gripper_mode(0)),
-            ("set_gripper_speed", lambda: sdk.set_gripper_speed(GRIPPER_SPEED)),
-        )
-
-    def _tend_gripper(self) -> None:
-        """On its own connection, ten times a second: send a changed target, ask for the opening."""
-        sdk, sent = self._sdk, None
-        while not self._closing.wait(GRIPPER_PERIOD):
-            try:
-                wanted, ours = self._gripper_wanted, self._led or not self._stopped
-                if wanted != sent and wanted is not None and ours:
-                    if sdk.set_gripper_position(wanted, wait=False, no_check=True) == 0:
-                        sent = wanted
-                elif not ours:
-                    sent = None
-                code, pulses = sdk.get_gripper_position(check_baud=False)
-            except Exception:  # whatever the SDK makes of a broken answer
-                code, pulses = -1, None
-            self._gripper_code = code
-            if code == 0 and pulses is not None:
-                self._gripper_opening = float(np.clip(pulses / PULSES, 0.0, 1.0))
-                self._gripper_heard = time.monotonic()

@@ -11,9 +11,8 @@ monotonic clock, s.
 """
 
 import threading
-import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -129,6 +128,17 @@ def _check(name: str, image: Any) -> None:
         raise EnvError(f"camera {name}: found a picture {found}, expected uint8 (H, W, 3)")
 
 
+def load_cv2() -> Any:
+    """The package cv2. Raises EnvError where it is not installed."""
+    try:
+        import cv2
+    except ImportError:
+        raise EnvError(
+            "camera: found no opencv-python, expected it (pip install 's2robot[opencv]')"
+        ) from None
+    return cv2
+
+
 def square(image: np.ndarray, size: int) -> np.ndarray:
     """The middle square of a picture (H, W, 3), area-averaged or enlarged to (size, size, 3).
 
@@ -140,188 +150,6 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     image = image[top : top + side, left : left + side]
     if side == size:
         return image
-    import cv2
-
+    cv2 = load_cv2()
     how = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (size, size), interpolation=how))
-
-
-class OpenCVCamera:
-    """A V4L2 camera through OpenCV, with its format checked after it was set.
-
-    Args:
-        device: path, best one of /dev/v4l/by-id, which survives replugging.
-        width, height, fps: what is asked for, and refused if the camera does something else.
-        fourcc: pixel format on the wire.
-        exposure, white_balance: fixed values in the driver's own units; None leaves them automatic, and then
-            pictures change with what is in view.
-        capture: makes the capture object; for tests.
-
-    Raises:
-        EnvError: no camera, or another format than asked for.
-    """
-
-    def __init__(
-        self,
-        device: str,
-        width: int,
-        height: int,
-        fps: float,
-        fourcc: str = "MJPG",
-        exposure: float | None = None,
-        white_balance: float | None = None,
-        capture: Callable[[str], Any] | None = None,
-    ):
-        import cv2
-
-        cv2.setNumThreads(1)  # decoding must not take the cores from the control loop
-        self._cv2, self.device = cv2, device
-        self._capture = capture(device) if capture else cv2.VideoCapture(device, cv2.CAP_V4L2)
-        if not self._capture.isOpened():
-            raise EnvError(f"camera {device}: found none, expected a V4L2 device (ls /dev/v4l/by-id)")
-        wanted = {
-            "fourcc": (cv2.CAP_PROP_FOURCC, float(cv2.VideoWriter.fourcc(*fourcc))),
-            "width": (cv2.CAP_PROP_FRAME_WIDTH, float(width)),
-            "height": (cv2.CAP_PROP_FRAME_HEIGHT, float(height)),
-            "fps": (cv2.CAP_PROP_FPS, float(fps)),
-        }
-        self._set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not the oldest of a queue
-        for prop, value in wanted.values():
-            self._set(prop, value)
-        if exposure is not None:
-            self._set(cv2.CAP_PROP_AUTO_EXPOSURE, 1)  # V4L2's number for manual
-            wanted["exposure"] = (cv2.CAP_PROP_EXPOSURE, float(exposure))
-            self._set(*wanted["exposure"])
-        if white_balance is not None:
-            self._set(cv2.CAP_PROP_AUTO_WB, 0)
-            wanted["white_balance"] = (cv2.CAP_PROP_WB_TEMPERATURE, float(white_balance))
-            self._set(*wanted["white_balance"])
-        for name, (prop, value) in wanted.items():
-            found = self._capture.get(prop)
-            if abs(found - value) > 0.01 * abs(value):
-                self.close()
-                shown = (_fourcc(found), fourcc) if name == "fourcc" else (f"{found:g}", f"{value:g}")
-                raise EnvError(
-                    f"camera {device}: found {name} {shown[0]} after setting it, expected {shown[1]}"
-                )
-
-    def _set(self, prop: int, value: float) -> None:
-        self._capture.set(prop, value)  # its answer says little: what was set is read back
-
-    def read(self) -> tuple[float, np.ndarray]:
-        """The next frame. Raises EnvError where the camera gives none."""
-        good, image = self._capture.read()
-        now = time.monotonic()
-        if not good or image is None:
-            raise EnvError(f"camera {self.device}: gave no frame")
-        # V4L2 stamps on the monotonic clock; drivers that do not give nonsense, and then the receipt counts
-        stamp = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
-        captured = stamp if 0 <= now - stamp < 1 else now
-        return captured, self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB)
-
-    def close(self) -> None:
-        self._capture.release()
-
-
-def _fourcc(value: float) -> str:
-    number = int(value)
-    return "".join(chr(number >> 8 * i & 0xFF) for i in range(4)) if number > 0 else repr(number)
-
-
-class RealSenseCamera:
-    """The colour stream of an Intel RealSense camera (needs `pyrealsense2`). Not tried on a camera by this project.
-
-    Raises:
-        EnvError: no library, no camera of that serial number, or no such format.
-    """
-
-    def __init__(self, serial: str, width: int, height: int, fps: int):
-        try:
-            import pyrealsense2 as rs
-        except ImportError:
-            raise EnvError(
-                f"camera {serial}: found no pyrealsense2, expected it (pip install pyrealsense2)"
-            ) from None
-        self.serial, self._rs = serial, rs
-        self._pipeline, config = rs.pipeline(), rs.config()
-        config.enable_device(serial)
-        config.enable_stream(rs.stream.color, width, height, rs.format.rgb8, fps)
-        try:
-            profile = self._pipeline.start(config)
-        except RuntimeError as error:
-            raise EnvError(
-                f"camera {serial}: cannot start {width} x {height} at {fps} Hz ({error})"
-            ) from None
-        sensor = profile.get_device().first_color_sensor()
-        if sensor.supports(rs.option.global_time_enabled):
-            sensor.set_option(rs.option.global_time_enabled, 1)  # stamps on the host's clock
-        stream = profile.get_stream(rs.stream.color).as_video_stream_profile()
-        found = (stream.width(), stream.height(), stream.fps())
-        if found != (width, height, fps):
-            self.close()
-            raise EnvError(
-                f"camera {serial}: found {found} (width, height, fps), expected {(width, height, fps)}"
-            )
-
-    def read(self) -> tuple[float, np.ndarray]:
-        """The next frame; EnvError if none comes within a second."""
-        try:
-            frame = self._pipeline.wait_for_frames(1000).get_color_frame()
-        except RuntimeError as error:
-            raise EnvError(f"camera {self.serial}: gave no frame ({error})") from None
-        now = time.monotonic()
-        captured = now
-        if frame.get_frame_timestamp_domain() == self._rs.timestamp_domain.global_time:
-            captured = now - min(max(time.time() - frame.get_timestamp() / 1000, 0.0), 1.0)
-        return captured, np.array(frame.get_data())
-
-    def close(self) -> None:
-        with suppress(RuntimeError):
-            self._pipeline.stop()
-
-
-class ReplayCamera:
-    """Recorded pictures at a fixed rate, from the first again after the last.
-
-    Args:
-        images: uint8 (T, H, W, 3).
-        fps: frames per second.
-    """
-
-    def __init__(self, images: Sequence[np.ndarray] | np.ndarray, fps: float):
-        if len(images) == 0 or not fps > 0:
-            raise EnvError(f"replay camera: found {len(images)} pictures at {fps} Hz, expected some")
-        self._images, self._period, self._next, self._due = images, 1 / fps, 0, time.monotonic()
-
-    def read(self) -> tuple[float, np.ndarray]:
-        """The next picture when it is due."""
-        time.sleep(max(0.0, self._due - time.monotonic()))
-        self._due = max(self._due + self._period, time.monotonic())
-        image = self._images[self._next % len(self._images)]
-        self._next += 1
-        return time.monotonic(), np.asarray(image)
-
-    def close(self) -> None: ...
-
-
-class RenderedCamera:
-    """Pictures that a function draws, at a fixed rate. The reader's thread makes it, so OpenGL stays in one thread.
-
-    Args:
-        draw: gives uint8 (H, W, 3).
-        fps: frames per second.
-        end: called on closing.
-    """
-
-    def __init__(self, draw: Callable[[], np.ndarray], fps: float, end: Callable[[], None] = lambda: None):
-        self._draw, self._end, self._period, self._due = draw, end, 1 / fps, time.monotonic()
-
-    def read(self) -> tuple[float, np.ndarray]:
-        """A picture of now, when it is due."""
-        time.sleep(max(0.0, self._due - time.monotonic()))
-        self._due = max(self._due + self._period, time.monotonic())
-        captured = time.monotonic()  # before drawing: the picture is of no later moment
-        return captured, self._draw()
-
-    def close(self) -> None:
-        self._end()

@@ -16,7 +16,8 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.xarm import XArmDriver
-from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
+from s2robot.envs.real.cameras.camera import CameraReader
+from s2robot.envs.real.cameras.replay import ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor

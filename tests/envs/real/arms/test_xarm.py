@@ -116,7 +116,7 @@ def test_one_that_only_stops_leaves_the_gripper_alone(arm, emulator):
     arm.command(HOME, None)
     with XArmDriver("127.0.0.1", ports=None, gripper=False) as other:  # this process is redirected already
         other.connect(PATIENCE)
-        assert np.isnan(other.read().gripper) and other._gripper_thread is None
+        assert np.isnan(other.read().gripper) and other._gripper is None
         other.stop("test")
     assert emulator.side("status")["state"] >= 4
     assert arm.command(HOME, None).code not in (OK, REFUSED)

@@ -7,16 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.cameras.camera import (
-    CameraReader,
-    OpenCVCamera,
-    RealSenseCamera,
-    RenderedCamera,
-    ReplayCamera,
-    square,
-)
+from s2robot.envs.real.cameras.camera import CameraReader, square
+from s2robot.envs.real.cameras.opencv import OpenCVCamera
+from s2robot.envs.real.cameras.realsense import RealSenseCamera
+from s2robot.envs.real.cameras.replay import ReplayCamera
 
 PATIENCE = 60.0
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), np.uint8)
@@ -122,21 +117,6 @@ def test_a_turned_camera_is_turned_back(read, quarters):
     turned = np.rot90(NOISE[0], -quarters)
     reader = read(lambda: ReplayCamera([turned], 100), rotate=quarters)
     np.testing.assert_array_equal(reader.latest().image, NOISE[0])
-
-
-def test_a_rendered_camera_shows_the_world(read):
-    worlds = []
-
-    def source():  # in the reader's thread, where its OpenGL context lives
-        env = CubePick(image_size=32, cameras=("left",))
-        env.reset(seed=0)
-        worlds.append(env)
-        return RenderedCamera(lambda: env.render_cameras()["left"], 50, env.close)
-
-    reader = read(source)
-    assert reader.latest().image.shape == (32, 32, 3) and reader.latest().image.std() > 10
-    reader.close()
-    assert worlds[0]._renderer is None
 
 
 @pytest.mark.parametrize("shape, size", [((48, 64), 48), ((64, 48), 16), ((31, 47), 31), ((20, 20), 40)])

@@ -10,7 +10,8 @@ import pytest
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, XARM7_LIMITS, ArmState, CommandResult, DriverStatus
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
+from s2robot.envs.real.cameras.camera import CameraReader
+from s2robot.envs.real.cameras.replay import ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.move import move_slowly
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
