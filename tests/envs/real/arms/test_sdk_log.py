@@ -1,5 +1,6 @@
 """What the vendor's SDK says goes into a file: the SDK itself, in a process of its own, without a box."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,31 @@ def test_without_the_sdk_nothing_happens(tmp_path):
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+RIVAL = """
+import os, sys
+from pathlib import Path
+makedirs = os.makedirs
+def rival(name, mode=0o777, exist_ok=False):  # another process makes the folder between the look for it and this
+    makedirs(name, mode, exist_ok=True)
+    makedirs(name, mode, exist_ok=exist_ok)
+os.makedirs = rival
+from s2robot.envs.real.arms.sdk_log import log_to
+log_to(sys.argv[1])
+from s2robot.envs.real.arms.xarm import XArmDriver
+from s2robot.envs.errors import EnvError
+try:
+    XArmDriver("127.0.0.1").connect(0.01)  # whether or not something listens there
+except EnvError as error:
+    assert "no xarm-python-sdk" not in str(error), error
+assert Path.home().joinpath(".UFACTORY").is_dir()
+"""
+
+
+def test_two_processes_on_a_fresh_machine_do_not_race_for_the_sdk_s_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", RIVAL, str(tmp_path / "a.log")], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
