@@ -64,7 +64,7 @@ def _make(folder: Path) -> None:
     import torch
 
     from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
-    from s2robot.encoders.encoder import build_encoder
+    from s2robot.encoders.build import build_encoder
     from s2robot.policies import ChunkPolicy, PolicySpec, save_checkpoint
 
     torch.manual_seed(0)

@@ -33,7 +33,8 @@ from s2robot.common.paths import configs_dir
 from s2robot.common.settings import encoder_settings, open_demos, plain, read
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
-from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.encoders.build import build_encoder
+from s2robot.encoders.encoder import S2Encoder
 from s2robot.policies import PolicySpec
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train

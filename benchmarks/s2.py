@@ -46,13 +46,15 @@ from s2robot.backbones.inference import PackedLinear, default_dtype, packs, prep
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.encoders.encoder import DTYPES, S2Encoder
 from s2robot.encoders.selective import Selective, SelectiveEncoder
+from s2robot.s2.engine import encode
+from s2robot.s2.layout import square
 from s2robot.s2.parallel import TileParallel
-from s2robot.s2.reference import forward, s2_tokens
+from s2robot.s2.reference import forward
 
 SPECS = {"tiny": ViTSpec(128, 16, 192, 6, 6), "small": ViTSpec(128, 16, 256, 12, 8)}
 MODELS = (*SPECS, "base")
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (985, 768, 3072), (1970, 3072, 768))  # rows, in, out
-PREFIX = 1  # CLS
+PREFIX, PATCH = 1, 16  # CLS; pixels
 
 
 class Plain(nn.Module):
@@ -113,10 +115,12 @@ def arms(
     images = torch.randn(batch, 3, tile, tile)
     frames = [torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8) for _ in range(2)]
 
-    def ours(model: Callable[[Tensor], Tensor], pool: str = "tokens") -> Callable[[], Tensor]:
+    layout = square((tile, size), tile, PATCH)
+
+    def ours(model: Callable[[Tensor], Tensor], output: str = "tokens") -> Callable[[], Tensor]:
         def call() -> Tensor:
             larger = F.interpolate(images, size=(size, size), mode="bicubic")
-            return s2_tokens(model, [images, larger], tile, PREFIX, pool)
+            return encode(model, [images, larger], layout, PREFIX, output)
 
         return call
 
@@ -148,7 +152,7 @@ def arms(
         ),
         "ours fp32": (ours(prepare(Plain(vit), torch.float32)), torch.float32, 5),
         "ours default": (ours(fast), default, 5),
-        "pooled": (ours(fast, "mean"), default, 5),
+        "pooled": (ours(fast, "pooled"), default, 5),
         "frames": (lambda: encoder.encode(frames[0]), default, 5),
         "selective change": (budget(encoder, frames, 2, "change"), default, 3),
         "selective coarse": (budget(encoder, frames, 2, "coarse"), default, 3),
@@ -199,7 +203,7 @@ def measure(name: str, batch: int, args: argparse.Namespace, peaks: dict[torch.d
         }
         if not arm.startswith(("frames", "selective")):  # those look at other images
             out = outputs[arm] if arm != "reference" else truth
-            against = truth.mean(dim=1, keepdim=True) if arm == "pooled" else truth
+            against = truth.mean(dim=1) if arm == "pooled" else truth
             row["cosine"] = F.cosine_similarity(out, against, dim=-1).min().item()
             row["largest_difference"] = (out - against).abs().max().item()
         rows.append(row)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import as_stored
-from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.encoders.encoder import S2Encoder
 from s2robot.policies import Actor, ChunkPolicy, check_contract, load_checkpoint
 
 

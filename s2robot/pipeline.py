@@ -21,8 +21,9 @@ from s2robot.common.provenance import versions
 from s2robot.common.settings import encoder_settings, env_config, only_simulated, open_demos, plain, read
 from s2robot.demos.replay import render_episodes
 from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
-from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.cube_config import as_tuples
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report

@@ -13,7 +13,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
 from s2robot.common.settings import encoder_settings, open_demos, plain, read, world_of
-from s2robot.encoders.encoder import build_encoder
+from s2robot.encoders.build import build_encoder
 from s2robot.training.settings import TrainSettings
 
 

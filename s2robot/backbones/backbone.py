@@ -16,15 +16,18 @@ follows; a stage comes as it is, without the norms and convolutions that follow 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from s2robot.backbones.libraries import Size, Source, pair, read_model
+from s2robot.backbones.facts import Facts, Given, Size
+from s2robot.backbones.libraries import Source, read_model
+from s2robot.backbones.outputs import as_tokens, features
 from s2robot.common.errors import UserError
 
 PROBE = (256, 384)  # for models that take any size: not square, and a multiple of every usual stride
@@ -33,34 +36,57 @@ PROBE = (256, 384)  # for models that take any size: not square, and a multiple 
 class Backbone(nn.Module):
     """A vision model whose output is tokens; `find_backbone` makes it.
 
-    Attributes:
-        model: the module that computes.
-        tile: (height, width) in pixels that the model was made for.
-        patch: side in pixels of the square that a token stands for (the stride).
-        num_prefix_tokens: CLS, distillation and register tokens at the front, P.
-        dim: channels of a token, D.
-        mean, std: of RGB in 0 to 1, as the model was trained with.
-        name: for people.
-        depth: how many blocks `block` can count in the model as it came; None if they are not known.
-        block: the block after which the tokens are taken; None for the model's own end.
-        any_size: True if images of other sizes, whole multiples of the patch, are taken too.
+    Attributes: model, the module that computes, and its facts: name, tile, patch, num_prefix_tokens, dim, mean,
+    std, depth, block and any_size, as in `Facts`.
     """
 
-    tile: Size
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __init__(self, source: Source, found: Found, tile: Size, block: int | None, any_size: bool) -> None:
+    def __init__(self, source: Source, facts: Facts) -> None:
         super().__init__()
-        self.model, self._run, self._channels_last = source.model, source.run, found.channels_last
-        self.name, self.depth, self.block, self.any_size = source.name, source.depth, block, any_size
-        self.tile, self.patch = tile, found.patch
-        self.num_prefix_tokens, self.dim = found.num_prefix_tokens, found.dim
-        self.mean, self.std = (_three(v, source.name) for v in (source.mean, source.std))
+        if facts.tile is None or facts.patch is None or facts.num_prefix_tokens is None or facts.dim is None:
+            raise UserError(f"{facts.name}: tile, patch, prefix tokens or dim are not known: {facts}")
+        self.model, self._run, self._channels_last = source.model, source.run, bool(facts.channels_last)
+        self.name, self.depth, self.block, self.any_size = (
+            facts.name,
+            facts.depth,
+            facts.block,
+            facts.any_size,
+        )
+        self.tile, self.patch = facts.tile, facts.patch
+        self.num_prefix_tokens, self.dim = facts.num_prefix_tokens, facts.dim
+        self.mean, self.std = (_three(v, facts.name) for v in (facts.mean, facts.std))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 3, h, w) to tokens (B, P + N, D): prefix first, then row by row."""
-        return as_tokens(self._run(self.model, x), self._channels_last)
+        return as_tokens(self._run(self.model, x), self._channels_last, self.num_prefix_tokens)
+
+    def frozen(self) -> Backbone:
+        """The same weights in modules of their own: in evaluation mode, without gradients, the model left as it is.
+
+        Raises UserError for a model that cannot be copied.
+        """
+        memo: dict[int, Any] = {}
+        for t in (*self.parameters(), *self.buffers()):  # same memory: what is learnt there is seen here
+            new = t.detach()
+            memo[id(t)] = nn.Parameter(new, requires_grad=False) if isinstance(t, nn.Parameter) else new
+        try:
+            twin = copy.deepcopy(self, memo)
+        except Exception as error:  # what modules hold raises many kinds
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{self.name} cannot be copied ({reason}); freeze it yourself and say frozen=False"
+            ) from error
+        return twin.requires_grad_(False).eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
+        """As in any module; a GPU that is not there is a UserError instead of torch's assertion."""
+        try:
+            return super()._apply(fn, recurse)
+        except (AssertionError, RuntimeError) as error:
+            if torch.cuda.is_available() or "CUDA" not in str(error) and "NVIDIA" not in str(error):
+                raise
+            raise UserError(
+                f"{self.name} cannot move to a GPU: torch {torch.__version__} finds none; stay on 'cpu'"
+            ) from error
 
     def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """Rows and columns of tokens of an image of that many pixels; of the tile if not given."""
@@ -73,23 +99,13 @@ class Backbone(nn.Module):
         )
 
 
-def find_backbone(
-    model: Any,
-    *,
-    tile: int | Size | None = None,
-    patch: int | None = None,
-    num_prefix_tokens: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    block: int | None = None,
-    processor: Any = None,
-) -> Backbone:
+def find_backbone(model: Any, **given: Unpack[Given]) -> Backbone:
     """The model as a `Backbone`, with its facts found and checked by a dry run on zeros.
 
     Args:
         model: a timm, torchvision or Hugging Face vision model, DINOv2 from torch.hub, or any callable
-            (B, 3, h, w) -> tokens (B, P + N, D), a map (B, D, rows, columns) or (B, rows, columns, D), or an
-            object or mapping that holds either as `last_hidden_state`.
+            (B, 3, h, w) -> tokens (B, P + N, D), a map (B, D, rows, columns) or (B, rows, columns, D), or what
+            holds either (`outputs.features`).
         tile: image side, or (height, width), in pixels. Needed for other callables. For the rest it is the
             model's own (torchvision's CNNs do not tell: 224; a CNN's is rounded to whole strides), and another
             one makes transformers that can interpolate their position table, in a copy where that is stored.
@@ -104,63 +120,53 @@ def find_backbone(
 
     Raises UserError if a fact can neither be found nor is given, or does not fit what the model returns.
     """
-    size = None if tile is None else pair(tile)
-    source = read_model(model, block, size)
-    if processor is not None:
-        processor = getattr(processor, "image_processor", processor)
-        source.mean, source.std = processor.image_mean, processor.image_std
-    source.mean = source.mean if mean is None else mean
-    source.std = source.std if std is None else std
-    if source.mean is None or source.std is None:
-        raise UserError(f"{source.name}: mean and std are not known; give mean= and std=, or processor=")
-    own = size or source.tile
-    if own is None:
-        raise UserError(f"{source.name}: tile (the image side in pixels that the model takes) is not given")
-    if patch is not None:
-        source.patch = patch
-    if num_prefix_tokens is not None:
-        source.num_prefix_tokens = num_prefix_tokens
+    asked = Facts().corrected(given)
+    source = read_model(model, asked.block, asked.tile)
+    made_for, facts = source.facts.tile, source.facts.corrected(given)
+    if facts.mean is None or facts.std is None:
+        raise UserError(f"{facts.name}: mean and std are not known; give mean= and std=, or processor=")
+    if facts.tile is None:
+        raise UserError(f"{facts.name}: tile (the image side in pixels that the model takes) is not given")
     with evaluation(source.model):
-        found = _try_other_size(source, own) if source.try_sizes else None
-        any_size = found is not None
-        if found is not None:
-            source.patch, source.num_prefix_tokens = found.patch, found.num_prefix_tokens
-            source.channels_last = found.channels_last
-            if found.is_map and size is None:
-                own = _whole_strides(own[0], found.patch), _whole_strides(own[1], found.patch)
-        try:
-            shape = _dry_run(source, own)
-        except UserError:
-            raise
-        except Exception as error:  # models raise many kinds for a size that they do not take
-            made = f" (made for {source.tile[0]} x {source.tile[1]})" if source.tile else ""
-            reason = (str(error).strip().splitlines() or [""])[0]
-            raise UserError(
-                f"{source.name}{made} fails on zeros of {own[0]} x {own[1]} pixels: {type(error).__name__}: {reason}"
-            ) from error
-    return Backbone(source, _read(source, shape, own), own, block, any_size)
+        if source.try_sizes and (found := _try_other_size(source, facts)):
+            facts = replace(found.added_to(facts), any_size=True)
+            if found.is_map and asked.tile is None and facts.tile is not None:
+                height, width = facts.tile
+                facts = replace(
+                    facts, tile=(_whole_strides(height, found.patch), _whole_strides(width, found.patch))
+                )
+        facts = _read_at_tile(source, facts, made_for)
+    _check_rest(facts, by_hand=asked.tile is not None)
+    return Backbone(source, facts)
 
 
-def as_tokens(out: Any, channels_last: bool = False) -> Tensor:
-    """Tokens (B, P + N, D) from what a model returned: tokens, a map (4 dimensions), or what holds either."""
-    out = features(out)
-    if out.ndim == 4:
-        return out.flatten(1, 2) if channels_last else out.flatten(2).transpose(1, 2)  # (B, N, D)
-    return out
+def _read_at_tile(source: Source, facts: Facts, made_for: Size | None) -> Facts:
+    """The facts that a dry run at the tile adds; UserError if the model fails there or they do not fit."""
+    size = facts.tile or (0, 0)
+    try:
+        shape = _dry_run(source, facts, size)
+    except UserError:
+        raise
+    except Exception as error:  # models raise many kinds for a size that they do not take
+        made = f" (made for {made_for[0]} x {made_for[1]})" if made_for else ""
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"{facts.name}{made} fails on zeros of {size[0]} x {size[1]} pixels: {type(error).__name__}: {reason}"
+        ) from error
+    return _read(facts, shape, size).added_to(facts)
 
 
-def features(out: Any) -> Tensor:
-    """The tensor in what a model returned; UserError if it is not clear which."""
-    if isinstance(out, Tensor):
-        return out
-    if (hidden := getattr(out, "last_hidden_state", None)) is not None:
-        return hidden
-    if isinstance(out, Mapping) and "last_hidden_state" in out:
-        return out["last_hidden_state"]
-    if isinstance(out, Mapping) and "x_norm_patchtokens" in out:  # DINOv2 and DINOv3 from torch.hub
-        registers = out["x_norm_regtokens"] if "x_norm_regtokens" in out else out["x_storage_tokens"]
-        return torch.cat([out["x_norm_clstoken"][:, None], registers, out["x_norm_patchtokens"]], dim=1)
-    raise UserError(f"the model gives a {type(out).__name__}, expected a tensor or one as last_hidden_state")
+def _check_rest(facts: Facts, by_hand: bool) -> None:
+    """UserError for a tile by hand whose last rows or columns are in no token (a model's own may have a rest)."""
+    (height, width), patch = facts.tile or (0, 0), facts.patch or 1
+    if by_hand and (height % patch or width % patch):
+        less, more = (
+            tuple(side // patch * patch + extra for side in (height, width)) for extra in (0, patch)
+        )
+        raise UserError(
+            f"{facts.name}: tile {height} x {width} px is no whole number of patches of {patch} px, whose rest "
+            f"would be in no token; nearest are {less[0]} x {less[1]} and {more[0]} x {more[1]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -173,56 +179,65 @@ class Found:
     is_map: bool = False
     channels_last: bool = False
 
+    def added_to(self, facts: Facts) -> Facts:
+        return replace(
+            facts,
+            patch=self.patch,
+            num_prefix_tokens=self.num_prefix_tokens,
+            dim=self.dim,
+            channels_last=self.channels_last,
+        )
 
-def _try_other_size(source: Source, own: Size) -> Found | None:
+
+def _try_other_size(source: Source, facts: Facts) -> Found | None:
     """What an image of another size and shape gives, or None if the model takes its own only."""
     other = PROBE
-    if (p := source.patch) is not None:  # a small one is quick
-        other = (2 * p, 3 * p) if own != (2 * p, 3 * p) else (3 * p, 2 * p)
+    if (p := facts.patch) is not None:  # a small one is quick
+        other = (2 * p, 3 * p) if facts.tile != (2 * p, 3 * p) else (3 * p, 2 * p)
     try:
-        return _read(source, _dry_run(source, other), other)
+        return _read(facts, _dry_run(source, facts, other), other)
     except Exception:  # models raise many kinds for a size that they do not take
         return None
 
 
-def _dry_run(source: Source, size: Size) -> tuple[int, ...]:
+def _dry_run(source: Source, facts: Facts, size: Size) -> tuple[int, ...]:
     """Shape of the features of one black image."""
     like = next(source.model.parameters(), torch.empty(0))
     zeros = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
     with torch.no_grad():
-        return tuple(features(source.run(source.model, zeros)).shape)
+        return tuple(features(source.run(source.model, zeros), facts.num_prefix_tokens).shape)
 
 
-def _read(source: Source, shape: tuple[int, ...], size: Size) -> Found:
+def _read(facts: Facts, shape: tuple[int, ...], size: Size) -> Found:
     """What an output's shape says beside what is known; UserError if it does not fit."""
     if len(shape) == 3:
-        return _read_tokens(source, shape, size)
+        return _read_tokens(facts, shape, size)
     if len(shape) == 4:
-        return _read_map(source, shape, size)
+        return _read_map(facts, shape, size)
     raise UserError(
-        f"{source.name}: gives {shape}, expected tokens (B, P + N, D) or a map (B, D, rows, columns)"
+        f"{facts.name}: gives {shape}, expected tokens (B, P + N, D) or a map (B, D, rows, columns)"
     )
 
 
-def _read_map(source: Source, shape: tuple[int, ...], size: Size) -> Found:
-    if source.num_prefix_tokens:
+def _read_map(facts: Facts, shape: tuple[int, ...], size: Size) -> Found:
+    if facts.num_prefix_tokens:
         raise UserError(
-            f"{source.name}: gives a map {shape}, which has no {source.num_prefix_tokens} prefix tokens"
+            f"{facts.name}: gives a map {shape}, which has no {facts.num_prefix_tokens} prefix tokens"
         )
-    for last in (False, True) if source.channels_last is None else (source.channels_last,):
+    for last in (False, True) if facts.channels_last is None else (facts.channels_last,):
         rows, columns = shape[1:3] if last else shape[2:]
-        patch = source.patch or max(1, size[0] // rows)
+        patch = facts.patch or max(1, size[0] // rows)
         if (rows * patch, columns * patch) == size:
             return Found(patch, 0, shape[3] if last else shape[1], True, last)
-    rows, columns = shape[1:3] if source.channels_last else shape[2:]
-    expected = f"whole strides of {source.patch} pixels" if source.patch else "whole square strides"
+    rows, columns = shape[1:3] if facts.channels_last else shape[2:]
+    expected = f"whole strides of {facts.patch} pixels" if facts.patch else "whole square strides"
     raise UserError(
-        f"{source.name}: gives a map of {rows} x {columns} for {size[0]} x {size[1]} pixels, expected {expected}"
+        f"{facts.name}: gives a map of {rows} x {columns} for {size[0]} x {size[1]} pixels, expected {expected}"
     )
 
 
-def _read_tokens(source: Source, shape: tuple[int, ...], size: Size) -> Found:
-    (_, count, dim), (height, width), patch, prefix = shape, size, source.patch, source.num_prefix_tokens
+def _read_tokens(facts: Facts, shape: tuple[int, ...], size: Size) -> Found:
+    (_, count, dim), (height, width), patch, prefix = shape, size, facts.patch, facts.num_prefix_tokens
     patches = [patch] if patch else [p for p in range(1, min(size) + 1) if height % p == 0 and width % p == 0]
     cells = {p: (height // p) * (width // p) for p in patches}
     if prefix is None:
@@ -238,7 +253,7 @@ def _read_tokens(source: Source, shape: tuple[int, ...], size: Size) -> Found:
         else "grid of square patches"
     )
     raise UserError(
-        f"{source.name}: gives {count} tokens for {height} x {width} pixels, without {prefix} prefix tokens "
+        f"{facts.name}: gives {count} tokens for {height} x {width} pixels, without {prefix} prefix tokens "
         f"{count - prefix}, which is no {grid}{hint}"
     )
 

@@ -22,12 +22,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from timm.layers import Mlp
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,7 +35,6 @@ from torch.utils._pytree import tree_map
 from s2robot.common.errors import UserError
 
 PIXELS_PER_CALL = 10 * 224 * 224  # on a CPU; ViT-B is at its best from 4 to 10 tiles
-_SCORES = 2**21  # attention scores at a time, 4 MiB in bfloat16: softmax finds them in the cache
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -97,13 +95,20 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
         fast.to(memory_format=layout)
     if on_cpu and dtype in (torch.float32, torch.bfloat16) and packs():
         _pack(fast)
-        if dtype == torch.bfloat16:
-            for module in fast.modules():
-                if type(module) is Attention and _is_plain(module):
-                    module.__class__ = SplitAttention
+        if dtype == torch.bfloat16 and (timm_layers := _timm_layers()):
+            timm_layers.split_attention(fast)
     run = functools.partial(type(model).forward, fast)
     fast.forward = functools.partial(_forward, run, dtype, layout, PIXELS_PER_CALL if on_cpu else None)
     return fast
+
+
+def _timm_layers() -> Any:
+    """Our module on timm's layers; None if timm is not loaded, when no model can be of its kind."""
+    if "timm.models.vision_transformer" not in sys.modules:
+        return None  # importing it takes longer than torch
+    from s2robot.backbones import timm_layers
+
+    return timm_layers
 
 
 def _converted(model: Module, dtype: torch.dtype) -> Module:
@@ -203,44 +208,16 @@ class PackedLinear(nn.Linear):
         return super().extra_repr() + (f", gelu={self.gelu!r}" if self.gelu else "")
 
 
-class SplitAttention(Attention):
-    """timm's attention without mask, norms and gate, on a CPU: products of a few images at a time."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        masked = any(a is not None and a is not False for a in (*args, *kwargs.values()))
-        grad = torch.is_grad_enabled() and x.requires_grad
-        if masked or grad or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(x, *args, **kwargs)
-        b, n, _ = x.shape
-        h, d = self.num_heads, self.head_dim
-        outputs = []
-        for qkv in self.qkv(x).view(b, n, 3, h, d).split(max(1, _SCORES // (h * n * n))):
-            # contiguous before the transposition below: the product takes it as it is, without a slow copy
-            q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2).unbind(0)  # (b * h, N, d)
-            scores = torch.bmm(q * self.scale, k.transpose(1, 2)).softmax(dim=-1)  # (b * h, N, N)
-            out = torch.bmm(scores, v).view(-1, h, n, d).transpose(1, 2)  # (b, N, h, d)
-            outputs.append(out.reshape(-1, n, h * d))
-        return self.proj(torch.cat(outputs) if len(outputs) > 1 else outputs[0])
-
-
-def _is_plain(attention: Attention) -> bool:
-    """Nothing but qkv, softmax and proj; what newer versions of timm may add is off."""
-    parts = (attention.q_norm, attention.k_norm, getattr(attention, "norm", None))
-    return getattr(attention, "gate", None) is None and all(
-        part is None or isinstance(part, nn.Identity) for part in parts
-    )
-
-
 def _pack(model: nn.Module) -> None:
     """Pack every plain linear layer, in place; a GELU that takes its output directly becomes part of it."""
+    timm_layers = _timm_layers()
     for module in list(model.modules()):
+        pairs: list[tuple[nn.Module, str]] = []
         if type(module).forward is nn.Sequential.forward:
             children = list(module.named_children())
             pairs = [(a, name) for (_, a), (name, _) in zip(children, children[1:], strict=False)]
-        elif type(module) is Mlp:
-            pairs = [(module.fc1, "act")]
-        else:
-            pairs = []
+        elif timm_layers and (pair := timm_layers.gelu_behind(module)):
+            pairs = [pair]
         for layer, name in pairs:
             act = module.get_submodule(name)
             if type(layer) is nn.Linear and type(act) is nn.GELU:

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2robot.backbones.facts import IMAGENET, Facts, Size, pair
 from s2robot.common.errors import UserError
 
 Run = Callable[[nn.Module, Tensor], Any]
-Size = tuple[int, int]  # height and width in pixels
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Mean and std of the published checkpoints of a Hugging Face family, by config.model_type. "vit" is Google's;
@@ -37,20 +36,13 @@ HUGGING_FACE = (
 STAGES = ("blocks", "stages", "layers")  # where timm's models keep their blocks
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
-    """A model, how to get its features, and what is known of it; None is to be found by a dry run."""
+    """A model, how to get its features, and what its library tells of it."""
 
     model: nn.Module
     run: Run
-    name: str
-    tile: Size | None = None
-    patch: int | None = None
-    num_prefix_tokens: int | None = None
-    mean: Sequence[float] | None = IMAGENET[0]
-    std: Sequence[float] | None = IMAGENET[1]
-    depth: int | None = None
-    channels_last: bool | None = None  # of maps
+    facts: Facts
     try_sizes: bool = True  # may be run on another size to see if it takes it
 
 
@@ -75,7 +67,7 @@ def read_model(model: Any, block: int | None = None, size: Size | None = None) -
     if block is not None:
         _check_block(name, block, 0)
     module = model if isinstance(model, nn.Module) else Function(model)
-    return Source(module, call, name, num_prefix_tokens=0, try_sizes=False)
+    return Source(module, call, Facts(name, num_prefix_tokens=0), try_sizes=False)
 
 
 def call(model: nn.Module, x: Tensor) -> Any:
@@ -92,6 +84,9 @@ class Function(nn.Module):
     def forward(self, x: Tensor) -> Any:
         return self.function(x)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Function:
+        return Function(self.function)  # a method's copy would bring a copy of all that it belongs to
+
 
 def _forward_features(model: Any, x: Tensor) -> Any:
     return model.forward_features(x)
@@ -103,6 +98,33 @@ def _timm(model: Any, block: int | None, size: Size | None) -> Source:
     name = str(cfg.get("architecture") or type(model).__name__)
     embed: Any = getattr(model, "patch_embed", None) or getattr(model, "stem", None)  # MLP-Mixer: stem
     tile = tuple(getattr(embed, "img_size", None) or cfg.get("input_size", (3, 224, 224))[1:])
+    stages, alike = _timm_stages(model)
+    patch = None
+    if alike and hasattr(embed, "patch_size"):
+        patch = _square(embed.feat_ratio(False) if hasattr(embed, "feat_ratio") else embed.patch_size, name)
+    facts = Facts(
+        name,
+        tile,
+        patch,
+        num_prefix_tokens=getattr(model, "num_prefix_tokens", None) if alike else None,
+        mean=cfg.get("mean", IMAGENET[0]),
+        std=cfg.get("std", IMAGENET[1]),
+        depth=len(stages) or None,
+        channels_last=True if getattr(model, "output_fmt", None) == "NHWC" else None,
+    )
+    resample = size not in (None, tile) and hasattr(model, "set_input_size")
+    resample = resample and not getattr(model, "dynamic_img_size", False)
+    if block is not None:
+        model = _up_to(model, stages, block, name, tail=alike)
+    elif resample:
+        model = copy.deepcopy(model)
+    if resample:
+        model.set_input_size(img_size=size)  # the position table is interpolated
+    return Source(model, _forward_features, facts)
+
+
+def _timm_stages(model: Any) -> tuple[list[str], bool]:
+    """Names of the model's blocks or stages, and whether all give the same shape, as a transformer's do."""
     container = next(
         (a for a in STAGES if isinstance(getattr(model, a, None), nn.Sequential | nn.ModuleList)), None
     )
@@ -113,30 +135,7 @@ def _timm(model: Any, block: int | None, size: Size | None) -> Source:
     if getattr(model, "chunked_blocks", False):  # torch.hub's DINOv2: each holds several blocks
         stages = []
     info = getattr(model, "feature_info", None) or []
-    alike = container == "blocks" and len({(i["reduction"], i["num_chs"]) for i in info}) <= 1
-    resample = size not in (None, tile) and hasattr(model, "set_input_size")
-    resample = resample and not getattr(model, "dynamic_img_size", False)
-    patch = None
-    if alike and hasattr(embed, "patch_size"):
-        patch = _square(embed.feat_ratio(False) if hasattr(embed, "feat_ratio") else embed.patch_size, name)
-    if block is not None:
-        model = _up_to(model, stages, block, name, tail=alike)
-    elif resample:
-        model = copy.deepcopy(model)
-    if resample:
-        model.set_input_size(img_size=size)  # the position table is interpolated
-    return Source(
-        model,
-        _forward_features,
-        name,
-        tile,
-        patch,
-        num_prefix_tokens=getattr(model, "num_prefix_tokens", None) if alike else None,
-        mean=cfg.get("mean", IMAGENET[0]),
-        std=cfg.get("std", IMAGENET[1]),
-        depth=len(stages) or None,
-        channels_last=True if getattr(model, "output_fmt", None) == "NHWC" else None,
-    )
+    return stages, container == "blocks" and len({(i["reduction"], i["num_chs"]) for i in info}) <= 1
 
 
 def _pixel_values(model: nn.Module, x: Tensor) -> Any:
@@ -161,7 +160,7 @@ def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
         raise UserError(
             f"{name}: a {type(model).__name__} masks and shuffles its tokens; load it as a ViTModel"
         )
-    tile = pair(getattr(config, "image_size", None) or 224)
+    tile = pair(getattr(config, "image_size", None) or 224, "tile")
     depth = len(getattr(config, "depths", ())) or getattr(config, "num_hidden_layers", 0)
     lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth > 0]
     stages = [f"{lists[0]}.{i}" for i in range(depth)] if lists else []
@@ -172,9 +171,7 @@ def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
     mean, std = HUGGING_FACE.get(config.model_type, (None, None))
     if config.model_type == "vit" and name.startswith("facebook/"):
         mean, std = IMAGENET
-    return Source(
-        model,
-        _interpolated if takes and size not in (None, tile) else _pixel_values,
+    facts = Facts(
         name,
         tile,
         _square(config.patch_size, name) if alike else None,
@@ -182,6 +179,7 @@ def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
         std=std,
         depth=len(stages) or None,
     )
+    return Source(model, _interpolated if takes and size not in (None, tile) else _pixel_values, facts)
 
 
 def _vit_tokens(model: Any, x: Tensor) -> Tensor:
@@ -194,7 +192,8 @@ def _torchvision_vit(model: Any, block: int | None) -> Source:
     stages = [f"encoder.layers.{child}" for child, _ in model.encoder.layers.named_children()]
     if block is not None:
         model = _up_to(model, stages, block, name, tail=True)
-    return Source(model, _vit_tokens, name, tile, patch, num_prefix_tokens=1, depth=len(stages))
+    facts = Facts(name, tile, patch, num_prefix_tokens=1, depth=len(stages))
+    return Source(model, _vit_tokens, facts)
 
 
 def _torchvision(model: Any, block: int | None) -> Source:
@@ -226,9 +225,8 @@ def _torchvision(model: Any, block: int | None) -> Source:
         _check_block(name, block, len(ends))
         steps = copy.deepcopy(steps[: ends[block - 1]])
     channels_last = hasattr(model, "permute")  # Swin
-    return Source(
-        nn.Sequential(*steps), call, name, (224, 224), depth=len(ends) or None, channels_last=channels_last
-    )
+    facts = Facts(name, (224, 224), depth=len(ends) or None, channels_last=channels_last)
+    return Source(nn.Sequential(*steps), call, facts)
 
 
 def _check_block(name: str, block: int, depth: int) -> None:
@@ -254,16 +252,6 @@ def _up_to(model: nn.Module, stages: Sequence[str], block: int, name: str, tail:
         owner, attribute = twin.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
         setattr(owner, attribute, getattr(owner, attribute)[:block])
     return twin
-
-
-def pair(side: Any) -> Size:
-    """(height, width) from one number or two; UserError for anything else."""
-    both = tuple(side) if isinstance(side, Sequence) else (side, side)
-    if len(both) != 2 or not all(isinstance(v, int) and v > 0 for v in both):
-        raise UserError(
-            f"tile: found {side!r}, expected a positive whole number of pixels or (height, width)"
-        )
-    return both
 
 
 def _square(patch: Any, name: str) -> int:

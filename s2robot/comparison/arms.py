@@ -26,7 +26,8 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import encoder_settings
 from s2robot.demos.errors import DatasetError
-from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.encoders.build import build_encoder
+from s2robot.encoders.encoder import S2Encoder
 
 # the groups of settings that each verb of a comparison reads
 READS = {

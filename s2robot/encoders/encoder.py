@@ -1,6 +1,6 @@
 """Frozen encoders: images in, S2 tokens out.
 
-    encoder = build_encoder({"name": "mvp-tiny", "sizes": [128, 256]})
+    encoder = build_encoder({"name": "mvp-tiny", "sizes": [128, 256]})     # `s2robot.encoders.build`
     encoder.encode(images).shape           # uint8 (B, 256, 256, 3) -> float32 (B, 64, 384)
     encoder.fingerprint                    # changes with anything that changes a feature
 
@@ -10,47 +10,31 @@ frames that are not square, maps: `s2robot.s2.module.S2`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
-import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2robot.backbones import mvp
 from s2robot.backbones.backbone import Backbone, find_backbone
+from s2robot.backbones.facts import Given
 from s2robot.backbones.inference import prepare
-from s2robot.backbones.vit import (
-    PUBLISHED,
-    MVPViT,
-    load_encoder,
-    load_mvp,
-    load_strict,
-    read_torch,
-    weights_sha256,
-)
+from s2robot.backbones.vit import weights_sha256
 from s2robot.common.errors import UserError
-from s2robot.common.paths import weights_dir
-from s2robot.s2.reference import check_sizes, pyramid, s2_tokens
+from s2robot.s2.engine import encode
+from s2robot.s2.layout import Layout, square
+from s2robot.s2.pyramid import pyramid, square_frames, tensor_of
 
-OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # made by `s2robot pretrain`
 POOLS = ("tokens", "mean")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RESOLUTIONS = ("native", "upsampled")
-KEYS = (
-    "name", "checkpoint", "sizes", "scales", "resolution", "pool", "dtype", "block", "img_size", "check_md5"
-)  # fmt: skip
 
 
 class S2Encoder(nn.Module):
@@ -60,11 +44,11 @@ class S2Encoder(nn.Module):
         model: a `Backbone`, or a model that `find_backbone` knows, or any module with its tile by hand.
         sizes: image sides in pixels, each a multiple of the tile, smallest first; (tile,) is plain encoding.
         pool: "tokens" for a grid of tokens, "mean" for their mean.
-        tile, num_prefix_tokens, mean, std: where the model does not tell.
         name: for people; part of the fingerprint is `describe` (architecture), a JSON-able mapping.
         dtype: "float32", or "bfloat16": faster where the CPU has avx512_bf16 or AMX, other features by 1e-2.
         frames_per_call: frames that go through the model at once; 4 by default on a CPU (its cache), else 64.
         resolution: of the larger sizes: "native", or "upsampled" from the first one, which adds no information.
+        given: tile, num_prefix_tokens, mean, std and the like, where the model does not tell (`find_backbone`).
 
     The model itself is left as it is; what computes is a copy, `model`, made by `inference.prepare`.
     """
@@ -75,42 +59,27 @@ class S2Encoder(nn.Module):
         sizes: Sequence[int],
         pool: str = "tokens",
         *,
-        tile: int | None = None,
-        num_prefix_tokens: int | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         name: str = "custom",
         describe: Mapping[str, Any] | None = None,
         dtype: str = "float32",
         frames_per_call: int | None = None,
         resolution: str = "native",
+        **given: Unpack[Given],
     ) -> None:
         super().__init__()
-        if pool not in POOLS:
-            raise UserError(f"encoder.pool: found {pool!r}, expected one of {', '.join(POOLS)}")
-        if dtype not in DTYPES:
-            raise UserError(f"encoder.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
-        if resolution not in RESOLUTIONS:
-            raise UserError(
-                f"encoder.resolution: found {resolution!r}, expected one of {', '.join(RESOLUTIONS)}"
-            )
-        backbone = model
-        if not isinstance(backbone, Backbone):
-            backbone = find_backbone(
-                model, tile=tile, num_prefix_tokens=num_prefix_tokens, mean=mean, std=std
-            )
-        if backbone.tile[0] != backbone.tile[1]:
-            raise UserError(f"encoder {name}: found a tile of {backbone.tile} px, expected a square one")
-        self.tile = backbone.tile[0]
+        for key, value, known in (
+            ("pool", pool, POOLS),
+            ("dtype", dtype, tuple(DTYPES)),
+            ("resolution", resolution, RESOLUTIONS),
+        ):
+            if value not in known:
+                raise UserError(f"encoder.{key}: found {value!r}, expected one of {', '.join(known)}")
+        backbone = model if isinstance(model, Backbone) else find_backbone(model, **given)
         self.sizes = tuple(int(size) for size in sizes)
-        check_sizes(self.sizes, self.tile)
-        if list(self.sizes) != sorted(set(self.sizes)):
-            raise UserError(f"encoder.sizes: found {list(self.sizes)}, expected each once and smallest first")
-        for size in self.sizes:
-            if size % self.sizes[0]:  # its cells would not fall evenly into those of the base grid
-                raise UserError(f"S2 size {size} is not a whole multiple of the first size {self.sizes[0]}")
+        self.layout = _layout(backbone, self.sizes, name)
+        self.tile, self.grid = backbone.tile[0], self.layout.grid[0]
         self.upsampled = resolution == "upsampled" and len(self.sizes) > 1  # one size is the same either way
-        self.num_prefix_tokens = backbone.num_prefix_tokens
+        self.num_prefix_tokens, self.dim = backbone.num_prefix_tokens, backbone.dim * len(self.sizes)
         self.pool, self.name, self.dtype, self.frames_per_call = pool, name, dtype, frames_per_call
         spec = getattr(backbone.model, "spec", None)
         self.describe = {"block": backbone.block, **(describe or {})} | (
@@ -126,15 +95,14 @@ class S2Encoder(nn.Module):
         self.register_buffer("shift", shift.float().view(1, 3, 1, 1), persistent=False)
         self.model = prepare(backbone, DTYPES[dtype])
         self.eval()
-        self.grid = self.sizes[0] // backbone.patch
-        self.dim = backbone.dim * len(self.sizes)
 
     def train(self, mode: bool = True) -> S2Encoder:
         """Stays in evaluation mode: a frozen encoder has no other."""
         return super().train(False)
 
     def _model(self, x: Tensor) -> Tensor:
-        return self.model(x.to(DTYPES[self.dtype]))
+        """Normalised tiles (n, 3, tile, tile) -> float32 tokens (n, P + N, D)."""
+        return self.model(x.to(DTYPES[self.dtype])).float()
 
     @property
     def image_size(self) -> int:
@@ -177,8 +145,18 @@ class S2Encoder(nn.Module):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """uint8 (B, H, H, 3) -> what the model sees, not normalised: float32 (B, 3, size, size) a size."""
-        return pyramid(images.to(self.scale.device), self.sizes, self.upsampled)
+        """uint8 (B, H, H, 3) -> what the model sees, not normalised: float32 (B, 3, size, size) a size.
+
+        The largest size comes from the images and the others from it, or all from the first if `upsampled`.
+        """
+        first = self.image_size
+        frames = square_frames(images.to(self.scale.device))
+        return pyramid(frames, [(size, size) for size in self.sizes], (first, first), self.upsampled)
+
+    @property
+    def frames_at_once(self) -> int:
+        """Frames whose tiles go through the model in one call."""
+        return self.frames_per_call or (4 if self.scale.device.type == "cpu" else 64)
 
     @torch.inference_mode()
     def encode(self, images: Tensor | np.ndarray) -> Tensor:
@@ -187,104 +165,35 @@ class S2Encoder(nn.Module):
         Frames of `image_size` are used as they are, multiples of it averaged by area, others resized with
         antialiasing. Raises UserError for another type or shape.
         """
-        images = torch.as_tensor(images)
+        output = "pooled" if self.pool == "mean" else "tokens"
         outputs = []
-        batch = self.frames_per_call or (4 if self.scale.device.type == "cpu" else 64)
-        for frames in images.split(batch):
+        for frames in tensor_of(images).split(self.frames_at_once):
             levels = [x * self.scale + self.shift for x in self.pyramid(frames)]
-            outputs.append(s2_tokens(self._model, levels, self.tile, self.num_prefix_tokens, self.pool))
+            outputs.append(encode(self._model, levels, self.layout, self.num_prefix_tokens, output))
         if not outputs:
             return torch.empty(0, self.num_tokens, self.dim, device=self.scale.device)
-        return torch.cat(outputs).float()
+        out = torch.cat(outputs)
+        return out[:, None] if self.pool == "mean" else out
 
     forward = encode
 
 
-def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
-    """A timm model with weights from a local .safetensors or .pth file."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+def _layout(backbone: Backbone, sizes: Sequence[int], name: str) -> Layout:
+    """How frames of these sizes are tiled; UserError for a model or sizes that squares cannot be made of."""
+    (tile, width), patch = backbone.tile, backbone.patch
+    if tile != width:
+        raise UserError(f"encoder {name}: found a tile of {backbone.tile} px, expected a square one")
+    layout = square(sizes, tile, patch)
+    if list(sizes) != sorted(set(sizes)):
+        raise UserError(f"encoder.sizes: found {list(sizes)}, expected each once and smallest first")
+    for size in sizes:
+        if size % sizes[0]:  # its cells would not fall evenly into those of the base grid
+            raise UserError(f"S2 size {size} is not a whole multiple of the first size {sizes[0]}")
+    if (
+        tile % patch and layout.tiles > 1
+    ):  # the model's own rest is at the frame's edge, a tile's in its midst
         raise UserError(
-            f"encoder timm:{name}: timm has no such model" + (f"; nearest: {near[0]}" if near else "")
+            f"encoder {name}: its tile of {tile} px is no whole number of patches of {patch} px, so tiles would lose "
+            f"pixels between them; give a tile (encoder.img_size) of {tile // patch * patch}"
         )
-    if checkpoint is None:
-        raise UserError(f"encoder timm:{name}: give its weights file as encoder.checkpoint")
-    model = timm.create_model(name, pretrained=False, num_classes=0)
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    if path.suffix == ".safetensors":
-        try:
-            state = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a readable safetensors file: {error}") from error
-    else:
-        state = read_torch(path)
-    head = model.default_cfg.get("classifier") or "head"
-    heads = (head,) if isinstance(head, str) else tuple(head)
-    dropped = {f"{part}.{kind}" for part in heads for kind in ("weight", "bias")}
-    load_strict(model, {k: v for k, v in state.items() if k not in dropped}, str(path))
-    return model
-
-
-def _own(name: str, checkpoint: str | Path | None) -> MVPViT:
-    """An encoder that `s2robot pretrain` made, from a file or from the package."""
-    shipped = weights_dir() / f"{name}.safetensors"
-    if checkpoint is None and not shipped.is_file():
-        raise UserError(
-            f"encoder {name}: found no {shipped}; take it from the repository (an installed wheel leaves the largest "
-            f"weights out) or make it with `s2robot pretrain pretrain={name}`, and name it as encoder.checkpoint"
-        )
-    return load_encoder(checkpoint or shipped)[0]
-
-
-def build_encoder(cfg: Mapping[str, Any]) -> S2Encoder:
-    """The encoder that a config describes.
-
-    Keys: name ("mvp-tiny", "mvp-tiny-s2", "mvp-small", a published MVP checkpoint or "timm:<model>"),
-    checkpoint (path; null for what ships, and for MVP's files, which are downloaded to the cache), sizes in
-    pixels or scales as multiples of the tile (default scales 1 and 2), resolution of the larger ones (native
-    or upsampled), pool, dtype, block (null = last), img_size (timm only: the tile, if it is not the model's
-    own), check_md5.
-    Raises UserError naming the key, what was found and what was expected.
-    """
-    name, checkpoint = str(cfg["name"]), cfg.get("checkpoint")
-    for key in cfg:
-        if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, n=1)
-            raise UserError(f"encoder.{key}: unknown key" + (f"; nearest: {near[0]}" if near else ""))
-    known = [*OURS, *PUBLISHED]
-    describe: dict[str, Any] = {}
-    model: nn.Module
-    if cfg.get("img_size") and not name.startswith("timm:"):
-        raise UserError(f"encoder.img_size: {name} has its own; the key is for timm models")
-    if name.startswith("timm:"):
-        model, describe = _timm(name[5:], checkpoint), {"timm": name[5:]}
-    elif name in OURS:
-        model = _own(name, checkpoint)
-    elif name in PUBLISHED:
-        check = cfg.get("check_md5", True)
-        path = checkpoint or mvp.fetch(name, check_md5=check)
-        model, _ = load_mvp(name, path, check_md5=check and checkpoint is not None)  # fetch checks its own
-    else:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        raise UserError(
-            f"encoder.name: found {name!r}, expected one of {', '.join(known)} or timm:<model>"
-            + (f"; nearest: {near[0]}" if near else "")
-        )
-    try:
-        backbone = find_backbone(model, tile=cfg.get("img_size"), block=cfg.get("block"))
-    except UserError as error:
-        raise UserError(f"encoder {name}: {error}") from error
-    sizes, scales = cfg.get("sizes"), cfg.get("scales")
-    if sizes and scales:
-        raise UserError(f"encoder: give sizes {list(sizes)} or scales {list(scales)}, not both")
-    return S2Encoder(
-        backbone,
-        sizes or [round(scale * backbone.tile[0]) for scale in scales or (1, 2)],
-        cfg.get("pool") or "tokens",
-        name=name,
-        describe=describe,
-        dtype=cfg.get("dtype") or "float32",
-        resolution=cfg.get("resolution") or "native",
-    )
+    return layout

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from s2robot.common.errors import UserError
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.s2.reference import combine
+from s2robot.s2.engine import assemble
+from s2robot.s2.pyramid import tensor_of
 
 CHOICES = {"choose": ("change", "coarse", "gripper"), "fill": ("last", "coarse")}
 _TIMES = 32  # recent calls whose median says what a tile costs
@@ -184,7 +185,7 @@ class SelectiveEncoder:
 
         Raises UserError for another type, shape or length.
         """
-        images = torch.as_tensor(images)
+        images = tensor_of(images)
         self._check(len(images), streams, points)
         self.counts = dict.fromkeys(self.counts, 0)
         if not len(images):
@@ -355,8 +356,7 @@ class SelectiveEncoder:
         if not jobs:
             return 0.0
         start = self._now()
-        frames = encoder.frames_per_call or (4 if encoder.scale.device.type == "cpu" else 64)
-        batch = frames * len(self._places)
+        batch = encoder.frames_at_once * len(self._places)
         for first in range(0, len(jobs), batch):
             part = jobs[first : first + batch]
             tiles = torch.cat([tile for _, tile in part])  # (n, 3, tile, tile)
@@ -384,10 +384,9 @@ class SelectiveEncoder:
                 outputs[level].append(held.tokens.float())
             elif coarse is not None:
                 outputs[level].append(coarse[self._under[index]])
-        stacks = [torch.stack(level) for level in outputs]  # (k * k, g * g, D) a size
-        if self.pool == "mean":
-            return torch.cat([x.mean(dim=1).mean(dim=0) for x in stacks], dim=-1)[None, None]
-        return combine(stacks, self._sides)
+        stacks = [torch.stack(level)[:, None] for level in outputs]  # (k * k, 1, g * g, D) a size
+        output = "pooled" if self.pool == "mean" else "tokens"
+        return assemble(stacks, self.encoder.layout, output=output).view(1, self.num_tokens, self.dim)
 
 
 def _in_a_row(tiles: Iterable[_Held | None]) -> Tensor:

@@ -51,7 +51,8 @@ from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import command, versions
 from s2robot.common.settings import env_config, plain
-from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.encoders.build import build_encoder
+from s2robot.encoders.encoder import S2Encoder
 from s2robot.probing.moments import MomentBank
 from s2robot.probing.readout import ReadoutConfig, describe, features_of
 from s2robot.probing.ridge import interval, resample

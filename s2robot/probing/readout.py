@@ -45,8 +45,9 @@ from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import command, versions
 from s2robot.common.settings import env_config, plain
+from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
-from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.loading import device_of
 from s2robot.probing.cells import CELL_METRICS, PLACE, CellBank, read_cells

@@ -13,36 +13,25 @@ large image is an enlargement of the small one and holds nothing new.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from s2robot.backbones.backbone import Backbone, find_backbone
+from s2robot.backbones.facts import Given
 from s2robot.backbones.inference import prepare
 from s2robot.common.errors import UserError
-from s2robot.s2.reference import join, resize
-from s2robot.s2.tiling import Size, Tiling, pair, plan_tiles
+from s2robot.s2.engine import OUTPUTS, encode
+from s2robot.s2.layout import Layout, Sizes, scales_of, several
+from s2robot.s2.pyramid import pyramid, tensor_of
+from s2robot.s2.tiling import Size
 
-OUTPUTS = ("tokens", "map", "pooled")
 RESIZES = ("native", "upsample")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What S2 makes of a frame: one tiling a level, and the grid (rows, columns) of the result."""
-
-    levels: tuple[Tiling, ...]
-    grid: tuple[int, int]
-
-    @property
-    def tiles(self) -> int:
-        """Tiles a frame over all levels: what the model has to compute."""
-        return sum(level.count for level in self.levels)
 
 
 class S2(nn.Module):
@@ -58,7 +47,6 @@ class S2(nn.Module):
         scales: multiples of the base size, smallest first; the result has the grid of the first.
         sizes: instead of scales, the levels in pixels: a side (of a frame that is not square, the shorter) or
             (height, width).
-        block: take the features after this block, 1 to the model's depth; later ones are not computed.
         output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns), or "pooled"
             (B, D * levels), the map's mean, for which no map is put together.
         resize: "native" resizes the frame itself to each level: exact mean of areas where the frame is a whole
@@ -67,16 +55,19 @@ class S2(nn.Module):
         cover: where a level is no whole multiple of the tile, let tiles "overlap" (blended) or "pad" it.
         overlap: least overlap of neighbouring tiles in pixels, with cover="overlap": smoother seams, more tiles.
         frozen: no parameter has a gradient, and norms and dropout stay in evaluation mode after `train()`.
+            The model given stays as it is: what is frozen are modules of S2's own, which use its weights in memory.
         prefix: put the prefix tokens (CLS, registers), averaged over tiles, in front of the tokens.
         base: the size of scale 1, a side or (height, width) in pixels; every frame is brought to it. Default:
             shorter side = tile, longer side from the frame's shape, rounded to whole patches.
-        tile, patch, num_prefix_tokens, mean, std, processor: where the model does not tell (`find_backbone`).
+        given: block (take the features after this block, 1 to the model's depth; later ones are not computed),
+            and, where the model does not tell, tile, patch, num_prefix_tokens, mean, std, processor: see
+            `find_backbone`.
 
-    Input: uint8 RGB (B, H, W, 3), or float RGB (B, 3, H, W) in 0 to 1. Normalisation with the model's mean and
-    std happens inside: do not do it before. Resizing is in float32, also under autocast; the result has the
-    dtype of the model's tokens, and means are taken in float32. All tiles of all levels go through the model
-    in one call. The model is shared, not copied (but for `block`): freezing it here freezes it elsewhere.
-    Without `frozen` its mode (train or eval) is left as it is.
+    Input: uint8 RGB (B, H, W, 3), or float RGB (B, 3, H, W) in 0 to 1, as a tensor or a numpy array.
+    Normalisation with the model's mean and std happens inside: do not do it before. Resizing is in float32, also
+    under autocast; the result has the dtype of the model's tokens, and means are taken in float32. All tiles of all
+    levels go through the model in one call. Without `frozen` the model is shared, not copied (but for `block`), and
+    its mode (train or eval) is left as it is.
 
     Attributes: dim (channels of the result); grid and num_tokens (for frames of the tile's shape, or for all
     if base or sizes are (height, width); other frames: `layout(height, width)`); backbone.
@@ -90,7 +81,6 @@ class S2(nn.Module):
         scales: Sequence[float] = (1, 2),
         *,
         sizes: Sequence[Size] | None = None,
-        block: int | None = None,
         output: str = "tokens",
         resize: str = "native",
         cover: str = "overlap",
@@ -98,63 +88,34 @@ class S2(nn.Module):
         frozen: bool = True,
         prefix: bool = False,
         base: Size | None = None,
-        tile: int | tuple[int, int] | None = None,
-        patch: int | None = None,
-        num_prefix_tokens: int | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        processor: Any = None,
+        **given: Unpack[Given],
     ) -> None:
         super().__init__()
         for name, value, known in (("output", output, OUTPUTS), ("resize", resize, RESIZES)):
             if value not in known:
                 raise UserError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
-        if isinstance(model, Backbone):
-            by_hand = {"block": block, "tile": tile, "patch": patch, "num_prefix_tokens": num_prefix_tokens}
-            given = [key for key, value in by_hand.items() if value is not None]
-            if given or mean or std or processor:
-                raise UserError(
-                    f"a Backbone has its facts; found {', '.join(given) or 'mean or std'} beside it"
-                )
-            self.backbone = model
-        else:
-            self.backbone = find_backbone(
-                model,
-                tile=tile,
-                patch=patch,
-                num_prefix_tokens=num_prefix_tokens,
-                mean=mean,
-                std=std,
-                block=block,
-                processor=processor,
-            )
-        if prefix and (output != "tokens" or not self.backbone.num_prefix_tokens):
+        backbone = _backbone_of(model, given)
+        if prefix and (output != "tokens" or not backbone.num_prefix_tokens):
             raise UserError(
-                f"prefix: found output {output!r} and {self.backbone.num_prefix_tokens} prefix tokens, expected "
+                f"prefix: found output {output!r} and {backbone.num_prefix_tokens} prefix tokens, expected "
                 "'tokens' and at least 1"
             )
-        if sizes is not None and base is not None:
-            raise UserError(f"give sizes {sizes} or base {base}, not both")
-        if not (scales if sizes is None else sizes):
-            raise UserError("S2 needs at least one scale or size, found none")
-        self.scales, self.sizes, self.base = tuple(scales), None if sizes is None else tuple(sizes), base
-        self.output, self.resize, self.cover, self.overlap = output, resize, cover, overlap
-        self.frozen, self.prefix = frozen, prefix
-        self.dim = self.backbone.dim * len(self.scales if self.sizes is None else self.sizes)
-        self.grid = self.layout(*self.backbone.tile).grid
-        self.num_tokens = 1 if output == "pooled" else self.grid[0] * self.grid[1] + self._front
+        self.scales = scales_of(scales)
+        self.sizes = None if sizes is None else several(sizes, "sizes", "(224, 448)")
+        self.base, self.output, self.resize = base, output, resize
+        self.cover, self.overlap, self.frozen, self.prefix = cover, overlap, frozen, prefix
+        self.plan = Sizes(backbone.tile, backbone.patch, self.scales, self.sizes, base, cover, overlap)
+        self.backbone = backbone.frozen() if frozen else backbone
+        self.dim = backbone.dim * self.plan.count
+        self.grid = self.layout(*backbone.tile).grid
+        front = backbone.num_prefix_tokens if prefix else 0
+        self.num_tokens = 1 if output == "pooled" else self.grid[0] * self.grid[1] + front
         # (x - mean) / std in one multiplication and one addition
-        inverse = 1 / torch.tensor(self.backbone.std, dtype=torch.float64)
-        shift = -torch.tensor(self.backbone.mean, dtype=torch.float64) * inverse
+        inverse = 1 / torch.tensor(backbone.std, dtype=torch.float64)
+        shift = -torch.tensor(backbone.mean, dtype=torch.float64) * inverse
         self.register_buffer("scale", inverse.float().view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", shift.float().view(1, 3, 1, 1), persistent=False)
-        if frozen:
-            self.backbone.requires_grad_(False)
-            self.backbone.eval()
-
-    @property
-    def _front(self) -> int:
-        return self.backbone.num_prefix_tokens if self.prefix else 0
+        self._range_seen = False
 
     def train(self, mode: bool = True) -> S2:
         """As in any module, but a frozen model stays in evaluation mode."""
@@ -179,92 +140,29 @@ class S2(nn.Module):
 
         Raises UserError if a level cannot be tiled, with its size and the tile's.
         """
-        tile, patch = self.backbone.tile, self.backbone.patch
-        if self.sizes is not None:
-            first = self._size(self.sizes[0], height, width)
-            sizes = [first, *(self._size(size, *first) for size in self.sizes[1:])]
-        else:
-            one = self._base(height, width)
-            sizes = [(self._whole(one[0] * scale), self._whole(one[1] * scale)) for scale in self.scales]
-        for size in sizes:
-            if size[0] < tile[0] or size[1] < tile[1]:
-                raise UserError(
-                    f"S2 level {size[0]} x {size[1]} px is smaller than the tile {tile[0]} x {tile[1]} px"
-                )
-        levels = tuple(plan_tiles(size, tile, patch, self.cover, self.overlap) for size in sizes)
-        return Layout(levels, (-(-sizes[0][0] // patch), -(-sizes[0][1] // patch)))
+        return self.plan.layout(height, width)
 
-    def _whole(self, pixels: float) -> int:
-        """Rounded to whole patches."""
-        return int(pixels / self.backbone.patch + 0.5) * self.backbone.patch
-
-    def _base(self, height: int, width: int) -> tuple[int, int]:
-        """The size of scale 1: the given one, or the smallest of the frame's shape that covers the tile."""
-        if self.base is not None:
-            return self._size(self.base, height, width)
-        th, tw = self.backbone.tile
-        ratio = max(th / height, tw / width)
-        return max(th, self._whole(height * ratio)), max(tw, self._whole(width * ratio))
-
-    def _size(self, size: Size, height: int, width: int) -> tuple[int, int]:
-        """A size by hand; an int is the shorter side of something of the shape height x width."""
-        if not isinstance(size, int) or height == width:
-            return pair(size, "S2 size")
-        ratio = size / min(height, width)
-        return (
-            size if height <= width else self._whole(height * ratio),
-            size if width <= height else self._whole(width * ratio),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor | np.ndarray) -> Tensor:
         """uint8 RGB (B, H, W, 3), or float RGB (B, 3, H, W) in 0 to 1, to what `output` says."""
+        images = tensor_of(images, self.scale.device)
         layout = self.layout(*self._frame_size(images))
-        outputs = self.backbone(torch.cat(self.tiles(images, layout)))
+        levels = self.levels(images, layout)
         front = self.backbone.num_prefix_tokens
-        rows, columns = (side // self.backbone.patch for side in self.backbone.tile)
-        if outputs.shape[1] != front + rows * columns:
-            raise UserError(
-                f"the model gives {outputs.shape[1]} tokens a tile, expected {front} + {rows} x {columns}"
-            )
-        outputs = outputs.unflatten(0, (layout.tiles, -1))  # (tiles, B, P + N, D)
-        parts = outputs.split([level.count for level in layout.levels])
-        if self.output == "pooled":
-            means = [
-                _pool(part[:, :, front:], level, (rows, columns), layout.grid)
-                for part, level in zip(parts, layout.levels, strict=True)
-            ]
-            return torch.cat(means, dim=-1).to(outputs.dtype)  # (B, D * levels)
-        maps = []
-        for part, level in zip(parts, layout.levels, strict=True):
-            tokens = part[:, :, front:].flatten(0, 1).transpose(1, 2)  # (count * B, D, N)
-            maps.append(level.merge(tokens.unflatten(2, (rows, columns))))
-        out = join(maps, layout.grid)  # (B, D * levels, rows, columns)
-        if self.output == "map":
-            return out
-        out = out.flatten(2).transpose(1, 2)
-        if not self.prefix:
-            return out
-        prefix = torch.cat([part[:, :, :front].float().mean(dim=0) for part in parts], dim=-1)
-        return torch.cat([prefix.to(out.dtype), out], dim=1)
+        return encode(self.backbone, levels, layout, front, self.output, self.prefix)
 
-    def tiles(self, images: Tensor, layout: Layout) -> list[Tensor]:
-        """The normalised tiles of every level, (count * B, 3, th, tw) in the dtype of the model."""
+    def levels(self, images: Tensor, layout: Layout) -> list[Tensor]:
+        """The normalised image at every level, (B, 3, height, width) in the dtype of the model."""
         x = images
         if images.dtype == torch.uint8:
             x = images.permute(0, 3, 1, 2).float().contiguous() / 255
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            if self.resize == "upsample":
-                x = resize(x, self._base(*x.shape[-2:]) if self.sizes is None else layout.levels[0].frame)
-            parts = []
-            for level in layout.levels:
-                if self.resize == "native" or level.frame == tuple(x.shape[-2:]):
-                    y = resize(x, level.frame)
-                else:
-                    y = F.interpolate(x, size=level.frame, mode="bicubic")
-                parts.append(level.split(y * self.scale + self.shift))
+        first = None
+        if self.resize == "upsample":
+            one = self.plan.one(*x.shape[-2:]) if self.sizes is None else layout.levels[0].frame
+            first = (index(one[0]), index(one[1]))
         dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)
-        return [part.to(dtype) for part in parts]
+        with torch.autocast(x.device.type, enabled=False):
+            levels = pyramid(x.float(), [level.frame for level in layout.levels], first, first is not None)
+            return [(y * self.scale + self.shift).to(dtype) for y in levels]
 
     def _frame_size(self, images: Tensor) -> tuple[int, int]:
         """(H, W) of the images; UserError for another type or shape."""
@@ -273,12 +171,24 @@ class S2(nn.Module):
             height, width = images.shape[1:3]
         elif images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3:
             height, width = images.shape[2:]
+            self._check_range(images)
         if height is not None and width is not None:
             # index() fixes the size under torch.compile, which else makes it a symbol at the second size it sees
             return index(height), index(width)
         raise UserError(
             f"S2 takes uint8 (B, H, W, 3) or float (B, 3, H, W) in 0 to 1, found {images.dtype} {tuple(images.shape)}"
         )
+
+    def _check_range(self, images: Tensor) -> None:
+        """Warn once if the first float images are in 0 to 255; later ones are not looked at, which would cost time."""
+        if self._range_seen or torch.compiler.is_compiling() or not images.numel():
+            return
+        self._range_seen = True
+        if (most := float(images.detach().amax())) > 2:
+            warnings.warn(
+                f"S2 takes float images in 0 to 1, found a value of {most:g}; divide by 255, or give uint8 (B, H, W, 3)",
+                stacklevel=4,
+            )
 
     def extra_repr(self) -> str:
         levels = f"scales={self.scales}" if self.sizes is None else f"sizes={self.sizes}"
@@ -288,9 +198,10 @@ class S2(nn.Module):
         )
 
 
-def _pool(tokens: Tensor, level: Tiling, cells: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """The mean of a level's map from its tiles' tokens (count, B, N, D), in float32 (B, D), without the map."""
-    if level.even(*cells, grid):
-        return tokens.float().mean(dim=2).mean(dim=0)
-    weights = level.weights(*cells, grid).to(tokens.device)  # (count, N)
-    return (tokens.float() * weights[:, None, :, None]).sum(dim=(0, 2))
+def _backbone_of(model: Any, given: Given) -> Backbone:
+    """The model as a backbone; UserError for facts given beside one."""
+    if not isinstance(model, Backbone):
+        return find_backbone(model, **given)
+    if beside := [key for key, value in given.items() if value is not None]:
+        raise UserError(f"a Backbone has its facts; found {', '.join(beside)} beside it")
+    return model

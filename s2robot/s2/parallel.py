@@ -2,7 +2,7 @@
 
     TileParallel(vit, devices=["cuda:0", "cuda:1"])(tiles)           # a replica a device, a thread each
     with TileParallel(vit, processes=2) as model:                    # workers on the cores of a CPU
-        s2_tokens(model, levels, tile=224, num_prefix_tokens=1)
+        encode(model, levels, layout, front=1)     # `s2robot.s2.engine`
 
 The batch of a call is cut into parts as equal as possible, so at scales 1 and 2 the five tiles of one frame
 keep two workers busy for three tiles' time: at most 5 / 3 as fast as one of them. Results are those of the

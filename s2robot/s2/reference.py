@@ -1,54 +1,31 @@
-"""S2, scaling on scales (Shi et al., arXiv 2403.13043): one model looks at several sizes of an image.
+"""S2, scaling on scales (Shi et al., arXiv 2403.13043), with the arguments and the numbers of the authors' package.
 
     forward(model, images, scales=[1, 2]).shape              # (B, N, 2 * D)
 
 Every larger size is cut into tiles of the size the model knows, the tiles' tokens are put together again,
 averaged down to the grid of the first size and joined on the channel axis. `forward` stands in for the
-authors' package (bfshi/scaling_on_scales): same arguments, same numbers. `pyramid` and `s2_tokens` are the
-way of this project's encoders: square frames rendered once at the largest size, all tiles of all sizes in one
-call of the model. `s2robot.s2.module.S2` does that for any model and any frame.
+authors' package (bfshi/scaling_on_scales): same arguments, same numbers. Here are its arguments, its sizes and its
+resizing; tiles and joining are `s2robot.s2.tiling`'s and `s2robot.s2.engine`'s, as for `s2robot.s2.module.S2`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from s2robot.backbones.facts import pair
+from s2robot.backbones.outputs import features
 from s2robot.common.errors import UserError
-from s2robot.s2.tiling import Size, Tiling, pair, plan_tiles
-
-Model = Callable[[Tensor], Tensor]  # (B, 3, tile, tile) -> (B, prefix + N, D)
-
-
-def split(images: Tensor, tile: int) -> Tensor:
-    """(B, C, k * tile, k * tile) -> (k * k * B, C, tile, tile): tiles row by row outside, batch inside."""
-    b, c, side, _ = images.shape
-    k = side // tile
-    x = images.reshape(b, c, k, tile, k, tile).permute(2, 4, 0, 1, 3, 5)  # (k, k, B, C, tile, tile)
-    return x.reshape(k * k * b, c, tile, tile)
-
-
-def merge(tiles: Tensor, k: int) -> Tensor:
-    """The inverse of `split`: (k * k * B, C, h, w) -> (B, C, k * h, k * w)."""
-    n, c, h, w = tiles.shape
-    x = tiles.reshape(k, k, n // (k * k), c, h, w).permute(2, 3, 0, 4, 1, 5)  # (B, C, k, h, k, w)
-    return x.reshape(n // (k * k), c, k * h, k * w)
-
-
-def check_sizes(sizes: Sequence[int], tile: int) -> None:
-    """Raise UserError unless every size is a positive multiple of the tile."""
-    if not sizes:
-        raise UserError("S2 sizes are empty, expected at least one")
-    for size in sizes:
-        if size < tile or size % tile:
-            raise UserError(f"S2 size {size} is not a whole multiple of the model's tile {tile}")
+from s2robot.s2.engine import as_map, finish
+from s2robot.s2.layout import scales_of, several
+from s2robot.s2.pyramid import bicubic, tensor_of
+from s2robot.s2.tiling import Size, Tiling, plan_tiles
 
 
 def token_grid(n: int, num_prefix_tokens: int) -> int:
@@ -61,58 +38,6 @@ def token_grid(n: int, num_prefix_tokens: int) -> int:
             f"{math.isqrt(n)} x {math.isqrt(n)}"
         )
     return grid
-
-
-def join(maps: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
-    """Maps (B, D, h, w) of any size -> (B, D * maps, *grid): the mean of areas, taken in float32."""
-    size = (grid[0], grid[1])
-    even = [
-        m if m.shape[-2:] == size else F.interpolate(m.float(), size, mode="area").to(m.dtype) for m in maps
-    ]
-    return torch.cat(even, dim=1)
-
-
-def combine(outputs: Sequence[Tensor], counts: Sequence[int], num_prefix_tokens: int = 0) -> Tensor:
-    """Tokens of all tiles, one (k * k * B, P + N, D) a size with k in `counts` -> (B, P + G * G, D * sizes).
-
-    The map of every size is averaged down to the first size's grid G; prefix tokens are averaged over tiles.
-    """
-    maps, prefixes = [], []
-    for tokens, k in zip(outputs, counts, strict=True):
-        grid = token_grid(tokens.shape[1], num_prefix_tokens)
-        prefix, body = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
-        tiles = body.transpose(1, 2).unflatten(2, (grid, grid))  # (k * k * B, D, g, g)
-        maps.append(merge(tiles, k))
-        prefixes.append(prefix.unflatten(0, (k * k, -1)).mean(dim=0))  # (B, P, D)
-    out = join(maps, maps[0].shape[-2:]).flatten(2).transpose(1, 2)  # (B, G * G, D * sizes)
-    return torch.cat([torch.cat(prefixes, dim=-1), out], dim=1) if num_prefix_tokens else out
-
-
-def tensor_of(output: Any) -> Tensor:
-    """The features in what a model returned: a tensor, or the one that an object, mapping or tuple holds.
-
-    Taken in this order: the attribute or key last_hidden_state (Hugging Face), the keys x_norm_patchtokens
-    (DINOv2 from torch.hub, without prefix tokens), features and out, a mapping's only tensor, the first of a
-    tuple. Raises UserError that says what was found.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(getattr(output, "last_hidden_state", None), Tensor):
-        return output.last_hidden_state
-    found = type(output).__name__
-    if isinstance(output, Mapping):
-        tensors = {key: value for key, value in output.items() if isinstance(value, Tensor)}
-        for key in ("last_hidden_state", "x_norm_patchtokens", "features", "out"):
-            if key in tensors:
-                return tensors[key]
-        if len(tensors) == 1:
-            return next(iter(tensors.values()))
-        found += f" with {', '.join(map(str, output)) or 'nothing'}"
-    elif isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise UserError(
-        f"the model returned a {found}, expected a tensor; wrap it in a function that returns its tokens"
-    )
 
 
 def tile_grid(n: int, tile: tuple[int, int], num_prefix_tokens: int) -> tuple[int, int]:
@@ -150,7 +75,7 @@ class _Call:
         """Tiles (n, C, th, tw) -> prefix (n, P, D) and map (n, D, rows, columns)."""
         try:
             parts = tiles.split(self.batch) if self.batch else [tiles]
-            outputs = [tensor_of(self.model(part)) for part in parts]
+            outputs = [features(self.model(part), self.num_prefix_token) for part in parts]
         except (UserError, torch.OutOfMemoryError):
             raise
         except (AssertionError, ValueError, RuntimeError) as error:  # how models refuse a size or a dtype
@@ -174,30 +99,19 @@ class _Call:
                 f"the model gives {out.shape[1]} tokens, {self.num_prefix_token} of them prefix tokens, "
                 f"expected a grid of {grid[0]} x {grid[1]}"
             )
-        return prefix, body.transpose(1, 2).unflatten(2, grid)
+        return prefix, as_map(body, grid)
 
     def level(self, images: Tensor, plan: Tiling) -> tuple[Tensor, Tensor]:
         """Images resized to the plan's frame -> prefix (B, P, D), the mean over tiles, and map (B, D, h, w)."""
-        prefix, maps = self(plan.split(_bicubic(images, plan.frame)))
+        prefix, maps = self(plan.split(bicubic(images, plan.frame)))
         return prefix.unflatten(0, (plan.count, -1)).mean(dim=0), plan.merge(maps)
-
-
-def _bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The reference's resize: float32, no antialiasing, cast back. Integers saturate (the reference wraps)."""
-    if tuple(images.shape[-2:]) == size:
-        return images
-    x = F.interpolate(images.float(), size=size, mode="bicubic")
-    if not images.is_floating_point():
-        limits = torch.iinfo(images.dtype)
-        x = x.clamp(limits.min, limits.max)
-    return x.to(images.dtype)
 
 
 def _level_sizes(
     height: int, width: int, scales: Sequence[float] | None, img_sizes: Sequence[Size] | None
 ) -> list[tuple[int, int]]:
     """(height, width) in pixels of every level of `forward`."""
-    if img_sizes is not None and len(img_sizes):
+    if img_sizes is not None and len(img_sizes := several(img_sizes, "img_sizes", "(224, 448)")):
         short = min(height, width)
         return [
             (round(height * size / short), round(width * size / short))
@@ -205,7 +119,8 @@ def _level_sizes(
             else pair(size, "img_sizes")
             for size in img_sizes
         ]
-    if scales is None or not len(scales):
+    scales = () if scales is None else scales_of(scales)
+    if not scales:
         raise UserError("S2 needs scales or img_sizes, found none")
     sizes = [(int(height * scale), int(width * scale)) for scale in scales]
     for scale, size in zip(scales, sizes, strict=True):
@@ -234,7 +149,7 @@ def forward(
 
     Args:
         model: tiles (n, C, th, tw) -> tokens (n, num_prefix_token + N, D), or a map (n, D, h, w); what holds
-            them (`tensor_of`) will do.
+            them (`s2robot.backbones.outputs.features`) will do.
         input: (B, C, H, W), normalised as the model wants it. Of any shape, not only square.
         scales: multiples of the input's size, cut down to whole pixels; `img_sizes` go before them.
         img_sizes: pixels, a side each (of an image that is not square, the shorter) or (height, width).
@@ -251,43 +166,52 @@ def forward(
     Resizing is bicubic in float32 without antialiasing. Integer images stay integers and saturate.
     Raises UserError for what cannot be done, with what was found and what was expected.
     """
-    if input.ndim != 4:
-        raise UserError(f"S2 needs images (B, C, H, W), found {tuple(input.shape)}")
-    if output_shape not in ("bnc", "bchw"):
-        raise UserError(f"output_shape: found {output_shape!r}, expected 'bnc' or 'bchw'")
-    if num_prefix_token < 0 or (num_prefix_token and output_shape == "bchw"):
-        raise UserError(
-            f"num_prefix_token: found {num_prefix_token}, expected 0 for 'bchw', 0 or more for 'bnc'"
-        )
+    input = tensor_of(input)
+    _check(input, output_shape, num_prefix_token)
     height, width = index(input.shape[2]), index(input.shape[3])  # numbers, under torch.compile too
     sizes = _level_sizes(height, width, scales, img_sizes)
     if not -len(sizes) <= resize_output_to_idx < len(sizes):
         raise UserError(f"resize_output_to_idx: found {resize_output_to_idx}, expected 0 to {len(sizes) - 1}")
     tile = pair(max_split_size or (height, width), "max_split_size")
     call = _Call(model, output_shape, num_prefix_token, input.shape[0] if split_forward else None, grid)
+    done = _levels(call, input, sizes, tile)
+    out_grid = done[resize_output_to_idx][1].shape[-2:]
+    fronts = [prefix for prefix, _ in done] if num_prefix_token else []
+    return finish([m for _, m in done], out_grid, "map" if output_shape == "bchw" else "tokens", fronts)
 
-    levels: dict[int, tuple[Tensor, Tensor]] = {}  # prefix (B, P, D) and map (B, D, rows, columns)
+
+def _check(images: Tensor, output_shape: str, num_prefix_token: int) -> None:
+    if images.ndim != 4:
+        raise UserError(f"S2 needs images (B, C, H, W), found {tuple(images.shape)}")
+    if output_shape not in ("bnc", "bchw"):
+        raise UserError(f"output_shape: found {output_shape!r}, expected 'bnc' or 'bchw'")
+    if num_prefix_token < 0 or (num_prefix_token and output_shape == "bchw"):
+        raise UserError(
+            f"num_prefix_token: found {num_prefix_token}, expected 0 for 'bchw', 0 or more for 'bnc'"
+        )
+
+
+def _levels(
+    call: _Call, images: Tensor, sizes: Sequence[tuple[int, int]], tile: tuple[int, int]
+) -> list[tuple[Tensor, Tensor]]:
+    """Prefix (B, P, D) and map (B, D, rows, columns) of every level."""
+    levels: dict[int, tuple[Tensor, Tensor]] = {}
     full = None  # rows and columns of a tile of full size
     for level, size in enumerate(sizes):
         part = (min(size[0], tile[0]), min(size[1], tile[1]))
         if size[0] % part[0] or size[1] % part[1]:
             continue
-        levels[level] = call.level(input, plan_tiles(size, part))
+        levels[level] = call.level(images, plan_tiles(size, part))
         if part == tile:
             rows, columns = levels[level][1].shape[-2:]
             full = (rows * tile[0] // size[0], columns * tile[1] // size[1])
     for level, size in enumerate(sizes):
         if level not in levels:
             if full is None:  # only to see the grid
-                rows, columns = call(_bicubic(input, tile))[1].shape[-2:]
+                rows, columns = call(bicubic(images, tile))[1].shape[-2:]
                 full = (rows, columns)
-            levels[level] = _uneven(call, input, size, tile, full)
-    done = [levels[level] for level in range(len(sizes))]
-    out = join([maps for _, maps in done], done[resize_output_to_idx][1].shape[-2:])
-    if output_shape == "bchw":
-        return out
-    out = out.flatten(2).transpose(1, 2)  # (B, N, D * levels)
-    return torch.cat([torch.cat([p for p, _ in done], dim=-1), out], dim=1) if num_prefix_token else out
+            levels[level] = _uneven(call, images, size, tile, full)
+    return [levels[level] for level in range(len(sizes))]
 
 
 def _uneven(
@@ -316,57 +240,3 @@ def _uneven(
     patch = (tile[0] // grid[0], tile[1] // grid[1])
     whole = [max(1, (side + step // 2) // step) * step for side, step in zip(size, patch, strict=True)]
     return call.level(images, plan_tiles(whole, (min(whole[0], tile[0]), min(whole[1], tile[1])), patch))
-
-
-def resize(images: Tensor, size: Size) -> Tensor:
-    """Float (B, C, H, W) -> (B, C, *size): exact mean of areas if H and W are multiples, else antialiased.
-
-    An int stands for a square. Enlarging is bilinear.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    h, w = images.shape[-2:]
-    if (h, w) == (height, width):
-        return images
-    if h % height == 0 and w % width == 0:
-        return F.avg_pool2d(images, (h // height, w // width))
-    return F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
-
-
-def pyramid(images: Tensor, sizes: Sequence[int], upsampled: bool = False) -> list[Tensor]:
-    """uint8 (B, H, H, 3) -> one float32 (B, 3, size, size) a size, about 0 to 255.
-
-    The largest size comes from the images, the others from it: rendering once at the largest size is enough.
-    With ``upsampled``, the first size comes from the images and the others from it, enlarged as `forward` does:
-    as in the S2 paper's experiments, they hold nothing that it does not.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(f"expected images uint8 (B, H, W, 3), found {images.dtype} {tuple(images.shape)}")
-    if images.shape[1] != images.shape[2]:
-        raise UserError(f"expected square images, found height {images.shape[1]} and width {images.shape[2]}")
-    frames = images.permute(0, 3, 1, 2).float().contiguous()
-    if upsampled:
-        first = resize(frames, sizes[0])
-        return [_bicubic(first, (size, size)) for size in sizes]
-    largest = resize(frames, max(sizes))
-    return [resize(largest, size) for size in sizes]
-
-
-def s2_tokens(
-    model: Model, levels: Sequence[Tensor], tile: int, num_prefix_tokens: int = 0, pool: str = "tokens"
-) -> Tensor:
-    """Patch tokens (B, N, D * sizes) of a pyramid, or with pool="mean" their mean (B, 1, D * sizes).
-
-    All tiles of all sizes go through the model in one call. Prefix tokens are left out. The mean of the S2
-    map is the mean of the tiles' means, so pool="mean" puts no map together.
-    """
-    tiles = [split(level, tile) for level in levels]
-    counts = [level.shape[-1] // tile for level in levels]
-    outputs = model(torch.cat(tiles)).split([len(t) for t in tiles])
-    outputs = [tokens[:, num_prefix_tokens:] for tokens in outputs]
-    if pool == "mean":
-        means = [
-            tokens.float().mean(dim=1).unflatten(0, (k * k, -1)).mean(dim=0)
-            for tokens, k in zip(outputs, counts, strict=True)
-        ]
-        return torch.cat(means, dim=-1)[:, None]  # (B, 1, D * sizes)
-    return combine([t.float() for t in outputs], counts)

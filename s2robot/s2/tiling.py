@@ -18,18 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from s2robot.backbones.facts import pair
 from s2robot.common.errors import UserError
 
 Size = int | Sequence[int]  # one side of a square, or (height, width), in pixels
 COVERS = ("overlap", "pad")
-
-
-def pair(size: Size, what: str) -> tuple[int, int]:
-    """A side or (height, width) as (height, width); UserError, naming `what`, unless both are at least 1."""
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or any(side != int(side) or side < 1 for side in sides):
-        raise UserError(f"{what}: found {size}, expected one side or (height, width) of at least 1 px")
-    return int(sides[0]), int(sides[1])
 
 
 def _blend(parts: Sequence[Tensor], starts: Sequence[int], dim: int) -> Tensor:

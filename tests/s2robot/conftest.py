@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from s2robot.common.paths import configs_dir
-from s2robot.encoders.encoder import build_encoder
+from s2robot.encoders.build import build_encoder
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.policies import ChunkPolicy, PolicySpec, save_checkpoint
 

@@ -14,7 +14,7 @@ from s2robot.comparison.arms import choose_arms, encoder_of, read_by, settings_o
 from s2robot.comparison.compare import compare
 from s2robot.comparison.jobs import Job, run_jobs
 from s2robot.comparison.plan import make_plan
-from s2robot.encoders import encoder as encoders
+from s2robot.encoders import build as encoders
 
 
 def config(*words: str):
@@ -127,7 +127,7 @@ def test_arms_of_one_encoder_are_encoded_once_and_scales_reach_the_encoder():
 def test_missing_weights_name_the_arm(tmp_path, monkeypatch):
     cfg = config("+experiment.arms.x='encoder=mvp-tiny'")
     arm = choose_arms(cfg.experiment, ["base", "x"])[1]
-    monkeypatch.setattr("s2robot.encoders.encoder.weights_dir", lambda: tmp_path)
+    monkeypatch.setattr("s2robot.encoders.build.weights_dir", lambda: tmp_path)
     with pytest.raises(UserError, match="^arm 'x': encoder mvp-tiny: found no .*mvp-tiny.safetensors"):
         encoder_of(arm, [])
 

@@ -451,6 +451,7 @@ class Patches(nn.Module):
             "mapping": {"last_hidden_state": tokens},
             "tuple": (tokens,),
             "pooled": tokens.mean(1),
+            "none": None,
         }[self.form]
 
 
@@ -460,10 +461,10 @@ class Patches(nn.Module):
     columns=st.integers(1, 7),
     patch=st.integers(1, 8),
     prefix=st.integers(0, 5),
-    form=st.sampled_from(["tokens", "object", "mapping", "map", "channels last"]),
+    form=st.sampled_from(["tokens", "object", "mapping", "tuple", "map", "channels last"]),
 )
 def test_any_callable(rows, columns, patch, prefix, form):
-    prefix = prefix if form in ("tokens", "object", "mapping") else 0
+    prefix = prefix if form in ("tokens", "object", "mapping", "tuple") else 0
     tile = (rows * patch, columns * patch)
     model = Patches(patch, prefix, form)
     known = {"patch": patch} if form == "channels last" else {}
@@ -562,7 +563,7 @@ def test_compiles_in_one_graph_and_exports_with_a_dynamic_batch(name, block):
         ),
         (lambda: find_backbone(Patches(16)), "Patches: tile .* is not given"),
         (lambda: find_backbone(Patches(16, form="pooled"), tile=32), r"gives \(1, 3\), expected tokens"),
-        (lambda: find_backbone(Patches(16, form="tuple"), tile=32), "gives a tuple, expected a tensor"),
+        (lambda: find_backbone(Patches(16, form="none"), tile=32), "gives a NoneType, expected a tensor"),
         (lambda: find_backbone(Patches(16), tile=32, block=1), "block=1, but its blocks are not known"),
         (lambda: find_backbone(Patches(16), tile=8), "fails on zeros of 8 x 8 pixels: RuntimeError"),
         (lambda: find_backbone(Patches(16), tile=(32, 32, 3)), r"tile: found \(32, 32, 3\)"),

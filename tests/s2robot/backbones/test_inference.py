@@ -11,11 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s2robot.backbones import inference
-from s2robot.backbones.inference import PackedLinear, SplitAttention, default_dtype, packs, prepare
+from s2robot.backbones import inference, timm_layers
+from s2robot.backbones.inference import PackedLinear, default_dtype, packs, prepare
+from s2robot.backbones.timm_layers import SplitAttention
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.common.errors import UserError
-from s2robot.s2.reference import s2_tokens
+from s2robot.s2.engine import encode
+from s2robot.s2.layout import square
 
 torch.set_num_threads(1)
 SPEC = ViTSpec(img_size=32, patch_size=8, dim=96, depth=3, heads=3)
@@ -172,7 +174,7 @@ def test_attention_in_parts_is_the_whole(monkeypatch):
     fast = prepare(vit(), torch.bfloat16)
     with torch.inference_mode():
         whole = fast(images(5))
-        monkeypatch.setattr(inference, "_SCORES", 2 * 3 * 17 * 17)
+        monkeypatch.setattr(timm_layers, "_SCORES", 2 * 3 * 17 * 17)
         torch.testing.assert_close(fast(images(5)), whole, rtol=0, atol=0.02)
 
 
@@ -240,13 +242,13 @@ def test_compiles_as_a_whole():
 
 
 def test_serves_s2():
-    model, levels = vit(), [images(2), images(2, 64)]
+    model, levels, layout = vit(), [images(2), images(2, 64)], square((32, 64), 32, 8)
     with torch.inference_mode():
-        expected = s2_tokens(model, levels, 32, 1)
+        expected = encode(model, levels, layout, 1)
         torch.testing.assert_close(
-            s2_tokens(prepare(model, torch.float32), levels, 32, 1), expected, rtol=0, atol=1e-5
+            encode(prepare(model, torch.float32), levels, layout, 1), expected, rtol=0, atol=1e-5
         )
-        assert cosine(s2_tokens(prepare(model, torch.bfloat16), levels, 32, 1), expected) > 0.999
+        assert cosine(encode(prepare(model, torch.bfloat16), levels, layout, 1), expected) > 0.999
 
 
 def test_default_type(monkeypatch):

@@ -23,7 +23,8 @@ from s2robot.backbones.vit import (
     sincos_2d,
 )
 from s2robot.common.errors import UserError
-from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.encoders.build import build_encoder
+from s2robot.encoders.encoder import S2Encoder
 
 torch.set_num_threads(1)
 SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
@@ -269,7 +270,7 @@ def test_pickled_code_does_not_run(tmp_path, small_published):
     [
         ({"name": "mvp-tny"}, "nearest: mvp-tiny"),
         ({"name": "vitb-egosoup"}, "nearest: vitb-mae-egosoup"),
-        ({"name": "mvp-tiny", "size": [16]}, "encoder.size: unknown key; nearest: sizes"),
+        ({"name": "mvp-tiny", "size": [16]}, "encoder: unknown key .size., did you mean .sizes."),
         ({"name": "mvp-tiny", "sizes": [16, 40]}, "S2 size 40 .* tile 16"),
         ({"name": "mvp-tiny", "sizes": [32, 16]}, "smallest first"),
         ({"name": "mvp-tiny", "sizes": [32, 48]}, "S2 size 48 .* first size 32"),
@@ -289,7 +290,7 @@ def test_config_errors(tiny_file, cfg, words):
 
 
 def test_missing_weights_name_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr("s2robot.encoders.encoder.weights_dir", lambda: tmp_path)  # as in a wheel
+    monkeypatch.setattr("s2robot.encoders.build.weights_dir", lambda: tmp_path)  # as in a wheel
     with pytest.raises(UserError, match="s2robot pretrain pretrain=mvp-small"):
         build_encoder({"name": "mvp-small"})
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
@@ -330,6 +331,44 @@ def test_timm_model_from_a_file(tmp_path, suffix):
         {"name": "timm:vit_tiny_patch16_224", "checkpoint": path, "sizes": [64], "img_size": 64}
     )
     assert smaller.grid == 4
+
+
+@pytest.mark.parametrize("size", [60, 100])
+def test_an_image_size_that_is_no_multiple_of_the_patch_is_refused(tmp_path, size):
+    path = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path)
+    words = rf"encoder.img_size timm:vit_tiny_patch16_224: .*tile {size} x {size} px .* patches of 16 px"
+    with pytest.raises(UserError, match=words) as error:
+        build_encoder({"name": "timm:vit_tiny_patch16_224", "checkpoint": path, "img_size": size})
+    assert "\n" not in str(error.value)
+
+
+def test_a_models_own_rest_is_no_place_for_a_seam():
+    """SigLIP's 384 px are 27 patches of 14 and 6 px over: between tiles these would be lost."""
+    model = timm.create_model(
+        "vit_so400m_patch14_siglip_384", depth=1, embed_dim=32, num_heads=2, mlp_ratio=2, num_classes=0
+    )
+    assert S2Encoder(model, (384,)).grid == 27  # as the model has it
+    with pytest.raises(UserError, match=r"tile of 384 px .* patches of 14 px.*give a tile .* of 378"):
+        S2Encoder(model, (384, 768))
+    assert S2Encoder(model, (378, 756), tile=378).grid == 27
+
+
+@pytest.mark.parametrize(
+    ("cfg", "words"),
+    [
+        ({"scales": 2}, "encoder.scales: found 2"),
+        ({"sizes": ["big"]}, r"encoder.sizes\[0\]: found 'big', expected tuple"),
+        ({"block": "last"}, "encoder.block: found 'last'"),
+        ({"name": None}, "encoder.name: found None, expected str"),
+    ],
+)
+def test_settings_of_another_type_are_refused_in_a_line(tiny_file, cfg, words):
+    with pytest.raises(UserError, match=words) as error:
+        build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file, **cfg})
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="encoder: key 'name' is missing"):
+        build_encoder({"checkpoint": tiny_file})
 
 
 def test_header_is_plain_json(tiny_file):

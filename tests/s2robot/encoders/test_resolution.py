@@ -12,12 +12,14 @@ from torch.nn import functional as F
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import encoder_settings, open_demos
-from s2robot.encoders.encoder import S2Encoder, build_encoder
+from s2robot.encoders.build import build_encoder
+from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import Selective, SelectiveEncoder
 from s2robot.loading import load_policy
 from s2robot.pipeline import encode_demos, train_policy
 from s2robot.policies.errors import PolicyError
-from s2robot.s2.reference import forward, pyramid
+from s2robot.s2.pyramid import pyramid, square_frames
+from s2robot.s2.reference import forward
 
 CPU = torch.device("cpu")
 
@@ -58,7 +60,9 @@ def test_the_first_scale_is_the_same_and_the_larger_hold_nothing_new(tiny_encode
             :, 1:
         ]  # the paper's code
         torch.testing.assert_close(upsampled.encode(given), expected, rtol=1e-4, atol=1e-4)
-    levels = pyramid(torch.from_numpy(frames), (32, 64, 96), upsampled=True)
+    levels = pyramid(
+        square_frames(torch.from_numpy(frames)), [(32, 32), (64, 64), (96, 96)], (32, 32), enlarge=True
+    )
     for level in levels[1:]:
         enlarged = F.interpolate(levels[0], level.shape[-2:], mode="bicubic")
         torch.testing.assert_close(level, enlarged, rtol=0, atol=0)

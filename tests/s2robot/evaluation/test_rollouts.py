@@ -14,7 +14,7 @@ from s2robot.common.paths import configs_dir
 from s2robot.demos.picker import PickerConfig
 from s2robot.demos.record import record_episode
 from s2robot.demos.store import EpisodeStore
-from s2robot.encoders.encoder import build_encoder
+from s2robot.encoders.build import build_encoder
 from s2robot.encoders.selective import SelectiveEncoder, select
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick

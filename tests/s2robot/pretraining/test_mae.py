@@ -8,7 +8,9 @@ import torch
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.common.errors import UserError
 from s2robot.pretraining.mae import MAE, patchify, unpatchify
-from s2robot.s2.reference import resize, s2_tokens, split
+from s2robot.s2.engine import encode
+from s2robot.s2.layout import square
+from s2robot.s2.pyramid import resize
 
 torch.set_num_threads(1)
 SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
@@ -48,11 +50,12 @@ def test_visible_tokens_are_the_vits_when_all_are_visible():
 def test_visible_tokens_are_s2s_when_all_are_visible(scales):
     mae, side = MAE(MVPViT(ViTSpec(32, 4, 24, 2, 3)), 16, 1, 2, scales=scales), 32 * scales[-1]
     x = torch.randn(2, 3, side, side)
-    levels = [resize(x, 32 * scale) for scale in scales]
+    levels, layout = [resize(x, 32 * scale) for scale in scales], square([32 * s for s in scales], 32, 4)
     with torch.no_grad():
         tokens = mae.encode_visible(mae.cells(x), torch.arange(64).expand(2, 64))
-        torch.testing.assert_close(tokens[:, 1:], s2_tokens(mae.vit, levels, 32, 1), rtol=1e-4, atol=1e-5)
-        first = [mae.vit(split(v, 32))[:, 0].unflatten(0, (-1, 2)).mean(0) for v in levels]
+        torch.testing.assert_close(tokens[:, 1:], encode(mae.vit, levels, layout, 1), rtol=1e-4, atol=1e-5)
+        tiles = [plan.split(v) for plan, v in zip(layout.levels, levels, strict=True)]
+        first = [mae.vit(v)[:, 0].unflatten(0, (-1, 2)).mean(0) for v in tiles]
         torch.testing.assert_close(tokens[:, 0], torch.cat(first, dim=-1), rtol=1e-4, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.encoders.encoder import build_encoder
+from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.probing import moments as readout_frames

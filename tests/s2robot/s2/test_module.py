@@ -15,7 +15,10 @@ from s2robot.backbones.backbone import find_backbone
 from s2robot.backbones.vit import load_encoder
 from s2robot.common.errors import UserError
 from s2robot.common.paths import shipped_weights
-from s2robot.s2.reference import forward, pyramid, resize, s2_tokens
+from s2robot.s2.engine import encode
+from s2robot.s2.layout import square
+from s2robot.s2.pyramid import pyramid, resize, square_frames
+from s2robot.s2.reference import forward
 
 torch.set_num_threads(1)
 
@@ -142,8 +145,9 @@ def test_square_frames_are_what_the_drop_in_gives(k, prefix, scales):
 
 def test_native_equals_this_projects_encoder():
     model, x = Tokens(4, prefix=1), frames(2, 32, 32)
-    levels = [normalised(level.permute(0, 2, 3, 1) * 1.0) for level in pyramid(x, (16, 32))]
-    expected = s2_tokens(model.eval(), levels, 16, 1)
+    levels = pyramid(square_frames(x), [(16, 16), (32, 32)], (32, 32))
+    levels = [normalised(level.permute(0, 2, 3, 1)) for level in levels]
+    expected = encode(model.eval(), levels, square((16, 32), 16, 4), front=1)
     torch.testing.assert_close(make(model=model)(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -323,7 +327,7 @@ def test_a_backbone_can_be_given_and_the_name_is_exported():
     import s2robot
 
     backbone = find_backbone(Tokens(prefix=1).eval(), tile=16, patch=4, num_prefix_tokens=1)
-    s2 = s2robot.S2(backbone)
+    s2 = s2robot.S2(backbone, frozen=False)
     assert s2.backbone is backbone and (s2.dim, s2.grid, s2.num_tokens) == (12, (4, 4), 16)
     assert "scales=(1, 2)" in repr(s2) and "tile 16 x 16" in repr(s2)
     with pytest.raises(AttributeError, match="no attribute 'S3'"):

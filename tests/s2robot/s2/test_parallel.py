@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from s2robot.common.errors import UserError
+from s2robot.s2.engine import encode
+from s2robot.s2.layout import square
 from s2robot.s2.parallel import TileParallel, _parts
-from s2robot.s2.reference import s2_tokens
 
 torch.set_num_threads(1)
+LAYOUT = square((16, 32), 16, 8)
 
 
 class Probe(nn.Module):
@@ -72,7 +74,7 @@ def test_devices_give_what_the_model_gives(dtype):
     threads = torch.get_num_threads()
     levels = [torch.randn(1, 3, 16, 16), torch.randn(1, 3, 32, 32)]
     with torch.inference_mode(), TileParallel(model, devices=["cpu", "cpu"]) as parallel:
-        out, expected = s2_tokens(parallel, levels, 16, 1), s2_tokens(model, levels, 16, 1)
+        out, expected = encode(parallel, levels, LAYOUT, 1), encode(model, levels, LAYOUT, 1)
         assert parallel.spec == model.spec and parallel.num_prefix_tokens == 1
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 0.03)
         assert parallel(torch.randn(0, 3, 16, 16)).shape == (0, 5, 32)
@@ -93,8 +95,8 @@ def test_processes_give_what_the_model_gives():
     model = vit(torch.float32)
     levels = [torch.randn(2, 3, 16, 16), torch.randn(2, 3, 32, 32)]
     with torch.inference_mode(), TileParallel(model, processes=2) as parallel:
-        expected = s2_tokens(model, levels, 16, 1)
-        first, again = s2_tokens(parallel, levels, 16, 1), s2_tokens(parallel, levels, 16, 1)
+        expected = encode(model, levels, LAYOUT, 1)
+        first, again = encode(parallel, levels, LAYOUT, 1), encode(parallel, levels, LAYOUT, 1)
         torch.testing.assert_close(first, expected, rtol=0, atol=1e-6)
         assert torch.equal(first, again)
         for n in (1, 3, 0):  # other shapes, fewer rows than workers

@@ -9,19 +9,31 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
-from s2robot.s2.reference import (
-    combine,
-    forward,
-    merge,
-    pyramid,
-    resize,
-    s2_tokens,
-    split,
-    tensor_of,
-    tile_grid,
-)
+from s2robot.s2.engine import assemble, encode
+from s2robot.s2.layout import square
+from s2robot.s2.pyramid import pyramid, resize, square_frames
+from s2robot.s2.reference import forward, tile_grid
+from s2robot.s2.tiling import plan_tiles
 
 torch.set_num_threads(1)
+
+
+def split(x, tile):
+    return plan_tiles(x.shape[-1], tile).split(x)
+
+
+def merge(tiles, k):
+    return plan_tiles(k * tiles.shape[-1], tiles.shape[-1]).merge(tiles)
+
+
+def from_largest(images, sizes):
+    """Levels of square frames as this project's encoders make them."""
+    return pyramid(square_frames(images), [(size, size) for size in sizes], (max(sizes), max(sizes)))
+
+
+def s2_tokens(model, levels, tile, num_prefix_tokens=0, output="tokens"):
+    layout = square([x.shape[-1] for x in levels], tile, model.patch)
+    return encode(model, levels, layout, num_prefix_tokens, output)
 
 
 class TinyModel:
@@ -226,24 +238,6 @@ def test_integer_images_saturate_instead_of_wrapping():
         forward(torch.nn.Conv2d(3, 5, 2, 2), image, scales=[1], output_shape="bchw")
 
 
-def test_what_models_return():
-    x, y = torch.rand(2, 3), torch.rand(4)
-    assert tensor_of(x) is x
-    assert tensor_of(SimpleNamespace(last_hidden_state=x)) is x
-    assert tensor_of((x, y)) is x and tensor_of([x]) is x
-    assert tensor_of({"x_norm_clstoken": y, "x_norm_patchtokens": x, "masks": None}) is x
-    assert tensor_of({"out": x, "aux": y}) is x
-    assert tensor_of({"layer4": x}) is x
-    for bad, words in (
-        (None, "NoneType"),
-        ({"a": x, "b": y}, "dict with a, b"),
-        ((), "tuple"),
-        ({}, "nothing"),
-    ):
-        with pytest.raises(UserError, match=words):
-            tensor_of(bad)
-
-
 def test_token_grids():
     assert tile_grid(36, (64, 144), 0) == (4, 9)  # not 6 x 6
     assert tile_grid(5 + 36, (144, 64), 5) == (9, 4)
@@ -277,7 +271,7 @@ def test_one_call_a_scale_as_the_reference_and_one_call_in_all_for_us():
     forward(model, torch.rand(3, 3, 4, 4), scales=(1, 2))
     assert model.calls == [(3, 3, 4, 4), (12, 3, 4, 4)]
     model.calls.clear()
-    levels = pyramid(torch.zeros(3, 8, 8, 3, dtype=torch.uint8), (4, 8))
+    levels = from_largest(torch.zeros(3, 8, 8, 3, dtype=torch.uint8), (4, 8))
     assert s2_tokens(model, levels, tile=4).shape == (3, 4, 6)
     assert model.calls == [(15, 3, 4, 4)]
 
@@ -292,35 +286,36 @@ def test_scale_one_is_the_model_itself():
 def test_mean_of_the_map_is_the_mean_of_tile_means(k, grid, batch, prefix):
     tile, model = 2 * grid, TinyModel(2, prefix)
     images = torch.randint(0, 256, (batch, k * tile, k * tile, 3), dtype=torch.uint8)
-    levels = [x / 255 for x in pyramid(images, (tile, k * tile))]
+    levels = [x / 255 for x in from_largest(images, (tile, k * tile))]
     tokens = s2_tokens(model, levels, tile, prefix)
-    mean = s2_tokens(model, levels, tile, prefix, pool="mean")
-    assert mean.shape == (batch, 1, 6)
-    torch.testing.assert_close(mean, tokens.mean(dim=1, keepdim=True), rtol=1e-6, atol=1e-6)
+    mean = s2_tokens(model, levels, tile, prefix, "pooled")
+    assert mean.shape == (batch, 6)
+    torch.testing.assert_close(mean, tokens.mean(dim=1), rtol=1e-6, atol=1e-6)
 
 
 def test_our_tokens_are_the_reference_on_the_same_levels():
     model = TinyModel(2, prefix=1)
-    levels = pyramid(torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8), (8, 16))
-    one_by_one = combine([model(split(x, 8)) for x in levels], [1, 2], num_prefix_tokens=1)[:, 1:]
+    levels = from_largest(torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8), (8, 16))
+    parts = [model(split(x, 8)).unflatten(0, (-1, 2)) for x in levels]
+    one_by_one = assemble(parts, square((8, 16), 8, 2), front=1, prefix=True)[:, 1:]
     torch.testing.assert_close(s2_tokens(model, levels, 8, 1), one_by_one, rtol=0, atol=0)
 
 
 def test_pyramid_averages_areas_exactly():
     image = torch.tensor([[0, 255], [1, 2]], dtype=torch.uint8)[None, :, :, None].expand(1, 2, 2, 3)
-    small, large = pyramid(image, (1, 2))
+    small, large = from_largest(image, (1, 2))
     assert small.flatten().tolist() == [64.5, 64.5, 64.5]
     assert large[0, 0].tolist() == [[0, 255], [1, 2]]
     image = torch.randint(0, 256, (2, 24, 24, 3), dtype=torch.uint8)
     for size in (4, 6, 8, 12):
         f = 24 // size
         blocks = image.double().reshape(2, size, f, size, f, 3).mean(dim=(2, 4)).permute(0, 3, 1, 2)
-        torch.testing.assert_close(pyramid(image, (size,))[0].double(), blocks, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(from_largest(image, (size,))[0].double(), blocks, rtol=1e-6, atol=1e-5)
 
 
 def test_pyramid_antialiases_other_ratios():
     noise = torch.randint(0, 256, (1, 448, 448, 3), dtype=torch.uint8)
-    (small,) = pyramid(noise, (300,))
+    (small,) = from_largest(noise, (300,))
     aliased = F.interpolate(noise.permute(0, 3, 1, 2).float(), size=(300, 300), mode="bilinear")
     assert small.shape == (1, 3, 300, 300)
     assert small.std() < 0.9 * aliased.std()
@@ -351,8 +346,8 @@ def test_pyramid_antialiases_other_ratios():
         (lambda m: forward(lambda x: m(x)[:1], torch.rand(2, 3, 4, 4), [1]), r"\(1, 4, 3\) for 2 tiles"),
         (lambda m: forward(TinyModel(2, 0, (8, 8)), torch.rand(1, 3, 4, 4), [1]), r"\(4, 4\).*\(8, 8\)"),
         (lambda m: forward(torch.nn.Linear(7, 2), torch.rand(1, 3, 4, 4), [1]), "fails on 4 x 4 px"),
-        (lambda m: pyramid(torch.zeros(1, 4, 6, 3, dtype=torch.uint8), (2,)), "height 4 and width 6"),
-        (lambda m: pyramid(torch.zeros(1, 4, 4, 3), (2,)), "torch.float32"),
+        (lambda m: square_frames(torch.zeros(1, 4, 6, 3, dtype=torch.uint8)), "height 4 and width 6"),
+        (lambda m: square_frames(torch.zeros(1, 4, 4, 3)), "torch.float32"),
     ],
 )
 def test_errors_say_what_was_found_and_expected(call, words):

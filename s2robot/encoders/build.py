@@ -1,0 +1,145 @@
+"""The encoder that a config describes.
+
+build_encoder({"name": "mvp-tiny", "scales": [1, 2]})
+build_encoder({"name": "timm:vit_small_patch14_dinov2", "checkpoint": "dinov2.safetensors", "img_size": 112})
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from s2robot.backbones import mvp
+from s2robot.backbones.backbone import Backbone, find_backbone
+from s2robot.backbones.vit import PUBLISHED, MVPViT, load_encoder, load_mvp, load_strict, read_torch
+from s2robot.common.errors import UserError
+from s2robot.common.paths import weights_dir
+from s2robot.encoders.encoder import S2Encoder
+from s2robot.policies.settings import read_settings
+
+OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # made by `s2robot pretrain`
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What a config says of an encoder; `null` is the default of each.
+
+    Args:
+        name: "mvp-tiny", "mvp-tiny-s2", "mvp-small", a published MVP checkpoint or "timm:<model>".
+        checkpoint: path of the weights; None for what ships, and for MVP's files, which are downloaded to the cache.
+        sizes: image sides in pixels, or
+        scales: the same as multiples of the tile (1 and 2).
+        resolution: of the larger sizes: native, or upsampled from the first.
+        pool: tokens, or mean.
+        dtype: of the arithmetic, float32 or bfloat16.
+        block: the block whose output is taken, 1 = the first; None = the last.
+        img_size: the tile, for timm models alone, if it is not the model's own.
+        check_md5: refuse an MVP file whose md5 is not the published one.
+    """
+
+    name: str
+    checkpoint: str | None = None
+    sizes: tuple[int, ...] | None = None
+    scales: tuple[float, ...] | None = None
+    resolution: str | None = None
+    pool: str | None = None
+    dtype: str | None = None
+    block: int | None = None
+    img_size: int | None = None
+    check_md5: bool = True
+
+    def __post_init__(self) -> None:
+        if self.sizes and self.scales:
+            raise UserError(f"encoder: give sizes {list(self.sizes)} or scales {list(self.scales)}, not both")
+        if self.img_size and not self.name.startswith("timm:"):
+            raise UserError(f"encoder.img_size: {self.name} has its own; the key is for timm models")
+
+
+def build_encoder(cfg: Mapping[str, Any]) -> S2Encoder:
+    """The encoder that a config describes: the keys of `EncoderSettings`.
+
+    Raises UserError naming the key, what was found and what was expected.
+    """
+    settings = read_settings(EncoderSettings, cfg, "encoder", UserError)
+    backbone = _backbone(settings)
+    timm = settings.name.startswith("timm:")
+    return S2Encoder(
+        backbone,
+        settings.sizes or [round(scale * backbone.tile[0]) for scale in settings.scales or (1, 2)],
+        settings.pool or "tokens",
+        name=settings.name,
+        describe={"timm": settings.name[5:]} if timm else {},
+        dtype=settings.dtype or "float32",
+        resolution=settings.resolution or "native",
+    )
+
+
+def _backbone(settings: EncoderSettings) -> Backbone:
+    name, checkpoint = settings.name, settings.checkpoint
+    model: nn.Module
+    if name.startswith("timm:"):
+        model = _timm(name[5:], checkpoint)
+    elif name in OURS:
+        model = _own(name, checkpoint)
+    elif name in PUBLISHED:
+        path = checkpoint or mvp.fetch(name, check_md5=settings.check_md5)  # fetch checks its own
+        model, _ = load_mvp(name, path, check_md5=settings.check_md5 and checkpoint is not None)
+    else:
+        known = [*OURS, *PUBLISHED]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        raise UserError(
+            f"encoder.name: found {name!r}, expected one of {', '.join(known)} or timm:<model>"
+            + (f"; nearest: {near[0]}" if near else "")
+        )
+    try:
+        return find_backbone(model, tile=settings.img_size, block=settings.block)
+    except UserError as error:
+        key = ".img_size" if settings.img_size and "tile" in str(error) else ""
+        raise UserError(f"encoder{key} {name}: {error}") from error
+
+
+def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
+    """A timm model with weights from a local .safetensors or .pth file."""
+    import timm  # takes longer than torch
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise UserError(
+            f"encoder timm:{name}: timm has no such model" + (f"; nearest: {near[0]}" if near else "")
+        )
+    if checkpoint is None:
+        raise UserError(f"encoder timm:{name}: give its weights file as encoder.checkpoint")
+    model = timm.create_model(name, pretrained=False, num_classes=0)
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    if path.suffix == ".safetensors":
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+    else:
+        state = read_torch(path)
+    head = model.default_cfg.get("classifier") or "head"
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    dropped = {f"{part}.{kind}" for part in heads for kind in ("weight", "bias")}
+    load_strict(model, {k: v for k, v in state.items() if k not in dropped}, str(path))
+    return model
+
+
+def _own(name: str, checkpoint: str | Path | None) -> MVPViT:
+    """An encoder that `s2robot pretrain` made, from a file or from the package."""
+    shipped = weights_dir() / f"{name}.safetensors"
+    if checkpoint is None and not shipped.is_file():
+        raise UserError(
+            f"encoder {name}: found no {shipped}; take it from the repository (an installed wheel leaves the largest "
+            f"weights out) or make it with `s2robot pretrain pretrain={name}`, and name it as encoder.checkpoint"
+        )
+    return load_encoder(checkpoint or shipped)[0]

@@ -1,0 +1,83 @@
+"""An image at several sizes.
+
+    pyramid(images, [(128, 128), (256, 256)])                     # each level from the image itself
+    pyramid(images, sizes, first=(256, 256))                      # from the largest: render once, then average
+    pyramid(images, sizes, first=(128, 128), enlarge=True)        # the S2 paper's: nothing new in the larger ones
+
+On the way down areas are averaged (exactly, where sides are whole multiples) or the image is antialiased; torch's
+`interpolate` does both, but its area mode has no antialiasing for other ratios, so `resize` chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from s2robot.common.errors import UserError
+from s2robot.s2.tiling import Size
+
+
+def resize(images: Tensor, size: Size) -> Tensor:
+    """Float (B, C, H, W) -> (B, C, *size): exact mean of areas if H and W are multiples, else antialiased.
+
+    An int stands for a square. Enlarging is bilinear.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    h, w = images.shape[-2:]
+    if (h, w) == (height, width):
+        return images
+    if h % height == 0 and w % width == 0:
+        return F.avg_pool2d(images, (h // height, w // width))
+    return F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
+
+
+def bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The reference's resize: float32, no antialiasing, cast back. Integers saturate (the reference wraps)."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    x = F.interpolate(images.float(), size=size, mode="bicubic")
+    if not images.is_floating_point():
+        limits = torch.iinfo(images.dtype)
+        x = x.clamp(limits.min, limits.max)
+    return x.to(images.dtype)
+
+
+def pyramid(
+    images: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    first: tuple[int, int] | None = None,
+    enlarge: bool = False,
+) -> list[Tensor]:
+    """Float (B, C, H, W) -> one (B, C, *size) a size.
+
+    first: the size that the images are brought to before all others; None takes each level from them as they are.
+    enlarge: the others are made from the first as `forward` makes them, bicubic and without antialiasing.
+    """
+    x = images if first is None else resize(images, first)
+    return [bicubic(x, size) if enlarge else resize(x, size) for size in sizes]
+
+
+def tensor_of(images: Any, device: torch.device | None = None) -> Tensor:
+    """A tensor as it is, or a numpy array as one on the device; UserError for anything else."""
+    if isinstance(images, Tensor):
+        return images
+    if isinstance(images, np.ndarray) and images.dtype.kind in "uif":
+        return torch.as_tensor(np.ascontiguousarray(images), device=device)  # flipped views have no tensor
+    found = (
+        f"a numpy array of {images.dtype}" if isinstance(images, np.ndarray) else f"a {type(images).__name__}"
+    )
+    raise UserError(f"expected images as a tensor or a numpy array of numbers, found {found}")
+
+
+def square_frames(images: Tensor) -> Tensor:
+    """uint8 RGB (B, H, H, 3) -> float32 (B, 3, H, H), 0 to 255; UserError for another type or shape."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"expected images uint8 (B, H, W, 3), found {images.dtype} {tuple(images.shape)}")
+    if images.shape[1] != images.shape[2]:
+        raise UserError(f"expected square images, found height {images.shape[1]} and width {images.shape[2]}")
+    return images.permute(0, 3, 1, 2).float().contiguous()
