@@ -2,6 +2,8 @@
 
 The websocket protocol is the websockets package's, without its input and output: reading and writing happen here, on
 a socket that never blocks. So no call waits in a full send buffer, a lock or a thread, whatever the other side does.
+
+Why not the package's own client: its `send` and `close` know no deadline (websockets 17), and the arm waits meanwhile.
 """
 
 import logging

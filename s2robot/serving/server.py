@@ -22,20 +22,21 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from s2robot import __version__
 from s2robot.common.errors import UserError
+from s2robot.common.settings import read
 from s2robot.loading import load_actor
 from s2robot.policies import Actor, PolicyError
-from s2robot.serving.request import checked_request
+from s2robot.serving.request import Question, read_request
 from s2robot.serving.token import token_for
 from s2robot.serving.wire import PROTOCOL, PROTOCOL_HEADER, WireError, encode
 
@@ -65,6 +66,9 @@ class ServeSettings:
     send_s: float = 5
     idle_s: float = 600
     call_s: float = 30
+    token_file: str | None = None
+    device: str = "auto"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
@@ -215,7 +219,7 @@ class PolicyServer:
                 if data is None:
                     return _GOING, "gone"
                 try:
-                    request = checked_request(data, self.actor.cameras, spec.proprio_dim)
+                    request = read_request(data, self.actor.cameras, spec.proprio_dim)
                 except WireError as error:  # this is no client of ours
                     return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
                 try:
@@ -232,11 +236,11 @@ class PolicyServer:
         finally:
             newest.reader.cancel()
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, request: Question) -> dict[str, Any]:
         """A request's plan, or why there is none (in the worker thread)."""
-        number, after = request["id"], request["after"]
-        if "error" in request:
-            return {"id": number, "error": request["error"]}
+        number, after = request.id, request.after
+        if request.error:
+            return {"id": number, "error": request.error}
         memory = self._fresh if after == 0 else self._memories.get(after)
         if memory is None or number in self._memories:
             known = ", ".join(map(str, sorted(self._memories))) or "none"
@@ -244,7 +248,7 @@ class PolicyServer:
         start = time.perf_counter()
         try:
             self.actor.restore(memory)
-            actions = self.actor.plan(request)
+            actions = self.actor.plan(request.observation)
         except PolicyError as error:
             return {"id": number, "error": str(error)}
         except Exception as error:
@@ -320,12 +324,14 @@ def _name(ws: ServerConnection) -> str:
 
 def run_serve(cfg: DictConfig) -> None:
     """`s2robot serve`: host a checkpoint's policy until Ctrl-C."""
-    values: dict[str, Any] = OmegaConf.to_container(cfg.serve, resolve=True)  # type: ignore[assignment]
-    settings = ServeSettings(**{f.name: values[f.name] for f in fields(ServeSettings)})
-    token, place = token_for(settings.host, values["token_file"])
-    if values["threads"]:
-        torch.set_num_threads(values["threads"])
-    actor, encoder, contract = load_actor(cfg.checkpoint, values["device"], cfg.encoder.checkpoint)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # a script's `s2robot serve &` starts with Ctrl-C's signal ignored; who sends it means this server
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings = read(ServeSettings, cfg.serve, "serve")
+    token, place = token_for(settings.host, settings.token_file)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    actor, encoder, contract = load_actor(cfg.checkpoint, settings.device, cfg.encoder.checkpoint)
     server = PolicyServer(actor, contract, encoder.image_size, token, settings)
 
     def ready(port: int) -> None:

@@ -6,6 +6,9 @@ A message is made of dicts with text keys, lists, text, bytes, numbers, true, fa
 the msgpack extension 1: its dtype's number and its count of dimensions (a byte each), the dimensions (int64), then
 the values, row by row, all little-endian. Other extensions and other dtypes are refused, and so is a shape whose
 size is not that of the values. What is decoded takes little more memory than its bytes, however they were chosen.
+
+Why not msgpack-numpy: it unpickles arrays of objects (0.4.8), so a message could run code; openpi's copy of it refuses
+those, and bounds neither shapes nor the count of containers.
 """
 
 import math

@@ -566,13 +566,13 @@ def test_a_taken_port_is_one_line(checkpoint):
 
 
 @contextlib.contextmanager
-def command(checkpoint: Path, folder: Path):
+def command(checkpoint: Path, folder: Path, **settings):
     """`s2robot serve` in a process of its own: the process, its URL, its token."""
     env = {k: v for k, v in os.environ.items() if k != "S2ROBOT_TOKEN"}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(folder)}
     process = subprocess.Popen(
         [sys.executable, "-m", "s2robot", "serve", f"checkpoint={checkpoint}", "serve.port=0", "serve.device=cpu"],
-        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings,
     )  # fmt: skip
     try:
         line = process.stdout.readline()
@@ -607,6 +607,16 @@ def test_a_hung_server_process_and_ctrl_c(checkpoint, tmp_path):
         assert token not in process.stdout.read()
         kept = [p for p in tmp_path.rglob("*") if p.is_file() and token in p.read_text(errors="replace")]
         assert kept == [tmp_path / "s2robot/token"]  # no log and no config holds it
+
+
+def test_started_in_the_background_of_a_script_it_ends_by_ctrl_c_s_signal(checkpoint, tmp_path):
+    def background():  # what a shell does before a job behind `&`
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    with command(checkpoint, tmp_path, preexec_fn=background) as (process, _, _):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stderr.read().strip() == "s2robot serve: interrupted"
 
 
 def test_a_killed_server_process(checkpoint, tmp_path):
