@@ -1,0 +1,109 @@
+"""Every script of examples/ runs, on a tiny scale, and does what it says."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot.envs.robots import robot_spec
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def example(name: str, *arguments: object):
+    """What `main` of an example gives for these arguments."""
+    return importlib.import_module(f"examples.{name}").main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(save_untrained, tmp_path_factory) -> Path:
+    """A policy with random weights, as `s2robot train` would save it."""
+    return save_untrained(tmp_path_factory.mktemp("policy") / "checkpoint", deltas=0.003)
+
+
+def test_every_example_is_run_here_and_named_in_its_page():
+    names = {file.stem for file in EXAMPLES.glob("*.py")}
+    here = Path(__file__).read_text(encoding="utf-8")
+    assert names and all(f'"{name}"' in here for name in names)
+    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert all(f"{name}.py" in page for name in names)
+    assert all(len(f.read_text(encoding="utf-8").splitlines()) <= 75 for f in EXAMPLES.glob("*.py"))
+
+
+def test_an_example_is_a_script():
+    env = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "compare_arms.py", "--help"], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0 and "--a" in done.stdout, done.stderr
+
+
+def test_s2_on_models_of_three_libraries(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (96, 64)).save(tmp_path / "photo.png")
+    tokens = example("s2_timm", tmp_path / "photo.png", "--model", "vit_tiny_patch16_224")
+    assert tokens.shape == (1, 14 * 21, 2 * 192)
+    maps, gradient = example("s2_torchvision", "--size", 64)
+    assert maps.shape[:2] == (2, 1024) and gradient > 0
+    tokens, theirs = example("s2_huggingface")
+    assert tokens.shape == (1, 196, 192) and theirs.shape == (1, 197, 192)
+    np.testing.assert_allclose(theirs[:, 1:].numpy(), tokens.numpy(), atol=1e-4)
+
+
+def test_own_demos_and_own_encoder(tmp_path):
+    store = example("own_demos", tmp_path / "mine.zarr", "--episodes", 2, "--steps", 5, "--size", 128)
+    assert len(store) == 2 and store.num_steps == 10
+    features = example("own_encoder", tmp_path / "mine.zarr")
+    assert features.shape == (10, 3, 16, 64) and np.isfinite(features).all()
+
+
+def test_train_by_hand(tmp_path):
+    losses = example("train_by_hand", "--steps", 60, "--out", tmp_path / "checkpoint")
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def test_act(checkpoint):
+    action = example("act", checkpoint)
+    assert action.shape == (8,) and np.isfinite(action).all()
+
+
+@pytest.mark.realtime
+def test_serve_and_call(checkpoint, monkeypatch):
+    monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
+    action = example("serve_and_call", checkpoint, "--deadline", 60)
+    assert action.shape == (8,) and np.isfinite(action).all()
+
+
+def test_evaluate(checkpoint):
+    assert len(robot_spec("xarm7").home) == 7
+    assert example("evaluate", checkpoint, "--episodes", 2, "--steps", 2) == [False, False]
+
+
+def test_compare_arms(tmp_path):
+    rng = np.random.default_rng(0)
+    folders: dict[str, list[Path]] = {"a": [], "b": []}
+    for arm, chance in (("a", 0.9), ("b", 0.4)):
+        for seed in range(3):
+            folder = tmp_path / f"{arm}{seed}"
+            folder.mkdir()
+            folders[arm].append(folder)
+            rows = [
+                {
+                    "episode": i, "seed": 10000 + i, "success": bool(rng.random() < chance), "cube_xy": [0.0, 0.0],
+                    "cube_yaw": 0.0, "stage": "approach", "steps": 80, "seconds": 8.0, "time_to_success_s": None,
+                    "closest_m": None, "video": None,
+                }
+                for i in range(64)
+            ]  # fmt: skip
+            for row in rows:
+                if row["success"]:
+                    row |= {"stage": "held", "time_to_success_s": 4.0}
+            (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = example("compare_arms", "--a", *folders["a"], "--b", *folders["b"])
+    assert result.difference > 0.3 and result.low > 0 and result.seeds == (3, 3)
