@@ -1,10 +1,9 @@
 """The processes of a training: Lightning Fabric starts them, one writes, and the end of one is one line.
 
 Fabric's processes all run the whole command: the first comes as far as `launch`, which starts the others, and
-they come to the same place. `is_first()` says before that who is who.
+they come to the same place. `s2robot.common.run_folder.is_first()` says before that who is who.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -27,11 +26,6 @@ class Machine(Protocol):
     def precision(self) -> str: ...
     @property
     def threads(self) -> int | None: ...
-
-
-def is_first() -> bool:
-    """Whether this is the process that records, encodes, evaluates and writes; known before `launch`."""
-    return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 def launch(machine: Machine, where: str) -> Fabric:
@@ -68,8 +62,8 @@ def together(fabric: Fabric, where: str) -> Iterator[None]:
         if fabric.world_size == 1 or not lost:
             raise
         raise UserError(
-            f"{where}: process {fabric.global_rank + 1} of {fabric.world_size} lost the others: one has ended, "
-            "and its own line says why; the same command goes on from the last state"
+            f"{where}: process {fabric.global_rank + 1} of {fabric.world_size} lost another, which was killed or "
+            "says in a line of its own why it ended; the same command goes on from the last state"
         ) from error
 
 

@@ -1,0 +1,81 @@
+"""A training by two processes: `python -m tests.s2robot.training.two_processes <folder> [train|pretrain] [what fails]`.
+
+Each process writes what it saw to <folder>/process<n>.json. Errors end as those of the command line do.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from s2robot.common.errors import UserError
+from s2robot.common.run_folder import is_first
+from s2robot.demos.store import EpisodeStore
+from s2robot.policies import ChunkPolicy
+from s2robot.pretraining.mae import MAE
+from s2robot.pretraining.pretrain import pretrain
+from s2robot.training.train import train
+from tests.s2robot.pretraining import small as pretraining
+from tests.s2robot.training.small import CONTRACT, make_data, make_settings, make_spec
+
+
+def watch(seen: dict, number: int, fails: str) -> None:
+    """Note the seed and loss of every step; let process 1 die in the sixth where that is wanted."""
+    loss, forward = ChunkPolicy.loss, MAE.forward
+
+    def step(value: torch.Tensor) -> None:
+        seen["losses"].append(value.item())
+        if number == 1 and len(seen["losses"]) == 6:
+            if fails == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fails == "refuses":
+                raise UserError("frames/7.png: not a readable image")
+        if number == 0 and len(seen["losses"]) == 6 and fails == "first":
+            raise UserError("no space left")
+
+    def watched_loss(self, batch):
+        result = loss(self, batch)
+        if self.training:
+            seen["seeds"].append(torch.initial_seed())
+            step(result[0])
+        return result
+
+    def watched_forward(self, images, generator=None):
+        seeds = generator.initial_seed() if generator else None
+        result = forward(self, images, generator)
+        if torch.is_grad_enabled():
+            seen["seeds"].append(seeds)
+            step(result[0])
+        return result
+
+    ChunkPolicy.loss, MAE.forward = watched_loss, watched_forward
+
+
+def main(folder: Path, job: str = "train", fails: str = "") -> int:
+    number = int(os.environ.get("LOCAL_RANK", 0))
+    seen: dict = {"seeds": [], "losses": [], "first": is_first()}
+    if is_first() and not (folder / "features.npy").exists():
+        np.save(folder / "features.npy", make_data(folder / "d.zarr")[1])
+        pretraining.make_settings(folder)
+    watch(seen, number, fails)
+    try:
+        if job == "train":
+            features = np.load(folder / "features.npy", mmap_mode="r")
+            settings = make_settings(epochs=3, devices=2, precision="32-true")
+            spec = make_spec(proprio_noise=0.1)
+            train(settings, spec, EpisodeStore.open(folder / "d.zarr"), features, CONTRACT, folder / "run")
+        else:
+            pretrain(pretraining.make_settings(folder, out=str(folder / "run"), devices=2), progress=False)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    (folder / f"process{number}.json").write_text(json.dumps(seen))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
