@@ -18,7 +18,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from statistics import median_low
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from s2robot.common.errors import UserError
 from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.tiles import Frame, Held, Stream, Tiles, in_a_row
 from s2robot.s2.engine import assemble
 from s2robot.s2.pyramid import tensor_of
 
@@ -88,33 +89,6 @@ def select(encoder: S2Encoder, settings: Mapping[str, Any] | None) -> S2Encoder 
     return SelectiveEncoder(encoder, Selective(**settings))
 
 
-@dataclass(eq=False)
-class _Held:
-    """What the model gave for a tile; filled in when the tile's turn in the model has come."""
-
-    coarse: list[_Held]  # the coarse tiles of the same moment, empty unless needed for the choice
-    tokens: Tensor = field(default_factory=lambda: torch.empty(0))  # (g * g, D)
-
-
-@dataclass(eq=False)
-class _Stream:
-    """The memory of one camera: per size the pixels, per tile the features that were made of them."""
-
-    pixels: list[Tensor]  # one float32 (3, size, size) a size
-    held: list[_Held | None]  # one a tile, None if never computed
-    frames: int = 0
-
-
-@dataclass(eq=False)
-class _Frame:
-    """A frame on its way: what stands for each tile, None for the coarse tokens of that region."""
-
-    stream: _Stream
-    levels: list[Tensor]  # one float32 (3, size, size) a size
-    point: Sequence[float] | None
-    tiles: list[_Held | None]
-
-
 class SelectiveEncoder:
     """An S2Encoder that computes a few fine tiles a frame. Has the encoder's facts and its fingerprint.
 
@@ -135,17 +109,10 @@ class SelectiveEncoder:
         self.sizes, self.image_size, self.tile = encoder.sizes, encoder.image_size, encoder.tile
         self.pool, self.name, self.fingerprint = encoder.pool, encoder.name, encoder.fingerprint
         self.num_parameters = encoder.num_parameters
-        self._sides = [size // self.tile for size in self.sizes]  # tiles along a side
-        self._base = self._sides[0] ** 2  # coarse tiles
-        self._places = [
-            (level, row, column)
-            for level, k in enumerate(self._sides)
-            for row in range(k)
-            for column in range(k)
-        ]
-        self._under = [self._coarse_under(*place) for place in self._places]
-        self._streams: dict[Hashable, _Stream] = {}
-        self._jobs: list[tuple[_Held, Tensor]] = []
+        self._tiles = Tiles(self.tile, self.sizes, self.grid, encoder.scale.device)
+        self._places, self._base = self._tiles.places, self._tiles.base
+        self._streams: dict[Hashable, Stream] = {}
+        self._jobs: list[tuple[Held, Tensor]] = []
         self._tile_s: deque[float] = deque(maxlen=_TIMES)  # s a tile, one a call of the model
         self._other_s: deque[float] = deque(maxlen=_TIMES)  # s a frame outside the model
         self.counts = dict.fromkeys(("frames", "computed", "reused", "filled"), 0)
@@ -191,7 +158,7 @@ class SelectiveEncoder:
         if not len(images):
             return torch.empty(0, self.num_tokens, self.dim, device=self.encoder.scale.device)
         start, in_model = time.perf_counter(), 0.0
-        frames: list[_Frame] = []
+        frames: list[Frame] = []
         late = self.settings.choose == "coarse"  # the choice needs the coarse tokens
         try:
             for i, stream in enumerate(streams):
@@ -224,48 +191,25 @@ class SelectiveEncoder:
         if points is not None and np.shape(points) != (n, 2):
             raise UserError(f"selective: found points of shape {np.shape(points)}, expected ({n}, 2)")
 
-    def _coarse_under(self, level: int, row: int, column: int) -> Tensor:
-        """Which coarse token lies under each token of a tile: indices (g * g,) into the coarse tiles in a row."""
-        k0, k = self._sides[0], self._sides[level]
-        g = self.grid // k0  # tokens along the side of a tile
-        r = k // k0  # fine tokens along the side of a coarse one
-        rows, columns = (torch.arange(i * g, (i + 1) * g) // r for i in (row, column))  # (g,) in 0..grid - 1
-        tile = (rows // g)[:, None] * k0 + columns // g
-        token = (rows % g)[:, None] * g + columns % g
-        return (tile * g * g + token).flatten().to(self.encoder.scale.device)
-
-    def _crop(self, level: Tensor, index: int) -> Tensor:
-        """A tile's pixels, a view (3, tile, tile) of its size's (3, size, size)."""
-        _, row, column = self._places[index]
-        t = self.tile
-        return level[:, row * t : (row + 1) * t, column * t : (column + 1) * t]
-
-    def _see(self, image: Tensor, name: Hashable, point: Sequence[float] | None) -> _Frame:
+    def _see(self, image: Tensor, name: Hashable, point: Sequence[float] | None) -> Frame:
         levels = [x[0] for x in self.encoder.pyramid(image)]
         if name not in self._streams:
             blank = [torch.zeros_like(x) for x in levels]
-            self._streams[name] = _Stream(blank, [None] * len(self._places))
-        return _Frame(self._streams[name], levels, point, [None] * len(self._places))
+            self._streams[name] = Stream(blank, [None] * len(self._places))
+        return Frame(self._streams[name], levels, point, [None] * len(self._places))
 
-    def _changes(self, frame: _Frame, level: int) -> list[float]:
-        """Summed absolute difference of each tile of a size to the pixels it was last computed from; 0 only if
-        all are the same."""
-        k, t = self._sides[level], self.tile
-        difference = (frame.levels[level] - frame.stream.pixels[level]).abs_()
-        return difference.view(3, k, t, k, t).sum((0, 2, 4)).flatten().tolist()
-
-    def _take_coarse(self, frame: _Frame) -> None:
-        for index, change in enumerate(self._changes(frame, 0)):
+    def _take_coarse(self, frame: Frame) -> None:
+        for index, change in enumerate(self._tiles.changes(frame, 0)):
             if change or frame.stream.held[index] is None:
                 self._compute(frame, index)
             else:
                 self._reuse(frame, index)
 
-    def _take_fine(self, frame: _Frame) -> None:
+    def _take_fine(self, frame: Frame) -> None:
         held, frame.stream.frames = frame.stream.held, frame.stream.frames + 1
         changes = [0.0] * self._base
         for level in range(1, len(self.sizes)):
-            changes += self._changes(frame, level)
+            changes += self._tiles.changes(frame, level)
         changed = []
         for index in range(self._base, len(self._places)):
             if changes[index] or held[index] is None:
@@ -275,7 +219,7 @@ class SelectiveEncoder:
         first = self.settings.warm_start and frame.stream.frames == 1
         allowed = len(changed) if first else self._allowance(frame)
         if allowed < len(changed):
-            changed = self._ranked(frame, changed, changes)
+            changed = self._tiles.ranked(frame, changed, changes, self.settings.choose)
         for index in changed[:allowed]:
             self._compute(frame, index)
         for index in changed[allowed:]:
@@ -283,7 +227,7 @@ class SelectiveEncoder:
             self.counts["filled"] += 1
         frame.levels.clear()  # no longer needed: the next frame's take their place in the CPU's cache
 
-    def _allowance(self, frame: _Frame) -> int:
+    def _allowance(self, frame: Frame) -> int:
         """Fine tiles that this frame may have."""
         if self.settings.tiles is not None:
             n, budget = frame.stream.frames, self.settings.tiles
@@ -295,56 +239,17 @@ class SelectiveEncoder:
         tiles = (self.settings.milliseconds / 1e3 - other) / median_low(self._tile_s)
         return max(0, math.floor(tiles) - self._base)
 
-    def _ranked(self, frame: _Frame, tiles: list[int], changes: list[float]) -> list[int]:
-        """The tiles, the most wanted first; those equally wanted in their order."""
-        held, choose = frame.stream.held, self.settings.choose
-        if choose == "coarse":
-            changes = self._coarse_changes(frame)
-        # what has never been computed comes first, ordered by what is in it: it has nothing to differ from
-        urgent = {i: (held[i] is None, changes[i]) for i in tiles}
-        if choose != "coarse":
-            urgent |= {i: (True, self._contrast(frame, i)) for i in tiles if held[i] is None}
-        near = dict.fromkeys(tiles, 0.0)
-        if choose == "gripper" and frame.point is not None and np.isfinite(frame.point).all():
-            near = {i: -self._distance(frame.point, i) for i in tiles}
-        return sorted(tiles, key=lambda i: (near[i], *urgent[i]), reverse=True)
-
-    def _contrast(self, frame: _Frame, index: int) -> float:
-        """Summed absolute difference of a tile's pixels to their mean colour."""
-        tile = self._crop(frame.levels[self._places[index][0]], index)
-        return float((tile - tile.mean((1, 2), keepdim=True)).abs_().sum())
-
-    def _distance(self, point: Sequence[float], index: int) -> float:
-        """From a point to a tile, in widths of the picture; 0 inside."""
-        level, row, column = self._places[index]
-        k = self._sides[level]
-        off = [max(i / k - p, 0.0, p - (i + 1) / k) for i, p in zip((column, row), point, strict=True)]
-        return math.hypot(*off)
-
-    def _coarse_changes(self, frame: _Frame) -> list[float]:
-        """For each tile, how far the coarse tokens under it are from those of when it was computed; their range
-        if it never was."""
-        now = _in_a_row(frame.tiles[: self._base])  # (tokens, D)
-        out = [torch.zeros((), device=now.device)] * self._base
-        for index in range(self._base, len(self._places)):
-            tokens, held = now[self._under[index]], frame.stream.held[index]
-            if held is None:
-                out.append((tokens.amax(0) - tokens.amin(0)).norm())
-            else:
-                out.append((tokens - _in_a_row(held.coarse)[self._under[index]]).norm())
-        return torch.stack(out).tolist()
-
-    def _reuse(self, frame: _Frame, index: int) -> None:
+    def _reuse(self, frame: Frame, index: int) -> None:
         frame.tiles[index] = frame.stream.held[index]
         self.counts["reused"] += 1
 
-    def _compute(self, frame: _Frame, index: int) -> None:
+    def _compute(self, frame: Frame, index: int) -> None:
         """Queue a tile for the model and remember its pixels."""
         level = self._places[index][0]
-        tile = self._crop(frame.levels[level], index)
-        self._crop(frame.stream.pixels[level], index).copy_(tile)
+        tile = self._tiles.crop(frame.levels[level], index)
+        self._tiles.crop(frame.stream.pixels[level], index).copy_(tile)
         fine = index >= self._base and self.settings.choose == "coarse"
-        held = _Held([h for h in frame.tiles[: self._base] if h is not None] if fine else [])
+        held = Held([h for h in frame.tiles[: self._base] if h is not None] if fine else [])
         frame.tiles[index] = frame.stream.held[index] = held
         self._jobs.append((held, tile * self.encoder.scale + self.encoder.shift))
         self.counts["computed"] += 1
@@ -375,20 +280,15 @@ class SelectiveEncoder:
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    def _assemble(self, frame: _Frame) -> Tensor:
+    def _assemble(self, frame: Frame) -> Tensor:
         """A frame's tiles as S2 tokens (1, num_tokens, dim)."""
         outputs: list[list[Tensor]] = [[] for _ in self.sizes]
-        coarse = None if all(frame.tiles) else _in_a_row(frame.tiles[: self._base])
+        coarse = None if all(frame.tiles) else in_a_row(frame.tiles[: self._base])
         for index, (held, (level, _, _)) in enumerate(zip(frame.tiles, self._places, strict=True)):
             if held is not None:
                 outputs[level].append(held.tokens.float())
             elif coarse is not None:
-                outputs[level].append(coarse[self._under[index]])
+                outputs[level].append(coarse[self._tiles.under[index]])
         stacks = [torch.stack(level)[:, None] for level in outputs]  # (k * k, 1, g * g, D) a size
         output = "pooled" if self.pool == "mean" else "tokens"
         return assemble(stacks, self.encoder.layout, output=output).view(1, self.num_tokens, self.dim)
-
-
-def _in_a_row(tiles: Iterable[_Held | None]) -> Tensor:
-    """The tokens of the coarse tiles, one tile after the other, float32 (tiles * g * g, D)."""
-    return torch.cat([held.tokens.float() for held in tiles if held is not None])
