@@ -132,8 +132,8 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
             name = value.get("name", "") if isinstance(value, Mapping) else ""
             if found != wanted["fingerprint"]:
                 raise PolicyError(
-                    f"the policy was trained on encoder {wanted.get('name', '')} {wanted['fingerprint']}, "
-                    f"the one given is {name} {found}".replace("  ", " ")
+                    f"the policy was trained on encoder {wanted.get('name', '')} {wanted['fingerprint'][:12]}, "
+                    f"the one given is {name} {found[:12]}: its weights or settings differ".replace("  ", " ")
                 )
         elif key == "cameras":
             missing = [camera for camera in wanted if camera not in value]

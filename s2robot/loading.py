@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from s2robot.common.errors import UserError
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
@@ -19,8 +20,19 @@ from s2robot.policies import Actor, ChunkPolicy, check_contract, load_checkpoint
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` is the GPU if there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """`auto` is the GPU if there is one; UserError for a name that torch does not know and for a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise UserError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:0, cuda:1, ...") from None
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UserError(
+            f"device: found {name}, torch {torch.__version__} finds {gpus} GPUs here; auto or cpu will do"
+        )
+    return device
 
 
 def load_policy(
@@ -41,7 +53,9 @@ def load_policy(
     if weights:
         settings["checkpoint"] = str(weights)
     encoder = build_encoder(settings).to(device)
-    check_contract(contract, encoder={"name": encoder.name, "fingerprint": encoder.fingerprint})
+    place = settings.get("checkpoint")  # two files of one name are what is mixed up most
+    given = f"{encoder.name} ({place})" if place else encoder.name
+    check_contract(contract, encoder={"name": given, "fingerprint": encoder.fingerprint})
     return policy, encoder, contract
 
 

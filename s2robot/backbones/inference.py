@@ -13,6 +13,7 @@ What is done on a CPU, and why (figures in docs/s2.md, from benchmarks/s2.py):
 * Convolutional networks run in channels-last order.
 * Large batches are computed in parts whose activations stay in the cache.
 
+By hand, since torch's own packing (torch.utils.mkldnn, inductor's freezing) changes a model in place or compiles it.
 Nothing is compiled: torch.compile with frozen weights was no faster on ViT-B and takes 10 s and a C++ compiler.
 A prepared model may be compiled all the same; then its layers are the plain ones. Nothing is timed either, so
 that one machine always computes the same features.

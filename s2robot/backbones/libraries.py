@@ -3,6 +3,8 @@
     source = read_model(timm.create_model("resnet18"), block=3)
     source.run(source.model, images)       # the output of the third stage; the fourth is not there
 
+By hand, since each library has a way of its own (timm's forward_intermediates, torchvision's feature_extraction,
+transformers' AutoBackbone) and none reads another's models; blocks that are cut off here take no memory either.
 `s2robot.backbones.backbone.find_backbone` is what to use; this file knows the libraries' names and layouts for it.
 transformers is not imported: its models are known by their config.
 """

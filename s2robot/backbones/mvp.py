@@ -7,7 +7,8 @@
 
 Files and weights: https://github.com/ir413/mvp (Xiao et al., arXiv 2203.06173; Radosavovic et al., arXiv
 2210.03109). A download goes to `<cache>/mvp/<file>.part`, goes on from there after a kill or a lost
-connection, and takes its name only when its md5 is the published one.
+connection, and takes its name only when its md5 is the published one. By hand, since torch.hub's and timm's downloads
+neither go on nor know md5, pooch knows md5 and does not go on, and huggingface_hub goes on but only at its own hub.
 """
 
 from __future__ import annotations

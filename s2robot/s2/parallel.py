@@ -9,6 +9,9 @@ keep two workers busy for three tiles' time: at most 5 / 3 as fast as one of the
 model to rounding (1e-6 in float32). They are the same to the byte where the model's kernels compute a tile
 alike in batches of any size, which is not promised by torch.
 
+By hand, since torch's DataParallel is for GPUs alone and its distributed modules want every process to run the whole
+program: none spreads one call of a model over the cores of a CPU.
+
 Worker processes are spawned: a script that uses them needs `if __name__ == "__main__":` around its work.
 """
 

@@ -6,6 +6,7 @@
 
 Where a side is no multiple of the tile, tiles overlap evenly (their offsets are whole patches) and the maps
 are blended linearly across the overlap, or the frame is padded and the padding's tokens are cut off.
+By hand, since torch's unfold and fold neither spread tiles evenly nor blend, and einops does the even case alone.
 `merge(split(x))` is x, bit by bit: blending is a + w * (b - a), which is exact where both tiles agree.
 """
 
