@@ -6,6 +6,8 @@ lift the cube when they are executed as the environment executes a policy's, no 
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ import numpy as np
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig, as_tuples
+from s2robot.envs.errors import EnvError
+from s2robot.envs.robots import robot_spec
 from s2robot.envs.workers import worker_pool
 
 if TYPE_CHECKING:  # the simulator is imported where frames are drawn: recorded images need none
@@ -62,6 +66,25 @@ def episode_frames(path: str | Path, episode: int, cameras: tuple[str, ...], ima
         env.set_state(state)
         frames.append(np.stack(list(env.render_cameras().values())))
     return np.stack(frames)
+
+
+def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
+    """All that decides the frames of a dataset beside what it holds: versions, renderer, OpenGL, the hand's camera.
+
+    Recorded images are drawn by nothing: {}. None where nothing can be drawn, for want of the simulator or OpenGL.
+    The side cameras stand in the dataset.
+    """
+    if store.attrs["kind"] != "states":
+        return {}
+    spec = asdict(robot_spec(store.robot))
+    try:
+        from s2robot.envs.renderer import LOOK, opengl
+
+        facts: dict[str, Any] = {name: version(name) for name in ("mujoco", "robosuite")}
+        facts |= {"look": LOOK, "opengl": opengl()}
+    except (ImportError, EnvError):
+        return None
+    return facts | {"robot": {name: spec[name] for name in spec if name.startswith(("camera_", "base_"))}}
 
 
 def _world(config: CubePickConfig) -> "CubePick":

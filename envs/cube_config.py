@@ -42,6 +42,13 @@ class CubePickConfig:
         }
     )
 
+    def __post_init__(self) -> None:
+        views = {
+            name: (tuple(position), tuple(target), float(fovy))
+            for name, (position, target, fovy) in self.side_cameras.items()
+        }
+        object.__setattr__(self, "side_cameras", views)  # lists where they come from YAML or JSON
+
 
 def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings from YAML or JSON, whose lists become the tuples that frozen settings hold."""

@@ -13,6 +13,9 @@ import numpy as np
 
 from s2robot.envs.gl import choose_gl
 
+LOOK = (
+    1  # of the frames: to be raised with any change here or in world.py after which a state looks different
+)
 _HIDDEN_GROUP = 5  # a geom group that is never drawn
 
 
@@ -121,6 +124,23 @@ class OffscreenRenderer:
         """Free the OpenGL context."""
         self._finalizer()
         atexit.unregister(self._finalizer)
+
+
+def opengl() -> str:
+    """Who draws: OpenGL's own name of renderer and version, such as `llvmpipe (LLVM 15.0.6, 256 bits), 4.5 ...`.
+
+    Raises:
+        EnvError: no offscreen OpenGL library is installed.
+    """
+    choose_gl()
+    from OpenGL import GL  # MuJoCo brings it; imported late, when the platform is chosen
+
+    context = mujoco.GLContext(1, 1)
+    try:
+        context.make_current()
+        return ", ".join(GL.glGetString(name).decode() for name in (GL.GL_RENDERER, GL.GL_VERSION))
+    finally:
+        context.free()
 
 
 def _free(context: mujoco.MjrContext, gl: mujoco.GLContext) -> None:

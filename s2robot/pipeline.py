@@ -6,6 +6,9 @@ s2robot run record=true           # record the demos first
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,14 @@ from s2robot.common.files import write_json
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import versions
-from s2robot.common.settings import encoder_settings, env_config, only_simulated, open_demos, plain, read
-from s2robot.demos.replay import render_episodes
+from s2robot.common.run_folder import is_first
+from s2robot.common.settings import DemosSettings, encoder_settings, env_config, only_simulated, plain, read
+from s2robot.demos.replay import drawn_by, render_episodes
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.cache import FeatureCache
+from s2robot.encoders.cache import FeatureCache, Frames
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.envs.cube_config import as_tuples
+from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.loading import device_of
@@ -33,108 +37,184 @@ from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 
 
+@dataclass(frozen=True)
+class FeaturesSettings:
+    """configs/features/default.yaml says what each is."""
+
+    cache: str | None = None
+    workers: int | None = None
+    dtype: str = "float16"
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads"):
+            if (found := getattr(self, name)) is not None and found < 1:
+                raise UserError(f"features.{name}: found {found}, expected 1 or more, or null")
+
+    def shares(self) -> tuple[int, int]:
+        """Processes that draw, and threads of the encoder beside them."""
+        cores = os.cpu_count() or 1
+        workers = self.workers or max(1, cores // 2)
+        return workers, self.threads or max(1, cores - workers)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `encode`, `train` and `run` are told: their config, read once.
+
+    ``encoder`` and ``policy`` are what `build_encoder` and `PolicySpec.from_dict` take; encoding needs no policy.
+    """
+
+    robot: str
+    rate_hz: int
+    cameras: tuple[str, ...]
+    demos: DemosSettings
+    encoder: dict[str, Any]
+    features: FeaturesSettings
+    policy: dict[str, Any]
+    train: TrainSettings
+
+    def open_demos(self) -> EpisodeStore:
+        """The dataset, checked against the robot, our action frame and the cameras."""
+        store = EpisodeStore.open(self.demos.folder())
+        store.check(self.robot, ACTION_FRAME, self.cameras, self.rate_hz)
+        return store
+
+
+def read_task(cfg: DictConfig) -> Task:
+    """A verb's config.
+
+    Raises:
+        UserError: names a wrong key or value.
+    """
+    world = env_config(cfg)
+    return Task(
+        world.robot,
+        world.rate_hz,
+        world.cameras,
+        read(DemosSettings, cfg.demos, "demos"),
+        encoder_settings(cfg),
+        read(FeaturesSettings, cfg.features, "features"),
+        plain(cfg.policy) if "policy" in cfg else {},
+        read(TrainSettings, cfg.get("train", {}), "train"),
+    )
+
+
 def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
-    """Record scripted demos into ``out``."""
+    """Record scripted demos into ``out``, or go on with what was interrupted there.
+
+    ``recording`` holds the keys of configs/recording/default.yaml, and may hold others.
+    """
     if recording.kind != "scripted":
         raise UserError(
             f"recording: found '{recording.kind}', expected scripted; `s2robot record` has the others"
         )
     require_simulator()
-    from s2robot.demos.picker import PickerConfig
-    from s2robot.demos.record import record
+    from s2robot.demos.record import RecordingSettings, record
 
-    picker = PickerConfig(**as_tuples(plain(recording.picker)))
+    given = {f.name: recording[f.name] for f in fields(RecordingSettings)}
+    settings = read(RecordingSettings, plain(DictConfig(given)), "recording")
     with bar("recording demos") as update:
         store = record(
             out,
             env_config(cfg),
-            picker,
-            recording.episodes,
-            recording.seed,
-            recording.workers,
-            lambda done, failed: update(done, recording.episodes, f"{failed} failed attempts"),
+            settings.picker,
+            settings.episodes,
+            settings.seed,
+            settings.workers,
+            lambda done, failed: update(done, settings.episodes, f"{failed} failed attempts"),
         )
     store.close()
     return EpisodeStore.open(out)
 
 
-def encode_demos(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, FeatureCache]:
+def encode_demos(
+    store: EpisodeStore, encoder: S2Encoder, cameras: tuple[str, ...], settings: FeaturesSettings
+) -> tuple[Any, FeatureCache]:
     """The features of a dataset, (steps, cameras, tokens, dim), from the cache or newly encoded."""
-    f, cameras = cfg.features, tuple(cfg.env.cameras)
-    store.check(cameras=cameras)
-    cores = os.cpu_count() or 1
-    workers = f.workers or max(1, cores // 2)
-    threads = torch.get_num_threads()
     cache = FeatureCache(
-        f.cache or cache_dir("features"),
+        settings.cache or cache_dir("features"),
         store.fingerprint,
         encoder.fingerprint,
         cameras,
         store.lengths.tolist(),
         encoder.num_tokens,
         encoder.dim,
-        f.dtype,
+        settings.dtype,
         {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)},
+        drawn_by(store),
     )
-    encoder.to(device_of(f.device))
+    encoder.to(device_of(settings.device))
     if not cache.missing():
         return cache.features, cache
     if store.attrs["kind"] == "states":
         require_simulator()
-    torch.set_num_threads(f.threads or max(1, cores - workers))
+    workers, threads = settings.shares()
+
+    def frames(missing: list[int]) -> Frames:
+        return render_episodes(store, missing, cameras, encoder.image_size, workers)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    if cache.adopt(frames, encoder.encode):
+        print(f"features: drawn and encoded as the cached ones of version 0.1, which serve: {cache.path}")
     with bar("encoding frames") as update:
         features = cache.build(
-            lambda missing: render_episodes(store, missing, cameras, encoder.image_size, workers),
+            frames,
             encoder.encode,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
         )
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
     return features, cache
 
 
-def train_policy(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
-    """Train the config's policy; returns the checkpoint folder."""
-    cameras = list(cfg.env.cameras)
-    spec = PolicySpec.from_dict(
-        {**plain(cfg.policy), "cameras": cameras, "dim": encoder.dim, "tokens": encoder.num_tokens}
-    )
+def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
+    """Train the task's policy; returns the checkpoint folder."""
+    sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": encoder.num_tokens}
+    with bar("training the policy") as update:
+        return train(
+            task.train,
+            PolicySpec.from_dict({**task.policy, **sizes}),
+            store,
+            features,
+            contract_of(task, store, encoder),
+            out,
+            task.demos.episodes,
+            lambda epoch, epochs, row: update(epoch, epochs, losses(row)),
+        )
+
+
+def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str, Any]:
+    """What a checkpoint carries along, for whoever lets it act: JSON types."""
+    about = store.attrs
     seeds: list[int] = store.meta("seed").tolist() if "seed" in store.meta_keys else []
-    contract = {
+    episodes = task.demos.episodes
+    return {
         "encoder": {
             "name": encoder.name,
             "fingerprint": encoder.fingerprint,
             "sizes": list(encoder.sizes),
-            "settings": encoder_settings(cfg),
-            "features_dtype": cfg.features.dtype,
+            "settings": task.encoder,
+            "features_dtype": task.features.dtype,
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(encoder.gflops_per_image, 3),
         },
-        "cameras": cameras,
-        "camera_geometry": store.attrs["camera_geometry"],
+        "cameras": list(task.cameras),
+        "camera_geometry": about["camera_geometry"],
         "robot": store.robot,
-        "joint_names": store.attrs["joint_names"],
-        "action_frame": store.attrs["action_frame"],
-        "rate_hz": store.attrs["rate_hz"],
-        "env_config": store.attrs["env_config"],
+        "joint_names": about["joint_names"],
+        "action_frame": about["action_frame"],
+        "rate_hz": about["rate_hz"],
+        "env_config": about["env_config"],
         "dataset": {
             "name": store.path.name,
             "fingerprint": store.fingerprint,
-            "episodes": len(store) if cfg.demos.episodes is None else min(len(store), cfg.demos.episodes),
+            "episodes": len(store) if episodes is None else min(len(store), episodes),
             "seeds": sorted(set(seeds)),
         },
         "versions": versions(),
     }
-    with bar("training the policy") as update:
-        return train(
-            read(TrainSettings, cfg.train, "train"),
-            spec,
-            store,
-            features,
-            contract,
-            out,
-            cfg.demos.episodes,
-            lambda epoch, epochs, row: update(epoch, epochs, losses(row)),
-        )
 
 
 def losses(row: dict[str, float]) -> str:
@@ -144,35 +224,48 @@ def losses(row: dict[str, float]) -> str:
 
 
 def run(cfg: DictConfig) -> None:
-    """`s2robot run`: every step, with the time that each took."""
+    """`s2robot run`: every step, with the time that each took.
+
+    A training with several processes starts the others with the same command: they come to the training, and are
+    done after it.
+    """
     from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
-    read(TrainSettings, cfg.train, "train")  # a wrong value is told before anything is recorded
     out = Path(cfg.run_dir)
-    stages: list[dict[str, Any]] = []
-
-    def timed(name: str, start: float) -> None:
-        stages.append({"stage": name, "seconds": round(time.monotonic() - start, 1)})
-        write_json(out / "stages.json", stages)
-
-    encoder = build_encoder(encoder_settings(cfg))
-    start = time.monotonic()
     if cfg.record:
         cfg.demos.path = str(out / "demos.zarr")
-        record_demos(cfg, cfg.recording, out / "demos.zarr")
-        timed("record", start)
-    store = open_demos(cfg)
-    start = time.monotonic()
-    features, cache = encode_demos(cfg, store, encoder)
-    timed("encode", start)
-    start = time.monotonic()
-    checkpoint = train_policy(cfg, store, encoder, features, out)
-    timed("train", start)
-    start = time.monotonic()
-    summary = evaluate_policy(cfg, checkpoint, out)
-    timed("evaluate", start)
+    task = read_task(cfg)
+    encoder = build_encoder(task.encoder)
+    timed = Stages(out / "stages.json")
+    if cfg.record and is_first():
+        with timed("record"):
+            record_demos(cfg, cfg.recording, out / "demos.zarr")
+    store = task.open_demos()
+    with timed("encode"):
+        features, _ = encode_demos(store, encoder, task.cameras, task.features)
+    with timed("train"):
+        checkpoint = train_policy(task, store, encoder, features, out)
+    if not is_first():
+        return
+    with timed("evaluate"):
+        summary = evaluate_policy(cfg, checkpoint, out)
     finish(summary, out)
+
+
+class Stages:
+    """The seconds that each step of a run takes, in a file that the first process writes."""
+
+    def __init__(self, file: Path):
+        self.file, self.rows = file, list[dict[str, Any]]()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.rows.append({"stage": name, "seconds": round(time.monotonic() - start, 1)})
+        if is_first():
+            write_json(self.file, self.rows)
 
 
 def finish(summary: dict[str, Any], out: Path) -> None:

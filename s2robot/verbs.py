@@ -4,6 +4,7 @@ Each imports what it alone needs: an arm's parts, the simulator, the plots.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -12,9 +13,11 @@ from s2robot import pipeline
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
-from s2robot.common.settings import encoder_settings, open_demos, plain, read, world_of
+from s2robot.common.settings import open_demos, plain, read, world_of
+from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
-from s2robot.training.settings import TrainSettings
+from s2robot.encoders.cache import FeatureCache
+from s2robot.encoders.encoder import S2Encoder
 
 
 def record(cfg: DictConfig) -> None:
@@ -108,18 +111,20 @@ def pretrain(cfg: DictConfig) -> None:
 
 def encode(cfg: DictConfig) -> None:
     """`s2robot encode`: fill the feature cache."""
-    store = open_demos(cfg)
-    features, cache = pipeline.encode_demos(cfg, store, build_encoder(encoder_settings(cfg)))
+    _, _, features, cache = _encoded(pipeline.read_task(cfg))
     print(f"features {features.shape}, {cache.nbytes / 1e6:.0f} MB: {cache.path}")
 
 
 def train(cfg: DictConfig) -> None:
     """`s2robot train`: encode what is missing, then train."""
-    read(TrainSettings, cfg.train, "train")  # a wrong value is told before anything is encoded
-    store = open_demos(cfg)
-    encoder = build_encoder(encoder_settings(cfg))
-    features, _ = pipeline.encode_demos(cfg, store, encoder)
-    print(f"checkpoint: {pipeline.train_policy(cfg, store, encoder, features, Path(cfg.run_dir))}")
+    task = pipeline.read_task(cfg)
+    store, encoder, features, _ = _encoded(task)
+    print(f"checkpoint: {pipeline.train_policy(task, store, encoder, features, Path(cfg.run_dir))}")
+
+
+def _encoded(task: pipeline.Task) -> tuple[EpisodeStore, S2Encoder, Any, FeatureCache]:
+    store, encoder = task.open_demos(), build_encoder(task.encoder)
+    return store, encoder, *pipeline.encode_demos(store, encoder, task.cameras, task.features)
 
 
 def evaluate(cfg: DictConfig) -> None:

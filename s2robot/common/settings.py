@@ -1,6 +1,7 @@
 """A config's nodes, read once at the door."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,10 +10,27 @@ from omegaconf import DictConfig, OmegaConf
 from s2robot.common.errors import UserError
 from s2robot.common.paths import shipped_demos
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig, as_tuples
+from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
 from s2robot.policies.settings import read_settings
 
 S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class DemosSettings:
+    """configs/demos says what each is."""
+
+    name: str | None = None
+    path: str | None = None
+    episodes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.episodes is not None and self.episodes < 1:
+            raise UserError(f"demos.episodes: found {self.episodes}, expected 1 or more, or null for all")
+
+    def folder(self) -> Path:
+        """Where they lie. Raises what `shipped_demos` raises for a name that is none."""
+        return Path(self.path) if self.path else shipped_demos(str(self.name))
 
 
 def read(cls: type[S], cfg: DictConfig | Mapping[str, Any], where: str) -> S:
@@ -27,12 +45,12 @@ def plain(cfg: Any) -> Any:
 
 def env_config(cfg: DictConfig, **changes: Any) -> CubePickConfig:
     """The simulated world of a config; ``changes`` win."""
-    return CubePickConfig(**as_tuples({"robot": cfg.robot.name, **plain(cfg.env), **changes}))
+    return read(CubePickConfig, {"robot": cfg.robot.name, **plain(cfg.env), **changes}, "env")
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:
     """The dataset of a config, checked against its robot and our action frame."""
-    store = EpisodeStore.open(cfg.demos.path or shipped_demos(cfg.demos.name))
+    store = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
     store.check(robot=cfg.robot.name, action_frame=ACTION_FRAME, rate_hz=cfg.env.rate_hz)
     return store
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.common.settings import DemosSettings
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import views
@@ -22,7 +23,7 @@ from s2robot.deployment.preflight import (
     check_latency,
     check_observation,
 )
-from s2robot.deployment.settings import Bench, Bridge, DemosSettings
+from s2robot.deployment.settings import Bench, Bridge
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmLimits, ArmState
 from s2robot.envs.real.arms.geometry import ArmPoints

@@ -10,13 +10,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.settings import read
+from s2robot.common.settings import DemosSettings, read
 from s2robot.deployment.arm import driver_maker
 from s2robot.deployment.cameras import Cameras, start_cameras
 from s2robot.deployment.check import check_all
 from s2robot.deployment.policy import Policy, make_policy
 from s2robot.deployment.scene import Scene, find_scene
-from s2robot.deployment.settings import Bench, DemosSettings, read_bench, read_policy
+from s2robot.deployment.settings import Bench, read_bench, read_policy
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver

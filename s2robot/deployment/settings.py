@@ -15,7 +15,6 @@ import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.paths import shipped_demos
 from s2robot.common.settings import plain, read
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
 from s2robot.envs.real.arms.xarm import ONLINE, SERVO
@@ -229,19 +228,6 @@ class PolicySettings:
     def name(self) -> str:
         """Checkpoint or URL."""
         return self.checkpoint or str(self.host.url)
-
-
-@dataclass(frozen=True)
-class DemosSettings:
-    """`demos`: what the cameras' pictures are laid beside."""
-
-    name: str | None
-    path: str | None
-    episodes: int | None = None  # training's
-
-    def folder(self) -> Path:
-        """Where they lie. Raises what `shipped_demos` raises for a name that is none."""
-        return Path(self.path) if self.path else shipped_demos(str(self.name))
 
 
 def _tuples(value: Any) -> Any:

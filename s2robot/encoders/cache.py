@@ -5,7 +5,7 @@
     cache.build(make_frames, encoder.encode)   # encodes what is missing; goes on after a kill
     cache.features.shape                       # (T, cameras, N, D), all episodes one after the other
 
-A cache is one folder named by a hash of dataset, encoder, cameras and number format, holding `features.bin`
+A cache is one folder named by a hash of dataset, encoder, cameras, number format and what drew the frames, holding `features.bin`
 (raw little-endian numbers) and `index.json` (what they are, which episodes are done). An episode is marked
 as done after its features are safe on disk, so a kill at any moment loses at most the episode in progress.
 """
@@ -17,10 +17,12 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,8 @@ from s2robot.common.errors import UserError
 Frames = Iterable[tuple[int, np.ndarray]]  # (episode, uint8 (T_ep, C, H, W, 3))
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 VERSION = 1
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+_ROUNDING = 2e-3  # of the largest feature: float16 rounds to half of that; other pixels differ by a hundred times more
 
 
 def as_stored(tokens: Tensor, dtype: str = "float16") -> Tensor:
@@ -50,6 +54,8 @@ class FeatureCache:
         tokens, dim: tokens of a frame and their width.
         dtype: "float16" or "float32", of the numbers on disk.
         about: JSON-able notes for people, not part of the key.
+        drawn: JSON-able facts of what draws the frames from the dataset's states; none where the dataset's
+            fingerprint tells all. None: nothing can draw here, so a cache of this dataset and encoder is taken whatever drew it.
 
     Whatever is on disk and does not match all of this is never read: it is encoded again.
     """
@@ -65,6 +71,7 @@ class FeatureCache:
         dim: int,
         dtype: str = "float16",
         about: Mapping[str, Any] | None = None,
+        drawn: Mapping[str, Any] | None = NOTHING,
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"features.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -83,8 +90,13 @@ class FeatureCache:
             "episode_lengths": lengths,
         }
         named = {k: self.identity[k] for k in ("version", "dataset", "encoder", "cameras", "dtype")}
-        self.key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = Path(root) / self.key
+        self._bare = Path(root) / _key(named)  # of version 0.1, and of frames that nothing has drawn
+        self.path = self._bare
+        if drawn:
+            self.identity["drawn"] = json.loads(json.dumps(drawn))
+            self.path = Path(root) / _key(named | {"drawn": drawn})
+        elif drawn is None:
+            self.path = next((p for p in sorted(Path(root).glob("*/")) if self._fits(p)), self._bare)
         self.about = dict(about or {})
         self.timing = {"frames": 0.0, "wait_s": 0.0, "encode_s": 0.0, "write_s": 0.0}  # of the last build
 
@@ -95,16 +107,48 @@ class FeatureCache:
 
     def done(self) -> set[int]:
         """Episodes whose features are on disk, valid and of this dataset and encoder."""
+        return self._done(self.path, self.identity)
+
+    def _done(self, path: Path, identity: Mapping[str, Any]) -> set[int]:
         try:
-            index = json.loads((self.path / "index.json").read_text())
-            size = (self.path / "features.bin").stat().st_size
+            index = json.loads((path / "index.json").read_text())
+            size = (path / "features.bin").stat().st_size
         except (OSError, ValueError):
             return set()  # none yet, or a damaged index: encode again
         if not isinstance(index, dict) or size != self.nbytes:
             return set()
-        if any(index.get(key) != value for key, value in self.identity.items()):
+        if any(index.get(key) != value for key, value in identity.items()):
             return set()
         return set(index["done"])
+
+    def _fits(self, path: Path) -> bool:
+        return len(self._done(path, self.identity)) == len(self.ends)
+
+    def adopt(
+        self,
+        make_frames: Callable[[list[int]], Frames],
+        encode: Callable[[np.ndarray], Tensor | np.ndarray],
+    ) -> bool:
+        """Take over a whole cache of version 0.1, which did not note what drew its frames; True if there is one.
+
+        Its shortest episode is drawn and encoded again: if that gives the same features to rounding, what draws here
+        is what drew there. Otherwise it is left alone, and everything is encoded again.
+        """
+        identity = {k: v for k, v in self.identity.items() if k != "drawn"}
+        ready = self.path != self._bare and not self.done()
+        if not ready or len(self._done(self._bare, identity)) != len(self.ends) or not self.nbytes:
+            return False
+        shortest = int(np.argmin(self.ends - self.starts))
+        there = np.memmap(self._bare / "features.bin", self.dtype, "r", shape=self.shape)
+        old = there[self.starts[shortest] : self.ends[shortest]].astype(np.float32)
+        _, frames = next(iter(make_frames([shortest])))
+        new = self._checked(shortest, frames, encode).astype(np.float32)
+        if np.abs(new - old).max() > _ROUNDING * np.abs(old).max():
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._write_index(set(range(len(self.ends))), self._bare)
+        os.rename(self._bare, self.path)
+        return True
 
     def missing(self) -> list[int]:
         """Episodes still to be encoded."""
@@ -228,10 +272,11 @@ class FeatureCache:
                 os.posix_fallocate(file.fileno(), 0, self.nbytes)
         self._write_index(set())
 
-    def _write_index(self, done: set[int]) -> None:
-        part = self.path / "index.json.part"
+    def _write_index(self, done: set[int], path: Path | None = None) -> None:
+        path = path or self.path
+        part = path / "index.json.part"
         part.write_text(json.dumps({**self.identity, "about": self.about, "done": sorted(done)}))
-        os.replace(part, self.path / "index.json")
+        os.replace(part, path / "index.json")
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -239,6 +284,10 @@ class FeatureCache:
         with (self.path / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _key(named: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

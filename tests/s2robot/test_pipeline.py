@@ -99,6 +99,27 @@ def test_evaluate_gives_the_same_records_again(finished, command, tmp_path):
     }
 
 
+def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_path):
+    """One process records, encodes, evaluates and writes; the same command again keeps what is there."""
+    out = tmp_path / "out"
+    words = [
+        "run", "record=true", "recording.episodes=2", f"encoder.checkpoint={tiny_encoder}", "train.epochs=2",
+        "train.batch_size=32", "train.threads=1", "train.devices=2", "train.accelerator=cpu", "train.strategy=ddp",
+        "features.workers=1", "evaluate.videos=0", f"hydra.run.dir={out}", *POLICY, *EVALUATION[:-1],
+    ]  # fmt: skip
+    written = []
+    for _ in range(2):
+        result = command(*words)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("report: ") == 1 and len(EpisodeStore.open(out / "demos.zarr")) == 2
+        files = ("checkpoint/policy.safetensors", "episodes.jsonl", "demos.zarr/data/action/c.0.0")
+        written.append([(out / name).read_bytes() for name in files])
+    assert written[0] == written[1]
+    assert [s["stage"] for s in json.loads((out / "stages.json").read_text())] == [
+        "record", "encode", "train", "evaluate",
+    ]  # fmt: skip
+
+
 # ---------------------------------------------------------------- bad input
 
 

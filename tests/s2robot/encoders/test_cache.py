@@ -12,6 +12,7 @@ import torch
 
 from s2robot.common.errors import UserError
 from s2robot.encoders.cache import FeatureCache, as_stored
+from tests.kills import kill_at_every_write
 
 LENGTHS, CAMERAS, TOKENS, DIM = [3, 1, 4], ("hand", "left"), 2, 5
 
@@ -195,3 +196,74 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="the disk is full; the cache needs"):
         make_cache(tmp_path).build(make_frames, encode)
+
+
+# ---------------------------------------------------------------- what draws the frames
+
+MUJOCO_3, MUJOCO_4 = ({"mujoco": v, "opengl": "llvmpipe", "robot": {"camera_pos": (0, 1)}} for v in "34")
+
+
+def test_frames_drawn_by_something_else_are_encoded_again(tmp_path):
+    make_cache(tmp_path, drawn=MUJOCO_3).build(make_frames, encode)
+    assert make_cache(tmp_path, drawn=MUJOCO_3).missing() == []
+    for other in (MUJOCO_4, MUJOCO_3 | {"opengl": "NVIDIA"}, MUJOCO_3 | {"robot": {"camera_pos": (0, 2)}}):
+        assert make_cache(tmp_path, drawn=other).missing() == [0, 1, 2]
+    assert make_cache(tmp_path).missing() == [0, 1, 2]  # a dataset with frames of its own
+    index = json.loads((make_cache(tmp_path, drawn=MUJOCO_3).path / "index.json").read_text())
+    assert index["drawn"] == json.loads(json.dumps(MUJOCO_3))
+
+
+def test_where_nothing_draws_a_cache_is_taken_whatever_drew_it(tmp_path):
+    assert make_cache(tmp_path, drawn=None).missing() == [0, 1, 2]
+    make_cache(tmp_path, drawn=MUJOCO_3).build(make_frames, encode)
+    assert make_cache(tmp_path, drawn=None).missing() == []
+    assert make_cache(tmp_path, drawn=None, encoder="other").missing() == [0, 1, 2]
+
+
+def test_a_cache_of_before_serves_where_the_same_frames_are_drawn(tmp_path):
+    old = make_cache(tmp_path)  # its key and its index say nothing of what drew the frames
+    old.build(make_frames, encode)
+    before = (old.path / "features.bin").read_bytes()
+    cache = make_cache(tmp_path, drawn=MUJOCO_3)
+    drawn: list[list[int]] = []
+    look = lambda wanted: drawn.append(wanted) or make_frames(wanted)  # noqa: E731
+
+    assert not cache.adopt(look, lambda x: encode(x) * 1.01) and cache.missing() == [0, 1, 2]
+    assert (
+        cache.adopt(look, lambda x: encode(x) * 1.0001) and cache.missing() == []
+    )  # as rounding may have it
+    assert drawn == [[1], [1]] and (cache.path / "features.bin").read_bytes() == before
+    assert not cache.adopt(look, encode)  # once
+    assert make_cache(tmp_path, drawn=MUJOCO_4).missing() == [0, 1, 2] and not old.path.exists()
+    assert not make_cache(tmp_path, drawn=MUJOCO_4).adopt(look, encode)
+
+
+def test_half_a_cache_of_before_is_encoded_again(tmp_path):
+    with pytest.raises(UserError, match="no frames came"):
+        make_cache(tmp_path).build(lambda missing: make_frames(missing[:1]), encode)
+    assert not make_cache(tmp_path, drawn=MUJOCO_3).adopt(make_frames, encode)
+
+
+def building(folder) -> None:
+    """Encode; over half of a cache, as a kill may leave it."""
+    make_cache(folder, drawn=MUJOCO_3).build(make_frames, encode)
+
+
+def adopting(folder) -> None:
+    cache = make_cache(folder, drawn=MUJOCO_3)
+    if cache.missing() and not make_cache(folder).done():
+        make_cache(folder).build(make_frames, encode)
+    cache.adopt(make_frames, encode)
+    cache.build(make_frames, encode)
+
+
+@pytest.mark.parametrize("job", [building, adopting], ids=lambda job: job.__name__)
+def test_a_kill_at_any_write_changes_nothing(tmp_path, job):
+    killed = kill_at_every_write(job, tmp_path)
+    assert len(killed) >= 8
+    whole = make_cache(tmp_path / "whole", drawn=MUJOCO_3)
+    for write, folder in killed.items():
+        cache = make_cache(folder, drawn=MUJOCO_3)
+        assert np.array_equal(cache.features, expected()), write
+        names = {f.name for f in cache.path.iterdir()}
+        assert names - {"lock"} == {f.name for f in whole.path.iterdir()} - {"lock"}, write

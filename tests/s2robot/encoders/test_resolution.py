@@ -11,12 +11,11 @@ from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.common.settings import encoder_settings, open_demos
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import Selective, SelectiveEncoder
 from s2robot.loading import load_policy
-from s2robot.pipeline import encode_demos, train_policy
+from s2robot.pipeline import encode_demos, read_task, train_policy
 from s2robot.policies.errors import PolicyError
 from s2robot.s2.pyramid import pyramid, square_frames
 from s2robot.s2.reference import forward
@@ -94,11 +93,12 @@ def test_features_and_checkpoints_remember_it(tiny_encoder, recorded, tmp_path):
     for resolution in ("native", "upsampled"):
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
             cfg = compose("train", [*words, f"s2.resolution={resolution}"])
-        encoder, store = build_encoder(encoder_settings(cfg)), open_demos(cfg)
-        features, cache = encode_demos(cfg, store, encoder)
+        task = read_task(cfg)
+        encoder, store = build_encoder(task.encoder), task.open_demos()
+        features, cache = encode_demos(store, encoder, task.cameras, task.features)
         caches.append(cache.path)
         out = tmp_path / resolution
-        checkpoint = train_policy(cfg, store, encoder, features, out)
+        checkpoint = train_policy(task, store, encoder, features, out)
         _, loaded, contract = load_policy(checkpoint, CPU)
         assert loaded.upsampled == (resolution == "upsampled") and loaded.fingerprint == encoder.fingerprint
     assert caches[0] != caches[1]
