@@ -1,6 +1,7 @@
 # make run    the whole pipeline: demos -> features -> policy -> evaluation -> report
 # make test   the tests that need neither a GPU nor many minutes; what lives by the wall clock runs alone, at the end
 # make slow   the tests that take minutes, one of which installs the package from the registry
+# make docs   the documentation and the API reference as a site: site/index.html
 # Each creates .venv on first use. Another interpreter: make run PYTHON=python3.12
 PYTHON ?= python3
 ARGS ?=
@@ -8,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test slow lint types clean
+.PHONY: run test slow lint types docs clean
 
 run: $(STAMP)
 	$(BIN)/s2robot run $(ARGS)
@@ -28,6 +29,14 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+docs: .venv/docs-installed
+	PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
+.venv/docs-installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
 # A failed install leaves no stamp, so the next call starts from an empty environment.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv --clear .venv
@@ -35,4 +44,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
