@@ -31,7 +31,7 @@ types: $(STAMP)
 
 docs: .venv/docs-installed
 	PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
-	@echo site/index.html
+	@echo 'site/index.html; with search: python -m http.server -d site'
 
 .venv/docs-installed: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
