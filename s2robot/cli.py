@@ -155,7 +155,9 @@ def _go_on(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
 
 def _translated(verb: Verb, args: list[str]) -> list[str]:
     """A verb's own flags and its word as Hydra knows them; the rest as it is."""
-    if verb.word and args and args[0][0] != "-" and "=" not in args[0]:
+    if verb.word and not args:
+        raise UserError(f"found nothing, expected '{verb.word}' and its settings: {verb.summary}")
+    if verb.word and args[0][0] != "-" and "=" not in args[0]:
         if args[0] != verb.word:
             raise UserError(f"found '{args[0]}', expected '{verb.word}'")
         args = args[1:]

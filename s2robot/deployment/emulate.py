@@ -6,16 +6,30 @@ s2robot emulate emulator.ports=free     # beside another one
 
 import asyncio
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
+from s2robot.common.settings import plain, read
 from s2robot.envs.real.emulator.emulator import Emulator, EmulatorConfig
 from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
 
 PORTS = {"default": Ports, "free": free_ports}
+
+
+@dataclass(frozen=True)
+class EmulateSettings:
+    """`emulator` of configs/emulate.yaml, where every value is explained."""
+
+    seed: int
+    fps: float
+    ports: str
+
+    def __post_init__(self) -> None:
+        if self.ports not in PORTS:
+            raise UserError(f"emulator.ports: found '{self.ports}', expected one of {', '.join(PORTS)}")
 
 
 def run_emulate(cfg: DictConfig) -> None:
@@ -28,13 +42,12 @@ def run_emulate(cfg: DictConfig) -> None:
         raise UserError(
             f"robot: found '{cfg.robot.name}', expected 'xarm7': the control box emulated is its own"
         )
+    emulator = read(EmulateSettings, cfg.emulator, "emulator")
     require_simulator()
-    if cfg.emulator.ports not in PORTS:
-        raise UserError(f"emulator.ports: found '{cfg.emulator.ports}', expected one of {', '.join(PORTS)}")
-    require_simulator()
-    env = {"robot": cfg.robot.name, **OmegaConf.to_container(cfg.env, resolve=True)}  # type: ignore[dict-item]
-    config = EmulatorConfig("mujoco", cfg.emulator.seed, cfg.emulator.fps, env)
-    asyncio.run(_serve(config, PORTS[cfg.emulator.ports]()))
+    config = EmulatorConfig(
+        "mujoco", emulator.seed, emulator.fps, {"robot": cfg.robot.name, **plain(cfg.env)}
+    )
+    asyncio.run(_serve(config, PORTS[emulator.ports]()))
     print("emulator: stopped")
 
 

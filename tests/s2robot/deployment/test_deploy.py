@@ -19,6 +19,7 @@ from s2robot.demos.inspect import describe
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.envs.real.control.watchdog import State
+from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.envs.real.emulator.stand_in import StandIn
 
@@ -115,6 +116,10 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
         (["record=demos.zarr"], "record: found a path without --live"),
         (["policy.url=ws://127.0.0.1:1"], "found both of checkpoint and policy.url"),
         (["checkpoint=null"], "found none of checkpoint and policy.url"),
+        (["checkpoint=nope", "bridge.emulator.port=1"], "checkpoint nope: no such folder"),  # before the arm is sought
+        (["bridge.arm.connect_s=soon"], "bridge.arm.connect_s: found 'soon', expected float"),
+        (["+bridge.watchdog.camera_holt=1"], "bridge.watchdog: unknown key 'camera_holt', did you mean 'camera_hold'"),
+        (["bridge.limits.dq_max=fast"], "bridge.limits.dq_max: found 'fast', expected a number, or seven"),
         (["bridge.speed=2"], "bridge.speed: found 2"),
         (["bridge.arm.mode=fast"], "bridge.arm.mode: found 'fast', expected one of servo, online"),
         (["bridge.limits.dq_max=0"], "limits.dq_max"),
@@ -190,7 +195,7 @@ def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, tmp
 
     def collide():
         while not started.is_set() and time.monotonic() < begin + 120:
-            if (tmp_path / "camera_check.png").exists() and _running(emulator, begin):
+            if (tmp_path / "camera_check.png").exists() and _running(emulator.port, begin):
                 break
             time.sleep(0.1)
         with SideChannel(emulator.port) as side:
@@ -211,9 +216,38 @@ def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, tmp
     healthy(emulator)
 
 
-def _running(emulator, begin):
+def test_an_emulator_that_is_killed_is_a_fault_without_a_traceback(config, tmp_path, capfd, monkeypatch):
+    """Nobody asks it whether the cube is up any more."""
+    raised = []
+    monkeypatch.setattr("threading.excepthook", raised.append)
+    with launch("mujoco", "--env", json.dumps({"image_size": 64})) as box:
+
+        def kill():
+            end = time.monotonic() + 120
+            while time.monotonic() < end and not _running(box.ports.side, begin):
+                time.sleep(0.1)
+            box.process.kill()
+
+        begin = time.monotonic()
+        thread = threading.Thread(target=kill)
+        thread.start()
+        port = f"bridge.emulator.port={box.ports.side}"
+        faults = (
+            "bridge.watchdog.state_fault=3",
+            "bridge.watchdog.state_hold=1",
+            "bridge.loop.max_steps=300",
+        )
+        assert deploy.deploy(config("live=true", port, *faults)) == 1
+        thread.join()
+    out, err = capfd.readouterr()
+    assert not [r for r in raised if r.exc_type is not SystemExit], raised
+    assert "FAULT: " in out and "Traceback" not in out + err and "judge" not in out + err, err
+    assert json.loads((tmp_path / "summary.json").read_text())["records"][0]["cause"] == "fault"
+
+
+def _running(port, begin):
     """Whether a policy moves the arm: commands have come for a while after the move to the start."""
-    with SideChannel(emulator.port) as side:
+    with SideChannel(port) as side:
         moves = [c for c in side("commands", since=begin)["commands"] if c["kind"] == "motion"]
         opened = [c for c in side("commands", since=begin)["commands"] if c["kind"] == "gripper"]
     return bool(opened) and len(moves) > 300
@@ -264,7 +298,7 @@ def test_a_remote_policy_acts_and_its_loss_holds_before_it_is_a_fault(config, em
 
     def kill():
         end = time.monotonic() + 120
-        while time.monotonic() < end and not _running(emulator, begin):
+        while time.monotonic() < end and not _running(emulator.port, begin):
             time.sleep(0.1)
         server.kill()
 

@@ -56,6 +56,11 @@ def test_robot_takes_its_word():
     ("verb", "args", "text"),
     [
         ("robot", ["chekc"], "found 'chekc', expected 'check'"),
+        (
+            "robot",
+            [],
+            "found nothing, expected 'check' and its settings: `robot check`: does this policy fit",
+        ),
         ("deploy", ["--episodes"], "--episodes: found no value"),
         ("deploy", ["--record", "--live"], "--record: found no value"),
         ("deploy", ["--live=yes"], "--live: found a value 'yes'"),
