@@ -8,20 +8,13 @@ Reads from the run folder summary.json and episodes.jsonl (needed), metrics.json
 the episodes name (each if there).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from math import degrees
 from pathlib import Path
 from typing import Any
 
 from s2robot.common.errors import UserError
-from s2robot.evaluation.plots import (
-    FAILURE_TEXT,
-    stage_plot,
-    table_plot,
-    time_plot,
-    training_plot,
-)
+from s2robot.evaluation.plots import FAILURE_TEXT, stage_plot, table_plot, time_plot, training_plot
 from s2robot.evaluation.records import (
     Record,
     headline,
@@ -31,17 +24,7 @@ from s2robot.evaluation.records import (
     read_summary,
     success_times,
 )
-from s2robot.reporting.page import (
-    VIDEO_BYTES,
-    Film,
-    as_text,
-    duration,
-    figure,
-    films_html,
-    flatten,
-    write_page,
-)
-from s2robot.reporting.style import figure_svg
+from s2robot.reporting.page import VIDEO_BYTES, Film, drawing, duration, embed, flatten, write_page
 
 
 def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
@@ -63,24 +46,24 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
         )
     metrics = _read_rows([run_dir / "metrics.json", run_dir / "train" / "metrics.json"], "epoch", "epoch")
     stages = _read_rows([run_dir / "stages.json"], "stage", "seconds")
-    films, shown = films_html(run_dir, _films(records), video_bytes, str(run_dir / "episodes.jsonl"))
     return write_page(
         run_dir / "report.html",
-        f"{summary['successes']} of {summary['episodes']} cubes picked",
-        (
-            _head(summary),
-            _pictures(summary, records),
-            _failures(records, shown),
-            f"<section><h2>Videos</h2>{films}</section>" if films else "",
-            _durations(summary, stages),
-            _training(metrics),
-            _settings(summary),
-        ),
+        "evaluation.html.j2",
+        title=f"{summary['successes']} of {summary['episodes']} cubes picked",
+        failures=_failures(records),
+        films=embed(run_dir, _films(records), video_bytes, str(run_dir / "episodes.jsonl")),
+        stages=[(str(row["stage"]), row["seconds"]) for row in stages],
+        training_svg=drawing(training_plot(metrics), "training") if metrics else None,
+        command=summary.get("command"),
+        settings=_settings(summary),
+        **_head(summary),
+        **_pictures(summary, records),
+        **_durations(summary),
     )
 
 
-def _head(summary: Mapping[str, Any]) -> str:
-    low, mid, high = (100 * summary[key] for key in ("low", "success", "high"))
+def _head(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The sentence, the scale below it, and the facts that are known."""
     facts = [(key, summary.get(key)) for key in ("world", "robot", "cameras", "seed")]
     if isinstance(bridge := summary.get("bridge"), Mapping):  # on an arm
         facts += [("share of the demos' speed", bridge.get("speed")), ("faults", summary.get("faults"))]
@@ -90,32 +73,24 @@ def _head(summary: Mapping[str, Any]) -> str:
     facts.append(("evaluation took", None if wall is None else duration(wall)))
     if isinstance(selective := summary.get("selective"), Mapping):
         facts.append(("tiles computed per frame", selective.get("computed_per_frame")))
-    line = " · ".join(f"{name} <b>{escape(as_text(value))}</b>" for name, value in facts if value is not None)
-    return f"""<header>
-<h1>{_headline(summary)}</h1>
-<div class="scale" role="img" aria-label="success {mid:.1f} %, 95 % interval {low:.1f} to {high:.1f} %">
-<i class="range" style="left:{low:.2f}%;width:{high - low:.2f}%"></i>
-<i class="point" style="left:{mid:.2f}%"></i>
-</div>
-<div class="ends"><span>0 %</span><span>mark: measured success · band: 95 % interval (Wilson)</span>
-<span>100 %</span></div>
-<p class="facts">{line}</p>
-</header>"""
+    # the figures are kept together on one line where the window is wide enough
+    words, figures = headline(summary).replace(" %", "\N{NO-BREAK SPACE}%").split(": ")
+    return {
+        "headline": words,
+        "figures": figures,
+        "facts": [(name, value) for name, value in facts if value is not None],
+        **{key: 100 * summary[key] for key in ("low", "success", "high")},
+    }
 
 
-def _pictures(summary: Mapping[str, Any], records: Sequence[Record]) -> str:
-    failed = len(records) - summary["successes"]
-    table = figure_svg(table_plot(records, _cube_box(summary)), "table")
-    about = f"The table from above: {summary['successes']} successes, {failed} failures by the cube's place"
-    reached = figure_svg(stage_plot(records), "stage")
-    parts = [figure(reached, "How far the episodes came", "Episodes that reached each stage")]
-    if success_times(records):
-        times = figure_svg(time_plot(records), "time")
-        parts.append(figure(times, "How long a success took", "Histogram of the time to success"))
-    else:
-        parts.append("<p>No episode succeeded, so there is no time to success to show.</p>")
-    table = figure(table, "Where it worked and where it did not", about)
-    return f'<section class="pictures">{table}<div class="stack">{"".join(parts)}</div></section>'
+def _pictures(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "successes": summary["successes"],
+        "failed": len(records) - summary["successes"],
+        "table_svg": drawing(table_plot(records, _cube_box(summary)), "table"),
+        "stage_svg": drawing(stage_plot(records), "stage"),
+        "time_svg": drawing(time_plot(records), "time") if success_times(records) else None,
+    }
 
 
 def _cube_box(summary: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]] | None:
@@ -129,33 +104,29 @@ def _cube_box(summary: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[fl
         raise UserError(f"summary.json: 'cube_box' is {box!r}, expected [[x, x], [y, y]] in metres") from None
 
 
-def _failures(records: Sequence[Record], shown: set[str]) -> str:
+def _failures(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The rows of the table of failures."""
     rows = []
-    for record in records:
-        if record["success"]:
-            continue
-        episode = record["episode"]
-        name = f'<a href="#video-{episode}">{episode}</a>' if f"video-{episode}" in shown else str(episode)
+    for record in (r for r in records if not r["success"]):
         x, y = (100 * v for v in record["cube_xy"])
         signed = [f"{x:+z.1f}", f"{y:+z.1f}", f"{degrees(record['cube_yaw']):+z.0f}"]
-        cells = [name, str(record["seed"]), *(text.replace("-", "\N{MINUS SIGN}") for text in signed)]
         closest = record["closest_m"]
-        cells += ["–" if closest is None else f"{100 * closest:.1f}", str(record["steps"])]
-        stage = f"{record['stage']} <small>({FAILURE_TEXT[record['stage']]})</small>"
-        if fault := record.get("fault"):
-            stage += f"<br><small>FAULT: {escape(str(fault))}</small>"
         rows.append(
-            f"<tr>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}<td class=stage>{stage}</td></tr>"
+            {
+                "episode": record["episode"],
+                "film": f"video-{record['episode']}",
+                "cells": [
+                    str(record["seed"]),
+                    *(text.replace("-", "\N{MINUS SIGN}") for text in signed),
+                    "–" if closest is None else f"{100 * closest:.1f}",
+                    str(record["steps"]),
+                ],
+                "stage": record["stage"],
+                "meaning": FAILURE_TEXT[record["stage"]],
+                "fault": record.get("fault"),
+            }
         )
-    if not rows:
-        return "<section><h2>Failures</h2><p>None: every episode succeeded.</p></section>"
-    heads = ("episode", "seed", "cube x (cm)", "cube y (cm)", "yaw (°)", "closest (cm)", "steps")
-    head = "".join(f"<th class=n>{text}</th>" for text in heads) + "<th>furthest stage</th>"
-    return f"""<section><h2>Failures ({len(rows)})</h2>
-<p>x points away from the robot, y to its left, from the centre of the table. "Closest" is the least distance
-between the gripper and the cube's centre.</p>
-<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
-</section>"""
+    return rows
 
 
 def _films(records: Sequence[Record]) -> Iterator[Film]:
@@ -166,25 +137,14 @@ def _films(records: Sequence[Record]) -> Iterator[Film]:
         yield Film(f"video-{number}", record["video"], f"episode {number}: {outcome}")
 
 
-def _durations(summary: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str:
-    parts = []
-    if stages:
-        total = sum(row["seconds"] for row in stages)
-        rows = [(str(row["stage"]), row["seconds"]) for row in stages]
-        parts.append(_bars("From start to report", rows, total, True))
+def _durations(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds inside the evaluation, and those of its wall clock."""
     timing = _timing(summary)
-    rows = [(key.removesuffix("_s"), value) for key, value in timing.items() if key != "wall_s"]
-    wall = timing.get("wall_s")
-    if rows:
-        whole = max(value for _, value in rows)
-        if wall is not None:
-            whole = max(whole, wall)
-        parts.append(_bars("Inside the evaluation", rows, whole, False))
-        if wall is not None:
-            more = " Worker processes simulate side by side, so their seconds can add up to more."
-            more = more if "simulate_s" in timing else ""
-            parts[-1] += f"<p><small>Shares of {duration(wall)} of wall time.{more}</small></p>"
-    return f"<section><h2>Where the time went</h2>{''.join(parts)}</section>" if parts else ""
+    return {
+        "timing": [(key.removesuffix("_s"), value) for key, value in timing.items() if key != "wall_s"],
+        "wall": timing.get("wall_s"),
+        "simulated": "simulate_s" in timing,
+    }
 
 
 def _timing(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -193,27 +153,7 @@ def _timing(summary: Mapping[str, Any]) -> dict[str, float]:
     return {k: v for k, v in timing.items() if is_number(v)} if isinstance(timing, Mapping) else {}
 
 
-def _bars(title: str, rows: Iterable[tuple[str, float]], whole: float, total: bool) -> str:
-    body = "".join(
-        f"<tr><td>{escape(name)}</td><td class=n>{duration(seconds)}</td>"
-        f'<td class="bar"><i style="width:{100 * seconds / whole if whole > 0 else 0:.1f}%"></i></td></tr>'
-        for name, seconds in rows
-    )
-    if total:
-        body += f"<tr><th>together</th><th class=n>{duration(whole)}</th><th></th></tr>"
-    return f"<h3>{escape(title)}</h3><table class=bars>{body}</table>"
-
-
-def _training(metrics: Sequence[Mapping[str, Any]]) -> str:
-    if not metrics:
-        return ""
-    svg = figure_svg(training_plot(metrics), "training")
-    return f"<section><h2>Training</h2>{figure(svg, '', 'Training and validation loss by epoch')}</section>"
-
-
-def _settings(summary: Mapping[str, Any]) -> str:
-    command = summary.get("command")
-    parts = [f"<p>Made by</p><pre>{escape(str(command))}</pre>"] if command else []
+def _settings(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
     rows = []
     for key in ("policy", "encoder", "robot", "cameras", "seed", "versions"):
         rows += flatten(key, summary[key]) if summary.get(key) is not None else []
@@ -221,12 +161,7 @@ def _settings(summary: Mapping[str, Any]) -> str:
     shown |= {"policy", "encoder", "robot", "cameras", "seed", "versions", "median_time_to_success_s"}
     for key in summary:  # whatever else an evaluation noted
         rows += flatten(key, summary[key]) if key not in shown else []
-    body = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(as_text(value))}</td></tr>" for name, value in rows
-    )
-    if body:
-        parts.append(f'<div class="scroll"><table class="settings">{body}</table></div>')
-    return f"<section><h2>Settings and versions</h2>{''.join(parts)}</section>" if parts else ""
+    return rows
 
 
 def _read_rows(paths: Sequence[Path], label: str, number: str | None = None) -> list[dict[str, Any]]:
@@ -246,9 +181,3 @@ def _read_rows(paths: Sequence[Path], label: str, number: str | None = None) -> 
                 )
         return rows
     return []
-
-
-def _headline(summary: Mapping[str, Any]) -> str:
-    """The sentence, with the figures kept together on one line where the window is wide enough."""
-    words, figures = escape(headline(summary)).replace(" %", "\N{NO-BREAK SPACE}%").split(": ")
-    return f"{words}: <span>{figures}</span>"

@@ -14,10 +14,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
-from s2robot.comparison import report as compare_report
+from s2robot.comparison import wording
 from s2robot.comparison.paired import difference, mcnemar
 from s2robot.comparison.power import Design, needed
-from s2robot.comparison.report import MINUS, points, write_compare_report
+from s2robot.comparison.report import write_compare_report
+from s2robot.comparison.wording import MINUS, points
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.video import Side, write_pair
 from s2robot.probing.cells import CELL_METRICS
@@ -94,7 +95,7 @@ def make_comparison(
 
 
 def p_text(p: float) -> str:
-    return compare_report.p_text(p).replace("\N{NO-BREAK SPACE}", " ")
+    return wording.p_text(p).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def save(folder: Path, facts: dict) -> None:

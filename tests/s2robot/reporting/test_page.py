@@ -1,0 +1,47 @@
+"""The frame of the pages: text is escaped wherever it comes from, and the stylesheet travels inside."""
+
+import pytest
+from jinja2 import UndefinedError
+
+from s2robot.reporting.page import TEMPLATES, Film, as_text, duration, embed, flatten, write_page
+from tests.s2robot.html_page import Page
+
+EVIL = "<script>alert('1')</script>"
+
+
+def test_every_template_extends_the_frame_or_is_it_and_nothing_is_marked_safe():
+    """`|safe` would undo the escaping; only SVG and the stylesheet go in as they are, and both are made in page.py."""
+    pages = {path.name: path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.html.j2")}
+    assert set(pages) == {"base.html.j2", "macros.html.j2", "evaluation.html.j2", "comparison.html.j2"}
+    for name, text in pages.items():
+        assert "safe" not in text and "autoescape" not in text, name
+        assert name in ("base.html.j2", "macros.html.j2") or '{% extends "base.html.j2" %}' in text
+
+
+def test_names_of_folders_and_films_are_escaped(tmp_path):
+    folder = tmp_path / EVIL.replace("/", "")
+    folder.mkdir()
+    films = embed(folder, [Film("video-0", EVIL.replace("/", ""), EVIL)], 1000, "here")
+    assert films and not films.names and films.omitted[0][1] == "the file is not there"
+    values = {
+        "successes": 0, "failed": 0, "table_svg": "", "stage_svg": "", "time_svg": None, "training_svg": None,
+        "failures": [{"episode": 1, "film": EVIL, "cells": [EVIL], "stage": EVIL, "meaning": EVIL, "fault": EVIL}],
+        "headline": EVIL, "figures": EVIL, "facts": [(EVIL, EVIL)], "low": 0.0, "success": 0.0, "high": 9.0,
+        "films": films, "stages": [(EVIL, 1.0)], "timing": [], "wall": None, "simulated": False,
+        "command": EVIL, "settings": [(EVIL, [EVIL])],
+    }  # fmt: skip
+    page = Page(write_page(folder / "report.html", "evaluation.html.j2", title=EVIL, **values))
+    assert "script" not in page.tags and page.text.count(EVIL) == 13
+    assert "--vermillion: #d55e00" in page.source and "@media print" in page.source
+    del values["headline"]
+    with pytest.raises(UndefinedError, match="headline"):  # a value that a template names and nobody gave
+        write_page(folder / "other.html", "evaluation.html.j2", title=EVIL, **values)
+    assert [path.name for path in folder.iterdir()] == ["report.html"]
+
+
+def test_numbers_and_settings_as_people_read_them():
+    assert [duration(s) for s in (3.24, 59.94, 59.95, 200, 3599.6, 7300)] == [
+        "3.2 s", "59.9 s", "1 min 0 s", "3 min 20 s", "1 h 0 min", "2 h 1 min",
+    ]  # fmt: skip
+    assert as_text([1, 0.1234567, True, None, "x"]) == "1, 0.123457, yes, none, x"
+    assert flatten("x", {"a": {"b": 1}, "c": []}) == [("x.a.b", 1), ("x.c", [])]
