@@ -29,8 +29,9 @@ from s2robot.deployment.live import LiveSession, percentiles
 from s2robot.deployment.rig import Rig
 from s2robot.envs.cube_config import CubePickConfig, as_tuples
 from s2robot.envs.real.emulator.launch import launch
+from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.records import wilson
-from s2robot.evaluation.rollouts import LearnedPlanner, run_episodes
+from s2robot.evaluation.rollouts import run_episodes
 from s2robot.loading import load_policy
 from s2robot.policies import BatchActor
 

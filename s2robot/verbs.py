@@ -35,7 +35,7 @@ def replay(cfg: DictConfig) -> None:
     """`s2robot replay`: play episodes back open loop; fails (exit 2) if one does not succeed again."""
     from s2robot.demos.replay import env_config_of, replay_episode
     from s2robot.envs.cube_pick import CubePick
-    from s2robot.evaluation.rollouts import film
+    from s2robot.evaluation.film import film
 
     store = open_demos(cfg)
     config = env_config_of(store)

@@ -16,7 +16,7 @@ import torch
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.selective import select
-from s2robot.evaluation.rollouts import LearnedPlanner
+from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.loading import device_of, load_policy
 from s2robot.policies import BatchActor
 

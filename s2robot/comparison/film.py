@@ -18,8 +18,8 @@ from s2robot.comparison.arms import settings_of
 from s2robot.comparison.plan import Plan, Runs
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.workers import worker_pool
+from s2robot.evaluation.film import rerun
 from s2robot.evaluation.journal import read_actions
-from s2robot.evaluation.rollouts import rerun
 from s2robot.evaluation.video import Side, write_pair
 
 

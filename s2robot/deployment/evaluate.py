@@ -35,9 +35,8 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.people.operator import Judge, TerminalOperator
 from s2robot.envs.real.real_cube_pick import RealCubePick
-from s2robot.evaluation.journal import Journal
+from s2robot.evaluation.journal import Journal, write_records
 from s2robot.evaluation.records import read_json, summarise
-from s2robot.evaluation.rollouts import write_records
 from s2robot.evaluation.summary import facts, refuse_positions_of_demos, world_changes
 from s2robot.evaluation.video import write_video
 from s2robot.policies import check_contract
@@ -99,7 +98,8 @@ class ArmEvaluation:
         self.config = self._config()
         _check_world(self.config, rig)
         whose = self.cfg.checkpoint or self.cfg.policy.url
-        refuse_positions_of_demos(contract, self.cfg.evaluate, whose)
+        e = self.cfg.evaluate
+        refuse_positions_of_demos(contract, range(e.seed, e.seed + e.episodes), whose)
         self.changes = world_changes(contract.get("env_config", {}), self.config)
         self.world = EMULATED if rig.scene else ARM
         self.stop = Stop()

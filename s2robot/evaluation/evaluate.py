@@ -1,7 +1,12 @@
-"""A checkpoint's success over seeded positions in simulation: records, videos and a summary in one folder."""
+"""A checkpoint's success over seeded positions in simulation: records, videos and a summary in one folder.
+
+summary = evaluate_checkpoint(Path("runs/run/<date>/checkpoint"), Path("out"), EvaluateSettings(episodes=16))
+summary["success"], summary["low"], summary["high"]
+"""
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +17,147 @@ from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.provenance import policy_sha256
-from s2robot.common.settings import env_config, open_demos, plain
+from s2robot.common.settings import env_config, open_demos, read
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import SelectiveEncoder, select
-from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
+from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig, as_tuples
+from s2robot.envs.cube_pick import CubePick
+from s2robot.evaluation.film import film_some
+from s2robot.evaluation.journal import write_records
+from s2robot.evaluation.planners import LearnedPlanner, NearestDemo, Planner
 from s2robot.evaluation.records import summarise
-from s2robot.evaluation.rollouts import (
-    LearnedPlanner,
-    NearestDemo,
-    Planner,
-    film_some,
-    run_episodes,
-    write_records,
-)
-from s2robot.evaluation.summary import facts, refuse_positions_of_demos, world_changes
+from s2robot.evaluation.rollouts import Rollouts, run_episodes
+from s2robot.evaluation.summary import camera_changes, facts, refuse_positions_of_demos, world_changes
 from s2robot.loading import device_of, load_policy
-from s2robot.policies import BatchActor, check_contract
+from s2robot.policies import BatchActor, ChunkPolicy, check_contract
+
+CONTROLS = (None, "blind", "nearest_demo")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How a policy is evaluated in simulation; configs/evaluate/default.yaml says what each is."""
+
+    world: str = "simulation"
+    episodes: int = 128
+    seed: int = 10_000
+    workers: int = 4
+    videos: int = 8
+    video_size: int = 256
+    resume: bool = True
+    control: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    selective: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        least = {"episodes": 1, "seed": 0, "workers": 1, "videos": 0, "video_size": 16, "threads": 1}
+        for key, low in least.items():
+            if (found := getattr(self, key)) is not None and found < low:
+                raise UserError(f"evaluate.{key}: found {found}, expected {low} or more")
+        if self.control not in CONTROLS:
+            raise UserError(f"evaluate.control: found '{self.control}', expected null, blind or nearest_demo")
+
+    @property
+    def positions(self) -> range:
+        """The seeds of the episodes."""
+        return range(self.seed, self.seed + self.episodes)
 
 
 def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
-    """Evaluate a checkpoint; writes episodes.jsonl, videos/ and summary.json, and returns the summary."""
-    start = time.monotonic()
-    e = cfg.evaluate
-    if e.threads:
-        torch.set_num_threads(e.threads)
+    """`s2robot evaluate` in simulation: reads its config and does :func:`evaluate_checkpoint`."""
+    settings = read(EvaluateSettings, cfg.evaluate, "evaluate")
     # `evaluate` may run on another machine than the training, where the encoder's weights lie elsewhere
     weights = cfg.encoder.checkpoint if "checkpoint" in cfg else None
+    demos = open_demos(cfg) if settings.control == "nearest_demo" else None
+    return evaluate_checkpoint(checkpoint, out, settings, env_config(cfg), weights, demos)
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    settings: EvaluateSettings | None = None,
+    world: CubePickConfig | None = None,
+    weights: str | Path | None = None,
+    demos: EpisodeStore | None = None,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint; writes episodes.jsonl, videos/ and summary.json into `out`, and returns the summary.
+
+    Args:
+        checkpoint: the folder that `s2robot train` wrote.
+        out: run folder; an evaluation that stands there unfinished goes on.
+        settings: how; the defaults if not given.
+        world: where, its cameras at least the policy's; the world of the policy's demos if not given.
+        weights: the encoder's weights file, if it lies elsewhere than at training time.
+        demos: what control `nearest_demo` replays.
+
+    Raises:
+        PolicyError, UserError: a checkpoint that is damaged or of another robot, rate, encoder or cameras; positions
+            that the demos were recorded at; episodes of other settings in `out`.
+    """
+    start, e = time.monotonic(), settings or EvaluateSettings()
+    if e.threads:
+        torch.set_num_threads(e.threads)
     policy, encoder, contract = load_policy(checkpoint, device_of(e.device), weights)
-    config = env_config(cfg, cameras=list(contract["cameras"]), image_size=encoder.image_size)
-    check_contract(
-        contract,
-        cameras=list(cfg.env.cameras),
-        robot=config.robot,
-        action_frame=ACTION_FRAME,
-        rate_hz=config.rate_hz,
-    )
-    changes = world_changes(contract["env_config"], config)
+    config, changes = _world_of(world, contract, encoder.image_size)
     if changes:
         print(f"note: this world is not the demos': {'; '.join(changes)}")
-    refuse_positions_of_demos(contract, e, checkpoint)
-    seeing = select(encoder, plain(e.selective))  # the encoder itself if no budget is set
-    planner: Planner
+    refuse_positions_of_demos(contract, e.positions, checkpoint)
+    seeing = select(encoder, e.selective)  # the encoder itself if no budget is set
+    planner = _planner(e, policy, seeing, contract, demos)
+    rollouts = _roll_out(e, config, planner, _identity(e, config, checkpoint, contract, demos), out)
+    seconds = {**rollouts.seconds, **planner.timing, "wall_s": time.monotonic() - start}
+    summary = {
+        **summarise(rollouts.records),
+        "policy": {**policy.spec.to_dict(), "parameters": sum(p.numel() for p in policy.parameters())},
+        **facts(config, contract, changes, e.seed),
+        **({"selective": seeing.report()} if isinstance(seeing, SelectiveEncoder) else {}),
+        "control": e.control,
+        "timing": {name: round(value, 2) for name, value in seconds.items()},
+    }
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _world_of(
+    world: CubePickConfig | None, contract: Mapping[str, Any], image_size: int
+) -> tuple[CubePickConfig, list[str]]:
+    """The world to evaluate in, with the policy's cameras, and in what it differs from that of the demos."""
+    given = world or CubePickConfig(**as_tuples(contract["env_config"]))
+    check_contract(
+        contract,
+        cameras=list(given.cameras),
+        robot=given.robot,
+        action_frame=ACTION_FRAME,
+        rate_hz=given.rate_hz,
+    )
+    config = replace(given, cameras=tuple(contract["cameras"]), image_size=image_size)
+    ours = CubePick(config, draw=False).describe()["camera_geometry"]
+    changes = world_changes(contract["env_config"], config)
+    return config, changes + camera_changes(contract.get("camera_geometry") or {}, ours)
+
+
+def _planner(
+    e: EvaluateSettings,
+    policy: ChunkPolicy,
+    encoder: S2Encoder | SelectiveEncoder,
+    contract: Mapping[str, Any],
+    demos: EpisodeStore | None,
+) -> Planner:
     if e.control == "nearest_demo":
-        planner = NearestDemo(open_demos(cfg))
-    elif e.control in (None, "blind"):
-        policy.pooling.blind = policy.pooling.blind or e.control == "blind"
-        actor = BatchActor(policy, e.workers)
-        planner = LearnedPlanner(actor, seeing, contract["cameras"], contract["encoder"]["features_dtype"])
-    else:
-        raise UserError(f"evaluate.control: found '{e.control}', expected null, blind or nearest_demo")
+        if demos is None:
+            raise UserError("evaluate.control: found nearest_demo, expected demos beside it")
+        return NearestDemo(demos)
+    policy.pooling.blind = policy.pooling.blind or e.control == "blind"
+    actor = BatchActor(policy, e.workers)
+    return LearnedPlanner(actor, encoder, contract["cameras"], contract["encoder"]["features_dtype"])
+
+
+def _roll_out(
+    e: EvaluateSettings, config: CubePickConfig, planner: Planner, identity: Mapping[str, Any], out: Path
+) -> Rollouts:
+    """Run and film what is missing; episodes.jsonl is whole and in order afterwards."""
     out.mkdir(parents=True, exist_ok=True)
     journal = out / "episodes.jsonl"
     with bar("evaluating") as update:
@@ -71,44 +169,33 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
             e.workers,
             journal,
             lambda done, good: update(done, e.episodes, f"{good} successes"),
-            _episode_settings(cfg, config, checkpoint, contract) if e.resume else None,
+            identity if e.resume else None,
         )
     if e.videos:
         with bar("filming") as update:
-            film_some(config, rollouts, e.videos, e.video_size, out, e.workers, update)
+            names = film_some(config, rollouts, e.videos, e.video_size, out, e.workers, update)
+        records = [{**r, "video": names.get(r["episode"])} for r in rollouts.records]
+        rollouts = replace(rollouts, records=records)
     write_records(rollouts.records, journal)
-    summary = {
-        **summarise(rollouts.records),
-        "policy": {**policy.spec.to_dict(), "parameters": sum(p.numel() for p in policy.parameters())},
-        **facts(config, contract, changes, e.seed),
-        **({"selective": seeing.report()} if isinstance(seeing, SelectiveEncoder) else {}),
-        "control": e.control,
-        "timing": {
-            k: round(v, 2)
-            for k, v in {
-                **rollouts.seconds,
-                **getattr(planner, "timing", {}),
-                "wall_s": time.monotonic() - start,
-            }.items()
-        },
-    }
-    write_json(out / "summary.json", summary)
-    return summary
+    return rollouts
 
 
-def _episode_settings(
-    cfg: DictConfig, config: CubePickConfig, checkpoint: Path, contract: dict[str, Any]
+def _identity(
+    e: EvaluateSettings,
+    config: CubePickConfig,
+    checkpoint: Path,
+    contract: Mapping[str, Any],
+    demos: EpisodeStore | None,
 ) -> dict[str, Any]:
     """All that decides an episode of an evaluation besides its number."""
-    selective = plain(cfg.evaluate.selective)
-    budget = selective["tiles"] is not None or selective["milliseconds"] is not None
+    budget = e.selective.get("tiles") is not None or e.selective.get("milliseconds") is not None
     return {
         "policy": policy_sha256(checkpoint),
         "encoder": contract["encoder"]["fingerprint"],
         "features_dtype": contract["encoder"]["features_dtype"],
-        "evaluate.seed": cfg.evaluate.seed,
-        "evaluate.control": cfg.evaluate.control,
-        "evaluate.selective": selective if budget else None,
+        "evaluate.seed": e.seed,
+        "evaluate.control": e.control,
+        "evaluate.selective": e.selective if budget else None,
         "env": asdict(config),
-        **({"demos": open_demos(cfg).fingerprint} if cfg.evaluate.control == "nearest_demo" else {}),
+        **({"demos": demos.fingerprint} if demos is not None else {}),
     }

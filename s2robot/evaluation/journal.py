@@ -6,11 +6,14 @@ journal.append(record, actions)    # on disk when it returns
 
 Beside `episodes.jsonl` lie `episodes.settings.json` (all that decides an episode but its number) and
 `actions/episode_0000.npy` (float32 (steps, 8), to film it later).
+
+No library: what is needed of one (SQLite, a queue on disk) is one line that is on disk when an episode ends, and the
+records stay a text file that people and other programs read.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ class Journal:
         if settings is not None and path.exists():
             _check_same(known, settings)
             self._read()
-        write_text(path, "".join(json.dumps(r) + "\n" for r in self.records.values()))
+        write_records(list(self.records.values()), path)
         if settings is None:
             known.unlink(missing_ok=True)
         else:
@@ -75,6 +78,11 @@ class Journal:
             if actions.dtype == np.float32 and actions.shape == (record["steps"], 8):
                 self.records[record["episode"]] = {**record, "video": None}
                 self.actions[record["episode"]] = actions
+
+
+def write_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """All records in order, replacing the journal at once."""
+    write_text(path, "".join(json.dumps(r) + "\n" for r in records))
 
 
 def read_actions(run_dir: Path, episode: int) -> np.ndarray:

@@ -8,166 +8,32 @@ meets the same positions. Each record is on disk when its episode ends: after a 
 loses at most the episodes in progress, one for each of ``evaluate.workers``.
 """
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_text
-from s2robot.demos.store import EpisodeStore
-from s2robot.encoders.cache import as_stored
-from s2robot.encoders.encoder import S2Encoder
-from s2robot.encoders.selective import SelectiveEncoder
 from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.workers import one_thread_each, worker_pool
+from s2robot.envs.workers import one_thread_each
 from s2robot.evaluation.journal import Journal
-from s2robot.evaluation.video import write_video
-from s2robot.policies import BatchActor
+from s2robot.evaluation.planners import Planner
 
 
-class Planner(Protocol):
-    """What an evaluation asks of a policy: the next ``execute`` actions of the episodes that need them."""
-
-    execute: int
-    every_step: bool
-
-    def reset(self, indices: Sequence[int], infos: Sequence[Mapping]) -> None:
-        """New episodes begin at these places."""
-
-    def plan(self, indices: Sequence[int], observations: Sequence[Mapping]) -> np.ndarray:
-        """Actions (n, execute, 8) after the new observations of each place."""
-
-
-class LearnedPlanner:
-    """A trained policy and its encoder.
-
-    Args:
-        actor: the policy's memory of the episodes that run side by side.
-        encoder: the encoder it was trained with, or a selective one around it.
-        cameras: in the policy's order.
-    """
-
-    def __init__(
-        self,
-        actor: BatchActor,
-        encoder: S2Encoder | SelectiveEncoder,
-        cameras: Sequence[str],
-        dtype: str = "float16",
-    ):
-        self.actor, self.encoder, self.cameras, self.dtype = actor, encoder, tuple(cameras), dtype
-        self.execute, self.every_step = actor.execute, actor.every_step
-        self.timing = {"encode_s": 0.0, "policy_s": 0.0}
-        self._last: dict[int, np.ndarray] = {}
-
-    def reset(self, indices, infos) -> None:
-        self.actor.reset(indices)
-        if isinstance(self.encoder, SelectiveEncoder):
-            self.encoder.reset([(i, camera) for i in indices for camera in self.cameras])
-        for i in indices:
-            self._last.pop(i, None)
-
-    def plan(self, indices, observations) -> np.ndarray:
-        # One episode at a time: a sum's rounding may depend on the size of a batch, and an episode must not depend
-        # on which others run beside it, or a resumed evaluation would differ from an uninterrupted one.
-        return np.stack([self._plan_one(i, o) for i, o in zip(indices, observations, strict=True)])
-
-    def _plan_one(self, i: int, observation: Mapping) -> np.ndarray:
-        start = time.monotonic()
-        count = observation["count"]
-        frames = np.stack([observation["images"][c][:count] for c in self.cameras], 1)  # (count, C, S, S, 3)
-        tokens = as_stored(self._encode(frames.reshape(-1, *frames.shape[2:]), i, observation), self.dtype)
-        tokens = tokens.reshape(count, len(self.cameras), *tokens.shape[1:])  # (count, C, N, D)
-        self.timing["encode_s"] += time.monotonic() - start
-        start = time.monotonic()
-        if self.every_step:
-            self._catch_up(i, observation, tokens)
-        action = self.actor.plan([i], tokens[-1:], observation["proprio"][count - 1][None])[0]
-        self._last[i] = action
-        self.timing["policy_s"] += time.monotonic() - start
-        return action
-
-    def _encode(self, images: np.ndarray, i: int, observation: Mapping) -> torch.Tensor:
-        """Tokens (count * C, N, D) of the new frames of place i; a stream is one of its cameras."""
-        if not isinstance(self.encoder, SelectiveEncoder):
-            return self.encoder.encode(images)
-        count = observation["count"]
-        streams = [(i, camera) for _ in range(count) for camera in self.cameras]
-        points = None
-        if self.encoder.settings.choose == "gripper":
-            # known of the newest frame only: the frames between two plans are taken to be close to it
-            points = np.stack(
-                [observation["points"][camera] for _ in range(count) for camera in self.cameras]
-            )
-        return self.encoder.encode(images, streams, points)
-
-    def _catch_up(self, i: int, observation: Mapping, tokens: torch.Tensor) -> None:
-        """Put the steps between two plans into the context, each after the action that led to it."""
-        if i not in self._last:  # right after a reset there is one observation and no action
-            return
-        count = observation["count"]
-        for j, action in enumerate(self._last[i][:count]):
-            self.actor.record_actions([i], action[None])
-            if j < count - 1:
-                self.actor.observe([i], tokens[j][None], observation["proprio"][j][None])
-
-
-class NearestDemo:
-    """The control that needs no eyes: knows the cube's true pose and replays the nearest demo open loop."""
-
-    every_step = False
-
-    def __init__(self, store: EpisodeStore, execute: int = 4):
-        if "cube_pose" not in store.keys:
-            raise UserError(
-                f"{store.path}: found no key 'cube_pose', which evaluate.control=nearest_demo needs"
-            )
-        self.execute = execute
-        self.actions = [store.episode(i)["action"] for i in range(len(store))]
-        self.starts = np.stack([_placing(store.episode(i)["cube_pose"][0]) for i in range(len(store))])
-        self._queue: dict[int, np.ndarray] = {}
-
-    def reset(self, indices, infos) -> None:
-        for i, info in zip(indices, infos, strict=True):
-            distance = np.linalg.norm(self.starts - _placing(info["cube_pose"]), axis=1)
-            self._queue[i] = self.actions[int(distance.argmin())]
-
-    def plan(self, indices, observations) -> np.ndarray:
-        out = np.zeros((len(indices), self.execute, 8), np.float32)
-        for row, i in enumerate(indices):
-            now, self._queue[i] = self._queue[i][: self.execute], self._queue[i][self.execute :]
-            out[row, : len(now)] = now
-            out[row, len(now) :, 7] = 1.0  # the demo is over: hold still, closed
-        return out
-
-
-def _placing(pose: np.ndarray) -> np.ndarray:
-    """Where a cube lies, in metres: x, y, and its yaw as a point on a circle of 5 cm (four turns alike).  # (4,)"""
-    w, z = pose[3], pose[6]
-    yaw = 4 * 2 * np.arctan2(z, w)
-    return np.array([pose[0], pose[1], 0.05 * np.cos(yaw), 0.05 * np.sin(yaw)])
-
-
-@dataclass
+@dataclass(frozen=True)
 class Rollouts:
     """The outcome of :func:`run_episodes`: records sorted by episode, actions to draw videos, seconds."""
 
-    records: list[dict]
-    actions: dict[int, np.ndarray]
+    records: list[dict[str, Any]]
+    actions: dict[int, np.ndarray]  # episode -> float32 (steps, 8)
     seconds: dict[str, float]
-
-
-def _make(config: CubePickConfig, execute: int, every_step: bool) -> Callable[[], gymnasium.Env]:
-    return lambda: ActionChunk(CubePick(config), execute, every_step)
 
 
 def run_episodes(
@@ -189,87 +55,108 @@ def run_episodes(
         UserError: the journal is of other settings.
     """
     kept = Journal(journal, settings)
-    done = {e: r for e, r in kept.records.items() if e < episodes}
-    todo = [e for e in range(episodes) if e not in done]
-    simulate = 0.0
-    if todo:
-        simulate = _run(env_config, planner, todo, seed, workers, kept, done, progress)
+
+    def tell() -> None:
+        done = [record for episode, record in kept.records.items() if episode < episodes]
+        progress(len(done), sum(record["success"] for record in done))
+
+    seconds = 0.0
+    if todo := [e for e in range(episodes) if e not in kept.records]:
+        with Worlds(env_config, planner, seed, max(1, min(workers, len(todo)))) as worlds:
+            for record, actions in worlds.run(todo):
+                kept.append(record, actions)
+                tell()
+            seconds = worlds.seconds
     else:
-        progress(episodes, sum(r["success"] for r in done.values()))
-    records = [done[e] for e in range(episodes)]
-    actions = {e: kept.actions[e] for e in range(episodes)}
-    return Rollouts(records, actions, {"simulate_s": simulate})
+        tell()
+    records = [kept.records[e] for e in range(episodes)]
+    return Rollouts(records, {e: kept.actions[e] for e in range(episodes)}, {"simulate_s": seconds})
 
 
-def _run(
-    env_config: CubePickConfig,
-    planner: Planner,
-    todo: list[int],
-    seed: int,
-    workers: int,
-    journal: Journal,
-    done: dict[int, dict],
-    progress: Callable[[int, int], None],
-) -> float:
-    """Run the episodes of ``todo``; adds their records to ``done`` and returns the seconds spent simulating."""
-    workers = max(1, min(workers, len(todo)))
-    make = [_make(env_config, planner.execute, planner.every_step)] * workers
-    simulate = 0.0
-    executed: dict[int, list[np.ndarray]] = {}
-    with one_thread_each():
-        worlds = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
-    try:
-        running = dict(enumerate(todo[:workers]))  # place -> its episode
-        waiting = todo[workers:]
-        cubes: dict[int, np.ndarray] = {}
-        batch, infos = worlds.reset(seed=[seed + e for e in running.values()])
-        points = infos["grip_points"]  # {camera: (workers, 2)}
-        new = list(range(workers))
-        while running:
-            for i in new:
-                cubes[running[i]] = infos["cube_pose"][i].copy()
-                executed[running[i]] = []
-            planner.reset(new, [{"cube_pose": cubes[running[i]]} for i in new])
-            busy = list(running)
-            plans = planner.plan(busy, [_pick(batch, points, i) for i in busy])
-            actions = np.zeros((workers, planner.execute, 8), np.float32)
-            actions[busy] = plans
-            start = time.monotonic()
-            batch, _, success, over, infos = worlds.step(actions)
-            simulate += time.monotonic() - start
-            points = infos["grip_points"]
-            new = []
-            for i in busy:
-                episode = running[i]
-                executed[episode].append(actions[i])
-                if not (success[i] or over[i]):
-                    continue
-                record = _record(episode, seed, cubes[episode], infos, i, env_config.rate_hz)
-                journal.append(record, np.concatenate(executed.pop(episode))[: record["steps"]])
-                done[episode] = record
-                progress(len(done), sum(r["success"] for r in done.values()))
-                del running[i]
-                if waiting:
-                    running[i] = waiting.pop(0)
-                    new.append(i)
-            if new:
-                mask = np.isin(np.arange(workers), new)
-                seeds = [seed + running[i] if i in new else None for i in range(workers)]
-                start = time.monotonic()
-                batch, infos = worlds.reset(seed=seeds, options={"reset_mask": mask})
-                simulate += time.monotonic() - start
-                for camera in batch["images"]:
-                    points[camera][new] = infos["grip_points"][camera][new]
-    finally:
-        worlds.close(terminate=True)
-    return simulate
+class Worlds:
+    """Worlds side by side, a process each; a place takes the next episode when its own has ended.
+
+    Args:
+        config: of every world.
+        planner: who acts in them.
+        seed: of episode 0; episode i has seed + i.
+        count: of places.
+
+    `seconds` is how long this process waited for the simulation.
+    """
+
+    def __init__(self, config: CubePickConfig, planner: Planner, seed: int, count: int) -> None:
+        self.config, self.planner, self.seed, self.count = config, planner, seed, count
+        make = [partial(_make, config, planner.execute, planner.every_step)] * count
+        with one_thread_each():
+            self._worlds = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+        self.seconds = 0.0
+        self._episodes: dict[int, int] = {}  # place -> the episode that runs there
+        self._cubes: dict[int, np.ndarray] = {}  # place -> the cube's pose at the start (7,)
+        self._actions: dict[int, list[np.ndarray]] = {}  # place -> executed so far, (execute, 8) each
+        self._batch: dict[str, Any] = {}  # the newest observations of all places
+        self._points: dict[str, np.ndarray] = {}  # camera -> where the gripper shows (places, 2)
+
+    def __enter__(self) -> "Worlds":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._worlds.close(terminate=True)
+
+    def run(self, todo: Sequence[int]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        """Each episode's record and its actions, float32 (steps, 8), as it ends."""
+        waiting = list(todo)
+        free = list(range(self.count))
+        while waiting or self._episodes:
+            if begin := free[: len(waiting)]:
+                self._begin(begin, waiting[: len(begin)])
+                del waiting[: len(begin)]
+            free = []
+            ended, infos = self._step()
+            for place in ended:
+                episode, executed = self._episodes.pop(place), self._actions.pop(place)
+                record = _record(episode, self.seed, self._cubes[place], infos, place, self.config.rate_hz)
+                yield record, np.concatenate(executed)[: record["steps"]]
+                free.append(place)
+
+    def _begin(self, places: list[int], episodes: list[int]) -> None:
+        """New episodes at these places; the others wait."""
+        self._episodes.update(zip(places, episodes, strict=True))
+        seeds = [self.seed + self._episodes[i] if i in places else None for i in range(self.count)]
+        mask = np.isin(np.arange(self.count), places)
+        start = time.monotonic()
+        self._batch, infos = self._worlds.reset(seed=seeds, options={"reset_mask": mask})
+        self.seconds += time.monotonic() - start
+        for camera in self._batch["images"]:
+            points = infos["grip_points"][camera]
+            self._points.setdefault(camera, points)[places] = points[places]
+        for i in places:
+            self._cubes[i], self._actions[i] = infos["cube_pose"][i].copy(), []
+        self.planner.reset(places, [{"cube_pose": self._cubes[i]} for i in places])
+
+    def _step(self) -> tuple[list[int], dict[str, Any]]:
+        """One plan at every place where an episode runs; the places where it ended, and what is known of them."""
+        busy = list(self._episodes)
+        actions = np.zeros((self.count, self.planner.execute, 8), np.float32)
+        actions[busy] = self.planner.plan(busy, [self._observation(i) for i in busy])
+        start = time.monotonic()
+        self._batch, _, success, over, infos = self._worlds.step(actions)
+        self.seconds += time.monotonic() - start
+        self._points = infos["grip_points"]
+        for i in busy:
+            self._actions[i].append(actions[i])
+        return [i for i in busy if success[i] or over[i]], infos
+
+    def _observation(self, i: int) -> dict[str, Any]:
+        """Of place ``i``, and where its newest frames show the gripper."""
+        images = {name: frames[i] for name, frames in self._batch["images"].items()}
+        points = {name: self._points[name][i] for name in images}
+        count = int(self._batch["count"][i])
+        return {"images": images, "proprio": self._batch["proprio"][i], "count": count, "points": points}
 
 
-def _pick(batch: dict, points: dict, i: int) -> dict:
-    """The observation of place ``i``, and where its newest frames show the gripper."""
-    images = {name: frames[i] for name, frames in batch["images"].items()}
-    seen = {name: points[name][i] for name in images}
-    return {"images": images, "proprio": batch["proprio"][i], "count": int(batch["count"][i]), "points": seen}
+def _make(config: CubePickConfig, execute: int, every_step: bool) -> gymnasium.Env:
+    return ActionChunk(CubePick(config), execute, every_step)
 
 
 def _record(episode: int, seed: int, cube: np.ndarray, infos: dict, i: int, rate: float) -> dict:
@@ -286,59 +173,3 @@ def _record(episode: int, seed: int, cube: np.ndarray, infos: dict, i: int, rate
         "closest_m": round(float(infos["closest"][i]), 5),
         "video": None,
     }
-
-
-def rerun(
-    env_config: CubePickConfig, record: Mapping[str, Any], actions: np.ndarray
-) -> tuple[list[dict[str, np.ndarray]], list[str]]:
-    """Run an episode again from its seed and its actions (T, 8): pictures by camera and stage, T + 1 of each."""
-    env = CubePick(env_config)
-    observation, _ = env.reset(seed=record["seed"])
-    frames, stages = [observation["images"]], [env.stage]
-    for action in actions:
-        observation, *_ = env.step(action)
-        frames.append(observation["images"])
-        stages.append(env.stage)
-    env.close()
-    return frames, stages
-
-
-def film(env_config: CubePickConfig, record: dict, actions: np.ndarray, path: Path) -> str:
-    """Run an episode again, drawing every step; returns the stage it reached."""
-    frames, stages = rerun(env_config, record, actions)
-    write_video(path, frames, record, stages=stages, rate=env_config.rate_hz)
-    return stages[-1]
-
-
-def film_some(
-    env_config: CubePickConfig,
-    rollouts: Rollouts,
-    count: int,
-    size: int,
-    out: Path,
-    workers: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Videos of ``count`` episodes, failures first, into ``out/videos``; notes them in the records."""
-    chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[:count]
-    (out / "videos").mkdir(parents=True, exist_ok=True)
-    config = replace(env_config, image_size=size)
-    with worker_pool(workers) as pool:
-        jobs = []
-        for record in chosen:
-            name = f"videos/episode_{record['episode']:04d}.mp4"
-            job = pool.submit(film, config, record, rollouts.actions[record["episode"]], out / name)
-            jobs.append((record, name, job))
-        for done, (record, name, job) in enumerate(jobs, 1):
-            if job.result() != record["stage"]:
-                raise UserError(
-                    f"{name}: episode {record['episode']} ended in stage {job.result()} when run again, "
-                    f"{record['stage']} before; the simulation is not repeatable here"
-                )
-            record["video"] = name
-            progress(done, len(jobs))
-
-
-def write_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """All records in order, replacing the journal at once."""
-    write_text(path, "".join(json.dumps(r) + "\n" for r in records))

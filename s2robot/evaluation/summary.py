@@ -1,16 +1,18 @@
 """What the summary of an evaluation says beside its figures, in simulation or on an arm."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from s2robot.common.errors import UserError
 from s2robot.common.provenance import command, versions
 from s2robot.envs.cube_config import CubePickConfig
+
+# cameras closer than this are the same: rounding of an angle's cosine alone gives some 1e-6 degrees
+_LEAST_M, _LEAST_DEGREES = 1e-4, 0.01
 
 
 def facts(
@@ -31,20 +33,49 @@ def facts(
     }
 
 
-def refuse_positions_of_demos(contract: dict[str, Any], e: DictConfig, policy: str | Path) -> None:
-    """UserError if a position of the evaluation `e` is one that the policy's demos were recorded at."""
-    overlap = set((contract.get("dataset") or {}).get("seeds", [])) & set(range(e.seed, e.seed + e.episodes))
+def refuse_positions_of_demos(contract: Mapping[str, Any], positions: range, policy: str | Path) -> None:
+    """UserError if one of the evaluation's positions (seeds) is one that the policy's demos were recorded at."""
+    overlap = set((contract.get("dataset") or {}).get("seeds", [])) & set(positions)
     if overlap:
         raise UserError(
-            f"evaluate.seed: positions {e.seed} to {e.seed + e.episodes - 1} hold {len(overlap)} that the demos "
+            f"evaluate.seed: positions {positions.start} to {positions.stop - 1} hold {len(overlap)} that the demos "
             f"of {policy} were recorded at (first {min(overlap)}); choose another evaluate.seed"
         )
 
 
-def world_changes(trained: dict[str, Any], config: CubePickConfig) -> list[str]:
+def world_changes(trained: Mapping[str, Any], config: CubePickConfig) -> list[str]:
     """In what the evaluated world differs from the one that the demos were recorded in, a text each."""
     ours = json.loads(json.dumps(asdict(config)))
     defaults = json.loads(json.dumps(asdict(CubePickConfig())))
-    trained = defaults | trained  # an older dataset lacks newer settings
+    trained = {**defaults, **trained}  # an older dataset lacks newer settings
     ignored = ("cameras", "image_size")  # checked by name, and drawn as the encoder needs them
     return [f"{k} {trained[k]} -> {v}" for k, v in ours.items() if k not in ignored and trained[k] != v]
+
+
+def camera_changes(trained: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """In what the evaluated cameras differ from those that the demos were seen by, a text each.
+
+    Both: camera -> what a dataset knows of it: `body` that carries it, `position` on that (m), `quaternion` (w, x, y,
+    z), `fovy` (degrees). What either side does not know is not compared; nor is `size`, for frames are drawn as the
+    encoder needs them.
+    """
+    changes = []
+    for name, now in ours.items():
+        was = trained.get(name) or {}
+        known = {key for key in ("body", "position", "quaternion", "fovy") if key in was and key in now}
+        if "body" in known and was["body"] != now["body"]:
+            changes.append(f"camera {name} on {was['body']} -> {now['body']}")
+            continue  # places on two bodies cannot be compared
+        moved = math.dist(was["position"], now["position"]) if "position" in known else 0.0
+        turned = _angle(was["quaternion"], now["quaternion"]) if "quaternion" in known else 0.0
+        if moved > _LEAST_M or turned > _LEAST_DEGREES:
+            changes.append(f"camera {name} moved by {100 * moved:.3g} cm and {turned:.3g} degrees")
+        if "fovy" in known and abs(was["fovy"] - now["fovy"]) > _LEAST_DEGREES:
+            changes.append(f"camera {name} field of view {was['fovy']:g} -> {now['fovy']:g} degrees")
+    return changes
+
+
+def _angle(one: Sequence[float], other: Sequence[float]) -> float:
+    """Between two rotations given as quaternions, in degrees."""
+    together = abs(sum(a * b for a, b in zip(one, other, strict=True)))
+    return math.degrees(2 * math.acos(min(1.0, together / (math.hypot(*one) * math.hypot(*other)))))

@@ -1,6 +1,7 @@
 """Evaluations: the same seed gives the same records, good actions succeed, wrong parts are refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,11 @@ from s2robot.encoders.selective import SelectiveEncoder, select
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.evaluation.evaluate import evaluate_policy
+from s2robot.evaluation.film import film, film_some
+from s2robot.evaluation.planners import LearnedPlanner, NearestDemo
 from s2robot.evaluation.records import read_records, summarise
-from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, film, film_some, run_episodes
+from s2robot.evaluation.rollouts import run_episodes
+from s2robot.evaluation.summary import camera_changes
 from s2robot.policies import BatchActor, save_checkpoint
 from s2robot.policies.errors import PolicyError
 
@@ -285,13 +289,52 @@ def test_another_encoder_is_refused(checkpoint, tmp_path):
         ("env.cameras=[hand]", "the policy needs cameras hand, left, given are hand: 'left' is missing"),
         ("env.rate_hz=20", "the policy acts at 10 Hz, given are 20 Hz"),
         ("evaluate.control=replay", "found 'replay', expected null, blind or nearest_demo"),
+        ("evaluate.workers=0", "evaluate.workers: found 0, expected 1 or more"),
+        ("evaluate.episodes=0", "evaluate.episodes: found 0, expected 1 or more"),
+        ("evaluate.episodes=-1", "evaluate.episodes: found -1, expected 1 or more"),
+        ("evaluate.videos=-1", "evaluate.videos: found -1, expected 0 or more"),
+        ("evaluate.video_size=2", "evaluate.video_size: found 2, expected 16 or more"),
+        ("evaluate.threads=0", "evaluate.threads: found 0, expected 1 or more"),
+        ("evaluate.seed=-1", "evaluate.seed: found -1, expected 0 or more"),
+        ("evaluate.workers=many", "evaluate.workers: found 'many', expected int"),
         ("evaluate.selective.tiles=-2", "selective.tiles: found -2, expected a number of at least 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
     with pytest.raises((PolicyError, UserError), match=words) as caught:
         evaluate_policy(config(override), checkpoint, tmp_path / "out")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_cameras_that_moved_since_the_demos_are_told(checkpoint, tmp_path, capsys):
+    """They have the same names and the config says the same, so only the geometry shows it."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    record = json.loads((folder / "policy.json").read_text())
+    geometry = CubePick(CONFIG).describe()["camera_geometry"]
+    quick = ("evaluate.workers=1", "evaluate.episodes=1", "evaluate.videos=0", "evaluate.threads=1")
+    for name, moved, words in (
+        ("same", {}, []),
+        ("off", {"position": [0.34, 0.46, 1.26]}, ["camera left moved by 2 cm and 0 degrees"]),
+        ("fovy", {"fovy": 60.0}, ["camera left field of view 60 -> 45 degrees"]),
+        ("sized", {"size": [224, 224]}, []),
+    ):
+        record["contract"]["camera_geometry"] = geometry | {"left": geometry["left"] | moved}
+        (folder / "policy.json").write_text(json.dumps(record))
+        summary = evaluate_policy(config("env.max_steps=14", *quick), folder, tmp_path / name)
+        assert summary["world_changes"] == words
+        assert all(word in capsys.readouterr().out for word in words)
+
+
+def test_camera_changes_are_of_what_both_sides_know():
+    here = {"left": {"body": "world", "position": [0, 0, 1], "quaternion": [1, 0, 0, 0], "fovy": 45.0}}
+    turned = {"left": here["left"] | {"quaternion": [np.cos(0.05), np.sin(0.05), 0, 0]}}
+    assert camera_changes(here, turned) == ["camera left moved by 0 cm and 5.73 degrees"]
+    opposite = {"left": here["left"] | {"quaternion": [-1, 0, 0, 0]}}  # the same rotation
+    assert camera_changes(here, opposite) == []
+    assert camera_changes({"left": {"size": [64, 64]}}, here) == camera_changes({}, here) == []
+    carried = {"left": here["left"] | {"body": "robot0_right_hand", "position": [9, 9, 9]}}
+    assert camera_changes(here, carried) == ["camera left on world -> robot0_right_hand"]
 
 
 def test_a_summary_says_which_tiles_were_computed(checkpoint, tmp_path):

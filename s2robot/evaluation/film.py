@@ -1,0 +1,72 @@
+"""Episodes run again from seed and actions, to draw every step: videos of an evaluation, of a replayed demo."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2robot.common.errors import UserError
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.workers import worker_pool
+from s2robot.evaluation.rollouts import Rollouts
+from s2robot.evaluation.video import write_video
+
+
+def rerun(
+    env_config: CubePickConfig, record: Mapping[str, Any], actions: np.ndarray
+) -> tuple[list[dict[str, np.ndarray]], list[str]]:
+    """Run an episode again from its seed and its actions (T, 8): pictures by camera and stage, T + 1 of each."""
+    env = CubePick(env_config)
+    observation, _ = env.reset(seed=record["seed"])
+    frames, stages = [observation["images"]], [env.stage]
+    for action in actions:
+        observation, *_ = env.step(action)
+        frames.append(observation["images"])
+        stages.append(env.stage)
+    env.close()
+    return frames, stages
+
+
+def film(env_config: CubePickConfig, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> str:
+    """Run an episode again, drawing every step; returns the stage it reached."""
+    frames, stages = rerun(env_config, record, actions)
+    write_video(path, frames, record, stages=stages, rate=env_config.rate_hz)
+    return stages[-1]
+
+
+def film_some(
+    env_config: CubePickConfig,
+    rollouts: Rollouts,
+    count: int,
+    size: int,
+    out: Path,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, str]:
+    """Videos of ``count`` episodes, failures first, into ``out/videos``: episode -> path relative to ``out``.
+
+    Raises:
+        UserError: an episode ends in another stage than its record says.
+    """
+    chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[:count]
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    config = replace(env_config, image_size=size)
+    names = {}
+    with worker_pool(workers) as pool:
+        jobs = []
+        for record in chosen:
+            name = f"videos/episode_{record['episode']:04d}.mp4"
+            job = pool.submit(film, config, record, rollouts.actions[record["episode"]], out / name)
+            jobs.append((record, name, job))
+        for done, (record, name, job) in enumerate(jobs, 1):
+            if job.result() != record["stage"]:
+                raise UserError(
+                    f"{name}: episode {record['episode']} ended in stage {job.result()} when run again, "
+                    f"{record['stage']} before; the simulation is not repeatable here"
+                )
+            names[record["episode"]] = name
+            progress(done, len(jobs))
+    return names

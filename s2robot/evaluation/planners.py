@@ -1,0 +1,139 @@
+"""What plans the actions of an evaluation: a trained policy, or the control that needs no eyes."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from s2robot.common.errors import UserError
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.cache import as_stored
+from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.selective import SelectiveEncoder
+from s2robot.policies import BatchActor
+
+
+class Planner(Protocol):
+    """What an evaluation asks of a policy: the next ``execute`` actions of the episodes that need them."""
+
+    execute: int  # actions that a plan holds
+    every_step: bool  # whether it needs the observations between two plans, too
+    timing: dict[str, float]  # seconds spent, by what for
+
+    def reset(self, indices: Sequence[int], infos: Sequence[Mapping]) -> None:
+        """New episodes begin at these places."""
+
+    def plan(self, indices: Sequence[int], observations: Sequence[Mapping]) -> np.ndarray:
+        """Actions (n, execute, 8) after the new observations of each place."""
+
+
+class LearnedPlanner:
+    """A trained policy and its encoder.
+
+    Args:
+        actor: the policy's memory of the episodes that run side by side.
+        encoder: the encoder it was trained with, or a selective one around it.
+        cameras: in the policy's order.
+    """
+
+    def __init__(
+        self,
+        actor: BatchActor,
+        encoder: S2Encoder | SelectiveEncoder,
+        cameras: Sequence[str],
+        dtype: str = "float16",
+    ):
+        self.actor, self.encoder, self.cameras, self.dtype = actor, encoder, tuple(cameras), dtype
+        self.execute, self.every_step = actor.execute, actor.every_step
+        self.timing = {"encode_s": 0.0, "policy_s": 0.0}
+        self._last: dict[int, np.ndarray] = {}
+
+    def reset(self, indices, infos) -> None:
+        self.actor.reset(indices)
+        if isinstance(self.encoder, SelectiveEncoder):
+            self.encoder.reset([(i, camera) for i in indices for camera in self.cameras])
+        for i in indices:
+            self._last.pop(i, None)
+
+    def plan(self, indices, observations) -> np.ndarray:
+        # One episode at a time: a sum's rounding may depend on the size of a batch, and an episode must not depend
+        # on which others run beside it, or a resumed evaluation would differ from an uninterrupted one.
+        return np.stack([self._plan_one(i, o) for i, o in zip(indices, observations, strict=True)])
+
+    def _plan_one(self, i: int, observation: Mapping) -> np.ndarray:
+        start = time.monotonic()
+        count = observation["count"]
+        frames = np.stack([observation["images"][c][:count] for c in self.cameras], 1)  # (count, C, S, S, 3)
+        tokens = as_stored(self._encode(frames.reshape(-1, *frames.shape[2:]), i, observation), self.dtype)
+        tokens = tokens.reshape(count, len(self.cameras), *tokens.shape[1:])  # (count, C, N, D)
+        self.timing["encode_s"] += time.monotonic() - start
+        start = time.monotonic()
+        if self.every_step:
+            self._catch_up(i, observation, tokens)
+        action = self.actor.plan([i], tokens[-1:], observation["proprio"][count - 1][None])[0]
+        self._last[i] = action
+        self.timing["policy_s"] += time.monotonic() - start
+        return action
+
+    def _encode(self, images: np.ndarray, i: int, observation: Mapping) -> torch.Tensor:
+        """Tokens (count * C, N, D) of the new frames of place i; a stream is one of its cameras."""
+        if not isinstance(self.encoder, SelectiveEncoder):
+            return self.encoder.encode(images)
+        count = observation["count"]
+        streams = [(i, camera) for _ in range(count) for camera in self.cameras]
+        points = None
+        if self.encoder.settings.choose == "gripper":
+            # known of the newest frame only: the frames between two plans are taken to be close to it
+            points = np.stack(
+                [observation["points"][camera] for _ in range(count) for camera in self.cameras]
+            )
+        return self.encoder.encode(images, streams, points)
+
+    def _catch_up(self, i: int, observation: Mapping, tokens: torch.Tensor) -> None:
+        """Put the steps between two plans into the context, each after the action that led to it."""
+        if i not in self._last:  # right after a reset there is one observation and no action
+            return
+        count = observation["count"]
+        for j, action in enumerate(self._last[i][:count]):
+            self.actor.record_actions([i], action[None])
+            if j < count - 1:
+                self.actor.observe([i], tokens[j][None], observation["proprio"][j][None])
+
+
+class NearestDemo:
+    """The control that needs no eyes: knows the cube's true pose and replays the nearest demo open loop."""
+
+    every_step = False
+
+    def __init__(self, store: EpisodeStore, execute: int = 4):
+        if "cube_pose" not in store.keys:
+            raise UserError(
+                f"{store.path}: found no key 'cube_pose', which evaluate.control=nearest_demo needs"
+            )
+        self.execute = execute
+        self.timing: dict[str, float] = {}
+        self.actions = [store.episode(i)["action"] for i in range(len(store))]
+        self.starts = np.stack([_placing(store.episode(i)["cube_pose"][0]) for i in range(len(store))])
+        self._queue: dict[int, np.ndarray] = {}
+
+    def reset(self, indices, infos) -> None:
+        for i, info in zip(indices, infos, strict=True):
+            distance = np.linalg.norm(self.starts - _placing(info["cube_pose"]), axis=1)
+            self._queue[i] = self.actions[int(distance.argmin())]
+
+    def plan(self, indices, observations) -> np.ndarray:
+        out = np.zeros((len(indices), self.execute, 8), np.float32)
+        for row, i in enumerate(indices):
+            now, self._queue[i] = self._queue[i][: self.execute], self._queue[i][self.execute :]
+            out[row, : len(now)] = now
+            out[row, len(now) :, 7] = 1.0  # the demo is over: hold still, closed
+        return out
+
+
+def _placing(pose: np.ndarray) -> np.ndarray:
+    """Where a cube lies, in metres: x, y, and its yaw as a point on a circle of 5 cm (four turns alike).  # (4,)"""
+    w, z = pose[3], pose[6]
+    yaw = 4 * 2 * np.arctan2(z, w)
+    return np.array([pose[0], pose[1], 0.05 * np.cos(yaw), 0.05 * np.sin(yaw)])
