@@ -36,6 +36,7 @@ from s2robot.comparison.wording import (
     span,
     verdict,
 )
+from s2robot.probing.readout_report import CELLS_SHOWN, JOINED, NO_POOL, SHOWN, readout_plot
 from s2robot.reporting.page import VIDEO_BYTES, Film, as_text, drawing, embed, flatten, write_page
 from s2robot.reporting.style import page_colours
 
@@ -192,9 +193,6 @@ def _readout(report: Mapping[str, Any] | None, path: Path) -> dict[str, Any] | N
     """The read-out's own picture, and its figures with all cameras joined."""
     if report is None:
         return None
-    # brings torch, which no other part needs
-    from s2robot.probing.readout import CELLS_SHOWN, JOINED, NO_POOL, SHOWN, readout_plot
-
     shown = {"position_mean_cm": "position (cm)", "position_r2": "position R²", "yaw_mean_deg": "yaw (°)"}
     try:
         svg = drawing(readout_plot(report), "readout")

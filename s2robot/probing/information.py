@@ -50,7 +50,7 @@ from s2robot.common.files import write_json, write_text
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import command, versions
-from s2robot.common.settings import env_config, plain
+from s2robot.common.settings import env_config, plain, read
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.probing.moments import MomentBank
@@ -198,8 +198,8 @@ def compare_sources(
         fit = linear_map(sums, weights)
         reads[name], penalties[name] = (source, fit), fit.penalty
     losses: dict[str, dict[str, np.ndarray]] = {name: {} for name in reads}
-    for (name, (source, read)), (part, episodes) in product(reads.items(), parts.items()):
-        losses[name][part] = episode_losses(token_pairs(source, target, frames, episodes), read, weights)
+    for (name, (source, answer)), (part, episodes) in product(reads.items(), parts.items()):
+        losses[name][part] = episode_losses(token_pairs(source, target, frames, episodes), answer, weights)
     return losses, penalties
 
 
@@ -271,18 +271,20 @@ def information_plot(report: Mapping[str, Any]) -> Figure:
 def run_information(cfg: DictConfig) -> None:
     """`s2robot information`: build the encoders of the config, reconstruct one from the others, print Table 2."""
     settings = plain(cfg.information)
-    target = build_encoder(settings.pop("target"))
-    sources = {name: build_encoder(facts) for name, facts in settings.pop("sources").items()}
+    target, sources = settings.pop("target"), settings.pop("sources")
     own = {key: settings.pop(key) for key in ("upper", "normalise", "unit", "folds") if key in settings}
     known = set(ReadoutConfig.__dataclass_fields__) - {*UNUSED, "world"}
     if unknown := sorted(set(settings) - known):
         raise UserError(f"information.{unknown[0]}: unknown key, expected one of {', '.join(sorted(known))}")
     out = Path(cfg.run_dir)
     try:
-        data = ReadoutConfig(world=env_config(cfg), **settings)
-        report = information(target, sources, InformationConfig(data, **own), out)
+        config = read(InformationConfig, {**own, "data": settings}, "information")
+        # the world last: read as every verb reads it, for its words are part of the frames' key
+        config = replace(config, data=replace(config.data, world=env_config(cfg)))
+        encoders = {name: build_encoder(facts) for name, facts in sources.items()}
+        report = information(build_encoder(target), encoders, config, out)
     except UserError as error:  # the read-out's complaints about frames, under this command's name
-        raise UserError(re.sub("^readout", "information", str(error))) from error
+        raise UserError(re.sub(r"^(readout|information\.data)", "information", str(error))) from error
     print(summary_text(report))
     print(f"information: {out / 'information.json'}, information.csv, information.png")
 

@@ -18,14 +18,12 @@ Intervals are 95 % percentile bootstrap over held-out episodes (frames of one ar
 contain the luck of the training episodes. Yaw counts modulo 90 degrees, for a cube looks the same every quarter
 turn: sin and cos of four times the yaw are read, and a guess is 22.5 degrees off on average.
 
-Depth and segments: `s2robot.probing.cells`.
+Depth and segments: `s2robot.probing.cell_maps`.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import time
@@ -35,35 +33,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import write_json, write_text
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import command, versions
-from s2robot.common.settings import env_config, plain
+from s2robot.common.settings import env_config, plain, read
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.loading import device_of
-from s2robot.probing.cells import CELL_METRICS, PLACE, CellBank, read_cells
+from s2robot.probing.cell_maps import PLACE, Split, read_cells
+from s2robot.probing.cells import CellBank
 from s2robot.probing.moments import FIRST_SEED, LAST_SEED, MomentBank
+from s2robot.probing.readout_report import CONTROLS, JOINED, NO_POOL, summary_text, write_readout
 from s2robot.probing.ridge import METRICS, Fit, interval, kernels, resample, ridge, scores, targets_of
-from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION, save_figure, styled
-
-CONTROLS = ("gripper pose", "mean")  # rows that see no image
-JOINED, NO_POOL = "all", "-"
-SHOWN = {"all": "all frames", "apart": "gripper far"}  # subsets in the picture and on the terminal
-CELLS_SHOWN = {
-    "depth_mean_mm": "depth mm", "depth_r2": "depth R2", "class_accuracy": "class accuracy", "class_miou": "mIoU",
-    "cube_iou": "cube IoU",
-}  # fmt: skip
-_POOL_NAMES = {"tokens": "all tokens", "mean": "mean of tokens"}
-_PLOTTED = {"position_mean_cm": "mean position error (cm)", "yaw_mean_deg": "mean yaw error (degrees)"}
 
 
 @dataclass(frozen=True)
@@ -114,6 +100,10 @@ class ReadoutConfig:
         first = getattr(self, f"{part}_seed")
         return range(first, first + getattr(self, f"{part}_episodes"))
 
+    @property
+    def split(self) -> Split:
+        return Split(self.frames, self.train_episodes, self.resamples, self.seed)
+
 
 # --- the whole comparison ----------------------------------------------------------------------------------
 
@@ -145,23 +135,12 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
     size = cfg.image_size or max(encoder.image_size for encoder in encoders.values())
     root = Path(cfg.cache) if cfg.cache else cache_dir()
     bank = MomentBank(root / "readout", replace(cfg.world, image_size=size), cfg.frames)
-    train, test = cfg.seeds("train"), cfg.seeds("test")
-    with bar("drawing frames") as update:
-        bank.fill([*train, *test], cfg.workers or max(1, (os.cpu_count() or 1) // 2), update)
-    known, asked = bank.labels(train), bank.labels(test)
-    targets, true = targets_of(known["cube_pose"]), targets_of(asked["cube_pose"])
-    rows = [
-        Row(CONTROLS[0], NO_POOL, NO_POOL, ridge(*kernels(known["gripper"], asked["gripper"]), targets, known["episode"])),
-        Row(CONTROLS[1], NO_POOL, NO_POOL, ridge(*kernels(targets[:, :0], true[:, :0]), targets, known["episode"])),
-    ]  # fmt: skip
-    seeds = [*train, *test]
-    truth = None
-    if cfg.cells is not None and any(encoder.pool == "tokens" for encoder in encoders.values()):
-        cells = CellBank(bank, cfg.cells)
-        with bar("drawing depth and segments") as update:
-            cells.fill(seeds, cfg.workers or max(1, (os.cpu_count() or 1) // 2), update)
-        truth = cells.targets(seeds)  # (T, cameras, cells, 6)
+    seeds = [*cfg.seeds("train"), *cfg.seeds("test")]
+    truth = _draw(bank, seeds, cfg, any(encoder.pool == "tokens" for encoder in encoders.values()))
     drawn = time.monotonic()
+    known, asked = bank.labels(cfg.seeds("train")), bank.labels(cfg.seeds("test"))
+    targets, true = targets_of(known["cube_pose"]), targets_of(asked["cube_pose"])
+    rows = _controls(known, asked, targets, true)
     dense: dict[str, np.ndarray] = {}
     for name, encoder in encoders.items():
         features = features_of(name, encoder, bank, seeds, cfg, root)
@@ -170,30 +149,56 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) ->
         for pool in cfg.pools:
             rows += _read(name, pool, features, targets, known["episode"], cfg)
     subsets = {c: _subsets(asked, i, cfg) for c, i in _columns(cfg.world.cameras).items()}
-    drawn_times = resample(cfg.test_episodes, cfg.resamples, cfg.seed)[:, asked["episode"]]  # (1 + B, m)
-    results, differences = _judge(rows, list(encoders), true, subsets, drawn_times, asked["episode"])
-    shares = {name: round(float(keep.mean()), 4) for name, keep in subsets[JOINED].items() if name != "all"}
-    in_view = {c: round(float(subsets[c]["in_view"].mean()), 4) for c in cfg.world.cameras}
+    times = resample(cfg.test_episodes, cfg.resamples, cfg.seed)[:, asked["episode"]]  # (1 + B, m)
+    results, differences = _judge(rows, list(encoders), true, subsets, times, asked["episode"])
     report = {
         "settings": json.loads(json.dumps({**asdict(cfg), "image_size": size, "cache": None})),
-        "frames": {"train": len(targets), "test": len(true), "shares": shares, "in_view": in_view},
+        "frames": {"train": len(targets), "test": len(true), **_shares(subsets, cfg.world.cameras)},
         "encoders": {name: describe(encoder) for name, encoder in encoders.items()},
         "results": results,
         "differences": differences,
-        "cells": None
-        if truth is None
-        else read_cells(
-            dense, truth, cfg.world.cameras, cfg.frames, cfg.train_episodes, cfg.resamples, cfg.seed
-        ),
+        "cells": None if truth is None else read_cells(dense, truth, cfg.world.cameras, cfg.split),
         "seconds": {"frames": round(drawn - start, 1), "all": round(time.monotonic() - start, 1)},
         "versions": versions(),
         "command": command(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "readout.json", report)
-    write_text(out / "readout.csv", _table(report))
-    save_figure(readout_plot(report), out / "readout.png")
+    write_readout(report, out)
     return report
+
+
+def _draw(bank: MomentBank, seeds: Sequence[int], cfg: ReadoutConfig, tokens: bool) -> np.ndarray | None:
+    """Draw what is missing; the cells' truth (T, cameras, cells, 6), None if it is not asked for."""
+    workers = cfg.workers or max(1, (os.cpu_count() or 1) // 2)
+    with bar("drawing frames") as update:
+        bank.fill(seeds, workers, update)
+    if cfg.cells is None or not tokens:
+        return None
+    cells = CellBank(bank, cfg.cells)
+    with bar("drawing depth and segments") as update:
+        cells.fill(seeds, workers, update)
+    return cells.targets(seeds)
+
+
+def _controls(
+    known: Mapping[str, np.ndarray], asked: Mapping[str, np.ndarray], targets: np.ndarray, true: np.ndarray
+) -> list[Row]:
+    """The rows that see no image: the gripper's true pose, and nothing at all."""
+    sources = (known["gripper"], asked["gripper"]), (targets[:, :0], true[:, :0])
+    return [
+        Row(name, NO_POOL, NO_POOL, ridge(*kernels(*source), targets, known["episode"]))
+        for name, source in zip(CONTROLS, sources, strict=True)
+    ]
+
+
+def _shares(
+    subsets: Mapping[str, Mapping[str, np.ndarray]], cameras: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Which share of the held-out frames each subset keeps, and in which share each camera sees the cube."""
+    joined = subsets[JOINED].items()
+    return {
+        "shares": {name: round(float(keep.mean()), 4) for name, keep in joined if name != "all"},
+        "in_view": {c: round(float(subsets[c]["in_view"].mean()), 4) for c in cameras},
+    }
 
 
 def describe(encoder: S2Encoder) -> dict[str, Any]:
@@ -295,98 +300,14 @@ def _judge(
     return results, differences
 
 
-def _table(report: Mapping[str, Any]) -> str:
-    """One line a number: a result, or where `minus` names another encoder, a difference; of cells without a pool."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    keys = ("encoder", "minus", "pool", "cameras", "subset", "frames", "episodes")
-    writer.writerow([*keys, "metric", "value", "low", "high"])
-    parts = (report, METRICS), (report["cells"] or {"results": [], "differences": []}, CELL_METRICS)
-    for part, metrics in parts:
-        for row in [*part["results"], *part["differences"]]:
-            for metric in metrics:
-                writer.writerow([*(row.get(k, "") for k in keys), metric, *row[metric].values()])
-    return text.getvalue()
-
-
-@styled
-def readout_plot(report: Mapping[str, Any]) -> Figure:
-    """Position and yaw error, on all frames and with the gripper far: a line an encoder, a mark a camera.
-
-    A row of panels is a pool, so that pools and subsets share their scales.
-    """
-    pools, names = report["settings"]["pools"], [*report["encoders"], *CONTROLS]
-    cameras = [*report["settings"]["world"]["cameras"], JOINED]
-    colours = (BLUE, ORANGE, PURPLE, VERMILLION)
-    styles = {c: (colours[i % 4], "osD^"[i % 4]) for i, c in enumerate(cameras[:-1])}
-    styles |= {JOINED: (INK, "P"), NO_POOL: (GREEN, "x")}
-    offsets = {c: 0.16 * (i - (len(cameras) - 1) / 2) for i, c in enumerate(cameras)} | {NO_POOL: 0.0}
-    seen = [row for row in report["results"] if row["subset"] in SHOWN]
-    largest = {m: max(x for row in seen for x in row[m].values() if x is not None) for m in _PLOTTED}
-    columns = [(metric, subset) for metric in _PLOTTED for subset in SHOWN]
-    figure = Figure(figsize=(13, (0.55 * len(names) + 0.8) * len(pools) + 0.8), layout="constrained")
-    panels = figure.subplots(len(pools), len(columns), squeeze=False, sharey=True)
-    for pool, line in zip(pools, panels, strict=True):
-        for axes, (metric, subset) in zip(line, columns, strict=True):
-            for row in seen:
-                if row["subset"] != subset or row["pool"] not in (pool, NO_POOL):
-                    continue
-                (colour, marker), found = styles[row["cameras"]], row[metric]
-                y = names.index(row["encoder"]) + offsets[row["cameras"]]
-                if None not in found.values():
-                    axes.plot([found["low"], found["high"]], [y, y], color=colour, lw=1.6)
-                    axes.plot(found["value"], y, marker, color=colour, ms=6, ls="none")
-            axes.set_yticks(
-                range(len(names)), [name if name not in CONTROLS else f"{name} *" for name in names]
-            )
-            axes.grid(axis="x", lw=0.4, alpha=0.5)
-            axes.set_xlim(0, 1.04 * largest[metric])
-            axes.set_title(f"{_POOL_NAMES[pool]}, {SHOWN[subset]}", fontsize=9.5)
-            axes.set_xlabel(_PLOTTED[metric])
-    panels[0][0].invert_yaxis()
-    handles = [Line2D([], [], color=c, marker=m, ls="none") for c, m in styles.values()]
-    labels = [*cameras[:-1], "all cameras joined", "* no image"]
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    return figure
-
-
 def run_readout(cfg: DictConfig) -> None:
     """`s2robot readout`: build the encoders of the config, compare them, print the main figures."""
     settings = plain(cfg.readout)
-    encoders = {name: build_encoder(facts) for name, facts in settings.pop("encoders").items()}
-    if unknown := sorted(set(settings) - set(ReadoutConfig.__dataclass_fields__)):
-        raise UserError(f"readout.{unknown[0]}: unknown key, expected those of configs/readout/default.yaml")
-    settings["pools"] = tuple(settings["pools"])
+    described = settings.pop("encoders")
+    # the world last: read as every verb reads it, for its words are part of the frames' key
+    config = replace(read(ReadoutConfig, settings, "readout"), world=env_config(cfg))
+    encoders = {name: build_encoder(facts) for name, facts in described.items()}
     out = Path(cfg.run_dir)
-    report = readout(encoders, ReadoutConfig(world=env_config(cfg), **settings), out)
+    report = readout(encoders, config, out)
     print(summary_text(report))
     print(f"read-out: {out / 'readout.json'}, readout.csv, readout.png")
-
-
-def summary_text(report: Mapping[str, Any]) -> str:
-    """All cameras joined, with their intervals, as tables for a terminal."""
-    titles = {"position_mean_cm": "position cm", "position_r2": "R2", "yaw_mean_deg": "yaw degrees"}
-
-    def text(found: Mapping[str, float | None]) -> str:
-        value, low, high = ("-" if x is None else f"{x:.2f}" for x in found.values())
-        return f"{value} [{low}, {high}]"
-
-    def head(about: str, shown: Mapping[str, str]) -> str:
-        return f"{about:<40}" + "".join(f"{title:<24}" for title in shown.values())
-
-    def line(row: Mapping[str, Any], shown: Iterable[str]) -> str:
-        name = row["encoder"] + (f" - {row['minus']}" if "minus" in row else "")
-        pool = "" if row.get("pool", NO_POOL) == NO_POOL else f", {row['pool']}"
-        return f"  {name + pool:<38}" + "".join(f"{text(row[metric]):<24}" for metric in shown)
-
-    lines = []
-    for subset, about in SHOWN.items():
-        lines.append(head(about, titles))
-        for row in [*report["results"], *report["differences"]]:
-            if row["subset"] == subset and row["cameras"] in (JOINED, NO_POOL):
-                lines.append(line(row, titles))
-    if cells := report["cells"]:
-        lines.append(head("each cell", CELLS_SHOWN))
-        rows = [*cells["results"], *cells["differences"]]
-        lines += [line(row, CELLS_SHOWN) for row in rows if row["cameras"] == JOINED]
-    return "\n".join(lines)

@@ -21,7 +21,7 @@ from s2robot.comparison.report import write_compare_report
 from s2robot.comparison.wording import MINUS, points
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.video import Side, write_pair
-from s2robot.probing.cells import CELL_METRICS
+from s2robot.probing.cell_maps import CELL_METRICS
 from s2robot.verbs import report
 from tests.s2robot.html_page import Page
 

@@ -8,7 +8,8 @@ import pytest
 from s2robot.common.errors import UserError
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.probing.cells import CLASSES, PLACE, CellBank, cells_of, draw_cells, kinds_of, read_cells
+from s2robot.probing.cell_maps import CLASSES, PLACE, Split, read_cells
+from s2robot.probing.cells import CellBank, cells_of, draw_cells, kinds_of
 from s2robot.probing.moments import MomentBank, draw_episode, moments
 
 WORLD = replace(CubePickConfig(), image_size=64)
@@ -62,7 +63,7 @@ def truth(cells: int = 4, seed: int = 0) -> np.ndarray:
 
 
 def judged(features: dict[str, np.ndarray], targets: np.ndarray) -> dict:
-    return read_cells(features, targets, ("hand", "left"), FRAMES, TRAIN, 200, 0)
+    return read_cells(features, targets, ("hand", "left"), Split(FRAMES, TRAIN, 200, 0))
 
 
 def test_planted_features_give_the_cells_back_and_noise_does_not():

@@ -16,9 +16,10 @@ from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.probing import moments as readout_frames
-from s2robot.probing.cells import CELL_METRICS, PLACE
+from s2robot.probing.cell_maps import CELL_METRICS, PLACE
 from s2robot.probing.moments import MomentBank, draw_episode
-from s2robot.probing.readout import JOINED, ReadoutConfig, readout, run_readout, summary_text
+from s2robot.probing.readout import ReadoutConfig, readout, run_readout
+from s2robot.probing.readout_report import JOINED, summary_text
 from s2robot.probing.ridge import (
     METRICS,
     interval,
@@ -345,7 +346,7 @@ def test_the_shipped_settings_are_those_of_the_class():
     for key, value in shipped.items():
         if key != "encoders":
             assert (tuple(value) if isinstance(value, list) else value) == getattr(ours, key)
-    with pytest.raises(UserError, match="readout.foo: unknown key"):
+    with pytest.raises(UserError, match="readout: unknown key 'foo'"):
         run_readout(OmegaConf.create({"readout": {"encoders": {}, "foo": 1}}))
     with pytest.raises(UserError, match="readout.encoders: found none, expected at least 1"):
         readout({}, ours, configs_dir())
