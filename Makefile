@@ -2,6 +2,7 @@
 # make test   the tests that need neither a GPU nor many minutes; what lives by the wall clock runs alone, at the end
 # make slow   the tests that take minutes, one of which installs the package from the registry
 # make docs   the documentation and the API reference as a site: site/index.html
+# make mutants  faults planted in the core, and how many of them the tests catch; an hour
 # Each creates .venv on first use. Another interpreter: make run PYTHON=python3.12
 PYTHON ?= python3
 ARGS ?=
@@ -9,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test slow lint types docs clean
+.PHONY: run test slow lint types docs mutants clean
 
 run: $(STAMP)
 	$(BIN)/s2robot run $(ARGS)
@@ -32,6 +33,10 @@ types: $(STAMP)
 docs: .venv/docs-installed
 	PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
 	@echo 'site/index.html; with search: python -m http.server -d site'
+
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'
+	$(BIN)/python benchmarks/mutants.py $(ARGS)
 
 .venv/docs-installed: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
