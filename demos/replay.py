@@ -42,10 +42,10 @@ def env_config_of(store: EpisodeStore, **changes) -> CubePickConfig:
 def episode_frames(path: str | Path, episode: int, cameras: tuple[str, ...], image_size: int) -> np.ndarray:
     """The frames of one episode.  # uint8 (T, C, S, S, 3)
 
-    Recorded images are read; recorded states are drawn at ``image_size``.
+    Recorded images are read, and cut to the square in their middle; recorded states are drawn at ``image_size``.
 
     Raises:
-        DatasetError: a camera that the dataset lacks.
+        DatasetError: a camera that the dataset lacks, or cameras whose frames differ in size.
     """
     key = (str(path), cameras, image_size)
     if key not in _OPEN:
@@ -59,8 +59,14 @@ def episode_frames(path: str | Path, episode: int, cameras: tuple[str, ...], ima
     store, env = _OPEN[key]
     rows = store.episode_slice(episode)
     if env is None:
-        frames = [store.read(f"images_{c}", rows.start, rows.stop) for c in cameras]
-        return np.stack(frames, axis=1)
+        seen = {c: square(store.read(f"images_{c}", rows.start, rows.stop)) for c in cameras}
+        sizes = {name: frames.shape[1] for name, frames in seen.items()}
+        if len(set(sizes.values())) > 1:
+            raise DatasetError(
+                f"{store.path}: found frames of {', '.join(f'{n} {s} px' for n, s in sizes.items())}, expected one "
+                f"size; leave cameras out with env.cameras=[{cameras[0]}]"
+            )
+        return np.stack(list(seen.values()), axis=1)
     frames = []
     for state in store.read("state", rows.start, rows.stop):
         env.set_state(state)
@@ -85,6 +91,14 @@ def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
     except (ImportError, EnvError):
         return None
     return facts | {"robot": {name: spec[name] for name in spec if name.startswith(("camera_", "base_"))}}
+
+
+def square(frames: np.ndarray) -> np.ndarray:
+    """The square in the middle, as the bridge cuts it out of a camera's picture.  # (T, H, W, 3) -> (T, S, S, 3)"""
+    height, width = frames.shape[1:3]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return frames[:, top : top + side, left : left + side]
 
 
 def _world(config: CubePickConfig) -> "CubePick":

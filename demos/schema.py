@@ -26,8 +26,19 @@ REQUIRED = {  # attributes: type, and what it is to a reader of an error
 }
 
 
-def checked_episode(where: str, specs: Mapping, episode: Mapping, meta: Mapping) -> tuple[dict, dict]:
-    """The arrays and values of an episode that fits; ``specs``: array name -> [dtype, shape], empty for the first.
+JOINTS = 7  # of the arms that policies act on; a gripper stands beside them in actions and proprio
+
+
+def checked_episode(
+    where: str, specs: Mapping, episode: Mapping, meta: Mapping, about: Mapping[str, Any]
+) -> tuple[dict, dict]:
+    """The arrays and values of an episode that fits.
+
+    Args:
+        where: for messages.
+        specs: array name -> [dtype, shape], of the episodes before it; empty for the first.
+        episode, meta: what :meth:`EpisodeStore.append` was given.
+        about: the dataset's attributes.
 
     Raises:
         DatasetError: names key, what was found and what was expected.
@@ -54,6 +65,7 @@ def checked_episode(where: str, specs: Mapping, episode: Mapping, meta: Mapping)
             step = int(np.argmax(bad))
             value = array[step][~np.isfinite(array[step])].flat[0]
             raise mismatch(f"{where}: {key}", f"{value} at step {step}", "finite numbers")
+    _check_use(where, arrays, about)
     if specs:
         if named.keys() != specs.keys():
             found, expected = ", ".join(sorted(named)), ", ".join(sorted(specs))
@@ -67,6 +79,35 @@ def checked_episode(where: str, specs: Mapping, episode: Mapping, meta: Mapping)
             if not fits or row != shape:
                 raise mismatch(f"{where}: {name}", f"{array.dtype} {row}", f"{dtype} {shape}")
     return arrays, values
+
+
+def check_joints(path: Path, about: Mapping[str, Any]) -> None:
+    """Refuse to begin a dataset of an arm that no policy can act on.
+
+    Raises:
+        DatasetError: says how many joints were found and expected.
+    """
+    if (found := len(about["joint_names"])) != JOINTS:
+        expected = f"{JOINTS}, without the gripper's"
+        raise mismatch(f"{path}: attribute joint_names", f"{found} names", expected)
+
+
+def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Refuse at the door what encoding and training would refuse hours later; frames need not be square."""
+    for key in ("action", "proprio"):
+        if key in arrays:
+            array, width = arrays[key], len(about["joint_names"]) + 1
+            if array.ndim != 2 or array.shape[1] != width or array.dtype.kind != "f":
+                expected = f"floats (T, {width}): {width - 1} joints and the gripper"
+                raise mismatch(f"{where}: {key}", f"{array.dtype} {array.shape}", expected)
+    if about["kind"] != "images":
+        return
+    for camera in about["cameras"]:
+        if (frames := arrays.get(f"images_{camera}")) is None:
+            raise mismatch(where, f"keys {', '.join(sorted(arrays))}", f"'images_{camera}' among them")
+        found = f"{frames.dtype} {frames.shape}"
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise mismatch(f"{where}: images_{camera}", found, "uint8 (T, H, W, 3), RGB, upright")
 
 
 def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:

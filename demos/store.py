@@ -34,7 +34,7 @@ from zarr.storage import LocalStore
 from s2robot.demos import arrays as stored_arrays
 from s2robot.demos.arrays import ENDS, StoredArray, committed_ends, create_array, read_json
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.schema import SCHEMA_VERSION, checked_attributes, checked_episode
+from s2robot.demos.schema import SCHEMA_VERSION, check_joints, checked_attributes, checked_episode
 
 try:
     import fcntl
@@ -80,6 +80,7 @@ class EpisodeStore:
         """
         path = Path(path)
         attributes = checked_attributes(path, attributes)
+        check_joints(path, attributes)
         if os.path.lexists(path):
             raise DatasetError(f"{path}: exists already, expected a new path; nothing was overwritten")
         fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
@@ -218,7 +219,7 @@ class EpisodeStore:
     def _checked_episode(self, episode: Mapping, meta: Mapping) -> tuple[dict, dict]:
         if self.mode != "a":
             raise mismatch(self.path, "a dataset opened to read", "mode 'a' to append")
-        return checked_episode(f"{self.path}: episode {len(self)}", self._specs, episode, meta)
+        return checked_episode(f"{self.path}: episode {len(self)}", self._specs, episode, meta, self._attrs)
 
     def _commit(self, arrays: dict, values: dict, lengths: np.ndarray) -> None:
         ends = self._start(len(self)) + np.cumsum(lengths)  # (new episodes,)

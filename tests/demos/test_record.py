@@ -235,6 +235,22 @@ def test_recorded_images_are_read_not_drawn(recorded, tmp_path):
     assert np.array_equal(episode_frames(tmp_path / "images.zarr", 0, ("left",), 8)[:, 0], images)
 
 
+def test_recorded_images_are_cut_to_the_square_in_their_middle(recorded, tmp_path):
+    rng = np.random.default_rng(0)
+    wide, tall, small = (rng.integers(0, 256, (2, *s, 3), np.uint8) for s in ((6, 8), (9, 6), (4, 4)))
+    attributes = {**EpisodeStore.open(recorded).attrs, "kind": "images", "cameras": ["a", "b", "c"]}
+    path = tmp_path / "images.zarr"
+    with EpisodeStore.create(path, attributes) as store:
+        arrays = {"images_a": wide, "images_b": tall, "images_c": small}
+        store.append({**arrays, "action": np.zeros((2, 8), np.float32)}, {"seed": 0})
+    frames = episode_frames(path, 0, ("a", "b"), 6)
+    assert np.array_equal(frames, np.stack([wide[:, :, 1:7], tall[:, 1:7]], axis=1))
+    with pytest.raises(
+        DatasetError, match=r"frames of a 6 px, c 4 px, expected one size; .*env.cameras=\[a\]"
+    ):
+        episode_frames(path, 0, ("a", "c"), 6)
+
+
 def test_a_camera_that_the_dataset_lacks(recorded):
     store = EpisodeStore.open(recorded)
     words = "found cameras hand, left, right, expected 'top' among them"

@@ -108,7 +108,9 @@ def test_images_and_zero_arrays(tmp_path):
     """All-zero chunks are written: a lost chunk must never pass for zeros."""
     frames = np.zeros((9, 1024, 512, 3), np.uint8)
     frames[5] = 7
-    with EpisodeStore.create(tmp_path / "a.zarr", {**ATTRIBUTES, "kind": "images"}) as store:
+    with EpisodeStore.create(
+        tmp_path / "a.zarr", {**ATTRIBUTES, "kind": "images", "cameras": ["hand"]}
+    ) as store:
         store.append({"images_hand": frames, "flag": np.zeros(9, bool)})
         np.testing.assert_array_equal(store["images_hand"], frames)
     chunks = sorted(p.name for p in (tmp_path / "a.zarr/data/images_hand").glob("c.*"))
@@ -557,3 +559,33 @@ def test_no_dataset(tmp_path):
     store = EpisodeStore.open(filled(tmp_path / "a.zarr", 2))
     assert "found 2 episodes, expected one numbered 2" in error(store.episode, 2)
     assert "found keys seed, success, expected 'x'" in error(store.meta, "x")
+
+
+# -------------------------------------------------------------------- what nothing could use later
+
+IMAGES = ATTRIBUTES | {"kind": "images", "cameras": ["hand"]}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "changes", "text"),
+    [
+        (ATTRIBUTES, {"action": np.zeros((3, 7), "f4")}, "action: found float32 (3, 7), expected floats (T, 8): 7 joints and"),
+        (ATTRIBUTES, {"action": np.zeros((3, 8), "i4")}, "action: found int32 (3, 8), expected floats (T, 8)"),
+        (ATTRIBUTES, {"proprio": np.zeros((3, 7))}, "proprio: found float64 (3, 7), expected floats (T, 8)"),
+        (IMAGES, {}, "found keys action, expected 'images_hand' among them"),
+        (IMAGES, {"images_hand": np.zeros((3, 3, 8, 8), "u1")}, "images_hand: found uint8 (3, 3, 8, 8), expected uint8 (T, H, W, 3)"),
+        (IMAGES, {"images_hand": np.zeros((3, 8, 8, 3), "f4")}, "images_hand: found float32 (3, 8, 8, 3), expected uint8"),
+    ],
+)  # fmt: skip
+def test_what_nothing_can_use_later_is_refused_at_the_door(tmp_path, attributes, changes, text):
+    with EpisodeStore.create(tmp_path / "a.zarr", attributes) as store:
+        arrays = {"action": np.zeros((3, 8), "f4")} | changes
+        assert text in error(store.append, arrays) and len(store) == 0
+        if attributes is IMAGES:
+            store.append(arrays | {"images_hand": np.zeros((3, 480, 640, 3), "u1")})
+
+
+def test_six_joints_are_refused_at_the_door(tmp_path):
+    six = ATTRIBUTES | {"joint_names": list("abcdef")}
+    assert "joint_names: found 6 names, expected 7" in error(EpisodeStore.create, tmp_path / "a.zarr", six)
+    assert not (tmp_path / "a.zarr").exists()

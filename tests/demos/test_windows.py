@@ -14,7 +14,7 @@ from s2robot.demos.windows import make_windows
 
 ATTRIBUTES = {
     "robot": "xarm7",
-    "joint_names": ["joint1"],
+    "joint_names": [f"joint{i}" for i in range(1, 8)],
     "rate_hz": 10,
     "cameras": ["hand"],
     "camera_geometry": {},
