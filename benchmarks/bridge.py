@@ -13,7 +13,6 @@ machine; the load is printed. More arguments are settings of `s2robot deploy`.
 import argparse
 import json
 import os
-import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from hydra import compose, initialize_config_dir
 from s2robot.common.files import write_json
 from s2robot.common.paths import configs_dir
 from s2robot.comparison.paired import difference
-from s2robot.deployment.live import LiveSession, percentiles
+from s2robot.deployment.live import DeploySettings, LiveSession
+from s2robot.deployment.log import percentiles
 from s2robot.deployment.rig import Rig
 from s2robot.envs.cube_config import CubePickConfig, as_tuples
 from s2robot.envs.real.emulator.launch import launch
@@ -57,7 +57,7 @@ def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
     with ExitStack() as stack:
         rig = Rig.connect(cfg, stack)
         rig.check(out / "camera_check.png")
-        session = LiveSession(rig, out)
+        session = LiveSession(rig, DeploySettings.of(cfg), out)
         with session.started():
             for i in range(episodes):
                 fault = session.episode(i)
@@ -65,9 +65,10 @@ def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
                     break
                 if fault:
                     print(f"    {fault}", flush=True)
-                    session.loop.watchdog.clear(time.monotonic())
-                    rig.scene.operator().free((fault,))
-                    rig.driver.arm()
+                    session.runtime.clear()
+                    session.operator.free((fault,))
+                    session.operator.rest()
+                    session.runtime.arm()
         return session
 
 
@@ -81,7 +82,7 @@ def sdk_version() -> str:
 
 def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON types."""
-    records = session.records
+    records = session.log.records
     bridge = [bool(r["success"]) for r in records]
     plain = plain[: len(bridge)]
     gap = difference(np.array([bridge], float), np.array([plain], float))
@@ -92,13 +93,13 @@ def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) ->
     latency = np.concatenate(
         [np.array(r["latencies_s"]) for r in records if "latencies_s" in r] or [np.zeros(0)]
     )
-    config = session.loop.config
+    config = session.runtime.loop.config
     return {
         "checkpoint": str(args.checkpoint),
         "overrides": args.overrides,
         "positions": len(bridge),
         "seed": args.seed,
-        "speed": session.cfg.bridge.speed,
+        "speed": session.rig.arm.bridge.speed,
         "bridge": {"successes": sum(bridge), "wilson95": list(wilson(sum(bridge), len(bridge)))},
         "simulation": {"successes": sum(plain), "wilson95": list(wilson(sum(plain), len(plain)))},
         "difference": {"estimate": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p},
@@ -106,7 +107,7 @@ def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) ->
         "only_simulation": [r["seed"] for r, a, b in zip(records, bridge, plain, strict=True) if b and not a],
         "faults": {str(r["seed"]): r["fault"] for r in records if r["fault"]},
         "holds": sum(state == "hold" for r in records for state, _ in r["changes"]),
-        "command_period_deviation_ms": percentiles(np.abs(stream - 1 / session.rig.limits.rate_hz)),
+        "command_period_deviation_ms": percentiles(np.abs(stream - 1 / session.rig.arm.limits.rate_hz)),
         "policy_period_deviation_ms": percentiles(np.abs(decisions - 1 / config.policy_hz)),
         "policy_latency_ms": percentiles(latency),
         "load": os.getloadavg(),

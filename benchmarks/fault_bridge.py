@@ -24,6 +24,7 @@ from s2robot.envs.real.cameras.replay import ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.subscriber import Several, Silent
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.emulator.camera import EmulatedCamera
@@ -142,10 +143,14 @@ def assemble(
     usual = WatchdogLimits()
     limits = WatchdogLimits(**{f.name: getattr(usual, f.name) * patience for f in fields(usual)})
 
-    def on_period(now: float, state: State, safe: Any) -> None:
-        speed = np.abs(loop.safety.dq_last).max()
-        if state == State.RUNNING and 6 <= policy.calls <= 10 and speed > MOVING:
-            on_ripe()
+    class Watch(Silent):
+        def on_beat(self) -> None:
+            supervisors[0].beat()
+
+        def on_period(self, now: float, state: State, safe: Any) -> None:
+            speed = np.abs(loop.safety.dq_last).max()
+            if state == State.RUNNING and 6 <= policy.calls <= 10 and speed > MOVING:
+                on_ripe()
 
     loop = ControlLoop(
         driver,
@@ -154,8 +159,6 @@ def assemble(
         SafetyFilter(arm.limits, points, SafetyConfig(state_age_max=limits.state_hold)),
         LoopConfig(live=True, image_size=SIZE),
         limits,
-        beat=supervisors[0].beat,
-        on_step=recorder.add,
-        on_period=on_period,
+        Several(Watch(), recorder),
     )
     return Bridge(driver, loop, policy, recorder, supervisors[0])

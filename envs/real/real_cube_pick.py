@@ -11,10 +11,7 @@ later. Between two episodes the arm is stopped; a fault stays until the operator
 """
 
 import copy
-import threading
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -24,17 +21,18 @@ from s2robot.envs.cube_config import MAX_DELTA, CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmDriver, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.control.loop import ControlLoop, LoopConfig, Result
-from s2robot.envs.real.control.move import move_slowly
-from s2robot.envs.real.control.safety import Safe, SafetyConfig, SafetyFilter, Verdict
+from s2robot.envs.real.control.clock import REAL, Clock
+from s2robot.envs.real.control.loop import LoopConfig
+from s2robot.envs.real.control.safety import Safe, SafetyConfig, Verdict
+from s2robot.envs.real.control.senses import Camera
+from s2robot.envs.real.control.subscriber import Silent, Subscriber
 from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.control.turns import Turns
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.people.operator import Operator, Placing, TerminalOperator
+from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
 from s2robot.envs.robots import robot_spec
-
-_AT_START = 0.02  # rad; within this the arm is at its start
-_STAY = np.zeros(8)
 
 
 class RealCubePick(gymnasium.Env):
@@ -50,13 +48,15 @@ class RealCubePick(gymnasium.Env):
         watchdog, safety: limits of the loop and of its filter.
         points: of the arm, for the filter; the config's robot's if not given.
         supervisor: stops the arm when this process no longer does.
-        on_step: as of `ControlLoop`: a recorder.
+        subscriber: hears of the loop's episodes: a recorder.
         home_speed: rad/s of the way to the start.
-        stopped: asked on that way, every period; True brakes and stops the arm.
+        stop: the operator's wish to stop, on that way and in an episode.
+        clock: of the loop.
 
-    ``info``: `is_success`, `steps`, `state` (the watchdog's: idle, running, hold, fault), `reasons` (of a fault, or
-    why the arm has held), `held` (whether it did since the step before), `verdict` (the filter's worst since then)
-    and `cube_asked` (x, y in m and yaw in rad: where the operator was asked to put it).
+    ``info``: `is_success`, `steps` (actions executed; one that came while the arm was held is not), `executed`
+    (whether the last one was), `state` (the watchdog's: idle, running, hold, fault), `reasons` (of a fault, or why the
+    arm has held), `held` (whether it did since the step before), `verdict` (the filter's worst since then) and
+    `cube_asked` (x, y in m and yaw in rad: where the operator was asked to put it).
 
     Raises:
         EnvError: settings that do not fit each other.
@@ -69,7 +69,7 @@ class RealCubePick(gymnasium.Env):
     def __init__(
         self,
         driver: ArmDriver,
-        cameras: Mapping[str, CameraReader],
+        cameras: Mapping[str, Camera],
         config: CubePickConfig | None = None,
         operator: Operator | None = None,
         loop: LoopConfig | None = None,
@@ -77,28 +77,25 @@ class RealCubePick(gymnasium.Env):
         safety: SafetyConfig | None = None,
         points: ArmPoints | None = None,
         supervisor: Supervisor | None = None,
-        on_step: Callable[[dict], None] = lambda step: None,
+        subscriber: Subscriber | None = None,
         home_speed: float = 0.3,
-        stopped: Callable[[], bool] = lambda: False,
+        stop: Stop | None = None,
         render_mode: str | None = None,
+        clock: Clock = REAL,
     ):
         self.config = config or CubePickConfig(cameras=tuple(cameras))
         self.render_mode = render_mode
-        if list(cameras) != list(self.config.cameras):
-            raise EnvError(f"cameras: found {', '.join(cameras)}, expected {', '.join(self.config.cameras)}")
         settings = loop or LoopConfig()
-        if (settings.policy_hz, settings.image_size) != (self.config.rate_hz, self.config.image_size):
-            raise EnvError(
-                f"loop: found {settings.policy_hz:g} Hz and images of {settings.image_size}, expected the world's "
-                f"{self.config.rate_hz:g} Hz and {self.config.image_size}"
-            )
+        _check(self.config, cameras, settings)
         self.operator = operator or TerminalOperator()
-        self.driver, self.live = driver, settings.live
         self._home = np.array(robot_spec(self.config.robot).home)  # (7,)
-        self.loop = ControlLoop(
-            driver, cameras, self._act, SafetyFilter(driver.limits, points or ArmPoints(self.config.robot), safety),
-            settings, watchdog, self._begin, self._beat, on_step, self._note,
+        self._turns, self._notes = Turns(clock), _Notes(self)
+        self.runtime = ArmRuntime(
+            driver, cameras, self._turns.act, points or ArmPoints(self.config.robot),
+            RuntimeConfig(settings, watchdog or WatchdogLimits(), safety or SafetyConfig(), home_speed),
+            [self._turns, self._notes, *([] if subscriber is None else [subscriber])], stop, supervisor, clock,
         )  # fmt: skip
+        self.loop = self.runtime.loop
         image = gymnasium.spaces.Box(0, 255, (self.config.image_size,) * 2 + (3,), np.uint8)
         self.observation_space = gymnasium.spaces.Dict(
             {
@@ -109,19 +106,9 @@ class RealCubePick(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(
             np.array([-MAX_DELTA] * 7 + [0], np.float32), np.array([MAX_DELTA] * 7 + [1], np.float32)
         )
-        self._supervisor, self._home_speed, self._stopped = supervisor, home_speed, stopped
-        self._thread: threading.Thread | None = None
-        self._result: Result | None = None
-        self._error: BaseException | None = None
-        self._news = threading.Condition()  # guards the four below
-        self._acting = False  # whether the loop's questions are step's to answer
-        self._observation: dict | None = None  # for step, not yet taken
-        self._action: Any = None  # for the loop, not yet taken
         self._last: dict = {}  # observation returned last
-        self._steps = 0
+        self._steps, self._executed = 0, False
         self._over = True
-        self._held: tuple[str, ...] = ()
-        self._verdict = Verdict.PASS
         self._asked = np.zeros(3)
 
     # ---------------------------------------------------------------- gymnasium
@@ -134,13 +121,12 @@ class RealCubePick(gymnasium.Env):
                 joints are not fresh.
         """
         placing = self.ready(seed, options)
-        if self.live:
-            self.driver.arm()
-        self._steps, self._over, self._result, self._error = 0, False, None, None
-        self._acting, self._observation, self._action = False, None, None
+        self.runtime.arm()
+        self._steps, self._executed, self._over = 0, False, False
         self._asked = np.array([*placing.cube_xy, placing.cube_yaw])
-        self._thread = threading.Thread(target=self._episode, daemon=True, name="control loop")
-        self._thread.start()
+        self._turns.begin()
+        # one more than is asked for: the observation after the last action is the episode's last
+        self.runtime.start(self.config.max_steps + 1, self._turns.over)
         try:
             observation = self._wait()
         except BaseException:  # Ctrl-C
@@ -148,7 +134,7 @@ class RealCubePick(gymnasium.Env):
             raise
         if observation is None:
             self._end()
-            raise self._error or EnvError(f"reset: {'; '.join(self.loop.watchdog.reasons)}")
+            raise self.runtime.error or EnvError(f"reset: {'; '.join(self.loop.watchdog.reasons)}")
         return observation, self._info(False)
 
     def ready(self, seed: int | None = None, options: Mapping[str, Any] | None = None) -> Placing:
@@ -156,13 +142,12 @@ class RealCubePick(gymnasium.Env):
         self._end()
         super().reset(seed=seed)
         placing = self._sample(seed, options or {})
-        watchdog = self.loop.watchdog
-        fault = watchdog.reasons if watchdog.state == State.FAULT else ()
-        if fault or (self.live and not self._at(placing.start_joints)):
+        fault = self.runtime.fault
+        if fault or (self.runtime.live and not self.runtime.at(placing.start_joints)):
             if not self.operator.free(fault):
                 raise EnvError("reset: the operator said no, expected a yes before the arm moves")
-            watchdog.clear(time.monotonic())  # on the operator's word
-            if self.live:
+            self.runtime.clear()  # on the operator's word
+            if self.runtime.live:
                 self._go_to(placing.start_joints)
         if not self.operator.place(placing):
             raise EnvError("reset: the operator said no, expected a yes before the arm moves")
@@ -179,11 +164,9 @@ class RealCubePick(gymnasium.Env):
         if self._over:
             raise EnvError("step: the episode is over, expected reset first")
         try:
-            with self._news:
-                self._action = np.array(action)  # what is no action is the loop's to refuse
-                self._news.notify_all()
+            self._turns.answer(action)
             observation = self._wait()
-            self._steps += 1
+            self._executed, self._steps = self.loop.steps > self._steps, self.loop.steps
             if observation is None:  # the loop has ended by itself: a fault
                 self._end()
                 return copy.deepcopy(self._last), 0.0, True, False, self._info(False)
@@ -191,7 +174,7 @@ class RealCubePick(gymnasium.Env):
             success = False
             if truncated or self.operator.ended():
                 self._end()
-                if fault := self.loop.watchdog.state == State.FAULT:  # it came while braking
+                if fault := bool(self.runtime.fault):  # it came while braking
                     truncated = False
                 success = not fault and self.operator.success()
             terminated = self._over and (success or not truncated)
@@ -210,7 +193,7 @@ class RealCubePick(gymnasium.Env):
         """Brake and stop the arm if an episode is under way; driver and cameras stay open."""
         self._end()
 
-    # ---------------------------------------------------------------- between episodes
+    # ---------------------------------------------------------------- inside
 
     def _sample(self, seed: int | None, options: Mapping[str, Any]) -> Placing:
         """The draws of `CubePick.reset`, in its order."""
@@ -222,112 +205,77 @@ class RealCubePick(gymnasium.Env):
         start = np.asarray(options.get("start_joints", start), float)
         return Placing(seed, (x, y), float(options.get("cube_yaw", yaw)), start)
 
-    def _at(self, goal: Array) -> bool:
-        state = self.driver.read()
-        return bool(np.abs(state.q - goal).max() < _AT_START and state.gripper > 0.9)
-
     def _go_to(self, goal: Array) -> None:
         """To `goal` (7,) with the gripper open, and stop there: hands come near while the cube is placed."""
-        self.driver.arm()
+        self.runtime.arm()
         try:
-            there = move_slowly(
-                self.driver, self.loop.safety, goal, 1.0, self._home_speed, self._beat, self._stopped
-            )
+            there = self.runtime.go_to(goal)
         finally:
-            self.driver.stop("at the start")
-            self._rest()
+            self.runtime.driver.stop("at the start")
         if not there:
             raise EnvError("reset: stopped on the way to the start")
 
-    def _beat(self) -> None:
-        if self._supervisor is not None:
-            self._supervisor.beat()
-
-    def _rest(self) -> None:
-        if self._supervisor is not None:
-            with suppress(EnvError):  # told by the next beat, before the next motion
-                self._supervisor.rest()
-
-    # ---------------------------------------------------------------- the loop's thread
-
-    def _episode(self) -> None:
-        try:
-            # one more than is asked for: the observation after the last action is the episode's last
-            self._result = self.loop.run(self.config.max_steps + 1)
-        except BaseException as error:  # reset's or step's to raise
-            self._error = error
-        self._rest()
-        with self._news:
-            self._acting = False
-            self._news.notify_all()
-
-    def _begin(self) -> None:
-        """The loop has had its first answer and begins."""
-        with self._news:
-            if self._over:
-                raise EnvError("reset: interrupted")
-            self._acting = True
-
-    def _act(self, observation: dict) -> Array:
-        """What the loop calls, in its policy's thread."""
-        with self._news:
-            if not self._acting:  # the answer that warms up is not executed
-                return _STAY
-            self._observation = observation
-            self._news.notify_all()
-            self._news.wait_for(lambda: self._action is not None or not self._acting)
-            action, self._action = self._action, None
-            return _STAY if action is None else action
-
-    def _note(self, now: float, state: State, safe: Safe | None) -> None:
-        if state == State.HOLD:
-            self._held = self.loop.watchdog.reasons
-        if safe is not None:
-            self._verdict = max(self._verdict, safe.verdict)
-
-    # ---------------------------------------------------------------- step's side
-
     def _wait(self) -> dict | None:
         """The next observation; None if the loop has ended."""
-        assert self._thread is not None
-        with self._news:
-            self._news.wait_for(lambda: self._observation is not None or not self._running())
-            observation, self._observation = self._observation, None
+        observation = self._turns.wait(lambda: self.runtime.running)
         if observation is not None:
             self._last = observation
         return observation
 
-    def _running(self) -> bool:
-        return self._result is None and self._error is None
-
     def _end(self) -> None:
         """Brake, stop, and wait for the loop's thread."""
         self._over = True
-        if self._thread is None:
-            return
         # Not `request_stop`, which outlives the episode and would end the next one. Before the answer that ends the
         # wait, so that it is not executed.
         self.loop.request_end()
-        with self._news:
-            self._acting = False
-            self._news.notify_all()
-        self._thread.join()
-        self._thread = None
-        if self.live:
-            self.driver.stop("end of the episode")
+        self._turns.close()
+        self.runtime.join()
 
     def _info(self, success: bool) -> dict:
         state, reasons = self.loop.watchdog.state, self.loop.watchdog.reasons
-        if self._error is not None:
-            reasons = (str(self._error),)
-        info = {
+        if self.runtime.error is not None:
+            reasons = (str(self.runtime.error),)
+        held, verdict = self._notes.take()
+        return {
             "is_success": success,
             "steps": self._steps,
+            "executed": self._executed,
             "state": state.value,
-            "reasons": reasons or self._held,
-            "held": bool(self._held),
-            "verdict": self._verdict.name,
+            "reasons": reasons or held,
+            "held": bool(held),
+            "verdict": verdict.name,
             "cube_asked": self._asked.copy(),
         }
+
+
+class _Notes(Silent):
+    """What the loop did between two steps."""
+
+    def __init__(self, env: RealCubePick):
+        self._env = env
+        self._held: tuple[str, ...] = ()
+        self._verdict = Verdict.PASS
+
+    def on_period(self, now: float, state: State, safe: Safe | None) -> None:
+        """See `Subscriber`."""
+        if state == State.HOLD:
+            self._held = self._env.loop.watchdog.reasons
+        if safe is not None:
+            self._verdict = max(self._verdict, safe.verdict)
+
+    def take(self) -> tuple[tuple[str, ...], Verdict]:
+        """Why the arm has held, if it has, and the filter's worst verdict, since the last call."""
+        found = self._held, self._verdict
         self._held, self._verdict = (), Verdict.PASS
-        return info
+        return found
+
+
+def _check(config: CubePickConfig, cameras: Mapping[str, Any], loop: LoopConfig) -> None:
+    """EnvError for cameras, rate or size that are not the world's."""
+    if list(cameras) != list(config.cameras):
+        raise EnvError(f"cameras: found {', '.join(cameras)}, expected {', '.join(config.cameras)}")
+    if (loop.policy_hz, loop.image_size) != (config.rate_hz, config.image_size):
+        raise EnvError(
+            f"loop: found {loop.policy_hz:g} Hz and images of {loop.image_size}, expected the world's "
+            f"{config.rate_hz:g} Hz and {config.image_size}"
+        )

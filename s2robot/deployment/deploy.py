@@ -13,11 +13,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from s2robot.deployment.live import LiveSession, check_settings
+from s2robot.deployment.live import DeploySettings, LiveSession
 from s2robot.deployment.panel import WAITING, Board, keys
-from s2robot.deployment.rig import Rig, Stop
+from s2robot.deployment.policy import Policy
+from s2robot.deployment.rig import Rig
 from s2robot.deployment.trace import Trace
+from s2robot.envs.real.control.loop import Result
+from s2robot.envs.real.control.subscriber import Silent
 from s2robot.envs.real.control.watchdog import State
+from s2robot.envs.real.people.stop import Stop
 
 FAULT_EXIT = 1  # exit code
 
@@ -36,44 +40,46 @@ def deploy(cfg: DictConfig) -> int:
         UserError, EnvError: a wrong setting, or something that the pre-flight refuses; nothing has moved then.
         KeyboardInterrupt: Ctrl-C; the arm has been stopped.
     """
-    check_settings(cfg)
+    settings = DeploySettings.of(cfg)
     out = Path(cfg.run_dir)
     with ExitStack() as stack:
         rig = Rig.connect(cfg, stack)
         rig.check(out / "camera_check.png")
-        if cfg.live:
-            return 0 if LiveSession(rig, out).run() else FAULT_EXIT
-        return 0 if dry_run(rig, out) else FAULT_EXIT
+        good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)
+        return 0 if good else FAULT_EXIT
 
 
-def dry_run(rig: Rig, out: Path) -> bool:
+class _Fresh(Silent):
+    """A policy that begins anew with each episode."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+
+    def on_begin(self) -> None:
+        """See `Subscriber`."""
+        self._policy.reset()
+
+
+def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:
     """Everything but motion; draws what would have been sent. False after a fault."""
-    steps = rig.cfg.dry_run_steps
-    trace, board = Trace(rig.limits), Board(rig.readers, live=False, episodes=1, rate_hz=rig.limits.rate_hz)
+    steps, arm = settings.dry_run_steps, rig.arm
+    trace, board = Trace(arm.limits), Board(arm.readers, False, 1, arm.limits.rate_hz)
     board.episode, board.max_steps, board.doing = 1, steps, WAITING
-
-    def begin() -> None:
-        board.doing = ""
-        rig.policy.reset()
-
-    def period(now: float, state: State, safe) -> None:
-        trace.add(now, state, safe)
-        board.period(now, state, safe)
-
-    def step(values: dict) -> None:
-        board.step += 1
-
     stop = Stop()
-    loop = rig.loop(live=False, reset=begin, beat=board.beat, on_period=period, on_step=step)
-    stop.stop = loop.request_stop
+    runtime = rig.runtime(False, [board, trace, _Fresh(rig.policy)], stop)
     with stop.on_signals(), board.shown(), keys(lambda key: stop.ask() if key in " q" else None):
         stop.moving = True  # Ctrl-C ends the loop in order
-        result = loop.run(steps)
+        result = runtime.run(steps)
         stop.moving = False
-    trace.write(
-        out / "dry_run",
-        f"dry run of {result.steps} decisions, each from where the arm stands: what would have been sent",
-    )
+    title = f"dry run of {result.steps} decisions, each from where the arm stands: what would have been sent"
+    trace.write(out / "dry_run", title)
+    _tell(result, trace, out)
+    if stop.interrupted:
+        raise KeyboardInterrupt
+    return result.state != State.FAULT
+
+
+def _tell(result: Result, trace: Trace, out: Path) -> None:
     found = trace.summary()
     verdicts = ", ".join(f"{name} {count}" for name, count in found["verdicts"].items())
     print(f"dry run: {result.steps} decisions, {found['periods']} commands not sent ({verdicts})")
@@ -86,6 +92,3 @@ def dry_run(rig: Rig, out: Path) -> bool:
         )
     if result.state == State.FAULT:
         print(f"FAULT: {'; '.join(result.reasons)}")
-    if stop.interrupted:
-        raise KeyboardInterrupt
-    return result.state != State.FAULT

@@ -14,8 +14,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,16 @@ from omegaconf import DictConfig
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.provenance import policy_sha256
-from s2robot.common.settings import env_config
-from s2robot.deployment.operator import KEYS_HELP, Keys, WatchingOperator, check_operator
-from s2robot.deployment.panel import keys
-from s2robot.deployment.rig import Rig, Stop
+from s2robot.common.settings import env_config, read
+from s2robot.deployment.operator import KEYS_HELP, WatchingOperator, check_operator
+from s2robot.deployment.panel import Keys, keys
+from s2robot.deployment.rig import Rig
+from s2robot.deployment.scene import Scene
 from s2robot.deployment.settings import read_bridge
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.control.supervisor import Supervisor
-from s2robot.envs.real.people.operator import Judge, TerminalOperator
+from s2robot.envs.real.people.operator import Operator
+from s2robot.envs.real.people.stop import Stop
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from s2robot.evaluation.journal import Journal, write_records
 from s2robot.evaluation.records import read_json, summarise
@@ -48,6 +48,34 @@ _LOOKS: tuple[str, ...] = ("camera_distance", "camera_shift", "lighting", "clutt
 _JUDGED: tuple[str, ...] = ("cube_size", "success_height", "success_hold")
 
 
+@dataclass(frozen=True)
+class ArmEvaluationSettings:
+    """The node `evaluate`; configs/evaluate/arm.yaml says it of each."""
+
+    world: str
+    episodes: int
+    seed: int
+    videos: bool
+    video_size: int
+    resume: bool
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise UserError(f"evaluate.episodes: found {self.episodes}, expected 1 or more")
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "ArmEvaluationSettings":
+        """Of the verb's config. Raises UserError for what cannot go well, before anything is connected."""
+        if not cfg.live:
+            raise UserError(
+                "live: found false, expected true (`--live`): an evaluation moves the arm; nothing was done "
+                "(`s2robot deploy` has a dry run)"
+            )
+        settings = read(cls, cfg.evaluate, "evaluate")
+        check_operator(read_bridge(cfg.bridge))
+        return settings
+
+
 def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Evaluate a checkpoint; writes what a simulated evaluation writes to `out`, and returns the summary.
 
@@ -56,23 +84,11 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
             arm that does not come to the start of an episode; ended episodes are on disk.
         KeyboardInterrupt: the operator stopped the arm; likewise.
     """
-    _check_settings(cfg)
+    settings = ArmEvaluationSettings.of(cfg)
     with ExitStack() as stack:
         rig = Rig.connect(cfg, stack)
         rig.check(out / "camera_check.png")
-        return ArmEvaluation(rig, out).run()
-
-
-def _check_settings(cfg: DictConfig) -> None:
-    """Refuse what cannot go well, before anything is connected."""
-    if not cfg.live:
-        raise UserError(
-            "live: found false, expected true (`--live`): an evaluation moves the arm; nothing was done "
-            "(`s2robot deploy` has a dry run)"
-        )
-    if cfg.evaluate.episodes < 1:
-        raise UserError(f"evaluate.episodes: found {cfg.evaluate.episodes}, expected 1 or more")
-    check_operator(read_bridge(cfg.bridge))
+        return ArmEvaluation(rig, settings, env_config(cfg), out).run()
 
 
 class ArmEvaluation:
@@ -80,6 +96,8 @@ class ArmEvaluation:
 
     Args:
         rig: connected and checked.
+        settings: of the verb.
+        world: the simulated one whose positions, rate and length of an episode it has.
         out: run folder.
         operator: who is asked; a person on the terminal, or the emulator's, if not given.
         read_keys: calls a function with each key while its context lasts.
@@ -88,34 +106,29 @@ class ArmEvaluation:
     def __init__(
         self,
         rig: Rig,
+        settings: ArmEvaluationSettings,
+        world: CubePickConfig,
         out: Path,
-        operator: Judge | None = None,
+        operator: Operator | None = None,
         read_keys: Keys = keys,
     ):
-        self.rig, self.cfg, self.out = rig, rig.cfg, out
-        contract = rig.policy.contract
-        check_contract(contract, cameras=list(self.cfg.env.cameras), rate_hz=self.cfg.env.rate_hz)
-        self.config = self._config()
-        _check_world(self.config, rig)
-        whose = self.cfg.checkpoint or self.cfg.policy.url
-        e = self.cfg.evaluate
-        refuse_positions_of_demos(contract, range(e.seed, e.seed + e.episodes), whose)
+        self.rig, self.settings, self.out = rig, settings, out
+        contract, arm = rig.policy.contract, rig.arm
+        check_contract(contract, cameras=list(world.cameras), rate_hz=world.rate_hz)
+        self.config = replace(world, cameras=tuple(arm.readers), image_size=rig.policy.image_size)
+        _check_world(self.config, arm.scene)
+        positions = range(settings.seed, settings.seed + settings.episodes)
+        refuse_positions_of_demos(contract, positions, rig.source.name)
         self.changes = world_changes(contract.get("env_config", {}), self.config)
-        self.world = EMULATED if rig.scene else ARM
+        self.world = EMULATED if arm.scene else ARM
         self.stop = Stop()
-        if operator is None:
-            operator = rig.scene.operator() if rig.scene else TerminalOperator()
-        self.operator = WatchingOperator(operator, self.stop, read_keys)
-        self.journal = Journal(out / "episodes.jsonl", self._settings() if self.cfg.evaluate.resume else None)
+        self.operator = WatchingOperator(operator or arm.operator(), self.stop, read_keys)
+        self.journal = Journal(out / "episodes.jsonl", self._identity() if settings.resume else None)
         self.timing: dict[str, float] = defaultdict(float)  # s
-
-    def _config(self, **changes: Any) -> CubePickConfig:
-        looks = {"cameras": list(self.rig.readers), "image_size": self.rig.policy.image_size}
-        return env_config(self.cfg, **looks, **changes)
 
     def run(self) -> dict[str, Any]:
         """See `evaluate_on_arm`."""
-        start, episodes = time.monotonic(), self.cfg.evaluate.episodes
+        start, episodes = time.monotonic(), self.settings.episodes
         if self.changes:
             print(f"note: this world is not the demos': {'; '.join(self.changes)}")
         todo = [e for e in range(episodes) if e not in self.journal.records]
@@ -136,52 +149,32 @@ class ArmEvaluation:
         return summary
 
     def _run(self, todo: list[int]) -> None:
-        rig = self.rig
-        bridge, loop = rig.bench.bridge, rig.loop_config(live=True)
+        arm, loop = self.rig.arm, self.rig.loop_config(live=True)
+        how = arm.config(loop)
+        slowed = replace(self.config, rate_hz=loop.policy_hz)  # type: ignore[arg-type]  # may be no whole number
         self.rate = loop.policy_hz
-        make = partial(rig.make_driver, gripper=False)
-        with self.stop.on_signals(), Supervisor(make, bridge.supervisor_s) as supervisor:
-            self.env = RealCubePick(
-                rig.driver, rig.readers, self._config(rate_hz=loop.policy_hz), self.operator, loop,
-                bridge.watchdog, bridge.safety, supervisor=supervisor,
-                home_speed=bridge.home.speed, stopped=self.stop.asked,
-            )  # fmt: skip
-            self.stop.stop = self.env.loop.request_stop
+        self.env = RealCubePick(
+            arm.driver, arm.readers, slowed, self.operator, loop, how.watchdog,
+            how.safety, home_speed=how.home_speed, stop=self.stop,
+        )  # fmt: skip
+        with self.stop.on_signals(), arm.watched(self.env.runtime):
             try:
                 for episode in todo:
                     self._episode(episode)
             finally:
                 self.env.close()
                 self.operator.rest()
-                rig.driver.stop("end of the session")
 
     # ---------------------------------------------------------------- an episode
 
     def _episode(self, episode: int) -> None:
         """One position, from the operator's word to the record on disk."""
-        operator, seed = self.operator, self.cfg.evaluate.seed + episode
+        operator, seed = self.operator, self.settings.seed + episode
         observation, info = self._begin(seed)
-        if self.rig.scene is None:
+        if operator.person:
             print(f"The policy acts. {KEYS_HELP}", flush=True)
-        cube = info["cube_asked"]
-        frames, actions = [observation["images"]], []
-        verdicts: Counter[str] = Counter()
-        begun, over, holds, fault = time.monotonic(), False, 0, ""
-        while not over:
-            asked = time.monotonic()
-            try:
-                action = self.rig.policy.act(observation)
-            except Exception as error:  # whatever a policy raises stops the arm, as in a deployment
-                self.env.close()
-                fault = f"policy: {type(error).__name__}: {' '.join(str(error).split())}"
-                break
-            self.timing["policy"] += time.monotonic() - asked
-            observation, _, terminated, truncated, info = self.env.step(action)
-            over = terminated or truncated
-            frames.append(observation["images"])
-            actions.append(np.asarray(action, np.float32))
-            verdicts[info["verdict"]] += 1
-            holds += info["held"]
+        begun, told = time.monotonic(), _Told([observation["images"]])
+        info, fault = self._act(observation, info, told)
         ended = operator.t_end or time.monotonic()
         operator.rest()
         if self.stop.asked():  # neither a success nor a failure
@@ -189,24 +182,43 @@ class ArmEvaluation:
         if not operator.judged:
             fault = fault or "; ".join(info["reasons"]) or "the control loop has ended"
         self.timing["acting"] += ended - begun
-        success = bool(info["is_success"])
+        success, cube = bool(info["is_success"]), info["cube_asked"]
         record = {
             "episode": episode, "seed": seed, "cube_xy": [round(float(v), 5) for v in cube[:2]],
             "cube_yaw": round(float(cube[2]), 5), "success": success,
-            "stage": "held" if success else operator.stage(), "steps": len(actions),
+            "stage": "held" if success else operator.stage(), "steps": len(told.actions),
             # on an arm an end that nobody told is that of the last step
             "time_to_success_s": round(ended - begun, 3) if success and operator.t_end else None,
             "closest_m": None if operator.closest is None else round(operator.closest, 5), "video": None,
-            "world": self.world, "speed": self.rig.bench.bridge.speed, "fault": fault, "holds": int(holds),
-            "verdicts": dict(verdicts),
+            "world": self.world, "speed": self.rig.arm.bridge.speed, "fault": fault, "holds": told.holds,
+            "verdicts": dict(told.verdicts),
         }  # fmt: skip
         operator.trouble = fault
-        self.journal.append(record, np.stack(actions) if actions else np.zeros((0, 8), np.float32))
+        self._keep(record, told)
+
+    def _act(self, observation: dict, info: dict, told: "_Told") -> tuple[dict, str]:
+        """The policy's part: the last step's info, and why the policy could not go on; empty if it could."""
+        over = False
+        while not over:
+            asked = time.monotonic()
+            try:
+                action = self.rig.policy.act(observation)
+            except Exception as error:  # whatever a policy raises stops the arm, as in a deployment
+                self.env.close()
+                return info, f"policy: {type(error).__name__}: {' '.join(str(error).split())}"
+            self.timing["policy"] += time.monotonic() - asked
+            observation, _, terminated, truncated, info = self.env.step(action)
+            over = terminated or truncated
+            told.add(action, observation, info)
+        return info, ""
+
+    def _keep(self, record: dict[str, Any], told: "_Told") -> None:
+        """The record on disk, with its actions, and the video."""
+        self.journal.append(record, np.stack(told.actions) if told.actions else np.zeros((0, 8), np.float32))
         self._tell(record)
-        if self.cfg.evaluate.videos:
-            write_video(
-                self.out / _video_of(episode), frames, record, rate=self.rate, height=self.cfg.evaluate.video_size
-            )  # fmt: skip
+        if self.settings.videos:
+            path, size = self.out / _video_of(record["episode"]), self.settings.video_size
+            write_video(path, told.frames, record, rate=self.rate, height=size)
 
     def _begin(self, seed: int) -> tuple[dict, dict]:
         """The first observation of an episode, and its info; what goes wrong before it is tried again."""
@@ -232,11 +244,11 @@ class ArmEvaluation:
         return observation, info
 
     def _tell(self, record: dict[str, Any]) -> None:
-        done = [r for e, r in self.journal.records.items() if e < self.cfg.evaluate.episodes]
+        done = [r for e, r in self.journal.records.items() if e < self.settings.episodes]
         outcome = "success" if record["success"] else "no success"
         fault = f", FAULT: {record['fault']}" if record["fault"] else ""
         print(
-            f"episode {record['episode'] + 1} of {self.cfg.evaluate.episodes} (seed {record['seed']}): {outcome}, "
+            f"episode {record['episode'] + 1} of {self.settings.episodes} (seed {record['seed']}): {outcome}, "
             f"{record['steps']} steps{fault}; {sum(r['success'] for r in done)} of {len(done)} succeeded",
             flush=True,
         )
@@ -247,35 +259,35 @@ class ArmEvaluation:
         name = _video_of(record["episode"])
         return {**record, "video": name if (self.out / name).exists() else None}
 
-    def _settings(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """All that decides an episode besides its number."""
-        cfg, contract = self.cfg, self.rig.policy.contract
-        if cfg.checkpoint:
-            policy = policy_sha256(Path(cfg.checkpoint))
+        source, contract, arm = self.rig.source, self.rig.policy.contract, self.rig.arm
+        if source.checkpoint:
+            policy = policy_sha256(Path(source.checkpoint))
         else:
             policy = hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()
         return {
             "world": self.world,
-            "robot.ip": self.rig.bench.robot.ip if self.world == ARM else None,
+            "robot.ip": arm.bench.robot.ip if self.world == ARM else None,
             "policy": policy,
             "encoder": contract["encoder"]["fingerprint"],
-            "evaluate.seed": cfg.evaluate.seed,
+            "evaluate.seed": self.settings.seed,
             "env": asdict(self.config),
-            "bridge": self.rig.bench.bridge.described(),
+            "bridge": arm.bridge.described(),
         }
 
     def _summary(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        cfg, contract = self.cfg, self.rig.policy.contract
-        policy = read_json(Path(cfg.checkpoint) / "policy.json")["spec"] if cfg.checkpoint else None
+        source, contract = self.rig.source, self.rig.policy.contract
+        policy = read_json(Path(source.checkpoint) / "policy.json")["spec"] if source.checkpoint else None
         return {
             **summarise(records),
-            **facts(self.config, contract, self.changes, cfg.evaluate.seed),
+            **facts(self.config, contract, self.changes, self.settings.seed),
             **({"success_rule": "the operator's judgement"} if self.world == ARM else {}),
             "world": self.world,
             "faults": sum(bool(r["fault"]) for r in records),
             "holds": sum(r["holds"] for r in records),
-            "policy": policy or {"url": cfg.policy.url},
-            "bridge": self.rig.bench.bridge.described(),
+            "policy": policy or {"url": source.host.url},
+            "bridge": self.rig.arm.bridge.described(),
             "timing": {f"{name}_s": round(seconds, 2) for name, seconds in self.timing.items()},
         }
 
@@ -284,12 +296,30 @@ def _video_of(episode: int) -> str:
     return f"videos/episode_{episode:04d}.mp4"
 
 
-def _check_world(config: CubePickConfig, rig: Rig) -> None:
+@dataclass
+class _Told:
+    """What an episode's steps tell."""
+
+    frames: list[dict]
+    actions: list[np.ndarray] = field(default_factory=list)  # those that were executed
+    verdicts: Counter[str] = field(default_factory=Counter)
+    holds: int = 0  # steps before which the arm had to wait
+
+    def add(self, action: np.ndarray, observation: dict, info: dict) -> None:
+        """A step, and what came of it."""
+        if info["executed"]:
+            self.frames.append(observation["images"])
+            self.actions.append(np.asarray(action, np.float32))
+        self.verdicts[info["verdict"]] += 1
+        self.holds += int(info["held"])
+
+
+def _check_world(config: CubePickConfig, scene: Scene | None) -> None:
     """Refuse settings that only a simulated world could follow."""
-    if rig.scene is None:
+    if scene is None:
         there, names, whose = asdict(CubePickConfig()), _LOOKS, "on an arm, where nothing is drawn"
     else:
-        there = rig.scene.world()
+        there = scene.world()
         names, whose = _LOOKS + _JUDGED, "as the running `s2robot emulate` has it"
     for name in names:
         if getattr(config, name) != there[name]:

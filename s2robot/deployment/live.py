@@ -1,88 +1,106 @@
 """Episodes on the arm, one after the other: ready the scene, move to the start, act, judge, record."""
 
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
+from s2robot.common.settings import read
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment.arm import JOINT_NAMES
-from s2robot.deployment.operator import check_operator
-from s2robot.deployment.panel import WAITING, Board, keys
-from s2robot.deployment.rig import Rig, Stop
+from s2robot.deployment.log import CAUSES, SessionLog
+from s2robot.deployment.operator import DeployOperator, WatchingOperator, check_operator
+from s2robot.deployment.panel import WAITING, Board, Keys, keys
+from s2robot.deployment.rig import Rig
 from s2robot.deployment.settings import read_bridge
-from s2robot.deployment.trace import Trace
-from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
+from s2robot.deployment.store import open_store
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.loop import Result
-from s2robot.envs.real.control.move import move_slowly
-from s2robot.envs.real.control.recorder import EpisodeRecorder
-from s2robot.envs.real.control.safety import Safe
-from s2robot.envs.real.control.supervisor import Supervisor
-from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.people.operator import ask
+from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.people.operator import Operator, ask
+from s2robot.envs.real.people.stop import Stop
 
 WORD = "move"  # what the operator types before the arm moves
-CAUSES = ("steps", "ended", "stopped", "fault")  # how an episode ended; recorded as its place here
-_JUDGE_S = 0.2  # s between two looks at the emulated cube
 
 
-def check_settings(cfg: DictConfig) -> None:
-    """Refuse what cannot go well, before anything is connected."""
-    if cfg.live and not cfg.confirm and cfg.bridge.emulator.port is None:
-        raise UserError(
-            "confirm: found false on a real arm, expected true: a person has to say that it may move"
-        )
-    for key in ("episodes", "dry_run_steps"):
-        if cfg[key] < 1:
-            raise UserError(f"{key}: found {cfg[key]}, expected 1 or more")
-    if cfg.record is not None and not cfg.live:
-        raise UserError("record: found a path without --live, expected both: a dry run has nothing to record")
-    if cfg.live:
-        check_operator(read_bridge(cfg.bridge))
+@dataclass(frozen=True)
+class DeploySettings:
+    """What `s2robot deploy` does; configs/deploy.yaml says it of each."""
+
+    live: bool
+    confirm: bool
+    episodes: int
+    seed: int
+    record: str | None
+    dry_run_steps: int
+
+    def __post_init__(self) -> None:
+        for key in ("episodes", "dry_run_steps"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}: found {getattr(self, key)}, expected 1 or more")
+        if self.record is not None and not self.live:
+            raise UserError(
+                "record: found a path without --live, expected both: a dry run has nothing to record"
+            )
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "DeploySettings":
+        """Of the verb's config. Raises UserError for what cannot go well, before anything is connected."""
+        if cfg.live and not cfg.confirm and cfg.bridge.emulator.port is None:
+            raise UserError(
+                "confirm: found false on a real arm, expected true: a person has to say that it may move"
+            )
+        settings = read(cls, {key: cfg[key] for key in cls.__dataclass_fields__}, "")
+        if settings.live:
+            check_operator(read_bridge(cfg.bridge), asked=settings.confirm)
+        return settings
 
 
-class LiveSession:
-    """`--live`: runs the episodes and writes `summary.json`, and each one's commands, to `out`."""
+class LiveSession(Silent):
+    """`--live`: runs the episodes and writes `summary.json`, and each one's commands, to `out`.
 
-    def __init__(self, rig: Rig, out: Path):
-        self.rig, self.cfg, self.out = rig, rig.cfg, out
-        self.board = Board(rig.readers, True, self.cfg.episodes, rig.limits.rate_hz)
-        self.board.max_steps = rig.bench.bridge.loop.max_steps
+    Args:
+        rig: connected and checked.
+        settings: of the verb.
+        out: run folder.
+        operator: who is asked; a person on the terminal, or the emulator's, if not given.
+        read_keys: calls a function with each key while its context lasts.
+    """
+
+    def __init__(
+        self,
+        rig: Rig,
+        settings: DeploySettings,
+        out: Path,
+        operator: Operator | None = None,
+        read_keys: Keys = keys,
+    ):
+        self.rig, self.settings, self.out = rig, settings, out
+        arm = rig.arm
+        self.max_steps = arm.bridge.loop.max_steps
+        self.board = Board(arm.readers, True, settings.episodes, arm.limits.rate_hz)
+        self.board.max_steps = self.max_steps
+        self.log = SessionLog(arm.limits, out)
         self.stop = Stop()
-        self.trace = Trace(rig.limits)
-        self.records: list[dict[str, Any]] = []
-        self.recorder: EpisodeRecorder | None = None
-        self._verdict: bool | None = None  # of the operator, by key
-        self._acting = False  # whether the policy acts: a verdict is of nothing else
-        self._decisions: list[float] = []  # s, when each action of the episode was taken up
-        self.loop = rig.loop(
-            live=True, reset=self._begin, beat=self._beat, on_step=self._on_step, on_period=self._on_period
-        )
-        self.stop.stop = self.loop.request_stop
-        self._supervisor: Supervisor | None = None
+        self.runtime = rig.runtime(True, [self.board, self.log, self], self.stop)
+        own = operator or arm.operator(DeployOperator)
+        self.operator = WatchingOperator(own, self.stop, read_keys, self.runtime.loop.request_end)
 
     def run(self) -> bool:
         """All episodes; False after a fault. Raises KeyboardInterrupt after Ctrl-C, with the arm stopped."""
         self._confirm()
         fault = ""
         with self.started():
-            for i in range(self.cfg.episodes):
+            for i in range(self.settings.episodes):
                 fault = self.episode(i)
                 if fault or self.stop.asked():
                     break
         if fault:
             print(f"FAULT: {fault}\nThe arm is stopped. Look at it before anything else.", flush=True)
-        done = len(self.records)
+        done = len(self.log.records)
         print(f"{self.board.successes} of {done} episodes succeeded: {self.out / 'summary.json'}", flush=True)
         if self.stop.interrupted:
             raise KeyboardInterrupt
@@ -92,261 +110,142 @@ class LiveSession:
     def started(self) -> Iterator[None]:
         """The arm is armed and watched, signals stop it; at the end it is stopped and `summary.json` written."""
         store = self._open_store()
-        make = partial(self.rig.make_driver, gripper=False)
         try:
             with (
+                nullcontext() if store is None else store,
                 self.stop.on_signals(),
-                Supervisor(make, self.rig.bench.bridge.supervisor_s) as self._supervisor,
+                self.rig.arm.watched(self.runtime),
             ):
-                self.rig.driver.arm()
+                self.runtime.arm()
                 yield
         finally:
-            self.rig.driver.stop("end of the session")
-            if store is not None:
-                store.close()
             self._write_summary()
 
     # ---------------------------------------------------------------- an episode
 
     def episode(self, i: int) -> str:
         """One episode; what the fault was, if there was one."""
-        seed = self.cfg.seed + i
-        board = self.board
-        board.episode, board.step = i + 1, 0
-        self._verdict, self.trace, self._decisions = None, Trace(self.rig.limits), []
-        scene = self.rig.scene
-        if scene is None and not self._ask_for_scene(i):
+        seed = self.settings.seed + i
+        self.board.episode, self.board.step = i + 1, 0
+        self.log.begin()
+        self.operator.begin()
+        if self.operator.person:
+            self.rig.arm.driver.stop("the operator is at the table")  # hands come near
+        if not self.operator.wait_to_start(i, self.settings.episodes):
             self.stop.ask()
             return ""
-        result, fault = None, ""
-        try:
-            with self._watched():
-                if self._go_to_start(seed):
-                    with self._judging():
-                        result = self.loop.run(self.rig.bench.bridge.loop.max_steps)
-        except EnvError as error:  # the arm has been stopped by who raised it
-            fault = str(error)
-        finally:
-            self._acting = False
-            self._rest()
+        result, fault = self._act(seed)
         if result is None and not fault:  # stopped on the way to the start
             return ""
-        if result is not None and result.state == State.FAULT:
-            fault = "; ".join(result.reasons)
         cause = "fault" if fault or result is None else result.cause
         success = False
         try:
-            success = self._judge(cause)
+            # of what was broken off nobody is asked
+            success = cause not in ("stopped", "fault") and self.operator.success()
         finally:  # Ctrl-C at that question: the episode was run all the same
             self._note(i, seed, success, cause, fault, result)
         return fault
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """The panel is up and stops are a matter of braking."""
-        with self.board.shown(), keys(self._on_key):
-            self.stop.moving = True
-            try:
-                yield
-            finally:
-                self.stop.moving = False
+    def _act(self, seed: int) -> tuple[Result | None, str]:
+        """To the start, and then the policy: how it ended (None: not begun), and the fault, if there was one."""
+        result, fault = None, ""
+        try:
+            with self.board.shown(), self.operator.watching():
+                if self._go_to_start(seed):
+                    with (
+                        nullcontext() if self.operator.person else self.runtime.ends_when(self.operator.ended)
+                    ):
+                        result = self.runtime.run(self.max_steps)
+        except EnvError as error:  # the arm has been stopped by who raised it
+            fault = str(error)
+        if result is not None and self.runtime.fault:
+            fault = "; ".join(result.reasons)
+        return result, fault
 
     def _go_to_start(self, seed: int) -> bool:
         """Slowly to where the episode starts, the gripper open; on the emulator the cube is laid. False after a stop."""
         self.board.doing = "moving to the start"
-        driver, safety, scene = self.rig.driver, self.loop.safety, self.rig.scene
-        if driver.stopped:  # while the operator was at the table
-            driver.arm()
-        move = partial(
-            move_slowly, driver, safety, opening=1.0, speed=self.rig.bench.bridge.home.speed, beat=self._beat,
-            stopped=self.stop.asked,
-        )  # fmt: skip
-        there = move(self.rig.bench.robot.home)
-        if there and scene is not None:
-            self._rest()
-            there = move(scene.reset(seed))
-        self._rest()
+        if self.rig.arm.driver.stopped:  # while the operator was at the table
+            self.runtime.arm()
+        there = self.runtime.go_to(self.rig.arm.bench.robot.home)
+        if there and (start := self.operator.lay(seed)) is not None:
+            there = self.runtime.go_to(start)
         self.board.doing = WAITING
         return there
-
-    @contextmanager
-    def _judging(self) -> Iterator[None]:
-        """On the emulator: end the episode when the cube has been held up."""
-        scene = self.rig.scene
-        if scene is None:
-            yield
-            return
-        ended = threading.Event()
-
-        def watch() -> None:
-            # once the scene is gone there is nothing to judge, and the loop sees for itself that the arm is gone
-            with suppress(EnvError):
-                while not ended.wait(_JUDGE_S):
-                    if scene.is_success():
-                        self.loop.request_end()
-                        return
-
-        thread = threading.Thread(target=watch, daemon=True, name="judge")
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join(5.0)
-
-    def _judge(self, cause: str) -> bool:
-        """Whether the cube was picked: the operator's word, or the emulator's."""
-        if cause in ("stopped", "fault"):
-            return False
-        if self.rig.scene is not None:
-            return self.rig.scene.is_success()
-        if self._verdict is not None:
-            return self._verdict
-        while sys.stdin.isatty():
-            answer = ask("Did it succeed? [y/n] ")
-            if answer in ("y", "yes", "n", "no"):
-                return answer[0] == "y"
-        return False  # the terminal has gone, and nobody says yes
 
     def _note(self, i: int, seed: int, success: bool, cause: str, fault: str, result: Result | None) -> None:
         self.board.judged += 1
         self.board.successes += success
-        if self.recorder is not None:
-            self.recorder.finish(success=success, seed=seed, cause=CAUSES.index(cause))
-        self.trace.write(self.out / "episodes" / f"episode_{i:04d}", f"episode {i}, {cause}")
-        record: dict[str, Any] = {
-            "episode": i, "seed": seed, "success": success, "cause": cause, "fault": fault, "steps": self.board.step,
-            "verdicts": self.trace.summary()["verdicts"], "reasons": self.trace.summary()["reasons"],
-            "changes": [[s.value, list(why)] for _, s, why in self.loop.watchdog.history],
-        }  # fmt: skip
-        self.loop.watchdog.history.clear()
-        if result is not None:
-            periods = np.abs(result.periods - 1 / self.rig.limits.rate_hz)
-            record["period_deviation_ms"] = percentiles(periods)
-            record["latency_ms"] = percentiles(result.latencies)
-            record["periods_s"] = result.periods.round(5).tolist()
-            record["decision_periods_s"] = np.diff(self._decisions).round(5).tolist()
-            record["latencies_s"] = result.latencies.round(5).tolist()
-        self.records.append(record)
-        words = "success" if success else "no success"
+        record = self.log.note(i, seed, success, cause, fault, result, self.runtime.loop.watchdog)
         print(
-            f"episode {i + 1} of {self.cfg.episodes} (seed {seed}): {words}, {self.board.step} decisions, {cause}",
+            f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {'success' if success else 'no success'}, "
+            f"{record['steps']} decisions, {cause}",
             flush=True,
         )
 
-    # ---------------------------------------------------------------- called by the loop
-
-    def _begin(self) -> None:
-        """Before an episode's first command."""
-        self.board.doing = ""
+    def on_begin(self) -> None:
+        """See `Subscriber`."""
         self.rig.policy.reset()
-        self._acting = True
+        self.operator.judging = True  # a verdict is of nothing else
         if self.stop.asked():  # asked for since the move to the start
-            self.loop.request_stop()
-
-    def _beat(self) -> None:
-        assert self._supervisor is not None
-        self._supervisor.beat()
-        self.board.beat()
-
-    def _rest(self) -> None:
-        assert self._supervisor is not None
-        try:
-            self._supervisor.rest()
-        except EnvError:
-            pass  # told by the next beat, before the next motion
-
-    def _on_step(self, values: dict) -> None:
-        self.board.step += 1
-        self._decisions.append(float(values["time_action"]))
-        if self.recorder is not None:
-            self.recorder.add(values)
-
-    def _on_period(self, now: float, state: State, safe: Safe | None) -> None:
-        self.trace.add(now, state, safe)
-        self.board.period(now, state, safe)
-
-    def _on_key(self, key: str) -> None:
-        if key in " q":
-            self.stop.ask()
-        elif key in "yn" and self._acting and self.rig.scene is None:
-            self._verdict = key == "y"
-            self.loop.request_end()
+            self.runtime.loop.request_stop()
 
     # ---------------------------------------------------------------- operator, files
 
     def _confirm(self) -> None:
         """Raises UserError unless the operator says that the arm may move."""
-        if not self.cfg.confirm:
+        if not self.settings.confirm:
             return
         Console().print(
-            f"[bold]The arm at {self.rig.driver.ip} is about to move.[/] Is its space clear, and the emergency stop "
-            f"within reach?"
+            f"[bold]The arm at {self.rig.arm.driver.ip} is about to move.[/] Is its space clear, and the emergency "
+            f"stop within reach?"
         )
         answer = ask(f"Type '{WORD}' to go on: ")
         if answer != WORD:
             raise UserError(f"confirmation: found '{answer}', expected '{WORD}'; nothing has moved")
 
-    def _ask_for_scene(self, i: int) -> bool:
-        """The operator readies the table; False to end the session."""
-        self.rig.driver.stop("the operator is at the table")  # hands come near
-        text = "Lay the cube. The arm then moves slowly to its start. Enter: go on, q: end. "
-        return ask(f"episode {i + 1} of {self.cfg.episodes}. {text}", none="q") != "q"
-
     def _open_store(self) -> EpisodeStore | None:
-        """The store of `record`, made if there is none, and what collects episodes for it.
+        """The store of `record`, made if there is none, which every episode is appended to.
 
         Raises:
             DatasetError, UserError: one that holds something else.
         """
-        if self.cfg.record is None:
+        if self.settings.record is None:
             return None
-        path, contract = Path(self.cfg.record), self.rig.policy.contract
-        rate, speed = contract["rate_hz"], self.rig.bench.bridge.speed
-        size = self.rig.policy.image_size
-        names = list(self.rig.readers)
-        if path.exists():
-            store = EpisodeStore.open(path, "a")
-            store.check("xarm7", ACTION_FRAME, names, rate)
+        path, arm, contract = Path(self.settings.record), self.rig.arm, self.rig.policy.contract
+        speed = arm.bridge.speed
+
+        def same(store: EpisodeStore) -> None:
             for name, wanted in (("kind", "images"), ("speed", speed)):
                 found = store.attrs.get(name)
                 if found != wanted:
-                    store.close()
                     raise UserError(f"{path}: found {name} {found}, expected {wanted} to append to it")
-        else:
-            fovy = {name: camera.fovy for name, camera in self.rig.cameras.facts.items()}
-            attributes = {
-                "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": rate, "cameras": names,
-                "camera_geometry": {
-                    name: {"size": [size, size]} | ({"fovy": fovy[name]} if fovy[name] else {}) for name in names
-                },
-                "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": self.cfg.seed,
-                "kind": "images", "source": "emulator" if self.rig.scene else "arm", "causes": list(CAUSES),
-                "speed": speed,  # rate_hz is that of the steps at full speed, as in the demos
-                "policy": contract["encoder"]["fingerprint"],
-            }  # fmt: skip
-            store = EpisodeStore.create(path, attributes)
-        self.recorder = EpisodeRecorder(store)
+
+        own = {
+            "source": "emulator" if arm.scene else "arm", "causes": list(CAUSES),
+            "speed": speed,  # rate_hz is that of the steps at full speed, as in the demos
+            "policy": contract["encoder"]["fingerprint"],
+        }  # fmt: skip
+        store = open_store(
+            path,
+            "xarm7",
+            contract["rate_hz"],
+            arm.cameras.facts,
+            self.rig.policy.image_size,
+            self.settings.seed,
+            own,
+            same,
+        )
+        self.log.record_to(store)
         return store
 
     def _write_summary(self) -> None:
-        write_json(
-            self.out / "summary.json",
-            {
-                "robot": self.rig.bench.robot.name,
-                "checkpoint": self.cfg.checkpoint or self.cfg.policy.url,
-                "emulated": self.rig.scene is not None,
-                "speed": self.rig.bench.bridge.speed,
-                "episodes": len(self.records),
-                "successes": self.board.successes,
-                "records": self.records,
-            },
+        arm = self.rig.arm
+        self.log.write(
+            robot=arm.bench.robot.name,
+            checkpoint=self.rig.source.name,
+            emulated=arm.scene is not None,
+            speed=arm.bridge.speed,
+            episodes=len(self.log.records),
+            successes=self.board.successes,
         )
-
-
-def percentiles(seconds: np.ndarray) -> dict[str, float] | None:
-    """p50, p99 and max in ms; None of nothing."""
-    if not len(seconds):
-        return None
-    p50, p99, most = np.percentile(seconds * 1000, (50, 99, 100))
-    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "max": round(float(most), 2)}

@@ -3,72 +3,108 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 
 from s2robot.common.errors import UserError
-from s2robot.deployment.panel import keys
-from s2robot.deployment.rig import Stop
+from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.settings import Bridge
-from s2robot.envs.real.people.operator import Judge, Placing
+from s2robot.envs.real.people.operator import Operator, Placing, TerminalOperator, Through, ask
+from s2robot.envs.real.people.stop import Stop
 
 KEYS_HELP = "y: success, n: failure (both end the episode); space, q or Ctrl-C: brake and end the session"
 
 
-def check_operator(bridge: Bridge) -> None:
-    """Refuse a real arm without a person at a terminal."""
-    if not bridge.stands_in and not sys.stdin.isatty():
+def check_operator(bridge: Bridge, asked: bool = False) -> None:
+    """Refuse a real arm, or with `asked` any, without a person at a terminal: what a pipe says is nobody's consent."""
+    if sys.stdin.isatty():
+        return
+    if not bridge.stands_in:
         raise UserError(
             "standard input is no terminal, expected one: the operator is asked before each episode"
         )
+    if asked:
+        raise UserError(
+            "standard input is no terminal, expected one: the operator is asked before the arm moves (confirm=false "
+            "skips that, for the emulator only)"
+        )
 
 
-Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]
+class DeployOperator(TerminalOperator):
+    """Asked for success until it is told, and for nothing else once the terminal has gone."""
+
+    def success(self) -> bool:
+        """See `Operator`."""
+        while sys.stdin.isatty():
+            answer = ask("Did it succeed? [y/n] ")
+            if answer in ("y", "yes", "n", "no"):
+                return answer[0] == "y"
+        return False  # the terminal has gone, and nobody says yes
 
 
-class WatchingOperator:
+class WatchingOperator(Through):
     """An `s2robot.envs.real.people.operator.Operator` who may also judge, and stop the arm, in the middle of an episode.
 
     Args:
         operator: who answers.
         stop: asked for by keys; Ctrl-C is a matter of braking while the arm may move, and ends at once otherwise.
         read_keys: calls a function with each key while its context lasts.
+        on_verdict: called when a key has judged.
 
-    Attributes, of the episode under way: `refused` (the operator said no), `judged` (the episode came to its regular
-    end), `t_end` (s, monotonic, when its end was seen; None: not before its steps were over), `trouble` (of the
-    attempt before, told with the next question).
+    Attributes, of the episode under way: `judging` (whether y and n count), `refused` (the operator said no), `judged`
+    (the episode came to its regular end), `t_end` (s, monotonic, when its end was seen; None: not before its steps
+    were over), `trouble` (of the attempt before, told with the next question).
     """
 
-    def __init__(self, operator: Judge, stop: Stop, read_keys: Keys = keys):
-        self._operator, self._stop, self._read_keys = operator, stop, read_keys
-        self._by_keys = operator.person
+    def __init__(
+        self,
+        operator: Operator,
+        stop: Stop,
+        read_keys: Keys = keys,
+        on_verdict: Callable[[], None] = lambda: None,
+    ):
+        super().__init__(operator)
+        self._stop, self._read_keys, self._on_verdict = stop, read_keys, on_verdict
         self._keys = ExitStack()
         self.trouble = ""
         self.begin()
 
     def begin(self) -> None:
         """A new episode."""
-        self.refused = self.judged = False
+        self.refused = self.judged = self.judging = False
         self.t_end: float | None = None
         self._verdict: bool | None = None
 
     def rest(self) -> None:
         """The arm stands: the terminal is for questions."""
-        self._stop.moving = False
+        self._stop.moving = self.judging = False
         self._keys.close()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """The arm may move while this lasts: keys count."""
+        self._watch()
+        try:
+            yield
+        finally:
+            self.rest()
+
+    def _watch(self) -> None:
+        self._keys.enter_context(self._read_keys(self._on_key))
+        self._stop.moving = True
 
     @contextmanager
     def _before_motion(self) -> Iterator[None]:
         self.rest()
         yield
         if not self.refused:
-            self._keys.enter_context(self._read_keys(self._on_key))
-            self._stop.moving = True
+            self._watch()
 
     def _on_key(self, key: str) -> None:
         if key in " q":
             self._stop.ask()
-        elif key in "yn" and self._by_keys and self._verdict is None:
+        elif key in "yn" and self.person and self.judging and self._verdict is None:
             self._verdict = key == "y"
+            self._on_verdict()
 
     # ---------------------------------------------------------------- Operator
 
@@ -83,7 +119,7 @@ class WatchingOperator:
         """See `Operator`."""
         with self._before_motion():
             self.refused = not self._operator.place(placing)
-            self._verdict = None  # a key on the way to the start is no judgement
+            self.judging = True  # a key on the way to the start is no judgement
         return not self.refused
 
     def ended(self) -> bool:
@@ -101,18 +137,7 @@ class WatchingOperator:
             return self._verdict
         return self._operator.success()
 
-    def keep(self) -> bool:
-        """See `Operator`."""
-        return self._operator.keep()
-
-    # ---------------------------------------------------------------- more
-
     def stage(self) -> str:
-        """The furthest stage of a failed episode."""
+        """See `Operator`."""
         self.rest()
         return self._operator.stage()
-
-    @property
-    def closest(self) -> float | None:
-        """m, least distance of grip and cube, where somebody measures it."""
-        return self._operator.closest

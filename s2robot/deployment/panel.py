@@ -2,7 +2,7 @@
 
 board = Board(readers, live=True, episodes=5)
 with board.shown(), keys(on_key):
-    loop.run(80)                       # on_period=board.period
+    loop.run(80)                       # ControlLoop(..., subscriber=board)
 """
 
 import os
@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from rich.console import Console
 from rich.live import Live
@@ -22,7 +22,10 @@ from rich.table import Table
 
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.safety import Safe, Verdict
+from s2robot.envs.real.control.subscriber import Silent
 from s2robot.envs.real.control.watchdog import State
+
+Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]  # reads keys while its context lasts
 
 _STYLES = {
     State.IDLE: "dim", State.READY: "cyan", State.RUNNING: "green", State.HOLD: "yellow", State.FAULT: "bold red",
@@ -35,7 +38,7 @@ _PAUSE_S = 0.5  # s without a period: the loop does not run
 _RECENT_S = 3.0  # s that a verdict other than PASS is still told
 
 
-class Board:
+class Board(Silent):
     """The present state, written by the control loop and read by whoever draws."""
 
     def __init__(self, readers: Mapping[str, CameraReader], live: bool, episodes: int, rate_hz: float):
@@ -48,15 +51,23 @@ class Board:
         self._changed: tuple[float, Verdict, tuple[str, ...]] | None = None  # s, the last other than PASS
         self._beats: deque[float] = deque(maxlen=round(rate_hz * _RATE_S) + 1)  # s, begins of periods
 
-    def period(self, now: float, state: State, safe: Safe | None) -> None:
-        """As `ControlLoop.on_period` tells it."""
+    def on_begin(self) -> None:
+        """See `Subscriber`."""
+        self.doing = ""
+
+    def on_step(self, step: dict) -> None:
+        """See `Subscriber`."""
+        self.step += 1
+
+    def on_period(self, now: float, state: State, safe: Safe | None) -> None:
+        """See `Subscriber`."""
         self._state = state
         self._verdict = safe.verdict if safe is not None else None
         if safe is not None and safe.verdict != Verdict.PASS:
             self._changed = now, safe.verdict, safe.reasons
 
-    def beat(self) -> None:
-        """A period of the stream begins."""
+    def on_beat(self) -> None:
+        """See `Subscriber`."""
         now = time.monotonic()
         if self._beats and now - self._beats[-1] > _PAUSE_S:
             self._beats.clear()

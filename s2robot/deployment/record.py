@@ -9,57 +9,71 @@ is where the simulated episode of that seed has it. Afterwards: did it succeed, 
 session may be broken off and taken up again.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.settings import env_config
+from s2robot.common.settings import env_config, read
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment.arm import JOINT_NAMES, driver_maker
-from s2robot.deployment.cameras import start_cameras
-from s2robot.deployment.panel import keys
-from s2robot.deployment.scene import find_scene
+from s2robot.deployment.operator import check_operator
+from s2robot.deployment.panel import Keys, keys
+from s2robot.deployment.rig import ConnectedArm
 from s2robot.deployment.settings import read_bench
-from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
+from s2robot.deployment.store import open_store
 from s2robot.envs.real.arms.ik import ToolIK
-from s2robot.envs.real.cameras.camera import CameraReader
+from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
-from s2robot.envs.real.control.supervisor import Supervisor
-from s2robot.envs.real.people.operator import Operator, Placing, TerminalOperator
+from s2robot.envs.real.people.operator import Operator, Through
 from s2robot.envs.real.people.teach import TeachConfig, Teaching
 from s2robot.envs.real.people.teleop import CONTROLS_HELP, HELP, Controls, Keyboard, SpaceMouse, Teleoperator
 from s2robot.envs.real.real_cube_pick import RealCubePick
 
-Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]
 DEVICES = ("keyboard", "spacemouse")
 
 
-@dataclass
-class _Quiet:
+@dataclass(frozen=True)
+class ArmRecordingSettings:
+    """What `s2robot record` does on an arm; configs/recording/teach.yaml and teleop.yaml say it of each."""
+
+    kind: str
+    episodes: int
+    seed: int
+    max_steps: int
+    out: str
+    device: str = "keyboard"
+    speed: float = 0.1
+    turn_speed: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.kind == "teleop" and self.device not in DEVICES:
+            raise UserError(f"device: found '{self.device}', expected one of {', '.join(DEVICES)}")
+        if self.episodes < 1 or self.max_steps < 1:
+            raise UserError(
+                f"found episodes {self.episodes} and max_steps {self.max_steps}, expected 1 or more of both"
+            )
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "ArmRecordingSettings":
+        """Of the verb's config."""
+        return read(cls, {key: cfg[key] for key in cls.__dataclass_fields__ if key in cfg}, "")
+
+
+class _Quiet(Through):
     """The operator while keys are read: what needs an answer on the terminal is asked afterwards."""
 
-    operator: Operator
-    controls: Controls
-
-    def free(self, fault: tuple[str, ...]) -> bool:
-        return self.operator.free(fault)
-
-    def place(self, placing: Placing) -> bool:
-        return self.operator.place(placing)
+    def __init__(self, operator: Operator, controls: Controls):
+        super().__init__(operator)
+        self._controls = controls
 
     def ended(self) -> bool:
-        return self.controls.ended
+        """See `Operator`: by key."""
+        return self._controls.ended
 
     def success(self) -> bool:
-        return False
-
-    def keep(self) -> bool:
+        """See `Operator`."""
         return False
 
 
@@ -68,19 +82,20 @@ class ArmRecording:
 
     Args:
         cfg: of the verb.
-        operator: who is asked; a person on the terminal, or the emulator's.
+        operator: who is asked; a person on the terminal, or the emulator's, if not given.
         read_keys: calls a function with each key while its context lasts.
+
+    Raises:
+        UserError: a wrong setting.
     """
 
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
-        self.cfg, self._operator, self._read_keys = cfg, operator, read_keys
+        self.settings, self.bench = ArmRecordingSettings.of(cfg), read_bench(cfg)
+        self.world = env_config(cfg, max_steps=self.settings.max_steps)
+        if operator is None:
+            check_operator(self.bench.bridge)
+        self._asked, self._read_keys = operator, read_keys
         self.controls = Controls()
-        if cfg.kind == "teleop" and cfg.device not in DEVICES:
-            raise UserError(f"device: found '{cfg.device}', expected one of {', '.join(DEVICES)}")
-        if cfg.episodes < 1 or cfg.max_steps < 1:
-            raise UserError(
-                f"found episodes {cfg.episodes} and max_steps {cfg.max_steps}, expected 1 or more of both"
-            )
 
     def run(self) -> EpisodeStore:
         """Record all episodes.
@@ -89,66 +104,56 @@ class ArmRecording:
             UserError, EnvError, DatasetError: a wrong setting, no arm, no camera, another dataset, or a fault of the
                 arm, which is stopped; earlier episodes are on disk.
         """
-        cfg = self.cfg
+        wanted = self.settings
         with ExitStack() as stack:
-            self._bench = bench = read_bench(cfg)
-            limits = bench.bridge.arm_limits()
-            scene = find_scene(bench.bridge, stack)
-            make_driver = driver_maker(bench, limits, scene)
-            driver = make_driver()
-            stack.callback(driver.close)
-            driver.connect(bench.bridge.arm.connect_s)
-            cameras = start_cameras(bench.bridge, tuple(cfg.env.cameras), scene, stack)
-            if cameras.failed:
-                raise UserError(f"{cameras.failed[0].check}: {cameras.failed[0].text}")
-            self._scene, self._driver, self._readers = scene, driver, cameras.readers
-            fovy = {name: camera.fovy for name, camera in cameras.facts.items()}
-            store = stack.enter_context(self._open_store(cameras.readers, fovy, scene is not None))
+            arm = ConnectedArm.reach(self.bench, self.world.cameras, stack)
+            for failed in arm.cameras.failed:
+                raise UserError(f"{failed.check}: {failed.text}")
+            store = stack.enter_context(self._open_store(arm))
             self.recorder = EpisodeRecorder(store)
-            if self._operator is None:
-                self._operator = scene.operator() if scene else TerminalOperator()
-            make = partial(make_driver, gripper=False)
-            supervisor = stack.enter_context(Supervisor(make, bench.bridge.supervisor_s))
-            self._make_world(limits, supervisor, stack)
+            self.operator = self._asked or arm.operator()
+            self._make_world(arm, stack)
             kept = 0
-            for attempt in range(10 * cfg.episodes):
+            for attempt in range(10 * wanted.episodes):
                 # a new place for each attempt, in this session and the ones before
-                if self._episode(cfg.seed + len(store) + attempt - kept):
+                if self._episode(wanted.seed + len(store) + attempt - kept):
                     kept += 1
-                print(f"{kept} of {cfg.episodes} episodes kept: {store.path}", flush=True)
-                if kept == cfg.episodes:
+                print(f"{kept} of {wanted.episodes} episodes kept: {store.path}", flush=True)
+                if kept == wanted.episodes:
                     break
             return EpisodeStore.open(store.path)
 
-    def _make_world(self, limits: Any, supervisor: Supervisor, stack: ExitStack) -> None:
-        cfg = self.cfg
-        config = env_config(cfg, max_steps=cfg.max_steps)
-        bridge = self._bench.bridge
+    def _make_world(self, arm: ConnectedArm, stack: ExitStack) -> None:
+        """The environment, beside its supervisor, and what moves the arm in it."""
+        wanted, world = self.settings, self.world
         # a person who reverses the gripper means it
-        loop = bridge.loop_config(config.rate_hz, config.image_size, live=True, gripper_hold=0)
-        assert self._operator is not None
+        loop = arm.bridge.loop_config(world.rate_hz, world.image_size, live=True, gripper_hold=0)
+        how = arm.config(loop)
         self.env = RealCubePick(
-            self._driver, self._readers, config, _Quiet(self._operator, self.controls), loop,
-            bridge.watchdog, bridge.safety, supervisor=supervisor,
-            on_step=self.recorder.add, home_speed=bridge.home.speed,
+            arm.driver, arm.readers, world, _Quiet(self.operator, self.controls), loop, how.watchdog, how.safety,
+            subscriber=self.recorder, home_speed=how.home_speed,
         )  # fmt: skip
+        stack.enter_context(arm.watched(self.env.runtime))
         stack.callback(self.env.close)
-        self._on_key: Callable[[str], None] = self.controls.on_key
-        if cfg.kind == "teach":
-            teach = TeachConfig(config.rate_hz, config.image_size, loop.max_delta, loop.ready_s)
+        self._on_key = self.controls.on_key
+        if wanted.kind == "teach":
+            teach = TeachConfig(world.rate_hz, world.image_size, loop.max_delta, loop.ready_s)
             self._teaching = Teaching(
-                self._driver, self._readers, self.controls, teach, bridge.watchdog, self.recorder.add
+                arm.driver, arm.readers, self.controls, teach, how.watchdog, self.recorder
             )  # fmt: skip
-            return
-        keyboard = Keyboard(self.controls)
+        else:
+            self._teleoperator = self._make_teleoperator(arm, loop, stack)
+
+    def _make_teleoperator(self, arm: ConnectedArm, loop: LoopConfig, stack: ExitStack) -> Teleoperator:
+        wanted, keyboard = self.settings, Keyboard(self.controls)
         mover: Keyboard | SpaceMouse = keyboard
         self._on_key = keyboard.on_key
-        if cfg.device == "spacemouse":
+        if wanted.device == "spacemouse":
             mover = SpaceMouse(self.controls)
             stack.callback(mover.close)
-        self._teleoperator = Teleoperator(
-            mover, self.controls, ToolIK(cfg.robot.name), limits, config.rate_hz, cfg.speed, cfg.turn_speed,
-            loop.max_delta,
+        return Teleoperator(
+            mover, self.controls, ToolIK(arm.bench.robot.name), arm.limits, loop.policy_hz, wanted.speed,
+            wanted.turn_speed, loop.max_delta,
         )  # fmt: skip
 
     # ---------------------------------------------------------------- an episode
@@ -157,7 +162,7 @@ class ArmRecording:
         """One attempt; whether it was kept."""
         self.controls.reset()
         self.recorder.discard()
-        broken = self._teach(seed) if self.cfg.kind == "teach" else self._teleoperate(seed)
+        broken = self._teach(seed) if self.settings.kind == "teach" else self._teleoperate(seed)
         steps = len(self.recorder)
         if broken:
             print(f"episode of {steps} steps not kept: {broken}", flush=True)
@@ -165,9 +170,8 @@ class ArmRecording:
         if self.controls.discarded or not steps:
             print(f"episode of {steps} steps not kept", flush=True)
             return False
-        assert self._operator is not None
-        success = self._operator.success()
-        if not self._operator.keep():
+        success = self.operator.success()
+        if not self.operator.keep():
             return False
         self.recorder.finish(success=success, seed=seed)
         return True
@@ -176,7 +180,7 @@ class ArmRecording:
         self.env.ready(seed=seed)
         print(f"Lead the arm by hand.   {CONTROLS_HELP}", flush=True)
         with self._read_keys(self._on_key):
-            return self._teaching.run(self.cfg.max_steps)
+            return self._teaching.run(self.settings.max_steps)
 
     def _teleoperate(self, seed: int) -> str:
         observation, info = self.env.reset(seed=seed)
@@ -193,35 +197,22 @@ class ArmRecording:
 
     # ---------------------------------------------------------------- files
 
-    def _open_store(
-        self, readers: dict[str, CameraReader], fovy: dict[str, float | None], emulated: bool
-    ) -> EpisodeStore:
+    def _open_store(self, arm: ConnectedArm) -> EpisodeStore:
         """The store of `out`, made if there is none.
 
         Raises:
             DatasetError, UserError: one that holds something else.
         """
-        cfg, path, names = self.cfg, Path(self.cfg.out), list(readers)
-        size, source = int(cfg.env.image_size), f"{cfg.kind}, {'emulator' if emulated else 'arm'}"
-        if path.exists():
-            store = EpisodeStore.open(path, "a")
-            try:
-                store.check(cfg.robot.name, ACTION_FRAME, names, cfg.env.rate_hz)
-                found = (store.attrs["kind"], store.attrs.get("source"))
-                if found != ("images", source):
-                    raise UserError(f"{path}: found {found[0]} of {found[1]}, expected images of {source}")
-            except BaseException:
-                store.close()
-                raise
-            return store
-        geometry = {n: {"size": [size, size]} | ({"fovy": fovy[n]} if fovy[n] else {}) for n in names}
-        return EpisodeStore.create(
-            path,
-            {
-                "robot": cfg.robot.name, "joint_names": list(JOINT_NAMES), "rate_hz": cfg.env.rate_hz,
-                "cameras": names, "camera_geometry": geometry, "action_frame": ACTION_FRAME,
-                "env_version": ENV_VERSION, "env_config": {}, "seed": cfg.seed, "kind": "images", "source": source,
-            },
+        wanted, world, path = self.settings, self.world, Path(self.settings.out)
+        source = f"{wanted.kind}, {'emulator' if arm.scene else 'arm'}"
+
+        def same(store: EpisodeStore) -> None:
+            found = (store.attrs["kind"], store.attrs.get("source"))
+            if found != ("images", source):
+                raise UserError(f"{path}: found {found[0]} of {found[1]}, expected images of {source}")
+
+        return open_store(
+            path, world.robot, world.rate_hz, arm.cameras.facts, world.image_size, wanted.seed, {"source": source}, same
         )  # fmt: skip
 
 

@@ -8,14 +8,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Protocol
 
-import numpy as np
-
 from s2robot.common.errors import UserError
 from s2robot.deployment.settings import Bridge
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.sdk import BoxPorts
 from s2robot.envs.real.cameras.camera import Source
-from s2robot.envs.real.people.operator import Judge
+from s2robot.envs.real.people.operator import Operator
 
 STAND_INS = {
     "emulator": "s2robot.envs.real.emulator.stand_in:StandIn"
@@ -29,7 +27,7 @@ class Scene(Protocol):
     host: str  # the control box's address
     ports: BoxPorts  # and its ports
 
-    def operator(self) -> Judge:
+    def operator(self) -> Operator:
         """Who stands beside it."""
 
     def camera(self, name: str) -> Callable[[], Source]:
@@ -40,12 +38,6 @@ class Scene(Protocol):
 
     def world(self) -> dict[str, Any]:
         """Settings of the scene, as `CubePickConfig` has them."""
-
-    def reset(self, seed: int) -> np.ndarray:
-        """Lay the cube as the simulated episode `seed` has it; the joints at which that one starts.  # (7,)"""
-
-    def is_success(self) -> bool:
-        """Whether the cube has been held up since the last reset; from any thread. EnvError once it is gone."""
 
     def close(self) -> None:
         """Let go of it."""

@@ -1,7 +1,7 @@
 """What was sent to the arm, or would have been: kept every period, written as JSON and drawn afterwards.
 
 trace = Trace(limits)
-loop = ControlLoop(..., on_period=trace.add)
+loop = ControlLoop(..., subscriber=trace)
 trace.write(run / "dry_run")                # dry_run.json, dry_run.png
 """
 
@@ -17,6 +17,7 @@ from s2robot.common.files import write_json
 from s2robot.deployment.views import save
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.control.safety import Safe, Verdict
+from s2robot.envs.real.control.subscriber import Silent
 from s2robot.envs.real.control.watchdog import State
 from s2robot.reporting.style import BLUE, INK, ORANGE, PURPLE, VERMILLION
 
@@ -24,15 +25,15 @@ _COLOURS = {Verdict.PASS: BLUE, Verdict.CLAMP: ORANGE, Verdict.HOLD: PURPLE, Ver
 _ROOM = 0.15  # rad, of a joint's range that is shown around its way
 
 
-class Trace:
+class Trace(Silent):
     """Every period's joints and verdict."""
 
     def __init__(self, limits: ArmLimits):
         self.limits = limits
         self._rows: list[tuple[float, State, Safe]] = []
 
-    def add(self, now: float, state: State, safe: Safe | None) -> None:
-        """One period, as `ControlLoop.on_period` tells it."""
+    def on_period(self, now: float, state: State, safe: Safe | None) -> None:
+        """See `Subscriber`."""
         if safe is not None:
             self._rows.append((now, state, safe))
 

@@ -14,8 +14,7 @@ After a long gap the stream begins from rest, as the arm does.
 """
 
 import threading
-import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,29 +23,17 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState, Array
-from s2robot.envs.real.cameras.camera import CameraReader, square
-from s2robot.envs.real.control.interpolate import Interpolator
-from s2robot.envs.real.control.policy_worker import PolicyWorker
+from s2robot.envs.real.control.clock import REAL, Clock
+from s2robot.envs.real.control.course import Course, LoopConfig
+from s2robot.envs.real.control.policy_worker import Answer, PolicyWorker
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
-from s2robot.envs.real.control.watchdog import Inputs, State, Watchdog, WatchdogLimits
+from s2robot.envs.real.control.senses import Camera, Senses
+from s2robot.envs.real.control.subscriber import Silent, Subscriber
+from s2robot.envs.real.control.watchdog import State, Watchdog, WatchdogLimits
+
+__all__ = ["STOOD_S", "ControlLoop", "LoopConfig", "Result"]
 
 STOOD_S = 0.05  # s without a command, after which the arm has come to rest at its last one
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How the loop runs."""
-
-    live: bool = False  # False: everything but sending
-    policy_hz: float = 10.0  # observations a second, as in the demos
-    image_size: int = 256  # pixels, as the policy wants them
-    max_delta: float = 0.25  # rad an action may move a joint, as in the simulated world
-    ready_s: float = 5.0  # s to wait for fresh frames and joints before an episode
-    gripper_hold: int = 0  # so many actions after a gripper command cannot reverse it
-    warm_up_s: float = 30.0  # s that the policy's first answer may take, before motion begins
-    frozen_s: float = 1.0  # s that a picture may stay the same ...
-    frozen_motion: float = 0.05  # rad ... while a joint moves so far
-    mode: int = 1  # the arm's mode while it is ours
 
 
 @dataclass
@@ -62,6 +49,23 @@ class Result:
     latencies: np.ndarray = field(default_factory=lambda: np.zeros(0))  # s from observation to answer
 
 
+@dataclass
+class _Episode:
+    """The one under way. Times in s, monotonic."""
+
+    max_steps: int
+    void_before: float  # answers to older observations are not wanted
+    next_tick: float  # when the next observation is due
+    acted: float  # the last action was taken up
+    cause: str = ""  # of its end, once it has one
+    steps: int = 0
+    sent_last: float = -np.inf
+    work: float = 0.0  # s, moving average of what a period's work takes
+    verdicts: Counter[str] = field(default_factory=Counter)
+    sent: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+
+
 class ControlLoop:
     """One arm, its cameras and a policy.
 
@@ -70,48 +74,44 @@ class ControlLoop:
         cameras: name -> started reader, in the policy's order.
         act: observation -> action (8,), as in the contract: joint deltas against the last commanded joints, rad,
             and the gripper command (0.5 and above closes).
-        reset: called before an episode, after the policy has been warmed up.
         safety: the filter.
         config, limits: see there.
-        beat: called every period; the supervisor's heartbeat.
-        on_step: called with each executed step, a dict of arrays (see `s2robot.envs.real.control.recorder`).
-        on_period: called every period with (now, state of the watchdog, filter's answer or None); for a panel.
+        subscriber: hears of what goes on.
+        clock: of everything but the driver and the cameras.
+
+    `steps` counts the actions that the episode under way, or the last one, has taken up.
     """
 
     def __init__(
         self,
         driver: ArmDriver,
-        cameras: Mapping[str, CameraReader],
+        cameras: Mapping[str, Camera],
         act: Callable[[dict], np.ndarray],
         safety: SafetyFilter,
         config: LoopConfig | None = None,
         limits: WatchdogLimits | None = None,
-        reset: Callable[[], None] = lambda: None,
-        beat: Callable[[], None] = lambda: None,
-        on_step: Callable[[dict], None] = lambda step: None,
-        on_period: Callable[[float, State, Safe | None], None] = lambda now, state, safe: None,
+        subscriber: Subscriber | None = None,
+        clock: Clock = REAL,
     ):
-        self.driver, self.cameras, self.safety = driver, dict(cameras), safety
+        self.driver, self.safety, self.clock = driver, safety, clock
         self.config = config or LoopConfig()
         self.watchdog = Watchdog(limits or WatchdogLimits(), self.config.mode)
-        self.path = Interpolator(driver.limits)
-        self._act, self._reset = act, reset
-        self._acting = threading.Lock()  # a policy that hung in an earlier episode may still be at it
-        self._beat, self._on_step, self._on_period = beat, on_step, on_period
+        self.senses = Senses(
+            driver, cameras, self.watchdog, self.config.frozen_s, self.config.frozen_motion, clock
+        )
+        self.course = Course(driver.limits, safety, self.config)
+        self.subscriber = Silent() if subscriber is None else subscriber  # an empty recorder is false
+        self._act = act
+        self._free = clock.condition()
+        self._acting = False  # a policy that hung in an earlier episode may still be at it
         # a plain value: an Event's lock could be held by the code that a signal interrupts
         self._stop = False
         self._end = threading.Event()
         self.period = 1 / self.config.policy_hz
         # of the episode under way
-        self._state: ArmState | None = None  # read last
-        self._moves: deque[tuple[float, Array]] = deque()  # measured joints of the last seconds
+        self.steps = 0
         self._observed: dict = {}  # what the policy was given last
-        self._commanded = self.path.q  # (7,) rad, last waypoint
-        self._opening: float | None = None  # gripper, wanted
-        self._turned = 0  # actions since that was another
-        self._clamped = False  # whether the filter changed anything since the last action
         self._code, self._policy_error = OK, ""
-        self._step: dict | None = None  # being executed
 
     def request_stop(self) -> None:
         """End the episode with the arm braked and stopped; from any thread, or a signal handler.
@@ -127,7 +127,7 @@ class ControlLoop:
     @property
     def commanded(self) -> Array:
         """The joints (7,) rad that the next action's deltas are added to; not where the stream is on its way."""
-        return self.path.q if self._clamped else self._commanded
+        return self.course.commanded
 
     # ---------------------------------------------------------------- an episode
 
@@ -139,7 +139,8 @@ class ControlLoop:
                 not fresh. Nothing has moved then.
         """
         self._end.clear()
-        worker = PolicyWorker(self._act_alone)
+        self.steps = 0
+        worker = PolicyWorker(self._act_alone, self.clock)
         try:
             self._prepare(worker)
             return self._run(worker, max_steps)
@@ -153,123 +154,157 @@ class ControlLoop:
 
     def _prepare(self, worker: PolicyWorker) -> None:
         """Everything fresh, the policy warm, filter and path at the arm's joints."""
-        self._state, self._code, self._policy_error = None, OK, ""
-        self._moves.clear()
+        self._code, self._policy_error = OK, ""
+        self.senses.forget()
         self._wait_ready(worker)
-        now = time.monotonic()
-        worker.submit(now, self._observe())
+        worker.submit(self.clock.now(), self.senses.observe(self.config.image_size))
         answer = worker.wait(self.config.warm_up_s)
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {self.config.warm_up_s:g} s"
             raise EnvError(f"policy: {why}; nothing has moved")
-        self._reset()
+        self.subscriber.on_begin()
         # again: what the first answer took from the computer may have made frames stale
-        self._wait_ready(worker)
-        assert self._state is not None
-        self.safety.reset(self._state.q)
-        self._rest_at(self._state.q)
-        self._opening, self._clamped, self._step = None, False, None
-        self._turned = 0
+        self.course.start(self._wait_ready(worker).q)
 
-    def _wait_ready(self, worker: PolicyWorker) -> None:
-        end = time.monotonic() + self.config.ready_s
-        while self._watch(worker) != State.READY:
-            if self.watchdog.state == State.FAULT or time.monotonic() > end:
-                why = "; ".join(self.watchdog.reasons) or "no joints"
-                raise EnvError(f"loop: found {self.watchdog.state.value} ({why}), expected ready")
-            time.sleep(0.01)
+    def _wait_ready(self, worker: PolicyWorker) -> ArmState:
+        return self.senses.wait_ready(lambda: self._watch(worker), self.config.ready_s, "loop")
 
     def _run(self, worker: PolicyWorker, max_steps: int) -> Result:
-        dt, live = self.safety.dt, self.config.live
-        verdicts: dict[str, int] = {}
-        sent: list[float] = []
-        latencies: list[float] = []
-        steps, cause = 0, "steps"
-        sent_last, work = -np.inf, 0.0  # s, moving average of what a period's work takes
-        void_before = next_tick = time.monotonic()  # answers to older observations are not wanted
-        self.watchdog.start(time.monotonic())
-        acted = time.monotonic()  # s, the last action was taken up
-        while True:
-            time.sleep(max(0.0, sent_last + dt - work - time.monotonic()))
-            begin = time.monotonic()
-            self._beat()
-            if self._stop:
-                cause = "stopped"
-                break
-            if self._end.is_set():
-                cause = "ended"
-                break
-            answer = worker.take()
-            if answer is not None and answer.error:
-                self._policy_error = answer.error
-            state, now = self._watch(worker), time.monotonic()
-            if now - sent_last > STOOD_S:
-                self.safety.rest()
-                self.path.follow(self.safety.q_last, self.safety.dq_last)
-            if steps < max_steps and now - acted > self.watchdog.limits.hold_fault:
-                # a policy that is always a little late: each answer comes in a HOLD of its own, and is void
-                self.watchdog.fault(now, f"no action for {self.watchdog.limits.hold_fault:g} s")
-                state = self.watchdog.state
-            if state == State.FAULT:
-                cause = "fault"
-                break
-            if state == State.HOLD:
-                safe = self.safety.hold(self.watchdog.reasons[0])
-                self._rest_at(safe.q)
-                void_before, next_tick, answer = now, now, None
-            else:
-                if answer is not None and answer.action is not None and answer.t_observed >= void_before:
-                    latencies.append(answer.t_answered - answer.t_observed)
-                    self._take_action(now, answer.action, answer.t_observed)
-                    steps, acted = steps + 1, now
-                if now >= next_tick and steps < max_steps and not worker.busy:
-                    self._observed = self._observe()
-                    worker.submit(now, self._observed)
-                    # two observations in a row would not show what the first action did
-                    on_time = now - next_tick < self.period / 2
-                    next_tick = next_tick + self.period if on_time else now + self.period
-                safe, arrived = self._next(now)
-                if steps >= max_steps and arrived:
-                    break
-            work += 0.1 * (time.monotonic() - begin - work)
-            time.sleep(max(0.0, sent_last + dt - time.monotonic()))
-            code, sent_last = OK, time.monotonic()
-            if live:
-                done = self.driver.command(safe.q, safe.gripper)
-                code, sent_last = done.code, done.t_heard
-            self._code = code
-            sent.append(sent_last)
-            verdicts[safe.verdict.name] = verdicts.get(safe.verdict.name, 0) + 1
-            self._note(safe, code)
-            self._on_period(now, state, safe)
-            if safe.verdict == Verdict.STOP:
-                self.watchdog.fault(now, f"safety stop: {safe.reasons[0]}")
-                cause = "fault"
-                break
-        if cause == "fault":
+        now = self.clock.now()
+        self.watchdog.start(self.clock.now())
+        episode = _Episode(max_steps, void_before=now, next_tick=now, acted=self.clock.now())
+        while not episode.cause:
+            self._period(episode, worker)
+        self._come_to_rest(episode)
+        self._finish_step()
+        self.subscriber.on_period(self.clock.now(), self.watchdog.state, None)
+        return Result(
+            self.watchdog.state, self.watchdog.reasons, episode.cause, self.steps, dict(episode.verdicts),
+            np.diff(episode.sent), np.array(episode.latencies),
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------- a period
+
+    def _period(self, episode: _Episode, worker: PolicyWorker) -> None:
+        """Wait for its begin, look, decide, send; or find the cause of the episode's end."""
+        dt, clock = self.safety.dt, self.clock
+        clock.sleep(episode.sent_last + dt - episode.work - clock.now())
+        begin = clock.now()
+        self.subscriber.on_beat()
+        if self._stop or self._end.is_set():
+            episode.cause = "stopped" if self._stop else "ended"
+            return
+        answer = worker.take()
+        if answer is not None and answer.error:
+            self._policy_error = answer.error
+        state = self._watch(worker)
+        now = clock.now()
+        if now - episode.sent_last > STOOD_S:
+            self.course.stood()
+        state = self._still_acting(episode, now, state)
+        if state == State.FAULT:
+            episode.cause = "fault"
+            return
+        safe = self._decide(episode, now, state, answer, worker)
+        if safe is None:
+            episode.cause = "steps"
+            return
+        episode.work += 0.1 * (clock.now() - begin - episode.work)
+        clock.sleep(episode.sent_last + dt - clock.now())
+        self._send(episode, safe)
+        self.subscriber.on_period(now, state, safe)
+        if safe.verdict == Verdict.STOP:
+            self.watchdog.fault(now, f"safety stop: {safe.reasons[0]}")
+            episode.cause = "fault"
+
+    def _still_acting(self, episode: _Episode, now: float, state: State) -> State:
+        """The state; a fault where no action comes for too long."""
+        limit = self.watchdog.limits.hold_fault
+        if self.steps < episode.max_steps and now - episode.acted > limit:
+            # a policy that is always a little late: each answer comes in a HOLD of its own, and is void
+            self.watchdog.fault(now, f"no action for {limit:g} s")
+            return self.watchdog.state
+        return state
+
+    def _decide(
+        self, episode: _Episode, now: float, state: State, answer: Answer | None, worker: PolicyWorker
+    ) -> Safe | None:
+        """What to send in this period; None when the last step is done. Asks the policy when that is due."""
+        if state == State.HOLD:
+            episode.void_before = episode.next_tick = now
+            return self.course.hold(self.watchdog.reasons[0])
+        measured = self.senses.state
+        assert measured is not None
+        if answer is not None and answer.action is not None and answer.t_observed >= episode.void_before:
+            episode.latencies.append(answer.t_answered - answer.t_observed)
+            self._finish_step()
+            self.course.take(
+                now, answer.action, measured, self._observed, answer.t_observed, self.senses.ages(now)
+            )
+            self.steps, episode.acted = self.steps + 1, now
+        if now >= episode.next_tick and self.steps < episode.max_steps and not worker.busy:
+            self._observed = self.senses.observe(self.config.image_size)
+            worker.submit(now, self._observed)
+            # two observations in a row would not show what the first action did
+            on_time = now - episode.next_tick < self.period / 2
+            episode.next_tick = (episode.next_tick if on_time else now) + self.period
+        safe, arrived = self.course.next(now, measured)
+        return None if self.steps >= episode.max_steps and arrived else safe
+
+    def _send(self, episode: _Episode, safe: Safe) -> None:
+        self._code, episode.sent_last = OK, self.clock.now()
+        if self.config.live:
+            done = self.driver.command(safe.q, safe.gripper)
+            self._code, episode.sent_last = done.code, done.t_heard
+        episode.sent.append(episode.sent_last)
+        episode.verdicts[safe.verdict.name] += 1
+        self.course.note(safe, self._code)
+
+    def _watch(self, worker: PolicyWorker) -> State:
+        """Read the arm and update the watchdog."""
+        return self.senses.watch(
+            lambda now: max(0.0, worker.busy_for(now) - self.period), self._policy_error, self._code,
+            self.config.live,
+        )  # fmt: skip
+
+    def _act_alone(self, observation: dict) -> np.ndarray:
+        """The policy, never in two threads at once: a second one waits, and the episode does not begin."""
+        with self._free:
+            self._free.wait_for(lambda: not self._acting)
+            self._acting = True
+        try:
+            return self._act(observation)
+        finally:
+            with self._free:
+                self._acting = False
+                self._free.notify_all()
+
+    # ---------------------------------------------------------------- its end
+
+    def _come_to_rest(self, episode: _Episode) -> None:
+        """Stop after a fault; brake otherwise, and stop if that was asked for."""
+        live = self.config.live
+        if episode.cause == "fault":
             if live:
                 self.driver.stop("; ".join(self.watchdog.reasons))
-        else:
-            self._brake(sent_last)
-            cause = "stopped" if self._stop else cause  # also one that came in the last moment
-            if live and cause == "stopped":
-                self.driver.stop("operator")
-            elif live and self.watchdog.state != State.FAULT:
-                with suppress(EnvError):  # an arm that does not answer shows at the next start
-                    self.driver.hold()  # where it is, not where it was sent: it no longer presses on anything
-            self.watchdog.pause(time.monotonic())
-        self._finish_step()
-        self._on_period(time.monotonic(), self.watchdog.state, None)
-        periods, latency = np.diff(sent), np.array(latencies)
-        return Result(self.watchdog.state, self.watchdog.reasons, cause, steps, verdicts, periods, latency)
+            return
+        self._brake(episode.sent_last)
+        if self._stop:  # also one that came in the last moment
+            episode.cause = "stopped"
+        if live and episode.cause == "stopped":
+            self.driver.stop("operator")
+        elif live and self.watchdog.state != State.FAULT:
+            with suppress(EnvError):  # an arm that does not answer shows at the next start
+                self.driver.hold()  # where it is, not where it was sent: it no longer presses on anything
+        self.watchdog.pause(self.clock.now())
 
     def _brake(self, last: float) -> None:
         """To rest, in periods, along the way that the filter has checked."""
         while self.safety.dq_last.any():
-            time.sleep(max(0.0, last + self.safety.dt - time.monotonic()))
+            self.clock.sleep(last + self.safety.dt - self.clock.now())
             safe = self.safety.hold("end of the episode")
-            last = time.monotonic()
-            self._beat()
+            last = self.clock.now()
+            self.subscriber.on_beat()
             if self.config.live:
                 done = self.driver.command(safe.q, None)
                 last = done.t_heard
@@ -278,127 +313,7 @@ class ControlLoop:
                     self.driver.stop(f"command code {done.code}")
                     return
 
-    def _act_alone(self, observation: dict) -> np.ndarray:
-        """The policy, never in two threads at once: a second one waits, and the episode does not begin."""
-        with self._acting:
-            return self._act(observation)
-
-    # ---------------------------------------------------------------- in a period
-
-    def _watch(self, worker: PolicyWorker) -> State:
-        """Read the arm and update the watchdog."""
-        failed = ""
-        try:
-            self._state = self.driver.read()
-        except EnvError as error:  # its age tells how long that has been so
-            failed = str(error)
-        now, state, status = time.monotonic(), self._state, self.driver.status()
-        if state is not None and not failed:
-            if not self._moves or now - self._moves[-1][0] >= 0.05:
-                self._moves.append((now, state.q))
-                while now - self._moves[0][0] > 2 * self.config.frozen_s:
-                    self._moves.popleft()
-        return self.watchdog.update(
-            now,
-            Inputs(
-                camera_age={name: reader.age(now) for name, reader in self.cameras.items()},
-                state_age=np.inf if state is None else now - state.t_mono,
-                policy_late=max(0.0, worker.busy_for(now) - self.period),
-                policy_error=self._policy_error,
-                code=self._code,
-                error=(state.error if state is not None else 0) or status.error,
-                mode=self.watchdog.mode if not self.config.live else status.mode,
-                connected=status.connected,
-                report_age=status.report_age_s,
-                frozen_cameras=self._frozen(),
-            ),
-        )
-
-    def _frozen(self) -> tuple[str, ...]:
-        """Cameras whose picture has stayed the same although the arm has moved."""
-        found = []
-        for name, reader in self.cameras.items():
-            frame = reader.latest()
-            if frame is None or frame.t_capture - frame.t_change < self.config.frozen_s:
-                continue
-            joints = [q for t, q in self._moves if t >= frame.t_capture - self.config.frozen_s]
-            if joints and np.ptp(joints, axis=0).max() > self.config.frozen_motion:
-                found.append(name)
-        return tuple(found)
-
-    def _observe(self) -> dict:
-        """The contract's observation: newest frames, measured joints."""
-        assert self._state is not None
-        images = {}
-        for name, reader in self.cameras.items():
-            frame = reader.latest()
-            assert frame is not None  # the watchdog let nobody get here without
-            images[name] = square(frame.image, self.config.image_size)
-        proprio = np.append(self._state.q, self._state.gripper).astype(np.float32)
-        return {"images": images, "proprio": proprio}
-
-    def _take_action(self, now: float, action: np.ndarray, t_observed: float) -> None:
-        """An action becomes the next waypoint."""
-        self._finish_step()
-        state = self._state
-        assert state is not None
-        if not self.config.live:  # the arm has not moved: what would be sent starts where it stands
-            self.safety.reset(state.q)
-            self._rest_at(state.q)
-        elif self._clamped:  # what the filter did not let through is not owed
-            self._commanded = self.path.q
-        limits = self.driver.limits
-        delta = np.clip(action[:7], -self.config.max_delta, self.config.max_delta)
-        low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
-        opening = 0.0 if action[7] >= 0.5 else 1.0
-        self._turned += 1
-        if opening != self._opening and (self._opening is None or self._turned > self.config.gripper_hold):
-            # sooner, it would be judged by fingers that have not moved yet, and be reversed to and fro
-            self._opening, self._turned = opening, 0
-        wanted = self.safety.above_table(np.clip(self._commanded + delta, low, high))
-        before, self._commanded = self._commanded, wanted
-        self.path.push(now, now + self.period, self._commanded)
-        self._clamped = False
-        ages = [reader.age(now) for reader in self.cameras.values()]
-        self._step = {
-            **{f"images_{name}": image for name, image in self._observed["images"].items()},
-            "proprio": self._observed["proprio"],
-            "action": np.append(self._commanded - before, float(self._opening == 0)).astype(np.float32),
-            "action_raw": action.astype(np.float32),
-            "time": t_observed,
-            "time_action": now,
-            "verdict": np.uint8(Verdict.PASS),
-            "code": np.int32(OK),
-            "camera_age": np.array(ages, np.float32),
-            "start": self.safety.q_last,
-        }
-
-    def _next(self, now: float) -> tuple[Safe, bool]:
-        """The stream's next joints, filtered; whether it rests and nothing more is due."""
-        state = self._state
-        assert state is not None
-        q, late = self.path.step(now)
-        measured = state.q if self.config.live else self.safety.q_last
-        safe = self.safety(q, self._opening, measured, now - state.t_mono)
-        if safe.verdict != Verdict.PASS:
-            self.path.follow(safe.q, self.safety.dq_last)
-            self._clamped = True
-        return safe, late and not self.safety.dq_last.any()
-
-    def _rest_at(self, q: Array) -> None:
-        self.path.reset(q)
-        self._commanded = q
-
-    def _note(self, safe: Safe, code: int) -> None:
-        """The worst that happened in a step."""
-        if self._step is not None:
-            self._step["verdict"] = np.uint8(max(self._step["verdict"], safe.verdict))
-            if code != OK:
-                self._step["code"] = np.int32(code)
-
     def _finish_step(self) -> None:
-        if self._step is not None:
-            step, self._step = self._step, None
-            moved = self.safety.q_last - step.pop("start")
-            step["action_sent"] = np.append(moved, step["action"][7]).astype(np.float32)
-            self._on_step(step)
+        step = self.course.finish()
+        if step is not None:
+            self.subscriber.on_step(step)

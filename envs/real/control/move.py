@@ -6,7 +6,6 @@ A straight line in joint space, streamed as the policy's targets are. Nothing pl
 knows (table, workspace, speeds) stops the move, everything else is the operator's to look at.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState, Array
+from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.interpolate import Interpolator
 from s2robot.envs.real.control.safety import SafetyFilter, Verdict
 
@@ -31,6 +31,7 @@ def move_slowly(
     speed: float = 0.3,
     beat: Callable[[], None] = lambda: None,
     stopped: Callable[[], bool] = lambda: False,
+    clock: Clock = REAL,
 ) -> bool:
     """Bring the armed arm to `target` (7,) rad at `speed` rad/s and the gripper to `opening`.
 
@@ -44,77 +45,102 @@ def move_slowly(
         EnvError: the arm does not answer, reports an error, refuses, does not get there in time, or the filter
             stops. The arm is stopped then.
     """
-    target = np.asarray(target, float)
     if not 0 < speed < np.inf:
         raise EnvError(f"home.speed: found {speed}, expected a speed above 0 rad/s")
-    state = driver.read()
-    safety.reset(state.q)
-    # its own speed limit, so that what a busy machine delays is not made up for in a hurry
-    slow = tuple(min(speed, fastest) for fastest in driver.limits.dq_max)
-    path = Interpolator(replace(driver.limits, dq_max=slow))
-    path.reset(state.q)
-    dt, sent = safety.dt, -np.inf
-    begin = time.monotonic()
-    seconds = max(float(np.abs(target - state.q).max()) / speed, dt)
-    path.push(begin, begin + seconds, target)
-    deadline = begin + 3 * seconds + 10  # a busy machine stretches the move, it never hurries
+    move = _Move(driver, safety, np.asarray(target, float), opening, speed, beat, clock)
     try:
-        while True:
-            time.sleep(max(0.0, sent + dt - time.monotonic()))
+        there = False
+        while not there:
+            clock.sleep(move.sent + safety.dt - clock.now())
             beat()
             if stopped():
-                _brake(driver, safety, sent)
+                move.brake()
                 driver.stop("operator")
                 return False
-            state = _read(driver, state)
-            if state.error:
-                raise EnvError(f"move: found arm error {state.error}, expected none")
-            now = time.monotonic()
-            if now > deadline:
-                raise EnvError(
-                    f"move: found the arm under way after {now - begin:.0f} s, expected {seconds:.0f}"
-                )
-            q, late = path.step(now)
-            safe = safety(q, opening, state.q, now - state.t_mono)
-            if safe.verdict == Verdict.STOP:
-                raise EnvError(f"move: found a safety stop ({safe.reasons[0]}), expected a free way")
-            if safe.verdict != Verdict.PASS:
-                path.follow(safe.q, safety.dq_last)
-            done = driver.command(safe.q, safe.gripper)
-            sent = done.t_heard
-            if done.code != OK:
-                raise EnvError(f"move: found command code {done.code}, expected {OK}")
-            there = np.abs(safe.q - target).max() < ARRIVED and np.abs(state.q - target).max() < 5 * ARRIVED
-            if late and there and not safety.dq_last.any():
-                break
-        end = time.monotonic() + GRIPPER_S
-        while opening is not None and abs(state.gripper - opening) > GRIPPED and time.monotonic() < end:
-            time.sleep(dt)
-            beat()
-            if stopped():
-                driver.stop("operator")
-                return False
-            state = _read(driver, state)
+            there = move.step()
+        return move.wait_for_gripper(stopped)
     except BaseException as error:
         driver.stop(f"{type(error).__name__} while moving")
         raise
-    return True
 
 
-def _read(driver: ArmDriver, last: ArmState) -> ArmState:
-    """The arm's state now, or the last one while that is not long ago: its age makes the filter hold."""
-    try:
-        return driver.read()
-    except EnvError:
-        if time.monotonic() - last.t_mono > LOST_S:
-            raise
-        return last
+class _Move:
+    """One such move: the stream's state between two periods."""
 
+    def __init__(
+        self, driver: ArmDriver, safety: SafetyFilter, target: Array, opening: float | None, speed: float,
+        beat: Callable[[], None], clock: Clock,
+    ):  # fmt: skip
+        self._driver, self._safety, self._target, self._opening = driver, safety, target, opening
+        self._beat, self._clock = beat, clock
+        self._state = driver.read()
+        safety.reset(self._state.q)
+        # its own speed limit, so that what a busy machine delays is not made up for in a hurry
+        slow = tuple(min(speed, fastest) for fastest in driver.limits.dq_max)
+        self._path = Interpolator(replace(driver.limits, dq_max=slow))
+        self._path.reset(self._state.q)
+        self._begin = clock.now()
+        self._seconds = max(float(np.abs(target - self._state.q).max()) / speed, safety.dt)
+        self._path.push(self._begin, self._begin + self._seconds, target)
+        self._deadline = (
+            self._begin + 3 * self._seconds + 10
+        )  # a busy machine stretches the move, it never hurries
+        self.sent = -np.inf  # s, the last command
 
-def _brake(driver: ArmDriver, safety: SafetyFilter, sent: float) -> None:
-    while safety.dq_last.any():
-        time.sleep(max(0.0, sent + safety.dt - time.monotonic()))
-        done = driver.command(safety.hold("operator").q, None)
-        sent = done.t_heard
+    def step(self) -> bool:
+        """One period; whether the arm rests at the target."""
+        driver, safety = self._driver, self._safety
+        state = self._read()
+        if state.error:
+            raise EnvError(f"move: found arm error {state.error}, expected none")
+        now = self._clock.now()
+        if now > self._deadline:
+            raise EnvError(
+                f"move: found the arm under way after {now - self._begin:.0f} s, expected {self._seconds:.0f}"
+            )
+        q, late = self._path.step(now)
+        safe = safety(q, self._opening, state.q, now - state.t_mono)
+        if safe.verdict == Verdict.STOP:
+            raise EnvError(f"move: found a safety stop ({safe.reasons[0]}), expected a free way")
+        if safe.verdict != Verdict.PASS:
+            self._path.follow(safe.q, safety.dq_last)
+        done = driver.command(safe.q, safe.gripper)
+        self.sent = done.t_heard
         if done.code != OK:
-            return
+            raise EnvError(f"move: found command code {done.code}, expected {OK}")
+        off = [np.abs(q - self._target).max() for q in (safe.q, state.q)]
+        return bool(late and off[0] < ARRIVED and off[1] < 5 * ARRIVED and not safety.dq_last.any())
+
+    def wait_for_gripper(self, stopped: Callable[[], bool]) -> bool:
+        """Until the fingers are there, or long enough; False after a stop."""
+        end = self._clock.now() + GRIPPER_S
+        while (
+            self._opening is not None
+            and abs(self._state.gripper - self._opening) > GRIPPED
+            and self._clock.now() < end
+        ):
+            self._clock.sleep(self._safety.dt)
+            self._beat()
+            if stopped():
+                self._driver.stop("operator")
+                return False
+            self._read()
+        return True
+
+    def brake(self) -> None:
+        """To rest, along the way that the filter has checked."""
+        while self._safety.dq_last.any():
+            self._clock.sleep(self.sent + self._safety.dt - self._clock.now())
+            done = self._driver.command(self._safety.hold("operator").q, None)
+            self.sent = done.t_heard
+            if done.code != OK:
+                return
+
+    def _read(self) -> ArmState:
+        """The arm's state now, or the last one while that is not long ago: its age makes the filter hold."""
+        try:
+            self._state = self._driver.read()
+        except EnvError:
+            if self._clock.now() - self._state.t_mono > LOST_S:
+                raise
+        return self._state

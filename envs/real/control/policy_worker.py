@@ -1,12 +1,12 @@
 """A policy in a thread of its own: the stream to the arm never waits for it."""
 
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from s2robot.envs.real.control.clock import REAL, Clock
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class PolicyWorker:
     A policy that hangs keeps its thread (a daemon) and nothing else.
     """
 
-    def __init__(self, act: Callable[[dict], Any]):
-        self._act = act
-        self._changed = threading.Condition()
+    def __init__(self, act: Callable[[dict], Any], clock: Clock = REAL):
+        self._act, self._clock = act, clock
+        self._changed = clock.condition()
         self._request: tuple[float, dict] | None = None
         self._since: float | None = None  # of the request under way
         self._answer: Answer | None = None
         self._ended = False
-        threading.Thread(target=self._run, daemon=True, name="policy").start()
+        clock.spawn(self._run, "policy")
 
     def submit(self, t_observed: float, observation: dict) -> bool:
         """Hand over an observation; False if the policy is busy or an answer waits to be taken."""
@@ -86,7 +86,7 @@ class PolicyWorker:
             except BaseException as failure:  # whatever a policy raises must stop the arm, not this thread
                 error = (f"{type(failure).__name__}: {failure}".splitlines() or ["crashed"])[0]
             with self._changed:
-                self._answer = Answer(t_observed, time.monotonic(), action, error)
+                self._answer = Answer(t_observed, self._clock.now(), action, error)
                 self._since = None
                 self._changed.notify_all()
 

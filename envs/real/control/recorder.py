@@ -1,7 +1,7 @@
 """An episode on the arm in the demos' format: the steps of a `ControlLoop`, appended to a store as a whole.
 
     recorder = EpisodeRecorder(store)           # a s2robot.demos.store.EpisodeStore, or anything with its `append`
-    loop = ControlLoop(..., on_step=recorder.add)
+    loop = ControlLoop(..., subscriber=recorder)
     loop.run(80)
     recorder.finish(success=True, seed=0)       # or recorder.discard()
 
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.control.subscriber import Silent
 
 
 class Sink(Protocol):
@@ -26,7 +27,7 @@ class Sink(Protocol):
         """Add one whole episode, or nothing."""
 
 
-class EpisodeRecorder:
+class EpisodeRecorder(Silent):
     """Collects the steps of one episode in memory; writes nothing while the arm moves."""
 
     def __init__(self, sink: Sink):
@@ -36,7 +37,7 @@ class EpisodeRecorder:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def add(self, step: dict) -> None:
+    def on_step(self, step: dict) -> None:
         """Take one step, key -> number or array."""
         if self._steps and step.keys() != self._steps[0].keys():
             found, expected = ", ".join(sorted(step)), ", ".join(sorted(self._steps[0]))

@@ -1,9 +1,10 @@
-"""The operator of the emulator, which has nobody beside it."""
+"""Who stands beside the emulated arm: says yes, lays the cube, and knows what the scene knows."""
 
 import time
 
 import numpy as np
 
+from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.envs.real.people.operator import Placing
 from s2robot.envs.robots import robot_spec
@@ -12,7 +13,7 @@ _HEARD_S = 1.0  # s; a driver hears of a cleared error with the next report, fiv
 
 
 class EmulatedOperator:
-    """An `s2robot.envs.real.people.operator.Judge`. Says yes, lays the cube where it is wanted, and knows of success what the emulated scene knows.
+    """An `Operator` that says yes, lays the cube where it is wanted, and knows of success what the emulated scene knows.
 
     Args:
         side: the emulator's side channel.
@@ -27,6 +28,14 @@ class EmulatedOperator:
     def __init__(self, side: SideChannel, scene: bool = True):
         self._side, self._scene = side, scene
         self.closest: float | None = None
+
+    def wait_to_start(self, episode: int, episodes: int) -> bool:
+        """Yes."""
+        return True
+
+    def lay(self, seed: int) -> Array | None:
+        """Lays the cube as the simulated episode `seed` has it; the joints (7,) at which that one starts."""
+        return np.array(self._side("reset_scene", seed=seed)["start_joints"]) if self._scene else None
 
     def free(self, fault: tuple[str, ...]) -> bool:
         """Yes; after a fault the arm is led away from what it may press on and its error cleared, as a person would."""

@@ -11,8 +11,6 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.camera import EmulatedCamera, opened
 from s2robot.envs.real.emulator.operator import EmulatedOperator
@@ -21,7 +19,7 @@ from s2robot.envs.real.emulator.side import SideChannel
 
 
 class StandIn:
-    """An `s2robot.deployment.scene.Scene`. Not for several threads, but for `is_success`.
+    """An `s2robot.deployment.scene.Scene`. Its operator may be asked from any thread.
 
     Args:
         port: the emulator's side port on this machine.
@@ -58,14 +56,6 @@ class StandIn:
     def world(self) -> dict[str, Any]:
         """Settings of the emulated scene, as `CubePickConfig` has them."""
         return self.side("scene")["env"]["env_config"]
-
-    def reset(self, seed: int) -> np.ndarray:
-        """Lay the cube as the simulated episode `seed` has it; the joints at which that one starts.  # (7,)"""
-        return np.array(self.side("reset_scene", seed=seed)["start_joints"])
-
-    def is_success(self) -> bool:
-        """Whether the cube has been held up since the last reset; from any thread."""
-        return bool(self.side("scene")["is_success"])
 
     def close(self) -> None:
         """Let go of the emulator, which goes on."""

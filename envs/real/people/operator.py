@@ -1,6 +1,7 @@
 """Who stands beside the arm: says when it may move, where the cube lies, and whether an episode succeeded.
 
-A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person.
+A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person;
+`s2robot.envs.real.emulator.operator.EmulatedOperator` answers for the emulator, which has nobody beside it.
 """
 
 import sys
@@ -29,6 +30,20 @@ class Placing:
 class Operator(Protocol):
     """What the bridge asks between two motions. Every `no` ends the matter: nothing moves."""
 
+    @property
+    def person(self) -> bool:
+        """Whether somebody is there who may press keys while the arm moves."""
+
+    @property
+    def closest(self) -> float | None:
+        """m, least distance of grip and cube since the cube was placed, where somebody measures it."""
+
+    def wait_to_start(self, episode: int, episodes: int) -> bool:
+        """Before episode `episode` (from 0) of a session, the arm stopped: may it begin? A no ends the session."""
+
+    def lay(self, seed: int) -> Array | None:
+        """The cube laid where the scene of `seed` has it: joints (7,) at which that starts; None: a person lays it."""
+
     def free(self, fault: tuple[str, ...]) -> bool:
         """May the arm open its gripper and go to its start? With `fault`: and is that fault looked at and cleared?"""
 
@@ -41,20 +56,11 @@ class Operator(Protocol):
     def success(self) -> bool:
         """Asked after an episode that ended without a fault: did it succeed?"""
 
-    def keep(self) -> bool:
-        """Asked after a demonstration: is it to be kept?"""
-
-
-class Judge(Operator, Protocol):
-    """An operator who follows an evaluation."""
-
-    person: bool  # whether it is a person, whose keys count while the arm moves
-    closest: (
-        float | None
-    )  # m, least distance of grip and cube since the cube was placed; None: nobody measures it
-
     def stage(self) -> str:
         """The furthest stage of a failed episode, as the simulated world names them."""
+
+    def keep(self) -> bool:
+        """Asked after a demonstration: is it to be kept?"""
 
 
 def ask(question: str, none: str | None = "") -> str:
@@ -112,6 +118,17 @@ class TerminalOperator:
             if answer in answers:
                 return answers[answer]
 
+    def wait_to_start(self, episode: int, episodes: int) -> bool:
+        """See `Operator`."""
+        text = "Lay the cube. The arm then moves slowly to its start. Enter: go on, q: end. "
+        try:
+            return self._ask(f"episode {episode + 1} of {episodes}. {text}").strip().lower() != "q"
+        except EOFError:
+            return False
+
+    def lay(self, seed: int) -> None:
+        """See `Operator`: done, by hand."""
+
     def free(self, fault: tuple[str, ...]) -> bool:
         """See `Operator`."""
         if fault and not self._yes(f"FAULT: {'; '.join(fault)}. Look at the arm and the bench. Cleared?"):
@@ -144,3 +161,52 @@ class TerminalOperator:
     def keep(self) -> bool:
         """See `Operator`."""
         return self._yes("Keep it?")
+
+
+class Through:
+    """An operator in front of another: override what it does differently."""
+
+    def __init__(self, operator: Operator):
+        self._operator = operator
+
+    @property
+    def person(self) -> bool:
+        """See `Operator`."""
+        return self._operator.person
+
+    @property
+    def closest(self) -> float | None:
+        """See `Operator`."""
+        return self._operator.closest
+
+    def wait_to_start(self, episode: int, episodes: int) -> bool:
+        """See `Operator`."""
+        return self._operator.wait_to_start(episode, episodes)
+
+    def lay(self, seed: int) -> Array | None:
+        """See `Operator`."""
+        return self._operator.lay(seed)
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        """See `Operator`."""
+        return self._operator.free(fault)
+
+    def place(self, placing: Placing) -> bool:
+        """See `Operator`."""
+        return self._operator.place(placing)
+
+    def ended(self) -> bool:
+        """See `Operator`."""
+        return self._operator.ended()
+
+    def success(self) -> bool:
+        """See `Operator`."""
+        return self._operator.success()
+
+    def stage(self) -> str:
+        """See `Operator`."""
+        return self._operator.stage()
+
+    def keep(self) -> bool:
+        """See `Operator`."""
+        return self._operator.keep()

@@ -1,8 +1,9 @@
-"""The real task's environment on the vendor's SDK and the emulated box: same interface, the loop's rules."""
+"""The real task's environment: same interface, the loop's rules; in virtual time, and on the vendor's SDK."""
 
 import json
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import gymnasium
@@ -18,6 +19,7 @@ from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.control.clock import REAL
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
@@ -26,10 +28,10 @@ from s2robot.envs.real.emulator.camera import EmulatedCamera
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.people.operator import Placing, TerminalOperator
+from s2robot.envs.real.people.stop import Stop
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from tests.envs.real.home import HOME
-
-pytest.importorskip("xarm")
+from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 PATIENCE = 60.0
@@ -46,7 +48,7 @@ SLOWLY = np.append(np.full(7, 0.01), 1.0).astype(np.float32)
 class Nodding(EmulatedOperator):
     """Says yes and takes notes; `verdict` is what it makes of an episode."""
 
-    def __init__(self, side, scene=False):
+    def __init__(self, side=None, scene=False):
         super().__init__(side, scene)
         self.asked, self.over, self.verdict, self.willing = [], False, True, True
 
@@ -78,33 +80,39 @@ def picked(env, seed):
 
 
 @pytest.fixture
-def made(emulator, driver):
+def clock():
+    return VirtualClock()
+
+
+@pytest.fixture
+def arm(clock):
+    return FakeArm(clock)
+
+
+@pytest.fixture
+def made(arm, clock):
     """A function that makes the environment; `made.operator` is asked."""
-    camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
-    camera.start(PATIENCE)
+    made = []
 
     def make(limits=CALM, loop=LIVE, **settings):
-        make.operator = Nodding(emulator.side)
-        safety = SafetyConfig(state_age_max=3.0)
-        make.env = gymnasium.make(
-            "s2robot/RealCubePick-v0", driver=driver, cameras={"hand": camera}, config=CONFIG,
-            operator=make.operator, loop=loop, watchdog=limits, safety=safety, **settings,
+        make.operator = Nodding()
+        settings = {"driver": arm, "cameras": {"hand": Film(clock, NOISE, 30)}, "clock": clock} | settings
+        env = gymnasium.make(
+            "s2robot/RealCubePick-v0", config=CONFIG, operator=make.operator, loop=loop, watchdog=limits,
+            safety=SafetyConfig(state_age_max=3.0), **settings,
         )  # fmt: skip
-        return make.env
+        made.append(env)
+        return env
 
     yield make
-    make.env.close()
-    camera.close()
+    for env in made:
+        env.close()
 
 
-def since(emulator, begin):
-    return [c for c in emulator.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
-
-
-def test_an_episode_as_in_the_simulated_world(made, emulator):
-    steps = []
-    env = made(on_step=steps.append, render_mode="rgb_array")  # gymnasium.make checks reset, step and spaces
-    begin = time.monotonic()
+def run_episodes(made, steps, arm, joints, **settings):
+    """An episode of success and one without, with all that the interface promises of them."""
+    # gymnasium.make checks reset, step and spaces
+    env = made(subscriber=Calls(step=steps.append), render_mode="rgb_array", **settings)
     start = HOME + np.linspace(-0.1, 0.1, 7)
     observation, info = env.reset(seed=3, options={"start_joints": start})
     assert observation in env.observation_space
@@ -113,22 +121,20 @@ def test_an_episode_as_in_the_simulated_world(made, emulator):
     assert (free, fault, place, placing.seed) == ("free", (), "place", 3)
     assert not info["is_success"] and info["state"] == "running"
     np.testing.assert_allclose(info["cube_asked"], [*placing.cube_xy, placing.cube_yaw])
-    started = np.array(emulator.side("status")["joints"])
-    ends = []
+    started = np.array(joints())
+    ends, clock = [], env.unwrapped.runtime.clock
     for _ in range(CONFIG.max_steps):
-        began = time.monotonic()
+        began = clock.now()
         observation, reward, terminated, truncated, info = env.step(SLOWLY)
         ends.append((reward, terminated, truncated, info["is_success"]))
-        assert time.monotonic() - began > 0.02
+        assert clock.now() - began > 0.02
     assert ends == [(0.0, False, False, False)] * 3 + [(1.0, True, False, True)]
     assert info["steps"] == 4 and info["verdict"] in ("PASS", "CLAMP") and info["reasons"] == ()
     # the last step ends the episode while its motion does
-    np.testing.assert_allclose(emulator.side("status")["joints"], started + 0.04, atol=0.015)
+    np.testing.assert_allclose(joints(), started + 0.04, atol=0.015)
     assert len(steps) == 4  # of the episode, none of the way to its start
     np.testing.assert_allclose([s["action"] for s in steps], [SLOWLY] * 4, atol=1e-6)
     assert env.render().shape == (16, 16, 3)
-    assert not any(c["unsafe"] for c in since(emulator, begin))
-    assert emulator.side("status")["state"] >= 4  # stopped while hands are near
     with pytest.raises(EnvError, match="the episode is over"):
         env.step(SLOWLY)
     made.operator.verdict = False
@@ -136,6 +142,26 @@ def test_an_episode_as_in_the_simulated_world(made, emulator):
     for _ in range(CONFIG.max_steps):
         *_, terminated, truncated, info = env.step(np.zeros(8, np.float32))
     assert (terminated, truncated, info["is_success"]) == (False, True, False)
+
+
+def test_an_episode_as_in_the_simulated_world(made, arm):
+    run_episodes(made, [], arm, lambda: arm.q)
+    arm.lawful()
+    assert arm.stopped  # while hands are near
+
+
+@pytest.mark.realtime
+def test_an_episode_over_the_vendor_s_sdk(made, emulator, driver):
+    pytest.importorskip("xarm")
+    camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
+    camera.start(PATIENCE)
+    begin = time.monotonic()
+    own = {"driver": driver, "cameras": {"hand": camera}, "clock": REAL}
+    run_episodes(made, [], driver, lambda: emulator.side("status")["joints"], **own)
+    camera.close()
+    commands = [c for c in emulator.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
+    assert len(commands) > 50 and not any(c["unsafe"] for c in commands)
+    assert emulator.side("status")["state"] >= 4  # stopped while hands are near
 
 
 def test_spaces_and_draws_are_those_of_the_simulated_world(made):
@@ -151,17 +177,17 @@ def test_spaces_and_draws_are_those_of_the_simulated_world(made):
         np.testing.assert_allclose(placing.cube_xy, simulated.cube_pose[:2], atol=1e-3)
 
 
-def test_the_end_that_the_operator_sees(made, emulator):
+def test_the_end_that_the_operator_sees(made, arm):
     env = made()
     env.reset(seed=0)
     env.step(SLOWLY)
     made.operator.over = True
     _, reward, terminated, truncated, _ = env.step(SLOWLY)
     assert (reward, terminated, truncated) == (1.0, True, False)
-    assert emulator.side("status")["state"] >= 4
+    assert arm.stopped
 
 
-def test_a_late_step_holds_and_one_that_does_not_come_is_a_fault(made, emulator):
+def test_a_late_step_holds_and_one_that_does_not_come_is_a_fault(made, arm, clock):
     limits = WatchdogLimits(
         camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=0.3, policy_fault=1.5,
         hold_fault=30.0, report_fault=30.0,
@@ -169,14 +195,14 @@ def test_a_late_step_holds_and_one_that_does_not_come_is_a_fault(made, emulator)
     env = made(limits)
     env.reset(seed=0)
     env.step(SLOWLY)
-    time.sleep(0.7)
+    clock.sleep(0.7)
     *_, info = env.step(SLOWLY)
     assert info["held"] and info["state"] in ("running", "hold") and "policy is late" in info["reasons"]
-    time.sleep(2.5)
+    clock.sleep(2.5)
     _, reward, terminated, truncated, info = env.step(SLOWLY)
     assert (reward, terminated, truncated) == (0.0, True, False)
     assert info["state"] == "fault" and "policy is gone" in info["reasons"]
-    assert emulator.side("status")["state"] >= 4
+    assert arm.stopped
     # the fault stays until the operator says that it is cleared
     made.operator.willing = False
     with pytest.raises(EnvError, match="operator said no"):
@@ -188,23 +214,39 @@ def test_a_late_step_holds_and_one_that_does_not_come_is_a_fault(made, emulator)
     assert env.step(SLOWLY)[-1]["state"] == "running"
 
 
+def test_an_action_that_came_while_the_arm_was_held_is_no_step(made, arm, clock):
+    """It was not executed: an episode has as many executed ones as it is to have, as the record says."""
+    steps = []
+    env = made(replace(CALM, policy_hold=0.3), subscriber=Calls(step=steps.append))
+    env.reset(seed=0)
+    told = []
+    for late in (False, True, True, False, False, False):
+        clock.sleep(0.7 if late else 0.0)
+        *_, terminated, truncated, info = env.step(SLOWLY)
+        told.append((info["executed"], info["steps"], terminated or truncated))
+    assert told == [
+        (True, 1, False), (False, 1, False), (False, 1, False), (True, 2, False), (True, 3, False), (True, 4, True),
+    ]  # fmt: skip
+    assert len(steps) == 4
+    arm.lawful()
+
+
 @pytest.mark.parametrize(
     "action, reason", [(np.full(8, np.nan), "expected finite numbers"), (np.zeros(7), "expected 8 numbers")]
 )
-def test_an_action_that_is_none_is_a_fault(made, emulator, driver, action, reason):
+def test_an_action_that_is_none_is_a_fault(made, arm, action, reason):
     env = made().unwrapped  # past gymnasium's own checks
-    begin = time.monotonic()
     env.reset(seed=0)
     _, _, terminated, _, info = env.step(action)
     assert terminated and info["state"] == "fault" and reason in info["reasons"][0]
-    assert driver.command(driver.read().q, None).code == REFUSED
-    assert not any(c["unsafe"] for c in since(emulator, begin))
+    assert info["steps"] == 0 and arm.command(arm.read().q, None).code == REFUSED
+    arm.lawful()
 
 
-def test_an_error_of_the_arm_ends_the_episode_and_the_next_reset(made, emulator):
+def test_an_error_of_the_arm_ends_the_episode_and_the_next_reset(made, arm):
     env = made()
     env.reset(seed=0)
-    emulator.side.fault("error", code=31)
+    arm.error = 31
     for _ in range(CONFIG.max_steps):
         *_, terminated, _, info = env.step(SLOWLY)
         if terminated:
@@ -214,26 +256,43 @@ def test_an_error_of_the_arm_ends_the_episode_and_the_next_reset(made, emulator)
         env.reset(seed=0)
 
 
-def test_a_dry_run_moves_nothing(made, emulator):
+def test_a_dry_run_moves_nothing(made, arm):
     env = made(loop=LoopConfig(live=False, image_size=16))
-    begin = time.monotonic()
     env.reset(seed=0, options={"start_joints": HOME + 0.1})
     for _ in range(CONFIG.max_steps):
         observation, *_ = env.step(SLOWLY)
     np.testing.assert_allclose(observation["proprio"][:7], HOME, atol=2e-3)
-    assert since(emulator, begin) == [] and [name for name, _ in made.operator.asked] == ["place"]
+    assert arm.sent == [] and [name for name, _ in made.operator.asked] == ["place"]
 
 
-def test_a_stop_on_the_way_to_the_start_brakes_and_ends_the_reset(made, emulator):
-    looks = []
-    env = made(stopped=lambda: looks.append(1) or len(looks) > 40)
+def test_a_stop_on_the_way_to_the_start_brakes_and_ends_the_reset(made, arm):
+    class Soon(Stop):
+        looks = 0
+
+        def asked(self):
+            self.looks += 1
+            return self.looks > 40
+
+    env = made(stop=Soon())
     with pytest.raises(EnvError, match="stopped on the way to the start"):
         env.reset(seed=0, options={"start_joints": HOME + 0.3})
-    status = emulator.side("status")
-    assert status["state"] >= 4 and 0.01 < np.abs(np.array(status["joints"]) - HOME).max() < 0.25
+    assert arm.stopped and 0.01 < np.abs(arm.q - HOME).max() < 0.25
+    arm.lawful()
     assert [name for name, _ in made.operator.asked] == ["free"]
 
 
+def test_close_in_the_middle_stops_the_arm(made, arm):
+    env = made()
+    env.reset(seed=0)
+    env.step(SLOWLY)
+    env.close()
+    assert (
+        arm.stopped and np.abs(arm.sent[-1] - arm.sent[-2]).max() * arm.limits.rate_hz < 0.2
+    )  # it has braked
+    arm.lawful()
+
+
+@pytest.mark.realtime
 def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver):
     operator = EmulatedOperator(emulator.side, scene=False)
     emulator.side("place_arm", joints=(HOME + 0.2).tolist())
@@ -248,18 +307,10 @@ def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver
     assert not operator.ended() and operator.stage() == "approach" and operator.closest is None
 
 
-def test_close_in_the_middle_stops_the_arm(made, emulator):
-    env = made()
-    env.reset(seed=0)
-    env.step(SLOWLY)
-    env.close()
-    assert emulator.side("status")["state"] >= 4
-    time.sleep(0.3)  # it brakes as any arm does
-    assert max(np.abs(emulator.side("status")["velocities"])) < 0.01
-
-
+@pytest.mark.realtime
 def test_the_simulated_picker_lifts_the_cube_over_the_bridge(monkeypatch):
     """Actions that lift the cube in the simulated world, open loop, through SDK, emulated box and its cameras."""
+    pytest.importorskip("xarm")
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
     config = CubePickConfig(cameras=("hand",), image_size=32)
@@ -292,13 +343,13 @@ def test_the_simulated_picker_lifts_the_cube_over_the_bridge(monkeypatch):
     assert info["is_success"] and terminated and reward == 1.0, info
 
 
-def test_settings_that_do_not_fit(driver):
+def test_settings_that_do_not_fit(arm):
     with pytest.raises(EnvError, match="cameras: found , expected hand, left, right"):
-        RealCubePick(driver, {}, CubePickConfig())
+        RealCubePick(arm, {}, CubePickConfig())
     with pytest.raises(
         EnvError, match="loop: found 20 Hz and images of 256, expected the world's 10 Hz and 16"
     ):
-        RealCubePick(driver, {"hand": None}, CONFIG, loop=LoopConfig(policy_hz=20))
+        RealCubePick(arm, {"hand": None}, CONFIG, loop=LoopConfig(policy_hz=20))
 
 
 def test_the_terminal_asks_and_takes_only_yes():

@@ -1,5 +1,6 @@
 """`s2robot deploy` against `s2robot emulate`: what reaches the emulated box is asked of its journal."""
 
+import io
 import json
 import os
 import re
@@ -20,8 +21,8 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.emulator.side import SideChannel
-from s2robot.envs.real.emulator.stand_in import StandIn
 
 pytest.importorskip("xarm")
 
@@ -136,10 +137,28 @@ def test_wrong_settings_are_one_line(config, monkeypatch, overrides, text):
 
 def test_without_the_operators_word_nothing_moves(config, emulator, monkeypatch):
     begin = time.monotonic()
+    monkeypatch.setattr("sys.stdin", Typist())
     for answer in ("", "yes"):
         monkeypatch.setattr("builtins.input", lambda text, answer=answer: answer)
         with pytest.raises(UserError, match="expected 'move'; nothing has moved"):
             deploy.deploy(config("live=true", "confirm=true"))
+    assert commands(emulator, begin) == []
+
+
+class Typist(io.StringIO):
+    """A terminal, as far as one is asked."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_piped_word_is_nobodys_consent(config, emulator, monkeypatch, capsys):
+    """`echo move | s2robot deploy --live`, emulated or not."""
+    begin = time.monotonic()
+    for box in ((), ("bridge.emulator.port=null", "robot.ip=127.0.0.1")):
+        monkeypatch.setattr("sys.stdin", io.StringIO("move\nmove\n"))
+        with pytest.raises(UserError, match="standard input is no terminal, expected one"):
+            deploy.deploy(config("live=true", "confirm=true", *box))
     assert commands(emulator, begin) == []
 
 
@@ -182,7 +201,8 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
 def test_a_success_ends_the_episode(config, emulator, monkeypatch, tmp_path):
     healthy(emulator)
     looks = []
-    monkeypatch.setattr(StandIn, "is_success", lambda self: looks.append(1) or len(looks) > 5)
+    monkeypatch.setattr(EmulatedOperator, "ended", lambda self: looks.append(1) or len(looks) > 5)
+    monkeypatch.setattr(EmulatedOperator, "success", lambda self: True)
     assert deploy.deploy(config("live=true", "bridge.loop.max_steps=500")) == 0
     record = json.loads((tmp_path / "summary.json").read_text())["records"][0]
     assert record["success"] and record["cause"] == "ended" and record["steps"] < 100

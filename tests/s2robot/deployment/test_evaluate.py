@@ -19,13 +19,15 @@ import pytest
 from s2robot import verbs
 from s2robot.cli import main
 from s2robot.common.errors import UserError
-from s2robot.deployment.evaluate import ArmEvaluation, evaluate_on_arm
+from s2robot.common.settings import env_config
+from s2robot.deployment.evaluate import ArmEvaluation, ArmEvaluationSettings, evaluate_on_arm
 from s2robot.deployment.operator import WatchingOperator
-from s2robot.deployment.rig import Rig, Stop
+from s2robot.deployment.rig import Rig
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.people.operator import Placing, TerminalOperator
+from s2robot.envs.real.people.stop import Stop
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from s2robot.evaluation.records import read_records
 
@@ -52,7 +54,8 @@ def records(folder):
 
 def evaluation(stack, cfg, operator=None):
     """An evaluation on a connected arm, past the pre-flight."""
-    return ArmEvaluation(Rig.connect(cfg, stack), Path(cfg.run_dir), operator)
+    settings = ArmEvaluationSettings.of(cfg)
+    return ArmEvaluation(Rig.connect(cfg, stack), settings, env_config(cfg), Path(cfg.run_dir), operator)
 
 
 # ---------------------------------------------------------------- end to end
@@ -328,7 +331,7 @@ import time
 import numpy as np
 from s2robot.envs.real.people.operator import Placing, TerminalOperator
 from s2robot.deployment.operator import WatchingOperator
-from s2robot.deployment.rig import Stop
+from s2robot.envs.real.people.stop import Stop
 
 stop = Stop()
 operator = WatchingOperator(TerminalOperator(), stop)
@@ -420,7 +423,8 @@ def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):
     with ExitStack() as stack:
         cfg = config("env.max_steps=200", "evaluate.videos=false")
         rig = Rig.connect(cfg, stack)
-        found = ArmEvaluation(rig, tmp_path, Person(person.ask), keys)
+        settings = ArmEvaluationSettings.of(cfg)
+        found = ArmEvaluation(rig, settings, env_config(cfg), tmp_path, Person(person.ask), keys)
         with pytest.raises(UserError, match="the operator said no"):
             found.run()
     (r,) = records(tmp_path)
@@ -431,10 +435,8 @@ def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):
 
 
 def test_a_real_arm_has_no_scene_to_change():
-    from types import SimpleNamespace
-
     from s2robot.deployment.evaluate import _check_world
 
-    _check_world(CubePickConfig(cube_size=0.03), SimpleNamespace(scene=None))
+    _check_world(CubePickConfig(cube_size=0.03), None)
     with pytest.raises(UserError, match="env.clutter: found 3, expected 0 on an arm"):
-        _check_world(CubePickConfig(clutter=3), SimpleNamespace(scene=None))
+        _check_world(CubePickConfig(clutter=3), None)

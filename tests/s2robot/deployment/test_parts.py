@@ -143,8 +143,8 @@ def board_of(live=True):
 def run_loop(board, clock, seconds, state, answer):
     for _ in range(round(100 * seconds)):
         clock.now += 0.01
-        board.beat()
-        board.period(clock.now, state, answer)
+        board.on_beat()
+        board.on_period(clock.now, state, answer)
 
 
 def text_of(board):
@@ -178,7 +178,7 @@ def test_a_verdict_that_is_over_is_told_with_its_age_and_then_forgotten(clock):
     assert "PASS (1.2 s ago CLAMP: jump: joint 2)" in text_of(board)
     run_loop(board, clock, 2.0, State.RUNNING, safe(Verdict.PASS))
     assert board.line().split(", ")[4] == "PASS"
-    board.period(clock.now, State.IDLE, None)  # the episode is over
+    board.on_period(clock.now, State.IDLE, None)  # the episode is over
     assert board.verdict(clock.now) == "none"
 
 
@@ -195,7 +195,7 @@ def test_the_rate_is_that_of_the_last_second(clock):
     assert board.rate(clock.now) == pytest.approx(100)  # and the pause is no part of it
     for _ in range(40):
         clock.now += 0.04
-        board.beat()
+        board.on_beat()
     assert board.rate(clock.now) == pytest.approx(25)
 
 
@@ -313,7 +313,7 @@ def test_a_trace_counts_speeds_and_room(tmp_path):
         verdict = Verdict.CLAMP if i == 3 else Verdict.PASS
         step = np.zeros(7)
         step[3] = -0.01 * i  # 1 rad/s towards the joint's lower limit
-        trace.add(i / 100, State.RUNNING, Safe(q + step, 1.0, verdict, ("table",) if i == 3 else ()))
+        trace.on_period(i / 100, State.RUNNING, Safe(q + step, 1.0, verdict, ("table",) if i == 3 else ()))
     found = trace.summary()
     assert found["verdicts"] == {"PASS": 10, "CLAMP": 1} and found["reasons"] == {"table": 1}
     assert found["speed_max"] == pytest.approx(1.0)

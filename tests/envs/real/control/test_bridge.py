@@ -16,6 +16,7 @@ from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from tests.envs.real.home import HOME
+from tests.envs.real.virtual import Calls
 
 pytest.importorskip("xarm")
 
@@ -53,7 +54,7 @@ def test_an_episode(bridge, emulator):
     begin = time.monotonic()
     make = partial(XArmDriver, "127.0.0.1", ports=emulator.ports, gripper=False)
     with Supervisor(make, limit_s=9.0) as supervisor:
-        result = bridge(lambda o: SLOWLY, 8, beat=supervisor.beat)
+        result = bridge(lambda o: SLOWLY, 8, subscriber=Calls(beat=supervisor.beat))
     assert (result.cause, result.state, result.steps) == ("steps", State.IDLE, 8)
     commands = since(emulator, begin)
     assert len(commands) > 20 and not any(c["unsafe"] for c in commands)

@@ -1,26 +1,24 @@
-"""The loop with an arm that does what it is told, and one thing going wrong at a time."""
+"""The loop with an arm that does what it is told, and one thing going wrong at a time; in virtual time."""
 
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS, ArmState, CommandResult, DriverStatus
+from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.cameras.replay import ReplayCamera
-from s2robot.envs.real.control.loop import STOOD_S, ControlLoop, LoopConfig
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
-from s2robot.envs.real.control.safety import SafetyFilter
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.subscriber import Several
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from tests.envs.real.home import HOME
+from tests.envs.real.virtual import Calls, FakeArm, Film, Stalling, VirtualClock
 
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 24, 32, 3), np.uint8)
 POINTS = ArmPoints("xarm7")
-# a busy machine is no fault; what a test injects lasts for longer than these
+# what a test injects lasts for longer than these
 CALM = WatchdogLimits(
     camera_hold=1.0, camera_fault=4.0, state_hold=1.0, state_fault=4.0, policy_hold=1.0, policy_fault=4.0,
     hold_fault=20.0, report_fault=60.0,
@@ -28,79 +26,25 @@ CALM = WatchdogLimits(
 SLOWLY = np.append(np.full(7, 0.01), 1.0)
 
 
-class FakeArm:
-    """Stands where it was told last; everything that it was told is kept."""
-
-    limits = XARM7_LIMITS
-
-    def __init__(self):
-        self.q, self.sent, self.times, self.stops, self.holds = HOME.copy(), [], [], [], 0
-        self.error, self.mode, self.code, self.gripper, self.silent = 0, 1, OK, 1.0, False
-
-    def connect(self, timeout_s): ...
-    def arm(self): ...
-    def close(self): ...
-
-    def hold(self):
-        self.holds += 1
-
-    def read(self):
-        if self.silent:
-            raise EnvError("no answer")
-        zero = np.zeros(7)
-        return ArmState(
-            self.q.copy(), zero, zero, np.zeros(6), self.gripper, time.monotonic(), self.mode, self.error
-        )
-
-    def command(self, q, gripper):
-        now = time.monotonic()
-        if self.stops:
-            return CommandResult(REFUSED, now, now)
-        self.sent.append(q.copy())
-        self.times.append(now)
-        self.q = q.copy()
-        self.gripper = self.gripper if gripper is None else gripper
-        return CommandResult(self.code, now, time.monotonic())
-
-    def stop(self, reason):
-        self.stops.append(reason)
-
-    def status(self):
-        return DriverStatus(True, self.error, 0, self.mode, 0.0)
+@pytest.fixture
+def clock():
+    return VirtualClock()
 
 
 @pytest.fixture
-def arm():
-    return FakeArm()
+def arm(clock):
+    return FakeArm(clock)
 
 
 @pytest.fixture
-def cameras():
-    reader = CameraReader("hand", lambda: ReplayCamera(NOISE, 50))
-    reader.start(60.0)
-    yield {"hand": reader}
-    reader.close()
+def cameras(clock):
+    return {"hand": Film(clock, NOISE)}
 
 
-def made(arm, cameras, act, limits=CALM, live=True, **settings):
-    from s2robot.envs.real.control.safety import SafetyConfig
-
+def made(arm, cameras, act, limits=CALM, live=True, subscriber=None, config=None):
     safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
-    config = LoopConfig(live=live, image_size=16, **{"policy_hz": 20.0} | settings.pop("config", {}))
-    return ControlLoop(arm, cameras, act, safety, config, limits, **settings)
-
-
-def lawful(arm):
-    q = np.array([HOME, *arm.sent])
-    dq = np.diff(q, axis=0) * XARM7_LIMITS.rate_hz
-    ddq = np.abs(np.diff(dq, axis=0, prepend=0 * dq[:1])) * XARM7_LIMITS.rate_hz
-    gap = np.diff(arm.times, prepend=-np.inf)[:, None] > STOOD_S
-    ddq = np.where(
-        gap, np.minimum(ddq, np.abs(dq) * XARM7_LIMITS.rate_hz), ddq
-    )  # goes on, or begins from rest
-    assert (np.abs(dq) <= np.array(XARM7_LIMITS.dq_max)).all()
-    assert (ddq <= np.array(XARM7_LIMITS.ddq_max) + 1e-6).all()
-    assert (np.diff(arm.times) >= 1 / XARM7_LIMITS.rate_hz - 1e-4).all()
+    settings = LoopConfig(live=live, image_size=16, **{"policy_hz": 20.0} | (config or {}))
+    return ControlLoop(arm, cameras, act, safety, settings, limits, subscriber, arm.clock)
 
 
 # ---------------------------------------------------------------- a regular episode
@@ -118,11 +62,12 @@ def test_actions_move_the_arm_and_are_recorded(arm, cameras):
         return SLOWLY
 
     recorder, resets = EpisodeRecorder(Sink()), []
-    loop = made(arm, cameras, act, on_step=recorder.add, reset=lambda: resets.append(len(seen)))
+    heard = Several(recorder, Calls(begin=lambda: resets.append(len(seen))))
+    loop = made(arm, cameras, act, subscriber=heard)
     result = loop.run(max_steps=6)
     assert (result.state, result.cause, result.steps) == (State.IDLE, "steps", 6)
     assert resets == [1]  # after the warm-up, before the first action
-    lawful(arm)
+    arm.lawful()
     assert arm.stops == [] and not loop.safety.dq_last.any()
     assert arm.holds == 1  # rests where it is, and presses on nothing
     np.testing.assert_allclose(arm.q, HOME + 6 * 0.01, atol=1e-6)
@@ -153,7 +98,7 @@ def test_a_real_store_takes_the_episode(arm, cameras, tmp_path):
     }  # fmt: skip
     with EpisodeStore.create(tmp_path / "real.zarr", attributes) as store:
         recorder = EpisodeRecorder(store)
-        made(arm, cameras, lambda o: SLOWLY, on_step=recorder.add).run(max_steps=3)
+        made(arm, cameras, lambda o: SLOWLY, subscriber=recorder).run(max_steps=3)
         recorder.finish(success=False, seed=1)
     again = EpisodeStore.open(tmp_path / "real.zarr")
     assert again.num_steps == 3 and again["images_hand"].shape == (3, 16, 16, 3)
@@ -167,7 +112,7 @@ def test_a_gripper_command_stands_for_a_while(arm, cameras):
         answers.append(float(len(answers) % 2))
         return np.append(np.full(7, 0.01), answers[-1])
 
-    loop = made(arm, cameras, act, on_step=steps.append, config={"gripper_hold": 2})
+    loop = made(arm, cameras, act, subscriber=Calls(step=steps.append), config={"gripper_hold": 2})
     loop.run(max_steps=12)
     raw = [float(step["action_raw"][7]) for step in steps]
     assert raw == answers[1:13] == [1.0, 0.0] * 6
@@ -180,7 +125,7 @@ def test_a_first_answer_that_stopped_the_cameras_is_waited_out(arm, cameras):
     limits, calls = replace(CALM, camera_hold=0.2), []
 
     def act(observation):
-        calls.append(time.monotonic())
+        calls.append(arm.clock.now())
         if len(calls) == 1:
             held = cameras["hand"].age
             cameras["hand"].age = lambda now: held(now) + (9.0 if now < calls[0] + 0.5 else 0.0)
@@ -192,9 +137,8 @@ def test_a_first_answer_that_stopped_the_cameras_is_waited_out(arm, cameras):
 
 def test_a_dry_run_sends_nothing_and_says_what_it_would(arm, cameras):
     would = []
-    loop = made(
-        arm, cameras, lambda o: SLOWLY, live=False, on_period=lambda now, state, safe: would.append(safe)
-    )
+    heard = Calls(period=lambda now, state, safe: would.append(safe))
+    loop = made(arm, cameras, lambda o: SLOWLY, live=False, subscriber=heard)
     result = loop.run(max_steps=4)
     assert result.cause == "steps" and arm.sent == [] and arm.stops == [] and not arm.holds
     assert max(np.abs(safe.q - HOME).max() for safe in would if safe) > 0.002
@@ -206,18 +150,18 @@ def test_a_large_action_is_cut_to_what_the_simulated_world_takes(arm, cameras):
         arm,
         cameras,
         lambda o: np.eye(8)[6] * 9,
-        on_step=steps.append,
+        subscriber=Calls(step=steps.append),
     ).run(1)
     assert steps[0]["action"][6] == pytest.approx(0.25) and steps[0]["action_raw"][6] == 9.0
-    lawful(arm)
+    arm.lawful()
 
 
-def test_a_stop_from_another_thread_brakes_and_stops(arm, cameras):
+def test_a_stop_from_another_thread_brakes_and_stops(arm, cameras, clock):
     loop = made(arm, cameras, lambda o: SLOWLY)
-    threading.Timer(0.4, loop.request_stop).start()
+    clock.at(0.4, loop.request_stop)
     result = loop.run(max_steps=10_000)
     assert (result.cause, result.state, arm.stops) == ("stopped", State.IDLE, ["operator"])
-    lawful(arm)
+    arm.lawful()
     assert not loop.safety.dq_last.any()
 
 
@@ -228,22 +172,22 @@ def test_a_stop_between_two_episodes_is_not_lost(arm, cameras):
     loop.request_stop()
     assert loop.run(max_steps=5).cause == "stopped"
     assert len(arm.sent) == sent and arm.stops == ["operator"]
-    arm.stops.clear()
+    arm.arm(), arm.stops.clear()
     assert loop.run(max_steps=1).cause == "steps"  # and holds for one episode
 
 
 def test_a_stop_in_an_episode_s_last_moment_counts(arm, cameras):
-    loop = made(arm, cameras, lambda o: SLOWLY)
-    follow, taken = loop._next, []
-    loop._on_step = taken.append
+    taken = []
+    loop = made(arm, cameras, lambda o: SLOWLY, subscriber=Calls(step=taken.append))
+    follow = loop.course.next
 
-    def last(now):
-        safe, arrived = follow(now)
-        if arrived and loop._step is not None:  # the only action is done: the loop ends after this
+    def last(now, state):
+        safe, arrived = follow(now, state)
+        if arrived and loop.course.step is not None:  # the only action is done: the loop ends after this
             loop.request_stop()
         return safe, arrived
 
-    loop._next = last
+    loop.course.next = last
     assert loop.run(max_steps=1).cause == "stopped"
     assert arm.stops == ["operator"] and len(taken) == 1
 
@@ -283,11 +227,11 @@ def test_a_broken_policy_is_a_fault_and_its_action_is_not_executed(arm, cameras,
     assert (result.state, result.cause) == (State.FAULT, "fault")
     assert result.reasons[0].startswith(reason) and len(arm.stops) == 1
     assert np.isfinite(arm.sent).all()
-    lawful(arm)
+    arm.lawful()
     with pytest.raises(EnvError, match="found fault"):  # latched: no second episode
         loop.run(max_steps=1)
-    loop.watchdog.clear(time.monotonic())
-    arm.stops.clear()
+    loop.watchdog.clear(arm.clock.now())
+    arm.arm(), arm.stops.clear()
     loop._act = lambda o: SLOWLY
     assert loop.run(max_steps=1).cause == "steps"
 
@@ -296,7 +240,7 @@ def test_a_first_answer_that_is_broken_moves_nothing(arm, cameras):
     with pytest.raises(EnvError, match="cuda is gone; nothing has moved"):
         made(arm, cameras, lambda o: crash()).run(1)
     with pytest.raises(EnvError, match="no answer within 0.1 s"):
-        made(arm, cameras, lambda o: time.sleep(1), config={"warm_up_s": 0.1}).run(1)
+        made(arm, cameras, lambda o: arm.clock.sleep(1), config={"warm_up_s": 0.1}).run(1)
     assert arm.sent == []
 
 
@@ -305,11 +249,11 @@ def test_a_late_policy_holds_and_a_gone_one_is_a_fault(arm, cameras):
     calls = []
 
     def act(observation):
-        calls.append(time.monotonic())
+        calls.append(arm.clock.now())
         if len(calls) == 4:
-            time.sleep(0.4)
+            arm.clock.sleep(0.4)
         if len(calls) == 7:
-            time.sleep(2.0)
+            arm.clock.sleep(2.0)
         return SLOWLY
 
     loop = made(arm, cameras, act, limits)
@@ -318,13 +262,13 @@ def test_a_late_policy_holds_and_a_gone_one_is_a_fault(arm, cameras):
     assert states[-1] == State.FAULT and result.reasons == ("policy is gone",)
     first = states.index(State.HOLD)
     assert State.RUNNING in states[first:]  # it went on after the first delay
-    lawful(arm)
+    arm.lawful()
     assert len(arm.stops) == 1
 
 
 def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):
     limits = replace(CALM, policy_hold=0.05, policy_fault=20.0, hold_fault=1.5)
-    loop = made(arm, cameras, after(1, lambda: time.sleep(0.3) or SLOWLY), limits)
+    loop = made(arm, cameras, after(1, lambda: arm.clock.sleep(0.3) or SLOWLY), limits)
     result = loop.run(max_steps=100)
     states = [state for _, state, _ in loop.watchdog.history]
     assert states.count(State.HOLD) >= 2 and result.steps == 0  # it came out of HOLD again and again
@@ -332,29 +276,29 @@ def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):
     assert len(arm.stops) == 1
 
 
-def test_a_policy_that_still_hangs_begins_no_second_episode(arm, cameras):
+def test_a_policy_that_still_hangs_begins_no_second_episode(arm, cameras, clock):
     limits = replace(CALM, policy_hold=0.5, policy_fault=1.0)
-    come_back, inside, calls = threading.Event(), [], []
+    come_back, inside, calls = [], [], []
 
     def act(observation):
         inside.append(1)
         calls.append(len(inside))
         if len(calls) == 4:
-            come_back.wait(60.0)
+            clock.wait(lambda: come_back, 60.0)
         inside.pop()
         return SLOWLY
 
     loop = made(arm, cameras, act, limits, config={"warm_up_s": 0.3})
     assert loop.run(max_steps=100).reasons == ("policy is gone",)
-    loop.watchdog.clear(time.monotonic())
-    arm.stops.clear()
+    loop.watchdog.clear(arm.clock.now())
+    arm.arm(), arm.stops.clear()
     sent = len(arm.sent)
     with pytest.raises(EnvError, match="no answer within 0.3 s; nothing has moved"):
         loop.run(max_steps=1)
     assert len(arm.sent) == sent
-    come_back.set()
-    arm.stops.clear()
-    time.sleep(0.1)
+    come_back.append(True)
+    arm.arm(), arm.stops.clear()
+    arm.clock.sleep(0.1)
     assert loop.run(max_steps=1).cause == "steps"
     assert max(calls) == 1  # one at a time, always
 
@@ -381,52 +325,27 @@ def test_what_is_wrong_with_the_arm_is_a_fault_at_once(arm, cameras, change, rea
     result = made(arm, cameras, act).run(max_steps=100)
     assert result.state == State.FAULT and reason in result.reasons
     assert len(arm.stops) == 1 and len(arm.sent) <= sent_at[0] + 2
-    lawful(arm)
+    arm.lawful()
 
 
 def test_an_arm_that_no_longer_answers(arm, cameras):
     limits = replace(CALM, state_hold=0.1, state_fault=0.4)
 
     def act(observation):
-        arm.silent = len(arm.sent) > 15
         return SLOWLY
 
+    arm.silent = lambda arm: len(arm.sent) > 15
     loop = made(arm, cameras, act, limits)
     result = loop.run(max_steps=100)
     assert result.reasons == ("joint state is gone",) and len(arm.stops) == 1
     assert State.HOLD in [state for _, state, _ in loop.watchdog.history]
-    lawful(arm)
-
-
-class Stalling(FakeArm):
-    """Once, in a fast motion, a call takes 190 ms; `heard` holds when each command was, at the latest."""
-
-    def __init__(self, where):
-        super().__init__()
-        self.where, self.stalled, self.heard = where, None, []
-
-    def _maybe(self, where):
-        moving = len(self.sent) > 30 and np.abs(self.sent[-1] - self.sent[-2]).max() > 0.005
-        if where == self.where and self.stalled is None and moving:
-            self.stalled = len(self.sent)
-            time.sleep(0.19)
-
-    def read(self):
-        asked = time.monotonic()
-        self._maybe("read")
-        return replace(super().read(), t_mono=asked)
-
-    def command(self, q, gripper):
-        done = super().command(q, gripper)
-        self._maybe("command")
-        self.heard.append(time.monotonic())
-        return replace(done, t_ack=self.heard[-1])
+    arm.lawful()
 
 
 @pytest.mark.parametrize("where", ["read", "command"])
 @pytest.mark.parametrize("state_hold", [0.1, 1.0])
-def test_a_stall_of_the_wire_is_not_caught_up_with(cameras, where, state_hold):
-    arm = Stalling(where)
+def test_a_stall_of_the_wire_is_not_caught_up_with(clock, cameras, where, state_hold):
+    arm = Stalling(clock, where)
     limits = replace(CALM, state_hold=state_hold)
     fast = np.append(np.full(7, 0.03), 0.0)  # 0.6 rad/s
     loop = made(arm, cameras, lambda o: fast, limits)
@@ -434,7 +353,7 @@ def test_a_stall_of_the_wire_is_not_caught_up_with(cameras, where, state_hold):
     assert (result.state, result.cause) == (State.IDLE, "steps") and arm.stalled is not None
     held = State.HOLD in [state for _, state, _ in loop.watchdog.history]
     assert held or not (where == "read" and state_hold == 0.1)
-    lawful(arm)
+    arm.lawful()
     k = arm.stalled
     if where == "command":  # the box may have heard the stalled one only at its end
         assert arm.times[k] - arm.heard[k - 1] >= 1 / XARM7_LIMITS.rate_hz - 1e-4
@@ -445,15 +364,9 @@ def test_a_stall_of_the_wire_is_not_caught_up_with(cameras, where, state_hold):
 
 
 def test_an_arm_that_does_not_follow_is_stopped(arm, cameras):
-    class Stuck(FakeArm):
-        def command(self, q, gripper):
-            result = super().command(q, gripper)
-            self.q = HOME.copy()
-            return result
-
-    stuck = Stuck()
-    result = made(stuck, cameras, lambda o: np.eye(8)[6] * 0.2).run(max_steps=100)
-    assert result.reasons[0].startswith("safety stop: joint 7 lags") and len(stuck.stops) == 1
+    arm.stuck = True
+    result = made(arm, cameras, lambda o: np.eye(8)[6] * 0.2).run(max_steps=100)
+    assert result.reasons[0].startswith("safety stop: joint 7 lags") and len(arm.stops) == 1
 
 
 def test_a_camera_that_stops_holds_and_then_is_a_fault(arm, cameras):
@@ -461,30 +374,28 @@ def test_a_camera_that_stops_holds_and_then_is_a_fault(arm, cameras):
 
     def act(observation):
         if len(arm.sent) > 15:
-            cameras["hand"]._ended.set()
+            cameras["hand"].end()
         return SLOWLY
 
     loop = made(arm, cameras, act, limits)
     result = loop.run(max_steps=200)
     assert result.reasons == ("camera hand is gone",)
     assert State.HOLD in [state for _, state, _ in loop.watchdog.history]
-    lawful(arm)
+    arm.lawful()
 
 
-def test_a_frozen_camera_is_seen_while_the_arm_moves(arm):
-    reader = CameraReader("hand", lambda: ReplayCamera(NOISE[:1], 50))
-    reader.start(60.0)
+def test_a_frozen_camera_is_seen_while_the_arm_moves(arm, clock):
+    reader = Film(clock, NOISE[:1])
     config = {"frozen_s": 0.3, "frozen_motion": 0.02}
     still = made(arm, {"hand": reader}, lambda o: np.zeros(8), config=config).run(max_steps=20)
     assert still.cause == "steps"  # a still picture of a still arm is no fault
     result = made(arm, {"hand": reader}, lambda o: SLOWLY, config=config).run(max_steps=200)
     assert result.reasons == ("camera hand is frozen",) and result.state == State.FAULT
-    reader.close()
 
 
 def test_stale_frames_before_the_start_move_nothing(arm, cameras):
-    cameras["hand"].close()
-    time.sleep(0.1)
+    cameras["hand"].end()
+    arm.clock.sleep(0.1)
     limits = replace(CALM, camera_hold=0.05)
     with pytest.raises(EnvError, match="camera hand is stale"):
         made(arm, cameras, lambda o: SLOWLY, limits, config={"ready_s": 0.1}).run(1)
@@ -497,15 +408,15 @@ def test_an_interrupt_stops_the_arm(arm, cameras):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made(arm, cameras, lambda o: SLOWLY, beat=beat).run(max_steps=100)
+        made(arm, cameras, lambda o: SLOWLY, subscriber=Calls(beat=beat)).run(max_steps=100)
     assert arm.stops == ["KeyboardInterrupt in the loop"]
-    lawful(arm)
+    arm.lawful()
 
 
 def test_steps_that_differ_are_refused_by_the_recorder():
     recorder = EpisodeRecorder(None)
-    recorder.add({"action": np.zeros(8)})
+    recorder.on_step({"action": np.zeros(8)})
     with pytest.raises(EnvError, match="found a step of proprio, expected action"):
-        recorder.add({"proprio": np.zeros(8)})
+        recorder.on_step({"proprio": np.zeros(8)})
     recorder.discard()
     assert recorder.finish() == 0

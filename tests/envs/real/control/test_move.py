@@ -1,70 +1,34 @@
-"""The slow move to an episode's start, an episode ended early, and a supervisor at rest."""
+"""The slow move to an episode's start, an episode ended early, and a supervisor at rest; in virtual time."""
 
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import OK, XARM7_LIMITS, ArmState, CommandResult, DriverStatus
+from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.cameras.replay import ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.move import move_slowly
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.supervisor import _BEAT, _BYE, _REST, _watch
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from tests.envs.real.home import HOME
+from tests.envs.real.virtual import FakeArm, Film, VirtualClock
 
 POINTS = ArmPoints("xarm7")
 
 
-class FakeArm:
-    """Stands where it was told last."""
-
-    limits = XARM7_LIMITS
-
-    def __init__(self):
-        self.q, self.sent, self.stops, self.error, self.code, self.gripper = HOME + 0.15, [], [], 0, OK, 0.0
-        self.stuck, self.reads, self.silent = False, 0, range(0)
-
-    def connect(self, timeout_s): ...
-    def arm(self): ...
-    def hold(self): ...
-    def close(self): ...
-
-    def read(self):
-        self.reads += 1
-        if self.reads in self.silent:
-            raise EnvError("xarm: no answer")
-        zero = np.zeros(7)
-        return ArmState(self.q.copy(), zero, zero, np.zeros(6), self.gripper, time.monotonic(), 1, self.error)
-
-    def command(self, q, gripper):
-        now = time.monotonic()
-        self.sent.append(q.copy())
-        self.q = self.q if self.stuck else q.copy()
-        self.gripper = self.gripper if gripper is None else gripper
-        return CommandResult(self.code, now, now)
-
-    def stop(self, reason):
-        self.stops.append(reason)
-
-    def status(self):
-        return DriverStatus(True, self.error, 0, 1, 0.0)
-
-
 @pytest.fixture
 def arm():
-    return FakeArm()
+    arm = FakeArm(VirtualClock(), HOME + 0.15)
+    arm.gripper = 0.0
+    return arm
 
 
 def move(arm, target=HOME, **settings):
     safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=0.2))
-    return move_slowly(arm, safety, target, **{"opening": 1.0, "speed": 0.5} | settings)
+    return move_slowly(arm, safety, target, **{"opening": 1.0, "speed": 0.5, "clock": arm.clock} | settings)
 
 
 def test_it_arrives_slowly_and_opens_the_gripper(arm):
@@ -102,9 +66,9 @@ def test_what_goes_wrong_stops_the_arm(arm, change, text):
 
 
 def test_an_answer_that_fails_to_come_is_waited_for(arm):
-    arm.silent = range(10, 15)
+    arm.silent = lambda arm: 10 <= arm.reads < 15
     assert move(arm) and arm.stops == []
-    arm.q, arm.reads, arm.silent = HOME + 0.15, 0, range(10, 10_000)
+    arm.q, arm.reads, arm.silent = HOME + 0.15, 0, lambda arm: arm.reads >= 10
     with pytest.raises(EnvError, match="no answer"):
         move(arm, speed=0.2)
     assert len(arm.stops) == 1 and np.abs(np.diff(arm.sent[-3:], axis=0)).max() < 1e-9  # it stood before
@@ -131,23 +95,20 @@ def test_a_target_below_the_table_is_not_reached(arm):
 def test_an_episode_ends_early_with_the_arm_ready(arm):
     arm.q = HOME.copy()
     pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-    reader = CameraReader("hand", lambda: ReplayCamera(pictures, 50))
-    reader.start(60.0)
+    reader = Film(arm.clock, pictures)
     calm = WatchdogLimits(
         camera_hold=9, camera_fault=9, state_hold=9, state_fault=9, policy_hold=9, policy_fault=9,
         hold_fault=9, report_fault=9,
     )  # fmt: skip
     safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=9.0))
     slowly = np.append(np.full(7, 0.01), 1.0)
-    loop = ControlLoop(
-        arm, {"hand": reader}, lambda o: slowly, safety, LoopConfig(live=True, image_size=16), calm
-    )
-    threading.Timer(0.5, loop.request_end).start()
+    config = LoopConfig(live=True, image_size=16)
+    loop = ControlLoop(arm, {"hand": reader}, lambda o: slowly, safety, config, calm, clock=arm.clock)
+    arm.clock.at(0.5, loop.request_end)
     result = loop.run(10_000)
     assert (result.cause, result.state, arm.stops) == ("ended", State.IDLE, [])
     assert result.steps > 0 and not safety.dq_last.any()
     assert loop.run(1).cause == "steps"  # the wish does not outlast its episode
-    reader.close()
 
 
 class Pipe:

@@ -17,6 +17,7 @@ from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.people.teach import TeachConfig, Teaching
 from s2robot.envs.real.people.teleop import Controls
 from tests.envs.real.home import HOME
+from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock
 
 pytest.importorskip("xarm")
 
@@ -44,6 +45,7 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
+@pytest.mark.realtime
 def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, cameras):
     steps, controls = [], Controls()
     goals = [HOME + np.linspace(0.1, -0.1, 7), HOME + np.linspace(0.15, 0.05, 7)]
@@ -61,7 +63,7 @@ def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, c
 
     person = threading.Thread(target=hand, daemon=True)
     person.start()
-    teaching = Teaching(driver, cameras, controls, CONFIG, CALM, steps.append)
+    teaching = Teaching(driver, cameras, controls, CONFIG, CALM, Calls(step=steps.append))
     assert teaching.run(300) == ""
     person.join(PATIENCE)
     assert emulator.side("status")["state"] >= 4 and driver.command(HOME, None).code == REFUSED
@@ -82,7 +84,7 @@ def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, c
     loop = ControlLoop(
         driver, cameras, lambda o: left.pop(0),
         SafetyFilter(XARM7_LIMITS, ArmPoints(), SafetyConfig(state_age_max=3.0)),
-        LoopConfig(live=True, image_size=16), CALM, on_step=played.append,
+        LoopConfig(live=True, image_size=16), CALM, Calls(step=played.append),
     )  # fmt: skip
     result = loop.run(len(actions))
     assert (result.cause, result.steps) == ("steps", len(actions))
@@ -90,37 +92,82 @@ def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, c
     np.testing.assert_allclose(np.stack([s["action"] for s in played]), actions, atol=1e-5)
 
 
-def test_a_hand_too_fast_for_an_action_is_caught_up_with(emulator, driver, cameras):
+class LedArm(FakeArm):
+    """An arm that a hand leads at 0.8 rad/s."""
+
+    led, goal = False, None
+
+    def lead(self):
+        if self.error:
+            raise EnvError(f"found error {self.error} pending, expected none")
+        self.led, self.mode, self.stopped, self._then = True, 2, False, self.clock.now()
+
+    def hand(self, goal):
+        self.goal, self._then = np.array(goal), self.clock.now()
+
+    def grip(self, opening):
+        self.gripper = opening
+
+    def read(self):
+        if self.led and self.goal is not None:
+            room = 0.8 * (self.clock.now() - self._then)
+            self.q, self._then = self.q + np.clip(self.goal - self.q, -room, room), self.clock.now()
+        return super().read()
+
+
+@pytest.fixture
+def led():
+    return LedArm(VirtualClock())
+
+
+def taught(arm, controls, heard, config=CONFIG, limits=CALM, camera=None):
+    cameras = {"hand": camera or Film(arm.clock, NOISE, 30)}
+    return Teaching(arm, cameras, controls, config, limits, Calls(step=heard), arm.clock).run(300)
+
+
+def test_the_gripper_closes_at_once_and_the_end_is_the_end_of_the_step(led):
+    steps, controls = [], Controls()
+    led.clock.at(0.35, lambda: controls.on_key(" "))
+    led.clock.at(0.85, lambda: controls.on_key("\n"))
+    begin, closed_at = led.clock.now(), []
+    led.grip = lambda opening: closed_at.append((opening, led.clock.now() - begin))
+    assert taught(led, controls, steps.append) == ""
+    assert [s["action"][7] for s in steps] == [0, 0, 0, 1, 1, 1, 1, 1, 1]  # the command at each step's end
+    ((opening, when),) = closed_at
+    assert opening == 0.0 and 0.35 <= when <= 0.38
+    assert led.stops == ["teaching has ended"]
+
+
+def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
     steps, controls = [], Controls()
 
     def add(step):
         steps.append(step)
         if len(steps) == 2:
-            emulator.side("hand", joints=(HOME + 0.2).tolist())  # 0.8 rad/s against 0.2 rad/s
+            led.hand(HOME + 0.2)  # 0.8 rad/s against 0.2 rad/s
         controls.ended = len(steps) > 2 and abs(sum(s["action"][0] for s in steps) - 0.2) < 1e-3
 
-    config = TeachConfig(image_size=16, max_delta=0.02)
-    assert Teaching(driver, cameras, controls, config, CALM, add).run(300) == ""
+    assert taught(led, controls, add, TeachConfig(image_size=16, max_delta=0.02)) == ""
     actions = np.stack([s["action"] for s in steps])
     assert np.abs(actions[:, :7]).max() <= 0.02 + 1e-6
     np.testing.assert_allclose(actions[:, :7].sum(0), np.full(7, 0.2), atol=2e-3)
 
 
-def test_an_error_or_a_silent_camera_breaks_the_episode_off(emulator, driver, cameras):
-    def fail(step):
-        emulator.side.fault("error", code=31)
-
-    reason = Teaching(driver, cameras, Controls(), CONFIG, CALM, fail).run(300)
-    assert "arm error 31" in reason and emulator.side("status")["state"] >= 4
+def test_an_error_or_a_silent_camera_breaks_the_episode_off(led):
+    reason = taught(led, Controls(), lambda step: setattr(led, "error", 31))
+    assert "arm error 31" in reason and led.stopped
     with pytest.raises(EnvError, match="error 31 pending"):
-        Teaching(driver, cameras, Controls(), CONFIG, CALM).run(1)
-    driver._sdk.clean_error()
-    wait_for(lambda: driver.read().error == 0 and driver.status().error == 0)
+        taught(led, Controls(), lambda step: None)
+    led.error = 0
     limits = WatchdogLimits(**{**CALM.__dict__, "camera_hold": 0.4})
-    silence = lambda step: cameras["hand"]._ended.set()  # noqa: E731
-    assert Teaching(driver, cameras, Controls(), CONFIG, limits, silence).run(300) == "camera hand is stale"
+    film = Film(led.clock, NOISE, 30)
+    assert taught(led, Controls(), lambda step: film.end(), CONFIG, limits, film) == "camera hand is stale"
+    led.silent = lambda arm: True
+    with pytest.raises(EnvError, match=r"teaching: found idle \(joint state is stale\), expected ready"):
+        taught(led, Controls(), lambda step: None)
 
 
+@pytest.mark.realtime
 def test_the_gripper_obeys_only_while_the_arm_is_led(driver):
     with pytest.raises(EnvError, match="of an arm that is led"):
         driver.grip(0.5)

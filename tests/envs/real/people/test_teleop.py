@@ -17,12 +17,14 @@ from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.control.clock import REAL
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.people.teleop import Controls, Keyboard, SpaceMouse, Teleoperator
 from tests.envs.real.home import HOME
+from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 POINTS, IK = ArmPoints(), ToolIK()
@@ -207,45 +209,60 @@ def test_no_spacemouse_is_one_line(monkeypatch):
 # ---------------------------------------------------------------- the emulated box
 
 
-def test_the_emulated_arm_goes_where_it_is_wished(monkeypatch):
-    pytest.importorskip("xarm")
-    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
+def moved_by(driver, camera, clock):
+    """Ten wished steps, then rest, through loop and filter."""
     calm = WatchdogLimits(
         camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=3.0, policy_fault=9.0,
         hold_fault=30.0, report_fault=30.0,
     )  # fmt: skip
+    wish, steps = Wish((1, 0.5, -0.5, 0)), []
+    teleoperator = made(wish)
+    calls = []
+
+    def act(observation):
+        calls.append(1)
+        if len(calls) == 1:  # only warms up
+            return np.zeros(8)
+        if len(calls) > 11:
+            wish.now = np.zeros(4)
+        return teleoperator.act(loop.commanded)
+
+    heard = Calls(begin=lambda: teleoperator.reset(HOME), step=steps.append)
+    safety = SafetyFilter(XARM7_LIMITS, POINTS, SafetyConfig(state_age_max=3.0))
+    config = LoopConfig(live=True, image_size=16)
+    loop = ControlLoop(driver, {"hand": camera}, act, safety, config, calm, heard, clock)
+    result = loop.run(15)
+    assert result.cause == "steps" and result.verdicts.get("STOP", 0) == 0
+    assert max(step["verdict"] for step in steps) <= Verdict.CLAMP
+
+
+def where_wished(reached):
+    moved = IK.pose(reached)[0] - IK.pose(HOME)[0]
+    np.testing.assert_allclose(moved, [0.1, 0.05, -0.05], atol=6e-3)
+    np.testing.assert_allclose(IK.pose(reached)[1], IK.pose(HOME)[1], atol=0.02)
+
+
+def test_an_arm_goes_where_it_is_wished():
+    arm = FakeArm(VirtualClock())
+    moved_by(arm, Film(arm.clock, NOISE, 30), arm.clock)
+    where_wished(arm.q)
+    arm.lawful()
+
+
+@pytest.mark.realtime
+def test_the_emulated_arm_goes_where_it_is_wished(monkeypatch):
+    pytest.importorskip("xarm")
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
     camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
     camera.start(PATIENCE)
     with launch("kinematic") as emulator, XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
         emulator.side("place_arm", joints=HOME.tolist())
         driver.connect(PATIENCE)
         driver.arm()
-        wish, steps = Wish((1, 0.5, -0.5, 0)), []
-        teleoperator = made(wish)
-        calls = []
-
-        def act(observation):
-            calls.append(1)
-            if len(calls) == 1:  # only warms up
-                return np.zeros(8)
-            if len(calls) > 11:
-                wish.now = np.zeros(4)
-            return teleoperator.act(loop.commanded)
-
-        loop = ControlLoop(
-            driver, {"hand": camera}, act,
-            SafetyFilter(XARM7_LIMITS, POINTS, SafetyConfig(state_age_max=3.0)), LoopConfig(live=True, image_size=16),
-            calm, reset=lambda: teleoperator.reset(HOME), on_step=steps.append,
-        )  # fmt: skip
-
-        result = loop.run(15)
+        moved_by(driver, camera, REAL)
         reached = np.array(emulator.side("status")["joints"])
         commands = emulator.side("commands")["commands"]
     camera.close()
-    assert result.cause == "steps" and result.verdicts.get("STOP", 0) == 0
-    assert not any(c["unsafe"] for c in commands)
-    moved = IK.pose(reached)[0] - IK.pose(HOME)[0]
-    np.testing.assert_allclose(moved, [0.1, 0.05, -0.05], atol=6e-3)
-    np.testing.assert_allclose(IK.pose(reached)[1], IK.pose(HOME)[1], atol=0.02)
-    assert max(step["verdict"] for step in steps) <= Verdict.CLAMP
+    assert commands and not any(c["unsafe"] for c in commands)
+    where_wished(reached)

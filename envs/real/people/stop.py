@@ -1,0 +1,45 @@
+"""The operator's wish to stop, from a key or a signal."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Stop:
+    """Asked for once, it stays asked for."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self.interrupted = False  # by a signal
+        self.moving = False  # whether a stop is a matter of braking, not of ending at once
+        self.stop: Callable[[], None] = lambda: None  # called when it is asked for
+
+    def ask(self) -> None:
+        """Brake and stop; from any thread."""
+        self._asked.set()
+        self.stop()
+
+    def asked(self) -> bool:
+        """Whether it was."""
+        return self._asked.is_set()
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM: the first brakes the arm, the second one, or one while it stands, ends at once."""
+
+        def handle(number: int, frame: object) -> None:
+            again, self.interrupted = self.interrupted, True
+            if again or not self.moving:
+                raise KeyboardInterrupt
+            self.ask()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)

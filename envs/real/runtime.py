@@ -1,0 +1,218 @@
+"""What drives an arm: control loop, safety filter, watchdog, supervisor and the operator's stop, joined once.
+
+    runtime = ArmRuntime(driver, cameras, policy.act, points, RuntimeConfig(LoopConfig(live=True)), [recorder])
+    with runtime.watched(make_driver, limit_s=0.3):        # another process stops the arm if this one cannot
+        runtime.arm()
+        if runtime.go_to(home):
+            result = runtime.run(max_steps=80)
+
+Deployment, evaluation and recording on an arm, and `RealCubePick`, are each a session's course on top of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import ArmDriver, Array
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.control.clock import REAL, Clock, Thread
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig, Result
+from s2robot.envs.real.control.move import move_slowly
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.senses import Camera
+from s2robot.envs.real.control.subscriber import Several, Silent, Subscriber
+from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.control.watchdog import State, WatchdogLimits
+from s2robot.envs.real.people.stop import Stop
+
+AT = 0.02  # rad; within this the arm is where it is to be
+OPEN = 0.9  # of the gripper, likewise
+_ASK_S = 0.2  # s between two questions whether the episode is over
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How an arm is driven."""
+
+    loop: LoopConfig = field(
+        default_factory=LoopConfig
+    )  # `live=True` moves the arm; otherwise all happens but motion
+    watchdog: WatchdogLimits = field(default_factory=WatchdogLimits)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    home_speed: float = 0.3  # rad/s of the way to a start
+
+
+class ArmRuntime:
+    """One arm with its cameras, and who acts.
+
+    Args:
+        driver: connected.
+        cameras: name -> started reader, in the order of whoever acts.
+        act: observation -> action (8,), as of `ControlLoop`.
+        points: of the arm, for the filter.
+        config: see there.
+        subscribers: hear of the loop's episodes.
+        stop: the operator's; on the way to a start it is asked every period, in an episode it stops the loop.
+        supervisor: stops the arm when this process no longer does; or see `watched`.
+        clock: of everything but the driver and the cameras.
+
+    Attributes: `loop`; `result` and `error` of the episode that `start` has begun, once it is over.
+    """
+
+    def __init__(
+        self,
+        driver: ArmDriver,
+        cameras: Mapping[str, Camera],
+        act: Callable[[dict], np.ndarray],
+        points: ArmPoints,
+        config: RuntimeConfig | None = None,
+        subscribers: Sequence[Subscriber] = (),
+        stop: Stop | None = None,
+        supervisor: Supervisor | None = None,
+        clock: Clock = REAL,
+    ):
+        self.config, self.driver, self.clock = config or RuntimeConfig(), driver, clock
+        self.live = self.config.loop.live
+        self.loop = ControlLoop(
+            driver, cameras, act, SafetyFilter(driver.limits, points, self.config.safety), self.config.loop,
+            self.config.watchdog, Several(_Heart(self.beat), *subscribers), clock,
+        )  # fmt: skip
+        self.stop = stop or Stop()
+        self.stop.stop = self.loop.request_stop
+        self._supervisor = supervisor
+        self._thread: Thread | None = None
+        self.result: Result | None = None
+        self.error: BaseException | None = None
+
+    @contextmanager
+    def watched(self, make_driver: Callable[[], ArmDriver], limit_s: float) -> Iterator[None]:
+        """Beside a supervisor of its own (see there for the arguments); the arm is stopped at the end."""
+        try:
+            with Supervisor(make_driver, limit_s) as self._supervisor:
+                yield
+        finally:
+            self._supervisor = None
+            self.driver.stop("end of the session")
+
+    def beat(self) -> None:
+        """Tell the supervisor that this process lives. Raises EnvError if that one does not."""
+        if self._supervisor is not None:
+            self._supervisor.beat()
+
+    def rest(self) -> None:
+        """Tell the supervisor that the arm stands, and that no beat follows for now."""
+        if self._supervisor is not None:
+            with suppress(EnvError):  # told by the next beat, before the next motion
+                self._supervisor.rest()
+
+    # ---------------------------------------------------------------- between episodes
+
+    @property
+    def fault(self) -> tuple[str, ...]:
+        """Why the watchdog has latched a fault; empty if it has not."""
+        return self.loop.watchdog.reasons if self.loop.watchdog.state == State.FAULT else ()
+
+    def clear(self) -> None:
+        """The operator has looked at the arm and says so."""
+        self.loop.watchdog.clear(self.clock.now())
+
+    def arm(self) -> None:
+        """Enable motion; nothing without `live`. Raises EnvError where an error is pending."""
+        if self.live:
+            self.driver.arm()
+
+    def at(self, goal: Array) -> bool:
+        """Whether the arm stands at joints (7,) with its gripper open."""
+        state = self.driver.read()
+        return bool(np.abs(state.q - goal).max() < AT and state.gripper > OPEN)
+
+    def go_to(self, goal: Array) -> bool:
+        """Slowly to joints (7,), the gripper open; False after the operator's stop. Raises as `move_slowly`."""
+        try:
+            return move_slowly(
+                self.driver, self.loop.safety, goal, 1.0, self.config.home_speed, self.loop.subscriber.on_beat,
+                self.stop.asked, self.clock,
+            )  # fmt: skip
+        finally:
+            self.rest()
+
+    # ---------------------------------------------------------------- episodes
+
+    def run(self, max_steps: int) -> Result:
+        """One episode, as `ControlLoop.run`."""
+        try:
+            return self.loop.run(max_steps)
+        finally:
+            self.rest()
+
+    def start(self, max_steps: int, ended: Callable[[], None]) -> None:
+        """As `run`, in a thread of its own, where `ended` is called when it is over."""
+        self.result, self.error = None, None
+
+        def episode() -> None:
+            try:
+                self.result = self.run(max_steps)
+            except BaseException as error:  # whoever waits raises it
+                self.error = error
+            ended()
+
+        self._thread = self.clock.spawn(episode, "control loop")
+
+    @property
+    def running(self) -> bool:
+        """Whether the episode that `start` has begun goes on."""
+        return self._thread is not None and self.result is None and self.error is None
+
+    def join(self) -> bool:
+        """Wait for the end of that episode and stop the arm; False if there was none."""
+        if self._thread is None:
+            return False
+        self._thread.join()
+        self._thread = None
+        if self.live:
+            self.driver.stop("end of the episode")
+        return True
+
+    @contextmanager
+    def ends_when(self, over: Callable[[], bool]) -> Iterator[None]:
+        """While this lasts an episode ends as soon as `over`, asked in a thread of its own, says so."""
+        left = self.clock.condition()
+        done: list[bool] = []
+
+        def watch() -> None:
+            with suppress(
+                EnvError
+            ):  # who would say so has gone: if that is the arm, the loop hears of it itself
+                while not self._waited(left, done):
+                    if over():
+                        self.loop.request_end()
+                        return
+
+        thread = self.clock.spawn(watch, "end of the episode")
+        try:
+            yield
+        finally:
+            with left:
+                done.append(True)
+                left.notify_all()
+            thread.join(5.0)
+
+    @staticmethod
+    def _waited(left, done: list[bool]) -> bool:
+        """Whether it is done, after waiting for that a little."""
+        with left:
+            return bool(left.wait_for(lambda: done, _ASK_S))
+
+
+class _Heart(Silent):
+    """Beats with the loop."""
+
+    def __init__(self, beat: Callable[[], None]):
+        self._beat = beat
+
+    def on_beat(self) -> None:
+        """See `Subscriber`."""
+        self._beat()

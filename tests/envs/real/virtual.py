@@ -1,0 +1,258 @@
+"""An arm and cameras in virtual time: seconds of motion in milliseconds, and the same every time."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS, ArmState, CommandResult, DriverStatus
+from s2robot.envs.real.cameras.camera import Frame
+from s2robot.envs.real.control.loop import STOOD_S
+from s2robot.envs.real.control.subscriber import Silent
+from tests.envs.real.home import HOME
+
+
+class VirtualClock:
+    """A `Clock` whose time passes only while everybody waits.
+
+    One thread runs at a time: the one that made the clock, or one that `spawn` has started. When it waits, the first of
+    the others that may go on does; when none may, time jumps to the next deadline. Threads that do not wait through
+    this clock must not take part.
+    """
+
+    def __init__(self, start: float = 1000.0):
+        self._time = start
+        self._turn = threading.Condition()
+        self._waits = []
+
+    def now(self):
+        return self._time
+
+    def sleep(self, seconds):
+        if seconds > 0:
+            self.wait(lambda: False, seconds)
+
+    def condition(self):
+        return _Condition(self)
+
+    def spawn(self, target, name):
+        begin, done = _Wait(lambda: True, np.inf), []
+
+        def run():
+            begin.turn(self._turn)
+            try:
+                target()
+            finally:
+                done.append(True)
+                with self._turn:
+                    self._next()
+
+        with self._turn:
+            self._waits.append(begin)
+        threading.Thread(target=run, daemon=True, name=name).start()
+        return _Thread(self, done)
+
+    def at(self, time, what):
+        """Do it at a time, s from now."""
+
+        def run():
+            self.sleep(time)
+            what()
+
+        return self.spawn(run, "timer")
+
+    def wait(self, predicate, seconds):
+        wait = _Wait(predicate, np.inf if seconds is None else self._time + seconds)
+        with self._turn:
+            self._waits.append(wait)
+            self._next()
+        wait.turn(self._turn)
+        return predicate()
+
+    def _next(self):
+        """Give the turn away."""
+        while True:
+            for wait in self._waits:
+                if wait.predicate() or wait.deadline <= self._time:
+                    self._waits.remove(wait)
+                    wait.ready = True
+                    self._turn.notify_all()
+                    return
+            deadline = min((w.deadline for w in self._waits), default=np.inf)
+            if deadline == np.inf:
+                for wait in self._waits:
+                    wait.ready = wait.stuck = True
+                self._turn.notify_all()
+                return
+            self._time = deadline
+
+
+class _Wait:
+    def __init__(self, predicate, deadline):
+        self.predicate, self.deadline, self.ready, self.stuck = predicate, deadline, False, False
+
+    def turn(self, lock):
+        with lock:
+            while not self.ready:
+                lock.wait()
+        assert not self.stuck, "everybody waits for somebody else"
+
+
+class _Condition:
+    """Needs no lock: nobody else runs meanwhile."""
+
+    def __init__(self, clock):
+        self._clock = clock
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def wait_for(self, predicate, timeout=None):
+        return self._clock.wait(predicate, timeout)
+
+    def notify_all(self):
+        pass
+
+
+class _Thread:
+    def __init__(self, clock, done):
+        self._clock, self._done = clock, done
+
+    def join(self, timeout=None):
+        self._clock.wait(lambda: self._done, timeout)
+
+
+class FakeArm:
+    """Stands where it was told last; everything that it was told is kept. A call takes 0.4 ms, as on loopback."""
+
+    def __init__(self, clock, q=HOME, limits=XARM7_LIMITS):
+        self.clock, self.limits, self.start = clock, limits, np.array(q)
+        self.q, self.sent, self.times, self.stops, self.holds = self.start.copy(), [], [], [], 0
+        self.error, self.mode, self.code, self.gripper = 0, 1, OK, 1.0
+        self.silent, self.stuck, self.reads = lambda arm: False, False, 0
+        self.stopped = False
+
+    def connect(self, timeout_s): ...
+    def close(self): ...
+
+    def arm(self):
+        if self.error:
+            raise EnvError(f"found error {self.error} pending, expected none")
+        self.clock.sleep(0.02)  # a handful of calls
+        self.stopped = False
+
+    def hold(self):
+        self.holds += 1
+
+    def read(self):
+        self.reads += 1
+        asked = self.clock.now()
+        self.clock.sleep(0.0004)
+        if self.silent(self):
+            raise EnvError("no answer")
+        zero = np.zeros(7)
+        return ArmState(self.q.copy(), zero, zero, np.zeros(6), self.gripper, asked, self.mode, self.error)
+
+    def command(self, q, gripper):
+        now = self.clock.now()
+        if self.stopped:
+            return CommandResult(REFUSED, now, now)
+        self.clock.sleep(0.0004)
+        self.sent.append(q.copy())
+        self.times.append(now)
+        self.q = self.q if self.stuck else q.copy()
+        self.gripper = self.gripper if gripper is None else gripper
+        return CommandResult(self.code, now, self.clock.now())
+
+    def stop(self, reason):
+        self.stopped = True
+        self.stops.append(reason)
+
+    def status(self):
+        return DriverStatus(True, self.error, 0, self.mode, 0.0)
+
+    def lawful(self):
+        """Asserts that no joint was ever told to go faster, or to speed up more, than it may."""
+        q, rate = np.array([self.start, *self.sent]), self.limits.rate_hz
+        dq = np.diff(q, axis=0) * rate
+        ddq = np.abs(np.diff(dq, axis=0, prepend=0 * dq[:1])) * rate
+        gap = np.diff(self.times, prepend=-np.inf)[:, None] > STOOD_S
+        # goes on, or begins from rest
+        ddq = np.where(gap, np.minimum(ddq, np.abs(dq) * rate), ddq)
+        assert (np.abs(dq) <= np.array(self.limits.dq_max)).all()
+        assert (ddq <= np.array(self.limits.ddq_max) + 1e-6).all()
+        assert (np.diff(self.times) >= 1 / rate - 1e-4).all()
+
+
+class Stalling(FakeArm):
+    """Once, in a fast motion, a call takes 190 ms; `heard` holds when each command was, at the latest."""
+
+    def __init__(self, clock, where):
+        super().__init__(clock)
+        self.where, self.stalled, self.heard = where, None, []
+
+    def _maybe(self, where):
+        moving = len(self.sent) > 30 and np.abs(self.sent[-1] - self.sent[-2]).max() > 0.005
+        if where == self.where and self.stalled is None and moving:
+            self.stalled = len(self.sent)
+            self.clock.sleep(0.19)
+
+    def read(self):
+        asked = self.clock.now()
+        self._maybe("read")
+        return replace(super().read(), t_mono=asked)
+
+    def command(self, q, gripper):
+        done = super().command(q, gripper)
+        self._maybe("command")
+        self.heard.append(self.clock.now())
+        return replace(done, t_ack=self.heard[-1])
+
+
+class Film:
+    """A camera that shows pictures (T, H, W, 3) in turn, each 20 ms old before it is there."""
+
+    def __init__(self, clock, pictures, fps=50, late_s=0.02):
+        self._clock, self._pictures, self._fps, self._late = clock, pictures, fps, late_s
+        self._begin, self._ended = clock.now(), np.inf
+
+    def end(self):
+        """No picture comes any more."""
+        self._ended = min(self._ended, self._clock.now())
+
+    def latest(self):
+        now = min(self._clock.now(), self._ended)
+        seq = 1 + max(0, int((now - self._begin - self._late) * self._fps))
+        captured = self._begin + (seq - 1) / self._fps
+        changed = captured if len(self._pictures) > 1 else self._begin
+        return Frame(seq, captured, self._pictures[seq % len(self._pictures)], changed)
+
+    def age(self, now):
+        return self.latest().age(now)
+
+
+class Calls(Silent):
+    """A subscriber made of functions: `begin`, `beat`, `period`, `step`."""
+
+    def __init__(self, **functions):
+        self._functions = functions
+
+    def _call(self, name, *what):
+        if name in self._functions:
+            self._functions[name](*what)
+
+    def on_begin(self):
+        self._call("begin")
+
+    def on_beat(self):
+        self._call("beat")
+
+    def on_period(self, now, state, safe):
+        self._call("period", now, state, safe)
+
+    def on_step(self, step):
+        self._call("step", step)
