@@ -7,7 +7,8 @@
 The faults are Cosmic Ray's operators (another comparison, another operator of arithmetic, a number by one, `and` for
 `or`, `True` for `False`, no turn of a loop, `break` for `continue`, another exception, no decorator). Its own runner
 starts a process a fault, which here means to import torch and MuJoCo a thousand times: this one imports them once and
-forks. Not planted: in annotations, in the texts of `raise`, and where the operators would change nothing.
+forks. Not planted: in annotations, in the texts of `raise`, and in `frozen=True` and `strict=True`, which guard against
+mistakes in the code to come.
 
 Faults are planted in a copy of the repository. A test that fails, or that takes ten times as long as usual, caught it.
 """
@@ -50,11 +51,12 @@ TIMES, LEAST = 10, 60.0  # of the usual time, and at least so many seconds, unti
 
 
 def untouched(code: str) -> list[tuple[int, int]]:
-    """Ranges of the file, as (line, column) pairs, in which nothing is planted: annotations, and `raise`."""
+    """Ranges of the file, as (line, column) pairs, in which nothing is planted."""
     out = []
     for node in ast.walk(ast.parse(code)):
         parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        parts += [node] if isinstance(node, ast.Raise) else []
+        guard = isinstance(node, ast.keyword) and node.arg in ("frozen", "strict")
+        parts += [node] if guard or isinstance(node, ast.Raise) else []
         out += [((p.lineno, p.col_offset), (p.end_lineno, p.end_col_offset)) for p in parts if p is not None]
     return out
 
