@@ -44,14 +44,16 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent / "actions").mkdir(exist_ok=True)
         known = path.with_suffix(".settings.json")
-        if settings is not None and path.exists():
-            _check_same(known, settings)
-            self._read()
+        if settings is not None:
+            if path.exists() and path.stat().st_size:
+                _check_same(known, settings)
+                self._read()
+            write_json(
+                known, settings
+            )  # before the journal: a kill in between leaves no episodes of unknown origin
         write_records(list(self.records.values()), path)
         if settings is None:
             known.unlink(missing_ok=True)
-        else:
-            write_json(known, settings)
 
     def append(self, record: Mapping[str, Any], actions: np.ndarray) -> None:
         """Keep one ended episode: its actions first, so that every line of the journal has them."""

@@ -1,0 +1,111 @@
+"""An evaluation that is killed at any of its writes ends, when it is started again, as one that was not.
+
+The world is a toy of this process and films are of noise: what is tried here is what stands on the disk, not physics.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.vector import SyncVectorEnv
+
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.evaluation import evaluate, film, rollouts
+from tests.kills import kill_at_every_write
+
+CAMERAS, STEPS, SIDE = ("hand", "left"), 4, 64
+WORLD = CubePickConfig(cameras=CAMERAS, max_steps=STEPS)
+SETTINGS = evaluate.EvaluateSettings(
+    episodes=3, workers=1, videos=2, video_size=SIDE, threads=1, device="cpu"
+)
+
+
+class Toy(gymnasium.Env):
+    """What `ActionChunk` tells of a world: pictures and joints by the seed and the actions alone."""
+
+    def __init__(self, config: CubePickConfig, execute: int, every_step: bool) -> None:
+        size = config.image_size
+        image = Box(0, 255, (1, size, size, 3), np.uint8)
+        proprio = Box(-np.inf, np.inf, (1, 8), np.float32)
+        images = Dict({camera: image for camera in config.cameras})
+        self.observation_space = Dict({"images": images, "proprio": proprio, "count": Discrete(execute + 1)})
+        self.action_space = Box(-1, 1, (execute, 8), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.draw, self.seed, self.steps = np.random.default_rng(seed), seed, 0
+        return self._see(np.zeros(8))
+
+    def step(self, action):
+        self.steps += len(action)
+        over = self.steps >= STEPS
+        observation, info = self._see(action.sum(0))
+        return observation, 0.0, over and info["is_success"], over and not info["is_success"], info
+
+    def _see(self, joints):
+        images = {
+            camera: self.draw.integers(0, 255, box.shape, dtype=np.uint8)
+            for camera, box in self.observation_space["images"].items()
+        }
+        pose = np.array([0.01 * (self.seed % 7), 0.02, 0.0, 1.0, 0.0, 0.0, 0.0])
+        good = self.seed % 2 == 0
+        info = {
+            "cube_pose": pose, "grip_points": {camera: np.zeros(2) for camera in CAMERAS}, "is_success": good,
+            "stage": "held" if good else "approach", "steps": self.steps, "closest": 0.02,
+        }  # fmt: skip
+        return {"images": images, "proprio": joints[None].astype(np.float32), "count": 1}, info
+
+
+class Described:
+    """In place of the world that tells where its cameras stand."""
+
+    def __init__(self, config: CubePickConfig, draw: bool) -> None:
+        pass
+
+    def describe(self) -> dict:
+        return {"camera_geometry": {}}
+
+
+def noise(config: CubePickConfig, record: dict, actions: np.ndarray) -> tuple[list[dict], list[str]]:
+    """An episode run again: as many frames as steps, and the stage that the record has."""
+    drawn = np.random.default_rng(record["seed"]).integers(
+        0, 255, (len(actions) + 1, SIDE, SIDE, 3), dtype=np.uint8
+    )
+    return [{"hand": frame} for frame in drawn], [record["stage"]] * len(drawn)
+
+
+def evaluation(folder: Path) -> None:
+    rollouts._make = Toy
+    rollouts.AsyncVectorEnv = lambda make, context, autoreset_mode: SyncVectorEnv(
+        make, autoreset_mode=autoreset_mode
+    )
+    evaluate.CubePick = Described
+    film.rerun, film.worker_pool = noise, lambda workers: ThreadPoolExecutor(1)
+    evaluate.evaluate_checkpoint(folder.parent / "checkpoint", folder / "run", SETTINGS, WORLD)
+
+
+def what_is_left(folder: Path) -> dict:
+    run = folder / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["timing"]
+    return {
+        "summary": summary,
+        "records": (run / "episodes.jsonl").read_text(),
+        "actions": {path.name: np.load(path).tolist() for path in sorted((run / "actions").glob("*.npy"))},
+        "videos": {path.name: path.read_bytes() for path in sorted((run / "videos").glob("[!.]*"))},
+        "files": {path.name for path in run.iterdir()},
+    }
+
+
+def test_a_kill_at_any_write_changes_nothing(save_untrained, tmp_path):
+    save_untrained(tmp_path / "checkpoint", {"env_config": {}}, execute=2)
+    killed = kill_at_every_write(evaluation, tmp_path)
+    whole = what_is_left(tmp_path / "whole")
+    assert whole["files"] == {"actions", "videos", "episodes.jsonl", "episodes.settings.json", "summary.json"}
+    assert whole["summary"]["episodes"] == 3 and len(whole["actions"]) == 3 and len(whole["videos"]) == 4
+    for write, folder in killed.items():
+        assert what_is_left(folder) == whole, write
+    for ends in ("actions/episode_0000.npy", "episodes.jsonl", "videos/episode_0001.mp4", "run/summary.json"):
+        assert any(write.endswith(ends) for write in killed), (ends, list(killed))
