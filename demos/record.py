@@ -9,6 +9,7 @@ training never imitates them (demos/windows.py), only the recovery that follows.
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,33 +95,47 @@ def record(
     env = CubePick(env_config)
     attributes = {**env.describe(), "seed": seed, "kind": "states", "picker": picker_config.__dict__}
     store = _begun(Path(path), attributes, episodes)
-    failed = 0
-    next_seed = seed
+    try:
+        with worker_pool(workers) as pool:
+            make = lambda seed: pool.submit(record_episode, env_config, picker_config, seed)  # noqa: E731
+            try:
+                _append_all(store, episodes, seed, make, progress)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _append_all(
+    store: EpisodeStore,
+    episodes: int,
+    seed: int,
+    make: Callable[[int], Future],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Append the episodes that are missing, in the order of their seeds; what fails is replaced."""
+    failed, next_seed = 0, seed
     if len(store):  # what failed before the last episode is known from its seed
         next_seed = int(store.meta("seed")[-1]) + 1
         failed = next_seed - seed - len(store)
-    with worker_pool(workers) as pool:
-        left = range(next_seed, next_seed + episodes - len(store))
-        jobs = [pool.submit(record_episode, env_config, picker_config, s) for s in left]
-        next_seed = left.stop
-        try:
-            while jobs:
-                arrays, meta = jobs.pop(0).result()
-                if meta["success"]:
-                    store.append(arrays, meta)
-                else:
-                    failed += 1
-                    if failed > max(10, episodes // 2):
-                        raise DatasetError(
-                            f"{path}: the picker failed {failed} of {len(store) + failed} episodes; "
-                            "check env.box_x, env.box_y and the robot"
-                        )
-                    jobs.append(pool.submit(record_episode, env_config, picker_config, next_seed))
-                    next_seed += 1
-                progress(len(store), failed)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return store
+    left = range(next_seed, next_seed + episodes - len(store))
+    jobs, next_seed = [make(s) for s in left], left.stop
+    while jobs:
+        arrays, meta = jobs.pop(0).result()
+        if meta["success"]:
+            store.append(arrays, meta)
+        else:
+            failed += 1
+            if failed > max(10, episodes // 2):
+                raise DatasetError(
+                    f"{store.path}: the picker failed {failed} of {len(store) + failed} episodes; "
+                    "check env.box_x, env.box_y and the robot"
+                )
+            jobs.append(make(next_seed))
+            next_seed += 1
+        progress(len(store), failed)
 
 
 def _begun(path: Path, attributes: dict, episodes: int) -> EpisodeStore:

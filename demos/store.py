@@ -362,7 +362,12 @@ class EpisodeStore:
         for camera in cameras or ():
             if camera not in self.cameras:
                 has = ", ".join(self.cameras) or "none"
-                raise mismatch(self.path, f"cameras {has}", f"'{camera}' among them")
+                use = (
+                    f"; env.cameras=[{','.join(self.cameras)}] takes those that it has"
+                    if self.cameras
+                    else ""
+                )
+                raise mismatch(self.path, f"cameras {has}", f"'{camera}' among them{use}")
 
     # ---------------------------------------------------------------- inside
 

@@ -52,6 +52,11 @@ def load_policy(
     settings = dict(contract["encoder"]["settings"])
     if weights:
         settings["checkpoint"] = str(weights)
+    elif (place := settings.get("checkpoint")) and not Path(place).is_file():
+        raise UserError(
+            f"{place}: no such file, expected the encoder that the policy of {checkpoint} was trained on; if it lies "
+            "elsewhere now: encoder.checkpoint=<file>, or weights= in Python"
+        )
     encoder = build_encoder(settings).to(device)
     place = settings.get("checkpoint")  # two files of one name are what is mixed up most
     given = f"{encoder.name} ({place})" if place else encoder.name

@@ -7,11 +7,20 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a reader finds the old file or the new one."""
+    """Write under a temporary name, then rename: a reader finds the old file or the new one.
+
+    Raises:
+        OSError: with the file's name, also where a full disk makes the writing fail; nothing is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        error.filename = str(path)  # write() alone does not tell
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -100,12 +100,12 @@ def test_a_recording_that_is_killed_opens_and_goes_on(recorded, tmp_path):
     assert record(*args).fingerprint == whole and len(calls) == 1  # nothing is left to do
 
 
-def instead_of_simulating(monkeypatch) -> None:
-    """Episodes of a few made-up numbers; every third seed fails."""
+def instead_of_simulating(monkeypatch, width: int = 5) -> None:
+    """Episodes of a few made-up numbers, `width` of a state; every third seed fails."""
 
     def episode(world: CubePickConfig, picker: PickerConfig, seed: int) -> tuple[dict, dict]:
         rng = np.random.default_rng(seed)
-        arrays = {"state": rng.random((3, 5)), "action": rng.random((3, 8), np.float32)}
+        arrays = {"state": rng.random((3, width)), "action": rng.random((3, 8), np.float32)}
         return arrays, {"seed": seed, "success": seed % 3 != 2}
 
     geometry = dict.fromkeys(CAMERAS, {})
@@ -131,6 +131,34 @@ def test_a_kill_at_any_write_of_a_recording_changes_nothing(tmp_path):
     assert len(killed) > 20 and len(EpisodeStore.open(tmp_path / "whole/demos.zarr")) == 2
     for write, folder in killed.items():
         assert files(folder) == whole, write
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1.5 MB, and a function that makes it larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "none", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield disk, lambda: subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_recording_on_a_full_disk_keeps_its_episodes_and_goes_on(tmp_path, small_disk, monkeypatch):
+    disk, enlarge = small_disk
+    instead_of_simulating(monkeypatch, width=5000)  # 120 kB an episode, which no compression makes smaller
+    path, args = disk / "demos.zarr", (CubePickConfig(), PickerConfig(), 16, 500, 1)
+    with pytest.raises(DatasetError) as caught:
+        record(path, *args)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: the disk is full (No space left on device), episode ")
+    kept = len(EpisodeStore.open(path))
+    assert 0 < kept < 16 and f"{kept} earlier episodes are intact" in text
+    enlarge()
+    record(path, *args).close()
+    record(tmp_path / "whole.zarr", *args).close()
+    assert EpisodeStore.open(path).fingerprint == EpisodeStore.open(tmp_path / "whole.zarr").fingerprint
 
 
 def test_a_recording_goes_on_in_its_own_store_only(tmp_path, monkeypatch):

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from s2robot.common.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
+from s2robot.loading import load_actor
 from s2robot.policies import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +122,16 @@ def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_p
     ]  # fmt: skip
 
 
+def test_an_encoder_file_that_was_moved_is_asked_for(finished, tiny_encoder, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(finished[1] / "checkpoint", moved)
+    record = moved / "policy.json"
+    record.write_text(record.read_text().replace(str(tiny_encoder), "/gone/tiny.safetensors"))
+    with pytest.raises(UserError, match="/gone/tiny.safetensors: no such file, .* encoder.checkpoint=<file>"):
+        load_actor(moved, "cpu")
+    load_actor(moved, "cpu", weights=tiny_encoder)
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -172,6 +184,7 @@ def test_nothing_is_overwritten_and_no_camera_is_made_up(command, recorded, tiny
         "encode",
     )
     assert "found cameras hand, left, right, expected 'top' among them" in line
+    assert line.endswith("env.cameras=[hand,left,right] takes those that it has")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

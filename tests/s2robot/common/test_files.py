@@ -1,0 +1,17 @@
+"""Files appear whole or not at all."""
+
+import errno
+
+import pytest
+
+from s2robot.common.files import write_json, write_text
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):
+    write_json(tmp_path / "a" / "b.json", {"x": 1})
+    (tmp_path / "a" / "b.json.part").symlink_to("/dev/full")  # its write fails as on a full disk
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / "a" / "b.json", "new")
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "a" / "b.json")
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["b.json"]
+    assert (tmp_path / "a" / "b.json").read_text() == '{\n "x": 1\n}'
