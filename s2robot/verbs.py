@@ -13,6 +13,7 @@ from s2robot import pipeline
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
+from s2robot.common.run_folder import is_first
 from s2robot.common.settings import open_demos, plain, read, world_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
@@ -106,7 +107,9 @@ def pretrain(cfg: DictConfig) -> None:
     from s2robot.pretraining.settings import PretrainSettings
 
     settings = {key: value for key, value in plain(cfg).items() if key not in ("run_dir", "hydra")}
-    print(f"encoder: {run_pretraining(read(PretrainSettings, settings, 'pretrain'))}")
+    path = run_pretraining(read(PretrainSettings, settings, "pretrain"))
+    if is_first():
+        print(f"encoder: {path}")
 
 
 def encode(cfg: DictConfig) -> None:
@@ -119,7 +122,9 @@ def train(cfg: DictConfig) -> None:
     """`s2robot train`: encode what is missing, then train."""
     task = pipeline.read_task(cfg)
     store, encoder, features, _ = _encoded(task)
-    print(f"checkpoint: {pipeline.train_policy(task, store, encoder, features, Path(cfg.run_dir))}")
+    checkpoint = pipeline.train_policy(task, store, encoder, features, Path(cfg.run_dir))
+    if is_first():
+        print(f"checkpoint: {checkpoint}")
 
 
 def _encoded(task: pipeline.Task) -> tuple[EpisodeStore, S2Encoder, Any, FeatureCache]:

@@ -36,7 +36,7 @@ from s2robot.pretraining.pictures import pretraining_plot, save_picture
 from s2robot.pretraining.settings import PretrainSettings
 from s2robot.reporting.style import save_figure
 from s2robot.training.loop import Learner, learn, parameter_groups
-from s2robot.training.processes import launch, mean_of_all, together
+from s2robot.training.processes import alone, launch, mean_of_all, together
 from s2robot.training.schedule import cosine_with_warm_up
 from s2robot.training.state import load_state, save_state, told
 
@@ -51,12 +51,10 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> Path:
     """Run (or go on with) a pre-training; returns the path of the encoder, `out`/encoder.safetensors.
 
     The encoder is also written at every checkpoint, so that an unfinished run can be tried out.
-    Raises UserError for unreadable data, a checkpoint of another run, a loss that is not finite, a full disk and
-    the end of one of several processes.
+    Raises UserError for unreadable data, a checkpoint of another run, another pre-training in `out`, a loss that is
+    not finite, a full disk and the end of one of several processes.
     """
     fabric = launch(settings, "pretrain")
-    out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
     progress = progress and fabric.is_global_zero
     bank = FrameBank(settings.data, every=settings.every, progress=progress)
     fabric.seed_everything(settings.seed, verbose=False)
@@ -73,6 +71,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> Path:
             if isinstance(module, Attention):
                 module.fused_attn = False  # slow there where tokens are few: a third of a step
     with (
+        alone(fabric, Path(settings.out)),
         together(fabric, "pretrain"),
         ThreadPoolExecutor(torch.get_num_threads()) as pool,
         bar("pre-training") if progress else nullcontext(lambda *args: None) as update,

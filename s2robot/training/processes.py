@@ -5,7 +5,8 @@ they come to the same place. `s2robot.common.run_folder.is_first()` says before 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -13,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from s2robot.common.errors import UserError
+from s2robot.common.run_folder import locked
 
 
 class Machine(Protocol):
@@ -48,6 +50,11 @@ def launch(machine: Machine, where: str) -> Fabric:
     if machine.threads:
         torch.set_num_threads(machine.threads)
     return fabric
+
+
+def alone(fabric: Fabric, out: Path) -> AbstractContextManager[None]:
+    """Around what works in the folder `out`: makes it, and refuses a second training there (UserError)."""
+    return locked(out) if fabric.is_global_zero else nullcontext()
 
 
 @contextmanager

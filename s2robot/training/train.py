@@ -33,7 +33,7 @@ from s2robot.policies import (
 )
 from s2robot.training.batches import Batches
 from s2robot.training.loop import Learner, learn, parameter_groups
-from s2robot.training.processes import launch, mean_of_all, together
+from s2robot.training.processes import alone, launch, mean_of_all, together
 from s2robot.training.schedule import warm_up_then_cosine
 from s2robot.training.settings import TrainSettings
 from s2robot.training.state import load_state, save_state, told
@@ -66,11 +66,10 @@ def train(
         progress: called after every epoch with its row of metrics.
 
     Raises:
-        UserError: a state file of another run, a loss that is not finite, a disk that is full, or a process of
-            several that ended.
+        UserError: a state file of another run, another training in `out`, a loss that is not finite, a disk that
+            is full, or a process of several that ended.
     """
     fabric = launch(settings, "train")
-    out.mkdir(parents=True, exist_ok=True)
     training, held_out = store.split(settings.validation, settings.seed, episodes)
     torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
@@ -86,7 +85,7 @@ def train(
     validation = None
     if len(held_out):
         validation = batches.over(make_windows(store, held_out, spec.context, spec.chunk))
-    with together(fabric, "train"):
+    with alone(fabric, out), together(fabric, "train"):
         run = _Run(settings, policy, batches, validation, contract, out, fabric, progress)
         run.go_on()
         learn(run.learner, run.steps, run.batch, run.after)

@@ -42,7 +42,7 @@ def what_is_left(folder: Path) -> dict:
 def test_a_kill_at_any_write_changes_nothing(tmp_path):
     killed = kill_at_every_write(training, tmp_path)
     whole = what_is_left(tmp_path / "whole")
-    assert whole["files"] == {"checkpoint", "checkpoint_best", "metrics.json", "training_state.pt"}
+    assert whole["files"] == {".lock", "checkpoint", "checkpoint_best", "metrics.json", "training_state.pt"}
     assert whole["rows"][-1]["epoch"] == EPOCHS
     for write, folder in killed.items():
         assert what_is_left(folder) == whole, write

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -17,8 +19,10 @@ from s2robot.demos.windows import make_windows
 from s2robot.policies import ChunkPolicy, load_checkpoint
 from s2robot.policies.checkpoint import REQUIRED
 from s2robot.policies.errors import PolicyError
+from s2robot.pretraining.pretrain import pretrain
 from s2robot.training.batches import Batches
 from s2robot.training.train import train
+from tests.s2robot.pretraining import small as pretraining
 from tests.s2robot.training.small import CONTRACT, NETWORKS, make_data, make_settings, make_spec
 
 
@@ -303,3 +307,21 @@ def test_features_stay_in_the_file_that_processes_share(data, tmp_path):
         weights(plain),
         weights(train(make_settings(epochs=2), make_spec(), store, mapped, CONTRACT, tmp_path / "b")),
     )
+
+
+@pytest.mark.parametrize("job", ["train", "pretrain"])
+def test_a_second_training_in_one_folder_is_refused(data, tmp_path, monkeypatch, job):
+    monkeypatch.setattr("s2robot.common.run_folder._WAIT_S", 0.1)
+    folder = tmp_path / "out"
+    code = f"from pathlib import Path; from s2robot.common.run_folder import locked\nwith locked(Path({str(folder)!r})): print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=rf"out: another process \({other.pid}\) works in this folder"):
+            if job == "train":
+                train(make_settings(), make_spec(), *data, CONTRACT, folder)
+            else:
+                pretrain(pretraining.make_settings(tmp_path), progress=False)
+        other.communicate(b"\n")
+    assert [path.name for path in folder.iterdir()] == [".lock"]
