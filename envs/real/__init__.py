@@ -5,7 +5,7 @@ cameras/         one reader thread a camera: V4L2, RealSense, recorded pictures
 control/         the control loop, its safety filter and watchdog, and a supervisor in a process of its own
 people/          the operator; teaching by hand and teleoperation
 emulator/        the xArm7's control box, its cameras and its operator, for rehearsals without an arm
-runtime          one arm for deploy, evaluate and record: readied, moved to its start, run, judged
+runtime          loop, filter, watchdog, supervisor and the operator's stop, joined for deploy, evaluate and record
 real_cube_pick   the cube-picking task on the arm, a gymnasium environment
 
 XArmDriver was tried against the emulator, FrankaDriver against franky-sim; the safety filter knows the xArm7 alone.

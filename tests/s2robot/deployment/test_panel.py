@@ -1,0 +1,154 @@
+"""The panel and the operator's keys."""
+
+import os
+import pty
+import threading
+import time
+import types
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from s2robot.deployment.panel import Board, keys
+from s2robot.envs.real.control.safety import Safe, Verdict
+from s2robot.envs.real.control.watchdog import State
+from s2robot.envs.real.people.operator import ask
+
+
+class Reader:
+    def age(self, now):
+        return 0.031
+
+
+def safe(verdict, *reasons):
+    return Safe(np.zeros(7), None, verdict, reasons)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The panel's clock, moved by hand."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr("s2robot.deployment.panel.time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def board_of(live=True):
+    board = Board({"hand": Reader()}, live=live, episodes=3, rate_hz=100)
+    board.episode, board.step, board.max_steps, board.successes, board.judged = 2, 7, 80, 1, 1
+    return board
+
+
+def run_loop(board, clock, seconds, state, answer):
+    for _ in range(round(100 * seconds)):
+        clock.now += 0.01
+        board.on_beat()
+        board.on_period(clock.now, state, answer)
+
+
+def text_of(board):
+    console = Console(record=True, width=100, file=open(os.devnull, "w"))
+    console.print(board.panel())
+    return console.export_text()
+
+
+def test_the_panel_says_what_goes_on(clock):
+    board = board_of()
+    run_loop(board, clock, 0.5, State.HOLD, safe(Verdict.CLAMP, "table: [left] finger tip"))
+    text = text_of(board)
+    for part in (
+        "LIVE",
+        "HOLD",
+        "2 of 3, step 7 of 80",
+        "100 of 100 Hz",
+        "hand 31 ms",
+        "CLAMP: table: [left] finger tip",
+        "1 of 1",
+    ):
+        assert part in text, text
+    expected = "episode 2/3, step 7/80 hold, 100 Hz, oldest frame 31 ms, CLAMP: table: [left] finger tip, 1 of 1 succeeded"
+    assert board.line() == expected
+
+
+def test_a_verdict_that_is_over_is_told_with_its_age_and_then_forgotten(clock):
+    board = board_of()
+    run_loop(board, clock, 0.1, State.RUNNING, safe(Verdict.CLAMP, "jump: joint 2"))
+    run_loop(board, clock, 1.2, State.RUNNING, safe(Verdict.PASS))
+    assert "PASS (1.2 s ago CLAMP: jump: joint 2)" in text_of(board)
+    run_loop(board, clock, 2.0, State.RUNNING, safe(Verdict.PASS))
+    assert board.line().split(", ")[4] == "PASS"
+    board.on_period(clock.now, State.IDLE, None)  # the episode is over
+    assert board.verdict(clock.now) == "none"
+
+
+def test_the_rate_is_that_of_the_last_second(clock):
+    board = board_of()
+    assert "pauses" in text_of(board) and "loop pauses" in board.line()
+    run_loop(board, clock, 0.3, State.RUNNING, safe(Verdict.PASS))
+    assert board.rate(clock.now) == pytest.approx(100)  # not of the second that has not passed yet
+    clock.now += 7
+    assert board.rate(clock.now) is None
+    run_loop(board, clock, 0.05, State.RUNNING, safe(Verdict.PASS))
+    assert board.rate(clock.now) is None  # five periods say nothing yet
+    run_loop(board, clock, 0.05, State.RUNNING, safe(Verdict.PASS))
+    assert board.rate(clock.now) == pytest.approx(100)  # and the pause is no part of it
+    for _ in range(40):
+        clock.now += 0.04
+        board.on_beat()
+    assert board.rate(clock.now) == pytest.approx(25)
+
+
+def test_on_the_way_to_the_start_no_state_of_the_policy_is_told(clock):
+    board = board_of()
+    run_loop(board, clock, 0.2, State.IDLE, safe(Verdict.HOLD, "operator"))
+    board.doing = "moving to the start"
+    assert "IDLE" not in text_of(board) and "HOLD" not in text_of(board)
+    assert board.line() == "episode 2/3, moving to the start, 100 Hz, oldest frame 31 ms, 1 of 1 succeeded"
+
+
+def test_a_dry_run_counts_no_successes(clock):
+    board = board_of(live=False)
+    run_loop(board, clock, 0.2, State.RUNNING, safe(Verdict.PASS))
+    assert "nothing is sent" in text_of(board) and "succe" not in text_of(board) + board.line()
+
+
+def test_without_a_terminal_there_are_plain_lines(capsys, monkeypatch):
+    monkeypatch.setattr("s2robot.deployment.panel._LINE_S", 0.05)
+    board = Board({}, live=False, episodes=1, rate_hz=100)
+    with board.shown(Console(force_terminal=False)):
+        time.sleep(0.4)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(line.startswith("episode 0/1") for line in lines)
+
+
+def test_keys_are_heard_and_the_terminal_is_as_before(monkeypatch):
+    import termios
+
+    ours, theirs = pty.openpty()
+    heard = []
+    with os.fdopen(theirs, "r") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        before = termios.tcgetattr(theirs)
+        with keys(heard.append):
+            os.write(ours, b"q ")
+            end = time.monotonic() + 20
+            while len(heard) < 2 and time.monotonic() < end:
+                time.sleep(0.01)
+        assert heard == ["q", " "]
+        assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+
+
+def test_a_question_is_not_answered_by_what_was_typed_before_it(monkeypatch):
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "r") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        os.write(ours, b"before\n\n")
+        for typed, answer in ((b" Yes\n", "yes"), (b"\n", ""), (b"\x04", "q")):
+            timer = threading.Timer(0.3, os.write, (ours, typed))
+            timer.start()
+            assert ask("Enter: go on, q: end. ", none="q") == answer
+            timer.join()
+    os.close(ours)
+    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    assert ask("And without a terminal? ", none="q") == "q"
