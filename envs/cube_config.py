@@ -49,6 +49,17 @@ class CubePickConfig:
         }
         object.__setattr__(self, "side_cameras", views)  # lists where they come from YAML or JSON
 
+    def undrawn(self) -> str:
+        """Why one of the cameras cannot be drawn; empty if all can."""
+        known = ("hand", *self.side_cameras)
+        for name in (camera for camera in self.cameras if camera not in known):
+            return (
+                f"env.cameras: found '{name}', expected some of {', '.join(known)}; of another camera the simulation "
+                f"must know where it stands: '+env.side_cameras.{name}=[[x,y,z],[x,y,z],45]' (position and what it "
+                "looks at, m; vertical field of view, degrees)"
+            )
+        return ""
+
 
 def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings from YAML or JSON, whose lists become the tuples that frozen settings hold."""

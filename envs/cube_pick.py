@@ -77,10 +77,8 @@ class CubePick(gymnasium.Env):
             ) from None
         c = self.config
         self.spec_robot = robot_spec(c.robot)
-        for camera in c.cameras:
-            if camera != "hand" and camera not in c.side_cameras:
-                known = ", ".join(["hand", *c.side_cameras])
-                raise EnvError(f"env.cameras: found '{camera}', expected some of {known}")
+        if why := c.undrawn():
+            raise EnvError(why)
         self.render_mode, self.draw = render_mode, draw
         _check_looks(c)
         views = {name: _farther(view, c.camera_distance) for name, view in c.side_cameras.items()}

@@ -232,6 +232,8 @@ def run(cfg: DictConfig) -> None:
     from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
+    if why := env_config(cfg).undrawn():  # now, not in the evaluation after encoding and training
+        raise UserError(why)
     out = Path(cfg.run_dir)
     if cfg.record:
         cfg.demos.path = str(out / "demos.zarr")

@@ -14,7 +14,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
-from s2robot.common.settings import open_demos, plain, read, world_of
+from s2robot.common.settings import env_config, open_demos, plain, read, world_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
@@ -121,6 +121,8 @@ def encode(cfg: DictConfig) -> None:
 def train(cfg: DictConfig) -> None:
     """`s2robot train`: encode what is missing, then train."""
     task = pipeline.read_task(cfg)
+    if (why := env_config(cfg).undrawn()) and is_first():
+        print(f"note: this policy can act on an arm, but not be evaluated in simulation: {why}", flush=True)
     store, encoder, features, _ = _encoded(task)
     checkpoint = pipeline.train_policy(task, store, encoder, features, Path(cfg.run_dir))
     if is_first():

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
+from s2robot import pipeline, verbs
 from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
+from s2robot.common.settings import env_config
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
@@ -185,6 +189,23 @@ def test_nothing_is_overwritten_and_no_camera_is_made_up(command, recorded, tiny
     )
     assert "found cameras hand, left, right, expected 'top' among them" in line
     assert line.endswith("env.cameras=[hand,left,right] takes those that it has")
+
+
+def test_a_camera_that_the_simulation_cannot_draw_is_told_before_any_work(recorded, capsys):
+    given = ["env.cameras=[hand,wrist]", f"demos.path={recorded}"]
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        run, train = compose("run", given), compose("train", given)
+        placed = compose("run", [*given, "+env.side_cameras.wrist=[[0.3,0,0.5],[0,0,0.1],45]"])
+    words = r"env.cameras: found 'wrist', expected some of hand, left, right; .*'\+env.side_cameras.wrist="
+    with pytest.raises(UserError, match=words) as caught:
+        pipeline.run(run)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DatasetError, match="expected 'wrist' among them"):
+        verbs.train(train)  # of other demos, it is trained for an arm
+    assert (
+        "note: this policy can act on an arm, but not be evaluated in simulation" in capsys.readouterr().out
+    )
+    assert env_config(placed).undrawn() == ""
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
