@@ -64,23 +64,22 @@ def load_state(path: Path, identity: Mapping[str, Any], device: torch.device | s
     if not isinstance(saved, dict):
         raise UserError(f"{path}: found the state of another version; remove it or choose another folder")
     for key, value in identity.items():
-        if key in saved and _plain(saved[key]) != _plain(value):
-            was, now = (_short(x) for x in (saved[key], value))
+        if key in saved and (difference := _difference(key, saved[key], value)):
             raise UserError(
-                f"{path}: found the state of another run; remove it or choose another folder "
-                f"(made with {key} {was}, this run has {now})"
+                f"{path}: found the state of another run; remove it or choose another folder ({difference})"
             )
     return state
 
 
-def _plain(value: Any) -> Any:
-    """Tuples, at any depth, as the lists that a config holds."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def _difference(key: str, was: Any, now: Any) -> str:
+    """The first value that differs, with its dotted key; nothing where all agree."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        each = (_difference(f"{key}.{k}", was.get(k), now.get(k)) for k in {**was, **now})
+        return next(filter(None, each), "")
+    was, now = (list(value) if isinstance(value, tuple) else value for value in (was, now))
+    return "" if was == now else f"made with {key} {_short(was)}, this run has {_short(now)}"
 
 
 def _short(value: Any) -> str:
-    value = _plain(value)
-    text = value.get("fingerprint", "another") if isinstance(value, dict) else str(value)
+    text = str(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

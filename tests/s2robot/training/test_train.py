@@ -139,7 +139,9 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, change):
     changes = {change: values[change]} if change in values else {}
     contract = CONTRACT | ({"dataset": {"fingerprint": "x"}} if change == "dataset" else {})
     spec = make_spec(chunk=5) if change == "spec" else make_spec()
-    with pytest.raises(UserError, match="training_state.pt: found the state of another run; remove it"):
+    key = {"dataset": "dataset.name random", "spec": "policy.chunk 4"}.get(change, f"train.{change} ")
+    words = rf"training_state.pt: found the state of another run; remove it .* \(made with {key}"
+    with pytest.raises(UserError, match=words):
         train(make_settings(**changes), spec, store, features, contract, tmp_path)
     assert (tmp_path / "training_state.pt").read_bytes() == state
     anew = make_settings(**changes, resume=False)
