@@ -1,0 +1,102 @@
+"""`s2robot run record=true` that is killed at any of its writes ends, with the same command, as one that was not.
+
+Simulation and evaluation are made up, so that all else is quick: recording, encoding, training and the run's own files
+are the real ones. Kills in an evaluation: tests/s2robot/evaluation.
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from s2robot import pipeline
+from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
+from s2robot.cli import main
+from s2robot.common.files import write_json
+from s2robot.demos import record as recorder
+from s2robot.demos.store import EpisodeStore
+from s2robot.evaluation import evaluate
+from tests.kills import kill_at_every_write
+
+ABOUT = {
+    "robot": "xarm7", "joint_names": list("abcdefg"), "rate_hz": 10, "cameras": ["hand"],
+    "camera_geometry": {"hand": {}}, "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {},
+}  # fmt: skip
+WORDS = [
+    "record=true", "recording.episodes=3", "recording.seed=500", "env.cameras=[hand]", "train.epochs=2",
+    "train.batch_size=4", "train.checkpoint_every=1", "train.threads=1", "train.accelerator=cpu", "features.device=cpu", "features.threads=1",
+    "policy.network.hidden=[8]", "policy.network.image_dim=4", "policy.network.state_dim=4",
+    "policy.pooling.keypoints=2", "policy.pooling.values=1",
+]  # fmt: skip
+
+
+def episode(world, picker, seed: int) -> tuple[dict, dict]:
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "state": rng.random((4, 2)),
+        **{k: rng.random((4, 8), np.float32) for k in ("action", "proprio")},
+    }
+    return arrays, {"seed": seed, "success": seed != 501}
+
+
+def frames(store, episodes, cameras, size, workers):
+    for i in episodes:
+        yield i, np.random.default_rng(i).integers(0, 256, (4, 1, size, size, 3), np.uint8)
+
+
+def evaluated(cfg, checkpoint: Path, out: Path) -> dict:
+    """Something of the policy, written where an evaluation writes."""
+    summary = {"weights": (checkpoint / "policy.safetensors").stat().st_size}
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def running(folder: Path) -> None:
+    encoder = folder.parent / "tiny.safetensors"
+    if not encoder.exists():
+        torch.manual_seed(0)
+        save_encoder(
+            MVPViT(ViTSpec(img_size=32, patch_size=8, dim=16, depth=1, heads=2)), encoder, {"seed": 0}
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S2ROBOT_CACHE", str(folder / "cache"))
+        patch.setattr(recorder, "CubePick", lambda config: SimpleNamespace(describe=lambda: ABOUT))
+        patch.setattr(recorder, "worker_pool", lambda workers: ThreadPoolExecutor(1))
+        patch.setattr(recorder, "record_episode", episode)
+        patch.setattr(pipeline, "drawn_by", lambda store: {"made": "up"})
+        patch.setattr(pipeline, "render_episodes", frames)
+        patch.setattr(evaluate, "evaluate_policy", evaluated)
+        patch.setattr(pipeline, "finish", lambda summary, out: None)
+        words = [*WORDS, f"encoder.checkpoint={encoder}", f"hydra.run.dir={folder / 'out'}"]
+        assert main(["run", *words]) == 0
+
+
+def what_is_left(folder: Path) -> dict:
+    out = folder / "out"
+    (features,) = (folder / "cache/features").glob("*/features.bin")
+    metrics = json.loads((out / "metrics.json").read_text())
+    return {
+        "files": {f.name for f in out.iterdir() if not f.name.startswith("events")},
+        "demos": EpisodeStore.open(out / "demos.zarr").fingerprint,
+        "features": features.read_bytes(),
+        "policy": (out / "checkpoint/policy.safetensors").read_bytes(),
+        "losses": [row["train_loss"] for row in metrics],
+        "summary": (out / "summary.json").read_text(),
+        "stages": [stage["stage"] for stage in json.loads((out / "stages.json").read_text())],
+    }
+
+
+def test_a_kill_at_any_write_of_a_run_changes_nothing(tmp_path):
+    """Every 29th write, other ones in each of the stages; EVERY_WRITE=1 takes all of them, and ten minutes."""
+    every = int(os.environ.get("EVERY_WRITE", "29"))
+    killed = kill_at_every_write(running, tmp_path, every, seconds=3600)
+    whole = what_is_left(tmp_path / "whole")
+    assert len(EpisodeStore.open(tmp_path / "whole/out/demos.zarr")) == 3
+    assert whole["stages"] == ["record", "encode", "train", "evaluate"]
+    for write, folder in killed.items():
+        assert what_is_left(folder) == whole, write
