@@ -45,7 +45,8 @@ def start_cameras(bridge: Bridge, names: Iterable[str], scene: Scene | None, sta
         try:
             if name not in bridge.cameras:
                 raise UserError(
-                    f"bridge.cameras: found {', '.join(bridge.cameras)}, expected '{name}' among them"
+                    f"bridge.cameras: found {', '.join(bridge.cameras)}, expected '{name}' among them "
+                    f"(+bridge.cameras.{name}.kind=opencv +bridge.cameras.{name}.device=<path>)"
                 )
             camera = bridge.cameras[name]
             reader = CameraReader(name, _source(name, camera, scene), camera.rotate)

@@ -1,5 +1,8 @@
 """What a deployment is told, and what a box that plans makes of it."""
 
+from contextlib import ExitStack
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
@@ -7,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from s2robot.common.paths import configs_dir, shipped_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import check as deploy_check
+from s2robot.deployment.cameras import start_cameras
 from s2robot.deployment.preflight import WARNING
 from s2robot.deployment.settings import read_bridge
 from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT
@@ -17,6 +21,14 @@ from s2robot.envs.real.emulator.motion import Motion, Plan
 def configured(*overrides):
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         return read_bridge(compose("deploy", [*overrides, "run_dir=none"]).bridge)
+
+
+def test_a_camera_of_another_name_needs_its_kind_and_device_alone():
+    bridge = configured("+bridge.cameras.wrist.kind=opencv", "+bridge.cameras.wrist.device=/dev/none")
+    assert bridge.cameras["wrist"] == replace(bridge.cameras["hand"], device="/dev/none")
+    with ExitStack() as stack:
+        found = start_cameras(bridge, ["front"], None, stack)
+    assert "expected 'front' among them (+bridge.cameras.front.kind=opencv" in found.failed[0].text
 
 
 def lag(limits, bridge, episode):
