@@ -124,17 +124,7 @@ def information(
     label, pooled encoders, and what MomentBank and FeatureCache refuse.
     """
     start = time.monotonic()
-    if not sources:
-        raise UserError("information.sources: found none, expected at least 1")
-    if reserved := {PLACE, ZERO, ALL} & set(sources):
-        raise UserError(f"information.sources: '{reserved.pop()}' is the name of another row; choose another")
-    if cfg.upper not in (None, ALL, *sources):
-        raise UserError(
-            f"information.upper: found '{cfg.upper}', expected null, {ALL} or one of {[*sources]}"
-        )
-    for label, encoder in {"target": target, **{f"sources.{k}": v for k, v in sources.items()}}.items():
-        if encoder.pool != "tokens":
-            raise UserError(f"information.{label}.pool: found {encoder.pool}, expected tokens")
+    _refuse(target, sources, cfg.upper)
     data = cfg.data
     size = data.image_size or max(encoder.image_size for encoder in (target, *sources.values()))
     root = Path(data.cache) if data.cache else cache_dir()
@@ -165,6 +155,19 @@ def information(
     write_text(out / "information.csv", _csv(report))
     save_figure(information_plot(report), out / "information.png")
     return report
+
+
+def _refuse(target: S2Encoder, sources: Mapping[str, S2Encoder], upper: str | None) -> None:
+    """UserError for no sources, a reserved or unknown label, or a pooled encoder."""
+    if not sources:
+        raise UserError("information.sources: found none, expected at least 1")
+    if reserved := {PLACE, ZERO, ALL} & set(sources):
+        raise UserError(f"information.sources: '{reserved.pop()}' is the name of another row; choose another")
+    if upper not in (None, ALL, *sources):
+        raise UserError(f"information.upper: found '{upper}', expected null, {ALL} or one of {[*sources]}")
+    for label, encoder in {"target": target, **{f"sources.{k}": v for k, v in sources.items()}}.items():
+        if encoder.pool != "tokens":
+            raise UserError(f"information.{label}.pool: found {encoder.pool}, expected tokens")
 
 
 def side_by_side(sources: Sequence[np.ndarray], count: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from s2robot.encoders.build import build_encoder
 from s2robot.encoders.selective import SelectiveEncoder, select
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.evaluation.evaluate import evaluate_policy
+from s2robot.evaluation.evaluate import _world_of, evaluate_policy
 from s2robot.evaluation.film import film, film_some
 from s2robot.evaluation.planners import LearnedPlanner, NearestDemo
 from s2robot.evaluation.records import read_records, summarise
@@ -320,6 +320,14 @@ def test_cameras_that_moved_since_the_demos_are_told(checkpoint, tmp_path, capsy
     expected = ["camera left moved by 2 cm and 0 degrees", "camera left field of view 60 -> 45 degrees"]
     assert summary["world_changes"] == expected  # and nothing of the hand's camera, nor of the frames' size
     assert f"note: this world is not the demos': {'; '.join(expected)}" in capsys.readouterr().out
+
+
+def test_the_demos_own_world_is_that_of_the_contract(checkpoint):
+    contract = json.loads((checkpoint / "policy.json").read_text())["contract"]
+    contract["env_config"] |= {"max_steps": 9, "side_cameras": {"left": [[0.5, 0, 0.5], [0, 0, 0], 40.0]}}
+    world, changes = _world_of(None, contract, 128)
+    assert (world.max_steps, world.image_size, world.cameras, changes) == (9, 128, CAMERAS, [])
+    assert world.side_cameras == {"left": ((0.5, 0, 0.5), (0, 0, 0), 40.0)}
 
 
 def test_camera_changes_are_of_what_both_sides_know():
