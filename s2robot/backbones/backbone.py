@@ -16,7 +16,6 @@ follows; a stage comes as it is, without the norms and convolutions that follow 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from s2robot.backbones.facts import Facts, Given, Size
 from s2robot.backbones.libraries import Source, read_model
 from s2robot.backbones.outputs import as_tokens, features
+from s2robot.backbones.twin import twin
 from s2robot.common.errors import UserError
 
 PROBE = (256, 384)  # for models that take any size: not square, and a multiple of every usual stride
@@ -45,12 +45,8 @@ class Backbone(nn.Module):
         if facts.tile is None or facts.patch is None or facts.num_prefix_tokens is None or facts.dim is None:
             raise UserError(f"{facts.name}: tile, patch, prefix tokens or dim are not known: {facts}")
         self.model, self._run, self._channels_last = source.model, source.run, bool(facts.channels_last)
-        self.name, self.depth, self.block, self.any_size = (
-            facts.name,
-            facts.depth,
-            facts.block,
-            facts.any_size,
-        )
+        self.name, self.depth, self.block = facts.name, facts.depth, facts.block
+        self.any_size = facts.any_size
         self.tile, self.patch = facts.tile, facts.patch
         self.num_prefix_tokens, self.dim = facts.num_prefix_tokens, facts.dim
         self.mean, self.std = (_three(v, facts.name) for v in (facts.mean, facts.std))
@@ -64,18 +60,13 @@ class Backbone(nn.Module):
 
         Raises UserError for a model that cannot be copied.
         """
-        memo: dict[int, Any] = {}
-        for t in (*self.parameters(), *self.buffers()):  # same memory: what is learnt there is seen here
-            new = t.detach()
-            memo[id(t)] = nn.Parameter(new, requires_grad=False) if isinstance(t, nn.Parameter) else new
         try:
-            twin = copy.deepcopy(self, memo)
+            return twin(self).requires_grad_(False).eval()
         except Exception as error:  # what modules hold raises many kinds
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{self.name} cannot be copied ({reason}); freeze it yourself and say frozen=False"
             ) from error
-        return twin.requires_grad_(False).eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         """As in any module; a GPU that is not there is a UserError instead of torch's assertion."""

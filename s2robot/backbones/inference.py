@@ -21,11 +21,10 @@ that one machine always computes the same features.
 
 from __future__ import annotations
 
-import copy
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +32,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from s2robot.backbones.twin import Module, twin
 from s2robot.common.errors import UserError
 
 PIXELS_PER_CALL = 10 * 224 * 224  # on a CPU; ViT-B is at its best from 4 to 10 tiles
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
@@ -117,13 +115,7 @@ def _converted(model: Module, dtype: torch.dtype) -> Module:
     rounding them would shift whole channels."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     kept = {id(t) for m in norms for t in (*m.parameters(), *m.buffers())}
-    memo: dict[int, Any] = {}
-    for t in (*model.parameters(), *model.buffers()):
-        new = t.detach()
-        if t.is_floating_point() and id(t) not in kept:
-            new = new.to(dtype)
-        memo[id(t)] = nn.Parameter(new, requires_grad=False) if isinstance(t, nn.Parameter) else new
-    return copy.deepcopy(model, memo)
+    return twin(model, lambda t: t.to(dtype) if t.is_floating_point() and id(t) not in kept else t)
 
 
 def _forward(

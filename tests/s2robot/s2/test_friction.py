@@ -72,6 +72,23 @@ def test_a_function_is_not_copied_with_all_that_it_belongs_to():
     assert frozen.backbone.model.function.__self__ is model
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: torch.compile(m, backend="eager"),
+        torch.jit.script,
+        lambda m: nn.utils.parametrizations.weight_norm(m, "weight"),
+    ],
+)
+def test_models_of_other_makes_are_frozen_too(change):
+    model, x = nn.Conv2d(3, 4, 4, 4), frames(1, 32, 32, 3)
+    made = change(model)
+    expected = S2(made, tile=16, frozen=False)(x).detach()
+    frozen = S2(made, tile=16)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    torch.testing.assert_close(frozen(x), expected)
+
+
 def test_a_model_that_cannot_be_copied_says_what_to_do():
     model = Model()
     model.scaled = model.embed.weight * 2  # no leaf: torch refuses to copy it
