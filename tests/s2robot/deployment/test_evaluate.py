@@ -237,7 +237,7 @@ def test_ctrl_c_brakes_and_keeps_what_is_done(config, emulator, slow_policy, cal
         (["evaluate.world=simulation"], "evaluate.world: found 'simulation', expected arm"),
         (["evaluate.seed=499"], "positions 499 to 500 hold 1 that the demos"),
         (["env.rate_hz=20"], "the policy acts at 10 Hz, given are 20 Hz"),
-        (["env.lighting=2"], "env.lighting: found 2, expected 1.0 as the running `s2robot emulate` has it"),
+        (["env.lighting=2"], "env.lighting: found 2.0, expected 1.0 as the running `s2robot emulate` has it"),
         (["env.cube_size=0.02"], "env.cube_size: found 0.02, expected 0.04 as the running"),
     ],
 )  # fmt: skip
