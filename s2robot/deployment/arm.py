@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from s2robot.common.errors import UserError
 from s2robot.deployment.preflight import Robot
@@ -11,7 +9,8 @@ from s2robot.deployment.scene import Scene
 from s2robot.deployment.settings import Bench
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.real.arms.driver import ArmLimits
-from s2robot.envs.real.arms.sdk_log import LOG_FILE, log_to
+from s2robot.envs.real.arms.logged import logged_driver
+from s2robot.envs.real.arms.sdk_log import LOG_FILE
 from s2robot.envs.real.arms.xarm import XArmDriver
 
 JOINT_NAMES = tuple(f"joint{i}" for i in range(1, 8))
@@ -30,14 +29,9 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
     arm, log = bench.bridge.arm, bench.run_dir / LOG_FILE
     print(f"what the arm's SDK says: {log}", flush=True)
     return partial(
-        _logged_driver, log, str(ip), limits=limits, mode=arm.number, ports=scene.ports if scene else None,
+        logged_driver, log, str(ip), limits=limits, mode=arm.number, ports=scene.ports if scene else None,
         sensitivity=arm.sensitivity, speed=arm.speed, acceleration=arm.acceleration,
     )  # fmt: skip
-
-
-def _logged_driver(log: Path, *args: Any, **settings: Any) -> XArmDriver:
-    log_to(log)
-    return XArmDriver(*args, **settings)
 
 
 def robot_of(limits: ArmLimits, rate_hz: float) -> Robot:

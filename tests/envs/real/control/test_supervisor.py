@@ -143,3 +143,14 @@ def test_no_arm_no_supervisor():
 def test_a_senseless_limit_is_refused(limit):
     with pytest.raises(EnvError, match="supervisor: found a limit"):
         Supervisor(lambda: None, limit_s=limit)
+
+
+def test_its_process_loads_no_more_than_the_arm_needs():
+    """It watches from the first moment on; torch alone would take seconds."""
+    code = "import sys, s2robot.envs.real.arms.logged, s2robot.envs.real.control.supervisor as s; " \
+        "print(*sorted({'torch', 'zarr', 'cv2', 'hydra', 'mujoco'} & set(sys.modules)))"  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": ROOT}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
