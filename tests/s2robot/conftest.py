@@ -82,7 +82,7 @@ def calm():
     return CALM
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def emulator(tmp_path_factory):
     """`s2robot emulate` as a user starts it; gives its side channel, whose `port` deploy is told."""
     folder = tmp_path_factory.mktemp("emulator")
