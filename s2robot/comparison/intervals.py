@@ -3,7 +3,7 @@
 success_interval(outcomes["base"])        # low, high, method: for new training seeds and new positions
 success_sequence(outcomes["base"])        # low, high, method: holds at every look, for these policies
 
-Outcomes are bool (seeds, positions). `python -m benchmarks.coverage` prints how often these intervals hold.
+Outcomes are bool (seeds, positions). `python -m benchmarks.interval_coverage` prints how often these intervals hold.
 """
 
 from typing import Any

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.coverage import LOOK, arms, draw, looks
+from benchmarks.interval_coverage import LOOK, arms, draw, looks
 from s2robot.common.errors import UserError
 from s2robot.comparison.intervals import bounds, success_interval, success_sequence
 from s2robot.evaluation.records import wilson

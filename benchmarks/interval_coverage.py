@@ -1,8 +1,8 @@
 """How often the intervals of a comparison hold, and how wide they are: simulated, with the truth known.
 
-    python -m benchmarks.coverage                # about 3 minutes; three tables
-    python -m benchmarks.coverage runs=500       # a rougher one
-    python -m benchmarks.coverage bound=true     # and what no interval of three seeds can do
+    python -m benchmarks.interval_coverage                # about 3 minutes; three tables
+    python -m benchmarks.interval_coverage runs=500       # a rougher one
+    python -m benchmarks.interval_coverage bound=true     # and what no interval of three seeds can do
 
 Success of seed and position: a normal latent of which a position gives the share `hard`, and a level of the seed
 from a Beta distribution whose mean is the truth; `spread` is its standard deviation in units of sqrt(p (1 - p)), so
