@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.envs.errors import EnvError
+
 STAGES = ("approach", "grasp", "lift", "held")
 ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
 ENV_VERSION = "CubePick-v0"
@@ -48,6 +50,18 @@ class CubePickConfig:
             for name, (position, target, fovy) in self.side_cameras.items()
         }
         object.__setattr__(self, "side_cameras", views)  # lists where they come from YAML or JSON
+        for name, least in (
+            ("rate_hz", 1),
+            ("image_size", 1),
+            ("max_steps", 1),
+            ("start_noise", 0),
+            ("success_hold", 0),
+        ):
+            if not (found := getattr(self, name)) >= least:
+                raise EnvError(f"env.{name}: found {found}, expected {least} or more")
+        for name in ("cube_size", "stiffness"):
+            if not (found := getattr(self, name)) > 0:
+                raise EnvError(f"env.{name}: found {found}, expected more than 0")
 
     def undrawn(self) -> str:
         """Why one of the cameras cannot be drawn; empty if all can."""

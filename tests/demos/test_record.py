@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from s2robot.demos import record as recorder
+from s2robot.demos import replay
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.demos.record import record, record_episode
-from s2robot.demos.replay import env_config_of, episode_frames, render_episodes, replay_episode
+from s2robot.demos.replay import drawn_by, env_config_of, episode_frames, render_episodes, replay_episode
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
@@ -261,6 +262,19 @@ def test_recorded_images_are_read_not_drawn(recorded, tmp_path):
     with EpisodeStore.create(tmp_path / "images.zarr", attributes) as store:
         store.append({"images_left": images, "action": np.zeros((5, 8), np.float32)}, {"seed": 0})
     assert np.array_equal(episode_frames(tmp_path / "images.zarr", 0, ("left",), 8)[:, 0], images)
+
+
+def test_what_draws_the_frames_is_told(recorded, tmp_path, monkeypatch):
+    store = EpisodeStore.open(recorded)
+    here = drawn_by(store)
+    assert here is not None and here == drawn_by(store)
+    assert {"mujoco", "robosuite", "look", "opengl", "robot"} == set(here)
+    monkeypatch.setattr(replay, "version", lambda name: "another")
+    assert drawn_by(store) != here
+    monkeypatch.setitem(sys.modules, "s2robot.envs.renderer", None)  # as without the simulator
+    assert drawn_by(store) is None
+    with EpisodeStore.create(tmp_path / "images.zarr", {**store.attrs, "kind": "images"}) as images:
+        assert drawn_by(images) == {}
 
 
 def test_recorded_images_are_cut_to_the_square_in_their_middle(recorded, tmp_path):

@@ -8,7 +8,7 @@ from gymnasium.utils.env_checker import check_env
 
 import s2robot.envs  # noqa: F401 (registers the id)
 from s2robot.demos.picker import Picker, PickerConfig
-from s2robot.envs.cube_config import MAX_DELTA, STAGES
+from s2robot.envs.cube_config import MAX_DELTA, STAGES, CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.robots import ROBOTS
@@ -309,3 +309,12 @@ def test_describe_is_json_and_says_what_a_dataset_must_know(env):
     assert about["action_frame"] == "joint_delta_commanded" and about["rate_hz"] == 10
     assert list(about["camera_geometry"]) == about["cameras"] == ["hand", "left", "right"]
     assert about["env_config"]["box_x"] == [-0.12, 0.12]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [("image_size", 0, "1 or more"), ("max_steps", -1, "1 or more"), ("cube_size", 0.0, "more than 0")],
+)
+def test_settings_out_of_range_are_refused(key, value, expected):
+    with pytest.raises(EnvError, match=f"env.{key}: found {value}, expected {expected}"):
+        CubePickConfig(**{key: value})
