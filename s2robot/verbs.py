@@ -92,12 +92,11 @@ def inspect(cfg: DictConfig) -> None:
 
 def scenes(cfg: DictConfig) -> None:
     """`s2robot scenes`: frames for pre-training."""
-    from s2robot.pretraining.scenes import make_scenes
+    from s2robot.pretraining.scenes import ScenesSettings, make_scenes
 
+    settings = read(ScenesSettings, cfg.scenes, "scenes")
     with bar("rendering scenes") as update:
-        path = make_scenes(
-            cfg.scenes, Path(cfg.scenes.out), lambda done, total: update(done, total, "episodes")
-        )
+        path = make_scenes(settings, lambda done, total: update(done, total, "episodes"))
     print(f"frames: {path}")
 
 

@@ -8,16 +8,40 @@ policy is trained or tested on.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.common.extras import require_simulator
 from s2robot.common.files import write_json
 from s2robot.envs.workers import worker_pool
+from s2robot.training.settings import INFINITY, check_ranges
 
 _FRAMES_A_SEED = 60  # one episode's moments, so that a worker's task is some seconds long
+
+
+@dataclass(frozen=True)
+class ScenesSettings:
+    """configs/scenes.yaml says what each is."""
+
+    out: str
+    robots: tuple[str, ...] = ("xarm7", "panda")
+    frames: int = 15000
+    image_size: int = 256
+    vary: float = 0.6
+    seed: int = 0
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        many = (1, INFINITY)
+        check_ranges(
+            self, "scenes", frames=many, image_size=many, workers=many, seed=(0, INFINITY), vary=(0, 1)
+        )
+        if not self.robots:
+            raise UserError("scenes.robots: found none, expected one or more")
 
 
 class _Look:
@@ -96,27 +120,32 @@ def render_scenes(seed: int, robots: tuple[str, ...], image_size: int, vary: flo
     return np.stack(frames[:_FRAMES_A_SEED])
 
 
-def make_scenes(cfg, out: Path, progress=lambda done, total: None) -> Path:
-    """Render ``cfg.frames`` frames with ``cfg.workers`` processes into ``out/frames.npy``.
+def make_scenes(
+    settings: ScenesSettings, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Path:
+    """Render `settings.frames` frames, rounded up to whole episodes, into ``out/frames.npy``.
 
     Raises:
-        UserError: ``out`` already holds frames.
+        UserError: ``out`` already holds frames, or the simulator is not installed.
     """
+    require_simulator()
+    out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     path, part = out / "frames.npy", out / "frames.npy.part"
     if path.exists():
         raise UserError(f"{path}: already there; remove it or choose another scenes.out")
-    seeds = -(-cfg.frames // _FRAMES_A_SEED)
-    shape = (seeds * _FRAMES_A_SEED, cfg.image_size, cfg.image_size, 3)
+    seeds = -(-settings.frames // _FRAMES_A_SEED)
+    shape = (seeds * _FRAMES_A_SEED, settings.image_size, settings.image_size, 3)
     bank = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
-    settings = (tuple(cfg.robots), cfg.image_size, cfg.vary)
-    with worker_pool(cfg.workers) as pool:
-        jobs = [pool.submit(render_scenes, cfg.seed * 100_000 + i, *settings) for i in range(seeds)]
+    drawn = (settings.robots, settings.image_size, settings.vary)
+    with worker_pool(settings.workers) as pool:
+        jobs = [pool.submit(render_scenes, settings.seed * 100_000 + i, *drawn) for i in range(seeds)]
         for i, job in enumerate(jobs):
             bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = job.result()
             progress(i + 1, seeds)
     bank.flush()
-    recipe = {key: list(cfg[key]) if key == "robots" else cfg[key] for key in cfg if key != "out"}
+    recipe = {**asdict(settings), "robots": list(settings.robots)}
+    del recipe["out"]
     write_json(out / "meta.json", recipe)
     os.replace(part, path)
     return path

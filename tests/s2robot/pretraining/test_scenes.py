@@ -7,7 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
-from s2robot.pretraining.scenes import make_scenes, render_scenes
+from s2robot.common.paths import configs_dir
+from s2robot.common.settings import read
+from s2robot.pretraining.scenes import ScenesSettings, make_scenes, render_scenes
 
 
 def test_frames_are_decided_by_the_seed_and_differ():
@@ -28,12 +30,9 @@ def test_looks_vary_only_when_asked():
 
 
 def test_a_bank_of_both_arms_is_written_once(tmp_path):
-    cfg = OmegaConf.create(
-        {"robots": ["xarm7", "panda"], "frames": 90, "image_size": 32, "vary": 0.6, "seed": 0, "workers": 1}
-        | {"out": "somewhere"}
-    )
+    settings = ScenesSettings(str(tmp_path), frames=90, image_size=32, workers=1)
     calls = []
-    path = make_scenes(cfg, tmp_path, lambda *done: calls.append(done))
+    path = make_scenes(settings, lambda *done: calls.append(done))
     bank = np.load(path)
     assert bank.shape == (120, 32, 32, 3) and calls == [(1, 2), (2, 2)]  # whole episodes of 60 frames
     assert np.array_equal(bank[60:], render_scenes(1, ("xarm7", "panda"), 32, 0.6))
@@ -42,5 +41,25 @@ def test_a_bank_of_both_arms_is_written_once(tmp_path):
     }  # fmt: skip
     assert not list(tmp_path.glob("*.part"))
     with pytest.raises(UserError, match="frames.npy: already there; remove it or choose another scenes.out"):
-        make_scenes(cfg, tmp_path)
+        make_scenes(settings)
     assert np.array_equal(bank, np.load(path))
+
+
+def test_the_defaults_are_those_of_the_config():
+    config = OmegaConf.merge(OmegaConf.load(configs_dir() / "scenes.yaml").scenes, {"out": "here"})
+    assert read(ScenesSettings, config, "scenes") == ScenesSettings("here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frames": 0}, "scenes.frames: found 0, expected 1 or more"),
+        ({"workers": 0}, "scenes.workers: found 0, expected 1 or more"),
+        ({"vary": 2.0}, "scenes.vary: found 2.0, expected a value from 0 to 1"),
+        ({"robots": []}, "scenes.robots: found none, expected one or more"),
+    ],
+)
+def test_values_out_of_range_are_one_line(changes, words):
+    with pytest.raises(UserError) as error:
+        read(ScenesSettings, {"out": "here"} | changes, "scenes")
+    assert str(error.value) == words
