@@ -88,7 +88,7 @@ def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
 
         facts: dict[str, Any] = {name: version(name) for name in ("mujoco", "robosuite")}
         facts |= {"look": LOOK, "opengl": opengl()}
-    except (ImportError, EnvError):
+    except (ImportError, RuntimeError, EnvError):  # of MuJoCo where there is no screen and no EGL
         return None
     return facts | {"robot": {name: spec[name] for name in spec if name.startswith(("camera_", "base_"))}}
 
