@@ -1,11 +1,15 @@
 """The frame of the pages: text is escaped wherever it comes from, and the stylesheet travels inside."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 from jinja2 import UndefinedError
 
 from s2robot.reporting.page import TEMPLATES, Film, as_text, duration, embed, flatten, write_page
 from tests.s2robot.html_page import Page
 
+ROOT = Path(__file__).resolve().parents[3]
 EVIL = "<script>alert('1')</script>"
 
 
@@ -16,6 +20,14 @@ def test_every_template_extends_the_frame_or_is_it_and_nothing_is_marked_safe():
     for name, text in pages.items():
         assert "safe" not in text and "autoescape" not in text, name
         assert name in ("base.html.j2", "macros.html.j2") or '{% extends "base.html.j2" %}' in text
+
+
+def test_a_wheel_holds_the_templates():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "package-data"
+    ]
+    shipped = {path for pattern in data["s2robot.reporting"] for path in TEMPLATES.parent.glob(pattern)}
+    assert shipped == set(TEMPLATES.iterdir())
 
 
 def test_names_of_folders_and_films_are_escaped(tmp_path):
