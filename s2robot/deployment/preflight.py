@@ -85,7 +85,7 @@ def check_contract(
         _same("action frame", contract["action_frame"], robot.action_frame),
     ]
     if encoder is not None:
-        findings.append(_same("encoder", contract["encoder"]["fingerprint"], encoder))
+        findings.append(_encoder(contract["encoder"], encoder))
     geometry = contract.get("camera_geometry") or {}
     for name in contract["cameras"]:
         if name not in cameras:
@@ -145,6 +145,18 @@ def _same(check: str, wanted: Any, found: Any) -> Finding:
     if wanted == found:
         return Finding(OK, check, f"{found}")
     return Finding(STOP, check, f"the policy was trained for '{wanted}', given is '{found}'")
+
+
+def _encoder(wanted: Mapping[str, Any], found: str) -> Finding:
+    name = wanted.get("name", "")
+    if wanted["fingerprint"] == found:
+        return Finding(OK, "encoder", f"{name} {found[:12]}".strip())
+    trained = f"{name} {wanted['fingerprint'][:12]}".strip()
+    return Finding(
+        STOP,
+        "encoder",
+        f"the policy was trained for '{trained}', given is '{found[:12]}': other weights or settings",
+    )
 
 
 def _joints(wanted: Sequence[str], robot: Robot) -> Finding:

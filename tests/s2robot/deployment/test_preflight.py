@@ -72,7 +72,10 @@ def test_what_fits_gives_a_line_for_each_check_and_stops_nothing():
             {"robot": replace(ROBOT, action_frame="joint_absolute")},
             "action frame: the policy was trained for 'joint_delta_commanded', given is 'joint_absolute'",
         ),
-        ({"encoder": "beef"}, "encoder: the policy was trained for 'f00d', given is 'beef'"),
+        (
+            {"encoder": "beef"},
+            "encoder: the policy was trained for 'mvp-tiny f00d', given is 'beef': other weights or settings",
+        ),
         (
             {"cameras": {"hand": CAMERAS["hand"]}},
             "camera left: the policy needs it, given are hand",

@@ -1,0 +1,66 @@
+"""The engine under all users of S2: what it puts together, and what it refuses."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from s2robot.common.errors import UserError
+from s2robot.s2.engine import assemble, encode
+from s2robot.s2.layout import LONGEST, Sizes, square
+
+torch.set_num_threads(1)
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def model(x: torch.Tensor) -> torch.Tensor:
+    """Two prefix tokens, then patches of 2 px."""
+    patches = F.avg_pool2d(x, 2).square()
+    return torch.cat([x.amax((2, 3))[:, None].expand(-1, 2, -1), patches.flatten(2).mT], dim=1)
+
+
+def levels(*sides: int) -> list[torch.Tensor]:
+    return [torch.rand(3, 3, side, side, generator=GENERATOR) for side in sides]
+
+
+def test_levels_stand_side_by_side_on_the_grid_of_the_first():
+    layout, (small, large) = square((4, 8), 4, 2), levels(4, 8)
+    out = encode(model, [small, large], layout, front=2, output="map")
+    assert (layout.cells, layout.grid, layout.tiles) == ((2, 2), (2, 2), 5)
+    torch.testing.assert_close(out[:, :3], F.avg_pool2d(small, 2).square())
+    torch.testing.assert_close(out[:, 3:], F.avg_pool2d(F.avg_pool2d(large, 2).square(), 2))
+    tokens = encode(model, [small, large], layout, front=2, prefix=True)
+    assert torch.equal(tokens[:, 2:], out.flatten(2).mT)
+    torch.testing.assert_close(tokens[:, 0, 3:], F.max_pool2d(large, 4).mean((2, 3)))  # the mean over tiles
+    pooled = encode(model, [small, large], layout, front=2, output="pooled")
+    torch.testing.assert_close(pooled, out.mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_result_has_the_type_of_the_tokens(dtype):
+    layout = square((4, 8), 4, 2)
+    parts = [torch.rand(n, 2, 6, 5, generator=GENERATOR).to(dtype) for n in (1, 4)]
+    for output in ("tokens", "map", "pooled"):
+        assert assemble(parts, layout, 2, output).dtype == dtype
+    assert assemble(parts, layout, 2, prefix=True).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: encode(model, levels(4), square((4,), 4, 2)), r"gives 6 tokens a tile, expected 0 \+ 2 x 2"),
+        (
+            lambda: encode(model, levels(6), square((4,), 4, 2), 2),
+            r"planned for a frame of \(4, 4\), found .*\(6, 6\)",
+        ),
+        (lambda: square((), 4, 2), "sizes are empty"),
+        (lambda: square((2,), 4, 2), "S2 size 2 is not a whole multiple of the model's tile 4"),
+        (lambda: square((4, 6), 4, 2), "S2 size 6 is not a whole multiple"),
+        (lambda: Sizes((4, 4), 2, scales=()), "at least one scale or size"),
+        (lambda: Sizes((4, 4), 2, sizes=(4,), base=4), "not both"),
+        (lambda: Sizes((4, 4), 2).layout(0, 5), "a frame of 0 x 5 px"),
+        (lambda: Sizes((4, 4), 2).layout(4, 4 * LONGEST + 1), "a frame of 4 x 65 px is more than 16 times"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, words):
+    with pytest.raises(UserError, match=words):
+        call()
