@@ -95,7 +95,7 @@ class _Wait:
     def turn(self, lock):
         with lock:
             while not self.ready:
-                lock.wait()
+                assert lock.wait(300), "somebody does not wait through the clock"
         assert not self.stuck, "everybody waits for somebody else"
 
 
