@@ -14,6 +14,7 @@ COMPOSES = {"s2robot.deployment.emulate"}
 DRAWS = {
     "s2robot.comparison.compare",
     "s2robot.comparison.film",
+    "s2robot.comparison.result",
     "s2robot.demos.picker",
     "s2robot.demos.record",
     "s2robot.envs.cube_pick",

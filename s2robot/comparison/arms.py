@@ -1,8 +1,8 @@
 """The arms of a comparison: what each one trains and evaluates, checked before anything runs.
 
-    arms = choose_arms(cfg.experiment, ["base", "base-s2"])
-    settings_of("train", [*common, *arms[0].overrides])     # the DictConfig that `s2robot train` would get
-    describe(arms[0], common)                               # encoder, scales, parameters, GFLOPs
+    arms = choose_arms(experiment.arms, ["base", "base-s2"])
+    known = look_up(arms[0], common)                        # encoder, world, what compare.json says of it
+    value_of(arms[0], common, "env.lighting")               # of any setting of `s2robot train`
 
 An arm is a name, a label and Hydra overrides, such as [encoder=mvp-tiny, s2=single, policy=rpt]. They are the same
 words that `s2robot train` and `s2robot evaluate` take, so a comparison is nothing that a user could not type.
@@ -11,9 +11,9 @@ words that `s2robot train` and `s2robot evaluate` take, so a comparison is nothi
 import difflib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -24,10 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.common.settings import encoder_settings
+from s2robot.common.settings import encoder_settings, env_config, open_demos, plain
 from s2robot.demos.errors import DatasetError
+from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.encoder import S2Encoder
+from s2robot.envs.cube_config import CubePickConfig
 
 # the groups of settings that each verb of a comparison reads
 READS = {
@@ -50,6 +51,18 @@ class Arm:
     overrides: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of an arm before it runs, from the settings that its stages will get."""
+
+    about: Mapping[str, Any]  # what compare.json says of it
+    encoder: str  # fingerprint
+    world: CubePickConfig  # it is evaluated in, drawn as large as a video
+    selective: Mapping[str, Any]  # scale-selective S2
+    device: str
+    threads: int | None
+
+
 def key_of(override: str) -> str:
     """`train.seed` of `train.seed=0`, `+train.seed=0` or `~train.seed`."""
     return override.split("=", 1)[0].lstrip("+~").split("@")[0]
@@ -65,40 +78,44 @@ def read_by(verb: str, overrides: Sequence[str]) -> list[str]:
     return kept
 
 
-def choose_arms(experiment: DictConfig, names: Sequence[str] | None = None) -> list[Arm]:
+def choose_arms(known: Mapping[str, Any], names: Sequence[str] | None = None) -> tuple[Arm, ...]:
     """The experiment's arms, or those named, in that order.
 
     Raises:
         UserError: an arm that the experiment does not have, or overrides that no arm may have.
     """
-    known = {str(name): arm for name, arm in experiment.arms.items() if arm is not None}
-    arms = []
-    for name in known if names is None else names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f", did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"arms: found '{name}', expected some of {', '.join(known)}{hint}")
-        if not re.fullmatch(r"[\w.+-]+", name):
-            raise UserError(f"arm '{name}': expected letters, digits and . _ + - in its name")
-        given = known[name]
-        if isinstance(given, str):  # as one types it: '+experiment.arms.mine="encoder=mvp-tiny s2=single"'
-            arm = Arm(name, name, tuple(shlex.split(given)))
-        else:
-            arm = Arm(name, str(given.get("label") or name), tuple(map(str, given.get("overrides") or ())))
-        for override in arm.overrides:
-            key = key_of(override)
-            if any(key == c or key.startswith(f"{c}.") for c in _COMMON):
-                raise UserError(
-                    f"arm '{name}': found {override}, expected it to be the same for all arms: give it to compare"
-                )
-            if re.split(r"[./]", key)[0] not in GROUPS:
-                raise UserError(f"arm '{name}': found {override}, expected overrides of {', '.join(GROUPS)}")
-        arms.append(arm)
+    known = {name: given for name, given in known.items() if given is not None}
     if len(set(names or known)) < 2:
         raise UserError(f"arms: found {', '.join(names or known) or 'none'}, expected at least 2")
+    arms = tuple(_arm(known, name) for name in (known if names is None else names))
     if len(arms) != len({arm.name for arm in arms}):
         raise UserError(f"arms: found {', '.join(names or known)}, expected every arm once")
     return arms
+
+
+def _arm(known: Mapping[str, Any], name: str) -> Arm:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f", did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"arms: found '{name}', expected some of {', '.join(known)}{hint}")
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise UserError(f"arm '{name}': expected letters, digits and . _ + - in its name")
+    given = known[name]
+    if isinstance(given, str):  # as one types it: '+experiment.arms.mine="encoder=mvp-tiny s2=single"'
+        arm = Arm(name, name, tuple(shlex.split(given)))
+    elif isinstance(given, Mapping):
+        arm = Arm(name, str(given.get("label") or name), tuple(map(str, given.get("overrides") or ())))
+    else:
+        raise UserError(f"arm '{name}': found {given}, expected a label and overrides")
+    for override in arm.overrides:
+        key = key_of(override)
+        if any(key == c or key.startswith(f"{c}.") for c in _COMMON):
+            raise UserError(
+                f"arm '{name}': found {override}, expected it to be the same for all arms: give it to compare"
+            )
+        if re.split(r"[./]", key)[0] not in GROUPS:
+            raise UserError(f"arm '{name}': found {override}, expected overrides of {', '.join(GROUPS)}")
+    return arm
 
 
 @contextmanager
@@ -130,22 +147,40 @@ def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def encoder_of(arm: Arm, common: Sequence[str]) -> S2Encoder:
-    """The arm's encoder. Raises UserError that names the arm where its weights are not to be had."""
+def look_up(arm: Arm, common: Sequence[str]) -> Known:
+    """Check an arm's settings and weights. Raises UserError that names the arm."""
     with about(f"arm '{arm.name}'"):
-        return build_encoder(encoder_settings(settings_of("train", [*common, *arm.overrides])))
-
-
-def describe(arm: Arm, common: Sequence[str], encoder: S2Encoder) -> dict[str, Any]:
-    """What compare.json says of an arm before it has run."""
-    cfg = settings_of("train", [*common, *arm.overrides])
-    return {
+        words = [*common, *arm.overrides]
+        train, evaluation = settings_of("train", words), settings_of("evaluate", words)
+        encoder = build_encoder(encoder_settings(train))
+        world = replace(env_config(evaluation), image_size=evaluation.evaluate.video_size)
+    facts = {
         "name": arm.name,
         "label": arm.label,
         "encoder": encoder.name,
-        "scales": [float(s) if s % 1 else int(s) for s in cfg.s2.scales],
-        "policy": f"{cfg.policy.kind}, {cfg.policy.pooling.kind}",
+        "scales": [float(s) if s % 1 else int(s) for s in train.s2.scales],
+        "policy": f"{train.policy.kind}, {train.policy.pooling.kind}",
         "overrides": list(arm.overrides),
         "parameters": encoder.num_parameters,
         "gflops_per_frame": round(encoder.gflops_per_image, 3),
     }
+    e = evaluation.evaluate
+    return Known(
+        facts, encoder.fingerprint, world, selective=plain(e.selective), device=e.device, threads=e.threads
+    )
+
+
+def demos_of(arm: Arm, common: Sequence[str]) -> EpisodeStore:
+    """The demos that all arms learn from."""
+    with about("all arms"):
+        return open_demos(settings_of("train", [*common, *arm.overrides]))
+
+
+def value_of(arm: Arm, common: Sequence[str], key: str) -> Any:
+    """What the main comparison has at an axis's key; UserError for a key that no stage has."""
+    with about("axes"):
+        cfg = settings_of("evaluate" if key.startswith("evaluate.") else "train", [*common, *arm.overrides])
+        value = OmegaConf.select(cfg, key)
+        if value is None and key == "demos.episodes":
+            return len(open_demos(cfg))
+    return value

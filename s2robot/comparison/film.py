@@ -5,7 +5,7 @@ film_disagreements(plan, runs, pair, 4)     # the entries of compare.json's "vid
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 
 from s2robot.common.errors import UserError
-from s2robot.common.settings import env_config
-from s2robot.comparison.arms import settings_of
 from s2robot.comparison.plan import Plan, Runs
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.workers import worker_pool
@@ -61,7 +59,7 @@ def film_disagreements(plan: Plan, runs: Runs, pair: Mapping[str, Any], count: i
     """
     a, b = pair["a"], pair["b"]
     labels = {arm.name: arm.label for arm in plan.arms}
-    worlds = {arm.name: _world(plan, arm.overrides) for arm in plan.arms if arm.name in (a, b)}
+    worlds = {name: plan.known[name].world for name in (a, b)}
     turns = zip_longest(pair["only_a"], pair["only_b"])
     chosen = [position for turn in turns for position in turn if position is not None][:count]
     videos = []
@@ -89,18 +87,13 @@ def film_disagreements(plan: Plan, runs: Runs, pair: Mapping[str, Any], count: i
             for name, seed in zip((a, b), seeds, strict=True):
                 arm = next(arm for arm in plan.arms if arm.name == name)
                 record = _record(runs[name][seed], position)
-                actions = read_actions(plan.folder(plan.out, arm, seed), record["episode"])
+                actions = read_actions(plan.folder(plan.main, arm, seed), record["episode"])
                 label = arm.label + (f", training seed {seed}" if len(plan.seeds) > 1 else "")
                 sides.append(Attempt(label, worlds[name], record, actions))
             jobs.append(pool.submit(film_pair, path, *sides))
         for job in jobs:
             job.result()
     return videos
-
-
-def _world(plan: Plan, overrides: Sequence[str]) -> CubePickConfig:
-    settings = settings_of("evaluate", [*plan.common, *overrides])
-    return replace(env_config(settings), image_size=settings.evaluate.video_size)
 
 
 def _seeds(runs: Runs, a: str, b: str, position: int, a_wins: bool) -> tuple[int, int]:

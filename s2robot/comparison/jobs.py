@@ -1,10 +1,14 @@
 """Commands side by side, a process each; what is done is not done again.
 
-    run_jobs([Job("base: train", "train", ["s2=single"], folder / "train")], parallel=2, threads=1)
+    encode = Job("base: encode", "encode", ["s2=single"], folder / "encode")
+    run_jobs([Job("base: train", "train", ["s2=single"], folder / "train", needs=[encode])], parallel=2, threads=1)
 
 Each job is an ordinary `s2robot <verb> ...` with a log of its own. `<stamp>.json` says what was begun with which
 settings, and whether it ended well. Whoever kills this process ends its jobs too: each watches its standard input,
 which is a pipe that this process holds open.
+
+Why no library: joblib and Ray run functions and forget them; what is needed here is commands that a user could type,
+with a log and a stamp each that outlive a kill, and that is all there is below.
 """
 
 import json
@@ -15,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,33 +29,39 @@ from s2robot.common.files import write_json
 from s2robot.common.run_folder import held
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One command.
 
     Args:
-        name: for people, and what `needs` of other jobs hold.
-        verb, overrides: of `s2robot`; two jobs with the same ones are the same job.
+        name: for people; two jobs of a comparison with the same one are the same job.
+        verb, overrides: of `s2robot`; a folder that holds others is refused.
         stamp: `<stamp>.json` and `<stamp>.log` are written.
-        needs: names of the jobs that have to be done before.
+        needs: jobs that have to be done before; they are run too.
         threads: keys that get the number of threads; it is no part of the settings.
         inputs: fingerprints of what the job reads; other ones are another job.
         fresh: what an unfinished try left here is removed before the job begins.
+        lines: a file and how many lines it has when the job is done: a shorter evaluation may have come after it.
     """
 
     name: str
     verb: str
     overrides: Sequence[str]
     stamp: Path
-    needs: Sequence[str] = ()
+    needs: Sequence["Job"] = ()
     threads: Sequence[str] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     fresh: Path | None = None
+    lines: tuple[Path, int] | None = None
 
     @property
     def command(self) -> str:
         """What a user would type."""
         return shlex.join(["s2robot", self.verb, *self.overrides])
+
+    @property
+    def folder(self) -> Path:
+        return self.stamp.parent
 
     @property
     def log(self) -> Path:
@@ -76,7 +86,9 @@ class Job:
                     f"{self.state_file}: holds another job: {key} {state.get(key)}, expected {value}; choose "
                     "another folder with hydra.run.dir=<folder>"
                 )
-        return bool(state.get("done"))
+        return bool(state.get("done")) and (
+            self.lines is None or _count_lines(self.lines[0]) >= self.lines[1]
+        )
 
     def note(self, done: bool, seconds: float | None = None) -> None:
         """Write the stamp."""
@@ -84,8 +96,17 @@ class Job:
         write_json(self.state_file, state)
 
 
+def with_needs(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs and what they need, each once and after what it needs."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        found |= {other.name: other for other in with_needs(job.needs) if other.name not in found}
+        found.setdefault(job.name, job)
+    return list(found.values())
+
+
 def run_jobs(
-    jobs: Sequence[Job], parallel: int, threads: int, say: Callable[[str], None] = lambda text: print(text)
+    jobs: Iterable[Job], parallel: int, threads: int, say: Callable[[str], None] = lambda text: print(text)
 ) -> None:
     """Run what is not done yet, at most ``parallel`` at once, each after those that it needs.
 
@@ -93,29 +114,20 @@ def run_jobs(
         UserError: a job failed (it is named with its log; the others are ended and can go on later), or a folder
             holds a job of other settings.
     """
-    done = {job.name for job in jobs if job.is_done()}
-    waiting = [job for job in jobs if job.name not in done]
-    for job in waiting:
-        if unknown := set(job.needs) - {j.name for j in jobs}:
-            raise ValueError(f"{job.name}: needs {unknown}, which is no job")
+    every = with_needs(jobs)
+    done = {job.name for job in every if job.is_done()}
+    waiting = [job for job in every if job.name not in done]
     running: dict[subprocess.Popen, tuple[Job, float]] = {}
     total = len(waiting)
     try:
         while waiting or running:
-            ready = [job for job in waiting if done.issuperset(job.needs)][: max(1, parallel) - len(running)]
-            for job in ready:
+            ready = [job for job in waiting if done.issuperset(need.name for need in job.needs)]
+            for job in ready[: max(1, parallel) - len(running)]:
                 waiting.remove(job)
                 running[_start(job, threads)] = job, time.monotonic()
             for process in [p for p in running if p.poll() is not None]:
                 job, start = running.pop(process)
-                if process.stdin is not None:
-                    process.stdin.close()
-                seconds = round(time.monotonic() - start, 1)
-                if process.returncode:
-                    raise UserError(
-                        f"{job.name} failed: {_reason(job, process.returncode)}; its log is {job.log}"
-                    )
-                job.note(True, seconds)
+                seconds = _end(process, job, start)
                 done.add(job.name)
                 say(f"{total - len(waiting) - len(running)}/{total}  {job.name}: {seconds:.0f} s")
             time.sleep(0.05)
@@ -124,6 +136,17 @@ def run_jobs(
             process.terminate()
         for process in running:
             process.wait()
+
+
+def _end(process: subprocess.Popen, job: Job, start: float) -> float:
+    """Note a job whose process has ended; the seconds that it took. Raises UserError if it failed."""
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.returncode:
+        raise UserError(f"{job.name} failed: {_reason(job, process.returncode)}; its log is {job.log}")
+    seconds = round(time.monotonic() - start, 1)
+    job.note(True, seconds)
+    return seconds
 
 
 def _start(job: Job, threads: int) -> subprocess.Popen:
@@ -152,3 +175,7 @@ def _reason(job: Job, code: int) -> str:
     mark = f"s2robot {job.verb}: error: "
     errors = [line.removeprefix(mark) for line in lines if line.startswith(mark)]
     return (errors or lines or ["no output"])[-1]
+
+
+def _count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -1,220 +1,191 @@
-"""The stages of a comparison as jobs, and all checks that need no run.
+"""A comparison as data: what its stages share, checked before anything runs, and the stages of each world.
 
-plan = make_plan(cfg, ["train.epochs=20"])      # what all arms share, as it was typed
-plan.run(plan.training_jobs(plan.out))
-plan.run(plan.evaluation_jobs(plan.out, 128))
-plan.read(plan.out, 128)                        # arm -> training seed -> episode records
+plan = make_plan(settings, ["train.epochs=20"])   # what all arms share, as it was typed
+policies = training(plan, plan.main)              # (arm, training seed) -> the job that trains it
+evaluation(plan, plan.main, policies, 128)        # jobs that need these
+read_runs(plan, plan.main, 128)                   # arm -> training seed -> episode records
 """
 
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from s2robot.common.errors import UserError
-from s2robot.common.settings import open_demos
 from s2robot.comparison.arms import (
     GROUPS,
     Arm,
+    Known,
     about,
     choose_arms,
-    describe,
-    encoder_of,
+    demos_of,
     key_of,
+    look_up,
     read_by,
     settings_of,
 )
-from s2robot.comparison.jobs import Job, run_jobs
+from s2robot.comparison.jobs import Job
+from s2robot.comparison.settings import Compare
 from s2robot.evaluation.records import read_records
 
+Policies = Mapping[tuple[str, int], Job]  # (arm, training seed) -> its training
 Runs = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> training seed -> episode records
 _THREADS: dict[str, tuple[str, ...]] = {  # keys that get a job's share of the cores
-    "record": (),
     "encode": ("features.threads", "features.workers"),
     "train": ("train.threads",),
     "evaluate": ("evaluate.threads",),
 }
 
 
-@dataclass
+@dataclass(frozen=True)
+class World:
+    """Where the arms are trained and evaluated: that of the main comparison, or of one value of an axis."""
+
+    root: Path  # folder of its stages
+    label: str = ""  # what the names of its stages begin with
+    words: tuple[str, ...] = ()  # its own settings, beside those of all arms
+    recording: Job | None = None  # of its demos, where it has its own
+    demos: str | None = (
+        None  # what they are, for the stages that read them; None: not known before they are recorded
+    )
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What all stages of a comparison share, and the jobs they are made of."""
+    """A comparison before it runs."""
 
     out: Path
-    arms: list[Arm]
-    seeds: list[int]
-    common: list[str]  # overrides of every arm
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]  # of training
+    pairs: tuple[tuple[str, str], ...]  # arms compared: the first minus the second
+    common: tuple[str, ...]  # settings of every arm
+    known: Mapping[str, Known]  # by arm
+    main: World
     episodes: int
     position_seed: int
-    pairs: list[tuple[str, str]]
-    about_arms: dict[str, dict[str, Any]]
-    encoders: dict[str, str]  # arm -> fingerprint
-    demos: str | None  # fingerprint; None if they are recorded on the way
-    parallel: int
-    threads: int
-    jobs: list[Job] = field(default_factory=list)  # all that ran, in order
+    parallel: int  # processes side by side
+    threads: int  # of each
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Run jobs side by side, and remember them for the record."""
-        self.jobs += [job for job in jobs if job.name not in {j.name for j in self.jobs}]
-        run_jobs(jobs, self.parallel, self.threads)
-
-    def folder(self, root: Path, arm: Arm, seed: int) -> Path:
-        return (root / "arms" if root == self.out else root) / arm.name / f"seed-{seed}"
-
-    def record_job(self, root: Path, extra: Sequence[str]) -> Job:
-        """Record `demos.zarr` in the world of ``extra``."""
-        demos = root / "demos.zarr"
-        words = [*read_by("record", [*self.common, *extra]), f"out={word(demos)}", *_hydra(root, "record")]
-        job = Job(f"{_where(root, self.out)}demos: record", "record", words, root / "record", fresh=demos)
-        if job.name not in {j.name for j in self.jobs}:
-            self.jobs.append(job)
-        return job
-
-    def training_jobs(
-        self, root: Path, extra: Sequence[str] = (), needs: Sequence[str] = (), demos: str | None = None
-    ) -> list[Job]:
-        """Encode once for each encoder, train once for each arm and seed."""
-        jobs: dict[str, Job] = {}
-        encoded: dict[tuple[str, ...], str] = {}
-        where = _where(root, self.out)
-        for arm in self.arms:
-            words = [*self.common, *arm.overrides, *extra]
-            inputs = {"encoder": self.encoders[arm.name]}
-            if demos or self.demos:
-                inputs["demos"] = str(demos or self.demos)
-            reads = tuple(read_by("encode", words))
-            if reads not in encoded:
-                name = encoded[reads] = f"{where}{arm.name}: encode"
-                stamp = root / "encode" / arm.name / "encode"
-                hydra = _hydra(stamp.parent, "encode")
-                jobs[name] = self._job(name, "encode", [*reads, *hydra], stamp, needs, inputs)
-            for seed in self.seeds:
-                folder = self.folder(root, arm, seed)
-                name = f"{where}{arm.name} seed {seed}: train"
-                own = [*read_by("train", [*words, f"train.seed={seed}"]), *_hydra(folder, "train")]
-                jobs[name] = self._job(name, "train", own, folder / "train", [encoded[reads]], inputs)
-        return list(jobs.values())
-
-    def evaluation_jobs(
-        self,
-        root: Path,
-        episodes: int,
-        extra: Sequence[str] = (),
-        trained: Path | None = None,
-        wait: bool = False,
-    ) -> list[Job]:
-        """Evaluate each arm and seed, trained in ``trained`` (None: in ``root``)."""
-        jobs = []
-        where = _where(root, self.out)
-        for arm in self.arms:
-            for seed in self.seeds:
-                folder = self.folder(root, arm, seed)
-                checkpoint = self.folder(trained or root, arm, seed) / "checkpoint"
-                own = [*self.common, *arm.overrides, *extra, f"evaluate.episodes={episodes}"]
-                if not any(key_of(word) == "evaluate.videos" for word in own):
-                    own.append("evaluate.videos=0")
-                words = [
-                    f"checkpoint={word(checkpoint)}",
-                    *read_by("evaluate", own),
-                    *_hydra(folder, "evaluate"),
-                ]
-                needs = [f"{where}{arm.name} seed {seed}: train"] if wait else []
-                name = f"{where}{arm.name} seed {seed}: evaluate {episodes} positions"
-                inputs = {"encoder": self.encoders[arm.name]}
-                job = self._job(name, "evaluate", words, folder / f"evaluate-{episodes}", needs, inputs)
-                if _count_lines(folder / "episodes.jsonl") < episodes:  # a shorter evaluation came after it
-                    job.state_file.unlink(missing_ok=True)
-                jobs.append(job)
-        return jobs
-
-    def _job(self, name: str, verb: str, words: Sequence[str], stamp: Path, needs: Sequence[str], inputs: Mapping[str, str]) -> Job:  # fmt: skip
-        given = {key_of(word) for word in words}
-        threads = [key for key in _THREADS[verb] if key not in given]
-        return Job(name, verb, tuple(words), stamp, tuple(needs), tuple(threads), inputs)
-
-    def read(self, root: Path, episodes: int) -> Runs:
-        """The records of the first so many positions of every arm and training seed."""
-        runs: Runs = {}
-        for arm in self.arms:
-            for seed in self.seeds:
-                records = read_records(self.folder(root, arm, seed) / "episodes.jsonl")
-                kept = sorted((r for r in records if r["episode"] < episodes), key=lambda r: r["episode"])
-                runs.setdefault(arm.name, {})[seed] = kept
-        return runs
+    def folder(self, world: World, arm: Arm, seed: int) -> Path:
+        """Where an arm's training and evaluation are."""
+        return (world.root / "arms" if world.root == self.out else world.root) / arm.name / f"seed-{seed}"
 
 
-def make_plan(cfg: DictConfig, typed: Sequence[str]) -> Plan:
-    """All checks that need no run: arms, seeds, encoders with their weights, demos, settings of every verb."""
-    experiment = cfg.experiment
-    out = Path(cfg.run_dir)
-    if out.is_absolute() and out.is_relative_to(Path.cwd()):  # commands that work on another machine too
-        out = out.relative_to(Path.cwd())
-    common = [str(o) for o in experiment.overrides]
-    common += [o for o in typed if re.split(r"[./]", key_of(o))[0] in GROUPS and not o.startswith("-")]
-    arms = choose_arms(experiment, None if cfg.arms is None else list(cfg.arms))
-    seeds = [int(seed) for seed in experiment.seeds]
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise UserError(f"experiment.seeds: found {seeds}, expected one or more different numbers")
-    names = [arm.name for arm in arms]
-    demos = None
-    if cfg.record:
+def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
+    """All checks that need no run: arms, encoders with their weights, demos, settings of every verb.
+
+    ``typed``: overrides of all arms. Raises UserError that names the arm.
+    """
+    experiment, out = settings.experiment, settings.out
+    common = [*experiment.overrides, *(word for word in typed if _is_for_arms(word))]
+    arms = choose_arms(experiment.arms, settings.arms)
+    if settings.record:
         common.append(f"demos.path={word(out / 'demos.zarr')}")
     with about("all arms"):
-        evaluation = settings_of("evaluate", common)
-        for verb in ("record",) if cfg.record else ():
-            settings_of(verb, common)
-    about_arms, encoders = {}, {}
-    for arm in arms:
-        with about(f"arm '{arm.name}'"):
-            training = settings_of("train", [*common, *arm.overrides])
-            settings_of("evaluate", [*common, *arm.overrides])
-        encoder = encoder_of(arm, common)
-        about_arms[arm.name] = describe(arm, common, encoder)
-        encoders[arm.name] = encoder.fingerprint
-        if not cfg.record and demos is None:
-            with about("all arms"):
-                demos = open_demos(training).fingerprint
+        positions = settings_of("evaluate", common).evaluate
+        if settings.record:
+            settings_of("record", common)
+    pairs = _pairs(experiment.pairs, arms)
+    if experiment.stopping.enabled and not pairs:
+        raise UserError(
+            "experiment.stopping.enabled: found no pair to decide, expected one in experiment.pairs"
+        )
+    known = {arm.name: look_up(arm, common) for arm in arms}
+    demos = None if settings.record else demos_of(arms[0], common).fingerprint
+    recording = recording_of(out, "", common) if settings.record else None
     cores = os.cpu_count() or 1
-    parallel = cfg.jobs or min(cores, 8, len(arms) * len(seeds))
+    parallel = settings.jobs or min(cores, 8, len(arms) * len(experiment.seeds))
     return Plan(
-        out, arms, seeds, common, int(evaluation.evaluate.episodes), int(evaluation.evaluate.seed),
-        _pairs(experiment, names), about_arms, encoders, demos, parallel, cfg.threads or max(1, cores // parallel),
+        out=out, arms=arms, seeds=experiment.seeds, pairs=pairs,
+        common=tuple(common), known=known, main=World(out, recording=recording, demos=demos),
+        episodes=int(positions.episodes), position_seed=int(positions.seed),
+        parallel=parallel, threads=settings.threads or max(1, cores // parallel),
     )  # fmt: skip
 
 
-def _pairs(experiment: DictConfig, names: Sequence[str]) -> list[tuple[str, str]]:
+def _is_for_arms(word: str) -> bool:
+    return re.split(r"[./]", key_of(word))[0] in GROUPS and not word.startswith("-")
+
+
+def _pairs(chosen: Sequence[tuple[str, str]] | None, arms: Sequence[Arm]) -> tuple[tuple[str, str], ...]:
     """Which arm is compared with which: those that the experiment names and that run, or every two."""
-    if experiment.pairs is None:
-        return [(b, a) for i, a in enumerate(names) for b in names[i + 1 :]]
-    pairs = [(str(a), str(b)) for a, b in experiment.pairs]
-    known = [str(name) for name, arm in experiment.arms.items() if arm is not None]
-    for pair in pairs:
-        for name in pair:
-            if name not in known:
-                raise UserError(f"experiment.pairs: found '{name}', expected some of {', '.join(known)}")
-    return [pair for pair in pairs if set(pair) <= set(names)]
+    names = [arm.name for arm in arms]
+    if chosen is None:
+        return tuple((b, a) for i, a in enumerate(names) for b in names[i + 1 :])
+    return tuple(pair for pair in chosen if set(pair) <= set(names))
 
 
-def _hydra(folder: Path, verb: str) -> list[str]:
+def recording_of(root: Path, label: str, words: Sequence[str]) -> Job:
+    """Record `demos.zarr` in the world of ``words``."""
+    demos = root / "demos.zarr"
+    own = (*read_by("record", words), f"out={word(demos)}", *_hydra(root, "record"))
+    return Job(f"{label}demos: record", "record", own, root / "record", fresh=demos)
+
+
+def training(plan: Plan, world: World) -> Policies:
+    """Encode once for each encoder, train once for each arm and seed."""
+    jobs: dict[tuple[str, int], Job] = {}
+    encoded: dict[tuple[str, ...], Job] = {}
+    for arm in plan.arms:
+        words = (*plan.common, *arm.overrides, *world.words)
+        inputs = {"encoder": plan.known[arm.name].encoder}
+        if world.demos:
+            inputs["demos"] = world.demos
+        reads = tuple(read_by("encode", words))
+        if reads not in encoded:
+            needs = () if world.recording is None else (world.recording,)
+            stamp = world.root / "encode" / arm.name / "encode"
+            encoded[reads] = _job(f"{world.label}{arm.name}: encode", "encode", reads, stamp, needs, inputs)
+        for seed in plan.seeds:
+            own = read_by("train", [*words, f"train.seed={seed}"])
+            stamp = plan.folder(world, arm, seed) / "train"
+            name = f"{world.label}{arm.name} seed {seed}: train"
+            jobs[arm.name, seed] = _job(name, "train", own, stamp, (encoded[reads],), inputs)
+    return jobs
+
+
+def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> list[Job]:
+    """Evaluate in ``world`` on the first so many positions, each policy once it is trained, wherever that is."""
+    jobs = []
+    for arm in plan.arms:
+        for seed in plan.seeds:
+            folder, policy = plan.folder(world, arm, seed), policies[arm.name, seed]
+            own = [*plan.common, *arm.overrides, *world.words, f"evaluate.episodes={episodes}"]
+            if not any(key_of(word) == "evaluate.videos" for word in own):
+                own.append("evaluate.videos=0")
+            words = (f"checkpoint={word(policy.folder / 'checkpoint')}", *read_by("evaluate", own))
+            name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
+            inputs = {"encoder": plan.known[arm.name].encoder}
+            job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", (policy,), inputs)
+            jobs.append(replace(job, lines=(folder / "episodes.jsonl", episodes)))
+    return jobs
+
+
+def _job(name: str, verb: str, words: Sequence[str], stamp: Path, needs: tuple[Job, ...], inputs: Mapping[str, str]) -> Job:  # fmt: skip
+    given = {key_of(word) for word in words}
+    threads = tuple(key for key in _THREADS[verb] if key not in given)
+    return Job(name, verb, (*words, *_hydra(stamp.parent, verb)), stamp, needs, threads, inputs)
+
+
+def read_runs(plan: Plan, world: World, episodes: int) -> Runs:
+    """The records of the first so many positions of every arm and training seed."""
+    runs: Runs = {}
+    for arm in plan.arms:
+        for seed in plan.seeds:
+            records = read_records(plan.folder(world, arm, seed) / "episodes.jsonl")
+            kept = sorted((r for r in records if r["episode"] < episodes), key=lambda r: r["episode"])
+            runs.setdefault(arm.name, {})[seed] = kept
+    return runs
+
+
+def _hydra(folder: Path, verb: str) -> tuple[str, str]:
     """One folder holds the stages of an arm; each keeps its config beside those of the others."""
-    return [f"hydra.run.dir={word(folder)}", f"hydra.output_subdir=.hydra-{verb}"]
+    return f"hydra.run.dir={word(folder)}", f"hydra.output_subdir=.hydra-{verb}"
 
 
 def word(path: Path) -> str:
     """A path as Hydra reads it."""
     text = str(path)
     return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"
-
-
-def _where(root: Path, out: Path) -> str:
-    """`cube_size 0.03, ` for an axis, nothing for the main comparison."""
-    return "" if root == out else f"{root.parent.name} {root.name}, "
-
-
-def _count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0

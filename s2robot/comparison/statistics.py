@@ -18,6 +18,7 @@ from s2robot.comparison.intervals import success_interval, success_sequence
 from s2robot.comparison.paired import POSITIONS, difference, mcnemar
 from s2robot.comparison.power import Design, needed, power_text
 from s2robot.comparison.sequential import sequential, tally
+from s2robot.comparison.settings import Power
 
 Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> training seed -> episode records
 
@@ -83,16 +84,15 @@ def positions_of(runs: Runs) -> list[int]:
     return sorted(int(e["seed"]) for e in episodes)
 
 
-def power_figures(settings: Mapping[str, Any], seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
+def power_figures(settings: Power, seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
     """What the planned positions can see: for compare.json, and as lines to print before the run.
 
-    ``settings``: gap, power, base, correlation, seed_sd, alpha and strict, see configs/experiment/default.yaml.
-    Raises UserError if the positions are too few and ``strict`` is set.
+    Raises UserError if the positions are too few and ``settings.strict`` is set.
     """
-    gap, power = float(settings["gap"]), float(settings["power"])
+    gap, power = settings.gap, settings.power
     design = Design(
-        base=settings["base"], correlation=settings["correlation"], seeds=seeds,
-        seed_sd=settings["seed_sd"] if seeds > 1 else 0.0, alpha=settings["alpha"],
+        base=settings.base, correlation=settings.correlation, seeds=seeds,
+        seed_sd=settings.seed_sd if seeds > 1 else 0.0, alpha=settings.alpha,
     )  # fmt: skip
     table = [{"gap": g, "needed": _needed(g, design, power)} for g in GAPS if g <= 1 - design.base]
     enough = _needed(gap, design, power)
@@ -102,15 +102,13 @@ def power_figures(settings: Mapping[str, Any], seeds: int, planned: int) -> tupl
         lines = [str(error)]
     if enough is None or planned < enough:
         at = "no number of positions would do" if enough is None else f"{enough} are needed"
-        line = (
-            f"warning: {planned} positions are too few to see a gap of {100 * gap:g} points with "
-            f"{100 * power:g} % power ({at}): evaluate.episodes, experiment.seeds"
+        few = (
+            f"{planned} positions are too few to see a gap of {100 * gap:g} points with {100 * power:g} % power "
+            f"({at}): evaluate.episodes, experiment.seeds"
         )
-        if settings["strict"]:
-            raise UserError(
-                f"{line.removeprefix('warning: ')}; experiment.power.strict=false runs all the same"
-            )
-        lines.append(line)
+        if settings.strict:
+            raise UserError(f"{few}; experiment.power.strict=false runs all the same")
+        lines.append(f"warning: {few}")
     figures = {"gap": gap, "power": power, "needed": enough, "planned": planned, "table": table}
     return figures, lines
 

@@ -12,6 +12,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.comparison.film import Attempt, _seeds, film_disagreements, film_pair
 from s2robot.comparison.plan import Plan, make_plan
+from s2robot.comparison.settings import read_compare
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
@@ -69,11 +70,11 @@ def evaluated(recorded, tmp_path_factory) -> tuple[Plan, dict]:
     words = [f"run_dir={out}", "arms=[base-s2,base]", "experiment.seeds=[0,1]", "jobs=1"]
     words += ["evaluate.video_size=64"]
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        plan = make_plan(compose("compare", words), words[-1:])
+        plan = make_plan(read_compare(compose("compare", words)), words[-1:])
     runs: dict = {}
     for arm in plan.arms:
         for seed in plan.seeds:
-            folder = plan.folder(out, arm, seed) / "actions"
+            folder = plan.folder(plan.main, arm, seed) / "actions"
             folder.mkdir(parents=True)
             records = runs.setdefault(arm.name, {})[seed] = []
             for episode, (position, actions) in enumerate(positions.items()):

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 from s2robot.common.errors import UserError
 from s2robot.comparison.intervals import success_interval
 from s2robot.comparison.paired import outcomes_of
+from s2robot.comparison.settings import Power
 from s2robot.comparison.statistics import (
     COLUMNS,
     arm_figures,
@@ -26,7 +28,7 @@ from s2robot.comparison.statistics import (
     write_csv,
 )
 
-POWER = {"gap": 0.10, "power": 0.8, "base": 0.5, "correlation": 0.3, "seed_sd": 0.03, "alpha": 0.05, "strict": False}  # fmt: skip
+POWER = Power(gap=0.10, power=0.8, base=0.5, correlation=0.3, seed_sd=0.03, alpha=0.05, strict=False)
 
 
 def episodes(rng, rate, positions, hard, seed_sd=0.0):
@@ -131,8 +133,8 @@ def test_power_is_said_before_the_run_and_too_few_positions_too():
     _, lines = power_figures(POWER, 1, 291)
     assert len(lines) == 1
     with pytest.raises(UserError, match="64 positions are too few .*strict=false runs all the same"):
-        power_figures({**POWER, "strict": True}, 1, 64)
-    figures, lines = power_figures({**POWER, "gap": 0.03, "seed_sd": 0.1}, 2, 128)  # no N would do
+        power_figures(replace(POWER, strict=True), 1, 64)
+    figures, lines = power_figures(replace(POWER, gap=0.03, seed_sd=0.1), 2, 128)  # no N would do
     assert figures["needed"] is None and "take" in lines[0] and "no number of positions would do" in lines[1]
 
 

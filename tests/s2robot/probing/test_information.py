@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.comparison.compare import _information
+from s2robot.comparison.result import information as report_table
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.probing import information as info
@@ -364,7 +364,7 @@ def test_real_encoders_end_to_end(tmp_path):
     )
     assert said[3].startswith("base-s2 ") and "100.0% [100.0%, 100.0%]" in said[3]
     assert any(line.startswith("base-s2 - base ") for line in said)
-    table = _information(tmp_path / "out")  # as a comparison's report shows it
+    table = report_table(tmp_path / "out")  # as a comparison's report shows it
     assert table["columns"] == [
         "source",
         *(f"{p} {m}" for p in ("train", "test") for m in ("loss", "info (nats)", "ratio")),
@@ -375,7 +375,7 @@ def test_real_encoders_end_to_end(tmp_path):
     with pytest.raises(
         UserError, match="information_run: .*information.json: no such file; `s2robot information`"
     ):
-        _information(tmp_path)
+        report_table(tmp_path)
     (tmp_path / "information.json").write_text("{}")
     with pytest.raises(UserError, match="KeyError: 'settings', expected what `s2robot information` writes"):
-        _information(tmp_path)
+        report_table(tmp_path)

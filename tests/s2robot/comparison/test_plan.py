@@ -1,7 +1,5 @@
 """What a comparison refuses before anything runs, and which words each verb gets."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +7,11 @@ from hydra import compose, initialize_config_dir
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.common.run_folder import locked
-from s2robot.comparison.arms import choose_arms, encoder_of, read_by, settings_of
+from s2robot.comparison.arms import choose_arms, look_up, read_by, settings_of
 from s2robot.comparison.compare import compare
-from s2robot.comparison.jobs import Job, run_jobs
-from s2robot.comparison.plan import make_plan
+from s2robot.comparison.jobs import with_needs
+from s2robot.comparison.plan import evaluation, make_plan, training
+from s2robot.comparison.settings import read_compare, read_experiment
 from s2robot.encoders import build as encoders
 
 
@@ -25,22 +23,22 @@ def config(*words: str):
 def refused(*words: str) -> str:
     cfg = config("run_dir=unused", *words)
     with pytest.raises(UserError) as caught:
-        make_plan(cfg, [w for w in words if not w.startswith(("+", "experiment", "arms"))])
+        make_plan(read_compare(cfg), [w for w in words if not w.startswith(("+", "experiment", "arms"))])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_arms_are_those_of_the_experiment_or_those_named():
-    experiment = config().experiment
-    assert [arm.name for arm in choose_arms(experiment)] == ["base", "base-s2", "base-s2-pretrained"]
-    assert [arm.name for arm in choose_arms(experiment, ["base-s2", "base"])] == ["base-s2", "base"]
-    table10 = config("experiment=table10").experiment
-    assert [arm.name for arm in choose_arms(table10)] == ["base", "base-s2", "large"]
-    assert len(table10.seeds) >= 3 and table10.overrides == [
+    experiment = read_experiment(config().experiment)
+    assert [arm.name for arm in choose_arms(experiment.arms)] == ["base", "base-s2", "base-s2-pretrained"]
+    assert [arm.name for arm in choose_arms(experiment.arms, ["base-s2", "base"])] == ["base-s2", "base"]
+    table10 = read_experiment(config("experiment=table10").experiment)
+    assert [arm.name for arm in choose_arms(table10.arms)] == ["base", "base-s2", "large"]
+    assert len(table10.seeds) >= 3 and table10.overrides == (
         "env.cube_size=0.025",
         "evaluate.episodes=128",
         "evaluate.seed=10000",
-    ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,68 +105,28 @@ def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
 
 def test_arms_of_one_encoder_are_encoded_once_and_scales_reach_the_encoder():
     cfg = config("run_dir=out", "+experiment.arms.heads='encoder=mvp-tiny s2=single policy=rpt'", "arms=[base,heads,base-s2]", "experiment.seeds=[3,4]")  # fmt: skip
-    plan = make_plan(cfg, [])
-    jobs = plan.training_jobs(plan.out)
+    plan = make_plan(read_compare(cfg), [])
+    policies = training(plan, plan.main)
+    jobs = with_needs(policies.values())
     assert [job.name for job in jobs if job.verb == "encode"] == ["base: encode", "base-s2: encode"]
-    heads = [job for job in jobs if job.name == "heads seed 4: train"][0]
+    heads = policies["heads", 4]
     assert (
-        heads.needs == ("base: encode",)
+        heads.needs == (jobs[0],)
+        and jobs[0].name == "base: encode"
         and "policy=rpt" in heads.overrides
         and "train.seed=4" in heads.overrides
     )
-    assert plan.about_arms["base"]["scales"] == [1] and plan.about_arms["base-s2"]["scales"] == [1, 2]
-    cost = [plan.about_arms[name]["gflops_per_frame"] for name in ("base", "base-s2")]
+    assert plan.known["base"].about["scales"] == [1] and plan.known["base-s2"].about["scales"] == [1, 2]
+    cost = [plan.known[name].about["gflops_per_frame"] for name in ("base", "base-s2")]
     assert cost[1] == pytest.approx(5 * cost[0], rel=0.01)  # five tiles
-    evaluations = plan.evaluation_jobs(plan.out, 16)
+    evaluations = evaluation(plan, plan.main, policies, 16)
     assert all("evaluate.episodes=16" in job.overrides for job in evaluations) and len(evaluations) == 6
-    assert plan.pairs == [("heads", "base"), ("base-s2", "base"), ("base-s2", "heads")]
+    assert plan.pairs == (("heads", "base"), ("base-s2", "base"), ("base-s2", "heads"))
 
 
 def test_missing_weights_name_the_arm(tmp_path, monkeypatch):
     cfg = config("+experiment.arms.x='encoder=mvp-tiny'")
-    arm = choose_arms(cfg.experiment, ["base", "x"])[1]
+    arm = choose_arms(read_experiment(cfg.experiment).arms, ["base", "x"])[1]
     monkeypatch.setattr("s2robot.encoders.build.weights_dir", lambda: tmp_path)
     with pytest.raises(UserError, match="^arm 'x': encoder mvp-tiny: found no .*mvp-tiny.safetensors"):
-        encoder_of(arm, [])
-
-
-# ---------------------------------------------------------------- jobs
-
-
-def test_a_failed_job_is_one_line_with_its_log(tmp_path):
-    job = Job("base seed 0: report", "report", [f"run={tmp_path / 'none'}", f"hydra.run.dir={tmp_path / 'out'}"], tmp_path / "jobs/report")  # fmt: skip
-    later = Job("later", "report", ["run=x"], tmp_path / "later", needs=[job.name])
-    with pytest.raises(
-        UserError,
-        match=r"^base seed 0: report failed: .*none: no such folder, .*; its log is .*report.log$",
-    ):
-        run_jobs([later, job], 2, 1, lambda text: None)
-    assert not later.state_file.exists() and not job.is_done()
-    assert job.log.read_text().startswith("$ s2robot report run=")
-
-
-def test_a_job_may_work_in_the_folder_that_the_comparison_holds(tmp_path):
-    """As the recording of its demos does; what it ran with stands beside what the comparison runs with."""
-    out = tmp_path / "out"
-    words = ["run=none", f"hydra.run.dir={out}", "hydra.output_subdir=.hydra-report"]
-    with locked(out), pytest.raises(UserError, match="none: no such folder"):
-        run_jobs([Job("report", "report", words, tmp_path / "report")], 1, 1)
-    assert (out / ".hydra-report/config.yaml").is_file() and not (out / ".hydra").exists()
-
-
-def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
-    job = Job("base: report", "report", ["run=none"], tmp_path / "j")
-    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=subprocess.PIPE)
-    monkeypatch.setattr("s2robot.comparison.jobs._start", lambda job, threads: killed)
-    killed.kill()
-    with pytest.raises(UserError, match="^base: report failed: it was ended by SIGKILL; its log is "):
-        run_jobs([job], 1, 1)
-
-
-def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
-    job = Job("j", "report", ["run=none"], tmp_path / "j", inputs={"encoder": "a"})
-    job.note(True)
-    run_jobs([job], 1, 1)  # would fail
-    other = Job("j", "report", ["run=none"], tmp_path / "j", inputs={"encoder": "b"})
-    with pytest.raises(UserError, match="holds another job: inputs .*'a'.*, expected .*'b'.*hydra.run.dir"):
-        run_jobs([other], 1, 1)
+        look_up(arm, [])

@@ -1,0 +1,49 @@
+"""Commands side by side: what fails, what is killed, what is done already."""
+
+import subprocess
+import sys
+
+import pytest
+
+from s2robot.common.errors import UserError
+from s2robot.common.run_folder import locked
+from s2robot.comparison.jobs import Job, run_jobs
+
+
+def test_a_failed_job_is_one_line_with_its_log(tmp_path):
+    job = Job("base seed 0: report", "report", [f"run={tmp_path / 'none'}", f"hydra.run.dir={tmp_path / 'out'}"], tmp_path / "jobs/report")  # fmt: skip
+    later = Job("later", "report", ["run=x"], tmp_path / "later", needs=[job])
+    with pytest.raises(
+        UserError,
+        match=r"^base seed 0: report failed: .*none: no such folder, .*; its log is .*report.log$",
+    ):
+        run_jobs([later, job], 2, 1, lambda text: None)
+    assert not later.state_file.exists() and not job.is_done()
+    assert job.log.read_text().startswith("$ s2robot report run=")
+
+
+def test_a_job_may_work_in_the_folder_that_the_comparison_holds(tmp_path):
+    """As the recording of its demos does; what it ran with stands beside what the comparison runs with."""
+    out = tmp_path / "out"
+    words = ["run=none", f"hydra.run.dir={out}", "hydra.output_subdir=.hydra-report"]
+    with locked(out), pytest.raises(UserError, match="none: no such folder"):
+        run_jobs([Job("report", "report", words, tmp_path / "report")], 1, 1)
+    assert (out / ".hydra-report/config.yaml").is_file() and not (out / ".hydra").exists()
+
+
+def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
+    job = Job("base: report", "report", ["run=none"], tmp_path / "j")
+    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=subprocess.PIPE)
+    monkeypatch.setattr("s2robot.comparison.jobs._start", lambda job, threads: killed)
+    killed.kill()
+    with pytest.raises(UserError, match="^base: report failed: it was ended by SIGKILL; its log is "):
+        run_jobs([job], 1, 1)
+
+
+def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
+    job = Job("j", "report", ["run=none"], tmp_path / "j", inputs={"encoder": "a"})
+    job.note(True)
+    run_jobs([job], 1, 1)  # would fail
+    other = Job("j", "report", ["run=none"], tmp_path / "j", inputs={"encoder": "b"})
+    with pytest.raises(UserError, match="holds another job: inputs .*'a'.*, expected .*'b'.*hydra.run.dir"):
+        run_jobs([other], 1, 1)
