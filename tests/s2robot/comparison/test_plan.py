@@ -55,6 +55,11 @@ def test_arms_are_those_of_the_experiment_or_those_named():
         (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': no value for encoder.checkpoint, encoder.name"),
         (["experiment.seeds=[]", "arms=[base,base-s2]"], "experiment.seeds: found [], expected one or more"),
         (["experiment.pairs=[[base,bass]]", "arms=[base,base-s2]"], "experiment.pairs: found 'bass', expected some of base"),
+        (["experiment.pairs=[[base]]", "arms=[base,base-s2]"], "experiment.pairs: found ['base'], expected two arms"),
+        (["experiment.pairs=[]", "experiment.stopping.enabled=true"], "experiment.stopping.enabled: found no pair to decide"),
+        (["experiment.stopping.batch=0"], "experiment.stopping.batch: found 0, expected 1 or more positions"),
+        (["axes=[demo]"], "axes: found 'demo', expected some of cube_size, demos"),
+        (["experiment.power.gap=ten"], "experiment.power.gap: found 'ten', expected float"),
         (["demos.path=none.zarr", "arms=[base,base-s2]"], "none.zarr: does not exist"),
     ],
 )  # fmt: skip
