@@ -227,6 +227,14 @@ def test_a_verb_that_fails_before_it_writes_leaves_no_folder(tmp_path):
     assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) == ["run=here"]
 
 
+def test_a_job_in_the_folder_of_a_comparison_leaves_the_description_there_alone(tmp_path):
+    words = ["hydra.run.dir=one", "hydra.output_subdir=.hydra-job"]
+    assert raising("", "hydra.run.dir=one", "+who=whole", cwd=tmp_path).returncode == 0
+    assert raising("", *words, "+who=job", cwd=tmp_path).returncode == 0
+    for name, who in ((".hydra", "whole"), (".hydra-job", "job")):
+        assert yaml.safe_load((tmp_path / "one" / name / "config.yaml").read_text())["who"] == who
+
+
 def test_processes_of_torchrun_need_a_folder_by_name(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
