@@ -50,6 +50,25 @@ def test_the_average_without_decay_is_the_model():
     assert torch.equal(average.module.weight, model.weight)
 
 
+def test_the_decay_warms_up_over_many_steps():
+    model = line(1.0)
+    average = averaged(model, 0.999)
+    nn.init.constant_(model.weight, 0.0)  # so the average is the product of the decays
+    expected = 1.0
+    for step in range(25):
+        average.update_parameters(model)
+        expected *= (1 + step) / (10 + step)
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_rates_rise_step_by_step():
+    assert [warm_up_then_cosine(step, 9, 5) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert [cosine_with_warm_up(step, 0.0, 5) for step in range(6)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    )
+    assert warm_up_then_cosine(4, 4, 4) == 1.0  # nothing is left to fall over: no division by zero
+
+
 def test_rates_rise_and_fall_to_zero():
     rates = [warm_up_then_cosine(step, 10, 2) for step in range(11)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.5) and rates[10] == pytest.approx(0)
