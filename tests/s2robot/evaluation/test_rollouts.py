@@ -27,6 +27,7 @@ from s2robot.evaluation.rollouts import run_episodes
 from s2robot.evaluation.summary import camera_changes
 from s2robot.policies import BatchActor, save_checkpoint
 from s2robot.policies.errors import PolicyError
+from tests.inline import InlinePool, InlineWorlds
 
 CAMERAS, SEED = ("hand", "left"), 9000
 CONFIG = CubePickConfig(cameras=CAMERAS, image_size=64, max_steps=14)
@@ -37,12 +38,20 @@ def encoder(tiny_encoder):
     return build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_encoder)})
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Worlds and films in this process: other processes are not the subject."""
+    monkeypatch.setattr("s2robot.evaluation.rollouts.AsyncVectorEnv", InlineWorlds)
+    monkeypatch.setattr("s2robot.evaluation.film.worker_pool", InlinePool)
+
+
 def rollouts(encoder, policy, tmp_path, episodes=3, workers=2, config=CONFIG):
     planner = LearnedPlanner(BatchActor(policy, workers), encoder, CAMERAS)
     return run_episodes(config, planner, episodes, SEED, workers, tmp_path / "episodes.jsonl")
 
 
-def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path):
+def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path, request):
+    """In worker processes, and once more in this one."""
     progress = []
     planner = LearnedPlanner(BatchActor(untrained(encoder), 2), encoder, CAMERAS)
     first = run_episodes(
@@ -58,6 +67,7 @@ def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path):
         all(planner.timing[name] > 0 for name in ("encode_s", "policy_s")) and first.seconds["simulate_s"] > 0
     )
 
+    request.getfixturevalue("in_process")
     again = rollouts(encoder, untrained(encoder), tmp_path)
     assert again.records == first.records
     for i, actions in first.actions.items():
@@ -78,7 +88,7 @@ def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path):
         assert r["closest_m"] == pytest.approx(min(distances), abs=1e-5) and r["stage"] == env.stage
 
 
-def test_an_episode_does_not_depend_on_its_neighbours(encoder, untrained, tmp_path):
+def test_an_episode_does_not_depend_on_its_neighbours(encoder, untrained, tmp_path, in_process):
     """So that an evaluation that goes on after a kill, beside fewer episodes, has the same outcome."""
     one, three = (rollouts(encoder, untrained(encoder), tmp_path, workers=workers) for workers in (1, 3))
     assert one.records == three.records
@@ -90,7 +100,7 @@ class Killed(BaseException):
     """Not an Exception: nothing in between may catch it."""
 
 
-def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path):
+def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path, in_process):
     """The same records and actions as one that ran through; a torn line and lost actions are run again."""
     settings = {"policy": "p", "env": {"cube_size": 0.04}}
 
@@ -134,8 +144,8 @@ def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path):
         run(cut)
 
 
-def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_path):
-    """Chunks of two steps in two processes and single steps in one: the same actions."""
+def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_path, in_process):
+    """Chunks of two steps, as an evaluation takes them, and single steps: the same actions."""
     network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
     policy = untrained(encoder, kind="transformer", context=3, network=network)
     batched = rollouts(encoder, policy, tmp_path, episodes=1, workers=1)
@@ -160,23 +170,26 @@ def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_p
 
 
 @pytest.mark.parametrize("choose", ["change", "gripper"])
-def test_a_selective_encoder_of_all_tiles_changes_nothing(encoder, untrained, tmp_path, choose, monkeypatch):
+def test_a_selective_encoder_of_all_tiles_changes_nothing(encoder, untrained, tmp_path, choose, in_process):
     """And it is told which camera of which episode a frame is of, when one begins, and where the gripper is."""
     calls, forgotten = [], []
     encode, reset = SelectiveEncoder.encode, SelectiveEncoder.reset
-    spy = lambda self, *given: (calls.append(given), encode(self, *given))[1]  # noqa: E731
-    monkeypatch.setattr(SelectiveEncoder, "encode", spy)
-    monkeypatch.setattr(
-        SelectiveEncoder,
-        "reset",
-        lambda self, streams: (forgotten.append(list(streams)), reset(self, streams)),
-    )
     network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0}
     policy = untrained(encoder, kind="transformer", context=3, network=network)
     seeing = select(encoder, {"tiles": 4, "choose": choose})
-    few = rollouts(seeing, policy, tmp_path)
+    with pytest.MonkeyPatch.context() as spy:
+        spy.setattr(
+            SelectiveEncoder,
+            "encode",
+            lambda self, *given: (calls.append(given), encode(self, *given))[1],
+        )
+        spy.setattr(
+            SelectiveEncoder,
+            "reset",
+            lambda self, streams: (forgotten.append(list(streams)), reset(self, streams)),
+        )
+        few = rollouts(seeing, policy, tmp_path)
     assert all(len(images) == len(streams) for images, streams, _ in calls)
-    monkeypatch.undo()
     assert few.records == rollouts(encoder, policy, tmp_path).records
     assert [c[1] for c in calls[:2]] == [[(0, "hand"), (0, "left")], [(1, "hand"), (1, "left")]]
     assert calls[2][1] == [(0, "hand"), (0, "left")] * 2  # two steps a plan
@@ -208,7 +221,7 @@ def scripted(path: Path, seeds) -> EpisodeStore:
     return EpisodeStore.open(path)
 
 
-def test_demos_of_the_very_positions_succeed_and_films_show_it(tmp_path):
+def test_demos_of_the_very_positions_succeed_and_films_show_it(tmp_path, in_process):
     seeds = range(SEED, SEED + 3)
     store = scripted(tmp_path / "demos.zarr", seeds)
     config = CubePickConfig(cameras=("left",), image_size=16)
@@ -306,7 +319,7 @@ def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def test_cameras_that_moved_since_the_demos_are_told(checkpoint, tmp_path, capsys):
+def test_cameras_that_moved_since_the_demos_are_told(checkpoint, tmp_path, capsys, in_process):
     """They have the same names and the config says the same, so only the geometry shows it."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint, folder)
@@ -341,7 +354,7 @@ def test_camera_changes_are_of_what_both_sides_know():
     assert camera_changes(here, carried) == ["camera left on world -> robot0_right_hand"]
 
 
-def test_a_summary_says_which_tiles_were_computed(checkpoint, tmp_path):
+def test_a_summary_says_which_tiles_were_computed(checkpoint, tmp_path, in_process):
     cfg = config(
         "evaluate.workers=1", "evaluate.episodes=1", "evaluate.videos=0", "env.max_steps=4",
         "evaluate.threads=1", "evaluate.selective.tiles=1", "evaluate.selective.fill=coarse",
@@ -354,7 +367,7 @@ def test_a_summary_says_which_tiles_were_computed(checkpoint, tmp_path):
     )  # 5, then 2 at most
 
 
-def test_a_summary_says_all_that_a_report_needs(checkpoint, tmp_path):
+def test_a_summary_says_all_that_a_report_needs(checkpoint, tmp_path, in_process):
     cfg = config(
         "evaluate.workers=1", "evaluate.episodes=1", "evaluate.videos=0", "env.max_steps=4",
         "evaluate.control=blind", "evaluate.threads=1",
