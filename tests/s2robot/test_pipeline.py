@@ -1,6 +1,7 @@
 """The commands as a user types them, on a tiny scale: `run`, `evaluate`, and what each says of bad input."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.singleton import Singleton
 
-from s2robot import pipeline, verbs
+from s2robot import cli, pipeline, verbs
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import env_config
@@ -20,6 +22,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
 from s2robot.loading import load_actor
 from s2robot.policies import load_checkpoint
+from tests.inline import InlineWorlds
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = [  # small enough to be trained in a second
@@ -42,6 +45,31 @@ def command(tmp_path_factory):
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Run `s2robot <arguments>` in this process, in a folder of its own, and leave no trace of Hydra in it.
+
+    A process of its own imports torch and the simulator first, which costs more than most commands here.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
+    monkeypatch.setattr("s2robot.evaluation.rollouts.AsyncVectorEnv", InlineWorlds)
+    root, singletons = logging.getLogger(), Singleton.get_state()
+    handlers, level, argv = root.handlers[:], root.level, sys.argv
+
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        words = list(map(str, args))
+        capsys.readouterr()
+        status = cli.main(words)
+        assert sys.argv is argv
+        return subprocess.CompletedProcess(words, status, *capsys.readouterr())
+
+    yield run
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    Singleton.set_state(singletons)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +117,9 @@ def test_run_ends_with_a_report_and_a_figure(finished, recorded):
     assert len(json.loads((out / "metrics.json").read_text())) == 2
 
 
-def test_evaluate_gives_the_same_records_again(finished, command, tmp_path):
+def test_evaluate_gives_the_same_records_again(finished, here, tmp_path):
     _, out = finished
-    result = command(
+    result = here(
         "evaluate", f"checkpoint={out / 'checkpoint'}", "evaluate.videos=0", f"hydra.run.dir={tmp_path / 'again'}",
         *EVALUATION,
     )  # fmt: skip
@@ -156,33 +184,33 @@ def other_robot(recorded: Path, where: Path) -> Path:
     return where / "panda.zarr"
 
 
-def test_bad_datasets_are_one_line(command, recorded, tiny_encoder, tmp_path):
+def test_bad_datasets_are_one_line(command, here, recorded, tiny_encoder, tmp_path):
     encoder = f"encoder.checkpoint={tiny_encoder}"
     line = refused(command("train", encoder, f"demos.path={tmp_path / 'none.zarr'}"), "train")
     assert "none.zarr: does not exist, expected a dataset folder" in line
-    line = refused(command("train", encoder, f"demos.path={damaged(recorded, tmp_path)}"), "train")
+    line = refused(here("train", encoder, f"demos.path={damaged(recorded, tmp_path)}"), "train")
     assert "cut.zarr/data/state/c." in line and "bytes that cannot be read" in line
-    line = refused(command("run", encoder, f"demos.path={other_robot(recorded, tmp_path)}"), "run")
+    line = refused(here("run", encoder, f"demos.path={other_robot(recorded, tmp_path)}"), "run")
     assert "panda.zarr: found robot 'panda', expected 'xarm7'" in line
 
 
-def test_bad_encoders_and_checkpoints_are_one_line(command, recorded, tmp_path):
+def test_bad_encoders_and_checkpoints_are_one_line(here, recorded, tmp_path):
     demos = f"demos.path={recorded}"
-    line = refused(command("encode", demos, "encoder.name=mvp-tine"), "encode")
+    line = refused(here("encode", demos, "encoder.name=mvp-tine"), "encode")
     assert (
         "encoder.name: found 'mvp-tine', expected one of mvp-tiny, " in line and "nearest: mvp-tiny" in line
     )
-    line = refused(command("evaluate", f"checkpoint={tmp_path / 'none'}"), "evaluate")
+    line = refused(here("evaluate", f"checkpoint={tmp_path / 'none'}"), "evaluate")
     assert f"checkpoint {tmp_path / 'none'}: no such folder" in line
 
 
-def test_nothing_is_overwritten_and_no_camera_is_made_up(command, recorded, tiny_encoder):
+def test_nothing_is_overwritten_and_no_camera_is_made_up(here, recorded, tiny_encoder):
     before = EpisodeStore.open(recorded).fingerprint
-    line = refused(command("record", "episodes=1", "workers=1", f"out={recorded}"), "record")
+    line = refused(here("record", "episodes=1", "workers=1", f"out={recorded}"), "record")
     assert "exists already, expected a new path; nothing was overwritten" in line
     assert EpisodeStore.open(recorded).fingerprint == before
     line = refused(
-        command(
+        here(
             "encode", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "env.cameras=[hand,top]"
         ),
         "encode",
@@ -221,14 +249,14 @@ def test_actions_that_are_not_finite_never_get_into_a_dataset(recorded, tmp_path
     assert EpisodeStore.open(path).fingerprint == before
 
 
-def test_replay_and_inspect(command, recorded, tmp_path):
-    result = command("replay", f"demos.path={recorded}", f"hydra.run.dir={tmp_path / 'replay'}")
+def test_replay_and_inspect(here, recorded, tmp_path):
+    result = here("replay", f"demos.path={recorded}", f"hydra.run.dir={tmp_path / 'replay'}")
     assert result.returncode == 0, result.stderr
     assert (
         "3 of 3 episodes succeed again; joints differ from the recorded ones by at most 0 rad"
         in result.stdout
     )
-    result = command(
+    result = here(
         "inspect", f"demos.path={recorded}", f"hydra.run.dir={tmp_path / 'inspect'}", "env.image_size=32",
         "sheet.frames=2",
     )  # fmt: skip
