@@ -16,6 +16,7 @@ from s2robot.comparison.settings import read_compare
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from tests.inline import InlinePool
 
 WORLD = replace(CubePickConfig(), image_size=64)
 
@@ -62,7 +63,7 @@ def test_what_does_not_repeat_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluated(recorded, tmp_path_factory) -> tuple[Plan, dict]:
-    """Two arms, two training seeds, three positions: who solves one repeats its demo, who fails stands still."""
+    """Two arms, two training seeds, three positions: who solves one repeats its demo, who fails stands still for a moment."""
     solved = {"base-s2": {0: (500, 501), 1: (500,)}, "base": {0: (), 1: (502,)}}
     store = EpisodeStore.open(recorded)
     positions = {int(seed): store.episode(i)["action"] for i, seed in enumerate(store.meta("seed"))}
@@ -79,13 +80,16 @@ def evaluated(recorded, tmp_path_factory) -> tuple[Plan, dict]:
             records = runs.setdefault(arm.name, {})[seed] = []
             for episode, (position, actions) in enumerate(positions.items()):
                 success = position in solved[arm.name][seed]
-                np.save(folder / f"episode_{episode:04d}.npy", actions if success else np.zeros_like(actions))
+                np.save(
+                    folder / f"episode_{episode:04d}.npy", actions if success else np.zeros_like(actions[:4])
+                )
                 stage = "held" if success else "approach"
                 records.append({"episode": episode, "seed": position, "success": success, "stage": stage})
     return plan, runs
 
 
-def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(evaluated):
+def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(evaluated, monkeypatch):
+    monkeypatch.setattr("s2robot.comparison.film.worker_pool", InlinePool)
     plan, runs = evaluated
     pair = {"a": "base-s2", "b": "base", "only_a": [500, 501], "only_b": [502]}
     videos = film_disagreements(plan, runs, pair, 3)

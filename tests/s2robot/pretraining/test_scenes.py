@@ -10,6 +10,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import read
 from s2robot.pretraining.scenes import ScenesSettings, make_scenes, render_scenes
+from tests.inline import InlinePool
 
 
 def test_frames_are_decided_by_the_seed_and_differ():
@@ -29,7 +30,8 @@ def test_looks_vary_only_when_asked():
     assert apart[1.0] > 2 * apart[0.0]
 
 
-def test_a_bank_of_both_arms_is_written_once(tmp_path):
+def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("s2robot.pretraining.scenes.worker_pool", InlinePool)
     settings = ScenesSettings(str(tmp_path), frames=90, image_size=32, workers=1)
     calls = []
     path = make_scenes(settings, lambda *done: calls.append(done))
