@@ -14,10 +14,12 @@ listing, help and `--cfg` answer at once. Exit codes: 0 done, 2 the user's input
 """
 
 import importlib
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,12 +234,31 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
     later = [a for a in overrides if a[:1] != "-" and (a[:1] == "~" or "=" in a)]
     sys.argv = [f"s2robot {verb}", *(a for a in overrides if a not in later), *later]
     try:
-        hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name=verb)(task)()
+        with _handlers_given_back():
+            hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name=verb)(task)()
     finally:
         sys.argv = process_argv
     if failure:
         raise failure[0]
     return status
+
+
+@contextmanager
+def _handlers_given_back() -> Iterator[None]:
+    """Hydra sends the whole process's log into the run's folder; afterwards it goes where it went before.
+
+    Whoever calls `main` from Python would log into that folder for good, and fail where a failed verb has removed it.
+    """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        for handler in root.handlers:
+            if handler not in handlers:
+                handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _about(cfg: "DictConfig") -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, config composition only (no verb does its work)."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from s2robot.cli import VERBS
+from s2robot.cli import VERBS, main
 from s2robot.common.paths import configs_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,3 +255,14 @@ def test_a_sweep_with_a_failed_job_fails_and_says_which(tmp_path):
     assert result.returncode == 2
     assert "run=b" in result.stderr and result.stderr.strip().endswith("s2robot report: error: no such run")
     assert len(list((tmp_path / "runs" / "report").glob("*_sweep/*/"))) == 3  # the others ran
+
+
+def test_a_verb_called_from_python_gives_the_log_back(tmp_path, capsys):
+    """Its folder may be gone: a handler that stayed would fail at the next message of any library."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    folder = tmp_path / "gone"
+    assert main(["evaluate", "checkpoint=null", f"hydra.run.dir='{folder}'"]) == 2
+    assert "checkpoint: found none" in capsys.readouterr().err
+    assert (root.handlers, root.level) == before and not folder.exists()
+    logging.getLogger("timm").info("no error")

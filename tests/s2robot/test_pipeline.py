@@ -1,7 +1,6 @@
 """The commands as a user types them, on a tiny scale: `run`, `evaluate`, and what each says of bad input."""
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -56,8 +55,7 @@ def here(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
     monkeypatch.setattr("s2robot.evaluation.rollouts.AsyncVectorEnv", InlineWorlds)
-    root, singletons = logging.getLogger(), Singleton.get_state()
-    handlers, level, argv = root.handlers[:], root.level, sys.argv
+    singletons, argv = Singleton.get_state(), sys.argv
 
     def run(*args: object) -> subprocess.CompletedProcess[str]:
         words = list(map(str, args))
@@ -67,8 +65,6 @@ def here(tmp_path, monkeypatch, capsys):
         return subprocess.CompletedProcess(words, status, *capsys.readouterr())
 
     yield run
-    root.handlers[:] = handlers
-    root.setLevel(level)
     Singleton.set_state(singletons)
 
 
