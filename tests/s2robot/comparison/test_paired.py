@@ -184,7 +184,15 @@ def test_paired_seeds_take_out_what_the_seeds_share():
     ("a", "b", "options", "message"),
     [
         (np.ones(4), np.ones(4), {}, r"shape \(4,\) and \(4,\), expected \(seeds, positions\)"),
+        (np.ones((1, 4)), np.ones(4), {}, r"shape \(1, 4\) and \(4,\), expected"),
+        (np.ones(4), np.ones((1, 4)), {}, r"shape \(4,\) and \(1, 4\), expected"),
         (np.ones((1, 4)), np.ones((1, 5)), {}, "same positions"),
+        (
+            np.ones((2, 4)),
+            np.ones((2, 4)),
+            {"confidence": 0.0},
+            "confidence must lie between 0 and 1, found 0",
+        ),
         (np.ones((1, 0)), np.ones((1, 0)), {}, "expected"),
         (np.full((1, 4), 0.5), np.ones((1, 4)), {}, "found an outcome of 0.5"),
         (np.ones((2, 4)), np.ones((3, 4)), {"paired_seeds": True}, "as many seeds"),

@@ -342,6 +342,14 @@ def test_a_backbone_can_be_given_and_the_name_is_exported():
         (lambda: make(cover="none"), "cover: found 'none'"),
         (lambda: make([]), "at least one scale"),
         (lambda: make([0.5, 1]), "level 8 x 8 px is smaller than the tile 16 x 16"),
+        (
+            lambda: make(sizes=((8, 32),))(frames(1, 8, 32)),
+            "level 8 x 32 px is smaller than the tile 16 x 16",
+        ),
+        (
+            lambda: make(sizes=((32, 8),))(frames(1, 32, 8)),
+            "level 32 x 8 px is smaller than the tile 16 x 16",
+        ),
         (lambda: make(sizes=(16, 34)), "34 .*patches of 4 px; nearest is 32"),
         (lambda: make(sizes=(16, 32), base=16), "not both"),
         (lambda: make(prefix=True), "'tokens' and 0 prefix tokens"),
