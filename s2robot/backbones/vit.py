@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import replacing
 
 RECIPE_KEY = "s2robot"  # the key in a safetensors header under which the recipe (JSON) travels
 
@@ -227,9 +227,8 @@ def save_encoder(
     state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in vit.state_dict().items()}
     sha256 = weights_sha256(state)
     header = {**recipe, "spec": asdict(vit.spec), "sha256": sha256}
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(save(state, metadata={RECIPE_KEY: json.dumps(header, sort_keys=True)}))
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_bytes(save(state, metadata={RECIPE_KEY: json.dumps(header, sort_keys=True)}))
     return sha256
 
 

@@ -2,27 +2,46 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a reader finds the old file or the new one.
+@contextmanager
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """A temporary name to write under, which becomes `path` at the end: a reader finds the old file or the new one.
+
+    It stands beside `path` and has its suffix, by which many a library knows the format. Nothing is left behind if the
+    writing fails; what a killed process has left is written over by the next one, unless it is `shared`.
+
+    Args:
+        path: of the file; its folder is made if it is not there.
+        shared: other processes may write the same file meanwhile, so the name is this one's own.
 
     Raises:
-        OSError: with the file's name, also where a full disk makes the writing fail; nothing is left behind.
+        OSError: of the writing, with the file's name; `write` alone does not tell it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    own = f"{os.getpid()}." if shared else ""
+    part = path.with_name(f".{path.stem}.{own}part{path.suffix}")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        error.filename = str(path)  # write() alone does not tell
+        if error.errno and error.filename in (None, str(part)):
+            error.filename = str(path)
         raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text, written as :func:`replacing` says."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A value as JSON, written as :func:`write_text` does."""
+    """A value as JSON, written likewise."""
     write_text(path, json.dumps(value, indent=1))

@@ -14,12 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from s2robot.common.files import write_json
-from s2robot.deployment.views import save
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.control.safety import Safe, Verdict
 from s2robot.envs.real.control.subscriber import Silent
 from s2robot.envs.real.control.watchdog import State
-from s2robot.reporting.style import BLUE, INK, ORANGE, PURPLE, VERMILLION
+from s2robot.reporting.style import BLUE, INK, ORANGE, PURPLE, VERMILLION, save_figure
 
 _COLOURS = {Verdict.PASS: BLUE, Verdict.CLAMP: ORANGE, Verdict.HOLD: PURPLE, Verdict.STOP: VERMILLION}
 _ROOM = 0.15  # rad, of a joint's range that is shown around its way
@@ -84,7 +83,7 @@ class Trace(Silent):
             "gripper": [safe.gripper for _, _, safe in self._rows],
         }
         write_json(path.with_suffix(".json"), value)
-        save(self._draw(title), path.with_suffix(".png"))
+        save_figure(self._draw(title), path.with_suffix(".png"))
 
     def _draw(self, title: str) -> Figure:
         figure = Figure(figsize=(10, 9), layout="constrained", dpi=80)

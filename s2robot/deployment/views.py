@@ -8,7 +8,6 @@ The number is the correlation of blurred pictures, so it says little about a cam
 is what the picture is for.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from s2robot.demos.replay import env_config_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.preflight import OK, WARNING, Finding
 from s2robot.envs.real.cameras.camera import square
+from s2robot.reporting.style import save_figure
 
 SIDE = 24  # pixels, of the pictures that are correlated: blurred enough for another cube and start pose
 MARGIN = 0.1  # by how much another reading of the picture has to fit better
@@ -91,7 +91,7 @@ def compare(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray]) -
     return findings
 
 
-def draw(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], path: str | Path) -> None:
+def draw(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], path: Path) -> None:
     """A row a camera: its frame, a demo's, and both half transparent over each other."""
     names = list(frames)
     figure = Figure(figsize=(9, 3.1 * len(names)), layout="constrained", dpi=90)
@@ -113,18 +113,7 @@ def draw(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], path
                 axes.text(0.5, 0.5, "no demo", ha="center", va="center", transform=axes.transAxes)
             else:
                 axes.imshow(image)
-    save(figure, Path(path))
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        figure.savefig(fresh)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    save_figure(figure, path)
 
 
 def _small(image: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import write_text
 
 Frames = Iterable[tuple[int, np.ndarray]]  # (episode, uint8 (T_ep, C, H, W, 3))
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
@@ -273,10 +274,8 @@ class FeatureCache:
         self._write_index(set())
 
     def _write_index(self, done: set[int], path: Path | None = None) -> None:
-        path = path or self.path
-        part = path / "index.json.part"
-        part.write_text(json.dumps({**self.identity, "about": self.about, "done": sorted(done)}))
-        os.replace(part, path / "index.json")
+        index = {**self.identity, "about": self.about, "done": sorted(done)}
+        write_text((path or self.path) / "index.json", json.dumps(index))
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import write_json, write_text
+from s2robot.common.files import replacing, write_json, write_text
 from s2robot.evaluation.records import read_json, read_records
 
 
@@ -58,10 +58,8 @@ class Journal:
     def append(self, record: Mapping[str, Any], actions: np.ndarray) -> None:
         """Keep one ended episode: its actions first, so that every line of the journal has them."""
         file = _actions_file(self.path.parent, record["episode"])
-        part = file.with_suffix(".part")
-        with part.open("wb") as out:
-            np.save(out, actions, allow_pickle=False)
-        os.replace(part, file)
+        with replacing(file) as part:
+            np.save(part, actions, allow_pickle=False)
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
             lines.flush()

@@ -20,7 +20,6 @@ import os
 import re
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -32,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import replacing
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.demos.errors import DatasetError
@@ -245,16 +245,13 @@ def _cached(
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir("frames")
-    path, part = folder / f"{name}.npy", folder / f".{name}.{uuid.uuid4().hex}.part"
+    path = folder / f"{name}.npy"
     try:
         with (folder / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system when this process dies
             if not path.is_file():
-                for old in folder.glob(f".{name}.*.part"):  # of a killed process: the lock is ours
-                    old.unlink()
-                with part.open("wb") as file:
+                with replacing(path) as part, part.open("wb") as file:
                     _write_array(file, frames, source, total, progress)
-                os.replace(part, path)
     except OSError as error:
         raise UserError(
             f"{source}: its frames cannot be kept as {path}: {error.strerror or error}; make room, name "
@@ -262,8 +259,6 @@ def _cached(
         ) from error
     except DatasetError as error:
         raise UserError(str(error)) from error
-    finally:
-        part.unlink(missing_ok=True)
     return _open_array(path)
 
 

@@ -7,7 +7,6 @@ lights and the cube's size of its own. No demo of any dataset is used, so the en
 policy is trained or tested on.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
-from s2robot.common.files import write_json
+from s2robot.common.files import replacing, write_json
 from s2robot.envs.workers import worker_pool
 from s2robot.training.settings import INFINITY, check_ranges
 
@@ -130,22 +129,21 @@ def make_scenes(
     """
     require_simulator()
     out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
-    path, part = out / "frames.npy", out / "frames.npy.part"
+    path = out / "frames.npy"
     if path.exists():
         raise UserError(f"{path}: already there; remove it or choose another scenes.out")
     seeds = -(-settings.frames // _FRAMES_A_SEED)
     shape = (seeds * _FRAMES_A_SEED, settings.image_size, settings.image_size, 3)
-    bank = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
     drawn = (settings.robots, settings.image_size, settings.vary)
-    with worker_pool(settings.workers) as pool:
-        jobs = [pool.submit(render_scenes, settings.seed * 100_000 + i, *drawn) for i in range(seeds)]
-        for i, job in enumerate(jobs):
-            bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = job.result()
-            progress(i + 1, seeds)
-    bank.flush()
-    recipe = {**asdict(settings), "robots": list(settings.robots)}
-    del recipe["out"]
-    write_json(out / "meta.json", recipe)
-    os.replace(part, path)
+    with replacing(path) as part:
+        bank = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        with worker_pool(settings.workers) as pool:
+            jobs = [pool.submit(render_scenes, settings.seed * 100_000 + i, *drawn) for i in range(seeds)]
+            for i, job in enumerate(jobs):
+                bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = job.result()
+                progress(i + 1, seeds)
+        bank.flush()
+        recipe = {**asdict(settings), "robots": list(settings.robots)}
+        del recipe["out"]
+        write_json(out / "meta.json", recipe)
     return path

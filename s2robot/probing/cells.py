@@ -5,8 +5,6 @@ truth.fill(seeds, workers=2)             # drawn once, one file an episode, besi
 truth.targets(seeds).shape               # (frames, cameras, 64, 6)
 """
 
-import io
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import replacing
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.renderer import OffscreenRenderer
@@ -121,8 +120,6 @@ def _renderer(env: CubePick, size: int) -> OffscreenRenderer:
 
 
 def _draw_to(path: Path, seed: int, world: CubePickConfig, frames: int, grid: int) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, cells=draw_cells(world, seed, frames, grid))
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(buffer.getvalue())
-    os.replace(part, path)
+    cells = draw_cells(world, seed, frames, grid)
+    with replacing(path, shared=True) as part:
+        np.savez_compressed(part, cells=cells)

@@ -7,9 +7,7 @@ bank.labels([300_000, 300_001])["cube_pose"].shape  # (12, 7)
 """
 
 import hashlib
-import io
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import replacing
 from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
@@ -190,8 +189,5 @@ def _visible(env: CubePick, shown: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _draw_to(folder: Path, world: CubePickConfig, seed: int, frames: int) -> None:
     arrays = draw_episode(world, seed, frames)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # pictures of a table shrink to a fifth
-    part = folder / f"{seed}.npz.{os.getpid()}.part"
-    part.write_bytes(buffer.getvalue())
-    os.replace(part, folder / f"{seed}.npz")
+    with replacing(folder / f"{seed}.npz", shared=True) as part:
+        np.savez_compressed(part, **arrays)  # pictures of a table shrink to a fifth

@@ -8,7 +8,6 @@ The templates and their stylesheet lie in `templates/`. All text that they show 
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import write_text
 from s2robot.reporting.style import figure_svg
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -36,14 +36,10 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         values: all that the template names; it must have `title`.
     """
     text = _environment().get_template(template).render(values)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.html")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -14,7 +14,6 @@ is needed: figures are made without pyplot and drawn by Agg or as SVG.
 """
 
 import io
-import os
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -23,6 +22,8 @@ from typing import Any, ParamSpec
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from s2robot.common.files import replacing
 
 P = ParamSpec("P")
 
@@ -87,11 +88,6 @@ def page_colours(html: str) -> str:
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write the figure as an image (the format of the suffix, 150 dpi, white ground), whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")  # a killed one's is written over
-    try:
-        with matplotlib.rc_context(_STYLE):
-            figure.savefig(temporary, dpi=150, facecolor="white")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as part, matplotlib.rc_context(_STYLE):
+        figure.savefig(part, dpi=150, facecolor="white")
     return path

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import replacing
 
 
 @contextmanager
@@ -36,16 +37,10 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         UserError: a disk that is full or read-only.
     """
-    part = path.with_suffix(".part")
-    try:
-        with told(path):
-            with part.open("wb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())  # whole before it gets its name, also after a power cut
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with told(path), replacing(path) as part, part.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())  # whole before it gets its name, also after a power cut
 
 
 def load_state(path: Path, identity: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def refused(path, **kwargs) -> str:
 
 
 def parts() -> list[str]:
-    return [p.name for p in cache_dir("frames").iterdir() if p.suffix not in (".npy", ".lock")]
+    return [p.name for p in cache_dir("frames").iterdir() if "part" in p.name]
 
 
 # ---------------------------------------------------------------- arrays and images
@@ -274,7 +274,7 @@ def decode(path, queue) -> None:
 def test_processes_that_start_together_decode_once(tmp_path):
     frames = noise(30, 64, 64, 3)
     write_lossless(tmp_path / "a.mp4", frames)
-    (cache_dir("frames") / ".0123.dead.part").write_bytes(b"of another video: not ours to remove")
+    (cache_dir("frames") / ".0123.part.npy").write_bytes(b"of another video: not ours to remove")
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     processes = [context.Process(target=decode, args=(tmp_path / "a.mp4", queue)) for _ in range(3)]
@@ -284,7 +284,7 @@ def test_processes_that_start_together_decode_once(tmp_path):
     for process in processes:
         process.join()
     assert digests == {hashlib.sha256(frames.tobytes()).hexdigest()}
-    assert parts() == [".0123.dead.part"] and len(list(cache_dir("frames").glob("*.npy"))) == 1
+    assert parts() == [".0123.part.npy"] and len(list(cache_dir("frames").glob("[!.]*.npy"))) == 1
 
 
 def test_a_killed_decoding_leaves_no_litter(tmp_path):
@@ -292,7 +292,7 @@ def test_a_killed_decoding_leaves_no_litter(tmp_path):
     FrameBank(tmp_path / "a.mp4")
     (done,) = cache_dir("frames").glob("*.npy")
     done.unlink()
-    done.with_name(f".{done.stem}.dead.part").write_bytes(b"half")
+    done.with_name(f".{done.stem}.part.npy").write_bytes(b"half")
     FrameBank(tmp_path / "a.mp4")
     assert done.is_file() and not parts()
 

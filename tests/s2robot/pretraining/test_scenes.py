@@ -41,7 +41,7 @@ def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "meta.json").read_text()) == {
         "robots": ["xarm7", "panda"], "frames": 90, "image_size": 32, "vary": 0.6, "seed": 0, "workers": 1,
     }  # fmt: skip
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("*.part*"))
     with pytest.raises(UserError, match="frames.npy: already there; remove it or choose another scenes.out"):
         make_scenes(settings)
     assert np.array_equal(bank, np.load(path))

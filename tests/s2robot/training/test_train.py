@@ -71,7 +71,7 @@ def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
     assert contract["training"]["epoch"] == 25 and math.isfinite(contract["training"]["val_loss"])
     best = load_checkpoint(tmp_path / "checkpoint_best")[1]["training"]
     assert best["val_loss"] == min(row["val_loss"] for *_, row in rows)
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("*.part*"))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -267,7 +267,7 @@ def test_without_validation_every_episode_is_trained_on(data, tmp_path, monkeypa
     ] * 2
 
 
-@pytest.mark.parametrize("target", ["training_state.part", ".checkpoint_best.new", ".checkpoint.new"])
+@pytest.mark.parametrize("target", [".training_state.part", ".checkpoint_best.new", ".checkpoint.new"])
 def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_path, monkeypatch, target):
     store, features = data
     with pytest.raises(Killed):
@@ -287,7 +287,7 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_pa
         train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
     name = "training_state" if "state" in target else target[1:].removesuffix(".new")
     assert str(tmp_path) in str(error.value) and name in str(error.value)
-    assert not list(tmp_path.rglob("*.new")) and not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.new")) and not list(tmp_path.rglob("*.part*"))
     assert (tmp_path / "training_state.pt").read_bytes() == before[tmp_path / "training_state.pt"]
     monkeypatch.undo()
     whole = train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path / "whole")
