@@ -34,7 +34,6 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.people.operator import Operator
 from s2robot.envs.real.people.stop import Stop
-from s2robot.envs.real.real_cube_pick import RealCubePick
 from s2robot.evaluation.journal import Journal, write_records
 from s2robot.evaluation.records import read_json, summarise
 from s2robot.evaluation.summary import facts, refuse_positions_of_demos, world_changes
@@ -150,13 +149,9 @@ class ArmEvaluation:
 
     def _run(self, todo: list[int]) -> None:
         arm, loop = self.rig.arm, self.rig.loop_config(live=True)
-        how = arm.config(loop)
         slowed = replace(self.config, rate_hz=loop.policy_hz)  # type: ignore[arg-type]  # may be no whole number
         self.rate = loop.policy_hz
-        self.env = RealCubePick(
-            arm.driver, arm.readers, slowed, self.operator, loop, how.watchdog,
-            how.safety, home_speed=how.home_speed, stop=self.stop,
-        )  # fmt: skip
+        self.env = arm.cube_pick(slowed, self.operator, loop, stop=self.stop)
         with self.stop.on_signals(), arm.watched(self.env.runtime):
             try:
                 for episode in todo:

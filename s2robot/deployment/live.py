@@ -13,14 +13,14 @@ from s2robot.common.settings import read
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.log import CAUSES, SessionLog
 from s2robot.deployment.operator import DeployOperator, WatchingOperator, check_operator
-from s2robot.deployment.panel import WAITING, Board, Keys, keys
+from s2robot.deployment.panel import WAITING, Board
 from s2robot.deployment.rig import Rig
 from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.store import open_store
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.loop import Result
 from s2robot.envs.real.control.subscriber import Silent
-from s2robot.envs.real.people.operator import Operator, ask
+from s2robot.envs.real.people.operator import ask
 from s2robot.envs.real.people.stop import Stop
 
 WORD = "move"  # what the operator types before the arm moves
@@ -66,18 +66,9 @@ class LiveSession(Silent):
         rig: connected and checked.
         settings: of the verb.
         out: run folder.
-        operator: who is asked; a person on the terminal, or the emulator's, if not given.
-        read_keys: calls a function with each key while its context lasts.
     """
 
-    def __init__(
-        self,
-        rig: Rig,
-        settings: DeploySettings,
-        out: Path,
-        operator: Operator | None = None,
-        read_keys: Keys = keys,
-    ):
+    def __init__(self, rig: Rig, settings: DeploySettings, out: Path):
         self.rig, self.settings, self.out = rig, settings, out
         arm = rig.arm
         self.max_steps = arm.bridge.loop.max_steps
@@ -86,8 +77,8 @@ class LiveSession(Silent):
         self.log = SessionLog(arm.limits, out)
         self.stop = Stop()
         self.runtime = rig.runtime(True, [self.board, self.log, self], self.stop)
-        own = operator or arm.operator(DeployOperator)
-        self.operator = WatchingOperator(own, self.stop, read_keys, self.runtime.loop.request_end)
+        asked = arm.operator(DeployOperator)
+        self.operator = WatchingOperator(asked, self.stop, on_verdict=self.runtime.loop.request_end)
 
     def run(self) -> bool:
         """All episodes; False after a fault. Raises KeyboardInterrupt after Ctrl-C, with the arm stopped."""

@@ -29,7 +29,6 @@ from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.people.operator import Operator, Through
 from s2robot.envs.real.people.teach import TeachConfig, Teaching
 from s2robot.envs.real.people.teleop import CONTROLS_HELP, HELP, Controls, Keyboard, SpaceMouse, Teleoperator
-from s2robot.envs.real.real_cube_pick import RealCubePick
 
 DEVICES = ("keyboard", "spacemouse")
 
@@ -128,19 +127,15 @@ class ArmRecording:
         wanted, world = self.settings, self.world
         # a person who reverses the gripper means it
         loop = arm.bridge.loop_config(world.rate_hz, world.image_size, live=True, gripper_hold=0)
-        how = arm.config(loop)
-        self.env = RealCubePick(
-            arm.driver, arm.readers, world, _Quiet(self.operator, self.controls), loop, how.watchdog, how.safety,
-            subscriber=self.recorder, home_speed=how.home_speed,
-        )  # fmt: skip
+        quiet = _Quiet(self.operator, self.controls)
+        self.env = arm.cube_pick(world, quiet, loop, subscriber=self.recorder)
         stack.enter_context(arm.watched(self.env.runtime))
         stack.callback(self.env.close)
         self._on_key = self.controls.on_key
         if wanted.kind == "teach":
             teach = TeachConfig(world.rate_hz, world.image_size, loop.max_delta, loop.ready_s)
-            self._teaching = Teaching(
-                arm.driver, arm.readers, self.controls, teach, how.watchdog, self.recorder
-            )  # fmt: skip
+            limits = arm.bridge.watchdog
+            self._teaching = Teaching(arm.driver, arm.readers, self.controls, teach, limits, self.recorder)
         else:
             self._teleoperator = self._make_teleoperator(arm, loop, stack)
 

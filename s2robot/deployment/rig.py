@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -16,6 +17,7 @@ from s2robot.deployment.check import check_all
 from s2robot.deployment.policy import Policy, make_policy
 from s2robot.deployment.scene import Scene, find_scene
 from s2robot.deployment.settings import Bench, Bridge, PolicySettings, read_bench, read_policy
+from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
@@ -24,6 +26,7 @@ from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.people.operator import Operator, TerminalOperator
 from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.real_cube_pick import RealCubePick
 from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
 
 
@@ -67,6 +70,16 @@ class ConnectedArm:
     def config(self, loop: LoopConfig) -> RuntimeConfig:
         """How the arm is driven, with this loop."""
         return RuntimeConfig(loop, self.bridge.watchdog, self.bridge.safety, self.bridge.home.speed)
+
+    def cube_pick(
+        self, world: CubePickConfig, operator: Operator, loop: LoopConfig, **others: Any
+    ) -> RealCubePick:
+        """The task on this arm; for `others` see there."""
+        how = self.config(loop)
+        return RealCubePick(
+            self.driver, self.readers, world, operator, loop, how.watchdog, how.safety,
+            home_speed=how.home_speed, **others,
+        )  # fmt: skip
 
     def watched(self, runtime: ArmRuntime) -> AbstractContextManager[None]:
         """Beside the supervisor, see `ArmRuntime.watched`."""
