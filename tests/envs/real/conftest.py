@@ -1,4 +1,4 @@
-"""The emulated control box, and the vendor's SDK connected to it."""
+"""The emulated control box, and the vendor's SDK connected to it; an arm in virtual time."""
 
 import time
 
@@ -7,8 +7,8 @@ import pytest
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.emulator.launch import launch
 from tests.envs.real.home import HOME
-
-PATIENCE = 60.0  # s, a busy machine is no fault
+from tests.envs.real.patience import PATIENCE
+from tests.envs.real.virtual import FakeArm, VirtualClock
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +31,13 @@ def driver(emulator, monkeypatch):
             time.sleep(0.05)
         yield driver
     emulator.side("clear")
+
+
+@pytest.fixture
+def clock():
+    return VirtualClock()
+
+
+@pytest.fixture
+def arm(clock):
+    return FakeArm(clock)

@@ -18,15 +18,12 @@ from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.cameras.replay import ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.watchdog import State, WatchdogLimits
+from s2robot.envs.real.control.watchdog import State
 from tests.envs.real.home import HOME
+from tests.envs.real.patience import CALM
 
 PAGE = Path(__file__).parents[3] / "docs" / "hardware.md"
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-CALM = WatchdogLimits(
-    camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=3.0, policy_fault=9.0,
-    hold_fault=30.0, report_fault=30.0,
-)  # fmt: skip
 
 
 class Box(socketserver.ThreadingTCPServer):

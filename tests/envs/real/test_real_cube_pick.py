@@ -31,18 +31,12 @@ from s2robot.envs.real.people.operator import Placing, TerminalOperator
 from s2robot.envs.real.people.stop import Stop
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from tests.envs.real.home import HOME
-from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock
+from tests.envs.real.patience import CALM, PATIENCE
+from tests.envs.real.virtual import SLOWLY, Calls, Film
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-PATIENCE = 60.0
-# a busy machine is no fault
-CALM = WatchdogLimits(
-    camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=3.0, policy_fault=9.0,
-    hold_fault=30.0, report_fault=30.0,
-)  # fmt: skip
 CONFIG = CubePickConfig(cameras=("hand",), image_size=16, max_steps=4)
 LIVE = LoopConfig(live=True, image_size=16)
-SLOWLY = np.append(np.full(7, 0.01), 1.0).astype(np.float32)
 
 
 class Nodding(EmulatedOperator):
@@ -77,16 +71,6 @@ def picked(env, seed):
         actions.append(picker.act()[0])
         env.step_physics(actions[-1])
     return actions
-
-
-@pytest.fixture
-def clock():
-    return VirtualClock()
-
-
-@pytest.fixture
-def arm(clock):
-    return FakeArm(clock)
 
 
 @pytest.fixture

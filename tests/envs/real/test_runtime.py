@@ -15,10 +15,9 @@ from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.people.stop import Stop
 from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
 from tests.envs.real.home import HOME
-from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock
+from tests.envs.real.virtual import SLOWLY, Calls, Film
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-SLOWLY = np.append(np.full(7, 0.01), 1.0)
 CONFIG = RuntimeConfig(
     LoopConfig(live=True, image_size=16), WatchdogLimits(), SafetyConfig(state_age_max=0.1), home_speed=0.5
 )
@@ -37,11 +36,6 @@ class Watch:
 
     def rest(self):
         self.heard.append("rest")
-
-
-@pytest.fixture
-def arm():
-    return FakeArm(VirtualClock())
 
 
 def made(arm, act=None, config=CONFIG, **settings):

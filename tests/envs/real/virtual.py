@@ -12,6 +12,8 @@ from s2robot.envs.real.control.loop import STOOD_S
 from s2robot.envs.real.control.subscriber import Silent
 from tests.envs.real.home import HOME
 
+SLOWLY = np.append(np.full(7, 0.01), 1.0)  # an action
+
 
 class VirtualClock:
     """A `Clock` whose time passes only while everybody waits.

@@ -21,10 +21,11 @@ from s2robot.envs.real.emulator.camera import EmulatedCamera
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.emulator.side import SideChannel
+from tests.envs.real.patience import PATIENCE, wait_for
 
 pytest.importorskip("xarm")
 
-SIZE, SEED, PATIENCE = 64, 1, 120.0
+SIZE, SEED = 64, 1
 LOOKS = [f"env.image_size={SIZE}", "env.cameras=[hand,left]"]
 # a busy machine is no fault
 CALM = [f"bridge.watchdog.{n}=9" for n in ("camera_hold", "state_hold", "policy_hold")] + [
@@ -83,13 +84,6 @@ def person(act):
             raise failed[0]
 
     return keys
-
-
-def wait_for(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def lift_by_hand(emulator):

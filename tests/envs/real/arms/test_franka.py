@@ -19,6 +19,7 @@ import pytest
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED
 from s2robot.envs.real.arms.franka import FRANKA_LIMITS, GONE, MOVING, FrankaDriver
+from tests.envs.real.patience import wait_for
 
 HOME = np.array([0.0, 0.1094, 0.0, -2.5686, 0.0, 2.6781, 0.7859])
 
@@ -61,13 +62,6 @@ def arm(server):
     with FrankaDriver(server, realtime=False) as arm:
         arm.connect(60.0)
         yield arm
-
-
-def wait_for(condition, what):
-    end = time.monotonic() + 30.0
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come true"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

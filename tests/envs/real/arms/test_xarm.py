@@ -12,10 +12,9 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS
 from s2robot.envs.real.arms.xarm import ONLINE, SERVO, XArmDriver
 from tests.envs.real.home import HOME
+from tests.envs.real.patience import PATIENCE, wait_for
 
 pytest.importorskip("xarm")
-
-PATIENCE = 60.0  # s, busy machines
 
 
 @pytest.fixture
@@ -42,13 +41,6 @@ def reset(emulator):
         operator.connect(PATIENCE)
         operator._sdk.clean_error()
     emulator.side("place_arm", joints=HOME.tolist())
-
-
-def wait_for(condition, what):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come true"
-        time.sleep(0.02)
 
 
 def arrived(emulator, kind="motion"):

@@ -12,16 +12,9 @@ from s2robot.envs.real.cameras.camera import CameraReader, square
 from s2robot.envs.real.cameras.opencv import OpenCVCamera
 from s2robot.envs.real.cameras.realsense import RealSenseCamera
 from s2robot.envs.real.cameras.replay import ReplayCamera
+from tests.envs.real.patience import PATIENCE, wait_for
 
-PATIENCE = 60.0
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), np.uint8)
-
-
-def wait_for(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.fixture

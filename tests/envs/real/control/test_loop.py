@@ -14,7 +14,7 @@ from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import Several
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from tests.envs.real.home import HOME
-from tests.envs.real.virtual import Calls, FakeArm, Film, Stalling, VirtualClock
+from tests.envs.real.virtual import SLOWLY, Calls, Film, Stalling
 
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 24, 32, 3), np.uint8)
 POINTS = ArmPoints("xarm7")
@@ -23,17 +23,6 @@ CALM = WatchdogLimits(
     camera_hold=1.0, camera_fault=4.0, state_hold=1.0, state_fault=4.0, policy_hold=1.0, policy_fault=4.0,
     hold_fault=20.0, report_fault=60.0,
 )  # fmt: skip
-SLOWLY = np.append(np.full(7, 0.01), 1.0)
-
-
-@pytest.fixture
-def clock():
-    return VirtualClock()
-
-
-@pytest.fixture
-def arm(clock):
-    return FakeArm(clock)
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.emulator.ports import free_ports
 from tests.envs.real.home import HOME
+from tests.envs.real.patience import PATIENCE, wait_for
 
 pytest.importorskip("xarm")
 
-PATIENCE = 60.0
 ROOT = str(Path(__file__).resolve().parents[4])
 VICTIM = """
 import sys
@@ -53,13 +53,6 @@ def make(emulator):
 
 def ready(emulator):
     return emulator.side("status")["ready"]
-
-
-def wait_for(condition, what):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come true"
-        time.sleep(0.01)
 
 
 def test_a_loop_that_hangs_is_stopped(moving):

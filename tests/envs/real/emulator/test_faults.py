@@ -1,36 +1,23 @@
 """Each fault, as the vendor's SDK sees it."""
 
-import logging
 import time
 
 import pytest
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.sdk import client_ports
 from s2robot.envs.real.emulator.faults import NAMES
-from s2robot.envs.real.emulator.launch import launch
 from tests.envs.real import home
+from tests.envs.real.patience import PATIENCE, wait_for
 
 pytest.importorskip("xarm")
 
 HOME = home.HOME.tolist()  # JSON and the SDK want lists
-PATIENCE = 60.0  # s
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    logging.getLogger("xarm.core.utils.log").setLevel(logging.CRITICAL)
-    with launch("kinematic") as emulator, client_ports(emulator.ports):
-        yield emulator
 
 
 @pytest.fixture
-def arm(emulator):
-    from xarm.wrapper import XArmAPI
-
+def arm(emulator, connect):
     emulator.side("clear")
-    arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
-    arm.set_timeout(10)
+    arm = connect()
     arm.clean_error()
     emulator.side("place_arm", joints=HOME)
     arm.motion_enable(True)
@@ -39,13 +26,6 @@ def arm(emulator):
     yield arm
     emulator.side("clear")
     arm.disconnect()
-
-
-def wait_for(condition, what):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come true"
-        time.sleep(0.02)
 
 
 def test_unknown_faults_and_settings_are_one_clear_line(emulator):
@@ -68,13 +48,11 @@ def test_drop(arm, emulator):
     assert emulator.side("after", since=at)["accepted"] == 0
 
 
-def test_drop_and_refuse(arm, emulator):
-    from xarm.wrapper import XArmAPI
-
+def test_drop_and_refuse(arm, emulator, connect):
     emulator.side.fault("drop", refuse=True)
     wait_for(lambda: not arm.connected, "the loss of the connection")
     with pytest.raises(Exception, match="connect socket failed|failed to check version"):
-        XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
+        connect()
 
 
 def test_hang_blocks_and_what_was_sent_is_obeyed_late(arm, emulator):

@@ -15,9 +15,9 @@ from s2robot.envs.real.emulator.camera import FrameClient
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 from tests.envs.real.home import HOME
+from tests.envs.real.patience import PATIENCE, wait_for
 
 ENV = {"image_size": 64, "cameras": ["hand", "left"]}
-PATIENCE = 120.0  # s
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,6 @@ def emulator():
 
     with launch("mujoco", "--env", json.dumps(ENV), "--seed", "3", "--fps", "10") as emulator:
         yield emulator
-
-
-def wait_for(condition, what):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come true"
-        time.sleep(0.05)
 
 
 def test_our_kinematics_are_the_models(plant):

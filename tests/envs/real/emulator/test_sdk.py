@@ -1,39 +1,21 @@
 """The vendor's unmodified SDK against the emulator in its own process. Waits are long: machines are busy."""
 
-import logging
 import time
 
 import numpy as np
 import pytest
 
 from s2robot.envs.real.arms import kinematics as kin
-from s2robot.envs.real.arms.sdk import client_ports
-from s2robot.envs.real.emulator.launch import launch
 from tests.envs.real import home
+from tests.envs.real.patience import PATIENCE, wait_for
 
 pytest.importorskip("xarm")
 
 HOME = home.HOME.tolist()  # JSON and the SDK want lists
-PATIENCE = 60.0  # s
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    logging.getLogger("xarm.core.utils.log").setLevel(logging.CRITICAL)
-    with launch("kinematic") as emulator, client_ports(emulator.ports):
-        yield emulator
-
-
-def connect():
-    from xarm.wrapper import XArmAPI
-
-    arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
-    arm.set_timeout(10)
-    return arm
 
 
 @pytest.fixture
-def arm(emulator):
+def arm(emulator, connect):
     emulator.side("clear")
     arm = connect()
     arm.set_state(4)
@@ -53,13 +35,6 @@ def joints(arm):
     code, states = arm.get_joint_states()
     assert code == 0
     return np.array(states[0])
-
-
-def wait_for(condition, what="condition"):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come true"
-        time.sleep(0.02)
 
 
 def stands_at(arm, target, tolerance=1e-3):
@@ -169,7 +144,7 @@ def test_errors_stop_the_arm_until_the_operator_clears_them(arm, emulator, code)
     assert arm.set_servo_angle_j(HOME) == 0
 
 
-def test_a_second_connection_can_stop_the_arm(arm, emulator):
+def test_a_second_connection_can_stop_the_arm(arm, emulator, connect):
     make_ready(arm, 1)
     second = connect()
     try:
@@ -180,7 +155,7 @@ def test_a_second_connection_can_stop_the_arm(arm, emulator):
         second.disconnect()
 
 
-def test_reconnects_to_the_same_state(arm, emulator):
+def test_reconnects_to_the_same_state(arm, emulator, connect):
     make_ready(arm, 1)
     arm.disconnect()
     again = connect()

@@ -1,7 +1,6 @@
 """A hand leads the emulated arm; what was recorded, played back through the bridge, reaches the same joints."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -17,16 +16,12 @@ from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.people.teach import TeachConfig, Teaching
 from s2robot.envs.real.people.teleop import Controls
 from tests.envs.real.home import HOME
+from tests.envs.real.patience import CALM, PATIENCE, wait_for
 from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock
 
 pytest.importorskip("xarm")
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-PATIENCE = 60.0
-CALM = WatchdogLimits(
-    camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=3.0, policy_fault=9.0,
-    hold_fault=30.0, report_fault=30.0,
-)  # fmt: skip
 CONFIG = TeachConfig(image_size=16)
 
 
@@ -36,13 +31,6 @@ def cameras():
     reader.start(PATIENCE)
     yield {"hand": reader}
     reader.close()
-
-
-def wait_for(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.realtime

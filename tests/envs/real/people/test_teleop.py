@@ -24,11 +24,11 @@ from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.people.teleop import Controls, Keyboard, SpaceMouse, Teleoperator
 from tests.envs.real.home import HOME
+from tests.envs.real.patience import PATIENCE, wait_for
 from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 POINTS, IK = ArmPoints(), ToolIK()
-PATIENCE = 60.0
 
 
 class Wish:
@@ -164,13 +164,6 @@ class Cap:
 
     def close(self):
         self.closed = True
-
-
-def wait_for(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_spacemouse():

@@ -1,0 +1,19 @@
+"""For tests that live by the wall clock: a busy machine is no fault."""
+
+import time
+
+from s2robot.envs.real.control.watchdog import WatchdogLimits
+
+PATIENCE = 120.0  # s
+CALM = WatchdogLimits(
+    camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=3.0, policy_fault=9.0,
+    hold_fault=30.0, report_fault=30.0,
+)  # fmt: skip
+
+
+def wait_for(condition, what="it"):
+    """Fails if `condition()` does not come true."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true"
+        time.sleep(0.01)
