@@ -6,7 +6,7 @@ An arm keeps its colour (Okabe and Ito's), marker and line style in every pictur
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from s2robot.comparison.folder import Comparison
+from s2robot.comparison.folder import Arm, Axis, Comparison
 from s2robot.evaluation.plots import CUBE_BOX
 from s2robot.reporting.page import as_text
 from s2robot.reporting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, VERMILLION, styled
@@ -42,23 +42,23 @@ class Style:
 def arm_styles(comparison: Comparison) -> dict[str, Style]:
     """Arm -> its style, by the order of the arms; the first 84 differ."""
     styles = {}
-    for i, arm in enumerate(comparison.facts["arms"]):
+    for i, arm in enumerate(comparison.facts.arms):
         marker, glyph = _SHAPES[i % len(_SHAPES)]
-        styles[arm["name"]] = Style(_COLOURS[i % len(_COLOURS)], marker, glyph, _LINES[i % len(_LINES)])
+        styles[arm.name] = Style(_COLOURS[i % len(_COLOURS)], marker, glyph, _LINES[i % len(_LINES)])
     return styles
 
 
 @styled
 def success_plot(comparison: Comparison) -> Figure:
     """Success of each arm with its interval; below it, open marks, each training seed."""
-    arms, styles = comparison.facts["arms"], arm_styles(comparison)
+    arms, styles = comparison.facts.arms, arm_styles(comparison)
     figure = Figure(figsize=(6.4, 0.72 * len(arms) + 1.2), layout="constrained")
     axes = figure.add_subplot()
     ends: list[float] = []
     for y, arm in enumerate(arms):
-        style = styles[arm["name"]]
-        low, success, high = (100 * arm[key] for key in ("low", "success", "high"))
-        seeds = [100 * run["successes"] / run["episodes"] for run in arm["seeds"] if run["episodes"]]
+        style = styles[arm.name]
+        low, success, high = (100 * getattr(arm, key) for key in ("low", "success", "high"))
+        seeds = [100 * run.successes / run.episodes for run in arm.seeds if run.episodes]
         axes.plot([low, high], [y, y], color=style.colour, lw=3, alpha=0.55, solid_capstyle="butt")
         axes.plot(success, y, style.marker, color=style.colour, ms=9)
         axes.text(success, y - 0.2, f"{success:.1f} %", ha="center", va="bottom", fontsize=9)
@@ -66,7 +66,7 @@ def success_plot(comparison: Comparison) -> Figure:
             seeds, [y + 0.25] * len(seeds), style.marker, color=style.colour, mfc="none", ms=5, ls="none"
         )
         ends += [low, high, *seeds]
-    axes.set_yticks(range(len(arms)), [fill(arm["label"], 26) for arm in arms])
+    axes.set_yticks(range(len(arms)), [fill(arm.label, 26) for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.6)
     # whole tens around the data: neither squeezed between 0 and 100 nor blown up to fill the picture
     axes.set_xlim(
@@ -85,18 +85,18 @@ def success_plot(comparison: Comparison) -> Figure:
 @styled
 def difference_plot(comparison: Comparison) -> Figure:
     """First arm minus second, in points, with its interval; filled where the interval leaves out 0."""
-    pairs = comparison.facts["pairs"]
+    pairs = comparison.facts.pairs
     figure = Figure(figsize=(6.4, 0.72 * len(pairs) + 1.2), layout="constrained")
     axes = figure.add_subplot()
     for y, pair in enumerate(pairs):
-        low, middle, high = (100 * pair[key] for key in ("low", "difference", "high"))
-        clear = pair["low"] > 0 or pair["high"] < 0
+        low, middle, high = (100 * getattr(pair, key) for key in ("low", "difference", "high"))
+        clear = pair.low > 0 or pair.high < 0
         axes.plot([low, high], [y, y], color=BLUE if clear else INK, lw=2.4)
         axes.plot(middle, y, "o", color=BLUE if clear else INK, mfc=BLUE if clear else "none", ms=9, mew=1.8)
         text = f"{middle:+.1f}".replace("-", "\N{MINUS SIGN}")
         axes.text(middle, y - 0.18, text, ha="center", va="bottom", fontsize=9)
     axes.axvline(0, color=INK, lw=1, ls=(0, (5, 4)))
-    names = [fill(f"{comparison.label(p['a'])} − {comparison.label(p['b'])}", 28) for p in pairs]
+    names = [fill(f"{comparison.label(p.a)} − {comparison.label(p.b)}", 28) for p in pairs]
     axes.set_yticks(range(len(pairs)), names)
     axes.set_ylim(len(pairs) - 0.5, -0.6)
     axes.margins(x=0.08)
@@ -116,24 +116,26 @@ def cost_plot(comparison: Comparison) -> Figure:
 
     A thin line joins the arms of one encoder and policy: what further scales cost and bring.
     """
-    arms, styles = comparison.facts["arms"], arm_styles(comparison)
-    titles = {key: text for key, text in COSTS.items() if any(arm[key] is not None for arm in arms)}
+    arms, styles = comparison.facts.arms, arm_styles(comparison)
+    titles = {key: text for key, text in COSTS.items() if any(getattr(arm, key) is not None for arm in arms)}
     figure = Figure(figsize=(5.2 * len(titles), 4.2), layout="constrained")
     panels = figure.subplots(1, len(titles), squeeze=False, sharey=True)[0]
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
-        drawn = sorted((arm for arm in arms if arm[key] is not None), key=lambda arm: arm[key])
-        groups: dict[str, list[Mapping[str, Any]]] = {}
+        drawn = sorted(
+            (arm for arm in arms if getattr(arm, key) is not None), key=lambda arm: getattr(arm, key)
+        )
+        groups: dict[str, list[Arm]] = {}
         for arm in drawn:
-            groups.setdefault(as_text([arm["encoder"], arm["policy"]]), []).append(arm)
-            style, success = styles[arm["name"]], 100 * arm["success"]
+            groups.setdefault(as_text([arm.encoder, arm.policy]), []).append(arm)
+            style, success = styles[arm.name], 100 * arm.success
             axes.plot(
-                [arm[key]] * 2, [100 * arm["low"], 100 * arm["high"]], color=style.colour, lw=2, alpha=0.6
+                [getattr(arm, key)] * 2, [100 * arm.low, 100 * arm.high], color=style.colour, lw=2, alpha=0.6
             )
-            axes.plot(arm[key], success, style.marker, color=style.colour, ms=9)
+            axes.plot(getattr(arm, key), success, style.marker, color=style.colour, ms=9)
         for group in groups.values():
-            xs, ys = [arm[key] for arm in group], [100 * arm["success"] for arm in group]
+            xs, ys = [getattr(arm, key) for arm in group], [100 * arm.success for arm in group]
             axes.plot(xs, ys, color=INK, lw=1, ls=(0, (2, 2)), alpha=0.7, zorder=1)
-        _scale_x(axes, [arm[key] for arm in drawn])
+        _scale_x(axes, [getattr(arm, key) for arm in drawn])
         axes.margins(x=0.12)
         axes.grid(**GRID)
         axes.set_xlabel(title)
@@ -148,21 +150,21 @@ def cost_plot(comparison: Comparison) -> Figure:
 @styled
 def tables_plot(comparison: Comparison) -> Figure:
     """The table from above, once an arm: at which positions all, some or none of its training seeds succeeded."""
-    arms = comparison.facts["arms"]
+    arms = comparison.facts.arms
     figure, panels = _tables(len(arms))
     kinds = (
         ("all training seeds", "o", BLUE, 1.0),
         ("some of them", "D", ORANGE, 1.0),
         ("none", "X", VERMILLION, 1.4),
     )
-    several = any(len(arm["seeds"]) > 1 for arm in arms)
+    several = any(len(arm.seeds) > 1 for arm in arms)
     for axes, arm in zip(panels, arms, strict=True):
-        share = comparison.solved[arm["name"]].mean(0)  # (N,)
+        share = comparison.solved[arm.name].mean(0)  # (N,)
         for (_, marker, colour, size), chosen in zip(
             kinds, (share == 1, (share > 0) & (share < 1), share == 0), strict=True
         ):
             _scatter(axes, comparison.cubes[chosen], marker, colour, size * _area(len(share)))
-        axes.set_title(f"{fill(arm['label'], 34)}: {100 * share.mean():.1f} %", fontsize=10)
+        axes.set_title(f"{fill(arm.label, 34)}: {100 * share.mean():.1f} %", fontsize=10)
     names = [name for name, *_ in kinds] if several else ["success", "", "failure"]
     handles = [
         Line2D([], [], color=colour, marker=marker, ls="none", ms=7, label=name)
@@ -176,16 +178,18 @@ def tables_plot(comparison: Comparison) -> Figure:
 @styled
 def wins_plot(comparison: Comparison) -> Figure:
     """The table from above, once a pair: the positions that count for one arm and those that count for the other."""
-    pairs = comparison.facts["pairs"]
+    pairs = comparison.facts.pairs
     figure, panels = _tables(len(pairs))
     for axes, pair in zip(panels, pairs, strict=True):
-        won, lost = (np.isin(comparison.positions, pair[key]) for key in ("only_a", "only_b"))  # (N,)
+        won, lost = (
+            np.isin(comparison.positions, getattr(pair, key)) for key in ("only_a", "only_b")
+        )  # (N,)
         area = _area(len(won))
         x, y = 100 * comparison.cubes[~won & ~lost].T  # cm
         axes.scatter(y, x, s=0.25 * area, color=INK, alpha=0.35, lw=0)
         _scatter(axes, comparison.cubes[won], "^", BLUE, 1.5 * area)
         _scatter(axes, comparison.cubes[lost], "v", VERMILLION, 1.5 * area)
-        names = [fill(comparison.label(pair[key]), 34) for key in ("a", "b")]
+        names = [fill(comparison.label(getattr(pair, key)), 34) for key in ("a", "b")]
         title = f"▲ {names[0]}: {won.sum()}\n▼ {names[1]}: {lost.sum()}\nneither: {(~won & ~lost).sum()}"
         axes.set_title(title, fontsize=9.5, fontweight="normal")
     handles = [
@@ -198,18 +202,20 @@ def wins_plot(comparison: Comparison) -> Figure:
 
 
 @styled
-def axis_plot(comparison: Comparison, axis: Mapping[str, Any]) -> Figure:
+def axis_plot(comparison: Comparison, axis: Axis) -> Figure:
     """Success of each arm along an axis, with its interval as a band."""
-    styles, values = arm_styles(comparison), axis["values"]
+    styles, values = arm_styles(comparison), axis.values
     numeric = all(isinstance(v, (int, float)) for v in values)
     place = {v: v if numeric else i for i, v in enumerate(values)}
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for arm, points in axis["arms"].items():
+    for arm, found in axis.arms.items():
         style = styles[arm]
-        points = sorted(points, key=lambda point: place[point["value"]])
-        x = [place[point["value"]] for point in points]
-        low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
+        points = sorted(found, key=lambda point: place[point.value])
+        x = [place[point.value] for point in points]
+        low, success, high = (
+            [100 * getattr(point, key) for point in points] for key in ("low", "success", "high")
+        )
         axes.fill_between(x, low, high, color=style.colour, alpha=0.14, lw=0)
         for edge in (low, high):  # where bands overlap, their edges tell them apart
             axes.plot(x, edge, color=style.colour, lw=0.7, ls=style.line, alpha=0.55)
@@ -221,17 +227,17 @@ def axis_plot(comparison: Comparison, axis: Mapping[str, Any]) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.set_xticks(range(len(values)), [fill(as_text(v), 14) for v in values])
-    if axis["default"] in place:
-        at = place[axis["default"]]
+    if axis.default in place:
+        at = place[axis.default]
         axes.axvline(at, color=INK, lw=1, ls=(0, (1, 2)), zorder=0)
         axes.text(at, 1.01, "default", transform=axes.get_xaxis_transform(), ha="center", fontsize=8.5)
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(-2, bottom), min(102, top))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(**GRID)
-    axes.set_xlabel(axis["label"] + (f" ({axis['unit']})" if axis["unit"] else ""))
+    axes.set_xlabel(axis.label + (f" ({axis.unit})" if axis.unit else ""))
     axes.set_ylabel("success (%)")
-    handles = [h for h, arm in zip(_arm_handles(comparison), styles, strict=True) if arm in axis["arms"]]
+    handles = [h for h, arm in zip(_arm_handles(comparison), styles, strict=True) if arm in axis.arms]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, max(1, len(handles))), fontsize=9)
     return figure
 

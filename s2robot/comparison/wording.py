@@ -3,45 +3,45 @@
 from collections.abc import Mapping
 from typing import Any
 
-from s2robot.comparison.folder import Comparison
+from s2robot.comparison.folder import Arm, Comparison, Pair, Point
 from s2robot.reporting.page import as_text
 
 MINUS, NBSP = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 LEVEL = 0.05  # of p and of the intervals (95 %)
 
 
-def sentence(comparison: Comparison, pair: Mapping[str, Any]) -> str:
+def sentence(comparison: Comparison, pair: Pair) -> str:
     """A pair's result as text: "Base + S² +12.3 points against Base [+4.1, +20.5], p = 0.0040, N = 384"."""
-    a, b = comparison.label(pair["a"]), comparison.label(pair["b"])
+    a, b = comparison.label(pair.a), comparison.label(pair.b)
     text = (
-        f"{a} {points(pair['difference'])}{NBSP}points against {b} [{points(pair['low'])}, "
-        f"{points(pair['high'])}], {p_text(pair['p'])}, N{NBSP}={NBSP}{pair['episodes']}"
+        f"{a} {points(pair.difference)}{NBSP}points against {b} [{points(pair.low)}, "
+        f"{points(pair.high)}], {p_text(pair.p)}, N{NBSP}={NBSP}{pair.episodes}"
     )
     return {True: "", False: "No clear difference: ", None: "Borderline: "}[verdict(pair)] + text
 
 
-def verdict(pair: Mapping[str, Any]) -> bool | None:
+def verdict(pair: Pair) -> bool | None:
     """Whether the arms differ: True if interval and test both say so, False if neither does, None otherwise."""
-    outside, rejected = pair["low"] > 0 or pair["high"] < 0, pair["p"] < LEVEL
+    outside, rejected = pair.low > 0 or pair.high < 0, pair.p < LEVEL
     return outside if outside == rejected else None
 
 
-def explanation(comparison: Comparison, pair: Mapping[str, Any]) -> str:
+def explanation(comparison: Comparison, pair: Pair) -> str:
     """What the figures of a pair mean, as plain text."""
-    a, b = comparison.label(pair["a"]), comparison.label(pair["b"])
-    low, high = (_worse_or_better(pair[key]) for key in ("low", "high"))
+    a, b = comparison.label(pair.a), comparison.label(pair.b)
+    low, high = (_worse_or_better(end) for end in (pair.low, pair.high))
     if verdict(pair) is None:
         return (
             f"Interval and test disagree, so the result stands on the edge: the interval reaches from {low} to {high}, "
-            f"and {p_text(pair['p'])}."
+            f"and {p_text(pair.p)}."
         )
     if not verdict(pair):
         return (
             f"The interval holds 0, so this run does not tell {a} from {b}. It fits {a} being anything from "
             f"{low} to {high}."
         )
-    more, less = (a, b) if pair["difference"] > 0 else (b, a)
-    least, most = sorted((abs(100 * pair["low"]), abs(100 * pair["high"])))
+    more, less = (a, b) if pair.difference > 0 else (b, a)
+    least, most = sorted((abs(100 * pair.low), abs(100 * pair.high)))
     return (
         f"{more} lifted the cube more often than {less}. The data fit {more} being {least:.1f} to {most:.1f} points "
         "better."
@@ -67,9 +67,9 @@ def p_text(p: float) -> str:
     return f"p{NBSP}<{NBSP}0.001" if p < 0.001 else f"p{NBSP}={NBSP}{p:.2g}"
 
 
-def span(row: Mapping[str, Any]) -> str:
+def span(row: Arm | Point) -> str:
     """The interval of a success, in percent: "44.4–85.8"."""
-    return f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
+    return f"{100 * row.low:.1f}–{100 * row.high:.1f}"
 
 
 def named(value: Any) -> str:

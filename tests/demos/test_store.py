@@ -162,6 +162,10 @@ def test_fingerprint(tmp_path, monkeypatch):
     assert first == EpisodeStore.open(filled(tmp_path / "b.zarr", 3)).fingerprint
     assert first != EpisodeStore.open(filled(tmp_path / "c.zarr", 2)).fingerprint
     assert first != EpisodeStore.open(filled(tmp_path / "d.zarr", 3, seed=4)).fingerprint
+    with EpisodeStore.create(tmp_path / "other.zarr", ATTRIBUTES) as store:
+        for i in (0, 1, 9):  # as long as 2, with other contents
+            store.append(episode(i), {"seed": i % 7, "success": i != 1})
+        assert store.fingerprint != first
     monkeypatch.setattr(stored_arrays, "CHUNK_BYTES", 64)  # another layout of files
     assert first == EpisodeStore.open(filled(tmp_path / "e.zarr", 3)).fingerprint
     with EpisodeStore.open(tmp_path / "a.zarr", "a") as store:

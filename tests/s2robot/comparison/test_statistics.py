@@ -12,8 +12,8 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from s2robot.common.errors import UserError
-from s2robot.comparison.intervals import success_interval
-from s2robot.comparison.paired import outcomes_of
+from s2robot.comparison.intervals import success_interval, success_sequence
+from s2robot.comparison.paired import difference, outcomes_of
 from s2robot.comparison.settings import Power
 from s2robot.comparison.statistics import (
     COLUMNS,
@@ -127,7 +127,10 @@ def test_power_is_said_before_the_run_and_too_few_positions_too():
     figures, lines = power_figures(POWER, 1, 64)
     assert figures["needed"] == 291 and figures["planned"] == 64
     needed = {row["gap"]: row["needed"] for row in figures["table"]}
+    assert list(needed) == [0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.3]
     assert needed[0.1] == 291 and needed[0.05] > 1000 and needed[0.3] < 50
+    figures, _ = power_figures(replace(POWER, base=0.75), 1, 64)  # nothing is better than 100 %
+    assert [row["gap"] for row in figures["table"]] == [0.03, 0.05, 0.08, 0.1, 0.15, 0.2]
     assert lines[0].startswith("To see a gap of 10 points with 80 % power you need 291 positions")
     assert "warning: 64 positions are too few" in lines[1] and "291 are needed" in lines[1]
     _, lines = power_figures(POWER, 1, 291)
@@ -170,5 +173,44 @@ def test_summary_and_csv_hold_what_they_should(tmp_path):
     assert tuple(rows[0]) == COLUMNS and len(rows) == 2 * 2 * 2 * 8
     assert [int(r["success"]) for r in rows[:8]] == [int(e["success"]) for e in records["base"][0]]
     assert rows[-1]["axis"] == "demos" and rows[-1]["value"] == "15" and rows[0]["axis"] == ""
-    text = headline(pairs[0], {"base": "Base", "s2": "Base + S2"})
-    assert text.startswith("Base + S2: +") and "N = 8 positions" in text
+    assert rows[1] == dict(
+        zip(COLUMNS, ("base", "0", "", "", "10001", "0.01", "-0.02", "0.5", rows[1]["success"], rows[1]["stage"], "20",
+                      rows[1]["time_to_success_s"]), strict=True)
+    )  # fmt: skip
+
+
+def test_the_figures_of_a_small_pair_are_those_counted_by_hand():
+    """Two training seeds: a position counts for an arm if both did it, and not both of the other's."""
+    x = {"a": np.array([[1, 1, 0, 1], [1, 1, 0, 0]], bool), "b": np.array([[1, 0, 1, 1], [1, 0, 1, 1]], bool)}
+    pair = pair_figures(x, [7, 8, 9, 11], "a", "b")
+    assert (pair["only_a"], pair["only_b"], pair["difference"]) == ([8], [9, 11], -0.125)
+    assert pair["mcnemar"] == {"wins": 1, "losses": 2, "p": 1.0}
+    assert (pair["episodes"], pair["positions"]) == (16, 4) and pair["method"].startswith("t interval")
+    assert (
+        pair["p"] == difference(x["a"], x["b"]).p
+        and pair["p_positions"] == difference(x["a"], x["b"]).p_positions
+    )
+    one = pair_figures({"a": x["a"][:1], "b": x["b"]}, [7, 8, 9, 11], "a", "b")
+    assert one["episodes"] == 12 and one["method"].startswith("adjusted Wald interval, exact sign-flip test")
+    arm = arm_figures(x["a"], [3, 5], ["r3", "r5"])
+    assert arm["seeds"] == [
+        {"seed": 3, "episodes": 4, "successes": 3, "run": "r3"}, {"seed": 5, "episodes": 4, "successes": 2, "run": "r5"},
+    ]  # fmt: skip
+    assert (arm["success"], arm["low"], arm["high"]) == (0.625, *success_interval(x["a"])[:2])
+    assert arm_figures(x["a"], [3, 5], ["", ""], 0.05)["interval"] == success_sequence(x["a"], 0.05)[2]
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        (
+            (-0.094, -0.166, 0.021, 0.0012),
+            "B: −9.4 points [−16.6, 2.1] against A, p = 0.001, N = 128 positions",
+        ),
+        ((0.25, 0.1, 0.4, 0.0009), "B: +25.0 points [10.0, 40.0] against A, p < 0.001, N = 128 positions"),
+        ((0.0, -0.01, 0.01, 0.001), "B: +0.0 points [−1.0, 1.0] against A, p = 0.001, N = 128 positions"),
+    ],
+)
+def test_the_headline_of_a_pair(figures, text):
+    pair = dict(zip(("difference", "low", "high", "p"), figures, strict=True))
+    assert headline({"a": "b", "b": "a", "positions": 128, **pair}, {"a": "A", "b": "B"}) == text
