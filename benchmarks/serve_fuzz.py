@@ -83,9 +83,8 @@ def damage(rng: random.Random, data: bytes) -> bytes:
     """A few bytes changed, taken out or put in, or the end cut off."""
     out = bytearray(data)
     for _ in range(rng.randint(1, 6)):
-        place = rng.randrange(
-            max(1, min(len(out), rng.choice((40, 400, len(out) + 1))))
-        )  # mostly near the head
+        near = rng.choice((40, 400, len(out) + 1))  # mostly near the head
+        place = rng.randrange(max(1, min(len(out), near)))
         kind = rng.randrange(4)
         if kind == 0 and out:
             out[place % len(out)] = rng.choice((0, 1, 0x7F, 0x80, 0xC1, 0xDD, 0xDF, 0xFF, rng.randrange(256)))
@@ -135,18 +134,15 @@ def request(rng: random.Random, good: dict[str, Any], number: int) -> bytes:
     if kind == 3:
         return msgpack.packb(anything(rng))
     if kind == 4:
-        return rng.choice((b"\x90", b"\x91", b"\x81\xa1a", b"\xc0", b"\xdd\xff\xff\xff\xff")) * rng.randrange(
-            1, 100_000
-        )
+        start = rng.choice((b"\x90", b"\x91", b"\x81\xa1a", b"\xc0", b"\xdd\xff\xff\xff\xff"))
+        return start * rng.randrange(1, 100_000)
     if kind == 5:
         name = rng.choice(list(body["images"]))
         shape = tuple(rng.choice((0, 1, 3, 7, 64, 4097)) for _ in range(rng.randrange(5)))
         if np.prod(shape, dtype=float) > 1e6:
             shape = shape[:1]
-        body["images"] = body["images"] | {
-            name: np.zeros(shape, rng.choice((np.uint8, np.float32, np.int64)))
-        }
-        return encode(body)
+        picture = np.zeros(shape, rng.choice((np.uint8, np.float32, np.int64)))
+        return encode(body | {"images": body["images"] | {name: picture}})
     if kind == 6:
         values = rng.choice((np.nan, np.inf, -np.inf, 3e38, 0.0))
         return encode(body | {"proprio": np.full(rng.choice((8, 7, 0, 1)), values, np.float32)})
@@ -268,10 +264,7 @@ def attack_messages(rng: random.Random, server: Server) -> int:
                 sent += 1
                 if rng.random() < 0.8:
                     client._message(until)
-            except (
-                PolicyLost,
-                PolicyMalformed,
-            ):  # the server ended the session, as it should for some of them
+            except (PolicyLost, PolicyMalformed):  # the session has ended, as it should for some of them
                 break
             except RemoteError as error:
                 server.alive()
@@ -302,34 +295,29 @@ class BadServer:
             ws.send(damage(rng, hello) if rng.random() < 0.2 else hello)
             for number in range(1, 20):
                 ws.recv(timeout=3)
-                answer: Any = {
-                    "id": number,
-                    "actions": np.zeros((self.hello["actions"], 8), np.float32),
-                    "seconds": 0.1,
-                }
-                kind = rng.randrange(9)
-                if kind == 1:
-                    continue  # says nothing
-                if kind == 2:
-                    ws.socket.sendall(rng.randbytes(rng.randrange(1, 200)))  # no websocket frame
-                elif kind == 3:
-                    ws.send(damage(rng, encode(answer)))
-                elif kind == 4:
-                    ws.send(msgpack.packb(anything(rng)))
-                elif kind == 5:
-                    ws.send(msgpack.packb({"id": number, rng.choice(("actions", "error")): anything(rng)}))
-                elif kind == 6:
-                    ws.send(
-                        encode(
-                            answer | {"actions": np.full((1, 8), rng.choice((np.nan, np.inf)), np.float32)}
-                        )
-                    )
-                elif kind == 7:
-                    ws.socket.close()
-                elif kind == 8:
-                    ws.send("text")
-                else:
-                    ws.send(encode(answer))
+                self.answer(ws, number)
+
+    def answer(self, ws: Any, number: int) -> None:
+        rng = self.rng
+        key, endless = rng.choice(("actions", "error")), rng.choice((np.nan, np.inf))
+        good: dict[str, Any] = {
+            "id": number,
+            "actions": np.zeros((self.hello["actions"], 8), np.float32),
+            "seconds": 0.1,
+        }
+        rng.choice(
+            (
+                lambda: ws.send(encode(good)),
+                lambda: None,
+                lambda: ws.socket.sendall(rng.randbytes(rng.randrange(1, 200))),  # no websocket frame
+                lambda: ws.send(damage(rng, encode(good))),
+                lambda: ws.send(msgpack.packb(anything(rng))),
+                lambda: ws.send(msgpack.packb({"id": number, key: anything(rng)})),
+                lambda: ws.send(encode(good | {"actions": np.full((1, 8), endless, np.float32)})),
+                lambda: ws.send("text"),
+                ws.socket.close,
+            )
+        )()
 
 
 def attack_client(bad: BadServer, good: dict[str, Any]) -> int:
@@ -364,9 +352,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600, help="how long (default 600)")
     parser.add_argument("--seed", type=int, default=0, help="of the sequence (default 0)")
     args = parser.parse_args()
-    logging.getLogger("websockets").setLevel(
-        logging.CRITICAL
-    )  # of the bad server, which breaks its connections
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # the bad server breaks its connections
     rng = random.Random(args.seed)
     counts = {"connections": 0, "messages": 0, "client calls": 0, "checks": 0}
     failures: list[str] = []

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -62,6 +62,9 @@ def run_folder(folder: Path, about: Mapping[str, str], keep: bool = False) -> It
             ours = {LOCK, *(Path(name).parts[0] for name in about)}
             if fresh and not keep and not _others(folder, ours):
                 shutil.rmtree(folder, ignore_errors=True)
+                if folder.parent.parent.name == "runs":  # runs/<verb>, which came with it; no other folder is ours
+                    with suppress(OSError):  # holds other runs
+                        folder.parent.rmdir()
             raise
 
 

@@ -217,7 +217,7 @@ def test_a_named_folder_holds_one_run_at_a_time(tmp_path):
 
 def test_a_verb_that_fails_before_it_writes_leaves_no_folder(tmp_path):
     refused(raising("raise Wrong('no')", cwd=tmp_path))
-    assert not list((tmp_path / "runs" / "report").iterdir())
+    assert not list((tmp_path / "runs").iterdir())
     assert raising("", cwd=tmp_path).returncode == 0
     (folder,) = (tmp_path / "runs" / "report").iterdir()
     assert sorted(p.name for p in (folder / ".hydra").iterdir()) == [

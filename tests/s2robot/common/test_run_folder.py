@@ -60,6 +60,10 @@ def test_a_failed_run_that_wrote_nothing_leaves_no_folder(tmp_path):
             assert (tmp_path / "run/.hydra/config.yaml").read_text() == "a: 1"
             raise wrong
         assert not (tmp_path / "run").exists()
+    for runs, left in (("runs", []), ("mine", ["verb"])):  # a folder of the user's stays
+        with pytest.raises(ValueError), run_folder(tmp_path / runs / "verb" / "date", about):
+            raise ValueError
+        assert [path.name for path in (tmp_path / runs).iterdir()] == left
     with pytest.raises(ValueError), run_folder(tmp_path / "run", about):
         (tmp_path / "run" / "metrics.json").write_text("[]")
         raise ValueError
