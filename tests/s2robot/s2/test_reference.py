@@ -206,10 +206,34 @@ def test_fractional_scales():
     torch.testing.assert_close(
         forward(fixed, images, scales=[1, 1.3]), slow_s2(fixed, images, [(16, 16), (20, 20)], (16, 16), 4, 0)
     )
+    # patches of 5 px are no whole ones of either tile, so that only equal tiles can be cut
+    coarse = TinyModel(5)
+    assert forward(coarse, images, img_sizes=[24], max_split_size=16).shape == (2, 16, 3)
+    assert coarse.calls[-1] == (8, 3, 12, 12)
+    with pytest.raises(
+        UserError, match="24 x 24 is no whole multiple of the tile 16 x 16, whose 3 x 3 tokens"
+    ):
+        forward(TinyModel(5, only=(16, 16)), images, img_sizes=[24], max_split_size=16)
     # without a level of full size the grid is found by one more call
     torch.testing.assert_close(
         forward(fixed, images, scales=[1.5]), slow_s2(fixed, images, [(24, 24)], (16, 16), 4, 0)
     )
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4)])
+def test_a_size_in_pixels_is_that_of_the_shorter_side(shape):
+    images, model = torch.rand(2, 3, *shape), TinyModel(2)
+    twice = (2 * shape[0], 2 * shape[1])
+    expected = slow_s2(model, images, [shape, twice], shape, 2, 0)
+    torch.testing.assert_close(forward(model, images, img_sizes=[4, 8]), expected)
+    for level, base in ((-2, 0), (-1, 1)):  # as in a list
+        expected = slow_s2(model, images, [shape, twice], shape, 2, 0, base)
+        torch.testing.assert_close(
+            forward(model, images, img_sizes=[4, 8], resize_output_to_idx=level), expected
+        )
+    for level in (-3, 2, 3):
+        with pytest.raises(UserError, match=f"resize_output_to_idx: found {level}, expected 0 to 1"):
+            forward(model, images, img_sizes=[4, 8], resize_output_to_idx=level)
 
 
 def test_449_px_become_448():
@@ -329,10 +353,6 @@ def test_pyramid_antialiases_other_ratios():
         (lambda m: forward(m, torch.rand(1, 3, 4, 4), []), "scales or img_sizes"),
         (lambda m: forward(m, torch.rand(1, 3, 4, 4), [0.1]), "scale 0.1 of a 4 x 4 image gives 0 x 0"),
         (lambda m: forward(m, torch.rand(1, 3, 4, 4), [1, 2], None, -2), "max_split_size: found -2"),
-        (
-            lambda m: forward(m, torch.rand(1, 3, 4, 4), [1, 2], None, None, 2),
-            "idx: found 2, expected 0 to 1",
-        ),
         (lambda m: forward(m, torch.rand(1, 3, 4, 4), [1], output_shape="bhwc"), "found 'bhwc'"),
         (
             lambda m: forward(m, torch.rand(1, 3, 4, 4), [1], output_shape="bchw"),
