@@ -159,11 +159,9 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Power:
+class Power(Gap):
     """The power calculation before the run."""
 
-    gap: Fraction
-    needed: Needed
     power: Fraction
     planned: Count
     table: tuple[Gap, ...]
