@@ -62,7 +62,7 @@ def run_folder(folder: Path, about: Mapping[str, str], keep: bool = False) -> It
             ours = {LOCK, *(Path(name).parts[0] for name in about)}
             if fresh and not keep and not _others(folder, ours):
                 shutil.rmtree(folder, ignore_errors=True)
-                if folder.parent.parent.name == "runs":  # runs/<verb>, which came with it; no other folder is ours
+                if folder.parent.parent.name == "runs":  # runs/<verb>; no other folder is ours
                     with suppress(OSError):  # holds other runs
                         folder.parent.rmdir()
             raise
