@@ -82,12 +82,18 @@ def calm():
     return CALM
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def emulator(tmp_path_factory):
-    """`s2robot emulate` as a user starts it; gives its side channel, whose `port` deploy is told."""
+    """`s2robot emulate` as a user starts it; gives its side channel, whose `port` deploy is told.
+
+    Two cameras, ten times a second, and it ends with the module: it moves in real time, whoever looks.
+    """
     folder = tmp_path_factory.mktemp("emulator")
     process = subprocess.Popen(
-        [sys.executable, "-m", "s2robot", "emulate", "emulator.ports=free", "env.image_size=64"],
+        [
+            sys.executable, "-m", "s2robot", "emulate", "emulator.ports=free", "emulator.fps=10", "env.image_size=64",
+            f"env.cameras=[{','.join(CAMERAS)}]",
+        ],
         cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from s2robot.cli import main
 from s2robot.common.errors import UserError
 from s2robot.demos.inspect import describe
 from s2robot.demos.store import EpisodeStore
@@ -192,10 +193,8 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     with pytest.raises(UserError, match="found speed 0.2, expected 0.3"):
         deploy.deploy(config("live=true", f"record='{path}'", "bridge.speed=0.3"))
     # and the command line reads it
-    command = [sys.executable, "-m", "s2robot", "inspect", f"demos.path='{path}'", "env.cameras=[hand,left]"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    shown = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-    assert shown.returncode == 0 and "3 (8 steps" in shown.stdout, shown.stderr
+    words = [f"demos.path='{path}'", "env.cameras=[hand,left]", f"hydra.run.dir='{tmp_path / 'inspect'}'"]
+    assert main(["inspect", *words]) == 0 and "3 (8 steps" in capsys.readouterr().out
 
 
 def test_a_success_ends_the_episode(config, emulator, monkeypatch, tmp_path):
