@@ -29,6 +29,9 @@ class InlinePool:
             future.set_exception(error)
         return future
 
+    def shutdown(self, cancel_futures: bool) -> None:
+        """Nothing is under way."""
+
 
 class InlineWorlds(SyncVectorEnv):
     """Stands in for `AsyncVectorEnv`."""

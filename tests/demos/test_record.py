@@ -22,6 +22,7 @@ from s2robot.demos.replay import drawn_by, env_config_of, episode_frames, render
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from tests.inline import InlinePool
 from tests.kills import kill_at_every_write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +47,7 @@ def test_what_a_recording_holds(recorded):
 
 
 def test_the_number_of_workers_changes_nothing(recorded, tmp_path):
+    """Two, against none: this process recorded the other."""
     calls = []
     again = record(
         tmp_path / "again.zarr", CubePickConfig(), PickerConfig(), 3, 500, 2, lambda *c: calls.append(c)
@@ -61,13 +63,14 @@ def test_an_existing_path_is_refused(recorded):
     assert EpisodeStore.open(recorded).fingerprint == before
 
 
-def test_a_box_out_of_reach_is_one_line(tmp_path):
+def test_a_box_out_of_reach_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "worker_pool", InlinePool)
     far = CubePickConfig(box_x=(0.5, 0.5), max_steps=2)
     with pytest.raises(DatasetError, match=r"the picker failed 11 of 11 episodes; check env.box_x"):
         record(tmp_path / "far.zarr", far, PickerConfig(), 1, 0, 1)
 
 
-def test_a_recording_that_is_killed_opens_and_goes_on(recorded, tmp_path):
+def test_a_recording_that_is_killed_opens_and_goes_on(recorded, tmp_path, monkeypatch):
     script = (
         "import os, signal, sys\n"
         "from s2robot.demos.picker import PickerConfig\n"
@@ -93,6 +96,7 @@ def test_a_recording_that_is_killed_opens_and_goes_on(recorded, tmp_path):
     world.render_cameras = dict
     assert replay_episode(store, world, 1)["success"]
     store.close()
+    monkeypatch.setattr(recorder, "worker_pool", InlinePool)
     calls = []
     args = path, CubePickConfig(), PickerConfig(), 3, 500, 1, lambda *c: calls.append(c)
     whole = EpisodeStore.open(recorded).fingerprint

@@ -21,6 +21,7 @@ from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.pretraining import frames as module
 from s2robot.pretraining.frames import FrameBank
+from tests.inline import InlinePool
 
 
 @pytest.fixture(autouse=True)
@@ -348,6 +349,7 @@ def test_store_of_images(tmp_path):
 
 
 def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("s2robot.demos.replay.worker_pool", InlinePool)
     shipped = EpisodeStore.open(shipped_demos("xarm7_cube"))
     attributes = shipped.attrs
     attributes["env_config"]["image_size"] = 32

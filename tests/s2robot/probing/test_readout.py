@@ -31,6 +31,7 @@ from s2robot.probing.ridge import (
     weighted_medians,
     yaw_errors,
 )
+from tests.inline import InlinePool
 
 
 def poses(count: int, seed: int, turned: float = 0.0) -> np.ndarray:
@@ -354,6 +355,8 @@ def test_the_shipped_settings_are_those_of_the_class():
 
 def test_two_real_encoders_on_the_same_frames(tmp_path, monkeypatch):
     """mvp-tiny at one scale and with S2, end to end; a second run draws and encodes nothing and gives the same."""
+    monkeypatch.setattr(readout_frames, "worker_pool", InlinePool)
+    monkeypatch.setattr("s2robot.probing.cells.worker_pool", InlinePool)
     facts = {"name": "mvp-tiny", "dtype": "float32"}
     encoders = {
         "one": build_encoder({**facts, "scales": [1]}),
