@@ -8,11 +8,12 @@
         for write, folder in killed.items():   # "0 mkdir out", "1 open out/a.part" -> where it was killed and went on
             assert files(folder) == files(tmp_path / "whole"), write
 
-A process of its own imports the test file once and forks for each run: the first is left alone and lists its
-writes (Python's audit events: files opened for writing, renamed, removed, folders made; below `folder`; of
-the same write again and again the first), each
-later one is killed with SIGKILL, its children with it, in the middle of its n-th write, and then runs again to
-its end. A file opened to be written anew or appended to is left with half a line more in it. What C++ code opens by itself is not seen.
+A process of its own imports the test file once and forks for each run. The first runs to its end, and in the middle of
+each of its writes (Python's audit events: files opened for writing, renamed, removed, folders made; below `folder`; of
+the same write again and again the first) it is stopped, its children with it, and `folder` is copied: what a SIGKILL
+leaves there, since a kill takes what is in memory alone and the locks. A file opened to be written anew or appended to
+has half a line more in the copy. Each copy then takes the place of `folder`, where the job runs again to its end. What
+C++ code opens by itself is not seen.
 
 Import what `job` needs at the top of the test file, and compute with one thread: a fork has no others.
 """
@@ -22,9 +23,11 @@ import importlib.util
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -64,8 +67,8 @@ def kill_at_every_write(
 # ---------------------------------------------------------------- in the process of its own
 
 
-def _watch(folder: Path, kill: int | None, log: int) -> None:
-    """List the writes below `folder` in the file `log`; be killed in the one with the number `kill`."""
+def _watch(folder: Path, every: int, log: int) -> None:
+    """List the writes below `folder` in the file `log`, with how half a line gets there; stop in each `every`-th."""
     count, last, busy = 0, "", False
 
     def hook(event: str, args: tuple) -> None:
@@ -78,17 +81,17 @@ def _watch(folder: Path, kill: int | None, log: int) -> None:
         busy = True  # what is done below is none of the job's
         full = os.path.abspath(os.fsdecode(path))
         if full.startswith(f"{folder}{os.sep}"):
-            write = f"{event.removeprefix('os.')} {os.path.relpath(full, folder)}\n"
+            write = f"{event.removeprefix('os.')} {os.path.relpath(full, folder)}"
             if write == last:  # a log file that is opened for every line
                 busy = False
                 return
             last = write
-            os.write(log, write.encode())
-            if count == kill:
-                if event == "open" and (mode := _torn(args)):
-                    with contextlib.suppress(OSError), open(full, mode) as file:
-                        file.write(b'{"half a li')
-                os.killpg(0, signal.SIGKILL)
+            torn = _torn(args) if event == "open" else ""
+            os.write(log, f"{json.dumps([write, os.path.relpath(full, folder), torn])}\n".encode())
+            if count % every == 0:
+                signal.pthread_kill(
+                    threading.get_ident(), signal.SIGSTOP
+                )  # this thread goes no further, nor others
             count += 1
         busy = False
 
@@ -110,14 +113,15 @@ def _torn(args: tuple) -> str:
     return "ab" if flags & os.O_APPEND else "wb" if flags & (os.O_TRUNC | os.O_EXCL) else ""
 
 
-def _run(job: Job, folder: Path, log: Path, kill: int | None = None) -> int:
-    """The job in a fork that is the first of its own group; the exit status, -9 if it was killed."""
+def _run(job: Job, folder: Path, log: Path | None = None, every: int = 1) -> int:
+    """The job in a fork that is the first of its own group; the exit status. With a `log`, it is watched and copied."""
     child = os.fork()
     if not child:
         status = 1
         try:
             os.setpgid(0, 0)
-            _watch(folder, kill, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+            if log:
+                _watch(folder, every, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
             job(folder)
             status = 0
         except BaseException:
@@ -126,7 +130,23 @@ def _run(job: Job, folder: Path, log: Path, kill: int | None = None) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    while True:
+        status = os.waitpid(child, os.WUNTRACED)[1]
+        if not os.WIFSTOPPED(status):
+            return os.waitstatus_to_exitcode(status)
+        assert log is not None
+        os.killpg(child, signal.SIGSTOP)  # what it has started, too
+        _copy(folder, log.read_text().splitlines())
+        os.killpg(child, signal.SIGCONT)
+
+
+def _copy(folder: Path, writes: list[str]) -> None:
+    """The folder as a kill in the last of these writes leaves it, beside it under the write's number."""
+    _, file, torn = json.loads(writes[-1])
+    copy = shutil.copytree(folder, folder.with_name(str(len(writes) - 1)), symlinks=True)
+    if torn:
+        with contextlib.suppress(OSError), open(copy / file, torn) as stream:
+            stream.write(b'{"half a li')
 
 
 def _main(file: str, name: str, folder: str, every: str) -> int:
@@ -135,19 +155,18 @@ def _main(file: str, name: str, folder: str, every: str) -> int:
     module = sys.modules["job_to_kill"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     job, root = getattr(module, name), Path(folder).resolve()
-    listed = root / "writes.log"
-    (root / "whole").mkdir()
-    if _run(job, root / "whole", listed):
+    listed, place = root / "writes.log", root / "run"  # of all runs, which may write down where they are
+    place.mkdir()
+    if _run(job, place, listed, int(every)):
         return 1
-    writes = listed.read_text().splitlines()
+    place.rename(root / "whole")
+    writes = [json.loads(line)[0] for line in listed.read_text().splitlines()] if listed.exists() else []
     for n in range(0, len(writes), int(every)):
         print(f"--- killed at {n} {writes[n]}", flush=True)
-        (root / str(n)).mkdir()
-        # threads may write in another order: a run that ends before its n-th write is a whole one
-        if _run(job, root / str(n), root / "killed.log", n) not in (-signal.SIGKILL, 0):
+        (root / str(n)).rename(place)
+        if _run(job, place):
             return 1
-        if _run(job, root / str(n), root / "again.log"):
-            return 1
+        place.rename(root / str(n))
     (root / "writes.json").write_text(json.dumps(writes))
     return 0
 

@@ -10,6 +10,9 @@ from tests.kills import kill_at_every_write
 
 
 def safe(folder: Path) -> None:
+    found = {file.name: file.read_text() for file in sorted((folder / "out").glob("*"))}
+    with (folder.parent / "found").open("a") as stream:
+        print(json.dumps(found), file=stream)
     (folder / "out").mkdir(exist_ok=True)
     for name in ("a", "b"):
         part = folder / "out" / f"{name}.part"
@@ -30,7 +33,11 @@ def test_every_write_is_listed_and_killed_once(tmp_path):
     assert list(killed) == [f"{n} {name}" for n, name in enumerate(names)]
     for folder in killed.values():
         assert [(folder / "out" / name).read_text() for name in "ab"] == ['"a"', '"b"']
-    assert list(tmp_path.glob("killed.log")) and not list(tmp_path.glob("*/out/*.part"))
+    assert not list(tmp_path.glob("*/out/*.part"))
+    a, half = {"a": '"a"'}, '{"half a li'
+    assert [json.loads(line) for line in (tmp_path / "found").read_text().splitlines()] == [
+        {}, {}, {"a.part": half}, {"a.part": '"a"'}, a | {"b.part": half}, a | {"b.part": '"b"'},
+    ]  # fmt: skip
 
 
 def test_a_job_that_is_not_safe_is_found_out(tmp_path):
