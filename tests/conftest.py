@@ -1,8 +1,10 @@
 """What several tests share: one CPU thread, a tiny encoder with random weights, three recorded episodes, a RealSense."""
 
 import os
+import signal
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; what the tests start takes it over
@@ -15,8 +17,11 @@ from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.demos.picker import PickerConfig
 from s2robot.demos.record import record
 from s2robot.envs.cube_config import CubePickConfig
+from tests.inline import InlinePool
 
 torch.set_num_threads(1)
+# A shell's job behind `&` starts with Ctrl-C's signal ignored, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Live by the wall clock: the emulated box and the vendor's SDK talk in real time, deadlines of a server pass. Tests that
 # give the box patience (deployment's do) run beside the others: they wait more than they compute.
@@ -30,11 +35,36 @@ REALTIME = (
 )
 
 
+# The longest modules first, so that no worker is left alone with one at the end; what waits beside what computes.
+LONG = (
+    "s2robot/deployment/test_deploy.py",
+    "s2robot/deployment/test_evaluate.py",
+    "s2robot/test_kills_run.py",
+    "s2robot/test_pipeline.py",
+    "s2robot/evaluation/test_rollouts.py",
+    "s2robot/training/test_processes.py",
+    "test_package.py",
+    "s2robot/evaluation/test_kills_evaluate.py",
+    "s2robot/deployment/test_bench.py",
+    "s2robot/deployment/test_record.py",
+    "s2robot/training/test_kills_train.py",
+    "s2robot/pretraining/test_kills_pretrain.py",
+    "s2robot/comparison/test_report.py",
+    "s2robot/pretraining/test_pretrain.py",
+    "s2robot/test_examples.py",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """A test that does without the wall clock leaves the list above, or says `@pytest.mark.realtime` by itself."""
+    """A test that does without the wall clock leaves REALTIME, or says `@pytest.mark.realtime` by itself."""
+    tests = Path(__file__).parent
+    assert all((tests / file).is_file() for file in REALTIME + LONG)
+    order = {file: place for place, file in enumerate(LONG)}
+    name = {item: item.path.relative_to(tests).as_posix() for item in items}
     for item in items:
-        if item.path.as_posix().endswith(tuple(f"/tests/{file}" for file in REALTIME)):
+        if name[item] in REALTIME:
             item.add_marker(pytest.mark.realtime)
+    items.sort(key=lambda item: order.get(name[item], len(LONG)))  # stable: all else stays where it was
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,7 +89,9 @@ def tiny_encoder(tmp_path_factory):
 def recorded(tmp_path_factory):
     """A dataset of 3 xArm7 episodes, seeds 500 to 502, as the recorder makes it; not to be changed."""
     path = tmp_path_factory.mktemp("demos") / "demos.zarr"
-    record(path, CubePickConfig(), PickerConfig(), episodes=3, seed=500, workers=1).close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("s2robot.demos.record.worker_pool", InlinePool)
+        record(path, CubePickConfig(), PickerConfig(), episodes=3, seed=500, workers=1).close()
     return path
 
 
