@@ -11,6 +11,7 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.probing.cell_maps import CLASSES, PLACE, Split, read_cells
 from s2robot.probing.cells import CellBank, cells_of, draw_cells, kinds_of
 from s2robot.probing.moments import MomentBank, draw_episode, moments
+from tests.inline import InlinePool
 
 WORLD = replace(CubePickConfig(), image_size=64)
 FRAMES, TRAIN, TEST = 4, 12, 8
@@ -38,7 +39,8 @@ def test_the_moments_are_those_of_the_frames():
     assert draw_cells(WORLD, 300_000, 3, 4).shape == (3, 3, 16, 6)
 
 
-def test_a_bank_draws_what_is_missing_and_heals(tmp_path):
+def test_a_bank_draws_what_is_missing_and_heals(tmp_path, monkeypatch):
+    """First by a process of its own."""
     bank = CellBank(MomentBank(tmp_path, WORLD, 3), 4)
     with pytest.raises(UserError, match="300000.cells-4.npz: no cells of seed 300000, expected them"):
         bank.targets([300_000])
@@ -46,6 +48,7 @@ def test_a_bank_draws_what_is_missing_and_heals(tmp_path):
     found = bank.targets([300_000])
     assert np.array_equal(found, draw_cells(WORLD, 300_000, 3, 4))
     bank._file(300_000).write_bytes(b"cut off")
+    monkeypatch.setattr("s2robot.probing.cells.worker_pool", InlinePool)
     bank.fill([300_000], 1)
     assert np.array_equal(bank.targets([300_000]), found)
     assert [path.name for path in bank.bank.path.iterdir()] == ["300000.cells-4.npz"]
