@@ -21,7 +21,7 @@ run: $(STAMP)
 test: $(STAMP)
 	@log=$$(mktemp); \
 	$(PYTEST) -m "realtime and not slow and not gpu" $(ARGS) > $$log 2>&1 & clock=$$!; \
-	nice -n 19 $(PYTEST) -n 3 --dist loadscope --no-loadscope-reorder \
+	nice $(PYTEST) -n 3 --dist loadscope --no-loadscope-reorder \
 	    -m "not slow and not gpu and not realtime" $(ARGS); others=$$?; \
 	wait $$clock; timed=$$?; cat $$log; rm $$log; \
 	for code in $$others $$timed; do [ $$code = 0 ] || [ $$code = 5 ] || exit $$code; done

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 
 if TYPE_CHECKING:
+    from s2robot.envs.cube_config import CubePickConfig
     from s2robot.envs.cube_pick import CubePick
 
 
@@ -77,3 +78,10 @@ class ActionChunk(gymnasium.Wrapper):
         rows = seen + [self._last] * (self.rows - len(seen))
         images = {n: np.stack([row["images"][n] for row in rows]) for n in rows[0]["images"]}
         return {"images": images, "proprio": np.stack([row["proprio"] for row in rows]), "count": len(seen)}
+
+
+def in_chunks(config: "CubePickConfig", k: int, every_step: bool = False) -> ActionChunk:
+    """A CubePick by its chunks, for worker processes: what they find this function by loads the simulator alone."""
+    from s2robot.envs.cube_pick import CubePick
+
+    return ActionChunk(CubePick(config), k, every_step)

@@ -23,7 +23,6 @@ DRAWS = {
     "s2robot.envs.world",
     "s2robot.evaluation.evaluate",
     "s2robot.evaluation.film",
-    "s2robot.evaluation.rollouts",
     "s2robot.probing.cells",
     "s2robot.probing.information",
     "s2robot.probing.moments",

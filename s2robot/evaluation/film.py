@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,8 +11,10 @@ from s2robot.common.errors import UserError
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.workers import worker_pool
-from s2robot.evaluation.rollouts import Rollouts
 from s2robot.evaluation.video import write_video
+
+if TYPE_CHECKING:  # each process that films would load torch
+    from s2robot.evaluation.rollouts import Rollouts
 
 
 def rerun(
@@ -39,7 +41,7 @@ def film(env_config: CubePickConfig, record: Mapping[str, Any], actions: np.ndar
 
 def film_some(
     env_config: CubePickConfig,
-    rollouts: Rollouts,
+    rollouts: "Rollouts",
     count: int,
     size: int,
     out: Path,

@@ -15,13 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from s2robot.envs.chunk import ActionChunk
+from s2robot.envs.chunk import in_chunks
 from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.workers import one_thread_each
 from s2robot.evaluation.journal import Journal
 from s2robot.evaluation.planners import Planner
@@ -87,7 +85,7 @@ class Worlds:
 
     def __init__(self, config: CubePickConfig, planner: Planner, seed: int, count: int) -> None:
         self.config, self.planner, self.seed, self.count = config, planner, seed, count
-        make = [partial(_make, config, planner.execute, planner.every_step)] * count
+        make = [partial(in_chunks, config, planner.execute, planner.every_step)] * count
         with one_thread_each():
             self._worlds = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         self.seconds = 0.0
@@ -153,10 +151,6 @@ class Worlds:
         points = {name: self._points[name][i] for name in images}
         count = int(self._batch["count"][i])
         return {"images": images, "proprio": self._batch["proprio"][i], "count": count, "points": points}
-
-
-def _make(config: CubePickConfig, execute: int, every_step: bool) -> gymnasium.Env:
-    return ActionChunk(CubePick(config), execute, every_step)
 
 
 def _record(episode: int, seed: int, cube: np.ndarray, infos: dict, i: int, rate: float) -> dict:

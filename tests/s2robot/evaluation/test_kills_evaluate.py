@@ -77,7 +77,7 @@ def noise(config: CubePickConfig, record: dict, actions: np.ndarray) -> tuple[li
 
 
 def evaluation(folder: Path) -> None:
-    rollouts._make = Toy
+    rollouts.in_chunks = Toy
     rollouts.AsyncVectorEnv = lambda make, context, autoreset_mode: SyncVectorEnv(
         make, autoreset_mode=autoreset_mode
     )

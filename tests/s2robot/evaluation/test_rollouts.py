@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,16 @@ def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path, requ
             env.step_physics(action)
             distances.append(env._info()["distance"])
         assert r["closest_m"] == pytest.approx(min(distances), abs=1e-5) and r["stage"] == env.stage
+
+
+def test_worker_processes_load_no_torch():
+    """They simulate and draw; torch and a model's library would take several times as long to load."""
+    script = (
+        "import sys; from s2robot.envs.chunk import in_chunks; from s2robot.evaluation.film import film;"
+        "print([m for m in ('torch', 'timm') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == "[]", result.stderr
 
 
 def test_an_episode_does_not_depend_on_its_neighbours(encoder, untrained, tmp_path, in_process):
