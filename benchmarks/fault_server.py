@@ -81,7 +81,8 @@ def _make(folder: Path) -> None:
     mean = np.array([0.05, 0, 0, 0, 0, 0, 0])
     actions = np.append(rng.normal(mean, 0.001, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
     moments = np.zeros((1, encoder.dim)), np.ones((1, encoder.dim))
-    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
+    chunks = np.repeat(actions[:, None], 2, 1)  # (50, K, 8)
+    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, chunks, None, moments)
     contract = {
         "encoder": {
             "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,

@@ -81,7 +81,7 @@ def measure_epoch(cfg: DictConfig, store: EpisodeStore, encoder: S2Encoder, feat
             features,
             contract,
             Path(out),
-            progress=lambda epoch, epochs, row: seconds.append(row["seconds"]),
+            progress=lambda step, steps, row: seconds.append(row["seconds"]),
         )
     return statistics.median(seconds[1:])
 
@@ -98,12 +98,15 @@ def main() -> None:
         parser.error("--epochs must be at least 2 and --episodes at least 1")
     if args.threads:
         torch.set_num_threads(args.threads)
-    overrides = [*args.overrides, f"train.epochs={args.epochs}", f"train.checkpoint_every={args.epochs + 1}"]
+    overrides = list(args.overrides)
     if args.encoder:
         overrides.append(f"encoder.checkpoint='{Path(args.encoder).resolve()}'")
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         cfg = compose("train", overrides)
     store, encoder = open_demos(cfg), build_encoder(encoder_settings(cfg))
+    an_epoch = max(1, store.num_steps // cfg.train.batch_size)
+    cfg.train.log_every, cfg.train.steps = an_epoch, args.epochs * an_epoch
+    cfg.train.checkpoint_every = cfg.train.steps + 1
     cameras = tuple(cfg.env.cameras)
 
     render, encode, features = measure_frames(store, encoder, cameras, args.episodes)

@@ -1,7 +1,9 @@
-"""Training windows: what a policy sees at a step, and the actions that followed.
+"""Training windows: what a policy sees at a step, and the actions that it should take from there.
 
-Steps in which the picker was pushed (``perturbed``) are never imitated: no window starts at one, and a chunk of
-actions ends before the next one. They stay in the context, where they did happen.
+Where a dataset holds what its expert would do (``expert``, a chunk of actions for every step), that is imitated,
+from every step. Where it holds the executed actions alone, steps in which the picker was pushed (``perturbed``)
+are never imitated: no window starts at one, and a chunk of actions ends before the next one. They stay in the
+context, where they did happen.
 """
 
 from dataclasses import dataclass
@@ -14,21 +16,26 @@ from s2robot.demos.store import EpisodeStore
 
 @dataclass(frozen=True)
 class Windows:
-    """Index arrays into the steps of a dataset, one row per window.
+    """One row per window.
 
-    context: (W, T) rows of the context, oldest first, clipped to the episode's first step.
+    context: (W, T) rows of the dataset's steps, oldest first, clipped to the episode's first step.
     pad: (W, T) True where the context reaches before the episode.
-    chunk: (W, K) rows of the actions that follow, clipped to the last that counts.
-    action_pad: (W, K) True beyond it.
+    actions: (W, K, A) to imitate.
+    action_pad: (W, K) True beyond the last that counts.
     """
 
     context: np.ndarray
     pad: np.ndarray
-    chunk: np.ndarray
+    actions: np.ndarray
     action_pad: np.ndarray
 
     def __len__(self) -> int:
         return len(self.context)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The row of the dataset that each window starts at.  # (W,)"""
+        return self.context[:, -1]
 
 
 def make_windows(store: EpisodeStore, episodes: np.ndarray, context: int, chunk: int) -> Windows:
@@ -37,26 +44,36 @@ def make_windows(store: EpisodeStore, episodes: np.ndarray, context: int, chunk:
     Raises:
         DatasetError: no step of these episodes can be imitated.
     """
-    pushed = store["perturbed"].astype(bool) if "perturbed" in store.keys else np.zeros(store.num_steps, bool)
+    steps = [store.episode_slice(int(i)) for i in episodes]
+    chunks = _expert_chunks if "expert" in store.keys else _executed_chunks
     rows: list[tuple[np.ndarray, ...]] = []
-    for i in episodes:
-        steps = store.episode_slice(int(i))
-        t = np.arange(steps.start, steps.stop)
-        # for every step, the first pushed step at or after it, or the episode's end
-        stops = np.where(pushed[t], t, steps.stop)
-        end = np.minimum.accumulate(stops[::-1])[::-1]
-        good = ~pushed[t]
-        t, end = t[good], end[good]
+    for episode in steps:
+        t, actions, beyond = chunks(store, episode, chunk)
         back = t[:, None] + np.arange(1 - context, 1)  # (n, T)
-        ahead = t[:, None] + np.arange(chunk)  # (n, K)
-        rows.append(
-            (
-                np.maximum(back, steps.start),
-                back < steps.start,
-                np.minimum(ahead, end[:, None] - 1),
-                ahead >= end[:, None],
-            )
-        )
+        rows.append((np.maximum(back, episode.start), back < episode.start, actions, beyond))
     if not any(len(columns[0]) for columns in rows):
         raise DatasetError(f"{store.path}: found no step to imitate in {len(episodes)} episodes")
     return Windows(*(np.concatenate(column) for column in zip(*rows, strict=True)))
+
+
+def _expert_chunks(store: EpisodeStore, episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
+    """Rows (n,), actions (n, K, A) and what of them is unknown (n, K): all that the expert said."""
+    actions = store.read("expert", episode.start, episode.stop)[:, :chunk]  # (T, up to K, A)
+    missing = chunk - actions.shape[1]
+    actions = np.pad(actions, ((0, 0), (0, missing), (0, 0)), mode="edge")
+    beyond = np.broadcast_to(np.arange(chunk) >= chunk - missing, actions.shape[:2])
+    return np.arange(episode.start, episode.stop), actions, beyond
+
+
+def _executed_chunks(store: EpisodeStore, episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
+    """As `_expert_chunks`, from what was executed."""
+    t = np.arange(episode.start, episode.stop)
+    pushed = np.zeros(len(t), bool)
+    if "perturbed" in store.keys:
+        pushed = store.read("perturbed", episode.start, episode.stop).astype(bool)
+    # for every step, the first pushed step at or after it, or the episode's end
+    end = np.minimum.accumulate(np.where(pushed, t, episode.stop)[::-1])[::-1]
+    t, end = t[~pushed], end[~pushed]
+    ahead = t[:, None] + np.arange(chunk)  # (n, K)
+    executed = store.read("action", episode.start, episode.stop)
+    return t, executed[np.minimum(ahead, end[:, None] - 1) - episode.start], ahead >= end[:, None]

@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> list[float]:
         }
     )
     policy = ChunkPolicy(spec)
-    policy.fit_normaliser(proprio, action, np.array([len(action)]), channel_moments(features))
+    chunks = np.repeat(action[:, None], CHUNK, 1)  # (M, K, 8): the same move K times
+    policy.fit_normaliser(proprio, action, chunks, None, channel_moments(features))
     optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-3)
     losses = []
     for _ in range(args.steps):
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> list[float]:
         batch = {
             "features": features[rows, None],  # (B, T, C, N, D), a context of one step
             "proprio": proprio[rows, None],  # (B, T, 8)
-            "actions": np.repeat(action[rows, None], CHUNK, 1),  # (B, K, 8): the same move K times
+            "actions": chunks[rows],  # (B, K, 8)
         }
         loss, scalars = policy.loss({key: torch.from_numpy(value) for key, value in batch.items()})
         optimiser.zero_grad()

@@ -4,7 +4,8 @@ from s2robot.policies.actor import Actor, BatchActor
 from s2robot.policies.checkpoint import check_contract, load_checkpoint, save_checkpoint
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.normalise import Normaliser, channel_moments
-from s2robot.policies.policy import ChunkPolicy, PolicySpec
+from s2robot.policies.policy import ChunkPolicy
+from s2robot.policies.spec import PolicySpec
 
 __all__ = [
     "Actor",

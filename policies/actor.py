@@ -9,8 +9,9 @@ One robot or environment, as in the contract:
 Many episodes side by side, one network call for all that need a plan:
 
     actor = BatchActor(policy, n=16)
-    actor.reset(range(16))
+    actor.reset(range(16), seeds=range(16))
     actions = actor.plan([0, 3], features, proprio)      # (2, k, 8)
+    actor.disagreement[[0, 3]]                           # rad, how far the members' plans are apart
 
 With a context of 1 that is all. With a longer one (`actor.every_step`) each step that is not a plan needs
 `observe`, and each executed action `record_actions`; a call to `plan` observes what it is given.
@@ -43,17 +44,26 @@ class BatchActor:
         self.every_step = t > 1  # whether `observe` and `record_actions` matter
         self.execute = spec.execute if spec.ensemble is None else 1  # actions that a plan returns
         self.device = next(policy.parameters()).device
-        self._pooled = torch.zeros(n, t, len(spec.cameras), policy.network.embed_dim, device=self.device)
+        self._pooled = torch.zeros(n, t, len(spec.cameras), policy.width, device=self.device)
         self._proprio = torch.zeros(n, t, spec.proprio_dim, device=self.device)
         self._actions = torch.zeros(n, t, a, device=self.device)
         self._pad = torch.ones(n, t, dtype=torch.bool, device=self.device)
         self._sum = torch.zeros(n, k, a, device=self.device)  # ensembling: weighted plans
         self._weight = torch.zeros(n, k, 1, device=self.device)
         self._plans = torch.zeros(n, k, 1, device=self.device)  # how many plans are in the sum
+        self.disagreement = torch.zeros(n, device=self.device)  # of the newest plans, rad
+        self._generators = [torch.Generator() for _ in range(n)]
 
-    def reset(self, indices: Iterable[int]) -> None:
-        """Forget the episodes with these indices."""
+    def reset(self, indices: Iterable[int], seeds: Iterable[int] | None = None) -> None:
+        """Forget the episodes with these indices.
+
+        seeds: one for each, of all that a head draws in its episode; 0 without them.
+        """
         rows = self._rows(indices)
+        places = rows.tolist()
+        for place, seed in zip(places, [0] * len(places) if seeds is None else seeds, strict=True):
+            self._generators[place].manual_seed(seed)
+        self.disagreement[rows] = 0
         for memory in (self._pooled, self._proprio, self._actions, self._sum, self._weight, self._plans):
             memory[rows] = 0
         self._pad[rows] = True
@@ -62,7 +72,17 @@ class BatchActor:
     def memory(self) -> tuple[Tensor, ...]:
         """All that later plans depend on besides their observations; the tensors themselves, not copies."""
         context = (self._pooled, self._proprio, self._actions, self._pad)
-        return (*context, self._sum, self._weight, self._plans)
+        return (*context, self._sum, self._weight, self._plans, self.disagreement)
+
+    @property
+    def noise(self) -> list[Tensor]:
+        """The states of the episodes' generators, which `noise = ...` puts back."""
+        return [generator.get_state() for generator in self._generators]
+
+    @noise.setter
+    def noise(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
 
     @torch.no_grad()
     def observe(self, indices: Iterable[int], features: Any, proprio: Any) -> None:
@@ -94,9 +114,11 @@ class BatchActor:
         """Observe (n_i, C, N, D) and (n_i, P), then give the next k actions, float32 (n_i, k, A)."""
         rows = self._rows(indices)
         self.observe(rows, features, proprio)
-        soft = self.policy.plan_pooled(
-            self._pooled[rows], self._proprio[rows], self._actions[rows], self._pad[rows]
-        )  # (n_i, K, A)
+        generators = [self._generators[place] for place in rows.tolist()]
+        context = (self._pooled[rows], self._proprio[rows], self._actions[rows], self._pad[rows])
+        plans = self.policy.plan_members(*context, generators)  # (M, n_i, K, A)
+        self.disagreement[rows] = self.policy.disagreement(plans)
+        soft = self.policy.combine(plans)  # (n_i, K, A)
         if self.policy.spec.ensemble is not None:
             soft = self._ensemble(rows, soft, self.policy.spec.ensemble)
         out = self.policy.harden(soft)[:, : self.execute].cpu().numpy()
@@ -145,9 +167,9 @@ class Actor:
         self._warned: set[str] = set()
         self._queue: list[np.ndarray] = []
 
-    def reset(self) -> None:
-        """Begin an episode."""
-        self.batch.reset([0])
+    def reset(self, seed: int = 0) -> None:
+        """Begin an episode; the seed is that of all that a head draws in it."""
+        self.batch.reset([0], [seed])
         self._queue = []
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
@@ -181,13 +203,13 @@ class Actor:
         rest, self._queue = self._queue, []
         return np.stack([first, *rest])  # (k, A)
 
-    def remember(self) -> tuple[list[Tensor], list[np.ndarray]]:
+    def remember(self) -> tuple[list[Tensor], list[np.ndarray], list[Tensor]]:
         """What the actor knows of the episode so far, for `restore`."""
-        return [tensor.clone() for tensor in self.batch.memory], list(self._queue)
+        return [tensor.clone() for tensor in self.batch.memory], list(self._queue), self.batch.noise
 
-    def restore(self, memory: tuple[list[Tensor], list[np.ndarray]]) -> None:
+    def restore(self, memory: tuple[list[Tensor], list[np.ndarray], list[Tensor]]) -> None:
         """Go back to what `remember` gave; that may be used again."""
-        tensors, queue = memory
+        tensors, queue, self.batch.noise = memory
         for tensor, old in zip(self.batch.memory, tensors, strict=True):
             tensor.copy_(old)
         self._queue = list(queue)

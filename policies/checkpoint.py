@@ -26,7 +26,8 @@ from safetensors.torch import save as tensors_to_bytes
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
-SCHEMA = 1
+SCHEMA = 2
+_READS = (1, SCHEMA)
 TENSORS, RECORD = "policy.safetensors", "policy.json"
 REQUIRED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", "dataset")
 CHECKED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz")
@@ -93,9 +94,11 @@ def load_checkpoint(
         record = json.loads(record_path.read_text())
     except ValueError as error:
         raise PolicyError(f"{record_path}: not valid JSON, the file is truncated or damaged") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+    if not isinstance(record, dict) or record.get("schema") not in _READS:
         found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise PolicyError(f"{record_path}: schema is {found}, this version reads {SCHEMA}")
+        raise PolicyError(
+            f"{record_path}: schema is {found}, this version reads {' and '.join(map(str, _READS))}"
+        )
     for key in ("spec", "contract", "tensors_sha256"):
         if key not in record:
             raise PolicyError(f"{record_path}: key '{key}' is missing")
@@ -111,10 +114,20 @@ def load_checkpoint(
         state = tensors_from_bytes(data)
     except SafetensorError as error:
         raise PolicyError(f"{tensors_path}: not a safetensors file ({error})") from error
+    if record["schema"] == 1:
+        state = {_name_since_2(name): tensor for name, tensor in state.items()}
     policy = ChunkPolicy(PolicySpec.from_dict(record["spec"], f"{record_path}: spec"))
     _check_tensors(policy, state, tensors_path)
     policy.load_state_dict(state, strict=True)
     return policy.to(device).eval(), record["contract"]
+
+
+def _name_since_2(name: str) -> str:
+    """A tensor's name of version 0.1, when there was no head apart from the body."""
+    first, _, rest = name.partition(".")
+    if first == "network":
+        return f"network.head.out.{rest[5:]}" if rest.startswith("head.") else f"network.body.{rest}"
+    return f"network.{name}" if first == "pooling" else name
 
 
 def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:

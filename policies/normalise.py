@@ -1,7 +1,7 @@
 """Normalisation of states and actions: part of the policy's tensors, so it travels in its checkpoint.
 
     normaliser = Normaliser("standard", proprio_dim=8, action_dim=8, chunk=8)
-    normaliser.fit(proprio, actions, episode_ends)
+    normaliser.fit(proprio, actions, chunks)
     normaliser.proprio.inverse(normaliser.proprio(x))      # x
 
 Three scalers: `proprio`, `action` (a past action as input) and `target` (what the network predicts, one
@@ -58,34 +58,36 @@ class Normaliser(nn.Module):
         self.target = Scaler(chunk, action_dim)
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
-    def fit(self, proprio: ArrayLike, actions: ArrayLike, episode_ends: ArrayLike) -> None:
+    def fit(
+        self, proprio: ArrayLike, actions: ArrayLike, chunks: ArrayLike, chunk_pad: ArrayLike | None = None
+    ) -> None:
         """Set all scales from training data.
 
-        proprio (M, P) and actions (M, A) of whole episodes one after the other, episode_ends (E,) the
-        exclusive end of each. Raises PolicyError for a wrong shape or for values that are not finite.
+        proprio (M, P): states that are learned from; actions (N, A): those that a context may hold; chunks
+        (W, K, A): the actions to imitate, chunk_pad (W, K) True where one is beyond its end. Raises PolicyError
+        for a wrong shape or for values that are not finite.
         """
         p = _table(proprio, "proprio", self.proprio.offset.shape[0])
         a = _table(actions, "actions", self.action.offset.shape[0])
-        ends = np.asarray(episode_ends, np.int64)
-        if len(p) != len(a) or len(ends) == 0 or ends[-1] != len(a) or (np.diff(ends, prepend=0) < 1).any():
+        wanted = np.asarray(chunks, np.float64)
+        if wanted.ndim != 3 or wanted.shape[1] != self.chunk or not len(wanted):
             raise PolicyError(
-                f"normaliser: {len(p)} states, {len(a)} actions and episode ends up to "
-                f"{ends[-1] if len(ends) else 'none'} do not belong together"
+                f"normaliser: chunks have shape {wanted.shape}, expected (windows, {self.chunk}, {a.shape[1]})"
             )
+        pad = np.zeros(wanted.shape[:2], bool) if chunk_pad is None else np.asarray(chunk_pad, bool)
+        _table(wanted[~pad], "chunks", a.shape[1])
         self.proprio.set(*self._spread(p, PROPRIO_FLOOR))
         offset, scale = self._spread(a, ACTION_FLOOR)
         offset[-1], scale[-1] = 0.0, 1.0
         self.action.set(offset, scale)
+        targets = (
+            wanted.cumsum(1) if self.cumulative else wanted
+        )  # what is beyond an end comes after all that counts
         offsets, scales = np.tile(offset, (self.chunk, 1)), np.tile(scale, (self.chunk, 1))  # (K, A)
-        if self.cumulative:
-            until = ends[np.searchsorted(ends, np.arange(len(a)), side="right")]  # (M,) end of own episode
-            total = np.concatenate([np.zeros((1, a.shape[1])), np.cumsum(a, 0)])
-            for step in range(min(self.chunk, int(np.diff(ends, prepend=0).max()))):
-                begin = np.flatnonzero(np.arange(len(a)) + step < until)
-                summed = total[begin + step + 1] - total[begin]  # (windows, A)
-                offsets[step], scales[step] = self._spread(summed, ACTION_FLOOR)
-                offsets[step + 1 :], scales[step + 1 :] = offsets[step], scales[step]
-            offsets[:, -1], scales[:, -1] = 0.0, 1.0
+        for step in range(self.chunk):
+            if (~pad[:, step]).any():  # else as the step before: no episode is that long
+                offsets[step:], scales[step:] = self._spread(targets[~pad[:, step], step], ACTION_FLOOR)
+        offsets[:, -1], scales[:, -1] = 0.0, 1.0
         self.target.set(offsets, scales)
         self.fitted.fill_(True)
 

@@ -7,13 +7,13 @@
 the expected place of each learned heat map; here every heat map also pools a small feature, and the mean
 is kept beside it. "attention" reads the map with learned queries and a position embedding.
 Features are frozen, so no gradient flows to the tokens: each kind touches the wide token map with one
-matrix product and works on the narrow result.
+matrix product and works on the narrow result. The channels' normalisation is folded into that product, so
+the normalised map, which is the largest thing in a training, is never made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,6 @@ from s2robot.policies.errors import PolicyError
 
 KINDS = ("mean", "spatial_softmax", "attention")
 NORMS = ("channel", "layer", "none")
-Norm = Callable[[Tensor], Tensor]
 HIDDEN_LOGIT = -1e4  # finite, so that a map whose tokens are all dropped gives a uniform softmax, not NaN
 
 
@@ -62,10 +61,6 @@ class PoolingSettings:
             raise PolicyError(f"pooling.temperature is {self.temperature}, expected a value above 0")
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
 def grid_side(tokens: int) -> int:
     """Side of the square grid that `tokens` tokens form; PolicyError when they form none."""
     side = math.isqrt(tokens)
@@ -87,14 +82,34 @@ class FeatureNorm(nn.Module):
     def __init__(self, kind: str, dim: int):
         super().__init__()
         self.kind, self.dim = kind, dim
+        self.blind = False  # the control: every normalised feature is zero
         if kind == "channel":
             self.register_buffer("mean", torch.zeros(dim))
             self.register_buffer("inverse_std", torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.blind:
+            return torch.zeros_like(x)
         if self.kind == "channel":
             return torch.addcmul(-self.mean * self.inverse_std, x, self.inverse_std)
         return F.layer_norm(x, (self.dim,)) if self.kind == "layer" else x
+
+    def project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """F.linear of the normalised x (..., dim), without making it where a product can take the norm's place."""
+        if self.blind or self.kind != "channel":
+            return F.linear(self(x), weight, bias)
+        weight = weight * self.inverse_std
+        shift = -(weight @ self.mean)
+        return F.linear(x, weight, shift if bias is None else bias + shift)
+
+    def average(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        """Mean (M, D) of the normalised tokens x (M, N, D) that are not hidden (M, N); zero where all are."""
+        if self.kind == "layer" or hidden is not None:
+            return _mean_of_seen(self(x), hidden)
+        return self(x.mean(1))
+
+
+_PLAIN = FeatureNorm("none", 0)
 
 
 class MeanPool(nn.Module):
@@ -106,7 +121,7 @@ class MeanPool(nn.Module):
         self.dropout = nn.Dropout(settings.feature_dropout)
         self.out = nn.Linear(dim, out_dim)
 
-    def forward(self, tokens: Tensor, norm: Norm = _same) -> Tensor:
+    def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN) -> Tensor:
         mean = _mean_of_seen(tokens, _hidden_tokens(self, tokens))  # (M, D)
         return self.out(self.dropout(_noisy(self, norm(mean))))
 
@@ -123,18 +138,20 @@ class SpatialSoftmax(nn.Module):
         self.dropout = nn.Dropout(settings.feature_dropout)
         self.out = nn.Linear(self.k * (2 + self.f) + (dim if settings.keep_mean else 0), out_dim)
 
-    def forward(self, tokens: Tensor, norm: Norm = _same) -> Tensor:
-        x = _noisy(self, norm(tokens.float()))  # (M, N, D)
-        maps, values = self.project(x).split([self.k, self.f], -1)  # (M, N, k), (M, N, f)
-        maps = maps * torch.exp(-self.log_temperature)
+    def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN) -> Tensor:
+        x, norm = _with_noise(self, tokens, norm)  # (M, N, D)
+        maps, values = (
+            norm.project(x, self.project.weight, self.project.bias).float().split([self.k, self.f], -1)
+        )
+        maps = maps * torch.exp(-self.log_temperature)  # (M, N, k)
         hidden = _hidden_tokens(self, tokens)
         if hidden is not None:
             maps = maps.masked_fill(hidden[..., None], HIDDEN_LOGIT)
         heat = maps.softmax(1).transpose(1, 2)  # (M, k, N)
-        what = torch.cat([self.places.to(values.dtype).expand(len(x), -1, -1), values], -1)  # (M, N, 2 + f)
+        what = torch.cat([self.places.expand(len(x), -1, -1), values], -1)  # (M, N, 2 + f)
         pooled = torch.bmm(heat, what).flatten(1)  # (M, k * (2 + f))
         if self.settings.keep_mean:
-            pooled = torch.cat([pooled, _mean_of_seen(x, hidden)], -1)
+            pooled = torch.cat([pooled, norm.average(x, hidden)], -1)
         return self.out(self.dropout(pooled))
 
 
@@ -152,9 +169,9 @@ class AttentionPool(nn.Module):
         self.dropout = nn.Dropout(settings.feature_dropout)
         self.out = nn.Linear(q * w, out_dim)
 
-    def forward(self, tokens: Tensor, norm: Norm = _same) -> Tensor:
+    def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN) -> Tensor:
         q, h, w = self.q, self.h, self.w
-        x = _noisy(self, norm(tokens.float()))  # (M, N, D)
+        x, norm = _with_noise(self, tokens, norm)  # (M, N, D)
         key_position, value_position = self.position.split(w, -1)  # (N, w) each
         # The queries do not depend on the input, so query · key(x) is one product with their combination:
         # q·h columns for the wide tokens instead of w.
@@ -162,7 +179,7 @@ class AttentionPool(nn.Module):
         key = self.key.weight.view(h, w // h, -1)
         column = torch.einsum("qhe,hed->qhd", self.query * scale, key).flatten(0, 1)  # (q*h, D)
         bias = torch.einsum("qhe,nhe->nqh", self.query * scale, key_position.view(-1, h, w // h)).flatten(1)
-        both = F.linear(x, torch.cat([column, self.value.weight]))  # (M, N, q*h + w)
+        both = norm.project(x, torch.cat([column, self.value.weight]), None).float()  # (M, N, q*h + w)
         maps, values = both.split([q * h, w], -1)
         maps = maps + bias  # (M, N, q*h)
         hidden = _hidden_tokens(self, tokens)
@@ -182,7 +199,7 @@ def build_pooling(kind: str, dim: int, tokens: int, out_dim: int, **settings: ob
 
 
 class CameraPooling(nn.Module):
-    """Pools every camera of every step: (B, T, C, N, D) -> (B, T, C, out_dim)."""
+    """Pools every camera of every frame: (M, C, N, D) -> (M, C, out_dim)."""
 
     def __init__(self, settings: PoolingSettings, cameras: int, dim: int, tokens: int, out_dim: int):
         super().__init__()
@@ -194,7 +211,16 @@ class CameraPooling(nn.Module):
         )
         self.out_dim = out_dim
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
-        self.blind = False  # the control: every normalised feature is zero
+
+    @property
+    def blind(self) -> bool:
+        """The control: every normalised feature is zero."""
+        return self.norms[0].blind  # type: ignore[return-value]
+
+    @blind.setter
+    def blind(self, value: bool) -> None:
+        for norm in self.norms:
+            norm.blind = value  # type: ignore[assignment]
 
     @torch.no_grad()
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
@@ -204,12 +230,8 @@ class CameraPooling(nn.Module):
             norm.inverse_std.copy_(1 / s)  # type: ignore[union-attr, operator]
 
     def forward(self, features: Tensor) -> Tensor:
-        b, t, c = features.shape[:3]
-        pooled = []
-        for i in range(c):
-            norm = torch.zeros_like if self.blind else self.norms[i]
-            pooled.append(self.pools[i % len(self.pools)](features[:, :, i].flatten(0, 1), norm))
-        out = torch.stack(pooled, 1).view(b, t, c, self.out_dim)  # (B, T, C, out)
+        pooled = [self.pools[i % len(self.pools)](features[:, i], norm) for i, norm in enumerate(self.norms)]
+        out = torch.stack(pooled, 1)  # (M, C, out)
         return out if self.camera is None else out + self.camera
 
 
@@ -233,6 +255,14 @@ def _mean_of_seen(tokens: Tensor, hidden: Tensor | None) -> Tensor:
 def _noisy(module: nn.Module, x: Tensor) -> Tensor:
     noise = module.settings.feature_noise
     return x + noise * torch.randn_like(x) if module.training and noise else x
+
+
+def _with_noise(module: nn.Module, tokens: Tensor, norm: FeatureNorm) -> tuple[Tensor, FeatureNorm]:
+    """Tokens as float32 and their norm; with noise in a training, tokens that are normalised and noisy already."""
+    x = tokens.float()
+    if not (module.training and module.settings.feature_noise):
+        return x, norm
+    return _noisy(module, norm(x)), FeatureNorm("none", norm.dim)
 
 
 def _wave_embedding(places: Tensor, width: int) -> Tensor:

@@ -181,7 +181,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             contract_of(task, store, encoder),
             out,
             task.demos.episodes,
-            lambda epoch, epochs, row: update(epoch, epochs, losses(row)),
+            lambda step, steps, row: update(step, steps, losses(row)),
         )
 
 
@@ -218,7 +218,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
 
 
 def losses(row: dict[str, float]) -> str:
-    """A training's losses of an epoch, for the progress; no episode may be held out."""
+    """A training's losses, for the progress; no episode may be held out."""
     held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
     return f"loss {row['train_loss']:.4f}{held_out}"
 

@@ -1,6 +1,6 @@
 """A comparison as data: what its stages share, checked before anything runs, and the stages of each world.
 
-plan = make_plan(settings, ["train.epochs=20"])   # what all arms share, as it was typed
+plan = make_plan(settings, ["train.steps=500"])   # what all arms share, as it was typed
 policies = training(plan, plan.main)              # (arm, training seed) -> the job that trains it
 evaluation(plan, plan.main, policies, 128)        # jobs that need these
 read_runs(plan, plan.main, 128)                   # arm -> training seed -> episode records

@@ -149,7 +149,8 @@ def _planner(
         if demos is None:
             raise UserError("evaluate.control: found nearest_demo, expected demos beside it")
         return NearestDemo(demos)
-    policy.pooling.blind = policy.pooling.blind or e.control == "blind"
+    pooling = policy.network.pooling
+    pooling.blind = pooling.blind or e.control == "blind"
     actor = BatchActor(policy, e.workers)
     return LearnedPlanner(actor, encoder, contract["cameras"], contract["encoder"]["features_dtype"])
 

@@ -51,7 +51,7 @@ class LearnedPlanner:
         self._last: dict[int, np.ndarray] = {}
 
     def reset(self, indices, infos) -> None:
-        self.actor.reset(indices)
+        self.actor.reset(indices, [info["seed"] for info in infos])
         if isinstance(self.encoder, SelectiveEncoder):
             self.encoder.reset([(i, camera) for i in indices for camera in self.cameras])
         for i in indices:

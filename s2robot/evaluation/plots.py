@@ -171,7 +171,7 @@ def time_plot(records: Sequence[Record]) -> Figure:
 
 @styled
 def training_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Losses over the epochs. `rows`: one mapping an epoch with `epoch` and any keys that end in "loss".
+    """Losses over the steps. `rows`: mappings with `step` and any keys that end in "loss".
 
     The scale is logarithmic where all losses are positive. Raises UserError if there is nothing to draw.
     """
@@ -183,19 +183,19 @@ def training_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     styles = [(BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":")]
     lowest = math.inf
     for number, name in enumerate(names):
-        points = [(row["epoch"], row[name]) for row in rows if _drawable(row.get(name))]
+        points = [(row["step"], row[name]) for row in rows if _drawable(row.get(name))]
         if not points:  # as validation losses are without held-out demos
             continue
-        epochs, losses = zip(*points, strict=True)
+        steps, losses = zip(*points, strict=True)
         colour, dash = styles[number % len(styles)]
         label = name.removesuffix("loss").strip("_/ ").replace("_", " ") or "loss"
         label = "validation" if label == "val" else label
         if name.startswith("val"):
             best = int(np.argmin(losses))
-            label += f" (best {losses[best]:.3g}, epoch {epochs[best]})"
-            axes.plot(epochs[best], losses[best], "o", color=colour, ms=6)
+            label += f" (best {losses[best]:.3g}, step {steps[best]})"
+            axes.plot(steps[best], losses[best], "o", color=colour, ms=6)
         marker = "o" if len(points) < 3 else None
-        axes.plot(epochs, losses, color=colour, ls=dash, lw=1.8, marker=marker, label=label)
+        axes.plot(steps, losses, color=colour, ls=dash, lw=1.8, marker=marker, label=label)
         lowest = min(lowest, *losses)
     if 0 < lowest < math.inf:
         axes.set_yscale("log")
@@ -204,7 +204,7 @@ def training_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(**GRID)
-    axes.set_xlabel("epoch")
+    axes.set_xlabel("gradient step")
     axes.set_ylabel("loss")
     if axes.lines:
         axes.legend()

@@ -4,7 +4,7 @@
     write_report(Path("runs/evaluate"))   # -> runs/evaluate/report.html
 
 Reads from the run folder summary.json and episodes.jsonl (needed), metrics.json or train/metrics.json
-([{"epoch", "train_loss", "val_loss"}, ...]), stages.json ([{"stage", "seconds"}, ...]) and the videos that
+([{"step", "train_loss", ...}, ...]), stages.json ([{"stage", "seconds"}, ...]) and the videos that
 the episodes name (each if there).
 """
 
@@ -44,7 +44,7 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
             f"{run_dir}: episodes.jsonl holds {counted[0]} episodes with {counted[1]} successes, "
             f"summary.json says {claimed[0]} with {claimed[1]}"
         )
-    metrics = _read_rows([run_dir / "metrics.json", run_dir / "train" / "metrics.json"], "epoch", "epoch")
+    metrics = _read_rows([run_dir / "metrics.json", run_dir / "train" / "metrics.json"], "step", "step")
     stages = _read_rows([run_dir / "stages.json"], "stage", "seconds")
     return write_page(
         run_dir / "report.html",

@@ -130,7 +130,8 @@ class Worlds:
             self._points.setdefault(camera, points)[places] = points[places]
         for i in places:
             self._cubes[i], self._actions[i] = infos["cube_pose"][i].copy(), []
-        self.planner.reset(places, [{"cube_pose": self._cubes[i]} for i in places])
+        about = [{"cube_pose": self._cubes[i], "seed": self.seed + self._episodes[i]} for i in places]
+        self.planner.reset(places, about)
 
     def _step(self) -> tuple[list[int], dict[str, Any]]:
         """One plan at every place where an episode runs; the places where it ended, and what is known of them."""

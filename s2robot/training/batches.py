@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,21 +14,36 @@ from s2robot.demos.windows import Windows
 
 
 class Batches:
-    """All training data of one process as tensors, and shuffled batches of windows from it."""
+    """All training data of one process, and batches of windows from it.
 
-    def __init__(self, store: EpisodeStore, features: np.ndarray, windows: Windows, device: torch.device):
-        self.device = device
-        self.features = _shared(features).to(device)  # (M, C, N, D) float16
-        self.proprio = torch.from_numpy(store["proprio"]).to(device)  # (M, 8)
-        self.action = torch.from_numpy(store["action"]).to(device)  # (M, 8)
+    Features stay where they are: a memory-mapped cache may be larger than the memory, and a batch reads the
+    frames that it shows, each once. With `every`, a batch's windows ask every step of their context (what a
+    causal body trains in one pass), so that few windows give many targets.
+    """
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        features: np.ndarray,
+        windows: Windows,
+        device: torch.device,
+        every: bool = False,
+    ):
+        self.device, self.every = device, every
+        self.features = _shared(features)  # (M, C, N, D) float16
+        self.proprio = torch.from_numpy(store["proprio"])  # (M, 8)
+        self.action = torch.from_numpy(store["action"])  # (M, 8)
         self._set_windows(windows)
 
     def _set_windows(self, windows: Windows) -> None:
-        self.windows = {
-            name: torch.from_numpy(getattr(windows, name)).to(self.device)
-            for name in ("context", "pad", "chunk", "action_pad")
-        }
+        self.windows = windows
         self.count = len(windows)
+        self._tables = {
+            name: torch.from_numpy(np.ascontiguousarray(getattr(windows, name)))
+            for name in ("context", "pad", "actions", "action_pad")
+        }
+        self._window_at = torch.full((len(self.features),), -1)  # (M,) the window that starts at a step
+        self._window_at[self._tables["context"][:, -1]] = torch.arange(self.count)
 
     def over(self, windows: Windows) -> "Batches":
         """Batches of other windows from the same tensors."""
@@ -35,25 +51,41 @@ class Batches:
         other._set_windows(windows)
         return other
 
-    def take(self, rows: Tensor) -> dict[str, Tensor]:
+    def take(self, rows: Tensor, every: bool = False) -> dict[str, Tensor]:
         """The batch of these windows, with the keys that ChunkPolicy.loss reads."""
-        context, chunk = self.windows["context"][rows], self.windows["chunk"][rows]
-        return {
-            "features": self.features[context],  # (B, T, C, N, D)
+        context, pad = self._tables["context"][rows], self._tables["pad"][rows]
+        shown, frames = torch.unique(context, return_inverse=True)  # (F,), (B, T)
+        asked = self._window_at[context] if every else rows
+        known = (asked >= 0) & ~pad if every else torch.ones_like(rows, dtype=torch.bool)
+        batch = {
+            "features": self.features[shown],  # (F, C, N, D)
+            "frames": frames,  # (B, T)
             "proprio": self.proprio[context],  # (B, T, 8)
             "past_actions": _forget_last(self.action[context]),  # (B, T, 8)
-            "pad": self.windows["pad"][rows],  # (B, T)
-            "actions": self.action[chunk],  # (B, K, 8)
-            "action_pad": self.windows["action_pad"][rows],  # (B, K)
+            "pad": pad,  # (B, T)
+            "actions": self._tables["actions"][asked],  # (B, K, 8), or (B, T, K, 8) of every step
+            "action_pad": self._tables["action_pad"][asked] | ~known[..., None],  # (B, K), or (B, T, K)
         }
+        return {name: value.to(self.device) for name, value in batch.items()}
 
-    def epoch(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
-        """This process's share of a shuffled epoch; every process makes as many steps."""
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
-        steps = max(1, self.count // (batch_size * world))
-        for step in range(steps):
-            start = (step * world + rank) * batch_size
-            yield self.take(order[start : start + batch_size].to(self.device))
+    def step(self, step: int, size: int, seed: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """This process's batch of `size` targets at a step of a training: shuffled epochs, end to end."""
+        if self.every:
+            size = max(1, size // self._tables["context"].shape[1])
+        start = (step * world + rank) * size
+        return self.take(shuffled(self.count, seed, range(start, start + size)), self.every)
+
+
+def shuffled(count: int, seed: int, places: Sequence[int]) -> Tensor:
+    """What stands at these places of an endless row of shuffles of 0..count-1, one after the other."""
+    first, last = places[0] // count, places[-1] // count
+    orders = [_shuffle(count, seed * 100_003 + epoch) for epoch in range(first, last + 1)]
+    return torch.cat(orders)[places[0] - first * count : places[-1] + 1 - first * count]
+
+
+@lru_cache(maxsize=2)
+def _shuffle(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def _shared(features: np.ndarray) -> Tensor:

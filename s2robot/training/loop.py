@@ -23,8 +23,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     query, camera, class) are added or compared and have no reason to be small. What is fixed is in no group.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if p.ndim > 1 and name.endswith("weight")]
-    plain = [p for name, p in trained if not (p.ndim > 1 and name.endswith("weight"))]
+    # the members of an ensemble are stacked in front; their names have slashes for dots
+    layer = {name for name, p in trained if name.endswith("weight") and p.ndim - ("/" in name) > 1}
+    decayed = [p for name, p in trained if name in layer]
+    plain = [p for name, p in trained if name not in layer]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
@@ -42,6 +44,7 @@ class Learner:
     ) -> None:
         """rate: share of the optimiser's learning rate at a step; decay: of the averaged weights, None for none."""
         self.fabric, self.grad_clip, self.step = fabric, grad_clip, 0
+        self.grad_norm: Tensor | None = None  # of the step done last, before clipping
         self._bare, self._optimizer, self._rate = model, optimizer, rate
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self._start()
@@ -61,9 +64,10 @@ class Learner:
         self.fabric.backward(loss)
         if self.grad_clip:
             # one that is not finite shows in the loss, which is told in one line
-            self.fabric.clip_gradients(
+            norm = self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.grad_clip, error_if_nonfinite=False
             )
+            self.grad_norm = None if norm is None else norm.detach()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lr = float(self._optimizer.param_groups[0]["lr"])

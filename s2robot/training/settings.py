@@ -1,7 +1,7 @@
 """The settings of a training, read once from configs/train and checked there.
 
 settings = read(TrainSettings, cfg.train, "train")         # s2robot.common.settings.read
-TrainSettings(epochs=5).batch_size                         # 256
+TrainSettings(steps=500).batch_size                        # 64
 """
 
 import math
@@ -39,18 +39,19 @@ def check_positive(settings: Any, where: str, *names: str) -> None:
 class TrainSettings:
     """configs/train/default.yaml says what each is."""
 
-    epochs: int = 60
-    batch_size: int = 256
+    steps: int = 2000
+    batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
     grad_clip: float | None = 1.0
     ema: float = 0.995
-    validation: float = 0.1
+    validation: float = 0.0
     seed: int = 0
     resume: bool = True
-    checkpoint_every: int = 5
-    precision: str = "32-true"
+    log_every: int = 100
+    checkpoint_every: int = 500
+    precision: str = "auto"
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
@@ -61,8 +62,8 @@ class TrainSettings:
         many, share = (1, INFINITY), (0, 1)
         check_positive(self, "train", "lr")
         check_ranges(
-            self, "train", epochs=many, batch_size=many, checkpoint_every=many, num_nodes=many, threads=many,
-            devices=many, weight_decay=(0, INFINITY), grad_clip=(0, INFINITY), seed=(0, INFINITY),
+            self, "train", steps=many, batch_size=many, log_every=many, checkpoint_every=many, num_nodes=many,
+            threads=many, devices=many, weight_decay=(0, INFINITY), grad_clip=(0, INFINITY), seed=(0, INFINITY),
             warmup=share, ema=share, validation=share,
         )  # fmt: skip
         for name in ("ema", "validation"):

@@ -1,15 +1,16 @@
 """Train a policy on cached features by behaviour cloning.
 
-    s2robot train policy=mlp train.epochs=40        # -> <run folder>/checkpoint, metrics.json, TensorBoard
+    s2robot train policy=mlp train.steps=4000       # -> <run folder>/checkpoint, metrics.json, TensorBoard
 
 Lightning Fabric carries the devices: one CPU, one GPU, or many with DDP, by config. A killed run goes on exactly
-where it was: every epoch seeds its own shuffle and dropout from (seed, epoch), so the state on disk is weights,
-optimiser and the number of the epoch.
+where it was: every step seeds its own batch, dropout and noise from (seed, step), so the state on disk is weights,
+optimiser and the number of the step.
 """
 
 import math
+import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,16 @@ from s2robot.policies import (
 )
 from s2robot.training.batches import Batches
 from s2robot.training.loop import Learner, learn, parameter_groups
-from s2robot.training.processes import alone, launch, mean_of_all, together
+from s2robot.training.processes import alone, launch, mean_of_all, precision_of, together
 from s2robot.training.schedule import warm_up_then_cosine
 from s2robot.training.settings import TrainSettings
 from s2robot.training.state import load_state, save_state, told
 
 Row = dict[str, float]
-_RANK_SEED = 1_000_000_007  # far from any (seed, epoch): each process has dropout and noise of its own
+_COLUMNS = {"joint_error": "train_joint_error_rad", "grad_norm": "grad_norm"}  # others: train_<name>
+_RANK_SEED = 1_000_000_007  # far from any (seed, step): each process has dropout and noise of its own
 # another value of one of these is another run
-_DECIDING = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "grad_clip", "ema", "validation", "seed",
-             "precision")  # fmt: skip
+_DECIDING = ("steps", "batch_size", "lr", "weight_decay", "warmup", "grad_clip", "ema", "validation", "seed")
 
 
 def train(
@@ -53,17 +54,17 @@ def train(
     contract: Mapping[str, Any],
     out: Path,
     episodes: int | None = None,
-    progress: Callable[[int, int, Row], None] = lambda epoch, epochs, row: None,
+    progress: Callable[[int, int, Row], None] = lambda step, steps, row: None,
 ) -> Path:
-    """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; the best by validation loss
-    are in ``out/checkpoint_best``).
+    """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; where episodes are held out, the
+    best by their loss are in ``out/checkpoint_best``).
 
     Args:
         settings: configs/train/default.yaml.
         features: (steps, cameras, tokens, dim), cameras in the spec's order.
         contract: what a checkpoint says of encoder, robot and dataset (see s2robot.policies.checkpoint).
         episodes: use only the first so many of the dataset.
-        progress: called after every epoch with its row of metrics.
+        progress: called every `log_every` steps with a row of metrics.
 
     Raises:
         UserError: a state file of another run, another training in `out`, a loss that is not finite, a disk that
@@ -73,15 +74,16 @@ def train(
     training, held_out = store.split(settings.validation, settings.seed, episodes)
     torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
+    windows = make_windows(store, training, spec.context, spec.chunk)
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
     policy.fit_normaliser(
-        store["proprio"][rows],
+        store["proprio"][windows.steps],
         store["action"][rows],
-        np.cumsum(store.lengths[training]),
+        windows.actions,
+        windows.action_pad,
         channel_moments(features, rows=rows),
     )
-    windows = make_windows(store, training, spec.context, spec.chunk)
-    batches = Batches(store, features, windows, fabric.device)
+    batches = Batches(store, features, windows, fabric.device, policy.network.body.causal)
     validation = None
     if len(held_out):
         validation = batches.over(make_windows(store, held_out, spec.context, spec.chunk))
@@ -94,7 +96,7 @@ def train(
 
 
 class _Run:
-    """The epochs of one training: batches, metrics, checkpoints and the state on disk."""
+    """The steps of one training: batches, metrics, checkpoints and the state on disk."""
 
     def __init__(
         self,
@@ -109,17 +111,15 @@ class _Run:
     ) -> None:
         self.settings, self.batches, self.validation = settings, batches, validation
         self.contract, self.out, self.fabric, self.progress = contract, out, fabric, progress
-        world = fabric.world_size
-        self.batch_size = min(max(1, settings.batch_size // world), max(1, batches.count // world))
-        self.steps_an_epoch = max(1, batches.count // (self.batch_size * world))
-        self.steps = steps = self.steps_an_epoch * settings.epochs
+        self.steps, world = settings.steps, fabric.world_size
+        self.batch_size = max(1, settings.batch_size // world)
         optimizer = torch.optim.AdamW(parameter_groups(policy, settings.weight_decay), lr=settings.lr)
-        rising = round(settings.warmup * steps)
+        rising = round(settings.warmup * self.steps)
         self.learner = Learner(
             fabric,
             policy,
             optimizer,
-            lambda step: warm_up_then_cosine(step, steps, rising),
+            lambda step: warm_up_then_cosine(step, settings.steps, rising),
             settings.ema,
             settings.grad_clip,
         )
@@ -128,13 +128,14 @@ class _Run:
             "dataset": contract["dataset"],
             "encoder": contract["encoder"],
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
+            "train.precision": precision_of(settings),
             "processes": world,
         }
         self.history: list[Row] = []
         self.best = math.inf
         self.totals: dict[str, Tensor] = {}
-        self.epoch_batches: Iterator[dict[str, Tensor]] = iter(())
-        self.began = 0.0
+        self.began = time.monotonic()
+        self.since = self.saved = 0  # the step that the next row counts from; that of the state on disk
         self.writer: SummaryWriter | None = None
 
     @property
@@ -149,7 +150,9 @@ class _Run:
         if self.settings.resume and path.exists():
             state = load_state(path, self.identity, self.fabric.device)
             self.learner.load_state_dict(state)
-            self.history, self.best, done = state["history"], state["best"], state["epoch"]
+            self.history, self.best, done = state["history"], state["best"], state["step"]
+            self.since = self.saved = done
+        self.learner.model.train()
         if self.fabric.is_global_zero:
             if done and not self._is_saved():  # somebody removed or damaged it
                 self._save_checkpoint()
@@ -157,39 +160,42 @@ class _Run:
                 self.writer = SummaryWriter(str(self.out), purge_step=done)
 
     def batch(self, step: int) -> tuple[dict[str, Tensor]]:
-        """The batch of a step; the first of an epoch seeds its shuffle, dropout and noise."""
-        epoch, i = divmod(step, self.steps_an_epoch)
-        if i == 0:
-            seed, rank = self.settings.seed * 100_003 + epoch, self.fabric.global_rank
-            torch.manual_seed(seed + rank * _RANK_SEED)
-            self.epoch_batches = self.batches.epoch(self.batch_size, seed, rank, self.fabric.world_size)
-            self.learner.model.train()
-            self.totals, self.began = {}, time.monotonic()
-        return (next(self.epoch_batches),)
+        """The batch of a step, which seeds its dropout and noise, too."""
+        seed, rank = self.settings.seed, self.fabric.global_rank
+        torch.manual_seed(seed * 100_003 + step + rank * _RANK_SEED)
+        return (self.batches.step(step, self.batch_size, seed, rank, self.fabric.world_size),)
 
     def after(self, loss: Tensor, rest: Any) -> None:
-        """Add up a step's scalars; at an epoch's end validate and save."""
+        """Add up a step's scalars; every so many steps tell their means, validate and save."""
         (scalars,) = rest
+        if self.learner.grad_norm is not None:
+            scalars = {**scalars, "grad_norm": self.learner.grad_norm}
         for name, value in scalars.items():
-            self.totals[name] = self.totals.get(name, 0) + value.double() / self.steps_an_epoch
-        if self.learner.step % self.steps_an_epoch == 0:
-            self._end_epoch(self.learner.step // self.steps_an_epoch)
+            self.totals[name] = self.totals.get(name, 0) + value.double()
+        step = self.learner.step
+        if step % self.settings.log_every == 0 or step == self.steps:
+            self._end_row(step)
 
-    def _end_epoch(self, epoch: int) -> None:
-        loss, error = (mean_of_all(self.fabric, self.totals[k]).item() for k in ("loss", "joint_error"))
-        row: Row = {"epoch": epoch, "train_loss": loss, "train_joint_error_rad": error}
+    def _end_row(self, step: int) -> None:
+        """A row of metrics over the steps since the last one."""
+        count = step - self.since
+        mean = {name: mean_of_all(self.fabric, total / count).item() for name, total in self.totals.items()}
+        row: Row = {"step": step}
+        row |= {_COLUMNS.get(name, f"train_{name}"): value for name, value in mean.items()}
         row |= {f"val_{name}": value for name, value in self._validate().items()}
         for value in (row["train_loss"], row.get("val_loss", 0.0)):
-            if not math.isfinite(value):  # nothing of this epoch is saved
+            if not math.isfinite(value):  # nothing of these steps is saved
                 raise UserError(
-                    f"train: the loss is {value} in epoch {epoch}; lower train.lr ({self.settings.lr})"
+                    f"train: the loss is {value} at step {step}; lower train.lr ({self.settings.lr})"
                 )
-        row["lr"] = self.learner.lr
-        row["seconds"] = time.monotonic() - self.began
+        seconds = time.monotonic() - self.began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        row |= {"lr": self.learner.lr, "seconds": seconds, "steps_per_s": count / seconds, "memory_mb": peak}
         self.history.append(row)
+        self.totals, self.since, self.began = {}, step, time.monotonic()
         if self.fabric.is_global_zero:
-            self._write(epoch, row)
-            self.progress(epoch, self.settings.epochs, row)
+            self._write(step, row)
+            self.progress(step, self.steps, row)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -198,32 +204,34 @@ class _Run:
         if data is None:
             return {}
         policy = self.averaged.eval()
-        for rows in torch.arange(data.count, device=data.device).split(self.settings.batch_size):
+        for rows in torch.arange(data.count).split(self.settings.batch_size):
             _, scalars = policy.loss(data.take(rows))
             for name, value in scalars.items():
                 totals[name] = totals.get(name, 0) + value.double() * len(rows) / data.count
         return {name: value.item() for name, value in totals.items()}
 
-    def _write(self, epoch: int, row: Row) -> None:
-        """Everything that stands for this epoch, the state last: a kill in between leaves it behind, not ahead."""
+    def _write(self, step: int, row: Row) -> None:
+        """Everything that stands for this step, the state last: a kill in between leaves it behind, not ahead."""
         with told(self.out):
             assert self.writer is not None
             for name, value in row.items():
-                self.writer.add_scalar(name, value, epoch)
+                self.writer.add_scalar(name, value, step)
         if "val_loss" in row and row["val_loss"] < self.best:
             self.best = row["val_loss"]
             self._save_checkpoint("checkpoint_best")
-        if epoch == self.settings.epochs or epoch % self.settings.checkpoint_every == 0:
+        if step == self.steps or step - self.saved >= self.settings.checkpoint_every:
+            self.saved = step
             self._save_checkpoint()
             with told(self.out / "metrics.json"):
                 write_json(self.out / "metrics.json", self.history)
             state = {"identity": self.identity, **self.learner.state_dict(), "history": self.history,
-                     "best": self.best, "epoch": epoch}  # fmt: skip
+                     "best": self.best}  # fmt: skip
             save_state(self.out / "training_state.pt", state)
 
     def _save_checkpoint(self, name: str = "checkpoint") -> None:
         row = self.history[-1]
-        training = {k: row[k] for k in ("epoch", "train_loss", "val_loss", "val_joint_error") if k in row}
+        kept = ("step", "train_loss", "val_loss", "val_joint_error")
+        training = {k: row[k] for k in kept if k in row} | {"held_out": self.settings.validation}
         save_checkpoint(self.out / name, self.averaged, {**self.contract, "training": training})
 
     def _is_saved(self) -> bool:

@@ -27,14 +27,24 @@ ATTRIBUTES = {
 
 
 def store_of(path: Path, episodes: list[list[int]], flagged: bool = True) -> EpisodeStore:
-    """A dataset of which only the flags of pushed steps matter: one list of 0 and 1 an episode."""
+    """A dataset of which only the flags of pushed steps matter, one list of 0 and 1 an episode; each step's action is
+    the number of its row."""
+    first = 0
     with EpisodeStore.create(path, ATTRIBUTES) as store:
         for pushed in episodes:
-            arrays = {"action": np.zeros((len(pushed), 8), np.float32)}
+            rows = np.arange(first, first + len(pushed), dtype=np.float32)
+            arrays = {"action": np.repeat(rows[:, None], 8, 1)}
+            first += len(pushed)
             if flagged:
                 arrays["perturbed"] = np.array(pushed, np.uint8)
             store.append(arrays, {"seed": 0})
     return EpisodeStore.open(path)
+
+
+def chunks(windows) -> list[list[int]]:
+    """The rows whose actions are imitated."""
+    assert (windows.actions == windows.actions[..., :1]).all()
+    return windows.actions[..., 0].astype(int).tolist()
 
 
 def test_padding_at_both_ends(tmp_path):
@@ -42,7 +52,7 @@ def test_padding_at_both_ends(tmp_path):
     windows = make_windows(store, np.array([0, 1]), context=2, chunk=2)
     assert windows.context.tolist() == [[0, 0], [0, 1], [1, 2], [3, 3], [3, 4]]
     assert windows.pad.tolist() == [[True, False], [False] * 2, [False] * 2, [True, False], [False] * 2]
-    assert windows.chunk.tolist() == [[0, 1], [1, 2], [2, 2], [3, 4], [4, 4]]  # never into the next episode
+    assert chunks(windows) == [[0, 1], [1, 2], [2, 2], [3, 4], [4, 4]]  # never into the next episode
     assert windows.action_pad.tolist() == [
         [False] * 2,
         [False] * 2,
@@ -58,7 +68,7 @@ def test_pushed_steps_are_seen_but_not_imitated(tmp_path):
     windows = make_windows(store, np.array([0]), context=3, chunk=3)
     assert windows.context[:, -1].tolist() == [0, 1, 4, 5]  # no window starts at step 2 or 3
     assert windows.context[2].tolist() == [2, 3, 4]  # the push stays in the context
-    assert windows.chunk.tolist() == [[0, 1, 1], [1, 1, 1], [4, 5, 5], [5, 5, 5]]
+    assert chunks(windows) == [[0, 1, 1], [1, 1, 1], [4, 5, 5], [5, 5, 5]]
     assert windows.action_pad.tolist() == [
         [False, False, True], [False, True, True], [False, False, True], [False, True, True],
     ]  # fmt: skip
@@ -73,7 +83,7 @@ def test_only_the_given_episodes_in_their_order(tmp_path):
 
 def test_a_dataset_without_flags_has_no_pushes(tmp_path):
     store = store_of(tmp_path / "d.zarr", [[1, 1]], flagged=False)
-    assert make_windows(store, np.array([0]), 1, 1).chunk.tolist() == [[0], [1]]
+    assert chunks(make_windows(store, np.array([0]), 1, 1)) == [[0], [1]]
 
 
 @pytest.mark.parametrize("chosen", [[0], []])
@@ -116,6 +126,7 @@ def test_windows_are_what_a_plain_loop_makes(episodes, context, chunk):
                 )
             )
         first += len(pushed)
-    for name, column in zip(("context", "pad", "chunk", "action_pad"), zip(*rows, strict=True), strict=True):
-        assert getattr(windows, name).tolist() == [list(row) for row in column], name
+    made = (windows.context.tolist(), windows.pad.tolist(), chunks(windows), windows.action_pad.tolist())
+    for found, column in zip(made, zip(*rows, strict=True), strict=True):
+        assert found == [list(row) for row in column]
     assert not windows.pad[:, -1].any() and not windows.action_pad[:, 0].any()

@@ -68,7 +68,7 @@ def main(work: Path, page: Path) -> None:
     ]  # fmt: skip
     verb("encode", *common, f"hydra.run.dir={work / 'encode'}")
     before = sorted(p.stat().st_mtime_ns for p in (work / "cache").rglob("*") if p.is_file())
-    verb("train", *common, "train.epochs=2", "train.batch_size=16", f"hydra.run.dir={work / 'train'}")
+    verb("train", *common, "train.steps=2", "train.batch_size=16", f"hydra.run.dir={work / 'train'}")
     after = sorted(p.stat().st_mtime_ns for p in (work / "cache").rglob("*") if p.is_file())
     assert before and before == after, "the training encoded again"
 

@@ -38,7 +38,8 @@ def make_policy():
             rng.normal(size=(len(spec.cameras), spec.dim)),
             rng.uniform(0.5, 2, (len(spec.cameras), spec.dim)),
         )
-        policy.fit_normaliser(rng.normal(size=(40, spec.proprio_dim)), actions, np.array([15, 40]), moments)
+        chunks = np.stack([np.roll(actions, -i, 0)[: spec.chunk] for i in range(40)])
+        policy.fit_normaliser(rng.normal(size=(40, spec.proprio_dim)), actions, chunks, None, moments)
         return policy.eval()
 
     return make

@@ -115,8 +115,8 @@ def test_ensemble_weights(make_policy):
     seen = [observation(i) for i in range(5)]
     actions = [actor.act(obs) for obs in seen]
     plans = [
-        policy.plan_pooled(policy.pool(features(o)[None, None]), torch.from_numpy(o["proprio"])[None, None])[
-            0
+        policy.plan_members(policy.pool(features(o)[None, None]), torch.from_numpy(o["proprio"])[None, None])[
+            0, 0
         ]
         for o in seen
     ]

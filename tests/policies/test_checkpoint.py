@@ -114,7 +114,7 @@ def test_loading_refuses(tmp_path, make_policy):
     os.truncate(record, record.stat().st_size // 2)
     refuse("policy.json: not valid JSON")
     edit(schema=99)
-    refuse("schema is 99, this version reads 1")
+    refuse("schema is 99, this version reads 1 and 2")
     edit(spec=None)
     refuse("key 'spec' is missing")
     edit(contract={k: v for k, v in CONTRACT.items() if k != "robot"})

@@ -15,7 +15,7 @@ TABLE = arrays(np.float32, st.tuples(st.integers(2, 12), st.just(3)), elements=s
 @given(data=TABLE, mode=st.sampled_from(["standard", "minmax"]), cumulative=st.booleans())
 def test_round_trip(data, mode, cumulative):
     n = Normaliser(mode, 3, 3, 4, cumulative)
-    n.fit(data, data, [1, len(data)])
+    n.fit(data, data, np.stack([data, data, data[::-1], data], 1))
     x = torch.from_numpy(data)
     torch.testing.assert_close(n.proprio.inverse(n.proprio(x)), x, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(n.action.inverse(n.action(x)), x, atol=1e-5, rtol=1e-5)
@@ -30,18 +30,21 @@ def test_round_trip(data, mode, cumulative):
 def test_statistics_and_floor_of_a_constant_dimension():
     proprio = np.array([[0.0, 5.0], [2.0, 5.0]])
     n = Normaliser("standard", 2, 2, 3)
-    n.fit(proprio, proprio, [2])
+    n.fit(proprio, proprio, np.stack([proprio] * 3, 1))
     assert n.proprio.offset.tolist() == [1, 5]
     np.testing.assert_allclose(n.proprio.scale, [1, PROPRIO_FLOOR])
-    n.fit(proprio[:, ::-1], proprio[:, ::-1], [2])
+    n.fit(proprio[:, ::-1], proprio[:, ::-1], np.stack([proprio] * 3, 1))
     np.testing.assert_allclose(n.action.scale, [ACTION_FLOOR, 1])
     assert torch.equal(n.proprio(torch.tensor([[5.0, 1.0]])), torch.zeros(1, 2))
 
 
-def test_cumulative_scales_do_not_cross_episodes():
-    actions = np.array([[1.0, 0], [2, 0], [3, 1], [10, 0], [20, 1]])
+def test_cumulative_scales_are_those_of_the_targets_that_count():
+    chunks = np.zeros((5, 4, 2))
+    chunks[:, :, 0] = [[1, 2, 3, 9], [2, 3, 9, 9], [3, 9, 9, 9], [10, 20, 9, 9], [20, 9, 9, 9]]
+    chunks[2:, :, 1] = 1
+    pad = chunks[:, :, 0] == 9  # beyond an episode's end
     n = Normaliser("minmax", 1, 2, 4, cumulative=True)
-    n.fit(np.zeros((5, 1)), actions, [3, 5])
+    n.fit(np.zeros((5, 1)), chunks[:, 0], chunks, pad)
     sums = {1: [1, 2, 3, 10, 20], 2: [3, 5, 30], 3: [6]}
     middle = [(max(s) + min(s)) / 2 for s in sums.values()]
     half = [max((max(s) - min(s)) / 2, ACTION_FLOOR) for s in sums.values()]
@@ -52,19 +55,27 @@ def test_cumulative_scales_do_not_cross_episodes():
 
 def test_errors():
     n = Normaliser("standard", 2, 2, 3)
-    good = np.zeros((4, 2))
+    good, chunks = np.zeros((4, 2)), np.zeros((4, 3, 2))
     bad = good.copy()
     bad[2, 1] = np.nan
     with pytest.raises(PolicyError, match="actions holds NaN or infinity in 1 of 4 steps, first in step 2"):
-        n.fit(good, bad, [4])
+        n.fit(good, bad, chunks)
     with pytest.raises(PolicyError, match=r"proprio has shape \(4, 3\), expected \(steps, 2\)"):
-        n.fit(np.zeros((4, 3)), good, [4])
-    for ends in ([3], [], [2, 2, 4]):
-        with pytest.raises(PolicyError, match="do not belong together"):
-            n.fit(good, good, ends)
+        n.fit(np.zeros((4, 3)), good, chunks)
+    for wrong in (chunks[:0], chunks[:, :2], good):
+        with pytest.raises(PolicyError, match=r"chunks have shape .*, expected \(windows, 3, 2\)"):
+            n.fit(good, good, wrong)
+    with pytest.raises(PolicyError, match="chunks holds NaN"):
+        n.fit(good, good, chunks * np.nan)
+    n.fit(
+        good,
+        good,
+        np.where([[[False], [False], [True]]], np.nan, chunks),
+        np.tile([False, False, True], (4, 1)),
+    )
     with pytest.raises(PolicyError, match="normalise is 'quantile'"):
         Normaliser("quantile", 2, 2, 3)
-    assert not n.fitted
+    assert not Normaliser("standard", 2, 2, 3).fitted
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200])

@@ -96,8 +96,8 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
     lengths = [4, 2, 1]
     for row, length in enumerate(lengths):
         batch["action_pad"][row, length:] = True
-    pooled = policy.pool(batch["features"])
-    out = policy._predict(pooled, batch["proprio"], None, None)
+    context = policy._context(policy.pool(batch["features"]), batch["proprio"], None, None)
+    out = policy.network.head._raw(policy.network.body(*context))  # the gripper as a logit with bce
     joint = gripper = weights = 0.0
     scale, offset = policy.normaliser.target.scale, policy.normaliser.target.offset
     for row, length in enumerate(lengths):
@@ -243,9 +243,9 @@ def test_wrong_batches(make_policy, make_batch):
 
 def test_channel_norm_needs_moments(make_policy):
     policy = make_policy()
-    table, ends = np.zeros((4, 8)), np.array([4])
+    table, chunks = np.zeros((4, 8)), np.zeros((4, 4, 8))
     with pytest.raises(PolicyError, match="needs feature_moments"):
-        policy.fit_normaliser(table, table, ends)
+        policy.fit_normaliser(table, table, chunks)
     with pytest.raises(PolicyError, match=r"shape \(1, 5\), expected \(2, 5\)"):
-        policy.fit_normaliser(table, table, ends, (np.ones((1, 5)), np.ones((1, 5))))
-    make_policy(pooling={"norm": "layer"}).fit_normaliser(table, table, ends)
+        policy.fit_normaliser(table, table, chunks, None, (np.ones((1, 5)), np.ones((1, 5))))
+    make_policy(pooling={"norm": "layer"}).fit_normaliser(table, table, chunks)

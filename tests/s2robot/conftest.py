@@ -42,7 +42,8 @@ def untrained():
         rng = np.random.default_rng(0)
         actions = np.append(rng.normal(0, deltas, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
         moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
-        policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.array([50]), moments)
+        chunks = np.repeat(actions[:, None], policy.spec.chunk, 1)  # (50, K, 8)
+        policy.fit_normaliser(rng.normal(size=(50, 8)), actions, chunks, None, moments)
         return policy.eval()
 
     return make

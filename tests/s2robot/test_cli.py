@@ -55,33 +55,33 @@ def test_every_verb_prints_its_config(tmp_path, verb):
 
 
 def test_overrides_and_groups_reach_the_config(tmp_path):
-    result = s2robot("run", "--cfg", "job", "policy=rpt", "train.epochs=3", "+note=x", cwd=tmp_path)
+    result = s2robot("run", "--cfg", "job", "policy=rpt", "train.steps=3", "+note=x", cwd=tmp_path)
     config = yaml.safe_load(result.stdout)
     policy = config["policy"]
     assert policy["kind"] == "transformer" and policy["pooling"]["kind"] == "mean"
     assert policy["context"] == policy["chunk"] == policy["execute"] == 16
-    assert config["train"]["epochs"] == 3 and config["note"] == "x"
+    assert config["train"]["steps"] == 3 and config["note"] == "x"
 
 
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (("train", "trian.epochs=3"), "unknown key 'trian.epochs', did you mean 'train.epochs'?"),
-        (("train", "epochs=3"), "unknown key 'epochs', did you mean 'train.epochs'?"),
+        (("train", "trian.steps=3"), "unknown key 'trian.steps', did you mean 'train.steps'?"),
+        (("train", "steps=3"), "unknown key 'steps', did you mean 'train.steps'?"),
         (("train", "policy=transformer", "policy.network.block=2"), "did you mean 'policy.network.blocks'?"),
         (("train", "polcy=mlp"), "unknown key 'polcy', did you mean 'policy'?"),
-        (("train", "--multirun", "trian.epochs=3,4"), "did you mean 'train.epochs'?"),
+        (("train", "--multirun", "trian.steps=3,4"), "did you mean 'train.steps'?"),
         (("train", "--cfg", "job", "zzz=1"), "unknown key 'zzz'"),
         (
             ("train", "encoder=vitb"),
             "encoder: found 'vitb', expected one of: mvp-small, mvp-tiny, mvp-tiny-s2, timm",
         ),
         (("train", "encoder=mvp-tny"), "did you mean 'mvp-tiny'?"),
-        (("train", "train.epochs=many"), "train.epochs: found 'many', expected a whole number such as"),
+        (("train", "train.steps=many"), "train.steps: found 'many', expected a whole number such as"),
         (("train", "train.resume=3"), "train.resume: found '3', expected true or false such as"),
         (("evaluate",), "no value for checkpoint; give one with checkpoint=<value>"),
         (("train", "a b"), "cannot read 'a b', expected key=value"),
-        (("train", "train.seed=0", "--multirun", "trian.epochs=3"), "did you mean 'train.epochs'?"),
+        (("train", "train.seed=0", "--multirun", "trian.steps=3"), "did you mean 'train.steps'?"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, args, text):

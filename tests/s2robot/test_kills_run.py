@@ -28,7 +28,7 @@ ABOUT = {
     "camera_geometry": {"hand": {}}, "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {},
 }  # fmt: skip
 WORDS = [
-    "record=true", "recording.episodes=3", "recording.seed=500", "env.cameras=[hand]", "train.epochs=2",
+    "record=true", "recording.episodes=3", "recording.seed=500", "env.cameras=[hand]", "train.steps=2",
     "train.batch_size=4", "train.checkpoint_every=1", "train.threads=1", "train.accelerator=cpu", "features.device=cpu", "features.threads=1",
     "policy.network.hidden=[8]", "policy.network.image_dim=4", "policy.network.state_dim=4",
     "policy.pooling.keypoints=2", "policy.pooling.values=1",

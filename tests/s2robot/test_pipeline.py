@@ -73,7 +73,7 @@ def finished(command, recorded, tiny_encoder, tmp_path_factory):
     """A whole `s2robot run`: its result and its folder."""
     out = tmp_path_factory.mktemp("run") / "out"
     result = command(
-        "run", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.epochs=2",
+        "run", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2",
         "train.batch_size=32", "train.threads=1", "features.workers=1", "evaluate.videos=1",
         "evaluate.video_size=32", f"hydra.run.dir={out}", *POLICY, *EVALUATION,
     )  # fmt: skip
@@ -133,7 +133,7 @@ def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_p
     """One process records, encodes, evaluates and writes; the same command again keeps what is there."""
     out = tmp_path / "out"
     words = [
-        "run", "record=true", "recording.episodes=2", f"encoder.checkpoint={tiny_encoder}", "train.epochs=2",
+        "run", "record=true", "recording.episodes=2", f"encoder.checkpoint={tiny_encoder}", "train.steps=2",
         "train.batch_size=32", "train.threads=1", "train.devices=2", "train.accelerator=cpu", "train.strategy=ddp",
         "features.workers=1", "evaluate.videos=0", f"hydra.run.dir={out}", *POLICY, *EVALUATION[:-1],
     ]  # fmt: skip

@@ -84,7 +84,7 @@ action = actor.act({"images": {"hand": frame}, "proprio": np.zeros(8, np.float32
 print("action", json.dumps(action.tolist()))
 """
     small = ["policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
-             "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.epochs=1", "train.batch_size=4",
+             "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.steps=1", "train.batch_size=4",
              "train.threads=1", "features.workers=1", f"encoder.checkpoint={tiny_encoder}"]  # fmt: skip
     result = python(script, tmp_path, *small)
     assert result.returncode == 0, result.stderr

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.slow
 SETTINGS = [
     "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
-    "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.epochs=2", "train.batch_size=32",
+    "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.steps=2", "train.batch_size=32",
     "evaluate.episodes=4", "evaluate.workers=2", "env.max_steps=8", "experiment.seeds=[0,1]", "jobs=2", "threads=1",
     "arms=[one,two]", "experiment.axis_episodes=2", "experiment.axes.lighting.values=[0.5,1.0]", "axes=[lighting]",
 ]  # fmt: skip

@@ -47,7 +47,7 @@ def test_arms_are_those_of_the_experiment_or_those_named():
         (["arms=[base,base-s3]"], "arms: found 'base-s3', expected some of base, base-s2, base-s2-pretrained, did you mean 'base-s2'?"),
         (["arms=[base]"], "arms: found base, expected at least 2"),
         (["+experiment.arms.x='encoder=mvp-huge'", "arms=[base,x]"], "arm 'x': "),
-        (["+experiment.arms.x='train.epoch=3'", "arms=[base,x]"], "arm 'x': Could not override 'train.epoch'"),
+        (["+experiment.arms.x='train.step=3'", "arms=[base,x]"], "arm 'x': Could not override 'train.step'"),
         (["+experiment.arms.x='demos.episodes=3'", "arms=[base,x]"], "arm 'x': found demos.episodes=3, expected it to be the same for all arms"),
         (["+experiment.arms.x='evaluate.seed=3'", "arms=[base,x]"], "arm 'x': found evaluate.seed=3, expected it to be the same"),
         (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "arm 'x': found jobs=3, expected overrides of robot, "),
@@ -100,12 +100,12 @@ def test_too_few_positions_are_refused_before_anything_runs(tmp_path):
 
 
 def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
-    words = ["env.cube_size=0.03", "train.epochs=2", "encoder=mvp-tiny", "evaluate.videos=1", "recording.episodes=5", "train.epochs=3"]  # fmt: skip
-    assert read_by("train", words) == ["env.cube_size=0.03", "encoder=mvp-tiny", "train.epochs=3"]
+    words = ["env.cube_size=0.03", "train.steps=2", "encoder=mvp-tiny", "evaluate.videos=1", "recording.episodes=5", "train.steps=3"]  # fmt: skip
+    assert read_by("train", words) == ["env.cube_size=0.03", "encoder=mvp-tiny", "train.steps=3"]
     assert read_by("evaluate", words) == ["env.cube_size=0.03", "evaluate.videos=1"]
     assert read_by("record", words) == ["env.cube_size=0.03", "episodes=5"]
     assert settings_of("record", words).episodes == 5
-    assert settings_of("train", words).train.epochs == 3
+    assert settings_of("train", words).train.steps == 3
 
 
 def test_arms_of_one_encoder_are_encoded_once_and_scales_reach_the_encoder():

@@ -150,7 +150,7 @@ def test_taught_by_hand_inspected_encoded_and_trained_on(emulator, tmp_path, tin
         "features.workers=1",
     ]
     assert main(["encode", *where, *features, f"hydra.run.dir={tmp_path}/encode"]) == 0
-    training = ["train.epochs=1", "train.batch_size=8", f"hydra.run.dir={tmp_path}/train"]
+    training = ["train.steps=1", "train.batch_size=8", f"hydra.run.dir={tmp_path}/train"]
     assert main(["train", *where, *features, *training]) == 0
     assert (tmp_path / "train" / "checkpoint").is_dir()
     assert f"features ({again.num_steps}, 2," in capsys.readouterr().out

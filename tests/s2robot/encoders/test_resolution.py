@@ -86,7 +86,7 @@ def test_features_and_checkpoints_remember_it(tiny_encoder, recorded, tmp_path):
     words = [
         f"run_dir={tmp_path}", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "features.workers=1",
         f"features.cache={tmp_path}", "policy.network.hidden=[16]", "policy.network.image_dim=8",
-        "policy.network.state_dim=8", "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.epochs=1",
+        "policy.network.state_dim=8", "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.steps=1",
         "train.batch_size=32", "demos.episodes=2",
     ]  # fmt: skip
     caches = []

@@ -113,13 +113,13 @@ def test_time_histogram_holds_every_success():
 
 
 def test_training_curves():
-    rows = [{"epoch": e, "train_loss": 1 / e, "val_loss": 0.2 + abs(e - 3), "lr": 1e-3} for e in range(1, 6)]
+    rows = [{"step": e, "train_loss": 1 / e, "val_loss": 0.2 + abs(e - 3), "lr": 1e-3} for e in range(1, 6)]
     axes = training_plot(rows).axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["train", "validation (best 0.2, epoch 3)"]
+    assert labels == ["train", "validation (best 0.2, step 3)"]
     assert axes.get_yscale() == "log"
-    training_plot([{"epoch": 1, "train_loss": 0.0, "val_loss": None}])  # no logarithm of zero
-    training_plot([{"epoch": 1, "train_loss": 0.1, "val_loss": nan}])
-    training_plot([{"epoch": 1, "val_loss": nan}])
+    training_plot([{"step": 1, "train_loss": 0.0, "val_loss": None}])  # no logarithm of zero
+    training_plot([{"step": 1, "train_loss": 0.1, "val_loss": nan}])
+    training_plot([{"step": 1, "val_loss": nan}])
     with pytest.raises(UserError, match="train_loss"):
-        training_plot([{"epoch": 1, "lr": 1.0}])
+        training_plot([{"step": 1, "lr": 1.0}])

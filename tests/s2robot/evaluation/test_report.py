@@ -63,7 +63,7 @@ def save(folder: Path, records: list[dict], **changes) -> None:
 
 def test_report_holds_the_run_and_nothing_from_elsewhere(tmp_path):
     make_run(tmp_path, 16, 5, videos=16)
-    (tmp_path / "metrics.json").write_text(json.dumps([{"epoch": 1, "train_loss": 0.5, "val_loss": 0.6}]))
+    (tmp_path / "metrics.json").write_text(json.dumps([{"step": 1, "train_loss": 0.5, "val_loss": 0.6}]))
     (tmp_path / "stages.json").write_text(json.dumps([{"stage": "train", "seconds": 200.0}]))
     page = Page(write_report(tmp_path))
     assert (
@@ -167,7 +167,7 @@ def test_the_same_run_gives_the_same_page(tmp_path):
             "episodes.jsonl holds 0 episodes with 0 successes, summary.json says 4 with 3",
         ),
         ("metrics.json", "{}", "metrics.json: found dict, expected a list"),
-        ("metrics.json", '[{"loss": 1}]', "metrics.json: entry 0 has no key 'epoch'"),
+        ("metrics.json", '[{"loss": 1}]', "metrics.json: entry 0 has no key 'step'"),
         ("stages.json", '[{"stage": "a"}]', "stages.json: entry 0: 'seconds' is None"),
     ],
 )

@@ -10,10 +10,11 @@ from s2robot.training.settings import TrainSettings
 
 CAMERAS, TOKENS, DIM = ("hand", "left"), 4, 6
 CFG = {
-    "epochs": 4, "batch_size": 16, "lr": 3e-3, "weight_decay": 0.01, "warmup": 0.1, "grad_clip": 1.0,
-    "ema": 0.9, "validation": 0.25, "seed": 0, "resume": True, "checkpoint_every": 1, "precision": "32-true",
+    "steps": 20, "batch_size": 16, "lr": 3e-3, "weight_decay": 0.01, "warmup": 0.1, "grad_clip": 1.0,
+    "ema": 0.9, "validation": 0.25, "seed": 0, "resume": True, "checkpoint_every": 5, "log_every": 5, "precision": "32-true",
     "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "threads": 1,
 }  # fmt: skip
+TIMES = ("seconds", "steps_per_s", "memory_mb")  # of a row of metrics, no two alike
 CONTRACT = {
     "encoder": {"name": "random", "fingerprint": "e"},
     "cameras": list(CAMERAS),

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from s2robot.demos.store import EpisodeStore
 from s2robot.training.train import train
 from tests.kills import kill_at_every_write
-from tests.s2robot.training.small import CONTRACT, make_data, make_settings, make_spec
+from tests.s2robot.training.small import CONTRACT, TIMES, make_data, make_settings, make_spec
 
-EPOCHS = 2
+STEPS = 10
 
 
 def training(folder: Path) -> None:
@@ -19,7 +19,7 @@ def training(folder: Path) -> None:
     if not data.exists():
         np.save(folder.parent / "features.npy", make_data(data)[1])
     store, features = EpisodeStore.open(data), np.load(folder.parent / "features.npy")
-    settings = make_settings(epochs=EPOCHS, checkpoint_every=1)
+    settings = make_settings(steps=STEPS)
     train(settings, make_spec(proprio_noise=0.1), store, features, CONTRACT, folder / "run")
 
 
@@ -35,7 +35,7 @@ def what_is_left(folder: Path) -> dict:
     return tensors | {
         "records": records,
         "files": files,
-        "rows": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
+        "rows": [{k: v for k, v in row.items() if k not in TIMES} for row in rows],
     }
 
 
@@ -43,7 +43,7 @@ def test_a_kill_at_any_write_changes_nothing(tmp_path):
     killed = kill_at_every_write(training, tmp_path)
     whole = what_is_left(tmp_path / "whole")
     assert whole["files"] == {".lock", "checkpoint", "checkpoint_best", "metrics.json", "training_state.pt"}
-    assert whole["rows"][-1]["epoch"] == EPOCHS
+    assert whole["rows"][-1]["step"] == STEPS
     for write, folder in killed.items():
         assert what_is_left(folder) == whole, write
     assert any("rename run/training_state.pt" in write for write in killed)

@@ -122,9 +122,15 @@ def test_weight_decay_is_for_the_weights_of_layers(kind):
     decayed, plain = ({names[id(p)] for p in group["params"]} for group in parameter_groups(policy, 0.3))
     assert decayed | plain == set(names.values()) and not decayed & plain
     assert all(name.endswith(".weight") for name in decayed)
-    tables = {"pooling.camera", "pooling.pools.0.query", "pooling.pools.0.position"}
-    tables |= {"network.mask", "network.position"} if kind == "transformer" else set()
+    tables = {f"network.pooling.{name}" for name in ("camera", "pools.0.query", "pools.0.position")}
+    tables |= {"network.body.mask", "network.body.position"} if kind == "transformer" else set()
     assert tables <= plain
+    members = ChunkPolicy(make_spec(kind, pooling=pooling, members=2))
+    names = {id(p): name for name, p in members.named_parameters()}
+    again = [
+        {names[id(p)].replace("/", ".") for p in group["params"]} for group in parameter_groups(members, 0.3)
+    ]
+    assert again == [decayed, plain]
     assert [group["weight_decay"] for group in parameter_groups(policy, 0.3)] == [0.3, 0.0]
 
 
@@ -137,9 +143,9 @@ def test_tables_without_a_gradient_do_not_shrink():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     after = dict(policy.named_parameters())
-    for name in ("network.mask", "network.position"):
+    for name in ("network.body.mask", "network.body.position"):
         assert torch.equal(after[name], before[name])
-    assert torch.allclose(after["network.head.weight"], before["network.head.weight"] * 0.95)
+    assert torch.allclose(after["network.head.out.weight"], before["network.head.out.weight"] * 0.95)
 
 
 def test_the_defaults_are_those_of_the_config():
@@ -150,8 +156,8 @@ def test_the_defaults_are_those_of_the_config():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"epochs": 0}, "train.epochs: found 0, expected 1 or more"),
-        ({"epochs": -1}, "train.epochs: found -1, expected 1 or more"),
+        ({"steps": 0}, "train.steps: found 0, expected 1 or more"),
+        ({"steps": -1}, "train.steps: found -1, expected 1 or more"),
         ({"batch_size": 0}, "train.batch_size: found 0, expected 1 or more"),
         ({"lr": -1.0}, "train.lr: found -1.0, expected a number above 0"),
         ({"lr": math.nan}, "train.lr: found nan, expected a number above 0"),

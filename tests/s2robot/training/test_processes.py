@@ -47,7 +47,7 @@ def test_train(tmp_path):
     assert [row["train_loss"] for row in rows] == pytest.approx(means.tolist(), rel=1e-6)
     assert first["losses"] != second["losses"]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1  # one process writes
-    assert load_checkpoint(tmp_path / "run" / "checkpoint")[1]["training"]["epoch"] == 3
+    assert load_checkpoint(tmp_path / "run" / "checkpoint")[1]["training"]["step"] == 15
     again = run(tmp_path)  # finished: both read the state, none trains
     assert again.returncode == 0 and [each["losses"] for each in seen(tmp_path)] == [[], []]
 

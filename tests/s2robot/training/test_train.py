@@ -20,10 +20,10 @@ from s2robot.policies import ChunkPolicy, load_checkpoint
 from s2robot.policies.checkpoint import REQUIRED
 from s2robot.policies.errors import PolicyError
 from s2robot.pretraining.pretrain import pretrain
-from s2robot.training.batches import Batches
+from s2robot.training.batches import Batches, shuffled
 from s2robot.training.train import train
 from tests.s2robot.pretraining import small as pretraining
-from tests.s2robot.training.small import CONTRACT, NETWORKS, make_data, make_settings, make_spec
+from tests.s2robot.training.small import CONTRACT, NETWORKS, TIMES, make_data, make_settings, make_spec
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ class Killed(Exception):
     pass
 
 
-def killed_after(epoch: int):
+def killed_after(step: int):
     def progress(done, total, row):
-        if done == epoch:
+        if done == step:
             raise Killed
 
     return progress
@@ -56,11 +56,11 @@ def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
     store, features = data
     rows = []
     folder = train(
-        make_settings(epochs=25, checkpoint_every=10), make_spec(kind), store, features, CONTRACT, tmp_path,
+        make_settings(steps=125, checkpoint_every=50), make_spec(kind), store, features, CONTRACT, tmp_path,
         progress=lambda done, total, row: rows.append((done, total, row)),
     )  # fmt: skip
     assert folder == tmp_path / "checkpoint"
-    assert [r[:2] for r in rows] == [(i, 25) for i in range(1, 26)]
+    assert [r[:2] for r in rows] == [(i, 125) for i in range(5, 126, 5)]
     losses = [row["train_loss"] for *_, row in rows]
     assert losses[-1] < 0.6 * losses[0] and rows[-1][2]["val_loss"] < rows[0][2]["val_loss"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == [row for *_, row in rows]
@@ -68,7 +68,7 @@ def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
     policy, contract = load_checkpoint(folder)
     assert policy.spec == make_spec(kind)
     assert set(REQUIRED) <= set(contract) and {k: contract[k] for k in CONTRACT} == CONTRACT
-    assert contract["training"]["epoch"] == 25 and math.isfinite(contract["training"]["val_loss"])
+    assert contract["training"]["step"] == 125 and math.isfinite(contract["training"]["val_loss"])
     best = load_checkpoint(tmp_path / "checkpoint_best")[1]["training"]
     assert best["val_loss"] == min(row["val_loss"] for *_, row in rows)
     assert not list(tmp_path.glob("*.part*"))
@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_exactly(data, tmp_path, kind):
     spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise have to come again, too
     whole = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "whole")
     with pytest.raises(Killed):
-        train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut", progress=killed_after(2))
+        train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut", progress=killed_after(10))
     torch.manual_seed(99)
     torch.rand(7)  # the random state of the new process is another one
     epochs = []
@@ -93,13 +93,13 @@ def test_a_killed_run_goes_on_exactly(data, tmp_path, kind):
         tmp_path / "cut",
         progress=lambda e, *_: epochs.append(e),
     )
-    assert epochs == [3, 4]
+    assert epochs == [15, 20]
     assert same(weights(whole), weights(cut))
     assert same(weights(tmp_path / "whole/checkpoint_best"), weights(tmp_path / "cut/checkpoint_best"))
     history = [json.loads((p.parent / "metrics.json").read_text()) for p in (whole, cut)]
     for a, b in zip(*history, strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {
-            k: v for k, v in b.items() if k != "seconds"
+        assert {k: v for k, v in a.items() if k not in TIMES} == {
+            k: v for k, v in b.items() if k not in TIMES
         }
 
 
@@ -124,7 +124,7 @@ def test_seeds_decide_the_result(data, tmp_path):
     store, features = data
     runs = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        settings = make_settings(epochs=1, seed=seed)
+        settings = make_settings(steps=5, seed=seed)
         runs[name] = weights(train(settings, make_spec(), store, features, CONTRACT, tmp_path / name))
     assert same(runs["a"], runs["b"]) and not same(runs["a"], runs["c"])
 
@@ -133,7 +133,7 @@ def test_seeds_decide_the_result(data, tmp_path):
 def test_the_state_of_another_run_is_refused(data, tmp_path, change):
     store, features = data
     with pytest.raises(Killed):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(1))
+        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(5))
     state = (tmp_path / "training_state.pt").read_bytes()
     values = {"lr": 1e-4, "validation": 0.5, "grad_clip": None, "precision": "bf16-mixed"}
     changes = {change: values[change]} if change in values else {}
@@ -151,7 +151,7 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, change):
 def test_a_loss_that_is_not_finite_is_one_line(data, tmp_path):
     store, features = data
     with pytest.raises(
-        UserError, match=r"^train: the loss is (nan|inf) in epoch 1; lower train.lr \(1e\+30\)$"
+        UserError, match=r"^train: the loss is (nan|inf) at step 5; lower train.lr \(1e\+30\)$"
     ):
         train(make_settings(lr=1e30), make_spec(), store, features, CONTRACT, tmp_path)
     assert not (tmp_path / "checkpoint").exists()
@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_is_one_line(data, tmp_path):
 def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypatch):
     store, features = data
     with pytest.raises(Killed):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(1))
+        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(5))
     state, before = (tmp_path / "training_state.pt").read_bytes(), weights(tmp_path / "checkpoint")
     sound = ChunkPolicy.loss
 
@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypa
         return loss, {name: value * float("nan") for name, value in scalars.items()}
 
     monkeypatch.setattr(ChunkPolicy, "loss", broken)
-    with pytest.raises(UserError, match="the loss is nan in epoch 2"):
+    with pytest.raises(UserError, match="the loss is nan at step 10"):
         train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
     assert (tmp_path / "training_state.pt").read_bytes() == state
     assert same(before, weights(tmp_path / "checkpoint"))
@@ -183,16 +183,53 @@ def test_features_that_are_not_finite_are_refused(data, tmp_path):
         train(make_settings(), make_spec(), store, broken, CONTRACT, tmp_path)
 
 
-def test_every_process_takes_its_share_of_an_epoch(data):
+def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data):
     store, features = data
     windows = make_windows(store, np.arange(8), 1, 4)
     batches = Batches(store, features, windows, torch.device("cpu"))
     assert batches.count == len(windows) == store.num_steps - 4  # four steps are pushed
-    alone = [b["actions"] for b in batches.epoch(16, seed=5)]
-    shares = [[b["actions"] for b in batches.epoch(8, seed=5, rank=r, world=2)] for r in range(2)]
-    assert len(alone) == len(shares[0]) == len(shares[1]) == batches.count // 16
-    for whole, *parts in zip(alone, *shares, strict=True):
-        assert torch.equal(whole, torch.cat(parts))
+    for step in range(9):  # over the end of the first epoch
+        whole = batches.step(step, 16, seed=5)["actions"]
+        shares = [batches.step(step, 8, seed=5, rank=r, world=2)["actions"] for r in range(2)]
+        assert torch.equal(whole, torch.cat(shares))
+    first = shuffled(batches.count, 5, range(batches.count))
+    second = shuffled(batches.count, 5, range(batches.count, 2 * batches.count))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(batches.count))
+    assert not torch.equal(first, second)
+    across = shuffled(batches.count, 5, range(batches.count - 3, batches.count + 3))
+    assert torch.equal(across, torch.cat([first[-3:], second[:3]]))
+
+
+def test_a_frame_that_several_windows_show_is_read_once(data):
+    store, features = data
+    windows = make_windows(store, np.arange(8), 3, 4)
+    batch = Batches(store, features, windows, torch.device("cpu")).take(torch.arange(10))
+    assert len(batch["features"]) < 30 == batch["frames"].numel()
+    shown = batch["features"][batch["frames"]]  # (10, 3, C, N, D)
+    assert torch.equal(shown, torch.from_numpy(features[windows.context[:10]]))
+    policy = ChunkPolicy(make_spec("transformer")).eval()
+    policy.network.set_moments(torch.zeros(2, 6), torch.ones(2, 6))
+    once = policy.loss(batch)[0]
+    each = {k: v for k, v in batch.items() if k != "frames"} | {"features": shown}
+    torch.testing.assert_close(once, policy.loss(each)[0])
+
+
+def test_a_causal_body_asks_every_step_of_a_window(data):
+    store, features = data
+    windows = make_windows(store, np.arange(8), 3, 4)
+    batches = Batches(store, features, windows, torch.device("cpu"), every=True)
+    batch = batches.step(0, 16, seed=0)
+    assert batch["actions"].shape == (5, 3, 4, 8)  # 16 // 3 windows of three targets each
+    start_of = {int(row): i for i, row in enumerate(windows.steps)}
+    rows = shuffled(len(windows), 0, range(5))
+    for row, window in enumerate(rows.tolist()):
+        for place, step in enumerate(windows.context[window].tolist()):
+            other = start_of.get(step)
+            if other is None or windows.pad[window, place]:  # pushed, or before the episode
+                assert batch["action_pad"][row, place].all()
+            else:
+                assert torch.equal(batch["actions"][row, place], torch.from_numpy(windows.actions[other]))
+                assert batch["action_pad"][row, place].tolist() == windows.action_pad[other].tolist()
 
 
 def test_the_present_action_is_not_shown(data):
@@ -205,7 +242,7 @@ def test_the_present_action_is_not_shown(data):
 
 def test_the_state_of_other_processes_is_refused(data, tmp_path):
     store, features = data
-    train(make_settings(epochs=1), make_spec(), store, features, CONTRACT, tmp_path)
+    train(make_settings(steps=5), make_spec(), store, features, CONTRACT, tmp_path)
     path = tmp_path / "training_state.pt"
     state = torch.load(path, weights_only=True)
     state["identity"]["processes"] = 2
@@ -213,7 +250,7 @@ def test_the_state_of_other_processes_is_refused(data, tmp_path):
     with pytest.raises(
         UserError, match=r"another run; remove it .* \(made with processes 2, this run has 1\)$"
     ):
-        train(make_settings(epochs=1), make_spec(), store, features, CONTRACT, tmp_path)
+        train(make_settings(steps=5), make_spec(), store, features, CONTRACT, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no state", None])
@@ -237,7 +274,7 @@ def test_a_finished_run_gives_its_checkpoint_back(data, tmp_path, damage):
     folder = train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
     want = weights(folder)
     if damage == "old":
-        first = train(make_settings(epochs=1), make_spec(), store, features, CONTRACT, tmp_path / "other")
+        first = train(make_settings(steps=5), make_spec(), store, features, CONTRACT, tmp_path / "other")
         shutil.rmtree(folder)
         shutil.copytree(first, folder)
     elif damage == "broken":
@@ -246,7 +283,7 @@ def test_a_finished_run_gives_its_checkpoint_back(data, tmp_path, damage):
     else:
         shutil.rmtree(folder)
     train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
-    assert same(weights(folder), want) and load_checkpoint(folder)[1]["training"]["epoch"] == 4
+    assert same(weights(folder), want) and load_checkpoint(folder)[1]["training"]["step"] == 20
 
 
 def test_without_validation_every_episode_is_trained_on(data, tmp_path, monkeypatch):
@@ -256,14 +293,15 @@ def test_without_validation_every_episode_is_trained_on(data, tmp_path, monkeypa
         "s2robot.training.train.make_windows",
         lambda store, episodes, *a: seen.append(episodes) or make_windows(store, episodes, *a),
     )
-    folder = train(make_settings(validation=0.0, epochs=2), make_spec(), store, features, CONTRACT, tmp_path)
+    folder = train(make_settings(validation=0.0, steps=10), make_spec(), store, features, CONTRACT, tmp_path)
     assert [episodes.tolist() for episodes in seen] == [list(range(8))]
     training = load_checkpoint(folder)[1]["training"]
-    assert training["epoch"] == 2 and "val_loss" not in training
+    assert training["step"] == 10 and "val_loss" not in training
     assert not (tmp_path / "checkpoint_best").exists()
     rows = json.loads((tmp_path / "metrics.json").read_text())
+    trained = {"loss", "joint_loss", "gripper_loss", "gripper_accuracy", "joint_error_rad"}
     assert [set(row) for row in rows] == [
-        {"epoch", "train_loss", "train_joint_error_rad", "lr", "seconds"}
+        {"step", "lr", "grad_norm", *TIMES} | {f"train_{name}" for name in trained}
     ] * 2
 
 
@@ -271,7 +309,7 @@ def test_without_validation_every_episode_is_trained_on(data, tmp_path, monkeypa
 def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_path, monkeypatch, target):
     store, features = data
     with pytest.raises(Killed):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(1))
+        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(5))
     before = {
         path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".pt", ".safetensors")
     }
@@ -304,10 +342,10 @@ def test_features_stay_in_the_file_that_processes_share(data, tmp_path):
         warnings.simplefilter("error")
         batches = Batches(store, mapped, make_windows(store, np.arange(8), 1, 4), torch.device("cpu"))
     assert batches.features.data_ptr() == mapped.ctypes.data
-    plain = train(make_settings(epochs=2), make_spec(), store, features, CONTRACT, tmp_path / "a")
+    plain = train(make_settings(steps=10), make_spec(), store, features, CONTRACT, tmp_path / "a")
     assert same(
         weights(plain),
-        weights(train(make_settings(epochs=2), make_spec(), store, mapped, CONTRACT, tmp_path / "b")),
+        weights(train(make_settings(steps=10), make_spec(), store, mapped, CONTRACT, tmp_path / "b")),
     )
 
 

@@ -9,8 +9,8 @@ from s2robot import cli
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("epochs=-1", "train.epochs: found -1, expected 1 or more"),
-        ("epochs=0", "train.epochs: found 0, expected 1 or more"),
+        ("steps=-1", "train.steps: found -1, expected 1 or more"),
+        ("steps=0", "train.steps: found 0, expected 1 or more"),
         ("lr=-1", "train.lr: found -1.0, expected a number above 0"),
         ("batch_size=0", "train.batch_size: found 0, expected 1 or more"),
     ],

@@ -65,7 +65,7 @@ def main(folder: Path, job: str = "train", fails: str = "") -> int:
     try:
         if job == "train":
             features = np.load(folder / "features.npy", mmap_mode="r")
-            settings = make_settings(epochs=3, devices=2, precision="32-true")
+            settings = make_settings(steps=15, devices=2, precision="32-true")
             spec = make_spec(proprio_noise=0.1)
             train(settings, spec, EpisodeStore.open(folder / "d.zarr"), features, CONTRACT, folder / "run")
         else:

@@ -1,4 +1,4 @@
-"""MVP's policy head: each image and the state through a Linear, then an MLP (Radosavovic et al., 2022).
+"""MVP's policy: each image and the state through a Linear, then an MLP (Radosavovic et al., 2022).
 
 Defaults are MVP's: 128 + 128, hidden (256, 128, 64), SELU. A bigger head is a setting away:
 hidden (512, 512), activation "gelu", layer_norm true, dropout 0.1.
@@ -18,7 +18,7 @@ ACTIVATIONS = {"selu": nn.SELU, "gelu": nn.GELU, "relu": nn.ReLU}
 
 @dataclass(frozen=True)
 class MlpSettings:
-    """Sizes of the MLP head."""
+    """Sizes of the MLP."""
 
     image_dim: int = 128  # pooled size of an image
     state_dim: int = 128  # size of the state, and of a past action, after their Linear
@@ -36,15 +36,17 @@ class MlpSettings:
             raise PolicyError(f"network.hidden is {list(self.hidden)}, expected one or more positive sizes")
 
 
-class MlpPolicy(nn.Module):
+class MlpBody(nn.Module):
     """The context flattened in front of an MLP; padded steps count as zeros."""
+
+    queries = 1
+    causal = False  # it sees one window at a time
 
     def __init__(
         self, settings: MlpSettings, cameras: int, context: int, chunk: int, proprio_dim: int, action_dim: int
     ):
         super().__init__()
         s = self.settings = settings
-        self.chunk, self.action_dim = chunk, action_dim
         self.embed_dim = s.image_dim
         self.state = nn.Linear(proprio_dim, s.state_dim)
         self.action = nn.Linear(action_dim, s.state_dim) if s.action_history and context > 1 else None
@@ -61,17 +63,15 @@ class MlpPolicy(nn.Module):
                 layers.append(nn.Dropout(s.dropout))
             width = size
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(width, chunk * action_dim)
+        self.width = width
 
     def forward(self, images: Tensor, proprio: Tensor, past_actions: Tensor, pad: Tensor) -> Tensor:
-        """images (B, T, C, E), proprio (B, T, P), past_actions (B, T, A), pad (B, T) -> (B, K, A)."""
-        b = len(images)
+        """images (B, T, C, E), proprio (B, T, P), past_actions (B, T, A), pad (B, T) -> (B, width)."""
         hidden = pad[..., None]  # (B, T, 1)
         state = self.state(proprio).masked_fill(hidden, 0)  # (B, T, S)
         if not self.settings.proprio_history:
             state = state[:, -1:]
-        parts = [images.masked_fill(hidden[..., None], 0).reshape(b, -1), state.reshape(b, -1)]
+        parts = [images.masked_fill(hidden[..., None], 0).flatten(1), state.flatten(1)]
         if self.action is not None:
-            parts.append(self.action(past_actions[:, :-1]).masked_fill(hidden[:, :-1], 0).reshape(b, -1))
-        out = self.head(self.body(torch.cat(parts, -1)))
-        return out.view(b, self.chunk, self.action_dim)  # (B, K, A)
+            parts.append(self.action(past_actions[:, :-1]).masked_fill(hidden[:, :-1], 0).flatten(1))
+        return self.body(torch.cat(parts, -1))

@@ -1,0 +1,166 @@
+"""RPT-style encoder-only transformer (Radosavovic et al., 2023; S² Table 10), about 1 M parameters.
+
+Each step of the context gives C image tokens, a state token and an action token. A mask token stands in the
+place of the action that is asked for; its output is what the head makes the next K actions from.
+
+With `causal` (the default) every step sees itself and the steps before it, with a learned bias for how long ago
+they are, and has a mask token of its own: one pass over T steps trains T targets, with contexts of 1 to T steps.
+Without it, as in the papers and in checkpoints of version 0.1, all steps see each other, each has a position
+embedding, and a pass trains the last step alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2robot.policies.errors import PolicyError
+
+READOUTS = ("mask", "queries")
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """Sizes of the transformer; the defaults are those of Table 10."""
+
+    width: int = 192  # channels of a token
+    blocks: int = 4  # encoder blocks
+    heads: int = 4  # attention heads
+    mlp_ratio: float = 2.0  # hidden size of a block's MLP over the width
+    dropout: float = 0.0  # on the output of attention and MLP
+    action_history: bool = True  # past actions as tokens; false keeps the mask token only
+    proprio_history: bool = True  # states of earlier steps as tokens; false keeps the last state only
+    readout: str = "mask"  # mask: one token gives the whole chunk; queries: one learned token an action
+    causal: bool = False  # every step trains a target of its own, see the module
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise PolicyError(f"network.width {self.width} is not a multiple of network.heads {self.heads}")
+        if self.readout not in READOUTS:
+            raise PolicyError(f"network.readout is '{self.readout}', expected one of {', '.join(READOUTS)}")
+        if self.blocks < 1:
+            raise PolicyError(f"network.blocks is {self.blocks}, expected 1 or more")
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, settings: TransformerSettings):
+        super().__init__()
+        w, hidden = settings.width, int(settings.width * settings.mlp_ratio)
+        self.heads = settings.heads
+        self.norm1, self.norm2 = nn.LayerNorm(w), nn.LayerNorm(w)
+        self.query, self.key_value, self.out = nn.Linear(w, w), nn.Linear(w, 2 * w), nn.Linear(w, w)
+        self.mlp = nn.Sequential(nn.Linear(w, hidden), nn.GELU(), nn.Linear(hidden, w))
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, x: Tensor, visible: Tensor, asked: slice | Tensor = slice(None)) -> Tensor:
+        """x (B, S, W), visible (B or 1, 1 or H, 1 or S, S): True, or a bias, where a token may be seen.
+
+        Only the tokens `asked` for go on: (B, S', W).
+        """
+        y = self.norm1(x)
+        q = self.query(y[:, asked]).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, S', E)
+        kv = self.key_value(y).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (2, B, H, S, E)
+        if visible.shape[2] > 1:
+            visible = visible[:, :, asked]
+        mask = visible.to(q.dtype) if visible.is_floating_point() else visible
+        mixed = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask)
+        x = x[:, asked] + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class TransformerBody(nn.Module):
+    """Tokens of the whole context in, one vector out; padded steps are not seen."""
+
+    def __init__(
+        self,
+        settings: TransformerSettings,
+        cameras: int,
+        context: int,
+        chunk: int,
+        proprio_dim: int,
+        action_dim: int,
+    ):
+        super().__init__()
+        s = self.settings = settings
+        self.causal = s.causal
+        self.embed_dim = s.width
+        self.state = nn.Linear(proprio_dim, s.width)
+        self.action = nn.Linear(action_dim, s.width) if s.action_history and context > 1 else None
+        self.queries = 1 if s.readout == "mask" else chunk
+        self.width = self.queries * s.width
+        self.mask = nn.Parameter(torch.randn(self.queries, s.width) * 0.02)
+        if s.causal:
+            self.distance = nn.Parameter(torch.zeros(s.heads, context))
+        else:
+            self.position = nn.Parameter(torch.randn(context, s.width) * 0.02)
+        self.blocks = nn.ModuleList(Block(s) for _ in range(s.blocks))
+        self.norm = nn.LayerNorm(s.width)
+
+    def forward(
+        self, images: Tensor, proprio: Tensor, past_actions: Tensor, pad: Tensor, every: bool = False
+    ) -> Tensor:
+        """images (B, T, C, E), proprio (B, T, P), past_actions (B, T, A), pad (B, T) -> (B, width).
+
+        `every`: one vector for each step, (B, T, width); causal only.
+        """
+        if self.causal:
+            return self._causal(images, proprio, past_actions, pad, every)
+        b, t, c = images.shape[:3]
+        tokens = [(images + self.position[:, None]).flatten(1, 2)]  # (B, T * C, W)
+        hidden = [pad.repeat_interleave(c, 1)]  # (B, T * C)
+        since = 0 if self.settings.proprio_history else t - 1
+        tokens.append((self.state(proprio) + self.position)[:, since:])  # (B, T or 1, W)
+        hidden.append(pad[:, since:])
+        if self.action is not None:
+            tokens.append(self.action(past_actions[:, :-1]) + self.position[:-1])  # (B, T - 1, W)
+            hidden.append(pad[:, :-1])
+        tokens.append((self.mask + self.position[-1]).expand(b, -1, -1))  # (B, R, W)
+        hidden.append(pad.new_zeros(b, self.queries))
+        seen = ~torch.cat(hidden, 1)  # (B, S)
+        # Attention weight 0 times a NaN is a NaN: what stands in padding must not even be multiplied.
+        x = torch.cat(tokens, 1).masked_fill(~seen[..., None], 0)  # (B, S, W)
+        return self._attend(x, seen[:, None, None], slice(-self.queries, None)).flatten(1)
+
+    def _causal(self, images: Tensor, proprio: Tensor, past: Tensor, pad: Tensor, every: bool) -> Tensor:
+        """Step by step: images, state, the action before, mask tokens."""
+        b, t, c = images.shape[:3]
+        parts = [images, self.state(proprio)[:, :, None]]
+        if self.action is not None:
+            parts.append(F.pad(self.action(past[:, :-1]), (0, 0, 1, 0))[:, :, None])  # of the step before
+        parts.append(self.mask.expand(b, t, -1, -1))
+        x = torch.cat(parts, 2)  # (B, T, S, W)
+        size = x.shape[2]
+        x = x.masked_fill(pad[..., None, None], 0).flatten(1, 2)  # (B, T * S, W)
+        unseen = self._unseen(t, c, size).to(x.device)  # (T * S, T * S)
+        step = torch.arange(t, device=x.device).repeat_interleave(size)  # (T * S,)
+        ago = step[:, None] - step
+        bias = self.distance[:, ago.clamp(min=0)].masked_fill(unseen, -torch.inf)  # (H, T * S, T * S)
+        # a padded step sees itself, or its softmax would be over nothing
+        padded = pad.repeat_interleave(size, 1)[:, None, None] & (ago != 0)  # (B, 1, T * S, T * S)
+        visible = bias[None].masked_fill(padded, -torch.inf)
+        asked: slice | Tensor = slice(-self.queries, None)
+        if every:
+            asked = torch.arange(t * size, device=x.device).view(t, size)[:, -self.queries :].flatten()
+        out = self._attend(x, visible, asked)  # (B, T * R or R, W)
+        return out.reshape(b, t, self.width) if every else out.flatten(1)
+
+    def _unseen(self, t: int, c: int, size: int) -> Tensor:
+        """What a token (row) must not see: later steps, mask tokens but those of its own step, and, without a history
+        of states, any state but its own step's, which mask tokens alone read.  # (T * S, T * S)
+        """
+        place, step = torch.arange(t * size) % size, torch.arange(t * size) // size
+        masks, states, own = place >= size - self.queries, place == c, step[:, None] == step
+        hidden = ~(masks[:, None] & own) & masks
+        if not self.settings.proprio_history:
+            hidden |= ~(masks[:, None] & own) & states
+        return ((step[:, None] < step) | hidden) & ~torch.eye(t * size, dtype=torch.bool)
+
+    def _attend(self, x: Tensor, visible: Tensor, asked: slice | Tensor) -> Tensor:
+        for block in self.blocks[:-1]:
+            x = block(x, visible)
+        return self.norm(self.blocks[-1](x, visible, asked))

@@ -1,0 +1,59 @@
+"""Flow matching: noise is carried to actions along straight lines (Lipman et al., 2023; as in pi-0).
+
+The network learns the velocity from noise to action at a random point of the line, and a sample follows it in a
+few Euler steps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s2robot.policies.errors import PolicyError
+from s2robot.policies.heads.denoiser import build_denoiser
+from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, signed, unsigned, weighted_mse
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """configs/policy/head/flow.yaml says what each is."""
+
+    denoiser: str = "mlp"
+    width: int = 256
+    layers: int = 3
+    dropout: float = 0.0
+    steps: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "steps"):
+            if getattr(self, name) < 1:
+                raise PolicyError(f"policy.head.{name} is {getattr(self, name)}, expected 1 or more")
+
+
+class FlowHead(Head):
+    """See the module."""
+
+    def __init__(self, settings: FlowSettings, sizes: HeadSizes):
+        super().__init__()
+        s = self.settings = settings
+        self.noise_shape = (sizes.chunk, sizes.action_dim)
+        self.net = build_denoiser(s.denoiser, sizes.context, *self.noise_shape, s.width, s.layers, s.dropout)
+
+    def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
+        target = signed(target)
+        noise, time = torch.randn_like(target), torch.rand_like(target[..., 0, 0])  # (B, K, A), (B,)
+        at = time[..., None, None]
+        noisy = torch.lerp(noise, target, at)
+        velocity = self.net(noisy, time, context)
+        loss = weighted_mse(velocity, target - noise, weight)
+        estimate = unsigned((noisy + (1 - at) * velocity).detach())
+        return HeadLoss(loss, estimate, {})
+
+    def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
+        if noise is None:
+            raise PolicyError("policy: a flow head samples from noise, and none was given")
+        actions, steps = noise, self.settings.steps
+        for i in range(steps):
+            time = actions.new_full(actions.shape[:-2], i / steps)
+            actions = actions + self.net(actions, time, context) / steps
+        return unsigned(actions)

@@ -1,0 +1,153 @@
+"""What is trained: pooling, body and head; one of them, or several members side by side.
+
+All works in normalised units; `ChunkPolicy` puts a normaliser around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+
+from s2robot.policies.bodies.mlp import MlpBody, MlpSettings
+from s2robot.policies.bodies.transformer import TransformerBody, TransformerSettings
+from s2robot.policies.heads import HeadLoss, HeadSizes, build_head
+from s2robot.policies.pooling import CameraPooling, PoolingSettings
+from s2robot.policies.settings import read_settings
+from s2robot.policies.spec import PolicySpec
+
+
+class Network(nn.Module):
+    """Pooling, body and head together."""
+
+    count = 1
+
+    def __init__(self, spec: PolicySpec):
+        super().__init__()
+        sizes = (len(spec.cameras), spec.context, spec.chunk, spec.proprio_dim, spec.action_dim)
+        self.body: MlpBody | TransformerBody
+        if spec.kind == "mlp":
+            self.body = MlpBody(read_settings(MlpSettings, spec.network, "policy.network"), *sizes)
+        else:
+            settings = read_settings(TransformerSettings, spec.network, "policy.network")
+            self.body = TransformerBody(settings, *sizes)
+        pooling = read_settings(PoolingSettings, spec.pooling, "policy.pooling")
+        self.pooling = CameraPooling(pooling, len(spec.cameras), spec.dim, spec.tokens, self.body.embed_dim)
+        losses = (spec.joint_loss, spec.huber_delta, spec.gripper_loss, spec.gripper_weight)
+        self.head = build_head(
+            spec.head, HeadSizes(self.body.width, spec.chunk, spec.action_dim, self.body.queries, *losses)
+        )
+        self.pooling.blind = spec.zero_features
+
+    def forward(self, what: str, *arguments: Any) -> Any:
+        """One of `pool`, `loss` and `sample`, by name: the one door that torch.func can call through."""
+        return getattr(self, what)(*arguments)
+
+    def set_moments(self, mean: Tensor, std: Tensor) -> None:
+        """Training moments (C, D) of the feature channels."""
+        self.pooling.set_moments(mean, std)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """(B, C, N, D) -> (B, C, E)."""
+        return self.pooling(features)
+
+    def loss(
+        self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, target: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `HeadLoss`; with target (B, T, K, A) and weight (B, T, K), every step of the context is asked."""
+        every = target.ndim == 4
+        context = self.body(pooled, state, past, pad, True) if every else self.body(pooled, state, past, pad)
+        if every:
+            context, target, weight = (x.flatten(0, 1) for x in (context, target, weight))
+        result: HeadLoss = self.head.loss(context, target, weight)
+        return result.loss, result.estimate, result.scalars
+
+    def sample(
+        self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, noise: Tensor | None
+    ) -> Tensor:
+        """Normalised chunks (B, K, A); noise (B, *head.noise_shape)."""
+        return self.head.sample(self.body(pooled, state, past, pad), noise)
+
+
+class Members(nn.Module):
+    """Several networks of one shape, each with weights of its own, computed as one with batched products.
+
+    `pool` puts the members' vectors side by side, so that what a context remembers stays one tensor.
+    """
+
+    def __init__(self, make: Callable[[], Network], count: int):
+        super().__init__()
+        copies = [make() for _ in range(count)]
+        parameters, buffers = stack_module_state(copies)  # type: ignore[arg-type]
+        self.count = count
+        self._names = {name.replace(".", "/"): name for name in (*parameters, *buffers)}
+        for name, value in parameters.items():
+            stacked = nn.Parameter(value.detach(), requires_grad=value.requires_grad)
+            self.register_parameter(name.replace(".", "/"), stacked)
+        for name, value in buffers.items():
+            kept = name in copies[0].state_dict()
+            self.register_buffer(name.replace(".", "/"), value, persistent=kept)
+        self._template = (copies[0],)  # a tuple, so that its weights are not registered a second time
+
+    @property
+    def body(self) -> Any:
+        return self._template[0].body
+
+    @property
+    def head(self) -> Any:
+        return self._template[0].head
+
+    @property
+    def pooling(self) -> CameraPooling:
+        return self._template[0].pooling
+
+    def forward(self, what: str, *arguments: Any) -> Any:
+        """As a network's."""
+        return getattr(self, what)(*arguments)
+
+    def train(self, mode: bool = True) -> Members:
+        self._template[0].train(mode)
+        return super().train(mode)
+
+    @torch.no_grad()
+    def set_moments(self, mean: Tensor, std: Tensor) -> None:
+        """As a network's; all members have the same."""
+        self.pooling.set_moments(mean, std)
+        for name, value in self._template[0].named_buffers():
+            self.get_buffer(name.replace(".", "/")).copy_(value)
+
+    def _each(self, what: str, given: tuple, dims: tuple) -> Any:
+        """The outcome of every member, stacked in front."""
+        values = dict(self.named_parameters()) | dict(self.named_buffers())
+        state = {self._names[name]: value for name, value in values.items()}
+        template = self._template[0]
+
+        def one(state: dict[str, Tensor], *arguments: Any) -> Any:
+            return functional_call(template, state, (what, *arguments))
+
+        return torch.vmap(one, in_dims=(0, *dims), randomness="different")(state, *given)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """(B, C, N, D) -> (B, C, M * E)."""
+        return self._each("pool", (features,), (None,)).movedim(0, -2).flatten(-2)
+
+    def _apart(self, pooled: Tensor) -> Tensor:
+        return pooled.unflatten(-1, (self.count, -1))  # (B, T, C, M, E)
+
+    def loss(
+        self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, target: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The members' mean. A member learns as fast as alone: AdamW's steps do not depend on a loss's size."""
+        given = (self._apart(pooled), state, past, pad, target, weight)
+        loss, estimate, scalars = self._each("loss", given, (-2, None, None, None, None, None))
+        return loss.mean(0), estimate.mean(0), {name: value.mean(0) for name, value in scalars.items()}
+
+    def sample(
+        self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, noise: Tensor | None
+    ) -> Tensor:
+        """Normalised chunks of all members (M, B, K, A); all start from the same noise."""
+        given = (self._apart(pooled), state, past, pad, noise)
+        return self._each("sample", given, (-2, None, None, None, None))

@@ -1,0 +1,78 @@
+"""All that is needed to build a policy again, as plain values that travel in its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from s2robot.policies.errors import PolicyError
+from s2robot.policies.normalise import MODES
+from s2robot.policies.settings import read_settings
+
+CHOICES = {
+    "kind": ("mlp", "transformer"),
+    "action_target": ("delta", "cumulative"),
+    "joint_loss": ("huber", "mse"),
+    "gripper_loss": ("bce", "huber"),
+    "normalise": MODES,
+}
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """All that is needed to build the same policy again."""
+
+    cameras: tuple[str, ...]  # in the order of the feature axis
+    dim: int  # channels of a token, all S² scales together
+    tokens: int  # tokens of a camera; 1 where features are mean-pooled already
+    kind: str = "mlp"  # the body: mlp | transformer
+    network: dict[str, Any] = field(default_factory=dict)  # the body's MlpSettings or TransformerSettings
+    pooling: dict[str, Any] = field(default_factory=dict)  # PoolingSettings
+    context: int = 1  # steps of observation that the network sees
+    chunk: int = 8  # actions predicted at once
+    execute: int = 2  # of which this many are executed before the next plan
+    action_dim: int = 8  # 7 joint deltas (rad) + gripper command, which is last
+    proprio_dim: int = 8  # 7 joint positions (rad) + gripper opening
+    action_target: str = "delta"  # delta: each step's own; cumulative: the sum of deltas from now on
+    normalise: str = "standard"  # standard | minmax
+    joint_loss: str = "huber"  # huber | mse, in normalised units
+    huber_delta: float = 1.0  # where Huber turns from square to linear
+    gripper_loss: str = "bce"  # bce | huber
+    gripper_weight: float = 1.0  # of the gripper loss against the joint loss
+    loss_discount: float = 1.0  # weight of chunk step j is loss_discount ** j
+    proprio_noise: float = 0.0  # training: Gaussian noise on the state, in normalised units
+    proprio_dropout: float = 0.0  # training: share of samples whose state is hidden (set to its mean)
+    binary_gripper: bool = True  # the gripper command is 0 or 1, threshold 0.5
+    ensemble: float | None = None  # ACT: plan every step; the i-th plan made for a step weighs exp(-this * i)
+    zero_features: bool = False  # the control: normalised image features are all zero
+    head: dict[str, Any] = field(default_factory=dict)  # {"kind": ..., the settings of that head}
+    members: int = 1  # networks that are trained side by side; their plans are combined
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                found = getattr(self, name)
+                raise PolicyError(f"policy.{name} is '{found}', expected {' or '.join(choices)}")
+        for name in ("dim", "tokens", "members", "context", "chunk", "execute", "proprio_dim"):
+            if getattr(self, name) < 1:
+                raise PolicyError(f"policy.{name} is {getattr(self, name)}, expected 1 or more")
+        if self.action_dim < 2:
+            raise PolicyError(f"policy.action_dim is {self.action_dim}, expected joints and a gripper")
+        if self.execute > self.chunk:
+            raise PolicyError(f"policy.execute {self.execute} is more than policy.chunk {self.chunk}")
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise PolicyError(f"policy.cameras is {list(self.cameras)}, expected one or more different names")
+        if not 0 <= self.proprio_dropout < 1:
+            raise PolicyError(f"policy.proprio_dropout is {self.proprio_dropout}, expected 0 <= value < 1")
+        if self.huber_delta <= 0:
+            raise PolicyError(f"policy.huber_delta is {self.huber_delta}, expected a value above 0")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "policy") -> PolicySpec:
+        """From plain values (a config or policy.json); PolicyError names the key that is wrong."""
+        return read_settings(cls, values, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` gives back an equal spec."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
