@@ -6,6 +6,7 @@ read_settings(MlpSettings, {"hidden": [512, 512]}, "policy.network").hidden     
 import difflib
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from keyword import iskeyword
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,13 +27,15 @@ def read_settings(
 
     Args:
         cls: a frozen dataclass, fields of nested dataclasses included; checks of its own stand in `__post_init__`.
-        given: the node; keys that are not there take the class's defaults.
+        given: the node; keys that are not there take the class's defaults. A key that Python keeps for itself, such
+            as `from`, is the field `from_`.
         where: the node's dotted key, for messages.
         error: what to raise.
 
     Raises:
         error: an unknown key (with the nearest known one), a missing one, or a value of another type.
     """
+    given = _as_fields(given)
     try:
         node = OmegaConf.merge(_writable(OmegaConf.structured(cls)), given)
         return _built(cls, OmegaConf.to_container(node, resolve=True, throw_on_missing=True), where)
@@ -45,8 +48,16 @@ def read_settings(
         found = OmegaConf.select(OmegaConf.create(dict(given)), key) if key else given
         wanted = _hint(cls, key) or kind
         raise error(
-            f"{'.'.join(p for p in (where, key) if p)}: found {found!r}, expected {_name(wanted)}"
+            f"{'.'.join(p for p in (where, key.rstrip('_')) if p)}: found {found!r}, expected {_name(wanted)}"
         ) from None
+
+
+def _as_fields(given: Mapping[str, Any] | DictConfig) -> Mapping[str, Any] | DictConfig:
+    """The node with its keywords as names of fields; the node itself where it has none."""
+    if not any(iskeyword(str(key)) for key in given):
+        return given
+    plain: Any = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig) else given
+    return {f"{key}_" if iskeyword(key) else key: value for key, value in plain.items()}
 
 
 def _writable(node: DictConfig) -> DictConfig:
@@ -77,7 +88,7 @@ def _unknown(cls: Any, wrong: ConfigKeyError, where: str) -> str:
     *parents, key = str(wrong.full_key).split(".")
     for parent in parents:
         cls = get_type_hints(cls)[parent]
-    known = list(get_type_hints(cls))
+    known = [name.rstrip("_") for name in get_type_hints(cls)]
     near = difflib.get_close_matches(key, known, 1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
     return f"{'.'.join([where, *parents])}: unknown key '{key}', {hint}"

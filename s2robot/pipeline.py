@@ -6,7 +6,7 @@ s2robot run record=true           # record the demos first
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,7 +28,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache, Frames
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.envs.cube_config import ACTION_FRAME
+from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.loading import device_of
@@ -74,6 +74,7 @@ class Task:
     features: FeaturesSettings
     policy: dict[str, Any]
     train: TrainSettings
+    world: CubePickConfig
 
     def open_demos(self) -> EpisodeStore:
         """The dataset, checked against the robot, our action frame and the cameras."""
@@ -98,6 +99,7 @@ def read_task(cfg: DictConfig) -> Task:
         read(FeaturesSettings, cfg.features, "features"),
         plain(cfg.policy) if "policy" in cfg else {},
         read(TrainSettings, cfg.get("train", {}), "train"),
+        world,
     )
 
 
@@ -171,6 +173,7 @@ def encode_demos(
 
 def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
     """Train the task's policy; returns the checkpoint folder."""
+    contract = contract_of(task, store, encoder)
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": encoder.num_tokens}
     with bar("training the policy") as update:
         return train(
@@ -178,11 +181,37 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             PolicySpec.from_dict({**task.policy, **sizes}),
             store,
             features,
-            contract_of(task, store, encoder),
+            contract,
             out,
             task.demos.episodes,
             lambda step, steps, row: update(step, steps, losses(row)),
+            rollout_of(task, contract, out),
         )
+
+
+def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Path], float] | None:
+    """What tries a checkpoint while its policy is trained, as `train.rollouts` says; None where it says never.
+
+    Raises:
+        UserError: no simulator, a world that it cannot draw, or positions of the demos.
+    """
+    settings = task.train.rollouts
+    if not settings.every:
+        return None
+    require_simulator()
+    from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
+    from s2robot.evaluation.summary import refuse_positions_of_demos
+
+    if why := task.world.undrawn():
+        raise UserError(f"train.rollouts.every: found {settings.every}, expected 0: {why}")
+    refuse_positions_of_demos(contract, settings.positions, "this training", "train.rollouts.seed")
+    how = EvaluateSettings(episodes=settings.episodes, seed=settings.seed, workers=settings.workers, videos=0)
+
+    def success(checkpoint: Path) -> float:
+        tried = evaluate_checkpoint(checkpoint, out / "rollouts" / checkpoint.name, how, task.world)
+        return float(tried["success"])
+
+    return success
 
 
 def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str, Any]:
@@ -238,6 +267,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.record:
         cfg.demos.path = str(out / "demos.zarr")
     task = read_task(cfg)
+    _refuse_shared_positions(task, cfg.evaluate.seed, cfg.evaluate.episodes)
     encoder = build_encoder(task.encoder)
     timed = Stages(out / "stages.json")
     if cfg.record and is_first():
@@ -253,6 +283,16 @@ def run(cfg: DictConfig) -> None:
     with timed("evaluate"):
         summary = evaluate_policy(cfg, checkpoint, out)
     finish(summary, out)
+
+
+def _refuse_shared_positions(task: Task, seed: int, episodes: int) -> None:
+    """UserError if checkpoints are chosen by success at a position that the run then reports."""
+    tried = task.train.rollouts
+    if tried.every and set(tried.positions) & set(range(seed, seed + episodes)):
+        raise UserError(
+            f"train.rollouts.seed: found {tried.seed}, whose positions are among those of the evaluation ({seed} to "
+            f"{seed + episodes - 1}); expected others"
+        )
 
 
 class Stages:

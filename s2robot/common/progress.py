@@ -15,12 +15,17 @@ from rich.progress import (
 )
 
 Update = Callable[..., None]  # done, total, note
+_shown = False  # whether one is on the screen, which has room for one
 _LINE_SECONDS = 10.0  # least time between two lines in a log file
 
 
 @contextmanager
 def bar(title: str) -> Iterator[Update]:
-    """``with bar("encoding") as update: update(3, 10, "note")``; prints the time taken at the end."""
+    """``with bar("encoding") as update: update(3, 10, "note")``; inside another bar it shows nothing."""
+    global _shown
+    if _shown:
+        yield lambda *_: None
+        return
     console = Console()
     columns = (
         TextColumn(f"{title:<22}"),
@@ -43,4 +48,8 @@ def bar(title: str) -> Iterator[Update]:
                 printed = now
                 print(f"{title:<22} {done}/{total}  {now - start:.0f} s  {note}", flush=True)
 
-        yield update
+        _shown = True
+        try:
+            yield update
+        finally:
+            _shown = False

@@ -33,13 +33,15 @@ def facts(
     }
 
 
-def refuse_positions_of_demos(contract: Mapping[str, Any], positions: range, policy: str | Path) -> None:
-    """UserError if one of the evaluation's positions (seeds) is one that the policy's demos were recorded at."""
+def refuse_positions_of_demos(
+    contract: Mapping[str, Any], positions: range, policy: str | Path, key: str = "evaluate.seed"
+) -> None:
+    """UserError if one of the positions (seeds) that `key` sets is one that the policy's demos were recorded at."""
     overlap = set((contract.get("dataset") or {}).get("seeds", [])) & set(positions)
     if overlap:
         raise UserError(
-            f"evaluate.seed: positions {positions.start} to {positions.stop - 1} hold {len(overlap)} that the demos "
-            f"of {policy} were recorded at (first {min(overlap)}); choose another evaluate.seed"
+            f"{key}: positions {positions.start} to {positions.stop - 1} hold {len(overlap)} that the demos "
+            f"of {policy} were recorded at (first {min(overlap)}); choose another {key}"
         )
 
 

@@ -5,12 +5,16 @@ TrainSettings(steps=500).batch_size                        # 64
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from s2robot.common.errors import UserError
+from s2robot.common.extras import require
 
 INFINITY = math.inf
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
+SERVICES = ("wandb", "mlflow")  # each is an extra of pyproject.toml by its name
 
 
 def check_ranges(settings: Any, where: str, **ranges: tuple[float, float]) -> None:
@@ -35,6 +39,40 @@ def check_positive(settings: Any, where: str, *names: str) -> None:
             raise UserError(f"{where}.{name}: found {value}, expected a number above 0")
 
 
+def check_loggers(names: Sequence[str]) -> None:
+    """Refuse a logger that is not known, or whose package is not installed (UserError)."""
+    for name in names:
+        if name not in LOGGERS:
+            raise UserError(f"train.loggers: found '{name}', expected some of {', '.join(LOGGERS)}")
+        if name in SERVICES:
+            require(name, name)
+            require("pytorch_lightning", name)
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """`train.rollouts`; configs/train/default.yaml says what each is."""
+
+    every: int = 0
+    episodes: int = 16
+    seed: int = 30_000
+    workers: int = 2
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        many, any_ = (1, INFINITY), (0, INFINITY)
+        check_ranges(self, "train.rollouts", every=any_, episodes=many, seed=any_, workers=many, keep=any_)
+
+    def due(self, step: int) -> bool:
+        """Whether the policy is tried after this step."""
+        return self.every > 0 and step % self.every == 0
+
+    @property
+    def positions(self) -> range:
+        """The seeds of the episodes."""
+        return range(self.seed, self.seed + self.episodes)
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """configs/train/default.yaml says what each is."""
@@ -48,7 +86,10 @@ class TrainSettings:
     ema: float = 0.995
     validation: float = 0.0
     seed: int = 0
+    from_: str | None = None  # in a config: from
     resume: bool = True
+    rollouts: RolloutSettings = field(default_factory=RolloutSettings)
+    loggers: tuple[str, ...] = ("tensorboard",)
     log_every: int = 100
     checkpoint_every: int = 500
     precision: str = "auto"
@@ -69,3 +110,4 @@ class TrainSettings:
         for name in ("ema", "validation"):
             if getattr(self, name) == 1:
                 raise UserError(f"train.{name}: found 1, expected a value below 1")
+        check_loggers(self.loggers)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
+from s2robot.common.provenance import policy_sha256
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.policies import (
@@ -33,10 +33,13 @@ from s2robot.policies import (
     save_checkpoint,
 )
 from s2robot.training.batches import Batches
+from s2robot.training.kept import folder_of, keep_best
+from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner, learn, parameter_groups
 from s2robot.training.processes import alone, launch, mean_of_all, precision_of, together
 from s2robot.training.schedule import warm_up_then_cosine
 from s2robot.training.settings import TrainSettings
+from s2robot.training.start import begin_from
 from s2robot.training.state import load_state, save_state, told
 
 Row = dict[str, float]
@@ -55,6 +58,7 @@ def train(
     out: Path,
     episodes: int | None = None,
     progress: Callable[[int, int, Row], None] = lambda step, steps, row: None,
+    rollout: Callable[[Path], float] | None = None,
 ) -> Path:
     """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; where episodes are held out, the
     best by their loss are in ``out/checkpoint_best``).
@@ -65,30 +69,39 @@ def train(
         contract: what a checkpoint says of encoder, robot and dataset (see s2robot.policies.checkpoint).
         episodes: use only the first so many of the dataset.
         progress: called every `log_every` steps with a row of metrics.
+        rollout: tries a checkpoint folder and gives its share of successes; called as `settings.rollouts` says.
 
     Raises:
-        UserError: a state file of another run, another training in `out`, a loss that is not finite, a disk that
-            is full, or a process of several that ended.
+        UserError: a checkpoint to begin from that is none, or of another policy; a state file of another run, another
+            training in `out`, a loss that is not finite, a disk that is full, or a process of several that ended.
     """
+    if settings.rollouts.every and rollout is None:
+        raise UserError(
+            f"train.rollouts.every: found {settings.rollouts.every}, expected 0: nothing was given that rolls out"
+        )
     fabric = launch(settings, "train")
     training, held_out = store.split(settings.validation, settings.seed, episodes)
     torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
     windows = make_windows(store, training, spec.context, spec.chunk)
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
-    policy.fit_normaliser(
-        store["proprio"][windows.steps],
-        store["action"][rows],
-        windows.actions,
-        windows.action_pad,
-        channel_moments(features, rows=rows),
-    )
+    if settings.from_:
+        begin_from(policy, settings.from_, contract)
+    else:
+        policy.fit_normaliser(
+            store["proprio"][windows.steps],
+            store["action"][rows],
+            windows.actions,
+            windows.action_pad,
+            channel_moments(features, rows=rows),
+        )
     batches = Batches(store, features, windows, fabric.device, policy.network.body.causal)
     validation = None
     if len(held_out):
         validation = batches.over(make_windows(store, held_out, spec.context, spec.chunk))
     with alone(fabric, out), together(fabric, "train"):
-        run = _Run(settings, policy, batches, validation, contract, out, fabric, progress)
+        contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
+        run = _Run(settings, policy, batches, validation, contract, out, fabric, progress, rollout)
         run.go_on()
         learn(run.learner, run.steps, run.batch, run.after)
         run.close()
@@ -108,7 +121,9 @@ class _Run:
         out: Path,
         fabric: Fabric,
         progress: Callable[[int, int, Row], None],
+        rollout: Callable[[Path], float] | None,
     ) -> None:
+        self.rollout = rollout
         self.settings, self.batches, self.validation = settings, batches, validation
         self.contract, self.out, self.fabric, self.progress = contract, out, fabric, progress
         self.steps, world = settings.steps, fabric.world_size
@@ -128,6 +143,7 @@ class _Run:
             "dataset": contract["dataset"],
             "encoder": contract["encoder"],
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
+            "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,
             "train.precision": precision_of(settings),
             "processes": world,
         }
@@ -136,7 +152,7 @@ class _Run:
         self.totals: dict[str, Tensor] = {}
         self.began = time.monotonic()
         self.since = self.saved = 0  # the step that the next row counts from; that of the state on disk
-        self.writer: SummaryWriter | None = None
+        self.loggers: Loggers | None = None  # of the process that writes
 
     @property
     def averaged(self) -> ChunkPolicy:
@@ -157,7 +173,9 @@ class _Run:
             if done and not self._is_saved():  # somebody removed or damaged it
                 self._save_checkpoint()
             with told(self.out):
-                self.writer = SummaryWriter(str(self.out), purge_step=done)
+                if self.settings.rollouts.every:
+                    keep_best(self.out, self.history, self.settings.rollouts.keep)
+                self.loggers = Loggers(self.settings.loggers, self.out, self.history, self.identity)
 
     def batch(self, step: int) -> tuple[dict[str, Tensor]]:
         """The batch of a step, which seeds its dropout and noise, too."""
@@ -173,7 +191,8 @@ class _Run:
         for name, value in scalars.items():
             self.totals[name] = self.totals.get(name, 0) + value.double()
         step = self.learner.step
-        if step % self.settings.log_every == 0 or step == self.steps:
+        due = self.settings.rollouts.due(step)
+        if step % self.settings.log_every == 0 or step == self.steps or due:
             self._end_row(step)
 
     def _end_row(self, step: int) -> None:
@@ -192,10 +211,19 @@ class _Run:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         row |= {"lr": self.learner.lr, "seconds": seconds, "steps_per_s": count / seconds, "memory_mb": peak}
         self.history.append(row)
-        self.totals, self.since, self.began = {}, step, time.monotonic()
+        self.totals, self.since = {}, step
         if self.fabric.is_global_zero:
+            if self.settings.rollouts.due(step):
+                row["success"] = self._roll_out(folder_of(self.out, step))
             self._write(step, row)
             self.progress(step, self.steps, row)
+        self.began = time.monotonic()
+
+    def _roll_out(self, folder: Path) -> float:
+        """The success of the averaged weights, saved as this checkpoint."""
+        assert self.rollout is not None
+        self._save_checkpoint(folder.name)
+        return self.rollout(folder)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -213,13 +241,12 @@ class _Run:
     def _write(self, step: int, row: Row) -> None:
         """Everything that stands for this step, the state last: a kill in between leaves it behind, not ahead."""
         with told(self.out):
-            assert self.writer is not None
-            for name, value in row.items():
-                self.writer.add_scalar(name, value, step)
+            assert self.loggers is not None
+            self.loggers.write(row)
         if "val_loss" in row and row["val_loss"] < self.best:
             self.best = row["val_loss"]
             self._save_checkpoint("checkpoint_best")
-        if step == self.steps or step - self.saved >= self.settings.checkpoint_every:
+        if step == self.steps or "success" in row or step - self.saved >= self.settings.checkpoint_every:
             self.saved = step
             self._save_checkpoint()
             with told(self.out / "metrics.json"):
@@ -227,11 +254,14 @@ class _Run:
             state = {"identity": self.identity, **self.learner.state_dict(), "history": self.history,
                      "best": self.best}  # fmt: skip
             save_state(self.out / "training_state.pt", state)
+            if "success" in row:  # after the state: what it may go back to is never removed
+                with told(self.out):
+                    keep_best(self.out, self.history, self.settings.rollouts.keep)
 
     def _save_checkpoint(self, name: str = "checkpoint") -> None:
         row = self.history[-1]
         kept = ("step", "train_loss", "val_loss", "val_joint_error")
-        training = {k: row[k] for k in kept if k in row} | {"held_out": self.settings.validation}
+        training = {**self.contract["training"], **{k: row[k] for k in kept if k in row}}
         save_checkpoint(self.out / name, self.averaged, {**self.contract, "training": training})
 
     def _is_saved(self) -> bool:
@@ -244,7 +274,7 @@ class _Run:
         return found.keys() == want.keys() and all(torch.equal(found[k], want[k].cpu()) for k in want)
 
     def close(self) -> None:
-        if self.writer is not None:
+        if self.loggers is not None:
             with told(self.out):
-                self.writer.close()
+                self.loggers.close()
         self.fabric.barrier()

@@ -258,3 +258,23 @@ def test_replay_and_inspect(here, recorded, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "inspect/dataset.png").stat().st_size > 1000
+
+
+def test_a_policy_is_tried_while_it_is_trained(here, recorded, tiny_encoder, tmp_path):
+    words = [
+        f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=8",
+        "train.threads=1", "features.workers=1", f"features.cache={tmp_path / 'cache'}", "env.max_steps=4", *POLICY,
+    ]  # fmt: skip
+    tried = ["train.rollouts.every=1", "train.rollouts.episodes=1", "train.rollouts.keep=1"]
+    out = tmp_path / "out"
+    result = here("train", *words, *tried, f"hydra.run.dir={out}")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((out / "metrics.json").read_text())
+    kept = json.loads((out / "checkpoints.json").read_text())
+    assert [row["success"] for row in rows] == [0, 0] and [row["step"] for row in kept] == [2]
+    assert load_checkpoint(out / "checkpoint_2")[1]["training"]["demos"] == 3
+    assert read_records(out / "rollouts/checkpoint_2/episodes.jsonl")[0]["seed"] == 30000
+    line = refused(here("train", *words, *tried, "train.rollouts.seed=502"), "train")
+    assert "train.rollouts.seed: positions 502 to 502 hold 1 that the demos of this training" in line
+    line = refused(here("run", *words, *tried, "train.rollouts.seed=10001"), "run")
+    assert "train.rollouts.seed: found 10001, whose positions are among those of the evaluation" in line
