@@ -1,23 +1,21 @@
-"""Pictures of an evaluation, as matplotlib figures: table top, stages, time to success, and the training's curves.
+"""Pictures of an evaluation, as matplotlib figures: table top, stages, time to success.
 
 save_figure(table_plot(records), run / "table.png")   # for a README
 figure_svg(table_plot(records), "table")              # for a page
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from s2robot.common.errors import UserError
 from s2robot.evaluation.records import STAGES, Record, success_times
-from s2robot.reporting.style import BLUE, DASHED, GREEN, GRID, INK, ORANGE, PURPLE, VERMILLION, styled
+from s2robot.reporting.style import BLUE, DASHED, GRID, INK, ORANGE, PURPLE, VERMILLION, styled
 
 Box = tuple[tuple[float, float], tuple[float, float]]  # (x, y) ranges
 CUBE_BOX = ((-0.12, 0.12), (-0.16, 0.16))  # (x, y) ranges in m: the default 24 × 32 cm
@@ -167,49 +165,3 @@ def time_plot(records: Sequence[Record]) -> Figure:
     axes.text(median, 1.0, f"median {median:.1f} s", transform=above, va="bottom", ha="center", fontsize=9)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     return figure
-
-
-@styled
-def training_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Losses over the steps. `rows`: mappings with `step` and any keys that end in "loss".
-
-    The scale is logarithmic where all losses are positive. Raises UserError if there is nothing to draw.
-    """
-    names = list(dict.fromkeys(key for row in rows for key in row if key.endswith("loss")))
-    if not names:
-        raise UserError("training metrics: no key ends in 'loss', expected e.g. 'train_loss', 'val_loss'")
-    figure = Figure(figsize=(6.0, 3.0), layout="constrained")
-    axes = figure.add_subplot()
-    styles = [(BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":")]
-    lowest = math.inf
-    for number, name in enumerate(names):
-        points = [(row["step"], row[name]) for row in rows if _drawable(row.get(name))]
-        if not points:  # as validation losses are without held-out demos
-            continue
-        steps, losses = zip(*points, strict=True)
-        colour, dash = styles[number % len(styles)]
-        label = name.removesuffix("loss").strip("_/ ").replace("_", " ") or "loss"
-        label = "validation" if label == "val" else label
-        if name.startswith("val"):
-            best = int(np.argmin(losses))
-            label += f" (best {losses[best]:.3g}, step {steps[best]})"
-            axes.plot(steps[best], losses[best], "o", color=colour, ms=6)
-        marker = "o" if len(points) < 3 else None
-        axes.plot(steps, losses, color=colour, ls=dash, lw=1.8, marker=marker, label=label)
-        lowest = min(lowest, *losses)
-    if 0 < lowest < math.inf:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.grid(**GRID)
-    axes.set_xlabel("gradient step")
-    axes.set_ylabel("loss")
-    if axes.lines:
-        axes.legend()
-    return figure
-
-
-def _drawable(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)

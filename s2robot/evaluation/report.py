@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from s2robot.common.errors import UserError
-from s2robot.evaluation.plots import FAILURE_TEXT, stage_plot, table_plot, time_plot, training_plot
+from s2robot.evaluation.plots import FAILURE_TEXT, stage_plot, table_plot, time_plot
 from s2robot.evaluation.records import (
     Record,
     headline,
@@ -24,6 +24,7 @@ from s2robot.evaluation.records import (
     read_summary,
     success_times,
 )
+from s2robot.evaluation.training_plot import training_plot
 from s2robot.reporting.page import VIDEO_BYTES, Film, drawing, duration, embed, flatten, write_page
 
 
@@ -44,7 +45,7 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
             f"{run_dir}: episodes.jsonl holds {counted[0]} episodes with {counted[1]} successes, "
             f"summary.json says {claimed[0]} with {claimed[1]}"
         )
-    metrics = _read_rows([run_dir / "metrics.json", run_dir / "train" / "metrics.json"], "step", "step")
+    metrics = _read_metrics(run_dir)
     stages = _read_rows([run_dir / "stages.json"], "stage", "seconds")
     return write_page(
         run_dir / "report.html",
@@ -54,6 +55,7 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
         films=embed(run_dir, _films(records), video_bytes, str(run_dir / "episodes.jsonl")),
         stages=[(str(row["stage"]), row["seconds"]) for row in stages],
         training_svg=drawing(training_plot(metrics), "training") if metrics else None,
+        fitted=_fitted(summary),
         command=summary.get("command"),
         settings=_settings(summary),
         **_head(summary),
@@ -62,11 +64,32 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
     )
 
 
+def _read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of the training in this folder or below; those of version 0.1 count epochs."""
+    for path in (run_dir / "metrics.json", run_dir / "train" / "metrics.json"):
+        if path.exists():
+            rows = read_json(path)
+            old = isinstance(rows, list) and rows and isinstance(rows[0], dict) and "epoch" in rows[0]
+            time = "epoch" if old else "step"
+            return _read_rows([path], time, time)
+    return []
+
+
+def _fitted(summary: Mapping[str, Any]) -> str | None:
+    """On how many demos the policy was fitted, where its checkpoint says so."""
+    training = summary.get("training")
+    if not isinstance(training, Mapping) or not is_number(training.get("demos")):
+        return None
+    held_out = training.get("held_out") or 0
+    return f"{training['demos']} demos, " + (f"{held_out} more held out" if held_out else "none held out")
+
+
 def _head(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The sentence, the scale below it, and the facts that are known."""
     facts = [(key, summary.get(key)) for key in ("world", "robot", "cameras", "seed")]
     if isinstance(bridge := summary.get("bridge"), Mapping):  # on an arm
         facts += [("share of the demos' speed", bridge.get("speed")), ("faults", summary.get("faults"))]
+    facts.append(("fitted on", _fitted(summary)))
     median = summary.get("median_time_to_success_s")
     facts.append(("median time to success", f"{median:.1f} s" if is_number(median) else None))
     wall = _timing(summary).get("wall_s")

@@ -28,6 +28,7 @@ def facts(
         "success_rule": f"cube {config.success_height * 100:g} cm up for {config.success_hold:g} s",
         "seed": seed,
         "dataset": {k: v for k, v in contract.get("dataset", {}).items() if k != "seeds"},
+        "training": contract.get("training") or {},
         "versions": versions(),
         "command": command(),
     }

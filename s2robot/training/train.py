@@ -215,6 +215,7 @@ class _Run:
         if self.fabric.is_global_zero:
             if self.settings.rollouts.due(step):
                 row["success"] = self._roll_out(folder_of(self.out, step))
+                row["tried"] = self.settings.rollouts.episodes
             self._write(step, row)
             self.progress(step, self.steps, row)
         self.began = time.monotonic()

@@ -1,18 +1,16 @@
 """The pictures of a run: what is drawn where, at odd numbers of episodes, and as files and SVG."""
 
 import xml.etree.ElementTree as ElementTree
-from math import nan, pi
+from math import pi
 
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
 from s2robot.evaluation.plots import (
     FAILURE_TEXT,
     stage_plot,
     table_plot,
     time_plot,
-    training_plot,
 )
 from s2robot.evaluation.records import STAGES
 from s2robot.reporting.style import figure_svg
@@ -110,16 +108,3 @@ def test_time_histogram_holds_every_success():
     assert sum(heights) == sum(r["success"] for r in records)
     same = [{**r, "time_to_success_s": 2.4} for r in records_of(3, 1.0)]
     assert max(bar.get_height() for bar in time_plot(same).axes[0].patches) == 3
-
-
-def test_training_curves():
-    rows = [{"step": e, "train_loss": 1 / e, "val_loss": 0.2 + abs(e - 3), "lr": 1e-3} for e in range(1, 6)]
-    axes = training_plot(rows).axes[0]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["train", "validation (best 0.2, step 3)"]
-    assert axes.get_yscale() == "log"
-    training_plot([{"step": 1, "train_loss": 0.0, "val_loss": None}])  # no logarithm of zero
-    training_plot([{"step": 1, "train_loss": 0.1, "val_loss": nan}])
-    training_plot([{"step": 1, "val_loss": nan}])
-    with pytest.raises(UserError, match="train_loss"):
-        training_plot([{"step": 1, "lr": 1.0}])

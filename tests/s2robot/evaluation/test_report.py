@@ -84,6 +84,15 @@ def test_report_holds_the_run_and_nothing_from_elsewhere(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if "report" in p.name) == ["report.html"]
 
 
+def test_the_report_says_what_the_policy_was_fitted_on(tmp_path):
+    records = make_run(tmp_path, 3, 1)
+    (tmp_path / "metrics.json").write_text(json.dumps([{"epoch": 1, "train_loss": 0.5}]))  # version 0.1
+    assert "fitted on" not in Page(write_report(tmp_path)).text
+    for held_out, words in ((0, "120 demos, none held out"), (12, "120 demos, 12 more held out")):
+        save(tmp_path, records, training={"demos": 120, "held_out": held_out, "train_loss": 0.5})
+        assert f"The policy was fitted on {words}." in Page(write_report(tmp_path)).text
+
+
 def test_every_failure_has_its_row(tmp_path):
     records = make_run(tmp_path, 7, 3)
     records[0] |= {"cube_xy": [-0.0512, 0.1449], "cube_yaw": -np.pi / 2}
