@@ -76,6 +76,41 @@ def grid_places(side: int) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], -1)
 
 
+class WideLinear(torch.autograd.Function):
+    """F.linear of fixed tokens x (R, D), in x's own number format, to float32 (R, O): the largest product of a training.
+
+    For the members of an ensemble (torch.vmap over the weights) it is one product with all their weights, where
+    torch would repeat the tokens for each.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight.to(x.dtype)).float() + bias
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
+        (x,), (grad,) = ctx.saved_tensors, grads
+        return None, (grad.to(x.dtype).T @ x).float(), grad.sum(0)
+
+    @staticmethod
+    def vmap(
+        info, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, int]:
+        if in_dims[0] is not None:
+            raise NotImplementedError("the tokens are the same for all members")
+        many = info.batch_size
+        weight = (
+            weight.movedim(in_dims[1], 0) if in_dims[1] is not None else weight.expand(many, *weight.shape)
+        )
+        bias = bias.movedim(in_dims[2], 0) if in_dims[2] is not None else bias.expand(many, *bias.shape)
+        out = WideLinear.apply(x, weight.flatten(0, 1), bias.flatten())  # (R, M * O)
+        return out.unflatten(-1, (many, -1)), 1
+
+
 class FeatureNorm(nn.Module):
     """Brings the channels of one camera to a common size; "channel" holds training moments."""
 
@@ -83,6 +118,7 @@ class FeatureNorm(nn.Module):
         super().__init__()
         self.kind, self.dim = kind, dim
         self.blind = False  # the control: every normalised feature is zero
+        self.product = torch.float32  # number format of the product with the tokens, in a training
         if kind == "channel":
             self.register_buffer("mean", torch.zeros(dim))
             self.register_buffer("inverse_std", torch.ones(dim))
@@ -100,7 +136,9 @@ class FeatureNorm(nn.Module):
             return F.linear(self(x), weight, bias)
         weight = weight * self.inverse_std
         shift = -(weight @ self.mean)
-        return F.linear(x, weight, shift if bias is None else bias + shift)
+        x = x.to(self.product if self.training else torch.float32)
+        out = WideLinear.apply(x.flatten(0, -2), weight, shift if bias is None else bias + shift)
+        return out.unflatten(0, x.shape[:-1])
 
     def average(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         """Mean (M, D) of the normalised tokens x (M, N, D) that are not hidden (M, N); zero where all are."""
@@ -211,6 +249,11 @@ class CameraPooling(nn.Module):
         )
         self.out_dim = out_dim
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
+
+    def multiply_in(self, dtype: torch.dtype) -> None:
+        """Number format of the product with the tokens in a training; what acts multiplies in float32."""
+        for norm in self.norms:
+            norm.product = dtype  # type: ignore[assignment]
 
     @property
     def blind(self) -> bool:

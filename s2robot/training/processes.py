@@ -53,12 +53,17 @@ def launch(machine: Machine, where: str) -> Fabric:
 
 
 def precision_of(machine: Machine) -> str:
-    """Fabric's name of the precision; `auto` is bf16-mixed where the device multiplies in bfloat16 faster."""
+    """Fabric's name of the precision; `auto` is bf16-mixed on a GPU that has bfloat16, and 32-true elsewhere."""
     if machine.precision != "auto":
         return machine.precision
     gpu = machine.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    fast = torch.cuda.is_bf16_supported() if gpu else torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if fast else "32-true"
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def product_of(machine: Machine) -> torch.dtype:
+    """What the widest product of a policy is computed in: with `auto`, bfloat16 where the processor multiplies in it."""
+    auto = machine.precision == "auto" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if auto or precision_of(machine).startswith("bf16") else torch.float32
 
 
 def alone(fabric: Fabric, out: Path) -> AbstractContextManager[None]:

@@ -36,7 +36,7 @@ from s2robot.training.batches import Batches
 from s2robot.training.kept import folder_of, keep_best
 from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner, learn, parameter_groups
-from s2robot.training.processes import alone, launch, mean_of_all, precision_of, together
+from s2robot.training.processes import alone, launch, mean_of_all, precision_of, product_of, together
 from s2robot.training.schedule import warm_up_then_cosine
 from s2robot.training.settings import TrainSettings
 from s2robot.training.start import begin_from
@@ -95,6 +95,7 @@ def train(
             windows.action_pad,
             channel_moments(features, rows=rows),
         )
+    policy.network.pooling.multiply_in(product_of(settings))
     batches = Batches(store, features, windows, fabric.device, policy.network.body.causal)
     validation = None
     if len(held_out):
@@ -128,7 +129,9 @@ class _Run:
         self.contract, self.out, self.fabric, self.progress = contract, out, fabric, progress
         self.steps, world = settings.steps, fabric.world_size
         self.batch_size = max(1, settings.batch_size // world)
-        optimizer = torch.optim.AdamW(parameter_groups(policy, settings.weight_decay), lr=settings.lr)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(policy, settings.weight_decay), lr=settings.lr, fused=True
+        )
         rising = round(settings.warmup * self.steps)
         self.learner = Learner(
             fabric,
@@ -144,7 +147,7 @@ class _Run:
             "encoder": contract["encoder"],
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
             "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,
-            "train.precision": precision_of(settings),
+            "train.precision": f"{precision_of(settings)}, {product_of(settings)}",
             "processes": world,
         }
         self.history: list[Row] = []

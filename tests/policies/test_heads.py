@@ -86,8 +86,8 @@ def test_regression_runs_into_the_post():
 def test_an_unknown_head_and_key_are_named():
     with pytest.raises(PolicyError, match="policy.head.kind is 'difusion', expected one of regression, "):
         build_head({"kind": "difusion"}, HeadSizes(6, 4, 3))
-    with pytest.raises(PolicyError, match="policy.head: unknown key 'with', did you mean 'width'"):
-        build_head({"kind": "flow", "with": 3}, HeadSizes(6, 4, 3))
+    with pytest.raises(PolicyError, match="policy.head: unknown key 'widht', did you mean 'width'"):
+        build_head({"kind": "flow", "widht": 3}, HeadSizes(6, 4, 3))
 
 
 @pytest.mark.parametrize("kind", HEADS)

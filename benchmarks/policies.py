@@ -1,0 +1,130 @@
+"""The table of policies: success over training seeds on positions that played no part in any choice.
+
+    python benchmarks/policies.py                       # every row; hours on two cores
+    python benchmarks/policies.py default flow --seeds 0 1 2 --episodes 128
+
+Each row is a setting of `s2robot train`, trained with every seed and evaluated on the same positions; the runs lie
+in `--work`, finished ones are not run again, and an interrupted one goes on. The result, with intervals over training
+seeds and positions and the two commands of each row, goes into docs/results/policies/summary.json: rows that are
+there already and are not asked for stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2robot.common.files import write_json
+from s2robot.comparison.intervals import success_interval
+
+ROOT = Path(__file__).resolve().parent.parent
+SUMMARY = ROOT / "docs" / "results" / "policies" / "summary.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is typed for `s2robot train` (and for `evaluate`, where the world differs), and what it stands for."""
+
+    train: str = ""
+    world: str = ""  # settings of both verbs
+    robot: str = "xarm7"
+    cube_size: float = 0.04
+    head: str = "regression"
+    demos: int = 120
+    dagger_rounds: int = 0
+
+
+ROWS = {
+    "default": Row(),
+}
+
+
+def run(verb: str, words: list[str], folder: Path) -> float:
+    """Seconds of a verb in its run folder; 0 where it was done before."""
+    if (folder / "done").exists():
+        return float((folder / "done").read_text())
+    start = time.monotonic()
+    command = [sys.executable, "-m", "s2robot", verb, *words, f"hydra.run.dir={folder}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a") as log:
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
+    seconds = time.monotonic() - start
+    (folder / "done").write_text(str(seconds))
+    return seconds
+
+
+def one(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate a row with one training seed."""
+    folder = args.work / name / f"seed{seed}"
+    train = [*row.train.split(), *row.world.split(), f"train.seed={seed}"]
+    run("train", train, folder / "train")
+    positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=0"]
+    checkpoint = f"checkpoint={folder / 'train' / 'checkpoint'}"
+    run("evaluate", [checkpoint, *row.world.split(), *positions], folder / "evaluate")
+    records = [json.loads(line) for line in (folder / "evaluate" / "episodes.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "evaluate" / "summary.json").read_text())
+    metrics = json.loads((folder / "train" / "metrics.json").read_text())
+    plans = sum(record["steps"] for record in records) / summary["policy"]["execute"]
+    return {
+        "seed": seed,
+        "outcomes": [bool(record["success"]) for record in records],
+        "train_seconds": sum(line["seconds"] for line in metrics),
+        "ms_per_action": 1e3 * summary["timing"]["policy_s"] / plans,
+    }
+
+
+def summarise(name: str, row: Row, seeds: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
+    outcomes = np.array([each["outcomes"] for each in seeds])  # (seeds, positions)
+    low, high, method = success_interval(outcomes)
+    rates = outcomes.mean(1)
+    typed = f"{row.train} {row.world}".strip()
+    return {
+        "name": name,
+        **{key: getattr(row, key) for key in ("robot", "cube_size", "head", "demos", "dagger_rounds")},
+        "seeds": [
+            {"seed": each["seed"], "episodes": len(each["outcomes"]), "successes": sum(each["outcomes"])}
+            for each in seeds
+        ],
+        "mean": round(float(rates.mean()), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "method": method,
+        "worst": round(float(rates.min()), 4),
+        "sd": round(float(rates.std(ddof=1)), 4) if len(rates) > 1 else None,
+        "train_seconds": round(float(np.mean([each["train_seconds"] for each in seeds])), 1),
+        "ms_per_action": round(float(np.mean([each["ms_per_action"] for each in seeds])), 2),
+        "command": f"s2robot train {typed} train.seed=<seed>".replace("  ", " "),
+        "positions": [args.seed, args.seed + args.episodes - 1],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", help=f"rows of the table (default: all): {', '.join(ROWS)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="training seeds")
+    parser.add_argument("--episodes", type=int, default=256, help="positions (default 256)")
+    parser.add_argument("--seed", type=int, default=60_000, help="of the first position (default 60000)")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "policies", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=SUMMARY, help="the summary")
+    args = parser.parse_args()
+    args.work = args.work.resolve()
+    if unknown := [name for name in args.rows if name not in ROWS]:
+        parser.error(f"unknown row {unknown[0]}, expected some of {', '.join(ROWS)}")
+    for name in args.rows or ROWS:
+        result = summarise(name, ROWS[name], [one(name, ROWS[name], seed, args) for seed in args.seeds], args)
+        print(json.dumps(result), flush=True)
+        rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.out, {"rows": [r for r in rows if r["name"] != name] + [result]})
+
+
+if __name__ == "__main__":
+    main()
