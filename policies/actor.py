@@ -52,6 +52,9 @@ class BatchActor:
         self._weight = torch.zeros(n, k, 1, device=self.device)
         self._plans = torch.zeros(n, k, 1, device=self.device)  # how many plans are in the sum
         self.disagreement = torch.zeros(n, device=self.device)  # of the newest plans, rad
+        self._doubts = torch.zeros(
+            n, 2, device=self.device
+        )  # of an episode: sum over its plans, and how many
         self._generators = [torch.Generator() for _ in range(n)]
 
     def reset(self, indices: Iterable[int], seeds: Iterable[int] | None = None) -> None:
@@ -64,6 +67,7 @@ class BatchActor:
         for place, seed in zip(places, [0] * len(places) if seeds is None else seeds, strict=True):
             self._generators[place].manual_seed(seed)
         self.disagreement[rows] = 0
+        self._doubts[rows] = 0
         for memory in (self._pooled, self._proprio, self._actions, self._sum, self._weight, self._plans):
             memory[rows] = 0
         self._pad[rows] = True
@@ -72,7 +76,12 @@ class BatchActor:
     def memory(self) -> tuple[Tensor, ...]:
         """All that later plans depend on besides their observations; the tensors themselves, not copies."""
         context = (self._pooled, self._proprio, self._actions, self._pad)
-        return (*context, self._sum, self._weight, self._plans, self.disagreement)
+        return (*context, self._sum, self._weight, self._plans, self.disagreement, self._doubts)
+
+    def mean_disagreement(self, index: int) -> float | None:
+        """Over the plans of an episode so far, rad; None for a policy of one member, and before the first plan."""
+        total, plans = self._doubts[index].tolist()
+        return total / plans if plans and self.policy.spec.members > 1 else None
 
     @property
     def noise(self) -> list[Tensor]:
@@ -118,6 +127,7 @@ class BatchActor:
         context = (self._pooled[rows], self._proprio[rows], self._actions[rows], self._pad[rows])
         plans = self.policy.plan_members(*context, generators)  # (M, n_i, K, A)
         self.disagreement[rows] = self.policy.disagreement(plans)
+        self._doubts[rows] += torch.stack([self.disagreement[rows], torch.ones_like(rows)], 1)
         soft = self.policy.combine(plans)  # (n_i, K, A)
         if self.policy.spec.ensemble is not None:
             soft = self._ensemble(rows, soft, self.policy.spec.ensemble)
@@ -170,6 +180,20 @@ class Actor:
     def reset(self, seed: int = 0) -> None:
         """Begin an episode; the seed is that of all that a head draws in it."""
         self.batch.reset([0], [seed])
+        self._queue = []
+
+    @property
+    def disagreement(self) -> float:
+        """How far the members' newest plans are apart, rad; 0 for a policy of one member."""
+        return float(self.batch.disagreement[0])
+
+    @property
+    def mean_disagreement(self) -> float | None:
+        """The same over the plans of the episode so far; None for a policy of one member."""
+        return self.batch.mean_disagreement(0)
+
+    def replan(self) -> None:
+        """Forget what is left of the plan, so that the next action comes from a new one."""
         self._queue = []
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:

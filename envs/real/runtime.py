@@ -58,6 +58,7 @@ class ArmRuntime:
         stop: the operator's; on the way to a start it is asked every period, in an episode it stops the loop.
         supervisor: stops the arm when this process no longer does; or see `watched`.
         clock: of everything but the driver and the cameras.
+        disagreement: of the members of who acts, as of `ControlLoop`.
 
     Attributes: `loop`; `result` and `error` of the episode that `start` has begun, once it is over.
     """
@@ -73,12 +74,13 @@ class ArmRuntime:
         stop: Stop | None = None,
         supervisor: Supervisor | None = None,
         clock: Clock = REAL,
+        disagreement: Callable[[], float] = lambda: 0.0,
     ):
         self.config, self.driver, self.clock = config or RuntimeConfig(), driver, clock
         self.live = self.config.loop.live
         self.loop = ControlLoop(
             driver, cameras, act, SafetyFilter(driver.limits, points, self.config.safety), self.config.loop,
-            self.config.watchdog, Several(_Heart(self.beat), *subscribers), clock,
+            self.config.watchdog, Several(_Heart(self.beat), *subscribers), clock, disagreement,
         )  # fmt: skip
         self.stop = stop or Stop()
         self.stop.stop = self.loop.request_stop

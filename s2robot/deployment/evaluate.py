@@ -188,6 +188,8 @@ class ArmEvaluation:
             "world": self.world, "speed": self.rig.arm.bridge.speed, "fault": fault, "holds": told.holds,
             "verdicts": dict(told.verdicts),
         }  # fmt: skip
+        if (disagreement := self.rig.policy.mean_disagreement()) is not None:
+            record["disagreement"] = round(disagreement, 6)
         operator.trouble = fault
         self._keep(record, told)
 

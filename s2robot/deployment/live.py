@@ -168,6 +168,8 @@ class LiveSession(Silent):
         self.board.judged += 1
         self.board.successes += success
         record = self.log.note(i, seed, success, cause, fault, result, self.runtime.loop.watchdog)
+        if (disagreement := self.rig.policy.mean_disagreement()) is not None:
+            record["disagreement"] = round(disagreement, 6)
         print(
             f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {'success' if success else 'no success'}, "
             f"{record['steps']} decisions, {cause}",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.common.errors import UserError
 from s2robot.deployment.settings import Bridge, PolicySettings
 
 
@@ -22,6 +23,10 @@ class Policy:
     contract: dict[str, Any]
     image_size: int  # pixels, side of the frames that the encoder reads without resizing
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
+    disagreement: Callable[[], float] = lambda: 0.0  # of its members about the newest plan, rad
+    mean_disagreement: Callable[[], float | None] = lambda: (
+        None
+    )  # over the plans of an episode; None = not known
 
     @property
     def rate_hz(self) -> float:
@@ -35,10 +40,10 @@ def make_policy(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Pol
     Raises:
         UserError, PolicyError, RemoteError: what `load_actor` and `RemotePolicy` raise.
     """
-    return _remote(source, bridge, stack) if source.host.url is not None else _local(source)
+    return _remote(source, bridge, stack) if source.host.url is not None else _local(source, bridge)
 
 
-def _local(source: PolicySettings) -> Policy:
+def _local(source: PolicySettings, bridge: Bridge) -> Policy:
     import torch
 
     from s2robot.loading import load_actor
@@ -47,7 +52,22 @@ def _local(source: PolicySettings) -> Policy:
     if source.host.threads:
         torch.set_num_threads(source.host.threads)
     actor, encoder, contract = load_actor(source.checkpoint, source.host.device, source.weights)
-    return Policy(actor.act, actor.plan, actor.reset, contract, encoder.image_size, encoder.fingerprint)
+    members, limit = actor.batch.policy.spec.members, bridge.watchdog.disagreement
+    if limit is not None and members == 1:
+        raise UserError(
+            f"bridge.watchdog.disagreement: found {limit}, expected null: the policy has one member"
+        )
+
+    def act(observation: Mapping) -> np.ndarray:
+        action = actor.act(observation)
+        if limit is not None and actor.disagreement > limit:
+            actor.replan()  # the arm holds, and what comes next is a plan of what is seen then
+        return action
+
+    return Policy(
+        act, actor.plan, actor.reset, contract, encoder.image_size, encoder.fingerprint,
+        lambda: actor.disagreement, lambda: actor.mean_disagreement,
+    )  # fmt: skip
 
 
 def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
@@ -56,6 +76,10 @@ def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
 
     host = source.host
     assert host.url is not None
+    if (limit := bridge.watchdog.disagreement) is not None:
+        raise UserError(
+            f"bridge.watchdog.disagreement: found {limit}, expected null: a server does not tell it"
+        )
     remote = RemotePolicy(host.url, read_token(host.token_file), host.deadline_s, host.connect_s)
     stack.callback(remote.close)
     hold = bridge.watchdog.policy_hold + 1.5 / bridge.speed / 10

@@ -74,8 +74,16 @@ class ConnectedArm:
     def cube_pick(
         self, world: CubePickConfig, operator: Operator, loop: LoopConfig, **others: Any
     ) -> RealCubePick:
-        """The task on this arm; for `others` see there."""
+        """The task on this arm; for `others` see there.
+
+        Raises:
+            UserError: the arm is to hold where members disagree, which nobody tells this loop.
+        """
         how = self.config(loop)
+        if (found := how.watchdog.disagreement) is not None:
+            raise UserError(
+                f"bridge.watchdog.disagreement: found {found}, expected null: `deploy` alone holds by it"
+            )
         return RealCubePick(
             self.driver, self.readers, world, operator, loop, how.watchdog, how.safety,
             home_speed=how.home_speed, **others,
@@ -139,5 +147,5 @@ class Rig:
         arm = self.arm
         return ArmRuntime(
             arm.driver, arm.readers, self.policy.act, ArmPoints(arm.bench.robot.name),
-            arm.config(self.loop_config(live)), subscribers, stop,
+            arm.config(self.loop_config(live)), subscribers, stop, disagreement=self.policy.disagreement,
         )  # fmt: skip

@@ -28,6 +28,9 @@ class Planner(Protocol):
     def plan(self, indices: Sequence[int], observations: Sequence[Mapping]) -> np.ndarray:
         """Actions (n, execute, 8) after the new observations of each place."""
 
+    def about(self, index: int) -> dict[str, float]:
+        """What a record says of how the episode at this place was planned, by key."""
+
 
 class LearnedPlanner:
     """A trained policy and its encoder.
@@ -61,6 +64,10 @@ class LearnedPlanner:
         # One episode at a time: a sum's rounding may depend on the size of a batch, and an episode must not depend
         # on which others run beside it, or a resumed evaluation would differ from an uninterrupted one.
         return np.stack([self._plan_one(i, o) for i, o in zip(indices, observations, strict=True)])
+
+    def about(self, index) -> dict[str, float]:
+        found = self.actor.mean_disagreement(index)
+        return {} if found is None else {"disagreement": round(found, 6)}
 
     def _plan_one(self, i: int, observation: Mapping) -> np.ndarray:
         start = time.monotonic()
@@ -122,6 +129,9 @@ class NearestDemo:
         for i, info in zip(indices, infos, strict=True):
             distance = np.linalg.norm(self.starts - _placing(info["cube_pose"]), axis=1)
             self._queue[i] = self.actions[int(distance.argmin())]
+
+    def about(self, index) -> dict[str, float]:
+        return {}
 
     def plan(self, indices, observations) -> np.ndarray:
         out = np.zeros((len(indices), self.execute, 8), np.float32)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, as matplotlib figures: table top, stages, time to success.
+"""Pictures of an evaluation, as matplotlib figures: table top, stages, time to success, disagreement.
 
 save_figure(table_plot(records), run / "table.png")   # for a README
 figure_svg(table_plot(records), "table")              # for a page
@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from s2robot.evaluation.records import STAGES, Record, success_times
+from s2robot.evaluation.records import STAGES, Record, is_number, success_times, wilson
 from s2robot.reporting.style import BLUE, DASHED, GRID, INK, ORANGE, PURPLE, VERMILLION, styled
 
 Box = tuple[tuple[float, float], tuple[float, float]]  # (x, y) ranges
@@ -164,4 +164,30 @@ def time_plot(records: Sequence[Record]) -> Figure:
     above = axes.get_xaxis_transform()
     axes.text(median, 1.0, f"median {median:.1f} s", transform=above, va="bottom", ha="center", fontsize=9)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return figure
+
+
+@styled
+def disagreement_plot(records: Sequence[Record]) -> Figure:
+    """Success against the members' disagreement: shares of five equal parts of the episodes with their 95 % intervals.
+
+    Above and below, a mark for each episode: successes on top, failures at the bottom.
+    """
+    known = sorted((r["disagreement"], r["success"]) for r in records if is_number(r.get("disagreement")))
+    figure = Figure(figsize=(6.0, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    for good, height, colour in ((True, 107, BLUE), (False, -7, VERMILLION)):
+        marks = [1000 * value for value, success in known if success == good]
+        axes.plot(marks, [height] * len(marks), "|", color=colour, ms=9, mew=1.2)
+    parts = [part for part in np.array_split(np.array(known, dtype=float), min(5, len(known))) if len(part)]
+    at = [1000 * np.median(part[:, 0]) for part in parts]
+    shares = [100 * part[:, 1].mean() for part in parts]
+    ends = np.array([wilson(int(part[:, 1].sum()), len(part)) for part in parts]) * 100  # (parts, 2)
+    axes.vlines(at, ends[:, 0], ends[:, 1], color=INK, alpha=0.25, lw=5)
+    axes.plot(at, shares, "o-", color=INK, lw=1.4, ms=5)
+    axes.set_ylim(-14, 114)
+    axes.set_yticks(range(0, 101, 25))
+    axes.grid(**GRID)
+    axes.set_xlabel("disagreement of the members, mean over an episode's plans (mrad)")
+    axes.set_ylabel("success (%)")
     return figure

@@ -68,6 +68,25 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
+def disagreement_auc(records: Sequence[Record]) -> tuple[float, float, float] | None:
+    """How well the members' disagreement tells failures from successes, and its 95 % interval.
+
+    The share of pairs of a failure and a success in which the failure has more of it, ties as half (the area under the
+    ROC curve): 0.5 says nothing, 1 all. None without records of it of both outcomes. Interval: Hanley and McNeil, 1982.
+    """
+    known = [r for r in records if is_number(r.get("disagreement"))]
+    failed = [r["disagreement"] for r in known if not r["success"]]
+    good = [r["disagreement"] for r in known if r["success"]]
+    if not failed or not good:
+        return None
+    n, m = len(failed), len(good)
+    area = sum((f > g) + 0.5 * (f == g) for f in failed for g in good) / (n * m)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (n - 1) * (q1 - area**2) + (m - 1) * (q2 - area**2)
+    margin = 1.96 * math.sqrt(max(0.0, variance) / (n * m))
+    return area, max(0.0, area - margin), min(1.0, area + margin)
+
+
 def success_times(records: Iterable[Record]) -> list[float]:
     """Seconds to success of the successful episodes, in the order of the records."""
     return [

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from s2robot.common.errors import UserError
-from s2robot.evaluation.plots import FAILURE_TEXT, stage_plot, table_plot, time_plot
+from s2robot.evaluation.plots import FAILURE_TEXT, disagreement_plot, stage_plot, table_plot, time_plot
 from s2robot.evaluation.records import (
     Record,
+    disagreement_auc,
     headline,
     is_number,
     read_json,
@@ -56,6 +57,7 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
         stages=[(str(row["stage"]), row["seconds"]) for row in stages],
         training_svg=drawing(training_plot(metrics), "training") if metrics else None,
         fitted=_fitted(summary),
+        **_disagreement(records),
         command=summary.get("command"),
         settings=_settings(summary),
         **_head(summary),
@@ -113,6 +115,19 @@ def _pictures(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str
         "table_svg": drawing(table_plot(records, _cube_box(summary)), "table"),
         "stage_svg": drawing(stage_plot(records), "stage"),
         "time_svg": drawing(time_plot(records), "time") if success_times(records) else None,
+    }
+
+
+def _disagreement(records: Sequence[Record]) -> dict[str, Any]:
+    """Of an ensemble's members, against success; nothing where no record tells it."""
+    known = [record for record in records if is_number(record.get("disagreement"))]
+    area = disagreement_auc(known)
+    words = None
+    if area is not None:
+        words = f"AUC {area[0]:.2f} (95 % interval {area[1]:.2f}–{area[2]:.2f})"
+    return {
+        "disagreement_svg": drawing(disagreement_plot(known), "disagreement") if known else None,
+        "disagreement_auc": words,
     }
 
 

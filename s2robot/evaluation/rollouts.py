@@ -114,7 +114,7 @@ class Worlds:
             for place in ended:
                 episode, executed = self._episodes.pop(place), self._actions.pop(place)
                 record = _record(episode, self.seed, self._cubes[place], infos, place, self.config.rate_hz)
-                yield record, np.concatenate(executed)[: record["steps"]]
+                yield record | self.planner.about(place), np.concatenate(executed)[: record["steps"]]
                 free.append(place)
 
     def _begin(self, places: list[int], episodes: list[int]) -> None:

@@ -29,7 +29,7 @@ from s2robot.envs.real.control.policy_worker import Answer, PolicyWorker
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
 from s2robot.envs.real.control.senses import Camera, Senses
 from s2robot.envs.real.control.subscriber import Silent, Subscriber
-from s2robot.envs.real.control.watchdog import State, Watchdog, WatchdogLimits
+from s2robot.envs.real.control.watchdog import UNSURE, State, Watchdog, WatchdogLimits
 
 __all__ = ["STOOD_S", "ControlLoop", "LoopConfig", "Result"]
 
@@ -78,6 +78,7 @@ class ControlLoop:
         config, limits: see there.
         subscriber: hears of what goes on.
         clock: of everything but the driver and the cameras.
+        disagreement: how far the members of the policy are apart about the action that it gave last, rad.
 
     `steps` counts the actions that the episode under way, or the last one, has taken up.
     """
@@ -92,7 +93,9 @@ class ControlLoop:
         limits: WatchdogLimits | None = None,
         subscriber: Subscriber | None = None,
         clock: Clock = REAL,
+        disagreement: Callable[[], float] = lambda: 0.0,
     ):
+        self.disagreement = disagreement
         self.driver, self.safety, self.clock = driver, safety, clock
         self.config = config or LoopConfig()
         self.watchdog = Watchdog(limits or WatchdogLimits(), self.config.mode)
@@ -222,7 +225,8 @@ class ControlLoop:
         limit = self.watchdog.limits.hold_fault
         if self.steps < episode.max_steps and now - episode.acted > limit:
             # a policy that is always a little late: each answer comes in a HOLD of its own, and is void
-            self.watchdog.fault(now, f"no action for {limit:g} s")
+            why = f": {UNSURE}" if self.watchdog.reasons == (UNSURE,) else ""
+            self.watchdog.fault(now, f"no action for {limit:g} s{why}")
             return self.watchdog.state
         return state
 
@@ -231,7 +235,12 @@ class ControlLoop:
     ) -> Safe | None:
         """What to send in this period; None when the last step is done. Asks the policy when that is due."""
         if state == State.HOLD:
-            episode.void_before = episode.next_tick = now
+            if self.watchdog.reasons != (UNSURE,):
+                episode.next_tick = now
+            elif now >= episode.next_tick and not worker.busy:
+                self._ask(now, worker)  # it goes on when the members agree about what they see then
+                episode.next_tick = now + self.period
+            episode.void_before = now
             return self.course.hold(self.watchdog.reasons[0])
         measured = self.senses.state
         assert measured is not None
@@ -243,13 +252,16 @@ class ControlLoop:
             )
             self.steps, episode.acted = self.steps + 1, now
         if now >= episode.next_tick and self.steps < episode.max_steps and not worker.busy:
-            self._observed = self.senses.observe(self.config.image_size)
-            worker.submit(now, self._observed)
+            self._ask(now, worker)
             # two observations in a row would not show what the first action did
             on_time = now - episode.next_tick < self.period / 2
             episode.next_tick = (episode.next_tick if on_time else now) + self.period
         safe, arrived = self.course.next(now, measured)
         return None if self.steps >= episode.max_steps and arrived else safe
+
+    def _ask(self, now: float, worker: PolicyWorker) -> None:
+        self._observed = self.senses.observe(self.config.image_size)
+        worker.submit(now, self._observed)
 
     def _send(self, episode: _Episode, safe: Safe) -> None:
         self._code, episode.sent_last = OK, self.clock.now()
@@ -264,7 +276,7 @@ class ControlLoop:
         """Read the arm and update the watchdog."""
         return self.senses.watch(
             lambda now: max(0.0, worker.busy_for(now) - self.period), self._policy_error, self._code,
-            self.config.live,
+            self.config.live, self.disagreement(),
         )  # fmt: skip
 
     def _act_alone(self, observation: dict) -> np.ndarray:

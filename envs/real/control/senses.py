@@ -73,6 +73,7 @@ class Senses:
         error: str = "",
         code: int = OK,
         live: bool = True,
+        disagreement: float = 0.0,
     ) -> State:
         """Read the arm and update the watchdog.
 
@@ -81,6 +82,7 @@ class Senses:
             error: of the policy.
             code: of the last command.
             live: whether the arm's mode matters.
+            disagreement: of the policy's members, rad.
         """
         failed = False
         try:
@@ -103,6 +105,7 @@ class Senses:
                 connected=status.connected,
                 report_age=status.report_age_s,
                 frozen_cameras=self._frozen(),
+                disagreement=disagreement,
             ),
         )
 

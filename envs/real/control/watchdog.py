@@ -15,6 +15,7 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 
+UNSURE = "the policy's members disagree"
 WARNING = 2  # the SDK's code of a command that was taken while a warning is pending
 
 
@@ -28,7 +29,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class WatchdogLimits:
-    """When to hold and when to give up. All in seconds."""
+    """When to hold and when to give up. All but the last in seconds."""
 
     camera_hold: float = 0.10  # age of the oldest camera's newest frame: the policy would act on the past
     camera_fault: float = 0.50  # a camera that is gone
@@ -38,11 +39,14 @@ class WatchdogLimits:
     policy_fault: float = 1.00  # a policy that is gone
     hold_fault: float = 5.00  # holding for so long, for whatever causes in turn, is no operation
     report_fault: float = 1.50  # the arm has said nothing by itself; it reports 5 times a second
+    disagreement: float | None = None  # rad, of a policy's members; None = they may differ
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if not 0 < getattr(self, f.name) < np.inf:
-                raise EnvError(f"watchdog.{f.name}: found {getattr(self, f.name)}, expected a time above 0")
+            found, angle = getattr(self, f.name), f.name == "disagreement"
+            if not (angle and found is None) and not 0 < found < np.inf:
+                expected = "an angle above 0, or null" if angle else "a time above 0"
+                raise EnvError(f"watchdog.{f.name}: found {found}, expected {expected}")
         for what in ("camera", "state", "policy"):
             hold, fault = getattr(self, f"{what}_hold"), getattr(self, f"{what}_fault")
             if hold > fault:
@@ -63,6 +67,7 @@ class Inputs:
     connected: bool = True
     report_age: float = 0.0  # since the arm last reported by itself
     frozen_cameras: tuple[str, ...] = ()  # whose pictures no longer change
+    disagreement: float = 0.0  # rad, of the members of the policy about the newest plan
 
 
 @dataclass
@@ -86,6 +91,8 @@ class Watchdog:
         started = self.state in (State.RUNNING, State.HOLD)
         faults = self._faults(inputs, started)
         holds = self._holds(inputs)
+        if started and self.unsure(inputs.disagreement):  # before the start, it was of another episode
+            holds += (UNSURE,)
         if faults:
             return self._enter(now, State.FAULT, faults)
         if not started:
@@ -120,6 +127,11 @@ class Watchdog:
         """FAULT to IDLE: the operator has looked at the arm and says so. Never called by a program."""
         if self.state == State.FAULT:
             self._enter(now, State.IDLE, ())
+
+    def unsure(self, disagreement: float) -> bool:
+        """Whether the members of the policy differ by more than they may."""
+        limit = self.limits.disagreement
+        return limit is not None and not disagreement <= limit
 
     # ---------------------------------------------------------------- inside
 

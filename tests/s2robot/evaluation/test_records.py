@@ -7,7 +7,15 @@ from statistics import NormalDist
 import pytest
 
 from s2robot.common.errors import UserError
-from s2robot.evaluation.records import STAGES, headline, read_records, read_summary, summarise, wilson
+from s2robot.evaluation.records import (
+    STAGES,
+    disagreement_auc,
+    headline,
+    read_records,
+    read_summary,
+    summarise,
+    wilson,
+)
 
 
 def closed_form(successes: int, episodes: int, confidence: float) -> tuple[float, float]:
@@ -78,6 +86,28 @@ def test_summarise_refuses_nothing_and_unknown_stages():
         summarise([])
     with pytest.raises(UserError, match="episode 0.*'hover'.*approach, grasp, lift, held"):
         summarise([episode(0, False, "hover")])
+
+
+def test_disagreement_against_success_by_hand():
+    def of(failed, good):
+        told = [(value, False) for value in failed] + [(value, True) for value in good]
+        return [{"disagreement": value, "success": success} for value, success in told]
+
+    # 3 against 1, 2, 3: two and a half of three; 1 against them: half of three
+    area, low, high = disagreement_auc(of([3, 1], [1, 2, 3]))
+    assert area == 3 / 6 and low == pytest.approx(0.0) and high == pytest.approx(1.0)
+    assert disagreement_auc(of([5, 6], [1, 2])) == (1.0, 1.0, 1.0)
+    area, low, high = disagreement_auc(of([1] * 46 + [0] * 5, [0] * 51 + [1] * 7))
+    assert high - low == pytest.approx(2 * 1.96 * hanley(area, 51, 58))
+    for one_sided in (of([], [1, 2]), of([1], []), [{"success": True}, {"success": False}]):
+        assert disagreement_auc(one_sided) is None
+
+
+def hanley(area, failures, successes):
+    """Their equation (1), term by term."""
+    q1, q2 = area / (2 - area), 2 * area * area / (1 + area)
+    terms = area * (1 - area), (failures - 1) * (q1 - area * area), (successes - 1) * (q2 - area * area)
+    return sqrt(sum(terms) / (failures * successes))
 
 
 def test_headline_in_plain_words():

@@ -93,6 +93,18 @@ def test_the_report_says_what_the_policy_was_fitted_on(tmp_path):
         assert f"The policy was fitted on {words}." in Page(write_report(tmp_path)).text
 
 
+def test_members_that_disagree_are_drawn_against_success(tmp_path):
+    records = make_run(tmp_path, 8, 2)
+    assert "Does disagreement" not in Page(write_report(tmp_path)).text
+    for record, value in zip(records, (0.9, 0.02, 0.01, 0.02, 0.01, 0.01, 0.03, 0.01), strict=True):
+        record["disagreement"] = value
+    save(tmp_path, records)
+    page = Page(write_report(tmp_path))
+    assert "Does disagreement tell of failure?" in page.text and "AUC 0.88" in page.text  # 10.5 of 12 pairs
+    save(tmp_path, [r | {"success": True, "stage": "held", "time_to_success_s": 1.0} for r in records])
+    assert "All episodes ended alike" in Page(write_report(tmp_path)).text
+
+
 def test_every_failure_has_its_row(tmp_path):
     records = make_run(tmp_path, 7, 3)
     records[0] |= {"cube_xy": [-0.0512, 0.1449], "cube_yaw": -np.pi / 2}

@@ -27,7 +27,7 @@ from s2robot.evaluation.planners import LearnedPlanner, NearestDemo
 from s2robot.evaluation.records import read_records, summarise
 from s2robot.evaluation.rollouts import run_episodes
 from s2robot.evaluation.summary import camera_changes
-from s2robot.policies import BatchActor, save_checkpoint
+from s2robot.policies import BatchActor, ChunkPolicy, save_checkpoint
 from s2robot.policies.errors import PolicyError
 from tests.inline import InlinePool, InlineWorlds
 
@@ -110,6 +110,23 @@ def test_an_episode_does_not_depend_on_its_neighbours(encoder, untrained, tmp_pa
 
 class Killed(BaseException):
     """Not an Exception: nothing in between may catch it."""
+
+
+def test_a_record_tells_how_far_the_members_were_apart(encoder, untrained, tmp_path, in_process, monkeypatch):
+    told = []
+
+    def disagreement(self, plans):
+        told.append(round(float(plans.std(0, correction=0).max()), 3))
+        return torch.tensor([told[-1]])
+
+    monkeypatch.setattr(ChunkPolicy, "disagreement", disagreement)
+    one = rollouts(encoder, untrained(encoder, members=2), tmp_path, episodes=2, workers=1).records
+    plans = [-(-record["steps"] // 2) for record in one]  # two actions each
+    assert sum(plans) == len(told)
+    means = np.mean(told[: plans[0]]), np.mean(told[plans[0] :])
+    assert [record["disagreement"] for record in one] == pytest.approx(means, abs=1e-6)
+    alone = rollouts(encoder, untrained(encoder), tmp_path, episodes=1, workers=1).records
+    assert "disagreement" not in alone[0]
 
 
 def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path, in_process):

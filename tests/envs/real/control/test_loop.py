@@ -12,7 +12,7 @@ from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import Several
-from s2robot.envs.real.control.watchdog import State, WatchdogLimits
+from s2robot.envs.real.control.watchdog import UNSURE, State, WatchdogLimits
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import SLOWLY, Calls, Film, Stalling
 
@@ -253,6 +253,44 @@ def test_a_late_policy_holds_and_a_gone_one_is_a_fault(arm, cameras):
     assert State.RUNNING in states[first:]  # it went on after the first delay
     arm.lawful()
     assert len(arm.stops) == 1
+
+
+def unsure(arm, cameras, values, hold_fault=20.0):
+    """A loop whose policy's members are so far apart about each of its answers in turn, and how often it was asked."""
+    said, asked = iter(values), []
+
+    def act(observation):
+        asked.append(next(said, 0.0))
+        return SLOWLY
+
+    limits = replace(CALM, disagreement=0.05, hold_fault=hold_fault)
+    safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
+    config = LoopConfig(live=True, image_size=16, policy_hz=20.0)
+    told = lambda: asked[-1] if asked else 0.0  # noqa: E731
+    return ControlLoop(arm, cameras, act, safety, config, limits, None, arm.clock, told), asked
+
+
+def test_the_arm_holds_where_members_disagree_and_goes_on_when_they_agree(arm, cameras):
+    loop, asked = unsure(arm, cameras, [0.0, 0.0, 0.0, 0.3, 0.2, 0.1])  # the first warms up
+    result = loop.run(max_steps=4)
+    assert (result.state, result.cause, result.steps) == (State.IDLE, "steps", 4)
+    states = [(state, reasons) for _, state, reasons in loop.watchdog.history]
+    hold = (State.HOLD, (UNSURE,))
+    assert states.count(hold) == 1 and states[states.index(hold) + 1] == (State.RUNNING, ())
+    arm.lawful()
+    # what was unsure was not executed, and the arm braked on its way to the target before
+    moved = arm.q - HOME
+    assert (0.03 < moved).all() and (moved <= 0.04 + 1e-6).all()
+    assert len(asked) == 1 + 4 + 3 and arm.stops == []
+
+
+def test_members_that_never_agree_are_a_fault(arm, cameras):
+    loop, asked = unsure(arm, cameras, [0.0, 0.0] + [0.3] * 1000, hold_fault=1.0)
+    result = loop.run(max_steps=10)
+    assert result.state == State.FAULT and result.steps == 1
+    assert result.reasons == (f"no action for 1 s: {UNSURE}",)
+    assert 15 < len(asked) < 25  # asked at the policy's rate, not at the stream's
+    assert (arm.q - HOME <= 0.01 + 1e-6).all() and len(arm.stops) == 1
 
 
 def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):

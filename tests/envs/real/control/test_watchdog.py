@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.control.watchdog import Inputs, State, Watchdog, WatchdogLimits
+from s2robot.envs.real.control.watchdog import UNSURE, Inputs, State, Watchdog, WatchdogLimits
 
 GOOD = Inputs({"hand": 0.02, "left": 0.03}, state_age=0.01, mode=1)
 
@@ -50,6 +50,22 @@ def test_each_limit(change, state, reason):
     watchdog = running()
     assert watchdog.update(0.02, replace(GOOD, **change)) == state
     assert watchdog.reasons == (() if reason is None else (reason,))
+
+
+def test_members_that_disagree_hold_where_that_is_asked_for():
+    assert running().update(0.02, replace(GOOD, disagreement=9.0)) == State.RUNNING  # off by default
+    watchdog = Watchdog(WatchdogLimits(disagreement=0.05))
+    assert watchdog.update(0.0, replace(GOOD, disagreement=9.0)) == State.READY  # of an earlier episode
+    watchdog.start(0.0)
+    assert watchdog.update(0.01, replace(GOOD, disagreement=0.05)) == State.RUNNING
+    for unsure in (0.051, np.nan):
+        assert watchdog.update(0.02, replace(GOOD, disagreement=unsure)) == State.HOLD
+        assert watchdog.reasons == (UNSURE,)
+        assert watchdog.update(0.03, GOOD) == State.RUNNING
+    with pytest.raises(
+        EnvError, match="^watchdog.disagreement: found 0, expected an angle above 0, or null$"
+    ):
+        WatchdogLimits(disagreement=0)
 
 
 def test_hold_ends_by_itself_and_fault_does_not():

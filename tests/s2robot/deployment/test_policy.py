@@ -1,0 +1,66 @@
+"""The policy of a deployment, as far as its members may disagree."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
+from s2robot.deployment.policy import make_policy
+from s2robot.deployment.settings import PolicySettings, read_bridge, read_policy
+
+
+def settings(checkpoint, *overrides) -> tuple[PolicySettings, object]:
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        cfg = compose(
+            "deploy", [f"checkpoint='{checkpoint}'", "bridge=emulator", "policy.threads=1", *overrides]
+        )
+    return read_policy(cfg), read_bridge(cfg.bridge)
+
+
+def made(checkpoint, *overrides):
+    with ExitStack() as stack:
+        return make_policy(*settings(checkpoint, *overrides), stack)
+
+
+@pytest.fixture(scope="module")
+def pair(save_untrained, tmp_path_factory):
+    return save_untrained(tmp_path_factory.mktemp("pair") / "checkpoint", members=2)
+
+
+@pytest.fixture
+def look():
+    rng = np.random.default_rng(0)
+    return lambda: {
+        "images": {name: rng.integers(0, 256, (64, 64, 3), np.uint8) for name in ("hand", "left")},
+        "proprio": np.zeros(8, np.float32),
+    }
+
+
+def test_an_unsure_plan_is_not_gone_on_with(pair, look):
+    first, second = look(), look()
+    sure, unsure = made(pair), made(pair, "bridge.watchdog.disagreement=1e-9")
+    for policy in (sure, unsure):
+        policy.act(first)
+    assert sure.disagreement() == unsure.disagreement() > 1e-9
+    plan = made(pair)
+    np.testing.assert_array_equal(unsure.act(second), plan.act(second))  # a plan of what is seen now
+    assert not np.array_equal(sure.act(second), plan.act(second))
+    assert sure.mean_disagreement() == pytest.approx(sure.disagreement())  # one plan so far
+    sure.reset()
+    assert sure.mean_disagreement() is None and sure.disagreement() == 0
+
+
+def test_a_limit_needs_members_in_this_process(slow_policy, pair):
+    limit = "bridge.watchdog.disagreement=0.05"
+    with pytest.raises(
+        UserError, match="^bridge.watchdog.disagreement: found 0.05, expected null: the policy has one"
+    ):
+        made(slow_policy, limit)
+    source, bridge = settings(pair, limit)
+    served = replace(source, checkpoint=None, host=replace(source.host, url="ws://nowhere:1"))
+    with ExitStack() as stack, pytest.raises(UserError, match="expected null: a server does not tell it$"):
+        make_policy(served, bridge, stack)
