@@ -42,8 +42,23 @@ class Row:
     dagger_rounds: int = 0
 
 
+PANDA = "robot=panda demos.path=runs/policies/panda.zarr"
+SMALL = "env.cube_size=0.025 demos.path=runs/policies/cube25.zarr"
+ONE = "policy.members=1 train.steps=3000"
 ROWS = {
     "default": Row(),
+    "one network": Row(ONE),
+    "one network, two of eight executed": Row(f"{ONE} policy.execute=2"),
+    **{
+        head: Row(f"{ONE} policy/head={head}", head=head)
+        for head in ("mip", "flow", "diffusion", "gmm", "act")
+    },
+    "60 demos": Row("demos.episodes=60", demos=60),
+    "40 demos": Row("demos.episodes=40", demos=40),
+    "15 demos": Row("demos.episodes=15", demos=15),
+    "rpt": Row("policy=rpt"),
+    "panda": Row("", PANDA, robot="panda"),
+    "2.5 cm cube": Row("", SMALL, cube_size=0.025),
 }
 
 

@@ -77,7 +77,7 @@ class RolloutSettings:
 class TrainSettings:
     """configs/train/default.yaml says what each is."""
 
-    steps: int = 3000
+    steps: int = 2000
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.01
