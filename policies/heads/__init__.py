@@ -4,14 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from s2robot.policies.errors import PolicyError
+from s2robot.policies.heads.act import ActHead, ActSettings
+from s2robot.policies.heads.diffusion import DiffusionHead, DiffusionSettings
 from s2robot.policies.heads.flow import FlowHead, FlowSettings
+from s2robot.policies.heads.gmm import GmmHead, GmmSettings
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes
+from s2robot.policies.heads.mip import MipHead, MipSettings
 from s2robot.policies.heads.regression import RegressionHead, RegressionSettings
 from s2robot.policies.settings import read_settings
 
 HEADS: dict[str, tuple[type, type[Head]]] = {
     "regression": (RegressionSettings, RegressionHead),
+    "mip": (MipSettings, MipHead),
     "flow": (FlowSettings, FlowHead),
+    "diffusion": (DiffusionSettings, DiffusionHead),
+    "gmm": (GmmSettings, GmmHead),
+    "act": (ActSettings, ActHead),
 }
 
 

@@ -1,25 +1,59 @@
 """The network inside heads that refine a chunk: (noisy chunk, time, context) -> chunk.
 
-net = build_denoiser("mlp", context=512, chunk=8, action_dim=8, width=256, layers=3)
+net = DenoiserSettings(width=256, layers=3).build(HeadSizes(context=512, chunk=8, action_dim=8))
 net(noisy, time, context).shape       # (B, K, A); time (B,) in 0..1
 """
 
+from __future__ import annotations
+
 import math
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2robot.policies.errors import PolicyError
+from s2robot.policies.heads.head import HeadSizes
 
 DENOISERS = ("mlp", "unet")
 
 
+@dataclass(frozen=True)
+class DenoiserSettings:
+    """What every head with a denoiser has; configs/policy/head/flow.yaml says what each is."""
+
+    denoiser: str = "mlp"
+    width: int = 256
+    layers: int = 3
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.denoiser not in DENOISERS:
+            raise PolicyError(f"policy.head.denoiser is '{self.denoiser}', expected {' or '.join(DENOISERS)}")
+        check_counts(self, "width", "layers")
+        if not 0 <= self.dropout < 1:
+            raise PolicyError(f"policy.head.dropout is {self.dropout}, expected 0 <= value < 1")
+
+    def build(self, sizes: HeadSizes) -> nn.Module:
+        """The denoiser of these settings."""
+        net = MlpDenoiser if self.denoiser == "mlp" else UnetDenoiser
+        return net(self, sizes.context, sizes.chunk, sizes.action_dim)
+
+
+def check_counts(settings: object, *names: str) -> None:
+    """PolicyError for a count below 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise PolicyError(f"policy.head.{name} is {getattr(settings, name)}, expected 1 or more")
+
+
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of a time in 0..1, then two layers."""
+    """Sines and cosines of a time in 0..1, whose ends differ, then two layers."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.register_buffer("rates", 2 * math.pi * 2.0 ** torch.arange(8), persistent=False)
+        self.register_buffer("rates", math.pi * 2.0 ** torch.arange(8), persistent=False)
         self.layers = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, time: Tensor) -> Tensor:
@@ -47,27 +81,74 @@ class ResidualBlock(nn.Module):
 class MlpDenoiser(nn.Module):
     """The chunk flattened through residual blocks that the context and the time steer."""
 
-    def __init__(self, context: int, chunk: int, action_dim: int, width: int, layers: int, dropout: float):
+    def __init__(self, settings: DenoiserSettings, context: int, chunk: int, action_dim: int):
         super().__init__()
+        width = settings.width
         self.time = TimeEmbedding(width)
         self.context = nn.Linear(context, width)
         self.into = nn.Linear(chunk * action_dim, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(ResidualBlock(width, settings.dropout) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, chunk * action_dim)
 
     def forward(self, noisy: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        condition = nn.functional.silu(self.time(time) + self.context(context))  # (B, W)
+        condition = F.silu(self.time(time) + self.context(context))  # (B, W)
         x = self.into(noisy.flatten(-2)) + condition
         for block in self.blocks:
             x = block(x, condition)
         return self.out(self.norm(x)).view(noisy.shape).float()
 
 
-def build_denoiser(
-    kind: str, context: int, chunk: int, action_dim: int, width: int, layers: int, dropout: float = 0.0
-) -> nn.Module:
-    """The denoiser of this kind; PolicyError for one that is not known."""
-    if kind == "mlp":
-        return MlpDenoiser(context, chunk, action_dim, width, layers, dropout)
-    raise PolicyError(f"policy.head.denoiser is '{kind}', expected {' or '.join(DENOISERS)}")
+class ConvBlock(nn.Module):
+    """Two convolutions along the chunk, each with a group norm; the condition scales and shifts between them."""
+
+    def __init__(self, into: int, out: int, condition: int, dropout: float):
+        super().__init__()
+        groups = math.gcd(8, out)
+        self.first = nn.Conv1d(into, out, 3, padding=1)
+        self.second = nn.Conv1d(out, out, 3, padding=1)
+        self.norm1, self.norm2 = nn.GroupNorm(groups, out), nn.GroupNorm(groups, out)
+        self.film = nn.Linear(condition, 2 * out)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Conv1d(into, out, 1) if into != out else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.film(condition)[..., None].chunk(2, -2)  # (B, out, 1) each
+        y = F.silu(self.norm1(self.first(x))) * (1 + scale) + shift
+        return self.skip(x) + self.dropout(F.silu(self.norm2(self.second(y))))
+
+
+class UnetDenoiser(nn.Module):
+    """A 1-D U-Net along the chunk, as in Diffusion Policy (Chi et al., 2023), with one block where that has two.
+
+    `layers` levels of `width`, 2 x `width`, ... channels; each but the last halves the steps, rounding up, so any
+    chunk will do.
+    """
+
+    def __init__(self, settings: DenoiserSettings, context: int, chunk: int, action_dim: int):
+        super().__init__()
+        w, dropout = settings.width, settings.dropout
+        sizes = [w * 2**i for i in range(settings.layers)]
+        self.time = TimeEmbedding(w)
+        self.context = nn.Linear(context, w)
+        ins, outs = [action_dim, *sizes[:-1]], sizes[-2::-1]  # of the way down; of the way up
+        self.down = nn.ModuleList(ConvBlock(a, b, w, dropout) for a, b in zip(ins, sizes, strict=True))
+        self.halve = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in sizes[:-1])
+        self.middle = ConvBlock(sizes[-1], sizes[-1], w, dropout)
+        self.up = nn.ModuleList(ConvBlock(3 * c, c, w, dropout) for c in outs)  # 2c from below, c beside
+        self.out = nn.Conv1d(w, action_dim, 1)
+
+    def forward(self, noisy: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        condition = F.silu(self.time(time) + self.context(context))  # (B, W)
+        x, beside = noisy.transpose(-1, -2), []  # (B, A, K)
+        for i, block in enumerate(self.down):
+            x = block(x, condition)
+            if i < len(self.halve):
+                beside.append(x)
+                x = self.halve[i](x)
+        x = self.middle(x, condition)
+        for block in self.up:
+            skip = beside.pop()
+            doubled = x.repeat_interleave(2, -1)[..., : skip.shape[-1]]
+            x = block(torch.cat([doubled, skip], -2), condition)
+        return self.out(x).transpose(-1, -2).float()

@@ -10,24 +10,19 @@ import torch
 from torch import Tensor
 
 from s2robot.policies.errors import PolicyError
-from s2robot.policies.heads.denoiser import build_denoiser
-from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, signed, unsigned, weighted_mse
+from s2robot.policies.heads.denoiser import DenoiserSettings, check_counts
+from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
 @dataclass(frozen=True)
-class FlowSettings:
+class FlowSettings(DenoiserSettings):
     """configs/policy/head/flow.yaml says what each is."""
 
-    denoiser: str = "mlp"
-    width: int = 256
-    layers: int = 3
-    dropout: float = 0.0
     steps: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "steps"):
-            if getattr(self, name) < 1:
-                raise PolicyError(f"policy.head.{name} is {getattr(self, name)}, expected 1 or more")
+        super().__post_init__()
+        check_counts(self, "steps")
 
 
 class FlowHead(Head):
@@ -35,9 +30,9 @@ class FlowHead(Head):
 
     def __init__(self, settings: FlowSettings, sizes: HeadSizes):
         super().__init__()
-        s = self.settings = settings
+        self.settings = settings
         self.noise_shape = (sizes.chunk, sizes.action_dim)
-        self.net = build_denoiser(s.denoiser, sizes.context, *self.noise_shape, s.width, s.layers, s.dropout)
+        self.net = settings.build(sizes)
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         target = signed(target)
@@ -45,9 +40,9 @@ class FlowHead(Head):
         at = time[..., None, None]
         noisy = torch.lerp(noise, target, at)
         velocity = self.net(noisy, time, context)
-        loss = weighted_mse(velocity, target - noise, weight)
+        loss, parts = by_part((velocity - (target - noise)).square(), weight)
         estimate = unsigned((noisy + (1 - at) * velocity).detach())
-        return HeadLoss(loss, estimate, {})
+        return HeadLoss(loss, estimate, parts)
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
         if noise is None:

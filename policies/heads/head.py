@@ -13,7 +13,6 @@ which every step seeds.
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -64,6 +63,8 @@ def unsigned(actions: Tensor) -> Tensor:
     return torch.cat([actions[..., :-1], (actions[..., -1:] * 0.5 + 0.5).clamp(0, 1)], -1)
 
 
-def weighted_mse(found: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the dimensions of (B, K, A), weighted by (B, K)."""
-    return (F.mse_loss(found, wanted, reduction="none").mean(-1) * weight).sum()
+def by_part(errors: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean over the dimensions of errors (B, K, A), weighted by (B, K); and that of joints and gripper alone."""
+    each = (errors * weight[..., None]).sum((0, 1))  # (A,)
+    parts = each.detach()
+    return each.mean(), {"joint_loss": parts[:-1].mean(), "gripper_loss": parts[-1]}

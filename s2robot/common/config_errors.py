@@ -128,6 +128,10 @@ def check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
             continue
         default, given = OmegaConf.select(plain, key), OmegaConf.select(cfg, key)
         expected = _expected(default, given)
+        if expected and (configs_dir() / key.replace(".", "/")).is_dir():
+            raise UserError(
+                f"{key}: found '{given}'; this one chooses from a group, as {key.replace('.', '/')}={given}"
+            )
         if expected:
             raise UserError(f"{key}: found '{given}', expected {expected} such as {default}")
 

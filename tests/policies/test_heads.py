@@ -1,12 +1,23 @@
 """Heads behind one signature: shapes, noise, learning, and what they do where there are two right ways."""
 
+import math
+
 import pytest
 import torch
 
-from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec
+from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, PolicySpec
 from s2robot.policies.heads import HEADS, HeadSizes, build_head
+from s2robot.policies.heads.diffusion import squared_cosine
+from s2robot.policies.heads.head import unsigned
 
-SMALL = {"flow": {"width": 32, "layers": 2}}
+SMALL = {
+    "mip": {"width": 32, "layers": 2},
+    "flow": {"width": 32, "layers": 2},
+    "diffusion": {"width": 32, "layers": 2},
+    "gmm": {"components": 3, "spread": 0.1},
+    "flow, U-Net": {"kind": "flow", "denoiser": "unet", "width": 8, "layers": 2},
+    "act": {"width": 16, "layers": 1, "heads": 2, "style": 2, "dropout": 0.0, "kl_weight": 0.1},
+}
 
 
 def small(kind: str, **keys) -> dict:
@@ -48,7 +59,7 @@ def test_what_is_beyond_an_end_counts_nothing(kind):
         torch.manual_seed(0)
         target[:, 2:] = fill
         losses.append(head.loss(context, target, weight))
-    if kind == "regression":  # others see the whole noisy chunk
+    if kind in ("regression", "gmm", "act"):  # others see the whole noisy chunk
         assert torch.equal(losses[0].loss, losses[1].loss)
     assert torch.isfinite(losses[1].loss)
 
@@ -71,9 +82,14 @@ def two_ways(head, steps: int = 400, count: int = 128):
         return head.eval().sample(torch.zeros(200, 2), noise_of(head, 200))[..., 0].mean(1)  # (200,)
 
 
-@pytest.mark.parametrize("kind", ["flow"])
-def test_two_ways_round_a_post(kind):
-    went = two_ways(build_head(small(kind), HeadSizes(2, 4, 2)))
+@pytest.mark.parametrize(
+    "settings",
+    [{"kind": "flow"}, {"kind": "diffusion"}, {"kind": "gmm"}, {"kind": "act", "draw": True}],
+    ids=lambda s: s["kind"],
+)
+def test_two_ways_round_a_post(settings):
+    steps = 1000 if settings["kind"] == "gmm" else 400  # a component that lies between takes long to move
+    went = two_ways(build_head(small(**settings), HeadSizes(2, 4, 2)), steps)
     assert (went.abs() > 0.5).float().mean() > 0.9  # round the post, not into it
     assert 0.2 < (went > 0).float().mean() < 0.8  # both ways
 
@@ -81,6 +97,14 @@ def test_two_ways_round_a_post(kind):
 def test_regression_runs_into_the_post():
     went = two_ways(build_head(small("regression"), HeadSizes(2, 4, 2)), steps=100)
     assert (went.abs() < 0.5).all()
+
+
+@pytest.mark.parametrize("kind", ["mip", "act"])
+def test_a_deterministic_head_cannot_go_both_ways(kind):
+    """It has one answer: ACT's z = 0 lies between the styles, MIP mends what is between the ways already."""
+    went = two_ways(build_head(small(kind), HeadSizes(2, 4, 2)))
+    torch.testing.assert_close(went, went[:1].expand(200))
+    assert (went.abs() < 0.5).all()  # into the post
 
 
 def test_an_unknown_head_and_key_are_named():
@@ -106,6 +130,110 @@ def test_the_same_generator_gives_the_same_plan(make_policy, make_batch, kind):
 
 
 @pytest.mark.parametrize("kind", HEADS)
+def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_batch, kind):
+    policy = make_policy(head=small(kind, **({"draw": True} if kind == "act" else {})))
+    batch = make_batch(policy)
+
+    def plans(order, actor, seeds=(5, 6, 7)):
+        """An episode's plans, one after the other, in turns with others."""
+        found = {place: [] for place in range(3)}
+        for place in order:
+            row = [place]
+            found[place].append(actor.plan(row, batch["features"][row, 0], batch["proprio"][row, 0]))
+        return found
+
+    beside, alone = BatchActor(policy, 3), BatchActor(policy, 3)
+    for actor in (beside, alone):
+        actor.reset(range(3), seeds=(5, 6, 7))
+    whole = plans([0, 1, 2, 2, 0, 1, 2], beside)
+    first = plans([2], alone)
+    resumed = BatchActor(policy, 3)  # as of another process, with what was remembered
+    resumed.noise = alone.noise
+    rest = plans([2, 2], resumed)
+    assert [plan.tolist() for plan in whole[2]] == [plan.tolist() for plan in first[2] + rest[2]]
+    assert (whole[2][0].tolist() == whole[2][1].tolist()) is (not policy.noise_shape)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 8])
+@pytest.mark.parametrize("kind", ["mip", "flow", "diffusion"])
+def test_the_unet_takes_chunks_of_any_length(chunk, kind):
+    head = build_head(small(kind, denoiser="unet", width=8, layers=3), HeadSizes(6, chunk, 3))
+    context = torch.randn(2, 6)
+    head.loss(context, torch.rand(2, chunk, 3), torch.full((2, chunk), 1 / 2 / chunk)).loss.backward()
+    assert all(p.grad is not None for p in head.parameters())
+    noise = noise_of(head, 2)
+    actions = head.sample(context, noise)
+    assert actions.shape == (2, chunk, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(head.sample(context, noise), actions, atol=0.3, rtol=0.1)
+
+
+def test_the_schedule_is_the_squared_cosine():
+    kept = squared_cosine(100)
+    assert kept[0] > 0.999 and kept[-1] < 1e-5 and (kept.diff() < 0).all()
+    torch.testing.assert_close(kept[49], torch.tensor(0.4938), atol=1e-3, rtol=0)  # half of it in the middle
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "sample"])
+def test_diffusion_finds_the_chunk_that_a_perfect_network_knows(predicts):
+    head = build_head(small("diffusion", predicts=predicts), HeadSizes(2, 4, 3))
+    wanted = torch.randn(2, 4, 3).clamp(-1, 1)
+
+    def perfect(noisy, time, context):
+        kept = head.kept[(time[0] * 100).round().long()]
+        return (noisy - kept.sqrt() * wanted) / (1 - kept).sqrt() if predicts == "epsilon" else wanted
+
+    head.net = torch.nn.Module()
+    head.net.forward = perfect
+    torch.testing.assert_close(head.sample(torch.zeros(2, 2), noise_of(head, 2)), unsigned(wanted))
+
+
+def test_mip_mends_what_its_first_step_gives():
+    head = build_head(small("mip", time=0.8), HeadSizes(2, 4, 3))
+    asked = []
+
+    def net(noisy, time, context):
+        asked.append((noisy.clone(), time.tolist()))
+        return noisy + 1
+
+    head.net = torch.nn.Module()
+    head.net.forward = net
+    actions = head.sample(torch.zeros(2, 2))
+    assert [time for _, time in asked] == [[0.0, 0.0], pytest.approx([0.8, 0.8])]
+    assert not asked[0][0].any() and (asked[1][0] == 0.8).all()
+    torch.testing.assert_close(actions[..., 0], torch.full((2, 4), 1.8))
+
+
+def test_a_mixture_draws_its_components_by_their_shares():
+    head = build_head({"kind": "gmm", "components": 2, "spread": 0.5}, HeadSizes(2, 2, 2))
+    for p in head.parameters():
+        torch.nn.init.zeros_(p)
+    with torch.no_grad():
+        head.weights.bias.copy_(torch.tensor([0.25, 0.75]).log())
+        head.means.bias.copy_(torch.tensor([-3.0, 9, -3, 9, 3, -9, 3, -9]))  # (components, steps, dims)
+    noise = noise_of(head, 4000)
+    actions = head.sample(torch.zeros(4000, 2), noise)
+    right = actions[:, 0, 0] > 0
+    assert 0.72 < right.float().mean() < 0.78
+    assert torch.equal(right, actions[:, 1, 0] > 0)  # one component a chunk
+    assert torch.equal(actions[..., 1] < 0.5, right[:, None].expand(-1, 2))  # the gripper is the component's
+    spread = (actions[..., 0].abs() - 3).std()
+    torch.testing.assert_close(spread, torch.tensor(0.5 * (math.log(2) + 0.01)), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [*HEADS, "flow, U-Net"])
+def test_members_learn_in_bfloat16(make_policy, make_batch, kind):
+    policy = make_policy(head=small(kind), members=2).train()
+    batch = make_batch(policy)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, scalars = policy.loss(batch)
+        assert policy.eval().plan(batch["features"], batch["proprio"]).dtype == torch.float32
+    loss.backward()
+    assert loss.dtype == torch.float32 and all(torch.isfinite(p.grad).all() for p in policy.parameters())
+    assert all(torch.isfinite(value) for value in scalars.values())
+
+
+@pytest.mark.parametrize("kind", [*HEADS, "flow, U-Net"])
 @pytest.mark.parametrize("body", ["mlp", "transformer"])
 def test_members_compute_as_each_alone(make_policy, make_batch, kind, body):
     policy = make_policy(head=small(kind), kind=body, members=3, context=2)

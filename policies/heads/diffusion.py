@@ -1,0 +1,93 @@
+"""Diffusion: a chunk is denoised from pure noise in a few DDIM steps (Chi et al., 2023; Song et al., 2021).
+
+As in Diffusion Policy: `train_steps` levels of noise on the squared-cosine schedule (Nichol & Dhariwal, 2021), the
+network predicts the noise (or the chunk itself), and DDIM without noise of its own visits every
+`train_steps / steps`-th level. The guess of the chunk is clipped at every step, since at high levels a small error of
+the noise is a large one of the chunk; `clip` is in normalised units, which reach beyond 1 with `normalise: standard`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s2robot.policies.errors import PolicyError
+from s2robot.policies.heads.denoiser import DenoiserSettings, check_counts
+from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
+
+PREDICTS = ("epsilon", "sample")
+
+
+@dataclass(frozen=True)
+class DiffusionSettings(DenoiserSettings):
+    """configs/policy/head/diffusion.yaml says what each is."""
+
+    train_steps: int = 100
+    steps: int = 10
+    predicts: str = "epsilon"
+    clip: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "train_steps", "steps")
+        if self.steps > self.train_steps:
+            raise PolicyError(
+                f"policy.head.steps {self.steps} is more than policy.head.train_steps {self.train_steps}"
+            )
+        if self.predicts not in PREDICTS:
+            raise PolicyError(f"policy.head.predicts is '{self.predicts}', expected {' or '.join(PREDICTS)}")
+        if self.clip <= 0:
+            raise PolicyError(f"policy.head.clip is {self.clip}, expected a value above 0")
+
+
+class DiffusionHead(Head):
+    """See the module."""
+
+    def __init__(self, settings: DiffusionSettings, sizes: HeadSizes):
+        super().__init__()
+        self.settings = settings
+        self.noise_shape = (sizes.chunk, sizes.action_dim)
+        self.net = settings.build(sizes)
+        self.register_buffer("kept", squared_cosine(settings.train_steps), persistent=False)
+        self.kept: Tensor  # (train_steps,)
+
+    def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
+        target = signed(target)
+        noise, last = torch.randn_like(target), self.settings.train_steps
+        level = (torch.rand_like(target[..., 0, 0]) * last).long().clamp(max=last - 1)  # (B,)
+        kept = self.kept[level][..., None, None]
+        noisy = kept.sqrt() * target + (1 - kept).sqrt() * noise
+        found = self.net(noisy, level / last, context)
+        wanted = noise if self.settings.predicts == "epsilon" else target
+        loss, parts = by_part((found - wanted).square(), weight)
+        return HeadLoss(loss, unsigned(self._split(noisy, found.detach(), kept)[0]), parts)
+
+    def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
+        if noise is None:
+            raise PolicyError("policy: a diffusion head samples from noise, and none was given")
+        s, actions = self.settings, noise
+        stride = s.train_steps // s.steps
+        for level in range((s.steps - 1) * stride, -1, -stride):
+            time = actions.new_full(actions.shape[:-2], level / s.train_steps)
+            clean, epsilon = self._split(actions, self.net(actions, time, context), self.kept[level])
+            if level == 0:
+                return unsigned(clean)
+            kept = self.kept[level - stride]
+            actions = kept.sqrt() * clean + (1 - kept).sqrt() * epsilon
+        raise AssertionError("the levels end with 0")
+
+    def _split(self, noisy: Tensor, found: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean chunk and noise that the network sees in a noisy one."""
+        if self.settings.predicts == "epsilon":
+            clean, epsilon = (noisy - (1 - kept).sqrt() * found) / kept.sqrt(), found
+        else:
+            clean, epsilon = found, (noisy - kept.sqrt() * found) / (1 - kept).sqrt()
+        return clean.clamp(-self.settings.clip, self.settings.clip), epsilon
+
+
+def squared_cosine(steps: int) -> Tensor:
+    """The share of a chunk's variance that is left at each level of noise, from nearly 1 to nearly 0.  # (steps,)"""
+    bend = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+    left = [max(after / before, 1 - 0.999) for before, after in zip(bend[:-1], bend[1:], strict=True)]
+    return torch.tensor(left, dtype=torch.float64).cumprod(0).float()

@@ -1,0 +1,96 @@
+"""GMM: a mixture of Gaussians, whose likelihood is maximised and of which one component acts (as in robomimic).
+
+Robomimic's BC-RNN-GMM plans one action, and there this is the same. A chunk is one draw: a component is a whole
+chunk, with its own Gaussian at every step and joint, since components drawn anew for every step would go left in
+one and right in the next. The gripper, which is open or closed, is a Bernoulli of the component; a Gaussian of two
+values has no width. The component is drawn from the noise handed in; around its mean little is drawn
+(`spread`), which robomimic calls low-noise evaluation.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2robot.policies.errors import PolicyError
+from s2robot.policies.heads.denoiser import check_counts
+from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes
+
+
+@dataclass(frozen=True)
+class GmmSettings:
+    """configs/policy/head/gmm.yaml says what each is."""
+
+    components: int = 5
+    min_std: float = 0.01
+    spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_counts(self, "components")
+        if self.min_std <= 0:
+            raise PolicyError(f"policy.head.min_std is {self.min_std}, expected a value above 0")
+        if self.spread < 0:
+            raise PolicyError(f"policy.head.spread is {self.spread}, expected 0 or more")
+
+
+class GmmHead(Head):
+    """See the module."""
+
+    def __init__(self, settings: GmmSettings, sizes: HeadSizes):
+        super().__init__()
+        self.settings = settings
+        self.shape = (settings.components, sizes.chunk, sizes.action_dim)
+        self.noise_shape = (
+            1 + sizes.chunk * (sizes.action_dim - 1),
+        )  # of the component, then around its mean
+        self.weights = nn.Linear(sizes.context, settings.components)
+        self.means = nn.Linear(sizes.context, settings.components * sizes.chunk * sizes.action_dim)
+        self.widths = nn.Linear(sizes.context, settings.components * sizes.chunk * (sizes.action_dim - 1))
+
+    def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
+        share, means, std = self._mixture(context)
+        away = (target[..., None, :, :-1] - means[..., :-1]) / std  # (B, M, K, A - 1)
+        joints = (-0.5 * (away.square() + LOG_2PI) - std.log()).sum(-1)  # (B, M, K)
+        closed = target[..., None, :, -1].expand(joints.shape)
+        gripper = -F.binary_cross_entropy_with_logits(means[..., -1], closed, reduction="none")
+        keep = weight / weight.amax(-1, keepdim=True).clamp(min=1e-12)  # (B, K) within a chunk
+        each = share + ((joints + gripper) * keep[..., None, :]).sum(-1)  # (B, M) log-likelihoods
+        chunks = weight.sum(-1) / keep.sum(-1).clamp(min=1)  # (B,) so that the loss is nats a step
+        loss = -(each.logsumexp(-1) * chunks).sum()
+        return HeadLoss(loss, self._component(means.detach(), share.argmax(-1)), {"nll": loss.detach()})
+
+    def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
+        if noise is None:
+            raise PolicyError("policy: a gmm head draws its component from noise, and none was given")
+        share, means, std = self._mixture(context)
+        drawn = torch.special.ndtr(noise[..., :1])  # (B, 1) from 0 to 1
+        chosen = (drawn > share.exp().cumsum(-1)).sum(-1).clamp(max=self.shape[0] - 1)  # (B,)
+        actions = self._component(means, chosen)
+        if not self.settings.spread:
+            return actions
+        around = noise[..., 1:].unflatten(-1, (self.shape[1], -1)) * self.settings.spread
+        joints = actions[..., :-1] + around * pick(std, chosen)
+        return torch.cat([joints, actions[..., -1:]], -1)
+
+    def _mixture(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log shares (B, M), means (B, M, K, A) with the gripper as a logit, deviations (B, M, K, A - 1)."""
+        m, k, a = self.shape
+        std = F.softplus(self.widths(context).float()) + self.settings.min_std
+        share = self.weights(context).float().log_softmax(-1)
+        means = self.means(context).float()
+        return share, means.unflatten(-1, (m, k, a)), std.unflatten(-1, (m, k, a - 1))
+
+    def _component(self, means: Tensor, chosen: Tensor) -> Tensor:
+        """The mean chunk (B, K, A) of these components (B,), the gripper 0..1."""
+        mean = pick(means, chosen)
+        return torch.cat([mean[..., :-1], mean[..., -1:].sigmoid()], -1)
+
+
+LOG_2PI = 1.8378770664093453
+
+
+def pick(values: Tensor, chosen: Tensor) -> Tensor:
+    """values (B, M, ...) at these places (B,) -> (B, ...)."""
+    places = chosen.reshape(-1, *[1] * (values.ndim - 1)).expand(-1, 1, *values.shape[2:])
+    return values.gather(1, places).squeeze(1)

@@ -1,0 +1,59 @@
+"""MIP, the minimal iterative policy: two supervised steps, deterministic where it acts (arXiv 2512.01809).
+
+What is built, with net(chunk, time, context) and t = `time` (0.9 in the paper):
+
+    training    | net(0, 0, context) - action |²  +  | net(t · action + (1 - t) · noise, t, context) - action |²
+    acting      first = net(0, 0, context);  action = net(t · first, t, context)
+
+The first step is plain regression, the second learns to mend a chunk that is nearly right. This is the paper's form;
+its published code also knows one that leaves out the factor t. Squared error on all dimensions, the gripper as
+-1 or 1. It does not fit a distribution: of two equally good ways it takes one answer, which may lie between them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s2robot.policies.errors import PolicyError
+from s2robot.policies.heads.denoiser import DenoiserSettings
+from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
+
+
+@dataclass(frozen=True)
+class MipSettings(DenoiserSettings):
+    """configs/policy/head/mip.yaml says what each is."""
+
+    time: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.time < 1:
+            raise PolicyError(f"policy.head.time is {self.time}, expected a value between 0 and 1")
+
+
+class MipHead(Head):
+    """See the module."""
+
+    def __init__(self, settings: MipSettings, sizes: HeadSizes):
+        super().__init__()
+        self.settings, self.shape = settings, (sizes.chunk, sizes.action_dim)
+        self.net = settings.build(sizes)
+
+    def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
+        target = signed(target)
+        noisy = torch.lerp(torch.randn_like(target), target, self.settings.time)
+        start = torch.zeros_like(target[..., 0, 0])  # (B,)
+        found = self.net(
+            torch.cat([torch.zeros_like(target), noisy]),
+            torch.cat([start, start + self.settings.time]),
+            torch.cat([context, context]),
+        )  # (2B, K, A), both steps in one pass
+        errors = (found - torch.cat([target, target])).square()
+        loss, parts = by_part(errors, torch.cat([weight, weight]))
+        return HeadLoss(loss, unsigned(found[: len(target)].detach()), parts)
+
+    def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
+        start = context.new_zeros(len(context), dtype=torch.float32)  # (B,)
+        first = self.net(start[:, None, None].expand(-1, *self.shape), start, context)
+        return unsigned(self.net(self.settings.time * first, start + self.settings.time, context))
