@@ -116,7 +116,11 @@ def load_checkpoint(
         raise PolicyError(f"{tensors_path}: not a safetensors file ({error})") from error
     if record["schema"] == 1:
         state = {_name_since_2(name): tensor for name, tensor in state.items()}
-    policy = ChunkPolicy(PolicySpec.from_dict(record["spec"], f"{record_path}: spec"))
+    spec = PolicySpec.from_dict(record["spec"], f"{record_path}: spec")
+    try:
+        policy = ChunkPolicy(spec)
+    except PolicyError as error:  # a head, say, that this version does not know
+        raise PolicyError(f"{record_path}: {error}") from None
     _check_tensors(policy, state, tensors_path)
     policy.load_state_dict(state, strict=True)
     return policy.to(device).eval(), record["contract"]

@@ -159,7 +159,7 @@ def look_up(arm: Arm, common: Sequence[str]) -> Known:
         "label": arm.label,
         "encoder": encoder.name,
         "scales": [float(s) if s % 1 else int(s) for s in train.s2.scales],
-        "policy": f"{train.policy.kind}, {train.policy.pooling.kind}",
+        "policy": f"{train.policy.kind}, {train.policy.pooling.kind}, {train.policy.head.kind}",
         "overrides": list(arm.overrides),
         "parameters": encoder.num_parameters,
         "gflops_per_frame": round(encoder.gflops_per_image, 3),

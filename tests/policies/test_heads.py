@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, PolicySpec
+from s2robot.policies import (
+    BatchActor,
+    ChunkPolicy,
+    PolicyError,
+    PolicySpec,
+    load_checkpoint,
+    save_checkpoint,
+)
+from s2robot.policies.checkpoint import REQUIRED
 from s2robot.policies.heads import HEADS, HeadSizes, build_head
 from s2robot.policies.heads.diffusion import squared_cosine
 from s2robot.policies.heads.head import unsigned
@@ -112,6 +120,23 @@ def test_an_unknown_head_and_key_are_named():
         build_head({"kind": "difusion"}, HeadSizes(6, 4, 3))
     with pytest.raises(PolicyError, match="policy.head: unknown key 'widht', did you mean 'width'"):
         build_head({"kind": "flow", "widht": 3}, HeadSizes(6, 4, 3))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_checkpoint_brings_its_head_along(make_policy, make_batch, tmp_path, kind):
+    policy = make_policy(head=small(kind))
+    batch = make_batch(policy)
+    contract = dict.fromkeys(REQUIRED, "") | {"encoder": {"fingerprint": "e"}}
+    save_checkpoint(tmp_path / "c", policy, contract)
+    again = load_checkpoint(tmp_path / "c")[0]
+    assert again.spec == policy.spec
+    assert torch.equal(*(p.plan(batch["features"], batch["proprio"]) for p in (policy, again)))
+    file = tmp_path / "c" / "policy.json"
+    file.write_text(file.read_text().replace(f'"{kind}"', '"later"'))
+    with pytest.raises(
+        PolicyError, match="policy.json: policy.head.kind is 'later', expected one of regression, mip"
+    ):
+        load_checkpoint(tmp_path / "c")
 
 
 @pytest.mark.parametrize("kind", HEADS)
