@@ -126,7 +126,10 @@ def test_an_unknown_head_and_key_are_named():
 def test_a_checkpoint_brings_its_head_along(make_policy, make_batch, tmp_path, kind):
     policy = make_policy(head=small(kind))
     batch = make_batch(policy)
-    contract = dict.fromkeys(REQUIRED, "") | {"encoder": {"fingerprint": "e"}}
+    contract = dict.fromkeys(REQUIRED, "") | {
+        "encoder": {"fingerprint": "e"},
+        "cameras": list(policy.spec.cameras),
+    }
     save_checkpoint(tmp_path / "c", policy, contract)
     again = load_checkpoint(tmp_path / "c")[0]
     assert again.spec == policy.spec
