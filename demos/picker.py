@@ -4,9 +4,13 @@ Inverse kinematics by mink, from the *commanded* joints; decisions from the *mea
 funnel rather than a list of waypoints: the further the gripper is from being over the cube, the higher it
 flies. So the action depends on what the cameras can see, wherever a perturbation has put the gripper, and
 a cloned policy has a function to learn instead of a clock.
+
+    picker.act()      # the next action, and whether it is a push
+    picker.ask(16)    # what it would do for 16 steps if nobody pushed it; nothing is changed by asking
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import mink
 import numpy as np
@@ -14,6 +18,9 @@ import numpy as np
 from s2robot.envs.cube_config import MAX_DELTA
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.world import TABLE_HEIGHT
+
+_SHUT = 0.15  # opening below which a gripper that touches nothing has closed on nothing
+_MEMORY = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,10 @@ class PickerConfig:
 
 
 class Picker:
-    """Picks the cube of one :class:`CubePick`; ``act()`` gives the next action and whether it is a kick.
+    """Picks the cube of one :class:`CubePick`; ``act()`` gives the next action and whether it is a push.
 
-    Kicks are steps that push the gripper off its way. They are executed and recorded (an open-loop replay needs
-    them) but flagged, so that training imitates only the recoveries, never the pushes.
+    Pushes (kicks, and grasps beside the cube) are executed and recorded (an open-loop replay needs them) but
+    flagged, so that training imitates only the recoveries, never the pushes.
     """
 
     def __init__(self, env: CubePick, config: PickerConfig | None = None):
@@ -79,12 +86,10 @@ class Picker:
         # a kick starts at a step drawn over the usual length of the approach
         count = rng.integers(c.kicks[0], c.kicks[1] + 1)
         self._kick_at = set(rng.choice(np.arange(1, 14), size=count, replace=False).tolist())
-        self._kick_left = 0
-        self._miss_left = 0
         self._will_miss = rng.random() < c.misses
-        self._step = -1
-        self._firm = 0
-        self._closing = False
+        self._kick_left = self._miss_left = 0
+        self._step, self._firm, self._closing, self._pushes = -1, 0, False, True
+        self.push = ""  # of the last action: a kick, a miss, or none
         home = env.data.qpos.copy()
         home[env.joint_index] = env.spec_robot.home
         self._posture.set_target(home)
@@ -92,23 +97,25 @@ class Picker:
         self._yaw_home = self._yaw_of(self._ik.data.site_xmat[env.grip_site].reshape(3, 3))
 
     def act(self) -> tuple[np.ndarray, bool]:
-        """The next action and whether it is a perturbation.  # float32 (8,), bool"""
+        """The next action and whether it is a push, `push` saying which.  # float32 (8,), bool"""
         env, c = self.env, self.config
         cube, grip = env.cube_pose, env.grip_position
         yaw_error = self._yaw_error(cube, self._yaw_of(self._grip_rotation()))
         far = float(np.linalg.norm(cube[:2] - grip[:2]))
         grasp_z = max(cube[2], env.config.cube_size / 2)
         self._step += 1
+        self.push = ""
 
-        if self._closing and env.opening < 0.15 and not env._touching():
+        if self._closing and env.opening < _SHUT and not env._touching():
             self._closing = False  # closed on nothing: open and try again
         if not self._closing and not self._miss_left:
             low = abs(grip[2] - grasp_z) < c.close_z and env.opening > c.open_enough
             self._closing = low and far < self._close_xy and abs(yaw_error) < self._close_yaw
         if self._closing:
             return self._grasp(), False
-        if push := self._push_off(cube, grip, far, grasp_z):
-            return push[0], True
+        if self._pushes and (push := self._push_off(cube, grip, far, grasp_z)):
+            action, self.push = push
+            return action, True
 
         misaligned = far + c.funnel_yaw * abs(yaw_error)
         if env.opening < c.open_enough:
@@ -116,6 +123,37 @@ class Picker:
         height = min(c.hover, c.funnel_slope * max(0.0, misaligned - c.funnel_mouth))
         target = np.array([*cube[:2], grasp_z + height])
         return self._move(target, yaw_error, closed=False), False
+
+    def ask(self, steps: int, memory: dict[str, Any] | None = None) -> np.ndarray:
+        """What it would do from here without pushes; world and picker are left as they were.  # float32 (steps, 8)
+
+        memory: of :meth:`remember`, where it is asked as of then; the present one without.
+        """
+        kept, joints = self.remember(), self._ik.q.copy()
+        actions = []
+        with self.env.rehearsal():
+            self.recall(memory or kept)
+            self._pushes, self._miss_left = False, 0
+            for _ in range(steps):
+                actions.append(self.act()[0])
+                self.env.step_physics(actions[-1])
+        self.recall(kept)
+        self._ik.update(joints)
+        return np.stack(actions)
+
+    def remember(self) -> dict[str, Any]:
+        """What it knows of the episode besides the world's state, for `recall`: all but what only pushes draw from."""
+        return {name: getattr(self, name) for name in _MEMORY}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go back to what `remember` gave."""
+        vars(self).update(memory)
+
+    def take_over(self, closed: bool) -> None:
+        """Go on, unpushed, where somebody else acted, who commanded the gripper to be `closed` or open."""
+        shut = self.env.opening < _SHUT and not self.env._touching()
+        self._pushes, self._miss_left, self._firm = False, 0, 0
+        self._closing = closed and not shut
 
     def _grasp(self) -> np.ndarray:
         """Close where the gripper is; lift at the first contact with both fingers."""
@@ -126,8 +164,8 @@ class Picker:
             target[2] = self.env.config.cube_size / 2 + c.lift
         return self._move(target, 0.0, closed=True)
 
-    def _push_off(self, cube, grip, far: float, grasp_z: float) -> tuple[np.ndarray] | None:
-        """The action of a perturbation, where one is due: a kick, or a grasp beside the cube."""
+    def _push_off(self, cube, grip, far: float, grasp_z: float) -> tuple[np.ndarray, str] | None:
+        """The action of a perturbation, where one is due, and which: a kick, or a miss, a grasp beside the cube."""
         env, c, rng = self.env, self.config, self._rng
         if self._will_miss and far < 0.04 and grip[2] < grasp_z + 0.08:
             self._will_miss = False
@@ -144,7 +182,7 @@ class Picker:
             rising = self._miss_left < self._miss_rise
             target = self._miss_at + [0, 0, 0.12 if rising else 0.0]
             down = abs(grip[2] - grasp_z) < 0.02 or env.opening < 0.9
-            return (self._move(target, 0.0, closed=bool(down)),)
+            return self._move(target, 0.0, closed=bool(down)), "miss"
         if self._kick_left == 0 and self._step in self._kick_at:
             self._kick_left = int(rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
             push = rng.uniform(-1, 1, 3) * c.kick_size
@@ -156,7 +194,7 @@ class Picker:
             self._kick_left -= 1
             target = self._commanded_pose()[0] + self._push[0]
             target[2] = np.clip(target[2], 0.03, 0.40)
-            return (self._move(target, self._push[1], closed=False, limit=False),)
+            return self._move(target, self._push[1], closed=False, limit=False), "kick"
         return None
 
     # ---------------------------------------------------------------- inside

@@ -1,9 +1,9 @@
 """Training windows: what a policy sees at a step, and the actions that it should take from there.
 
-Where a dataset holds what its expert would do (``expert``, a chunk of actions for every step), that is imitated,
-from every step. Where it holds the executed actions alone, steps in which the picker was pushed (``perturbed``)
-are never imitated: no window starts at one, and a chunk of actions ends before the next one. They stay in the
-context, where they did happen.
+Where a dataset holds what its expert would do (``expert``, a chunk of actions for every step), that is imitated.
+Where it holds the executed actions alone, a chunk of them ends before the next step in which the picker was pushed
+(``perturbed``). Either way no window starts at a pushed step, unless ``imitate`` says from which steps the expert
+is imitated. All steps stay in the context, where they did happen.
 """
 
 from dataclasses import dataclass
@@ -57,23 +57,31 @@ def make_windows(store: EpisodeStore, episodes: np.ndarray, context: int, chunk:
 
 
 def _expert_chunks(store: EpisodeStore, episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
-    """Rows (n,), actions (n, K, A) and what of them is unknown (n, K): all that the expert said."""
-    actions = store.read("expert", episode.start, episode.stop)[:, :chunk]  # (T, up to K, A)
+    """Rows (n,), actions (n, K, A) and what of them is unknown (n, K): what the expert said."""
+    start = ~_pushed(store, episode)
+    if "imitate" in store.keys:
+        start = store.read("imitate", episode.start, episode.stop).astype(bool)
+    actions = store.read("expert", episode.start, episode.stop)[start, :chunk]  # (n, up to K, A)
     missing = chunk - actions.shape[1]
     actions = np.pad(actions, ((0, 0), (0, missing), (0, 0)), mode="edge")
     beyond = np.broadcast_to(np.arange(chunk) >= chunk - missing, actions.shape[:2])
-    return np.arange(episode.start, episode.stop), actions, beyond
+    return np.arange(episode.start, episode.stop)[start], actions, beyond
 
 
 def _executed_chunks(store: EpisodeStore, episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
     """As `_expert_chunks`, from what was executed."""
     t = np.arange(episode.start, episode.stop)
-    pushed = np.zeros(len(t), bool)
-    if "perturbed" in store.keys:
-        pushed = store.read("perturbed", episode.start, episode.stop).astype(bool)
+    pushed = _pushed(store, episode)
     # for every step, the first pushed step at or after it, or the episode's end
     end = np.minimum.accumulate(np.where(pushed, t, episode.stop)[::-1])[::-1]
     t, end = t[~pushed], end[~pushed]
     ahead = t[:, None] + np.arange(chunk)  # (n, K)
     executed = store.read("action", episode.start, episode.stop)
     return t, executed[np.minimum(ahead, end[:, None] - 1) - episode.start], ahead >= end[:, None]
+
+
+def _pushed(store: EpisodeStore, episode: slice) -> np.ndarray:
+    """Which steps the picker was pushed in.  # (T,) bool"""
+    if "perturbed" not in store.keys:
+        return np.zeros(episode.stop - episode.start, bool)
+    return store.read("perturbed", episode.start, episode.stop).astype(bool)

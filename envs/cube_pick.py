@@ -6,6 +6,9 @@ observation["images"]["hand"].shape   # (256, 256, 3)
 observation["proprio"].shape          # (8,)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict
 
 import gymnasium
@@ -236,6 +239,21 @@ class CubePick(gymnasium.Env):
         mujoco.mj_forward(self.model, self.data)
         # mj_forward writes the warm start that the next step reads: put the recorded one back
         mujoco.mj_setState(self.model, self.data, state[:size], kind)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """What happens in here leaves no trace: contacts, poses and judge are back afterwards, to the last bit.
+
+        ``set_state`` finds contacts anew, and those that a step leaves are of its last but one moment.
+        """
+        physics, grip = copy(self.data), self._gripper.current_action.copy()
+        commanded, judge = self.commanded, (self._furthest, self._held_steps, self._steps)
+        try:
+            yield
+        finally:
+            mujoco.mj_copyData(self.data, self.model, physics)
+            self._gripper.current_action, self.commanded = grip, commanded
+            self._furthest, self._held_steps, self._steps = judge
 
     def render_cameras(self) -> dict[str, np.ndarray]:
         """One frame per camera of the present state.  # {camera: uint8 (S, S, 3)}"""

@@ -63,6 +63,12 @@ VERBS = {
         "record demonstrations: scripted in simulation, or by a person on an arm",
         goes_on=True,
     ),
+    "relabel": Verb(
+        "s2robot.verbs:relabel",
+        "add to a copy of simulated demos what the picker would do from every step",
+        simulates=True,
+        goes_on=True,
+    ),
     "replay": Verb(
         "s2robot.verbs:replay",
         "play recorded actions back and say whether they still succeed",

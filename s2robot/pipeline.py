@@ -126,6 +126,8 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
             settings.seed,
             settings.workers,
             lambda done, failed: update(done, settings.episodes, f"{failed} failed attempts"),
+            settings.expert,
+            settings.imitate_kicks,
         )
     store.close()
     return EpisodeStore.open(out)

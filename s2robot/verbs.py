@@ -14,7 +14,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
-from s2robot.common.settings import env_config, open_demos, plain, read, world_of
+from s2robot.common.settings import DemosSettings, env_config, open_demos, plain, read, world_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
@@ -30,6 +30,21 @@ def record(cfg: DictConfig) -> None:
 
         store = record_on_arm(cfg)
     print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")
+
+
+def relabel(cfg: DictConfig) -> None:
+    """`s2robot relabel`: a copy of simulated demos with what the picker would do from every step."""
+    from s2robot.demos.relabel import RelabelSettings
+    from s2robot.demos.relabel import relabel as write_copy
+
+    given = {key: cfg[key] for key in RelabelSettings.__dataclass_fields__}
+    settings = read(RelabelSettings, given, "")
+    source = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
+    with bar("asking the picker") as update:
+        store = write_copy(source, settings, lambda done, total: update(done, total, "episodes"))
+    print(
+        f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate: {store.path}"
+    )
 
 
 def replay(cfg: DictConfig) -> None:

@@ -17,6 +17,7 @@ DRAWS = {
     "s2robot.comparison.result",
     "s2robot.demos.picker",
     "s2robot.demos.record",
+    "s2robot.demos.relabel",
     "s2robot.envs.cube_pick",
     "s2robot.envs.real.emulator.scene",
     "s2robot.envs.renderer",

@@ -86,6 +86,31 @@ def test_a_dataset_without_flags_has_no_pushes(tmp_path):
     assert chunks(make_windows(store, np.array([0]), 1, 1)) == [[0], [1]]
 
 
+def test_where_an_expert_is_known_it_is_imitated_beyond_pushes_and_ends(tmp_path):
+    """The chunk of step t begins with 10 t; no window starts at a pushed step, or where `imitate` says not to."""
+
+    def windows(path, **flags):
+        expert = 10.0 * np.arange(4)[:, None] + np.arange(2)  # (T, K) of steps 0 to 3
+        with EpisodeStore.create(tmp_path / path, ATTRIBUTES) as store:
+            arrays = {
+                "action": np.zeros((4, 8), np.float32),
+                "perturbed": np.array([0, 1, 1, 0], np.uint8),
+                **flags,
+            }
+            store.append(
+                {**arrays, "expert": np.repeat(expert[..., None], 8, 2).astype(np.float32)}, {"seed": 0}
+            )
+            made = make_windows(store, np.array([0]), 2, 3)
+        assert (made.action_pad == [False, False, True]).all() and (
+            made.actions[..., 1] == made.actions[..., 2]
+        ).all()
+        return made.context.tolist(), made.actions[..., 0].tolist()
+
+    assert windows("a") == ([[0, 0], [2, 3]], [[0, 1, 1], [30, 31, 31]])
+    asked = {"imitate": np.array([0, 0, 1, 1], np.uint8)}
+    assert windows("b", **asked) == ([[1, 2], [2, 3]], [[20, 21, 21], [30, 31, 31]])
+
+
 @pytest.mark.parametrize("chosen", [[0], []])
 def test_nothing_to_imitate_is_one_line(tmp_path, chosen):
     store = store_of(tmp_path / "d.zarr", [[1, 1], [0]])

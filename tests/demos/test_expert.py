@@ -1,0 +1,190 @@
+"""What the picker would do: asking it changes nothing, and the chunks of a recording are what it says."""
+
+import numpy as np
+import pytest
+
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.expert import expert_chunks
+from s2robot.demos.picker import Picker, PickerConfig
+from s2robot.demos.record import begun, record, record_episode
+from s2robot.demos.relabel import RelabelSettings, relabel
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from tests.inline import InlinePool
+
+SEED, STEPS = 500, 3  # an episode with kicks and a miss
+
+
+@pytest.fixture(scope="module")
+def world():
+    env = CubePick(draw=False)
+    return env, Picker(env, PickerConfig())
+
+
+def course(world, ask: bool) -> list[tuple]:
+    """All that decides each step of the episode, and what was done; asked before and after each action if `ask`."""
+    env, picker = world
+    env.reset(seed=SEED)
+    picker.reset(SEED)
+    rows: list[tuple] = []
+    while not env.is_success:
+        if ask:
+            picker.ask(STEPS)
+        action, push = picker.act()
+        if ask:
+            picker.ask(STEPS)
+        env.step_physics(action)
+        touched = [(int(a), int(b)) for a, b in env.data.contact.geom[: env.data.ncon]]
+        judge = (env.stage, env._held_steps, env._steps)
+        state = env.get_state().tobytes(), picker._ik.q.tobytes(), str(picker._rng.bit_generator.state)
+        rows.append((action.tobytes(), push, picker.push, picker.remember(), touched, judge, *state))
+    return rows
+
+
+def test_asking_changes_nothing_of_what_follows(world):
+    rows = course(world, ask=True)
+    assert rows == course(world, ask=False)
+    assert {"kick", "miss", ""} == {row[2] for row in rows}
+
+
+def test_the_chunk_of_a_step_is_what_is_done_up_to_the_next_push_and_then_what_would_be():
+    action = np.arange(5, dtype=np.float32)[:, None]  # steps 2 and 3 are pushed
+    asked = {
+        2: np.array([[20.0], [21], [22]]),
+        3: np.array([[30.0], [31], [32]]),
+        5: np.array([[50.0], [51], [52]]),
+    }
+    chunks = expert_chunks(action, asked)
+    assert chunks.dtype == np.float32
+    assert chunks[:, :, 0].tolist() == [[0, 1, 20], [1, 20, 21], [20, 21, 22], [30, 31, 32], [4, 50, 51]]
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    return record_episode(CubePickConfig(), PickerConfig(), SEED, STEPS)
+
+
+def test_a_recording_with_an_expert_is_the_same_recording(labelled):
+    plain, meta = record_episode(CubePickConfig(), PickerConfig(), SEED)
+    arrays, same = labelled
+    assert meta == same and set(arrays) - set(plain) == {"expert", "imitate"}
+    assert all(np.array_equal(plain[key], arrays[key]) for key in plain)
+    assert arrays["expert"].shape == (len(plain["action"]), STEPS, 8)
+    assert np.array_equal(arrays["imitate"], 1 - plain["perturbed"]) and arrays["imitate"].dtype == np.uint8
+    kicks, _ = record_episode(CubePickConfig(), PickerConfig(misses=0.0), SEED, 1, imitate_kicks=True)
+    assert kicks["perturbed"].any() and kicks["imitate"].all()
+
+
+def test_the_expert_does_what_it_says(world, labelled):
+    """From the start of every push, the picker that is not pushed goes the way that the chunk says."""
+    (arrays, _), (env, picker) = labelled, world
+    pushed = arrays["perturbed"].astype(bool)
+    starts = np.flatnonzero(pushed & ~np.roll(pushed, 1))
+    env.reset(seed=SEED)
+    picker.reset(SEED)
+    for t in range(int(starts[-1]) + 1):
+        if t in starts:
+            with env.rehearsal():
+                other = Picker(env, PickerConfig(kicks=(0, 0), misses=0.0))
+                other.reset(SEED)
+                for action in arrays["expert"][t]:
+                    assert np.allclose(other.act()[0], action, atol=1e-6)
+                    env.step_physics(action)
+        action, _ = picker.act()
+        assert np.array_equal(action, arrays["action"][t])
+        env.step_physics(action)
+    assert len(starts) > 1
+
+
+def test_an_expert_that_takes_over_closes_on_with_what_it_has(world):
+    env, picker = world
+    env.reset(seed=SEED, options={"cube_xy": (0.05, 0.05)})
+    picker.reset(SEED)
+    picker.take_over(closed=False)
+    assert picker.act()[0][7] == 0
+    for steps, closed in ((2, 1.0), (8, 0.0)):  # still closing: to its end; shut on nothing: open again
+        for _ in range(steps):
+            env.step_physics(np.array([0, 0, 0, 0, 0, 0, 0, 1.0]))
+        picker.take_over(closed=True)
+        assert picker.act()[0][7] == closed, env.opening
+    while not env.is_success:
+        env.step_physics(picker.act()[0])
+    assert picker.push == ""
+
+
+@pytest.fixture
+def source(tmp_path, recorded, monkeypatch):
+    """A dataset of one episode without an expert."""
+    monkeypatch.setattr("s2robot.demos.relabel.worker_pool", InlinePool)
+    whole = EpisodeStore.open(recorded)
+    return one(tmp_path / "source.zarr", whole.attrs, whole.episode(0))
+
+
+def one(path, attributes: dict, arrays: dict) -> EpisodeStore:
+    with EpisodeStore.create(path, attributes) as store:
+        store.append(arrays, {"seed": SEED, "success": True})
+    return EpisodeStore.open(path)
+
+
+def test_a_copy_is_labelled_as_a_recording_is(tmp_path, source, labelled):
+    settings, seen = RelabelSettings(str(tmp_path / "copy.zarr"), STEPS), []
+    copy = relabel(source, settings, lambda *c: seen.append(c))
+    assert seen == [(1, 1)] and copy.attrs == source.attrs and copy.meta("seed").tolist() == [SEED]
+    assert set(copy.keys) == {*source.keys, "expert", "imitate"}
+    assert all(np.array_equal(copy[key], labelled[0][key]) for key in copy.keys)
+    assert relabel(source, settings, lambda *c: seen.append(c)).fingerprint == copy.fingerprint
+    assert len(seen) == 1  # nothing was left to do
+    with pytest.raises(DatasetError, match="holds 3 steps of the expert, these settings say 2"):
+        begun(tmp_path / "copy.zarr", source.attrs, 3, 2)
+    with pytest.raises(DatasetError, match="found an expert's chunks, expected a dataset without"):
+        relabel(copy, RelabelSettings(str(tmp_path / "twice.zarr"), STEPS))
+
+
+def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
+    arrays, about = source.episode(0), source.attrs
+    action, short = arrays["action"].copy(), {key: value[:-1] for key, value in arrays.items()}
+    action[4, 2] += 0.01
+    foreign = {key: value for key, value in about.items() if key != "picker"}
+    for name, attributes, episode, text in (
+        (
+            "a",
+            about,
+            {**arrays, "action": action},
+            "episode 0: found action of step 4 0.01 away, expected what the",
+        ),
+        (
+            "b",
+            about,
+            short,
+            f"episode 0: found {len(action) - 1} steps, expected what .* from its seed: {len(action)}",
+        ),
+        (
+            "c",
+            foreign,
+            arrays,
+            "found no simulated demos of the scripted picker, expected those of `s2robot record`",
+        ),
+        (
+            "d",
+            {**about, "picker": {"speed": 1}},
+            arrays,
+            "attribute picker: found speed, expected settings of the",
+        ),
+    ):
+        with pytest.raises(DatasetError, match=text):
+            relabel(
+                one(tmp_path / name, attributes, episode), RelabelSettings(str(tmp_path / f"{name}.out"), 1)
+            )
+    with pytest.raises(DatasetError, match="expert: found 0, expected 1 or more"):
+        RelabelSettings("x", 0)
+
+
+def test_a_recording_with_an_expert_goes_on_with_its_own_only(tmp_path, labelled, monkeypatch):
+    monkeypatch.setattr("s2robot.demos.record.worker_pool", InlinePool)
+    path, args = tmp_path / "d.zarr", (CubePickConfig(), PickerConfig(), 1, SEED, 1)
+    record(path, *args, expert=STEPS).close()
+    stored = EpisodeStore.open(path).episode(0)
+    assert all(np.array_equal(stored[key], value) for key, value in labelled[0].items())
+    with pytest.raises(DatasetError, match="it holds 3 steps of the expert, these settings say 0"):
+        record(path, *args)
