@@ -34,10 +34,12 @@ def record_episode(
     seed: int,
     expert: int = 0,
     imitate_kicks: bool = False,
+    states: np.ndarray | None = None,
 ) -> tuple[dict, dict]:
     """One scripted episode: arrays over time and ``{"seed", "success"}``.
 
     expert: steps of the chunks in ``expert``, beside which ``imitate`` stands; with 0 there are neither.
+    states: of a recording of this episode (T, S), to follow: another build of the simulator drifts away from it.
     """
     key = (repr(env_config), repr(picker_config))
     if key not in _WORLDS:
@@ -48,7 +50,9 @@ def record_episode(
     picker.reset(seed)
     steps: dict[str, list] = {"state": [], "proprio": [], "cube_pose": [], "action": [], "perturbed": []}
     asked, imitate = dict[int, np.ndarray](), []
-    for t in range(env.config.max_steps):
+    for t in range(env.config.max_steps if states is None else len(states)):
+        if states is not None:
+            env.set_state(states[t], found_anew=t == 0)
         before = picker.remember()
         action, perturbed = picker.act()
         if expert and perturbed:
@@ -63,7 +67,7 @@ def record_episode(
         ):
             steps[name].append(value)
         env.step_physics(action)
-        if env.is_success:
+        if env.is_success and states is None:
             break
     arrays = {k: np.stack(v) for k, v in steps.items()}
     if expert:

@@ -2,12 +2,13 @@
 
     s2robot relabel demos.path=demos.zarr out=relabelled.zarr
 
-Each episode is recorded again from its seed, so that the picker knows of every push what it knew then; it has to do
-what the dataset holds, or nothing is written.
+The picker follows each episode's states from its seed on, so that it knows of every push what it knew then; it has to
+do what the dataset holds, or nothing is written.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import as_tuples
 from s2robot.envs.workers import worker_pool
 
-# rad, m and what else there is: other builds of the simulator differ in the last bits, another picker in the first
-_SAME = 1e-4
+_SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, another picker in the first
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def relabel(
         DatasetError: the dataset has an expert's chunks already, is none of the scripted picker, or the picker does
             something else; or `settings.out` holds anything else.
     """
-    world, picker = env_config_of(source), picker_of(source)
+    picker_of(source)
     if "expert" in source.keys:
         raise mismatch(source.path, "an expert's chunks", "a dataset without")
     store = begun(Path(settings.out), source.attrs, len(source), settings.expert)
@@ -58,22 +58,36 @@ def relabel(
     try:
         with worker_pool(settings.workers) as pool:
             try:
-                seeds = source.meta("seed").tolist()
-                jobs = {
-                    i: pool.submit(record_episode, world, picker, seeds[i], *how)
-                    for i in range(len(store), len(source))
-                }
+                left = range(len(store), len(source))
+                jobs = {i: pool.submit(labelled_episode, source.path, i, *how) for i in left}
                 for i, job in jobs.items():
-                    stored, (again, _) = source.episode(i), job.result()
-                    _check_same(f"{source.path}: episode {i}", stored, again)
-                    stored |= {key: again[key] for key in ("expert", "imitate")}
-                    store.append(stored, {key: source.meta(key)[i] for key in source.meta_keys})
+                    store.append(job.result(), {key: source.meta(key)[i] for key in source.meta_keys})
                     progress(len(store), len(source))
             finally:
                 pool.shutdown(cancel_futures=True)
     finally:
         store.close()
     return EpisodeStore.open(settings.out)
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path) -> EpisodeStore:
+    return EpisodeStore.open(path)
+
+
+def labelled_episode(path: Path, i: int, expert: int, imitate_kicks: bool) -> dict[str, np.ndarray]:
+    """The arrays of episode ``i`` of a dataset with ``expert`` and ``imitate``."""
+    source = _opened(path)
+    stored, seed = source.episode(i), int(source.meta("seed")[i])
+    world, picker = env_config_of(source), picker_of(source)
+    again, _ = record_episode(world, picker, seed, expert, imitate_kicks, stored["state"])
+    for key in ("perturbed", "action"):
+        away = np.abs(stored[key].astype(float) - again[key]).reshape(len(stored[key]), -1).max(1)
+        if (away > _SAME).any():
+            step = int(np.argmax(away > _SAME))
+            found = f"{key} of step {step} {away[step]:.2g} away"
+            raise mismatch(f"{path}: episode {i}", found, "what the picker of these settings does there")
+    return stored | {key: again[key] for key in ("expert", "imitate")}
 
 
 def picker_of(store: EpisodeStore) -> PickerConfig:
@@ -92,15 +106,3 @@ def picker_of(store: EpisodeStore) -> PickerConfig:
     if unknown := sorted(set(given) - set(PickerConfig.__dataclass_fields__)):
         raise mismatch(f"{store.path}: attribute picker", ", ".join(unknown), "settings of the picker")
     return PickerConfig(**as_tuples(given))
-
-
-def _check_same(where: str, stored: dict[str, np.ndarray], again: dict[str, np.ndarray]) -> None:
-    """Refuse an episode that the picker does not do again."""
-    wrong = "expected what the picker of these settings does from its seed"
-    if len(stored["action"]) != len(again["action"]):
-        raise DatasetError(f"{where}: found {len(stored['action'])} steps, {wrong}: {len(again['action'])}")
-    for key in ("perturbed", "action", "state"):
-        away = np.abs(stored[key].astype(float) - again[key]).reshape(len(stored[key]), -1).max(1)
-        if (away > _SAME).any():
-            step = int(np.argmax(away > _SAME))
-            raise DatasetError(f"{where}: found {key} of step {step} {away[step]:.2g} away, {wrong}")

@@ -94,12 +94,17 @@ def check_joints(path: Path, about: Mapping[str, Any]) -> None:
 
 def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Refuse at the door what encoding and training would refuse hours later; frames need not be square."""
+    width = len(about["joint_names"]) + 1
     for key in ("action", "proprio"):
         if key in arrays:
-            array, width = arrays[key], len(about["joint_names"]) + 1
+            array = arrays[key]
             if array.ndim != 2 or array.shape[1] != width or array.dtype.kind != "f":
                 expected = f"floats (T, {width}): {width - 1} joints and the gripper"
                 raise mismatch(f"{where}: {key}", f"{array.dtype} {array.shape}", expected)
+    if (expert := arrays.get("expert")) is not None and (
+        expert.shape[2:] != (width,) or expert.dtype.kind != "f"
+    ):
+        raise mismatch(f"{where}: expert", f"{expert.dtype} {expert.shape}", f"floats (T, K, {width})")
     if about["kind"] != "images":
         return
     for camera in about["cameras"]:

@@ -225,8 +225,12 @@ class CubePick(gymnasium.Env):
         mujoco.mj_getState(self.model, self.data, physics, kind)
         return np.concatenate([physics, self._gripper.current_action, self.commanded])
 
-    def set_state(self, state: np.ndarray) -> None:
-        """Return to a state of :meth:`get_state`; the judge of stages and success starts anew."""
+    def set_state(self, state: np.ndarray, found_anew: bool = True) -> None:
+        """Go to a state of :meth:`get_state`.
+
+        Contacts are found anew. Without, they stay those that the last step left: for a state that this very step
+        led to where it was recorded.
+        """
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         size, grip = mujoco.mj_stateSize(self.model, kind), len(self._gripper.current_action)
         if np.shape(state) != (size + grip + 7,):
@@ -236,6 +240,8 @@ class CubePick(gymnasium.Env):
         mujoco.mj_setState(self.model, self.data, state[:size], kind)
         self._gripper.current_action = state[size : size + grip].copy()
         self.commanded = state[size + grip :].copy()
+        if not found_anew:
+            return self._refresh_poses()
         mujoco.mj_forward(self.model, self.data)
         # mj_forward writes the warm start that the next step reads: put the recorded one back
         mujoco.mj_setState(self.model, self.data, state[:size], kind)

@@ -21,8 +21,6 @@ class InlinePool:
 
     def __exit__(self, *error: object) -> None: ...
 
-    def shutdown(self, cancel_futures: bool = False) -> None: ...
-
     def submit(self, work: Callable, *given: Any, **named: Any) -> Future:
         future: Future = Future()
         try:

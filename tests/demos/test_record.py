@@ -108,7 +108,7 @@ def test_a_recording_that_is_killed_opens_and_goes_on(recorded, tmp_path, monkey
 def instead_of_simulating(monkeypatch, width: int = 5) -> None:
     """Episodes of a few made-up numbers, `width` of a state; every third seed fails."""
 
-    def episode(world: CubePickConfig, picker: PickerConfig, seed: int) -> tuple[dict, dict]:
+    def episode(world: CubePickConfig, picker: PickerConfig, seed: int, *how) -> tuple[dict, dict]:
         rng = np.random.default_rng(seed)
         arrays = {"state": rng.random((3, width)), "action": rng.random((3, 8), np.float32)}
         return arrays, {"seed": seed, "success": seed % 3 != 2}

@@ -575,6 +575,7 @@ IMAGES = ATTRIBUTES | {"kind": "images", "cameras": ["hand"]}
     [
         (ATTRIBUTES, {"action": np.zeros((3, 7), "f4")}, "action: found float32 (3, 7), expected floats (T, 8): 7 joints and"),
         (ATTRIBUTES, {"action": np.zeros((3, 8), "i4")}, "action: found int32 (3, 8), expected floats (T, 8)"),
+        (ATTRIBUTES, {"expert": np.zeros((3, 2, 7), "f4")}, "expert: found float32 (3, 2, 7), expected floats (T, K, 8)"),
         (ATTRIBUTES, {"proprio": np.zeros((3, 7))}, "proprio: found float64 (3, 7), expected floats (T, 8)"),
         (IMAGES, {}, "found keys action, expected 'images_hand' among them"),
         (IMAGES, {"images_hand": np.zeros((3, 3, 8, 8), "u1")}, "images_hand: found uint8 (3, 3, 8, 8), expected uint8 (T, H, W, 3)"),
