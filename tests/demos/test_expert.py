@@ -1,5 +1,7 @@
 """What the picker would do: asking it changes nothing, and the chunks of a recording are what it says."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,12 @@ from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.demos.record import begun, record, record_episode
 from s2robot.demos.relabel import RelabelSettings, relabel
 from s2robot.demos.store import EpisodeStore
+from s2robot.demos.windows import make_windows
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from tests.inline import InlinePool
 
+ROOT = Path(__file__).resolve().parents[2]
 SEED, STEPS = 500, 3  # an episode with kicks and a miss
 
 
@@ -188,3 +192,12 @@ def test_a_recording_with_an_expert_goes_on_with_its_own_only(tmp_path, labelled
     assert all(np.array_equal(stored[key], value) for key, value in labelled[0].items())
     with pytest.raises(DatasetError, match="it holds 3 steps of the expert, these settings say 0"):
         record(path, *args)
+
+
+def test_the_shipped_demos_hold_an_expert():
+    store = EpisodeStore.open(ROOT / "demos" / "data" / "xarm7_cube.zarr")
+    assert len(store) == 120 and np.array_equal(store["imitate"], 1 - store["perturbed"])
+    free = store["imitate"].astype(bool)
+    assert np.array_equal(store["expert"][free, 0], store["action"][free])  # it does what it says
+    windows = make_windows(store, np.arange(120), 1, 16)
+    assert len(windows) == free.sum() and not windows.action_pad.any()
