@@ -43,8 +43,8 @@ def make_settings(**changes) -> TrainSettings:
     return TrainSettings(**(CFG | changes))
 
 
-def make_data(path: Path) -> tuple[EpisodeStore, np.ndarray]:
-    """Eight episodes of 10 to 17 steps whose actions follow from the features."""
+def make_data(path: Path, times: int = 1) -> tuple[EpisodeStore, np.ndarray]:
+    """Eight episodes of 10 to 17 steps, or so many times as long, whose actions follow from the features."""
     rng = np.random.default_rng(0)
     attributes = {k: CONTRACT[k] for k in ("robot", "joint_names", "cameras", "action_frame", "rate_hz")}
     attributes |= {
@@ -57,7 +57,7 @@ def make_data(path: Path) -> tuple[EpisodeStore, np.ndarray]:
     features = []
     with EpisodeStore.create(path, attributes) as store:
         for i in range(8):
-            length = 10 + i
+            length = times * (10 + i)
             seen = rng.normal(size=(length, len(CAMERAS), TOKENS, DIM)).astype(np.float16)
             action = np.tanh(seen[:, 0].mean(1, dtype=np.float32) @ rng.normal(size=(DIM, 8)) / 4) * 0.1
             action[:, 7] = np.arange(length) > length / 2

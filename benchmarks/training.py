@@ -1,0 +1,169 @@
+"""Windows a second in training, of this code against that of another commit, in one run.
+
+    python benchmarks/training.py
+    python benchmarks/training.py --commit 0c3b294 --threads 1 --seconds 10 --rounds 3
+
+Each side's own `train` fits its own default policy and batch size on the shipped demos, with features of the right size
+that hold noise, from one memory-mapped file; `policy=transformer policy.context=16` likewise. The sides take turns, a
+process each, with one network each (no ensemble). A window is an action chunk that a step is trained on; the first seconds, in which libraries warm up, do not
+count. The medians over the rounds are printed, with their ratio. Nothing else should run meanwhile; on a machine that is busy
+`--clock cpu` counts seconds of the process's processors instead of the wall's.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+POLICIES = {"mlp": ["policy=mlp"], "transformer, context 16": ["policy=transformer", "policy.context=16"]}
+SIZE = {"cameras": ["hand", "left", "right"], "dim": 384, "tokens": 64}  # of mvp-tiny with S2
+
+
+class Enough(Exception):
+    """The time is up."""
+
+
+def measure(
+    overrides: list[str], features: Path, threads: int, warm_s: float, seconds: float, clock: str
+) -> float:
+    """Windows a second of whatever code is imported as `s2robot`."""
+    import numpy as np
+    from hydra import compose, initialize_config_dir
+
+    from s2robot.common.paths import configs_dir, shipped_demos
+    from s2robot.common.settings import plain
+    from s2robot.demos.store import EpisodeStore
+    from s2robot.policies import ChunkPolicy, PolicySpec
+    from s2robot.training.settings import TrainSettings
+    from s2robot.training.train import train
+
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        cfg = compose("train", overrides)
+    store = EpisodeStore.open(shipped_demos("xarm7_cube"))
+    shape = (store.num_steps, len(SIZE["cameras"]), SIZE["tokens"], SIZE["dim"])
+    mapped = np.memmap(features, np.float16, "r", shape=shape)
+    length = {"epochs": 10_000} if "epochs" in TrainSettings.__dataclass_fields__ else {"steps": 1_000_000}
+    batch_size, precision = cfg.train.batch_size, cfg.train.precision
+    settings = TrainSettings(
+        batch_size=batch_size,
+        precision=precision,
+        validation=0.0,
+        threads=threads,
+        accelerator="cpu",
+        **length,
+    )
+    now_of = time.process_time if clock == "cpu" else time.monotonic
+    begin = now_of()
+    counted, since, loss = 0, 0.0, ChunkPolicy.loss
+
+    def counting(self, batch):  # after each step of whoever trains: one place that both sides have
+        nonlocal counted, since
+        now = now_of()
+        if now - begin > warm_s:
+            if since and now - since > seconds:
+                raise Enough(counted / (now - since))
+            since = since or now
+            pad = batch["action_pad"]  # (B, K), or (B, T, K)
+            counted += int((~pad).any(-1).sum())
+        return loss(self, batch)
+
+    ChunkPolicy.loss = counting  # type: ignore[method-assign]
+    alone = (
+        {"members": 1} if "members" in PolicySpec.__dataclass_fields__ else {}
+    )  # as many networks on both sides
+    spec = PolicySpec.from_dict({**plain(cfg.policy), **SIZE, **alone})
+    contract = {
+        "encoder": {"name": "noise", "fingerprint": "n"}, "cameras": SIZE["cameras"], "robot": store.robot,
+        "joint_names": [], "action_frame": store.attrs["action_frame"], "rate_hz": 10, "dataset": {"fingerprint": "d"},
+    }  # fmt: skip
+    try:
+        with tempfile.TemporaryDirectory() as out:
+            train(settings, spec, store, mapped, contract, Path(out))
+    except Enough as result:
+        return float(result.args[0])
+    raise RuntimeError("the training ended before the time was up")
+
+
+def in_tree(tree: Path, *arguments: object) -> float:
+    """`measure` in a process of its own with the code of a tree."""
+    env = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(arguments[2])}
+    words = [
+        sys.executable,
+        __file__,
+        "--measure",
+        json.dumps([str(a) if isinstance(a, Path) else a for a in arguments]),
+    ]
+    done = subprocess.run(words, cwd=tree, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--commit", default="0c3b294")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--warm", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=list(POLICIES))
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        sys.path[:] = [p for p in sys.path if p != str(ROOT / "benchmarks")]
+        overrides, features, *rest = json.loads(args.measure)
+        print(measure(overrides, Path(features), *rest))
+        return
+    import numpy as np
+
+    from s2robot.common.paths import shipped_demos
+    from s2robot.demos.store import EpisodeStore
+
+    with tempfile.TemporaryDirectory() as folder:
+        other, features = Path(folder) / "other", Path(folder) / "features.f16"
+        git = ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "add", "-q", "--detach", str(other), args.commit], check=True)
+        try:
+            noise = np.random.default_rng(0).standard_normal((64, 3, 64, 384), np.float32).astype(np.float16)
+            steps = EpisodeStore.open(shipped_demos("xarm7_cube")).num_steps
+            with features.open("wb") as file:
+                for begin in range(0, steps, len(noise)):
+                    file.write(noise[: steps - begin].tobytes())
+            for name in [args.only] if args.only else POLICIES:
+                for threads in args.threads:
+                    rates: dict[Path, list[float]] = {other: [], ROOT: []}
+                    for _ in range(args.rounds):
+                        for tree in rates:
+                            rates[tree].append(
+                                in_tree(
+                                    tree,
+                                    POLICIES[name],
+                                    features,
+                                    threads,
+                                    args.warm,
+                                    args.seconds,
+                                    args.clock,
+                                )
+                            )
+                    before, now = (statistics.median(values) for values in rates.values())
+                    spread = ", ".join(f"{v:.0f}" for values in rates.values() for v in values)
+                    print(
+                        f"{name:<24} {threads} thread{'s' * (threads > 1):<1}  {args.commit} {before:7.0f}  now {now:7.0f} "
+                        f"windows a {args.clock} second  ratio {now / before:.1f}  ({spread})",
+                        flush=True,
+                    )
+        finally:
+            subprocess.run([*git, "remove", "--force", str(other)], check=True)
+
+
+if __name__ == "__main__":
+    main()
