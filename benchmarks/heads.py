@@ -1,6 +1,7 @@
 """What a head costs: a step of training, and a plan, against those of regression in the same run.
 
     python benchmarks/heads.py
+    python benchmarks/heads.py --rounds 12 policy.members=1
     python benchmarks/heads.py --rounds 50 --only flow,diffusion policy=transformer
 
 Random features in the shape of the shipped encoder's (3 cameras, 64 tokens, 384 channels), the default policy around
