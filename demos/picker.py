@@ -15,11 +15,11 @@ from typing import Any
 import mink
 import numpy as np
 
+from s2robot.demos.expert import SHUT
 from s2robot.envs.cube_config import MAX_DELTA
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.world import TABLE_HEIGHT
 
-_SHUT = 0.15  # opening below which a gripper that touches nothing has closed on nothing
 _MEMORY = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
 
 
@@ -106,7 +106,7 @@ class Picker:
         self._step += 1
         self.push = ""
 
-        if self._closing and env.opening < _SHUT and not env._touching():
+        if self._closing and env.opening < SHUT and not env._touching():
             self._closing = False  # closed on nothing: open and try again
         if not self._closing and not self._miss_left:
             low = abs(grip[2] - grasp_z) < c.close_z and env.opening > c.open_enough
@@ -151,7 +151,7 @@ class Picker:
 
     def take_over(self, closed: bool) -> None:
         """Go on, unpushed, where somebody else acted, who commanded the gripper to be `closed` or open."""
-        shut = self.env.opening < _SHUT and not self.env._touching()
+        shut = self.env.opening < SHUT and not self.env._touching()
         self._pushes, self._miss_left, self._firm = False, 0, 0
         self._closing = closed and not shut
 

@@ -190,8 +190,8 @@ class EpisodeStore:
         length = len(next(iter(arrays.values())))
         self._commit(arrays, {k: v[None] for k, v in values.items()}, np.array([length]))
 
-    def append_all(self, other: "EpisodeStore") -> None:
-        """Append every episode of another dataset with the same attributes (``seed`` may differ).
+    def append_all(self, other: "EpisodeStore", first: int | None = None) -> None:
+        """Append every episode of another dataset with the same attributes (``seed`` may differ), or the first ones.
 
         Raises:
             DatasetError: the two differ in an attribute or in their arrays; both sides are named.
@@ -201,7 +201,7 @@ class EpisodeStore:
             if mine.get(name) != theirs.get(name):
                 expected = f"{mine.get(name)} as in {self.path}"
                 raise mismatch(other.path, f"{name} {theirs.get(name)}", expected)
-        i, total = 0, len(other)
+        i, total = 0, len(other) if first is None else min(first, len(other))
         step_bytes = sum(other._row_bytes(f"data/{k}") for k in other.keys)
         while i < total:
             count = 1  # alone where it starts a chunk of ends, see committed_ends
@@ -322,15 +322,22 @@ class EpisodeStore:
     def fingerprint(self) -> str:
         """sha256 over attributes and committed contents, whatever the file layout."""
         if self._fingerprint is None:
-            digest = hashlib.sha256(json.dumps([self._attrs, self._specs], sort_keys=True).encode())
-            digest.update(self.episode_ends.tobytes())
-            for name in sorted(self._specs):
-                step = max(1, stored_arrays.CHUNK_BYTES // max(self._row_bytes(name), 1))
-                for start in range(0, self._rows(name), step):
-                    rows = self._arrays[name].read(start, min(start + step, self._rows(name)))
-                    digest.update(np.ascontiguousarray(rows).tobytes())
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = self.fingerprint_of_first(len(self))
         return self._fingerprint
+
+    def fingerprint_of_first(self, episodes: int) -> str:
+        """What the fingerprint was, or would be, of the first so many episodes alone."""
+        ends = self.episode_ends[:episodes]
+        specs = self._specs if len(ends) else {}
+        digest = hashlib.sha256(json.dumps([self._attrs, specs], sort_keys=True).encode())
+        digest.update(ends.tobytes())
+        for name in sorted(specs):
+            step = max(1, stored_arrays.CHUNK_BYTES // max(self._row_bytes(name), 1))
+            count = self._start(len(ends)) if name.startswith("data/") else len(ends)
+            for start in range(0, count, step):
+                rows = self._arrays[name].read(start, min(start + step, count))
+                digest.update(np.ascontiguousarray(rows).tobytes())
+        return digest.hexdigest()
 
     def split(self, fraction: float, seed: int, first: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Episodes to train on and to validate on, drawn by the seed and sorted: at least one each, none to validate

@@ -60,7 +60,13 @@ VERBS = {
     ),
     "record": Verb(
         "s2robot.verbs:record",
-        "record demonstrations: scripted in simulation, or by a person on an arm",
+        "record demonstrations: scripted in simulation, by a person on an arm, or corrections of a policy",
+        goes_on=True,
+    ),
+    "dagger": Verb(
+        "s2robot.rounds:dagger",
+        "rounds of a policy's corrections by the scripted picker and of training",
+        simulates=True,
         goes_on=True,
     ),
     "relabel": Verb(

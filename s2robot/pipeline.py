@@ -168,6 +168,7 @@ def encode_demos(
             frames,
             encoder.encode,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
+            store.fingerprint_of_first,
         )
     torch.set_num_threads(before)
     return features, cache

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from s2robot import pipeline
+from s2robot import pipeline, rounds
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
@@ -22,9 +22,12 @@ from s2robot.encoders.encoder import S2Encoder
 
 
 def record(cfg: DictConfig) -> None:
-    """`s2robot record`: demos into `out`, scripted in simulation or by a person on an arm."""
+    """`s2robot record`: demos into `out`, scripted in simulation, by a person on an arm, or corrections of a policy."""
     if cfg.kind == "scripted":
         store = pipeline.record_demos(cfg, cfg, Path(cfg.out))
+    elif cfg.kind == "dagger":
+        store, counts = rounds.record(cfg, cfg, Path(cfg.out))
+        print(rounds.words(counts))
     else:
         from s2robot.deployment.record import record_on_arm
 

@@ -15,6 +15,8 @@ DRAWS = {
     "s2robot.comparison.compare",
     "s2robot.comparison.film",
     "s2robot.comparison.result",
+    "s2robot.dagger.episode",
+    "s2robot.dagger.record",
     "s2robot.demos.picker",
     "s2robot.demos.record",
     "s2robot.demos.relabel",

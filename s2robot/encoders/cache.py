@@ -177,6 +177,7 @@ class FeatureCache:
         make_frames: Callable[[list[int]], Frames],
         encode: Callable[[np.ndarray], Tensor | np.ndarray],
         progress: Callable[[int, int], None] | None = None,
+        dataset_of_first: Callable[[int], str] | None = None,
     ) -> np.ndarray:
         """Encode the missing episodes and return `features`.
 
@@ -184,6 +185,8 @@ class FeatureCache:
             make_frames: given the missing episodes, yields (episode, uint8 (T_ep, C, H, W, 3)) in any order.
             encode: uint8 (B, H, W, 3) -> (B, N, D).
             progress: called with (steps done, steps in all), at the start and after every episode.
+            dataset_of_first: the fingerprint of the dataset when it had only the first so many episodes. What a cache
+                of then holds is copied.
 
         Another process that builds the same cache is waited for. Raises UserError for frames or features of a
         wrong shape, features that float16 cannot hold, an episode not delivered, and a full disk.
@@ -192,6 +195,9 @@ class FeatureCache:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with self._lock():
+                if not self.done():
+                    self._start()
+                    self._take_over(dataset_of_first)
                 self._encode_missing(make_frames, encode, progress or (lambda done, total: None))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -209,8 +215,6 @@ class FeatureCache:
         progress: Callable[[int, int], None],
     ) -> None:
         done = self.done()
-        if not done:
-            self._start()
         missing = [i for i in range(len(self.ends)) if i not in done]
         lengths, total = self.ends - self.starts, self.shape[0]
         steps = int(sum(lengths[i] for i in done))
@@ -237,6 +241,38 @@ class FeatureCache:
                 clock = time.perf_counter()
         if left := [i for i in missing if i not in done]:
             raise UserError(f"{self.path}: no frames came for {len(left)} episodes (first {left[0]})")
+
+    def _take_over(self, dataset_of_first: Callable[[int], str] | None) -> None:
+        """Copy what the cache of the longest earlier state of the dataset holds."""
+        if dataset_of_first is None:
+            return
+        found = [(count, path) for path in self.path.parent.glob("*/") if (count := self._grew_from(path))]
+        for count, path in sorted(found, key=lambda pair: (-pair[0], pair[1])):
+            index = json.loads((path / "index.json").read_text())
+            if index["dataset"] != dataset_of_first(count):
+                continue
+            shape = (int(self.ends[count - 1]), *self.shape[1:])
+            old = np.memmap(path / "features.bin", self.dtype, "r", shape=shape)
+            new = np.memmap(self.path / "features.bin", self.dtype, "r+", shape=self.shape)
+            new[: len(old)] = old
+            new.flush()  # features before the mark that they are there
+            return self._write_index(set(index["done"]))
+
+    def _grew_from(self, path: Path) -> int:
+        """How many episodes a cache of fewer than ours has that differs in nothing but the dataset; else 0."""
+        try:
+            index = json.loads((path / "index.json").read_text())
+            lengths, size = index["episode_lengths"], (path / "features.bin").stat().st_size
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        count, ours = len(lengths), (self.ends - self.starts).tolist()
+        same = all(
+            index.get(key) == self.identity.get(key)
+            for key in ("version", "encoder", "cameras", "dtype", "drawn")
+        )
+        row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        fits = index.get("done") and lengths == ours[:count] and size == sum(lengths) * row
+        return count if same and fits and 0 < count < len(ours) and size else 0
 
     def _checked(
         self, i: int, frames: np.ndarray, encode: Callable[[np.ndarray], Tensor | np.ndarray]

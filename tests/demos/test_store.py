@@ -174,6 +174,16 @@ def test_fingerprint(tmp_path, monkeypatch):
         assert store.fingerprint != first
 
 
+def test_fingerprint_of_the_first_episodes_is_what_it_was_then(tmp_path):
+    store = EpisodeStore.open(filled(tmp_path / "a.zarr", 4))
+    for n in range(5):
+        part = tmp_path / f"{n}.zarr"
+        with EpisodeStore.create(part, store.attrs) as then:
+            then.append_all(store, n)
+        assert EpisodeStore.open(part).fingerprint == store.fingerprint_of_first(n), n
+    assert store.fingerprint_of_first(9) == store.fingerprint == store.fingerprint_of_first(4)
+
+
 def test_split(tmp_path):
     store = EpisodeStore.open(filled(tmp_path / "a.zarr", 10))
     train, validation = store.split(0.2, seed=1)

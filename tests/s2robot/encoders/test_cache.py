@@ -257,7 +257,48 @@ def adopting(folder) -> None:
     cache.build(make_frames, encode)
 
 
-@pytest.mark.parametrize("job", [building, adopting], ids=lambda job: job.__name__)
+def growing(folder) -> None:
+    """Encode a dataset of two episodes, and then the same with a third."""
+    earlier = make_cache(folder, dataset="d2", episode_lengths=LENGTHS[:2], drawn=MUJOCO_3)
+    earlier.build(make_frames, encode)
+    make_cache(folder, drawn=MUJOCO_3).build(make_frames, encode, dataset_of_first="d{}".format)
+
+
+def test_what_a_dataset_held_before_it_grew_is_not_encoded_again(tmp_path):
+    """Exactly: frames of another encoder, renderer, or of other episodes of the same lengths are."""
+    seen = []
+
+    def frames(missing):
+        seen.append(list(missing))
+        return make_frames(missing)
+
+    for n, changes in (
+        (1, {}),
+        (2, {"dataset": "other"}),
+        (2, {"encoder": "f"}),
+        (2, {"drawn": {"mujoco": "2"}}),
+    ):
+        cut = {"dataset": f"d{n}", "episode_lengths": LENGTHS[:n], "drawn": MUJOCO_3}
+        make_cache(tmp_path, **cut | changes).build(make_frames, lambda images: 1 + encode(images))
+    for path in tmp_path.glob("*/features.bin"):
+        path.write_bytes(bytes(path.stat().st_size))  # told apart from what is encoded now: all of it is 0
+    grown = make_cache(tmp_path, drawn=MUJOCO_3)
+    built = grown.build(frames, encode, dataset_of_first="d{}".format)
+    assert seen == [[1, 2]] and not built[:3].any() and np.array_equal(built[3:], expected()[3:])
+
+
+def test_of_an_unfinished_cache_what_is_there_is_taken_over(tmp_path):
+    earlier = make_cache(tmp_path, dataset="d2", episode_lengths=LENGTHS[:2])
+    with pytest.raises(UserError, match="no frames came"):
+        earlier.build(lambda missing: make_frames([1]), encode)
+    seen = []
+    make_cache(tmp_path).build(
+        lambda missing: seen.extend(missing) or make_frames(missing), encode, None, "d{}".format
+    )
+    assert seen == [0, 2] and np.array_equal(make_cache(tmp_path).features, expected())
+
+
+@pytest.mark.parametrize("job", [building, adopting, growing], ids=lambda job: job.__name__)
 def test_a_kill_at_any_write_changes_nothing(tmp_path, job):
     killed = kill_at_every_write(job, tmp_path)
     assert len(killed) >= 8

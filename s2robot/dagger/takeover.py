@@ -1,0 +1,64 @@
+"""When an expert has to take over from a policy, told from what the world shows after each of its steps.
+
+watch = Watch(TakeoverSettings(patience=10))
+watch.reason(Seen(distance=0.2, raised=0.0, opening=1.0, touching=False, closed=False))     # "": go on
+"""
+
+from dataclasses import dataclass
+
+from s2robot.common.errors import UserError
+from s2robot.demos.expert import SHUT
+
+
+@dataclass(frozen=True)
+class TakeoverSettings:
+    """configs/recording/dagger.yaml says what each is."""
+
+    patience: int = 10
+    progress: float = 0.005
+    disagreement: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise UserError(f"recording.takeover.patience: found {self.patience}, expected 1 or more")
+        if self.progress < 0:
+            raise UserError(f"recording.takeover.progress: found {self.progress}, expected 0 or more")
+        if self.disagreement is not None and self.disagreement <= 0:
+            raise UserError(
+                f"recording.takeover.disagreement: found {self.disagreement}, expected more than 0, or null"
+            )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The world after a step: m, and the gripper's opening from 0 to 1."""
+
+    distance: float  # from the grip centre to the cube's
+    raised: float  # the cube, above its place on the table
+    opening: float
+    touching: bool  # both fingers the cube
+    closed: bool  # the gripper's last command
+
+
+class Watch:
+    """Over one episode."""
+
+    def __init__(self, settings: TakeoverSettings):
+        self.settings = settings
+        self._best, self._waited = float("inf"), 0
+
+    def unsure(self, disagreement: float) -> bool:
+        """Whether the members' new plans (rad apart) are too far from each other to be followed."""
+        limit = self.settings.disagreement
+        return limit is not None and disagreement > limit
+
+    def reason(self, seen: Seen) -> str:
+        """Why the expert takes over: `missed` (closed on nothing), `stalled`, or none."""
+        if seen.closed and seen.opening < SHUT and not seen.touching:
+            return "missed"
+        left = seen.distance - max(seen.raised, 0.0)  # falls on the way to the cube and on the way up with it
+        if left < self._best - self.settings.progress:
+            self._best, self._waited = left, 0
+            return ""
+        self._waited += 1
+        return "stalled" if self._waited >= self.settings.patience else ""

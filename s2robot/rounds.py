@@ -1,0 +1,107 @@
+"""DAgger: record corrections of a policy, train on all demos again, and so on.
+
+s2robot record recording=dagger checkpoint=runs/run/<date>/checkpoint     # one round, without the training
+s2robot dagger checkpoint=runs/run/<date>/checkpoint                      # all rounds, and an evaluation
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from s2robot import pipeline
+from s2robot.common.errors import UserError
+from s2robot.common.extras import require_simulator
+from s2robot.common.files import write_json
+from s2robot.common.progress import bar
+from s2robot.common.run_folder import is_first
+from s2robot.common.settings import DemosSettings, env_config, only_simulated, plain, read
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.build import build_encoder
+
+
+def record(
+    cfg: DictConfig, recording: DictConfig, out: Path, **changes: Any
+) -> tuple[EpisodeStore, dict[str, int]]:
+    """One round: corrections of the policy ``recording.checkpoint`` into ``out``, and how the positions ended.
+
+    ``recording`` holds the keys of configs/recording/dagger.yaml, and may hold others; ``changes`` win.
+    """
+    require_simulator()
+    from s2robot.dagger.record import DaggerSettings, record_corrections
+
+    names = DaggerSettings.__dataclass_fields__
+    given = plain(DictConfig({name: recording[name] for name in names if name in recording}))
+    settings = read(DaggerSettings, given | changes, "recording")
+    task = read(DemosSettings, cfg.demos, "demos")
+    with bar("correcting the policy") as update:
+        return record_corrections(
+            settings,
+            EpisodeStore.open(task.folder()),
+            env_config(cfg),
+            out,
+            task.episodes,
+            lambda done, counts: update(done, settings.episodes, words(counts)),
+        )
+
+
+def words(counts: Mapping[str, int]) -> str:
+    """How the positions of a round ended, as text."""
+    return (
+        f"{counts['alone']} without help, {counts['corrected']} corrected, {counts['failed']} failed by both"
+    )
+
+
+def dagger(cfg: DictConfig) -> None:
+    """`s2robot dagger`: rounds of corrections and training, then the evaluation of the last policy and its report.
+
+    Without a checkpoint the first policy is trained on the demos. What `rounds.json` says is done is not done again.
+    """
+    from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
+
+    only_simulated(cfg)
+    if not is_first() or cfg.train.devices != 1:
+        raise UserError(
+            f"train.devices: found {cfg.train.devices}, expected 1: corrections are recorded in between"
+        )
+    out, rounds = Path(cfg.run_dir), cfg.recording.rounds
+    tried = range(cfg.recording.seed, cfg.recording.seed + rounds * cfg.recording.episodes)
+    if set(tried) & set(range(cfg.evaluate.seed, cfg.evaluate.seed + cfg.evaluate.episodes)):
+        raise UserError(
+            f"recording.seed: found {tried.start}, whose positions up to {tried.stop - 1} hold some of the "
+            f"evaluation's from {cfg.evaluate.seed} on; expected others"
+        )
+    task = pipeline.read_task(cfg)
+    encoder = build_encoder(task.encoder)
+    timed = pipeline.Stages(out / "stages.json")
+
+    def trained(task: pipeline.Task, folder: Path) -> Path:
+        store = task.open_demos()
+        with timed("encode"):
+            features, _ = pipeline.encode_demos(store, encoder, task.cameras, task.features)
+        with timed("train"):
+            return pipeline.train_policy(task, store, encoder, features, folder)
+
+    checkpoint = Path(cfg.recording.checkpoint or trained(task, out / "round_0"))
+    demos = out / "demos.zarr"
+    corrected = replace(task, demos=DemosSettings(path=str(demos)))
+    file = out / "rounds.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    for i in range(1, rounds + 1):
+        if len(rows) < i:
+            begin = cfg.recording.seed + (i - 1) * cfg.recording.episodes
+            with timed("record"):
+                store, counts = record(cfg, cfg.recording, demos, checkpoint=str(checkpoint), seed=begin)
+            rows.append({"round": i, "seed": begin, "episodes": len(store), **counts, "checkpoint": None})
+            write_json(file, rows)
+            print(f"round {i}: {words(counts)}; {len(store)} episodes", flush=True)
+        if rows[i - 1]["checkpoint"] is None:
+            rows[i - 1]["checkpoint"] = str(trained(corrected, out / f"round_{i}"))
+            write_json(file, rows)
+        checkpoint = Path(rows[i - 1]["checkpoint"])
+    with timed("evaluate"):
+        summary = evaluate_policy(cfg, checkpoint, out)
+    pipeline.finish(summary, out)

@@ -1,0 +1,288 @@
+"""Corrections of a policy: what is appended, what is imitated of it, and what does not fit together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot.common.errors import UserError
+from s2robot.dagger import episode as rooms
+from s2robot.dagger.episode import Course, corrected_episode
+from s2robot.dagger.record import DaggerSettings, record_corrections
+from s2robot.dagger.takeover import TakeoverSettings
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.picker import Picker, PickerConfig
+from s2robot.demos.record import record_episode
+from s2robot.demos.replay import env_config_of, replay_episode
+from s2robot.demos.store import EpisodeStore
+from s2robot.demos.windows import make_windows
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.policies import PolicyError
+from tests.inline import InlinePool
+
+STEPS, SEED, PATIENCE = 2, 900, 3
+CAMERAS = ("hand", "left")
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    monkeypatch.setattr("s2robot.dagger.record.worker_pool", InlinePool)
+
+
+@pytest.fixture(scope="session")
+def demos(tmp_path_factory) -> EpisodeStore:
+    """Two demos with an expert."""
+    path, world = tmp_path_factory.mktemp("labelled") / "demos.zarr", CubePickConfig(cameras=CAMERAS)
+    about = {
+        **CubePick(world, draw=False).describe(),
+        "seed": 500,
+        "kind": "states",
+        "picker": vars(PickerConfig()),
+    }
+    with EpisodeStore.create(path, about) as store:
+        for seed in (500, 503):
+            store.append(*record_episode(world, PickerConfig(), seed, STEPS))
+    return EpisodeStore.open(path)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(save_untrained, tmp_path_factory) -> Path:
+    return save_untrained(tmp_path_factory.mktemp("policy") / "checkpoint")
+
+
+@pytest.fixture
+def settings(checkpoint) -> DaggerSettings:
+    return DaggerSettings(str(checkpoint), 1, 1, SEED, 1, takeover=TakeoverSettings(PATIENCE), device="cpu")
+
+
+def world_of(demos: EpisodeStore) -> CubePickConfig:
+    return env_config_of(demos)
+
+
+def test_a_correction_is_appended_to_a_copy(demos, settings, tmp_path):
+    before, told = demos.fingerprint, []
+    args = demos, world_of(demos), tmp_path / "out.zarr"
+    store, counts = record_corrections(settings, *args, first=1, progress=lambda *c: told.append(c))
+    assert counts == {"alone": 0, "corrected": 1, "failed": 0} and told == [(1, counts)]
+    assert demos.fingerprint == before and store.fingerprint_of_first(1) == demos.fingerprint_of_first(1)
+    assert store.meta("seed").tolist() == [500, SEED] and store.attrs == demos.attrs
+    arrays = store.episode(1)
+    policy = arrays["perturbed"].astype(bool)
+    switch = int(policy.sum())
+    assert (
+        PATIENCE <= switch < 30 and not policy[switch:].any()
+    )  # first the policy, then the picker to the end
+    assert np.array_equal(arrays["imitate"], 1 - policy)
+    assert np.array_equal(arrays["expert"][switch:, 0], arrays["action"][switch:])
+    env = CubePick(world_of(demos), draw=False)
+    assert replay_episode(store, env, 1)["success"]
+    windows = make_windows(store, np.array([1]), 1, STEPS)
+    assert windows.steps.tolist() == list(range(int(store.lengths[0]) + switch, store.num_steps))
+
+    again, counts = record_corrections(settings, *args, first=1)  # nothing is left to try
+    assert counts == {"alone": 0, "corrected": 1, "failed": 0} and again.fingerprint == store.fingerprint
+    more, _ = record_corrections(replace(settings, episodes=2), *args, first=1)
+    whole, _ = record_corrections(replace(settings, episodes=2), *args[:2], tmp_path / "whole.zarr", first=1)
+    assert more.fingerprint == whole.fingerprint and len(more) == 3
+
+
+def course(demos: EpisodeStore, checkpoint: Path, visited: str = "none") -> Course:
+    world = replace(world_of(demos), image_size=64)
+    return Course(
+        str(checkpoint), world, PickerConfig(), TakeoverSettings(PATIENCE), STEPS, visited, None, "cpu"
+    )
+
+
+class Script:
+    """Stands in for a trained policy: does what it is told, two actions at a time."""
+
+    disagreement = 0.0
+
+    def __init__(self, actions: np.ndarray):
+        self.actions = actions
+
+    def reset(self, seed: int) -> None:
+        self._left = list(self.actions)
+
+    def plan(self, observation: dict) -> np.ndarray:
+        assert observation["images"]["hand"].shape == (64, 64, 3) and observation["proprio"].shape == (8,)
+        now, self._left = self._left[:2], self._left[2:]
+        return np.stack(now)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    def use(actions: np.ndarray) -> None:
+        monkeypatch.setattr(rooms, "_OPEN", {})
+        monkeypatch.setattr(rooms, "load_actor", lambda *given: (Script(actions), None, None))
+
+    return use
+
+
+def test_what_a_policy_does_alone_is_no_correction(demos, checkpoint, scripted):
+    scripted(demos.episode(0)["action"])
+    arrays, facts = corrected_episode(replace(course(demos, checkpoint), takeover=TakeoverSettings(30)), 500)
+    assert arrays == {} and facts == {
+        "seed": 500,
+        "reason": "",
+        "step": int(demos.lengths[0]),
+        "success": True,
+    }
+
+
+def test_from_which_of_its_states_the_picker_is_imitated(demos, checkpoint, scripted):
+    """A policy that closes where it is: the picker takes over when the gripper is shut."""
+    close = np.repeat(np.append(np.zeros(7), 1.0)[None].astype(np.float32), 40, 0)
+    close[0, 7] = 0
+    env = CubePick(replace(world_of(demos), image_size=64), draw=False)
+    for visited in ("none", "open", "all"):
+        scripted(close)
+        how = replace(course(demos, checkpoint, visited), takeover=TakeoverSettings(30))
+        arrays, facts = corrected_episode(how, SEED)
+        switch = facts["step"]
+        assert (
+            facts == {"seed": SEED, "reason": "missed", "step": switch, "success": True} and 3 < switch < 12
+        )
+        imitated = {"none": 0, "open": 2, "all": switch}[visited]  # open before steps 0 and 1
+        assert arrays["imitate"].tolist() == [1] * imitated + [0] * (switch - imitated) + [1] * (
+            len(arrays["action"]) - switch
+        )
+        picker = Picker(env, PickerConfig())
+        env.reset(seed=SEED)
+        picker.reset(SEED)
+        for t in range(imitated):
+            env.set_state(arrays["state"][t])
+            picker.take_over(closed=t > 1)
+            assert np.allclose(picker.ask(STEPS), arrays["expert"][t], atol=1e-6), (visited, t)
+        assert arrays["action"][switch, 7] == 0  # shut on nothing, it opens
+
+
+def test_a_policy_that_nobody_can_save_and_one_that_takes_too_long(demos, checkpoint, scripted):
+    still = np.zeros((40, 8), np.float32)
+    scripted(still)
+    how = course(demos, checkpoint)
+    short = replace(how, world=replace(how.world, max_steps=5), takeover=TakeoverSettings(30))
+    assert corrected_episode(short, SEED) == (
+        {},
+        {"seed": SEED, "reason": "late", "step": 5, "success": False},
+    )
+    scripted(still)
+    _, facts = corrected_episode(how, SEED)
+    assert (
+        facts["reason"] == "stalled" and facts["step"] == PATIENCE + 1
+    )  # the first step is progress on nothing
+
+
+def test_members_that_disagree_are_not_followed(demos, settings, save_untrained, tmp_path):
+    two = save_untrained(tmp_path / "two", members=2)
+    sure = replace(settings, checkpoint=str(two), takeover=TakeoverSettings(PATIENCE, disagreement=1e-9))
+    store, _ = record_corrections(sure, demos, world_of(demos), tmp_path / "out.zarr", 1)
+    assert not store.episode(1)["perturbed"].any() and store.episode(1)["imitate"].all()
+    with pytest.raises(
+        UserError, match="takeover.disagreement: found 1e-09, expected null: .* has one member"
+    ):
+        record_corrections(
+            replace(sure, checkpoint=settings.checkpoint), demos, world_of(demos), tmp_path / "a", 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("contract", "text"),
+    [
+        ({"robot": "panda"}, "the policy was trained for robot 'panda', given is 'xarm7'"),
+        (
+            {"action_frame": "tool"},
+            "the policy was trained for action_frame 'tool', given is 'joint_delta_commanded'",
+        ),
+        ({"rate_hz": 20}, "the policy acts at 20 Hz, given are 10 Hz"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_one_line(
+    demos, settings, save_untrained, tmp_path, contract, text
+):
+    other = replace(settings, checkpoint=str(save_untrained(tmp_path / "other", contract)))
+    with pytest.raises(PolicyError, match=text):
+        record_corrections(other, demos, world_of(demos), tmp_path / "out.zarr")
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def changed(demos: EpisodeStore, path: Path, drop: tuple = (), **about) -> EpisodeStore:
+    with EpisodeStore.create(path, {**demos.attrs, **about}) as store:
+        arrays = {key: value for key, value in demos.episode(0).items() if key not in drop}
+        store.append(arrays, {"seed": 500, "success": True})
+    return EpisodeStore.open(path)
+
+
+def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
+    world = world_of(demos)
+    one_eye = changed(demos, tmp_path / "c.zarr", cameras=["hand"])
+    blind = changed(demos, tmp_path / "e.zarr", drop=("expert", "imitate"))
+    real = changed(demos, tmp_path / "r.zarr", env_version="RealCubePick-v0")
+    lift = replace(world, success_height=0.04, max_steps=9)
+    relabel = f"found no 'expert' and 'imitate', expected both; a copy with them: s2robot relabel demos.path={blind.path} "
+    for error, how, source, where, text in (
+        (
+            PolicyError,
+            settings,
+            one_eye,
+            world,
+            "the policy needs cameras hand, left, given are hand: 'left' is missing",
+        ),
+        (UserError, settings, blind, world, relabel),
+        (
+            UserError,
+            settings,
+            real,
+            world,
+            "found the task RealCubePick-v0, expected CubePick-v0: no other has an expert",
+        ),
+        (
+            UserError,
+            settings,
+            demos,
+            lift,
+            "env: found a world that is not the demos' .success_height 0.1 -> 0.04., exp",
+        ),
+        (
+            UserError,
+            replace(settings, checkpoint=None),
+            demos,
+            world,
+            "checkpoint: found none, expected the folder",
+        ),
+        (PolicyError, replace(settings, checkpoint=str(tmp_path / "no")), demos, world, "no such folder"),
+        (
+            UserError,
+            replace(settings, imitate_visited="some"),
+            demos,
+            world,
+            "found 'some', expected one of none, open",
+        ),
+    ):
+        with pytest.raises(error, match=text):
+            record_corrections(how, source, where, tmp_path / "out.zarr")
+    assert not (tmp_path / "out.zarr").exists()
+    with pytest.raises(
+        UserError, match="c.zarr: found other episodes, expected a dataset that begins with the 2 of"
+    ):
+        record_corrections(settings, demos, world, tmp_path / "c.zarr")
+    with pytest.raises(DatasetError, match="no simulated demos of the scripted picker"):
+        record_corrections(
+            settings, changed(demos, tmp_path / "p.zarr", picker=None), world, tmp_path / "out.zarr"
+        )
+    with pytest.raises(UserError, match="recording.rounds: found 0, expected 1 or more"):
+        replace(settings, rounds=0)
+
+
+def test_a_copy_that_a_kill_left_half_done_is_made_again(demos, settings, tmp_path, monkeypatch):
+    part = tmp_path / ".out.zarr.partial"
+    with EpisodeStore.create(part, demos.attrs) as copy:
+        copy.append_all(demos, 1)
+    monkeypatch.setattr(
+        "s2robot.dagger.record.corrected_episode",
+        lambda course, seed: ({}, {"seed": seed, "reason": "", "step": 1, "success": True}),
+    )
+    store, counts = record_corrections(settings, demos, world_of(demos), tmp_path / "out.zarr")
+    assert store.fingerprint == demos.fingerprint and counts["alone"] == 1 and not part.exists()

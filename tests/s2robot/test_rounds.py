@@ -1,0 +1,106 @@
+"""`s2robot dagger`, and `s2robot record recording=dagger`, as a config asks for them."""
+
+import json
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from s2robot import rounds, verbs
+from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
+from s2robot.demos.picker import PickerConfig
+from s2robot.demos.record import record_episode
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.evaluation.records import read_summary
+from s2robot.policies import load_checkpoint
+from tests.inline import InlinePool, InlineWorlds
+
+SMALL = [
+    "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8", "policy.chunk=2",
+    "policy.execute=2", "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.steps=1", "train.batch_size=8",
+    "train.threads=1", "features.workers=1", "evaluate.episodes=1", "evaluate.workers=1", "evaluate.videos=0",
+    "evaluate.threads=1", "env.cameras=[hand]",
+]  # fmt: skip
+ONE = ["recording.episodes=1", "recording.workers=1", "recording.takeover.patience=2", "recording.device=cpu"]
+
+
+@pytest.fixture
+def demos(tmp_path):
+    """One demo, seen by one camera."""
+    world = CubePickConfig(cameras=("hand",))
+    about = {
+        **CubePick(world, draw=False).describe(),
+        "seed": 500,
+        "kind": "states",
+        "picker": vars(PickerConfig()),
+    }
+    with EpisodeStore.create(tmp_path / "demos.zarr", about) as store:
+        store.append(*record_episode(world, PickerConfig(), 503, 2))
+    return store
+
+
+@pytest.fixture
+def config(tmp_path, demos, tiny_encoder, monkeypatch):
+    for room in ("dagger.record", "demos.replay"):
+        monkeypatch.setattr(f"s2robot.{room}.worker_pool", InlinePool)
+    monkeypatch.setattr("s2robot.evaluation.rollouts.AsyncVectorEnv", InlineWorlds)
+
+    def make(verb, *overrides):
+        own = [f"run_dir='{tmp_path / 'out'}'", f"demos.path='{demos.path}'", *overrides]
+        if verb == "dagger":
+            own += [
+                f"encoder.checkpoint='{tiny_encoder}'",
+                f"features.cache='{tmp_path / 'cache'}'",
+                *SMALL,
+                *ONE,
+            ]
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            return compose(verb, own)
+
+    return make
+
+
+def test_rounds_of_correcting_and_training_end_with_a_report(config, demos, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    rounds.dagger(config("dagger", "recording.rounds=2"))
+    rows = json.loads((out / "rounds.json").read_text())
+    assert [(row["seed"], row["episodes"], row["corrected"]) for row in rows] == [
+        (200000, 2, 1),
+        (200001, 3, 1),
+    ]
+    assert "round 1: 0 without help, 1 corrected, 0 failed by both; 2 episodes" in capsys.readouterr().out
+    store = EpisodeStore.open(out / "demos.zarr")
+    assert store.fingerprint_of_first(1) == demos.fingerprint and store.meta("seed").tolist() == [
+        503,
+        200000,
+        200001,
+    ]
+    about = [load_checkpoint(out / f"round_{i}" / "checkpoint")[1]["dataset"] for i in range(3)]
+    assert [a["seeds"] for a in about] == [[503], [503, 200000], [503, 200000, 200001]]
+    assert read_summary(out / "summary.json")["dataset"]["episodes"] == 3 and (out / "report.html").is_file()
+    names = [stage["stage"] for stage in json.loads((out / "stages.json").read_text())]
+    assert names == ["encode", "train", *["record", "encode", "train"] * 2, "evaluate"]
+
+    monkeypatch.setattr(rounds, "record", None)  # what is done is not done again
+    rows[1]["checkpoint"] = None
+    (out / "rounds.json").write_text(json.dumps(rows))
+    rounds.dagger(config("dagger", "recording.rounds=2"))
+    names = [stage["stage"] for stage in json.loads((out / "stages.json").read_text())]
+    assert names == ["encode", "train", "encode", "train", "evaluate"]
+
+
+def test_positions_that_are_reported_are_not_corrected(config):
+    with pytest.raises(
+        UserError, match="recording.seed: found 9999, whose positions up to 10000 hold some of the eva"
+    ):
+        rounds.dagger(config("dagger", "recording.seed=9999", "recording.rounds=2"))
+
+
+def test_record_asks_for_a_checkpoint(config, tmp_path):
+    with pytest.raises(UserError, match="checkpoint: found none, expected the folder of a trained policy"):
+        verbs.record(config("record", "recording=dagger"))
+    with pytest.raises(UserError, match="recording.takeover.patience: found 0, expected 1 or more"):
+        verbs.record(config("record", "recording=dagger", "takeover.patience=0"))
+    assert not (tmp_path / "out").exists()
