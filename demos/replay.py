@@ -48,7 +48,7 @@ def episode_frames(path: str | Path, episode: int, cameras: tuple[str, ...], ima
         DatasetError: a camera that the dataset lacks, or cameras whose frames differ in size.
     """
     key = (str(path), cameras, image_size)
-    if key not in _OPEN:
+    if key not in _OPEN or episode >= len(_OPEN[key][0]):  # it may have grown since
         store = EpisodeStore.open(path)
         store.check(cameras=cameras)
         drawn = store.attrs["kind"] == "states"

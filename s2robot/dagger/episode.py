@@ -129,5 +129,6 @@ def _opened(course: Course) -> tuple[CubePick, Picker, Actor]:
         _OPEN.clear()
         env = CubePick(course.world, draw=False)
         actor, _, _ = load_actor(course.checkpoint, course.device, course.weights)
+        actor.sizes = {}  # frames are drawn as the encoder needs them, whatever the demos say
         _OPEN[key] = env, Picker(env, course.picker), actor
     return _OPEN[key]
