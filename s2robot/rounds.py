@@ -19,6 +19,7 @@ from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
 from s2robot.common.settings import DemosSettings, env_config, only_simulated, plain, read
+from s2robot.dagger.takeover import REASONS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 
@@ -50,9 +51,10 @@ def record(
 
 def words(counts: Mapping[str, int]) -> str:
     """How the positions of a round ended, as text."""
-    return (
-        f"{counts['alone']} without help, {counts['corrected']} corrected, {counts['failed']} failed by both"
-    )
+    ends = (("without help", "alone"), ("corrected", "corrected"), ("failed by both", "failed"))
+    why = [f"{counts[name]} {name}" for name in REASONS if counts[name]]
+    told = ", ".join(f"{counts[key]} {text}" for text, key in ends)
+    return f"{told} (the picker took over: {', '.join(why)})" if why else told
 
 
 def dagger(cfg: DictConfig) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from s2robot.common.errors import UserError
 from s2robot.dagger.episode import Course, corrected_episode
-from s2robot.dagger.takeover import TakeoverSettings
+from s2robot.dagger.takeover import REASONS, TakeoverSettings
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ENV_VERSION, CubePickConfig
@@ -70,8 +70,9 @@ def record_corrections(
         progress: called after each position with how many are done, and `counts`.
 
     Returns:
-        The dataset, and how many positions ended how: `alone` (by the policy), `corrected`, `failed` (by both). Of a
-        recording that was interrupted, what was corrected before counts and the rest does not.
+        The dataset, and how many positions ended how: `alone` (by the policy), `corrected`, `failed` (by both), and
+        how often the picker took over for each of REASONS. Of a recording that was interrupted, what was `corrected`
+        before counts and the rest does not.
 
     Raises:
         PolicyError, UserError, DatasetError: a policy of another robot, action frame, rate or cameras; demos without
@@ -82,7 +83,7 @@ def record_corrections(
     positions = range(settings.seed, settings.seed + settings.episodes)
     known = [seed for seed in store.meta("seed").tolist() if seed in positions]
     todo = positions[positions.index(max(known)) + 1 :] if known else positions
-    counts = {"alone": 0, "corrected": len(known), "failed": 0}
+    counts = {"alone": 0, "corrected": len(known), "failed": 0, **dict.fromkeys(REASONS, 0)}
     with store, worker_pool(settings.workers) as pool:
         try:
             _append_corrections(store, course, todo, pool, counts, progress)
@@ -105,6 +106,8 @@ def _append_corrections(
         if arrays:
             store.append(arrays, {"seed": facts["seed"], "success": True})
         counts["corrected" if arrays else "failed" if facts["reason"] else "alone"] += 1
+        if facts["reason"]:
+            counts[facts["reason"]] += 1
         progress(done, counts)
 
 

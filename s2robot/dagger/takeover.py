@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from s2robot.common.errors import UserError
 from s2robot.demos.expert import SHUT
 
+REASONS = ("missed", "stalled", "late", "unsure")  # the last two are told by whoever lets the policy act
+
 
 @dataclass(frozen=True)
 class TakeoverSettings:

@@ -70,7 +70,10 @@ def test_rounds_of_correcting_and_training_end_with_a_report(config, demos, tmp_
         (200000, 2, 1),
         (200001, 3, 1),
     ]
-    assert "round 1: 0 without help, 1 corrected, 0 failed by both; 2 episodes" in capsys.readouterr().out
+    told = (
+        "round 1: 0 without help, 1 corrected, 0 failed by both (the picker took over: 1 stalled); 2 episodes"
+    )
+    assert told in capsys.readouterr().out and rows[0]["stalled"] == 1
     store = EpisodeStore.open(out / "demos.zarr")
     assert store.fingerprint_of_first(1) == demos.fingerprint and store.meta("seed").tolist() == [
         503,
