@@ -141,7 +141,10 @@ def assemble(
         raise EnvError("faults: found no supervisor, expected one")
     recorder = EpisodeRecorder(stack.enter_context(EpisodeStore.open(path, "a")))
     usual = WatchdogLimits()
-    limits = WatchdogLimits(**{f.name: getattr(usual, f.name) * patience for f in fields(usual)})
+    given = {f.name: getattr(usual, f.name) for f in fields(usual)}
+    limits = WatchdogLimits(
+        **{name: limit and limit * patience for name, limit in given.items()}
+    )  # None is off
 
     class Watch(Silent):
         def on_beat(self) -> None:

@@ -54,3 +54,14 @@ def test_pairs(summary, outcomes):
         for key in ("difference", "low", "high", "p"):
             assert pair[key] == pytest.approx(getattr(found, key), abs=1e-9)
         assert pair["episodes"] == outcomes[pair["a"]].size + outcomes[pair["b"]].size
+
+
+def test_policies():
+    rows = json.loads((FOLDER.parent / "policies/summary.json").read_text(encoding="utf-8"))["rows"]
+    assert {"default", "one scale"} <= {row["name"] for row in rows}
+    for row in rows:
+        rates = [seed["successes"] / seed["episodes"] for seed in row["seeds"]]
+        assert all(seed["episodes"] == 256 for seed in row["seeds"])
+        assert row["mean"] == pytest.approx(np.mean(rates), abs=1e-4)
+        assert row["worst"] == pytest.approx(min(rates), abs=1e-4)
+        assert row["low"] <= row["mean"] <= row["high"] and row["command"].startswith("s2robot train")

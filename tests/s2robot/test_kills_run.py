@@ -35,11 +35,13 @@ WORDS = [
 ]  # fmt: skip
 
 
-def episode(world, picker, seed: int) -> tuple[dict, dict]:
+def episode(world, picker, seed: int, expert: int, kicks: bool) -> tuple[dict, dict]:
     rng = np.random.default_rng(seed)
     arrays = {
         "state": rng.random((4, 2)),
         **{k: rng.random((4, 8), np.float32) for k in ("action", "proprio")},
+        "expert": rng.random((4, expert, 8), np.float32),
+        "imitate": np.ones(4, np.uint8),
     }
     return arrays, {"seed": seed, "success": seed != 501}
 

@@ -36,7 +36,7 @@ def test_names_of_folders_and_films_are_escaped(tmp_path):
     films = embed(folder, [Film("video-0", EVIL.replace("/", ""), EVIL)], 1000, "here")
     assert films and not films.names and films.omitted[0][1] == "the file is not there"
     values = {
-        "successes": 0, "failed": 0, "table_svg": "", "stage_svg": "", "time_svg": None, "training_svg": None,
+        "successes": 0, "failed": 0, "table_svg": "", "stage_svg": "", "time_svg": None, "training_svg": None, "disagreement_svg": None, "fitted": None,
         "failures": [{"episode": 1, "film": EVIL, "cells": [EVIL], "stage": EVIL, "meaning": EVIL, "fault": EVIL}],
         "headline": EVIL, "figures": EVIL, "facts": [(EVIL, EVIL)], "low": 0.0, "success": 0.0, "high": 9.0,
         "films": films, "stages": [(EVIL, 1.0)], "timing": [], "wall": None, "simulated": False,
