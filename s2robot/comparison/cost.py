@@ -54,7 +54,7 @@ def ms_per_action(
     times: dict[str, list[float]] = {arm: [] for arm in planners}
     for turn in range(rounds + 1):  # the first warms up
         for arm, planner in planners.items():
-            planner.reset([0], [{}])
+            planner.reset([0], [{"seed": 0}])
             for observation in _observations(planner.cameras, *frames[arm]):
                 start = time.perf_counter()
                 planner.plan([0], [observation])
