@@ -6,6 +6,7 @@ Where it holds the executed actions alone, a chunk of them ends before the next 
 is imitated. All steps stay in the context, where they did happen.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +45,13 @@ def make_windows(store: EpisodeStore, episodes: np.ndarray, context: int, chunk:
     Raises:
         DatasetError: no step of these episodes can be imitated.
     """
-    steps = [store.episode_slice(int(i)) for i in episodes]
     chunks = _expert_chunks if "expert" in store.keys else _executed_chunks
+    wanted = ("expert" if "expert" in store.keys else "action", "perturbed", "imitate")
+    # whole: to read an episode is to unpack all that is stored in one piece with it
+    data = {key: store[key] for key in wanted if key in store.keys}
     rows: list[tuple[np.ndarray, ...]] = []
-    for episode in steps:
-        t, actions, beyond = chunks(store, episode, chunk)
+    for episode in (store.episode_slice(int(i)) for i in episodes):
+        t, actions, beyond = chunks(data, episode, chunk)
         back = t[:, None] + np.arange(1 - context, 1)  # (n, T)
         rows.append((np.maximum(back, episode.start), back < episode.start, actions, beyond))
     if not any(len(columns[0]) for columns in rows):
@@ -56,32 +59,29 @@ def make_windows(store: EpisodeStore, episodes: np.ndarray, context: int, chunk:
     return Windows(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
-def _expert_chunks(store: EpisodeStore, episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
+def _expert_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
     """Rows (n,), actions (n, K, A) and what of them is unknown (n, K): what the expert said."""
-    start = ~_pushed(store, episode)
-    if "imitate" in store.keys:
-        start = store.read("imitate", episode.start, episode.stop).astype(bool)
-    actions = store.read("expert", episode.start, episode.stop)[start, :chunk]  # (n, up to K, A)
+    start = data["imitate"][episode].astype(bool) if "imitate" in data else ~_pushed(data, episode)
+    actions = data["expert"][episode][start, :chunk]  # (n, up to K, A)
     missing = chunk - actions.shape[1]
     actions = np.pad(actions, ((0, 0), (0, missing), (0, 0)), mode="edge")
     beyond = np.broadcast_to(np.arange(chunk) >= chunk - missing, actions.shape[:2])
     return np.arange(episode.start, episode.stop)[start], actions, beyond
 
 
-def _executed_chunks(store: EpisodeStore, episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
+def _executed_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
     """As `_expert_chunks`, from what was executed."""
     t = np.arange(episode.start, episode.stop)
-    pushed = _pushed(store, episode)
+    pushed = _pushed(data, episode)
     # for every step, the first pushed step at or after it, or the episode's end
     end = np.minimum.accumulate(np.where(pushed, t, episode.stop)[::-1])[::-1]
     t, end = t[~pushed], end[~pushed]
     ahead = t[:, None] + np.arange(chunk)  # (n, K)
-    executed = store.read("action", episode.start, episode.stop)
-    return t, executed[np.minimum(ahead, end[:, None] - 1) - episode.start], ahead >= end[:, None]
+    return t, data["action"][np.minimum(ahead, end[:, None] - 1)], ahead >= end[:, None]
 
 
-def _pushed(store: EpisodeStore, episode: slice) -> np.ndarray:
+def _pushed(data: Mapping[str, np.ndarray], episode: slice) -> np.ndarray:
     """Which steps the picker was pushed in.  # (T,) bool"""
-    if "perturbed" not in store.keys:
+    if "perturbed" not in data:
         return np.zeros(episode.stop - episode.start, bool)
-    return store.read("perturbed", episode.start, episode.stop).astype(bool)
+    return data["perturbed"][episode].astype(bool)
