@@ -6,7 +6,6 @@ read_settings(MlpSettings, {"hidden": [512, 512]}, "policy.network").hidden     
 import difflib
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from keyword import iskeyword
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,7 +34,7 @@ def read_settings(
     Raises:
         error: an unknown key (with the nearest known one), a missing one, or a value of another type.
     """
-    given = _as_fields(given)
+    given = _as_fields(cls, given)
     try:
         node = OmegaConf.merge(_writable(OmegaConf.structured(cls)), given)
         return _built(cls, OmegaConf.to_container(node, resolve=True, throw_on_missing=True), where)
@@ -52,12 +51,13 @@ def read_settings(
         ) from None
 
 
-def _as_fields(given: Mapping[str, Any] | DictConfig) -> Mapping[str, Any] | DictConfig:
-    """The node with its keywords as names of fields; the node itself where it has none."""
-    if not any(iskeyword(str(key)) for key in given):
+def _as_fields(cls: type, given: Mapping[str, Any] | DictConfig) -> Mapping[str, Any] | DictConfig:
+    """The node with `from` as `from_` where the class has that field; the node itself where it has none such."""
+    named = {name.rstrip("_"): name for name in get_type_hints(cls) if name.endswith("_")}
+    if not any(key in named for key in given):
         return given
     plain: Any = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig) else given
-    return {f"{key}_" if iskeyword(key) else key: value for key, value in plain.items()}
+    return {named.get(key, key): value for key, value in plain.items()}
 
 
 def _writable(node: DictConfig) -> DictConfig:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import versions
 from s2robot.common.run_folder import is_first
-from s2robot.common.settings import DemosSettings, encoder_settings, env_config, only_simulated, plain, read
+from s2robot.common.settings import (
+    DemosSettings,
+    encoder_settings,
+    env_config,
+    only_simulated,
+    plain,
+    read,
+    read_among,
+)
 from s2robot.demos.replay import drawn_by, render_episodes
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
@@ -115,8 +123,7 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
     require_simulator()
     from s2robot.demos.record import RecordingSettings, record
 
-    given = {f.name: recording[f.name] for f in fields(RecordingSettings)}
-    settings = read(RecordingSettings, plain(DictConfig(given)), "recording")
+    settings = read_among(RecordingSettings, recording, "recording")
     with bar("recording demos") as update:
         store = record(
             out,

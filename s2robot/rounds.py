@@ -1,7 +1,7 @@
 """DAgger: record corrections of a policy, train on all demos again, and so on.
 
 s2robot record recording=dagger checkpoint=runs/run/<date>/checkpoint     # one round, without the training
-s2robot dagger checkpoint=runs/run/<date>/checkpoint                      # all rounds, and an evaluation
+s2robot dagger recording.checkpoint=runs/run/<date>/checkpoint            # all rounds, and an evaluation
 """
 
 import json
@@ -18,7 +18,7 @@ from s2robot.common.extras import require_simulator
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
-from s2robot.common.settings import DemosSettings, env_config, only_simulated, plain, read
+from s2robot.common.settings import DemosSettings, env_config, only_simulated, read, read_among
 from s2robot.dagger.takeover import REASONS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
@@ -34,9 +34,7 @@ def record(
     require_simulator()
     from s2robot.dagger.record import DaggerSettings, record_corrections
 
-    names = DaggerSettings.__dataclass_fields__
-    given = plain(DictConfig({name: recording[name] for name in names if name in recording}))
-    settings = read(DaggerSettings, given | changes, "recording")
+    settings = read_among(DaggerSettings, recording, "recording", **changes)
     task = read(DemosSettings, cfg.demos, "demos")
     with bar("correcting the policy") as update:
         return record_corrections(

@@ -14,7 +14,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
-from s2robot.common.settings import DemosSettings, env_config, open_demos, plain, read, world_of
+from s2robot.common.settings import DemosSettings, env_config, open_demos, plain, read, read_among, world_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
@@ -40,8 +40,7 @@ def relabel(cfg: DictConfig) -> None:
     from s2robot.demos.relabel import RelabelSettings
     from s2robot.demos.relabel import relabel as write_copy
 
-    given = {key: cfg[key] for key in RelabelSettings.__dataclass_fields__}
-    settings = read(RelabelSettings, given, "")
+    settings = read_among(RelabelSettings, cfg, "")
     source = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
     with bar("asking the picker") as update:
         store = write_copy(source, settings, lambda done, total: update(done, total, "episodes"))

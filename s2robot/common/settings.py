@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,6 +36,12 @@ class DemosSettings:
 def read(cls: type[S], cfg: DictConfig | Mapping[str, Any], where: str) -> S:
     """The node `where` of a config as the frozen dataclass `cls`; UserError names a wrong key or value."""
     return read_settings(cls, cfg, where, UserError)
+
+
+def read_among(cls: type[S], cfg: DictConfig, where: str, **changes: Any) -> S:
+    """As `read`, from a node that holds other keys beside those of `cls`; ``changes`` win."""
+    given = {name: cfg[name] for name in get_type_hints(cls) if name in cfg}
+    return read(cls, plain(DictConfig(given)) | changes, where)
 
 
 def plain(cfg: Any) -> Any:
