@@ -52,9 +52,8 @@ class BatchActor:
         self._weight = torch.zeros(n, k, 1, device=self.device)
         self._plans = torch.zeros(n, k, 1, device=self.device)  # how many plans are in the sum
         self.disagreement = torch.zeros(n, device=self.device)  # of the newest plans, rad
-        self._doubts = torch.zeros(
-            n, 2, device=self.device
-        )  # of an episode: sum over its plans, and how many
+        # of an episode: the sum over its plans, and how many
+        self._doubts = torch.zeros(n, 2, device=self.device)
         self._generators = [torch.Generator() for _ in range(n)]
 
     def reset(self, indices: Iterable[int], seeds: Iterable[int] | None = None) -> None:
@@ -66,9 +65,7 @@ class BatchActor:
         places = rows.tolist()
         for place, seed in zip(places, [0] * len(places) if seeds is None else seeds, strict=True):
             self._generators[place].manual_seed(seed)
-        self.disagreement[rows] = 0
-        self._doubts[rows] = 0
-        for memory in (self._pooled, self._proprio, self._actions, self._sum, self._weight, self._plans):
+        for memory in self.memory:
             memory[rows] = 0
         self._pad[rows] = True
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,18 +98,12 @@ class WideLinear(torch.autograd.Function):
         return None, (grad.to(x.dtype).T @ x).float(), grad.sum(0)
 
     @staticmethod
-    def vmap(
-        info, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor
-    ) -> tuple[Tensor, int]:
+    def vmap(info, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, int]:
         if in_dims[0] is not None:
             raise NotImplementedError("the tokens are the same for all members")
-        many = info.batch_size
-        weight = (
-            weight.movedim(in_dims[1], 0) if in_dims[1] is not None else weight.expand(many, *weight.shape)
-        )
-        bias = bias.movedim(in_dims[2], 0) if in_dims[2] is not None else bias.expand(many, *bias.shape)
+        weight, bias = weight.movedim(in_dims[1], 0), bias.movedim(in_dims[2], 0)  # every member has its own
         out = WideLinear.apply(x, weight.flatten(0, 1), bias.flatten())  # (R, M * O)
-        return out.unflatten(-1, (many, -1)), 1
+        return out.unflatten(-1, (info.batch_size, -1)), 1
 
 
 class FeatureNorm(nn.Module):
@@ -305,7 +300,7 @@ def _with_noise(module: nn.Module, tokens: Tensor, norm: FeatureNorm) -> tuple[T
     x = tokens.float()
     if not (module.training and module.settings.feature_noise):
         return x, norm
-    return _noisy(module, norm(x)), FeatureNorm("none", norm.dim)
+    return _noisy(module, norm(x)), _PLAIN
 
 
 def _wave_embedding(places: Tensor, width: int) -> Tensor:

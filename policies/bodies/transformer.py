@@ -136,29 +136,29 @@ class TransformerBody(nn.Module):
         x = torch.cat(parts, 2)  # (B, T, S, W)
         size = x.shape[2]
         x = x.masked_fill(pad[..., None, None], 0).flatten(1, 2)  # (B, T * S, W)
-        unseen = self._unseen(t, c, size).to(x.device)  # (T * S, T * S)
-        step = torch.arange(t, device=x.device).repeat_interleave(size)  # (T * S,)
-        ago = step[:, None] - step
+        token = torch.arange(t * size, device=x.device)
+        place, step = token % size, token // size  # (T * S,) each
+        ago = step[:, None] - step  # (T * S, T * S)
+        unseen = self._unseen(place >= size - self.queries, place == c, ago)
         bias = self.distance[:, ago.clamp(min=0)].masked_fill(unseen, -torch.inf)  # (H, T * S, T * S)
         # a padded step sees itself, or its softmax would be over nothing
         padded = pad.repeat_interleave(size, 1)[:, None, None] & (ago != 0)  # (B, 1, T * S, T * S)
         visible = bias[None].masked_fill(padded, -torch.inf)
         asked: slice | Tensor = slice(-self.queries, None)
         if every:
-            asked = torch.arange(t * size, device=x.device).view(t, size)[:, -self.queries :].flatten()
+            asked = token.view(t, size)[:, -self.queries :].flatten()
         out = self._attend(x, visible, asked)  # (B, T * R or R, W)
         return out.reshape(b, t, self.width) if every else out.flatten(1)
 
-    def _unseen(self, t: int, c: int, size: int) -> Tensor:
+    def _unseen(self, masks: Tensor, states: Tensor, ago: Tensor) -> Tensor:
         """What a token (row) must not see: later steps, mask tokens but those of its own step, and, without a history
         of states, any state but its own step's, which mask tokens alone read.  # (T * S, T * S)
+
+        masks, states (T * S,): which tokens are such; ago (T * S, T * S): how many steps before the row's one stands.
         """
-        place, step = torch.arange(t * size) % size, torch.arange(t * size) // size
-        masks, states, own = place >= size - self.queries, place == c, step[:, None] == step
-        hidden = ~(masks[:, None] & own) & masks
-        if not self.settings.proprio_history:
-            hidden |= ~(masks[:, None] & own) & states
-        return ((step[:, None] < step) | hidden) & ~torch.eye(t * size, dtype=torch.bool)
+        guarded = masks if self.settings.proprio_history else masks | states
+        hidden = guarded & ~(masks[:, None] & (ago == 0))
+        return ((ago < 0) | hidden) & ~torch.eye(len(ago), dtype=torch.bool, device=ago.device)
 
     def _attend(self, x: Tensor, visible: Tensor, asked: slice | Tensor) -> Tensor:
         for block in self.blocks[:-1]:

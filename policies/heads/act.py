@@ -75,10 +75,11 @@ class ActHead(Head):
         )
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
-        if self.settings.draw and noise is None:
-            raise PolicyError("policy: an act head with draw on samples from noise, and none was given")
-        none = context.new_zeros(len(context), self.settings.style, dtype=torch.float32)
-        return unsigned(self._decode(context, noise if self.settings.draw and noise is not None else none))
+        if self.settings.draw:
+            style = self.given(noise)
+        else:
+            style = context.new_zeros(len(context), self.settings.style, dtype=torch.float32)
+        return unsigned(self._decode(context, style))
 
     def _encode(self, target: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance (B, style) of the style of chunks (B, K, A) whose steps are real (B, K)."""

@@ -64,9 +64,7 @@ class DiffusionHead(Head):
         return HeadLoss(loss, unsigned(self._split(noisy, found.detach(), kept)[0]), parts)
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
-        if noise is None:
-            raise PolicyError("policy: a diffusion head samples from noise, and none was given")
-        s, actions = self.settings, noise
+        s, actions = self.settings, self.given(noise)
         stride = s.train_steps // s.steps
         for level in range((s.steps - 1) * stride, -1, -stride):
             time = actions.new_full(actions.shape[:-2], level / s.train_steps)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s2robot.policies.errors import PolicyError
 from s2robot.policies.heads.denoiser import DenoiserSettings, check_counts
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
 
@@ -45,9 +44,7 @@ class FlowHead(Head):
         return HeadLoss(loss, estimate, parts)
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
-        if noise is None:
-            raise PolicyError("policy: a flow head samples from noise, and none was given")
-        actions, steps = noise, self.settings.steps
+        actions, steps = self.given(noise), self.settings.steps
         for i in range(steps):
             time = actions.new_full(actions.shape[:-2], i / steps)
             actions = actions + self.net(actions, time, context) / steps

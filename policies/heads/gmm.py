@@ -61,8 +61,7 @@ class GmmHead(Head):
         return HeadLoss(loss, self._component(means.detach(), share.argmax(-1)), {"nll": loss.detach()})
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
-        if noise is None:
-            raise PolicyError("policy: a gmm head draws its component from noise, and none was given")
+        noise = self.given(noise)
         share, means, std = self._mixture(context)
         drawn = torch.special.ndtr(noise[..., :1])  # (B, 1) from 0 to 1
         chosen = (drawn > share.exp().cumsum(-1)).sum(-1).clamp(max=self.shape[0] - 1)  # (B,)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from s2robot.policies.errors import PolicyError
+
 
 @dataclass(frozen=True)
 class HeadSizes:
@@ -51,6 +53,12 @@ class Head(nn.Module):
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
         """Actions (B, K, A) from context (B, H) and noise (B, *noise_shape)."""
         raise NotImplementedError
+
+    def given(self, noise: Tensor | None) -> Tensor:
+        """The noise of a sample that needs some; PolicyError where none was handed in."""
+        if noise is None:
+            raise PolicyError(f"policy: {type(self).__name__} samples from noise, and none was given")
+        return noise
 
 
 def signed(actions: Tensor) -> Tensor:

@@ -36,7 +36,6 @@ class Batches:
         self._set_windows(windows)
 
     def _set_windows(self, windows: Windows) -> None:
-        self.windows = windows
         self.count = len(windows)
         self._tables = {
             name: torch.from_numpy(np.ascontiguousarray(getattr(windows, name)))

@@ -54,7 +54,7 @@ class Loggers:
                     continue
                 self._told[name]["step"] = step
                 write_json(self._file, self._told)  # first: a kill in between loses a row, none stands twice
-            logger.log_metrics({key: value for key, value in row.items() if key != "step"}, step)
+            _log(logger, row)
 
     def close(self) -> None:
         for name, logger in self._loggers.items():
@@ -97,8 +97,12 @@ def _csv(out: Path, rows: Sequence[Mapping[str, float]]) -> CSVLogger:
     (out / "csv" / "metrics.csv").unlink(missing_ok=True)
     logger = CSVLogger(out, name="", version="csv", flush_logs_every_n_steps=1)
     for row in rows:
-        logger.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
+        _log(logger, row)
     return logger
+
+
+def _log(logger: Logger, row: Mapping[str, float]) -> None:
+    logger.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
 
 
 def _told(path: Path) -> dict[str, dict[str, Any]]:
