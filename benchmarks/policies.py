@@ -6,7 +6,10 @@
 Each row is a setting of `s2robot train`, trained with every seed and evaluated on the same positions; the runs lie
 in `--work`, finished ones are not run again, and an interrupted one goes on. The result, with intervals over training
 seeds and positions and the two commands of each row, goes into docs/results/policies/summary.json: rows that are
-there already and are not asked for stay.
+there already and are not asked for stay. The rows of Panda and of the 2.5 cm cube need their demos first:
+
+    s2robot record robot=panda out=runs/policies/panda.zarr
+    s2robot record env.cube_size=0.025 out=runs/policies/cube25.zarr
 """
 
 from __future__ import annotations
@@ -40,11 +43,13 @@ class Row:
     head: str = "regression"
     demos: int = 120
     dagger_rounds: int = 0
+    begins: str = ""  # with DAgger: the row whose policies it begins with
 
 
 PANDA = "robot=panda demos.path=runs/policies/panda.zarr"
 SMALL = "env.cube_size=0.025 demos.path=runs/policies/cube25.zarr"
 ONE = "policy.members=1 train.steps=3000"
+LARGE = "encoder=mvp-small s2=single"
 ROWS = {
     "default": Row(),
     "one scale": Row("s2=single"),
@@ -57,9 +62,20 @@ ROWS = {
     "60 demos": Row("demos.episodes=60", demos=60),
     "40 demos": Row("demos.episodes=40", demos=40),
     "15 demos": Row("demos.episodes=15", demos=15),
+    **{
+        f"{demos} demos, DAgger": Row(
+            f"demos.episodes={demos}", demos=demos, dagger_rounds=2, begins=f"{demos} demos"
+        )
+        for demos in (40, 15)
+    },
+    "DAgger": Row(dagger_rounds=1, begins="default"),
     "rpt": Row("policy=rpt"),
     "panda": Row("", PANDA, robot="panda"),
+    "panda, DAgger": Row("", PANDA, robot="panda", dagger_rounds=1, begins="panda"),
     "2.5 cm cube": Row("", SMALL, cube_size=0.025),
+    "2.5 cm cube, one scale": Row("s2=single", SMALL, cube_size=0.025),
+    "2.5 cm cube, large": Row(LARGE, SMALL, cube_size=0.025),
+    "2.5 cm cube, DAgger": Row("", SMALL, cube_size=0.025, dagger_rounds=1, begins="2.5 cm cube"),
 }
 
 
@@ -77,17 +93,30 @@ def run(verb: str, words: list[str], folder: Path) -> float:
     return seconds
 
 
+def trained(name: str, row: Row, seed: int, args: argparse.Namespace) -> Path:
+    """The checkpoint of a row without DAgger."""
+    folder = args.work / name / f"seed{seed}" / "train"
+    run("train", [*row.train.split(), *row.world.split(), f"train.seed={seed}"], folder)
+    return folder / "checkpoint"
+
+
 def one(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate a row with one training seed."""
     folder = args.work / name / f"seed{seed}"
     train = [*row.train.split(), *row.world.split(), f"train.seed={seed}"]
-    run("train", train, folder / "train")
     positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=0"]
-    checkpoint = f"checkpoint={folder / 'train' / 'checkpoint'}"
-    run("evaluate", [checkpoint, *row.world.split(), *positions], folder / "evaluate")
-    records = [json.loads(line) for line in (folder / "evaluate" / "episodes.jsonl").read_text().splitlines()]
-    summary = json.loads((folder / "evaluate" / "summary.json").read_text())
-    metrics = json.loads((folder / "train" / "metrics.json").read_text())
+    if row.dagger_rounds:
+        first = trained(row.begins, ROWS[row.begins], seed, args)
+        begin = [f"recording.checkpoint={first}", f"recording.rounds={row.dagger_rounds}"]
+        run("dagger", [*train, *begin, *positions], folder / "dagger")
+        tried, fitted = folder / "dagger", folder / "dagger" / f"round_{row.dagger_rounds}"
+    else:
+        checkpoint = f"checkpoint={trained(name, row, seed, args)}"
+        run("evaluate", [checkpoint, *row.world.split(), *positions], folder / "evaluate")
+        tried, fitted = folder / "evaluate", folder / "train"
+    records = [json.loads(line) for line in (tried / "episodes.jsonl").read_text().splitlines()]
+    summary = json.loads((tried / "summary.json").read_text())
+    metrics = json.loads((fitted / "metrics.json").read_text())
     actions = sum(record["steps"] for record in records)
     return {
         "seed": seed,
@@ -97,11 +126,19 @@ def one(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, A
     }
 
 
+def command(row: Row) -> str:
+    """What to type for one policy of a row."""
+    typed = " ".join(f"{row.train} {row.world} train.seed=<seed>".split())
+    if not row.dagger_rounds:
+        return f"s2robot train {typed}"
+    begin = f"recording.checkpoint=<{row.begins}> recording.rounds={row.dagger_rounds}"
+    return f"s2robot dagger {typed} {begin}"
+
+
 def summarise(name: str, row: Row, seeds: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
     outcomes = np.array([each["outcomes"] for each in seeds])  # (seeds, positions)
     low, high, method = success_interval(outcomes)
     rates = outcomes.mean(1)
-    typed = f"{row.train} {row.world}".strip()
     return {
         "name": name,
         **{key: getattr(row, key) for key in ("robot", "cube_size", "head", "demos", "dagger_rounds")},
@@ -117,7 +154,7 @@ def summarise(name: str, row: Row, seeds: list[dict[str, Any]], args: argparse.N
         "sd": round(float(rates.std(ddof=1)), 4) if len(rates) > 1 else None,
         "train_seconds": round(float(np.mean([each["train_seconds"] for each in seeds])), 1),
         "ms_per_action": round(float(np.mean([each["ms_per_action"] for each in seeds])), 2),
-        "command": f"s2robot train {typed} train.seed=<seed>".replace("  ", " "),
+        "command": command(row),
         "positions": [args.seed, args.seed + args.episodes - 1],
     }
 
