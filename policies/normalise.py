@@ -10,6 +10,9 @@ scale per step of the chunk). The gripper, last in the action, is left as it is:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -99,24 +102,31 @@ class Normaliser(nn.Module):
 
 
 def channel_moments(
-    features: ArrayLike, frames: int = 4096, rows: np.ndarray | None = None
+    features: ArrayLike,
+    frames: int = 4096,
+    rows: np.ndarray | None = None,
+    tokens: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and std (C, D) of every channel of every camera, over tokens and up to `frames` spread-out frames.
 
     features (M, C, N, D): an array, a memory map or a zarr array, of which only those frames are read.
     rows: the frames that count, as numbers; all without it.
+    tokens: how many of each camera's N are its own, the first ones; all without it.
     """
     count = len(features if rows is None else rows)  # type: ignore[arg-type]
     total = square = None
-    seen = 0
+    seen: Any = 0
     block = 64
     for begin in range(0, count, block * max(1, -(-count // max(frames, block)))):
         part = slice(begin, begin + block)
-        x = np.asarray(features[part if rows is None else rows[part]], np.float64)  # type: ignore[index]
+        x = np.array(features[part if rows is None else rows[part]], np.float64)  # type: ignore[index]
+        own = np.full(x.shape[1], x.shape[2]) if tokens is None else np.asarray(tokens)  # (C,)
+        for camera, count_of_it in enumerate(own):
+            x[:, camera, count_of_it:] = 0
         with np.errstate(invalid="ignore"):  # infinity is told below, in one line
             sums, squares = x.sum((0, 2)), (x * x).sum((0, 2))  # (C, D)
         total, square = (sums, squares) if total is None else (total + sums, square + squares)
-        seen += x.shape[0] * x.shape[2]
+        seen = seen + len(x) * own[:, None]  # (C, 1)
     if total is None or square is None or not np.isfinite(square).all():
         raise PolicyError(f"features: {count} frames with values that are not finite, or no frame at all")
     mean = total / seen

@@ -14,6 +14,7 @@ the normalised map, which is the largest thing in a training, is never made.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,18 +63,25 @@ class PoolingSettings:
             raise PolicyError(f"pooling.temperature is {self.temperature}, expected a value above 0")
 
 
-def grid_side(tokens: int) -> int:
-    """Side of the square grid that `tokens` tokens form; PolicyError when they form none."""
+Tokens = int | tuple[int, int]  # how many form a square map, or its rows and columns
+
+
+def map_shape(tokens: Tokens) -> tuple[int, int]:
+    """Rows and columns of a token map; PolicyError for a count that forms no square."""
+    if not isinstance(tokens, int):
+        return tokens
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise PolicyError(f"{tokens} tokens do not form a square grid; spatial pooling needs one")
-    return side
+        raise PolicyError(
+            f"{tokens} tokens do not form a square grid; spatial pooling needs rows and columns then (policy.grids)"
+        )
+    return side, side
 
 
-def grid_places(side: int) -> Tensor:
-    """Places (side², 2) of the tokens, row by row: x to the right and y down, both -1..1."""
-    line = torch.linspace(-1, 1, side) if side > 1 else torch.zeros(1)
-    y, x = torch.meshgrid(line, line, indexing="ij")
+def map_places(tokens: Tokens) -> Tensor:
+    """Places (N, 2) of the tokens, row by row: x to the right and y down, both -1..1 over the picture."""
+    rows, columns = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in map_shape(tokens))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], -1)
 
 
@@ -148,7 +156,7 @@ _PLAIN = FeatureNorm("none", 0)
 class MeanPool(nn.Module):
     """Mean over tokens, then norm, then Linear; N = 1 takes features that are pooled already."""
 
-    def __init__(self, settings: PoolingSettings, dim: int, tokens: int, out_dim: int):
+    def __init__(self, settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int):
         super().__init__()
         self.settings = settings
         self.dropout = nn.Dropout(settings.feature_dropout)
@@ -162,12 +170,12 @@ class MeanPool(nn.Module):
 class SpatialSoftmax(nn.Module):
     """Expected place and pooled feature of k heat maps, and the mean of all tokens."""
 
-    def __init__(self, settings: PoolingSettings, dim: int, tokens: int, out_dim: int):
+    def __init__(self, settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int):
         super().__init__()
         self.settings, self.k, self.f = settings, settings.keypoints, settings.values
         self.project = nn.Linear(dim, self.k + self.f)
         self.log_temperature = nn.Parameter(torch.full((self.k,), math.log(settings.temperature)))
-        self.register_buffer("places", grid_places(grid_side(tokens)), persistent=False)
+        self.register_buffer("places", map_places(tokens), persistent=False)
         self.dropout = nn.Dropout(settings.feature_dropout)
         self.out = nn.Linear(self.k * (2 + self.f) + (dim if settings.keep_mean else 0), out_dim)
 
@@ -191,14 +199,14 @@ class SpatialSoftmax(nn.Module):
 class AttentionPool(nn.Module):
     """Learned queries attend to the tokens, whose keys and values carry a position embedding."""
 
-    def __init__(self, settings: PoolingSettings, dim: int, tokens: int, out_dim: int):
+    def __init__(self, settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int):
         super().__init__()
         q, h, w = settings.queries, settings.heads, settings.width
         self.settings, self.q, self.h, self.w = settings, q, h, w
         self.query = nn.Parameter(torch.randn(q, h, w // h))
         self.key = nn.Linear(dim, w, bias=False)
         self.value = nn.Linear(dim, w)
-        self.position = nn.Parameter(_wave_embedding(grid_places(grid_side(tokens)), 2 * w))
+        self.position = nn.Parameter(_wave_embedding(map_places(tokens), 2 * w))
         self.dropout = nn.Dropout(settings.feature_dropout)
         self.out = nn.Linear(q * w, out_dim)
 
@@ -224,7 +232,7 @@ class AttentionPool(nn.Module):
         return self.out(self.dropout(pooled.flatten(1)))
 
 
-def build_pooling(kind: str, dim: int, tokens: int, out_dim: int, **settings: object) -> nn.Module:
+def build_pooling(kind: str, dim: int, tokens: Tokens, out_dim: int, **settings: object) -> nn.Module:
     """Module that maps tokens (M, N, D) to (M, out_dim); `settings` are those of PoolingSettings."""
     chosen = PoolingSettings(kind=kind, **settings)  # type: ignore[arg-type]
     module = {"mean": MeanPool, "spatial_softmax": SpatialSoftmax, "attention": AttentionPool}[kind]
@@ -232,15 +240,33 @@ def build_pooling(kind: str, dim: int, tokens: int, out_dim: int, **settings: ob
 
 
 class CameraPooling(nn.Module):
-    """Pools every camera of every frame: (M, C, N, D) -> (M, C, out_dim)."""
+    """Pools every camera of every frame: (M, C, N, D) -> (M, C, out_dim).
 
-    def __init__(self, settings: PoolingSettings, cameras: int, dim: int, tokens: int, out_dim: int):
+    tokens: how many each camera's square map has, or each one's rows and columns. Of a camera with fewer than N only
+    its own are read.
+    """
+
+    def __init__(
+        self,
+        settings: PoolingSettings,
+        cameras: int,
+        dim: int,
+        tokens: int | Sequence[tuple[int, int]],
+        out_dim: int,
+    ):
         super().__init__()
+        maps: list[Tokens] = [tokens] * cameras if isinstance(tokens, int) else list(tokens)
+        if settings.shared and len(set(maps)) > 1:
+            raise PolicyError(
+                f"pooling.shared: found token maps of {' and '.join(f'{r} x {c}' for r, c in sorted(set(maps)))}, "  # type: ignore[misc]
+                "expected one shape for all cameras, or pooling.shared=false"
+            )
+        self.counts = [n if isinstance(n, int) else math.prod(n) for n in maps]
         arguments = {name: value for name, value in vars(settings).items() if name != "kind"}
         count = 1 if settings.shared else cameras
         self.norms = nn.ModuleList(FeatureNorm(settings.norm, dim) for _ in range(cameras))
         self.pools = nn.ModuleList(
-            build_pooling(settings.kind, dim, tokens, out_dim, **arguments) for _ in range(count)
+            build_pooling(settings.kind, dim, maps[i], out_dim, **arguments) for i in range(count)
         )
         self.out_dim = out_dim
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
@@ -268,7 +294,10 @@ class CameraPooling(nn.Module):
             norm.inverse_std.copy_(1 / s)  # type: ignore[union-attr, operator]
 
     def forward(self, features: Tensor) -> Tensor:
-        pooled = [self.pools[i % len(self.pools)](features[:, i], norm) for i, norm in enumerate(self.norms)]
+        pooled = [
+            self.pools[i % len(self.pools)](features[:, i, : self.counts[i]], norm)
+            for i, norm in enumerate(self.norms)
+        ]
         out = torch.stack(pooled, 1)  # (M, C, out)
         return out if self.camera is None else out + self.camera
 

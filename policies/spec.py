@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ class PolicySpec:
 
     cameras: tuple[str, ...]  # in the order of the feature axis
     dim: int  # channels of a token, all S² scales together
-    tokens: int  # tokens of a camera; 1 where features are mean-pooled already
+    tokens: int  # tokens of a camera, the most where they differ; 1 where features are mean-pooled already
     kind: str = "mlp"  # the body: mlp | transformer
     network: dict[str, Any] = field(default_factory=dict)  # the body's MlpSettings or TransformerSettings
     pooling: dict[str, Any] = field(default_factory=dict)  # PoolingSettings
@@ -48,6 +49,8 @@ class PolicySpec:
     zero_features: bool = False  # the control: normalised image features are all zero
     head: dict[str, Any] = field(default_factory=dict)  # {"kind": ..., the settings of that head}
     members: int = 1  # networks that are trained side by side; their plans are combined
+    # (rows, columns) of each camera's token map, where they are not all squares of `tokens`; the largest has `tokens`
+    grids: tuple[list[int], ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -63,6 +66,16 @@ class PolicySpec:
             raise PolicyError(f"policy.execute {self.execute} is more than policy.chunk {self.chunk}")
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise PolicyError(f"policy.cameras is {list(self.cameras)}, expected one or more different names")
+        if self.grids:
+            if (
+                len(self.grids) != len(self.cameras)
+                or any(len(grid) != 2 or min(grid) < 1 for grid in self.grids)
+                or max(self.counts) != self.tokens
+            ):
+                raise PolicyError(
+                    f"policy.grids is {[list(grid) for grid in self.grids]}, expected rows and columns of each of the "
+                    f"{len(self.cameras)} cameras, the largest of {self.tokens} tokens"
+                )
         if not 0 <= self.proprio_dropout < 1:
             raise PolicyError(f"policy.proprio_dropout is {self.proprio_dropout}, expected 0 <= value < 1")
         if self.huber_delta <= 0:
@@ -75,4 +88,19 @@ class PolicySpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` gives back an equal spec."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if not self.grids:  # left out: a checkpoint of square maps stays as it was
+            del values["grids"]
+        else:
+            values["grids"] = [list(grid) for grid in self.grids]
+        return values
+
+    @property
+    def maps(self) -> int | list[tuple[int, int]]:
+        """Rows and columns of each camera's token map, or `tokens` where all are squares of so many."""
+        return [(rows, columns) for rows, columns in self.grids] or self.tokens
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens of each camera; a feature array holds `tokens` of each, the rest of them never read."""
+        return [math.prod(grid) for grid in self.grids] if self.grids else [self.tokens] * len(self.cameras)

@@ -93,7 +93,7 @@ def train(
             store["action"][rows],
             windows.actions,
             windows.action_pad,
-            channel_moments(features, rows=rows),
+            channel_moments(features, rows=rows, tokens=spec.counts),
         )
     policy.network.pooling.multiply_in(product_of(settings))
     batches = Batches(store, features, windows, fabric.device, policy.network.body.causal)

@@ -213,6 +213,26 @@ def test_wrong_settings(wrong, words):
         ChunkPolicy(PolicySpec.from_dict({"cameras": ["hand"], "dim": 5, "tokens": 9, **wrong}))
 
 
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
+def test_maps_of_two_shapes(make_policy, make_batch, kind):
+    """Nothing depends on what fills up the smaller camera's tokens; the spec comes back from JSON."""
+    policy = make_policy(kind=kind, grids=[[3, 3], [2, 3]])
+    assert policy.spec.counts == [9, 6]
+    assert (
+        PolicySpec.from_dict(json.loads(json.dumps(policy.spec.to_dict()))).to_dict() == policy.spec.to_dict()
+    )
+    batch = make_batch(policy)
+    loss, _ = policy.loss(batch)
+    batch["features"][:, :, 1, 6:] = torch.nan
+    assert torch.equal(policy.loss(batch)[0], loss)
+
+
+@pytest.mark.parametrize("grids", [[[3, 3]], [[3, 3], [4, 3]], [[3, 3], [9]], [[2, 3], [2, 3]]])
+def test_grids_that_do_not_fit(grids):
+    with pytest.raises(PolicyError, match="policy.grids is .*2 cameras, the largest of 9 tokens"):
+        PolicySpec.from_dict({"cameras": ["hand", "left"], "dim": 5, "tokens": 9, "grids": grids})
+
+
 def test_missing_setting():
     with pytest.raises(PolicyError, match="policy: key 'dim' is missing"):
         PolicySpec.from_dict({"cameras": ["hand"], "tokens": 9})

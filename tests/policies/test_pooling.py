@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from s2robot.policies.errors import PolicyError
-from s2robot.policies.pooling import KINDS, CameraPooling, PoolingSettings, build_pooling, grid_places
+from s2robot.policies.pooling import KINDS, CameraPooling, PoolingSettings, build_pooling, map_places
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -14,8 +14,29 @@ def test_shapes_and_half_input(kind, tokens):
     torch.testing.assert_close(pool(x.half()), pool(x.half().float()))
 
 
-def test_grid_places_run_row_by_row():
-    assert grid_places(2).tolist() == [[-1, -1], [1, -1], [-1, 1], [1, 1]]
+def test_places_run_row_by_row():
+    assert map_places(4).tolist() == [[-1, -1], [1, -1], [-1, 1], [1, 1]]
+    assert map_places((2, 3)).tolist() == [[-1, -1], [0, -1], [1, -1], [-1, 1], [0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_maps_of_two_shapes_and_nothing_is_read_of_what_fills_the_smaller_one(kind):
+    pool = CameraPooling(PoolingSettings(kind=kind, keypoints=3), 2, 7, [(3, 3), (2, 3)], 11).eval()
+    x = torch.randn(5, 2, 9, 7)
+    filled = x.clone()
+    filled[:, 1, 6:] = torch.nan
+    out = pool(filled)
+    assert torch.equal(out, pool(x))
+    alone = CameraPooling(PoolingSettings(kind=kind, keypoints=3), 1, 7, [(2, 3)], 11).eval()
+    alone.load_state_dict(
+        {k.replace("s.1.", "s.0."): v for k, v in pool.state_dict().items() if "s.0." not in k}
+    )
+    assert torch.equal(out[:, 1:], alone(x[:, 1:, :6]))
+
+
+def test_shared_pooling_wants_maps_of_one_shape():
+    with pytest.raises(PolicyError, match="pooling.shared: found token maps of 2 x 3 and 3 x 3"):
+        CameraPooling(PoolingSettings(shared=True), 2, 7, [(3, 3), (2, 3)], 11)
 
 
 @pytest.mark.parametrize("kind", ["spatial_softmax", "attention"])
@@ -104,7 +125,7 @@ def localisation_error(kind: str) -> float:
     def sample(count):
         place = torch.rand(count, 2, generator=g) * 2 - 1
         # Bilinear weights sum to one: the mean over tokens does not know the place.
-        near = (1 - (place[:, None] - grid_places(side)).abs() * (side - 1) / 2).clamp(min=0).prod(-1)
+        near = (1 - (place[:, None] - map_places(side * side)).abs() * (side - 1) / 2).clamp(min=0).prod(-1)
         return torch.randn(count, side * side, dim, generator=g) * 0.2 + near[..., None] * blob, place
 
     torch.manual_seed(0)
