@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2robot.policies.errors import PolicyError
+from s2robot.policies.rays import Rays
 
 KINDS = ("mean", "spatial_softmax", "attention")
 NORMS = ("channel", "layer", "none")
@@ -42,6 +43,9 @@ class PoolingSettings:
     keep_mean: bool = (
         True  # spatial_softmax: the mean of all tokens (that are not hidden) beside the keypoints
     )
+    points: bool = False  # spatial_softmax: where each heat map lies in space, through the known cameras
+    # of `points`: camera -> fovy, size, body and, where that is "world", position and quaternion
+    geometry: dict[str, Any] = field(default_factory=dict)
     queries: int = 8  # attention: learned queries
     heads: int = 4  # attention: heads of a query
     width: int = 64  # attention: channels of keys and values, split over the heads
@@ -54,6 +58,8 @@ class PoolingSettings:
             raise PolicyError(f"pooling.kind is '{self.kind}', expected one of {', '.join(KINDS)}")
         if self.norm not in NORMS:
             raise PolicyError(f"pooling.norm is '{self.norm}', expected one of {', '.join(NORMS)}")
+        if self.points and self.kind != "spatial_softmax":
+            raise PolicyError(f"pooling.points needs pooling.kind spatial_softmax, found '{self.kind}'")
         if self.width % self.heads:
             raise PolicyError(f"pooling.width {self.width} is not a multiple of pooling.heads {self.heads}")
         for name in ("token_dropout", "feature_dropout"):
@@ -177,9 +183,14 @@ class SpatialSoftmax(nn.Module):
         self.log_temperature = nn.Parameter(torch.full((self.k,), math.log(settings.temperature)))
         self.register_buffer("places", map_places(tokens), persistent=False)
         self.dropout = nn.Dropout(settings.feature_dropout)
-        self.out = nn.Linear(self.k * (2 + self.f) + (dim if settings.keep_mean else 0), out_dim)
+        each = 2 + self.f + (4 if settings.points else 0)
+        self.out = nn.Linear(self.k * each + (dim if settings.keep_mean else 0), out_dim)
 
     def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN) -> Tensor:
+        return self.finish([self.look(tokens, norm)])
+
+    def look(self, tokens: Tensor, norm: FeatureNorm = _PLAIN) -> Tensor:
+        """All that is pooled of tokens (M, N, D), the heat maps' places and values first: (M, k * (2 + f) [+ D])."""
         x, norm = _with_noise(self, tokens, norm)  # (M, N, D)
         maps, values = (
             norm.project(x, self.project.weight, self.project.bias).float().split([self.k, self.f], -1)
@@ -193,7 +204,15 @@ class SpatialSoftmax(nn.Module):
         pooled = torch.bmm(heat, what).flatten(1)  # (M, k * (2 + f))
         if self.settings.keep_mean:
             pooled = torch.cat([pooled, norm.average(x, hidden)], -1)
-        return self.out(self.dropout(pooled))
+        return pooled
+
+    def places_of(self, looked: Tensor) -> Tensor:
+        """The expected places (M, k, 2) in what `look` gave."""
+        return looked[:, : self.k * (2 + self.f)].unflatten(1, (self.k, -1))[..., :2]
+
+    def finish(self, looked: Sequence[Tensor]) -> Tensor:
+        """What `look` gave, and what else is known of the heat maps (M, k * 4), as one vector (M, out_dim)."""
+        return self.out(self.dropout(looked[0] if len(looked) == 1 else torch.cat(list(looked), -1)))
 
 
 class AttentionPool(nn.Module):
@@ -253,6 +272,7 @@ class CameraPooling(nn.Module):
         dim: int,
         tokens: int | Sequence[tuple[int, int]],
         out_dim: int,
+        names: Sequence[str] = (),
     ):
         super().__init__()
         maps: list[Tokens] = [tokens] * cameras if isinstance(tokens, int) else list(tokens)
@@ -270,6 +290,11 @@ class CameraPooling(nn.Module):
         )
         self.out_dim = out_dim
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
+        self.rays: Rays | None = None
+        if settings.points:
+            if not names:
+                raise PolicyError("pooling.points needs the cameras' names")
+            self.rays = Rays(names, settings.geometry, [map_shape(m) for m in maps])
 
     def multiply_in(self, dtype: torch.dtype) -> None:
         """Number format of the product with the tokens in a training; what acts multiplies in float32."""
@@ -294,12 +319,24 @@ class CameraPooling(nn.Module):
             norm.inverse_std.copy_(1 / s)  # type: ignore[union-attr, operator]
 
     def forward(self, features: Tensor) -> Tensor:
-        pooled = [
-            self.pools[i % len(self.pools)](features[:, i, : self.counts[i]], norm)
-            for i, norm in enumerate(self.norms)
-        ]
+        pools = [self.pools[i % len(self.pools)] for i in range(len(self.norms))]
+        seen = [(features[:, i, : self.counts[i]], norm) for i, norm in enumerate(self.norms)]
+        if self.rays is None:
+            pooled = [pool(*of) for pool, of in zip(pools, seen, strict=True)]
+        else:
+            pooled = self._with_points(pools, seen)  # type: ignore[arg-type]
         out = torch.stack(pooled, 1)  # (M, C, out)
         return out if self.camera is None else out + self.camera
+
+    def _with_points(
+        self, pools: Sequence[SpatialSoftmax], seen: Sequence[tuple[Tensor, FeatureNorm]]
+    ) -> list[Tensor]:
+        """Each camera's vector (M, out), which knows where the heat maps of all cameras meet."""
+        assert self.rays is not None
+        looked = [pool.look(*of) for pool, of in zip(pools, seen, strict=True)]
+        places = [pool.places_of(x) for pool, x in zip(pools, looked, strict=True)]
+        points = self.rays(torch.stack(places, 1)).flatten(2)  # (M, C, k * 4)
+        return [pool.finish([x, points[:, i]]) for i, (pool, x) in enumerate(zip(pools, looked, strict=True))]
 
 
 def _hidden_tokens(module: nn.Module, tokens: Tensor) -> Tensor | None:

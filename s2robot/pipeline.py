@@ -41,6 +41,7 @@ from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.loading import device_of
 from s2robot.policies import PolicySpec
+from s2robot.policies.rays import with_geometry
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 
@@ -188,7 +189,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     with bar("training the policy") as update:
         return train(
             task.train,
-            PolicySpec.from_dict({**task.policy, **sizes}),
+            PolicySpec.from_dict(with_geometry({**task.policy, **sizes}, store.attrs["camera_geometry"])),
             store,
             features,
             contract,
