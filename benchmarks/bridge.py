@@ -27,8 +27,9 @@ from s2robot.comparison.paired import difference
 from s2robot.deployment.live import DeploySettings, LiveSession
 from s2robot.deployment.log import percentiles
 from s2robot.deployment.rig import Rig
-from s2robot.envs.cube_config import CubePickConfig, as_tuples
+from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.task import as_tuples
 from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.rollouts import run_episodes

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2robot.envs.cube_config import CubePickConfig, as_tuples
+from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints
@@ -29,6 +29,7 @@ from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIME
 from s2robot.envs.real.emulator.motion import Motion
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+from s2robot.envs.task import as_tuples
 from s2robot.loading import load_actor
 
 LATENCIES = (5, 1)  # ticks of 10 ms from observation to action, in turn

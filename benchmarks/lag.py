@@ -14,11 +14,12 @@ import bridge_limits  # beside this file
 import numpy as np
 import torch
 
-from s2robot.envs.cube_config import CubePickConfig, as_tuples
+from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
 from s2robot.envs.real.emulator.motion import Motion, Plan
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+from s2robot.envs.task import as_tuples
 from s2robot.loading import load_actor
 
 GRIPPER_HOLD = 5  # bridge.loop's

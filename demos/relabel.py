@@ -18,7 +18,7 @@ from s2robot.demos.picker import PickerConfig
 from s2robot.demos.record import begun, record_episode
 from s2robot.demos.replay import env_config_of
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import as_tuples
+from s2robot.envs.task import as_tuples
 from s2robot.envs.workers import worker_pool
 
 _SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, another picker in the first

@@ -15,9 +15,10 @@ import numpy as np
 
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import CubePickConfig, as_tuples
+from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.robots import robot_spec
+from s2robot.envs.task import as_tuples
 from s2robot.envs.workers import worker_pool
 
 if TYPE_CHECKING:  # the simulator is imported where frames are drawn: recorded images need none

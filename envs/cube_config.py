@@ -1,12 +1,11 @@
 """What decides an episode of CubePick; read and written where no simulator is installed, too."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.task import TaskSettings
 
 STAGES = ("approach", "grasp", "lift", "held")
 ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
@@ -15,8 +14,13 @@ MAX_DELTA = 0.25  # rad a step and joint
 
 
 @dataclass(frozen=True)
-class CubePickConfig:
+class CubePickConfig(TaskSettings):
     """All that decides an episode besides its seed. Lengths in m, times in s, angles in rad."""
+
+    task, target, version = "cube_pick", "s2robot.envs.cube_pick:CubePick", ENV_VERSION
+    action_frame = ACTION_FRAME
+    stages = STAGES
+    success_text = "lifted and held the cube"
 
     robot: str = "xarm7"
     rate_hz: int = 10
@@ -73,8 +77,3 @@ class CubePickConfig:
                 "looks at, m; vertical field of view, degrees)"
             )
         return ""
-
-
-def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings from YAML or JSON, whose lists become the tuples that frozen settings hold."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

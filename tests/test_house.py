@@ -23,6 +23,7 @@ DRAWS = {
     "s2robot.envs.cube_pick",
     "s2robot.envs.real.emulator.scene",
     "s2robot.envs.renderer",
+    "s2robot.envs.robosuite_task",
     "s2robot.envs.world",
     "s2robot.evaluation.evaluate",
     "s2robot.evaluation.film",

@@ -21,8 +21,9 @@ from s2robot.common.settings import env_config, open_demos, read
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import SelectiveEncoder, select
-from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig, as_tuples
+from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.task import as_tuples
 from s2robot.evaluation.film import film_some
 from s2robot.evaluation.journal import write_records
 from s2robot.evaluation.planners import LearnedPlanner, NearestDemo, Planner

@@ -56,11 +56,9 @@ class Emulator:
         self.server = Server(self.controller, self.faults, ports, services)
 
     def _build_scene(self, config: EmulatorConfig):
-        from s2robot.envs.cube_config import (  # mujoco and robosuite take seconds to import
-            CubePickConfig,
-            as_tuples,
-        )
-        from s2robot.envs.real.emulator.scene import ScenePlant
+        from s2robot.envs.cube_config import CubePickConfig
+        from s2robot.envs.real.emulator.scene import ScenePlant  # mujoco and robosuite take seconds to import
+        from s2robot.envs.task import as_tuples
 
         try:
             env = CubePickConfig(**as_tuples(config.env))

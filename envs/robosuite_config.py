@@ -1,0 +1,59 @@
+"""Settings of any robosuite world; read and written where robosuite is not installed, too."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from s2robot.envs.task import CommonSettings
+
+
+@dataclass(frozen=True)
+class RobosuiteSettings(CommonSettings):
+    """`task=robosuite task.env=Stack task.robot=Panda`; configs/task/robosuite.yaml says what each is."""
+
+    task: str = "robosuite"
+    target: str = "s2robot.envs.robosuite_task:RobosuiteTask"
+    env: str = "Lift"
+    robot: str = "Panda"  # of several arms: their names with a + between
+    controller: str = "OSC_POSE"
+    rate_hz: float = 20
+    cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
+    max_steps: int = 400
+    # observables, in this order; quaternions become the first two columns of their matrix
+    proprio: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+    kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of robosuite.make
+
+    @property
+    def version(self) -> str:
+        return f"robosuite:{self.env}"
+
+    @property
+    def action_frame(self) -> str:
+        return f"robosuite:{self.controller}"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Known where there is one thing to be grasped."""
+        return ("approach", "grasp", "success") if self.env in GRASPED else ("start", "success")
+
+    @property
+    def success_text(self) -> str:
+        return GRASPED.get(self.env, f"solved {self.env}")
+
+    failures = {
+        "approach": "not grasped",
+        "grasp": "grasped, not brought to its end",
+        "start": "did not get there",
+    }
+
+
+# worlds in which one thing is grasped, and what a policy that succeeds has done
+GRASPED = {
+    "Lift": "lifted the object",
+    "Stack": "stacked the objects",
+    "PickPlaceCan": "put the can into its bin",
+    "PickPlaceMilk": "put the milk into its bin",
+    "PickPlaceBread": "put the bread into its bin",
+    "PickPlaceCereal": "put the cereal into its bin",
+    "NutAssemblySquare": "put the nut onto its peg",
+    "NutAssemblyRound": "put the nut onto its peg",
+}

@@ -1,0 +1,357 @@
+"""Any robosuite world with its controller, as a task.
+
+env = make(RobosuiteSettings(env="Stack", robot="Panda", controller="OSC_POSE"))
+observation, info = env.reset(seed=0)
+env.raw                                       # the robosuite environment inside
+
+Facts about robosuite 1.5.2 that shape this file: all that it draws at a reset comes from ``env.rng``, which its
+samplers share, so an episode's seed is set in place; a hard reset compiles the scene anew (0.3 s) and may draw other
+sizes of the objects, so resets are soft, and sizes are those of the first compilation (seed 0) in every process;
+actions are scaled to -1..1, here they are in m, rad and 0..1 (a gripper's), so that rotations can be composed.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from copy import copy
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.renderer import OffscreenRenderer
+from s2robot.envs.robosuite_config import GRASPED, RobosuiteSettings
+from s2robot.envs.task import Task
+
+logging.disable(logging.WARNING)  # robosuite warns at import of optional parts that nobody here needs
+import robosuite  # noqa: E402
+from robosuite.controllers import load_part_controller_config  # noqa: E402
+from robosuite.environments.base import REGISTERED_ENVS  # noqa: E402
+
+logging.disable(logging.NOTSET)
+
+# arrays of an arm's controller that the next step depends on; all others are set anew by it. A redundant arm is drawn
+# to the joints in which the episode began.
+_GOALS = ("goal_pos", "goal_ori", "goal_qpos", "initial_joint")
+_FAR = 5.0  # m: robosuite puts away what an episode does not need
+
+
+class RobosuiteTask(Task):
+    """One robosuite environment; see the module for what is done to it.
+
+    Raises:
+        EnvError: an environment, robot, controller, camera or observable that robosuite lacks.
+    """
+
+    Settings = RobosuiteSettings
+    settings: RobosuiteSettings
+
+    def __init__(self, settings: RobosuiteSettings | None = None, draw: bool = True):
+        self.settings, self.draw = settings or RobosuiteSettings(), draw
+        self.raw = _made(self.settings)
+        self.raw.reset()
+        self.model, self.data = self.raw.sim.model._model, self.raw.sim.data._data
+        self.camera_ids = {name: self._camera(name) for name in self.settings.cameras}
+        self.action_parts, low, high, self._scale, self._offset = _actions(self.raw)
+        self.proprio_parts = self._proprio_parts()
+        self._renderer: OffscreenRenderer | None = None
+        self._furthest = 0
+        self._layout: dict[str, float] = {}
+        self.spaces(low, high, sum(part["size"] for part in self.proprio_parts))
+
+    def _camera(self, name: str) -> int:
+        known = [self.model.camera(i).name for i in range(self.model.ncam)]
+        if name not in known:
+            raise EnvError(f"task.cameras: found '{name}', expected some of {', '.join(known)}")
+        return known.index(name)
+
+    def _proprio_parts(self) -> list[dict]:
+        seen = self.raw._get_observations(force_update=True)
+        parts = []
+        for key in self.settings.proprio:
+            if key not in seen:
+                known = ", ".join(k for k in seen if not k.endswith("-state"))
+                raise EnvError(f"task.proprio: found '{key}', expected some of {known}")
+            if key.endswith("_quat"):
+                parts.append(
+                    {"name": key.removesuffix("_quat"), "size": 6, "kind": "rotation", "form": "rot6d"}
+                )
+            else:
+                parts.append({"name": key, "size": int(np.size(seen[key])), "kind": "absolute"})
+        return parts
+
+    # ---------------------------------------------------------------- an episode
+
+    def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
+        """What robosuite draws at a reset, from a seed of its own."""
+        seed = int(rng.integers(2**63))
+        self.raw.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self.raw.reset()
+        for robot in self.raw.robots:
+            for gripper in robot.gripper.values():
+                gripper.format_action(np.zeros(gripper.dof))  # the shape that it has after a step
+        self._refresh_poses()
+        self._furthest = 0
+        self._layout = self._places()
+        self._judge()
+
+    def apply(self, action: np.ndarray) -> None:
+        self.raw.step(self.to_raw(action))
+        self._refresh_poses()
+        self._judge()
+
+    def to_raw(self, action: np.ndarray) -> np.ndarray:
+        """An action as robosuite's own environment takes it: -1..1.  # (A,)"""
+        box: Any = self.action_space
+        return (np.clip(action, box.low, box.high) - self._offset) / self._scale
+
+    def from_raw(self, action: np.ndarray) -> np.ndarray:
+        """An action of robosuite's own environment in our units.  # float32 (A,)"""
+        return (np.clip(action, -1, 1) * self._scale + self._offset).astype(np.float32)
+
+    @property
+    def proprio(self) -> np.ndarray:
+        seen = self.raw._get_observations(force_update=True)
+        rows = [_rot6d(seen[k]) if k.endswith("_quat") else np.ravel(seen[k]) for k in self.settings.proprio]
+        return np.concatenate(rows).astype(np.float32)
+
+    @property
+    def is_success(self) -> bool:
+        return self._furthest == len(self.settings.stages) - 1
+
+    @property
+    def stage(self) -> str:
+        return self.settings.stages[self._furthest]
+
+    @property
+    def progress(self) -> float:
+        """robosuite's own reward, shaped where it knows how."""
+        return float(self.raw.reward(None))
+
+    @property
+    def layout(self) -> dict[str, float]:
+        return self._layout
+
+    @property
+    def grip_points(self) -> dict[str, np.ndarray]:
+        """Of the first arm."""
+        sites = self.raw.robots[0].eef_site_id
+        at = self.data.site_xpos[next(iter(sites.values()))]
+        return {name: projected(self.model, self.data, i, at) for name, i in self.camera_ids.items()}
+
+    def render_cameras(self) -> dict[str, np.ndarray]:
+        if self._renderer is None:
+            self._renderer = OffscreenRenderer(self.model, self.settings.image_size)
+        return {name: self._renderer.render(self.data, i) for name, i in self.camera_ids.items()}
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def camera_geometry(self) -> dict[str, dict[str, Any]]:
+        return {
+            name: {
+                **about,
+                "fovy": float(self.model.cam_fovy[i]),
+                "position": [float(x) for x in self.model.cam_pos[i]],
+                "quaternion": [float(x) for x in self.model.cam_quat[i]],
+                "body": self.model.body(self.model.cam_bodyid[i]).name,
+            }
+            for (name, about), i in zip(
+                super().camera_geometry().items(), self.camera_ids.values(), strict=True
+            )
+        }
+
+    # ---------------------------------------------------------------- state
+
+    def get_state(self) -> np.ndarray:
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        physics = np.empty(mujoco.mj_stateSize(self.model, kind))
+        mujoco.mj_getState(self.model, self.data, physics, kind)
+        return np.concatenate([physics, *(np.ravel(getattr(o, name)) for o, name in self._memory())])
+
+    def set_state(self, state: np.ndarray) -> None:
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        at = mujoco.mj_stateSize(self.model, kind)
+        memory = self._memory()
+        size = at + sum(np.size(getattr(o, name)) for o, name in memory)
+        if np.shape(state) != (size,):
+            raise EnvError(f"state: found shape {np.shape(state)}, expected ({size},) for this scene")
+        mujoco.mj_setState(self.model, self.data, state[:at], kind)
+        for holder, name in memory:
+            now = np.asarray(getattr(holder, name))
+            setattr(holder, name, state[at : at + now.size].reshape(now.shape).copy())
+            at += now.size
+        for robot in self.raw.robots:
+            for controller in robot.composite_controller.part_controllers.values():
+                controller.new_update = True  # what it knows of the arm is of another state
+        mujoco.mj_forward(self.model, self.data)
+        # mj_forward writes the warm start that the next step reads: put the recorded one back
+        mujoco.mj_setState(self.model, self.data, state[: mujoco.mj_stateSize(self.model, kind)], kind)
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        physics, raw = copy(self.data), self.raw
+        memory = [(o, name, np.copy(getattr(o, name))) for o, name in self._memory()]
+        counts = self._steps, self._furthest, raw.timestep, raw.cur_time
+        try:
+            yield
+        finally:
+            mujoco.mj_copyData(self.data, self.model, physics)
+            for holder, name, value in memory:
+                setattr(holder, name, value)
+            self._steps, self._furthest, raw.timestep, raw.cur_time = counts
+
+    def _memory(self) -> list[tuple[Any, str]]:
+        """What decides the next step beside MuJoCo's state: (holder, attribute); a reset makes new controllers."""
+        return list(_memory(self.raw))
+
+    # ---------------------------------------------------------------- inside
+
+    def _refresh_poses(self) -> None:
+        """Derive the poses of bodies, cameras and lights from the joints; a step leaves them half a step old."""
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_comPos(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+
+    def _judge(self) -> None:
+        last = len(self.settings.stages) - 1
+        reached = 0
+        if self.raw._check_success():
+            reached = last
+        elif last == 2 and (thing := self.grasped_thing()) is not None:
+            gripper = next(iter(self.raw.robots[0].gripper.values()))
+            reached = int(self.raw._check_grasp(gripper, thing))
+        self._furthest = max(self._furthest, reached)
+
+    def grasped_thing(self) -> Any:
+        """The object that is to be grasped, where it is known: robosuite's own object."""
+        if self.settings.env not in GRASPED:
+            return None
+        raw = self.raw
+        if hasattr(raw, "object_id") and hasattr(raw, "objects"):
+            return raw.objects[raw.object_id]
+        if hasattr(raw, "nut_id"):
+            return raw.nuts[raw.nut_id]
+        things = raw.model.mujoco_objects
+        return things[0] if things else None
+
+    def _places(self) -> dict[str, float]:
+        """x, y (m, world) and yaw (rad) of all that lies about, by its body's name."""
+        places: dict[str, float] = {}
+        for joint in np.flatnonzero(self.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE):
+            at = self.model.jnt_qposadr[joint]
+            x, y, _, w, i, j, k = self.data.qpos[at : at + 7]
+            name = self.model.body(self.model.jnt_bodyid[joint]).name.removesuffix("_main")
+            if max(abs(x), abs(y)) < _FAR:
+                yaw = np.arctan2(2 * (w * k + i * j), 1 - 2 * (j * j + k * k))
+                places |= {f"{name}_x": float(x), f"{name}_y": float(y), f"{name}_yaw": float(yaw)}
+        return places
+
+
+def projected(model: mujoco.MjModel, data: mujoco.MjData, camera: int, position) -> np.ndarray:
+    """Where a camera sees a point (3,), m: x to the right and y downwards in 0..1 of the upright frame, at its border if
+    outside, NaN if behind the camera.  # float32 (2,)"""
+    right, up, backward = (position - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)
+    half = -backward * np.tan(np.radians(model.cam_fovy[camera]) / 2)  # half the picture's height there, m
+    seen = np.array([right, -up]) / half if half > 0 else np.full(2, np.nan)
+    return np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
+
+
+def _made(s: RobosuiteSettings) -> Any:
+    robots = s.robot.split("+")
+    known = {name for name, world in REGISTERED_ENVS.items() if world.__module__.startswith("robosuite.")}
+    if s.env not in known:
+        raise EnvError(f"task.env: found '{s.env}', expected one of {', '.join(sorted(known))}")
+    if unknown := [robot for robot in robots if robot not in robosuite.ALL_ROBOTS]:
+        raise EnvError(
+            f"task.robot: found '{unknown[0]}', expected one of {', '.join(sorted(robosuite.ALL_ROBOTS))}"
+        )
+    if s.controller not in robosuite.ALL_PART_CONTROLLERS:
+        known = set(robosuite.ALL_PART_CONTROLLERS)
+        raise EnvError(f"task.controller: found '{s.controller}', expected one of {', '.join(sorted(known))}")
+    part = load_part_controller_config(default_controller=s.controller)
+    config = {"type": "BASIC", "body_parts": {"right": {**part, "gripper": {"type": "GRIP"}}}}
+    usual = {
+        "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False, "use_object_obs": False,
+        "reward_shaping": True, "hard_reset": False, "ignore_done": True, "seed": 0,
+    }  # fmt: skip
+    try:
+        return robosuite.make(
+            s.env,
+            robots=robots if len(robots) > 1 else robots[0],
+            controller_configs=[config] * len(robots) if len(robots) > 1 else config,
+            control_freq=s.rate_hz,
+            **{**usual, **s.kwargs},
+        )
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        raise EnvError(f"task: robosuite refuses {s.env} with {s.robot} and {s.kwargs}: {error}") from None
+
+
+def _actions(raw: Any) -> tuple[list[dict], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The parts of an action, its limits, and what makes ours of robosuite's -1..1: times scale, plus offset."""
+    parts: list[dict] = []
+    scales: list[np.ndarray] = []
+    offsets: list[np.ndarray] = []
+    several = len(raw.robots) > 1
+    for number, robot in enumerate(raw.robots):
+        composite = robot.composite_controller
+        for name, controller in composite.part_controllers.items():
+            first, last = composite._action_split_indexes[name]
+            if first == last:
+                continue
+            prefix = f"robot{number}_" if several else ""
+            prefix += f"{name}_" if len(robot.arms) > 1 else ""
+            for part, scale, offset in _parts(prefix, name, controller, last - first, composite):
+                parts.append(part)
+                scales.append(scale)
+                offsets.append(offset)
+    scale, offset = np.concatenate(scales), np.concatenate(offsets)
+    return parts, offset - scale, offset + scale, scale, offset
+
+
+def _parts(prefix: str, name: str, controller: Any, size: int, composite: Any) -> list[tuple]:
+    """(part, scale, offset) of one of robosuite's controllers."""
+    if name in composite.grippers:
+        half = np.full(size, 0.5)
+        return [({"name": f"{prefix}gripper", "size": size, "kind": "binary", "low": [0.0] * size, "high": [1.0] * size},
+                 half, half)]  # fmt: skip
+    kind = controller.name
+    moves = getattr(controller, "input_type", "") == "delta"
+    if kind.startswith(("OSC", "IK", "JOINT_POSITION")) and moves:
+        most = np.broadcast_to(np.asarray(controller.output_max, float), (size,))
+    else:  # velocities, torques, and targets in robosuite's own units
+        most = np.ones(size)
+    if kind.startswith("JOINT"):
+        words: list[tuple] = [(f"{prefix}joints", size, "delta" if moves else "absolute", {})]
+    else:
+        turn = {"form": "axis_angle", "relative": moves}
+        words = [(f"{prefix}position", 3, "delta" if moves else "absolute", {})]
+        words += [(f"{prefix}rotation", 3, "rotation", turn)] if size >= 6 else []
+        words += [(f"{prefix}other", size % 3, "absolute", {})] if size % 3 else []
+    found, at = [], 0
+    for label, count, what, more in words:
+        scale = most[at : at + count]
+        limits = {"low": (-scale).tolist(), "high": scale.tolist()}
+        found.append(({"name": label, "size": count, "kind": what, **limits, **more}, scale, np.zeros(count)))
+        at += count
+    return found
+
+
+def _memory(raw: Any) -> Iterator[tuple[Any, str]]:
+    for robot in raw.robots:
+        for gripper in robot.gripper.values():
+            yield gripper, "current_action"
+        for part, controller in robot.composite_controller.part_controllers.items():
+            for name in _GOALS if part not in robot.composite_controller.grippers else ():
+                if isinstance(getattr(controller, name, None), np.ndarray):
+                    yield controller, name
+
+
+def _rot6d(quaternion: np.ndarray) -> np.ndarray:
+    """The first two columns of the matrix of robosuite's quaternion (x, y, z, w).  # (6,)"""
+    matrix = np.empty(9)
+    mujoco.mju_quat2Mat(matrix, np.roll(np.asarray(quaternion, float), 1))
+    return matrix.reshape(3, 3)[:, :2].T.ravel()

@@ -1,0 +1,341 @@
+"""What a task is: a world that a policy acts in, and what an evaluation, a recording and a report must know of it.
+
+    class Push(Task):                              # a task of one's own; docs/own-task.md has a whole one
+        def begin(self, rng, options): ...         # put everything in its place
+        def apply(self, action): ...               # move for one control period
+        proprio = property(lambda self: ...)       # float32 (P,)
+        is_success = property(lambda self: ...)
+        def render_cameras(self): ...              # {camera: uint8 (H, W, 3)}
+
+A task is a gymnasium environment: ``check_env`` passes. Its settings are a frozen dataclass below
+:class:`TaskSettings`, which also tells what can be known of the task where no simulator is installed.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
+
+import gymnasium
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+
+Record = Mapping[str, Any]  # of an episode: one line of episodes.jsonl
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a policy and an evaluator need of a world.
+
+    Parts are plain JSON: ``{"name", "size", "kind", ...}`` as `s2robot.policies.parts` reads them; None: seven joints
+    and a gripper.
+    """
+
+    name: str
+    version: str  # raised when the same seed and actions lead elsewhere
+    action_parts: list[dict] | None
+    proprio_parts: list[dict] | None
+    cameras: dict[str, tuple[int, int]]  # in the policy's order: name -> (H, W)
+    rate_hz: float  # control steps a second
+    max_steps: int  # after which an episode ends
+    stages: tuple[str, ...]  # in the order in which an episode can reach them; the last is success
+    success_text: str  # what a policy that succeeded has done: "lifted and held the cube"
+
+
+def _layout_is(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
+
+
+class TaskSettings:
+    """All that decides an episode besides its seed, and what is known of the task without its simulator.
+
+    Below it stand frozen dataclasses with at least the fields that are annotated here. What is a class variable may be
+    a property.
+    """
+
+    robot: str
+    rate_hz: Any
+    cameras: tuple[str, ...]
+    image_size: Any
+    max_steps: int
+
+    task: Any = ""  # its name, as in `task=<name>`
+    target: Any = ""  # the class of its world, "module:Class"
+    version: Any = "1"
+    action_frame: Any = "parts"  # what an action is; a policy acts only where it is the same
+    stages: Any = ("start", "success")
+    success_text: Any = "succeeded"
+    failures: ClassVar[Mapping[str, str]] = {}  # stage -> what an episode that got no further did
+    # what its records hold of layout and progress: key, check, and what was expected
+    record_keys: ClassVar[Sequence[tuple[str, Callable[[Any], bool], str]]] = (
+        ("layout", _layout_is, "numbers by name"),
+    )
+    # (axes, records, looks): draws the table with a mark for each record; looks: see `s2robot.evaluation.plots`
+    plot_layout: ClassVar[Callable[..., None] | None] = None
+
+    def undrawn(self) -> str:
+        """Why one of the cameras cannot be drawn, where that is known without the world; else empty."""
+        return ""
+
+    def placement(self) -> dict[str, Any]:
+        """What a summary says of where things are placed, by key."""
+        return {}
+
+    @classmethod
+    def layout_of(cls, record: Record) -> dict[str, float]:
+        """Where an episode began: numbers by name, with their units in the names."""
+        return dict(record.get("layout") or {})
+
+    @classmethod
+    def progress_of(cls, record: Record) -> tuple[str, float | None]:
+        """What the episode's best progress is called, and its value."""
+        return "best progress", record.get("progress")
+
+
+@dataclass(frozen=True)
+class CommonSettings(TaskSettings):
+    """Settings that most tasks share; a task of one's own may add fields. Every value in YAML has a comment."""
+
+    task: str = ""
+    target: str = ""
+    robot: str = "none"  # whose arm it is: a policy acts only on the robot of its demos
+    rate_hz: float = 10  # control steps a second
+    cameras: tuple[str, ...] = ("front",)  # in the order in which the policy gets them
+    image_size: int = 256  # px along a side
+    max_steps: int = 100  # after which an episode ends
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "max_steps"):
+            if (found := getattr(self, name)) < 1:
+                raise EnvError(f"task.{name}: found {found}, expected 1 or more")
+        if not self.rate_hz > 0:
+            raise EnvError(f"task.rate_hz: found {self.rate_hz}, expected more than 0")
+        if len(set(self.cameras)) != len(self.cameras) or not self.cameras:
+            raise EnvError(f"task.cameras: found {list(self.cameras)}, expected one or more different names")
+
+
+def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from YAML or JSON, whose lists become the tuples that frozen settings hold."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+class Expert(Protocol):
+    """A scripted expert in one world; :meth:`Task.expert` makes it after a reset."""
+
+    done: bool  # it has nothing more to do
+    failed: bool  # it has given up
+
+    def act(self) -> np.ndarray:
+        """The next action.  # float32 (A,)"""
+
+
+class Task(gymnasium.Env):
+    """A world with images and proprioception, in which an episode is decided by its seed.
+
+    Observation: ``{"images": {camera: uint8 (H, W, 3) RGB upright}, "proprio": float32 (P,)}``; action: float32 (A,).
+    ``info``: ``is_success``, ``stage`` (the furthest reached), ``progress`` (larger is nearer to success, or NaN where
+    nobody measures it), ``layout`` (numbers by name: where the episode began).
+
+    With ``draw=False`` observations hold no images (:meth:`render_cameras` still draws).
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    Settings: ClassVar[type] = CommonSettings
+    settings: Any
+    joint_names: tuple[str, ...] = ()
+    action_parts: list[dict] | None = None
+    proprio_parts: list[dict] | None = None
+    render_mode: str | None = None
+    draw: bool = True
+    _steps = 0
+
+    # ---------------------------------------------------------------- what a task gives
+
+    @abstractmethod
+    def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
+        """Put everything in its place for a new episode; ``rng`` alone decides where."""
+
+    @abstractmethod
+    def apply(self, action: np.ndarray) -> None:
+        """Move for one control period.  # float64 (A,)"""
+
+    @abstractmethod
+    def render_cameras(self) -> dict[str, np.ndarray]:
+        """One frame per camera of the present state.  # {camera: uint8 (H, W, 3)}"""
+
+    @property
+    @abstractmethod
+    def proprio(self) -> np.ndarray:
+        """What the robot feels.  # float32 (P,)"""
+
+    @property
+    @abstractmethod
+    def is_success(self) -> bool:
+        """Whether the episode has succeeded."""
+
+    @property
+    def stage(self) -> str:
+        """The furthest stage reached in this episode."""
+        stages = self.settings.stages
+        return stages[-1] if self.is_success else stages[0]
+
+    @property
+    def progress(self) -> float:
+        """Larger is nearer to success; NaN where nobody measures it."""
+        return float("nan")
+
+    @property
+    def layout(self) -> dict[str, float]:
+        """Where the episode began, by name."""
+        return {}
+
+    @property
+    def grip_points(self) -> dict[str, np.ndarray]:
+        """Where each camera sees the hand: x to the right and y downwards in 0..1; without, nobody can ask for it."""
+        return {}
+
+    def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
+        """A scripted expert for the episode that has just begun.
+
+        Raises:
+            EnvError: the task has none.
+        """
+        raise EnvError(
+            f"task {self.settings.task}: it has no scripted expert, so there is nothing to record from; demos come "
+            "from elsewhere (demos.path=<dataset>)"
+        )
+
+    # what recordings of states alone need (frames are drawn later); without, demos hold the frames
+
+    def get_state(self) -> np.ndarray:
+        """All that decides the future and the picture.  # float64 (S,)"""
+        raise NotImplementedError
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Go to a state of :meth:`get_state`."""
+        raise NotImplementedError
+
+    def rehearsal(self) -> AbstractContextManager[None]:
+        """What happens in this context leaves no trace."""
+        raise NotImplementedError
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a state can be had and gone back to."""
+        return type(self).set_state is not Task.set_state
+
+    # ---------------------------------------------------------------- what every task does alike
+
+    @property
+    def task_spec(self) -> TaskSpec:
+        """What a policy and an evaluator need of this world (``spec`` is gymnasium's own)."""
+        s = self.settings
+        images: Any = self.observation_space["images"]  # type: ignore[index]
+        sizes = {name: images[name].shape[:2] for name in s.cameras}
+        return TaskSpec(
+            s.task, s.version, self.action_parts, self.proprio_parts, sizes, s.rate_hz, s.max_steps, s.stages,
+            s.success_text,
+        )  # fmt: skip
+
+    def spaces(self, action_low, action_high, proprio_size: int) -> None:
+        """Declare the spaces: actions within limits (A,), square frames of the settings, proprioception."""
+        size = self.settings.image_size
+        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "images": gymnasium.spaces.Dict({camera: image for camera in self.settings.cameras}),
+                "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (proprio_size,), np.float32),
+            }
+        )
+        self.action_space = gymnasium.spaces.Box(
+            np.asarray(action_low, np.float32), np.asarray(action_high, np.float32)
+        )
+
+    def reset(self, *, seed=None, options=None):
+        """Start an episode; the seed alone decides it."""
+        super().reset(seed=seed)
+        self._steps = 0
+        self.begin(self.np_random, options or {})
+        return self.observe(), self.info()
+
+    def step(self, action):
+        """Move for one control period; see the class for the action's meaning."""
+        self.step_physics(action)
+        info = self.info()
+        success = info["is_success"]
+        truncated = not success and self._steps >= self.settings.max_steps
+        return self.observe(), float(success), success, truncated, info
+
+    def step_physics(self, action) -> None:
+        """:meth:`step` without an observation: what a rollout needs between two decisions of a policy."""
+        action, size = np.asarray(action, float), self.action_space.shape[0]  # type: ignore[index]
+        if action.shape != (size,):
+            raise EnvError(f"action: found shape {action.shape}, expected {size} finite numbers")
+        if not np.isfinite(action).all():
+            raise EnvError(f"action: found {action.tolist()}, expected {size} finite numbers")
+        self.apply(action)
+        self._steps += 1
+
+    def observe(self) -> dict[str, Any]:
+        """The present observation."""
+        return {"images": self.render_cameras() if self.draw else {}, "proprio": self.proprio}
+
+    def info(self) -> dict[str, Any]:
+        """What is known of the episode so far."""
+        known = {
+            "is_success": self.is_success,
+            "stage": self.stage,
+            "progress": self.progress,
+            "layout": dict(self.layout),
+        }
+        return known | ({"grip_points": points} if (points := self.grip_points) else {})
+
+    def render(self):
+        """The cameras side by side.  # uint8 (H, W * cameras, 3)"""
+        if self.render_mode == "rgb_array":
+            return np.concatenate(list(self.render_cameras().values()), axis=1)
+        return None
+
+    def record_fields(self, layout: Mapping[str, float], progress: float) -> tuple[dict, dict]:
+        """What an episode's record says of where it began, and of how near it came; JSON types.
+
+        Args:
+            layout: of the first ``info``.
+            progress: the largest of the episode.
+        """
+        best = None if np.isnan(progress) else round(float(progress), 5)
+        return {"layout": {k: round(float(v), 5) for k, v in layout.items()}}, {"progress": best}
+
+    def camera_geometry(self) -> dict[str, dict[str, Any]]:
+        """Camera -> what a dataset knows of it: ``size`` [H, W], and ``fovy``, ``position`` ... where known."""
+        return {name: {"size": list(size)} for name, size in self.task_spec.cameras.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """What a dataset or a checkpoint must know of this world, as JSON types."""
+        s = self.settings
+        values = asdict(s)
+        about = {
+            "robot": s.robot,
+            "joint_names": list(self.joint_names),
+            "rate_hz": s.rate_hz,
+            "cameras": list(s.cameras),
+            "camera_geometry": self.camera_geometry(),
+            "action_frame": s.action_frame,
+            "env_version": s.version,
+            "env_config": {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+        }
+        parts = {"action_parts": self.action_parts, "proprio_parts": self.proprio_parts}
+        return about | {name: value for name, value in parts.items() if value is not None}
+
+
+@contextmanager
+def unchanged(task: Task) -> Iterator[None]:
+    """A :meth:`Task.rehearsal` made of the task's own state: right where a state holds all that decides the future."""
+    state, steps = task.get_state(), task._steps
+    try:
+        yield
+    finally:
+        task.set_state(state)
+        task._steps = steps

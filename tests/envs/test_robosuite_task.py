@@ -1,0 +1,122 @@
+"""Any robosuite environment as a task: seeds, states, units, and what is refused."""
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.robosuite_config import RobosuiteSettings
+from s2robot.envs.robosuite_task import RobosuiteTask
+from s2robot.envs.tasks import make
+
+SETTINGS = RobosuiteSettings(env="Stack", image_size=24, max_steps=3)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    worlds = make(SETTINGS), make(SETTINGS)
+    yield worlds
+    for world in worlds:
+        world.close()
+
+
+def actions(world, count, seed=0):
+    box = world.action_space
+    return np.random.default_rng(seed).uniform(box.low, box.high, (count, *box.shape)).astype(np.float32)
+
+
+def test_the_seed_alone_decides_an_episode(pair):
+    one, other = pair
+    other.reset(seed=9)
+    other.step_physics(actions(other, 1)[0])
+    (seen, info), (again, told) = one.reset(seed=3), other.reset(seed=3)
+    assert info["layout"] == told["layout"] and len(info["layout"]) == 6  # x, y, yaw of two objects
+    assert one.reset(seed=4)[1]["layout"] != info["layout"]
+    one.reset(seed=3)
+    np.testing.assert_array_equal(seen["proprio"], again["proprio"])
+    for camera in SETTINGS.cameras:
+        np.testing.assert_array_equal(seen["images"][camera], again["images"][camera])
+        assert seen["images"][camera].std() > 5  # it shows something
+    for action in actions(one, 2):
+        one.step_physics(action)
+        other.step_physics(action)
+    np.testing.assert_array_equal(one.get_state(), other.get_state())
+
+
+def test_a_state_brings_back_pictures_and_future(pair):
+    one, other = pair
+    one.reset(seed=3)
+    one.step_physics(actions(one, 1)[0])
+    state = one.get_state()
+    with one.rehearsal():
+        for action in actions(one, 2, seed=1):
+            one.step_physics(action)
+    np.testing.assert_array_equal(one.get_state(), state)
+    for action in actions(one, 2, seed=2):
+        one.step_physics(action)
+    other.reset(seed=11)
+    other.set_state(state)
+    for action in actions(one, 2, seed=2):
+        other.step_physics(action)
+    np.testing.assert_array_equal(other.get_state(), one.get_state())
+    frames = one.render_cameras()
+    other.reset(seed=11)
+    other.set_state(one.get_state())
+    for camera, frame in other.render_cameras().items():
+        np.testing.assert_array_equal(frame, frames[camera])
+
+
+def test_actions_are_in_metres_radians_and_0_to_1(pair):
+    world = pair[0]
+    assert [(p["name"], p["size"], p["kind"]) for p in world.action_parts] == [
+        ("position", 3, "delta"), ("rotation", 3, "rotation"), ("gripper", 1, "binary"),
+    ]  # fmt: skip
+    np.testing.assert_allclose(
+        world.from_raw(np.array([1, -1, 0, 0, 0, 1, -1])), [0.05, -0.05, 0, 0, 0, 0.5, 0]
+    )
+    raw = np.random.default_rng(0).uniform(-1, 1, 7)
+    np.testing.assert_allclose(world.to_raw(world.from_raw(raw)), raw, atol=1e-6)
+    world.reset(seed=0)
+    before = world.proprio[:3]
+    for _ in range(5):
+        world.step_physics([0, 0, 0.05, 0, 0, 0, 0])
+    assert world.proprio[2] - before[2] > 0.05  # up
+
+
+def test_gymnasium_finds_nothing_wrong(pair):
+    check_env(pair[0], skip_render_check=True)
+    assert pair[0].task_spec.cameras == {"agentview": (24, 24), "robot0_eye_in_hand": (24, 24)}
+    about = pair[0].describe()
+    assert RobosuiteSettings(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in about["env_config"].items()}
+    ) == (SETTINGS)
+
+
+def test_success_is_robosuites(pair, monkeypatch):
+    world = pair[0]
+    assert world.reset(seed=0)[1]["stage"] == "approach"
+    monkeypatch.setattr(
+        world.raw, "_check_grasp", lambda gripper, object_geoms: object_geoms is world.raw.cubeA
+    )
+    assert world.step(np.zeros(7))[4]["stage"] == "grasp"
+    monkeypatch.setattr(world.raw, "_check_success", lambda: True)
+    _, reward, over, truncated, info = world.step(np.zeros(7))
+    assert (reward, over, truncated, info["stage"], info["is_success"]) == (1.0, True, False, "success", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"env": "Lft"}, "task.env: found 'Lft', expected one of Door, Lift"),
+        ({"robot": "Pandora"}, "task.robot: found 'Pandora', expected one of"),
+        ({"controller": "OSC"}, "task.controller: found 'OSC', expected one of"),
+        ({"cameras": ("wrist",)}, "task.cameras: found 'wrist', expected some of frontview"),
+        ({"proprio": ("eef",)}, "task.proprio: found 'eef', expected some of robot0_joint_pos"),
+        ({"kwargs": {"table": 3}}, "robosuite refuses Lift"),
+        ({"max_steps": 0}, "task.max_steps: found 0, expected 1 or more"),
+    ],
+)
+def test_what_robosuite_lacks_is_one_line(changes, words):
+    with pytest.raises(EnvError, match=words) as error:
+        RobosuiteTask(RobosuiteSettings(**changes))
+    assert "\n" not in str(error.value)
