@@ -4,6 +4,7 @@ s2robot run                       # shipped demos -> features -> policy -> 128 p
 s2robot run record=true           # record the demos first
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -36,13 +37,14 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache, Frames
 from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.views import Views
 from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.loading import device_of
 from s2robot.policies import PolicySpec
 from s2robot.policies.rays import with_geometry
-from s2robot.training.settings import TrainSettings
+from s2robot.training.settings import TrainSettings, check_ranges
 from s2robot.training.train import train
 
 
@@ -55,8 +57,12 @@ class FeaturesSettings:
     dtype: str = "float16"
     device: str = "auto"
     threads: int | None = None
+    views: int = 0
+    shift: float = 0.02
+    colour: float = 0.2
 
     def __post_init__(self) -> None:
+        check_ranges(self, "features", views=(0, math.inf), shift=(0, 0.5), colour=(0, 1))
         for name in ("workers", "threads"):
             if (found := getattr(self, name)) is not None and found < 1:
                 raise UserError(f"features.{name}: found {found}, expected 1 or more, or null")
@@ -142,14 +148,21 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
 
 
 def encode_demos(
-    store: EpisodeStore, encoder: S2Encoder, cameras: tuple[str, ...], settings: FeaturesSettings
+    store: EpisodeStore,
+    encoder: S2Encoder,
+    cameras: tuple[str, ...],
+    settings: FeaturesSettings,
+    views: Views | None = None,
 ) -> tuple[Any, FeatureCache]:
-    """The features of a dataset, (steps, cameras, tokens, dim), from the cache or newly encoded."""
+    """The features of a dataset, (steps, cameras, tokens, dim), from the cache or newly encoded.
+
+    With ``views`` those of other views of the frames, (steps, views * cameras, tokens, dim).
+    """
     cache = FeatureCache(
         settings.cache or cache_dir("features"),
         store.fingerprint,
-        encoder.fingerprint,
-        cameras,
+        f"{encoder.fingerprint}, {views.key}" if views else encoder.fingerprint,
+        views.names(cameras) if views else cameras,
         store.lengths.tolist(),
         encoder.num_tokens,
         encoder.dim,
@@ -165,13 +178,14 @@ def encode_demos(
     workers, threads = settings.shares()
 
     def frames(missing: list[int]) -> Frames:
-        return render_episodes(store, missing, cameras, encoder.image_size, workers)
+        drawn = render_episodes(store, missing, cameras, encoder.image_size, workers)
+        return views.frames(drawn) if views else drawn
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     if cache.adopt(frames, encoder.encode):
         print(f"features: drawn and encoded as the cached ones of version 0.1, which serve: {cache.path}")
-    with bar("encoding frames") as update:
+    with bar(f"encoding {views.count} views" if views else "encoding frames") as update:
         features = cache.build(
             frames,
             encoder.encode,
@@ -186,6 +200,10 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     """Train the task's policy; returns the checkpoint folder."""
     contract = contract_of(task, store, encoder)
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": encoder.num_tokens}
+    views = None
+    if count := task.features.views:
+        others = Views(count, task.features.shift, task.features.colour)
+        views, _ = encode_demos(store, encoder, task.cameras, task.features, others)
     with bar("training the policy") as update:
         return train(
             task.train,
@@ -197,6 +215,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             task.demos.episodes,
             lambda step, steps, row: update(step, steps, losses(row)),
             rollout_of(task, contract, out),
+            views,
         )
 
 

@@ -19,6 +19,8 @@ class Batches:
     Features stay where they are: a memory-mapped cache may be larger than the memory, and a batch reads the
     frames that it shows, each once. With `every`, a batch's windows ask every step of their context (what a
     causal body trains in one pass), so that few windows give many targets.
+
+    With `views` (M, K * C, N, D), K others of each frame, a step of a training draws one of the 1 + K for each window.
     """
 
     def __init__(
@@ -28,9 +30,12 @@ class Batches:
         windows: Windows,
         device: torch.device,
         every: bool = False,
+        views: np.ndarray | None = None,
     ):
         self.device, self.every = device, every
         self.features = _shared(features)  # (M, C, N, D) float16
+        self.views = None if views is None else _shared(views)  # (M, K * C, N, D)
+        self.ways = 1 if views is None else 1 + views.shape[1] // features.shape[1]
         self.proprio = torch.from_numpy(store["proprio"])  # (M, 8)
         self.action = torch.from_numpy(store["action"])  # (M, 8)
         self._set_windows(windows)
@@ -50,14 +55,18 @@ class Batches:
         other._set_windows(windows)
         return other
 
-    def take(self, rows: Tensor, every: bool = False) -> dict[str, Tensor]:
-        """The batch of these windows, with the keys that ChunkPolicy.loss reads."""
+    def take(self, rows: Tensor, every: bool = False, way: Tensor | None = None) -> dict[str, Tensor]:
+        """The batch of these windows, with the keys that ChunkPolicy.loss reads.
+
+        way: which view each window (B,) is seen in; 0, and none given, is the frame itself.
+        """
         context, pad = self._tables["context"][rows], self._tables["pad"][rows]
-        shown, frames = torch.unique(context, return_inverse=True)  # (F,), (B, T)
+        seen = context if way is None else context * self.ways + way[:, None]
+        shown, frames = torch.unique(seen, return_inverse=True)  # (F,), (B, T)
         asked = self._window_at[context] if every else rows
         known = (asked >= 0) & ~pad if every else torch.ones_like(rows, dtype=torch.bool)
         batch = {
-            "features": self.features[shown],  # (F, C, N, D)
+            "features": self.features[shown] if way is None else self._in_views(shown),  # (F, C, N, D)
             "frames": frames,  # (B, T)
             "proprio": self.proprio[context],  # (B, T, 8)
             "past_actions": _forget_last(self.action[context]),  # (B, T, 8)
@@ -72,7 +81,20 @@ class Batches:
         if self.every:
             size = max(1, size // self._tables["context"].shape[1])
         start = (step * world + rank) * size
-        return self.take(shuffled(self.count, seed, range(start, start + size)), self.every)
+        rows, way = shuffled(self.count, seed, range(start, start + size)), None
+        if self.views is not None:
+            drawn = torch.Generator().manual_seed(seed * 100_003 + start)
+            way = torch.randint(self.ways, (size,), generator=drawn)
+        return self.take(rows, self.every, way)
+
+    def _in_views(self, shown: Tensor) -> Tensor:
+        """Features of frames that are told with their view, as frame * ways + view."""
+        assert self.views is not None
+        frame, way = shown // self.ways, shown % self.ways
+        features = self.features[frame]  # (F, C, N, D)
+        for view, block in enumerate(self.views.split(features.shape[1], dim=1), 1):
+            features[way == view] = block[frame[way == view]]
+        return features
 
 
 def shuffled(count: int, seed: int, places: Sequence[int]) -> Tensor:

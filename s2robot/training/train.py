@@ -59,6 +59,7 @@ def train(
     episodes: int | None = None,
     progress: Callable[[int, int, Row], None] = lambda step, steps, row: None,
     rollout: Callable[[Path], float] | None = None,
+    views: np.ndarray | None = None,
 ) -> Path:
     """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; where episodes are held out, the
     best by their loss are in ``out/checkpoint_best``).
@@ -70,6 +71,7 @@ def train(
         episodes: use only the first so many of the dataset.
         progress: called every `log_every` steps with a row of metrics.
         rollout: tries a checkpoint folder and gives its share of successes; called as `settings.rollouts` says.
+        views: features of K other views of each frame (steps, K * cameras, tokens, dim); a window is seen in one.
 
     Raises:
         UserError: a checkpoint to begin from that is none, or of another policy; a state file of another run, another
@@ -96,12 +98,14 @@ def train(
             channel_moments(features, rows=rows, tokens=spec.counts),
         )
     policy.network.pooling.multiply_in(product_of(settings))
-    batches = Batches(store, features, windows, fabric.device, policy.network.body.causal)
+    batches = Batches(store, features, windows, fabric.device, policy.network.body.causal, views)
     validation = None
     if len(held_out):
         validation = batches.over(make_windows(store, held_out, spec.context, spec.chunk))
     with alone(fabric, out), together(fabric, "train"):
-        contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
+        about = {"demos": len(training), "held_out": len(held_out)}
+        about |= {"views": batches.ways - 1} if views is not None else {}
+        contract = {**contract, "training": about}
         run = _Run(settings, policy, batches, validation, contract, out, fabric, progress, rollout)
         run.go_on()
         learn(run.learner, run.steps, run.batch, run.after)
@@ -148,6 +152,7 @@ class _Run:
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
             "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,
             "train.precision": f"{precision_of(settings)}, {product_of(settings)}",
+            "features.views": batches.ways - 1,
             "processes": world,
         }
         self.history: list[Row] = []
