@@ -95,14 +95,14 @@ def run(verb: str, words: list[str], folder: Path) -> float:
 
 def trained(name: str, row: Row, seed: int, args: argparse.Namespace) -> Path:
     """The checkpoint of a row without DAgger."""
-    folder = args.work / name / f"seed{seed}" / "train"
+    folder = args.work / name.replace(",", "") / f"seed{seed}" / "train"
     run("train", [*row.train.split(), *row.world.split(), f"train.seed={seed}"], folder)
     return folder / "checkpoint"
 
 
 def one(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate a row with one training seed."""
-    folder = args.work / name / f"seed{seed}"
+    folder = args.work / name.replace(",", "") / f"seed{seed}"
     train = [*row.train.split(), *row.world.split(), f"train.seed={seed}"]
     positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=0"]
     if row.dagger_rounds:

@@ -1,11 +1,16 @@
 """Behaviour-cloned policies on frozen image features: pooling, networks, action chunks, checkpoint."""
 
-from s2robot.policies.actor import Actor, BatchActor
-from s2robot.policies.checkpoint import check_contract, load_checkpoint, save_checkpoint
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from s2robot.policies.errors import PolicyError
-from s2robot.policies.normalise import Normaliser, channel_moments
-from s2robot.policies.policy import ChunkPolicy
-from s2robot.policies.spec import PolicySpec
+
+if TYPE_CHECKING:
+    from s2robot.policies.actor import Actor, BatchActor
+    from s2robot.policies.checkpoint import check_contract, load_checkpoint, save_checkpoint
+    from s2robot.policies.normalise import Normaliser, channel_moments
+    from s2robot.policies.policy import ChunkPolicy
+    from s2robot.policies.spec import PolicySpec
 
 __all__ = [
     "Actor",
@@ -19,3 +24,22 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
 ]
+
+_ROOMS = {
+    "Actor": "actor",
+    "BatchActor": "actor",
+    "ChunkPolicy": "policy",
+    "Normaliser": "normalise",
+    "PolicySpec": "spec",
+    "channel_moments": "normalise",
+    "check_contract": "checkpoint",
+    "load_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # What reads settings alone (every verb does) should not wait for torch.
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -1,28 +1,31 @@
 """What the verbs of the command line do besides `run`: each takes its Hydra config.
 
-Each imports what it alone needs: an arm's parts, the simulator, the plots.
+Each imports what it alone needs: an arm's parts, the simulator, the plots, torch.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from s2robot import pipeline, rounds
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
 from s2robot.common.settings import DemosSettings, env_config, open_demos, plain, read, read_among, world_of
 from s2robot.demos.store import EpisodeStore
-from s2robot.encoders.build import build_encoder
-from s2robot.encoders.cache import FeatureCache
-from s2robot.encoders.encoder import S2Encoder
+
+if TYPE_CHECKING:
+    from s2robot.encoders.cache import FeatureCache
+    from s2robot.encoders.encoder import S2Encoder
+    from s2robot.pipeline import Task
 
 
 def record(cfg: DictConfig) -> None:
     """`s2robot record`: demos into `out`, scripted in simulation, by a person on an arm, or corrections of a policy."""
+    from s2robot import pipeline, rounds
+
     if cfg.kind == "scripted":
         store = pipeline.record_demos(cfg, cfg, Path(cfg.out))
     elif cfg.kind == "dagger":
@@ -130,12 +133,16 @@ def pretrain(cfg: DictConfig) -> None:
 
 def encode(cfg: DictConfig) -> None:
     """`s2robot encode`: fill the feature cache."""
+    from s2robot import pipeline
+
     _, _, features, cache = _encoded(pipeline.read_task(cfg))
     print(f"features {features.shape}, {cache.nbytes / 1e6:.0f} MB: {cache.path}")
 
 
 def train(cfg: DictConfig) -> None:
     """`s2robot train`: encode what is missing, then train."""
+    from s2robot import pipeline
+
     task = pipeline.read_task(cfg)
     if (why := env_config(cfg).undrawn()) and is_first():
         print(f"note: this policy can act on an arm, but not be evaluated in simulation: {why}", flush=True)
@@ -145,13 +152,18 @@ def train(cfg: DictConfig) -> None:
         print(f"checkpoint: {checkpoint}")
 
 
-def _encoded(task: pipeline.Task) -> tuple[EpisodeStore, S2Encoder, Any, FeatureCache]:
+def _encoded(task: "Task") -> "tuple[EpisodeStore, S2Encoder, Any, FeatureCache]":
+    from s2robot import pipeline
+    from s2robot.encoders.build import build_encoder
+
     store, encoder = task.open_demos(), build_encoder(task.encoder)
     return store, encoder, *pipeline.encode_demos(store, encoder, task.cameras, task.features)
 
 
 def evaluate(cfg: DictConfig) -> None:
     """`s2robot evaluate`: success over seeded positions, in simulation or on an arm, and the report."""
+    from s2robot import pipeline
+
     out = Path(cfg.run_dir)
     if world_of(cfg) == "arm":
         from s2robot.deployment.evaluate import evaluate_on_arm

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 from s2robot.common.errors import UserError
 
 STAGES = ("approach", "grasp", "lift", "held")  # in the order in which an episode can reach them
@@ -33,6 +31,8 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[flo
         raise UserError(f"successes must lie in 0..{episodes} (the episodes), found {successes}")
     if not 0.0 < confidence < 1.0:
         raise UserError(f"confidence must lie between 0 and 1, found {confidence}")
+    from scipy.stats import binomtest  # half a second, which those that read records alone need not wait
+
     interval = binomtest(int(successes), int(episodes)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
