@@ -87,7 +87,7 @@ def measure(robot: str, size: int, rounds: int) -> tuple[dict[str, tuple[float, 
     env, twin = CubePick(robot=robot, image_size=size), CubePick(robot=robot, image_size=size)
     context = stock_renderer(twin)  # its own model: OffscreenRenderer lowers the quality of the one it draws
     env.reset(seed=0)  # makes the renderer too
-    no_culling = OffscreenRenderer(env.model, size, cull=False)
+    no_culling = OffscreenRenderer(env.model, (size, size), cull=False)
     names = env.config.cameras
 
     seen: dict[str, np.ndarray] = {}

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import zarr
@@ -33,27 +34,30 @@ class StoredArray:
     @classmethod
     def open(cls, root: Path, name: str, mode: str = "r") -> "StoredArray":
         """To read ("r") or also to write ("a"). Raises DatasetError where there is no array."""
-        read_json(root, f"{name}/zarr.json")
+        place = folder_of(name)
+        read_json(root, f"{place}/zarr.json")
         storage = LocalStore(root, read_only=mode == "r")
         try:
             # empty chunks are written, so that a lost chunk never reads as zeros
             with zarr.config.set({"array.write_empty_chunks": True}):
-                array = zarr.open_array(storage, path=name, mode="r" if mode == "r" else "r+", zarr_format=3)
+                array = zarr.open_array(storage, path=place, mode="r" if mode == "r" else "r+", zarr_format=3)
         except Exception as error:  # zarr raises many kinds for bad metadata
-            raise DatasetError(f"{root}/{name}/zarr.json: not a zarr array ({_line(error)})") from None
+            raise DatasetError(f"{root}/{place}/zarr.json: not a zarr array ({_line(error)})") from None
         return cls(root, name, array)
 
     def chunk_files(self, rows: int) -> Iterator[tuple[int, Path]]:
         """Number and file of each chunk that holds some of the first `rows` rows."""
         for i in range(-(-rows // self.array.chunks[0])):
             key = self.array.metadata.encode_chunk_key((i,) + (0,) * (self.array.ndim - 1))
-            yield i, self.root / self.name / key
+            yield i, self.root / folder_of(self.name) / key
 
     def check(self, expected: int) -> None:
         """Refuse an array of less than `expected` rows, or with a chunk that is gone or, up to VERIFY_BYTES, broken."""
         array = self.array
         if array.shape[0] < expected:
-            raise mismatch(self.root / self.name, f"{array.shape[0]} rows", f"{expected} by {ENDS}")
+            raise mismatch(
+                self.root / folder_of(self.name), f"{array.shape[0]} rows", f"{expected} by {ENDS}"
+            )
         for _, file in self.chunk_files(expected):
             if not file.is_file() or not file.stat().st_size:
                 found = "an empty file" if file.is_file() else "no such file"
@@ -95,7 +99,7 @@ def create_array(group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int
     # a picture per row: a few in a chunk, for random reads
     rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))
     return group.create_array(
-        name,
+        folder_of(name),
         shape=(0, *shape),
         dtype=dtype,
         chunks=(rows, *shape),
@@ -104,6 +108,16 @@ def create_array(group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int
         chunk_key_encoding={"name": "default", "separator": "."},  # flat: c.0.0 beside zarr.json
         config={"write_empty_chunks": True},
     )
+
+
+def folder_of(name: str) -> str:
+    """Where an array lies in the dataset: a key may hold what a file's name may not.
+
+    >>> folder_of("data/images_wrist/left")
+    'data/images_wrist%2Fleft'
+    """
+    kind, _, key = name.partition("/")
+    return f"{kind}/{quote(key, safe='')}"
 
 
 def committed_ends(stored: StoredArray) -> np.ndarray:

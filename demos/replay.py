@@ -5,7 +5,7 @@ renderer give the same bytes). ``replay_episode`` plays the actions back open lo
 lift the cube when they are executed as the environment executes a policy's, no policy trained on them can.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.envs.robots import robot_spec
 from s2robot.envs.task import as_tuples
 from s2robot.envs.workers import worker_pool
@@ -40,39 +41,41 @@ def env_config_of(store: EpisodeStore, **changes) -> CubePickConfig:
     return CubePickConfig(**as_tuples(stored))
 
 
-def episode_frames(path: str | Path, episode: int, cameras: tuple[str, ...], image_size: int) -> np.ndarray:
-    """The frames of one episode.  # uint8 (T, C, S, S, 3)
+def camera_sizes(store: EpisodeStore, cameras: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """(H, W) of each camera's frames: of recorded images, or of the world whose states were recorded."""
+    if store.attrs["kind"] == "images":
+        return {name: (int(h), int(w)) for name in cameras for h, w in [store.shape(f"images_{name}")[:2]]}
+    return sizes_of(env_config_of(store).image_size, cameras)
 
-    Recorded images are read, and cut to the square in their middle; recorded states are drawn at ``image_size``.
+
+def episode_frames(
+    path: str | Path, episode: int, cameras: tuple[str, ...], image_size: ImageSize
+) -> list[np.ndarray]:
+    """The frames of one episode, uint8 (T, H, W, 3) a camera.
+
+    Recorded images are read as they are; recorded states are drawn at ``image_size``.
 
     Raises:
-        DatasetError: a camera that the dataset lacks, or cameras whose frames differ in size.
+        DatasetError: a camera that the dataset lacks.
     """
-    key = (str(path), cameras, image_size)
+    key = (str(path), cameras, str(image_size))
     if key not in _OPEN or episode >= len(_OPEN[key][0]):  # it may have grown since
         store = EpisodeStore.open(path)
         store.check(cameras=cameras)
-        drawn = store.attrs["kind"] == "states"
+        states = store.attrs["kind"] == "states"
         _OPEN[key] = (
             store,
-            _world(env_config_of(store, cameras=cameras, image_size=image_size)) if drawn else None,
+            _world(env_config_of(store, cameras=cameras, image_size=image_size)) if states else None,
         )
     store, env = _OPEN[key]
     rows = store.episode_slice(episode)
     if env is None:
-        seen = {c: square(store.read(f"images_{c}", rows.start, rows.stop)) for c in cameras}
-        sizes = {name: frames.shape[1] for name, frames in seen.items()}
-        if len(set(sizes.values())) > 1:
-            raise DatasetError(
-                f"{store.path}: found frames of {', '.join(f'{n} {s} px' for n, s in sizes.items())}, expected one "
-                f"size; leave cameras out with env.cameras=[{cameras[0]}]"
-            )
-        return np.stack(list(seen.values()), axis=1)
-    frames = []
+        return [store.read(f"images_{c}", rows.start, rows.stop) for c in cameras]
+    drawn: list[dict[str, np.ndarray]] = []
     for state in store.read("state", rows.start, rows.stop):
         env.set_state(state)
-        frames.append(np.stack(list(env.render_cameras().values())))
-    return np.stack(frames)
+        drawn.append(env.render_cameras())
+    return [np.stack([frames[c] for frames in drawn]) for c in cameras]
 
 
 def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
@@ -94,14 +97,6 @@ def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
     return facts | {"robot": {name: spec[name] for name in spec if name.startswith(("camera_", "base_"))}}
 
 
-def square(frames: np.ndarray) -> np.ndarray:
-    """The square in the middle, as the bridge cuts it out of a camera's picture.  # (T, H, W, 3) -> (T, S, S, 3)"""
-    height, width = frames.shape[1:3]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return frames[:, top : top + side, left : left + side]
-
-
 def _world(config: CubePickConfig) -> "CubePick":
     from s2robot.envs.cube_pick import CubePick
 
@@ -109,9 +104,13 @@ def _world(config: CubePickConfig) -> "CubePick":
 
 
 def render_episodes(
-    store: EpisodeStore, episodes: list[int], cameras: tuple[str, ...], image_size: int, workers: int = 2
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(episode, uint8 (T, C, S, S, 3)) for each, drawn by worker processes, a few episodes ahead."""
+    store: EpisodeStore,
+    episodes: list[int],
+    cameras: tuple[str, ...],
+    image_size: ImageSize,
+    workers: int = 2,
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """(episode, one uint8 (T, H, W, 3) a camera) for each, drawn by worker processes, a few episodes ahead."""
     store.check(cameras=cameras)
     with worker_pool(workers) as pool:
         waiting: list = []

@@ -26,6 +26,7 @@ REQUIRED = {  # attributes: type, and what it is to a reader of an error
 }
 
 
+KEY = r"(data|meta)/\w([\w./: -]*\w)?"  # a camera is called as its owner calls it: observation.images.top
 JOINTS = 7  # of the arms that policies act on; a gripper stands beside them in actions and proprio
 
 
@@ -49,8 +50,10 @@ def checked_episode(
     values = {k: np.asarray(v) for k, v in meta.items()}
     named = {f"data/{k}": v for k, v in arrays.items()} | {f"meta/{k}": v for k, v in values.items()}
     for name, array in named.items():
-        if not re.fullmatch(r"(data|meta)/\w+", name, re.ASCII) or name == "meta/episode_ends":
-            raise mismatch(where, f"key '{name}'", "letters, digits and _, and not episode_ends")
+        if not re.fullmatch(KEY, name, re.ASCII) or name == "meta/episode_ends":
+            raise mismatch(
+                where, f"key '{name}'", "letters, digits and _ . / : - inside, and not episode_ends"
+            )
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise mismatch(f"{where}: {name}", array.dtype, "numbers")
     first = next(iter(arrays))

@@ -296,6 +296,11 @@ class EpisodeStore:
     def meta_keys(self) -> tuple[str, ...]:
         return tuple(n.removeprefix("meta/") for n in self._specs if n.startswith("meta/"))
 
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Of one step of a key."""
+        self._known("data", key)
+        return tuple(self._specs[f"data/{key}"][1])
+
     @property
     def lengths(self) -> np.ndarray:
         """Steps of each episode.  # (episodes,)"""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
 from s2robot.envs.task import TaskSettings
 
 STAGES = ("approach", "grasp", "lift", "held")
@@ -25,7 +26,7 @@ class CubePickConfig(TaskSettings):
     robot: str = "xarm7"
     rate_hz: int = 10
     cameras: tuple[str, ...] = ("hand", "left", "right")
-    image_size: int = 256
+    image_size: ImageSize = 256  # px: a side, (height, width), or {camera: either}
     cube_size: float = 0.04  # edge
     box_x: tuple[float, float] = (-0.12, 0.12)  # cube centre, table frame, x away from the robot
     box_y: tuple[float, float] = (-0.16, 0.16)  # y to the robot's left
@@ -56,13 +57,15 @@ class CubePickConfig(TaskSettings):
         object.__setattr__(self, "side_cameras", views)  # lists where they come from YAML or JSON
         for name, least in (
             ("rate_hz", 1),
-            ("image_size", 1),
             ("max_steps", 1),
             ("start_noise", 0),
             ("success_hold", 0),
         ):
             if not (found := getattr(self, name)) >= least:
                 raise EnvError(f"env.{name}: found {found}, expected {least} or more")
+        sizes = sizes_of(self.image_size, self.cameras)  # lists where they come from YAML or JSON
+        if not isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", as_image_size(sizes))
         for name in ("cube_size", "stiffness"):
             if not (found := getattr(self, name)) > 0:
                 raise EnvError(f"env.{name}: found {found}, expected more than 0")

@@ -17,6 +17,7 @@ import numpy as np
 
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION, MAX_DELTA, STAGES, CubePickConfig
 from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import side_by_side, sizes_of
 from s2robot.envs.renderer import OffscreenRenderer
 from s2robot.envs.robots import robot_spec
 from s2robot.envs.world import CLUTTER, TABLE_HEIGHT, CubeWorld
@@ -45,7 +46,7 @@ def _farther(view: tuple, factor: float) -> tuple:
 class CubePick(gymnasium.Env):
     """A gymnasium environment over :class:`s2robot.envs.world.CubeWorld`.
 
-    Observation: ``{"images": {camera: uint8 (S, S, 3) RGB upright}, "proprio": float32 (8,)}`` with
+    Observation: ``{"images": {camera: uint8 (H, W, 3) RGB upright}, "proprio": float32 (8,)}`` with
     proprio = 7 measured joints (rad) + gripper opening (0 closed, 1 open).
     Action: float32 (8,) = 7 joint deltas (rad, at most 0.25) against the last commanded joints + gripper command
     (0 open, 1 close; 0.5 and above closes).
@@ -92,10 +93,15 @@ class CubePick(gymnasium.Env):
         self._resolve_names()
         self._change_looks()
         self._renderer: OffscreenRenderer | None = None
-        image = gymnasium.spaces.Box(0, 255, (c.image_size, c.image_size, 3), np.uint8)
+        self.sizes = sizes_of(c.image_size, c.cameras)
         self.observation_space = gymnasium.spaces.Dict(
             {
-                "images": gymnasium.spaces.Dict({camera: image for camera in c.cameras}),
+                "images": gymnasium.spaces.Dict(
+                    {
+                        name: gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8)
+                        for name, size in self.sizes.items()
+                    }
+                ),
                 "proprio": gymnasium.spaces.Box(-10, 10, (8,), np.float32),
             }
         )
@@ -206,9 +212,9 @@ class CubePick(gymnasium.Env):
         self._judge()
 
     def render(self):
-        """The cameras side by side.  # uint8 (S, S * cameras, 3)"""
+        """The cameras side by side.  # uint8 (max H, sum of W, 3)"""
         if self.render_mode == "rgb_array":
-            return np.concatenate(list(self.render_cameras().values()), axis=1)
+            return side_by_side(self.render_cameras().values())
         return None
 
     def close(self):
@@ -262,10 +268,11 @@ class CubePick(gymnasium.Env):
             self._furthest, self._held_steps, self._steps = judge
 
     def render_cameras(self) -> dict[str, np.ndarray]:
-        """One frame per camera of the present state.  # {camera: uint8 (S, S, 3)}"""
+        """One frame per camera of the present state.  # {camera: uint8 (H, W, 3)}"""
         if self._renderer is None:
-            self._renderer = OffscreenRenderer(self.model, self.config.image_size)
-        return {name: self._renderer.render(self.data, i) for name, i in self.camera_ids.items()}
+            self._renderer = OffscreenRenderer(self.model, *self.sizes.values())
+        draw = self._renderer.render
+        return {name: draw(self.data, i, self.sizes[name]) for name, i in self.camera_ids.items()}
 
     @property
     def joints(self) -> np.ndarray:
@@ -306,7 +313,8 @@ class CubePick(gymnasium.Env):
             half = -backward * np.tan(
                 np.radians(self.model.cam_fovy[i]) / 2
             )  # half the picture's height there, m
-            seen = np.array([right, -up]) / half if half > 0 else np.full(2, np.nan)
+            height, width = self.sizes[name]
+            seen = np.array([right * (height / width), -up]) / half if half > 0 else np.full(2, np.nan)
             points[name] = np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
         return points
 
@@ -315,7 +323,7 @@ class CubePick(gymnasium.Env):
         c = asdict(self.config)
         geometry = {
             name: {
-                "size": [c["image_size"], c["image_size"]],
+                "size": list(self.sizes[name]),
                 "fovy": float(self.model.cam_fovy[i]),
                 "position": [float(x) for x in self.model.cam_pos[i]],
                 "quaternion": [float(x) for x in self.model.cam_quat[i]],

@@ -38,23 +38,26 @@ def outside_view(
 class OffscreenRenderer:
     """Draws named cameras of one model into uint8 RGB arrays, upright.
 
+    A camera's field of view is vertical: a wider frame shows more at its sides.
+
     Args:
         model: the scene; its ``vis.quality`` is lowered (no multi-sampling, a minimal shadow map).
-        size: height and width of the square frames in pixels.
+        sizes: (height, width) in pixels of the frames to come; the first is that of a frame whose size is not given.
         cull: leave out geoms that the camera cannot see (the picture is the same).
 
     Raises:
         EnvError: no offscreen OpenGL library is installed.
     """
 
-    def __init__(self, model: mujoco.MjModel, size: int, cull: bool = True):
+    def __init__(self, model: mujoco.MjModel, *sizes: tuple[int, int], cull: bool = True):
         choose_gl()  # one clear line where the library is missing
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 1
-        model.vis.global_.offwidth = max(size, model.vis.global_.offwidth)
-        model.vis.global_.offheight = max(size, model.vis.global_.offheight)
-        self.model, self.size, self.cull = model, size, cull
-        self._gl = mujoco.GLContext(size, size)
+        height, width = (max(sides) for sides in zip(*sizes, strict=True))
+        model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
+        model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+        self.model, self.size, self.cull = model, sizes[0], cull
+        self._gl = mujoco.GLContext(width, height)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -67,40 +70,40 @@ class OffscreenRenderer:
         self._option.sitegroup[:] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._rect = mujoco.MjrRect(0, 0, size, size)
-        self._buffer = np.empty((size, size, 3), np.uint8)
         # at interpreter exit too, and before EGL itself ends: the last registered is the first called
         self._finalizer = weakref.finalize(self, _free, self._context, self._gl)
         atexit.register(self._finalizer)
 
-    def render(self, data: mujoco.MjData, camera_id: int) -> np.ndarray:
-        """One frame of an up-to-date ``data`` (after mj_forward).  # uint8 (size, size, 3)"""
-        self._draw(data, camera_id)
-        mujoco.mjr_readPixels(self._buffer, None, self._rect, self._context)
-        return self._buffer[::-1].copy()  # OpenGL's first row is the bottom one
+    def render(self, data: mujoco.MjData, camera_id: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """One frame of an up-to-date ``data`` (after mj_forward).  # uint8 (H, W, 3)"""
+        height, width = size or self.size
+        rect = self._draw(data, camera_id, height, width)
+        pixels = np.empty((height, width, 3), np.uint8)
+        mujoco.mjr_readPixels(pixels, None, rect, self._context)
+        return pixels[::-1].copy()  # OpenGL's first row is the bottom one
 
     def truth(self, data: mujoco.MjData, camera_id: int) -> tuple[np.ndarray, np.ndarray]:
         """What each pixel of that frame shows: how far it is along the camera's axis, and the geom.
 
-        Returns depth float64 (size, size) in m, and geom ids int (size, size), -1 where there is none.
+        Returns depth float64 (H, W) in m, and geom ids int (H, W), -1 where there is none.
         """
         flags = mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR
         for flag in flags:
             self._scene.flags[flag] = True
         try:
-            self._draw(data, camera_id)
+            rect = self._draw(data, camera_id, *self.size)
         finally:
             for flag in flags:
                 self._scene.flags[flag] = False
-        raw = np.empty((self.size, self.size), np.float32)
+        raw, pixels = np.empty(self.size, np.float32), np.empty((*self.size, 3), np.uint8)
         # far counted as 0: that is how it is kept, and the only way that rounds far things finely
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
-        mujoco.mjr_readPixels(self._buffer, raw, self._rect, self._context)
+        mujoco.mjr_readPixels(pixels, raw, rect, self._context)
         near, far = (
             edge * self.model.stat.extent for edge in (self.model.vis.map.znear, self.model.vis.map.zfar)
         )
         depth = near * far / (near + raw[::-1].astype(np.float64) * (far - near))
-        colours = self._buffer[::-1].astype(np.int64)
+        colours = pixels[::-1].astype(np.int64)
         segments = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]  # 0: nothing drawn
         geoms = np.full(self._scene.ngeom + 1, -1)
         for geom in self._scene.geoms[: self._scene.ngeom]:
@@ -108,17 +111,19 @@ class OffscreenRenderer:
                 geoms[geom.segid + 1] = geom.objid
         return depth, geoms[segments]
 
-    def _draw(self, data: mujoco.MjData, camera_id: int) -> None:
+    def _draw(self, data: mujoco.MjData, camera_id: int, height: int, width: int) -> mujoco.MjrRect:
         self._camera.fixedcamid = camera_id
         groups = self.model.geom_group.copy()
         if self.cull:
-            self.model.geom_group[outside_view(self.model, data, camera_id)] = _HIDDEN_GROUP
+            self.model.geom_group[outside_view(self.model, data, camera_id, width / height)] = _HIDDEN_GROUP
         mujoco.mjv_updateScene(
             self.model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
         self.model.geom_group[:] = groups
         self._gl.make_current()  # only now: one collected meanwhile has left none current
-        mujoco.mjr_render(self._rect, self._scene, self._context)
+        rect = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(rect, self._scene, self._context)
+        return rect
 
     def close(self) -> None:
         """Free the OpenGL context."""

@@ -138,12 +138,18 @@ class RobosuiteTask(Task):
         """Of the first arm."""
         sites = self.raw.robots[0].eef_site_id
         at = self.data.site_xpos[next(iter(sites.values()))]
-        return {name: projected(self.model, self.data, i, at) for name, i in self.camera_ids.items()}
+        aspects = {name: width / height for name, (height, width) in self.task_spec.cameras.items()}
+        return {
+            name: projected(self.model, self.data, i, at, aspects[name])
+            for name, i in self.camera_ids.items()
+        }
 
     def render_cameras(self) -> dict[str, np.ndarray]:
+        sizes = self.task_spec.cameras
         if self._renderer is None:
-            self._renderer = OffscreenRenderer(self.model, self.settings.image_size)
-        return {name: self._renderer.render(self.data, i) for name, i in self.camera_ids.items()}
+            self._renderer = OffscreenRenderer(self.model, *sizes.values())
+        draw = self._renderer.render
+        return {name: draw(self.data, i, sizes[name]) for name, i in self.camera_ids.items()}
 
     def close(self) -> None:
         if self._renderer is not None:
@@ -251,12 +257,14 @@ class RobosuiteTask(Task):
         return places
 
 
-def projected(model: mujoco.MjModel, data: mujoco.MjData, camera: int, position) -> np.ndarray:
+def projected(
+    model: mujoco.MjModel, data: mujoco.MjData, camera: int, position, aspect: float = 1.0
+) -> np.ndarray:
     """Where a camera sees a point (3,), m: x to the right and y downwards in 0..1 of the upright frame, at its border if
     outside, NaN if behind the camera.  # float32 (2,)"""
     right, up, backward = (position - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)
     half = -backward * np.tan(np.radians(model.cam_fovy[camera]) / 2)  # half the picture's height there, m
-    seen = np.array([right, -up]) / half if half > 0 else np.full(2, np.nan)
+    seen = np.array([right / aspect, -up]) / half if half > 0 else np.full(2, np.nan)
     return np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
 
 

@@ -21,6 +21,7 @@ import gymnasium
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import ImageSize, as_image_size, side_by_side, sizes_of
 
 Record = Mapping[str, Any]  # of an episode: one line of episodes.jsonl
 
@@ -103,17 +104,19 @@ class CommonSettings(TaskSettings):
     robot: str = "none"  # whose arm it is: a policy acts only on the robot of its demos
     rate_hz: float = 10  # control steps a second
     cameras: tuple[str, ...] = ("front",)  # in the order in which the policy gets them
-    image_size: int = 256  # px along a side
+    image_size: ImageSize = 256  # px: a side, (height, width), or {camera: either}
     max_steps: int = 100  # after which an episode ends
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "max_steps"):
-            if (found := getattr(self, name)) < 1:
-                raise EnvError(f"task.{name}: found {found}, expected 1 or more")
+        if self.max_steps < 1:
+            raise EnvError(f"task.max_steps: found {self.max_steps}, expected 1 or more")
         if not self.rate_hz > 0:
             raise EnvError(f"task.rate_hz: found {self.rate_hz}, expected more than 0")
         if len(set(self.cameras)) != len(self.cameras) or not self.cameras:
             raise EnvError(f"task.cameras: found {list(self.cameras)}, expected one or more different names")
+        sizes = sizes_of(self.image_size, self.cameras, "task.image_size")
+        if not isinstance(self.image_size, int):  # lists where they come from YAML or JSON
+            object.__setattr__(self, "image_size", as_image_size(sizes))
 
 
 def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,12 +243,13 @@ class Task(gymnasium.Env):
         )  # fmt: skip
 
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
-        """Declare the spaces: actions within limits (A,), square frames of the settings, proprioception."""
-        size = self.settings.image_size
-        image = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        """Declare the spaces: actions within limits (A,), frames of the settings' sizes, proprioception."""
+        sizes = sizes_of(self.settings.image_size, self.settings.cameras)
         self.observation_space = gymnasium.spaces.Dict(
             {
-                "images": gymnasium.spaces.Dict({camera: image for camera in self.settings.cameras}),
+                "images": gymnasium.spaces.Dict(
+                    {name: gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in sizes.items()}
+                ),
                 "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (proprio_size,), np.float32),
             }
         )
@@ -293,9 +297,9 @@ class Task(gymnasium.Env):
         return known | ({"grip_points": points} if (points := self.grip_points) else {})
 
     def render(self):
-        """The cameras side by side.  # uint8 (H, W * cameras, 3)"""
+        """The cameras side by side.  # uint8 (max H, sum of W, 3)"""
         if self.render_mode == "rgb_array":
-            return np.concatenate(list(self.render_cameras().values()), axis=1)
+            return side_by_side(self.render_cameras().values())
         return None
 
     def record_fields(self, layout: Mapping[str, float], progress: float) -> tuple[dict, dict]:

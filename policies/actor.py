@@ -19,6 +19,7 @@ With a context of 1 that is all. With a longer one (`actor.every_step`) each ste
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -159,6 +160,8 @@ class Actor:
     when a new plan is due.
     sizes: (H, W) of each camera's frames in the demos, where that is known. Frames of another size, and states far
     from any in the demos (degrees instead of radians), are warned of once.
+    map_of: (H, W) -> rows and columns of the tokens that `encode` gives; with it, frames of another shape than the
+    policy's are refused before they are encoded.
     """
 
     def __init__(
@@ -166,11 +169,12 @@ class Actor:
         policy: ChunkPolicy,
         encode: Callable[[np.ndarray], Any],
         sizes: Mapping[str, Sequence[int]] | None = None,
+        map_of: Callable[[int, int], tuple[int, int]] | None = None,
     ):
         self.batch = BatchActor(policy, 1)
         self.encode = encode
         self.cameras = policy.spec.cameras
-        self.sizes = dict(sizes or {})
+        self.sizes, self._map_of = dict(sizes or {}), map_of
         self._warned: set[str] = set()
         self._queue: list[np.ndarray] = []
 
@@ -265,7 +269,8 @@ class Actor:
                 f"the policy needs {', '.join(self.cameras)}"
             )
         frames = [np.asarray(images[name]) for name in self.cameras]
-        for name, frame in zip(self.cameras, frames, strict=True):
+        for i, (name, frame) in enumerate(zip(self.cameras, frames, strict=True)):
+            self._check_shape(i, name, frame)
             found, wanted = frame.shape[:2], tuple(self.sizes.get(name, frame.shape[:2]))
             if found != wanted:
                 self._warn(
@@ -275,4 +280,18 @@ class Actor:
                 )
         if len({frame.shape for frame in frames}) == 1:
             return torch.as_tensor(self.encode(np.stack(frames)))[None]  # (1, C, N, D)
-        return torch.cat([torch.as_tensor(self.encode(frame[None])) for frame in frames])[None]
+        tokens = [torch.as_tensor(self.encode(frame[None]))[0] for frame in frames]  # (N_c, D) each
+        return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)[None]
+
+    def _check_shape(self, i: int, name: str, frame: np.ndarray) -> None:
+        """Refuse a frame whose token map is not the policy's: one of another shape."""
+        if self._map_of is None or frame.ndim != 3:
+            return  # told by the encoder
+        maps = self.batch.policy.spec.maps
+        side = math.isqrt(maps) if isinstance(maps, int) else 0
+        wanted = (side, side) if isinstance(maps, int) else maps[i]
+        if (found := self._map_of(*frame.shape[:2])) != wanted and math.prod(wanted) > 1:
+            raise PolicyError(
+                f"observation: camera '{name}' has {frame.shape[0]} x {frame.shape[1]} px, {found[0]} x {found[1]} tokens; "
+                f"the policy wants {wanted[0]} x {wanted[1]}: frames of the shape of its demos"
+            )

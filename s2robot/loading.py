@@ -7,6 +7,7 @@
 Needs no simulator: this is what acts on an arm, or on a server for one.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from s2robot.common.errors import UserError
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
+from s2robot.envs.frames import ImageSize, as_image_size
 from s2robot.policies import Actor, ChunkPolicy, check_contract, load_checkpoint
 
 
@@ -64,6 +66,16 @@ def load_policy(
     return policy, encoder, contract
 
 
+def image_size_of(contract: Mapping[str, Any], encoder: S2Encoder) -> ImageSize:
+    """The frames that a policy wants: one side for all, or (H, W) of each camera where they are not all squares.
+
+    Square ones are those that its encoder reads without resizing; of others what counts is their shape.
+    """
+    wide = contract["encoder"].get("frames") or {}
+    side = (encoder.image_size, encoder.image_size)
+    return as_image_size({name: tuple(wide.get(name, side)) for name in contract["cameras"]})
+
+
 def load_actor(
     checkpoint: str | Path, device: str = "auto", weights: str | Path | None = None
 ) -> tuple[Actor, S2Encoder, dict[str, Any]]:
@@ -75,5 +87,7 @@ def load_actor(
     dtype = contract["encoder"]["features_dtype"]
     geometry = contract.get("camera_geometry") or {}
     sizes = {name: camera["size"] for name, camera in geometry.items() if "size" in camera}
+    sizes |= contract["encoder"].get("frames") or {}
     # rounded as the training saw them, out of the cache
-    return Actor(policy, lambda images: as_stored(encoder.encode(images), dtype), sizes), encoder, contract
+    actor = Actor(policy, lambda images: as_stored(encoder.encode(images), dtype), sizes, encoder.map_of)
+    return actor, encoder, contract

@@ -7,7 +7,7 @@ s2robot run record=true           # record the demos first
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,15 @@ from s2robot.common.settings import (
     read,
     read_among,
 )
-from s2robot.demos.replay import drawn_by, render_episodes
+from s2robot.demos.replay import camera_sizes, drawn_by, render_episodes
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache, Frames
+from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.views import Views
 from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
+from s2robot.envs.frames import as_image_size
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.loading import device_of
@@ -158,17 +160,19 @@ def encode_demos(
 
     With ``views`` those of other views of the frames, (steps, views * cameras, tokens, dim).
     """
+    sizes = frame_sizes(store, encoder, cameras)
     cache = FeatureCache(
         settings.cache or cache_dir("features"),
         store.fingerprint,
         f"{encoder.fingerprint}, {views.key}" if views else encoder.fingerprint,
         views.names(cameras) if views else cameras,
         store.lengths.tolist(),
-        encoder.num_tokens,
+        max(rows * columns for rows, columns in token_maps(encoder, sizes)),
         encoder.dim,
         settings.dtype,
         {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)},
         drawn_by(store),
+        wide(sizes),
     )
     encoder.to(device_of(settings.device))
     if not cache.missing():
@@ -178,7 +182,7 @@ def encode_demos(
     workers, threads = settings.shares()
 
     def frames(missing: list[int]) -> Frames:
-        drawn = render_episodes(store, missing, cameras, encoder.image_size, workers)
+        drawn = render_episodes(store, missing, cameras, as_image_size(sizes), workers)
         return views.frames(drawn) if views else drawn
 
     before = torch.get_num_threads()
@@ -196,10 +200,28 @@ def encode_demos(
     return features, cache
 
 
+def frame_sizes(
+    store: EpisodeStore, encoder: S2Encoder, cameras: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """(H, W) of each camera's frames as they are encoded: those recorded, or drawn as the encoder wants them."""
+    sizes = camera_sizes(store, cameras)
+    if store.attrs["kind"] == "images":
+        return sizes
+    return {name: encoder.frame_size(*size) for name, size in sizes.items()}
+
+
+def wide(sizes: Mapping[str, tuple[int, int]]) -> dict[str, list[int]]:
+    """Those of them that are no squares, as JSON types; with none all is as it was when frames had to be squares."""
+    return {name: [height, width] for name, (height, width) in sizes.items() if height != width}
+
+
 def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
     """Train the task's policy; returns the checkpoint folder."""
     contract = contract_of(task, store, encoder)
-    sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": encoder.num_tokens}
+    maps = token_maps(encoder, frame_sizes(store, encoder, task.cameras))
+    sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": max(map(math.prod, maps))}
+    if any(rows != columns for rows, columns in maps) or len(set(maps)) > 1:
+        sizes["grids"] = [list(shape) for shape in maps]
     views = None
     if count := task.features.views:
         others = Views(count, task.features.shift, task.features.colour)
@@ -246,7 +268,8 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
 
 def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str, Any]:
     """What a checkpoint carries along, for whoever lets it act: JSON types."""
-    about = store.attrs
+    about, frames = store.attrs, frame_sizes(store, encoder, task.cameras)
+    gflops = [encoder.gflops_of(*size) for size in frames.values()]
     seeds: list[int] = store.meta("seed").tolist() if "seed" in store.meta_keys else []
     episodes = task.demos.episodes
     return {
@@ -257,7 +280,8 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "settings": task.encoder,
             "features_dtype": task.features.dtype,
             "parameters": encoder.num_parameters,
-            "gflops_per_frame": round(encoder.gflops_per_image, 3),
+            "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
+            **({"frames": wide(frames)} if wide(frames) else {}),
         },
         "cameras": list(task.cameras),
         "camera_geometry": about["camera_geometry"],

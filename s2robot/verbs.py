@@ -101,9 +101,10 @@ def inspect(cfg: DictConfig) -> None:
     if cfg.sheet.frames:
         if store.attrs["kind"] == "states":
             require_simulator()
-        drawn = episode_frames(store.path, cfg.sheet.episode, cameras, cfg.env.image_size)  # (T, C, S, S, 3)
-        moments = np.linspace(0, len(drawn) - 1, min(cfg.sheet.frames, len(drawn))).round().astype(int)
-        frames = {name: drawn[moments, i] for i, name in enumerate(cameras)}
+        drawn = episode_frames(store.path, cfg.sheet.episode, cameras, plain(cfg.env).get("image_size"))
+        steps = len(drawn[0])
+        moments = np.linspace(0, steps - 1, min(cfg.sheet.frames, steps)).round().astype(int)
+        frames = {name: seen[moments] for name, seen in zip(cameras, drawn, strict=True)}
     path = Path(cfg.run_dir) / "dataset.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_dataset(store, frames, path)

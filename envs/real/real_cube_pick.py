@@ -19,6 +19,7 @@ import numpy as np
 
 from s2robot.envs.cube_config import MAX_DELTA, CubePickConfig
 from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import side_by_side, sizes_of
 from s2robot.envs.real.arms.driver import ArmDriver, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.clock import REAL, Clock
@@ -96,10 +97,12 @@ class RealCubePick(gymnasium.Env):
             [self._turns, self._notes, *([] if subscriber is None else [subscriber])], stop, supervisor, clock,
         )  # fmt: skip
         self.loop = self.runtime.loop
-        image = gymnasium.spaces.Box(0, 255, (self.config.image_size,) * 2 + (3,), np.uint8)
+        sizes = sizes_of(self.config.image_size, self.config.cameras)
         self.observation_space = gymnasium.spaces.Dict(
             {
-                "images": gymnasium.spaces.Dict({name: image for name in cameras}),
+                "images": gymnasium.spaces.Dict(
+                    {name: gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in sizes.items()}
+                ),
                 "proprio": gymnasium.spaces.Box(-10, 10, (8,), np.float32),
             }
         )
@@ -184,9 +187,9 @@ class RealCubePick(gymnasium.Env):
             raise
 
     def render(self):
-        """The cameras' last pictures side by side.  # uint8 (S, S * cameras, 3)"""
+        """The cameras' last pictures side by side.  # uint8 (max H, sum of W, 3)"""
         if self.render_mode == "rgb_array" and self._last:
-            return np.concatenate(list(self._last["images"].values()), axis=1)
+            return side_by_side(self._last["images"].values())
         return None
 
     def close(self):

@@ -29,6 +29,7 @@ from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.frames import at_height
 
 # the groups of settings that each verb of a comparison reads
 READS = {
@@ -153,7 +154,9 @@ def look_up(arm: Arm, common: Sequence[str]) -> Known:
         words = [*common, *arm.overrides]
         train, evaluation = settings_of("train", words), settings_of("evaluate", words)
         encoder = build_encoder(encoder_settings(train))
-        world = replace(env_config(evaluation), image_size=evaluation.evaluate.video_size)
+        world = env_config(evaluation)
+        shapes = at_height(world.image_size, world.cameras, evaluation.evaluate.video_size)
+        world = replace(world, image_size=shapes)
     facts = {
         "name": arm.name,
         "label": arm.label,

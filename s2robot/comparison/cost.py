@@ -17,7 +17,7 @@ from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.selective import select
 from s2robot.evaluation.planners import LearnedPlanner
-from s2robot.loading import device_of, load_policy
+from s2robot.loading import device_of, image_size_of, load_policy
 from s2robot.policies import BatchActor
 
 
@@ -42,15 +42,15 @@ def ms_per_action(
     if threads:
         torch.set_num_threads(threads)
     planners: dict[str, LearnedPlanner] = {}
-    frames: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # (T, C, S, S, 3) and proprio (T, 8)
+    frames: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}  # (T, H, W, 3) a camera, and proprio (T, 8)
     place = device_of(device)
     for arm, folder in checkpoints.items():
         policy, encoder, contract = load_policy(folder, place)
         seeing = select(encoder, dict(selective[arm]))
         cameras = contract["cameras"]
         planners[arm] = LearnedPlanner(BatchActor(policy, 1), seeing, cameras)
-        drawn = episode_frames(store.path, 0, tuple(cameras), encoder.image_size)[:steps]
-        frames[arm] = drawn, store.episode(0)["proprio"][: len(drawn)]
+        drawn = episode_frames(store.path, 0, tuple(cameras), image_size_of(contract, encoder))
+        frames[arm] = drawn, store.episode(0)["proprio"][:steps]
     times: dict[str, list[float]] = {arm: [] for arm in planners}
     for turn in range(rounds + 1):  # the first warms up
         for arm, planner in planners.items():
@@ -64,9 +64,9 @@ def ms_per_action(
     return {arm: round(statistics.median(found), 2) for arm, found in times.items()}
 
 
-def _observations(cameras: Sequence[str], frames: np.ndarray, proprio: np.ndarray):
+def _observations(cameras: Sequence[str], frames: Sequence[np.ndarray], proprio: np.ndarray):
     """One step each, as the evaluation hands it to a planner (count = 1; the gripper's place unknown)."""
     points = {camera: np.full(2, np.nan, np.float32) for camera in cameras}
-    for step, now in enumerate(frames):
-        images = {camera: now[i][None] for i, camera in enumerate(cameras)}
+    for step in range(len(proprio)):
+        images = {camera: seen[step][None] for camera, seen in zip(cameras, frames, strict=True)}
         yield {"images": images, "proprio": proprio[step][None], "count": 1, "points": points}

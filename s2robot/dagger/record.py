@@ -24,7 +24,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ENV_VERSION, CubePickConfig
 from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.summary import world_changes
-from s2robot.loading import load_policy
+from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import ChunkPolicy, check_contract
 
 
@@ -140,7 +140,7 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: CubePickConfig
         raise UserError(f"env: found a world that is not the demos' ({'; '.join(other)}), expected theirs")
     return Course(
         settings.checkpoint,
-        replace(world, cameras=tuple(contract["cameras"]), image_size=encoder.image_size),
+        replace(world, cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder)),
         picker,
         settings.takeover,
         demos.read("expert", 0, 1).shape[1],

@@ -14,7 +14,8 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.preflight import STOP, Camera, Finding
 from s2robot.deployment.scene import STAND_INS, Scene
 from s2robot.deployment.settings import Bridge, CameraSettings
-from s2robot.envs.real.cameras.camera import CameraReader, Source
+from s2robot.envs.frames import ImageSize, size_of
+from s2robot.envs.real.cameras.camera import CameraReader, Source, part_seen
 from s2robot.envs.real.cameras.opencv import OpenCVCamera
 from s2robot.envs.real.cameras.realsense import RealSenseCamera
 from s2robot.envs.real.cameras.replay import ReplayCamera
@@ -38,8 +39,17 @@ class Cameras:
     failed: list[Finding] = field(default_factory=list)
 
 
-def start_cameras(bridge: Bridge, names: Iterable[str], scene: Scene | None, stack: ExitStack) -> Cameras:
-    """Starts those of `names`, to be closed with `stack`; a finding for each one that gives no frames."""
+def start_cameras(
+    bridge: Bridge,
+    names: Iterable[str],
+    scene: Scene | None,
+    stack: ExitStack,
+    image_size: ImageSize = 256,
+) -> Cameras:
+    """Starts those of `names`, to be closed with `stack`; a finding for each one that gives no frames.
+
+    image_size: of the frames that the policy gets; the middle of a picture that has their shape is what it sees.
+    """
     found = Cameras()
     for name in names:
         try:
@@ -58,21 +68,24 @@ def start_cameras(bridge: Bridge, names: Iterable[str], scene: Scene | None, sta
     if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in found.readers):
         time.sleep(EXPOSURE_S)
     found.facts = {
-        name: _described(name, reader, bridge.cameras[name], scene) for name, reader in found.readers.items()
+        name: _described(reader, bridge.cameras[name], scene, name, size_of(image_size, name))
+        for name, reader in found.readers.items()
     }
     return found
 
 
-def _described(name: str, reader: CameraReader, camera: CameraSettings, scene: Scene | None) -> Camera:
+def _described(
+    reader: CameraReader, camera: CameraSettings, scene: Scene | None, name: str, size: tuple[int, int]
+) -> Camera:
     frame = reader.latest()
     assert frame is not None  # start has waited for it
-    side = min(frame.image.shape[:2])  # the middle square is what the policy sees
+    height, width = part_seen((frame.image.shape[0], frame.image.shape[1]), size)
     fps, fovy = float(camera.fps), camera.fovy
     if camera.kind in STAND_INS:
         assert scene is not None
         fps, geometry = scene.cameras()
         fovy = geometry[name]["fovy"]
-    return Camera(side, side, fps, "rgb", fovy)
+    return Camera(width, height, fps, "rgb", fovy)
 
 
 def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[[], Source]:

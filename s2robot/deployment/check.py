@@ -25,21 +25,22 @@ from s2robot.deployment.preflight import (
 )
 from s2robot.deployment.settings import Bench, Bridge
 from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.real.arms.driver import ArmLimits, ArmState
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.cameras.camera import CameraReader, square
+from s2robot.envs.real.cameras.camera import CameraReader, fitted
 from s2robot.envs.real.control.safety import SafetyFilter
 
 PLANS = 20  # measured for the latency
 
 
-def observe(readers: Mapping[str, CameraReader], state: ArmState, image_size: int) -> dict:
+def observe(readers: Mapping[str, CameraReader], state: ArmState, image_size: ImageSize) -> dict:
     """What the policy would be given now."""
     images = {}
     for name, reader in readers.items():
         frame = reader.latest()
         if frame is not None:
-            images[name] = square(frame.image, image_size)
+            images[name] = fitted(frame.image, size_of(image_size, name))
     return {"images": images, "proprio": np.append(state.q, state.gripper).astype(np.float32)}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from s2robot.common.errors import UserError
 from s2robot.deployment.settings import Bridge, PolicySettings
+from s2robot.envs.frames import ImageSize
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Policy:
     plan: Callable[[Mapping], np.ndarray]  # observation -> float32 (k, 8), for measuring
     reset: Callable[[], None]
     contract: dict[str, Any]
-    image_size: int  # pixels, side of the frames that the encoder reads without resizing
+    image_size: ImageSize  # pixels, of the frames that it wants of each camera
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
     disagreement: Callable[[], float] = lambda: 0.0  # of its members about the newest plan, rad
     mean_disagreement: Callable[[], float | None] = lambda: (
@@ -46,7 +47,7 @@ def make_policy(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Pol
 def _local(source: PolicySettings, bridge: Bridge) -> Policy:
     import torch
 
-    from s2robot.loading import load_actor
+    from s2robot.loading import image_size_of, load_actor
 
     assert source.checkpoint is not None
     if source.host.threads:
@@ -65,7 +66,7 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
         return action
 
     return Policy(
-        act, actor.plan, actor.reset, contract, encoder.image_size, encoder.fingerprint,
+        act, actor.plan, actor.reset, contract, image_size_of(contract, encoder), encoder.fingerprint,
         lambda: actor.disagreement, lambda: actor.mean_disagreement,
     )  # fmt: skip
 

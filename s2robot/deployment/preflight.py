@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.envs.frames import ImageSize, size_of
+
 OK, WARNING, STOP = "ok", "warning", "stop"
 FOVY_TOLERANCE = 0.05  # relative; 5 % of 45 degrees move a point at the frame's border by 2.5 % of its height
-ASPECT_TOLERANCE = 0.01  # relative; frames are resized to a square by the encoder
+ASPECT_TOLERANCE = 0.01  # relative; of the shape of frames, which a camera cuts to whole pixels
 DARK, BRIGHT = 8, 247  # mean grey value of a frame below or above which nothing is to be seen
 
 
@@ -67,7 +69,7 @@ def check_contract(
     contract: Mapping[str, Any],
     robot: Robot,
     cameras: Mapping[str, Camera],
-    image_size: int,
+    image_size: ImageSize,
     encoder: str | None = None,
 ) -> list[Finding]:
     """A checkpoint against an arm and its cameras.
@@ -75,7 +77,7 @@ def check_contract(
     Args:
         contract: of the checkpoint.
         cameras: by the names that the policy knows them by.
-        image_size: side of the frames that the encoder reads without resizing, pixels.
+        image_size: of the frames that the policy wants, pixels.
         encoder: the fingerprint of the encoder that will compute; None = the server's, which checks it itself.
     """
     findings = [
@@ -93,7 +95,11 @@ def check_contract(
             findings.append(Finding(STOP, f"camera {name}", f"the policy needs it, given are {found}"))
             continue
         findings += _camera(
-            name, cameras[name], geometry.get(name) or {}, image_size, float(contract["rate_hz"])
+            name,
+            cameras[name],
+            geometry.get(name) or {},
+            size_of(image_size, name),
+            float(contract["rate_hz"]),
         )
     unused = [name for name in cameras if name not in contract["cameras"]]
     if unused:
@@ -179,7 +185,7 @@ def _rate(wanted: float, found: float) -> Finding:
 
 
 def _camera(
-    name: str, camera: Camera, trained: Mapping[str, Any], image_size: int, rate_hz: float
+    name: str, camera: Camera, trained: Mapping[str, Any], wanted: tuple[int, int], rate_hz: float
 ) -> list[Finding]:
     check = f"camera {name}"
     size = f"{camera.width} x {camera.height}"
@@ -191,16 +197,19 @@ def _camera(
     if not camera.fps >= rate_hz:
         found.append(Finding(STOP, check, f"{camera.fps:g} frames a second are less than {rate_hz:g} steps"))
     if "size" in trained:
-        width, height = trained["size"]  # both sides alike in a simulator
+        # of demos whose frames were cut to squares, as version 0.1 did, the policy knows squares
+        height, width = wanted if wanted[0] == wanted[1] else trained["size"]
         if not math.isclose(camera.width / camera.height, width / height, rel_tol=ASPECT_TOLERANCE):
+            width, height = trained["size"][::-1]
             text = f"frames of {size} have another shape than the demos' {width} x {height}; crop them"
             found.append(Finding(STOP, check, text))
     else:
         found.append(
             Finding(WARNING, check, "the demos do not say the size of its frames; compare the pictures")
         )
-    if min(camera.width, camera.height) < image_size:
-        text = f"frames of {size} are smaller than the encoder's {image_size} pixels and would be enlarged"
+    if camera.height < wanted[0] or camera.width < wanted[1]:
+        pixels = f"{wanted[0]}" if wanted[0] == wanted[1] else f"{wanted[1]} x {wanted[0]}"
+        text = f"frames of {size} are smaller than the encoder's {pixels} pixels and would be enlarged"
         found.append(Finding(WARNING, check, text))
     if camera.fovy is None or "fovy" not in trained:
         whose = "the camera's" if camera.fovy is None else "the demos'"

@@ -105,7 +105,7 @@ class ArmRecording:
         """
         wanted = self.settings
         with ExitStack() as stack:
-            arm = ConnectedArm.reach(self.bench, self.world.cameras, stack)
+            arm = ConnectedArm.reach(self.bench, self.world.cameras, stack, self.world.image_size)
             for failed in arm.cameras.failed:
                 raise UserError(f"{failed.check}: {failed.text}")
             store = stack.enter_context(self._open_store(arm))

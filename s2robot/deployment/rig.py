@@ -18,6 +18,7 @@ from s2robot.deployment.policy import Policy, make_policy
 from s2robot.deployment.scene import Scene, find_scene
 from s2robot.deployment.settings import Bench, Bridge, PolicySettings, read_bench, read_policy
 from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
@@ -42,7 +43,9 @@ class ConnectedArm:
     cameras: Cameras
 
     @classmethod
-    def reach(cls, bench: Bench, cameras: Iterable[str], stack: ExitStack) -> "ConnectedArm":
+    def reach(
+        cls, bench: Bench, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize
+    ) -> "ConnectedArm":
         """Reach everything, move nothing; `stack` lets go of it.
 
         Raises:
@@ -54,7 +57,7 @@ class ConnectedArm:
         driver = make_driver()
         stack.callback(driver.close)
         driver.connect(bench.bridge.arm.connect_s)
-        started = start_cameras(bench.bridge, cameras, scene, stack)
+        started = start_cameras(bench.bridge, cameras, scene, stack, image_size)
         return cls(bench, limits, scene, make_driver, driver, started)
 
     @property
@@ -116,7 +119,7 @@ class Rig:
         """
         bench, source, demos = read_bench(cfg), read_policy(cfg), read(DemosSettings, cfg.demos, "demos")
         policy = make_policy(source, bench.bridge, stack)  # before anything is looked for on the bench
-        arm = ConnectedArm.reach(bench, policy.contract["cameras"], stack)
+        arm = ConnectedArm.reach(bench, policy.contract["cameras"], stack, policy.image_size)
         return cls(source, policy, demos, arm)
 
     def check(self, picture: Path) -> None:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
 from s2robot.common.settings import plain, read
+from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
 from s2robot.envs.real.arms.xarm import ONLINE, SERVO
 from s2robot.envs.real.control.loop import LoopConfig
@@ -172,12 +173,12 @@ class Bridge(Pace):
                 values[name] = tuple(min(value, planned) for value in values[name])
         return ArmLimits(q_min=XARM7_LIMITS.q_min, q_max=XARM7_LIMITS.q_max, **values)
 
-    def loop_config(self, policy_hz: float, image_size: int, live: bool, **changes: Any) -> LoopConfig:
+    def loop_config(self, policy_hz: float, image_size: ImageSize, live: bool, **changes: Any) -> LoopConfig:
         """How the control loop runs.
 
         Args:
             policy_hz: decisions a second.
-            image_size: side of the frames, pixels.
+            image_size: of the frames, pixels.
             changes: of values of `bridge.loop`.
         """
         values = {k: v for k, v in asdict(self.loop).items() if k != "max_steps"} | changes

@@ -18,7 +18,8 @@ from s2robot.common.extras import require_simulator
 from s2robot.demos.replay import env_config_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.preflight import OK, WARNING, Finding
-from s2robot.envs.real.cameras.camera import square
+from s2robot.envs.frames import ImageSize, size_of
+from s2robot.envs.real.cameras.camera import fitted
 from s2robot.reporting.style import save_figure
 
 SIDE = 24  # pixels, of the pictures that are correlated: blurred enough for another cube and start pose
@@ -36,9 +37,9 @@ _TURNS = {  # how a picture looks -> what mends it
 
 
 def demo_pictures(
-    store: EpisodeStore, cameras: tuple[str, ...], size: int, episodes: int = 6
+    store: EpisodeStore, cameras: tuple[str, ...], image_size: ImageSize, episodes: int = 6
 ) -> dict[str, np.ndarray]:
-    """First frames of some episodes, drawn again where the demos hold states.  # {camera: uint8 (n, S, S, 3)}
+    """First frames of some episodes, drawn again where the demos hold states.  # {camera: uint8 (n, H, W, 3)}
 
     Raises:
         DatasetError: a camera that the dataset lacks.
@@ -49,13 +50,15 @@ def demo_pictures(
     starts = [store.episode_slice(int(i)).start for i in chosen]
     if store.attrs["kind"] == "images":
         return {
-            c: np.stack([square(store.read(f"images_{c}", i, i + 1)[0], size) for i in starts])
+            c: np.stack(
+                [fitted(store.read(f"images_{c}", i, i + 1)[0], size_of(image_size, c)) for i in starts]
+            )
             for c in cameras
         }
     require_simulator()
     from s2robot.envs.cube_pick import CubePick
 
-    env = CubePick(env_config_of(store, cameras=cameras, image_size=size))
+    env = CubePick(env_config_of(store, cameras=cameras, image_size=image_size))
     try:
         drawn = []
         for i in starts:
@@ -103,7 +106,7 @@ def draw(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], path
             ("both", None),
         ]
         if name in demos:
-            demo = square(demos[name][0], frame.shape[0])
+            demo = fitted(demos[name][0], (frame.shape[0], frame.shape[1]))
             both = ((frame.astype(np.uint16) + demo) // 2).astype(np.uint8)
             pictures[1:] = [(f"{name}, in a demo", demo), ("both: edges should meet", both)]
         for axes, (title, image) in zip(row, pictures, strict=True):
@@ -118,7 +121,7 @@ def draw(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], path
 
 def _small(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) -> float (SIDE, SIDE, 3)."""
-    return square(image, SIDE).astype(float)
+    return fitted(image, (SIDE, SIDE)).astype(float)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

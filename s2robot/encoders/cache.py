@@ -5,6 +5,8 @@
     cache.build(make_frames, encoder.encode)   # encodes what is missing; goes on after a kill
     cache.features.shape                       # (T, cameras, N, D), all episodes one after the other
 
+N is that of the camera with the most tokens; zeros fill up the others.
+
 A cache is one folder named by a hash of dataset, encoder, cameras, number format and what drew the frames, holding `features.bin`
 (raw little-endian numbers) and `index.json` (what they are, which episodes are done). An episode is marked
 as done after its features are safe on disk, so a kill at any moment loses at most the episode in progress.
@@ -26,13 +28,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_text
+from s2robot.encoders.cameras import encode_cameras
 
-Frames = Iterable[tuple[int, np.ndarray]]  # (episode, uint8 (T_ep, C, H, W, 3))
+Frames = Iterable[tuple[int, Sequence[np.ndarray]]]  # (episode, one uint8 (T_ep, H, W, 3) a camera)
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 VERSION = 1
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -52,11 +54,12 @@ class FeatureCache:
         dataset, encoder: fingerprints (any strings); other ones mean another cache.
         cameras: names, in the order of the frames.
         episode_lengths: steps of every episode.
-        tokens, dim: tokens of a frame and their width.
+        tokens, dim: tokens of a frame (the most of any camera) and their width.
         dtype: "float16" or "float32", of the numbers on disk.
         about: JSON-able notes for people, not part of the key.
         drawn: JSON-able facts of what draws the frames from the dataset's states; none where the dataset's
             fingerprint tells all. None: nothing can draw here, so a cache of this dataset and encoder is taken whatever drew it.
+        wide: (H, W) of the frames of each camera whose frames are no squares; version 0.1 cut squares out of them.
 
     Whatever is on disk and does not match all of this is never read: it is encoded again.
     """
@@ -73,6 +76,7 @@ class FeatureCache:
         dtype: str = "float16",
         about: Mapping[str, Any] | None = None,
         drawn: Mapping[str, Any] | None = NOTHING,
+        wide: Mapping[str, Sequence[int]] = NOTHING,
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"features.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -91,6 +95,8 @@ class FeatureCache:
             "episode_lengths": lengths,
         }
         named = {k: self.identity[k] for k in ("version", "dataset", "encoder", "cameras", "dtype")}
+        if wide:
+            named["wide"] = self.identity["wide"] = {name: list(size) for name, size in wide.items()}
         self._bare = Path(root) / _key(named)  # of version 0.1, and of frames that nothing has drawn
         self.path = self._bare
         if drawn:
@@ -182,7 +188,7 @@ class FeatureCache:
         """Encode the missing episodes and return `features`.
 
         Args:
-            make_frames: given the missing episodes, yields (episode, uint8 (T_ep, C, H, W, 3)) in any order.
+            make_frames: given the missing episodes, yields (episode, one uint8 (T_ep, H, W, 3) a camera) in any order.
             encode: uint8 (B, H, W, 3) -> (B, N, D).
             progress: called with (steps done, steps in all), at the start and after every episode.
             dataset_of_first: the fingerprint of the dataset when it had only the first so many episodes. What a cache
@@ -268,32 +274,33 @@ class FeatureCache:
         count, ours = len(lengths), (self.ends - self.starts).tolist()
         same = all(
             index.get(key) == self.identity.get(key)
-            for key in ("version", "encoder", "cameras", "dtype", "drawn")
+            for key in ("version", "encoder", "cameras", "dtype", "drawn", "wide")
         )
         row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         fits = index.get("done") and lengths == ours[:count] and size == sum(lengths) * row
         return count if same and fits and 0 < count < len(ours) and size else 0
 
     def _checked(
-        self, i: int, frames: np.ndarray, encode: Callable[[np.ndarray], Tensor | np.ndarray]
+        self, i: int, frames: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor | np.ndarray]
     ) -> np.ndarray:
         """Features of episode i in the cache's format, (T_ep, C, N, D), with every mismatch a UserError."""
         length, cameras = int(self.ends[i] - self.starts[i]), self.shape[1]
-        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[:2] != (length, cameras):
-            raise UserError(
-                f"episode {i}: found frames {frames.dtype} {frames.shape}, "
-                f"expected uint8 ({length} steps, {cameras} cameras, H, W, 3)"
-            )
+        for seen in frames:
+            if seen.dtype != np.uint8 or seen.ndim != 4 or len(seen) != length:
+                raise UserError(
+                    f"episode {i}: found frames {seen.dtype} {seen.shape}, expected uint8 ({length} steps, H, W, 3)"
+                )
+        if len(frames) != cameras:
+            raise UserError(f"episode {i}: found frames of {len(frames)} cameras, expected {cameras}")
         if not length:
             return np.zeros((0, *self.shape[1:]), self.dtype)
-        tokens = encode(frames.reshape(-1, *frames.shape[2:]))
-        tokens = tokens.cpu().numpy() if isinstance(tokens, torch.Tensor) else tokens  # (T_ep * C, N, D)
-        if tokens.shape[1:] != self.shape[2:]:
+        tokens = encode_cameras(encode, frames).cpu().numpy()  # (T_ep, C, N, D)
+        if tokens.shape[2:] != self.shape[2:]:
             raise UserError(
-                f"episode {i}: the encoder gives tokens {tokens.shape[1:]}, the cache is for {self.shape[2:]}"
+                f"episode {i}: the encoder gives tokens {tokens.shape[2:]}, the cache is for {self.shape[2:]}"
             )
         with np.errstate(over="ignore"):
-            values = np.ascontiguousarray(tokens.reshape(length, *self.shape[1:]), dtype=self.dtype)
+            values = np.ascontiguousarray(tokens, dtype=self.dtype)
         if not np.isfinite(values).all():
             largest = np.abs(tokens).max()
             raise UserError(

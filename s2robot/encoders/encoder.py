@@ -4,8 +4,14 @@
     encoder.encode(images).shape           # uint8 (B, 256, 256, 3) -> float32 (B, 64, 384)
     encoder.fingerprint                    # changes with anything that changes a feature
 
+    encoder.encode(wide).shape             # uint8 (B, 480, 640, 3) -> float32 (B, 88, 384): a map of 8 x 11
+
+A frame keeps its shape: a size is its shorter side, the longer one is rounded to whole patches, and square tiles of the
+model's own size, overlapping where they must, cover all of it. So nothing is cut off or squashed (but by half a patch),
+whatever the model, and its position embedding is the one that it was trained with.
+
 Own models: `S2Encoder(model, sizes)` takes whatever `s2robot.backbones.backbone.find_backbone` does. S2 with gradients,
-frames that are not square, maps: `s2robot.s2.module.S2`.
+maps: `s2robot.s2.module.S2`.
 """
 
 from __future__ import annotations
@@ -29,8 +35,8 @@ from s2robot.backbones.inference import prepare
 from s2robot.backbones.vit import weights_sha256
 from s2robot.common.errors import UserError
 from s2robot.s2.engine import encode
-from s2robot.s2.layout import Layout, square
-from s2robot.s2.pyramid import pyramid, square_frames, tensor_of
+from s2robot.s2.layout import Layout, Sizes, square
+from s2robot.s2.pyramid import channels_first, pyramid, tensor_of
 
 POOLS = ("tokens", "mean")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,7 +48,8 @@ class S2Encoder(nn.Module):
 
     Args:
         model: a `Backbone`, or a model that `find_backbone` knows, or any module with its tile by hand.
-        sizes: image sides in pixels, each a multiple of the tile, smallest first; (tile,) is plain encoding.
+        sizes: sides of a square frame in pixels (the shorter one of another), each a multiple of the tile, smallest
+            first; (tile,) is plain encoding.
         pool: "tokens" for a grid of tokens, "mean" for their mean.
         name: for people; part of the fingerprint is `describe` (architecture), a JSON-able mapping.
         dtype: "float32", or "bfloat16": faster where the CPU has avx512_bf16 or AMX, other features by 1e-2.
@@ -78,6 +85,8 @@ class S2Encoder(nn.Module):
         self.sizes = tuple(int(size) for size in sizes)
         self.layout = _layout(backbone, self.sizes, name)
         self.tile, self.grid = backbone.tile[0], self.layout.grid[0]
+        self._plan = Sizes(backbone.tile, backbone.patch, sizes=self.sizes)  # of frames that are not square
+        self._layouts: dict[tuple[int, int], Layout] = {}
         self.upsampled = resolution == "upsampled" and len(self.sizes) > 1  # one size is the same either way
         self.num_prefix_tokens, self.dim = backbone.num_prefix_tokens, backbone.dim * len(self.sizes)
         self.pool, self.name, self.dtype, self.frames_per_call = pool, name, dtype, frames_per_call
@@ -106,26 +115,55 @@ class S2Encoder(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of the frames to render: the largest size that is not enlarged from another."""
+        """Side of the square frames to render: the largest size that is not enlarged from another."""
         return self.sizes[0] if self.upsampled else self.sizes[-1]
+
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) of the frames to render for a camera of that shape: their shorter side is `image_size`."""
+        side, short = self.image_size, min(height, width)
+        return round(height * side / short), round(width * side / short)
+
+    def layout_of(self, height: int, width: int) -> Layout:
+        """How frames of height x width pixels are tiled.
+
+        Raises UserError for a frame that the model's tiles cannot cover, or that is very long.
+        """
+        if height == width:
+            return self.layout
+        if (height, width) not in self._layouts:
+            if self._plan.tile[0] % self._plan.patch:
+                raise UserError(_rest(self.name, self._plan.tile[0], self._plan.patch))
+            self._layouts[height, width] = self._plan.layout(height, width)
+        return self._layouts[height, width]
+
+    def map_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tokens of a frame of height x width pixels; (1, 1) for pool="mean"."""
+        return (1, 1) if self.pool == "mean" else self.layout_of(height, width).grid
 
     @property
     def num_tokens(self) -> int:
-        """Tokens an image: grid squared, or 1 for pool="mean"."""
+        """Tokens of a square image: grid squared, or 1 for pool="mean"."""
         return 1 if self.pool == "mean" else self.grid**2
 
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
-    @cached_property
+    @property
     def gflops_per_image(self) -> float:
-        """Multiply-adds of one image over all sizes, in 1e9: papers call it GFLOPs (ViT-B at 224: 17.5)."""
+        """Multiply-adds of one square image over all sizes, in 1e9: papers call it GFLOPs (ViT-B at 224: 17.5)."""
+        return self.gflops_of(self.tile, self.tile)
+
+    def gflops_of(self, height: int, width: int) -> float:
+        """The same of an image of height x width pixels."""
+        return self._gflops_per_tile * self.layout_of(height, width).tiles
+
+    @cached_property
+    def _gflops_per_tile(self) -> float:
         # fused and packed kernels are not counted; where a gradient is wanted, the plain ones compute
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self._model(torch.zeros(1, 3, self.tile, self.tile, device=self.scale.device, requires_grad=True))
-        tiles = sum((size // self.tile) ** 2 for size in self.sizes)
-        return counter.get_total_flops() / 2 * tiles / 1e9
+        return counter.get_total_flops() / 2 / 1e9
 
     @cached_property
     def fingerprint(self) -> str:
@@ -145,13 +183,13 @@ class S2Encoder(nn.Module):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """uint8 (B, H, H, 3) -> what the model sees, not normalised: float32 (B, 3, size, size) a size.
+        """uint8 (B, H, W, 3) -> what the model sees, not normalised: float32 (B, 3, height, width) a size.
 
         The largest size comes from the images and the others from it, or all from the first if `upsampled`.
         """
-        first = self.image_size
-        frames = square_frames(images.to(self.scale.device))
-        return pyramid(frames, [(size, size) for size in self.sizes], (first, first), self.upsampled)
+        frames = channels_first(images.to(self.scale.device))
+        sizes = [level.frame for level in self.layout_of(*frames.shape[-2:]).levels]
+        return pyramid(frames, sizes, sizes[0 if self.upsampled else -1], self.upsampled)
 
     @property
     def frames_at_once(self) -> int:
@@ -160,16 +198,18 @@ class S2Encoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, images: Tensor | np.ndarray) -> Tensor:
-        """uint8 RGB (B, H, H, 3) -> float32 tokens (B, num_tokens, dim), the CLS token left out.
+        """uint8 RGB (B, H, W, 3) -> float32 tokens (B, N, dim), row by row, the CLS token left out.
 
-        Frames of `image_size` are used as they are, multiples of it averaged by area, others resized with
-        antialiasing. Raises UserError for another type or shape.
+        N is `num_tokens` for square frames, for others that of the map `map_of(H, W)`. Frames of `image_size` are used
+        as they are, multiples of it averaged by area, others resized with antialiasing. Raises UserError for another
+        type or shape.
         """
         output = "pooled" if self.pool == "mean" else "tokens"
         outputs = []
         for frames in tensor_of(images).split(self.frames_at_once):
             levels = [x * self.scale + self.shift for x in self.pyramid(frames)]
-            outputs.append(encode(self._model, levels, self.layout, self.num_prefix_tokens, output))
+            layout = self.layout_of(*frames.shape[1:3])
+            outputs.append(encode(self._model, levels, layout, self.num_prefix_tokens, output))
         if not outputs:
             return torch.empty(0, self.num_tokens, self.dim, device=self.scale.device)
         out = torch.cat(outputs)
@@ -192,8 +232,12 @@ def _layout(backbone: Backbone, sizes: Sequence[int], name: str) -> Layout:
     if (
         tile % patch and layout.tiles > 1
     ):  # the model's own rest is at the frame's edge, a tile's in its midst
-        raise UserError(
-            f"encoder {name}: its tile of {tile} px is no whole number of patches of {patch} px, so tiles would lose "
-            f"pixels between them; give a tile (encoder.img_size) of {tile // patch * patch}"
-        )
+        raise UserError(_rest(name, tile, patch))
     return layout
+
+
+def _rest(name: str, tile: int, patch: int) -> str:
+    return (
+        f"encoder {name}: its tile of {tile} px is no whole number of patches of {patch} px, so tiles would lose "
+        f"pixels between them; give a tile (encoder.img_size) of {tile // patch * patch}"
+    )

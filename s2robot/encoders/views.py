@@ -40,15 +40,15 @@ class Views:
         """Names of the views: all cameras of the first, then of the second."""
         return tuple(f"{name}~{view}" for view in range(1, self.count + 1) for name in cameras)
 
-    def frames(self, frames: Frames) -> Iterator[tuple[int, np.ndarray]]:
-        """The views of each episode's frames uint8 (T, C, H, W, 3), as of K * C cameras in the order of `names`."""
+    def frames(self, frames: Frames) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """The views of each episode's frames, uint8 (T, H, W, 3) a camera, as of K * C cameras in the order of `names`."""
         for episode, seen in frames:
             views = [
                 self.changed(camera, np.random.default_rng([view, episode, place]))
                 for view in range(1, self.count + 1)
-                for place, camera in enumerate(np.moveaxis(seen, 1, 0))
+                for place, camera in enumerate(seen)
             ]
-            yield episode, np.stack(views, 1)
+            yield episode, views
 
     def changed(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Another view of the frames uint8 (T, H, W, 3) of a camera."""

@@ -23,6 +23,7 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import SelectiveEncoder, select
 from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.frames import ImageSize
 from s2robot.envs.task import as_tuples
 from s2robot.evaluation.film import film_some
 from s2robot.evaluation.journal import write_records
@@ -30,7 +31,7 @@ from s2robot.evaluation.planners import LearnedPlanner, NearestDemo, Planner
 from s2robot.evaluation.records import summarise
 from s2robot.evaluation.rollouts import Rollouts, run_episodes
 from s2robot.evaluation.summary import camera_changes, facts, refuse_positions_of_demos, world_changes
-from s2robot.loading import device_of, load_policy
+from s2robot.loading import device_of, image_size_of, load_policy
 from s2robot.policies import BatchActor, ChunkPolicy, check_contract
 
 CONTROLS = (None, "blind", "nearest_demo")
@@ -101,7 +102,7 @@ def evaluate_checkpoint(
     if e.threads:
         torch.set_num_threads(e.threads)
     policy, encoder, contract = load_policy(checkpoint, device_of(e.device), weights)
-    config, changes = _world_of(world, contract, encoder.image_size)
+    config, changes = _world_of(world, contract, image_size_of(contract, encoder))
     if changes:
         print(f"note: this world is not the demos': {'; '.join(changes)}")
     refuse_positions_of_demos(contract, e.positions, checkpoint)
@@ -122,7 +123,7 @@ def evaluate_checkpoint(
 
 
 def _world_of(
-    world: CubePickConfig | None, contract: Mapping[str, Any], image_size: int
+    world: CubePickConfig | None, contract: Mapping[str, Any], image_size: ImageSize
 ) -> tuple[CubePickConfig, list[str]]:
     """The world to evaluate in, with the policy's cameras, and in what it differs from that of the demos."""
     given = world or CubePickConfig(**as_tuples(contract["env_config"]))

@@ -10,6 +10,7 @@ import numpy as np
 from s2robot.common.errors import UserError
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.frames import at_height
 from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.video import write_video
 
@@ -55,7 +56,8 @@ def film_some(
     """
     chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[:count]
     (out / "videos").mkdir(parents=True, exist_ok=True)
-    config = replace(env_config, image_size=size)
+    shapes = at_height(env_config.image_size, env_config.cameras, size)
+    config = replace(env_config, image_size=shapes)
     names = {}
     with worker_pool(workers) as pool:
         jobs = []

@@ -10,6 +10,7 @@ import torch
 from s2robot.common.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
+from s2robot.encoders.cameras import encode_cameras
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import SelectiveEncoder
 from s2robot.policies import BatchActor
@@ -72,9 +73,7 @@ class LearnedPlanner:
     def _plan_one(self, i: int, observation: Mapping) -> np.ndarray:
         start = time.monotonic()
         count = observation["count"]
-        frames = np.stack([observation["images"][c][:count] for c in self.cameras], 1)  # (count, C, S, S, 3)
-        tokens = as_stored(self._encode(frames.reshape(-1, *frames.shape[2:]), i, observation), self.dtype)
-        tokens = tokens.reshape(count, len(self.cameras), *tokens.shape[1:])  # (count, C, N, D)
+        tokens = as_stored(self._encode(i, observation), self.dtype)  # (count, C, N, D)
         self.timing["encode_s"] += time.monotonic() - start
         start = time.monotonic()
         if self.every_step:
@@ -84,11 +83,12 @@ class LearnedPlanner:
         self.timing["policy_s"] += time.monotonic() - start
         return action
 
-    def _encode(self, images: np.ndarray, i: int, observation: Mapping) -> torch.Tensor:
-        """Tokens (count * C, N, D) of the new frames of place i; a stream is one of its cameras."""
-        if not isinstance(self.encoder, SelectiveEncoder):
-            return self.encoder.encode(images)
+    def _encode(self, i: int, observation: Mapping) -> torch.Tensor:
+        """Tokens (count, C, N, D) of the new frames of place i; a stream is one of its cameras."""
         count = observation["count"]
+        frames = [observation["images"][c][:count] for c in self.cameras]  # (count, H, W, 3) each
+        if not isinstance(self.encoder, SelectiveEncoder):
+            return encode_cameras(self.encoder.encode, frames)
         streams = [(i, camera) for _ in range(count) for camera in self.cameras]
         points = None
         if self.encoder.settings.choose == "gripper":
@@ -96,7 +96,9 @@ class LearnedPlanner:
             points = np.stack(
                 [observation["points"][camera] for _ in range(count) for camera in self.cameras]
             )
-        return self.encoder.encode(images, streams, points)
+        images = np.stack(frames, 1)  # (count, C, H, W, 3)
+        tokens = self.encoder.encode(images.reshape(-1, *images.shape[2:]), streams, points)
+        return tokens.unflatten(0, images.shape[:2])
 
     def _catch_up(self, i: int, observation: Mapping, tokens: torch.Tensor) -> None:
         """Put the steps between two plans into the context, each after the action that led to it."""

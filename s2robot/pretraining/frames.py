@@ -183,7 +183,7 @@ def _store_frames(store: EpisodeStore, workers: int, progress: bool) -> _StoreIm
     def draw() -> Iterator[np.ndarray]:
         episodes = list(range(len(store)))
         for _, frames in render_episodes(store, episodes, store.cameras, size, workers):
-            yield from frames.reshape(-1, *frames.shape[2:])  # (T * C, S, S, 3)
+            yield from (frame for step in zip(*frames, strict=True) for frame in step)  # (H, W, 3) each
 
     return _cached(key, draw(), store.path, store.num_steps * len(store.cameras), progress)
 

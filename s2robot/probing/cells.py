@@ -115,7 +115,7 @@ def kinds_of(env: CubePick) -> np.ndarray:
 def _renderer(env: CubePick, size: int) -> OffscreenRenderer:
     key = f"{size} {env.config!r}"
     if key not in _RENDERERS or _RENDERERS[key][0] is not env:
-        _RENDERERS[key] = env, OffscreenRenderer(env.model, size)
+        _RENDERERS[key] = env, OffscreenRenderer(env.model, (size, size))
     return _RENDERERS[key][1]
 
 

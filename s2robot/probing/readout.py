@@ -233,7 +233,9 @@ def features_of(
     encoder.to(device_of(cfg.device))
     with bar(f"encoding {name}") as update:
         return cache.build(
-            lambda missing: ((i, bank.images(seeds[i])) for i in missing), encoder.encode, update
+            lambda missing: ((i, list(bank.images(seeds[i]).swapaxes(0, 1))) for i in missing),
+            encoder.encode,
+            update,
         )
 
 

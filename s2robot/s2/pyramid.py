@@ -74,10 +74,8 @@ def tensor_of(images: Any, device: torch.device | None = None) -> Tensor:
     raise UserError(f"expected images as a tensor or a numpy array of numbers, found {found}")
 
 
-def square_frames(images: Tensor) -> Tensor:
-    """uint8 RGB (B, H, H, 3) -> float32 (B, 3, H, H), 0 to 255; UserError for another type or shape."""
+def channels_first(images: Tensor) -> Tensor:
+    """uint8 RGB (B, H, W, 3) -> float32 (B, 3, H, W), 0 to 255; UserError for another type or shape."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(f"expected images uint8 (B, H, W, 3), found {images.dtype} {tuple(images.shape)}")
-    if images.shape[1] != images.shape[2]:
-        raise UserError(f"expected square images, found height {images.shape[1]} and width {images.shape[2]}")
     return images.permute(0, 3, 1, 2).float().contiguous()

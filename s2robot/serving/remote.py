@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
 from s2robot.serving.link import Link, PolicyLate, PolicyLost, PolicyMalformed, PolicyRefused, RemoteError
 from s2robot.serving.wire import PROTOCOL, PROTOCOL_HEADER, WireError, decode, encode
 
@@ -42,8 +44,8 @@ class RemotePolicy:
         deadline_s: of a call that asks the server, its encoding included.
         connect_s: of the connection, its greeting included.
 
-    Attributes: `contract` (the checkpoint's), `cameras`, `image_size` (side of the frames that the encoder reads
-    without resizing), `actions` (the most that a plan holds), `server_s` (seconds that the last plan took there).
+    Attributes: `contract` (the checkpoint's), `cameras`, `image_size` (of the frames that the policy wants: one
+    side, or (H, W) of each camera), `actions` (the most that a plan holds), `server_s` (seconds that the last plan took there).
 
     Raises:
         UserError: a wrong URL, no token, a deadline that is none.
@@ -85,7 +87,12 @@ class RemotePolicy:
             raise PolicyMalformed(f"{self._link.url}: the greeting lacks the policy's contract or sizes")
         self.contract: dict[str, Any] = contract
         self.cameras = tuple(cameras)
-        self.actions, self._action_dim, self.image_size, self._max_bytes = (int(size or 0) for size in sizes)
+        self.actions, self._action_dim, side, self._max_bytes = (int(size or 0) for size in sizes)
+        try:  # a server of version 0.1 knows squares only
+            given = hello.get("sizes", side)
+            self.image_size: ImageSize = as_image_size(sizes_of(given, self.cameras)) if cameras else side
+        except EnvError as error:
+            raise PolicyMalformed(f"{self._link.url}: the greeting's sizes: {error}") from None
 
     def __enter__(self) -> "RemotePolicy":
         return self

@@ -34,7 +34,8 @@ from omegaconf import DictConfig
 from s2robot import __version__
 from s2robot.common.errors import UserError
 from s2robot.common.settings import read
-from s2robot.loading import load_actor
+from s2robot.envs.frames import ImageSize, sizes_of
+from s2robot.loading import image_size_of, load_actor
 from s2robot.policies import Actor, PolicyError
 from s2robot.serving.request import Question, read_request
 from s2robot.serving.token import token_for
@@ -84,14 +85,20 @@ class PolicyServer:
     Args:
         actor: the policy.
         contract: its checkpoint's.
-        image_size: side of the frames that its encoder reads without resizing, pixels.
+        image_size: of the frames that it wants of each camera, pixels.
         token: the shared secret.
     """
 
     def __init__(
-        self, actor: Actor, contract: Mapping[str, Any], image_size: int, token: str, settings: ServeSettings
+        self,
+        actor: Actor,
+        contract: Mapping[str, Any],
+        image_size: ImageSize,
+        token: str,
+        settings: ServeSettings,
     ):
-        self.actor, self.contract, self.image_size, self.settings = actor, contract, image_size, settings
+        self.actor, self.contract, self.settings = actor, contract, settings
+        self.sizes = sizes_of(image_size, actor.cameras)
         self.calls = 0  # plans given
         self.skipped = 0  # requests that a newer one overtook
         self._token = token
@@ -105,9 +112,9 @@ class PolicyServer:
 
     def warm_up(self) -> None:
         """Plan once on black frames, so that the first client does not wait longer than later ones."""
-        frame = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        images = {name: np.zeros((*size, 3), np.uint8) for name, size in self.sizes.items()}
         proprio = np.zeros(self.actor.batch.policy.spec.proprio_dim, np.float32)
-        self.actor.plan({"images": {name: frame for name in self.actor.cameras}, "proprio": proprio})
+        self.actor.plan({"images": images, "proprio": proprio})
 
     async def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
         """Serve until SIGTERM or cancelled; `ready` is called with the port.
@@ -204,7 +211,10 @@ class PolicyServer:
             "cameras": list(self.actor.cameras),
             "actions": self.actor.batch.execute,
             "action_dim": spec.action_dim,
-            "image_size": self.image_size,
+            "image_size": min(
+                min(size) for size in self.sizes.values()
+            ),  # all that clients of version 0.1 read
+            "sizes": {name: list(size) for name, size in self.sizes.items()},
             "max_bytes": int(self.settings.max_message_mb * 1e6),
         }
         await asyncio.wait_for(ws.send(encode(hello)), self.settings.open_s)
@@ -332,7 +342,7 @@ def run_serve(cfg: DictConfig) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     actor, encoder, contract = load_actor(cfg.checkpoint, settings.device, cfg.encoder.checkpoint)
-    server = PolicyServer(actor, contract, encoder.image_size, token, settings)
+    server = PolicyServer(actor, contract, image_size_of(contract, encoder), token, settings)
 
     def ready(port: int) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

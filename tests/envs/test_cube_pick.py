@@ -64,6 +64,39 @@ def test_check_env(robot):
     check_env(env.unwrapped, skip_render_check=True)
 
 
+def test_cameras_of_other_shapes_see_the_same_and_more_at_the_sides():
+    """The field of view is vertical: the middle of a wide frame is the square one, up to the edges of shapes."""
+    sizes = {"hand": 48, "left": [48, 64], "right": [64, 48]}
+    wide = CubePick(image_size=sizes, render_mode="rgb_array")
+    plain = CubePick(image_size=48)
+    seen, info = wide.reset(seed=5)
+    square, expected = plain.reset(seed=5)
+    check_env(wide, skip_render_check=True)
+    assert wide.describe()["camera_geometry"]["left"]["size"] == [48, 64]
+    assert wide.render().shape == (64, 48 + 64 + 48, 3)
+    assert np.array_equal(seen["images"]["hand"], square["images"]["hand"])
+    off = np.abs(seen["images"]["left"][:, 8:56].astype(int) - square["images"]["left"])
+    assert (off > 1).mean() < 0.01 and seen["images"]["left"][:, :8].std() > 10
+    x, y = info["grip_points"]["left"]
+    assert (64 * x - 8) / 48 == pytest.approx(expected["grip_points"]["left"][0], abs=1e-6)
+    assert y == expected["grip_points"]["left"][1]
+    wide.close(), plain.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ({"hand": 64}, "found sizes of hand, expected one of 'left' too"),
+        ([64], r"found \[64\], expected a side"),
+        ({"hand": 64, "left": 64, "right": [64, 0]}, r"found \[64, 0\], expected"),
+        (64.5, "found 64.5"),
+    ],
+)
+def test_sizes_that_are_none(size, words):
+    with pytest.raises(EnvError, match=f"env.image_size: {words}"):
+        CubePickConfig(image_size=size)
+
+
 def test_it_ends_when_the_steps_are_used_up():
     env = CubePick(max_steps=3, cameras=("left",), image_size=16)
     env.reset(seed=0)
@@ -313,7 +346,11 @@ def test_describe_is_json_and_says_what_a_dataset_must_know(env):
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
-    [("image_size", 0, "1 or more"), ("max_steps", -1, "1 or more"), ("cube_size", 0.0, "more than 0")],
+    [
+        ("image_size", 0, "a side of 1 or more"),
+        ("max_steps", -1, "1 or more"),
+        ("cube_size", 0.0, "more than 0"),
+    ],
 )
 def test_settings_out_of_range_are_refused(key, value, expected):
     with pytest.raises(EnvError, match=f"env.{key}: found {value}, expected {expected}"):

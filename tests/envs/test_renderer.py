@@ -37,7 +37,7 @@ def moments(env, monkeypatch):
 
 
 def test_culled_pictures_are_the_same_bytes(env, moments):
-    whole = OffscreenRenderer(env.model, SIZE, cull=False)
+    whole = OffscreenRenderer(env.model, (SIZE, SIZE), cull=False)
     groups = env.model.geom_group.copy()
     left_out = 0
     for state in moments:
@@ -53,7 +53,7 @@ def test_culled_pictures_are_the_same_bytes(env, moments):
 
 def test_truth_is_what_rays_meet(env, moments):
     """Depth and geom of pixels against MuJoCo's own ray casting; the pictures stay what they were."""
-    renderer = OffscreenRenderer(env.model, SIZE)
+    renderer = OffscreenRenderer(env.model, (SIZE, SIZE))
     rng = np.random.default_rng(0)
     groups, geom = np.array([0, 1, 0, 0, 0, 0], np.uint8), np.zeros(1, np.int32)
     met = set()
@@ -86,7 +86,7 @@ def test_truth_is_what_rays_meet(env, moments):
 
 def test_two_renderers_give_the_same_bytes_and_closing_one_leaves_the_other(env, moments):
     camera = env.camera_ids["left"]
-    one, two = OffscreenRenderer(env.model, SIZE), OffscreenRenderer(env.model, SIZE)
+    one, two = OffscreenRenderer(env.model, (SIZE, SIZE)), OffscreenRenderer(env.model, (SIZE, SIZE))
     frames = []
     for state in moments:
         env.set_state(state)

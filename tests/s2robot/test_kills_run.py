@@ -48,7 +48,7 @@ def episode(world, picker, seed: int, expert: int, kicks: bool) -> tuple[dict, d
 
 def frames(store, episodes, cameras, size, workers):
     for i in episodes:
-        yield i, np.random.default_rng(i).integers(0, 256, (4, 1, size, size, 3), np.uint8)
+        yield i, [np.random.default_rng(i).integers(0, 256, (4, size, size, 3), np.uint8)]
 
 
 def evaluated(cfg, checkpoint: Path, out: Path) -> dict:

@@ -139,17 +139,24 @@ def load_cv2() -> Any:
     return cv2
 
 
-def square(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of a picture (H, W, 3), area-averaged or enlarged to (size, size, 3).
+def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The largest middle part of a picture (H, W, 3) that has the shape of `size`, area-averaged or enlarged to it.
 
-    >>> square(np.zeros((480, 640, 3), np.uint8), 256).shape
+    >>> fitted(np.zeros((480, 640, 3), np.uint8), (256, 256)).shape
     (256, 256, 3)
     """
-    side = min(image.shape[:2])
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    image = image[top : top + side, left : left + side]
-    if side == size:
+    h, w = part_seen((image.shape[0], image.shape[1]), size)
+    top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
+    image = image[top : top + h, left : left + w]
+    if (h, w) == size:
         return image
     cv2 = load_cv2()
-    how = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (size, size), interpolation=how))
+    how = cv2.INTER_AREA if h > size[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=how))
+
+
+def part_seen(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of the largest part of a picture (H, W) that has the shape of `size`."""
+    scale = min(found / wanted for found, wanted in zip(picture, size, strict=True))
+    h, w = (min(found, round(wanted * scale)) for found, wanted in zip(picture, size, strict=True))
+    return h, w

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import OK, ArmLimits, ArmState, Array
 from s2robot.envs.real.control.interpolate import Interpolator
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
@@ -21,7 +22,7 @@ class LoopConfig:
 
     live: bool = False  # False: everything but sending
     policy_hz: float = 10.0  # observations a second, as in the demos
-    image_size: int = 256  # pixels, as the policy wants them
+    image_size: ImageSize = 256  # pixels, as the policy wants them
     max_delta: float = 0.25  # rad an action may move a joint, as in the simulated world
     ready_s: float = 5.0  # s to wait for fresh frames and joints before an episode
     gripper_hold: int = 0  # so many actions after a gripper command cannot reverse it

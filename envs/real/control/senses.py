@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.real.arms.driver import OK, ArmState, Array, DriverStatus
-from s2robot.envs.real.cameras.camera import Frame, square
+from s2robot.envs.real.cameras.camera import Frame, fitted
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.watchdog import Inputs, State, Watchdog
 
@@ -123,17 +124,17 @@ class Senses:
             self.clock.sleep(POLL_S)
         return self.state
 
-    def observe(self, size: int) -> dict:
+    def observe(self, image_size: ImageSize) -> dict:
         """The contract's observation: newest frames, measured joints.
 
-        Returns: `images`, camera -> uint8 (size, size, 3), and `proprio`, float32 (8,).
+        Returns: `images`, camera -> uint8 (H, W, 3) of `image_size`, and `proprio`, float32 (8,).
         """
         assert self.state is not None
         images = {}
         for name, reader in self.cameras.items():
             frame = reader.latest()
             assert frame is not None  # the watchdog let nobody get here without
-            images[name] = square(frame.image, size)
+            images[name] = fitted(frame.image, size_of(image_size, name))
         proprio = np.append(self.state.q, self.state.gripper).astype(np.float32)
         return {"images": images, "proprio": proprio}
 

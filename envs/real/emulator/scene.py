@@ -142,16 +142,17 @@ class SceneRenderer:
     def __init__(self, plant: ScenePlant):
         self._model = copy.deepcopy(plant.model)  # culling writes to it
         self._data = mujoco.MjData(self._model)
-        self._cameras = dict(plant.env.camera_ids)
-        self._renderer = OffscreenRenderer(self._model, plant.env.config.image_size)
+        self._cameras, self._sizes = dict(plant.env.camera_ids), dict(plant.env.sizes)
+        self._renderer = OffscreenRenderer(self._model, *self._sizes.values())
 
     def draw(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """One frame per camera of the scene at ``positions`` (nq,).  # {camera: uint8 (S, S, 3)}"""
+        """One frame per camera of the scene at ``positions`` (nq,).  # {camera: uint8 (H, W, 3)}"""
         self._data.qpos[:] = positions
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_comPos(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
-        return {name: self._renderer.render(self._data, i) for name, i in self._cameras.items()}
+        draw = self._renderer.render
+        return {name: draw(self._data, i, self._sizes[name]) for name, i in self._cameras.items()}
 
     def close(self) -> None:
         """Free the OpenGL context."""

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import ArmState, DriverStatus
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.senses import Camera, Senses
@@ -38,7 +39,7 @@ class TeachConfig:
     """How teaching is noted."""
 
     rate_hz: float = 10.0  # steps a second, the policy's
-    image_size: int = 256  # pixels, as the policy wants them
+    image_size: ImageSize = 256  # pixels, as the policy wants them
     max_delta: float = 0.25  # rad an action may move a joint
     ready_s: float = 5.0  # s to wait for fresh frames and joints
     mode: int = 2  # the arm's mode while it is led

@@ -28,9 +28,14 @@ def encode(images: np.ndarray) -> torch.Tensor:
     return (x / 7).sin().reshape(-1, TOKENS, DIM).float()
 
 
+def by_camera(frames: np.ndarray) -> list[np.ndarray]:
+    """(T, C, H, W, 3) -> one (T, H, W, 3) a camera."""
+    return list(frames.swapaxes(0, 1))
+
+
 def make_frames(missing):
     for i in reversed(missing):  # any order is allowed
-        yield i, frames_of(i)
+        yield i, by_camera(frames_of(i))
 
 
 def make_cache(root, **changes) -> FeatureCache:
@@ -164,7 +169,12 @@ def test_other_lengths_under_the_same_name_are_encoded_again(tmp_path):
 def test_empty_episode_and_empty_dataset(tmp_path):
     cache = make_cache(tmp_path, episode_lengths=[0, 1])
     frames = frames_of(1)
-    assert cache.build(lambda missing: ((i, frames[:i]) for i in missing), encode).shape == (1, 2, 2, 5)
+    assert cache.build(lambda missing: ((i, by_camera(frames[:i])) for i in missing), encode).shape == (
+        1,
+        2,
+        2,
+        5,
+    )
     assert make_cache(tmp_path, episode_lengths=[]).build(make_frames, encode).shape == (0, 2, 2, 5)
 
 
@@ -172,13 +182,13 @@ def test_empty_episode_and_empty_dataset(tmp_path):
     ("frames", "coder", "words"),
     [
         (
-            lambda m: [(0, frames_of(1))],
+            lambda m: [(0, by_camera(frames_of(1)))],
             encode,
-            r"episode 0: found frames uint8 \(1, 2, 4, 4, 3\), .*3 steps",
+            r"episode 0: found frames uint8 \(1, 4, 4, 3\), .*3 steps",
         ),
-        (lambda m: [(0, frames_of(0).astype(float))], encode, "float64"),
-        (lambda m: [(0, frames_of(0)[:, :1])], encode, "2 cameras"),
-        (lambda m: [(2, frames_of(2))], encode, r"no frames came for 2 episodes \(first 0\)"),
+        (lambda m: [(0, by_camera(frames_of(0).astype(float)))], encode, "float64"),
+        (lambda m: [(0, by_camera(frames_of(0)[:, :1]))], encode, "of 1 cameras, expected 2"),
+        (lambda m: [(2, by_camera(frames_of(2)))], encode, r"no frames came for 2 episodes \(first 0\)"),
         (make_frames, lambda x: encode(x)[..., :3], r"gives tokens \(2, 3\), the cache is for \(2, 5\)"),
         (make_frames, lambda x: encode(x) * 1e6, "not finite as float16 .largest"),
         (make_frames, lambda x: encode(x) * np.nan, "not finite"),
@@ -187,6 +197,31 @@ def test_empty_episode_and_empty_dataset(tmp_path):
 def test_wrong_input_is_named(tmp_path, frames, coder, words):
     with pytest.raises(UserError, match=words):
         make_cache(tmp_path).build(frames, coder)
+
+
+def test_cameras_of_two_shapes_fill_one_array_and_have_a_key_of_their_own(tmp_path):
+    """The first camera's frames are 4 x 8 px, twice the tokens of the second's."""
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (3, 4, width, 3), np.uint8) for width in (8, 4)]
+
+    def tokens(images):  # as many as the frame is wide
+        return torch.from_numpy(images[:, 0].astype(np.float32)).repeat(1, 1, 2)[..., :5] + 1
+
+    given = {"episode_lengths": [3], "tokens": 8}
+    cache = make_cache(tmp_path, **given, wide={"hand": (4, 8)})
+    features = cache.build(lambda missing: [(0, frames)], tokens)
+    assert features.shape == (3, 2, 8, 5)
+    assert np.array_equal(features[:, 0], tokens(frames[0])) and np.array_equal(
+        features[:, 1, :4], tokens(frames[1])
+    )
+    assert not features[:, 1, 4:].any()
+    others = [make_cache(tmp_path, **given, wide=wide) for wide in ({}, {"hand": (4, 9)}, {"left": (4, 8)})]
+    assert len({other.path for other in (cache, *others)}) == 4
+    assert not make_cache(tmp_path, **given, wide={"hand": (4, 8)}).missing()
+
+
+def test_the_key_of_square_frames_is_that_of_version_0_1(tmp_path):
+    assert make_cache(tmp_path).path.name == "5fbc25f0bb4bfb8f"
 
 
 def test_full_disk_is_one_line(tmp_path, monkeypatch):

@@ -25,6 +25,9 @@ from s2robot.backbones.vit import (
 from s2robot.common.errors import UserError
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
+from s2robot.s2.engine import encode as engine_encode
+from s2robot.s2.layout import Sizes
+from s2robot.s2.pyramid import channels_first, pyramid
 
 torch.set_num_threads(1)
 SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
@@ -162,11 +165,12 @@ def test_bfloat16_is_close(images):
     assert (rough - exact).abs().mean() < 0.02 * exact.std()
 
 
-def test_any_module():
-    class Patches(torch.nn.Module):
-        def forward(self, x):
-            return F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+class Patches(torch.nn.Module):
+    def forward(self, x):
+        return F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
 
+
+def test_any_module():
     encoder = S2Encoder(Patches(), (8, 16), tile=8)
     assert (encoder.dim, encoder.grid, encoder.num_parameters) == (6, 2, 0)
     with pytest.raises(UserError, match="tile"):
@@ -386,3 +390,42 @@ def test_impossible_specs():
     ]:
         with pytest.raises(UserError, match=words):
             ViTSpec(*bad)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "grid"), [(48, 64, (4, 5)), (64, 48, (5, 4)), (32, 64, (4, 8)), (16, 17, (4, 4))]
+)
+def test_a_frame_keeps_its_shape(height, width, grid):
+    """As `S2` with the same sizes: its shorter side is a size, overlapping tiles cover the longer one."""
+    model = make_vit()
+    encoder = S2Encoder(model, (16, 32))
+    frames = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    assert encoder.map_of(height, width) == grid
+    tokens = encoder.encode(frames)
+    assert tokens.shape == (3, grid[0] * grid[1], 48)
+    plan = Sizes((16, 16), 4, sizes=(16, 32)).layout(height, width)
+    levels = pyramid(
+        channels_first(torch.from_numpy(frames)), [x.frame for x in plan.levels], plan.levels[-1].frame
+    )
+    expected = engine_encode(model.eval(), [x * encoder.scale + encoder.shift for x in levels], plan, front=1)
+    torch.testing.assert_close(tokens, expected.detach(), rtol=1e-4, atol=1e-4)
+    pooled = S2Encoder(model, (16, 32), pool="mean")
+    assert pooled.map_of(height, width) == (1, 1)
+    torch.testing.assert_close(pooled.encode(frames), tokens.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
+    assert encoder.gflops_of(height, width) == pytest.approx(encoder.gflops_per_image / 5 * plan.tiles)
+
+
+def test_what_is_drawn_for_a_camera_of_another_shape():
+    encoder = S2Encoder(make_vit(), (16, 32))
+    assert encoder.frame_size(480, 640) == (32, 43) and encoder.frame_size(640, 480) == (43, 32)
+    assert encoder.frame_size(256, 256) == (32, 32)
+    assert S2Encoder(make_vit(), (16, 32), resolution="upsampled").frame_size(480, 640) == (16, 21)
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (32, 16), (16, 40)])
+def test_tokens_lie_where_their_pixels_do(shape):
+    """With a model whose tokens are mean colours, those of a level are the frame itself, made small."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+    encoder = S2Encoder(Patches(), (16,), tile=16, mean=(0, 0, 0), std=(1, 1, 1))
+    expected = F.avg_pool2d(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255, 4).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(encoder.encode(frames), expected)

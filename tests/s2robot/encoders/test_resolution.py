@@ -17,7 +17,7 @@ from s2robot.encoders.selective import Selective, SelectiveEncoder
 from s2robot.loading import load_policy
 from s2robot.pipeline import encode_demos, read_task, train_policy
 from s2robot.policies.errors import PolicyError
-from s2robot.s2.pyramid import pyramid, square_frames
+from s2robot.s2.pyramid import channels_first, pyramid
 from s2robot.s2.reference import forward
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_the_first_scale_is_the_same_and_the_larger_hold_nothing_new(tiny_encode
         ]  # the paper's code
         torch.testing.assert_close(upsampled.encode(given), expected, rtol=1e-4, atol=1e-4)
     levels = pyramid(
-        square_frames(torch.from_numpy(frames)), [(32, 32), (64, 64), (96, 96)], (32, 32), enlarge=True
+        channels_first(torch.from_numpy(frames)), [(32, 32), (64, 64), (96, 96)], (32, 32), enlarge=True
     )
     for level in levels[1:]:
         enlarged = F.interpolate(levels[0], level.shape[-2:], mode="bicubic")

@@ -362,7 +362,7 @@ def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
     bank = FrameBank(tmp_path / "a.zarr", workers=1)
     assert len(bank) == 10 and bank.describe()["made"]["kind"] == "states"
     drawn = [episode_frames(tmp_path / "a.zarr", i, ("hand", "right"), 32) for i in (0, 1)]
-    expected = np.concatenate(drawn).reshape(10, 32, 32, 3)
+    expected = np.concatenate([np.stack(seen, 1) for seen in drawn]).reshape(10, 32, 32, 3)
     assert np.array_equal(np.stack(list(bank)), expected) and len(np.unique(expected)) > 20
     monkeypatch.setattr("s2robot.demos.replay.render_episodes", None)  # a second bank draws nothing
     assert np.array_equal(FrameBank(tmp_path / "a.zarr")[9], expected[9])

@@ -17,7 +17,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import shipped_weights
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import square
-from s2robot.s2.pyramid import pyramid, resize, square_frames
+from s2robot.s2.pyramid import channels_first, pyramid, resize
 from s2robot.s2.reference import forward
 
 torch.set_num_threads(1)
@@ -145,7 +145,7 @@ def test_square_frames_are_what_the_drop_in_gives(k, prefix, scales):
 
 def test_native_equals_this_projects_encoder():
     model, x = Tokens(4, prefix=1), frames(2, 32, 32)
-    levels = pyramid(square_frames(x), [(16, 16), (32, 32)], (32, 32))
+    levels = pyramid(channels_first(x), [(16, 16), (32, 32)], (32, 32))
     levels = [normalised(level.permute(0, 2, 3, 1)) for level in levels]
     expected = encode(model.eval(), levels, square((16, 32), 16, 4), front=1)
     torch.testing.assert_close(make(model=model)(x), expected, rtol=1e-4, atol=1e-5)

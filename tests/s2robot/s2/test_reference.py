@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from s2robot.common.errors import UserError
 from s2robot.s2.engine import assemble, encode
 from s2robot.s2.layout import square
-from s2robot.s2.pyramid import pyramid, resize, square_frames
+from s2robot.s2.pyramid import channels_first, pyramid, resize
 from s2robot.s2.reference import forward, tile_grid
 from s2robot.s2.tiling import plan_tiles
 
@@ -28,7 +28,7 @@ def merge(tiles, k):
 
 def from_largest(images, sizes):
     """Levels of square frames as this project's encoders make them."""
-    return pyramid(square_frames(images), [(size, size) for size in sizes], (max(sizes), max(sizes)))
+    return pyramid(channels_first(images), [(size, size) for size in sizes], (max(sizes), max(sizes)))
 
 
 def s2_tokens(model, levels, tile, num_prefix_tokens=0, output="tokens"):
@@ -366,8 +366,7 @@ def test_pyramid_antialiases_other_ratios():
         (lambda m: forward(lambda x: m(x)[:1], torch.rand(2, 3, 4, 4), [1]), r"\(1, 4, 3\) for 2 tiles"),
         (lambda m: forward(TinyModel(2, 0, (8, 8)), torch.rand(1, 3, 4, 4), [1]), r"\(4, 4\).*\(8, 8\)"),
         (lambda m: forward(torch.nn.Linear(7, 2), torch.rand(1, 3, 4, 4), [1]), "fails on 4 x 4 px"),
-        (lambda m: square_frames(torch.zeros(1, 4, 6, 3, dtype=torch.uint8)), "height 4 and width 6"),
-        (lambda m: square_frames(torch.zeros(1, 4, 4, 3)), "torch.float32"),
+        (lambda m: channels_first(torch.zeros(1, 4, 4, 3)), "torch.float32"),
     ],
 )
 def test_errors_say_what_was_found_and_expected(call, words):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from s2robot.common.errors import UserError
-from s2robot.loading import load_actor
+from s2robot.loading import image_size_of, load_actor
 from s2robot.policies import Actor
 from s2robot.serving import remote
 from s2robot.serving import token as shared_secret
@@ -81,7 +81,7 @@ def serving(checkpoint: Path, actor=None, **settings):
     """A server in a thread of this process: the server, its URL, and the list of errors that ended it."""
     own, encoder, contract = load_actor(checkpoint, "cpu")
     server = PolicyServer(
-        actor or own, contract, encoder.image_size, TOKEN, ServeSettings(port=0, **settings)
+        actor or own, contract, image_size_of(contract, encoder), TOKEN, ServeSettings(port=0, **settings)
     )
     ports, loop, errors = queue.Queue(), asyncio.new_event_loop(), []
 

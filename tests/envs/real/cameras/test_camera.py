@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.cameras.camera import CameraReader, square
+from s2robot.envs.real.cameras.camera import CameraReader, fitted
 from s2robot.envs.real.cameras.opencv import OpenCVCamera
 from s2robot.envs.real.cameras.realsense import RealSenseCamera
 from s2robot.envs.real.cameras.replay import ReplayCamera
@@ -118,8 +118,27 @@ def test_the_middle_square(shape, size):
     side = min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     image[top : top + side, left : left + side] = 200
-    out = square(image, size)
+    out = fitted(image, (size, size))
     assert out.shape == (size, size, 3) and (out == 200).all()
+
+
+@pytest.mark.parametrize(
+    "picture, size, part",
+    [
+        ((48, 64), (24, 32), (48, 64)),
+        ((48, 64), (32, 24), (48, 36)),
+        ((31, 47), (30, 60), (24, 47)),
+        ((4, 3), (4, 3), (4, 3)),
+    ],
+)
+def test_the_middle_of_another_shape(picture, size, part):
+    image = np.zeros((*picture, 3), np.uint8)
+    top, left = (picture[0] - part[0]) // 2, (picture[1] - part[1]) // 2
+    image[top : top + part[0], left : left + part[1]] = 200
+    out = fitted(image, size)
+    assert out.shape == (*size, 3) and (out == 200).all()
+    if part == size:
+        assert np.shares_memory(out, image)
 
 
 # ---------------------------------------------------------------- OpenCV

@@ -1,0 +1,38 @@
+"""The frames of several cameras, each of its own size, as one array of features.
+
+    encode_cameras(encoder.encode, [hand, top]).shape     # uint8 (B, 64, 64, 3) and (B, 48, 64, 3) -> (B, 2, N, D)
+
+A camera of another shape has a token map of another size. N is the most that any has; the others are filled up with
+zeros, and what reads them knows how many are each camera's own (`PolicySpec.counts`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2robot.encoders.encoder import S2Encoder
+
+Encode = Callable[[np.ndarray], Any]  # uint8 (B, H, W, 3) -> (B, N, D)
+
+
+def encode_cameras(encode: Encode, frames: Sequence[np.ndarray]) -> Tensor:
+    """One uint8 (B, H, W, 3) a camera -> features (B, cameras, N, D)."""
+    if len({seen.shape for seen in frames}) == 1:
+        together = np.stack(frames, 1)  # (B, C, H, W, 3)
+        tokens = torch.as_tensor(encode(together.reshape(-1, *together.shape[2:])))
+        return tokens.reshape(*together.shape[:2], *tokens.shape[1:])
+    return stack_padded([torch.as_tensor(encode(seen)) for seen in frames])
+
+
+def stack_padded(tokens: Sequence[Tensor]) -> Tensor:
+    """Tokens (B, N_c, D) of each camera -> (B, cameras, N, D), zeros behind the fewer ones."""
+    most = max(x.shape[1] for x in tokens)
+    return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, most - x.shape[1])) for x in tokens], 1)
+
+
+def token_maps(encoder: S2Encoder, sizes: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]]:
+    """Rows and columns of each camera's token map, from (H, W) of its frames."""
+    return [encoder.map_of(*size) for size in sizes.values()]
