@@ -17,7 +17,7 @@ import numpy as np
 
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION, MAX_DELTA, STAGES, CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.frames import side_by_side, sizes_of
+from s2robot.envs.frames import image_space, side_by_side, sizes_of
 from s2robot.envs.renderer import OffscreenRenderer
 from s2robot.envs.robots import robot_spec
 from s2robot.envs.world import CLUTTER, TABLE_HEIGHT, CubeWorld
@@ -96,12 +96,7 @@ class CubePick(gymnasium.Env):
         self.sizes = sizes_of(c.image_size, c.cameras)
         self.observation_space = gymnasium.spaces.Dict(
             {
-                "images": gymnasium.spaces.Dict(
-                    {
-                        name: gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8)
-                        for name, size in self.sizes.items()
-                    }
-                ),
+                "images": image_space(self.sizes),
                 "proprio": gymnasium.spaces.Box(-10, 10, (8,), np.float32),
             }
         )

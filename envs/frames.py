@@ -54,6 +54,13 @@ def at_height(image_size: ImageSize, cameras: Iterable[str], height: int) -> Ima
     return as_image_size({name: (height, max(1, round(w * height / h))) for name, (h, w) in sizes.items()})
 
 
+def image_space(sizes: Mapping[str, tuple[int, int]]) -> Any:
+    """What gymnasium calls the images of an observation: {camera: uint8 (H, W, 3)}."""
+    from gymnasium.spaces import Box, Dict
+
+    return Dict({name: Box(0, 255, (*size, 3), np.uint8) for name, size in sizes.items()})
+
+
 def side_by_side(frames: Iterable[np.ndarray]) -> np.ndarray:
     """One picture of several, uint8 (H_i, W_i, 3), black below the lower ones.  # (max H, sum W, 3)"""
     parts = list(frames)

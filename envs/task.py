@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.frames import ImageSize, as_image_size, side_by_side, sizes_of
+from s2robot.envs.frames import ImageSize, as_image_size, image_space, side_by_side, sizes_of
 
 Record = Mapping[str, Any]  # of an episode: one line of episodes.jsonl
 
@@ -247,9 +247,7 @@ class Task(gymnasium.Env):
         sizes = sizes_of(self.settings.image_size, self.settings.cameras)
         self.observation_space = gymnasium.spaces.Dict(
             {
-                "images": gymnasium.spaces.Dict(
-                    {name: gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in sizes.items()}
-                ),
+                "images": image_space(sizes),
                 "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (proprio_size,), np.float32),
             }
         )

@@ -19,7 +19,7 @@ import numpy as np
 
 from s2robot.envs.cube_config import MAX_DELTA, CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.frames import side_by_side, sizes_of
+from s2robot.envs.frames import image_space, side_by_side, sizes_of
 from s2robot.envs.real.arms.driver import ArmDriver, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.clock import REAL, Clock
@@ -100,9 +100,7 @@ class RealCubePick(gymnasium.Env):
         sizes = sizes_of(self.config.image_size, self.config.cameras)
         self.observation_space = gymnasium.spaces.Dict(
             {
-                "images": gymnasium.spaces.Dict(
-                    {name: gymnasium.spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in sizes.items()}
-                ),
+                "images": image_space(sizes),
                 "proprio": gymnasium.spaces.Box(-10, 10, (8,), np.float32),
             }
         )
