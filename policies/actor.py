@@ -42,6 +42,7 @@ class BatchActor:
         self.n = n
         spec = policy.spec
         t, k, a = spec.context, spec.chunk, spec.action_dim
+        width = spec.action.width  # rotations are averaged as rot6d
         self.every_step = t > 1  # whether `observe` and `record_actions` matter
         self.execute = spec.execute if spec.ensemble is None else 1  # actions that a plan returns
         self.device = next(policy.parameters()).device
@@ -49,7 +50,7 @@ class BatchActor:
         self._proprio = torch.zeros(n, t, spec.proprio_dim, device=self.device)
         self._actions = torch.zeros(n, t, a, device=self.device)
         self._pad = torch.ones(n, t, dtype=torch.bool, device=self.device)
-        self._sum = torch.zeros(n, k, a, device=self.device)  # ensembling: weighted plans
+        self._sum = torch.zeros(n, k, width, device=self.device)  # ensembling: weighted plans
         self._weight = torch.zeros(n, k, 1, device=self.device)
         self._plans = torch.zeros(n, k, 1, device=self.device)  # how many plans are in the sum
         self.disagreement = torch.zeros(n, device=self.device)  # of the newest plans, rad
@@ -105,6 +106,7 @@ class BatchActor:
             )
         if not bool(torch.isfinite(state).all()):
             raise PolicyError("observation: proprio holds NaN or infinity")
+        self.policy.spec.proprio.check_rotations(state, "observation: proprio")
         unknown = torch.zeros(len(rows), self.policy.spec.action_dim, device=self.device)
         real = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
         memories = (self._pooled, self._proprio, self._actions, self._pad)
@@ -139,10 +141,11 @@ class BatchActor:
         for memory in (self._sum, self._weight, self._plans):
             memory[rows] = torch.cat([memory[rows, 1:], torch.zeros_like(memory[rows, :1])], 1)
         weight = torch.exp(-rate * self._plans[rows])
-        self._sum[rows] += weight * plan
+        parts = self.policy.spec.action
+        self._sum[rows] += weight * parts.inner(plan)
         self._weight[rows] += weight
         self._plans[rows] += 1
-        return self._sum[rows] / self._weight[rows]
+        return parts.outer(self._sum[rows] / self._weight[rows])
 
     def _rows(self, indices: Iterable[int] | Tensor) -> Tensor:
         if isinstance(indices, Tensor):
@@ -241,17 +244,21 @@ class Actor:
 
     def _compare(self, proprio: np.ndarray) -> None:
         """Warn of a state (P,) that is far from all that the normalisation was fitted on."""
-        scaler = self.batch.policy.normaliser.proprio
-        middle, spread = scaler.offset.cpu().numpy(), scaler.scale.cpu().numpy()
-        if proprio.shape != middle.shape:
+        policy = self.batch.policy
+        scaler, parts = policy.normaliser.proprio, policy.spec.proprio
+        if proprio.shape != (parts.size,):
             return  # told where the batch is put together
-        away = np.abs(proprio - middle) / spread
+        state = parts.inner(torch.from_numpy(proprio))
+        middle, spread = scaler.offset.cpu(), scaler.scale.cpu()
+        away = (state - middle).abs() / spread
         i = int(away.argmax())
         if away[i] > FAR:
+            usual = "joints are in rad, the gripper's opening is 0..1"
+            told = usual if policy.spec.proprio_parts is None else f"the policy's state is {parts}"
             self._warn(
                 "proprio",
-                f"observation: proprio[{i}] is {proprio[i]:.4g}, in the policy's demos it was "
-                f"{middle[i]:.3g} ± {spread[i]:.2g}; joints are in rad, the gripper's opening is 0..1",
+                f"observation: proprio[{i}] is {state[i]:.4g}, in the policy's demos it was "
+                f"{middle[i]:.3g} ± {spread[i]:.2g}; {told}",
             )
 
     def _warn(self, kind: str, message: str) -> None:

@@ -27,7 +27,7 @@ class Network(nn.Module):
 
     def __init__(self, spec: PolicySpec):
         super().__init__()
-        sizes = (len(spec.cameras), spec.context, spec.chunk, spec.proprio_dim, spec.action_dim)
+        sizes = (len(spec.cameras), spec.context, spec.chunk, spec.proprio.width, spec.action.width)
         self.body: MlpBody | TransformerBody
         if spec.kind == "mlp":
             self.body = MlpBody(read_settings(MlpSettings, spec.network, "policy.network"), *sizes)
@@ -40,7 +40,7 @@ class Network(nn.Module):
         )
         losses = (spec.joint_loss, spec.huber_delta, spec.gripper_loss, spec.gripper_weight)
         self.head = build_head(
-            spec.head, HeadSizes(self.body.width, spec.chunk, spec.action_dim, self.body.queries, *losses)
+            spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.slots, self.body.queries, *losses)
         )
         self.pooling.blind = spec.zero_features
 

@@ -1,16 +1,16 @@
 """Normalisation of states and actions: part of the policy's tensors, so it travels in its checkpoint.
 
-    normaliser = Normaliser("standard", proprio_dim=8, action_dim=8, chunk=8)
+    normaliser = Normaliser("standard", Parts.read(None, 8, "", "proprio"), Parts.read(None, 8, ""), chunk=8)
     normaliser.fit(proprio, actions, chunks)
     normaliser.proprio.inverse(normaliser.proprio(x))      # x
 
 Three scalers: `proprio`, `action` (a past action as input) and `target` (what the network predicts, one
-scale per step of the chunk). The gripper, last in the action, is left as it is: 0 open .. 1 closed.
+scale per step of the chunk). Binary parts are left as they are: 0 and 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from s2robot.policies.errors import PolicyError
+from s2robot.policies.parts import Parts
 
-MODES = ("standard", "minmax")
+MODES = ("standard", "minmax", "quantile")
 # A dimension that hardly moves in the demos is divided by the floor instead of its own spread, so that a
 # constant one becomes 0 and sensor noise is not blown up. 0.01 rad of a joint, 0.001 rad a step of a delta.
 PROPRIO_FLOOR = 1e-2
@@ -49,16 +50,30 @@ class Scaler(nn.Module):
 
 
 class Normaliser(nn.Module):
-    """The scalers of a policy. mode "standard": mean/std; "minmax": the range becomes -1..1."""
+    """The scalers of a policy, over the numbers inside (see `Parts`).
 
-    def __init__(self, mode: str, proprio_dim: int, action_dim: int, chunk: int, cumulative: bool = False):
+    mode: "standard": mean and standard deviation; "minmax": the range becomes -1..1; "quantile": that from the 1 % to
+    the 99 % quantile does, so that a few outliers do not decide it. modes: of single parts, by name. The six numbers of
+    a rotation share one scale, which keeps them a rotation's; what is binary is 0 and 1.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        proprio: Parts,
+        action: Parts,
+        chunk: int,
+        cumulative: bool = False,
+        modes: Mapping[str, str] | None = None,
+    ):
         super().__init__()
         if mode not in MODES:
             raise PolicyError(f"normalise is '{mode}', expected one of {', '.join(MODES)}")
-        self.mode, self.chunk, self.cumulative = mode, chunk, cumulative
-        self.proprio = Scaler(proprio_dim)
-        self.action = Scaler(action_dim)
-        self.target = Scaler(chunk, action_dim)
+        self.mode, self.modes, self.chunk, self.cumulative = mode, dict(modes or {}), chunk, cumulative
+        self.parts = {"proprio": proprio, "action": action}
+        self.proprio = Scaler(proprio.width)
+        self.action = Scaler(action.width)
+        self.target = Scaler(chunk, action.width)
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def fit(
@@ -68,37 +83,53 @@ class Normaliser(nn.Module):
 
         proprio (M, P): states that are learned from; actions (N, A): those that a context may hold; chunks
         (W, K, A): the actions to imitate, chunk_pad (W, K) True where one is beyond its end. Raises PolicyError
-        for a wrong shape or for values that are not finite.
+        for a wrong shape, for values that are not finite, and for those that their parts exclude.
         """
-        p = _table(proprio, "proprio", self.proprio.offset.shape[0])
-        a = _table(actions, "actions", self.action.offset.shape[0])
-        wanted = np.asarray(chunks, np.float64)
+        states, parts = self.parts["proprio"], self.parts["action"]
+        p = _table(proprio, "proprio", states)
+        a = _table(actions, "actions", parts)
+        wanted = np.ascontiguousarray(chunks, np.float64)
         if wanted.ndim != 3 or wanted.shape[1] != self.chunk or not len(wanted):
             raise PolicyError(
                 f"normaliser: chunks have shape {wanted.shape}, expected (windows, {self.chunk}, {a.shape[1]})"
             )
         pad = np.zeros(wanted.shape[:2], bool) if chunk_pad is None else np.asarray(chunk_pad, bool)
-        _table(wanted[~pad], "chunks", a.shape[1])
-        self.proprio.set(*self._spread(p, PROPRIO_FLOOR))
-        offset, scale = self._spread(a, ACTION_FLOOR)
-        offset[-1], scale[-1] = 0.0, 1.0
+        _table(wanted[~pad], "chunks", parts)
+        self.proprio.set(*self._spread(states.inner(torch.from_numpy(p)).numpy(), states, PROPRIO_FLOOR))
+        offset, scale = self._spread(parts.inner(torch.from_numpy(a)).numpy(), parts, ACTION_FLOOR)
         self.action.set(offset, scale)
-        targets = (
-            wanted.cumsum(1) if self.cumulative else wanted
-        )  # what is beyond an end comes after all that counts
-        offsets, scales = np.tile(offset, (self.chunk, 1)), np.tile(scale, (self.chunk, 1))  # (K, A)
+        # what is beyond an end comes after all that counts
+        targets = parts.targets(torch.from_numpy(wanted), self.cumulative).numpy()
+        offsets, scales = np.tile(offset, (self.chunk, 1)), np.tile(scale, (self.chunk, 1))  # (K, W)
         for step in range(self.chunk):
             if (~pad[:, step]).any():  # else as the step before: no episode is that long
-                offsets[step:], scales[step:] = self._spread(targets[~pad[:, step], step], ACTION_FLOOR)
-        offsets[:, -1], scales[:, -1] = 0.0, 1.0
+                offsets[step:], scales[step:] = self._spread(
+                    targets[~pad[:, step], step], parts, ACTION_FLOOR
+                )
         self.target.set(offsets, scales)
         self.fitted.fill_(True)
 
-    def _spread(self, x: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
-        if self.mode == "standard":
-            return x.mean(0), np.maximum(x.std(0), floor)
-        low, high = x.min(0), x.max(0)
-        return (high + low) / 2, np.maximum((high - low) / 2, floor)
+    def _spread(self, x: np.ndarray, parts: Parts, floor: float) -> tuple[np.ndarray, np.ndarray]:
+        """Offset and scale of each number of x (N, W)."""
+        offset, scale = _moments(x, self.mode)
+        for part, at in parts.inside:
+            if part.kind == "binary":
+                offset[at], scale[at] = 0.0, 1.0
+                continue
+            if (mode := self.modes.get(part.name, self.mode)) != self.mode:
+                offset[at], scale[at] = _moments(x[:, at], mode)
+            if part.kind == "rotation":
+                scale[at] = np.sqrt((scale[at] ** 2).mean())
+            scale[at] = np.maximum(scale[at], floor)
+        return offset, scale
+
+
+def _moments(x: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half width of each column of x (N, W)."""
+    if mode == "standard":
+        return x.mean(0), x.std(0)
+    low, high = (x.min(0), x.max(0)) if mode == "minmax" else np.quantile(x, (0.01, 0.99), axis=0)
+    return (high + low) / 2, (high - low) / 2
 
 
 def channel_moments(
@@ -134,14 +165,16 @@ def channel_moments(
     return mean.astype(np.float32), np.maximum(std, FEATURE_FLOOR).astype(np.float32)
 
 
-def _table(values: ArrayLike, name: str, width: int) -> np.ndarray:
-    x = np.asarray(values, np.float64)
-    if x.ndim != 2 or x.shape[1] != width or len(x) == 0:
-        raise PolicyError(f"normaliser: {name} has shape {x.shape}, expected (steps, {width})")
+def _table(values: ArrayLike, name: str, parts: Parts) -> np.ndarray:
+    """The values (N, A) as float64, checked."""
+    x = np.ascontiguousarray(values, np.float64)  # as torch needs it
+    if x.ndim != 2 or x.shape[1] != parts.size or len(x) == 0:
+        raise PolicyError(f"normaliser: {name} has shape {x.shape}, expected (steps, {parts.size})")
     bad = ~np.isfinite(x).all(1)
     if bad.any():
         raise PolicyError(
             f"normaliser: {name} holds NaN or infinity in {bad.sum()} of {len(x)} steps, "
             f"first in step {bad.argmax()}"
         )
+    parts.check(torch.from_numpy(x), f"normaliser: {name}")
     return x

@@ -35,8 +35,9 @@ class ChunkPolicy(nn.Module):
         self.network: Network | Members = (
             Network(spec) if spec.members == 1 else Members(lambda: Network(spec), spec.members)
         )
+        self.cumulative = spec.action_target == "cumulative"
         self.normaliser = Normaliser(
-            spec.normalise, spec.proprio_dim, spec.action_dim, spec.chunk, spec.action_target == "cumulative"
+            spec.normalise, spec.proprio, spec.action, spec.chunk, self.cumulative, spec.normalise_parts
         )
         steps = torch.arange(spec.chunk, dtype=torch.float32)
         self.register_buffer("step_weight", spec.loss_discount**steps, persistent=False)
@@ -83,8 +84,8 @@ class ChunkPolicy(nn.Module):
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, and scalars (0-dim tensors without gradient) to log.
 
-        Steps with action_pad True count nothing. Scalars: loss, joint_error (mean absolute error of a joint
-        delta, rad), gripper_accuracy (share of 1), and the head's own, such as joint_loss and gripper_loss.
+        Steps with action_pad True count nothing. Scalars: loss, by part what `Parts.errors` tells (joint_error, rad,
+        and gripper_accuracy, share of 1), and the head's own, such as joint_loss and gripper_loss.
         """
         spec = self.spec
         for key in ("features", "proprio", "actions"):
@@ -110,10 +111,9 @@ class ChunkPolicy(nn.Module):
         target = self.normaliser.target(self._to_target(actions))  # as the actions
         loss, estimate, scalars = self.network("loss", *context, target, weight)
         with torch.no_grad():
-            real = self._to_actions(estimate.reshape(actions.shape))
-            error = ((real - actions)[..., :-1].abs().mean(-1) * keep).sum()
-            right = (((real[..., -1] > 0.5) == (actions[..., -1] > 0.5)) * keep).sum()
-        return loss, scalars | {"loss": loss.detach(), "joint_error": error, "gripper_accuracy": right}
+            real = self._to_actions(estimate.reshape(*actions.shape[:-1], spec.action.width))
+            errors = {name: (error * keep).sum() for name, error in spec.action.errors(real, actions).items()}
+        return loss, scalars | {"loss": loss.detach()} | errors
 
     def _pooled(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, T, C, E); a frame that several windows show is pooled once where the batch says which."""
@@ -130,7 +130,7 @@ class ChunkPolicy(nn.Module):
         pad: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """Actions (B, K, A) in real units: joint deltas in rad, gripper 0..1 (0 or 1 if binary_gripper).
+        """Actions (B, K, A) in real units, by default joint deltas in rad and the gripper 0 or 1, see `harden`.
 
         generators: one for each row, for a head that samples; none seeds them with 0.
         """
@@ -157,7 +157,7 @@ class ChunkPolicy(nn.Module):
         pad: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """The plan of every member (M, B, K, A) from pooled features (B, T, C, E); the gripper is soft (0..1)."""
+        """The plan of every member (M, B, K, A) from pooled features (B, T, C, E); binary parts are soft."""
         noise = None
         if self.noise_shape:
             generators = generators or [torch.Generator().manual_seed(0) for _ in range(len(pooled))]
@@ -169,31 +169,30 @@ class ChunkPolicy(nn.Module):
     def combine(self, plans: Tensor) -> Tensor:
         """One plan (B, K, A) of the members' (M, B, K, A).
 
-        Their mean where plans are deterministic; otherwise the one that the others are nearest to, since the
-        mean of two ways round a thing leads into it.
+        Their mean where plans are deterministic (of rotations that of their rot6d, made proper); otherwise the one that
+        the others are nearest to, since the mean of two ways round a thing leads into it.
         """
         if len(plans) == 1:
             return plans[0]
+        inner = self.spec.action.inner(plans)  # (M, B, K, W)
         if not self.noise_shape:
-            return plans.mean(0)
-        scaled = plans / self.normaliser.action.scale  # (M, B, K, A)
+            return self.spec.action.outer(inner.mean(0))
+        scaled = inner / self.normaliser.action.scale
         away = (scaled[:, None] - scaled[None]).abs().sum((0, -2, -1))  # (M, B)
         return plans[away.argmin(0), torch.arange(plans.shape[1], device=plans.device)]
 
     def disagreement(self, plans: Tensor) -> Tensor:
-        """How far members (M, B, K, A) are apart: rad, the joint with the largest spread (sd) after the steps of a
-        plan that are executed.  # (B,)
+        """How far members (M, B, K, A) are apart after the steps of a plan that are executed: the number (a joint, in
+        rad) with the largest spread (sd), see `Parts.reached`.  # (B,)
         """
-        if len(plans) == 1:
+        reached = self.spec.action.reached(plans[:, :, : self.spec.execute])  # (M, B, numbers)
+        if len(plans) == 1 or not reached.shape[-1]:
             return plans.new_zeros(plans.shape[1])
-        reached = plans[:, :, : self.spec.execute, :-1].sum(2)  # (M, B, A - 1)
         return reached.std(0, correction=0).amax(-1)
 
     def harden(self, actions: Tensor) -> Tensor:
-        """The gripper command as 0 or 1 where binary_gripper says so."""
-        if not self.spec.binary_gripper:
-            return actions
-        return torch.cat([actions[..., :-1], (actions[..., -1:] > 0.5).to(actions.dtype)], -1)
+        """Actions within the limits of their parts; the gripper command as 0 or 1 where binary_gripper says so."""
+        return self.spec.action.harden(actions, self.spec.binary_gripper)
 
     def _context(
         self, pooled: Tensor, proprio: Tensor, past_actions: Tensor | None, pad: Tensor | None
@@ -217,22 +216,18 @@ class ChunkPolicy(nn.Module):
             )
         if pad is None:
             pad = torch.zeros(b, t, dtype=torch.bool, device=pooled.device)
-        state = self.normaliser.proprio(proprio.float())  # (B, T, P)
+        state = self.normaliser.proprio(spec.proprio.inner(proprio.float()))  # (B, T, width of the state)
         if self.training and spec.proprio_noise:
             state = state + spec.proprio_noise * torch.randn_like(state)
         if self.training and spec.proprio_dropout:
             state = state * (torch.rand(b, 1, 1, device=state.device) >= spec.proprio_dropout)
-        return pooled, state, self.normaliser.action(past_actions.float()), pad
+        return pooled, state, self.normaliser.action(spec.action.inner(past_actions.float())), pad
 
     def _to_target(self, actions: Tensor) -> Tensor:
-        """Real actions (..., K, A) -> what is predicted: joints summed from now on if cumulative."""
-        if self.spec.action_target == "delta":
-            return actions
-        return torch.cat([actions[..., :-1].cumsum(-2), actions[..., -1:]], -1)
+        """Real actions (..., K, A) -> what is predicted (..., K, W), in real units."""
+        return self.spec.action.targets(actions, self.cumulative)
 
     def _to_actions(self, out: Tensor) -> Tensor:
-        """A head's chunk (..., K, A) -> real actions with a soft gripper 0..1."""
-        joints = self.normaliser.target.inverse(out)[..., :-1]
-        if self.spec.action_target == "cumulative":
-            joints = torch.diff(joints, dim=-2, prepend=torch.zeros_like(joints[..., :1, :]))
-        return torch.cat([joints, out[..., -1:]], -1)
+        """A head's chunk (..., K, W) -> real actions (..., K, A) with soft binary parts."""
+        parts = self.spec.action
+        return parts.outer(parts.actions(self.normaliser.target.inverse(out), self.cumulative))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.normalise import MODES
+from s2robot.policies.parts import Parts
 from s2robot.policies.settings import read_settings
 
 CHOICES = {
@@ -18,6 +20,8 @@ CHOICES = {
     "gripper_loss": ("bce", "huber"),
     "normalise": MODES,
 }
+
+_LATER = ("grids", "action_parts", "proprio_parts", "normalise_parts")
 
 
 @dataclass(frozen=True)
@@ -33,24 +37,30 @@ class PolicySpec:
     context: int = 1  # steps of observation that the network sees
     chunk: int = 8  # actions predicted at once
     execute: int = 2  # of which this many are executed before the next plan
-    action_dim: int = 8  # 7 joint deltas (rad) + gripper command, which is last
-    proprio_dim: int = 8  # 7 joint positions (rad) + gripper opening
-    action_target: str = "delta"  # delta: each step's own; cumulative: the sum of deltas from now on
-    normalise: str = "standard"  # standard | minmax
-    joint_loss: str = "huber"  # huber | mse, in normalised units
+    action_dim: int = 8  # numbers of an action
+    proprio_dim: int = 8  # numbers of a state
+    action_target: str = (
+        "delta"  # delta: each step's own; cumulative: sums of deltas, products of turns from now on
+    )
+    normalise: str = "standard"  # standard | minmax | quantile
+    joint_loss: str = "huber"  # huber | mse, of all parts that are not binary, in normalised units
     huber_delta: float = 1.0  # where Huber turns from square to linear
-    gripper_loss: str = "bce"  # bce | huber
-    gripper_weight: float = 1.0  # of the gripper loss against the joint loss
+    gripper_loss: str = "bce"  # bce | huber, of binary parts
+    gripper_weight: float = 1.0  # of the binary parts' loss against that of the others
     loss_discount: float = 1.0  # weight of chunk step j is loss_discount ** j
     proprio_noise: float = 0.0  # training: Gaussian noise on the state, in normalised units
     proprio_dropout: float = 0.0  # training: share of samples whose state is hidden (set to its mean)
-    binary_gripper: bool = True  # the gripper command is 0 or 1, threshold 0.5
+    binary_gripper: bool = True  # a binary number is one of its two values, with the threshold in the middle
     ensemble: float | None = None  # ACT: plan every step; the i-th plan made for a step weighs exp(-this * i)
     zero_features: bool = False  # the control: normalised image features are all zero
     head: dict[str, Any] = field(default_factory=dict)  # {"kind": ..., the settings of that head}
     members: int = 1  # networks that are trained side by side; their plans are combined
     # (rows, columns) of each camera's token map, where they are not all squares of `tokens`; the largest has `tokens`
     grids: tuple[list[int], ...] = ()
+    # Plain dicts, see `Parts.read`. None: joints (action: delta; state: absolute) and the gripper, which is last.
+    action_parts: tuple[dict[str, Any], ...] | None = None
+    proprio_parts: tuple[dict[str, Any], ...] | None = None
+    normalise_parts: dict[str, str] = field(default_factory=dict)  # part -> mode, where it is not `normalise`
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -60,8 +70,24 @@ class PolicySpec:
         for name in ("dim", "tokens", "members", "context", "chunk", "execute", "proprio_dim"):
             if getattr(self, name) < 1:
                 raise PolicyError(f"policy.{name} is {getattr(self, name)}, expected 1 or more")
-        if self.action_dim < 2:
+        if self.action_parts is None and self.action_dim < 2:
             raise PolicyError(f"policy.action_dim is {self.action_dim}, expected joints and a gripper")
+        for key, usual in (("action_parts", "action"), ("proprio_parts", "proprio")):
+            size = getattr(self, f"{usual}_dim")
+            if Parts.read(getattr(self, key), size, f"policy.{key}", usual) == Parts.read(
+                None, size, "", usual
+            ):
+                object.__setattr__(self, key, None)  # one way to say it, that of older checkpoints
+        names = {part.name for parts in (self.action, self.proprio) for part in parts.parts}
+        for name, mode in self.normalise_parts.items():
+            if name not in names:
+                raise PolicyError(
+                    f"policy.normalise_parts: found '{name}', expected some of {', '.join(sorted(names))}"
+                )
+            if mode not in MODES:
+                raise PolicyError(
+                    f"policy.normalise_parts.{name} is '{mode}', expected one of {', '.join(MODES)}"
+                )
         if self.execute > self.chunk:
             raise PolicyError(f"policy.execute {self.execute} is more than policy.chunk {self.chunk}")
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
@@ -81,19 +107,28 @@ class PolicySpec:
         if self.huber_delta <= 0:
             raise PolicyError(f"policy.huber_delta is {self.huber_delta}, expected a value above 0")
 
+    @cached_property
+    def action(self) -> Parts:
+        """The parts of an action."""
+        return Parts.read(self.action_parts, self.action_dim, "policy.action_parts")
+
+    @cached_property
+    def proprio(self) -> Parts:
+        """The parts of a state."""
+        return Parts.read(self.proprio_parts, self.proprio_dim, "policy.proprio_parts", "proprio")
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "policy") -> PolicySpec:
         """From plain values (a config or policy.json); PolicyError names the key that is wrong."""
         return read_settings(cls, values, where)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` gives back an equal spec."""
+        """Plain values for JSON; `from_dict` gives back an equal spec. What later versions added is left out where it is
+        the usual, so that a checkpoint without stays as it was.
+        """
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        if not self.grids:  # left out: a checkpoint of square maps stays as it was
-            del values["grids"]
-        else:
-            values["grids"] = [list(grid) for grid in self.grids]
-        return values
+        values["grids"] = [list(grid) for grid in self.grids]
+        return {k: v for k, v in values.items() if v or k not in _LATER}
 
     @property
     def maps(self) -> int | list[tuple[int, int]]:

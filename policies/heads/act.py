@@ -47,6 +47,7 @@ class ActHead(Head):
     def __init__(self, settings: ActSettings, sizes: HeadSizes):
         super().__init__()
         s = self.settings = settings
+        self.slots = sizes.slots
         self.queries = sizes.queries
         self.noise_shape = (s.style,) if s.draw else ()
         self.action = nn.Linear(sizes.action_dim, s.width)
@@ -62,14 +63,14 @@ class ActHead(Head):
         self.out = nn.Linear(s.width, sizes.action_dim)
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
-        target = signed(target)
+        target = signed(target, self.slots)
         mean, log_variance = self._encode(target, weight > 0)
         style = mean + (log_variance / 2).exp() * torch.randn_like(mean)
         found = self._decode(context, style)
-        loss, parts = by_part((found - target).abs(), weight)
+        loss, parts = by_part((found - target).abs(), weight, self.slots)
         away = (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2  # (B,)
         divergence = (away * weight.sum(-1)).sum()
-        estimate = unsigned(found.detach())
+        estimate = unsigned(found.detach(), self.slots)
         return HeadLoss(
             loss + self.settings.kl_weight * divergence, estimate, {**parts, "kl": divergence.detach()}
         )
@@ -79,7 +80,7 @@ class ActHead(Head):
             style = self.given(noise)
         else:
             style = context.new_zeros(len(context), self.settings.style, dtype=torch.float32)
-        return unsigned(self._decode(context, style))
+        return unsigned(self._decode(context, style), self.slots)
 
     def _encode(self, target: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance (B, style) of the style of chunks (B, K, A) whose steps are real (B, K)."""

@@ -46,22 +46,23 @@ class DiffusionHead(Head):
 
     def __init__(self, settings: DiffusionSettings, sizes: HeadSizes):
         super().__init__()
-        self.settings = settings
+        self.settings, self.slots = settings, sizes.slots
         self.noise_shape = (sizes.chunk, sizes.action_dim)
         self.net = settings.build(sizes)
         self.register_buffer("kept", squared_cosine(settings.train_steps), persistent=False)
         self.kept: Tensor  # (train_steps,)
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
-        target = signed(target)
+        target = signed(target, self.slots)
         noise, last = torch.randn_like(target), self.settings.train_steps
         level = (torch.rand_like(target[..., 0, 0]) * last).long().clamp(max=last - 1)  # (B,)
         kept = self.kept[level][..., None, None]
         noisy = kept.sqrt() * target + (1 - kept).sqrt() * noise
         found = self.net(noisy, level / last, context)
         wanted = noise if self.settings.predicts == "epsilon" else target
-        loss, parts = by_part((found - wanted).square(), weight)
-        return HeadLoss(loss, unsigned(self._split(noisy, found.detach(), kept)[0]), parts)
+        loss, parts = by_part((found - wanted).square(), weight, self.slots)
+        guess = self._split(noisy, found.detach(), kept)[0]
+        return HeadLoss(loss, unsigned(guess, self.slots), parts)
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
         s, actions = self.settings, self.given(noise)
@@ -70,7 +71,7 @@ class DiffusionHead(Head):
             time = actions.new_full(actions.shape[:-2], level / s.train_steps)
             clean, epsilon = self._split(actions, self.net(actions, time, context), self.kept[level])
             if level == 0:
-                return unsigned(clean)
+                return unsigned(clean, self.slots)
             kept = self.kept[level - stride]
             actions = kept.sqrt() * clean + (1 - kept).sqrt() * epsilon
         raise AssertionError("the levels end with 0")

@@ -29,18 +29,18 @@ class FlowHead(Head):
 
     def __init__(self, settings: FlowSettings, sizes: HeadSizes):
         super().__init__()
-        self.settings = settings
+        self.settings, self.slots = settings, sizes.slots
         self.noise_shape = (sizes.chunk, sizes.action_dim)
         self.net = settings.build(sizes)
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
-        target = signed(target)
+        target = signed(target, self.slots)
         noise, time = torch.randn_like(target), torch.rand_like(target[..., 0, 0])  # (B, K, A), (B,)
         at = time[..., None, None]
         noisy = torch.lerp(noise, target, at)
         velocity = self.net(noisy, time, context)
-        loss, parts = by_part((velocity - (target - noise)).square(), weight)
-        estimate = unsigned((noisy + (1 - at) * velocity).detach())
+        loss, parts = by_part((velocity - (target - noise)).square(), weight, self.slots)
+        estimate = unsigned((noisy + (1 - at) * velocity).detach(), self.slots)
         return HeadLoss(loss, estimate, parts)
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -48,4 +48,4 @@ class FlowHead(Head):
         for i in range(steps):
             time = actions.new_full(actions.shape[:-2], i / steps)
             actions = actions + self.net(actions, time, context) / steps
-        return unsigned(actions)
+        return unsigned(actions, self.slots)

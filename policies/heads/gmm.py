@@ -2,8 +2,8 @@
 
 Robomimic's BC-RNN-GMM plans one action, and there this is the same. A chunk is one draw: a component is a whole
 chunk, with its own Gaussian at every step and joint, since components drawn anew for every step would go left in
-one and right in the next. The gripper, which is open or closed, is a Bernoulli of the component; a Gaussian of two
-values has no width. The component is drawn from the noise handed in; around its mean little is drawn
+one and right in the next. What is binary (a gripper, open or closed) is a Bernoulli of the component; a Gaussian of
+two values has no width. The component is drawn from the noise handed in; around its mean little is drawn
 (`spread`), which robomimic calls low-noise evaluation.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.heads.denoiser import check_counts
-from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes
+from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, on_binary
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class GmmHead(Head):
     def __init__(self, settings: GmmSettings, sizes: HeadSizes):
         super().__init__()
         self.settings = settings
-        self.shape = (settings.components, sizes.chunk, sizes.action_dim)
-        self.noise_shape = (
-            1 + sizes.chunk * (sizes.action_dim - 1),
-        )  # of the component, then around its mean
+        self.shape, self.slots = (settings.components, sizes.chunk, sizes.action_dim), sizes.slots
+        self.moving = sum(s.width for s in sizes.slots if not s.binary)  # G, the numbers with a Gaussian
+        self.noise_shape = (1 + sizes.chunk * self.moving,)  # of the component, then around its mean
         self.weights = nn.Linear(sizes.context, settings.components)
         self.means = nn.Linear(sizes.context, settings.components * sizes.chunk * sizes.action_dim)
-        self.widths = nn.Linear(sizes.context, settings.components * sizes.chunk * (sizes.action_dim - 1))
+        self.widths = nn.Linear(sizes.context, settings.components * sizes.chunk * self.moving)
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         share, means, std = self._mixture(context)
-        away = (target[..., None, :, :-1] - means[..., :-1]) / std  # (B, M, K, A - 1)
+        away = (self._of(target[..., None, :, :], False) - self._of(means, False)) / std  # (B, M, K, G)
         joints = (-0.5 * (away.square() + LOG_2PI) - std.log()).sum(-1)  # (B, M, K)
-        closed = target[..., None, :, -1].expand(joints.shape)
-        gripper = -F.binary_cross_entropy_with_logits(means[..., -1], closed, reduction="none")
+        logits = self._of(means, True)  # (B, M, K, A - G)
+        closed = self._of(target[..., None, :, :], True).expand(logits.shape)
+        gripper = -F.binary_cross_entropy_with_logits(logits, closed, reduction="none").sum(-1)
         keep = weight / weight.amax(-1, keepdim=True).clamp(min=1e-12)  # (B, K) within a chunk
         each = share + ((joints + gripper) * keep[..., None, :]).sum(-1)  # (B, M) log-likelihoods
         chunks = weight.sum(-1) / keep.sum(-1).clamp(min=1)  # (B,) so that the loss is nats a step
@@ -69,21 +69,30 @@ class GmmHead(Head):
         if not self.settings.spread:
             return actions
         around = noise[..., 1:].unflatten(-1, (self.shape[1], -1)) * self.settings.spread
-        joints = actions[..., :-1] + around * pick(std, chosen)
-        return torch.cat([joints, actions[..., -1:]], -1)
+        moved, at, pieces = around * pick(std, chosen), 0, []  # (B, K, G)
+        for slot in self.slots:
+            x = actions[..., slot.at]
+            if not slot.binary:
+                x, at = x + moved[..., at : at + slot.width], at + slot.width
+            pieces.append(x)
+        return torch.cat(pieces, -1)
 
     def _mixture(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log shares (B, M), means (B, M, K, A) with the gripper as a logit, deviations (B, M, K, A - 1)."""
+        """Log shares (B, M), means (B, M, K, A) with what is binary as a logit, deviations (B, M, K, G)."""
         m, k, a = self.shape
         std = F.softplus(self.widths(context).float()) + self.settings.min_std
         share = self.weights(context).float().log_softmax(-1)
         means = self.means(context).float()
-        return share, means.unflatten(-1, (m, k, a)), std.unflatten(-1, (m, k, a - 1))
+        return share, means.unflatten(-1, (m, k, a)), std.unflatten(-1, (m, k, self.moving))
 
     def _component(self, means: Tensor, chosen: Tensor) -> Tensor:
-        """The mean chunk (B, K, A) of these components (B,), the gripper 0..1."""
-        mean = pick(means, chosen)
-        return torch.cat([mean[..., :-1], mean[..., -1:].sigmoid()], -1)
+        """The mean chunk (B, K, A) of these components (B,), what is binary 0..1."""
+        return on_binary(pick(means, chosen), self.slots, Tensor.sigmoid)
+
+    def _of(self, x: Tensor, binary: bool) -> Tensor:
+        """The numbers of x (..., A) that are binary, or the others."""
+        pieces = [x[..., s.at] for s in self.slots if s.binary is binary]
+        return torch.cat(pieces, -1) if pieces else x[..., :0]
 
 
 LOG_2PI = 1.8378770664093453

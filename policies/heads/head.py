@@ -1,21 +1,24 @@
 """The signature of a head: from the vector that a body made of the context to a chunk of K actions.
 
-    head = build_head({"kind": "flow"}, HeadSizes(context=512, chunk=8, action_dim=8))
+    head = build_head({"kind": "flow"}, HeadSizes(context=512, chunk=8, slots=spec.action.slots))
     result = head.loss(context, target, weight)       # result.loss is a scalar with gradient
     head.sample(context, noise)                       # (B, K, A)
 
-Target and sample are in normalised units: joints by the policy's scaler, the gripper (last) 0 open to 1 closed.
+Target and sample are in normalised units, by the policy's scaler; what is binary (a gripper) is 0 to 1. A is the width
+of the action inside, where a rotation has six numbers; `slots` say which are whose.
 A head draws nothing itself where it acts: its noise is handed in, drawn from a generator of the episode, so
 that an evaluation can be interrupted and resumed to the bit. In a training it draws from torch's generator,
 which every step seeds.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from s2robot.policies.errors import PolicyError
+from s2robot.policies.parts import Slot
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,17 @@ class HeadSizes:
 
     context: int  # width of the context vector
     chunk: int  # K
-    action_dim: int  # A, the gripper last
+    slots: tuple[Slot, ...]  # the parts of an action
     queries: int = 1  # vectors that the context is made of: K where the body gives one for each action
-    joint_loss: str = "huber"  # huber | mse
+    joint_loss: str = "huber"  # huber | mse, of what is not binary
     huber_delta: float = 1.0
-    gripper_loss: str = "bce"  # bce | huber
+    gripper_loss: str = "bce"  # bce | huber, of what is
     gripper_weight: float = 1.0
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.slots[-1].at.stop
 
 
 @dataclass
@@ -61,18 +69,23 @@ class Head(nn.Module):
         return noise
 
 
-def signed(actions: Tensor) -> Tensor:
-    """The gripper as -1 or 1, the size of the other dimensions, for heads that treat all alike."""
-    return torch.cat([actions[..., :-1], actions[..., -1:] * 2 - 1], -1)
+def signed(actions: Tensor, slots: Sequence[Slot]) -> Tensor:
+    """Binary numbers as -1 or 1, the size of the others, for heads that treat all alike."""
+    return on_binary(actions, slots, lambda x: x * 2 - 1)
 
 
-def unsigned(actions: Tensor) -> Tensor:
-    """Back from `signed`: the gripper 0..1."""
-    return torch.cat([actions[..., :-1], (actions[..., -1:] * 0.5 + 0.5).clamp(0, 1)], -1)
+def unsigned(actions: Tensor, slots: Sequence[Slot]) -> Tensor:
+    """Back from `signed`: binary numbers 0..1."""
+    return on_binary(actions, slots, lambda x: (x * 0.5 + 0.5).clamp(0, 1))
 
 
-def by_part(errors: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over the dimensions of errors (B, K, A), weighted by (B, K); and that of joints and gripper alone."""
+def on_binary(actions: Tensor, slots: Sequence[Slot], change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Actions (..., A) with the binary parts changed."""
+    return torch.cat([change(actions[..., s.at]) if s.binary else actions[..., s.at] for s in slots], -1)
+
+
+def by_part(errors: Tensor, weight: Tensor, slots: Sequence[Slot]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean over the dimensions of errors (B, K, A), weighted by (B, K); and that of each part alone."""
     each = (errors * weight[..., None]).sum((0, 1))  # (A,)
-    parts = each.detach()
-    return each.mean(), {"joint_loss": parts[:-1].mean(), "gripper_loss": parts[-1]}
+    alone = each.detach()
+    return each.mean(), {f"{s.label}_loss": alone[s.at].mean() for s in slots}

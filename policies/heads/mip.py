@@ -37,11 +37,12 @@ class MipHead(Head):
 
     def __init__(self, settings: MipSettings, sizes: HeadSizes):
         super().__init__()
-        self.settings, self.shape = settings, (sizes.chunk, sizes.action_dim)
+        self.settings, self.slots = settings, sizes.slots
+        self.shape = (sizes.chunk, sizes.action_dim)
         self.net = settings.build(sizes)
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
-        target = signed(target)
+        target = signed(target, self.slots)
         noisy = torch.lerp(torch.randn_like(target), target, self.settings.time)
         start = torch.zeros_like(target[..., 0, 0])  # (B,)
         found = self.net(
@@ -50,10 +51,11 @@ class MipHead(Head):
             torch.cat([context, context]),
         )  # (2B, K, A), both steps in one pass
         errors = (found - torch.cat([target, target])).square()
-        loss, parts = by_part(errors, torch.cat([weight, weight]))
-        return HeadLoss(loss, unsigned(found[: len(target)].detach()), parts)
+        loss, parts = by_part(errors, torch.cat([weight, weight]), self.slots)
+        return HeadLoss(loss, unsigned(found[: len(target)].detach(), self.slots), parts)
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
         start = context.new_zeros(len(context), dtype=torch.float32)  # (B,)
         first = self.net(start[:, None, None].expand(-1, *self.shape), start, context)
-        return unsigned(self.net(self.settings.time * first, start + self.settings.time, context))
+        again = self.net(self.settings.time * first, start + self.settings.time, context)
+        return unsigned(again, self.slots)

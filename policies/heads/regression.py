@@ -1,12 +1,14 @@
 """Regression: one linear layer gives the chunk. Fast and exact where there is one right way to go."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes
+from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, on_binary
+from s2robot.policies.parts import Slot
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class RegressionSettings:
 
 
 class RegressionHead(Head):
-    """Huber or squared error of the joints, cross entropy (or Huber) of the gripper."""
+    """Huber or squared error of what is continuous, cross entropy (or Huber) of what is binary (a gripper)."""
 
     def __init__(self, settings: RegressionSettings, sizes: HeadSizes):
         super().__init__()
@@ -23,31 +25,43 @@ class RegressionHead(Head):
         self.out = nn.Linear(sizes.context // sizes.queries, sizes.chunk * sizes.action_dim // sizes.queries)
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
-        s = self.sizes
-        out = self._raw(context)
-        joints, gripper = out[..., :-1], out[..., -1]
-        if s.joint_loss == "mse":
-            joint_each = F.mse_loss(joints, target[..., :-1], reduction="none")
-        else:
-            joint_each = F.huber_loss(joints, target[..., :-1], reduction="none", delta=s.huber_delta)
-        if s.gripper_loss == "bce":
-            gripper_each = F.binary_cross_entropy_with_logits(gripper, target[..., -1], reduction="none")
-        else:
-            gripper_each = F.huber_loss(gripper, target[..., -1], reduction="none", delta=s.huber_delta)
-        joint_loss = (joint_each.mean(-1) * weight).sum()
-        gripper_loss = (gripper_each * weight).sum()
-        parts = {"joint_loss": joint_loss.detach(), "gripper_loss": gripper_loss.detach()}
-        return HeadLoss(joint_loss + s.gripper_weight * gripper_loss, self._actions(out.detach()), parts)
+        sizes, out = self.sizes, self._raw(context)
+        losses = {s: self._part(s.binary, out[..., s.at], target[..., s.at], weight) for s in sizes.slots}
+        parts = {f"{s.label}_loss": loss.detach() for s, loss in losses.items()}
+        moving, binary = (mean({s: v for s, v in losses.items() if s.binary is b}) for b in (False, True))
+        both = [
+            x for x in (moving, None if binary is None else sizes.gripper_weight * binary) if x is not None
+        ]
+        return HeadLoss(both[0] + both[1] if len(both) > 1 else both[0], self._actions(out.detach()), parts)
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
         return self._actions(self._raw(context))
 
+    def _part(self, binary: bool, found: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+        """The loss of a part's numbers (B, K, size), weighted by (B, K)."""
+        sizes = self.sizes
+        kind = sizes.gripper_loss if binary else sizes.joint_loss
+        if kind == "mse":
+            each = F.mse_loss(found, wanted, reduction="none")
+        elif kind == "huber":
+            each = F.huber_loss(found, wanted, reduction="none", delta=sizes.huber_delta)
+        else:
+            each = F.binary_cross_entropy_with_logits(found, wanted, reduction="none")
+        return (each.mean(-1) * weight).sum()
+
     def _raw(self, context: Tensor) -> Tensor:
-        """(B, K, A); the gripper is a logit with cross entropy."""
+        """(B, K, A); what is binary is a logit with cross entropy."""
         out = self.out(context.unflatten(-1, (self.sizes.queries, -1))).float()
         return out.reshape(*context.shape[:-1], self.sizes.chunk, self.sizes.action_dim)
 
     def _actions(self, out: Tensor) -> Tensor:
-        gripper = out[..., -1:]
-        gripper = gripper.sigmoid() if self.sizes.gripper_loss == "bce" else gripper.clamp(0, 1)
-        return torch.cat([out[..., :-1], gripper], -1)
+        soft = Tensor.sigmoid if self.sizes.gripper_loss == "bce" else lambda x: x.clamp(0, 1)
+        return on_binary(out, self.sizes.slots, soft)
+
+
+def mean(losses: Mapping[Slot, Tensor]) -> Tensor | None:
+    """Of the losses of parts, every number counting alike; None of nothing."""
+    if len(losses) < 2:
+        return next(iter(losses.values()), None)
+    total = sum(slot.width for slot in losses)
+    return torch.stack([loss * (slot.width / total) for slot, loss in losses.items()]).sum()

@@ -17,6 +17,7 @@ from s2robot.policies.checkpoint import REQUIRED
 from s2robot.policies.heads import HEADS, HeadSizes, build_head
 from s2robot.policies.heads.diffusion import squared_cosine
 from s2robot.policies.heads.head import unsigned
+from s2robot.policies.parts import Parts
 
 SMALL = {
     "mip": {"width": 32, "layers": 2},
@@ -26,6 +27,11 @@ SMALL = {
     "flow, U-Net": {"kind": "flow", "denoiser": "unet", "width": 8, "layers": 2},
     "act": {"width": 16, "layers": 1, "heads": 2, "style": 2, "dropout": 0.0, "kl_weight": 0.1},
 }
+
+
+def slots(size: int):
+    """Of an action of so many numbers, the gripper last."""
+    return Parts.read(None, size, "").slots
 
 
 def small(kind: str, **keys) -> dict:
@@ -42,7 +48,7 @@ def noise_of(head, count: int, seed: int = 0):
 @pytest.mark.parametrize("kind", HEADS)
 def test_shapes_and_gradients(kind):
     torch.manual_seed(0)
-    head = build_head(small(kind), HeadSizes(6, 4, 3))
+    head = build_head(small(kind), HeadSizes(6, 4, slots(3)))
     context, target = torch.randn(5, 6), torch.rand(5, 4, 3)
     result = head.loss(context, target, torch.full((5, 4), 1 / 20))
     assert (
@@ -58,7 +64,7 @@ def test_shapes_and_gradients(kind):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_what_is_beyond_an_end_counts_nothing(kind):
-    head = build_head(small(kind), HeadSizes(6, 4, 3))
+    head = build_head(small(kind), HeadSizes(6, 4, slots(3)))
     context, target = torch.randn(5, 6), torch.rand(5, 4, 3)
     weight = torch.zeros(5, 4)
     weight[:, :2] = 0.1
@@ -97,29 +103,29 @@ def two_ways(head, steps: int = 400, count: int = 128):
 )
 def test_two_ways_round_a_post(settings):
     steps = 1000 if settings["kind"] == "gmm" else 400  # a component that lies between takes long to move
-    went = two_ways(build_head(small(**settings), HeadSizes(2, 4, 2)), steps)
+    went = two_ways(build_head(small(**settings), HeadSizes(2, 4, slots(2))), steps)
     assert (went.abs() > 0.5).float().mean() > 0.9  # round the post, not into it
     assert 0.2 < (went > 0).float().mean() < 0.8  # both ways
 
 
 def test_regression_runs_into_the_post():
-    went = two_ways(build_head(small("regression"), HeadSizes(2, 4, 2)), steps=100)
+    went = two_ways(build_head(small("regression"), HeadSizes(2, 4, slots(2))), steps=100)
     assert (went.abs() < 0.5).all()
 
 
 @pytest.mark.parametrize("kind", ["mip", "act"])
 def test_a_deterministic_head_cannot_go_both_ways(kind):
     """It has one answer: ACT's z = 0 lies between the styles, MIP mends what is between the ways already."""
-    went = two_ways(build_head(small(kind), HeadSizes(2, 4, 2)))
+    went = two_ways(build_head(small(kind), HeadSizes(2, 4, slots(2))))
     torch.testing.assert_close(went, went[:1].expand(200))
     assert (went.abs() < 0.5).all()  # into the post
 
 
 def test_an_unknown_head_and_key_are_named():
     with pytest.raises(PolicyError, match="policy.head.kind is 'difusion', expected one of regression, "):
-        build_head({"kind": "difusion"}, HeadSizes(6, 4, 3))
+        build_head({"kind": "difusion"}, HeadSizes(6, 4, slots(3)))
     with pytest.raises(PolicyError, match="policy.head: unknown key 'widht', did you mean 'width'"):
-        build_head({"kind": "flow", "widht": 3}, HeadSizes(6, 4, 3))
+        build_head({"kind": "flow", "widht": 3}, HeadSizes(6, 4, slots(3)))
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -185,7 +191,7 @@ def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_bat
 @pytest.mark.parametrize("chunk", [1, 5, 8])
 @pytest.mark.parametrize("kind", ["mip", "flow", "diffusion"])
 def test_the_unet_takes_chunks_of_any_length(chunk, kind):
-    head = build_head(small(kind, denoiser="unet", width=8, layers=3), HeadSizes(6, chunk, 3))
+    head = build_head(small(kind, denoiser="unet", width=8, layers=3), HeadSizes(6, chunk, slots(3)))
     context = torch.randn(2, 6)
     head.loss(context, torch.rand(2, chunk, 3), torch.full((2, chunk), 1 / 2 / chunk)).loss.backward()
     assert all(p.grad is not None for p in head.parameters())
@@ -204,7 +210,7 @@ def test_the_schedule_is_the_squared_cosine():
 
 @pytest.mark.parametrize("predicts", ["epsilon", "sample"])
 def test_diffusion_finds_the_chunk_that_a_perfect_network_knows(predicts):
-    head = build_head(small("diffusion", predicts=predicts), HeadSizes(2, 4, 3))
+    head = build_head(small("diffusion", predicts=predicts), HeadSizes(2, 4, slots(3)))
     wanted = torch.randn(2, 4, 3).clamp(-1, 1)
 
     def perfect(noisy, time, context):
@@ -213,11 +219,11 @@ def test_diffusion_finds_the_chunk_that_a_perfect_network_knows(predicts):
 
     head.net = torch.nn.Module()
     head.net.forward = perfect
-    torch.testing.assert_close(head.sample(torch.zeros(2, 2), noise_of(head, 2)), unsigned(wanted))
+    torch.testing.assert_close(head.sample(torch.zeros(2, 2), noise_of(head, 2)), unsigned(wanted, slots(3)))
 
 
 def test_mip_mends_what_its_first_step_gives():
-    head = build_head(small("mip", time=0.8), HeadSizes(2, 4, 3))
+    head = build_head(small("mip", time=0.8), HeadSizes(2, 4, slots(3)))
     asked = []
 
     def net(noisy, time, context):
@@ -233,7 +239,7 @@ def test_mip_mends_what_its_first_step_gives():
 
 
 def test_a_mixture_draws_its_components_by_their_shares():
-    head = build_head({"kind": "gmm", "components": 2, "spread": 0.5}, HeadSizes(2, 2, 2))
+    head = build_head({"kind": "gmm", "components": 2, "spread": 0.5}, HeadSizes(2, 2, slots(2)))
     for p in head.parameters():
         torch.nn.init.zeros_(p)
     with torch.no_grad():

@@ -7,14 +7,21 @@ from hypothesis.extra.numpy import arrays
 
 from s2robot.policies import Normaliser, PolicyError, channel_moments
 from s2robot.policies.normalise import ACTION_FLOOR, PROPRIO_FLOOR
+from s2robot.policies.parts import Parts
+
+
+def parts(proprio, action):
+    """The usual parts of so many numbers."""
+    return Parts.read(None, proprio, "", "proprio"), Parts.read(None, action, "")
+
 
 TABLE = arrays(np.float32, st.tuples(st.integers(2, 12), st.just(3)), elements=st.floats(-4, 4, width=32))
 
 
 @settings(max_examples=50, deadline=None)
-@given(data=TABLE, mode=st.sampled_from(["standard", "minmax"]), cumulative=st.booleans())
+@given(data=TABLE, mode=st.sampled_from(["standard", "minmax", "quantile"]), cumulative=st.booleans())
 def test_round_trip(data, mode, cumulative):
-    n = Normaliser(mode, 3, 3, 4, cumulative)
+    n = Normaliser(mode, *parts(3, 3), 4, cumulative)
     n.fit(data, data, np.stack([data, data, data[::-1], data], 1))
     x = torch.from_numpy(data)
     torch.testing.assert_close(n.proprio.inverse(n.proprio(x)), x, atol=1e-5, rtol=1e-5)
@@ -29,7 +36,7 @@ def test_round_trip(data, mode, cumulative):
 
 def test_statistics_and_floor_of_a_constant_dimension():
     proprio = np.array([[0.0, 5.0], [2.0, 5.0]])
-    n = Normaliser("standard", 2, 2, 3)
+    n = Normaliser("standard", *parts(2, 2), 3)
     n.fit(proprio, proprio, np.stack([proprio] * 3, 1))
     assert n.proprio.offset.tolist() == [1, 5]
     np.testing.assert_allclose(n.proprio.scale, [1, PROPRIO_FLOOR])
@@ -43,7 +50,7 @@ def test_cumulative_scales_are_those_of_the_targets_that_count():
     chunks[:, :, 0] = [[1, 2, 3, 9], [2, 3, 9, 9], [3, 9, 9, 9], [10, 20, 9, 9], [20, 9, 9, 9]]
     chunks[2:, :, 1] = 1
     pad = chunks[:, :, 0] == 9  # beyond an episode's end
-    n = Normaliser("minmax", 1, 2, 4, cumulative=True)
+    n = Normaliser("minmax", *parts(1, 2), 4, cumulative=True)
     n.fit(np.zeros((5, 1)), chunks[:, 0], chunks, pad)
     sums = {1: [1, 2, 3, 10, 20], 2: [3, 5, 30], 3: [6]}
     middle = [(max(s) + min(s)) / 2 for s in sums.values()]
@@ -54,7 +61,7 @@ def test_cumulative_scales_are_those_of_the_targets_that_count():
 
 
 def test_errors():
-    n = Normaliser("standard", 2, 2, 3)
+    n = Normaliser("standard", *parts(2, 2), 3)
     good, chunks = np.zeros((4, 2)), np.zeros((4, 3, 2))
     bad = good.copy()
     bad[2, 1] = np.nan
@@ -73,9 +80,9 @@ def test_errors():
         np.where([[[False], [False], [True]]], np.nan, chunks),
         np.tile([False, False, True], (4, 1)),
     )
-    with pytest.raises(PolicyError, match="normalise is 'quantile'"):
-        Normaliser("quantile", 2, 2, 3)
-    assert not Normaliser("standard", 2, 2, 3).fitted
+    with pytest.raises(PolicyError, match="normalise is 'decile'"):
+        Normaliser("decile", *parts(2, 2), 3)
+    assert not Normaliser("standard", *parts(2, 2), 3).fitted
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200])

@@ -1,0 +1,332 @@
+"""Actions and states in parts: what they mean, inside and outside a policy, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec, load_checkpoint, save_checkpoint
+from s2robot.policies.checkpoint import REQUIRED
+from s2robot.policies.heads import HEADS
+from s2robot.policies.normalise import ACTION_FLOOR, Normaliser
+from s2robot.policies.parts import Part, Parts
+
+POSITION = {"name": "position", "size": 3, "kind": "delta"}
+TURN = {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle", "relative": True}
+TURN6 = {**TURN, "size": 6, "form": "rot6d"}
+POSE = {"name": "pose", "size": 3, "kind": "rotation", "form": "axis_angle"}
+GRIPPER = {"name": "gripper", "size": 1, "kind": "binary"}
+CLAW = {**GRIPPER, "name": "claw", "low": [-1.0], "high": [1.0]}
+ARM = [POSITION, TURN, GRIPPER]
+
+
+def parts(*given):
+    return Parts.read(given, sum(part["size"] for part in given), "action_parts")
+
+
+def random_turns(count, seed=0, most=0.5):
+    """Axis-angles of up to so many rad.  # (count, 3)"""
+    rng = np.random.default_rng(seed)
+    axes = rng.normal(size=(count, 3))
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    return torch.from_numpy(axes * rng.uniform(0, most, (count, 1)))
+
+
+def test_json_round_trip():
+    given = [{**POSITION, "names": ["x", "y", "z"], "low": [-1.0] * 3, "high": [1.0] * 3}, TURN6, GRIPPER]
+    found = parts(*given)
+    assert found.to_list() == given
+    assert Parts.read(json.loads(json.dumps(found.to_list())), 10, "") == found
+    assert str(found) == "position (3 delta), turn (6 relative rot6d rotation), gripper (1 binary)"
+
+
+def test_the_usual_parts_are_an_arm_with_its_gripper():
+    action, state = Parts.read(None, 8, ""), Parts.read(None, 8, "", "proprio")
+    assert [(p.name, p.size, p.kind) for p in action.parts] == [
+        ("joints", 7, "delta"),
+        ("gripper", 1, "binary"),
+    ]
+    assert [(p.name, p.size, p.kind) for p in state.parts] == [
+        ("joints", 7, "absolute"),
+        ("opening", 1, "absolute"),
+    ]
+
+
+def test_a_spec_leaves_out_the_usual_parts():
+    sizes = {"cameras": ("hand",), "dim": 5, "tokens": 9}
+    usual, spelt = (
+        PolicySpec(**sizes),
+        PolicySpec(**sizes, action_parts=tuple(Parts.read(None, 8, "").to_list())),
+    )
+    assert usual == spelt and not {"action_parts", "proprio_parts", "normalise_parts"} & set(usual.to_dict())
+    own = PolicySpec(**sizes, action_parts=tuple(ARM), action_dim=7)
+    assert own.to_dict()["action_parts"] == ARM
+    assert PolicySpec.from_dict(json.loads(json.dumps(own.to_dict()))) == own
+
+
+@pytest.mark.parametrize("form", ["axis_angle", "rot6d"])
+@pytest.mark.parametrize("most", [1e-7, 0.5, np.pi])
+def test_rotations_agree_with_scipy(form, most):
+    from s2robot.policies import rotations
+
+    vectors = torch.cat([random_turns(50, most=most), torch.zeros(1, 3), torch.tensor([[0, np.pi, 0]])])
+    matrix = rotations.matrices(vectors, "axis_angle")
+    np.testing.assert_allclose(matrix, Rotation.from_rotvec(vectors.numpy()).as_matrix(), atol=1e-12)
+    again = rotations.matrices(rotations.numbers(matrix, form), form)
+    torch.testing.assert_close(again, matrix, atol=1e-7, rtol=0)
+    if form == "rot6d":
+        assert torch.equal(rotations.numbers(matrix, form)[:, :3], matrix[:, :, 0])  # columns, not rows
+
+
+@pytest.mark.parametrize("turn", [TURN, TURN6])
+def test_relative_rotations_are_composed_and_never_added(turn):
+    vectors = random_turns(2 * 5).view(2, 5, 3)
+    outside = vectors if turn is TURN else parts(TURN).inner(vectors)
+    targets = parts(turn).targets(outside, cumulative=True)  # (2, 5, 6)
+    for row in range(2):
+        total = Rotation.identity()
+        for step in range(5):
+            total = Rotation.from_rotvec(vectors[row, step]) * total  # about the axes of the base
+            np.testing.assert_allclose(targets[row, step], total.as_matrix()[:, :2].T.ravel(), atol=1e-12)
+    back = parts(turn).outer(parts(turn).actions(targets, cumulative=True))
+    torch.testing.assert_close(back, outside, atol=1e-7, rtol=0)
+    own = parts(turn).targets(outside, cumulative=False)
+    torch.testing.assert_close(own, parts(TURN).inner(vectors))
+
+
+def test_an_absolute_rotation_is_its_own_target():
+    vectors = random_turns(4, most=3.0)
+    torch.testing.assert_close(parts(POSE).targets(vectors, True), parts(POSE).inner(vectors))
+
+
+def test_what_is_predicted_and_back_is_the_same_for_every_kind():
+    both = parts(POSITION, TURN, CLAW, {"name": "height", "size": 1, "kind": "absolute"}, POSE)
+    g = torch.Generator().manual_seed(0)
+    actions = torch.randn(3, 4, both.size, generator=g, dtype=torch.float64) * 0.3
+    actions[..., 6] = actions[..., 6].sign()
+    for cumulative in (True, False):
+        targets = both.targets(actions, cumulative)
+        assert targets.shape == (3, 4, both.width) and set(targets[..., 9].unique().tolist()) == {0.0, 1.0}
+        torch.testing.assert_close(both.outer(both.actions(targets, cumulative)), actions)
+    torch.testing.assert_close(targets[..., 10], actions[..., 7])  # absolute: as it is
+
+
+def test_a_plan_keeps_to_limits_and_to_two_values():
+    limited = parts({**POSITION, "low": [-0.1] * 3, "high": [0.1] * 3}, CLAW)
+    actions = torch.tensor([[0.3, -0.3, 0.05, 0.2], [0, 0, 0, -0.2]])
+    expected = torch.tensor([[0.1, -0.1, 0.05, 1], [0, 0, 0, -1]])
+    torch.testing.assert_close(limited.harden(actions), expected)
+    assert limited.harden(actions, binary=False)[0, 3] == 0.2
+
+
+def test_errors_by_part():
+    wanted = torch.zeros(2, 7)
+    found = wanted + torch.tensor([0.1, 0.2, 0.3, 0.0, 0.0, 0.4, 0.9])
+    errors = parts(*ARM).errors(found, wanted)
+    assert {name: round(value[0].item(), 5) for name, value in errors.items()} == {
+        "position_error": 0.2, "turn_error": 0.4, "gripper_accuracy": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "given, size, words",
+    [
+        ([{**POSITION, "kind": "torque"}], 3, r"action_parts: part 'position': kind is 'torque', expected one of delta"),
+        (ARM, 8, r"gripper \(1 binary\) are 7 numbers together, expected 8"),
+        ([GRIPPER, GRIPPER], 2, "two parts of the name 'gripper'"),
+        ([{**POSITION, "size": 0}], 0, "size is 0"),
+        ([{**TURN, "size": 4}], 4, "size is 4, expected 3 for axis_angle"),
+        ([{**TURN, "form": "quaternion"}], 3, "form is 'quaternion', expected axis_angle"),
+        ([{**POSITION, "relative": True}], 3, "form and relative are of rotations"),
+        ([{**POSITION, "low": [0, 0]}], 3, "low has 2 entries, expected 3"),
+        ([{**POSITION, "low": [0, 0, 0]}], 3, "one of low and high"),
+        ([{**POSITION, "low": [0, 0, 2], "high": [1, 1, 1]}], 3, "expected less than high"),
+        ([{"size": 3, "kind": "delta"}], 3, r"action_parts\[0\]: key 'name' is missing"),
+        ([{**POSITION, "sise": 3}], 3, r"action_parts\[0\]: unknown key 'sise', did you mean 'size'"),
+        ([{**POSITION, "size": "three"}], 3, r"action_parts\[0\].size: found 'three', expected int"),
+        ([], 0, r"action_parts: found \[\], expected a list of parts"),
+        ("joints", 7, "found 'joints', expected a list of parts"),
+        (["joints"], 7, r"action_parts\[0\]: found 'joints', expected name, size and kind"),
+    ],
+)  # fmt: skip
+def test_wrong_parts_are_one_line(given, size, words):
+    with pytest.raises(PolicyError, match=words) as error:
+        Parts.read(given, size, "action_parts")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "part, row, words",
+    [
+        ({**POSITION, "low": [-1] * 3, "high": [1] * 3}, [0, 1.5, 0], r"position\[1\] of step 1 is 1.5, the limits"),
+        (
+            {**POSITION, "low": [-1] * 3, "high": [1] * 3, "names": ["x", "y", "z"]},
+            [0, 0, -1.5], "z of step 1 is -1.5, the limits of part 'position' are -1 to 1",
+        ),
+        (TURN6, [1, 0, 0, 2, 0, 0], r"'turn' of step 1 is \[1, 0, 0, 2, 0, 0\], which is no rotation"),
+        (TURN6, [0, 0, 0, 0, 1, 0], "no rotation: expected finite columns that are not parallel"),
+        (TURN6, [1, 0, 0, np.nan, 1, 0], "no rotation"),
+        (TURN, [0, np.inf, 0], "no rotation: expected finite numbers"),
+    ],
+)  # fmt: skip
+def test_data_that_a_part_excludes_is_refused(part, row, words):
+    good = [1.0, 0, 0, 0, 1, 0] if part is TURN6 else [0.0, 0, 0]
+    with pytest.raises(PolicyError, match=words):
+        parts(part).check(torch.tensor([good, row]), "normaliser: actions")
+    parts(part).check(torch.tensor([good]), "")
+
+
+def fitted(given, values, mode, modes=None):
+    both = parts(*given)
+    n = Normaliser(mode, Parts.read(None, 2, "", "proprio"), both, 2, modes=modes)
+    n.fit(np.zeros((len(values), 2)), values, np.stack([values, values], 1))
+    return n
+
+
+def test_quantiles_leave_outliers_out():
+    x = np.linspace(0, 1, 101)[:, None]
+    x[-1] = 50
+    n = fitted([{"name": "x", "size": 1, "kind": "delta"}], x, "quantile")
+    np.testing.assert_allclose(n.action.offset, [0.5])  # the 1 % quantile is 0.01, the 99 % one 0.99
+    np.testing.assert_allclose(n.action.scale, [0.49])
+    assert n.action(torch.tensor([[0.01], [0.99]])).flatten().tolist() == pytest.approx([-1, 1])
+
+
+def test_each_part_may_have_a_normalisation_of_its_own():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(2, 3, (50, 3)), random_turns(50), rng.integers(0, 2, (50, 1))], 1)
+    n = fitted(ARM, values, "standard", {"position": "minmax"})
+    low, high = values[:, :3].min(0), values[:, :3].max(0)
+    np.testing.assert_allclose(n.action.scale[:3], (high - low) / 2, rtol=1e-6)
+    six = parts(TURN).inner(torch.from_numpy(values[:, 3:6])).numpy()
+    np.testing.assert_allclose(n.action.offset[3:9], six.mean(0), atol=1e-6)
+    np.testing.assert_allclose(n.action.scale[3:9], np.sqrt(six.var(0).mean()), rtol=1e-6)  # one for all six
+    assert n.action.offset[9] == 0 and n.action.scale[9] == 1  # the gripper is left alone
+    assert ACTION_FLOOR < n.action.scale[3]
+    with pytest.raises(PolicyError, match="policy.normalise_parts: found 'elbow', expected some of gripper"):
+        PolicySpec(
+            ("hand",), 5, 9, action_parts=tuple(ARM), action_dim=7, normalise_parts={"elbow": "minmax"}
+        )
+    with pytest.raises(PolicyError, match="normalise_parts.turn is 'decile'"):
+        PolicySpec(("hand",), 5, 9, action_parts=tuple(ARM), action_dim=7, normalise_parts={"turn": "decile"})
+
+
+# ---------------------------------------------------------------- policies of such actions
+
+CHUNK = 3
+ARMS = {
+    "arm": ARM,
+    "rot6d": [POSITION, TURN6, CLAW],
+    "two arms": [{**p, "name": f"{side}_{p['name']}"} for side in ("left", "right") for p in ARM],
+    "continuous": [{"name": "torque", "size": 2, "kind": "absolute"}],
+    "binary": [GRIPPER],
+    "gripper first": [GRIPPER, POSITION],
+}
+SMALL = {
+    "regression": {}, "mip": {"width": 32, "layers": 2}, "flow": {"width": 32, "layers": 2},
+    "diffusion": {"width": 32, "layers": 2}, "gmm": {"components": 2, "spread": 0.1},
+    "act": {"width": 16, "layers": 1, "heads": 2, "style": 2},
+}  # fmt: skip
+
+
+def chunks_of(both, count):
+    """Chunks of actions that such parts may take.  # (count, CHUNK, A)"""
+    g = torch.Generator().manual_seed(0)
+    pieces = []
+    for i, part in enumerate(both.parts):
+        x = torch.randn(count, CHUNK, part.size, generator=g) * 0.2
+        if part.kind == "rotation":
+            x = random_turns(count * CHUNK, i).view(count, CHUNK, 3).float()
+            x = both.inner(x) if len(both.parts) == 1 else x
+            x = parts(TURN).inner(x) if part.form == "rot6d" else x
+        elif part.kind == "binary":
+            low, high = (part.low or (0.0,))[0], (part.high or (1.0,))[0]
+            x = torch.where(x > 0, high, low)
+        pieces.append(x)
+    return torch.cat(pieces, -1)
+
+
+def policy_of(arm, **keys):
+    given = ARMS[arm]
+    both = parts(*given)
+    spec = PolicySpec(
+        ("hand",), 5, 4, chunk=CHUNK, action_dim=both.size, action_parts=tuple(given),
+        **{"pooling": {"kind": "mean", "norm": "none"}, "network": {"hidden": [64]}, **keys},
+    )  # fmt: skip
+    policy = ChunkPolicy(spec)
+    actions = chunks_of(both, 12)
+    policy.fit_normaliser(np.zeros((12, 8)), actions[:, 0].numpy(), actions.numpy())
+    g = torch.Generator().manual_seed(1)
+    batch = {
+        "features": torch.randn(12, 1, 1, 4, 5, generator=g),
+        "proprio": torch.zeros(12, 1, 8),
+        "actions": actions,
+    }
+    return policy, batch
+
+
+@pytest.mark.parametrize("arm, target", [(a, t) for a in ARMS for t in ("delta", "cumulative")])
+def test_a_policy_learns_such_actions(arm, target):
+    torch.manual_seed(0)
+    policy, batch = policy_of(arm, action_target=target)
+    optimizer = torch.optim.Adam(policy.parameters(), 1e-2)
+    for _ in range(250):
+        loss, scalars = policy(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    plan = policy.eval().plan(batch["features"], batch["proprio"])
+    for name, value in policy.spec.action.errors(plan, batch["actions"]).items():
+        if name.endswith("accuracy"):
+            assert bool((value == 1).all()), name
+        else:
+            assert float(value.mean()) < 0.03, name
+    labels = {part["name"] for part in ARMS[arm]}
+    assert {f"{label}_loss" for label in labels} | set(policy.spec.action.errors(plan, plan)) | {
+        "loss"
+    } == set(scalars)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_every_head_makes_such_actions(kind, arm, tmp_path):
+    torch.manual_seed(0)
+    policy, batch = policy_of(arm, head={"kind": kind, **SMALL[kind]}, members=2, action_target="cumulative")
+    loss, scalars = policy.train().loss(batch)
+    loss.backward()
+    assert loss.isfinite() and all(bool(value.isfinite()) for value in scalars.values())
+    plan = policy.eval().plan(batch["features"], batch["proprio"])
+    assert plan.shape == batch["actions"].shape
+    policy.spec.action.check(plan.flatten(0, 1), "plan")
+    for part, at in policy.spec.action.outside:
+        if part.kind == "binary":
+            values = {(part.low or (0.0,))[0], (part.high or (1.0,))[0]}
+            assert set(plan[..., at].unique().tolist()) <= values
+    members = policy.plan_members(policy.pool(batch["features"]), batch["proprio"])
+    assert bool((policy.disagreement(members) > 0).all()) is (arm != "binary")
+
+
+def test_the_mean_of_members_turns_half_way():
+    policy, _ = policy_of("arm")
+    plans = torch.zeros(2, 1, CHUNK, 7)
+    plans[0, ..., 3:6] = torch.tensor([0, 0, 3.0])
+    plans[1, ..., 3:6] = torch.tensor([0, 0, -3.0])  # 0.28 rad apart, beyond half a turn
+    middle = policy.combine(plans)[0, 0, 3:6]
+    torch.testing.assert_close(middle.abs(), torch.tensor([0, 0, torch.pi]), atol=1e-3, rtol=0)
+
+
+def test_a_checkpoint_keeps_its_parts(tmp_path):
+    policy, batch = policy_of("arm", normalise="quantile", normalise_parts={"turn": "standard"})
+    contract = dict.fromkeys(REQUIRED, "") | {"encoder": {"fingerprint": "e"}, "cameras": ["hand"]}
+    save_checkpoint(tmp_path / "c", policy, {**contract, "action_parts": ARM})
+    again, told = load_checkpoint(tmp_path / "c")
+    assert again.spec == policy.spec and told["action_parts"] == ARM
+    plans = (p.eval().plan(batch["features"], batch["proprio"]) for p in (policy, again))
+    assert torch.equal(*plans)
+
+
+def test_a_part_is_known_by_its_number_of_numbers():
+    assert Part("joints", 7, "delta").label == "joint" and Part("elbow", 1, "delta").label == "elbow"
