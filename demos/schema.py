@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.envs.errors import EnvError
+from s2robot.envs.parts import check_parts, check_values, size_of, usual, words
 
 SCHEMA_VERSION = 1
 KINDS = ("states", "images")
@@ -27,7 +29,9 @@ REQUIRED = {  # attributes: type, and what it is to a reader of an error
 
 
 KEY = r"(data|meta)/\w([\w./: -]*\w)?"  # a camera is called as its owner calls it: observation.images.top
-JOINTS = 7  # of the arms that policies act on; a gripper stands beside them in actions and proprio
+# array -> the attribute that says what it holds
+PARTS = {"action": "action_parts", "proprio": "proprio_parts"}
+JOINTS = 7  # of an arm without parts; a gripper stands beside them in actions and proprio
 
 
 def checked_episode(
@@ -85,11 +89,13 @@ def checked_episode(
 
 
 def check_joints(path: Path, about: Mapping[str, Any]) -> None:
-    """Refuse to begin a dataset of an arm that no policy can act on.
+    """Refuse to begin a dataset of an arm that no policy can act on: one that is not the usual, and without parts.
 
     Raises:
         DatasetError: says how many joints were found and expected.
     """
+    if all(key in about for key in PARTS.values()):
+        return
     if (found := len(about["joint_names"])) != JOINTS:
         expected = f"{JOINTS}, without the gripper's"
         raise mismatch(f"{path}: attribute joint_names", f"{found} names", expected)
@@ -97,17 +103,9 @@ def check_joints(path: Path, about: Mapping[str, Any]) -> None:
 
 def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Refuse at the door what encoding and training would refuse hours later; frames need not be square."""
-    width = len(about["joint_names"]) + 1
-    for key in ("action", "proprio"):
-        if key in arrays:
-            array = arrays[key]
-            if array.ndim != 2 or array.shape[1] != width or array.dtype.kind != "f":
-                expected = f"floats (T, {width}): {width - 1} joints and the gripper"
-                raise mismatch(f"{where}: {key}", f"{array.dtype} {array.shape}", expected)
-    if (expert := arrays.get("expert")) is not None and (
-        expert.shape[2:] != (width,) or expert.dtype.kind != "f"
-    ):
-        raise mismatch(f"{where}: expert", f"{expert.dtype} {expert.shape}", f"floats (T, K, {width})")
+    for key, array in arrays.items():
+        if key in ("action", "proprio", "expert"):
+            _check_numbers(f"{where}: {key}", "proprio" if key == "proprio" else "action", array, about)
     if about["kind"] != "images":
         return
     for camera in about["cameras"]:
@@ -116,6 +114,25 @@ def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str,
         found = f"{frames.dtype} {frames.shape}"
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
             raise mismatch(f"{where}: images_{camera}", found, "uint8 (T, H, W, 3), RGB, upright")
+
+
+def parts_of(about: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """What the numbers of `action` or `proprio` (the key) are."""
+    return about.get(PARTS[key]) or usual(PARTS[key], len(about["joint_names"]))
+
+
+def _check_numbers(where: str, key: str, array: np.ndarray, about: Mapping[str, Any]) -> None:
+    """Refuse an action, proprio or expert's chunk (T, [K,] A) that is not of the dataset's parts."""
+    parts = parts_of(about, key)
+    width, lead = size_of(parts), "T, K" if where.endswith("expert") else "T"
+    if array.ndim != lead.count(",") + 2 or array.shape[-1] != width or array.dtype.kind != "f":
+        what = words(parts) if PARTS[key] in about else f"{width - 1} joints and the gripper"
+        raise mismatch(where, f"{array.dtype} {array.shape}", f"floats ({lead}, {width}): {what}")
+    if PARTS[key] in about:
+        try:
+            check_values(parts, array, where)
+        except EnvError as error:
+            raise DatasetError(str(error)) from None
 
 
 def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +158,12 @@ def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, A
     ):
         if not good:
             raise mismatch(f"{path}: attribute {name}", repr(plain[name]), what)
+    for name in PARTS.values():
+        if name in plain:
+            try:
+                check_parts(plain[name], f"{path}: attribute {name}")
+            except EnvError as error:
+                raise DatasetError(str(error)) from None
     return plain
 
 

@@ -24,21 +24,24 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from s2robot.policies.errors import PolicyError
+from s2robot.policies.parts import Parts
 from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
 SCHEMA = 2
 _READS = (1, SCHEMA)
 TENSORS, RECORD = "policy.safetensors", "policy.json"
 REQUIRED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", "dataset")
-CHECKED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz")
+PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # of a contract and a spec: what numbers are
+CHECKED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", *PARTS)
 
 
 def save_checkpoint(folder: str | Path, policy: ChunkPolicy, contract: Mapping[str, Any]) -> Path:
     """Write the checkpoint `folder`, replacing an older one; a kill at any moment leaves the old or the new.
 
     contract: the keys in REQUIRED (encoder is {"name", "fingerprint", ...}; cameras the policy's, in order),
-    and what else is worth keeping: camera_geometry, versions, training. Must be plain JSON without NaN.
-    Raises PolicyError for a missing key, a policy without normalisation, or a folder that is something else.
+    and what else is worth keeping: camera_geometry, versions, training, and action_parts and proprio_parts where they
+    are not the usual. Must be plain JSON without NaN. Raises PolicyError for a missing key, parts that are not the
+    policy's, a policy without normalisation, or a folder that is something else.
     """
     folder = Path(folder)
     contract = dict(contract)
@@ -47,6 +50,7 @@ def save_checkpoint(folder: str | Path, policy: ChunkPolicy, contract: Mapping[s
         raise PolicyError(
             f"contract: cameras are {list(contract['cameras'])}, the policy's are {list(policy.spec.cameras)}"
         )
+    _check_parts(contract, policy.spec, "contract")
     if not bool(policy.normaliser.fitted):
         raise PolicyError("the policy's normaliser was never fitted; call fit_normaliser before saving")
     if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -121,6 +125,7 @@ def load_checkpoint(
         policy = ChunkPolicy(spec)
     except PolicyError as error:  # a head, say, that this version does not know
         raise PolicyError(f"{record_path}: {error}") from None
+    _check_parts(record["contract"], spec, f"{record_path}: contract")
     _check_tensors(policy, state, tensors_path)
     policy.load_state_dict(state, strict=True)
     return policy.to(device).eval(), record["contract"]
@@ -138,13 +143,18 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
     """Refuse to use a policy with something it was not made for; PolicyError names both sides.
 
     actual: any of encoder (its fingerprint, or a dict that holds it), cameras (those at hand, of which the
-    policy's must be a part), robot, joint_names, action_frame, rate_hz. What is not given is not checked.
+    policy's must be a part), robot, joint_names, action_frame, rate_hz, action_parts and proprio_parts (None: the
+    usual). What is not given is not checked.
     """
     for key, value in actual.items():
         if key not in CHECKED:
             raise PolicyError(f"check_contract: unknown key '{key}', expected one of {', '.join(CHECKED)}")
-        wanted = contract[key]
-        if key == "encoder":
+        wanted = contract.get(key) if key in PARTS else contract[key]
+        if key in PARTS:
+            trained, given = (_parts_of(parts, key, contract) for parts in (wanted, value))
+            if trained != given:
+                raise PolicyError(f"the policy's {PARTS[key]} is {trained}, given is {given}")
+        elif key == "encoder":
             found = value["fingerprint"] if isinstance(value, Mapping) else value
             name = value.get("name", "") if isinstance(value, Mapping) else ""
             if found != wanted["fingerprint"]:
@@ -174,6 +184,21 @@ def _check_complete(contract: Any, where: str) -> None:
             raise PolicyError(f"{where}: key '{key}' is missing")
     if not isinstance(contract["encoder"], Mapping) or "fingerprint" not in contract["encoder"]:
         raise PolicyError(f"{where}: key 'encoder.fingerprint' is missing")
+
+
+def _parts_of(parts: Any, key: str, contract: Mapping[str, Any]) -> Parts:
+    """Plain parts as such; None is an arm of the contract's joints."""
+    size = sum(int(part["size"]) for part in parts) if parts else len(contract["joint_names"]) + 1
+    return Parts.read(parts or None, size, key, PARTS[key])
+
+
+def _check_parts(contract: Mapping[str, Any], spec: PolicySpec, where: str) -> None:
+    """Refuse a contract that tells of other parts than the policy has."""
+    for key, usual in PARTS.items():
+        own: Parts = getattr(spec, usual)
+        told = Parts.read(contract.get(key), own.size, f"{where}: {key}", usual)
+        if told != own:
+            raise PolicyError(f"{where}: {key} are {told}, the policy's are {own}")
 
 
 def _check_tensors(policy: ChunkPolicy, state: Mapping[str, torch.Tensor], path: Path) -> None:

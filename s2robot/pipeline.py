@@ -33,6 +33,7 @@ from s2robot.common.settings import (
     read_among,
 )
 from s2robot.demos.replay import camera_sizes, drawn_by, render_episodes
+from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache, Frames
@@ -41,6 +42,7 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.views import Views
 from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
 from s2robot.envs.frames import as_image_size
+from s2robot.envs.parts import size_of
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.loading import device_of
@@ -229,7 +231,9 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     with bar("training the policy") as update:
         return train(
             task.train,
-            PolicySpec.from_dict(with_geometry({**task.policy, **sizes}, store.attrs["camera_geometry"])),
+            PolicySpec.from_dict(
+                with_geometry({**task.policy, **sizes, **parts_of(store)}, store.attrs["camera_geometry"])
+            ),
             store,
             features,
             contract,
@@ -297,7 +301,17 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "seeds": sorted(set(seeds)),
         },
         "versions": versions(),
+        **{name: about[name] for name in PARTS.values() if name in about},
     }
+
+
+def parts_of(store: EpisodeStore) -> dict[str, Any]:
+    """What a policy is told of the actions and states of a dataset that has parts: keys of a `PolicySpec`."""
+    known: dict[str, Any] = {}
+    for array, attribute in PARTS.items():
+        if parts := store.attrs.get(attribute):
+            known |= {attribute: parts, f"{array}_dim": size_of(parts)}
+    return known
 
 
 def losses(row: dict[str, float]) -> str:

@@ -269,8 +269,9 @@ class _Run:
 
     def _save_checkpoint(self, name: str = "checkpoint") -> None:
         row = self.history[-1]
-        kept = ("step", "train_loss", "val_loss", "val_joint_error")
-        training = {**self.contract["training"], **{k: row[k] for k in kept if k in row}}
+        kept = ("step", "train_loss", "val_loss")
+        told = {k: row[k] for k in row if k in kept or (k.startswith("val_") and k.endswith("_error"))}
+        training = {**self.contract["training"], **told}
         save_checkpoint(self.out / name, self.averaged, {**self.contract, "training": training})
 
     def _is_saved(self) -> bool:
