@@ -122,7 +122,7 @@ def _problem(part: Mapping[str, Any]) -> str:
             return f"{key} is {given!r}, expected a list of {size}"
     if (low is None) != (high is None):
         return "found one of low and high, expected both or none"
-    if low is not None and not all(a < b for a, b in zip(low, high, strict=True)):
+    if low and high and not all(a < b for a, b in zip(low, high, strict=True)):
         return f"low is {low}, expected less than high {high}"
     return ""
 

@@ -149,7 +149,7 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
     for key, value in actual.items():
         if key not in CHECKED:
             raise PolicyError(f"check_contract: unknown key '{key}', expected one of {', '.join(CHECKED)}")
-        wanted = contract.get(key) if key in PARTS else contract[key]
+        wanted: Any = contract.get(key) if key in PARTS else contract[key]
         if key in PARTS:
             trained, given = (_parts_of(parts, key, contract) for parts in (wanted, value))
             if trained != given:
