@@ -9,6 +9,8 @@ contract, and sends one kind of request:
 `id` grows from request to request. `after` is the last answer that the client used, 0 at the start of an episode: the
 policy's memory goes back to that answer first, so a request whose answer was late or lost leaves no trace. Of several
 requests that wait only the newest is answered. One client at a time; others are told who is connected.
+
+A client that shows the token as `Api-Key` is openpi's own and is talked to as such (`s2robot.serving.openpi`).
 """
 
 import asyncio
@@ -19,10 +21,9 @@ import signal
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -31,15 +32,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from s2robot import __version__
 from s2robot.common.errors import UserError
 from s2robot.common.settings import read
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.loading import image_size_of, load_actor
-from s2robot.policies import Actor, PolicyError
-from s2robot.serving.request import Question, read_request
+from s2robot.policies import Actor
+from s2robot.serving.dialects import Dialect, OpenPi, Own
 from s2robot.serving.token import token_for
-from s2robot.serving.wire import PROTOCOL, PROTOCOL_HEADER, WireError, encode
+from s2robot.serving.wire import PROTOCOL, PROTOCOL_HEADER, WireError
 
 try:
     from websockets.asyncio.server import ServerConnection
@@ -49,6 +49,7 @@ try:
 except ImportError as error:
     raise UserError("websockets is not installed; `pip install 's2robot[serve]'` brings it") from error
 
+_OPENPI = "Api-Key"  # how openpi's client shows the token; ours says Bearer
 _GOING, _UNSUPPORTED, _INTERNAL, _TRY_LATER = 1001, 1003, 1011, 1013  # websocket close codes
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # s, s, probes
 
@@ -68,6 +69,7 @@ class ServeSettings:
     idle_s: float = 600
     call_s: float = 30
     token_file: str | None = None
+    keys: dict[str, str] = field(default_factory=dict)
     device: str = "auto"
     threads: int | None = None
 
@@ -99,16 +101,26 @@ class PolicyServer:
     ):
         self.actor, self.contract, self.settings = actor, contract, settings
         self.sizes = sizes_of(image_size, actor.cameras)
-        self.calls = 0  # plans given
+        for key, camera in settings.keys.items():
+            if camera not in actor.cameras:
+                raise UserError(
+                    f"serve.keys: found {key}: {camera}, expected one of {', '.join(actor.cameras)}"
+                )
+        self._given = 0  # plans, to clients that are gone
+        self._dialect: Dialect | None = None  # of the client that is connected
         self.skipped = 0  # requests that a newer one overtook
         self._token = token
         self._worker = _Worker()
         self._client: tuple[str, float] | None = None  # who is connected, since when
         self._session: asyncio.Task | None = None
-        self._memories: dict[int, Any] = {}  # answer's number -> what the policy knew after it
         self._failure: UserError | None = None
         actor.reset()
         self._fresh = actor.remember()
+
+    @property
+    def calls(self) -> int:
+        """Plans given."""
+        return self._given + (self._dialect.calls if self._dialect else 0)
 
     def warm_up(self) -> None:
         """Plan once on black frames, so that the first client does not wait longer than later ones."""
@@ -165,6 +177,8 @@ class PolicyServer:
         """Refuse who lacks the token or speaks another version, before any message is read."""
         given = request.headers.get_all("Authorization")
         offered = given[0].encode("utf-8", "surrogateescape") if len(given) == 1 else b""
+        if hmac.compare_digest(offered, f"{_OPENPI} {self._token}".encode()):
+            return None
         if not hmac.compare_digest(offered, f"Bearer {self._token}".encode()):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "the token is missing or wrong")
         version = request.headers.get_all(PROTOCOL_HEADER)
@@ -181,7 +195,8 @@ class PolicyServer:
             return
         who = _name(ws)
         self._client, self._session = (who, time.monotonic()), asyncio.current_task()
-        calls, skipped = self.calls, self.skipped
+        skipped, dialect = self.skipped, self._dialect_of(ws)
+        self._dialect = dialect
         code, reason = _GOING, "the server was stopped"
         print(f"{who}: connected", flush=True)
         try:
@@ -189,35 +204,38 @@ class PolicyServer:
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _KEEPALIVE.items():
                 tcp.setsockopt(socket.IPPROTO_TCP, option, value)
-            code, reason = await self._converse(ws)
+            code, reason = await self._converse(ws, dialect)
         except ConnectionClosed:
             reason = "gone"
         except TimeoutError:
             code, reason = _INTERNAL, f"took nothing for {self.settings.send_s:g} s"
         finally:
-            self._client = self._session = None
-            calls, skipped = self.calls - calls, self.skipped - skipped
-            print(f"{who}: {reason}; {calls} plans, {skipped} requests overtaken", flush=True)
+            self._client = self._session = self._dialect = None
+            self._given += dialect.calls
+            skipped = self.skipped - skipped
+            print(f"{who}: {reason}; {dialect.calls} plans, {skipped} requests overtaken", flush=True)
             await ws.close(code, reason)
 
-    async def _converse(self, ws: ServerConnection) -> tuple[int, str]:
+    def _dialect_of(self, ws: ServerConnection) -> Dialect:
+        given = ws.request.headers.get("Authorization", "") if ws.request else ""
+        if given.startswith(_OPENPI):
+            return OpenPi(self.actor, self._fresh, self.settings.keys)
+        return Own(self.actor, self._fresh)
+
+    async def _converse(self, ws: ServerConnection, dialect: Dialect) -> tuple[int, str]:
         """Greet and answer until there is a reason to end: its websocket code and text."""
-        spec = self.actor.batch.policy.spec
-        self._memories = {}
-        hello = {
-            "protocol": PROTOCOL,
-            "s2robot": __version__,
+        facts = {
             "contract": dict(self.contract),
             "cameras": list(self.actor.cameras),
             "actions": self.actor.batch.execute,
-            "action_dim": spec.action_dim,
+            "action_dim": self.actor.batch.policy.spec.action_dim,
             "image_size": min(
                 min(size) for size in self.sizes.values()
             ),  # all that clients of version 0.1 read
             "sizes": {name: list(size) for name, size in self.sizes.items()},
             "max_bytes": int(self.settings.max_message_mb * 1e6),
         }
-        await asyncio.wait_for(ws.send(encode(hello)), self.settings.open_s)
+        await asyncio.wait_for(ws.send(dialect.hello(facts)), self.settings.open_s)
         newest = _Newest(ws)
         try:
             while True:
@@ -229,12 +247,12 @@ class PolicyServer:
                 if data is None:
                     return _GOING, "gone"
                 try:
-                    request = read_request(data, self.actor.cameras, spec.proprio_dim)
+                    request = dialect.read(data)
                 except WireError as error:  # this is no client of ours
                     return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
                 try:
                     answer = await asyncio.wait_for(
-                        self._worker.do(partial(self._answer, request)), self.settings.call_s
+                        self._worker.do(partial(dialect.answer, request)), self.settings.call_s
                     )
                 except TimeoutError:
                     self._failure = UserError(
@@ -242,31 +260,9 @@ class PolicyServer:
                     )
                     self.stop()
                     return _INTERNAL, "the policy hangs"
-                await asyncio.wait_for(ws.send(encode(answer)), self.settings.send_s)
+                await asyncio.wait_for(ws.send(answer), self.settings.send_s)
         finally:
             newest.reader.cancel()
-
-    def _answer(self, request: Question) -> dict[str, Any]:
-        """A request's plan, or why there is none (in the worker thread)."""
-        number, after = request.id, request.after
-        if request.error:
-            return {"id": number, "error": request.error}
-        memory = self._fresh if after == 0 else self._memories.get(after)
-        if memory is None or number in self._memories:
-            known = ", ".join(map(str, sorted(self._memories))) or "none"
-            return {"id": number, "error": f"request {number} after {after}: answers in memory are {known}"}
-        start = time.perf_counter()
-        try:
-            self.actor.restore(memory)
-            actions = self.actor.plan(request.observation)
-        except PolicyError as error:
-            return {"id": number, "error": str(error)}
-        except Exception as error:
-            traceback.print_exc()
-            return {"id": number, "error": f"the policy failed: {type(error).__name__}: {error}"[:400]}
-        self._memories = {after: memory, number: self.actor.remember()}
-        self.calls += 1
-        return {"id": number, "actions": actions, "seconds": time.perf_counter() - start}
 
 
 class _Worker:
