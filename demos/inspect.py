@@ -6,7 +6,7 @@ draw_dataset(store, {"hand": frames}, "dataset.png")   # frames: uint8 (n, H, W,
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from s2robot.demos.errors import mismatch
+from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.parts import number_names, usual
 
 BLUE, RED, GREY = "#0072b2", "#d55e00", "#8a8a8a"  # told apart by colour-blind eyes too
 STILL = 1e-6  # rad: joint deltas below this count as zero
@@ -30,8 +32,9 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
 
     ``episodes``, ``steps``, ``seconds`` (all episodes together), ``length`` (min, median, max in steps),
     ``success`` (count, or None where not recorded), ``action`` and ``proprio`` (per dimension: name, min, p5,
-    median, p95, max; rad, gripper 0 to 1), ``zero_actions`` and ``clipped_actions`` (share of steps in which
-    no joint moves, and in which some joint moves by the largest step that the env executes),
+    median, p95, max; rad, gripper 0 to 1, or in the units of their parts), ``zero_actions`` and ``clipped_actions``
+    (share of steps in which no joint moves, and in which some joint moves by the largest step that the env executes;
+    of parts those that are steps and their limits; None without such),
     ``perturbed`` (share of steps pushed off the way on purpose, or None), ``cube_x``, ``cube_y`` (m, table
     frame, at the start of an episode, or None), ``cameras``, ``attributes``, ``fingerprint``.
 
@@ -43,8 +46,7 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
     lengths = store.lengths
     action = store["action"]  # (steps, joints + 1)
     names = dimension_names(store, action.shape[1])
-    deltas = np.abs(action[:, :-1]).max(1)  # (steps,) rad
-    limit = store.attrs["env_config"].get("max_delta", MAX_DELTA)
+    still, clipped = _moves(store, action)
     cube = _cube_start(store)
     return {
         "path": str(store.path),
@@ -58,9 +60,11 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
         },
         "success": int(store.meta("success").sum()) if "success" in store.meta_keys else None,
         "action": _ranges(names, action),
-        "proprio": _ranges(names, store["proprio"]) if "proprio" in store.keys else [],
-        "zero_actions": float((deltas <= STILL).mean()),
-        "clipped_actions": float((deltas >= limit * (1 - 1e-6)).mean()),  # float32 rounds the limit
+        "proprio": _ranges(dimension_names(store, store["proprio"].shape[1], "proprio"), store["proprio"])
+        if "proprio" in store.keys
+        else [],
+        "zero_actions": still,
+        "clipped_actions": clipped,
         "perturbed": float((store["perturbed"] != 0).mean()) if "perturbed" in store.keys else None,
         "cube_x": None if cube is None else [float(cube[:, 0].min()), float(cube[:, 0].max())],
         "cube_y": None if cube is None else [float(cube[:, 1].min()), float(cube[:, 1].max())],
@@ -91,8 +95,10 @@ def print_description(store: EpisodeStore, console: Console | None = None) -> No
         ("holds", f"{a['kind']}: {', '.join(store.keys)}; per episode: {', '.join(store.meta_keys) or '-'}"),
         ("cameras", ", ".join(_camera(c, a["camera_geometry"].get(c, {})) for c in d["cameras"]) or "none"),
         ("env", f"{a['env_version']}, seed {a['seed']}"),
-        ("actions", f"{_share(d['zero_actions'])} zero, {_share(d['clipped_actions'])} clipped"),
     ]
+    if d["zero_actions"] is not None:
+        clipped = "" if d["clipped_actions"] is None else f", {_share(d['clipped_actions'])} clipped"
+        rows.append(("actions", f"{_share(d['zero_actions'])} zero{clipped}"))
     if d["perturbed"] is not None:
         rows.append(("perturbed", f"{_share(d['perturbed'])} of the steps"))
     if d["cube_x"]:
@@ -103,15 +109,19 @@ def print_description(store: EpisodeStore, console: Console | None = None) -> No
         facts.add_row(*row)
     console.print(facts)
 
-    ranges = Table(title="ranges (joints in rad, gripper 0 to 1)", title_justify="left")
+    units = "each in its unit" if PARTS["action"] in a else "joints in rad, gripper 0 to 1"
+    ranges = Table(title=f"ranges ({units})", title_justify="left")
     ranges.add_column("of", style="bold", no_wrap=True)
     groups = [name for name in ("action", "proprio") if d[name]]
     for group in groups:
         for column in ("min", "median", "max"):
             ranges.add_column(f"{group} {column}", justify="right")
     for i in range(max(len(d[g]) for g in groups)):
-        cells = [f"{d[g][i][c]:+.3f}" for g in groups if i < len(d[g]) for c in ("min", "median", "max")]
-        ranges.add_row(d[groups[0]][i]["name"] if i < len(d[groups[0]]) else f"dim {i + 1}", *cells)
+        cells = [
+            f"{d[g][i][c]:+.3f}" if i < len(d[g]) else "" for g in groups for c in ("min", "median", "max")
+        ]
+        named = dict.fromkeys(d[g][i]["name"] for g in groups if i < len(d[g]))
+        ranges.add_row(" · ".join(named) if PARTS["action"] in a else next(iter(named)), *cells)
     console.print(ranges)
 
 
@@ -147,9 +157,17 @@ def draw_dataset(store: EpisodeStore, frames: Mapping[str, np.ndarray], path: st
     )
     _draw_cubes(cube_axes, store)
     _draw_lengths(length_axes, store.lengths, store.attrs["rate_hz"])
-    _draw_ranges(joint_axes, d["action"][:-1], "joint actions", "change a step (rad)")
+    binary = _of_kinds(_parts(store, len(d["action"])), "binary")
+    moving = [r for r, b in zip(d["action"], binary, strict=True) if not b]
+    if PARTS["action"] in d["attributes"]:
+        _draw_ranges(joint_axes, moving, "actions", "each in its unit")
+    else:
+        _draw_ranges(joint_axes, moving, "joint actions", "change a step (rad)")
     joint_axes.axhline(0, color=GREY, lw=0.8, zorder=0)
-    _draw_gripper(grip_axes, store["action"][:, -1])
+    if binary.any():
+        _draw_gripper(grip_axes, store["action"][:, int(binary.argmax())])
+    else:
+        grip_axes.set_axis_off()
     path = Path(path)
     fresh = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
@@ -159,12 +177,40 @@ def draw_dataset(store: EpisodeStore, frames: Mapping[str, np.ndarray], path: st
         fresh.unlink(missing_ok=True)
 
 
-def dimension_names(store: EpisodeStore, size: int) -> list[str]:
-    """Names of the ``size`` dimensions of an action: joint 1 ... and the gripper last."""
+def dimension_names(store: EpisodeStore, size: int, key: str = "action") -> list[str]:
+    """Names of the ``size`` dimensions of an action (or of proprio): joint 1 ... and the gripper last, or its parts'."""
+    if PARTS[key] in store.attrs:
+        return number_names(store.attrs[PARTS[key]])
     joints = len(store.attrs["joint_names"])
     if size == joints + 1:
         return [f"joint {i + 1}" for i in range(joints)] + ["gripper"]
     return [f"dim {i + 1}" for i in range(size)]
+
+
+def _of_kinds(parts: Sequence[Mapping[str, Any]], *kinds: str) -> np.ndarray:
+    """Which numbers of an action are of parts of these kinds.  # (A,) bool"""
+    return np.repeat([part["kind"] in kinds for part in parts], [part["size"] for part in parts])
+
+
+def _parts(store: EpisodeStore, size: int) -> list[dict[str, Any]]:
+    """The parts of an action of so many numbers."""
+    return store.attrs.get(PARTS["action"]) or usual(PARTS["action"], size - 1)
+
+
+def _moves(store: EpisodeStore, action: np.ndarray) -> tuple[float | None, float | None]:
+    """In which share of the steps (steps, A) nothing moves, and in which something moves as far as it may."""
+    parts = _parts(store, action.shape[1])
+    steps = _of_kinds(parts, "delta")
+    if not steps.any():
+        return None, None
+    limit = store.attrs["env_config"].get("max_delta", MAX_DELTA)
+    own = PARTS["action"] in store.attrs
+    most = [part.get("high") or [np.inf if own else limit] * part["size"] for part in parts]
+    moved, most = np.abs(action[:, steps]), np.concatenate(most)[steps]
+    still = float((moved.max(1) <= STILL).mean())
+    if not np.isfinite(most).any():
+        return still, None
+    return still, float((moved >= most * (1 - 1e-6)).any(1).mean())  # float32 rounds the limit
 
 
 def cube_yaw(pose: np.ndarray) -> np.ndarray:
@@ -257,8 +303,10 @@ def _draw_ranges(axes: Axes, ranges: list[dict[str, Any]], title: str, unit: str
     axes.vlines(at, low, high, color=BLUE, lw=1.5)
     axes.vlines(at, p5, p95, color=BLUE, lw=9, alpha=0.45)
     axes.plot(at, median, "_", color="black", ms=11, mew=1.6)
-    axes.set_xticks(at, [r["name"].removeprefix("joint ") for r in ranges])
-    axes.set(title=title, xlabel="joint  (line: all, bar: 5 to 95 %, tick: median)", ylabel=unit)
+    joints = all(r["name"].startswith("joint ") for r in ranges)
+    axes.set_xticks(at, [r["name"].removeprefix("joint ") for r in ranges], rotation=0 if joints else 90)
+    what = "joint  " if joints else ""
+    axes.set(title=title, xlabel=f"{what}(line: all, bar: 5 to 95 %, tick: median)", ylabel=unit)
 
 
 def _draw_gripper(axes: Axes, command: np.ndarray) -> None:

@@ -45,9 +45,13 @@ def words(parts: Plain) -> str:
 
 
 def same(one: Plain, other: Plain) -> bool:
-    """Whether both mean the same."""
-    bare = [[{k: v for k, v in part.items() if v not in (None, False)} for part in x] for x in (one, other)]
-    return bare[0] == bare[1]
+    """Whether both mean the same numbers, whatever they are called and where their limits are."""
+    return [_meaning(part) for part in one] == [_meaning(part) for part in other]
+
+
+def _meaning(part: Mapping[str, Any]) -> tuple:
+    values = _limits(part) if part["kind"] == "binary" else None  # two of them, not a range
+    return part["size"], part["kind"], part.get("form"), bool(part.get("relative")), values
 
 
 def number_names(parts: Plain) -> list[str]:
@@ -93,8 +97,7 @@ def check_values(parts: Plain, values: np.ndarray, where: str) -> None:
             _first(_no_rotation(x), x, where, part, "a rotation: two columns that are not parallel")
         if part.get("low") is None and part["kind"] != "binary":
             continue
-        low = np.asarray(part.get("low") or [0.0] * part["size"])
-        high = np.asarray(part.get("high") or [1.0] * part["size"])
+        low, high = map(np.asarray, _limits(part))
         room = BEYOND * (high - low)
         beyond = ((x < low - room) | (x > high + room)).any(-1)
         _first(beyond, x, where, part, f"its limits, {_numbers(low)} to {_numbers(high)}")
@@ -125,6 +128,11 @@ def _problem(part: Mapping[str, Any]) -> str:
     if low and high and not all(a < b for a, b in zip(low, high, strict=True)):
         return f"low is {low}, expected less than high {high}"
     return ""
+
+
+def _limits(part: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Low and high of each number; 0 and 1 where none are given."""
+    return part.get("low") or [0.0] * part["size"], part.get("high") or [1.0] * part["size"]
 
 
 def _no_rotation(x: np.ndarray) -> np.ndarray:

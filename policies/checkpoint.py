@@ -152,7 +152,7 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
         wanted: Any = contract.get(key) if key in PARTS else contract[key]
         if key in PARTS:
             trained, given = (_parts_of(parts, key, contract) for parts in (wanted, value))
-            if trained != given:
+            if not trained.means(given):
                 raise PolicyError(f"the policy's {PARTS[key]} is {trained}, given is {given}")
         elif key == "encoder":
             found = value["fingerprint"] if isinstance(value, Mapping) else value

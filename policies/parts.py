@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -153,6 +153,14 @@ class Parts:
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.parts))
+
+    def means(self, other: Parts) -> bool:
+        """Whether both mean the same numbers by the same names, wherever their limits are."""
+        bare = [
+            [p if p.kind == "binary" else replace(p, low=None, high=None, names=None) for p in parts.parts]
+            for parts in (self, other)
+        ]
+        return bare[0] == bare[1]
 
     def to_list(self) -> list[dict[str, Any]]:
         """The plain JSON form, which `read` takes."""

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.deployment.arm import JOINT_NAMES
+from s2robot.deployment.preflight import check_parts
 from s2robot.deployment.settings import Bridge, PolicySettings
 from s2robot.envs.frames import ImageSize
 
@@ -39,9 +41,13 @@ def make_policy(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Pol
     """The policy of a checkpoint or a server; it is closed with `stack`.
 
     Raises:
-        UserError, PolicyError, RemoteError: what `load_actor` and `RemotePolicy` raise.
+        UserError, PolicyError, RemoteError: what `load_actor` and `RemotePolicy` raise, and a policy whose actions or
+            states are of other parts than the arm's joints and gripper.
     """
-    return _remote(source, bridge, stack) if source.host.url is not None else _local(source, bridge)
+    policy = _remote(source, bridge, stack) if source.host.url is not None else _local(source, bridge)
+    for finding in check_parts(policy.contract, len(JOINT_NAMES)):
+        raise UserError(f"policy: {finding.check}: {finding.text}")
+    return policy
 
 
 def _local(source: PolicySettings, bridge: Bridge) -> Policy:

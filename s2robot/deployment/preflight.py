@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs.frames import ImageSize, size_of
+from s2robot.envs.parts import same, usual, words
 
 OK, WARNING, STOP = "ok", "warning", "stop"
 FOVY_TOLERANCE = 0.05  # relative; 5 % of 45 degrees move a point at the frame's border by 2.5 % of its height
@@ -85,6 +86,7 @@ def check_contract(
         _joints(contract["joint_names"], robot),
         _rate(float(contract["rate_hz"]), robot.rate_hz),
         _same("action frame", contract["action_frame"], robot.action_frame),
+        *check_parts(contract, len(robot.joint_names)),
     ]
     if encoder is not None:
         findings.append(_encoder(contract["encoder"], encoder))
@@ -104,6 +106,16 @@ def check_contract(
     unused = [name for name in cameras if name not in contract["cameras"]]
     if unused:
         findings.append(Finding(OK, "cameras", f"not used by this policy: {', '.join(unused)}"))
+    return findings
+
+
+def check_parts(contract: Mapping[str, Any], joints: int) -> list[Finding]:
+    """What the numbers of actions and states are, where the policy says it: an arm takes its joints and a gripper."""
+    findings = []
+    for key, what in (("action_parts", "actions"), ("proprio_parts", "proprio")):
+        if (given := contract.get(key)) is not None and not same(given, usual(key, joints)):
+            text = f"the policy's are {words(given)}, the arm's {words(usual(key, joints))}"
+            findings.append(Finding(STOP, what, text))
     return findings
 
 

@@ -61,12 +61,20 @@ def _panels(rows: Sequence[Row]) -> Iterator[_Panel]:
     """What there is to draw, in reading order."""
     names = list(dict.fromkeys(key[6:] for row in rows for key in row if key.startswith("train_")))
     parts = [name for name in names if name.endswith("_loss")]
-    known = {"loss", "joint_error_rad", "gripper_accuracy", *parts}
+    errors = [name for name in names if name.removesuffix("_rad").endswith("_error")]
+    decided = [name for name in names if name.endswith("_accuracy")]
+    known = {"loss", *parts, *errors, *decided}
     yield _Panel("Loss", {"": "loss"}, log=True)
     if parts:
         yield _Panel("Parts of the loss", {_words(name): name for name in parts}, log=True)
-    yield _Panel("Error of a joint's step (mrad)", {"": "joint_error_rad"}, 1000, log=True)
-    yield _Panel("Gripper decided wrongly (%)", {"": "gripper_accuracy"}, 100)
+    for name in errors:  # of an arm's joints, or of other parts, each in its own unit
+        words = "Error of " + _words(name.removesuffix("_error")).lower()
+        joints = name == "joint_error_rad"
+        yield _Panel(
+            "Error of a joint's step (mrad)" if joints else words, {"": name}, 1000 if joints else 1, log=True
+        )
+    for name in decided:
+        yield _Panel(f"{_words(name.removesuffix('_accuracy'))} decided wrongly (%)", {"": name}, 100)
     for name in names:  # a head's own
         if name not in known:
             yield _Panel(_words(name), {"": name})
@@ -112,7 +120,7 @@ def _draw(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
 
 
 def _value(panel: _Panel, name: str, value: float) -> float:
-    return panel.scale * (1 - value if name == "gripper_accuracy" else value)
+    return panel.scale * (1 - value if name.endswith("_accuracy") else value)
 
 
 def _intervals(axes: Axes, rows: Sequence[Row], panel: _Panel) -> None:

@@ -123,3 +123,30 @@ def test_nothing_to_describe(tmp_path):
         store.append({"state": np.zeros((2, 3))})
         with pytest.raises(DatasetError, match="expected 'action'"):
             describe(store)
+
+
+def test_a_dataset_with_parts_is_described_by_them(tmp_path):
+    limited = {"name": "position", "size": 2, "kind": "delta", "low": [-0.1] * 2, "high": [0.1] * 2}
+    parts = [limited, {"name": "claw", "size": 1, "kind": "binary"}]
+    about = {
+        **ATTRIBUTES,
+        "joint_names": [],
+        "action_parts": parts,
+        "proprio_parts": [{**limited, "names": ["x", "y"]}],
+    }
+    with EpisodeStore.create(tmp_path / "a.zarr", about) as store:
+        action = np.array([[0, 0, 1], [0.1, 0, 1], [0.05, 0, 0], [0, 0.02, 0]], np.float32)
+        store.append({"action": action, "proprio": action[:, :2]})
+        store.append({"action": action[:, :], "proprio": action[:, :2]})
+    d = describe(store)
+    assert [r["name"] for r in d["action"]] == ["position 1", "position 2", "claw"]
+    assert [r["name"] for r in d["proprio"]] == ["x", "y"]
+    assert (d["zero_actions"], d["clipped_actions"]) == (0.25, 0.25)
+    console = Console(file=io.StringIO(), width=120)
+    print_description(store, console)
+    assert (
+        "position 1 · x" in console.file.getvalue()
+        and "25.0 % zero, 25.0 % clipped" in console.file.getvalue()
+    )
+    draw_dataset(store, {}, tmp_path / "a.png")
+    assert imread(tmp_path / "a.png").ndim == 3

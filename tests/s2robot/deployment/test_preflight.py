@@ -185,3 +185,17 @@ def test_latency_against_the_period(seconds, level):
 def test_latency_says_both():
     text = str(check_latency([0.03] * 50, 10))
     assert text == "ok      latency: a plan takes 30.0 ms (p99 30.0 ms) of the period of 100 ms"
+
+
+def test_actions_that_are_not_joints_and_a_gripper_stop():
+    ours = [{"name": "arm", "size": 7, "kind": "delta", "low": [-0.25] * 7, "high": [0.25] * 7},
+            {"name": "hand", "size": 1, "kind": "binary"}]  # fmt: skip
+    assert not bad(check(action_parts=ours))
+    osc = [{"name": "position", "size": 3, "kind": "delta"}, ours[1]]
+    assert bad(check(action_parts=osc)) == [
+        "stop    actions: the policy's are position (3 delta), hand (1 binary), the arm's joints (7 delta), gripper "
+        "(1 binary)"
+    ]
+    two_values = [ours[0], {**ours[1], "low": [-1.0], "high": [1.0]}]
+    assert len(bad(check(action_parts=two_values))) == 1
+    assert len(bad(check(proprio_parts=osc))) == 1

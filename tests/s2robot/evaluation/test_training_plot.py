@@ -74,3 +74,12 @@ def test_any_rows_make_a_picture():
     assert training_plot([{"epoch": 1, "train_loss": 0.1}]).axes[0].get_xlabel() == "epoch"
     with pytest.raises(UserError, match="train_loss"):
         training_plot([{"step": 1, "lr": 1.0}])
+
+
+def test_other_parts_have_pictures_of_their_own():
+    rows = [{"step": 1, "train_loss": 1.0, "train_position_loss": 0.5, "train_position_error": 0.02,
+             "train_left_claw_accuracy": 0.75, "val_position_error": 0.03}]  # fmt: skip
+    found = panels(training_plot(rows))
+    assert list(found) == ["Loss", "Parts of the loss", "Error of position", "Left claw decided wrongly (%)"]
+    assert [line.get_ydata()[0] for line in found["Error of position"].lines] == [0.02, 0.03]
+    assert found["Left claw decided wrongly (%)"].lines[0].get_ydata()[0] == 25
