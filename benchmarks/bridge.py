@@ -33,13 +33,13 @@ from s2robot.envs.task import as_tuples
 from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.rollouts import run_episodes
-from s2robot.loading import load_policy
+from s2robot.loading import load_networks
 from s2robot.policies import BatchActor
 
 
 def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[list[bool], dict[str, Any]]:
     """Plain simulation; successes in order, and the world's settings."""
-    policy, encoder, contract = load_policy(checkpoint, torch.device("cpu"))
+    policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"))
     config = as_tuples(contract["env_config"])
     config = CubePickConfig(
         **{**config, "image_size": encoder.image_size, "cameras": tuple(contract["cameras"])}

@@ -30,7 +30,7 @@ from s2robot.envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIM
 from s2robot.envs.real.emulator.motion import Motion
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 from s2robot.envs.task import as_tuples
-from s2robot.loading import load_actor
+from s2robot.loading import load_policy
 
 LATENCIES = (5, 1)  # ticks of 10 ms from observation to action, in turn
 FPS, FRAME_DELAY = 20, 0.05  # of the cameras, s
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--gripper-hold", type=int, default=5, help="bridge.loop.gripper_hold (default 5)")
     args = parser.parse_intermixed_args()
     torch.set_num_threads(1)
-    actor, encoder, contract = load_actor(args.checkpoint, "cpu")
+    actor, encoder, contract = load_policy(args.checkpoint, "cpu")
     config = replace(CubePickConfig(**as_tuples(contract["env_config"])), image_size=encoder.image_size)
     seeds = range(args.seed, args.seed + args.episodes)
     good, most, lowest = asked_for(config, actor, seeds)

@@ -20,7 +20,7 @@ from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
 from s2robot.envs.real.emulator.motion import Motion, Plan
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 from s2robot.envs.task import as_tuples
-from s2robot.loading import load_actor
+from s2robot.loading import load_policy
 
 GRIPPER_HOLD = 5  # bridge.loop's
 SPEED, ACCELERATION = 0.8, 4.0  # rad/s, rad/s²: bridge.arm's, of mode online
@@ -53,7 +53,7 @@ def main() -> None:
     bridge_limits.SafetyFilter = Noted  # what its episodes are made of
     if args.online:
         bridge_limits.Motion = Online
-    actor, encoder, contract = load_actor(args.checkpoint, "cpu")
+    actor, encoder, contract = load_policy(args.checkpoint, "cpu")
     config = replace(CubePickConfig(**as_tuples(contract["env_config"])), image_size=encoder.image_size)
     plant, points = ScenePlant(config), ArmPoints(config.robot)
     renderer = SceneRenderer(plant)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from s2robot.loading import load_actor
+from s2robot.loading import load_policy
 from s2robot.serving.remote import RemotePolicy
 
 TOKEN = os.urandom(16).hex()
@@ -50,7 +50,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    local, encoder, contract = load_actor(args.checkpoint, "cpu")
+    local, encoder, contract = load_policy(args.checkpoint, "cpu")
     size = encoder.image_size
     rng = np.random.default_rng(0)
     rows: dict[str, list[float]] = {"local": [], "remote": [], "server": [], "transport": []}

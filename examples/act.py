@@ -7,20 +7,21 @@ import sys
 
 import numpy as np
 
-from s2robot.loading import load_actor
+from s2robot import load_policy
+from s2robot.envs.frames import size_of
 
 
 def main(argv: list[str] | None = None) -> np.ndarray:
     (checkpoint,) = sys.argv[1:] if argv is None else argv
-    actor, encoder, contract = load_actor(
-        checkpoint
-    )  # the encoder that the policy was trained with comes along
-    print(f"{contract['robot']} at {contract['rate_hz']} Hz, cameras {contract['cameras']}")
-    actor.reset()  # a new episode
+    policy = load_policy(checkpoint)  # the encoder that it was trained with comes along
+    about = policy.contract
+    print(f"{about['robot']} at {about['rate_hz']} Hz, cameras {about['cameras']}")
+    policy.reset()  # a new episode
     for _ in range(3):
-        frame = np.zeros((encoder.image_size, encoder.image_size, 3), np.uint8)  # your camera's, RGB
+        # your cameras', RGB
+        images = {c: np.zeros((*size_of(policy.image_size, c), 3), np.uint8) for c in policy.spec.cameras}
         proprio = np.zeros(8, np.float32)  # your arm's: seven joints in rad, gripper opening 0..1
-        action = actor.act({"images": dict.fromkeys(contract["cameras"], frame), "proprio": proprio})
+        action = policy.act({"images": images, "proprio": proprio})
         print(np.round(action, 4))  # seven joint deltas in rad, gripper 0 open .. 1 close
     return action
 

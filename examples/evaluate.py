@@ -11,7 +11,7 @@ import gymnasium
 
 import s2robot.envs  # noqa: F401 (registers the environments)
 from s2robot.evaluation.records import wilson
-from s2robot.loading import load_actor
+from s2robot.loading import load_policy
 
 
 def main(argv: list[str] | None = None) -> list[bool]:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> list[bool]:
     parser.add_argument("--steps", type=int, default=80, help="most steps an episode")
     args = parser.parse_args(argv)
 
-    actor, encoder, contract = load_actor(args.checkpoint)
+    actor, encoder, contract = load_policy(args.checkpoint)
     env = gymnasium.make(
         "s2robot/CubePick-v0", robot=contract["robot"], cameras=tuple(contract["cameras"]),
         image_size=encoder.image_size, max_steps=args.steps,

@@ -2,7 +2,7 @@
 
 policy.json: schema, spec (PolicySpec), contract (encoder, cameras, camera geometry, robot, joint names,
 action frame, rate, dataset, versions, training summary) and the sha256 of the tensors. The normalisation is
-among the tensors. No pickle anywhere.
+among the tensors. No pickle anywhere. README.md beside them is the model card, which nothing reads back.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
+from s2robot.policies.card import CARD, RECORD, card
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.parts import Parts
 from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
 SCHEMA = 2
 _READS = (1, SCHEMA)
-TENSORS, RECORD = "policy.safetensors", "policy.json"
+TENSORS = "policy.safetensors"
 REQUIRED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", "dataset")
 PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # of a contract and a spec: what numbers are
 CHECKED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", *PARTS)
@@ -71,7 +72,9 @@ def save_checkpoint(folder: str | Path, policy: ChunkPolicy, contract: Mapping[s
     except (TypeError, ValueError) as error:
         raise PolicyError(f"contract: not plain JSON ({error}); nothing was written") from error
     try:
-        _replace(folder, {TENSORS: data, RECORD: text.encode()})
+        count = sum(parameter.numel() for parameter in policy.parameters())
+        about = card(policy.spec, contract, count)
+        _replace(folder, {TENSORS: data, RECORD: text.encode(), CARD: about.encode()})
     except OSError as error:  # a full or read-only disk
         raise PolicyError(f"checkpoint {folder}: cannot be written: {error.strerror or error}") from error
     return folder

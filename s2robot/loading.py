@@ -1,16 +1,19 @@
 """A trained policy with the encoder that it was trained on, ready to act.
 
-    actor, encoder, contract = load_actor("runs/run/<date>/checkpoint")
-    actor.reset()
-    actor.act({"images": {"hand": frame, ...}, "proprio": proprio})       # float32 (8,)
+    policy = load_policy("runs/run/<date>/checkpoint")                    # of `s2robot` itself, too
+    policy.reset()
+    policy.act({"images": {"hand": frame, ...}, "proprio": proprio})      # float32 (8,)
+
+    actor, encoder, contract = policy                                     # what it is made of
 
 Needs no simulator: this is what acts on an arm, or on a server for one.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from s2robot.common.errors import UserError
@@ -18,7 +21,7 @@ from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.frames import ImageSize, as_image_size
-from s2robot.policies import Actor, ChunkPolicy, check_contract, load_checkpoint
+from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, load_checkpoint
 
 
 def device_of(name: str) -> torch.device:
@@ -37,7 +40,7 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def load_policy(
+def load_networks(
     checkpoint: str | Path, device: torch.device, weights: str | Path | None = None
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
     """A checkpoint's policy, its encoder built again, and its contract.
@@ -76,18 +79,46 @@ def image_size_of(contract: Mapping[str, Any], encoder: S2Encoder) -> ImageSize:
     return as_image_size({name: tuple(wide.get(name, side)) for name in contract["cameras"]})
 
 
-def load_actor(
-    checkpoint: str | Path, device: str = "auto", weights: str | Path | None = None
-) -> tuple[Actor, S2Encoder, dict[str, Any]]:
-    """A checkpoint as an actor for one robot, its encoder and its contract.
+class Policy(NamedTuple):
+    """A checkpoint that acts for one robot."""
 
-    Arguments and errors as :func:`load_policy`; the device by name, `auto` for the GPU if there is one.
+    actor: Actor
+    encoder: S2Encoder
+    contract: dict[str, Any]
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Of its networks: cameras in order, what an action and a state hold, how many actions a plan."""
+        return self.actor.batch.policy.spec
+
+    @property
+    def image_size(self) -> ImageSize:
+        """Of the frames that it wants, see `image_size_of`."""
+        return image_size_of(self.contract, self.encoder)
+
+    def reset(self, seed: int = 0) -> None:
+        """Begin an episode; the seed is that of all that a head draws in it."""
+        self.actor.reset(seed)
+
+    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """Next action, float32 (A,), from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}; see `Actor.act`."""
+        return self.actor.act(observation)
+
+    def plan(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """The next actions that need no further observation, float32 (k, A)."""
+        return self.actor.plan(observation)
+
+
+def load_policy(checkpoint: str | Path, device: str = "auto", weights: str | Path | None = None) -> Policy:
+    """A checkpoint, ready to act for one robot.
+
+    Arguments and errors as :func:`load_networks`; the device by name, `auto` for the GPU if there is one.
     """
-    policy, encoder, contract = load_policy(checkpoint, device_of(device), weights)
+    policy, encoder, contract = load_networks(checkpoint, device_of(device), weights)
     dtype = contract["encoder"]["features_dtype"]
     geometry = contract.get("camera_geometry") or {}
     sizes = {name: camera["size"] for name, camera in geometry.items() if "size" in camera}
     sizes |= contract["encoder"].get("frames") or {}
     # rounded as the training saw them, out of the cache
     actor = Actor(policy, lambda images: as_stored(encoder.encode(images), dtype), sizes, encoder.map_of)
-    return actor, encoder, contract
+    return Policy(actor, encoder, contract)

@@ -47,6 +47,7 @@ from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.loading import device_of
 from s2robot.policies import PolicySpec
+from s2robot.policies.card import write_card
 from s2robot.policies.rays import with_geometry
 from s2robot.training.settings import TrainSettings, check_ranges
 from s2robot.training.train import train
@@ -350,6 +351,7 @@ def run(cfg: DictConfig) -> None:
         return
     with timed("evaluate"):
         summary = evaluate_policy(cfg, checkpoint, out)
+    write_card(checkpoint, summary)
     finish(summary, out)
 
 

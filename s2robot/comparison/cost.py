@@ -17,7 +17,7 @@ from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.selective import select
 from s2robot.evaluation.planners import LearnedPlanner
-from s2robot.loading import device_of, image_size_of, load_policy
+from s2robot.loading import device_of, image_size_of, load_networks
 from s2robot.policies import BatchActor
 
 
@@ -45,7 +45,7 @@ def ms_per_action(
     frames: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}  # (T, H, W, 3) a camera, and proprio (T, 8)
     place = device_of(device)
     for arm, folder in checkpoints.items():
-        policy, encoder, contract = load_policy(folder, place)
+        policy, encoder, contract = load_networks(folder, place)
         seeing = select(encoder, dict(selective[arm]))
         cameras = contract["cameras"]
         planners[arm] = LearnedPlanner(BatchActor(policy, 1), seeing, cameras)

@@ -12,7 +12,7 @@ from s2robot.demos.expert import expert_chunks
 from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.loading import load_actor
+from s2robot.loading import load_policy
 from s2robot.policies import Actor
 
 VISITED = ("none", "open", "all")
@@ -23,7 +23,7 @@ _OPEN: dict[str, tuple[CubePick, Picker, Actor]] = {}
 class Course:
     """All that decides an episode besides its seed.
 
-    checkpoint, weights, device: as `load_actor` takes them.
+    checkpoint, weights, device: as `load_policy` takes them.
     world: with the policy's cameras, at its encoder's image size.
     expert: steps of the picker's chunks.
     visited: from which of the policy's own states the picker is imitated, one of VISITED.
@@ -128,7 +128,7 @@ def _opened(course: Course) -> tuple[CubePick, Picker, Actor]:
     if key not in _OPEN:
         _OPEN.clear()
         env = CubePick(course.world, draw=False)
-        actor, _, _ = load_actor(course.checkpoint, course.device, course.weights)
+        actor, _, _ = load_policy(course.checkpoint, course.device, course.weights)
         actor.sizes = {}  # frames are drawn as the encoder needs them, whatever the demos say
         _OPEN[key] = env, Picker(env, course.picker), actor
     return _OPEN[key]

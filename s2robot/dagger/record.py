@@ -24,7 +24,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ENV_VERSION, CubePickConfig
 from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.summary import world_changes
-from s2robot.loading import image_size_of, load_policy
+from s2robot.loading import image_size_of, load_networks
 from s2robot.policies import ChunkPolicy, check_contract
 
 
@@ -119,7 +119,7 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: CubePickConfig
         raise UserError(
             f"{demos.path}: found the task {task}, expected {ENV_VERSION}: no other has an expert"
         )
-    policy, encoder, contract = load_policy(settings.checkpoint, torch.device("cpu"), settings.weights)
+    policy, encoder, contract = load_networks(settings.checkpoint, torch.device("cpu"), settings.weights)
     check_contract(
         contract,
         robot=demos.robot,

@@ -41,7 +41,7 @@ def make_policy(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Pol
     """The policy of a checkpoint or a server; it is closed with `stack`.
 
     Raises:
-        UserError, PolicyError, RemoteError: what `load_actor` and `RemotePolicy` raise, and a policy whose actions or
+        UserError, PolicyError, RemoteError: what `load_policy` and `RemotePolicy` raise, and a policy whose actions or
             states are of other parts than the arm's joints and gripper.
     """
     policy = _remote(source, bridge, stack) if source.host.url is not None else _local(source, bridge)
@@ -53,12 +53,12 @@ def make_policy(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Pol
 def _local(source: PolicySettings, bridge: Bridge) -> Policy:
     import torch
 
-    from s2robot.loading import image_size_of, load_actor
+    from s2robot.loading import image_size_of, load_policy
 
     assert source.checkpoint is not None
     if source.host.threads:
         torch.set_num_threads(source.host.threads)
-    actor, encoder, contract = load_actor(source.checkpoint, source.host.device, source.weights)
+    actor, encoder, contract = load_policy(source.checkpoint, source.host.device, source.weights)
     members, limit = actor.batch.policy.spec.members, bridge.watchdog.disagreement
     if limit is not None and members == 1:
         raise UserError(

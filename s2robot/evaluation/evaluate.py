@@ -31,7 +31,7 @@ from s2robot.evaluation.planners import LearnedPlanner, NearestDemo, Planner
 from s2robot.evaluation.records import summarise
 from s2robot.evaluation.rollouts import Rollouts, run_episodes
 from s2robot.evaluation.summary import camera_changes, facts, refuse_positions_of_demos, world_changes
-from s2robot.loading import device_of, image_size_of, load_policy
+from s2robot.loading import device_of, image_size_of, load_networks
 from s2robot.policies import BatchActor, ChunkPolicy, check_contract
 
 CONTROLS = (None, "blind", "nearest_demo")
@@ -101,7 +101,7 @@ def evaluate_checkpoint(
     start, e = time.monotonic(), settings or EvaluateSettings()
     if e.threads:
         torch.set_num_threads(e.threads)
-    policy, encoder, contract = load_policy(checkpoint, device_of(e.device), weights)
+    policy, encoder, contract = load_networks(checkpoint, device_of(e.device), weights)
     config, changes = _world_of(world, contract, image_size_of(contract, encoder))
     if changes:
         print(f"note: this world is not the demos': {'; '.join(changes)}")

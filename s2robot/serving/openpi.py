@@ -13,10 +13,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgpack
 import numpy as np
 
-from s2robot.serving.wire import MAX_DIMENSIONS, MAX_ITEMS, WireError
+from s2robot.serving.wire import MAX_DIMENSIONS, MAX_ITEMS, WireError, msgpack  # one line where it is missing
 
 STATES = ("proprio", "state", "observation/state", "observation.state", "observation/proprio")
 _PREFIXES = ("observation/images/", "observation.images.", "observation/", "observation.", "images/", "")

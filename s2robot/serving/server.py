@@ -35,7 +35,7 @@ from omegaconf import DictConfig
 from s2robot.common.errors import UserError
 from s2robot.common.settings import read
 from s2robot.envs.frames import ImageSize, sizes_of
-from s2robot.loading import image_size_of, load_actor
+from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import Actor
 from s2robot.serving.dialects import Dialect, OpenPi, Own
 from s2robot.serving.token import token_for
@@ -337,7 +337,7 @@ def run_serve(cfg: DictConfig) -> None:
     token, place = token_for(settings.host, settings.token_file)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    actor, encoder, contract = load_actor(cfg.checkpoint, settings.device, cfg.encoder.checkpoint)
+    actor, encoder, contract = load_policy(cfg.checkpoint, settings.device, cfg.encoder.checkpoint)
     server = PolicyServer(actor, contract, image_size_of(contract, encoder), token, settings)
 
     def ready(port: int) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.demos.store import EpisodeStore
-from s2robot.loading import load_actor
+from s2robot.loading import load_policy
 from s2robot.serving.remote import RemotePolicy
 from s2robot.serving.token import read_token
 
@@ -73,7 +73,7 @@ def main(work: Path, page: Path) -> None:
     assert before and before == after, "the training encoded again"
 
     checkpoint = work / "train" / "checkpoint"
-    actor, encoder, _ = load_actor(checkpoint, "cpu")
+    actor, encoder, _ = load_policy(checkpoint, "cpu")
     observation = {
         "images": {c: np.full((SIDE, SIDE, 3), 90, np.uint8) for c in CAMERAS},
         "proprio": np.zeros(8, np.float32),

@@ -37,7 +37,7 @@ def test_round_trip_is_bit_exact(tmp_path, make_policy, make_batch, kind):
     keys = ("features", "proprio", "past_actions", "pad")
     assert torch.equal(loaded.plan(*(batch[k] for k in keys)), policy.plan(*(batch[k] for k in keys)))
     assert sorted(os.listdir(tmp_path)) == ["best"]
-    assert sorted(os.listdir(tmp_path / "best")) == ["policy.json", "policy.safetensors"]
+    assert sorted(os.listdir(tmp_path / "best")) == ["README.md", "policy.json", "policy.safetensors"]
 
 
 def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from s2robot.cli import main
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
-from s2robot.loading import image_size_of, load_actor
+from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import PolicyError
 from tests.s2robot.serving.test_server import connect, serving
 
@@ -61,7 +61,7 @@ def test_the_store_gives_them_back(demos):
 
 
 def test_a_policy_of_two_shapes_acts_and_sees_all_of_each_frame(checkpoint):
-    actor, encoder, contract = load_actor(checkpoint, "cpu")
+    actor, encoder, contract = load_policy(checkpoint, "cpu")
     spec = actor.batch.policy.spec
     assert spec.cameras == tuple(SIZES) and spec.grids == ((4, 5), (4, 4)) and spec.tokens == 20
     assert contract["encoder"]["frames"] == {"observation.images.top": [48, 64]}
@@ -76,7 +76,7 @@ def test_a_policy_of_two_shapes_acts_and_sees_all_of_each_frame(checkpoint):
 
 
 def test_a_frame_of_another_shape_is_refused(checkpoint):
-    actor, _, _ = load_actor(checkpoint, "cpu")
+    actor, _, _ = load_policy(checkpoint, "cpu")
     wrong = observation(0)
     wrong["images"]["observation.images.top"] = wrong["images"]["wrist/left"]
     words = "camera 'observation.images.top' has 64 x 64 px, 4 x 4 tokens; the policy wants 4 x 5"
@@ -85,7 +85,7 @@ def test_a_frame_of_another_shape_is_refused(checkpoint):
 
 
 def test_a_server_tells_the_sizes_and_gives_the_same_actions(checkpoint):
-    actor, _, _ = load_actor(checkpoint, "cpu")
+    actor, _, _ = load_policy(checkpoint, "cpu")
     with serving(checkpoint) as (_, url, _), connect(url) as policy:
         assert policy.cameras == tuple(SIZES) and policy.image_size == SIZES
         for seed in range(3):

@@ -1,11 +1,13 @@
 """Loading a policy: what is said of a wrong encoder and of a device that is not there."""
 
+import numpy as np
 import pytest
 import torch
 
+import s2robot
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.common.errors import UserError
-from s2robot.loading import device_of, load_policy
+from s2robot.loading import device_of, load_networks
 from s2robot.policies import PolicyError
 
 
@@ -15,7 +17,7 @@ def test_a_wrong_encoder_is_named_with_its_file(slow_policy, tmp_path):
     save_encoder(MVPViT(ViTSpec(img_size=32, patch_size=8, dim=64, depth=2, heads=2)), other, {"seed": 1})
     words = r"trained on encoder mvp-tiny [0-9a-f]{12}, the one given is mvp-tiny \(.*other.safetensors\) [0-9a-f]{12}:"
     with pytest.raises(PolicyError, match=words) as error:
-        load_policy(slow_policy, torch.device("cpu"), other)
+        load_networks(slow_policy, torch.device("cpu"), other)
     assert "\n" not in str(error.value)
 
 
@@ -27,3 +29,21 @@ def test_a_device_that_is_not_there_is_a_line():
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     with pytest.raises(UserError, match=f"device: found cuda:99, torch .* finds {count} GPUs here"):
         device_of("cuda:99")
+
+
+def test_one_line_loads_what_acts(slow_policy):
+    """As its actor, with the facts that a program of one's own needs; it unpacks into its parts."""
+    policy = s2robot.load_policy(slow_policy, device="cpu")
+    actor, encoder, contract = policy
+    assert policy.spec.cameras == ("hand", "left") and policy.contract is contract and policy.image_size == 64
+    observation = {
+        "images": {c: np.full((64, 64, 3), 90, np.uint8) for c in policy.spec.cameras},
+        "proprio": np.zeros(8, np.float32),
+    }
+    policy.reset(3)
+    first = policy.act(observation)
+    assert first.shape == (8,) and first.dtype == np.float32
+    policy.reset(3)
+    assert np.array_equal(policy.plan(observation)[0], first)
+    actor.reset()
+    assert np.array_equal(actor.act(observation), first)

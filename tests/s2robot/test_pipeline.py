@@ -19,7 +19,7 @@ from s2robot.common.settings import env_config
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
-from s2robot.loading import load_actor
+from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint
 from tests.inline import InlineWorlds
 
@@ -156,8 +156,8 @@ def test_an_encoder_file_that_was_moved_is_asked_for(finished, tiny_encoder, tmp
     record = moved / "policy.json"
     record.write_text(record.read_text().replace(str(tiny_encoder), "/gone/tiny.safetensors"))
     with pytest.raises(UserError, match="/gone/tiny.safetensors: no such file, .* encoder.checkpoint=<file>"):
-        load_actor(moved, "cpu")
-    load_actor(moved, "cpu", weights=tiny_encoder)
+        load_policy(moved, "cpu")
+    load_policy(moved, "cpu", weights=tiny_encoder)
 
 
 # ---------------------------------------------------------------- bad input

@@ -76,8 +76,8 @@ from s2robot.cli import main
 code = main(["train", "demos.path=own.zarr", "env.cameras=[hand]", *sys.argv[1:], "hydra.run.dir=out"])
 assert code == 0, code
 import json, numpy as np
-from s2robot.loading import load_actor
-actor, encoder, contract = load_actor("out/checkpoint", "cpu")
+from s2robot.loading import load_policy
+actor, encoder, contract = load_policy("out/checkpoint", "cpu")
 actor.reset()
 frame = np.zeros((encoder.image_size, encoder.image_size, 3), np.uint8)
 action = actor.act({"images": {"hand": frame}, "proprio": np.zeros(8, np.float32)})

@@ -125,7 +125,7 @@ class Script:
 def scripted(monkeypatch):
     def use(actions: np.ndarray) -> None:
         monkeypatch.setattr(rooms, "_OPEN", {})
-        monkeypatch.setattr(rooms, "load_actor", lambda *given: (Script(actions), None, None))
+        monkeypatch.setattr(rooms, "load_policy", lambda *given: (Script(actions), None, None))
 
     return use
 

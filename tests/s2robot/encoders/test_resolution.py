@@ -14,7 +14,7 @@ from s2robot.common.paths import configs_dir
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import Selective, SelectiveEncoder
-from s2robot.loading import load_policy
+from s2robot.loading import load_networks
 from s2robot.pipeline import encode_demos, read_task, train_policy
 from s2robot.policies.errors import PolicyError
 from s2robot.s2.pyramid import channels_first, pyramid
@@ -99,10 +99,10 @@ def test_features_and_checkpoints_remember_it(tiny_encoder, recorded, tmp_path):
         caches.append(cache.path)
         out = tmp_path / resolution
         checkpoint = train_policy(task, store, encoder, features, out)
-        _, loaded, contract = load_policy(checkpoint, CPU)
+        _, loaded, contract = load_networks(checkpoint, CPU)
         assert loaded.upsampled == (resolution == "upsampled") and loaded.fingerprint == encoder.fingerprint
     assert caches[0] != caches[1]
     path = checkpoint / "policy.json"
     path.write_text(path.read_text().replace('"resolution": "upsampled"', '"resolution": "native"'))
     with pytest.raises(PolicyError, match="trained on encoder mvp-tiny .* the one given is mvp-tiny"):
-        load_policy(checkpoint, CPU)
+        load_networks(checkpoint, CPU)

@@ -10,7 +10,7 @@ from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 from s2robot.common.errors import UserError
-from s2robot.loading import load_actor
+from s2robot.loading import load_policy
 from s2robot.serving.openpi import observation_of, pack, unpack
 from s2robot.serving.server import PolicyServer, ServeSettings
 from s2robot.serving.wire import WireError
@@ -32,7 +32,7 @@ def as_openpi(observation: dict) -> dict:
 
 
 def test_their_client_gets_the_same_chunks(checkpoint):
-    local, _, _ = load_actor(checkpoint, "cpu")
+    local, _, _ = load_policy(checkpoint, "cpu")
     with serving(checkpoint) as (server, url, _):
         client = WebsocketClientPolicy(url, api_key=TOKEN)
         told = client.get_server_metadata()
@@ -159,7 +159,7 @@ def test_round_trips_with_their_packer():
 
 
 def test_a_key_of_no_camera_is_refused_at_the_start(checkpoint):
-    actor, encoder, contract = load_actor(checkpoint, "cpu")
+    actor, encoder, contract = load_policy(checkpoint, "cpu")
     with pytest.raises(
         UserError, match="serve.keys: found observation/image: top, expected one of hand, left"
     ):

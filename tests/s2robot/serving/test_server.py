@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from s2robot.common.errors import UserError
-from s2robot.loading import image_size_of, load_actor
+from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import Actor
 from s2robot.serving import remote
 from s2robot.serving import token as shared_secret
@@ -79,7 +79,7 @@ class Slow:
 @contextlib.contextmanager
 def serving(checkpoint: Path, actor=None, **settings):
     """A server in a thread of this process: the server, its URL, and the list of errors that ended it."""
-    own, encoder, contract = load_actor(checkpoint, "cpu")
+    own, encoder, contract = load_policy(checkpoint, "cpu")
     server = PolicyServer(
         actor or own, contract, image_size_of(contract, encoder), TOKEN, ServeSettings(port=0, **settings)
     )
@@ -118,7 +118,7 @@ def connect(url: str, deadline_s: float = PATIENT, **more) -> RemotePolicy:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
-    local, encoder, contract = load_actor(checkpoints[kind], "cpu")
+    local, encoder, contract = load_policy(checkpoints[kind], "cpu")
     with serving(checkpoints[kind]) as (server, url, _), connect(url) as policy:
         assert policy.contract == contract and policy.cameras == CAMERAS
         assert policy.image_size == encoder.image_size == 64
@@ -140,8 +140,8 @@ def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_plans_are_the_actions_one_by_one_and_memory_comes_back(checkpoints, kind):
-    one, _, _ = load_actor(checkpoints[kind], "cpu")
-    other, _, _ = load_actor(checkpoints[kind], "cpu")
+    one, _, _ = load_policy(checkpoints[kind], "cpu")
+    other, _, _ = load_policy(checkpoints[kind], "cpu")
     one.reset()
     other.reset()
     for observation in observations(4):
@@ -156,8 +156,8 @@ def test_plans_are_the_actions_one_by_one_and_memory_comes_back(checkpoints, kin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_late_answer_is_dropped_and_leaves_no_trace(checkpoints, kind):
-    local, _, _ = load_actor(checkpoints[kind], "cpu")
-    slow = Slow(load_actor(checkpoints[kind], "cpu")[0])
+    local, _, _ = load_policy(checkpoints[kind], "cpu")
+    slow = Slow(load_policy(checkpoints[kind], "cpu")[0])
     with serving(checkpoints[kind], slow) as (server, url, _), connect(url) as policy:
         first, unseen, *later = observations(6)
         assert np.array_equal(policy.plan(first), local.plan(first))
@@ -172,14 +172,14 @@ def test_a_late_answer_is_dropped_and_leaves_no_trace(checkpoints, kind):
 
 
 def test_of_waiting_requests_only_the_newest_is_answered(checkpoint):
-    slow = Slow(load_actor(checkpoint, "cpu")[0])
+    slow = Slow(load_policy(checkpoint, "cpu")[0])
     with serving(checkpoint, slow) as (server, url, _), connect(url) as policy:
         slow.seconds.put(2.0)
         for observation in observations(4):
             with pytest.raises(PolicyLate):
                 policy.plan(observation, deadline_s=0.1)
         last = observations(5)[-1]
-        assert np.array_equal(policy.plan(last), load_actor(checkpoint, "cpu")[0].plan(last))
+        assert np.array_equal(policy.plan(last), load_policy(checkpoint, "cpu")[0].plan(last))
         assert server.calls == 2 and server.skipped == 3
 
 
@@ -341,7 +341,7 @@ def test_a_client_checks_its_own_observations(checkpoint):
 
 
 def test_a_policy_that_fails_says_so_and_goes_on(checkpoint, capsys):
-    actor = load_actor(checkpoint, "cpu")[0]
+    actor = load_policy(checkpoint, "cpu")[0]
     with serving(checkpoint, actor) as (server, url, _), connect(url) as policy:
         plan, actor.plan = actor.plan, lambda observation: 1 / 0
         observation = observations(1)[0]
@@ -353,7 +353,7 @@ def test_a_policy_that_fails_says_so_and_goes_on(checkpoint, capsys):
 
 
 def test_a_policy_that_hangs_stops_the_server(checkpoint):
-    slow = Slow(load_actor(checkpoint, "cpu")[0])
+    slow = Slow(load_policy(checkpoint, "cpu")[0])
     with serving(checkpoint, slow, call_s=0.3) as (_, url, errors), connect(url) as policy:
         slow.seconds.put(3)
         with pytest.raises(PolicyLost, match="the policy hangs"):
@@ -555,7 +555,7 @@ def test_bad_settings(key, value):
 
 def test_a_taken_port_is_one_line(checkpoint):
     with listener() as taken:
-        own, encoder, contract = load_actor(checkpoint, "cpu")
+        own, encoder, contract = load_policy(checkpoint, "cpu")
         port = taken.getsockname()[1]
         server = PolicyServer(own, contract, encoder.image_size, TOKEN, ServeSettings(port=port))
         with pytest.raises(UserError, match=f"serve: 127.0.0.1 port {port}: .*in use"):
@@ -587,7 +587,7 @@ def command(checkpoint: Path, folder: Path, **settings):
 
 
 def test_a_hung_server_process_and_ctrl_c(checkpoint, tmp_path):
-    local, _, _ = load_actor(checkpoint, "cpu")
+    local, _, _ = load_policy(checkpoint, "cpu")
     with command(checkpoint, tmp_path) as (process, url, token):
         with RemotePolicy(url, token, PATIENT, PATIENT) as policy:
             first, second, third = observations(3)
