@@ -64,6 +64,8 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     """What build_encoder needs to make the same encoder again; part of a checkpoint."""
     settings = {**plain(cfg.encoder), "scales": list(cfg.s2.scales), "resolution": cfg.s2.resolution}
+    if cfg.s2.get("fine"):  # left out otherwise: a checkpoint without is that of before there was a choice
+        settings["fine"] = True
     if settings["checkpoint"]:  # a checkpoint is used from other folders too
         settings["checkpoint"] = str(Path(settings["checkpoint"]).resolve())
     return settings

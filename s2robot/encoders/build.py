@@ -37,6 +37,7 @@ class EncoderSettings:
         sizes: image sides in pixels, or
         scales: the same as multiples of the tile (1 and 2).
         resolution: of the larger sizes: native, or upsampled from the first.
+        fine: keep all tokens of the largest size.
         pool: tokens, or mean.
         dtype: of the arithmetic, float32 or bfloat16.
         block: the block whose output is taken, 1 = the first; None = the last.
@@ -49,6 +50,7 @@ class EncoderSettings:
     sizes: tuple[int, ...] | None = None
     scales: tuple[float, ...] | None = None
     resolution: str | None = None
+    fine: bool = False
     pool: str | None = None
     dtype: str | None = None
     block: int | None = None
@@ -78,6 +80,7 @@ def build_encoder(cfg: Mapping[str, Any]) -> S2Encoder:
         describe={"timm": settings.name[5:]} if timm else {},
         dtype=settings.dtype or "float32",
         resolution=settings.resolution or "native",
+        fine=settings.fine,
     )
 
 

@@ -104,6 +104,10 @@ class SelectiveEncoder:
             raise UserError(
                 f"selective: the encoder has {len(encoder.sizes)} size ({encoder.sizes[0]}), expected at least 2"
             )
+        if encoder.fine:
+            raise UserError(
+                "selective: found an encoder with s2.fine=true, expected one that averages fine tokens"
+            )
         self.encoder, self.settings = encoder, settings
         self.dim, self.grid, self.num_tokens = encoder.dim, encoder.grid, encoder.num_tokens
         self.sizes, self.image_size, self.tile = encoder.sizes, encoder.image_size, encoder.tile
