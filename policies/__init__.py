@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from s2robot.policies.actor import Actor, BatchActor
     from s2robot.policies.checkpoint import check_contract, load_checkpoint, save_checkpoint
     from s2robot.policies.normalise import Normaliser, channel_moments
+    from s2robot.policies.parts import Part, Parts
     from s2robot.policies.policy import ChunkPolicy
     from s2robot.policies.spec import PolicySpec
 
@@ -17,6 +18,8 @@ __all__ = [
     "BatchActor",
     "ChunkPolicy",
     "Normaliser",
+    "Part",
+    "Parts",
     "PolicyError",
     "PolicySpec",
     "channel_moments",
@@ -30,6 +33,8 @@ _ROOMS = {
     "BatchActor": "actor",
     "ChunkPolicy": "policy",
     "Normaliser": "normalise",
+    "Part": "parts",
+    "Parts": "parts",
     "PolicySpec": "spec",
     "channel_moments": "normalise",
     "check_contract": "checkpoint",

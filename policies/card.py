@@ -96,6 +96,9 @@ def _facts(
         "policy": f"{spec.kind}, {head}, {parameters / 1e6:.2f} M parameters; {spec.execute} of {spec.chunk} actions a plan",
         "demos": f"{dataset.get('name', '')}, {dataset.get('episodes', '?')} episodes, `{str(dataset['fingerprint'])[:12]}`",
     }
+    facts |= {
+        what: str(getattr(spec, what)) for what in ("action", "proprio") if getattr(spec, f"{what}_parts")
+    }
     if steps := (contract.get("training") or {}).get("step"):
         facts["training"] = f"{steps} steps"
     if summary:

@@ -7,11 +7,21 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec, load_checkpoint, save_checkpoint
-from s2robot.policies.checkpoint import REQUIRED
+from s2robot.policies import (
+    BatchActor,
+    ChunkPolicy,
+    Part,
+    Parts,
+    PolicyError,
+    PolicySpec,
+    check_contract,
+    load_checkpoint,
+    rotations,
+    save_checkpoint,
+)
 from s2robot.policies.heads import HEADS
 from s2robot.policies.normalise import ACTION_FLOOR, Normaliser
-from s2robot.policies.parts import Part, Parts
+from tests.policies.test_checkpoint import CONTRACT
 
 POSITION = {"name": "position", "size": 3, "kind": "delta"}
 TURN = {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle", "relative": True}
@@ -69,8 +79,6 @@ def test_a_spec_leaves_out_the_usual_parts():
 @pytest.mark.parametrize("form", ["axis_angle", "rot6d"])
 @pytest.mark.parametrize("most", [1e-7, 0.5, np.pi])
 def test_rotations_agree_with_scipy(form, most):
-    from s2robot.policies import rotations
-
     vectors = torch.cat([random_turns(50, most=most), torch.zeros(1, 3), torch.tensor([[0, np.pi, 0]])])
     matrix = rotations.matrices(vectors, "axis_angle")
     np.testing.assert_allclose(matrix, Rotation.from_rotvec(vectors.numpy()).as_matrix(), atol=1e-12)
@@ -267,7 +275,7 @@ def policy_of(arm, **keys):
     return policy, batch
 
 
-@pytest.mark.parametrize("arm, target", [(a, t) for a in ARMS for t in ("delta", "cumulative")])
+@pytest.mark.parametrize("arm, target", [*((arm, "cumulative") for arm in ARMS), ("arm", "delta")])
 def test_a_policy_learns_such_actions(arm, target):
     torch.manual_seed(0)
     policy, batch = policy_of(arm, action_target=target)
@@ -290,9 +298,9 @@ def test_a_policy_learns_such_actions(arm, target):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", ["rot6d", "continuous", "binary"])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
-def test_every_head_makes_such_actions(kind, arm, tmp_path):
+def test_every_head_makes_such_actions(kind, arm):
     torch.manual_seed(0)
     policy, batch = policy_of(arm, head={"kind": kind, **SMALL[kind]}, members=2, action_target="cumulative")
     loss, scalars = policy.train().loss(batch)
@@ -318,11 +326,42 @@ def test_the_mean_of_members_turns_half_way():
     torch.testing.assert_close(middle.abs(), torch.tensor([0, 0, torch.pi]), atol=1e-3, rtol=0)
 
 
+def test_overlapping_plans_are_averaged_as_rotations():
+    policy, batch = policy_of("arm", ensemble=0.1, execute=1)
+    actor, both, plans = BatchActor(policy, 1), policy.spec.action, []
+    actor.reset([0])
+    for step in range(2):
+        seen = batch["features"][step]
+        plans.append(policy.combine(policy.plan_members(policy.pool(seen[None]), batch["proprio"][:1]))[0])
+        action = torch.from_numpy(actor.plan([0], seen, batch["proprio"][0]))[0, 0]
+    weights = torch.exp(-0.1 * torch.arange(2))[:, None]  # the older plan counts most
+    inner = both.inner(torch.stack([plans[0][1], plans[1][0]]))
+    mean = (weights * inner).sum(0) / weights.sum()
+    torch.testing.assert_close(action, both.harden(both.outer(mean)), atol=1e-6, rtol=1e-5)
+
+
+def test_a_policy_refuses_a_world_of_other_parts():
+    contract = {"action_parts": ARM, "joint_names": []}
+    check_contract(contract, action_parts=[{**POSITION, "low": [-1] * 3, "high": [1] * 3}, TURN, GRIPPER])
+    with pytest.raises(
+        PolicyError, match=r"the policy's action is position \(3 delta\), .*, given is joints \(7 delta\)"
+    ):
+        check_contract({**contract, "joint_names": ["j"] * 7}, action_parts=None)
+    with pytest.raises(PolicyError, match="given is position"):
+        check_contract(contract, action_parts=[POSITION, TURN, {**GRIPPER, "low": [-1.0], "high": [1.0]}])
+    check_contract(
+        {"joint_names": ["j"] * 7}, action_parts=Parts.read(None, 8, "").to_list(), proprio_parts=None
+    )
+
+
 def test_a_checkpoint_keeps_its_parts(tmp_path):
     policy, batch = policy_of("arm", normalise="quantile", normalise_parts={"turn": "standard"})
-    contract = dict.fromkeys(REQUIRED, "") | {"encoder": {"fingerprint": "e"}, "cameras": ["hand"]}
+    contract = {**CONTRACT, "cameras": ["hand"]}
     save_checkpoint(tmp_path / "c", policy, {**contract, "action_parts": ARM})
     again, told = load_checkpoint(tmp_path / "c")
+    assert "| action | position (3 delta), turn (3 relative axis_angle rotation), gripper (1 binary) |" in (
+        (tmp_path / "c" / "README.md").read_text()
+    )
     assert again.spec == policy.spec and told["action_parts"] == ARM
     plans = (p.eval().plan(batch["features"], batch["proprio"]) for p in (policy, again))
     assert torch.equal(*plans)
