@@ -110,6 +110,9 @@ def check_complete(cfg: "DictConfig") -> None:
         raise UserError(f"no value for {', '.join(missing)}; give one with {missing[0]}=<value>")
 
 
+_ONE_OR_SEVERAL = {"image_size"}  # a number for all cameras, or a list or mapping
+
+
 def check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
     """Refuse `train.epochs=many`: an override must have the type of the value that it replaces.
 
@@ -117,7 +120,7 @@ def check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
         UserError: names the key, what was found and what was expected.
     """
     from hydra import compose
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, ListConfig, OmegaConf
 
     values = [o for o in overrides if o[0] not in "+~" and not (configs_dir() / key_of(o)).is_dir()]
     if not values:
@@ -127,6 +130,8 @@ def check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
         if key.startswith("hydra."):
             continue
         default, given = OmegaConf.select(plain, key), OmegaConf.select(cfg, key)
+        if key.rpartition(".")[2] in _ONE_OR_SEVERAL and isinstance(given, ListConfig | DictConfig):
+            continue  # checked where it is read
         expected = _expected(default, given)
         if expected and (configs_dir() / key.replace(".", "/")).is_dir():
             raise UserError(

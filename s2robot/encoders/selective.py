@@ -113,8 +113,8 @@ class SelectiveEncoder:
         self.sizes, self.image_size, self.tile = encoder.sizes, encoder.image_size, encoder.tile
         self.pool, self.name, self.fingerprint = encoder.pool, encoder.name, encoder.fingerprint
         self.num_parameters = encoder.num_parameters
-        self._tiles = Tiles(self.tile, self.sizes, self.grid, encoder.scale.device)
-        self._places, self._base = self._tiles.places, self._tiles.base
+        self._plans: dict[tuple[int, int], Tiles] = {}  # by a frame's shape
+        self._places = self._plan(1, 1).places  # of square frames
         self._streams: dict[Hashable, Stream] = {}
         self._jobs: list[tuple[Held, Tensor]] = []
         self._tile_s: deque[float] = deque(maxlen=_TIMES)  # s a tile, one a call of the model
@@ -137,6 +137,13 @@ class SelectiveEncoder:
         }
         return {**asdict(self.settings), "frames": frames, "tiles_per_frame": len(self._places), **rates}
 
+    def _plan(self, height: int, width: int) -> Tiles:
+        """The tiles of frames of this shape; all square ones have the same."""
+        shape = (1, 1) if height == width else (height, width)
+        if shape not in self._plans:
+            self._plans[shape] = Tiles(self.encoder.layout_of(height, width), self.encoder.scale.device)
+        return self._plans[shape]
+
     def reset(self, streams: Iterable[Hashable] | None = None) -> None:
         """Forget these streams, or all: their next frame is a first one."""
         for stream in list(self._streams) if streams is None else streams:
@@ -146,7 +153,7 @@ class SelectiveEncoder:
     def encode(
         self, images: Tensor | np.ndarray, streams: Sequence[Hashable], points: np.ndarray | None = None
     ) -> Tensor:
-        """uint8 RGB (B, H, H, 3) -> float32 tokens (B, num_tokens, dim), as S2Encoder.encode.
+        """uint8 RGB (B, H, W, 3) -> float32 tokens (B, N, dim), as S2Encoder.encode.
 
         Args:
             images: any number of frames; several of one stream are taken in their order.
@@ -197,13 +204,13 @@ class SelectiveEncoder:
 
     def _see(self, image: Tensor, name: Hashable, point: Sequence[float] | None) -> Frame:
         levels = [x[0] for x in self.encoder.pyramid(image)]
-        if name not in self._streams:
-            blank = [torch.zeros_like(x) for x in levels]
-            self._streams[name] = Stream(blank, [None] * len(self._places))
-        return Frame(self._streams[name], levels, point, [None] * len(self._places))
+        plan = self._plan(*image.shape[1:3])
+        if name not in self._streams or self._streams[name].plan is not plan:
+            self._streams[name] = Stream(plan, plan.blank(levels), [None] * len(plan.places))
+        return Frame(self._streams[name], levels, point, [None] * len(plan.places))
 
     def _take_coarse(self, frame: Frame) -> None:
-        for index, change in enumerate(self._tiles.changes(frame, 0)):
+        for index, change in enumerate(frame.stream.plan.changes(frame, 0)):
             if change or frame.stream.held[index] is None:
                 self._compute(frame, index)
             else:
@@ -211,11 +218,12 @@ class SelectiveEncoder:
 
     def _take_fine(self, frame: Frame) -> None:
         held, frame.stream.frames = frame.stream.held, frame.stream.frames + 1
-        changes = [0.0] * self._base
+        plan = frame.stream.plan
+        changes = [0.0] * plan.base
         for level in range(1, len(self.sizes)):
-            changes += self._tiles.changes(frame, level)
+            changes += plan.changes(frame, level)
         changed = []
-        for index in range(self._base, len(self._places)):
+        for index in range(plan.base, len(plan.places)):
             if changes[index] or held[index] is None:
                 changed.append(index)
             else:
@@ -223,7 +231,7 @@ class SelectiveEncoder:
         first = self.settings.warm_start and frame.stream.frames == 1
         allowed = len(changed) if first else self._allowance(frame)
         if allowed < len(changed):
-            changed = self._tiles.ranked(frame, changed, changes, self.settings.choose)
+            changed = plan.ranked(frame, changed, changes, self.settings.choose)
         for index in changed[:allowed]:
             self._compute(frame, index)
         for index in changed[allowed:]:
@@ -241,7 +249,7 @@ class SelectiveEncoder:
             return 0  # nothing is known of the speed yet
         other = median_low(self._other_s) if self._other_s else 0.0
         tiles = (self.settings.milliseconds / 1e3 - other) / median_low(self._tile_s)
-        return max(0, math.floor(tiles) - self._base)
+        return max(0, math.floor(tiles) - frame.stream.plan.base)
 
     def _reuse(self, frame: Frame, index: int) -> None:
         frame.tiles[index] = frame.stream.held[index]
@@ -249,11 +257,11 @@ class SelectiveEncoder:
 
     def _compute(self, frame: Frame, index: int) -> None:
         """Queue a tile for the model and remember its pixels."""
-        level = self._places[index][0]
-        tile = self._tiles.crop(frame.levels[level], index)
-        self._tiles.crop(frame.stream.pixels[level], index).copy_(tile)
-        fine = index >= self._base and self.settings.choose == "coarse"
-        held = Held([h for h in frame.tiles[: self._base] if h is not None] if fine else [])
+        plan = frame.stream.plan
+        tile = plan.crop(frame.levels[plan.places[index][0]], index)
+        plan.remembered(frame.stream, index).copy_(tile)
+        fine = index >= plan.base and self.settings.choose == "coarse"
+        held = Held([h for h in frame.tiles[: plan.base] if h is not None] if fine else [])
         frame.tiles[index] = frame.stream.held[index] = held
         self._jobs.append((held, tile * self.encoder.scale + self.encoder.shift))
         self.counts["computed"] += 1
@@ -285,14 +293,15 @@ class SelectiveEncoder:
         return time.perf_counter()
 
     def _assemble(self, frame: Frame) -> Tensor:
-        """A frame's tiles as S2 tokens (1, num_tokens, dim)."""
+        """A frame's tiles as S2 tokens (1, N, dim)."""
+        plan = frame.stream.plan
         outputs: list[list[Tensor]] = [[] for _ in self.sizes]
-        coarse = None if all(frame.tiles) else in_a_row(frame.tiles[: self._base])
-        for index, (held, (level, _, _)) in enumerate(zip(frame.tiles, self._places, strict=True)):
+        coarse = None if all(frame.tiles) else in_a_row(frame.tiles[: plan.base])
+        for index, (held, (level, _, _)) in enumerate(zip(frame.tiles, plan.places, strict=True)):
             if held is not None:
                 outputs[level].append(held.tokens.float())
             elif coarse is not None:
-                outputs[level].append(coarse[self._tiles.under[index]])
+                outputs[level].append(coarse[plan.under[index]])
         stacks = [torch.stack(level)[:, None] for level in outputs]  # (k * k, 1, g * g, D) a size
         output = "pooled" if self.pool == "mean" else "tokens"
-        return assemble(stacks, self.encoder.layout, output=output).view(1, self.num_tokens, self.dim)
+        return assemble(stacks, plan.layout, output=output).view(1, -1, self.dim)

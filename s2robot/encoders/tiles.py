@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from s2robot.s2.layout import Layout
+from s2robot.s2.tiling import Tiling
 
 
 @dataclass(eq=False)
@@ -21,9 +25,13 @@ class Held:
 
 @dataclass(eq=False)
 class Stream:
-    """The memory of one camera: per size the pixels, per tile the features that were made of them."""
+    """The memory of one camera: per size the pixels, per tile the features that were made of them.
 
-    pixels: list[Tensor]  # one float32 (3, size, size) a size
+    Where the tiles of a size overlap, their pixels are remembered tile by tile: one may be older than its neighbour.
+    """
+
+    plan: Tiles  # of frames of its shape
+    pixels: list[Tensor]  # a size: float32 (3, height, width), or (tiles, 3, tile, tile) where tiles overlap
     held: list[Held | None]  # one a tile, None if never computed
     frames: int = 0
 
@@ -33,52 +41,81 @@ class Frame:
     """A frame on its way: what stands for each tile, None for the coarse tokens of that region."""
 
     stream: Stream
-    levels: list[Tensor]  # one float32 (3, size, size) a size
+    levels: list[Tensor]  # one float32 (3, height, width) a size
     point: Sequence[float] | None
     tiles: list[Held | None]
 
 
 class Tiles:
-    """The tiles of all sizes of a square frame, one after the other, the coarse ones first.
+    """The tiles of all sizes of a frame, one after the other, the coarse ones first.
 
-    Attributes: places, (level, row, column) of each; base, how many are coarse; under, which coarse token lies under
-    each token of a tile.
+    Attributes: layout; places, (level, row, column) of each; base, how many are coarse; under, which coarse token lies
+    under the middle of each token of a tile.
     """
 
-    def __init__(self, tile: int, sizes: Sequence[int], grid: int, device: torch.device) -> None:
-        self.tile, self.grid = tile, grid
-        self.sides = [size // tile for size in sizes]  # tiles along a side
-        self.base = self.sides[0] ** 2
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        self.layout = layout
+        self.base = layout.levels[0].count
+        self.firsts = [0, *accumulate(level.count for level in layout.levels)]  # where each level begins
         self.places = [
             (level, row, column)
-            for level, k in enumerate(self.sides)
-            for row in range(k)
-            for column in range(k)
+            for level, tiling in enumerate(layout.levels)
+            for row in range(len(tiling.rows))
+            for column in range(len(tiling.columns))
         ]
         self.under = [self._coarse_under(*place).to(device) for place in self.places]
 
     def _coarse_under(self, level: int, row: int, column: int) -> Tensor:
-        """Which coarse token lies under each token of a tile: indices (g * g,) into the coarse tiles in a row."""
-        k0, k = self.sides[0], self.sides[level]
-        g = self.grid // k0  # tokens along the side of a tile
-        r = k // k0  # fine tokens along the side of a coarse one
-        rows, columns = (torch.arange(i * g, (i + 1) * g) // r for i in (row, column))  # (g,) in 0..grid - 1
-        tile = (rows // g)[:, None] * k0 + columns // g
-        token = (rows % g)[:, None] * g + columns % g
-        return (tile * g * g + token).flatten()
+        """Indices (g * g,) into the tokens of the coarse tiles in a row."""
+        fine = self.layout.levels[level]
+        tile_y, y = self._under_along(0, fine, fine.rows[row])
+        tile_x, x = self._under_along(1, fine, fine.columns[column])
+        g = self.layout.cells
+        tile = tile_y[:, None] * len(self.layout.levels[0].columns) + tile_x
+        return (tile * g[0] * g[1] + y[:, None] * g[1] + x).flatten()
+
+    def _under_along(self, axis: int, fine: Tiling, start: int) -> tuple[Tensor, Tensor]:
+        """Along an axis: which coarse tile, and which of its tokens, lies under the middle of each token of a fine tile
+        that starts at a pixel; of coarse tiles that overlap, the one whose middle is nearest.  # (g,) each"""
+        coarse, cells = self.layout.levels[0], self.layout.cells[axis]
+        middles = start + (torch.arange(cells, dtype=torch.float64) + 0.5) * fine.tile[axis] / cells
+        middles = middles * coarse.frame[axis] / fine.frame[axis]
+        edges = torch.tensor((coarse.rows, coarse.columns)[axis], dtype=torch.float64)
+        tile = (middles[:, None] - (edges + coarse.tile[axis] / 2)).abs().argmin(1)
+        token = (middles - edges[tile]) * cells / coarse.tile[axis]
+        return tile, token.floor().long().clamp(0, cells - 1)
+
+    def blank(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """What a stream of frames like this remembers at first: black pixels."""
+        tilings = zip(levels, self.layout.levels, strict=True)
+        return [
+            x.new_zeros((tiling.count, 3, *tiling.tile)) if tiling.overlaps else torch.zeros_like(x)
+            for x, tiling in tilings
+        ]
 
     def crop(self, level: Tensor, index: int) -> Tensor:
-        """A tile's pixels, a view (3, tile, tile) of its size's (3, size, size)."""
-        _, row, column = self.places[index]
-        t = self.tile
-        return level[:, row * t : (row + 1) * t, column * t : (column + 1) * t]
+        """A tile's pixels, a view (3, tile, tile) of its size's (3, height, width)."""
+        number, row, column = self.places[index]
+        tiling = self.layout.levels[number]
+        y, x, (height, width) = tiling.rows[row], tiling.columns[column], tiling.tile
+        return level[:, y : y + height, x : x + width]
+
+    def remembered(self, stream: Stream, index: int) -> Tensor:
+        """The pixels that a tile was last computed from, a view (3, tile, tile)."""
+        level = self.places[index][0]
+        if self.layout.levels[level].overlaps:
+            return stream.pixels[level][index - self.firsts[level]]
+        return self.crop(stream.pixels[level], index)
 
     def changes(self, frame: Frame, level: int) -> list[float]:
         """Summed absolute difference of each tile of a size to the pixels it was last computed from; 0 only if
         all are the same."""
-        k, t = self.sides[level], self.tile
-        difference = (frame.levels[level] - frame.stream.pixels[level]).abs_()
-        return difference.view(3, k, t, k, t).sum((0, 2, 4)).flatten().tolist()
+        tiling, seen = self.layout.levels[level], frame.levels[level]
+        if tiling.overlaps:
+            return (tiling.split(seen[None]) - frame.stream.pixels[level]).abs_().sum((1, 2, 3)).tolist()
+        (height, width), rows, columns = tiling.tile, len(tiling.rows), len(tiling.columns)
+        difference = (seen - frame.stream.pixels[level]).abs_()
+        return difference.view(3, rows, height, columns, width).sum((0, 2, 4)).flatten().tolist()
 
     def ranked(self, frame: Frame, tiles: list[int], changes: list[float], choose: str) -> list[int]:
         """The tiles, the most wanted first; those equally wanted in their order. `changes`: of the pixels, one a tile."""
@@ -102,8 +139,16 @@ class Tiles:
     def _distance(self, point: Sequence[float], index: int) -> float:
         """From a point to a tile, in widths of the picture; 0 inside."""
         level, row, column = self.places[index]
-        k = self.sides[level]
-        off = [max(i / k - p, 0.0, p - (i + 1) / k) for i, p in zip((column, row), point, strict=True)]
+        tiling = self.layout.levels[level]
+        height, width = tiling.frame
+        sides = (
+            (tiling.columns[column], tiling.tile[1], width, 1.0),
+            (tiling.rows[row], tiling.tile[0], height, height / width),
+        )
+        off = [
+            max(at / size - p, 0.0, p - (at + tile) / size) * scale
+            for (at, tile, size, scale), p in zip(sides, point, strict=True)
+        ]
         return math.hypot(*off)
 
     def _coarse_changes(self, frame: Frame) -> list[float]:

@@ -10,7 +10,7 @@ import torch
 from s2robot.common.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
-from s2robot.encoders.cameras import encode_cameras
+from s2robot.encoders.cameras import encode_cameras, stack_padded
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import SelectiveEncoder
 from s2robot.policies import BatchActor
@@ -85,20 +85,22 @@ class LearnedPlanner:
 
     def _encode(self, i: int, observation: Mapping) -> torch.Tensor:
         """Tokens (count, C, N, D) of the new frames of place i; a stream is one of its cameras."""
-        count = observation["count"]
+        count, encoder = observation["count"], self.encoder
         frames = [observation["images"][c][:count] for c in self.cameras]  # (count, H, W, 3) each
-        if not isinstance(self.encoder, SelectiveEncoder):
-            return encode_cameras(self.encoder.encode, frames)
-        streams = [(i, camera) for _ in range(count) for camera in self.cameras]
-        points = None
-        if self.encoder.settings.choose == "gripper":
-            # known of the newest frame only: the frames between two plans are taken to be close to it
-            points = np.stack(
-                [observation["points"][camera] for _ in range(count) for camera in self.cameras]
-            )
-        images = np.stack(frames, 1)  # (count, C, H, W, 3)
-        tokens = self.encoder.encode(images.reshape(-1, *images.shape[2:]), streams, points)
-        return tokens.unflatten(0, images.shape[:2])
+        if not isinstance(encoder, SelectiveEncoder):
+            return encode_cameras(encoder.encode, frames)
+        alike = len({seen.shape for seen in frames}) == 1  # then all go through the model in one call
+        tokens = []
+        for group in [self.cameras] if alike else [(camera,) for camera in self.cameras]:
+            streams = [(i, camera) for _ in range(count) for camera in group]
+            points = None
+            if encoder.settings.choose == "gripper":
+                # known of the newest frame only: the frames between two plans are taken to be close to it
+                points = np.stack([observation["points"][camera] for _, camera in streams])
+            images = np.stack([observation["images"][c][:count] for c in group], 1)  # (count, group, H, W, 3)
+            found = encoder.encode(images.reshape(-1, *images.shape[2:]), streams, points)
+            tokens += found.unflatten(0, images.shape[:2]).unbind(1)  # (count, N_c, D) each
+        return stack_padded(tokens)
 
     def _catch_up(self, i: int, observation: Mapping, tokens: torch.Tensor) -> None:
         """Put the steps between two plans into the context, each after the action that led to it."""

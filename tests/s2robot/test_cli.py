@@ -266,3 +266,10 @@ def test_a_verb_called_from_python_gives_the_log_back(tmp_path, capsys):
     assert "checkpoint: found none" in capsys.readouterr().err
     assert (root.handlers, root.level) == before and not folder.exists()
     logging.getLogger("timm").info("no error")
+
+
+def test_frames_may_have_a_size_of_each_camera(capsys):
+    for size in ("[48,64]", "{hand: 64, left: [48,64], right: 64}"):
+        assert main(["train", f"env.image_size={size}", "--cfg", "job"]) == 0
+    assert main(["train", "env.image_size=large"]) == 2
+    assert "env.image_size: found 'large', expected a whole number such as 256" in capsys.readouterr().err

@@ -454,3 +454,42 @@ def test_any_module_will_do_and_frames_may_be_larger():
     want = encoder.encode(torch.from_numpy(image)[None])
     assert torch.equal(seeing.encode(image[None], "a"), want)
     assert want[0, 0].tolist() == pytest.approx([0.25] * 6)  # 1 token: both sizes see a quarter of white
+
+
+class Colours(torch.nn.Module):
+    """Tokens are mean colours: what a token is follows from its place alone."""
+
+    def forward(self, x):
+        return torch.nn.functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+
+
+def wide_encoder() -> S2Encoder:
+    return S2Encoder(Colours(), (8, 16), tile=8, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(16, 28), (28, 16), (16, 32)])
+def test_frames_that_are_not_square(shape):
+    """All tiles are the encoder; what is the same is not computed again; where tiles overlap, a change is of both."""
+    encoder = wide_encoder()
+    seeing = select(encoder, {"tiles": 100})
+    images = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+    torch.testing.assert_close(seeing.encode(images, ["a", "b"]), encoder.encode(images))
+    seeing.encode(images, ["a", "b"])
+    assert seeing.counts["computed"] == 0
+    changed = images.copy()
+    changed[0, shape[0] // 2 - 1 :, shape[1] // 2 - 1 :] ^= 128
+    torch.testing.assert_close(seeing.encode(changed, ["a", "b"]), encoder.encode(changed))
+    assert 0 < seeing.counts["computed"] < 2 * encoder.layout_of(*shape).tiles
+    square = images[:, :16, :16]  # another shape is another stream
+    torch.testing.assert_close(seeing.encode(square, ["a", "b"]), encoder.encode(square))
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (32, 16), (16, 24), (16, 16)])
+def test_coarse_tokens_stand_where_they_lie(shape):
+    """With mean colours, the coarse tokens under the fine ones are, pooled to the grid, the coarse map itself."""
+    encoder = wide_encoder()
+    seeing = select(encoder, {"tiles": 0, "fill": "coarse", "warm_start": False})
+    image = np.random.default_rng(1).integers(0, 256, (1, *shape, 3), dtype=np.uint8)
+    tokens = seeing.encode(image, ["a"])
+    torch.testing.assert_close(tokens[..., 3:], tokens[..., :3])
+    torch.testing.assert_close(tokens[..., :3], encoder.encode(image)[..., :3])
