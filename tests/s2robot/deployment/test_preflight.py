@@ -111,6 +111,19 @@ def test_cameras_that_do_not_fit(change, level, line):
     assert bad(check(cameras=cameras)) == [f"{level:<8}camera hand: {line}"]
 
 
+def test_a_camera_of_another_shape():
+    """What counts is the shape that the policy knows: its demos', or squares where they were cut out of wide frames."""
+    wide = {"hand": {"size": [480, 640], "fovy": 75.0}, "left": CONTRACT["camera_geometry"]["left"]}
+    sizes = {"hand": (480, 640), "left": 256}
+    given = CAMERAS | {"hand": Camera(640, 480, 30, fovy=75.0)}
+    assert not bad(check(cameras=given, image_size=sizes, camera_geometry=wide))
+    assert bad(check(image_size=sizes, camera_geometry=wide)) == [
+        "stop    camera hand: frames of 256 x 256 have another shape than the demos' 640 x 480; crop them",
+        "warning camera hand: frames of 256 x 256 are smaller than the encoder's 640 x 480 pixels and would be enlarged",
+    ]
+    assert not bad(check(camera_geometry=wide))  # of version 0.1
+
+
 def test_what_the_demos_do_not_say_is_a_warning():
     found = bad(check(camera_geometry={"hand": CONTRACT["camera_geometry"]["hand"], "left": {}}))
     assert found == [
