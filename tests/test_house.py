@@ -94,8 +94,11 @@ def test_demos_import_envs_alone():
     assert not wrong, wrong
 
 
-def test_doors_open_one_room_and_nobody_leans_on_them():
-    assert {i.name for i in IMPORTED["s2robot"] if i.name.startswith("s2robot")} == {"s2robot.s2.module"}
+def test_doors_open_a_room_each_and_nobody_leans_on_them():
+    assert {i.name for i in IMPORTED["s2robot"] if i.name.startswith("s2robot")} == {
+        "s2robot.loading",
+        "s2robot.s2.module",
+    }
     assert all(i.lazy or i.typing for i in IMPORTED["s2robot"] if i.name.startswith("s2robot"))
     assert {i.name for i in IMPORTED["s2robot.mvp"]} == {"s2robot.backbones.mvp"}
     assert not [i.at for room in FOUND for i in IMPORTED[room] if i.name == "s2robot.mvp"]

@@ -99,13 +99,11 @@ def train(
         )
     policy.network.pooling.multiply_in(product_of(settings))
     batches = Batches(store, features, windows, fabric.device, policy.network.body.causal, views)
-    validation = None
-    if len(held_out):
-        validation = batches.over(make_windows(store, held_out, spec.context, spec.chunk))
+    unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
+    validation = None if unseen is None else batches.over(unseen)
     with alone(fabric, out), together(fabric, "train"):
-        about = {"demos": len(training), "held_out": len(held_out)}
-        about |= {"views": batches.ways - 1} if views is not None else {}
-        contract = {**contract, "training": about}
+        about = {"views": batches.ways - 1} if views is not None else {}
+        contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out), **about}}
         run = _Run(settings, policy, batches, validation, contract, out, fabric, progress, rollout)
         run.go_on()
         learn(run.learner, run.steps, run.batch, run.after)
