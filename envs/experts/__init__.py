@@ -1,0 +1,1 @@
+"""Scripted experts for robosuite's worlds."""

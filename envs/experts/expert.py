@@ -1,0 +1,194 @@
+"""A scripted expert for pick-and-place by end-effector deltas, asked for one action at a time.
+
+Way-points are no list: what it does follows from what the world shows (a funnel over the object, a funnel over the
+goal) and from whether it closed the gripper last. So it can be asked from any state, wherever a policy or a push has
+led, and a policy has a function to imitate instead of a clock.
+
+    expert = Stack(env, np.random.default_rng(0))      # env: robosuite's Stack, an arm with OSC_POSE
+    env.step(expert.act())                             # (7,): position, axis-angle, gripper, each -1 to 1
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from s2robot.envs.experts.hand import Hand, nearest
+
+REACH = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])  # m and rad that an action of 1 stands for, robosuite's own
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """configs/recording/expert.yaml says what each is. Lengths in m, angles in rad."""
+
+    gain: float = 1.5
+    hover: float = 0.08
+    slope: float = 3.0
+    turn: float = 0.06
+    mouth: float = 0.008
+    close_xy: tuple[float, float] = (0.006, 0.012)
+    close_yaw: tuple[float, float] = (0.08, 0.2)
+    kicks: tuple[int, int] = (1, 3)
+    kick_steps: tuple[int, int] = (1, 2)
+    kick_size: float = 0.05
+    kick_yaw: float = 0.3
+    misses: float = 0.3
+    miss_steps: tuple[int, int] = (6, 12)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the gripper is to be: its position (3,) and the direction in which its fingers close."""
+
+    position: np.ndarray
+    yaw: float
+
+
+class Expert:
+    """What lift, stack, can and square have in common; each says where to grasp and where to put.
+
+    Args:
+        env: the raw robosuite environment, after a reset.
+        rng: decides the perturbations and how exact this episode's grasps are; None: no perturbations.
+    """
+
+    close_z = 0.008  # how near to the grasp's height the fingers close
+    clear = 0.08  # how high over its goal the object is carried
+    place_slope = 6.0  # height over the goal gained per metre of horizontal error
+    place_mouth = 0.006  # horizontal error below which the object is lowered
+    busy = 30  # control steps in which kicks may begin
+
+    def __init__(self, env: Any, rng: np.random.Generator | None = None, settings: ExpertSettings | None = None):
+        self.env, self.settings = env, settings or ExpertSettings()
+        self.hand = Hand(env)
+        self.object = self.hand.geoms(self.body)
+        c = self.settings
+        self.home = self.hand.yaw
+        self.closed, self.push = False, ""
+        self._step, self._kick_left, self._miss_left = -1, 0, 0
+        self._close_xy, self._close_yaw = np.mean(c.close_xy), np.mean(c.close_yaw)
+        self._kick_at: frozenset[int] = frozenset()
+        self._will_miss = False
+        self._rng = rng
+        if rng is not None:
+            self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
+            count = rng.integers(c.kicks[0], c.kicks[1] + 1)
+            self._kick_at = frozenset(rng.choice(np.arange(1, self.busy), size=count, replace=False).tolist())
+            self._will_miss = bool(rng.random() < c.misses)
+
+    # ---------------------------------------------------------------- what a task says
+
+    body: int  # of the object
+
+    def grasp(self) -> Target:
+        """Where the open gripper is to close."""
+        raise NotImplementedError
+
+    def place(self) -> tuple[Target, bool] | None:
+        """Where the gripper is to bring what it holds, and whether that is near enough to let go; None: just up."""
+        raise NotImplementedError
+
+    def placed(self) -> bool:
+        """Whether the object lies where it is to lie, held or not."""
+        return False
+
+    # ---------------------------------------------------------------- acting
+
+    def act(self) -> np.ndarray:
+        """The next action; ``push`` says whether it is a perturbation: a kick, a miss, or none.  # float32 (7,)"""
+        self._step += 1
+        self.push = ""
+        hand, c = self.hand, self.settings
+        holds = all(hand.touches(self.object))
+        grasp = self.grasp()
+        if self.closed and hand.gap < 0.004 and not holds:
+            self.closed = False  # closed on nothing: open and try again
+        if self._rng is not None and (push := self._pushed(holds, grasp)) is not None:
+            return push
+        if self.closed:
+            return self._carry() if holds else self._action(hand.position, hand.yaw, True)
+        if self.placed():  # let go, then up
+            rise = 0.0 if any(hand.touches(self.object)) else 0.06
+            return self._action(hand.position + [0, 0, rise], hand.yaw, False)
+        return self._approach(grasp)
+
+    def _approach(self, grasp: Target) -> np.ndarray:
+        """Down a funnel to the object; close when near enough."""
+        hand, c = self.hand, self.settings
+        off = float(np.linalg.norm((grasp.position - hand.position)[:2]))
+        turn = abs(nearest(hand.yaw, grasp.yaw, np.pi) - grasp.yaw)
+        wide = hand.gap > 0.85 * hand.widest
+        low = abs(hand.position[2] - grasp.position[2]) < self.close_z
+        if wide and low and off < self._close_xy and turn < self._close_yaw:
+            self.closed = True
+            return self._action(hand.position, hand.yaw, True)
+        misaligned = off + c.turn * turn if wide else np.inf  # stay above it until the gripper is open
+        height = min(c.hover, c.slope * max(0.0, misaligned - c.mouth))
+        return self._go(grasp.position + [0, 0, height], grasp.yaw, False, c.hover)
+
+    def _carry(self) -> np.ndarray:
+        hand = self.hand
+        told = self.place()
+        if told is None:
+            return self._action(hand.position + [0, 0, 0.06], hand.yaw, True)
+        target, there = told
+        if there:
+            self.closed = False
+            return self._action(hand.position, hand.yaw, False)
+        off = float(np.linalg.norm((target.position - hand.position)[:2]))
+        turn = abs(nearest(hand.yaw, target.yaw, 2 * np.pi) - target.yaw)
+        height = self.height(off + self.settings.turn * turn)
+        return self._go(target.position + [0, 0, height], target.yaw, True, self.clear)
+
+    def height(self, off: float) -> float:
+        """How high over its goal the object is to be, where it is ``off`` so far to the side (m, turns included)."""
+        return min(self.clear, self.place_slope * max(0.0, off - self.place_mouth))
+
+    def _go(self, position: np.ndarray, yaw: float, closed: bool, clear: float) -> np.ndarray:
+        """Towards a point; sideways only as far as the gripper is already as high as it should be."""
+        hand = self.hand
+        step = position - hand.position
+        if step[2] > 0:
+            step[:2] *= np.clip(1.2 - step[2] / (0.5 * clear), 0.0, 1.0)
+        return self._action(hand.position + step, yaw, closed)
+
+    def _action(self, position: np.ndarray, yaw: float, closed: bool) -> np.ndarray:
+        """One step of the gripper towards a pose, pointing down.  # float32 (7,)"""
+        hand = self.hand
+        yaw = nearest(yaw, hand.yaw, 2 * np.pi)
+        turn = np.zeros(3)
+        quaternion = np.zeros(4)
+        mujoco.mju_mat2Quat(quaternion, (hand.level(yaw) @ hand.rotation.T).ravel())
+        mujoco.mju_quat2Vel(turn, quaternion, 1.0)
+        step = np.concatenate([position - hand.position, turn]) * self.settings.gain / REACH
+        for part in (slice(0, 3), slice(3, 6)):
+            step[part] /= max(1.0, float(np.abs(step[part]).max()))
+        return np.append(step, 1.0 if closed else -1.0).astype(np.float32)
+
+    # ---------------------------------------------------------------- perturbations
+
+    def _pushed(self, holds: bool, grasp: Target) -> np.ndarray | None:
+        """The action of a perturbation, where one is due."""
+        hand, c, rng = self.hand, self.settings, self._rng
+        assert rng is not None
+        above = hand.position[2] - grasp.position[2]
+        if self._will_miss and not self.closed and 0.03 < above < 0.07:
+            self._will_miss = False
+            self._miss_left = int(rng.integers(c.miss_steps[0], c.miss_steps[1] + 1))
+        if self._miss_left:  # closes on nothing, over the object
+            self._miss_left -= 1
+            self.push, self.closed = "miss", True
+            return self._action(hand.position, hand.yaw, True)
+        if self._kick_left == 0 and self._step in self._kick_at and (holds or not self.closed) and not self.placed():
+            self._kick_left = int(rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
+            push = rng.uniform(-1, 1, 3) * c.kick_size
+            push[2] = abs(push[2]) if above < 0.1 or holds else push[2]
+            push[:2] *= 0.5 if above < 0.1 else 1.0
+            self._kick = push, 0.0 if holds else float(rng.uniform(-c.kick_yaw, c.kick_yaw))
+        if self._kick_left:
+            self._kick_left -= 1
+            self.push = "kick"
+            return self._action(hand.position + self._kick[0], hand.yaw + self._kick[1], self.closed)
+        return None

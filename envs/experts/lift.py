@@ -1,0 +1,21 @@
+"""Lift: grasp the cube and lift it."""
+
+import numpy as np
+
+from s2robot.envs.experts.expert import Expert, Target
+from s2robot.envs.experts.hand import angle_of, nearest
+
+
+class Lift(Expert):
+    busy = 14
+
+    @property
+    def body(self) -> int:
+        return self.env.cube_body_id
+
+    def grasp(self) -> Target:
+        position, rotation = self.hand.pose(self.body)
+        return Target(position, nearest(angle_of(rotation[:, 0]), self.home, np.pi / 2))
+
+    def place(self) -> None:
+        return None
