@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
 from s2robot.envs.task import CommonSettings
 
 
@@ -39,11 +40,51 @@ class RobosuiteSettings(CommonSettings):
     def success_text(self) -> str:
         return GRASPED.get(self.env, f"solved {self.env}")
 
+    @property
+    def Expert(self) -> type | None:
+        """Settings of the scripted expert, where there is one."""
+        known = self.env in EXPERTS and self.robot == "Panda" and self.controller == "OSC_POSE"
+        return ExpertSettings if known else None
+
     failures = {
         "approach": "not grasped",
         "grasp": "grasped, not brought to its end",
         "start": "did not get there",
     }
+
+
+@dataclass(frozen=True)
+class LiftSettings(RobosuiteSettings):
+    """`task=lift`: configs/task/lift.yaml says what each is, as of the three below."""
+
+    task: str = "lift"
+    env: str = "Lift"
+    rate_hz: float = 10
+    max_steps: int = 50
+
+
+@dataclass(frozen=True)
+class StackSettings(RobosuiteSettings):
+    task: str = "stack"
+    env: str = "Stack"
+    rate_hz: float = 10
+    max_steps: int = 100
+
+
+@dataclass(frozen=True)
+class CanSettings(RobosuiteSettings):
+    task: str = "can"
+    env: str = "PickPlaceCan"
+    rate_hz: float = 10
+    max_steps: int = 150
+
+
+@dataclass(frozen=True)
+class SquareSettings(RobosuiteSettings):
+    task: str = "square"
+    env: str = "NutAssemblySquare"
+    rate_hz: float = 10
+    max_steps: int = 150
 
 
 # worlds in which one thing is grasped, and what a policy that succeeds has done

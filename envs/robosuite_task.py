@@ -20,6 +20,8 @@ import mujoco
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.experts.in_task import TaskExpert
+from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
 from s2robot.envs.renderer import OffscreenRenderer
 from s2robot.envs.robosuite_config import GRASPED, RobosuiteSettings
 from s2robot.envs.task import Task
@@ -56,6 +58,7 @@ class RobosuiteTask(Task):
         self.action_parts, low, high, self._scale, self._offset = _actions(self.raw)
         self.proprio_parts = self._proprio_parts()
         self._renderer: OffscreenRenderer | None = None
+        self._guide: Any = None  # an expert that is never moved by, which tells how far it still is
         self._furthest = 0
         self._layout: dict[str, float] = {}
         self.spaces(low, high, sum(part["size"] for part in self.proprio_parts))
@@ -91,7 +94,9 @@ class RobosuiteTask(Task):
         for robot in self.raw.robots:
             for gripper in robot.gripper.values():
                 gripper.format_action(np.zeros(gripper.dof))  # the shape that it has after a step
+        self._forget_poses()  # of before the noise on the start; else the first step would differ after a rehearsal
         self._refresh_poses()
+        self._guide = TaskExpert(self, None).inner if self.settings.Expert else None
         self._furthest = 0
         self._layout = self._places()
         self._judge()
@@ -128,6 +133,23 @@ class RobosuiteTask(Task):
     def progress(self) -> float:
         """robosuite's own reward, shaped where it knows how."""
         return float(self.raw.reward(None))
+
+    @property
+    def left(self) -> float:
+        """m, where there is an expert that knows the way."""
+        return self._guide.left() if self._guide else -self.progress
+
+    @property
+    def missed(self) -> bool:
+        return self._guide is not None and self._guide.missed()
+
+    def expert(self, rng: np.random.Generator, settings: ExpertSettings | None = None) -> Any:
+        if not self.settings.Expert:
+            raise EnvError(
+                f"task.env: found {self.settings.env} with {self.settings.robot} and {self.settings.controller}, "
+                f"expected one of {', '.join(EXPERTS)} with Panda and OSC_POSE: no other has a scripted expert"
+            )
+        return TaskExpert(self, rng, settings)
 
     @property
     def layout(self) -> dict[str, float]:
@@ -190,9 +212,7 @@ class RobosuiteTask(Task):
             now = np.asarray(getattr(holder, name))
             setattr(holder, name, state[at : at + now.size].reshape(now.shape).copy())
             at += now.size
-        for robot in self.raw.robots:
-            for controller in robot.composite_controller.part_controllers.values():
-                controller.new_update = True  # what it knows of the arm is of another state
+        self._forget_poses()
         mujoco.mj_forward(self.model, self.data)
         # mj_forward writes the warm start that the next step reads: put the recorded one back
         mujoco.mj_setState(self.model, self.data, state[: mujoco.mj_stateSize(self.model, kind)], kind)
@@ -215,6 +235,12 @@ class RobosuiteTask(Task):
         return list(_memory(self.raw))
 
     # ---------------------------------------------------------------- inside
+
+    def _forget_poses(self) -> None:
+        """What the controllers know of the arm is of another state."""
+        for robot in self.raw.robots:
+            for controller in robot.composite_controller.part_controllers.values():
+                controller.new_update = True
 
     def _refresh_poses(self) -> None:
         """Derive the poses of bodies, cameras and lights from the joints; a step leaves them half a step old."""

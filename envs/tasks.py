@@ -24,6 +24,10 @@ DEFAULT = "cube_pick"  # what a dataset, a checkpoint or a summary that names no
 SETTINGS = {
     "cube_pick": "s2robot.envs.cube_config:CubePickConfig",
     "robosuite": "s2robot.envs.robosuite_config:RobosuiteSettings",
+    "lift": "s2robot.envs.robosuite_config:LiftSettings",
+    "stack": "s2robot.envs.robosuite_config:StackSettings",
+    "can": "s2robot.envs.robosuite_config:CanSettings",
+    "square": "s2robot.envs.robosuite_config:SquareSettings",
 }
 _OWN: dict[str, type[TaskSettings]] = {}  # tasks of the user's own that this process has read the settings of
 

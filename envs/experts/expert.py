@@ -15,27 +15,12 @@ import mujoco
 import numpy as np
 
 from s2robot.envs.experts.hand import Hand, nearest
+from s2robot.envs.experts.settings import ExpertSettings
 
-REACH = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])  # m and rad that an action of 1 stands for, robosuite's own
-
-
-@dataclass(frozen=True)
-class ExpertSettings:
-    """configs/recording/expert.yaml says what each is. Lengths in m, angles in rad."""
-
-    gain: float = 1.5
-    hover: float = 0.08
-    slope: float = 3.0
-    turn: float = 0.06
-    mouth: float = 0.008
-    close_xy: tuple[float, float] = (0.006, 0.012)
-    close_yaw: tuple[float, float] = (0.08, 0.2)
-    kicks: tuple[int, int] = (1, 3)
-    kick_steps: tuple[int, int] = (1, 2)
-    kick_size: float = 0.05
-    kick_yaw: float = 0.3
-    misses: float = 0.3
-    miss_steps: tuple[int, int] = (6, 12)
+SHUT = 0.006  # m between the fingers, below which they hold nothing
+_NUDGE = 0.005  # m
+# m and rad that an action of 1 stands for, robosuite's own
+REACH = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
 
 
 @dataclass(frozen=True)
@@ -55,32 +40,39 @@ class Expert:
     """
 
     close_z = 0.008  # how near to the grasp's height the fingers close
+    easy = 1.0  # how much less exact than a cube's its grasp may be
     clear = 0.08  # how high over its goal the object is carried
     place_slope = 6.0  # height over the goal gained per metre of horizontal error
     place_mouth = 0.006  # horizontal error below which the object is lowered
+    home = np.pi / 2  # the fingers' direction when the arm hangs as at a reset: across the table
     busy = 30  # control steps in which kicks may begin
 
-    def __init__(self, env: Any, rng: np.random.Generator | None = None, settings: ExpertSettings | None = None):
+    def __init__(
+        self, env: Any, rng: np.random.Generator | None = None, settings: ExpertSettings | None = None
+    ):
         self.env, self.settings = env, settings or ExpertSettings()
         self.hand = Hand(env)
         self.object = self.hand.geoms(self.body)
         c = self.settings
-        self.home = self.hand.yaw
         self.closed, self.push = False, ""
         self._step, self._kick_left, self._miss_left = -1, 0, 0
-        self._close_xy, self._close_yaw = np.mean(c.close_xy), np.mean(c.close_yaw)
+        self._close_xy, self._close_yaw = float(np.mean(c.close_xy)), float(np.mean(c.close_yaw))
         self._kick_at: frozenset[int] = frozenset()
-        self._will_miss = False
+        self._kick = np.zeros(3), 0.0
+        self._will_miss, self._miss_at = False, 0.0
         self._rng = rng
         if rng is not None:
             self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
             count = rng.integers(c.kicks[0], c.kicks[1] + 1)
             self._kick_at = frozenset(rng.choice(np.arange(1, self.busy), size=count, replace=False).tolist())
-            self._will_miss = bool(rng.random() < c.misses)
+            self._will_miss, self._miss_at = bool(rng.random() < c.misses), 0.03 + rng.uniform(*c.miss_by)
 
     # ---------------------------------------------------------------- what a task says
 
-    body: int  # of the object
+    @property
+    def body(self) -> int:
+        """Of the object."""
+        raise NotImplementedError
 
     def grasp(self) -> Target:
         """Where the open gripper is to close."""
@@ -94,16 +86,36 @@ class Expert:
         """Whether the object lies where it is to lie, held or not."""
         return False
 
+    def left(self) -> float:
+        """How far the object still has to go, and the gripper to it, m: falls wherever something is gained."""
+        hand = self.hand
+        if not all(hand.touches(self.object)):
+            away = float(np.linalg.norm(self.grasp().position - hand.position))
+            return self.to_go() if self.placed() else self.to_go() + away
+        return self.to_go()
+
+    def to_go(self) -> float:
+        """How far the object still has to go, m."""
+        raise NotImplementedError
+
+    def missed(self) -> bool:
+        """Whether the gripper has closed on nothing."""
+        return self.hand.gap < SHUT and not any(self.hand.touches(self.object))
+
+    def calm(self) -> None:
+        """No perturbations from here on."""
+        self._rng, self._kick_left, self._miss_left = None, 0, 0
+
     # ---------------------------------------------------------------- acting
 
     def act(self) -> np.ndarray:
         """The next action; ``push`` says whether it is a perturbation: a kick, a miss, or none.  # float32 (7,)"""
         self._step += 1
         self.push = ""
-        hand, c = self.hand, self.settings
+        hand = self.hand
         holds = all(hand.touches(self.object))
         grasp = self.grasp()
-        if self.closed and hand.gap < 0.004 and not holds:
+        if self.closed and self.missed():
             self.closed = False  # closed on nothing: open and try again
         if self._rng is not None and (push := self._pushed(holds, grasp)) is not None:
             return push
@@ -121,11 +133,11 @@ class Expert:
         turn = abs(nearest(hand.yaw, grasp.yaw, np.pi) - grasp.yaw)
         wide = hand.gap > 0.85 * hand.widest
         low = abs(hand.position[2] - grasp.position[2]) < self.close_z
-        if wide and low and off < self._close_xy and turn < self._close_yaw:
+        if wide and low and off < self.easy * self._close_xy and turn < self._close_yaw:
             self.closed = True
             return self._action(hand.position, hand.yaw, True)
         misaligned = off + c.turn * turn if wide else np.inf  # stay above it until the gripper is open
-        height = min(c.hover, c.slope * max(0.0, misaligned - c.mouth))
+        height = min(c.hover, c.slope * max(0.0, misaligned - self.easy * c.mouth))
         return self._go(grasp.position + [0, 0, height], grasp.yaw, False, c.hover)
 
     def _carry(self) -> np.ndarray:
@@ -162,7 +174,10 @@ class Expert:
         quaternion = np.zeros(4)
         mujoco.mju_mat2Quat(quaternion, (hand.level(yaw) @ hand.rotation.T).ravel())
         mujoco.mju_quat2Vel(turn, quaternion, 1.0)
-        step = np.concatenate([position - hand.position, turn]) * self.settings.gain / REACH
+        away = position - hand.position
+        # friction holds a far-reaching arm that is asked for a few millimetres: ask for some more
+        away = self.settings.gain * away + _NUDGE * np.tanh(away / _NUDGE)
+        step = np.concatenate([away, self.settings.gain * turn]) / REACH
         for part in (slice(0, 3), slice(3, 6)):
             step[part] /= max(1.0, float(np.abs(step[part]).max()))
         return np.append(step, 1.0 if closed else -1.0).astype(np.float32)
@@ -174,14 +189,19 @@ class Expert:
         hand, c, rng = self.hand, self.settings, self._rng
         assert rng is not None
         above = hand.position[2] - grasp.position[2]
-        if self._will_miss and not self.closed and 0.03 < above < 0.07:
+        if self._will_miss and not self.closed and abs(above - self._miss_at) < 0.02:
             self._will_miss = False
             self._miss_left = int(rng.integers(c.miss_steps[0], c.miss_steps[1] + 1))
         if self._miss_left:  # closes on nothing, over the object
             self._miss_left -= 1
             self.push, self.closed = "miss", True
             return self._action(hand.position, hand.yaw, True)
-        if self._kick_left == 0 and self._step in self._kick_at and (holds or not self.closed) and not self.placed():
+        if (
+            self._kick_left == 0
+            and self._step in self._kick_at
+            and (holds or not self.closed)
+            and not self.placed()
+        ):
             self._kick_left = int(rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
             push = rng.uniform(-1, 1, 3) * c.kick_size
             push[2] = abs(push[2]) if above < 0.1 or holds else push[2]

@@ -32,7 +32,8 @@ class Hand:
             for side in ("left_finger", "right_finger")
         ]
         pads = [
-            self.model.geom(gripper.important_geoms[side][0]).id for side in ("left_fingerpad", "right_fingerpad")
+            self.model.geom(gripper.important_geoms[side][0]).id
+            for side in ("left_fingerpad", "right_fingerpad")
         ]
         # constant in the gripper's frame; taken in it, for the arm may stand anywhere
         apart = self.rotation.T @ (self.data.geom_xpos[pads[0]] - self.data.geom_xpos[pads[1]])

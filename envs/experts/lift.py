@@ -19,3 +19,7 @@ class Lift(Expert):
 
     def place(self) -> None:
         return None
+
+    def to_go(self) -> float:
+        position, _ = self.hand.pose(self.body)
+        return max(0.0, float(self.env.model.mujoco_arena.table_offset[2] + 0.1 - position[2]))

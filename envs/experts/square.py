@@ -33,7 +33,10 @@ class Square(Expert):
         _, rotation = self.hand.pose(self.body)
         # towards the handle's end, for beside its middle the fingers would stand on the nut; and a little over it, for
         # their tips reach 15 mm further down, and there is the table
-        return Target(self._handle() + 0.011 * rotation[:, 0] + [0, 0, 0.007], nearest(angle_of(rotation[:, 1]), self.home, np.pi))
+        return Target(
+            self._handle() + 0.011 * rotation[:, 0] + [0, 0, 0.007],
+            nearest(angle_of(rotation[:, 1]), self.home, np.pi),
+        )
 
     def place(self) -> tuple[Target, bool]:
         position, rotation = self.hand.pose(self.body)
@@ -42,10 +45,13 @@ class Square(Expert):
         # which the gripper hangs most as at home
         handle = angle_of(rotation[:, 0])  # from the nut to the gripper
         turns = [nearest(i * np.pi / 2 - handle, 0.0, 2 * np.pi) for i in (1, 2, 3)]
-        turn = min(turns, key=lambda turn: abs(nearest(hand.yaw, self.home, 2 * np.pi) + turn - self.home))
+        now = nearest(hand.yaw, self.home, 2 * np.pi) - self.home
+        turn = min(
+            turns, key=lambda turn: abs(now + turn) + 0.2 * abs(turn)
+        )  # of two alike the one that is begun
         cos, sin = np.cos(turn), np.sin(turn)
         arm = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ (hand.position - position)
-        goal = self._peg() * [1, 1, 0] + [0, 0, self.env.table_offset[2] + 0.012]
+        goal = self._goal()
         off = position - goal
         there = float(np.linalg.norm(off[:2])) < 0.02 and off[2] < 0.015
         return Target(goal + arm, hand.yaw + turn), there
@@ -55,6 +61,13 @@ class Square(Expert):
         away = position - self._peg() - [0, 0, PEG]
         around = float(np.abs(away[:2]).max()) < 0.012 and away[2] < 0.0  # the peg holds it: nothing but down
         return 0.0 if around else super().height(off)
+
+    def to_go(self) -> float:
+        position, _ = self.hand.pose(self.body)
+        return float(np.linalg.norm(self._goal() - position))
+
+    def _goal(self) -> np.ndarray:
+        return self._peg() * [1, 1, 0] + [0, 0, self.env.table_offset[2] + 0.012]
 
     def placed(self) -> bool:
         position, _ = self.hand.pose(self.body)

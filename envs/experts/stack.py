@@ -29,6 +29,11 @@ class Stack(Expert):
         there = float(np.linalg.norm(off[:2])) < 0.01 and abs(off[2]) < 0.006
         return Target(self.hand.position + off, self.hand.yaw), there
 
+    def to_go(self) -> float:
+        a, _ = self.hand.pose(self.body)
+        b, _ = self.hand.pose(self.env.cubeB_body_id)
+        return float(np.linalg.norm(b + [0, 0, 0.045] - a))
+
     def placed(self) -> bool:
         a, _ = self.hand.pose(self.body)
         b, _ = self.hand.pose(self.env.cubeB_body_id)

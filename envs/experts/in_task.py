@@ -1,0 +1,73 @@
+"""A robosuite world's expert as a task's: in the task's units, asked from any state, going on where somebody else acted."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
+
+_MEMORY = ("closed", "push", "_step", "_kick_left", "_miss_left", "_will_miss", "_kick", "_rng")
+
+
+class TaskExpert:
+    """The expert of a robosuite world, for the episode that has begun.
+
+    Args:
+        task: a `RobosuiteTask` with one Panda that takes OSC_POSE.
+        rng: of the perturbations; None: none.
+        settings: how it moves.
+    """
+
+    def __init__(self, task: Any, rng: np.random.Generator | None, settings: ExpertSettings | None = None):
+        module, _, name = EXPERTS[task.settings.env].partition(":")
+        self.task = task
+        self.inner = getattr(importlib.import_module(module), name)(task.raw, rng, settings)
+
+    @property
+    def push(self) -> str:
+        """Of the last action: `kick`, `miss`, or none."""
+        return self.inner.push
+
+    @property
+    def done(self) -> bool:
+        """The object lies where it should, and is let go."""
+        return self.inner.placed() and not self.inner.closed
+
+    @property
+    def failed(self) -> bool:
+        """It never gives up."""
+        return False
+
+    def act(self) -> np.ndarray:
+        """The next action in the task's units.  # float32 (7,)"""
+        return self.task.from_raw(self.inner.act())
+
+    def ask(self, steps: int, memory: dict[str, Any] | None = None) -> np.ndarray:
+        """What it would do from here without pushes; world and expert are left as they were.  # float32 (steps, 7)
+
+        memory: of :meth:`remember`, where it is asked as of then; the present one without.
+        """
+        kept, actions = self.remember(), []
+        with self.task.rehearsal():
+            self.recall(memory or kept)
+            self.inner.calm()
+            for _ in range(steps):
+                actions.append(self.act())
+                self.task.step_physics(actions[-1])
+        self.recall(kept)
+        return np.stack(actions)
+
+    def remember(self) -> dict[str, Any]:
+        """What it knows of the episode besides the world's state, for `recall`."""
+        return {name: getattr(self.inner, name) for name in _MEMORY}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go back to what `remember` gave."""
+        vars(self.inner).update(memory)
+
+    def take_over(self, actions: Sequence[np.ndarray]) -> None:
+        """Go on, unpushed, where somebody else has acted so far (T, 7)."""
+        self.inner.calm()
+        self.inner.closed = len(actions) > 0 and bool(actions[-1][-1] >= 0.5)

@@ -1,0 +1,32 @@
+"""How the scripted experts of robosuite's worlds move; read where no simulator is installed, too."""
+
+from dataclasses import dataclass
+
+# robosuite's name of a world -> its expert, "module:Class"
+EXPERTS = {
+    "Lift": "s2robot.envs.experts.lift:Lift",
+    "Stack": "s2robot.envs.experts.stack:Stack",
+    "PickPlaceCan": "s2robot.envs.experts.can:Can",
+    "NutAssemblySquare": "s2robot.envs.experts.square:Square",
+}
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """`recording.picker`, whose comments are in configs/recording/default.yaml. Lengths in m, angles in rad, per control step
+    where it says step."""
+
+    gain: float = 1.5  # of the distance to where it should be, what a step asks for: the arm lags
+    hover: float = 0.08  # height over the grasp from which the object is approached
+    slope: float = 3.0  # height gained per metre of horizontal error
+    turn: float = 0.06  # a turn of one rad counts as so many metres of horizontal error
+    mouth: float = 0.008  # horizontal error below which the gripper goes all the way down
+    close_xy: tuple[float, float] = (0.006, 0.012)  # the gripper closes when nearer than this
+    close_yaw: tuple[float, float] = (0.08, 0.2)  # and turned as well as this; both drawn anew each episode
+    kicks: tuple[int, int] = (1, 3)  # perturbations drawn for an episode, least and most
+    kick_steps: tuple[int, int] = (1, 2)  # steps that one lasts
+    kick_size: float = 0.05  # farthest displacement of a perturbation that a step asks for
+    kick_yaw: float = 0.3  # farthest turn of a perturbation, a step
+    misses: float = 0.3  # share of the episodes in which it closes on nothing
+    miss_by: tuple[float, float] = (0.012, 0.04)  # how far over the grasp, beyond 3 cm
+    miss_steps: tuple[int, int] = (6, 12)  # steps that the miss lasts

@@ -1,0 +1,147 @@
+"""The scripted experts of robosuite's worlds: they succeed, can be asked, and go on where somebody else acted."""
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.experts.hand import Hand, nearest
+from s2robot.envs.experts.settings import ExpertSettings
+from s2robot.envs.robosuite_config import RobosuiteSettings
+from s2robot.envs.tasks import make, settings_class, settings_of
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("can", "square")]
+_WORLDS: dict = {}
+
+
+def world(name):
+    if name not in _WORLDS:
+        _WORLDS[name] = make(settings_class(name)(image_size=24), draw=False)
+    return _WORLDS[name]
+
+
+def finish(task, expert):
+    """Let it act to the end; every action, and the pushes."""
+    actions, pushes = [], []
+    while not task.is_success and task._steps < task.settings.max_steps:
+        actions.append(expert.act())
+        pushes.append(expert.push)
+        assert task.action_space.contains(actions[-1])
+        task.step_physics(actions[-1])
+    return np.stack(actions), pushes
+
+
+@pytest.mark.parametrize("name", ["lift", "stack", *SLOW])
+def test_it_succeeds_pushed_or_not(name):
+    task = world(name)
+    task.reset(seed=0)
+    far = task.left
+    _, pushes = finish(task, task.expert(np.random.default_rng(0), ExpertSettings(kicks=(2, 2), misses=1.0)))
+    assert task.is_success and {"kick", "miss"} <= set(pushes)
+    assert task.left < 0.35 * far
+    task.reset(seed=1)
+    calm = ExpertSettings(kicks=(0, 0), misses=0.0)
+    actions, pushes = finish(task, task.expert(np.random.default_rng(1), calm))
+    assert task.is_success and not any(pushes)
+    assert len(actions) < 0.7 * task.settings.max_steps
+
+
+def test_to_ask_changes_nothing_and_tells_what_it_will_do():
+    task = world("stack")
+    seen = []
+    for asks in (False, True):
+        task.reset(seed=2)
+        expert = task.expert(np.random.default_rng(3), ExpertSettings(kicks=(3, 3), misses=1.0))
+        actions = []
+        for t in range(12):
+            if asks and t % 4 == 0:
+                expert.ask(2)
+            actions.append(expert.act())
+            task.step_physics(actions[-1])
+        seen.append((np.stack(actions), task.get_state()))
+    np.testing.assert_array_equal(seen[0][0], seen[1][0])
+    np.testing.assert_array_equal(seen[0][1], seen[1][1])
+    told = expert.ask(3)
+    expert.inner.calm()
+    for action in told:
+        np.testing.assert_array_equal(expert.act(), action)
+        task.step_physics(action)
+
+
+def test_it_takes_over_from_anybody():
+    task = world("lift")
+    task.reset(seed=4)
+    rng, box = np.random.default_rng(0), task.action_space
+    astray = np.concatenate([rng.uniform(box.low, box.high, (12, 7)), [[0] * 6 + [1]] * 3]).astype(np.float32)
+    for action in astray:
+        task.step_physics(action)
+    expert = task.expert(rng, ExpertSettings(kicks=(3, 3), misses=1.0))
+    expert.take_over(astray)
+    _, pushes = finish(task, expert)
+    assert task.is_success and not any(pushes)
+
+
+def test_a_state_brings_the_expert_back_to_the_bit():
+    task = world("stack")
+    task.reset(seed=5)
+    expert, actions = task.expert(np.random.default_rng(0), None), []
+    for _ in range(25):  # the cube is in the gripper by then
+        actions.append(expert.act())
+        task.step_physics(actions[-1])
+    state = task.get_state()
+    task.set_state(state)
+    np.testing.assert_array_equal(task.get_state(), state)
+    expert.take_over(actions)
+    first = expert.ask(6)
+    task.reset(seed=6)
+    task.set_state(state)
+    again = task.expert(np.random.default_rng(9), None)
+    again.take_over(actions)
+    np.testing.assert_array_equal(again.ask(6), first)
+
+
+def test_closed_on_nothing_is_a_miss():
+    task = world("lift")
+    task.reset(seed=0)
+    assert not task.missed
+    for _ in range(14):
+        task.step_physics([0, 0, 0, 0, 0, 0, 1])
+    assert task.missed
+
+
+def test_named_tasks_are_tasks():
+    task = world("lift")
+    task.draw = True
+    check_env(task, skip_render_check=True)
+    task.draw = False
+    for name in ("lift", "stack", "can", "square"):
+        settings = settings_class(name)()
+        assert settings.task == name and settings.Expert is ExpertSettings
+        assert settings_of({"task": name, "max_steps": 7}).max_steps == 7
+    assert RobosuiteSettings(env="Stack").Expert is ExpertSettings
+    assert RobosuiteSettings(env="Stack", controller="JOINT_POSITION").Expert is None
+    assert RobosuiteSettings(env="Door").Expert is None
+
+
+def test_a_world_without_an_expert_says_who_has_one():
+    task = make(RobosuiteSettings(env="Lift", controller="OSC_POSITION", image_size=24), draw=False)
+    task.reset(seed=0)
+    with pytest.raises(
+        EnvError, match="Lift with Panda and OSC_POSITION, expected one of Lift, Stack, .* OSC_POSE"
+    ):
+        task.expert(np.random.default_rng(0))
+
+
+def test_the_gripper_points_down_and_closes_where_it_is_told():
+    task = world("lift")
+    task.reset(seed=0)
+    hand = Hand(task.raw)
+    for yaw in (-2.0, 0.0, 0.3, 3.0):
+        level = hand.level(yaw)
+        np.testing.assert_allclose(level @ level.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(level) == pytest.approx(1)
+        np.testing.assert_allclose(level[:, 2], [0, 0, -1])
+        np.testing.assert_allclose(level @ hand._axis, [np.cos(yaw), np.sin(yaw), 0], atol=1e-12)
+    assert np.linalg.norm(hand.level(hand.yaw) - hand.rotation) < 0.3  # it hangs nearly so at home
+    assert nearest(3.0, 0.0, np.pi / 2) == pytest.approx(3.0 - np.pi)
+    assert nearest(-0.1, 6.2, 2 * np.pi) == pytest.approx(2 * np.pi - 0.1)
