@@ -198,6 +198,11 @@ class Parts:
             part.kind != "rotation" and not (part.kind == "binary" and part.low) for part in self.parts
         )
 
+    def zeros(self) -> Tensor:
+        """Zeros (A,), and rotations that turn nothing."""
+        still = {"rot6d": [1.0, 0, 0, 0, 1, 0]}
+        return torch.tensor([v for part in self.parts for v in still.get(str(part.form), [0.0] * part.size)])
+
     def inner(self, values: Tensor) -> Tensor:
         """(..., A) -> (..., W): rotations as rot6d, binary numbers as 0 and 1."""
         if self._plain:

@@ -125,7 +125,7 @@ class PolicyServer:
     def warm_up(self) -> None:
         """Plan once on black frames, so that the first client does not wait longer than later ones."""
         images = {name: np.zeros((*size, 3), np.uint8) for name, size in self.sizes.items()}
-        proprio = np.zeros(self.actor.batch.policy.spec.proprio_dim, np.float32)
+        proprio = self.actor.batch.policy.spec.proprio.zeros().numpy()
         self.actor.plan({"images": images, "proprio": proprio})
 
     async def run(self, ready: Callable[[int], None] = lambda port: None) -> None:

@@ -369,3 +369,9 @@ def test_a_checkpoint_keeps_its_parts(tmp_path):
 
 def test_a_part_is_known_by_its_number_of_numbers():
     assert Part("joints", 7, "delta").label == "joint" and Part("elbow", 1, "delta").label == "elbow"
+
+
+def test_zeros_turn_nothing():
+    both = parts(POSITION, TURN6, POSE, GRIPPER)
+    assert both.zeros().tolist() == [0] * 3 + [1, 0, 0, 0, 1, 0] + [0] * 4
+    both.check(both.zeros()[None], "zeros")

@@ -64,3 +64,14 @@ def test_a_limit_needs_members_in_this_process(slow_policy, pair):
     served = replace(source, checkpoint=None, host=replace(source.host, url="ws://nowhere:1"))
     with ExitStack() as stack, pytest.raises(UserError, match="expected null: a server does not tell it$"):
         make_policy(served, bridge, stack)
+
+
+def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_untrained, tmp_path):
+    parts = [
+        {"name": "joints", "size": 7, "kind": "absolute"},
+        {"name": "gripper", "size": 1, "kind": "binary"},
+    ]
+    checkpoint = save_untrained(tmp_path / "c", {"action_parts": parts}, action_parts=parts)
+    words = r"^policy: actions: the policy's are joints \(7 absolute\), gripper \(1 binary\), the arm's joints \(7 delta\)"
+    with pytest.raises(UserError, match=words):
+        made(checkpoint)
