@@ -67,11 +67,9 @@ class PolicySpec:
             if getattr(self, name) not in choices:
                 found = getattr(self, name)
                 raise PolicyError(f"policy.{name} is '{found}', expected {' or '.join(choices)}")
-        for name in ("dim", "tokens", "members", "context", "chunk", "execute", "proprio_dim"):
+        for name in ("dim", "tokens", "members", "context", "chunk", "execute", "action_dim", "proprio_dim"):
             if getattr(self, name) < 1:
                 raise PolicyError(f"policy.{name} is {getattr(self, name)}, expected 1 or more")
-        if self.action_parts is None and self.action_dim < 2:
-            raise PolicyError(f"policy.action_dim is {self.action_dim}, expected joints and a gripper")
         for key, usual in (("action_parts", "action"), ("proprio_parts", "proprio")):
             size = getattr(self, f"{usual}_dim")
             if Parts.read(getattr(self, key), size, f"policy.{key}", usual) == Parts.read(

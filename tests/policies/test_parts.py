@@ -71,6 +71,8 @@ def test_a_spec_leaves_out_the_usual_parts():
         PolicySpec(**sizes, action_parts=tuple(Parts.read(None, 8, "").to_list())),
     )
     assert usual == spelt and not {"action_parts", "proprio_parts", "normalise_parts"} & set(usual.to_dict())
+    gripper = PolicySpec(**sizes, action_parts=(GRIPPER,), action_dim=1)
+    assert PolicySpec.from_dict(gripper.to_dict()) == gripper and gripper.action == parts(GRIPPER)
     own = PolicySpec(**sizes, action_parts=tuple(ARM), action_dim=7)
     assert own.to_dict()["action_parts"] == ARM
     assert PolicySpec.from_dict(json.loads(json.dumps(own.to_dict()))) == own
