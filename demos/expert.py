@@ -9,8 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-SHUT = 0.15  # the gripper's opening below which, where it touches nothing, it has closed on nothing
-
 
 def expert_chunks(action: np.ndarray, asked: Mapping[int, np.ndarray]) -> np.ndarray:
     """Each step's chunk.  # float32 (T, K, A)

@@ -13,18 +13,23 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Affine2D
 from rich.console import Console
 from rich.table import Table
 
-from s2robot.demos.errors import mismatch
+from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.layouts import starts, task_of
+from s2robot.demos.replay import world_of_demos
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.parts import number_names, usual
+from s2robot.envs.picture import draw_layout
+from s2robot.envs.task_settings import Group
 
 BLUE, RED, GREY = "#0072b2", "#d55e00", "#8a8a8a"  # told apart by colour-blind eyes too
 STILL = 1e-6  # rad: joint deltas below this count as zero
-MAX_DELTA = 0.25  # rad a step and joint: where CubePick clips; another env says so as env_config["max_delta"]
+MAX_DELTA = (
+    0.25  # rad a step and joint: where the first task clips; another env says so as env_config["max_delta"]
+)
 
 
 def describe(store: EpisodeStore) -> dict[str, Any]:
@@ -35,8 +40,8 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
     median, p95, max; rad, gripper 0 to 1, or in the units of their parts), ``zero_actions`` and ``clipped_actions``
     (share of steps in which no joint moves, and in which some joint moves by the largest step that the env executes;
     of parts those that are steps and their limits; None without such),
-    ``perturbed`` (share of steps pushed off the way on purpose, or None), ``cube_x``, ``cube_y`` (m, table
-    frame, at the start of an episode, or None), ``cameras``, ``attributes``, ``fingerprint``.
+    ``perturbed`` (share of steps pushed off the way on purpose, or None), ``layout`` (name: least and largest
+    at the start of an episode), ``cameras``, ``attributes``, ``fingerprint``.
 
     Raises:
         DatasetError: no episodes, or no key ``action``.
@@ -47,7 +52,6 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
     action = store["action"]  # (steps, joints + 1)
     names = dimension_names(store, action.shape[1])
     still, clipped = _moves(store, action)
-    cube = _cube_start(store)
     return {
         "path": str(store.path),
         "episodes": len(store),
@@ -66,8 +70,7 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
         "zero_actions": still,
         "clipped_actions": clipped,
         "perturbed": float((store["perturbed"] != 0).mean()) if "perturbed" in store.keys else None,
-        "cube_x": None if cube is None else [float(cube[:, 0].min()), float(cube[:, 0].max())],
-        "cube_y": None if cube is None else [float(cube[:, 1].min()), float(cube[:, 1].max())],
+        "layout": _layout(store),
         "cameras": list(store.cameras),
         "attributes": store.attrs,
         "fingerprint": store.fingerprint,
@@ -101,9 +104,9 @@ def print_description(store: EpisodeStore, console: Console | None = None) -> No
         rows.append(("actions", f"{_share(d['zero_actions'])} zero{clipped}"))
     if d["perturbed"] is not None:
         rows.append(("perturbed", f"{_share(d['perturbed'])} of the steps"))
-    if d["cube_x"]:
-        spans = (f"{axis} {1e2 * low:+.1f} to {1e2 * high:+.1f} cm" for axis, (low, high) in _spans(d))
-        rows.append(("cube at start", ", ".join(spans)))
+    if d["layout"]:
+        spans = (f"{name} {low:+.3g} to {high:+.3g}" for name, (low, high) in d["layout"].items())
+        rows.append(("at the start", ", ".join(spans)))
     rows.append(("fingerprint", d["fingerprint"][:16]))
     for row in rows:
         facts.add_row(*row)
@@ -126,7 +129,7 @@ def print_description(store: EpisodeStore, console: Console | None = None) -> No
 
 
 def draw_dataset(store: EpisodeStore, frames: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Draw cube places, lengths, action ranges and a contact sheet into one picture file.
+    """Draw layouts, lengths, action ranges and a contact sheet into one picture file.
 
     ``frames``: camera -> uint8 (n, H, W, 3), the same n moments of one episode for each; may be empty.
 
@@ -152,10 +155,10 @@ def draw_dataset(store: EpisodeStore, frames: Mapping[str, np.ndarray], path: st
     top = parts[0, 0]
     if frames:
         _draw_sheet(parts[1, 0], frames)
-    cube_axes, length_axes, joint_axes, grip_axes = top.subplots(
+    start_axes, length_axes, joint_axes, grip_axes = top.subplots(
         1, 4, gridspec_kw={"width_ratios": [4.4, 3, 4.2, 0.7]}
     )
-    _draw_cubes(cube_axes, store)
+    _draw_starts(start_axes, store)
     _draw_lengths(length_axes, store.lengths, store.attrs["rate_hz"])
     binary = _of_kinds(_parts(store, len(d["action"])), "binary")
     moving = [r for r, b in zip(d["action"], binary, strict=True) if not b]
@@ -213,17 +216,12 @@ def _moves(store: EpisodeStore, action: np.ndarray) -> tuple[float | None, float
     return still, float((moved >= most * (1 - 1e-6)).any(1).mean())  # float32 rounds the limit
 
 
-def cube_yaw(pose: np.ndarray) -> np.ndarray:
-    """Yaw in rad of poses (x, y, z, qw, qx, qy, qz).  # (N, 7) -> (N,)"""
-    w, x, y, z = np.moveaxis(pose[:, 3:], 1, 0)
-    return np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
-
-
-def _cube_start(store: EpisodeStore) -> np.ndarray | None:
-    """The cube's pose at the first step of each episode.  # (episodes, 7)"""
-    if "cube_pose" not in store.keys:
-        return None
-    return store["cube_pose"][store.episode_ends - store.lengths]
+def _layout(store: EpisodeStore) -> dict[str, list[float]]:
+    """Of each number of its episodes' layouts, the least and the largest."""
+    layouts = [task_of(store).layout_of(start) for start in starts(store)]
+    names = dict.fromkeys(name for layout in layouts for name in layout)
+    values = {name: [layout[name] for layout in layouts if name in layout] for name in names}
+    return {name: [float(min(found)), float(max(found))] for name, found in values.items()}
 
 
 def _ranges(names: list[str], values: np.ndarray) -> list[dict[str, Any]]:
@@ -235,10 +233,6 @@ def _ranges(names: list[str], values: np.ndarray) -> list[dict[str, Any]]:
         {"name": n, **dict(zip(keys, q.tolist(), strict=True))}
         for n, q in zip(names, quantiles.T, strict=True)
     ]
-
-
-def _spans(d: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    return [("x", d["cube_x"]), ("y", d["cube_y"])]
 
 
 def _camera(name: str, geometry: Mapping[str, Any]) -> str:
@@ -253,34 +247,27 @@ def _share(x: float) -> str:
 # -------------------------------------------------------------------- drawing
 
 
-def _draw_cubes(axes: Axes, store: EpisodeStore) -> None:
-    """The table from above as the robot sees it: away from it is up, its left is left."""
-    axes.set_title("cube at the start")
-    axes.set_xlabel("← to the robot's left   y (cm)   to its right →")
-    axes.set_ylabel("x (cm)   away from the robot →")
-    axes.set_aspect("equal", adjustable="datalim")
-    pose = _cube_start(store)
-    if pose is None:
-        axes.text(0.5, 0.5, "no cube_pose recorded", ha="center", va="center", transform=axes.transAxes)
+def _draw_starts(axes: Axes, store: EpisodeStore) -> None:
+    """Where the episodes began, as their task draws it."""
+    task, records = task_of(store), starts(store)
+    axes.set_title("at the start")
+    if not all(task.layout_of(record) for record in records):
+        axes.text(0.5, 0.5, "no layout recorded", ha="center", va="center", transform=axes.transAxes)
         return
-    config = store.attrs["env_config"]
-    edge = 100 * float(config.get("cube_size", 0.04))
-    good = store.meta("success").astype(bool) if "success" in store.meta_keys else np.ones(len(pose), bool)
-    for (x, y), yaw, ok in zip(100 * pose[:, :2], cube_yaw(pose), good, strict=True):
-        # drawn in table axes (x, y), then turned so that x points up and y to the left
-        turn = Affine2D().rotate(yaw).translate(x, y) + Affine2D(np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]]))
-        square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) * edge / 2
-        colour = BLUE if ok else RED
-        axes.plot(*turn.transform(square).T, color=colour, lw=0.7, alpha=0.35)
-        heading = turn.transform(np.array([[0, 0], [edge / 2, 0]]))
-        axes.plot(*heading.T, color=colour, lw=1.2)
-        axes.plot(y, x, "o", color=colour, ms=2.6)
-    if "box_x" in config and "box_y" in config:
-        (x0, x1), (y0, y1) = 100 * np.array(config["box_x"]), 100 * np.array(config["box_y"])
-        axes.plot([y0, y1, y1, y0, y0], [x0, x0, x1, x1, x0], "--", color=GREY, lw=1, zorder=0)
+    good = store.meta("success").astype(bool) if "success" in store.meta_keys else np.ones(len(records), bool)
+    ways = ((good, "successful", BLUE), (~good, "failed", RED))
+    groups = [
+        Group([r for r, which in zip(records, chosen, strict=True) if which], label, "o", colour, 9)
+        for chosen, label, colour in ways
+        if chosen.any()
+    ]
+    try:
+        about = world_of_demos(store).placement()
+    except DatasetError:
+        about = {}
+    draw_layout(axes, groups, task, about)
     if not good.all():
-        axes.set_title(f"cube at the start ({(~good).sum()} failed, orange)")
-    axes.invert_xaxis()
+        axes.set_title(f"at the start ({(~good).sum()} failed, orange)")
 
 
 def _draw_lengths(axes: Axes, lengths: np.ndarray, rate: float) -> None:

@@ -1,36 +1,37 @@
 """Record scripted demos into an episode store.
 
-Every step holds the observation *before* the action: ``state`` (all of MuJoCo's, so that frames can be drawn
-again later, bit for bit), ``proprio``, ``cube_pose``; and the ``action`` that was executed. ``perturbed`` marks
-the steps in which the picker was pushed off its way: they are kept so that an open-loop replay is exact, and
-training never imitates them (demos/windows.py), only the recovery that follows. ``expert`` is what the picker would
-do from each step without pushes, ``imitate`` the steps from which a policy is to do the same.
+Every step holds the observation *before* the action: ``state`` (all that decides future and picture, so that frames can
+be drawn again later, bit for bit; of a task without states the frames themselves), ``proprio``, what else the task tells
+(:meth:`Task.demo_fields`); and the ``action`` that was executed. ``perturbed`` marks the steps in which the expert was
+pushed off its way: they are kept so that an open-loop replay is exact, and training never imitates them
+(demos/windows.py), only the recovery that follows. ``expert`` is what the expert would do from each step without pushes,
+where it can be asked, ``imitate`` the steps from which a policy is to do the same.
 """
 
 import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.expert import expert_chunks
-from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.task import Task, TaskSettings, acted
+from s2robot.envs.tasks import make
 from s2robot.envs.workers import worker_pool
 
-_WORLDS: dict[tuple, tuple[CubePick, Picker]] = {}  # a worker's world, kept between its episodes
+_WORLDS: dict[str, Task] = {}  # a worker's world, kept between its episodes
 
 
 def record_episode(
-    env_config: CubePickConfig,
-    picker_config: PickerConfig,
+    settings: TaskSettings,
+    expert_settings: Any,
     seed: int,
     expert: int = 0,
     imitate_kicks: bool = False,
@@ -38,42 +39,59 @@ def record_episode(
 ) -> tuple[dict, dict]:
     """One scripted episode: arrays over time and ``{"seed", "success"}``.
 
-    expert: steps of the chunks in ``expert``, beside which ``imitate`` stands; with 0 there are neither.
+    expert: steps of the chunks in ``expert``, beside which ``imitate`` stands; with 0, or of an expert that cannot be
+    asked, there are neither.
     states: of a recording of this episode (T, S), to follow: another build of the simulator drifts away from it.
     """
-    key = (repr(env_config), repr(picker_config))
+    key = repr(settings)
     if key not in _WORLDS:
-        env = CubePick(env_config, draw=False)
-        _WORLDS[key] = env, Picker(env, picker_config)
-    env, picker = _WORLDS[key]
-    env.reset(seed=seed)
-    picker.reset(seed)
-    steps: dict[str, list] = {"state": [], "proprio": [], "cube_pose": [], "action": [], "perturbed": []}
+        _WORLDS[key] = make(settings, draw=False)
+    env = _WORLDS[key]
+    _, info = env.reset(seed=seed)
+    who: Any = env.expert(np.random.default_rng([seed, 7]), expert_settings)
+    can_be_asked = expert > 0 and hasattr(who, "ask")
+    steps: dict[str, list] = {}
     asked, imitate = dict[int, np.ndarray](), []
-    for t in range(env.config.max_steps if states is None else len(states)):
+    for t in range(settings.max_steps if states is None else len(states)):
         if states is not None:
             env.set_state(states[t], found_anew=t == 0)
-        before = picker.remember()
-        action, perturbed = picker.act()
-        if expert and perturbed:
-            asked[t] = picker.ask(expert, before)
-        imitate.append(np.uint8(not perturbed or (imitate_kicks and picker.push == "kick")))
-        for name, value in (
-            ("state", env.get_state()),
-            ("proprio", env.proprio),
-            ("cube_pose", env.cube_pose),
-            ("action", action),
-            ("perturbed", np.uint8(perturbed)),
-        ):
-            steps[name].append(value)
+        before = who.remember() if can_be_asked else None
+        action, perturbed = acted(who)
+        if can_be_asked and perturbed:
+            asked[t] = who.ask(expert, before)
+        imitate.append(np.uint8(not perturbed or (imitate_kicks and getattr(who, "push", "") == "kick")))
+        for name, value in _step(env, action, perturbed):
+            steps.setdefault(name, []).append(value)
         env.step_physics(action)
-        if env.is_success and states is None:
+        if states is None and (env.is_success or getattr(who, "failed", False)):
             break
     arrays = {k: np.stack(v) for k, v in steps.items()}
-    if expert:
-        asked[len(imitate)] = picker.ask(expert)
+    if can_be_asked:
+        asked[len(imitate)] = who.ask(expert)
         arrays |= {"expert": expert_chunks(arrays["action"], asked), "imitate": np.stack(imitate)}
-    return arrays, {"seed": seed, "success": env.is_success}
+    meta: dict[str, Any] = {"seed": seed, "success": env.is_success}
+    if names := _layout_names(env, info):
+        meta["layout"] = np.array([info["layout"][name] for name in names], float)
+    return arrays, meta
+
+
+def _step(env: Task, action: np.ndarray, perturbed: bool) -> list[tuple[str, Any]]:
+    """What a demo holds of a step, by key."""
+    seen = [("state", env.get_state())] if env.has_state else []
+    if not env.has_state:
+        seen = [(f"images_{name}", frame) for name, frame in env.render_cameras().items()]
+    return [
+        *seen,
+        ("proprio", env.proprio),
+        *env.demo_fields().items(),
+        ("action", np.asarray(action, np.float32)),
+        ("perturbed", np.uint8(perturbed)),
+    ]
+
+
+def _layout_names(env: Task, info: dict[str, Any]) -> list[str]:
+    """Of the layout that a dataset keeps of each episode; none where its steps tell it."""
+    return [] if env.demo_fields() else sorted(info["layout"])
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,8 @@ class RecordingSettings:
     episodes: int = 120
     seed: int = 100000
     workers: int = 2
-    picker: PickerConfig = field(default_factory=PickerConfig)
+    picker: dict[str, Any] = field(default_factory=dict)
+    expert_settings: dict[str, Any] = field(default_factory=dict)
     kind: str = "scripted"
     expert: int = 16
     imitate_kicks: bool = False
@@ -96,8 +115,8 @@ class RecordingSettings:
 
 def record(
     path: str | Path,
-    env_config: CubePickConfig,
-    picker_config: PickerConfig,
+    settings: TaskSettings,
+    expert_settings: Any,
     episodes: int,
     seed: int,
     workers: int = 2,
@@ -112,23 +131,21 @@ def record(
     ``progress(done, failed)`` is called after each episode. ``expert``, ``imitate_kicks``: :func:`record_episode`.
 
     Raises:
-        DatasetError: the path holds anything else, the disk is full (earlier episodes stay), the picker fails too
+        DatasetError: the path holds anything else, the disk is full (earlier episodes stay), the expert fails too
             often, or a number is out of range.
+        EnvError: the task has no expert.
     """
     RecordingSettings(episodes, seed, workers, expert=expert)
-    if env_config.clutter:  # where it lay is no part of a state, so the frames could not be drawn again
-        raise DatasetError(
-            f"{path}: found env.clutter {env_config.clutter}, expected 0: demos hold states only"
-        )
-    env = CubePick(env_config)
-    attributes = {**env.describe(), "seed": seed, "kind": "states", "picker": picker_config.__dict__}
+    if why := settings.unrecordable():
+        raise DatasetError(f"{path}: {why}")
+    attributes = about_demos(settings, expert_settings, seed)
     store = begun(Path(path), attributes, episodes, expert)
     try:
         with worker_pool(workers) as pool:
             how = (expert, imitate_kicks)
-            make = lambda seed: pool.submit(record_episode, env_config, picker_config, seed, *how)  # noqa: E731
+            start = lambda seed: pool.submit(record_episode, settings, expert_settings, seed, *how)  # noqa: E731
             try:
-                _append_all(store, episodes, seed, make, progress)
+                _append_all(store, episodes, seed, start, progress)
             finally:
                 pool.shutdown(cancel_futures=True)
     except BaseException:
@@ -137,11 +154,28 @@ def record(
     return store
 
 
+def about_demos(settings: TaskSettings, expert_settings: Any, seed: int) -> dict[str, Any]:
+    """The attributes of scripted demos of a task.
+
+    Raises:
+        EnvError: the task has no expert.
+    """
+    env = make(settings, draw=False)
+    about = {**env.describe(), "seed": seed, "kind": "states" if env.has_state else "images"}
+    _, info = env.reset(seed=seed)
+    env.expert(np.random.default_rng(seed), expert_settings)
+    env.close()
+    if is_dataclass(expert_settings) and not isinstance(expert_settings, type):
+        expert_settings = asdict(expert_settings)
+    names = _layout_names(env, info)
+    return about | {"picker": expert_settings or {}} | ({"layout_names": names} if names else {})
+
+
 def _append_all(
     store: EpisodeStore,
     episodes: int,
     seed: int,
-    make: Callable[[int], Future],
+    start: Callable[[int], Future],
     progress: Callable[[int, int], None],
 ) -> None:
     """Append the episodes that are missing, in the order of their seeds; what fails is replaced."""
@@ -150,7 +184,7 @@ def _append_all(
         next_seed = int(store.meta("seed")[-1]) + 1
         failed = next_seed - seed - len(store)
     left = range(next_seed, next_seed + episodes - len(store))
-    jobs, next_seed = [make(s) for s in left], left.stop
+    jobs, next_seed = [start(s) for s in left], left.stop
     while jobs:
         arrays, meta = jobs.pop(0).result()
         if meta["success"]:
@@ -159,10 +193,10 @@ def _append_all(
             failed += 1
             if failed > max(10, episodes // 2):
                 raise DatasetError(
-                    f"{store.path}: the picker failed {failed} of {len(store) + failed} episodes; "
-                    "check env.box_x, env.box_y and the robot"
+                    f"{store.path}: the expert failed {failed} of {len(store) + failed} episodes; "
+                    "check the task's settings and the robot"
                 )
-            jobs.append(make(next_seed))
+            jobs.append(start(next_seed))
             next_seed += 1
         progress(len(store), failed)
 

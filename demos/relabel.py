@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.picker import PickerConfig
 from s2robot.demos.record import begun, record_episode
-from s2robot.demos.replay import env_config_of
+from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import as_tuples
 from s2robot.envs.workers import worker_pool
@@ -79,19 +79,21 @@ def labelled_episode(path: Path, i: int, expert: int, imitate_kicks: bool) -> di
     """The arrays of episode ``i`` of a dataset with ``expert`` and ``imitate``."""
     source = _opened(path)
     stored, seed = source.episode(i), int(source.meta("seed")[i])
-    world, picker = env_config_of(source), picker_of(source)
+    world, picker = world_of_demos(source), picker_of(source)
     again, _ = record_episode(world, picker, seed, expert, imitate_kicks, stored["state"])
+    if "expert" not in again:
+        raise mismatch(path, "a task whose expert cannot be asked", "one that can")
     for key in ("perturbed", "action"):
         away = np.abs(stored[key].astype(float) - again[key]).reshape(len(stored[key]), -1).max(1)
         if (away > _SAME).any():
             step = int(np.argmax(away > _SAME))
             found = f"{key} of step {step} {away[step]:.2g} away"
-            raise mismatch(f"{path}: episode {i}", found, "what the picker of these settings does there")
+            raise mismatch(f"{path}: episode {i}", found, "what the expert of these settings does there")
     return stored | {key: again[key] for key in ("expert", "imitate")}
 
 
-def picker_of(store: EpisodeStore) -> PickerConfig:
-    """The picker that recorded a dataset.
+def picker_of(store: EpisodeStore) -> Any:
+    """The settings of the scripted expert that recorded a dataset.
 
     Raises:
         DatasetError: none did.
@@ -102,7 +104,10 @@ def picker_of(store: EpisodeStore) -> PickerConfig:
         or not {"state", "perturbed"} <= set(store.keys)
         or "seed" not in store.meta_keys
     ):
-        raise mismatch(store.path, "no simulated demos of the scripted picker", "those of `s2robot record`")
-    if unknown := sorted(set(given) - set(PickerConfig.__dataclass_fields__)):
-        raise mismatch(f"{store.path}: attribute picker", ", ".join(unknown), "settings of the picker")
-    return PickerConfig(**as_tuples(given))
+        raise mismatch(store.path, "no simulated demos of a scripted expert", "those of `s2robot record`")
+    kind = world_of_demos(store).Expert
+    if kind is None:
+        return given
+    if unknown := sorted(set(given) - set(kind.__dataclass_fields__)):
+        raise mismatch(f"{store.path}: attribute picker", ", ".join(unknown), "settings of the expert")
+    return kind(**as_tuples(given))

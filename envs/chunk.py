@@ -1,25 +1,25 @@
 """Execute a chunk of actions in one call and draw only what the policy will look at."""
 
-from typing import TYPE_CHECKING
+import json
 
 import gymnasium
 import numpy as np
 
-if TYPE_CHECKING:
-    from s2robot.envs.cube_config import CubePickConfig
-    from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.task import Task, TaskSettings
+from s2robot.envs.tasks import make
 
 
 class ActionChunk(gymnasium.Wrapper):
-    """A CubePick whose action is ``k`` actions, float32 (k, 8).
+    """A task whose action is ``k`` actions, float32 (k, A).
 
     The observation stacks the last ``k`` observations if ``every_step`` (a policy with a context needs them all),
     else it is the last one alone: drawing is most of a rollout's time. ``count`` says how many of the rows are
     new, at the front: all after a full chunk, one after a reset. A finished episode is not simulated further.
-    ``info["steps"]`` counts the steps of the episode, ``info["closest"]`` is the least distance (m) so far.
+    ``info["steps"]`` counts the steps of the episode; ``info["layout"]``, ``info["where"]`` and ``info["best"]`` are JSON
+    texts: where it began, and what its record says of that and of its best progress (:meth:`Task.record_fields`).
     """
 
-    def __init__(self, env: "CubePick", k: int, every_step: bool = False):
+    def __init__(self, env: Task, k: int, every_step: bool = False):
         super().__init__(env)
         self.world = env
         self.rows = k if every_step else 1
@@ -29,22 +29,22 @@ class ActionChunk(gymnasium.Wrapper):
             dtype=box.dtype.type,
         )
         space = env.observation_space
-        images = {name: space["images"][name] for name in env.config.cameras}  # type: ignore[index]
+        images = {name: space["images"][name] for name in env.settings.cameras}  # type: ignore[index]
         self.observation_space = gymnasium.spaces.Dict(
             {
                 "images": gymnasium.spaces.Dict({n: stack(b) for n, b in images.items()}),
-                "proprio": stack(space["proprio"]),
+                "proprio": stack(space["proprio"]),  # type: ignore[index]
                 "count": gymnasium.spaces.Discrete(k + 1),
             }
         )
         one = env.action_space
-        self.action_space = gymnasium.spaces.Box(np.tile(one.low, (k, 1)), np.tile(one.high, (k, 1)))
+        self.action_space = gymnasium.spaces.Box(np.tile(one.low, (k, 1)), np.tile(one.high, (k, 1)))  # type: ignore[attr-defined]
         self._over = False
 
     def reset(self, *, seed=None, options=None):
         observation, info = self.env.reset(seed=seed, options=options)
         self._over, self._last = False, observation
-        self._steps, self._closest = 0, info["distance"]
+        self._steps, self._best, self._layout = 0, info["progress"], info["layout"]
         return self._stack([observation]), self._info(info)
 
     def step(self, action):
@@ -55,22 +55,23 @@ class ActionChunk(gymnasium.Wrapper):
                 break
             world.step_physics(one)
             self._steps += 1
-            info = world._info()
-            self._closest = min(self._closest, info["distance"])
-            self._over = info["is_success"] or self._steps >= world.config.max_steps
+            self._best = max(self._best, world.progress)
+            self._over = world.is_success or self._steps >= world.settings.max_steps
             if not self._over and (self.rows > 1 or i == len(action) - 1):
-                seen.append(world._observe())
+                seen.append(world.observe())
         success = world.is_success
         return (
             self._stack(seen),
             float(success),
             success,
             self._over and not success,
-            self._info(world._info()),
+            self._info(world.info()),
         )
 
     def _info(self, info: dict) -> dict:
-        return {**info, "steps": self._steps, "closest": self._closest}
+        where, best = self.world.record_fields(self._layout, self._best)
+        known = {"layout": self._layout, "where": where, "best": best}
+        return {**info, "steps": self._steps, **{name: json.dumps(value) for name, value in known.items()}}
 
     def _stack(self, seen: list[dict]) -> dict:
         if seen:
@@ -80,8 +81,6 @@ class ActionChunk(gymnasium.Wrapper):
         return {"images": images, "proprio": np.stack([row["proprio"] for row in rows]), "count": len(seen)}
 
 
-def in_chunks(config: "CubePickConfig", k: int, every_step: bool = False) -> ActionChunk:
-    """A CubePick by its chunks, for worker processes: what they find this function by loads the simulator alone."""
-    from s2robot.envs.cube_pick import CubePick
-
-    return ActionChunk(CubePick(config), k, every_step)
+def in_chunks(settings: TaskSettings, k: int, every_step: bool = False) -> ActionChunk:
+    """A task by its chunks, for worker processes: what they find this function by loads the simulator alone."""
+    return ActionChunk(make(settings), k, every_step)

@@ -1,17 +1,69 @@
 """What decides an episode of CubePick; read and written where no simulator is installed, too."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
+from s2robot.envs.robots import robot_spec
 from s2robot.envs.task import TaskSettings
 
 STAGES = ("approach", "grasp", "lift", "held")
 ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
 ENV_VERSION = "CubePick-v0"
 MAX_DELTA = 0.25  # rad a step and joint
+SHUT = 0.15  # the gripper's opening below which, where it touches nothing, it has closed on nothing
+
+
+@dataclass(frozen=True)
+class PickerConfig:
+    """How the picker moves. Lengths in m, angles in rad, per control step of 0.1 s where it says step."""
+
+    hover: float = 0.10  # height over the grasp from which the cube is approached
+    funnel_slope: float = 3.0  # height gained per metre of horizontal error
+    funnel_yaw: float = 0.08  # a turn of one rad counts as so many metres of horizontal error
+    funnel_mouth: float = 0.008  # horizontal error below which the gripper goes all the way down
+    step_xy: float = 0.03  # farthest horizontal move a step
+    step_z: float = 0.03  # farthest vertical move a step
+    step_yaw: float = 0.35  # farthest turn a step
+    close_xy: tuple[float, float] = (0.006, 0.012)  # the gripper closes when nearer than this,
+    close_z: float = 0.010  # as low as this
+    close_yaw: tuple[float, float] = (0.08, 0.25)  # and turned as well as this; both drawn anew each episode
+    grip_steps: int = 0  # steps of contact to wait before lifting; waiting is what a policy clones worst
+    open_enough: float = 0.85  # the gripper goes down on the cube only when opened further than this
+    lift: float = 0.15  # height to lift the cube to
+    kicks: tuple[int, int] = (
+        1,
+        3,
+    )  # perturbations drawn for an episode, least and most; late ones do not come
+    kick_steps: tuple[int, int] = (1, 2)  # steps that one lasts
+    kick_size: float = 0.05  # farthest horizontal and vertical displacement of a perturbation, m a step
+    kick_yaw: float = 0.3  # farthest turn of a perturbation, a step
+    misses: float = (
+        0.5  # share of the episodes with a grasp beside the cube, so that demos show how to recover
+    )
+    miss_by: tuple[float, float] = (0.012, 0.04)  # how far beside it, m
+    miss_steps: tuple[int, int] = (5, 11)  # steps that the miss lasts
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _farther(view: tuple, factor: float) -> tuple:
+    """A side camera (position, target, fovy) at ``factor`` times its distance from the target."""
+    position, target, fovy = view
+    if factor == 1:  # to the last bit: recorded states are drawn again with the same bytes
+        return view
+    return tuple(t + factor * (p - t) for p, t in zip(position, target, strict=True)), target, fovy
 
 
 @dataclass(frozen=True)
@@ -22,6 +74,24 @@ class CubePickConfig(TaskSettings):
     action_frame = ACTION_FRAME
     stages = STAGES
     success_text = "lifted and held the cube"
+    Expert = PickerConfig
+    failures: ClassVar[Mapping[str, str]] = {
+        "approach": "not grasped",
+        "grasp": "grasped, not lifted",
+        "lift": "lifted, not held",
+        "held": "held, not counted as success",
+    }
+    placing_keys = ("cube_box",)
+    columns_text = (
+        'x points away from the robot, y to its left, from the centre of the table. "Closest" is the least distance '
+        "between the gripper and the cube's centre."
+    )
+    plot_layout = "s2robot.envs.cube_picture:plot_layout"
+    record_keys: ClassVar = (
+        ("cube_xy", _is_point, "[x, y] in metres"),
+        ("cube_yaw", _is_number, "radians"),
+        ("closest_m", lambda v: v is None or _is_number(v), "metres or null"),  # on an arm nobody measures it
+    )
 
     robot: str = "xarm7"
     rate_hz: int = 10
@@ -69,6 +139,53 @@ class CubePickConfig(TaskSettings):
         for name in ("cube_size", "stiffness"):
             if not (found := getattr(self, name)) > 0:
                 raise EnvError(f"env.{name}: found {found}, expected more than 0")
+
+    def views(self) -> dict[str, tuple]:
+        """The side cameras, as far away as is asked for."""
+        return {name: _farther(view, self.camera_distance) for name, view in self.side_cameras.items()}
+
+    def placement(self) -> dict[str, Any]:
+        return {"cube_box": [list(self.box_x), list(self.box_y)]}
+
+    @property
+    def success_rule(self) -> str:
+        return f"cube {self.success_height * 100:g} cm up for {self.success_hold:g} s"
+
+    @classmethod
+    def layout_of(cls, record: Mapping[str, Any]) -> dict[str, float]:
+        """x and y (m, table frame) and yaw (rad) of the cube; of a demo at its first step."""
+        if "cube_pose" in record:
+            x, y, _, w, _, _, z = map(float, record["cube_pose"])
+            return {"x": x, "y": y, "yaw": 2 * np.arctan2(z, w)}
+        if "cube_xy" not in record:
+            return {}
+        return {"x": record["cube_xy"][0], "y": record["cube_xy"][1], "yaw": record["cube_yaw"]}
+
+    @classmethod
+    def placing(cls, layout: Mapping[str, float]) -> np.ndarray:
+        """In metres: x, y, and the yaw as a point on a circle of 5 cm (four turns alike).  # (4,)"""
+        yaw = 4 * layout["yaw"]
+        return np.array([layout["x"], layout["y"], 0.05 * np.cos(yaw), 0.05 * np.sin(yaw)])
+
+    @classmethod
+    def table(cls, record: Mapping[str, Any]) -> dict[str, str]:
+        x, y = (f"{100 * v:+z.1f}" for v in record["cube_xy"])
+        closest = record["closest_m"]
+        return {
+            "cube x (cm)": x,
+            "cube y (cm)": y,
+            "yaw (°)": f"{np.degrees(record['cube_yaw']):+z.0f}",
+            "closest (cm)": "–" if closest is None else f"{100 * closest:.1f}",
+        }
+
+    def unrecordable(self) -> str:
+        if self.clutter:  # where it lay is no part of a state, so the frames could not be drawn again
+            return f"found env.clutter {self.clutter}, expected 0: demos hold states only"
+        return ""
+
+    def drawn_by(self) -> dict[str, Any]:
+        spec = asdict(robot_spec(self.robot))
+        return {"robot": {name: spec[name] for name in spec if name.startswith(("camera_", "base_"))}}
 
     def undrawn(self) -> str:
         """Why one of the cameras cannot be drawn; empty if all can."""

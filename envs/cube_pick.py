@@ -9,17 +9,19 @@ observation["proprio"].shape          # (8,)
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict
+from dataclasses import fields
+from typing import Any
 
 import gymnasium
 import mujoco
 import numpy as np
 
-from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION, MAX_DELTA, STAGES, CubePickConfig
+from s2robot.envs.cube_config import MAX_DELTA, SHUT, STAGES, CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.frames import image_space, side_by_side, sizes_of
+from s2robot.envs.frames import image_space, sizes_of
 from s2robot.envs.renderer import OffscreenRenderer
 from s2robot.envs.robots import robot_spec
+from s2robot.envs.task import Task
 from s2robot.envs.world import CLUTTER, TABLE_HEIGHT, CubeWorld
 
 _CLEAR = 0.09  # m, from the centre of the cube or of another object to that of a piece of clutter
@@ -35,15 +37,7 @@ def _check_looks(c: CubePickConfig) -> None:
             raise EnvError(f"env.{name}: found {found}, expected {kind} from {low:g} to {high:g}")
 
 
-def _farther(view: tuple, factor: float) -> tuple:
-    """A side camera (position, target, fovy) at ``factor`` times its distance from the target."""
-    position, target, fovy = view
-    if factor == 1:  # to the last bit: recorded states are drawn again with the same bytes
-        return view
-    return tuple(t + factor * (p - t) for p, t in zip(position, target, strict=True)), target, fovy
-
-
-class CubePick(gymnasium.Env):
+class CubePick(Task):
     """A gymnasium environment over :class:`s2robot.envs.world.CubeWorld`.
 
     Observation: ``{"images": {camera: uint8 (H, W, 3) RGB upright}, "proprio": float32 (8,)}`` with
@@ -60,9 +54,10 @@ class CubePick(gymnasium.Env):
         EnvError: an unknown robot, camera or setting.
     """
 
+    Settings = CubePickConfig
+    settings: CubePickConfig
     observation_space: gymnasium.spaces.Dict
     action_space: gymnasium.spaces.Box
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(
         self,
@@ -74,26 +69,26 @@ class CubePick(gymnasium.Env):
         try:
             self.config = config or CubePickConfig(**settings)
         except TypeError:
-            fields = list(CubePickConfig.__dataclass_fields__)
-            unknown = ", ".join(sorted(set(settings) - set(fields)))
+            known = [field.name for field in fields(CubePickConfig)]
+            unknown = ", ".join(sorted(set(settings) - set(known)))
             raise EnvError(
-                f"env: found unknown setting {unknown}, expected one of {', '.join(fields)}"
+                f"env: found unknown setting {unknown}, expected one of {', '.join(known)}"
             ) from None
-        c = self.config
+        c = self.settings = self.config
         self.spec_robot = robot_spec(c.robot)
         if why := c.undrawn():
             raise EnvError(why)
         self.render_mode, self.draw = render_mode, draw
         _check_looks(c)
-        views = {name: _farther(view, c.camera_distance) for name, view in c.side_cameras.items()}
         self.world = CubeWorld(
-            self.spec_robot, c.cube_size / 2, c.rate_hz, views, c.stiffness, CLUTTER[: c.clutter]
+            self.spec_robot, c.cube_size / 2, c.rate_hz, c.views(), c.stiffness, CLUTTER[: c.clutter]
         )
         self.model, self.data = self.world.sim.model._model, self.world.sim.data._data
         self._resolve_names()
         self._change_looks()
         self._renderer: OffscreenRenderer | None = None
         self.sizes = sizes_of(c.image_size, c.cameras)
+        self._picker: Any = None
         self.observation_space = gymnasium.spaces.Dict(
             {
                 "images": image_space(self.sizes),
@@ -107,7 +102,7 @@ class CubePick(gymnasium.Env):
         self._open_gripper()
         self._furthest = 0
         self._held_steps = 0
-        self._steps = 0
+        self._closed = False
 
     def _resolve_names(self) -> None:
         model, robot = self.model, self.world.robots[0]
@@ -159,8 +154,10 @@ class CubePick(gymnasium.Env):
         ``options``: ``cube_xy`` (m, table frame), ``cube_yaw`` (rad) and ``start_joints`` (7,) override the
         sampled values; the random stream is the same either way.
         """
-        super().reset(seed=seed)
-        c, rng, options = self.config, self.np_random, options or {}
+        return super().reset(seed=seed, options=options)
+
+    def begin(self, rng, options) -> None:
+        c = self.config
         cube_xy = np.array([rng.uniform(*c.box_x), rng.uniform(*c.box_y)])
         yaw = rng.uniform(*c.yaw)
         noise = rng.uniform(-c.start_noise, c.start_noise, 7)
@@ -179,38 +176,18 @@ class CubePick(gymnasium.Env):
         ]  # fmt: skip
         mujoco.mj_forward(self.model, self.data)
         self.commanded = start.copy()
-        self._furthest = self._held_steps = self._steps = 0
+        self._furthest = self._held_steps = 0
         for _ in range(3):  # the cube settles and the gripper opens
             self._apply(close=False)
         self._cube_rest = self.cube_pose[2]
-        return self._observe(), self._info()
+        self._layout = self.config.layout_of({"cube_pose": self.cube_pose})
 
-    def step(self, action):
-        """Move for one control period; see the class for the action's meaning."""
-        self.step_physics(action)
-        info = self._info()
-        success = info["is_success"]
-        truncated = not success and self._steps >= self.config.max_steps
-        return self._observe(), float(success), success, truncated, info
-
-    def step_physics(self, action) -> None:
-        """:meth:`step` without an observation: what a rollout needs between two decisions of a policy."""
-        action = np.asarray(action, float)
-        if action.shape != (8,):
-            raise EnvError(f"action: found shape {action.shape}, expected 8 finite numbers")
-        if not np.isfinite(action).all():
-            raise EnvError(f"action: found {action.tolist()}, expected 8 finite numbers")
+    def apply(self, action) -> None:
         delta = np.clip(action[:7], -MAX_DELTA, MAX_DELTA)
         self.commanded = np.clip(self.commanded + delta, self.joint_low, self.joint_high)
-        self._apply(close=action[7] >= 0.5)
-        self._steps += 1
+        self._closed = bool(action[7] >= 0.5)
+        self._apply(close=self._closed)
         self._judge()
-
-    def render(self):
-        """The cameras side by side.  # uint8 (max H, sum of W, 3)"""
-        if self.render_mode == "rgb_array":
-            return side_by_side(self.render_cameras().values())
-        return None
 
     def close(self):
         if self._renderer is not None:
@@ -313,28 +290,61 @@ class CubePick(gymnasium.Env):
             points[name] = np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
         return points
 
-    def describe(self) -> dict:
-        """What a dataset or a checkpoint must know of this world, as JSON types."""
-        c = asdict(self.config)
-        geometry = {
+    @property
+    def layout(self) -> dict[str, float]:
+        return self._layout
+
+    @property
+    def distance(self) -> float:  # m, from the grip centre to the cube's
+        return float(np.linalg.norm(self.grip_position - self.cube_pose[:3]))
+
+    progress = property(lambda self: -self.distance)
+
+    @property
+    def grip_points(self) -> dict[str, np.ndarray]:
+        return self.project(self.grip_position)
+
+    def info(self) -> dict:
+        return super().info() | {"cube_pose": self.cube_pose, "distance": self.distance}
+
+    @property
+    def left(self) -> float:
+        """m: falls on the way to the cube and on the way up with it."""
+        return self.distance - max(self.cube_pose[2] - self._cube_rest, 0.0)
+
+    @property
+    def missed(self) -> bool:
+        return self._closed and self.opening < SHUT and not self._touching()
+
+    def expert(self, rng, settings=None):
+        """The scripted picker (:mod:`s2robot.envs.cube_picker`)."""
+        from s2robot.envs.cube_picker import Picker  # mink takes a second to import
+
+        if self._picker is None or self._picker.config != (settings or self._picker.config):
+            self._picker = Picker(self, settings)
+        self._picker.begin(rng)
+        return self._picker
+
+    def demo_fields(self) -> dict[str, np.ndarray]:
+        return {"cube_pose": self.cube_pose}
+
+    def record_fields(self, layout, progress) -> tuple[dict, dict]:
+        xy = [round(float(layout[name]), 5) for name in "xy"]
+        where = {"cube_xy": xy, "cube_yaw": round(float(layout["yaw"]), 5)}
+        return where, {"closest_m": round(-float(progress), 5)}
+
+    def camera_geometry(self) -> dict:
+        return {
             name: {
-                "size": list(self.sizes[name]),
+                **size,
                 "fovy": float(self.model.cam_fovy[i]),
                 "position": [float(x) for x in self.model.cam_pos[i]],
                 "quaternion": [float(x) for x in self.model.cam_quat[i]],
                 "body": self.model.body(self.model.cam_bodyid[i]).name,
             }
-            for name, i in self.camera_ids.items()
-        }
-        return {
-            "robot": c["robot"],
-            "joint_names": list(self.joint_names),
-            "rate_hz": c["rate_hz"],
-            "cameras": list(c["cameras"]),
-            "camera_geometry": geometry,
-            "action_frame": ACTION_FRAME,
-            "env_version": ENV_VERSION,
-            "env_config": {k: list(v) if isinstance(v, tuple) else v for k, v in c.items()},
+            for (name, size), i in zip(
+                super().camera_geometry().items(), self.camera_ids.values(), strict=True
+            )
         }
 
     # ---------------------------------------------------------------- inside
@@ -353,9 +363,6 @@ class CubePick(gymnasium.Env):
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
-
-    def _observe(self) -> dict:
-        return {"images": self.render_cameras() if self.draw else {}, "proprio": self.proprio}
 
     def _touching(self) -> bool:
         """Both fingers touch the cube."""
@@ -388,12 +395,3 @@ class CubePick(gymnasium.Env):
     def stage(self) -> str:
         """The furthest stage reached in this episode."""
         return STAGES[self._furthest]
-
-    def _info(self) -> dict:
-        return {
-            "is_success": self.is_success,
-            "stage": self.stage,
-            "cube_pose": self.cube_pose,
-            "distance": float(np.linalg.norm(self.grip_position - self.cube_pose[:3])),
-            "grip_points": self.project(self.grip_position),
-        }

@@ -200,7 +200,7 @@ class RobosuiteTask(Task):
         mujoco.mj_getState(self.model, self.data, physics, kind)
         return np.concatenate([physics, *(np.ravel(getattr(o, name)) for o, name in self._memory())])
 
-    def set_state(self, state: np.ndarray) -> None:
+    def set_state(self, state: np.ndarray, found_anew: bool = True) -> None:
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         at = mujoco.mj_stateSize(self.model, kind)
         memory = self._memory()

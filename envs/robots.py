@@ -1,4 +1,4 @@
-"""The arms that CubePick knows: what robosuite calls them, where they start, where the hand camera sits.
+"""The arms that the joint-space task knows: what robosuite calls them, where they start, where the hand camera sits.
 
 A new arm is one more ``RobotSpec``: its robosuite name, a home pose with the gripper pointing down over the
 table's centre, the joint that tells the gripper's opening, and the two finger bodies.

@@ -7,12 +7,12 @@
         is_success = property(lambda self: ...)
         def render_cameras(self): ...              # {camera: uint8 (H, W, 3)}
 
-A task is a gymnasium environment: ``check_env`` passes. Its settings are a frozen dataclass below
-:class:`TaskSettings`, which also tells what can be known of the task where no simulator is installed.
+A task is a gymnasium environment: ``check_env`` passes. Its settings (task_settings.py) also tell what can be known of it
+where no simulator is installed.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
@@ -21,9 +21,20 @@ import gymnasium
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.frames import ImageSize, as_image_size, image_space, side_by_side, sizes_of
+from s2robot.envs.frames import image_space, side_by_side, sizes_of
+from s2robot.envs.task_settings import CommonSettings, Group, TaskSettings, as_tuples
 
-Record = Mapping[str, Any]  # of an episode: one line of episodes.jsonl
+__all__ = [
+    "CommonSettings",
+    "Expert",
+    "Group",
+    "Task",
+    "TaskSettings",
+    "TaskSpec",
+    "acted",
+    "as_tuples",
+    "unchanged",
+]
 
 
 @dataclass(frozen=True)
@@ -42,96 +53,28 @@ class TaskSpec:
     rate_hz: float  # control steps a second
     max_steps: int  # after which an episode ends
     stages: tuple[str, ...]  # in the order in which an episode can reach them; the last is success
-    success_text: str  # what a policy that succeeded has done: "lifted and held the cube"
-
-
-def _layout_is(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
-
-
-class TaskSettings:
-    """All that decides an episode besides its seed, and what is known of the task without its simulator.
-
-    Below it stand frozen dataclasses with at least the fields that are annotated here. What is a class variable may be
-    a property.
-    """
-
-    robot: str
-    rate_hz: Any
-    cameras: tuple[str, ...]
-    image_size: Any
-    max_steps: int
-
-    task: Any = ""  # its name, as in `task=<name>`
-    target: Any = ""  # the class of its world, "module:Class"
-    version: Any = "1"
-    action_frame: Any = "parts"  # what an action is; a policy acts only where it is the same
-    stages: Any = ("start", "success")
-    success_text: Any = "succeeded"
-    failures: ClassVar[Mapping[str, str]] = {}  # stage -> what an episode that got no further did
-    # what its records hold of layout and progress: key, check, and what was expected
-    record_keys: ClassVar[Sequence[tuple[str, Callable[[Any], bool], str]]] = (
-        ("layout", _layout_is, "numbers by name"),
-    )
-    # (axes, records, looks): draws the table with a mark for each record; looks: see `s2robot.evaluation.plots`
-    plot_layout: ClassVar[Callable[..., None] | None] = None
-
-    def undrawn(self) -> str:
-        """Why one of the cameras cannot be drawn, where that is known without the world; else empty."""
-        return ""
-
-    def placement(self) -> dict[str, Any]:
-        """What a summary says of where things are placed, by key."""
-        return {}
-
-    @classmethod
-    def layout_of(cls, record: Record) -> dict[str, float]:
-        """Where an episode began: numbers by name, with their units in the names."""
-        return dict(record.get("layout") or {})
-
-    @classmethod
-    def progress_of(cls, record: Record) -> tuple[str, float | None]:
-        """What the episode's best progress is called, and its value."""
-        return "best progress", record.get("progress")
-
-
-@dataclass(frozen=True)
-class CommonSettings(TaskSettings):
-    """Settings that most tasks share; a task of one's own may add fields. Every value in YAML has a comment."""
-
-    task: str = ""
-    target: str = ""
-    robot: str = "none"  # whose arm it is: a policy acts only on the robot of its demos
-    rate_hz: float = 10  # control steps a second
-    cameras: tuple[str, ...] = ("front",)  # in the order in which the policy gets them
-    image_size: ImageSize = 256  # px: a side, (height, width), or {camera: either}
-    max_steps: int = 100  # after which an episode ends
-
-    def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise EnvError(f"task.max_steps: found {self.max_steps}, expected 1 or more")
-        if not self.rate_hz > 0:
-            raise EnvError(f"task.rate_hz: found {self.rate_hz}, expected more than 0")
-        if len(set(self.cameras)) != len(self.cameras) or not self.cameras:
-            raise EnvError(f"task.cameras: found {list(self.cameras)}, expected one or more different names")
-        sizes = sizes_of(self.image_size, self.cameras, "task.image_size")
-        if not isinstance(self.image_size, int):  # lists where they come from YAML or JSON
-            object.__setattr__(self, "image_size", as_image_size(sizes))
-
-
-def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings from YAML or JSON, whose lists become the tuples that frozen settings hold."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    success_text: str  # what a policy that succeeded has done: "stacked the objects"
 
 
 class Expert(Protocol):
-    """A scripted expert in one world; :meth:`Task.expert` makes it after a reset."""
+    """A scripted expert in one world; :meth:`Task.expert` makes it after a reset.
+
+    It may say more: ``push``, a word if its last action pushed the robot off its way (never imitated; :meth:`act` may
+    return whether it did beside the action), ``ask(steps)``, what it would do from here if nobody pushed it, and
+    ``take_over(actions)``, to go on where somebody else has acted so far (T, A): with both, DAgger works.
+    """
 
     done: bool  # it has nothing more to do
     failed: bool  # it has given up
 
     def act(self) -> np.ndarray:
         """The next action.  # float32 (A,)"""
+
+
+def acted(expert: Any) -> tuple[np.ndarray, bool]:
+    """An expert's next action, and whether it is a push."""
+    found = expert.act()
+    return found if isinstance(found, tuple) else (found, bool(getattr(expert, "push", "")))
 
 
 class Task(gymnasium.Env):
@@ -199,6 +142,16 @@ class Task(gymnasium.Env):
         """Where each camera sees the hand: x to the right and y downwards in 0..1; without, nobody can ask for it."""
         return {}
 
+    @property
+    def left(self) -> float:
+        """What is left to be done, in units of :attr:`progress`: where it does not fall, a policy has stalled."""
+        return -self.progress
+
+    @property
+    def missed(self) -> bool:
+        """Whether the last action failed in a way that is plain to see, such as closing a gripper on nothing."""
+        return False
+
     def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
         """A scripted expert for the episode that has just begun.
 
@@ -212,12 +165,16 @@ class Task(gymnasium.Env):
 
     # what recordings of states alone need (frames are drawn later); without, demos hold the frames
 
+    def demo_fields(self) -> dict[str, np.ndarray]:
+        """What a demo holds of each step beside state, proprioception and action; the same names always."""
+        return {}
+
     def get_state(self) -> np.ndarray:
         """All that decides the future and the picture.  # float64 (S,)"""
         raise NotImplementedError
 
-    def set_state(self, state: np.ndarray) -> None:
-        """Go to a state of :meth:`get_state`."""
+    def set_state(self, state: np.ndarray, found_anew: bool = True) -> None:
+        """Go to a state of :meth:`get_state`; without ``found_anew`` one that this very step led to."""
         raise NotImplementedError
 
     def rehearsal(self) -> AbstractContextManager[None]:

@@ -28,6 +28,7 @@ SETTINGS = {
     "stack": "s2robot.envs.robosuite_config:StackSettings",
     "can": "s2robot.envs.robosuite_config:CanSettings",
     "square": "s2robot.envs.robosuite_config:SquareSettings",
+    "gym": "s2robot.envs.gym_config:GymSettings",
 }
 _OWN: dict[str, type[TaskSettings]] = {}  # tasks of the user's own that this process has read the settings of
 

@@ -91,7 +91,7 @@ VERBS = {
     ),
     "evaluate": Verb(
         "s2robot.verbs:evaluate",
-        "measure a policy's success over seeded cube positions, simulated or on an arm",
+        "measure a policy's success over seeded positions, simulated or on an arm",
         {"--live": "live=true"},
         goes_on=True,
     ),
@@ -110,13 +110,13 @@ VERBS = {
     ),
     "compare": Verb(
         "s2robot.comparison.compare:compare",
-        "compare encoders and policies on the same cube positions",
+        "compare encoders and policies on the same positions",
         simulates=True,
         goes_on=True,
     ),
     "readout": Verb(
         "s2robot.probing.readout:run_readout",
-        "read cube, depth and segments out of frozen features, linearly",
+        "read layout, depth and segments out of frozen features, linearly",
         simulates=True,
     ),
     "information": Verb(

@@ -26,11 +26,12 @@ from s2robot.common.run_folder import is_first
 from s2robot.common.settings import (
     DemosSettings,
     encoder_settings,
-    env_config,
+    expert_settings,
     only_simulated,
     plain,
     read,
     read_among,
+    task_settings,
 )
 from s2robot.demos.replay import camera_sizes, drawn_by, render_episodes
 from s2robot.demos.schema import PARTS
@@ -40,9 +41,9 @@ from s2robot.encoders.cache import FeatureCache, Frames
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.views import Views
-from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.parts import size_of
+from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.loading import device_of
@@ -94,12 +95,12 @@ class Task:
     features: FeaturesSettings
     policy: dict[str, Any]
     train: TrainSettings
-    world: CubePickConfig
+    world: TaskSettings
 
     def open_demos(self) -> EpisodeStore:
-        """The dataset, checked against the robot, our action frame and the cameras."""
+        """The dataset, checked against the robot, its action frame and the cameras."""
         store = EpisodeStore.open(self.demos.folder())
-        store.check(self.robot, ACTION_FRAME, self.cameras, self.rate_hz)
+        store.check(self.robot, self.world.action_frame, self.cameras, self.rate_hz)
         return store
 
 
@@ -109,7 +110,7 @@ def read_task(cfg: DictConfig) -> Task:
     Raises:
         UserError: names a wrong key or value.
     """
-    world = env_config(cfg)
+    world = task_settings(cfg)
     return Task(
         world.robot,
         world.rate_hz,
@@ -135,12 +136,12 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
     require_simulator()
     from s2robot.demos.record import RecordingSettings, record
 
-    settings = read_among(RecordingSettings, recording, "recording")
+    settings, task = read_among(RecordingSettings, recording, "recording"), task_settings(cfg)
     with bar("recording demos") as update:
         store = record(
             out,
-            env_config(cfg),
-            settings.picker,
+            task,
+            expert_settings(task, settings),
             settings.episodes,
             settings.seed,
             settings.workers,
@@ -330,7 +331,7 @@ def run(cfg: DictConfig) -> None:
     from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
-    if why := env_config(cfg).undrawn():  # now, not in the evaluation after encoding and training
+    if why := task_settings(cfg).undrawn():  # now, not in the evaluation after encoding and training
         raise UserError(why)
     out = Path(cfg.run_dir)
     if cfg.record:

@@ -18,7 +18,7 @@ from s2robot.common.extras import require_simulator
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
-from s2robot.common.settings import DemosSettings, env_config, only_simulated, read, read_among
+from s2robot.common.settings import DemosSettings, only_simulated, read, read_among, task_settings
 from s2robot.dagger.takeover import REASONS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
@@ -40,7 +40,7 @@ def record(
         return record_corrections(
             settings,
             EpisodeStore.open(task.folder()),
-            env_config(cfg),
+            task_settings(cfg),
             out,
             task.episodes,
             lambda done, counts: update(done, settings.episodes, words(counts)),
@@ -52,7 +52,7 @@ def words(counts: Mapping[str, int]) -> str:
     ends = (("without help", "alone"), ("corrected", "corrected"), ("failed by both", "failed"))
     why = [f"{counts[name]} {name}" for name in REASONS if counts[name]]
     told = ", ".join(f"{counts[key]} {text}" for text, key in ends)
-    return f"{told} (the picker took over: {', '.join(why)})" if why else told
+    return f"{told} (the expert took over: {', '.join(why)})" if why else told
 
 
 def dagger(cfg: DictConfig) -> None:

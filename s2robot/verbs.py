@@ -13,7 +13,15 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
-from s2robot.common.settings import DemosSettings, env_config, open_demos, plain, read, read_among, world_of
+from s2robot.common.settings import (
+    DemosSettings,
+    open_demos,
+    plain,
+    read,
+    read_among,
+    task_settings,
+    world_of,
+)
 from s2robot.demos.store import EpisodeStore
 
 if TYPE_CHECKING:
@@ -39,13 +47,13 @@ def record(cfg: DictConfig) -> None:
 
 
 def relabel(cfg: DictConfig) -> None:
-    """`s2robot relabel`: a copy of simulated demos with what the picker would do from every step."""
+    """`s2robot relabel`: a copy of simulated demos with what the expert would do from every step."""
     from s2robot.demos.relabel import RelabelSettings
     from s2robot.demos.relabel import relabel as write_copy
 
     settings = read_among(RelabelSettings, cfg, "")
     source = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
-    with bar("asking the picker") as update:
+    with bar("asking the expert") as update:
         store = write_copy(source, settings, lambda done, total: update(done, total, "episodes"))
     print(
         f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate: {store.path}"
@@ -54,20 +62,21 @@ def relabel(cfg: DictConfig) -> None:
 
 def replay(cfg: DictConfig) -> None:
     """`s2robot replay`: play episodes back open loop; fails (exit 2) if one does not succeed again."""
-    from s2robot.demos.replay import env_config_of, replay_episode
-    from s2robot.envs.cube_pick import CubePick
+    from s2robot.demos.replay import replay_episode, world_of_demos
+    from s2robot.envs.tasks import make
     from s2robot.evaluation.film import film
 
     store = open_demos(cfg)
-    config = env_config_of(store)
-    env = CubePick(config, draw=False)
+    task_settings(cfg)  # makes a task of the user's own known
+    config = world_of_demos(store)
+    env = make(config, draw=False)
     chosen = range(len(store)) if cfg.episode is None else [cfg.episode]
     failed = []
     worst = 0.0
     with bar("replaying") as update:
         for done, i in enumerate(chosen, 1):
             result = replay_episode(store, env, i)
-            worst = max(worst, result["max_joint_error"])
+            worst = max(worst, result["max_error"])
             if not result["success"]:
                 failed.append(i)
             update(done, len(chosen), f"{len(failed)} failed")
@@ -80,7 +89,7 @@ def replay(cfg: DictConfig) -> None:
         print(f"video: {path}")
     print(
         f"{len(chosen) - len(failed)} of {len(chosen)} episodes succeed again; "
-        f"joints differ from the recorded ones by at most {worst:.2g} rad"
+        f"proprioception differs from the recorded by at most {worst:.2g}"
     )
     if failed:
         raise UserError(
@@ -97,11 +106,12 @@ def inspect(cfg: DictConfig) -> None:
     store = open_demos(cfg)
     print_description(store)
     frames: dict[str, np.ndarray] = {}
-    cameras = tuple(cfg.env.cameras)
+    task = task_settings(cfg)
+    cameras = tuple(task.cameras)
     if cfg.sheet.frames:
         if store.attrs["kind"] == "states":
             require_simulator()
-        drawn = episode_frames(store.path, cfg.sheet.episode, cameras, plain(cfg.env).get("image_size"))
+        drawn = episode_frames(store.path, cfg.sheet.episode, cameras, task.image_size)
         steps = len(drawn[0])
         moments = np.linspace(0, steps - 1, min(cfg.sheet.frames, steps)).round().astype(int)
         frames = {name: seen[moments] for name, seen in zip(cameras, drawn, strict=True)}
@@ -145,7 +155,7 @@ def train(cfg: DictConfig) -> None:
     from s2robot import pipeline
 
     task = pipeline.read_task(cfg)
-    if (why := env_config(cfg).undrawn()) and is_first():
+    if (why := task_settings(cfg).undrawn()) and is_first():
         print(f"note: this policy can act on an arm, but not be evaluated in simulation: {why}", flush=True)
     store, encoder, features, _ = _encoded(task)
     checkpoint = pipeline.train_policy(task, store, encoder, features, Path(cfg.run_dir))

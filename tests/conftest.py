@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
-from s2robot.demos.picker import PickerConfig
 from s2robot.demos.record import record
 from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_picker import PickerConfig
 from tests.inline import InlinePool
 
 torch.set_num_threads(1)

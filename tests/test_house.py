@@ -13,13 +13,8 @@ COMPOSES = {"s2robot.deployment.emulate"}
 # Rooms that are of no use without the simulated world. Everything else imports without the extra `sim`.
 DRAWS = {
     "s2robot.comparison.compare",
-    "s2robot.comparison.film",
     "s2robot.comparison.result",
-    "s2robot.dagger.episode",
-    "s2robot.dagger.record",
-    "s2robot.demos.picker",
-    "s2robot.demos.record",
-    "s2robot.demos.relabel",
+    "s2robot.envs.cube_picker",
     "s2robot.envs.cube_pick",
     "s2robot.envs.experts.can",
     "s2robot.envs.experts.expert",
@@ -31,8 +26,6 @@ DRAWS = {
     "s2robot.envs.renderer",
     "s2robot.envs.robosuite_task",
     "s2robot.envs.world",
-    "s2robot.evaluation.evaluate",
-    "s2robot.evaluation.film",
     "s2robot.probing.cells",
     "s2robot.probing.information",
     "s2robot.probing.moments",

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from s2robot.common.errors import UserError
 from s2robot.common.paths import shipped_demos
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
+from s2robot.envs.task import TaskSettings
+from s2robot.envs.tasks import DEFAULT, own_settings, settings_class
 from s2robot.policies.settings import read_settings
 
 S = TypeVar("S")
@@ -49,15 +50,33 @@ def plain(cfg: Any) -> Any:
     return OmegaConf.to_container(cfg, resolve=True)
 
 
-def env_config(cfg: DictConfig, **changes: Any) -> CubePickConfig:
-    """The simulated world of a config; ``changes`` win."""
-    return read(CubePickConfig, {"robot": cfg.robot.name, **plain(cfg.env), **changes}, "env")
+def task_settings(cfg: DictConfig, **changes: Any) -> Any:
+    """The simulated world of a config, a dataclass below `TaskSettings`; ``changes`` win.
+
+    Those of the first task stand in the groups `env` and `robot`, all others' beside the task's name.
+    """
+    node = plain(cfg.task) if "task" in cfg else {"name": DEFAULT}
+    name, own = node.pop("name"), node.pop("class", None)
+    if own is not None:
+        values = {"task": name, "target": own, **node, **changes}
+        return read(own_settings(name, own), values, "task")
+    if name == DEFAULT:
+        return read(settings_class(name), {"robot": cfg.robot.name, **plain(cfg.env), **changes}, "env")
+    return read(settings_class(name), {**node, **changes}, "task")
+
+
+def expert_settings(task: TaskSettings, recording: Any) -> Any:
+    """Of the task's scripted expert: `picker` where it has settings of its own kind, else `expert_settings`."""
+    if task.Expert is None:
+        return dict(recording.expert_settings)
+    return read(task.Expert, recording.picker, "recording.picker")
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:
     """The dataset of a config, checked against its robot and our action frame."""
     store = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
-    store.check(robot=cfg.robot.name, action_frame=ACTION_FRAME, rate_hz=cfg.env.rate_hz)
+    task = task_settings(cfg)
+    store.check(robot=task.robot, action_frame=task.action_frame, rate_hz=task.rate_hz)
     return store
 
 

@@ -24,23 +24,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.common.settings import encoder_settings, env_config, open_demos, plain
+from s2robot.common.settings import encoder_settings, open_demos, plain, task_settings
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
-from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.frames import at_height
+from s2robot.envs.task import TaskSettings
 
 # the groups of settings that each verb of a comparison reads
 READS = {
-    "record": ("robot", "env", "recording"),
-    "encode": ("robot", "env", "demos", "encoder", "s2", "features"),
-    "train": ("robot", "env", "demos", "encoder", "s2", "features", "policy", "train"),
-    "evaluate": ("robot", "env", "demos", "evaluate"),
+    "record": ("task", "robot", "env", "recording"),
+    "encode": ("task", "robot", "env", "demos", "encoder", "s2", "features"),
+    "train": ("task", "robot", "env", "demos", "encoder", "s2", "features", "policy", "train"),
+    "evaluate": ("task", "robot", "env", "demos", "evaluate"),
 }
 GROUPS = tuple(dict.fromkeys(group for groups in READS.values() for group in groups))
 # what is the same for all arms, or they could not be compared
-_COMMON = ("robot", "demos", "recording", "train.seed", "evaluate.seed", "evaluate.episodes")
+_COMMON = ("task", "robot", "demos", "recording", "train.seed", "evaluate.seed", "evaluate.episodes")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Known:
 
     about: Mapping[str, Any]  # what compare.json says of it
     encoder: str  # fingerprint
-    world: CubePickConfig  # it is evaluated in, drawn as large as a video
+    world: TaskSettings  # it is evaluated in, drawn as large as a video
     selective: Mapping[str, Any]  # scale-selective S2
     device: str
     threads: int | None
@@ -154,7 +154,7 @@ def look_up(arm: Arm, common: Sequence[str]) -> Known:
         words = [*common, *arm.overrides]
         train, evaluation = settings_of("train", words), settings_of("evaluate", words)
         encoder = build_encoder(encoder_settings(train))
-        world = env_config(evaluation)
+        world = task_settings(evaluation)
         shapes = at_height(world.image_size, world.cameras, evaluation.evaluate.video_size)
         world = replace(world, image_size=shapes)
     facts = {

@@ -1,4 +1,4 @@
-"""`s2robot compare`: arms on the same demos and the same cube positions, with as many training seeds as it takes.
+"""`s2robot compare`: arms on the same demos and the same positions, with as many training seeds as it takes.
 
     s2robot compare                                             # the encoders that ship, one seed each
     s2robot compare experiment=table10 hydra.run.dir=runs/table10   # the same command again goes on after a kill

@@ -1,4 +1,4 @@
-"""One cube position as two arms met it, side by side.
+"""One position as two arms met it, side by side.
 
 film_pair(run / "videos/10012.mp4", Attempt("base + S²", world, record, actions), Attempt("base", ...))
 film_disagreements(plan, runs, pair, 4)     # the entries of compare.json's "videos"
@@ -14,7 +14,7 @@ import numpy as np
 
 from s2robot.common.errors import UserError
 from s2robot.comparison.plan import Plan, Runs
-from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.task import TaskSettings
 from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.film import rerun
 from s2robot.evaluation.journal import read_actions
@@ -26,7 +26,7 @@ class Attempt:
     """An episode of an evaluation: who acted, in which world (its image_size is the picture's), and what it did."""
 
     label: str
-    world: CubePickConfig
+    world: TaskSettings
     record: Mapping[str, Any]  # a line of episodes.jsonl
     actions: np.ndarray  # what was executed (T, 8)
 
@@ -73,7 +73,7 @@ def film_disagreements(plan: Plan, runs: Runs, pair: Mapping[str, Any], count: i
             winner, loser = (a, b) if a_wins else (b, a)
             videos.append(
                 {
-                    "title": f"{labels[winner]} lifts the cube, {labels[loser]} does not",
+                    "title": f"{labels[winner]} succeeds, {labels[loser]} does not",
                     "path": path.relative_to(plan.out).as_posix(),
                     "position": position,
                     "a": a,

@@ -2,7 +2,7 @@
 
 comparison = read_comparison(Path("runs/compare"))
 comparison.facts.pairs[0].difference  # compare.json, each value as its key there
-comparison.solved["base-s2"].mean(0)  # share of the training seeds that lifted the cube, by position (N,)
+comparison.solved["base-s2"].mean(0)  # share of the training seeds that succeeded, by position (N,)
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,17 @@ import numpy as np
 
 from s2robot.common.errors import UserError
 from s2robot.comparison.paired import outcomes_of
-from s2robot.evaluation.records import check, is_fraction, is_int, is_number, read_json, read_records
+from s2robot.evaluation.records import (
+    Known,
+    check,
+    is_fraction,
+    is_int,
+    is_number,
+    known_of,
+    read_json,
+    read_records,
+    read_summary,
+)
 
 T = TypeVar("T")
 Rule = tuple[Callable[[Any], bool], str]  # what is valid, the same in words
@@ -200,7 +210,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Positions:
-    """Cube positions that were asked for."""
+    """Positions that were asked for."""
 
     seed: Whole
     episodes: Count
@@ -234,9 +244,11 @@ class Comparison:
     """What `s2robot compare` found; arms and pairs keep the order of compare.json."""
 
     facts: Facts
-    positions: np.ndarray  # seeds of the cube positions, rising (N,)
-    cubes: np.ndarray  # where the cube lay: x (m), y (m) (N, 2)
+    positions: np.ndarray  # seeds of the positions, rising (N,)
+    records: list[dict[str, Any]]  # of one evaluation: where each position's episode began (N,)
     solved: dict[str, np.ndarray]  # arm -> bool (training seeds, N)
+    known: Known  # the task
+    about: dict[str, Any]  # the summary of that evaluation
 
     def label(self, arm: str) -> str:
         return next(row.label for row in self.facts.arms if row.name == arm)
@@ -273,11 +285,13 @@ def read_comparison(run_dir: Path) -> Comparison:
 
 def _joined(facts: Facts, run_dir: Path) -> Comparison:
     records: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    about = _summary(run_dir / facts.arms[0].seeds[0].run) if facts.arms[0].seeds else {}
+    known = known_of(about)
     for i, arm in enumerate(facts.arms):
         records[arm.name] = {}
         for j, run in enumerate(arm.seeds):
             file = run_dir / run.run / "episodes.jsonl"
-            found = records[arm.name][run.seed] = read_records(file)
+            found = records[arm.name][run.seed] = read_records(file, known)
             counted = (len(found), sum(record["success"] for record in found))
             if counted != (run.episodes, run.successes):
                 raise UserError(
@@ -286,18 +300,22 @@ def _joined(facts: Facts, run_dir: Path) -> Comparison:
                 )
     solved = outcomes_of(records)
     first = next(iter(next(iter(records.values())).values()))
-    cubes = {record["seed"]: record["cube_xy"] for record in first}
+    began = {record["seed"]: record for record in first}
     for i, pair in enumerate(facts.pairs):
         for key in ("only_a", "only_b"):
-            if unknown := sorted(set(getattr(pair, key)) - cubes.keys()):
+            if unknown := sorted(set(getattr(pair, key)) - began.keys()):
                 raise UserError(
                     f"{run_dir / 'compare.json'}: pairs[{i}]: {key!r} holds position {unknown[0]}, "
-                    f"expected those of the episodes ({min(cubes)} to {max(cubes)})"
+                    f"expected those of the episodes ({min(began)} to {max(began)})"
                 )
-    positions = sorted(cubes)
-    return Comparison(
-        facts, np.array(positions), np.array([cubes[p] for p in positions], dtype=float), solved
-    )
+    positions = sorted(began)
+    return Comparison(facts, np.array(positions), [began[p] for p in positions], solved, known, about)
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    """What an evaluation says of its task; comparisons of before hold none and are of the first task."""
+    path = run / "summary.json"
+    return read_summary(path) if path.exists() else {}
 
 
 def _read(kind: type[T], found: Any, where: str, joint: str = ".") -> T:

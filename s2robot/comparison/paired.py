@@ -1,4 +1,4 @@
-"""Arm against arm on the same cube positions, with several training seeds an arm.
+"""Arm against arm on the same positions, with several training seeds an arm.
 
 outcomes = outcomes_of({"base + S²": {0: records, 1: records, 2: records}, "base": {0: ..., 1: ..., 2: ...}})
 difference(outcomes["base + S²"], outcomes["base"])           # difference, low, high, p, scope
@@ -16,8 +16,8 @@ from scipy import stats
 from s2robot.common.errors import UserError
 
 Array = np.ndarray
-SEEDS_AND_POSITIONS = "new training seeds and new cube positions"
-POSITIONS = "new cube positions, for these trained policies only"
+SEEDS_AND_POSITIONS = "new training seeds and new positions"
+POSITIONS = "new positions, for these trained policies only"
 _DRAWS = 4000  # of the bootstrap: its ends then wobble by about 2 % of the width
 
 

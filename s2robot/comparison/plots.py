@@ -1,4 +1,4 @@
-"""Pictures of a comparison: success of each arm, differences, cost, the table top, and curves along an axis.
+"""Pictures of a comparison: success of each arm, differences, cost, where each succeeds, and curves along an axis.
 
     svg = figure_svg(success_plot(comparison), "success")
 
@@ -7,7 +7,7 @@ An arm keeps its colour (Okabe and Ito's), marker and line style in every pictur
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import fill
 from typing import Any
 
@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from s2robot.comparison.folder import Arm, Axis, Comparison
-from s2robot.evaluation.plots import CUBE_BOX
+from s2robot.envs.picture import draw_layout
+from s2robot.envs.task import Group
 from s2robot.reporting.page import as_text
 from s2robot.reporting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, VERMILLION, styled
 
@@ -149,7 +150,7 @@ def cost_plot(comparison: Comparison) -> Figure:
 
 @styled
 def tables_plot(comparison: Comparison) -> Figure:
-    """The table from above, once an arm: at which positions all, some or none of its training seeds succeeded."""
+    """Where episodes began, once an arm: at which positions all, some or none of its training seeds succeeded."""
     arms = comparison.facts.arms
     figure, panels = _tables(len(arms))
     kinds = (
@@ -160,10 +161,12 @@ def tables_plot(comparison: Comparison) -> Figure:
     several = any(len(arm.seeds) > 1 for arm in arms)
     for axes, arm in zip(panels, arms, strict=True):
         share = comparison.solved[arm.name].mean(0)  # (N,)
-        for (_, marker, colour, size), chosen in zip(
-            kinds, (share == 1, (share > 0) & (share < 1), share == 0), strict=True
-        ):
-            _scatter(axes, comparison.cubes[chosen], marker, colour, size * _area(len(share)))
+        chosen = share == 1, (share > 0) & (share < 1), share == 0
+        groups = [
+            _group(comparison, which, marker, colour, size * _area(len(share)))
+            for (_, marker, colour, size), which in zip(kinds, chosen, strict=True)
+        ]
+        draw_layout(axes, groups, comparison.known.settings, comparison.about, small=True)
         axes.set_title(f"{fill(arm.label, 34)}: {100 * share.mean():.1f} %", fontsize=10)
     names = [name for name, *_ in kinds] if several else ["success", "", "failure"]
     handles = [
@@ -177,7 +180,7 @@ def tables_plot(comparison: Comparison) -> Figure:
 
 @styled
 def wins_plot(comparison: Comparison) -> Figure:
-    """The table from above, once a pair: the positions that count for one arm and those that count for the other."""
+    """Where episodes began, once a pair: the positions that count for one arm and those that count for the other."""
     pairs = comparison.facts.pairs
     figure, panels = _tables(len(pairs))
     for axes, pair in zip(panels, pairs, strict=True):
@@ -185,10 +188,12 @@ def wins_plot(comparison: Comparison) -> Figure:
             np.isin(comparison.positions, getattr(pair, key)) for key in ("only_a", "only_b")
         )  # (N,)
         area = _area(len(won))
-        x, y = 100 * comparison.cubes[~won & ~lost].T  # cm
-        axes.scatter(y, x, s=0.25 * area, color=INK, alpha=0.35, lw=0)
-        _scatter(axes, comparison.cubes[won], "^", BLUE, 1.5 * area)
-        _scatter(axes, comparison.cubes[lost], "v", VERMILLION, 1.5 * area)
+        groups = [
+            replace(_group(comparison, ~won & ~lost, "o", INK, 0.25 * area), front=1, alpha=0.35),
+            _group(comparison, won, "^", BLUE, 1.5 * area),
+            _group(comparison, lost, "v", VERMILLION, 1.5 * area),
+        ]
+        draw_layout(axes, groups, comparison.known.settings, comparison.about, small=True)
         names = [fill(comparison.label(getattr(pair, key)), 34) for key in ("a", "b")]
         title = f"▲ {names[0]}: {won.sum()}\n▼ {names[1]}: {lost.sum()}\nneither: {(~won & ~lost).sum()}"
         axes.set_title(title, fontsize=9.5, fontweight="normal")
@@ -267,37 +272,22 @@ def _scale_x(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _tables(count: int) -> tuple[Figure, list[Axes]]:
-    """`count` views of the table, three a row, drawn as `evaluation.plots.table_plot` draws it: the robot is at the bottom."""
+    """`count` views of where episodes began, three a row."""
     columns = min(3, max(2, count))
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(3.5 * columns, 3.4 * rows + 0.5), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for spare in panels[count:]:
         spare.set_axis_off()
-    (x0, x1), (y0, y1) = np.asarray(CUBE_BOX) * 100  # cm
-    for i, axes in enumerate(panels[:count]):
-        axes.set_xlim(y1 + 2, y0 - 2)  # reversed: the robot's left is the picture's left
-        axes.set_ylim(x0 - 4, x1 + 2)
-        axes.set_aspect("equal")
-        axes.grid(**GRID)
-        axes.annotate(
-            "robot", (0, x0 - 2.7), ha="center", va="center", fontsize=8, fontweight="bold", color=INK
-        )
-        axes.set_xlabel("← left   y (cm)   right →", fontsize=9)
+    for axes in panels[:count]:
         axes.xaxis.set_tick_params(labelbottom=True)
-        if i % columns == 0:
-            axes.set_ylabel("x (cm)", fontsize=9)
     return figure, panels[:count]
 
 
-def _scatter(axes: Axes, cubes: np.ndarray, marker: str, colour: str, size: float) -> None:
-    """Marks at cube positions (n, 2) in m, widening the view if some lie beyond the default box."""
-    x, y = 100 * cubes.T  # (n,)
-    axes.scatter(y, x, s=size, marker=marker, color=colour, edgecolors="white", linewidths=0.4, zorder=3)
-    if len(x):
-        (right, left), (bottom, top) = sorted(axes.get_xlim()), axes.get_ylim()
-        axes.set_xlim(max(left, y.max() + 2), min(right, y.min() - 2))
-        axes.set_ylim(min(bottom, x.min() - 4), max(top, x.max() + 2))
+def _group(comparison: Comparison, chosen: np.ndarray, marker: str, colour: str, size: float) -> Group:
+    """The positions (N,) that are chosen."""
+    records = [record for record, which in zip(comparison.records, chosen, strict=True) if which]
+    return Group(records, "", marker, colour, size)
 
 
 def _area(count: int) -> float:

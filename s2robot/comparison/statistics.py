@@ -6,6 +6,7 @@ pair_figures(outcomes_of(runs), positions_of(runs), "base-s2", "base")  # differ
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from s2robot.comparison.paired import POSITIONS, difference, mcnemar
 from s2robot.comparison.power import Design, needed, power_text
 from s2robot.comparison.sequential import sequential, tally
 from s2robot.comparison.settings import Power
+from s2robot.evaluation.records import where_of
 
 Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> training seed -> episode records
 
 GAPS = (0.03, 0.05, 0.08, 0.10, 0.15, 0.20, 0.30)  # of the power table
 SUMMARY_ARM = ("name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action")  # fmt: skip
 SUMMARY_PAIR = ("a", "b", "difference", "low", "high", "p", "episodes")
-COLUMNS = ("arm", "training_seed", "axis", "value", "position", "cube_x", "cube_y", "cube_yaw", "success", "stage", "steps", "time_to_success_s")  # fmt: skip
+COLUMNS = ("arm", "training_seed", "axis", "value", "position", "layout", "success", "stage", "steps", "time_to_success_s")  # fmt: skip
 
 
 def arm_figures(
@@ -155,7 +157,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
     """Rows of episodes.csv; ``axis`` and ``value`` stay empty for the main comparison."""
     return [
-        [arm, seed, axis, value, e["seed"], *e["cube_xy"], e["cube_yaw"], int(e["success"]), e["stage"], e["steps"], e["time_to_success_s"]]
+        [arm, seed, axis, value, e["seed"], json.dumps(where_of(e)), int(e["success"]), e["stage"], e["steps"], e["time_to_success_s"]]
         for arm, by_seed in runs.items()
         for seed, episodes in by_seed.items()
         for e in sorted(episodes, key=lambda e: e["seed"])

@@ -43,7 +43,7 @@ def explanation(comparison: Comparison, pair: Pair) -> str:
     more, less = (a, b) if pair.difference > 0 else (b, a)
     least, most = sorted((abs(100 * pair.low), abs(100 * pair.high)))
     return (
-        f"{more} lifted the cube more often than {less}. The data fit {more} being {least:.1f} to {most:.1f} points "
+        f"{more} succeeded more often than {less}. The data fit {more} being {least:.1f} to {most:.1f} points "
         "better."
     )
 

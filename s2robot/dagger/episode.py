@@ -1,4 +1,4 @@
-"""One episode in which a policy acts until the picker has to take over, which then ends it."""
+"""One episode in which a policy acts until the expert has to take over, which then ends it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +9,13 @@ import numpy as np
 from s2robot.common.errors import UserError
 from s2robot.dagger.takeover import Seen, TakeoverSettings, Watch
 from s2robot.demos.expert import expert_chunks
-from s2robot.demos.picker import Picker, PickerConfig
-from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.task import Task, TaskSettings, acted
+from s2robot.envs.tasks import make
 from s2robot.loading import load_policy
 from s2robot.policies import Actor
 
 VISITED = ("none", "open", "all")
-_OPEN: dict[str, tuple[CubePick, Picker, Actor]] = {}
+_OPEN: dict[str, tuple[Task, Actor]] = {}
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,13 @@ class Course:
 
     checkpoint, weights, device: as `load_policy` takes them.
     world: with the policy's cameras, at its encoder's image size.
-    expert: steps of the picker's chunks.
-    visited: from which of the policy's own states the picker is imitated, one of VISITED.
+    expert: steps of the expert's chunks.
+    visited: from which of the policy's own states the expert is imitated, one of VISITED.
     """
 
     checkpoint: str
-    world: CubePickConfig
-    picker: PickerConfig
+    world: TaskSettings
+    picker: Any
     takeover: TakeoverSettings
     expert: int
     visited: str
@@ -46,44 +45,45 @@ class Course:
 
 
 def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays over time, of an episode that the picker ended well (else none), and what became of it.
+    """Arrays over time, of an episode that the expert ended well (else none), and what became of it.
 
-    That is ``{"seed", "reason", "step", "success"}``: why the picker took over ("" if it did not), at which step, and
-    whether the cube was lifted by whoever acted last.
+    That is ``{"seed", "reason", "step", "success"}``: why the expert took over ("" if it did not), at which step, and
+    whether whoever acted last succeeded.
     """
-    env, picker, actor = _opened(course)
+    env, actor = _opened(course)
     env.reset(seed=seed)
-    picker.reset(seed)
+    expert: Any = env.expert(np.random.default_rng([seed, 7]), course.picker)
     actor.reset(seed)
-    steps: dict[str, list] = {"state": [], "proprio": [], "cube_pose": [], "action": []}
+    steps: dict[str, list] = {}
 
     def execute(action: np.ndarray) -> None:
-        seen = (env.get_state(), env.proprio, env.cube_pose, action)
-        for name, value in zip(steps, seen, strict=True):
-            steps[name].append(value)
+        seen = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields(), "action": action}
+        for name, value in seen.items():
+            steps.setdefault(name, []).append(value)
         env.step_physics(action)
 
     reason = _act(env, actor, course, execute)
-    switch = len(steps["action"])
+    done = steps.get("action", [])
+    switch = len(done)
     facts = {"seed": seed, "reason": reason, "step": switch, "success": env.is_success}
     if not reason:
         return {}, facts
-    picker.take_over(_closed(steps["action"]))
-    for _ in range(env.config.max_steps):
-        execute(picker.act()[0])
+    expert.take_over(done)
+    for _ in range(env.settings.max_steps):
+        execute(acted(expert)[0])
         if env.is_success:
             break
     if not env.is_success:
         return {}, facts
     arrays = {name: np.stack(rows) for name, rows in steps.items()}
     policy = np.arange(len(arrays["action"])) < switch
-    labels = _labels(env, picker, course, arrays, switch)
+    labels = _labels(env, expert, course, arrays, switch)
     return arrays | {"perturbed": policy.astype(np.uint8)} | labels, {**facts, "success": True}
 
 
-def _act(env: CubePick, actor: Actor, course: Course, execute: Callable) -> str:
+def _act(env: Task, actor: Actor, course: Course, execute: Callable) -> str:
     """Let the policy act until it has succeeded, or until there is a reason to take over."""
-    watch, rest, most = Watch(course.takeover), env.cube_pose[2], env.config.max_steps
+    watch, most = Watch(course.takeover), env.settings.max_steps
     while env._steps < most:
         actions = actor.plan({"images": env.render_cameras(), "proprio": env.proprio})  # (k, 8)
         if watch.unsure(actor.disagreement):
@@ -92,43 +92,43 @@ def _act(env: CubePick, actor: Actor, course: Course, execute: Callable) -> str:
             execute(action)
             if env.is_success:
                 return ""
-            cube = env.cube_pose
-            distance = float(np.linalg.norm(env.grip_position - cube[:3]))
-            seen = Seen(distance, cube[2] - rest, env.opening, env._touching(), _closed([action]))
-            if reason := watch.reason(seen):
+            if reason := watch.reason(Seen(env.left, env.missed)):
                 return reason
     return "late"
 
 
 def _labels(
-    env: CubePick, picker: Picker, course: Course, arrays: dict[str, np.ndarray], switch: int
+    env: Task, expert: Any, course: Course, arrays: dict[str, np.ndarray], switch: int
 ) -> dict[str, np.ndarray]:
-    """`expert` and `imitate` of an episode in which the picker acts from step `switch` on and has just acted last."""
+    """`expert` and `imitate` of an episode in which the expert acts from step `switch` on and has just acted last."""
     actions, k = arrays["action"], course.expert
-    asked = {len(actions): picker.ask(k)}
+    asked = {len(actions): expert.ask(k)}
     imitate = np.arange(len(actions)) >= switch
     for t in range(switch):
-        closed = _closed(actions[:t])
-        if course.visited == "none" or (course.visited == "open" and closed):
+        if course.visited == "none" or (course.visited == "open" and _closed(env, actions[:t])):
             continue
         env.set_state(arrays["state"][t])
-        picker.take_over(closed)
-        asked[t], imitate[t] = picker.ask(k), True
+        expert.take_over(actions[:t])
+        asked[t], imitate[t] = expert.ask(k), True
     return {"expert": expert_chunks(actions, asked), "imitate": imitate.astype(np.uint8)}
 
 
-def _closed(actions: Any) -> bool:
-    """Whether the last of these commanded the gripper to close."""
-    return len(actions) > 0 and bool(actions[-1][7] >= 0.5)
+def _closed(env: Task, actions: Any) -> bool:
+    """Whether the last of these commanded a gripper to close: what is binary, else the last number."""
+    binary, at = [-1], 0
+    for part in env.action_parts or ():
+        binary += [at] if part["kind"] == "binary" else []
+        at += part["size"]
+    return len(actions) > 0 and bool(actions[-1][binary[-1]] >= 0.5)
 
 
-def _opened(course: Course) -> tuple[CubePick, Picker, Actor]:
+def _opened(course: Course) -> tuple[Task, Actor]:
     """A worker's world and policy, kept between its episodes."""
     key = repr(course)
     if key not in _OPEN:
         _OPEN.clear()
-        env = CubePick(course.world, draw=False)
+        env = make(course.world, draw=False)
         actor, _, _ = load_policy(course.checkpoint, course.device, course.weights)
         actor.sizes = {}  # frames are drawn as the encoder needs them, whatever the demos say
-        _OPEN[key] = env, Picker(env, course.picker), actor
+        _OPEN[key] = env, actor
     return _OPEN[key]

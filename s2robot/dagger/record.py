@@ -2,7 +2,7 @@
 
     s2robot record recording=dagger checkpoint=runs/run/<date>/checkpoint out=corrected.zarr
 
-The policy acts from new seeds; where it stalls, closes beside the cube or is unsure of itself, the picker takes over and
+The policy acts from new seeds; where it stalls, plainly fails or is unsure of itself, the expert takes over and
 ends the episode, which is appended. Where the policy succeeds by itself there is nothing to correct.
 """
 
@@ -21,7 +21,7 @@ from s2robot.dagger.episode import Course, corrected_episode
 from s2robot.dagger.takeover import REASONS, TakeoverSettings
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import ENV_VERSION, CubePickConfig
+from s2robot.envs.task import TaskSettings
 from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.summary import world_changes
 from s2robot.loading import image_size_of, load_networks
@@ -55,7 +55,7 @@ Told = Callable[[int, Mapping[str, int]], None]
 def record_corrections(
     settings: DaggerSettings,
     demos: EpisodeStore,
-    world: CubePickConfig,
+    world: TaskSettings,
     out: Path,
     first: int | None = None,
     progress: Told = lambda done, counts: None,
@@ -71,7 +71,7 @@ def record_corrections(
 
     Returns:
         The dataset, and how many positions ended how: `alone` (by the policy), `corrected`, `failed` (by both), and
-        how often the picker took over for each of REASONS. Of a recording that was interrupted, what was `corrected`
+        how often the expert took over for each of REASONS. Of a recording that was interrupted, what was `corrected`
         before counts and the rest does not.
 
     Raises:
@@ -111,14 +111,12 @@ def _append_corrections(
         progress(done, counts)
 
 
-def _course(settings: DaggerSettings, demos: EpisodeStore, world: CubePickConfig) -> Course:
+def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course:
     """What decides an episode, once all of it fits together."""
     if settings.checkpoint is None:
         raise UserError("checkpoint: found none, expected the folder of a trained policy")
-    if (task := demos.attrs["env_version"]) != ENV_VERSION:
-        raise UserError(
-            f"{demos.path}: found the task {task}, expected {ENV_VERSION}: no other has an expert"
-        )
+    if (task := demos.attrs["env_version"]) != world.version:
+        raise UserError(f"{demos.path}: found the task {task}, expected {world.version}")
     policy, encoder, contract = load_networks(settings.checkpoint, torch.device("cpu"), settings.weights)
     check_contract(
         contract,

@@ -1,13 +1,12 @@
 """When an expert has to take over from a policy, told from what the world shows after each of its steps.
 
 watch = Watch(TakeoverSettings(patience=10))
-watch.reason(Seen(distance=0.2, raised=0.0, opening=1.0, touching=False, closed=False))     # "": go on
+watch.reason(Seen(left=0.2, missed=False))     # "": go on
 """
 
 from dataclasses import dataclass
 
 from s2robot.common.errors import UserError
-from s2robot.demos.expert import SHUT
 
 REASONS = ("missed", "stalled", "late", "unsure")  # the last two are told by whoever lets the policy act
 
@@ -33,13 +32,10 @@ class TakeoverSettings:
 
 @dataclass(frozen=True)
 class Seen:
-    """The world after a step: m, and the gripper's opening from 0 to 1."""
+    """The world after a step, as `Task.left` and `Task.missed` tell."""
 
-    distance: float  # from the grip centre to the cube's
-    raised: float  # the cube, above its place on the table
-    opening: float
-    touching: bool  # both fingers the cube
-    closed: bool  # the gripper's last command
+    left: float
+    missed: bool
 
 
 class Watch:
@@ -55,12 +51,11 @@ class Watch:
         return limit is not None and disagreement > limit
 
     def reason(self, seen: Seen) -> str:
-        """Why the expert takes over: `missed` (closed on nothing), `stalled`, or none."""
-        if seen.closed and seen.opening < SHUT and not seen.touching:
+        """Why the expert takes over: `missed`, `stalled`, or none."""
+        if seen.missed:
             return "missed"
-        left = seen.distance - max(seen.raised, 0.0)  # falls on the way to the cube and on the way up with it
-        if left < self._best - self.settings.progress:
-            self._best, self._waited = left, 0
+        if seen.left < self._best - self.settings.progress:
+            self._best, self._waited = seen.left, 0
             return ""
         self._waited += 1
         return "stalled" if self._waited >= self.settings.patience else ""

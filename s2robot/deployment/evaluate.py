@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.provenance import policy_sha256
-from s2robot.common.settings import env_config, read
+from s2robot.common.settings import read, task_settings
 from s2robot.deployment.operator import KEYS_HELP, WatchingOperator, check_operator
 from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.rig import Rig
@@ -87,7 +87,7 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         rig = Rig.connect(cfg, stack)
         rig.check(out / "camera_check.png")
-        return ArmEvaluation(rig, settings, env_config(cfg), out).run()
+        return ArmEvaluation(rig, settings, task_settings(cfg), out).run()
 
 
 class ArmEvaluation:

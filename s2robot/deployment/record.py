@@ -16,7 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.settings import env_config, read
+from s2robot.common.settings import read, task_settings
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator
 from s2robot.deployment.panel import Keys, keys
@@ -90,7 +90,7 @@ class ArmRecording:
 
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
         self.settings, self.bench = ArmRecordingSettings.of(cfg), read_bench(cfg)
-        self.world = env_config(cfg, max_steps=self.settings.max_steps)
+        self.world = task_settings(cfg, max_steps=self.settings.max_steps)
         if operator is None:
             check_operator(self.bench.bridge)
         self._asked, self._read_keys = operator, read_keys

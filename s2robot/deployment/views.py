@@ -10,12 +10,13 @@ is what the picture is for.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from s2robot.common.extras import require_simulator
-from s2robot.demos.replay import env_config_of
+from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.preflight import OK, WARNING, Finding
 from s2robot.envs.frames import ImageSize, size_of
@@ -56,9 +57,9 @@ def demo_pictures(
             for c in cameras
         }
     require_simulator()
-    from s2robot.envs.cube_pick import CubePick
+    from s2robot.envs.tasks import make
 
-    env = CubePick(env_config_of(store, cameras=cameras, image_size=image_size))
+    env: Any = make(world_of_demos(store, cameras=cameras, image_size=image_size))
     try:
         drawn = []
         for i in starts:

@@ -17,14 +17,13 @@ from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.provenance import policy_sha256
-from s2robot.common.settings import env_config, open_demos, read
+from s2robot.common.settings import open_demos, read, task_settings
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import SelectiveEncoder, select
-from s2robot.envs.cube_config import ACTION_FRAME, CubePickConfig
-from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.frames import ImageSize
-from s2robot.envs.task import as_tuples
+from s2robot.envs.task import TaskSettings
+from s2robot.envs.tasks import DEFAULT, make, settings_of
 from s2robot.evaluation.film import film_some
 from s2robot.evaluation.journal import write_records
 from s2robot.evaluation.planners import LearnedPlanner, NearestDemo, Planner
@@ -73,14 +72,14 @@ def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, A
     # `evaluate` may run on another machine than the training, where the encoder's weights lie elsewhere
     weights = cfg.encoder.checkpoint if "checkpoint" in cfg else None
     demos = open_demos(cfg) if settings.control == "nearest_demo" else None
-    return evaluate_checkpoint(checkpoint, out, settings, env_config(cfg), weights, demos)
+    return evaluate_checkpoint(checkpoint, out, settings, task_settings(cfg), weights, demos)
 
 
 def evaluate_checkpoint(
     checkpoint: Path,
     out: Path,
     settings: EvaluateSettings | None = None,
-    world: CubePickConfig | None = None,
+    world: TaskSettings | None = None,
     weights: str | Path | None = None,
     demos: EpisodeStore | None = None,
 ) -> dict[str, Any]:
@@ -107,11 +106,11 @@ def evaluate_checkpoint(
         print(f"note: this world is not the demos': {'; '.join(changes)}")
     refuse_positions_of_demos(contract, e.positions, checkpoint)
     seeing = select(encoder, e.selective)  # the encoder itself if no budget is set
-    planner = _planner(e, policy, seeing, contract, demos)
+    planner = _planner(e, policy, seeing, contract, demos, config)
     rollouts = _roll_out(e, config, planner, _identity(e, config, checkpoint, contract, demos), out)
     seconds = {**rollouts.seconds, **planner.timing, "wall_s": time.monotonic() - start}
     summary = {
-        **summarise(rollouts.records),
+        **summarise(rollouts.records, config.stages),
         "policy": {**policy.spec.to_dict(), "parameters": sum(p.numel() for p in policy.parameters())},
         **facts(config, contract, changes, e.seed),
         **({"selective": seeing.report()} if isinstance(seeing, SelectiveEncoder) else {}),
@@ -123,19 +122,22 @@ def evaluate_checkpoint(
 
 
 def _world_of(
-    world: CubePickConfig | None, contract: Mapping[str, Any], image_size: ImageSize
-) -> tuple[CubePickConfig, list[str]]:
+    world: TaskSettings | None, contract: Mapping[str, Any], image_size: ImageSize
+) -> tuple[TaskSettings, list[str]]:
     """The world to evaluate in, with the policy's cameras, and in what it differs from that of the demos."""
-    given = world or CubePickConfig(**as_tuples(contract["env_config"]))
+    theirs = contract["env_config"].get("task", DEFAULT)
+    given: Any = world or settings_of(contract["env_config"], "the policy's env_config")
+    if given.task != theirs:
+        raise UserError(f"task: found {given.task}, expected {theirs}: the policy's demos are of that task")
     check_contract(
         contract,
         cameras=list(given.cameras),
         robot=given.robot,
-        action_frame=ACTION_FRAME,
+        action_frame=given.action_frame,
         rate_hz=given.rate_hz,
     )
     config = replace(given, cameras=tuple(contract["cameras"]), image_size=image_size)
-    ours = CubePick(config, draw=False).describe()["camera_geometry"]
+    ours = make(config, draw=False).describe()["camera_geometry"]
     changes = world_changes(contract["env_config"], config)
     return config, changes + camera_changes(contract.get("camera_geometry") or {}, ours)
 
@@ -146,11 +148,12 @@ def _planner(
     encoder: S2Encoder | SelectiveEncoder,
     contract: Mapping[str, Any],
     demos: EpisodeStore | None,
+    config: TaskSettings,
 ) -> Planner:
     if e.control == "nearest_demo":
         if demos is None:
             raise UserError("evaluate.control: found nearest_demo, expected demos beside it")
-        return NearestDemo(demos)
+        return NearestDemo(demos, type(config))
     pooling = policy.network.pooling
     pooling.blind = pooling.blind or e.control == "blind"
     actor = BatchActor(policy, e.workers)
@@ -158,7 +161,7 @@ def _planner(
 
 
 def _roll_out(
-    e: EvaluateSettings, config: CubePickConfig, planner: Planner, identity: Mapping[str, Any], out: Path
+    e: EvaluateSettings, config: TaskSettings, planner: Planner, identity: Mapping[str, Any], out: Path
 ) -> Rollouts:
     """Run and film what is missing; episodes.jsonl is whole and in order afterwards."""
     out.mkdir(parents=True, exist_ok=True)
@@ -185,7 +188,7 @@ def _roll_out(
 
 def _identity(
     e: EvaluateSettings,
-    config: CubePickConfig,
+    config: TaskSettings,
     checkpoint: Path,
     contract: Mapping[str, Any],
     demos: EpisodeStore | None,
@@ -199,6 +202,6 @@ def _identity(
         "evaluate.seed": e.seed,
         "evaluate.control": e.control,
         "evaluate.selective": e.selective if budget else None,
-        "env": asdict(config),
+        "env": asdict(config),  # type: ignore[call-overload]
         **({"demos": demos.fingerprint} if demos is not None else {}),
     }

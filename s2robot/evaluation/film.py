@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s2robot.common.errors import UserError
-from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.frames import at_height
+from s2robot.envs.task import TaskSettings
+from s2robot.envs.tasks import make
 from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.video import write_video
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:  # each process that films would load torch
 
 
 def rerun(
-    env_config: CubePickConfig, record: Mapping[str, Any], actions: np.ndarray
+    env_config: TaskSettings, record: Mapping[str, Any], actions: np.ndarray
 ) -> tuple[list[dict[str, np.ndarray]], list[str]]:
-    """Run an episode again from its seed and its actions (T, 8): pictures by camera and stage, T + 1 of each."""
-    env = CubePick(env_config)
+    """Run an episode again from its seed and its actions (T, A): pictures by camera and stage, T + 1 of each."""
+    env = make(env_config)
     observation, _ = env.reset(seed=record["seed"])
     frames, stages = [observation["images"]], [env.stage]
     for action in actions:
@@ -33,7 +33,7 @@ def rerun(
     return frames, stages
 
 
-def film(env_config: CubePickConfig, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> str:
+def film(env_config: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> str:
     """Run an episode again, drawing every step; returns the stage it reached."""
     frames, stages = rerun(env_config, record, actions)
     write_video(path, frames, record, stages=stages, rate=env_config.rate_hz)
@@ -41,7 +41,7 @@ def film(env_config: CubePickConfig, record: Mapping[str, Any], actions: np.ndar
 
 
 def film_some(
-    env_config: CubePickConfig,
+    env_config: TaskSettings,
     rollouts: "Rollouts",
     count: int,
     size: int,
@@ -57,7 +57,7 @@ def film_some(
     chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[:count]
     (out / "videos").mkdir(parents=True, exist_ok=True)
     shapes = at_height(env_config.image_size, env_config.cameras, size)
-    config = replace(env_config, image_size=shapes)
+    config: Any = replace(env_config, image_size=shapes)  # type: ignore[type-var]
     names = {}
     with worker_pool(workers) as pool:
         jobs = []

@@ -5,7 +5,7 @@ journal.records, journal.actions   # what an earlier process has finished, by ep
 journal.append(record, actions)    # on disk when it returns
 
 Beside `episodes.jsonl` lie `episodes.settings.json` (all that decides an episode but its number) and
-`actions/episode_0000.npy` (float32 (steps, 8), to film it later).
+`actions/episode_0000.npy` (float32 (steps, A), to film it later).
 
 No library: what is needed of one (SQLite, a queue on disk) is one line that is on disk when an episode ends, and the
 records stay a text file that people and other programs read.
@@ -40,7 +40,7 @@ class Journal:
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None):
         self.path = path
         self.records: dict[int, dict[str, Any]] = {}
-        self.actions: dict[int, np.ndarray] = {}  # episode -> float32 (steps, 8)
+        self.actions: dict[int, np.ndarray] = {}  # episode -> float32 (steps, A)
         path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent / "actions").mkdir(exist_ok=True)
         known = path.with_suffix(".settings.json")
@@ -75,7 +75,7 @@ class Journal:
                 actions = read_actions(self.path.parent, record["episode"])
             except (OSError, ValueError, EOFError):
                 continue
-            if actions.dtype == np.float32 and actions.shape == (record["steps"], 8):
+            if actions.dtype == np.float32 and len(actions) == record["steps"]:
                 self.records[record["episode"]] = {**record, "video": None}
                 self.actions[record["episode"]] = actions
 
@@ -86,7 +86,7 @@ def write_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def read_actions(run_dir: Path, episode: int) -> np.ndarray:
-    """The actions of an episode of a run folder, float32 (steps, 8)."""
+    """The actions of an episode of a run folder, float32 (steps, A)."""
     return np.load(_actions_file(run_dir, episode), allow_pickle=False)
 
 

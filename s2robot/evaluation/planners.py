@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from s2robot.common.errors import UserError
+from s2robot.demos.layouts import starts
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.cameras import encode_cameras, stack_padded
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import SelectiveEncoder
+from s2robot.envs.task import TaskSettings
 from s2robot.policies import BatchActor
 
 
@@ -27,7 +29,7 @@ class Planner(Protocol):
         """New episodes begin at these places."""
 
     def plan(self, indices: Sequence[int], observations: Sequence[Mapping]) -> np.ndarray:
-        """Actions (n, execute, 8) after the new observations of each place."""
+        """Actions (n, execute, A) after the new observations of each place."""
 
     def about(self, index: int) -> dict[str, float]:
         """What a record says of how the episode at this place was planned, by key."""
@@ -95,6 +97,11 @@ class LearnedPlanner:
             streams = [(i, camera) for _ in range(count) for camera in group]
             points = None
             if encoder.settings.choose == "gripper":
+                if not observation["points"]:
+                    raise UserError(
+                        "evaluate.selective.choose: found gripper, expected another choice: the task does not say where "
+                        "its cameras see the gripper"
+                    )
                 # known of the newest frame only: the frames between two plans are taken to be close to it
                 points = np.stack([observation["points"][camera] for _, camera in streams])
             images = np.stack([observation["images"][c][:count] for c in group], 1)  # (count, group, H, W, 3)
@@ -114,40 +121,45 @@ class LearnedPlanner:
 
 
 class NearestDemo:
-    """The control that needs no eyes: knows the cube's true pose and replays the nearest demo open loop."""
+    """The control that needs no eyes: knows where things lie and replays the nearest demo open loop."""
 
     every_step = False
 
-    def __init__(self, store: EpisodeStore, execute: int = 4):
-        if "cube_pose" not in store.keys:
+    def __init__(self, store: EpisodeStore, settings: type[TaskSettings], execute: int = 4):
+        layouts = [settings.layout_of(start) for start in starts(store)]
+        if not all(layouts):
             raise UserError(
-                f"{store.path}: found no key 'cube_pose', which evaluate.control=nearest_demo needs"
+                f"{store.path}: found no layout of its episodes, which evaluate.control=nearest_demo needs"
             )
-        self.execute = execute
+        self.execute, self.settings = execute, settings
         self.timing: dict[str, float] = {}
         self.actions = [store.episode(i)["action"] for i in range(len(store))]
-        self.starts = np.stack([_placing(store.episode(i)["cube_pose"][0]) for i in range(len(store))])
+        self.starts = np.stack([settings.placing(layout) for layout in layouts])  # (episodes, n)
+        self.moves = _moves(store.attrs.get("action_parts"), self.actions[0].shape[1])
         self._queue: dict[int, np.ndarray] = {}
+        self._last: dict[int, np.ndarray] = {}
 
     def reset(self, indices, infos) -> None:
         for i, info in zip(indices, infos, strict=True):
-            distance = np.linalg.norm(self.starts - _placing(info["cube_pose"]), axis=1)
+            distance = np.linalg.norm(self.starts - self.settings.placing(info["layout"]), axis=1)
             self._queue[i] = self.actions[int(distance.argmin())]
+            self._last[i] = self._queue[i][-1]
 
     def about(self, index) -> dict[str, float]:
         return {}
 
     def plan(self, indices, observations) -> np.ndarray:
-        out = np.zeros((len(indices), self.execute, 8), np.float32)
+        out = np.zeros((len(indices), self.execute, len(self.moves)), np.float32)
         for row, i in enumerate(indices):
             now, self._queue[i] = self._queue[i][: self.execute], self._queue[i][self.execute :]
             out[row, : len(now)] = now
-            out[row, len(now) :, 7] = 1.0  # the demo is over: hold still, closed
+            out[row, len(now) :] = np.where(self.moves, 0, self._last[i])  # the demo is over: hold still
         return out
 
 
-def _placing(pose: np.ndarray) -> np.ndarray:
-    """Where a cube lies, in metres: x, y, and its yaw as a point on a circle of 5 cm (four turns alike).  # (4,)"""
-    w, z = pose[3], pose[6]
-    yaw = 4 * 2 * np.arctan2(z, w)
-    return np.array([pose[0], pose[1], 0.05 * np.cos(yaw), 0.05 * np.sin(yaw)])
+def _moves(parts: list[dict] | None, size: int) -> np.ndarray:
+    """Of which numbers of an action 0 means not to move.  # bool (A,)"""
+    if parts is None:  # joints and a gripper
+        return np.arange(size) < size - 1
+    still = [part["kind"] == "delta" or bool(part.get("relative")) for part in parts]
+    return np.repeat(still, [part["size"] for part in parts])

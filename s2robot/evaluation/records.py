@@ -7,13 +7,14 @@ summarise(records)  # {"success": 0.921875, "low": 0.862..., "high": 0.957..., "
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from s2robot.common.errors import UserError
-
-STAGES = ("approach", "grasp", "lift", "held")  # in the order in which an episode can reach them
+from s2robot.envs.task import TaskSettings
+from s2robot.envs.tasks import DEFAULT, known_as
 
 Record = Mapping[str, Any]  # one line of episodes.jsonl
 
@@ -37,7 +38,32 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[flo
     return float(interval.low), float(interval.high)
 
 
-def summarise(records: Sequence[Record]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Known:
+    """What is known of the task that records are of."""
+
+    name: str
+    settings: type[TaskSettings]
+    stages: tuple[str, ...]  # in the order in which an episode can reach them
+    success_text: str
+    failures: Mapping[str, str]
+
+    def failure(self, stage: str) -> str:
+        """What it means that an episode failed with this stage as its furthest."""
+        return self.failures.get(stage, f"came as far as {stage}")
+
+
+def known_of(summary: Mapping[str, Any]) -> Known:
+    """The task of a summary; one that names none is of the first task of this package."""
+    about = summary.get("task")
+    name = about["name"] if about else DEFAULT
+    cls = known_as(name)
+    if not about:
+        return Known(name, cls, cls.stages, cls.success_text, cls.failures)
+    return Known(name, cls, tuple(about["stages"]), about["success_text"], about["failures"])
+
+
+def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) -> dict[str, Any]:
     """The part of summary.json that follows from the episode records.
 
     Returns success, low, high (fractions; Wilson 95 %), episodes, successes, by_stage (how many episodes had
@@ -46,12 +72,13 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """
     if not records:
         raise UserError("no episodes to summarise: an evaluation needs at least 1 episode")
-    by_stage = dict.fromkeys(STAGES, 0)
+    stages = known_of({}).stages if stages is None else stages
+    by_stage = dict.fromkeys(stages, 0)
     for record in records:
         if record["stage"] not in by_stage:
             raise UserError(
                 f"episode {record['episode']}: unknown stage {record['stage']!r}, "
-                f"expected one of {', '.join(STAGES)}"
+                f"expected one of {', '.join(stages)}"
             )
         by_stage[record["stage"]] += 1
     successes = sum(bool(record["success"]) for record in records)
@@ -87,6 +114,11 @@ def disagreement_auc(records: Sequence[Record]) -> tuple[float, float, float] | 
     return area, max(0.0, area - margin), min(1.0, area + margin)
 
 
+def where_of(record: Record) -> dict[str, Any]:
+    """What a record says beside what all say: where its episode began, in its task's own words."""
+    return {key: value for key, value in record.items() if key not in _COMMON}
+
+
 def success_times(records: Iterable[Record]) -> list[float]:
     """Seconds to success of the successful episodes, in the order of the records."""
     return [
@@ -99,11 +131,11 @@ def success_times(records: Iterable[Record]) -> list[float]:
 def headline(summary: Mapping[str, Any]) -> str:
     """The result in one plain sentence.
 
-    "The policy lifted and held the cube in 118 of 128 episodes: 92.2 % (95 % interval 86.2–95.7 %)"
+    "The policy stacked the objects in 118 of 128 episodes: 92.2 % (95 % interval 86.2–95.7 %)"
     """
     noun = "episode" if summary["episodes"] == 1 else "episodes"
     return (
-        f"The policy lifted and held the cube in {summary['successes']} of {summary['episodes']} {noun}: "
+        f"The policy {known_of(summary).success_text} in {summary['successes']} of {summary['episodes']} {noun}: "
         f"{100 * summary['success']:.1f} % "
         f"(95 % interval {100 * summary['low']:.1f}–{100 * summary['high']:.1f} %)"
     )
@@ -130,13 +162,18 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: found {type(summary).__name__}, expected an object")
     for key, valid, expected in _SUMMARY_KEYS:
         check(summary, key, valid, expected, str(path))
+    if "task" in summary:
+        check(summary, "task", _is_about, "name, stages, success_text and failures", str(path))
+    stages = known_of(summary).stages
+    counts = lambda v: isinstance(v, dict) and all(k in stages and is_int(v[k]) for k in v)  # noqa: E731
+    check(summary, "by_stage", counts, f"counts keyed by {', '.join(stages)}", str(path))
     if not 0 <= summary["successes"] <= summary["episodes"]:
         raise UserError(f"{path}: 'successes' is {summary['successes']} of {summary['episodes']} 'episodes'")
     return summary
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The episodes of an evaluation (one JSON object a line), every key checked.
+def read_records(path: Path, known: Known | None = None) -> list[dict[str, Any]]:
+    """The episodes of an evaluation (one JSON object a line), every key checked; with ``known`` those of its task, too.
 
     Raises UserError with file and line number for a missing file, a broken or cut-off line, a missing key, a
     value of the wrong kind or an episode that stands there twice.
@@ -161,7 +198,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{where}: broken JSON: {error.msg} at column {error.colno}") from None
         if not isinstance(record, dict):
             raise UserError(f"{where}: found {type(record).__name__}, expected an object")
-        for key, valid, expected in _RECORD_KEYS:
+        for key, valid, expected in (*_RECORD_KEYS, *(_task_keys(known) if known else ())):
             check(record, key, valid, expected, where)
         if record["episode"] in seen:
             raise UserError(
@@ -192,32 +229,30 @@ def is_fraction(value: Any) -> bool:
     return is_number(value) and 0.0 <= value <= 1.0
 
 
-def _is_point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(is_number(v) for v in value)
+def _task_keys(known: Known) -> Iterator[tuple[str, Any, str]]:
+    yield from known.settings.record_keys
+    yield "stage", known.stages.__contains__, f"one of {', '.join(known.stages)}"
 
 
-def _is_counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(key in STAGES and is_int(value[key]) for key in value)
+def _is_about(value: Any) -> bool:
+    return isinstance(value, dict) and {"name", "stages", "success_text", "failures"} <= set(value)
 
 
-_STAGE_TEXT = f"one of {', '.join(STAGES)}"
 _SUMMARY_KEYS = (
     ("success", is_fraction, "a fraction in 0..1"),
     ("low", is_fraction, "a fraction in 0..1"),
     ("high", is_fraction, "a fraction in 0..1"),
     ("episodes", lambda v: is_int(v) and v > 0, "an integer above 0"),
     ("successes", is_int, "an integer"),
-    ("by_stage", _is_counts, f"counts keyed by {', '.join(STAGES)}"),
 )
+_COMMON = {"disagreement", "progress", "fault"}  # and what follows
 _RECORD_KEYS = (
     ("episode", is_int, "an integer"),
     ("seed", is_int, "an integer"),
-    ("cube_xy", _is_point, "[x, y] in metres"),
-    ("cube_yaw", is_number, "radians"),
     ("success", lambda v: isinstance(v, bool), "true or false"),
-    ("stage", lambda v: v in STAGES, _STAGE_TEXT),
+    ("stage", lambda v: isinstance(v, str), "a stage"),
     ("steps", is_int, "an integer"),
     ("time_to_success_s", lambda v: v is None or is_number(v), "seconds or null"),
-    ("closest_m", lambda v: v is None or is_number(v), "metres or null"),  # on an arm nobody measures it
     ("video", lambda v: v is None or isinstance(v, str), "a path relative to the run folder or null"),
 )
+_COMMON |= {key for key, *_ in _RECORD_KEYS}

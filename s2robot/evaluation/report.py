@@ -1,4 +1,4 @@
-"""One evaluation as one HTML file that needs nothing else: result, table top, failures, videos, settings.
+"""One evaluation as one HTML file that needs nothing else: result, layouts, failures, videos, settings.
 
     from s2robot.evaluation.report import write_report
     write_report(Path("runs/evaluate"))   # -> runs/evaluate/report.html
@@ -9,17 +9,18 @@ the episodes name (each if there).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import degrees
 from pathlib import Path
 from typing import Any
 
 from s2robot.common.errors import UserError
-from s2robot.evaluation.plots import FAILURE_TEXT, disagreement_plot, stage_plot, table_plot, time_plot
+from s2robot.evaluation.plots import disagreement_plot, layout_plot, stage_plot, time_plot
 from s2robot.evaluation.records import (
+    Known,
     Record,
     disagreement_auc,
     headline,
     is_number,
+    known_of,
     read_json,
     read_records,
     read_summary,
@@ -38,7 +39,8 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
     """
     run_dir = Path(run_dir)
     summary = read_summary(run_dir / "summary.json")
-    records = read_records(run_dir / "episodes.jsonl")
+    known = known_of(summary)
+    records = read_records(run_dir / "episodes.jsonl", known)
     counted = (len(records), sum(record["success"] for record in records))
     claimed = (summary["episodes"], summary["successes"])
     if counted != claimed:
@@ -51,9 +53,9 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
     return write_page(
         run_dir / "report.html",
         "evaluation.html.j2",
-        title=f"{summary['successes']} of {summary['episodes']} cubes picked",
-        failures=_failures(records),
-        films=embed(run_dir, _films(records), video_bytes, str(run_dir / "episodes.jsonl")),
+        title=f"{summary['successes']} of {summary['episodes']} {known.success_text}",
+        **_failures(records, known),
+        films=embed(run_dir, _films(records, known), video_bytes, str(run_dir / "episodes.jsonl")),
         stages=[(str(row["stage"]), row["seconds"]) for row in stages],
         training_svg=drawing(training_plot(metrics), "training") if metrics else None,
         fitted=_fitted(summary),
@@ -61,7 +63,7 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
         command=summary.get("command"),
         settings=_settings(summary),
         **_head(summary),
-        **_pictures(summary, records),
+        **_pictures(summary, records, known),
         **_durations(summary),
     )
 
@@ -108,12 +110,12 @@ def _head(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pictures(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+def _pictures(summary: Mapping[str, Any], records: Sequence[Record], known: Known) -> dict[str, Any]:
     return {
         "successes": summary["successes"],
         "failed": len(records) - summary["successes"],
-        "table_svg": drawing(table_plot(records, _cube_box(summary)), "table"),
-        "stage_svg": drawing(stage_plot(records), "stage"),
+        "table_svg": drawing(layout_plot(records, known, summary), "table"),
+        "stage_svg": drawing(stage_plot(records, known.stages), "stage"),
         "time_svg": drawing(time_plot(records), "time") if success_times(records) else None,
     }
 
@@ -131,46 +133,39 @@ def _disagreement(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _cube_box(summary: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    box = summary.get("cube_box")  # [[x_low, x_high], [y_low, y_high]] in m; evaluations may leave it out
-    if box is None:
-        return None
-    try:
-        (x0, x1), (y0, y1) = box
-        return (float(x0), float(x1)), (float(y0), float(y1))
-    except (TypeError, ValueError):
-        raise UserError(f"summary.json: 'cube_box' is {box!r}, expected [[x, x], [y, y]] in metres") from None
-
-
-def _failures(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The rows of the table of failures."""
-    rows = []
+def _failures(records: Sequence[Record], known: Known) -> dict[str, Any]:
+    """The table of failures: its heads and rows."""
+    rows, columns = [], dict[str, None]()
     for record in (r for r in records if not r["success"]):
-        x, y = (100 * v for v in record["cube_xy"])
-        signed = [f"{x:+z.1f}", f"{y:+z.1f}", f"{degrees(record['cube_yaw']):+z.0f}"]
-        closest = record["closest_m"]
+        cells = {
+            name: text.replace("-", "\N{MINUS SIGN}") for name, text in known.settings.table(record).items()
+        }
+        columns |= dict.fromkeys(cells)
         rows.append(
             {
                 "episode": record["episode"],
                 "film": f"video-{record['episode']}",
-                "cells": [
-                    str(record["seed"]),
-                    *(text.replace("-", "\N{MINUS SIGN}") for text in signed),
-                    "–" if closest is None else f"{100 * closest:.1f}",
-                    str(record["steps"]),
-                ],
+                "seed": str(record["seed"]),
+                "where": cells,
+                "steps": str(record["steps"]),
                 "stage": record["stage"],
-                "meaning": FAILURE_TEXT[record["stage"]],
+                "meaning": known.failure(record["stage"]),
                 "fault": record.get("fault"),
             }
         )
-    return rows
+    for row in rows:
+        row["cells"] = [row["seed"], *(row["where"].get(name, "–") for name in columns), row["steps"]]
+    return {
+        "failures": rows,
+        "heads": ["episode", "seed", *columns, "steps"],
+        "columns": known.settings.columns_text,
+    }
 
 
-def _films(records: Sequence[Record]) -> Iterator[Film]:
+def _films(records: Sequence[Record], known: Known) -> Iterator[Film]:
     """The videos to embed, failures first."""
     for record in sorted((r for r in records if r["video"] is not None), key=lambda r: r["success"]):
-        outcome = "success" if record["success"] else f"failure, {FAILURE_TEXT[record['stage']]}"
+        outcome = "success" if record["success"] else f"failure, {known.failure(record['stage'])}"
         number = record["episode"]
         yield Film(f"video-{number}", record["video"], f"episode {number}: {outcome}")
 
@@ -195,7 +190,19 @@ def _settings(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
     rows = []
     for key in ("policy", "encoder", "robot", "cameras", "seed", "versions"):
         rows += flatten(key, summary[key]) if summary.get(key) is not None else []
-    shown = {"command", "timing", "success", "low", "high", "episodes", "successes", "by_stage", "cube_box"}
+    placing = known_of(summary).settings.placing_keys
+    shown = {
+        "task",
+        "command",
+        "timing",
+        "success",
+        "low",
+        "high",
+        "episodes",
+        "successes",
+        "by_stage",
+        *placing,
+    }
     shown |= {"policy", "encoder", "robot", "cameras", "seed", "versions", "median_time_to_success_s"}
     for key in summary:  # whatever else an evaluation noted
         rows += flatten(key, summary[key]) if key not in shown else []

@@ -1,13 +1,14 @@
-"""Success of a policy over a fixed, seeded list of cube positions.
+"""Success of a policy over a fixed, seeded list of positions.
 
     s2robot evaluate checkpoint=runs/run/<date>/checkpoint evaluate.episodes=128
 
 Worker processes simulate and draw, one world each; this process encodes and plans for all of them.
-Episode i has the seed ``evaluate.seed + i``, which alone decides its cube, start joints and course: every policy
+Episode i has the seed ``evaluate.seed + i``, which alone decides its layout, start and course: every policy
 meets the same positions. Each record is on disk when its episode ends: after a kill the same command goes on, and
 loses at most the episodes in progress, one for each of ``evaluate.workers``.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from s2robot.envs.chunk import in_chunks
-from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.task import TaskSettings
 from s2robot.envs.workers import one_thread_each
 from s2robot.evaluation.journal import Journal
 from s2robot.evaluation.planners import Planner
@@ -30,12 +31,12 @@ class Rollouts:
     """The outcome of :func:`run_episodes`: records sorted by episode, actions to draw videos, seconds."""
 
     records: list[dict[str, Any]]
-    actions: dict[int, np.ndarray]  # episode -> float32 (steps, 8)
+    actions: dict[int, np.ndarray]  # episode -> float32 (steps, A)
     seconds: dict[str, float]
 
 
 def run_episodes(
-    env_config: CubePickConfig,
+    env_config: TaskSettings,
     planner: Planner,
     episodes: int,
     seed: int,
@@ -83,15 +84,15 @@ class Worlds:
     `seconds` is how long this process waited for the simulation.
     """
 
-    def __init__(self, config: CubePickConfig, planner: Planner, seed: int, count: int) -> None:
+    def __init__(self, config: TaskSettings, planner: Planner, seed: int, count: int) -> None:
         self.config, self.planner, self.seed, self.count = config, planner, seed, count
         make = [partial(in_chunks, config, planner.execute, planner.every_step)] * count
         with one_thread_each():
             self._worlds = AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
         self.seconds = 0.0
         self._episodes: dict[int, int] = {}  # place -> the episode that runs there
-        self._cubes: dict[int, np.ndarray] = {}  # place -> the cube's pose at the start (7,)
-        self._actions: dict[int, list[np.ndarray]] = {}  # place -> executed so far, (execute, 8) each
+        self._layouts: dict[int, dict[str, float]] = {}  # place -> where its episode began
+        self._actions: dict[int, list[np.ndarray]] = {}  # place -> executed so far, (execute, A) each
         self._batch: dict[str, Any] = {}  # the newest observations of all places
         self._points: dict[str, np.ndarray] = {}  # camera -> where the gripper shows (places, 2)
 
@@ -102,7 +103,7 @@ class Worlds:
         self._worlds.close(terminate=True)
 
     def run(self, todo: Sequence[int]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        """Each episode's record and its actions, float32 (steps, 8), as it ends."""
+        """Each episode's record and its actions, float32 (steps, A), as it ends."""
         waiting = list(todo)
         free = list(range(self.count))
         while waiting or self._episodes:
@@ -113,7 +114,7 @@ class Worlds:
             ended, infos = self._step()
             for place in ended:
                 episode, executed = self._episodes.pop(place), self._actions.pop(place)
-                record = _record(episode, self.seed, self._cubes[place], infos, place, self.config.rate_hz)
+                record = _record(episode, self.seed, infos, place, self.config.rate_hz)
                 yield record | self.planner.about(place), np.concatenate(executed)[: record["steps"]]
                 free.append(place)
 
@@ -125,23 +126,24 @@ class Worlds:
         start = time.monotonic()
         self._batch, infos = self._worlds.reset(seed=seeds, options={"reset_mask": mask})
         self.seconds += time.monotonic() - start
-        for camera in self._batch["images"]:
+        for camera in self._batch["images"] if "grip_points" in infos else ():
             points = infos["grip_points"][camera]
             self._points.setdefault(camera, points)[places] = points[places]
         for i in places:
-            self._cubes[i], self._actions[i] = infos["cube_pose"][i].copy(), []
-        about = [{"cube_pose": self._cubes[i], "seed": self.seed + self._episodes[i]} for i in places]
+            self._layouts[i], self._actions[i] = json.loads(infos["layout"][i]), []
+        about = [{"layout": self._layouts[i], "seed": self.seed + self._episodes[i]} for i in places]
         self.planner.reset(places, about)
 
     def _step(self) -> tuple[list[int], dict[str, Any]]:
         """One plan at every place where an episode runs; the places where it ended, and what is known of them."""
         busy = list(self._episodes)
-        actions = np.zeros((self.count, self.planner.execute, 8), np.float32)
+        space: Any = self._worlds.single_action_space
+        actions = np.zeros((self.count, *space.shape), np.float32)  # (n, execute, A)
         actions[busy] = self.planner.plan(busy, [self._observation(i) for i in busy])
         start = time.monotonic()
         self._batch, _, success, over, infos = self._worlds.step(actions)
         self.seconds += time.monotonic() - start
-        self._points = infos["grip_points"]
+        self._points = infos.get("grip_points", {})
         for i in busy:
             self._actions[i].append(actions[i])
         return [i for i in busy if success[i] or over[i]], infos
@@ -149,22 +151,21 @@ class Worlds:
     def _observation(self, i: int) -> dict[str, Any]:
         """Of place ``i``, and where its newest frames show the gripper."""
         images = {name: frames[i] for name, frames in self._batch["images"].items()}
-        points = {name: self._points[name][i] for name in images}
+        points = {name: self._points[name][i] for name in images if name in self._points}
         count = int(self._batch["count"][i])
         return {"images": images, "proprio": self._batch["proprio"][i], "count": count, "points": points}
 
 
-def _record(episode: int, seed: int, cube: np.ndarray, infos: dict, i: int, rate: float) -> dict:
+def _record(episode: int, seed: int, infos: dict, i: int, rate: float) -> dict:
     success, steps = bool(infos["is_success"][i]), int(infos["steps"][i])
     return {
         "episode": episode,
         "seed": seed + episode,
-        "cube_xy": [round(float(v), 5) for v in cube[:2]],
-        "cube_yaw": round(float(2 * np.arctan2(cube[6], cube[3])), 5),
+        **json.loads(infos["where"][i]),
         "success": success,
         "stage": str(infos["stage"][i]),
         "steps": steps,
         "time_to_success_s": steps / rate if success else None,
-        "closest_m": round(float(infos["closest"][i]), 5),
+        **json.loads(infos["best"][i]),
         "video": None,
     }

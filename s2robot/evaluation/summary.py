@@ -9,23 +9,24 @@ from typing import Any
 
 from s2robot.common.errors import UserError
 from s2robot.common.provenance import command, versions
-from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.task import TaskSettings
+from s2robot.envs.tasks import DEFAULT
 
 # cameras closer than this are the same: rounding of an angle's cosine alone gives some 1e-6 degrees
 _LEAST_M, _LEAST_DEGREES = 1e-4, 0.01
 
 
-def facts(
-    config: CubePickConfig, contract: Mapping[str, Any], changes: list[str], seed: int
-) -> dict[str, Any]:
+def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str], seed: int) -> dict[str, Any]:
     """What the summary of an evaluation says of policy, world and program, simulated or on an arm."""
+    task = {} if config.task == DEFAULT else {"task": config.about()}
     return {
+        **task,
         "encoder": contract["encoder"],
         "robot": config.robot,
         "cameras": list(config.cameras),
-        "cube_box": [list(config.box_x), list(config.box_y)],
+        **config.placement(),
         "world_changes": changes,
-        "success_rule": f"cube {config.success_height * 100:g} cm up for {config.success_hold:g} s",
+        "success_rule": config.success_rule,
         "seed": seed,
         "dataset": {k: v for k, v in contract.get("dataset", {}).items() if k != "seeds"},
         "training": contract.get("training") or {},
@@ -46,10 +47,10 @@ def refuse_positions_of_demos(
         )
 
 
-def world_changes(trained: Mapping[str, Any], config: CubePickConfig) -> list[str]:
+def world_changes(trained: Mapping[str, Any], config: TaskSettings) -> list[str]:
     """In what the evaluated world differs from the one that the demos were recorded in, a text each."""
-    ours = json.loads(json.dumps(asdict(config)))
-    defaults = json.loads(json.dumps(asdict(CubePickConfig())))
+    ours = json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload]
+    defaults = json.loads(json.dumps(asdict(type(config)())))  # type: ignore[call-overload]
     trained = {**defaults, **trained}  # an older dataset lacks newer settings
     ignored = ("cameras", "image_size")  # checked by name, and drawn as the encoder needs them
     return [f"{k} {trained[k]} -> {v}" for k, v in ours.items() if k not in ignored and trained[k] != v]

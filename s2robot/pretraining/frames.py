@@ -171,11 +171,11 @@ def _store_frames(store: EpisodeStore, workers: int, progress: bool) -> _StoreIm
     if store.attrs["kind"] == "images":
         return _StoreImages(store)
     from s2robot.demos.replay import (
-        env_config_of,
         render_episodes,
+        world_of_demos,
     )  # loads the simulator, which nothing else here needs
 
-    size = _read(lambda: env_config_of(store)).image_size
+    size = _read(lambda: world_of_demos(store)).image_size
     # another mujoco may draw other pixels
     drawn_by = {"mujoco": importlib.metadata.version("mujoco"), "size": size}
     key = {"dataset": store.fingerprint, "cameras": list(store.cameras), **drawn_by}

@@ -97,8 +97,8 @@ def _moments(env, picker, seed: int) -> Iterator[None]:
 
 def render_scenes(seed: int, robots: tuple[str, ...], image_size: int, vary: float) -> np.ndarray:
     """The frames of one seed: an episode of one robot, every camera.  # uint8 (N, S, S, 3)"""
-    from s2robot.demos.picker import Picker
     from s2robot.envs.cube_pick import CubePick
+    from s2robot.envs.cube_picker import Picker
 
     rng = np.random.default_rng([seed, 11])
     robot = robots[seed % len(robots)]

@@ -50,7 +50,7 @@ from s2robot.common.files import write_json, write_text
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import command, versions
-from s2robot.common.settings import env_config, plain, read
+from s2robot.common.settings import plain, read, task_settings
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.probing.moments import MomentBank
@@ -283,7 +283,7 @@ def run_information(cfg: DictConfig) -> None:
     try:
         config = read(InformationConfig, {**own, "data": settings}, "information")
         # the world last: read as every verb reads it, for its words are part of the frames' key
-        config = replace(config, data=replace(config.data, world=env_config(cfg)))
+        config = replace(config, data=replace(config.data, world=task_settings(cfg)))
         encoders = {name: build_encoder(facts) for name, facts in sources.items()}
         report = information(build_encoder(target), encoders, config, out)
     except UserError as error:  # the read-out's complaints about frames, under this command's name

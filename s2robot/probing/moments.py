@@ -17,9 +17,9 @@ import numpy as np
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import replacing
-from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.workers import worker_pool
 
 # Below are the seeds of evaluations (10000, 20000) and demos (100000), above those of pre-training scenes.

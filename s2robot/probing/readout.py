@@ -39,7 +39,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import command, versions
-from s2robot.common.settings import env_config, plain, read
+from s2robot.common.settings import plain, read, task_settings
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder
@@ -307,7 +307,7 @@ def run_readout(cfg: DictConfig) -> None:
     settings = plain(cfg.readout)
     described = settings.pop("encoders")
     # the world last: read as every verb reads it, for its words are part of the frames' key
-    config = replace(read(ReadoutConfig, settings, "readout"), world=env_config(cfg))
+    config = replace(read(ReadoutConfig, settings, "readout"), world=task_settings(cfg))
     encoders = {name: build_encoder(facts) for name, facts in described.items()}
     out = Path(cfg.run_dir)
     report = readout(encoders, config, out)

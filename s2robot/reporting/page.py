@@ -1,6 +1,6 @@
 """report.html out of a template: one file, light, dark and print, nothing from elsewhere.
 
-    write_page(run / "report.html", "evaluation.html.j2", title="16 of 16 cubes picked", ...)
+    write_page(run / "report.html", "evaluation.html.j2", title="16 of 16 solved", ...)
 
 The templates and their stylesheet lie in `templates/`. All text that they show is escaped; only SVG of our own plots
 (:func:`drawing`) and the stylesheet go in as they are.

@@ -7,13 +7,13 @@ import pytest
 
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.expert import expert_chunks
-from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.demos.record import begun, record, record_episode
 from s2robot.demos.relabel import RelabelSettings, relabel
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker, PickerConfig
 from tests.inline import InlinePool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,12 +105,12 @@ def test_an_expert_that_takes_over_closes_on_with_what_it_has(world):
     env, picker = world
     env.reset(seed=SEED, options={"cube_xy": (0.05, 0.05)})
     picker.reset(SEED)
-    picker.take_over(closed=False)
+    picker.take_over([])
     assert picker.act()[0][7] == 0
     for steps, closed in ((2, 1.0), (8, 0.0)):  # still closing: to its end; shut on nothing: open again
         for _ in range(steps):
             env.step_physics(np.array([0, 0, 0, 0, 0, 0, 0, 1.0]))
-        picker.take_over(closed=True)
+        picker.take_over([[1.0] * 8])
         assert picker.act()[0][7] == closed, env.opening
     while not env.is_success:
         env.step_physics(picker.act()[0])
@@ -155,7 +155,7 @@ def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
             "a",
             about,
             {**arrays, "action": action},
-            "episode 0: found action of step 4 0.01 away, expected what the picker",
+            "episode 0: found action of step 4 0.01 away, expected what the expert",
         ),
         (
             "b",
@@ -167,7 +167,7 @@ def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
             "c",
             foreign,
             arrays,
-            "found no simulated demos of the scripted picker, expected those of `s2robot record`",
+            "found no simulated demos of a scripted expert, expected those of `s2robot record`",
         ),
         (
             "d",

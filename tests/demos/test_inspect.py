@@ -10,8 +10,9 @@ from rich.console import Console
 
 from s2robot.demos import schema
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.inspect import cube_yaw, describe, dimension_names, draw_dataset, print_description
+from s2robot.demos.inspect import describe, dimension_names, draw_dataset, print_description
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.cube_config import CubePickConfig
 
 ATTRIBUTES = {
     "robot": "xarm7",
@@ -56,8 +57,8 @@ def test_describe(store):
     assert (third["min"], third["median"], third["max"]) == pytest.approx((-0.25, 0.1, 0.1))
     assert d["proprio"][2]["min"] == pytest.approx(0.75)
     assert d["zero_actions"] == d["clipped_actions"] == d["perturbed"] == 3 / 20
-    assert d["cube_x"] == pytest.approx([-0.1, 0.1])
-    assert d["cube_y"] == pytest.approx([0.0, 0.1])
+    assert d["layout"]["x"] == pytest.approx([-0.1, 0.1])
+    assert d["layout"]["y"] == pytest.approx([0.0, 0.1])
     assert d["cameras"] == ["hand", "left"]
     assert d["attributes"] == store.attrs
     json.dumps(d)
@@ -68,7 +69,7 @@ def test_print(store):
     print_description(store, Console(file=out, width=100))
     text = out.getvalue()
     parts = ("3 (20 steps, 2.0 s at 10 Hz)", "4 to 10 steps, median 6", "2 of 3", "15.0 % clipped", "gripper")
-    for part in (*parts, "x -10.0 to +10.0 cm", "hand 8×8, left", "joint_delta_commanded", "-0.250"):
+    for part in (*parts, "x -0.1 to +0.1", "hand 8×8, left", "joint_delta_commanded", "-0.250"):
         assert part in text
 
 
@@ -87,7 +88,7 @@ def test_dataset_with_actions_alone(tmp_path, monkeypatch):
     with EpisodeStore.create(tmp_path / "a.zarr", {**ATTRIBUTES, "cameras": [], "env_config": {}}) as store:
         store.append({"action": np.zeros((1, 3), np.float32)})
     d = describe(store)
-    assert (d["success"], d["perturbed"], d["cube_x"], d["proprio"]) == (None, None, None, [])
+    assert (d["success"], d["perturbed"], d["layout"], d["proprio"]) == (None, None, {}, [])
     assert dimension_names(store, 3) == ["dim 1", "dim 2", "dim 3"]
     print_description(store, Console(file=io.StringIO()))
     draw_dataset(store, {}, tmp_path / "a.png")
@@ -95,7 +96,9 @@ def test_dataset_with_actions_alone(tmp_path, monkeypatch):
 
 def test_yaw():
     yaws = np.array([-3.0, 0.0, 0.7, 3.0])
-    np.testing.assert_allclose(cube_yaw(np.concatenate([pose(0, 0, y, 1) for y in yaws])), yaws)
+    np.testing.assert_allclose(
+        [CubePickConfig.layout_of({"cube_pose": pose(0, 0, y, 1)[0]})["yaw"] for y in yaws], yaws
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,19 +15,19 @@ import pytest
 from s2robot.demos import record as recorder
 from s2robot.demos import replay
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.demos.record import record, record_episode
 from s2robot.demos.replay import (
     camera_sizes,
     drawn_by,
-    env_config_of,
     episode_frames,
     render_episodes,
     replay_episode,
+    world_of_demos,
 )
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker, PickerConfig
 from tests.inline import InlinePool
 from tests.kills import kill_at_every_write
 
@@ -49,8 +48,8 @@ def test_what_a_recording_holds(recorded):
     assert store.robot == "xarm7" and store.cameras == CAMERAS and store.attrs["kind"] == "states"
     assert set(store.keys) == {"state", "proprio", "cube_pose", "action", "perturbed"}
     as_json = lambda config: json.loads(json.dumps(asdict(config)))  # noqa: E731 (tuples become lists)
-    assert as_json(env_config_of(store)) == as_json(CubePickConfig())
-    assert env_config_of(store, cameras=("left",)).cameras == ("left",)
+    assert as_json(world_of_demos(store)) == as_json(CubePickConfig())
+    assert world_of_demos(store, cameras=("left",)).cameras == ("left",)
 
 
 def test_the_number_of_workers_changes_nothing(recorded, tmp_path):
@@ -73,14 +72,14 @@ def test_an_existing_path_is_refused(recorded):
 def test_a_box_out_of_reach_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(recorder, "worker_pool", InlinePool)
     far = CubePickConfig(box_x=(0.5, 0.5), max_steps=2)
-    with pytest.raises(DatasetError, match=r"the picker failed 11 of 11 episodes; check env.box_x"):
+    with pytest.raises(DatasetError, match=r"the expert failed 11 of 11 episodes; check the task"):
         record(tmp_path / "far.zarr", far, PickerConfig(), 1, 0, 1)
 
 
 def test_a_recording_that_is_killed_opens_and_goes_on(recorded, tmp_path, monkeypatch):
     script = (
         "import os, signal, sys\n"
-        "from s2robot.demos.picker import PickerConfig\n"
+        "from s2robot.envs.cube_picker import PickerConfig\n"
         "from s2robot.demos.record import record\n"
         "from s2robot.envs.cube_pick import CubePickConfig\n"
         "kill = lambda done, failed: done == 2 and os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -123,7 +122,8 @@ def instead_of_simulating(monkeypatch, width: int = 5) -> None:
     geometry = dict.fromkeys(CAMERAS, {})
     about = {"robot": "xarm7", "joint_names": list("abcdefg"), "rate_hz": 10, "cameras": list(CAMERAS), "camera_geometry": geometry,
              "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {}}  # fmt: skip
-    monkeypatch.setattr(recorder, "CubePick", lambda config: SimpleNamespace(describe=lambda: about))
+    told = lambda world, picker, seed: about | {"seed": seed, "kind": "states", "picker": asdict(picker)}  # noqa: E731
+    monkeypatch.setattr(recorder, "about_demos", told)
     monkeypatch.setattr(recorder, "worker_pool", lambda workers: ThreadPoolExecutor(1))
     monkeypatch.setattr(recorder, "record_episode", episode)
 
@@ -207,31 +207,31 @@ def test_numbers_out_of_range_are_refused(tmp_path, number):
 @pytest.mark.parametrize("robot", ["xarm7", "panda"])
 def test_replay_is_exact(tmp_path, robot):
     store = recorded_here(tmp_path / "one.zarr", CubePickConfig(robot=robot), 31)
-    env = CubePick(env_config_of(store))
+    env = CubePick(world_of_demos(store))
     env.render_cameras = dict
     result = replay_episode(store, env, 0)
     assert result == {
         "success": True,
         "stage": "held",
         "steps": int(store.lengths[0]),
-        "max_joint_error": 0.0,
+        "max_error": 0.0,
     }
 
 
 def test_replay_of_all_and_of_wrong_actions(recorded, tmp_path):
     store = EpisodeStore.open(recorded)
-    env = CubePick(env_config_of(store))
+    env = CubePick(world_of_demos(store))
     env.render_cameras = dict
     for i in (2, 0, 1):  # in any order: nothing is left over from the one before
         result = replay_episode(store, env, i)
-        assert result["success"] and result["max_joint_error"] == 0.0
+        assert result["success"] and result["max_error"] == 0.0
         assert result["steps"] == store.lengths[i]
     with EpisodeStore.create(tmp_path / "wrong.zarr", {k: v for k, v in store.attrs.items()}) as wrong:
         arrays = store.episode(0)
         arrays["action"][:, 1] *= -1  # another sign convention
         wrong.append(arrays, {"seed": 500, "success": True})
         result = replay_episode(wrong, env, 0)
-    assert not result["success"] and result["max_joint_error"] > 0.01
+    assert not result["success"] and result["max_error"] > 0.01
 
 
 # ---------------------------------------------------------------- pictures
@@ -323,5 +323,7 @@ def test_a_world_that_is_not_ours(recorded, tmp_path):
     attributes = {**source.attrs, "env_config": {"robot": "xarm7", "gravity": 1.6}}
     with EpisodeStore.create(tmp_path / "other.zarr", attributes) as store:
         store.append(source.episode(0), {"seed": 0, "success": True})
-    with pytest.raises(DatasetError, match=r"env_config holds \['gravity'\], expected keys of CubePick"):
-        env_config_of(EpisodeStore.open(tmp_path / "other.zarr"))
+    with pytest.raises(
+        DatasetError, match=r"env_config holds \['gravity'\], expected keys of the task cube_pick"
+    ):
+        world_of_demos(EpisodeStore.open(tmp_path / "other.zarr"))

@@ -1,13 +1,15 @@
 """Chunks of actions: the same physics as single steps, only fewer pictures and calls."""
 
+import json
+
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker, PickerConfig
 
 CONFIG = CubePickConfig(cameras=("hand", "left"), image_size=24)
 
@@ -46,7 +48,8 @@ def test_k_actions_in_one_call_are_k_steps(world):
         observation, reward, success, over, info = chunk.step(actions)
         assert np.array_equal(world.get_state(), state)
         assert (reward, success, over, info["steps"]) == (0.0, False, False, 5)
-        assert info["closest"] == min(s[4]["distance"] for s in single)
+        best = {"closest_m": round(min(s[4]["distance"] for s in single), 5)}
+        assert json.loads(info["best"]) == best
         assert info["distance"] == single[-1][4]["distance"]
         assert np.array_equal(observation["proprio"][-1], single[-1][0]["proprio"])
 
@@ -97,7 +100,9 @@ def test_nothing_is_simulated_after_success(world):
 
 
 def test_nothing_is_simulated_after_the_last_step(world, monkeypatch):
-    monkeypatch.setattr(world, "config", CubePickConfig(cameras=("hand", "left"), image_size=24, max_steps=3))
+    monkeypatch.setattr(
+        world, "settings", CubePickConfig(cameras=("hand", "left"), image_size=24, max_steps=3)
+    )
     chunk = ActionChunk(world, 2)
     chunk.reset(seed=0)
     assert chunk.step(some_actions(2))[2:4] == (False, False)

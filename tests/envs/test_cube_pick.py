@@ -7,9 +7,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import s2robot.envs  # noqa: F401 (registers the id)
-from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.envs.cube_config import MAX_DELTA, STAGES, CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.robots import ROBOTS
 from s2robot.envs.world import TABLE_HEIGHT
@@ -183,7 +183,7 @@ def test_points_are_projected_into_every_picture(env):
         assert point.dtype == np.float32 and point == pytest.approx(found / SIZE, abs=2.5 / SIZE)
         assert point == pytest.approx((pixel(env, name, info["cube_pose"][:3]) + 0.5) / SIZE, abs=1e-5)
     picked(env, seed=5)
-    grip, cube = env._info()["grip_points"], env.project(env.cube_pose[:3])  # the cube is between the fingers
+    grip, cube = env.info()["grip_points"], env.project(env.cube_pose[:3])  # the cube is between the fingers
     for name in env.config.cameras:
         assert np.abs(grip[name] - cube[name]).max() < 0.1
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.picker import PickerConfig
 from s2robot.demos.record import record
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import PickerConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.world import CLUTTER
 

@@ -10,8 +10,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from s2robot.demos.picker import Picker
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import choose_gl
 from s2robot.envs.renderer import OffscreenRenderer, outside_view

@@ -92,8 +92,8 @@ def test_wrong_input_is_one_line(tmp_path, args, text):
 
 @pytest.mark.parametrize("policy", sorted(p.stem for p in (ROOT / "configs" / "policy").glob("*.yaml")))
 def test_configs_hold_what_the_code_takes(policy):
-    from s2robot.demos.picker import PickerConfig
     from s2robot.envs.cube_config import CubePickConfig
+    from s2robot.envs.cube_picker import PickerConfig
     from s2robot.policies import ChunkPolicy, PolicySpec
 
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):

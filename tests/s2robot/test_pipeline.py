@@ -15,7 +15,7 @@ from hydra.core.singleton import Singleton
 from s2robot import cli, pipeline, verbs
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.common.settings import env_config
+from s2robot.common.settings import task_settings
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
@@ -229,7 +229,7 @@ def test_a_camera_that_the_simulation_cannot_draw_is_told_before_any_work(record
     assert (
         "note: this policy can act on an arm, but not be evaluated in simulation" in capsys.readouterr().out
     )
-    assert env_config(placed).undrawn() == ""
+    assert task_settings(placed).undrawn() == ""
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

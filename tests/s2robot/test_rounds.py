@@ -8,11 +8,11 @@ from hydra import compose, initialize_config_dir
 from s2robot import rounds, verbs
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.demos.picker import PickerConfig
 from s2robot.demos.record import record_episode
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import PickerConfig
 from s2robot.evaluation.records import read_summary
 from s2robot.policies import load_checkpoint
 from tests.inline import InlinePool, InlineWorlds
@@ -71,7 +71,7 @@ def test_rounds_of_correcting_and_training_end_with_a_report(config, demos, tmp_
         (200001, 3, 1),
     ]
     told = (
-        "round 1: 0 without help, 1 corrected, 0 failed by both (the picker took over: 1 stalled); 2 episodes"
+        "round 1: 0 without help, 1 corrected, 0 failed by both (the expert took over: 1 stalled); 2 episodes"
     )
     assert told in capsys.readouterr().out and rows[0]["stalled"] == 1
     store = EpisodeStore.open(out / "demos.zarr")

@@ -123,7 +123,7 @@ class ScenePlant:
 
     def describe(self) -> dict:
         """Cube, progress and success, as JSON types."""
-        info = self.env._info()
+        info = self.env.info()
         return {
             "cube_pose": info["cube_pose"].tolist(),
             "is_success": info["is_success"],

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import s2robot.envs  # noqa: F401 (registers the id)
-from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.xarm import XArmDriver

@@ -95,8 +95,8 @@ def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(evaluat
     videos = film_disagreements(plan, runs, pair, 3)
     assert [video["position"] for video in videos] == [500, 502, 501]  # wins and losses of the first in turns
     assert [video["seeds"] for video in videos] == [[0, 0], [1, 1], [0, 0]]  # those that show it
-    assert videos[0]["title"] == "Base + S2 lifts the cube, Base does not"
-    assert videos[1]["title"] == "Base lifts the cube, Base + S2 does not"
+    assert videos[0]["title"] == "Base + S2 succeeds, Base does not"
+    assert videos[1]["title"] == "Base succeeds, Base + S2 does not"
     files = [plan.out / video["path"] for video in videos]
     assert all(Path(video["path"]).parent == Path("videos") for video in videos)
     made = [file.stat().st_mtime_ns for file in files]

@@ -58,7 +58,7 @@ def test_needed_and_smallest_gap_are_inverse(design):
 def test_power_in_words_and_out_of_reach():
     assert power_text(0.1, Design(base=0.5)) == (
         "To see a gap of 10 points with 80 % power you need 291 positions (training seeds an arm: 1, spread "
-        "0 points, base 50 %, alpha 5 %); it holds for new cube positions, for these trained policies only."
+        "0 points, base 50 %, alpha 5 %); it holds for new positions, for these trained policies only."
     )
     with pytest.raises(
         UserError, match="3 seeds .* 6 points see .* any number of positions, .* take 24 seeds"

@@ -310,7 +310,7 @@ def test_what_is_optional_may_be_missing(tmp_path):
 @pytest.mark.parametrize(
     ("figures", "starts", "says"),
     [
-        ((0.12, 0.04, 0.2, 0.003), "Base + S² +12.0 points", "Base + S² lifted the cube more often than Base."),
+        ((0.12, 0.04, 0.2, 0.003), "Base + S² +12.0 points", "Base + S² succeeded more often than Base."),
         ((-0.12, -0.2, -0.04, 0.0002), "Base + S² −12.0 points", "The data fit Base being 4.0 to 20.0 points better."),
         ((0.02, -0.03, 0.07, 0.41), "No clear difference: Base + S² +2.0", "from 3.0 points worse to 7.0 points better"),
         ((0.05, 0.001, 0.1, 0.06), "Borderline: Base + S²", "Interval and test disagree"),

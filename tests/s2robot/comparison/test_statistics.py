@@ -174,7 +174,7 @@ def test_summary_and_csv_hold_what_they_should(tmp_path):
     assert [int(r["success"]) for r in rows[:8]] == [int(e["success"]) for e in records["base"][0]]
     assert rows[-1]["axis"] == "demos" and rows[-1]["value"] == "15" and rows[0]["axis"] == ""
     assert rows[1] == dict(
-        zip(COLUMNS, ("base", "0", "", "", "10001", "0.01", "-0.02", "0.5", rows[1]["success"], rows[1]["stage"], "20",
+        zip(COLUMNS, ("base", "0", "", "", "10001", '{"cube_xy": [0.01, -0.02], "cube_yaw": 0.5}', rows[1]["success"], rows[1]["stage"], "20",
                       rows[1]["time_to_success_s"]), strict=True)
     )  # fmt: skip
 

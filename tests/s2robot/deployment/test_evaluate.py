@@ -19,7 +19,7 @@ import pytest
 from s2robot import verbs
 from s2robot.cli import main
 from s2robot.common.errors import UserError
-from s2robot.common.settings import env_config
+from s2robot.common.settings import task_settings
 from s2robot.deployment.evaluate import ArmEvaluation, ArmEvaluationSettings, evaluate_on_arm
 from s2robot.deployment.operator import WatchingOperator
 from s2robot.deployment.rig import Rig
@@ -55,7 +55,7 @@ def records(folder):
 def evaluation(stack, cfg, operator=None):
     """An evaluation on a connected arm, past the pre-flight."""
     settings = ArmEvaluationSettings.of(cfg)
-    return ArmEvaluation(Rig.connect(cfg, stack), settings, env_config(cfg), Path(cfg.run_dir), operator)
+    return ArmEvaluation(Rig.connect(cfg, stack), settings, task_settings(cfg), Path(cfg.run_dir), operator)
 
 
 # ---------------------------------------------------------------- end to end
@@ -424,7 +424,7 @@ def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):
         cfg = config("env.max_steps=200", "evaluate.videos=false")
         rig = Rig.connect(cfg, stack)
         settings = ArmEvaluationSettings.of(cfg)
-        found = ArmEvaluation(rig, settings, env_config(cfg), tmp_path, Person(person.ask), keys)
+        found = ArmEvaluation(rig, settings, task_settings(cfg), tmp_path, Person(person.ask), keys)
         with pytest.raises(UserError, match="the operator said no"):
             found.run()
     (r,) = records(tmp_path)

@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from s2robot.cli import main
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.demos.picker import Picker, PickerConfig
 from s2robot.deployment.record import ArmRecording
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.emulator.camera import EmulatedCamera

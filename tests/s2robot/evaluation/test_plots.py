@@ -6,13 +6,8 @@ from math import pi
 import numpy as np
 import pytest
 
-from s2robot.evaluation.plots import (
-    FAILURE_TEXT,
-    stage_plot,
-    table_plot,
-    time_plot,
-)
-from s2robot.evaluation.records import STAGES
+from s2robot.envs.cube_config import STAGES, CubePickConfig
+from s2robot.evaluation.plots import layout_plot, stage_plot, time_plot
 from s2robot.reporting.style import figure_svg
 
 
@@ -47,16 +42,9 @@ def legend(figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_stages_are_those_of_the_environment():
-    from s2robot.envs.cube_config import STAGES as OF_ENV
-
-    assert STAGES == OF_ENV
-    assert list(FAILURE_TEXT) == list(STAGES)
-
-
 def test_table_is_seen_from_behind_the_robot():
     near_left = {**records_of(1, 1.0)[0], "cube_xy": [-0.10, 0.15], "cube_yaw": 0.0}
-    figure = table_plot([near_left])
+    figure = layout_plot([near_left])
     axes = figure.axes[0]
     assert points(figure)["success: 1"] == pytest.approx(np.array([[15.0, -10.0]]))  # cm: y across, x up
     x, y = axes.transAxes.inverted().transform(axes.transData.transform((15.0, -10.0)))
@@ -69,11 +57,11 @@ def test_table_is_seen_from_behind_the_robot():
 
 def test_every_failure_stage_has_its_own_mark():
     records = [{**r, "success": False, "stage": s} for r, s in zip(records_of(4), STAGES, strict=True)]
-    figure = table_plot(records)
+    figure = layout_plot(records)
     shapes = {c.get_paths()[0].vertices.tobytes() for c in figure.axes[0].collections}
     assert len(shapes) == 4
     assert {label.split(":")[0] for label in points(figure)} == {
-        f"failure, {t}" for t in FAILURE_TEXT.values()
+        f"failure, {t}" for t in CubePickConfig.failures.values()
     }
 
 
@@ -81,7 +69,7 @@ def test_every_failure_stage_has_its_own_mark():
 @pytest.mark.parametrize("success_rate", [0.0, 0.5, 1.0])
 def test_any_number_of_episodes_is_drawn(count, success_rate):
     records = records_of(count, success_rate)
-    figure = table_plot(records)
+    figure = layout_plot(records)
     assert sum(len(p) for p in points(figure).values()) == count
     for made in (figure, stage_plot(records), time_plot(records)):
         ElementTree.fromstring(figure_svg(made, "any"))
@@ -89,9 +77,11 @@ def test_any_number_of_episodes_is_drawn(count, success_rate):
 
 def test_box_is_drawn_only_where_it_holds():
     inside, outside = records_of(3), [{**r, "cube_xy": [0.3, 0.0]} for r in records_of(1)]
-    assert "cubes are placed in 24 × 32 cm" in legend(table_plot(inside))
-    assert not any("placed" in text for text in legend(table_plot(outside)))
-    assert "cubes are placed in 6 × 6 cm" in legend(table_plot(inside, box=((-0.03, 0.03), (-0.03, 0.03))))
+    assert "cubes are placed in 24 × 32 cm" in legend(layout_plot(inside))
+    assert not any("placed" in text for text in legend(layout_plot(outside)))
+    assert "cubes are placed in 6 × 6 cm" in legend(
+        layout_plot(inside, about={"cube_box": [[-0.03, 0.03], [-0.03, 0.03]]})
+    )
 
 
 def test_stage_bars_count_what_reached_and_what_failed_there():

@@ -7,10 +7,11 @@ from statistics import NormalDist
 import pytest
 
 from s2robot.common.errors import UserError
+from s2robot.envs.cube_config import STAGES
 from s2robot.evaluation.records import (
-    STAGES,
     disagreement_auc,
     headline,
+    known_of,
     read_records,
     read_summary,
     summarise,
@@ -146,7 +147,7 @@ def test_broken_records_are_named(tmp_path, text, message):
     path = tmp_path / "episodes.jsonl"
     path.write_text(json.dumps(episode(0)) + "\n" + text)
     with pytest.raises(UserError, match=message):
-        read_records(path)
+        read_records(path, known_of({}))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from s2robot.common.errors import UserError
-from s2robot.evaluation.records import STAGES, summarise
+from s2robot.envs.cube_config import STAGES
+from s2robot.evaluation.records import summarise
 from s2robot.evaluation.report import write_report
 from s2robot.evaluation.video import write_video
 from tests.s2robot.html_page import Page

@@ -14,13 +14,13 @@ from hydra import compose, initialize_config_dir
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.demos.picker import PickerConfig
 from s2robot.demos.record import record_episode
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.selective import SelectiveEncoder, select
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import PickerConfig
 from s2robot.evaluation.evaluate import _world_of, evaluate_policy
 from s2robot.evaluation.film import film, film_some
 from s2robot.evaluation.planners import LearnedPlanner, NearestDemo
@@ -83,10 +83,10 @@ def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path, requ
         pose = env.reset(seed=r["seed"])[1]["cube_pose"]
         assert r["cube_xy"] == pytest.approx(pose[:2], abs=1e-5)
         assert np.cos(r["cube_yaw"] / 2) == pytest.approx(abs(pose[3]), abs=1e-4) or pose[3] < 0
-        distances = [env._info()["distance"]]
+        distances = [env.info()["distance"]]
         for action in first.actions[r["episode"]]:
             env.step_physics(action)
-            distances.append(env._info()["distance"])
+            distances.append(env.info()["distance"])
         assert r["closest_m"] == pytest.approx(min(distances), abs=1e-5) and r["stage"] == env.stage
 
 
@@ -254,7 +254,7 @@ def test_demos_of_the_very_positions_succeed_and_films_show_it(tmp_path, in_proc
     seeds = range(SEED, SEED + 3)
     store = scripted(tmp_path / "demos.zarr", seeds)
     config = CubePickConfig(cameras=("left",), image_size=16)
-    done = run_episodes(config, NearestDemo(store), 3, SEED, 1, tmp_path / "episodes.jsonl")
+    done = run_episodes(config, NearestDemo(store, CubePickConfig), 3, SEED, 1, tmp_path / "episodes.jsonl")
     assert [r["success"] for r in done.records] == [True] * 3
     for i, r in enumerate(done.records):
         assert r["stage"] == "held" and r["steps"] == store.lengths[i]
@@ -274,11 +274,11 @@ def test_demos_of_the_very_positions_succeed_and_films_show_it(tmp_path, in_proc
 
 def test_nearest_demo_knows_that_a_cube_has_four_like_sides(tmp_path):
     store = scripted(tmp_path / "demos.zarr", [SEED, SEED + 1])
-    planner = NearestDemo(store, execute=40)
+    planner = NearestDemo(store, CubePickConfig, execute=40)
     pose = store.episode(1)["cube_pose"][0].copy()
     yaw = 2 * np.arctan2(pose[6], pose[3]) + np.pi / 2
     pose[3:] = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
-    planner.reset([0], [{"cube_pose": pose}])
+    planner.reset([0], [{"layout": CubePickConfig.layout_of({"cube_pose": pose})}])
     actions = planner.plan([0], [{}])[0]
     length = store.lengths[1]
     assert np.array_equal(actions[:length], store.episode(1)["action"])

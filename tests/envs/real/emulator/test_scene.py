@@ -155,8 +155,8 @@ def test_the_sdk_picks_the_cube_by_replay(emulator):
     pytest.importorskip("xarm")
     from xarm.wrapper import XArmAPI
 
-    from s2robot.demos.picker import PickerConfig
     from s2robot.demos.record import record_episode
+    from s2robot.envs.cube_picker import PickerConfig
 
     steps, result = record_episode(CubePickConfig(), PickerConfig(kicks=(0, 0)), seed=3)
     assert result["success"]

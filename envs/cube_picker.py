@@ -9,49 +9,15 @@ a cloned policy has a function to learn instead of a clock.
     picker.ask(16)    # what it would do for 16 steps if nobody pushed it; nothing is changed by asking
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import mink
 import numpy as np
 
-from s2robot.demos.expert import SHUT
-from s2robot.envs.cube_config import MAX_DELTA
-from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_config import MAX_DELTA, SHUT, PickerConfig
 from s2robot.envs.world import TABLE_HEIGHT
 
 _MEMORY = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
-
-
-@dataclass(frozen=True)
-class PickerConfig:
-    """How the picker moves. Lengths in m, angles in rad, per control step of 0.1 s where it says step."""
-
-    hover: float = 0.10  # height over the grasp from which the cube is approached
-    funnel_slope: float = 3.0  # height gained per metre of horizontal error
-    funnel_yaw: float = 0.08  # a turn of one rad counts as so many metres of horizontal error
-    funnel_mouth: float = 0.008  # horizontal error below which the gripper goes all the way down
-    step_xy: float = 0.03  # farthest horizontal move a step
-    step_z: float = 0.03  # farthest vertical move a step
-    step_yaw: float = 0.35  # farthest turn a step
-    close_xy: tuple[float, float] = (0.006, 0.012)  # the gripper closes when nearer than this,
-    close_z: float = 0.010  # as low as this
-    close_yaw: tuple[float, float] = (0.08, 0.25)  # and turned as well as this; both drawn anew each episode
-    grip_steps: int = 0  # steps of contact to wait before lifting; waiting is what a policy clones worst
-    open_enough: float = 0.85  # the gripper goes down on the cube only when opened further than this
-    lift: float = 0.15  # height to lift the cube to
-    kicks: tuple[int, int] = (
-        1,
-        3,
-    )  # perturbations drawn for an episode, least and most; late ones do not come
-    kick_steps: tuple[int, int] = (1, 2)  # steps that one lasts
-    kick_size: float = 0.05  # farthest horizontal and vertical displacement of a perturbation, m a step
-    kick_yaw: float = 0.3  # farthest turn of a perturbation, a step
-    misses: float = (
-        0.5  # share of the episodes with a grasp beside the cube, so that demos show how to recover
-    )
-    miss_by: tuple[float, float] = (0.012, 0.04)  # how far beside it, m
-    miss_steps: tuple[int, int] = (5, 11)  # steps that the miss lasts
 
 
 class Picker:
@@ -61,7 +27,7 @@ class Picker:
     flagged, so that training imitates only the recoveries, never the pushes.
     """
 
-    def __init__(self, env: CubePick, config: PickerConfig | None = None):
+    def __init__(self, env: Any, config: PickerConfig | None = None):
         self.env, self.config = env, config or PickerConfig()
         self._ik = mink.Configuration(env.model)
         self._task = mink.FrameTask(
@@ -79,8 +45,12 @@ class Picker:
 
     def reset(self, seed: int) -> None:
         """Start an episode; the seed decides the perturbations."""
+        self.begin(np.random.default_rng([seed, 7]))
+
+    def begin(self, rng: np.random.Generator) -> None:
+        """Start an episode; what is drawn decides the perturbations."""
         env, c = self.env, self.config
-        rng = self._rng = np.random.default_rng([seed, 7])
+        self._rng = rng
         # loose and tight grasps, so that lifting follows from any firm grip and not from a perfect one
         self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
         # a kick starts at a step drawn over the usual length of the approach
@@ -149,8 +119,9 @@ class Picker:
         """Go back to what `remember` gave."""
         vars(self).update(memory)
 
-    def take_over(self, closed: bool) -> None:
-        """Go on, unpushed, where somebody else acted, who commanded the gripper to be `closed` or open."""
+    def take_over(self, actions) -> None:
+        """Go on, unpushed, where somebody else acted: so far (T, 8), T 0 or more."""
+        closed = len(actions) > 0 and bool(actions[-1][7] >= 0.5)
         shut = self.env.opening < SHUT and not self.env._touching()
         self._pushes, self._miss_left, self._firm = False, 0, 0
         self._closing = closed and not shut

@@ -1,0 +1,142 @@
+"""The registry of tasks, gymnasium environments as tasks, and what is refused in one line."""
+
+import json
+import sys
+from dataclasses import asdict
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.errors import EnvError
+from s2robot.envs.gym_config import GymSettings
+from s2robot.envs.task import TaskSettings
+from s2robot.envs.tasks import known_as, make, own_settings, settings_class, settings_of
+
+
+class Dial(gymnasium.Env):
+    """Turn a dial to a goal; the picture is as bright as the dial is near."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, render_mode=None, start=0.0):
+        self.render_mode, self.start = render_mode, start
+        box = gymnasium.spaces.Box
+        picture = box(0, 255, (12, 20, 3), np.uint8)
+        self.observation_space = gymnasium.spaces.Dict(
+            {"angle": box(-9, 9, (1,)), "desired_goal": box(-9, 9, (1,)), "eye": picture}
+        )
+        self.action_space = box(-0.5, 0.5, (1,))
+
+    def _seen(self):
+        picture = np.full((12, 20, 3), 200 * np.exp(-abs(self.angle - self.goal)), np.uint8)
+        as_array = lambda x: np.array([x], np.float32)  # noqa: E731
+        return {"angle": as_array(self.angle), "desired_goal": as_array(self.goal), "eye": picture}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.angle, self.goal = self.start, float(self.np_random.uniform(1, 2))
+        return self._seen(), {}
+
+    def step(self, action):
+        self.angle += float(action[0])
+        near = abs(self.angle - self.goal) < 0.3
+        return self._seen(), -abs(self.angle - self.goal), False, False, {"is_success": near}
+
+    def render(self):
+        return np.tile(self._seen()["eye"], (2, 2, 1))
+
+
+gymnasium.register("Dial-v0", Dial, max_episode_steps=7)
+DIAL = GymSettings(id="Dial-v0", success="is_success", image_size=16, cameras=("render", "eye"))
+
+
+def test_any_gymnasium_environment_is_a_task():
+    env = make(DIAL)
+    check_env(env, skip_render_check=True)
+    assert (env.settings.max_steps, env.task_spec.cameras) == (7, {"render": (16, 16), "eye": (16, 16)})
+    assert env.action_parts == [
+        {"name": "action", "size": 1, "kind": "absolute", "low": [-0.5], "high": [0.5]}
+    ]
+    assert [part["name"] for part in env.proprio_parts] == ["angle", "desired_goal"]
+    (seen, info), (again, told) = env.reset(seed=5), make(DIAL).reset(seed=5)
+    assert info["layout"] == told["layout"] != env.reset(seed=6)[1]["layout"]
+    np.testing.assert_array_equal(seen["proprio"], again["proprio"])
+    env.reset(seed=5)
+    stages = []
+    for _ in range(6):
+        _, reward, over, truncated, info = env.step([0.5])
+        stages.append(info["stage"])
+        if over:
+            break
+    assert (reward, over, truncated, stages[-1]) == (1.0, True, False, "success") and "start" in stages
+    env.reset(seed=5)
+    assert [env.step([0.0])[3] for _ in range(7)] == [False] * 6 + [True]
+    assert json.loads(json.dumps(env.describe()))["env_config"]["id"] == "Dial-v0"
+    assert settings_of(json.loads(json.dumps(asdict(DIAL)))) == DIAL
+
+
+def test_success_is_what_one_says():
+    for rule, action, expected in (("reward>=-0.3", 0.5, True), ("terminated", 0.5, False)):
+        env = make(GymSettings(id="Dial-v0", success=rule, image_size=8))
+        env.reset(seed=5)
+        for _ in range(4):
+            env.step_physics([action])
+        assert env.is_success is expected
+
+
+def test_a_task_without_an_expert_says_so():
+    env = make(DIAL)
+    env.reset(seed=0)
+    with pytest.raises(EnvError, match="task gym: it has no scripted expert"):
+        env.expert(np.random.default_rng(0))
+    assert not env.has_state
+
+
+def stepped(env):
+    env.reset(seed=0)
+    return env.step([0.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: GymSettings(success="x"), "task.id: found none"),
+        (lambda: GymSettings(id="Dial-v0"), "task.success: found none, expected what tells"),
+        (lambda: GymSettings(id="Dail-v0", success="x"), "task.id: 'Dail-v0' is not installed"),
+        (lambda: GymSettings(id="nowhere:X-v0", success="x"), "nowhere is not installed"),
+        (lambda: make(GymSettings(id="Dial-v0", success="x", cameras=("wrist",))), "found 'wrist', expected some of render, eye"),
+        (lambda: make(GymSettings(id="Dial-v0", success="x", proprio=("arm",))), "task.proprio: found 'arm'"),
+        (lambda: make(GymSettings(id="Dial-v0", success="x", kwargs={"end": 1})), "cannot be made here"),
+        (lambda: make(GymSettings(id="CartPole-v1", success="x")), "expected continuous actions"),
+        (lambda: stepped(make(GymSettings(id="Dial-v0", success="solved"))), "task.success: found 'solved'"),
+        (lambda: settings_class("robosuit"), "task: found 'robosuit', did you mean 'robosuite'"),
+        (lambda: settings_class("juggling"), "task: found 'juggling', expected one of cube_pick, robosuite, gym"),
+        (lambda: own_settings("mine", "nowhere:Mine"), "task.class: found 'nowhere:Mine', expected module:Class"),
+        (lambda: own_settings("mine", "json:JSONDecoder"), "which is no subclass"),
+        (lambda: own_settings("gym", "json:JSONDecoder"), "task.name: found 'gym'"),
+        (lambda: settings_of({"task": "somebodys"}), "task: found 'somebodys'"),
+        (lambda: settings_of({"cube": 1}), r"env_config holds \['cube'\], expected keys of the task cube_pick"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line(call, words):
+    with pytest.raises(EnvError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_a_dataset_names_no_code_to_run():
+    """Settings come from a dataset by their names alone; a class that it names is not imported."""
+    with pytest.raises(EnvError, match="task: found 'mine'"):
+        settings_of({"task": "mine", "target": "antigravity:Fly"})
+    assert "antigravity" not in sys.modules
+
+
+def test_what_is_known_without_the_task():
+    assert known_as(None) is CubePickConfig and known_as("somebodys") is TaskSettings
+    assert TaskSettings.table({"layout": {"x": -0.25}, "progress": 0.5}) == {
+        "x": "-0.25",
+        "best progress": "0.5",
+    }

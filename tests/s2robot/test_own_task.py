@@ -1,0 +1,79 @@
+"""docs/own-task.md: a task of one's own from demos to report, and what it may cost."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from s2robot.cli import main
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs import tasks
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples/own_task"
+TASK = ["--config-dir", str(FOLDER / "configs"), "task=pusher"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """`s2robot run`, as the page has it but for the numbers."""
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        small = "record=true recording.episodes=3 recording.workers=1 train.steps=4 evaluate.episodes=2"
+        few = "evaluate.workers=1 evaluate.videos=1 features.workers=1"
+        where = [f"features.cache={folder / 'cache'}", f"hydra.run.dir={folder / 'run'}"]
+        assert main(["run", *TASK, *small.split(), *few.split(), *where]) == 0
+        yield folder / "run"
+    tasks._OWN.clear()
+    sys.modules.pop("pusher", None)
+
+
+def test_it_is_short():
+    files = [FOLDER / "pusher.py", FOLDER / "configs/task/pusher.yaml"]
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 80
+
+
+def test_demos_policy_evaluation_and_report(run):
+    demos = EpisodeStore.open(run / "demos.zarr")
+    assert (len(demos), demos.attrs["kind"], demos.attrs["layout_names"]) == (3, "images", ["x", "y"])
+    assert demos["images_top"].shape[1:] == (64, 64, 3) and demos["action"].shape[1] == 2
+    assert demos.meta("layout").shape == (3, 2)
+    records = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+    assert [set(record["layout"]) for record in records] == [{"x", "y"}] * 2
+    assert all(record["progress"] < 0 and "cube_xy" not in record for record in records)
+    summary = json.loads((run / "summary.json").read_text())
+    assert (
+        summary["task"]["name"] == "pusher"
+        and summary["task"]["success_text"] == "pushed the puck onto the mark"
+    )
+    assert "pushed the puck onto the mark" in (run / "report.html").read_text()
+    assert len(list((run / "videos").glob("*.mp4"))) == 1
+
+
+def test_another_task_is_refused(run, capsys):
+    words = [
+        f"checkpoint={run / 'checkpoint'}",
+        "evaluate.episodes=1",
+        f"hydra.run.dir={run.parent / 'other'}",
+    ]
+    assert main(["evaluate", *words]) == 2
+    assert "task: found cube_pick, expected pusher" in capsys.readouterr().err
+
+
+def test_a_task_that_is_not_there_is_one_line(tmp_path, capsys):
+    assert main(["evaluate", "task=juggling", "checkpoint=x", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert "task: found 'juggling', expected one of: can, cube_pick, gym" in capsys.readouterr().err
+
+
+def test_a_task_without_an_expert_is_one_line(tmp_path, capsys):
+    words = [
+        "task=gym",
+        "task.id=Pendulum-v1",
+        "task.success=terminated",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
+    assert main(["record", *words, "task.kwargs={}", "task.cameras=[render]"]) == 2
+    error = capsys.readouterr().err
+    assert "no scripted expert" in error or "cannot be made here" in error  # its picture needs pygame
+    assert error.count("\n") == 1
