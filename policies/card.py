@@ -94,7 +94,10 @@ def _facts(
         "cameras": ", ".join(cameras),
         "encoder": f"{encoder.get('name', '')} `{encoder['fingerprint'][:12]}`, frozen, not part of these weights",
         "policy": f"{spec.kind}, {head}, {parameters / 1e6:.2f} M parameters; {spec.execute} of {spec.chunk} actions a plan",
-        "demos": f"{dataset.get('name', '')}, {dataset.get('episodes', '?')} episodes, `{str(dataset['fingerprint'])[:12]}`",
+        "demos": ", ".join(
+            [str(dataset.get("name", "demos")), f"{dataset.get('episodes', '?')} episodes"]
+            + [f"`{str(dataset[key])[:12]}`" for key in ("fingerprint",) if key in dataset]
+        ),
     }
     facts |= {
         what: str(getattr(spec, what)) for what in ("action", "proprio") if getattr(spec, f"{what}_parts")

@@ -51,3 +51,9 @@ def test_cameras_are_told_with_their_sizes(tmp_path, make_policy):
     contract["encoder"]["frames"] = {"left": [480, 640]}
     text = (save_checkpoint(tmp_path / "a", make_policy(), contract) / "README.md").read_text()
     assert "| cameras | hand (256 × 256 px), left (480 × 640 px) |" in text
+
+
+def test_a_contract_that_says_little_is_enough(tmp_path, make_policy):
+    contract = {**CONTRACT, "encoder": {"fingerprint": "e"}, "dataset": {}}
+    text = (save_checkpoint(tmp_path / "a", make_policy(), contract) / "README.md").read_text()
+    assert head_of(text)["datasets"] == ["demos"] and "| demos | demos, ? episodes |" in text
