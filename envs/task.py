@@ -22,6 +22,7 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import image_space, side_by_side, sizes_of
+from s2robot.envs.parts import check_parts
 from s2robot.envs.task_settings import CommonSettings, Group, TaskSettings, as_tuples
 
 __all__ = [
@@ -200,7 +201,11 @@ class Task(gymnasium.Env):
         )  # fmt: skip
 
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
-        """Declare the spaces: actions within limits (A,), frames of the settings' sizes, proprioception."""
+        """Declare the spaces: actions within limits (A,), frames of the settings' sizes, proprioception.
+
+        Raises:
+            EnvError: parts that are none, or do not add up to them.
+        """
         sizes = sizes_of(self.settings.image_size, self.settings.cameras)
         self.observation_space = gymnasium.spaces.Dict(
             {
@@ -211,6 +216,10 @@ class Task(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(
             np.asarray(action_low, np.float32), np.asarray(action_high, np.float32)
         )
+        sizes_of_parts = {"action_parts": len(action_low), "proprio_parts": proprio_size}
+        for key, size in sizes_of_parts.items():
+            if (parts := getattr(self, key)) is not None:
+                check_parts(parts, f"task {self.settings.task}: {key}", size)
 
     def reset(self, *, seed=None, options=None):
         """Start an episode; the seed alone decides it."""

@@ -124,6 +124,7 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
         action_frame=demos.attrs["action_frame"],
         rate_hz=demos.attrs["rate_hz"],
         cameras=list(demos.cameras),
+        **{key: demos.attrs.get(key) for key in ("action_parts", "proprio_parts")},
     )
     _check_unsure(settings, policy)
     picker = picker_of(demos)

@@ -137,9 +137,10 @@ def _world_of(
         rate_hz=given.rate_hz,
     )
     config = replace(given, cameras=tuple(contract["cameras"]), image_size=image_size)
-    ours = make(config, draw=False).describe()["camera_geometry"]
+    ours = make(config, draw=False).describe()
+    check_contract(contract, **{key: ours.get(key) for key in ("action_parts", "proprio_parts")})
     changes = world_changes(contract["env_config"], config)
-    return config, changes + camera_changes(contract.get("camera_geometry") or {}, ours)
+    return config, changes + camera_changes(contract.get("camera_geometry") or {}, ours["camera_geometry"])
 
 
 def _planner(

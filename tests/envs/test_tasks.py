@@ -95,6 +95,13 @@ def test_a_task_without_an_expert_says_so():
     assert not env.has_state
 
 
+def with_parts(env, size: int):
+    """The task, whose action is told to be so many numbers."""
+    env.action_parts = [{"name": "turn", "size": size, "kind": "delta"}]
+    env.spaces([-1.0], [1.0], sum(part["size"] for part in env.proprio_parts))
+    return env
+
+
 def stepped(env):
     env.reset(seed=0)
     return env.step([0.0])
@@ -112,8 +119,9 @@ def stepped(env):
         (lambda: make(GymSettings(id="Dial-v0", success="x", kwargs={"end": 1})), "cannot be made here"),
         (lambda: make(GymSettings(id="CartPole-v1", success="x")), "expected continuous actions"),
         (lambda: stepped(make(GymSettings(id="Dial-v0", success="solved"))), "task.success: found 'solved'"),
+        (lambda: with_parts(make(DIAL), 2), r"task gym: action_parts: turn \(2 delta\) are 2 numbers together, expected 1"),
         (lambda: settings_class("robosuit"), "task: found 'robosuit', did you mean 'robosuite'"),
-        (lambda: settings_class("juggling"), "task: found 'juggling', expected one of cube_pick, robosuite, gym"),
+        (lambda: settings_class("juggling"), "task: found 'juggling', expected one of cube_pick, robosuite, "),
         (lambda: own_settings("mine", "nowhere:Mine"), "task.class: found 'nowhere:Mine', expected module:Class"),
         (lambda: own_settings("mine", "json:JSONDecoder"), "which is no subclass"),
         (lambda: own_settings("gym", "json:JSONDecoder"), "task.name: found 'gym'"),

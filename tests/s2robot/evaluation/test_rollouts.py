@@ -372,6 +372,14 @@ def test_the_demos_own_world_is_that_of_the_contract(checkpoint):
     assert world.side_cameras == {"left": ((0.5, 0, 0.5), (0, 0, 0), 40.0)}
 
 
+def test_a_policy_of_other_actions_is_refused(checkpoint):
+    contract = json.loads((checkpoint / "policy.json").read_text())["contract"]
+    contract["action_parts"] = [{"name": "position", "size": 3, "kind": "delta"}]
+    words = r"the policy's action is position \(3 delta\), given is joints \(7 delta\), gripper \(1 binary\)"
+    with pytest.raises(PolicyError, match=words):
+        _world_of(None, contract, 128)
+
+
 def test_camera_changes_are_of_what_both_sides_know():
     here = {"left": {"body": "world", "position": [0, 0, 1], "quaternion": [1, 0, 0, 0], "fovy": 45.0}}
     turned = {"left": here["left"] | {"quaternion": [np.cos(0.05), np.sin(0.05), 0, 0]}}
