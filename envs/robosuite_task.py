@@ -52,7 +52,7 @@ class RobosuiteTask(Task):
     def __init__(self, settings: RobosuiteSettings | None = None, draw: bool = True):
         self.settings, self.draw = settings or RobosuiteSettings(), draw
         self.raw = _made(self.settings)
-        self.raw.reset()
+        self._reset_raw()
         self.model, self.data = self.raw.sim.model._model, self.raw.sim.data._data
         self.camera_ids = {name: self._camera(name) for name in self.settings.cameras}
         self.action_parts, low, high, self._scale, self._offset = _actions(self.raw)
@@ -90,10 +90,7 @@ class RobosuiteTask(Task):
         """What robosuite draws at a reset, from a seed of its own."""
         seed = int(rng.integers(2**63))
         self.raw.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
-        self.raw.reset()
-        for robot in self.raw.robots:
-            for gripper in robot.gripper.values():
-                gripper.format_action(np.zeros(gripper.dof))  # the shape that it has after a step
+        self._reset_raw()
         self._forget_poses()  # of before the noise on the start; else the first step would differ after a rehearsal
         self._refresh_poses()
         self._guide = TaskExpert(self, None).inner if self.settings.Expert else None
@@ -235,6 +232,12 @@ class RobosuiteTask(Task):
         return list(_memory(self.raw))
 
     # ---------------------------------------------------------------- inside
+
+    def _reset_raw(self) -> None:
+        self.raw.reset()
+        for robot in self.raw.robots:
+            for gripper in robot.gripper.values():
+                gripper.format_action(np.zeros(gripper.dof))  # the shape that it has after a step
 
     def _forget_poses(self) -> None:
         """What the controllers know of the arm is of another state."""

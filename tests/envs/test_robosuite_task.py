@@ -66,6 +66,11 @@ def test_a_state_brings_back_pictures_and_future(pair):
         np.testing.assert_array_equal(frame, frames[camera])
 
 
+def test_a_world_that_was_never_reset_draws_a_state(pair):
+    state = pair[0].get_state()
+    assert make(SETTINGS, draw=False).get_state().shape == state.shape
+
+
 def test_actions_are_in_metres_radians_and_0_to_1(pair):
     world = pair[0]
     assert [(p["name"], p["size"], p["kind"]) for p in world.action_parts] == [
