@@ -36,6 +36,10 @@ def record(cfg: DictConfig) -> None:
 
     if cfg.kind == "scripted":
         store = pipeline.record_demos(cfg, cfg, Path(cfg.out))
+    elif cfg.kind == "dagger" and (cfg.robot.ip is not None or cfg.bridge.emulator.port is not None):
+        from s2robot.deployment.correct import correct_on_arm
+
+        store = correct_on_arm(cfg)
     elif cfg.kind == "dagger":
         store, counts = rounds.record(cfg, cfg, Path(cfg.out))
         print(rounds.words(counts))

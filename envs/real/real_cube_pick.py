@@ -108,7 +108,7 @@ class RealCubePick(gymnasium.Env):
             np.array([-MAX_DELTA] * 7 + [0], np.float32), np.array([MAX_DELTA] * 7 + [1], np.float32)
         )
         self._last: dict = {}  # observation returned last
-        self._steps, self._executed = 0, False
+        self._steps, self._executed, self._most = 0, False, self.config.max_steps
         self._over = True
         self._asked = np.zeros(3)
 
@@ -122,12 +122,20 @@ class RealCubePick(gymnasium.Env):
                 joints are not fresh.
         """
         placing = self.ready(seed, options)
-        self.runtime.arm()
-        self._steps, self._executed, self._over = 0, False, False
         self._asked = np.array([*placing.cube_xy, placing.cube_yaw])
+        return self.resume(self.config.max_steps)
+
+    def resume(self, steps: int) -> tuple[dict, dict]:
+        """Begin where the arm is, for so many steps: after `close`, an episode goes on that somebody interrupted.
+
+        Raises:
+            EnvError: as `reset`.
+        """
+        self.runtime.arm()
+        self._steps, self._executed, self._over, self._most = 0, False, False, steps
         self._turns.begin()
         # one more than is asked for: the observation after the last action is the episode's last
-        self.runtime.start(self.config.max_steps + 1, self._turns.over)
+        self.runtime.start(steps + 1, self._turns.over)
         try:
             observation = self._wait()
         except BaseException:  # Ctrl-C
@@ -171,7 +179,7 @@ class RealCubePick(gymnasium.Env):
             if observation is None:  # the loop has ended by itself: a fault
                 self._end()
                 return copy.deepcopy(self._last), 0.0, True, False, self._info(False)
-            truncated = self._steps >= self.config.max_steps
+            truncated = self._steps >= self._most
             success = False
             if truncated or self.operator.ended():
                 self._end()

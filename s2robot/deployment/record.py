@@ -60,7 +60,7 @@ class ArmRecordingSettings:
         return read(cls, {key: cfg[key] for key in cls.__dataclass_fields__ if key in cfg}, "")
 
 
-class _Quiet(Through):
+class Quiet(Through):
     """The operator while keys are read: what needs an answer on the terminal is asked afterwards."""
 
     def __init__(self, operator: Operator, controls: Controls):
@@ -127,7 +127,7 @@ class ArmRecording:
         wanted, world = self.settings, self.world
         # a person who reverses the gripper means it
         loop = arm.bridge.loop_config(world.rate_hz, world.image_size, live=True, gripper_hold=0)
-        quiet = _Quiet(self.operator, self.controls)
+        quiet = Quiet(self.operator, self.controls)
         self.env = arm.cube_pick(world, quiet, loop, subscriber=self.recorder)
         stack.enter_context(arm.watched(self.env.runtime))
         stack.callback(self.env.close)

@@ -1,9 +1,14 @@
 """The dataset that an arm's episodes are appended to."""
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from s2robot.common.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import JOINT_NAMES
 from s2robot.deployment.preflight import Camera
@@ -45,3 +50,30 @@ def open_store(
         store.close()
         raise
     return store
+
+
+def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -> EpisodeStore:
+    """The dataset that corrections are appended to; where it is not there, a copy of the (first) demos.
+
+    Each of its episodes says in `perturbed` which steps are not to be imitated: none of the demos', where they do not say.
+
+    Raises:
+        DatasetError, UserError: one that does not begin with the demos.
+    """
+    count = len(demos) if first is None else min(first, len(demos))
+    began = {"began_with": demos.fingerprint_of_first(count)}
+    if not os.path.lexists(out):
+        part = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(part, ignore_errors=True)
+        with EpisodeStore.create(part, {**demos.attrs, **began}) as copy:
+            for i in range(count):
+                arrays = demos.episode(i)
+                arrays.setdefault("perturbed", np.zeros(len(arrays["action"]), np.uint8))
+                copy.append(arrays, {key: demos.meta(key)[i] for key in demos.meta_keys})
+        os.rename(part, out)
+    store = EpisodeStore.open(out)
+    if store.attrs.get("began_with") != began["began_with"]:
+        raise UserError(
+            f"{out}: found other episodes, expected a dataset that begins with the {count} of {demos.path}"
+        )
+    return EpisodeStore.open(out, "a")

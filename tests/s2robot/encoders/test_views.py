@@ -116,7 +116,7 @@ def test_train_encodes_views_beside_the_frames(tiny_encoder, recorded, tmp_path,
     words = [
         f"run_dir={tmp_path}", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "features.workers=1",
         f"features.cache={tmp_path / 'cache'}", "policy.network.hidden=[16]", "policy.pooling.keypoints=4", "train.steps=2",
-        "train.batch_size=32", "train.threads=1", "features.views=2",
+        "train.batch_size=32", "train.threads=1", "features.views=2", "env.cameras=[left]", "features.threads=1",
     ]  # fmt: skip
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         task = read_task(compose("train", words))
