@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
 from s2robot.common.settings import DemosSettings, env_config, read, read_among
+from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator
 from s2robot.deployment.panel import Keys, keys
@@ -29,6 +30,7 @@ from s2robot.deployment.settings import Host, PolicySettings, read_bench
 from s2robot.deployment.store import open_corrections
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import as_image_size
 from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
@@ -122,11 +124,12 @@ class ArmCorrection:
         with ExitStack() as stack:
             self.policy = make_policy(wanted.policy, self.bench.bridge, stack)
             cameras = self.demos.cameras
+            self.size = as_image_size(camera_sizes(self.demos, cameras))
             check_contract(
                 self.policy.contract, robot=self.demos.robot, action_frame=ACTION_FRAME, cameras=list(cameras),
                 rate_hz=self.demos.attrs["rate_hz"],
             )  # fmt: skip
-            arm = ConnectedArm.reach(self.bench, cameras, stack)
+            arm = ConnectedArm.reach(self.bench, cameras, stack, self.size)
             for failed in arm.cameras.failed:
                 raise UserError(f"{failed.check}: {failed.text}")
             store = stack.enter_context(open_corrections(Path(wanted.out), self.demos, self.first))
@@ -145,11 +148,10 @@ class ArmCorrection:
     def _make_world(self, arm: ConnectedArm, stack: ExitStack) -> None:
         """The environment, beside its supervisor, and who acts in it."""
         person, bridge = self.settings.arm, arm.bridge
-        size = self.demos.read(f"images_{self.demos.cameras[0]}", 0, 1).shape[1]
         # slower than the demos where the bridge is; an action is what it was
         rate = self.policy.rate_hz * bridge.speed
-        loop = bridge.loop_config(rate, size, live=True)
-        world = replace(self.world, cameras=tuple(arm.readers), image_size=size, rate_hz=rate)  # type: ignore[arg-type]  # may be no whole number
+        loop = bridge.loop_config(rate, self.size, live=True)
+        world = replace(self.world, cameras=tuple(arm.readers), image_size=self.size, rate_hz=rate)  # type: ignore[arg-type]  # may be no whole number
         hears = _Same(self._recorder, self._corrections.wanted)
         self.env = arm.cube_pick(world, Quiet(self.operator, self.handover), loop, subscriber=hears)
         stack.enter_context(arm.watched(self.env.runtime))
@@ -157,7 +159,7 @@ class ArmCorrection:
         self._teaching: Teaching | None = None
         teleoperator = None
         if person.device == "hand":
-            teach = TeachConfig(self.policy.rate_hz, size, loop.max_delta, loop.ready_s)
+            teach = TeachConfig(self.policy.rate_hz, self.size, loop.max_delta, loop.ready_s)
             self._on_key = self.handover.on_key
             self._teaching = Teaching(
                 arm.driver, arm.readers, Led(self.handover), teach, bridge.watchdog, hears

@@ -97,8 +97,10 @@ def test_a_person_takes_over_and_gives_back_without_a_jump(world, arm):
         len(asked) == 8 and len(forgot) == 2 and shared.corrected
     )  # the policy plans anew when it is given back
     assert len(world.steps) == len(shared.persons)
-    # at the hand-over nothing is wished yet: the arm stays where it was commanded, the gripper closed
-    np.testing.assert_allclose(actions[4][:7], 0, atol=2e-4)
+    # at the hand-over nothing is wished yet: the tool stays where it was commanded (the elbow may settle), closed
+    ik, q = ToolIK(), np.cumsum([world.steps[0]["proprio"][:7], *(s["action"][:7] for s in world.steps)], 0)
+    np.testing.assert_allclose(ik.pose(q[5])[0], ik.pose(q[4])[0], atol=1e-3)
+    assert np.abs(actions[4][:7]).max() < 0.02
     assert [a[7] for a in actions] == [1.0] * 12 and arm.gripper == 0.0
     rise = [s["proprio"][:7] for s in world.steps]
     assert np.abs(rise[8] - rise[6]).max() > 0.003  # and then the person moved it
