@@ -18,7 +18,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.settings import DemosSettings, env_config, read, read_among
+from s2robot.common.settings import DemosSettings, read, read_among, task_settings
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator
@@ -107,7 +107,7 @@ class ArmCorrection:
                 f"{self.demos.path}: found demos of {kind}, expected images: an arm's episodes cannot be appended to "
                 "others (s2robot record recording=teleop records images)"
             )
-        self.world = env_config(cfg, max_steps=self.settings.arm.max_steps)
+        self.world = task_settings(cfg, max_steps=self.settings.arm.max_steps)
         if operator is None:
             check_operator(self.bench.bridge)
         self._asked, self._read_keys = operator, read_keys
