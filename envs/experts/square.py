@@ -11,6 +11,7 @@ PEG = 0.1  # m, half its length
 class Square(Expert):
     clear = 0.15
     close_z = 0.005
+    easy = 0.5
     place_slope = 20.0
     place_mouth = 0.004
     busy = 40
