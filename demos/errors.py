@@ -1,5 +1,7 @@
 """The error that a user of datasets can cause."""
 
+import errno
+
 
 class DatasetError(ValueError):
     """A dataset that cannot be made, read or used as asked; its text is one clear line."""
@@ -10,3 +12,10 @@ class DatasetError(ValueError):
 def mismatch(where: object, found: object, expected: object) -> DatasetError:
     """``where`` (file or key) holds ``found`` where ``expected`` was wanted."""
     return DatasetError(f"{where}: found {found}, expected {expected}")
+
+
+def disk_error(path: object, error: OSError, then: str) -> DatasetError:
+    """A disk that refuses to write `path`, and what that means."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    what = "the disk is full" if full else "writing failed"
+    return DatasetError(f"{path}: {what} ({error.strerror or error}), {then}")

@@ -16,14 +16,13 @@ removes what is beyond. (Files are not synced one by one: a power cut is the fil
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from zarr.storage import LocalStore
 
 from s2robot.demos import arrays as stored_arrays
 from s2robot.demos.arrays import ENDS, StoredArray, committed_ends, create_array, read_json
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import DatasetError, disk_error, mismatch
 from s2robot.demos.schema import SCHEMA_VERSION, check_joints, checked_attributes, checked_episode
 
 try:
@@ -186,9 +185,13 @@ class EpisodeStore:
             DatasetError: keys, lengths, shapes, dtypes or values that do not fit, or a disk that refuses (no
                 space): the earlier episodes stay as they were.
         """
-        arrays, values = self._checked_episode(episode, meta or {})
-        length = len(next(iter(arrays.values())))
-        self._commit(arrays, {k: v[None] for k, v in values.items()}, np.array([length]))
+        self.append_pieces([episode], meta)
+
+    def append_pieces(
+        self, pieces: Iterable[Mapping[str, Any]], meta: Mapping[str, Any] | None = None
+    ) -> None:
+        """As :meth:`append`, for an episode that comes a few steps at a time: memory need not hold it."""
+        self._commit(self._checked_episode(piece, meta or {}) for piece in pieces)
 
     def append_all(self, other: "EpisodeStore", first: int | None = None) -> None:
         """Append every episode of another dataset with the same attributes (``seed`` may differ), or the first ones.
@@ -213,49 +216,47 @@ class EpisodeStore:
             arrays = {k: other.read(k, start, stop) for k in other.keys}
             values = {k: other.meta(k)[i : i + count] for k in other.meta_keys}
             self._checked_episode(arrays, {k: v[0] for k, v in values.items()})
-            self._commit(arrays, values, other.lengths[i : i + count])
+            self._commit([(arrays, values)], other.lengths[i : i + count])
             i += count
 
     def _checked_episode(self, episode: Mapping, meta: Mapping) -> tuple[dict, dict]:
-        if self.mode != "a":
-            raise mismatch(self.path, "a dataset opened to read", "mode 'a' to append")
         return checked_episode(f"{self.path}: episode {len(self)}", self._specs, episode, meta, self._attrs)
 
-    def _commit(self, arrays: dict, values: dict, lengths: np.ndarray) -> None:
-        ends = self._start(len(self)) + np.cumsum(lengths)  # (new episodes,)
+    def _commit(self, pieces: Iterable[tuple[dict, dict]], lengths: np.ndarray | None = None) -> None:
+        """Write pieces of one episode, or of several: then `values` hold a row for each of their `lengths`."""
+        if self.mode != "a":
+            raise mismatch(self.path, "a dataset opened to read", "mode 'a' to append")
+        end, values = self.num_steps, dict[str, np.ndarray]()
         try:
-            specs = self._specs if len(self) else self._define(arrays, values)
-            for key, value in arrays.items():
-                self._arrays[f"data/{key}"].extend(self.num_steps, value)
+            for arrays, values in pieces:
+                if end == 0:
+                    self._specs = self._define(arrays, values, lengths is None)
+                for key, value in arrays.items():
+                    self._arrays[f"data/{key}"].extend(end, value)
+                end += len(next(iter(arrays.values())))
+            if end == self.num_steps:
+                raise mismatch(self.path, "an episode of no steps", "at least one")
+            ends = np.array([end]) if lengths is None else self.num_steps + np.cumsum(lengths)
             for key, value in values.items():
-                self._arrays[f"meta/{key}"].extend(len(self), value)
+                self._arrays[f"meta/{key}"].extend(len(self), value[None] if lengths is None else value)
             self._arrays[ENDS].extend(len(self), ends)  # the commit
-        except OSError as error:
+        except (OSError, DatasetError) as error:
             with contextlib.suppress(OSError):
                 self._cut()
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            what = "the disk is full" if full else "writing failed"
-            raise DatasetError(
-                f"{self.path}: {what} ({error.strerror or error}), episode {len(self)} is lost; "
-                f"{len(self)} earlier episodes are intact"
-            ) from None
-        self._specs, self.episode_ends = specs, np.concatenate([self.episode_ends, ends])
+            self._specs = self._specs if len(self) else {}
+            if isinstance(error, DatasetError):
+                raise
+            lost = f"episode {len(self)} is lost; {len(self)} earlier episodes are intact"
+            raise disk_error(self.path, error, lost) from None
+        self.episode_ends = np.concatenate([self.episode_ends, ends])
         self._fingerprint = None
 
-    def _define(self, arrays: dict, values: dict) -> dict:
-        """Create the arrays that the first episode calls for; leftovers of a lost first episode go."""
-        for name in [n for n in self._arrays if n != ENDS]:
-            del self._arrays[name]
-        for folder in (*(self.path / "data").iterdir(), *(self.path / "meta").iterdir()):
-            if folder.is_dir() and folder.name != "episode_ends":
-                shutil.rmtree(folder)
-        root = zarr.open_group(LocalStore(self.path), mode="r+", zarr_format=3)
+    def _define(self, arrays: dict, values: dict, one: bool) -> dict:
+        """Create the arrays that the first episode calls for; `one`: its values are no rows of several episodes."""
         specs: dict[str, list] = {f"data/{k}": [str(v.dtype), list(v.shape[1:])] for k, v in arrays.items()}
-        specs |= {f"meta/{k}": [str(v.dtype), list(v.shape[1:])] for k, v in values.items()}
-        for name, (dtype, shape) in specs.items():
-            made = create_array(root, name, np.dtype(dtype), tuple(shape))
-            self._arrays[name] = StoredArray(self.path, name, made)
-        root.attrs.put({**self._attrs, "arrays": specs})
+        specs |= {f"meta/{k}": [str(v.dtype), list(v.shape[not one :])] for k, v in values.items()}
+        made = stored_arrays.define_arrays(self.path, {**self._attrs, "arrays": specs}, specs)
+        self._arrays = {ENDS: self._arrays[ENDS], **made}
         return specs
 
     # ---------------------------------------------------------------- read

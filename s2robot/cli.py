@@ -69,6 +69,9 @@ VERBS = {
         simulates=True,
         goes_on=True,
     ),
+    "convert": Verb(
+        "s2robot.verbs:convert", "read a data set of another format (LeRobot) into an episode store"
+    ),
     "relabel": Verb(
         "s2robot.verbs:relabel",
         "add to a copy of simulated demos what the picker would do from every step",

@@ -96,11 +96,12 @@ class Task:
     policy: dict[str, Any]
     train: TrainSettings
     world: TaskSettings
+    action_frame: str
 
     def open_demos(self) -> EpisodeStore:
-        """The dataset, checked against the robot, its action frame and the cameras."""
+        """The dataset, checked against the robot, the action frame and the cameras."""
         store = EpisodeStore.open(self.demos.folder())
-        store.check(self.robot, self.world.action_frame, self.cameras, self.rate_hz)
+        store.check(self.robot, self.action_frame, self.cameras, self.rate_hz)
         return store
 
 
@@ -110,17 +111,24 @@ def read_task(cfg: DictConfig) -> Task:
     Raises:
         UserError: names a wrong key or value.
     """
-    world = task_settings(cfg)
+    world, demos = task_settings(cfg), read(DemosSettings, cfg.demos, "demos")
+    of: dict[str, Any] = {
+        "robot": world.robot,
+        "rate_hz": world.rate_hz,
+        "cameras": world.cameras,
+        "action_frame": world.action_frame,
+    } | demos.own_world()
     return Task(
-        world.robot,
-        world.rate_hz,
-        world.cameras,
-        read(DemosSettings, cfg.demos, "demos"),
+        of["robot"],
+        of["rate_hz"],
+        of["cameras"],
+        demos,
         encoder_settings(cfg),
         read(FeaturesSettings, cfg.features, "features"),
         plain(cfg.policy) if "policy" in cfg else {},
         read(TrainSettings, cfg.get("train", {}), "train"),
         world,
+        of["action_frame"],
     )
 
 

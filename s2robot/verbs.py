@@ -50,6 +50,23 @@ def record(cfg: DictConfig) -> None:
     print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")
 
 
+def convert(cfg: DictConfig) -> None:
+    """`s2robot convert`: any data set into any format."""
+    from s2robot.demos.formats.convert import convert
+    from s2robot.demos.formats.source import Choice
+
+    with bar("converting") as update:
+        source = convert(
+            Path(cfg.data),
+            Path(cfg.out),
+            read_among(Choice, cfg, ""),
+            lambda done, total: update(done, total, "steps"),
+        )
+    for note in source.notes:
+        print(f"note: {note}")
+    print(f"{len(source)} episodes, {sum(map(source.length, range(len(source))))} steps: {cfg.out}")
+
+
 def relabel(cfg: DictConfig) -> None:
     """`s2robot relabel`: a copy of simulated demos with what the expert would do from every step."""
     from s2robot.demos.relabel import RelabelSettings
@@ -111,7 +128,7 @@ def inspect(cfg: DictConfig) -> None:
     print_description(store)
     frames: dict[str, np.ndarray] = {}
     task = task_settings(cfg)
-    cameras = tuple(task.cameras)
+    cameras = store.cameras if "source" in store.attrs else tuple(task.cameras)
     if cfg.sheet.frames:
         if store.attrs["kind"] == "states":
             require_simulator()

@@ -41,6 +41,9 @@ EXTRAS = SIMULATED | {
     "submitit",
     "transformers",
     "cv2",
+    "av",
+    "h5py",
+    "pyarrow",
 }
 
 FOUND = rooms()

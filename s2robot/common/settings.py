@@ -8,7 +8,9 @@ from typing import Any, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from s2robot.common.errors import UserError
-from s2robot.common.paths import shipped_demos
+from s2robot.common.paths import cache_dir, shipped_demos
+from s2robot.common.progress import bar
+from s2robot.demos.formats.convert import as_store
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, own_settings, settings_class
@@ -30,8 +32,28 @@ class DemosSettings:
             raise UserError(f"demos.episodes: found {self.episodes}, expected 1 or more, or null for all")
 
     def folder(self) -> Path:
-        """Where they lie. Raises what `shipped_demos` raises for a name that is none."""
-        return Path(self.path) if self.path else shipped_demos(str(self.name))
+        """Where they lie. Those of another format are converted once, into the cache.
+
+        Raises:
+            UserError: no shipped demos of that name.
+            DatasetError: other demos that cannot be read.
+        """
+        if not self.path:
+            return shipped_demos(str(self.name))
+        if (Path(self.path) / "zarr.json").exists():
+            return Path(self.path)
+        with bar("converting demos") as update:
+            return as_store(Path(self.path), cache_dir("demos"), None, lambda *n: update(*n, "steps"))
+
+    def own_world(self) -> dict[str, Any]:
+        """Robot, rate, cameras and action frame of demos that come from elsewhere; {} of those of our worlds."""
+        if not self.path or not Path(self.path).exists():
+            return {}
+        about = EpisodeStore.open(self.folder()).attrs
+        if "source" not in about:
+            return {}
+        facts = {name: about[name] for name in ("robot", "rate_hz", "action_frame")}
+        return facts | {"cameras": tuple(about["cameras"])}
 
 
 def read(cls: type[S], cfg: DictConfig | Mapping[str, Any], where: str) -> S:
@@ -73,8 +95,10 @@ def expert_settings(task: TaskSettings, recording: Any) -> Any:
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:
-    """The dataset of a config, checked against its robot and our action frame."""
+    """The dataset of a config, checked against its robot and our action frame where it is of our worlds."""
     store = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
+    if "source" in store.attrs:
+        return store
     task = task_settings(cfg)
     store.check(robot=task.robot, action_frame=task.action_frame, rate_hz=task.rate_hz)
     return store

@@ -1,0 +1,145 @@
+"""Any data set into any format, streaming: memory holds a few steps, and a file appears whole or not at all.
+
+convert(Path("aloha"), Path("aloha.zarr"))                     # LeRobot -> our store
+convert(Path("aloha.zarr"), Path("aloha.hdf5"))                # our store -> robomimic
+as_store(Path("aloha"), cache, Choice())                       # our store of it, made once
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from s2robot.demos.errors import DatasetError, disk_error, mismatch
+from s2robot.demos.formats.found import format_of, read
+from s2robot.demos.formats.source import Choice, Source
+from s2robot.demos.store import EpisodeStore
+
+READER = 1  # raised when the same files are read into another store, so that cached ones are made again
+Progress = Callable[[int, int], None]  # steps done, of how many
+
+
+def _silent(done: int, total: int) -> None:
+    """Nobody looks."""
+
+
+def convert(
+    path: Path,
+    out: Path,
+    choice: Choice | None = None,
+    progress: Progress = _silent,
+) -> Source:
+    """Write the data set at `path` as `out`; returns what was read, whose `notes` say what was left out.
+
+    Raises:
+        DatasetError: `out` is there already, `path` is no data set or a broken one, or a disk that refuses. Nothing
+            is left under the name `out` then.
+    """
+    source = read(path, choice or Choice())
+    write(source, out, progress)
+    return source
+
+
+def write(source: Source, out: Path, progress: Progress = _silent) -> None:
+    """Write a data set as our store. Raises as :func:`convert`."""
+    if os.path.lexists(out):
+        raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
+    with whole(out) as part:
+        write_store(_Counted(source, progress), part)
+
+
+def write_store(source: Source, path: Path) -> None:
+    """Our own store."""
+    with EpisodeStore.create(path, source.attributes) as store:
+        for i in range(len(source)):
+            store.append_pieces(source.pieces(i), source.values(i))
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A name to write a file or folder under, which becomes `out` at the end; nothing is left if that fails."""
+    part = out.with_name(f".{uuid.uuid4().hex}.partial.{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.rename(part, out)
+    except OSError as error:
+        raise disk_error(out, error, "nothing was written") from None
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+class _Counted(Source):
+    """A source that tells how far its reading is."""
+
+    def __init__(self, inner: Source, progress: Progress):
+        super().__init__(inner.path, inner.attributes, inner.notes)
+        self._inner, self._progress, self._done = inner, progress, 0
+        self._total = sum(inner.length(i) for i in range(len(inner)))
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def length(self, i: int) -> int:
+        return self._inner.length(i)
+
+    def values(self, i: int) -> dict:
+        return self._inner.values(i)
+
+    def pieces(self, i: int) -> Iterator[dict]:
+        for piece in self._inner.pieces(i):
+            yield piece
+            self._done += len(next(iter(piece.values())))
+            self._progress(self._done, self._total)
+
+
+# -------------------------------------------------------------------- once, into a cache
+
+
+def as_store(
+    path: Path,
+    cache: Path,
+    choice: Choice | None = None,
+    progress: Progress = _silent,
+    said: Callable[[str], None] = print,
+) -> Path:
+    """The path of our store of a data set: itself if it is one, else a copy in `cache`, made at the first call.
+
+    The copy's name holds names, sizes and times of all files of the source: it is made again where one changes.
+
+    Raises:
+        DatasetError: as :func:`convert`.
+    """
+    if not path.exists() or format_of(path) == "s2robot":
+        return path  # what is wrong with one that is not there, the store says best
+    choice = choice or Choice()
+    key = hashlib.sha256(json.dumps([READER, asdict(choice), _files(path)]).encode()).hexdigest()[:16]
+    out = cache / f"{path.name.split('.')[0]}-{key}.zarr"
+    if not out.exists():
+        source = read(path, choice)
+        for note in source.notes:
+            said(f"note: {path}: {note}")
+        try:
+            write(source, out, progress)
+        except DatasetError:
+            if not out.exists():  # another process may have been first
+                raise
+        said(f"{path} ({source.attributes['env_version']}) as episodes: {out}")
+    return out
+
+
+def _files(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file of a data set."""
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    if not found:
+        raise mismatch(path, "an empty folder", "a data set")
+    facts = ((p, p.stat()) for p in found)
+    return [(str(p.relative_to(path.parent)), s.st_size, s.st_mtime_ns) for p, s in facts]

@@ -1,0 +1,47 @@
+"""What lies at a path: our store, LeRobot, robomimic or diffusion_policy, by looking and never by the name alone."""
+
+from pathlib import Path
+
+from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.formats.source import Choice, Source
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_ZIP = b"PK\x03\x04"
+
+
+def format_of(path: Path) -> str:
+    """One of s2robot, lerobot, robomimic, diffusion_policy.
+
+    Raises:
+        DatasetError: nothing is there, or something else.
+    """
+    if path.is_dir():
+        if (path / "zarr.json").is_file():
+            return "s2robot"
+        if (path / "meta/info.json").is_file():
+            return "lerobot"
+        if (path / ".zgroup").is_file() or (path / "replay_buffer.zarr/.zgroup").is_file():
+            return "diffusion_policy"
+    elif path.is_file():
+        with path.open("rb") as file:
+            head = file.read(8)
+        if head == _HDF5:
+            return "robomimic"
+        if head.startswith(_ZIP):
+            return "diffusion_policy"
+    expected = "a data set of s2robot (.zarr) or LeRobot (a folder with meta/info.json)"
+    raise mismatch(path, "something else" if path.exists() else "no such file or folder", expected)
+
+
+def read(path: Path, choice: Choice) -> Source:
+    """The data set at a path.
+
+    Raises:
+        DatasetError: it is none, cannot be read, or leaves open what `choice` does not say.
+    """
+    kind = format_of(path)
+    if kind == "lerobot":
+        from s2robot.demos.formats.lerobot import LeRobot
+
+        return LeRobot(path, choice)
+    raise DatasetError(f"{path}: found a data set of {kind}, expected one of LeRobot")

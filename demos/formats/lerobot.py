@@ -1,0 +1,273 @@
+"""LeRobot data sets, v3.0 and v2.1 (v2.0 too), as they lie in a folder; partial downloads as well.
+
+    LeRobot(Path("aloha"), Choice())        # meta/info.json, data/**.parquet, videos/**.mp4
+
+Format: huggingface/lerobot, `src/lerobot/datasets`, wheels 0.3.3 (v2.1) and 0.4.4 (v3.0). A frame is found by counting:
+row k of an episode is the frame k / fps after the episode's start in its video.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2robot.demos.errors import mismatch
+from s2robot.demos.formats import video
+from s2robot.demos.formats.lerobot_meta import Episode, entry, json_object, v2_episodes, v3_episodes
+from s2robot.demos.formats.parquet import pictures, read_columns
+from s2robot.demos.formats.source import (
+    AUTOMATIC,
+    Choice,
+    Piece,
+    Source,
+    about,
+    chosen,
+    different,
+    finite,
+    flat_names,
+    part_of,
+    require,
+    steps_of,
+)
+
+MARKER = "meta/s2robot.json"  # what only our own writer knows: attributes, names of arrays
+
+
+class LeRobot(Source):
+    """One data set folder; see :class:`Source`."""
+
+    def __init__(self, path: Path, choice: Choice):
+        require("pyarrow", "av")
+        super().__init__(path)
+        self._choice = choice
+        self.info = info = json_object(path / "meta/info.json")
+        self.fps = entry(info, "fps", path)
+        self.features: dict[str, dict] = entry(info, "features", path)
+        self.version = str(info.get("codebase_version"))
+        if self.version not in ("v3.0", "v2.1", "v2.0"):
+            raise mismatch(f"{path}/meta/info.json: codebase_version", self.version, "v3.0, v2.1 or v2.0")
+        self._videos, images, numbers = self._sorted_features()
+        self._images = images
+        self.marker = self._marker()
+        episodes_of = v3_episodes if self.version == "v3.0" else v2_episodes
+        found, missing = episodes_of(path, info, tuple(self._videos))
+        self._episodes = found[: choice.episodes]
+        if missing and choice.episodes is None:
+            self.notes.append(missing)
+        self._tasks = sorted({t for e in self._episodes for t in e.tasks})
+        self._name(numbers)
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def length(self, i: int) -> int:
+        return self._episodes[i].length
+
+    def values(self, i: int) -> dict[str, Any]:
+        if self.marker:
+            return dict(self._episodes[i].values)
+        known = {"source_episode": self._episodes[i].index}
+        if self._episodes[i].tasks:
+            known["task"] = self._tasks.index(self._episodes[i].tasks[0])
+        return known
+
+    # ---------------------------------------------------------------- what the features are
+
+    def _sorted_features(self) -> tuple[dict[str, str], dict[str, str], dict[str, list[int]]]:
+        """Video and image features with their cameras' names, and those of numbers with their shapes."""
+        videos: dict[str, str] = {}
+        images: dict[str, str] = {}
+        numbers: dict[str, list[int]] = {}
+        for key, feature in self.features.items():
+            kind, shape = str(feature.get("dtype")), [int(n) for n in feature.get("shape", ())]
+            if kind in ("video", "image"):
+                facts = feature.get("info") or feature.get("video_info") or {}
+                if facts.get("video.is_depth_map") or facts.get("is_depth_map"):
+                    self.notes.append(f"{key} is a depth map and is left out")
+                else:
+                    (videos if kind == "video" else images)[key] = camera_name(key)
+            elif kind.startswith(("float", "int", "uint", "bool")):
+                if key not in AUTOMATIC:
+                    numbers[key] = shape
+            else:
+                self.notes.append(f"{key} is of type {kind} and is left out")
+        different({**videos, **images}, self.path)
+        if (wanted := self._choice.cameras) is not None:
+            every = {**videos, **images}
+            names = {name: key for key, name in every.items()}
+            keys = [names.get(w, w) for w in chosen(wanted, [*names, *every], "cameras", self.path)]
+            videos = {key: videos[key] for key in keys if key in videos}
+            images = {key: images[key] for key in keys if key in images}
+        return videos, images, numbers
+
+    def _marker(self) -> dict[str, Any] | None:
+        """What our own writer left, if the features are still those that it wrote."""
+        if not (self.path / MARKER).is_file() or any(
+            (self._choice.action, self._choice.proprio, self._choice.cameras)
+        ):
+            return None
+        found = json_object(self.path / MARKER)
+        return found if set(found.get("features", ())) <= set(self.features) else None
+
+    def _name(self, numbers: dict[str, list[int]]) -> None:
+        """Decide which features make action and proprio, and what the arrays are called."""
+        sizes = {
+            name: self._frame_size(key) for key, name in {**self._videos, **self._images}.items()
+        }  # in the order of the features
+        if self.marker:
+            self._keys = {key: [feature] for feature, key in self.marker["features"].items()}
+            self._keys = {key: f for key, f in self._keys.items() if f[0] in numbers}
+            self.attributes = {**self.marker["attributes"], "kind": "images"}
+            return
+        action = self._made_of("action", ("action", "actions"), "action.", numbers)
+        proprio = self._made_of(
+            "proprio", ("observation.state", "state", "observations.state"), "observation.", numbers
+        )
+        self._keys = {"action": action, "proprio": proprio}
+        self._keys |= {_array_name(k): [k] for k in numbers if k not in (*action, *proprio)}
+        parts = {
+            what: [self._part(key, what if len(keys) == 1 else key, what) for key in keys]
+            for what, keys in (("action", action), ("proprio", proprio))
+        }
+        self.attributes = about(
+            self.path,
+            f"LeRobot {self.version}",
+            self.info.get("robot_type"),
+            self.fps,
+            sizes,
+            parts["action"],
+            parts["proprio"],
+            tasks=self._tasks,
+        )
+
+    def _made_of(self, what: str, habits: tuple[str, ...], prefix: str, numbers: dict) -> list[str]:
+        """The features that make `action` or `proprio`."""
+        flat = [key for key, shape in numbers.items() if len(shape) == 1]
+        if (wanted := getattr(self._choice, what)) is not None:
+            return chosen(wanted, flat, what, self.path)
+        if found := next((key for key in habits if key in flat), None):
+            return [found]
+        if several := [k for k in flat if k.startswith(prefix) and k != "observation.environment_state"]:
+            return several
+        known = ", ".join(flat) or "none"
+        raise mismatch(
+            f"{self.path}/meta/info.json: features", known, f"'{habits[0]}' among them, or {what}=[<keys>]"
+        )
+
+    def _part(self, key: str, name: str, what: str) -> dict[str, Any]:
+        size = int(np.prod(self.features[key]["shape"]))
+        kind = self._choice.action_kind if what == "action" else "absolute"
+        return part_of(name, size, kind, flat_names(self.features[key].get("names"), size))
+
+    def _frame_size(self, key: str) -> tuple[int, int]:
+        """(H, W) of a camera, whichever way round its shape is told."""
+        feature = self.features[key]
+        shape, names = [int(n) for n in feature["shape"]], feature.get("names") or []
+        if len(shape) != 3:
+            raise mismatch(f"{self.path}/meta/info.json: {key}: shape", shape, "[height, width, 3]")
+        if "height" in names and "width" in names:
+            return shape[names.index("height")], shape[names.index("width")]
+        return (shape[1], shape[2]) if shape[0] in (1, 3) and shape[2] not in (1, 3) else (shape[0], shape[1])
+
+    # ---------------------------------------------------------------- an episode
+
+    def pieces(self, i: int) -> Iterator[Piece]:
+        episode = self._episodes[i]
+        where = f"{episode.data}: episode {episode.index}"
+        numbers = self._numbers(episode, where)
+        sizes = {key: self._frame_size(key) for key in (*self._videos, *self._images)}
+        step = steps_of(sum(h * w * 3 for h, w in sizes.values()))
+        whole = self.version != "v3.0"
+        streams = {
+            f"images_{name}": video.frames(*episode.videos[key], episode.length, self.fps, whole)
+            for key, name in self._videos.items()
+        }
+        streams |= {
+            f"images_{n}": pictures(self.path, episode.data, episode.index, key)
+            for key, n in self._images.items()
+        }
+        for start in range(0, episode.length, step):
+            stop = min(start + step, episode.length)
+            piece = {key: array[start:stop] for key, array in numbers.items()}
+            for key, stream in streams.items():
+                piece[key] = np.stack([next(stream) for _ in range(stop - start)])
+            yield finite(piece, where, start)
+        for key, stream in streams.items():
+            if next(stream, None) is not None:
+                raise mismatch(f"{where}: {key}", "more frames", f"{episode.length}")
+
+    def _numbers(self, episode: Episode, where: str) -> Piece:
+        """All but pictures of an episode, checked.  # key -> (T, ...)"""
+        columns = [f for features in self._keys.values() for f in features]
+        table = read_columns(
+            episode.data, tuple(dict.fromkeys((*columns, *AUTOMATIC))), self.version == "v3.0"
+        )
+        if "episode_index" in table:
+            table = {k: v[table["episode_index"] == episode.index] for k, v in table.items()}
+        for column in columns:
+            if column not in table:
+                raise mismatch(where, f"columns {', '.join(table)}", f"'{column}' among them")
+        count = len(next(iter(table.values())))
+        if count != episode.length:
+            raise mismatch(where, f"{count} rows", f"{episode.length} by the table of episodes")
+        self._check_time(table, where)
+        arrays: Piece = {}
+        for key, features in self._keys.items():
+            shaped = [self._shaped(table[f], f, where) for f in features]
+            if key in ("action", "proprio"):
+                flat = [array.reshape(count, -1) for array in shaped]
+                joined = np.concatenate(flat, 1)
+                arrays[key] = joined if self.marker else joined.astype(np.float32)
+            else:
+                arrays[key] = shaped[0]
+        for key, (dtype, shape) in (self.marker or {}).get("arrays", {}).items():
+            if key in arrays:
+                arrays[key] = arrays[key].astype(dtype, copy=False).reshape(count, *shape)
+        return arrays
+
+    def _shaped(self, array: np.ndarray, feature: str, where: str) -> np.ndarray:
+        shape = tuple(int(n) for n in self.features[feature]["shape"])
+        if array[0].size != int(np.prod(shape)):
+            raise mismatch(f"{where}: {feature}", f"{array[0].size} numbers a row", f"shape {list(shape)}")
+        array = array.reshape(len(array), *(() if shape == (1,) else shape))
+        return array.astype(np.dtype(str(self.features[feature]["dtype"])), copy=False)
+
+    def _check_time(self, table: Piece, where: str) -> None:
+        """Rows in order, and time stamps that say so."""
+        steps = np.arange(len(next(iter(table.values()))))
+        if (frames := table.get("frame_index")) is not None and (frames.ravel() != steps).any():
+            step = int((frames.ravel() != steps).argmax())
+            raise mismatch(f"{where}: frame_index", f"{int(frames.ravel()[step])} in row {step}", step)
+        if (index := table.get("index")) is not None and (np.diff(index.ravel()) != 1).any():
+            step = int((np.diff(index.ravel()) != 1).argmax()) + 1
+            found = f"{int(index.ravel()[step])} after {int(index.ravel()[step - 1])}"
+            raise mismatch(f"{where}: index", found, "one more in each row")
+        if (stamps := table.get("timestamp")) is not None:
+            away = np.abs(stamps.ravel().astype(np.float64) - steps / self.fps)
+            room = self._choice.tolerance_s + np.spacing(np.float32(steps[-1] / self.fps))
+            if (away > room).any():
+                step = int((away > room).argmax())
+                late, due = float(stamps.ravel()[step]), step / self.fps
+                raise mismatch(
+                    f"{where}: timestamp",
+                    f"{late:.5f} s in row {step}",
+                    f"{due:.5f} s ({self.fps} a second, tolerance_s={self._choice.tolerance_s:g})",
+                )
+
+
+def camera_name(key: str) -> str:
+    """
+    >>> camera_name("observation.images.top"), camera_name("observation.image"), camera_name("wrist")
+    ('top', 'image', 'wrist')
+    """
+    for prefix in ("observation.images.", "observation.image.", "observation."):
+        if key.startswith(prefix):
+            return key.removeprefix(prefix)
+    return key
+
+
+def _array_name(key: str) -> str:
+    """A feature's name as a key of our store, which takes letters, digits and _ . / : - inside."""
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "_./: -") else "_" for c in key)
+    return name if name[:1].isalnum() and name[-1:].isalnum() else f"x{name}x"

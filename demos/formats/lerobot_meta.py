@@ -1,0 +1,141 @@
+"""LeRobot's tables of episodes: which there are, how long, and where they lie."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.formats.parquet import short
+
+OWN = "s2robot/"  # before the values of an episode that only our writer stores
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Where one lies."""
+
+    index: int
+    length: int
+    tasks: tuple[str, ...]
+    data: Path
+    videos: Mapping[str, tuple[Path, float]]  # feature -> file, and the second at which the episode begins
+    values: Mapping[str, Any]  # of our own writer
+
+
+def v2_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[list[Episode], str]:
+    """The episodes of v2.1 whose parquet was downloaded, and what to say of the others."""
+    rows = json_lines(path / "meta/episodes.jsonl")
+    _check_order([entry(row, "episode_index", path / "meta/episodes.jsonl") for row in rows], path)
+    size = int(info.get("chunks_size", 1000))
+    found = []
+    for row in rows:
+        i = int(row["episode_index"])
+        at = {"episode_index": i, "episode_chunk": i // size}
+        data = path / _filled(info, "data_path", path, **at)
+        if not data.is_file():
+            continue
+        videos = {
+            key: (_existing(path, _filled(info, "video_path", path, video_key=key, **at)), 0.0)
+            for key in video_keys
+        }
+        own = {k.removeprefix(OWN): v for k, v in row.items() if k.startswith(OWN)}
+        found.append(Episode(i, int(entry(row, "length", path)), _tasks(row), data, videos, own))
+    return found, _missing(path, len(found), len(rows))
+
+
+def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[list[Episode], str]:
+    """The episodes of v3.0 whose parquet is here, and what to say of the others."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted((path / "meta/episodes").rglob("*.parquet"))
+    if not files:
+        raise mismatch(path / "meta/episodes", "no parquet file", "the table of episodes")
+    rows: list[dict] = []
+    for file in files:
+        try:
+            names = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
+            rows += pq.read_table(file, columns=names).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise mismatch(
+                file, f"a parquet file that cannot be read ({short(error)})", "a whole one"
+            ) from None
+    rows.sort(key=lambda row: row["episode_index"])
+    _check_order([row["episode_index"] for row in rows], path)
+    found = []
+    for row in rows:
+        at = {"chunk_index": row.get("data/chunk_index", 0), "file_index": row.get("data/file_index", 0)}
+        data = path / _filled(info, "data_path", path, **at)
+        if not data.is_file():
+            continue
+        videos = {}
+        for key in video_keys:
+            at = {n: entry(row, f"videos/{key}/{n}", files[0]) for n in ("chunk_index", "file_index")}
+            file = _existing(path, _filled(info, "video_path", path, video_key=key, **at))
+            videos[key] = file, float(entry(row, f"videos/{key}/from_timestamp", files[0]))
+        own = {k.removeprefix(OWN): v for k, v in row.items() if k.startswith(OWN)}
+        found.append(Episode(row["episode_index"], int(row["length"]), _tasks(row), data, videos, own))
+    return found, _missing(path, len(found), len(rows))
+
+
+def _check_order(indices: list[int], path: Path) -> None:
+    for due, index in enumerate(indices):
+        if index != due:
+            raise mismatch(f"{path}/meta: episode_index", index, f"{due}: no gaps, no repeats")
+
+
+def _missing(path: Path, found: int, told: int) -> str:
+    """What to say of episodes that are not here."""
+    if not found:
+        raise mismatch(path / "data", "no episode's parquet", f"some of the {told} that meta tells of")
+    return f"{found} of {told} episodes are here; the others were not downloaded" if found < told else ""
+
+
+def _tasks(row: Mapping[str, Any]) -> tuple[str, ...]:
+    given = row.get("tasks") or ()
+    return (given,) if isinstance(given, str) else tuple(str(t) for t in given)
+
+
+def _existing(path: Path, name: str) -> Path:
+    """A video, also where the folder is called `video` instead of `videos`, or the other way round."""
+    first, _, rest = name.partition("/")
+    other = path / {"videos": "video", "video": "videos"}.get(first, first) / rest
+    return other if not (path / name).is_file() and other.is_file() else path / name
+
+
+def _filled(info: Mapping[str, Any], name: str, path: Path, **values: Any) -> str:
+    template = entry(info, name, path)
+    try:
+        return str(template).format(**values)
+    except (KeyError, IndexError, ValueError):
+        expected = f"{{...}} of {', '.join(values)}"
+        raise mismatch(f"{path}/meta/info.json: {name}", repr(template), expected) from None
+
+
+def entry(row: Mapping[str, Any], name: str, path: Path) -> Any:
+    if row.get(name) is None:
+        raise mismatch(path, f"no {name}", "one, as LeRobot writes it")
+    return row[name]
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise mismatch(file, error.strerror, "a file") from None
+    except ValueError as error:
+        raise mismatch(file, f"broken JSON ({error})", "JSON") from None
+    if not isinstance(found, dict):
+        raise mismatch(file, type(found).__name__, "a JSON object")
+    return found
+
+
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise mismatch(file, error.strerror, "a file") from None
+    except ValueError as error:
+        raise DatasetError(f"{file}: broken JSON ({error})") from None

@@ -1,0 +1,126 @@
+"""Small data sets of other people, written by the formats' own libraries as their documents say."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FPS, LENGTHS, H, W = 10, (5, 7), 16, 24
+TASKS = ("put the cup down", "lift the cup")
+
+
+def numbers(i: int) -> dict[str, np.ndarray]:
+    """Action and state of episode i."""
+    rng = np.random.default_rng(i)
+    return {k: rng.normal(size=(LENGTHS[i], n)).astype("f4") for k, n in (("action", 3), ("state", 4))}
+
+
+def frames(i: int, size: tuple[int, int] = (H, W)) -> np.ndarray:
+    """Smooth pictures of episode i, each another.  # uint8 (T, H, W, 3)"""
+    y, x = np.mgrid[: size[0], : size[1]] / max(size)
+    t = np.arange(LENGTHS[i])[:, None, None]
+    grey = np.stack([0.3 + 0.05 * t + 0 * x, 0.5 * x + 0.02 * t, 0.2 * i + 0.5 * y + 0 * t], -1)
+    return np.clip(grey * 255, 0, 255).round().astype(np.uint8)
+
+
+def video(path: Path, pictures: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=FPS)
+        stream.height, stream.width = pictures.shape[1:3]
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "1", "g": "2"}
+        for picture in pictures:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+
+
+def features(kind: str = "video") -> dict:
+    auto = dict.fromkeys(("frame_index", "episode_index", "index", "task_index"))
+    return {
+        "observation.state": {"dtype": "float32", "shape": [4], "names": [["a", "b", "c", "d"]]},
+        "action": {"dtype": "float32", "shape": [3], "names": {"motors": ["x", "y", "z"]}},
+        "next.reward": {"dtype": "float32", "shape": [1], "names": None},
+        "observation.images.top": {
+            "dtype": kind, "shape": [H, W, 3], "names": ["height", "width", "channels"],
+        },
+        "timestamp": {"dtype": "float32", "shape": [1], "names": None},
+        **{name: {"dtype": "int64", "shape": [1], "names": None} for name in auto},
+    }  # fmt: skip
+
+
+def table(i: int, first: int, **changes: list) -> pa.Table:
+    """The rows of episode i; `first`: its first row in the data set."""
+    n, data = LENGTHS[i], numbers(i)
+    columns = {
+        "observation.state": pa.array(data["state"].tolist(), pa.list_(pa.float32(), 4)),
+        "action": pa.array(data["action"].tolist(), pa.list_(pa.float32(), 3)),
+        "next.reward": pa.array(np.arange(n, dtype="f4")),
+        "timestamp": pa.array((np.arange(n) / FPS).astype("f4")),
+        "frame_index": pa.array(np.arange(n)),
+        "episode_index": pa.array(np.full(n, i)),
+        "index": pa.array(first + np.arange(n)),
+        "task_index": pa.array(np.full(n, i)),
+    }
+    return pa.table({**columns, **{k: pa.array(v, columns[k].type) for k, v in changes.items()}})
+
+
+def info(version: str, **paths: str) -> dict:
+    return {
+        "codebase_version": version, "robot_type": "koch", "fps": FPS, "features": features(),
+        "total_episodes": 2, "total_frames": sum(LENGTHS), "total_tasks": 2, "chunks_size": 1000,
+        "splits": {"train": "0:2"}, **paths,
+    }  # fmt: skip
+
+
+def lerobot_v21(path: Path, **changes: list) -> Path:
+    """LeRobot v2.1; `changes` go into the columns of episode 1."""
+    (path / "meta").mkdir(parents=True)
+    about = info(
+        "v2.1",
+        data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        video_path="videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    )
+    (path / "meta/info.json").write_text(json.dumps(about))
+    rows = [{"episode_index": i, "tasks": [TASKS[i]], "length": n} for i, n in enumerate(LENGTHS)]
+    (path / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    tasks = [{"task_index": i, "task": task} for i, task in enumerate(TASKS)]
+    (path / "meta/tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)) + "\n")
+    (path / "data/chunk-000").mkdir(parents=True)
+    for i in range(2):
+        pq.write_table(
+            table(i, i * LENGTHS[0], **(changes if i else {})),
+            path / f"data/chunk-000/episode_{i:06d}.parquet",
+        )
+        video(path / f"videos/chunk-000/observation.images.top/episode_{i:06d}.mp4", frames(i))
+    return path
+
+
+def lerobot_v30(path: Path) -> Path:
+    """LeRobot v3.0: both episodes in one parquet file and one video."""
+    (path / "meta/episodes/chunk-000").mkdir(parents=True)
+    about = info(
+        "v3.0",
+        data_path="data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        video_path="videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+    )
+    (path / "meta/info.json").write_text(json.dumps(about))
+    (path / "data/chunk-000").mkdir(parents=True)
+    both = pa.concat_tables([table(i, i * LENGTHS[0]) for i in range(2)])
+    pq.write_table(both, path / "data/chunk-000/file-000.parquet")
+    key, ends = "observation.images.top", np.cumsum(LENGTHS)
+    rows = [
+        {
+            "episode_index": i, "tasks": [TASKS[i]], "length": n, "data/chunk_index": 0, "data/file_index": 0,
+            "dataset_from_index": int(ends[i]) - n, "dataset_to_index": int(ends[i]),
+            f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": 0,
+            f"videos/{key}/from_timestamp": (int(ends[i]) - n) / FPS,
+            f"videos/{key}/to_timestamp": int(ends[i]) / FPS, "stats/action/min": [0.0] * 3,
+        }
+        for i, n in enumerate(LENGTHS)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), path / "meta/episodes/chunk-000/file-000.parquet")
+    video(path / f"videos/{key}/chunk-000/file-000.mp4", np.concatenate([frames(0), frames(1)]))
+    return path

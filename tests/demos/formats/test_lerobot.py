@@ -1,0 +1,138 @@
+"""LeRobot data sets in: both versions, partial ones, and what is broken in one line."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats.convert import as_store, convert
+from s2robot.demos.formats.source import Choice
+from s2robot.demos.store import EpisodeStore
+from tests.demos.formats import made
+
+
+def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
+    error = np.square(found.astype(float) - wanted.astype(float)).mean()
+    return 10 * np.log10(255**2 / max(error, 1e-9))
+
+
+@pytest.fixture(scope="module")
+def v21(tmp_path_factory):
+    return made.lerobot_v21(tmp_path_factory.mktemp("lerobot") / "v21")
+
+
+@pytest.mark.parametrize("make", [made.lerobot_v21, made.lerobot_v30])
+def test_numbers_pictures_and_tasks_arrive(tmp_path, make):
+    convert(make(tmp_path / "in"), tmp_path / "out.zarr")
+    store = EpisodeStore.open(tmp_path / "out.zarr")
+    assert store.lengths.tolist() == list(made.LENGTHS)
+    assert (store.robot, store.attrs["rate_hz"], store.cameras) == ("koch", made.FPS, ("top",))
+    assert store.attrs["action_parts"] == [
+        {"name": "action", "size": 3, "kind": "absolute", "names": ["x", "y", "z"]}
+    ]
+    assert [store.attrs["tasks"][i] for i in store.meta("task")] == list(made.TASKS)
+    for i in range(2):
+        episode = store.episode(i)
+        np.testing.assert_array_equal(episode["action"], made.numbers(i)["action"])
+        np.testing.assert_array_equal(episode["proprio"], made.numbers(i)["state"])
+        np.testing.assert_array_equal(episode["next.reward"], np.arange(made.LENGTHS[i]))
+        for picture, wanted in zip(episode["images_top"], made.frames(i), strict=True):
+            assert (
+                psnr(picture, wanted) > 38
+            )  # the next picture is below 33: no frame is taken for its neighbour
+    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+def test_a_partial_download_with_another_video_folder_arrives(tmp_path, v21):
+    copy = shutil.copytree(v21, tmp_path / "in")
+    (copy / "data/chunk-000/episode_000000.parquet").unlink()
+    (copy / "videos").rename(copy / "video")
+    source = convert(copy, tmp_path / "out.zarr")
+    store = EpisodeStore.open(tmp_path / "out.zarr")
+    assert store.meta("source_episode").tolist() == [1] and source.notes[0].startswith("1 of 2 episodes")
+
+
+def test_it_is_converted_once_and_again_when_it_changes(tmp_path, v21):
+    copy, said = shutil.copytree(v21, tmp_path / "in"), []
+    first = as_store(copy, tmp_path / "cache", said=said.append)
+    assert as_store(copy, tmp_path / "cache", said=said.append) == first and len(said) == 1
+    assert as_store(first, tmp_path / "cache") == first
+    (copy / "README.md").write_text("changed")
+    assert as_store(copy, tmp_path / "cache", said=said.append) != first
+
+
+def truncated(path):
+    file = path / "data/chunk-000/episode_000001.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def no_video(path):
+    (path / "videos/chunk-000/observation.images.top/episode_000001.mp4").unlink()
+
+
+def short_video(path):
+    made.video(path / "videos/chunk-000/observation.images.top/episode_000001.mp4", made.frames(0))
+
+
+def long_table(path):
+    file = path / "meta/episodes.jsonl"
+    file.write_text(file.read_text().replace('"length": 7', '"length": 8'))
+
+
+def gap(path):
+    file = path / "meta/episodes.jsonl"
+    file.write_text(file.read_text().replace('"episode_index": 1', '"episode_index": 2'))
+
+
+def two_cameras(path):
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"]["observation.image.top"] = info["features"]["observation.images.top"]
+    (path / "meta/info.json").write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize(
+    "broken, words",
+    [
+        (truncated, "episode_000001.parquet: found a parquet file that cannot be read"),
+        (no_video, "episode_000001.mp4: found no such file, expected a video of 7 frames"),
+        (short_video, "found 5 frames from 0 s on, expected 7 as the table has steps"),
+        (long_table, "episode 1: found 7 rows, expected 8 by the table of episodes"),
+        (gap, "episode_index: found 2, expected 1: no gaps, no repeats"),
+        (two_cameras, "two cameras called 'top'"),
+    ],
+)
+def test_a_broken_file_is_one_line_and_leaves_nothing(tmp_path, v21, broken, words):
+    copy = shutil.copytree(v21, tmp_path / "in")
+    broken(copy)
+    with pytest.raises(DatasetError) as caught:
+        convert(copy, tmp_path / "out.zarr")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"timestamp": [0, 0.1, 0.2, 0.3, 0.4, 0.56, 0.6]}, "timestamp: found 0.56000 s in row 5, expected 0.50000"),
+        ({"frame_index": [0, 1, 2, 4, 5, 6, 7]}, "frame_index: found 4 in row 3, expected 3"),
+        ({"index": [5, 6, 7, 9, 10, 11, 12]}, "index: found 9 after 7, expected one more in each row"),
+        ({"action": [[0, 0, 0]] * 3 + [[0, float("nan"), 0]] * 4}, "action: found nan at step 3, expected finite"),
+    ],
+)  # fmt: skip
+def test_a_broken_column_is_named(tmp_path, changes, words):
+    with pytest.raises(DatasetError) as caught:
+        convert(made.lerobot_v21(tmp_path / "in", **changes), tmp_path / "out.zarr")
+    assert words in str(caught.value) and "episode 1" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_what_is_chosen(tmp_path, v21):
+    choice = Choice(action=("observation.state",), proprio=("action",), action_kind="delta", episodes=1)
+    convert(v21, tmp_path / "out.zarr", choice=choice)
+    store = EpisodeStore.open(tmp_path / "out.zarr")
+    assert len(store) == 1 and store.attrs["action_parts"][0]["kind"] == "delta"
+    np.testing.assert_array_equal(store["action"], made.numbers(0)["state"])
+    with pytest.raises(DatasetError, match=r"cameras: found 'hand', expected some of top"):
+        convert(v21, tmp_path / "no.zarr", choice=Choice(cameras=("hand",)))
