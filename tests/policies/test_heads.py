@@ -13,11 +13,11 @@ from s2robot.policies import (
     load_checkpoint,
     save_checkpoint,
 )
-from s2robot.policies.checkpoint import REQUIRED
 from s2robot.policies.heads import HEADS, HeadSizes, build_head
 from s2robot.policies.heads.diffusion import squared_cosine
 from s2robot.policies.heads.head import unsigned
 from s2robot.policies.parts import Parts
+from tests.policies.test_checkpoint import CONTRACT
 
 SMALL = {
     "mip": {"width": 32, "layers": 2},
@@ -132,11 +132,7 @@ def test_an_unknown_head_and_key_are_named():
 def test_a_checkpoint_brings_its_head_along(make_policy, make_batch, tmp_path, kind):
     policy = make_policy(head=small(kind))
     batch = make_batch(policy)
-    contract = dict.fromkeys(REQUIRED, "") | {
-        "encoder": {"fingerprint": "e"},
-        "cameras": list(policy.spec.cameras),
-    }
-    save_checkpoint(tmp_path / "c", policy, contract)
+    save_checkpoint(tmp_path / "c", policy, CONTRACT | {"cameras": list(policy.spec.cameras)})
     again = load_checkpoint(tmp_path / "c")[0]
     assert again.spec == policy.spec
     assert torch.equal(*(p.plan(batch["features"], batch["proprio"]) for p in (policy, again)))
