@@ -52,9 +52,9 @@ class Network(nn.Module):
         """Training moments (C, D) of the feature channels."""
         self.pooling.set_moments(mean, std)
 
-    def pool(self, features: Tensor) -> Tensor:
+    def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
         """(B, C, N, D) -> (B, C, E)."""
-        return self.pooling(features)
+        return self.pooling(features, means)
 
     def loss(
         self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, target: Tensor, weight: Tensor
@@ -132,9 +132,9 @@ class Members(nn.Module):
 
         return torch.vmap(one, in_dims=(0, *dims), randomness="different")(state, *given)
 
-    def pool(self, features: Tensor) -> Tensor:
+    def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
         """(B, C, N, D) -> (B, C, M * E)."""
-        return self._each("pool", (features,), (None,)).movedim(0, -2).flatten(-2)
+        return self._each("pool", (features, means), (None, None)).movedim(0, -2).flatten(-2)
 
     def _apart(self, pooled: Tensor) -> Tensor:
         return pooled.unflatten(-1, (self.count, -1))  # (B, T, C, M, E)

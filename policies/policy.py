@@ -119,7 +119,8 @@ class ChunkPolicy(nn.Module):
         """(B, T, C, E); a frame that several windows show is pooled once where the batch says which."""
         if "frames" not in batch:
             return self.pool(batch["features"])
-        return self.pool(batch["features"][None])[0][batch["frames"]]
+        means = batch["means"][None] if "means" in batch else None
+        return self.pool(batch["features"][None], means)[0][batch["frames"]]
 
     @torch.no_grad()
     def plan(
@@ -137,8 +138,11 @@ class ChunkPolicy(nn.Module):
         plans = self.plan_members(self.pool(features), proprio, past_actions, pad, generators)
         return self.harden(self.combine(plans))
 
-    def pool(self, features: Tensor) -> Tensor:
-        """Features (B, T, C, N, D) -> (B, T, C, E), what a context of earlier steps has to remember."""
+    def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
+        """Features (B, T, C, N, D) -> (B, T, C, E), what a context of earlier steps has to remember.
+
+        means (B, T, C, D): of the tokens, beside features in the format that the pooling `takes`.
+        """
         spec = self.spec
         want = (len(spec.cameras), spec.tokens, spec.dim)
         if features.ndim != 5 or tuple(features.shape[2:]) != want:
@@ -146,7 +150,8 @@ class ChunkPolicy(nn.Module):
                 f"features have shape {tuple(features.shape)}, expected (B, T, cameras, tokens, dim) "
                 f"with (cameras, tokens, dim) = {want}"
             )
-        return self.network("pool", features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        flat = None if means is None else means.flatten(0, 1)
+        return self.network("pool", features.flatten(0, 1), flat).unflatten(0, features.shape[:2])
 
     @torch.no_grad()
     def plan_members(

@@ -186,10 +186,10 @@ class SpatialSoftmax(nn.Module):
         each = 2 + self.f + (4 if settings.points else 0)
         self.out = nn.Linear(self.k * each + (dim if settings.keep_mean else 0), out_dim)
 
-    def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN) -> Tensor:
-        return self.finish([self.look(tokens, norm)])
+    def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN, mean: Tensor | None = None) -> Tensor:
+        return self.finish([self.look(tokens, norm, mean)])
 
-    def look(self, tokens: Tensor, norm: FeatureNorm = _PLAIN) -> Tensor:
+    def look(self, tokens: Tensor, norm: FeatureNorm = _PLAIN, mean: Tensor | None = None) -> Tensor:
         """All that is pooled of tokens (M, N, D), the heat maps' places and values first: (M, k * (2 + f) [+ D])."""
         x, norm = _with_noise(self, tokens, norm)  # (M, N, D)
         maps, values = (
@@ -203,7 +203,8 @@ class SpatialSoftmax(nn.Module):
         what = torch.cat([self.places.expand(len(x), -1, -1), values], -1)  # (M, N, 2 + f)
         pooled = torch.bmm(heat, what).flatten(1)  # (M, k * (2 + f))
         if self.settings.keep_mean:
-            pooled = torch.cat([pooled, norm.average(x, hidden)], -1)
+            average = norm.average(x, hidden) if mean is None else norm(mean)
+            pooled = torch.cat([pooled, average], -1)
         return pooled
 
     def places_of(self, looked: Tensor) -> Tensor:
@@ -281,7 +282,7 @@ class CameraPooling(nn.Module):
                 f"pooling.shared: found token maps of {' and '.join(f'{r} x {c}' for r, c in sorted(set(maps)))}, "  # type: ignore[misc]
                 "expected one shape for all cameras, or pooling.shared=false"
             )
-        self.counts = [n if isinstance(n, int) else math.prod(n) for n in maps]
+        self.settings, self.counts = settings, [n if isinstance(n, int) else math.prod(n) for n in maps]
         arguments = {name: value for name, value in vars(settings).items() if name != "kind"}
         count = 1 if settings.shared else cameras
         self.norms = nn.ModuleList(FeatureNorm(settings.norm, dim) for _ in range(cameras))
@@ -296,10 +297,19 @@ class CameraPooling(nn.Module):
                 raise PolicyError("pooling.points needs the cameras' names")
             self.rays = Rays(names, settings.geometry, [map_shape(m) for m in maps])
 
-    def multiply_in(self, dtype: torch.dtype) -> None:
-        """Number format of the product with the tokens in a training; what acts multiplies in float32."""
+    def multiply_in(self, dtype: torch.dtype) -> torch.dtype | None:
+        """Number format of the product with the tokens in a training; what acts multiplies in float32. Gives `takes`."""
         for norm in self.norms:
             norm.product = dtype  # type: ignore[assignment]
+        return self.takes
+
+    @property
+    def takes(self) -> torch.dtype | None:
+        """The number format that a training may give all tokens in, with their means; None: they are wanted as they are."""
+        s, product = self.settings, self.norms[0].product
+        changed = s.norm != "channel" or s.token_dropout or s.feature_noise or self.blind
+        plain = s.kind == "spatial_softmax" and not changed and len(set(self.counts)) == 1
+        return product if plain and product == torch.bfloat16 else None  # type: ignore[return-value]
 
     @property
     def blind(self) -> bool:
@@ -318,9 +328,12 @@ class CameraPooling(nn.Module):
             norm.mean.copy_(m)  # type: ignore[union-attr, operator]
             norm.inverse_std.copy_(1 / s)  # type: ignore[union-attr, operator]
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, means: Tensor | None = None) -> Tensor:
+        """means (M, C, D): of the tokens, where `takes` asks for it."""
         pools = [self.pools[i % len(self.pools)] for i in range(len(self.norms))]
-        seen = [(features[:, i, : self.counts[i]], norm) for i, norm in enumerate(self.norms)]
+        seen: list[Any] = [(features[:, i, : self.counts[i]], norm) for i, norm in enumerate(self.norms)]
+        if means is not None:
+            seen = [(*of, means[:, i]) for i, of in enumerate(seen)]
         if self.rays is None:
             pooled = [pool(*of) for pool, of in zip(pools, seen, strict=True)]
         else:
@@ -328,9 +341,7 @@ class CameraPooling(nn.Module):
         out = torch.stack(pooled, 1)  # (M, C, out)
         return out if self.camera is None else out + self.camera
 
-    def _with_points(
-        self, pools: Sequence[SpatialSoftmax], seen: Sequence[tuple[Tensor, FeatureNorm]]
-    ) -> list[Tensor]:
+    def _with_points(self, pools: Sequence[SpatialSoftmax], seen: Sequence[tuple[Any, ...]]) -> list[Tensor]:
         """Each camera's vector (M, out), which knows where the heat maps of all cameras meet."""
         assert self.rays is not None
         looked = [pool.look(*of) for pool, of in zip(pools, seen, strict=True)]
@@ -363,7 +374,7 @@ def _noisy(module: nn.Module, x: Tensor) -> Tensor:
 
 def _with_noise(module: nn.Module, tokens: Tensor, norm: FeatureNorm) -> tuple[Tensor, FeatureNorm]:
     """Tokens as float32 and their norm; with noise in a training, tokens that are normalised and noisy already."""
-    x = tokens.float()
+    x = tokens if tokens.dtype == torch.bfloat16 else tokens.float()  # rounded for the product already
     if not (module.training and module.settings.feature_noise):
         return x, norm
     return _noisy(module, norm(x)), _PLAIN

@@ -12,6 +12,8 @@ from torch import Tensor
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows
 
+_AT_ONCE = 4  # frames that are rounded together: they stay in the processor's cache
+
 
 class Batches:
     """All training data of one process, and batches of windows from it.
@@ -19,6 +21,9 @@ class Batches:
     Features stay where they are: a memory-mapped cache may be larger than the memory, and a batch reads the
     frames that it shows, each once. With `every`, a batch's windows ask every step of their context (what a
     causal body trains in one pass), so that few windows give many targets.
+
+    With `product`, what a step gives of its frames is only what the pooling `takes`: the tokens in that number format,
+    and their means, made of a few frames at a time. So a training holds its share of the features once.
 
     With `views` (M, K * C, N, D), K others of each frame, a step of a training draws one of the 1 + K for each window.
     """
@@ -31,8 +36,10 @@ class Batches:
         device: torch.device,
         every: bool = False,
         views: np.ndarray | None = None,
+        product: torch.dtype | None = None,
     ):
         self.device, self.every = device, every
+        self.product = product if device.type == "cpu" else None  # elsewhere that is the device's work
         self.features = _shared(features)  # (M, C, N, D) float16
         self.views = None if views is None else _shared(views)  # (M, K * C, N, D)
         self.ways = 1 if views is None else 1 + views.shape[1] // features.shape[1]
@@ -55,10 +62,17 @@ class Batches:
         other._set_windows(windows)
         return other
 
-    def take(self, rows: Tensor, every: bool = False, way: Tensor | None = None) -> dict[str, Tensor]:
+    def take(
+        self,
+        rows: Tensor,
+        every: bool = False,
+        way: Tensor | None = None,
+        product: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
         """The batch of these windows, with the keys that ChunkPolicy.loss reads.
 
         way: which view each window (B,) is seen in; 0, and none given, is the frame itself.
+        product: number format of the features, with their means beside them; None leaves them as they are stored.
         """
         context, pad = self._tables["context"][rows], self._tables["pad"][rows]
         seen = context if way is None else context * self.ways + way[:, None]
@@ -66,7 +80,11 @@ class Batches:
         asked = self._window_at[context] if every else rows
         known = (asked >= 0) & ~pad if every else torch.ones_like(rows, dtype=torch.bool)
         batch = {
-            "features": self.features[shown] if way is None else self._in_views(shown),  # (F, C, N, D)
+            **(
+                self._seen(shown, way is not None)
+                if product is None
+                else self._rounded(shown, way is not None, product)
+            ),
             "frames": frames,  # (B, T)
             "proprio": self.proprio[context],  # (B, T, 8)
             "past_actions": _forget_last(self.action[context]),  # (B, T, 8)
@@ -85,7 +103,22 @@ class Batches:
         if self.views is not None:
             drawn = torch.Generator().manual_seed(seed * 100_003 + start)
             way = torch.randint(self.ways, (size,), generator=drawn)
-        return self.take(rows, self.every, way)
+        return self.take(rows, self.every, way, self.product)
+
+    def _seen(self, shown: Tensor, views: bool) -> dict[str, Tensor]:
+        """The features (F, C, N, D) of frames, told with their view if there are views."""
+        return {"features": self._in_views(shown) if views else self.features.index_select(0, shown)}
+
+    def _rounded(self, shown: Tensor, views: bool, product: torch.dtype) -> dict[str, Tensor]:
+        """The same in another number format, a camera's in one piece, and the means (F, C, D) of the tokens."""
+        c, n, d = self.features.shape[1:]
+        features = torch.empty(c, len(shown), n, d, dtype=product).transpose(0, 1)  # (F, C, N, D)
+        means = torch.empty(len(shown), c, d)
+        for begin in range(0, len(shown), _AT_ONCE):
+            part = slice(begin, begin + _AT_ONCE)
+            frames = self._seen(shown[part], views)["features"].float()
+            features[part], means[part] = frames, frames.mean(2)
+        return {"features": features, "means": means}
 
     def _in_views(self, shown: Tensor) -> Tensor:
         """Features of frames that are told with their view, as frame * ways + view."""

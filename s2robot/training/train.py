@@ -97,8 +97,8 @@ def train(
             windows.action_pad,
             channel_moments(features, rows=rows, tokens=spec.counts),
         )
-    policy.network.pooling.multiply_in(product_of(settings))
-    batches = Batches(store, features, windows, fabric.device, policy.network.body.causal, views)
+    takes = policy.network.pooling.multiply_in(product_of(settings))
+    batches = Batches(store, features, windows, fabric.device, policy.network.body.causal, views, takes)
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
     validation = None if unseen is None else batches.over(unseen)
     with alone(fabric, out), together(fabric, "train"):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from s2robot.common.errors import UserError
 from s2robot.demos.windows import make_windows
-from s2robot.policies import ChunkPolicy, load_checkpoint
+from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint
 from s2robot.policies.checkpoint import REQUIRED
 from s2robot.policies.errors import PolicyError
 from s2robot.pretraining.pretrain import pretrain
@@ -212,6 +212,42 @@ def test_a_frame_that_several_windows_show_is_read_once(data):
     once = policy.loss(batch)[0]
     each = {k: v for k, v in batch.items() if k != "frames"} | {"features": shown}
     torch.testing.assert_close(once, policy.loss(each)[0])
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_step_that_rounds_its_frames_itself_is_the_same_to_the_bit(data, members, seen):
+    store, features = data
+    views = features + np.float16(1) if seen else None
+    windows = make_windows(store, np.arange(8), 1, 4)
+    losses = []
+    for rounds in (False, True):
+        torch.manual_seed(0)
+        policy = ChunkPolicy(make_spec(members=members)).train()
+        moments = channel_moments(features)
+        policy.fit_normaliser(store["proprio"], store["action"], windows.actions, windows.action_pad, moments)
+        policy.network.pooling.multiply_in(torch.bfloat16)
+        takes = policy.network.pooling.takes if rounds else None
+        assert takes == (torch.bfloat16 if rounds else None)
+        batch = Batches(store, features, windows, torch.device("cpu"), False, views, takes).step(3, 16, 0)
+        assert ("means" in batch) == rounds and batch["features"].dtype == (takes or torch.float16)
+        torch.manual_seed(1)
+        loss, _ = policy(batch)
+        loss.backward()
+        losses.append([loss, *(p.grad for p in policy.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
+
+
+def test_only_what_reads_rounded_tokens_takes_them():
+    for pooling in ({"kind": "mean"}, {"feature_noise": 0.1}, {"token_dropout": 0.1}, {"norm": "layer"}):
+        network = ChunkPolicy(make_spec(pooling=pooling)).network
+        network.pooling.multiply_in(torch.bfloat16)
+        assert network.pooling.takes is None
+    network = ChunkPolicy(make_spec()).network
+    assert network.pooling.takes is None  # float32
+    network.pooling.multiply_in(torch.bfloat16)
+    network.pooling.blind = True
+    assert network.pooling.takes is None
 
 
 def test_a_causal_body_asks_every_step_of_a_window(data):
