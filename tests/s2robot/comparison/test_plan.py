@@ -50,7 +50,7 @@ def test_arms_are_those_of_the_experiment_or_those_named():
         (["+experiment.arms.x='train.step=3'", "arms=[base,x]"], "arm 'x': Could not override 'train.step'"),
         (["+experiment.arms.x='demos.episodes=3'", "arms=[base,x]"], "arm 'x': found demos.episodes=3, expected it to be the same for all arms"),
         (["+experiment.arms.x='evaluate.seed=3'", "arms=[base,x]"], "arm 'x': found evaluate.seed=3, expected it to be the same"),
-        (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "arm 'x': found jobs=3, expected overrides of robot, "),
+        (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "arm 'x': found jobs=3, expected overrides of task, robot, "),
         (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], f"arm 'x': {Path('none.safetensors').resolve()}: no such"),
         (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': no value for encoder.checkpoint, encoder.name"),
         (["experiment.seeds=[]", "arms=[base,base-s2]"], "experiment.seeds: found [], expected one or more"),
@@ -72,7 +72,18 @@ def test_runs_of_other_verbs_can_be_named():
     cfg = config("information_run=runs/a", "readout_run=runs/b")
     assert (cfg.information_run, cfg.readout_run) == ("runs/a", "runs/b")
     groups = {folder.name for folder in configs_dir().iterdir() if folder.is_dir()}
-    chosen = {"robot", "env", "recording", "demos", "features", "policy", "train", "evaluate", "experiment"}
+    chosen = {
+        "task",
+        "robot",
+        "env",
+        "recording",
+        "demos",
+        "features",
+        "policy",
+        "train",
+        "evaluate",
+        "experiment",
+    }
     assert groups & set(cfg) == chosen
 
 
