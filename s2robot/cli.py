@@ -70,7 +70,8 @@ VERBS = {
         goes_on=True,
     ),
     "convert": Verb(
-        "s2robot.verbs:convert", "read a data set of another format (LeRobot) into an episode store"
+        "s2robot.verbs:convert",
+        "read a data set of another format (LeRobot, robomimic) into an episode store",
     ),
     "relabel": Verb(
         "s2robot.verbs:relabel",

@@ -29,7 +29,7 @@ def format_of(path: Path) -> str:
             return "robomimic"
         if head.startswith(_ZIP):
             return "diffusion_policy"
-    expected = "a data set of s2robot (.zarr) or LeRobot (a folder with meta/info.json)"
+    expected = "a data set of s2robot (.zarr), LeRobot (a folder with meta/info.json) or robomimic (.hdf5)"
     raise mismatch(path, "something else" if path.exists() else "no such file or folder", expected)
 
 
@@ -44,4 +44,8 @@ def read(path: Path, choice: Choice) -> Source:
         from s2robot.demos.formats.lerobot import LeRobot
 
         return LeRobot(path, choice)
-    raise DatasetError(f"{path}: found a data set of {kind}, expected one of LeRobot")
+    if kind == "robomimic":
+        from s2robot.demos.formats.robomimic import Robomimic
+
+        return Robomimic(path, choice)
+    raise DatasetError(f"{path}: found a data set of {kind}, expected one of LeRobot or robomimic")

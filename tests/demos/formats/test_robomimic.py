@@ -1,0 +1,70 @@
+"""robomimic files in: order of demos, OSC actions in our units, cameras, masks, and what is broken."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.source import Choice
+from s2robot.demos.store import EpisodeStore
+
+OSC = {"type": "OSC_POSE", "control_delta": True, "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]}
+ARGS = {
+    "env_name": "Lift", "env_version": "1.4.1", "type": 1,
+    "env_kwargs": {"robots": ["Panda"], "control_freq": 20, "controller_configs": OSC},
+}  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Demos 2 and 10, whose pictures hold their numbers; demo 2 turns a quarter about z."""
+    path, rng = tmp_path / "in.hdf5", np.random.default_rng(0)
+    with h5py.File(path, "w") as made:
+        made.create_group("data").attrs["env_args"] = json.dumps(ARGS)
+        for number, steps in ((10, 3), (2, 4)):
+            demo = made["data"].create_group(f"demo_{number}")
+            demo["actions"] = rng.uniform(-1, 1, (steps, 7))
+            half = np.sqrt(0.5) if number == 2 else 0.0
+            demo["obs/robot0_eef_quat"] = np.tile([0, 0, half, np.sqrt(1 - half**2)], (steps, 1))
+            demo["obs/robot0_eef_pos"] = rng.normal(size=(steps, 3))
+            demo["obs/robot0_gripper_qpos"] = rng.normal(size=(steps, 2))
+            demo["obs/agentview_image"] = np.full((steps, 6, 8, 3), number, np.uint8)
+        made["mask/train"] = np.array([b"demo_10"])
+    return path
+
+
+def test_a_file_arrives(tmp_path, file):
+    convert(file, tmp_path / "out.zarr")
+    store = EpisodeStore.open(tmp_path / "out.zarr")
+    assert store.meta("source_episode").tolist() == [2, 10] and store.lengths.tolist() == [4, 3]
+    assert (store.robot, store.attrs["rate_hz"], store.cameras) == ("Panda", 20, ("agentview",))
+    assert store["images_agentview"][:, 0, 0, 0].tolist() == [2] * 4 + [10] * 3
+    with h5py.File(file) as raw:
+        demo = raw["data/demo_2"]
+        actions, position = demo["actions"][:], demo["obs/robot0_eef_pos"][:]
+    found = store.episode(0)
+    np.testing.assert_allclose(found["action"][:, :3], actions[:, :3] * 0.05, rtol=1e-6)
+    np.testing.assert_allclose(found["action"][:, 3:6], actions[:, 3:6] * 0.5, rtol=1e-6)
+    np.testing.assert_allclose(found["action"][:, 6], actions[:, 6] / 2 + 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(found["proprio"][:, :3], position.astype("f4"))
+    np.testing.assert_allclose(found["proprio"][0, 3:9], [0, 1, 0, -1, 0, 0], atol=1e-6)  # x to y, y to -x
+    assert [p["kind"] for p in store.attrs["action_parts"]] == ["delta", "rotation", "binary"]
+
+
+def test_a_mask_chooses(tmp_path, file):
+    convert(file, tmp_path / "out.zarr", Choice(mask="train"))
+    assert EpisodeStore.open(tmp_path / "out.zarr").meta("source_episode").tolist() == [10]
+
+
+def test_what_is_broken_is_one_line(tmp_path, file):
+    with h5py.File(file, "a") as made:
+        made["data/demo_10/actions"][1, 2] = np.nan
+    with pytest.raises(DatasetError, match="demo_10: action: found nan at step 1, expected finite numbers"):
+        convert(file, tmp_path / "out.zarr")
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(DatasetError, match="in.hdf5: found an hdf5 file that cannot be read"):
+        convert(file, tmp_path / "out.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == ["in.hdf5"]
