@@ -71,7 +71,7 @@ VERBS = {
     ),
     "convert": Verb(
         "s2robot.verbs:convert",
-        "read a data set of another format (LeRobot, robomimic) into an episode store",
+        "read a data set of another format (LeRobot, robomimic, diffusion_policy) into an episode store",
     ),
     "relabel": Verb(
         "s2robot.verbs:relabel",

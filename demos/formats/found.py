@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.source import Choice, Source
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -29,7 +29,9 @@ def format_of(path: Path) -> str:
             return "robomimic"
         if head.startswith(_ZIP):
             return "diffusion_policy"
-    expected = "a data set of s2robot (.zarr), LeRobot (a folder with meta/info.json) or robomimic (.hdf5)"
+    expected = (
+        "a data set of s2robot (.zarr), LeRobot (meta/info.json), robomimic (.hdf5) or diffusion_policy"
+    )
     raise mismatch(path, "something else" if path.exists() else "no such file or folder", expected)
 
 
@@ -48,4 +50,8 @@ def read(path: Path, choice: Choice) -> Source:
         from s2robot.demos.formats.robomimic import Robomimic
 
         return Robomimic(path, choice)
-    raise DatasetError(f"{path}: found a data set of {kind}, expected one of LeRobot or robomimic")
+    if kind == "diffusion_policy":
+        from s2robot.demos.formats.diffusion_policy import ReplayBuffer
+
+        return ReplayBuffer(path, choice)
+    raise mismatch(path, "an episode store already", "a data set of another format")
