@@ -69,7 +69,7 @@ def one(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, A
     task = f"task={row.task}"
     asked = [f"episodes={args.demos}", f"seed={DEMOS_SEED}", f"out={demos}"]
     run("record", [task, *asked], args.work / "record" / row.task)
-    folder = args.work / name / f"seed{seed}"
+    folder = args.work / name.replace(",", "") / f"seed{seed}"
     words = [task, f"demos.path={demos}", *row.train.split()]
     run("train", [*words, f"train.seed={seed}"], folder / "train")
     positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=4"]

@@ -39,6 +39,9 @@ def test_settings_of_commands_exist(page):
         for line in lines:
             verb, *words = shlex.split(re.sub(r"<[^>]*>", "x", line))[1:]
             assert verb in VERBS, line
+            if any(word.startswith("--config-dir") for word in words):
+                continue  # of a task of one's own: its page is run as it stands
             sweep = "--multirun" in words  # compose takes one value only
             settings = [word.split(",")[0] if sweep else word for word in words if "=" in word]
-            compose(verb, [word for word in settings if not word.startswith("hydra.")])
+            placeholders = ("hydra.", "task=x")
+            compose(verb, [word for word in settings if not word.startswith(placeholders)])
