@@ -1,9 +1,7 @@
-"""Frames of a video file, and a file of frames, by PyAV."""
+"""Frames of a video file, by PyAV."""
 
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -55,46 +53,3 @@ def frames(path: Path, start_s: float, count: int, rate: float, whole: bool = Fa
         raise mismatch(path, f"a file that cannot be decoded ({error.strerror})", "a video") from None
     if done < count:
         raise mismatch(path, f"{done} frames from {start_s:g} s on", f"{count} as the table has steps")
-
-
-class VideoWriter:
-    """One H.264 file; frames at a constant rate, each second one can be sought.
-
-    Pictures of an odd height or width keep their full colour resolution, which H.264 asks for.
-    """
-
-    def __init__(self, path: Path, rate: float, height: int, width: int, crf: int):
-        import av
-
-        self.path, self.count = path, 0
-        self._rate = Fraction(rate).limit_denominator(1001)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = av.open(str(path), "w", format="mp4")
-        self._stream: Any = self._file.add_stream("libx264", rate=self._rate)
-        self._stream.height, self._stream.width = height, width
-        self.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-        self._stream.pix_fmt = self.pix_fmt
-        self._stream.options = {"crf": str(crf), "g": "2", "bf": "0", "preset": "veryfast", "threads": "2"}
-        self._stream.time_base = 1 / self._rate
-
-    def write(self, frames: np.ndarray) -> None:
-        """Frames to append.  # uint8 (t, H, W, 3)"""
-        import av
-
-        for picture in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = self.count, 1 / self._rate
-            for packet in self._stream.encode(frame):
-                self._file.mux(packet)
-            self.count += 1
-
-    @property
-    def seconds(self) -> float:
-        return float(self.count / self._rate)
-
-    def close(self) -> None:
-        try:
-            for packet in self._stream.encode():
-                self._file.mux(packet)
-        finally:
-            self._file.close()
