@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2robot import __version__
-from s2robot.common.config_errors import check_complete, check_types, did_you_mean, key_of, one_line
+from s2robot.common.config_errors import (
+    check_complete,
+    check_types,
+    check_world,
+    did_you_mean,
+    key_of,
+    one_line,
+)
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.paths import configs_dir
@@ -231,8 +238,10 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
         try:
             _check_shared(overrides)
             with run_folder(folder, _about(cfg), keep=sweep):
+                typed = list(HydraConfig.get().overrides.task)
                 check_complete(cfg)
-                check_types(verb, cfg, list(HydraConfig.get().overrides.task))
+                check_types(verb, cfg, typed)
+                check_world(cfg, typed)
                 result = _call(verb, cfg)
             status = result if isinstance(result, int) else 0
             return result

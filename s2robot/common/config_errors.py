@@ -141,6 +141,23 @@ def check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
             raise UserError(f"{key}: found '{given}', expected {expected} such as {default}")
 
 
+def check_world(cfg: "DictConfig", overrides: list[str]) -> None:
+    """Refuse `task=stack env.rate_hz=20`: the group `env` is the first task's alone, and would say nothing.
+
+    Raises:
+        UserError: names the key and where the task's own settings stand.
+    """
+    from s2robot.envs.tasks import DEFAULT
+
+    if "task" not in cfg or cfg.task.name == DEFAULT:
+        return
+    for key in map(key_of, overrides):
+        if key.partition(".")[0] == "env":
+            raise UserError(
+                f"{key}: task={cfg.task.name} does not read it, expected a setting of its own, task.<name>"
+            )
+
+
 def _expected(default: Any, given: Any) -> str | None:
     """What `given` should have been, or None if it will do; null stands for a choice left to the program."""
     from omegaconf import DictConfig, ListConfig

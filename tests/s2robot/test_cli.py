@@ -79,6 +79,10 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
         (("train", "encoder=mvp-tny"), "did you mean 'mvp-tiny'?"),
         (("train", "train.steps=many"), "train.steps: found 'many', expected a whole number such as"),
         (("train", "train.resume=3"), "train.resume: found '3', expected true or false such as"),
+        (
+            ("train", "task=stack", "env.cube_size=0.02"),
+            "env.cube_size: task=stack does not read it, expected",
+        ),
         (("evaluate",), "no value for checkpoint; give one with checkpoint=<value>"),
         (("train", "a b"), "cannot read 'a b', expected key=value"),
         (("train", "train.seed=0", "--multirun", "trian.steps=3"), "did you mean 'train.steps'?"),
