@@ -69,3 +69,13 @@ def test_policies():
         assert row["low"] <= row["mean"] <= row["high"] and row["command"].startswith(
             ("s2robot train", "s2robot dagger")
         )
+
+
+def test_tasks():
+    rows = json.loads((FOLDER.parent / "tasks/summary.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        rates = [seed["successes"] / seed["episodes"] for seed in row["seeds"]]
+        assert row["mean"] == pytest.approx(np.mean(rates), abs=1e-4)
+        assert row["low"] <= row["mean"] <= row["high"]
+        assert sum(row["stages"].values()) == sum(seed["episodes"] for seed in row["seeds"])
+        assert row["stages"]["success"] == sum(seed["successes"] for seed in row["seeds"])
