@@ -98,7 +98,7 @@ def test_wheel_holds_every_data_file_and_s2robot_alone(wheel):
         assert inside <= names, sorted(inside - names)[:5]
     assert not any("mvp-small" in name and name.endswith(".safetensors") for name in names)
     assert not any(name.endswith(".pyc") or "/tests/" in name for name in names)
-    assert wheel.stat().st_size < 12e6, wheel.stat().st_size
+    assert wheel.stat().st_size < 12.5e6, wheel.stat().st_size
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"s2robot"}
 
 

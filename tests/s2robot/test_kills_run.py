@@ -8,7 +8,6 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +32,10 @@ WORDS = [
     "policy.network.hidden=[8]", "policy.network.image_dim=4", "policy.network.state_dim=4",
     "policy.pooling.keypoints=2", "policy.pooling.values=1",
 ]  # fmt: skip
+
+
+def about(world, picker, seed: int) -> dict:
+    return {**ABOUT, "seed": seed, "kind": "states", "picker": {}}
 
 
 def episode(world, picker, seed: int, expert: int, kicks: bool) -> tuple[dict, dict]:
@@ -68,7 +71,7 @@ def running(folder: Path) -> None:
         )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2ROBOT_CACHE", str(folder / "cache"))
-        patch.setattr(recorder, "CubePick", lambda config: SimpleNamespace(describe=lambda: ABOUT))
+        patch.setattr(recorder, "about_demos", about)
         patch.setattr(recorder, "worker_pool", lambda workers: ThreadPoolExecutor(1))
         patch.setattr(recorder, "record_episode", episode)
         patch.setattr(pipeline, "drawn_by", lambda store: {"made": "up"})

@@ -249,7 +249,7 @@ def test_replay_and_inspect(here, recorded, tmp_path):
     result = here("replay", f"demos.path={recorded}", f"hydra.run.dir={tmp_path / 'replay'}")
     assert result.returncode == 0, result.stderr
     assert (
-        "3 of 3 episodes succeed again; joints differ from the recorded ones by at most 0 rad"
+        "3 of 3 episodes succeed again; proprioception differs from the recorded by at most 0\n"
         in result.stdout
     )
     result = here(

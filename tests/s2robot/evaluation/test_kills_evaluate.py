@@ -49,11 +49,12 @@ class Toy(gymnasium.Env):
             camera: self.draw.integers(0, 255, box.shape, dtype=np.uint8)
             for camera, box in self.observation_space["images"].items()
         }
-        pose = np.array([0.01 * (self.seed % 7), 0.02, 0.0, 1.0, 0.0, 0.0, 0.0])
+        x = 0.01 * (self.seed % 7)
         good = self.seed % 2 == 0
         info = {
-            "cube_pose": pose, "grip_points": {camera: np.zeros(2) for camera in CAMERAS}, "is_success": good,
-            "stage": "held" if good else "approach", "steps": self.steps, "closest": 0.02,
+            "layout": json.dumps({"x": x, "y": 0.02, "yaw": 0.0}), "where": json.dumps({"cube_xy": [x, 0.02], "cube_yaw": 0.0}),
+            "best": '{"closest_m": 0.02}', "grip_points": {camera: np.zeros(2) for camera in CAMERAS}, "is_success": good,
+            "stage": "held" if good else "approach", "steps": self.steps,
         }  # fmt: skip
         return {"images": images, "proprio": joints[None].astype(np.float32), "count": 1}, info
 
@@ -81,7 +82,7 @@ def evaluation(folder: Path) -> None:
     rollouts.AsyncVectorEnv = lambda make, context, autoreset_mode: SyncVectorEnv(
         make, autoreset_mode=autoreset_mode
     )
-    evaluate.CubePick = Described
+    evaluate.make = Described
     film.rerun, film.worker_pool = noise, lambda workers: ThreadPoolExecutor(1)
     evaluate.evaluate_checkpoint(folder.parent / "checkpoint", folder / "run", SETTINGS, WORLD)
 

@@ -38,12 +38,13 @@ def test_names_of_folders_and_films_are_escaped(tmp_path):
     values = {
         "successes": 0, "failed": 0, "table_svg": "", "stage_svg": "", "time_svg": None, "training_svg": None, "disagreement_svg": None, "fitted": None,
         "failures": [{"episode": 1, "film": EVIL, "cells": [EVIL], "stage": EVIL, "meaning": EVIL, "fault": EVIL}],
+        "heads": [EVIL], "columns": EVIL,
         "headline": EVIL, "figures": EVIL, "facts": [(EVIL, EVIL)], "low": 0.0, "success": 0.0, "high": 9.0,
         "films": films, "stages": [(EVIL, 1.0)], "timing": [], "wall": None, "simulated": False,
         "command": EVIL, "settings": [(EVIL, [EVIL])],
     }  # fmt: skip
     page = Page(write_page(folder / "report.html", "evaluation.html.j2", title=EVIL, **values))
-    assert "script" not in page.tags and page.text.count(EVIL) == 13
+    assert "script" not in page.tags and page.text.count(EVIL) == 15
     assert "--vermillion: #d55e00" in page.source and "@media print" in page.source
     del values["headline"]
     with pytest.raises(UndefinedError, match="headline"):  # a value that a template names and nobody gave
