@@ -1,7 +1,6 @@
-"""Any data set into any format, streaming: memory holds a few steps, and a file appears whole or not at all.
+"""Any data set into our store, streaming: memory holds a few steps, and a file appears whole or not at all.
 
 convert(Path("aloha"), Path("aloha.zarr"))                     # LeRobot -> our store
-convert(Path("aloha.zarr"), Path("aloha.hdf5"))                # our store -> robomimic
 as_store(Path("aloha"), cache, Choice())                       # our store of it, made once
 """
 

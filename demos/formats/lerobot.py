@@ -31,8 +31,6 @@ from s2robot.demos.formats.source import (
     steps_of,
 )
 
-MARKER = "meta/s2robot.json"  # what only our own writer knows: attributes, names of arrays
-
 
 class LeRobot(Source):
     """One data set folder; see :class:`Source`."""
@@ -49,7 +47,6 @@ class LeRobot(Source):
             raise mismatch(f"{path}/meta/info.json: codebase_version", self.version, "v3.0, v2.1 or v2.0")
         self._videos, images, numbers = self._sorted_features()
         self._images = images
-        self.marker = self._marker()
         episodes_of = v3_episodes if self.version == "v3.0" else v2_episodes
         found, missing = episodes_of(path, info, tuple(self._videos))
         self._episodes = found[: choice.episodes]
@@ -65,8 +62,6 @@ class LeRobot(Source):
         return self._episodes[i].length
 
     def values(self, i: int) -> dict[str, Any]:
-        if self.marker:
-            return dict(self._episodes[i].values)
         known = {"source_episode": self._episodes[i].index}
         if self._episodes[i].tasks:
             known["task"] = self._tasks.index(self._episodes[i].tasks[0])
@@ -101,25 +96,11 @@ class LeRobot(Source):
             images = {key: images[key] for key in keys if key in images}
         return videos, images, numbers
 
-    def _marker(self) -> dict[str, Any] | None:
-        """What our own writer left, if the features are still those that it wrote."""
-        if not (self.path / MARKER).is_file() or any(
-            (self._choice.action, self._choice.proprio, self._choice.cameras)
-        ):
-            return None
-        found = json_object(self.path / MARKER)
-        return found if set(found.get("features", ())) <= set(self.features) else None
-
     def _name(self, numbers: dict[str, list[int]]) -> None:
         """Decide which features make action and proprio, and what the arrays are called."""
         sizes = {
             name: self._frame_size(key) for key, name in {**self._videos, **self._images}.items()
         }  # in the order of the features
-        if self.marker:
-            self._keys = {key: [feature] for feature, key in self.marker["features"].items()}
-            self._keys = {key: f for key, f in self._keys.items() if f[0] in numbers}
-            self.attributes = {**self.marker["attributes"], "kind": "images"}
-            return
         action = self._made_of("action", ("action", "actions"), "action.", numbers)
         proprio = self._made_of(
             "proprio", ("observation.state", "state", "observations.state"), "observation.", numbers
@@ -217,13 +198,9 @@ class LeRobot(Source):
             shaped = [self._shaped(table[f], f, where) for f in features]
             if key in ("action", "proprio"):
                 flat = [array.reshape(count, -1) for array in shaped]
-                joined = np.concatenate(flat, 1)
-                arrays[key] = joined if self.marker else joined.astype(np.float32)
+                arrays[key] = np.concatenate(flat, 1).astype(np.float32)
             else:
                 arrays[key] = shaped[0]
-        for key, (dtype, shape) in (self.marker or {}).get("arrays", {}).items():
-            if key in arrays:
-                arrays[key] = arrays[key].astype(dtype, copy=False).reshape(count, *shape)
         return arrays
 
     def _shaped(self, array: np.ndarray, feature: str, where: str) -> np.ndarray:

@@ -9,8 +9,6 @@ from typing import Any
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.parquet import short
 
-OWN = "s2robot/"  # before the values of an episode that only our writer stores
-
 
 @dataclass(frozen=True)
 class Episode:
@@ -21,7 +19,6 @@ class Episode:
     tasks: tuple[str, ...]
     data: Path
     videos: Mapping[str, tuple[Path, float]]  # feature -> file, and the second at which the episode begins
-    values: Mapping[str, Any]  # of our own writer
 
 
 def v2_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[list[Episode], str]:
@@ -40,8 +37,7 @@ def v2_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
             key: (_existing(path, _filled(info, "video_path", path, video_key=key, **at)), 0.0)
             for key in video_keys
         }
-        own = {k.removeprefix(OWN): v for k, v in row.items() if k.startswith(OWN)}
-        found.append(Episode(i, int(entry(row, "length", path)), _tasks(row), data, videos, own))
+        found.append(Episode(i, int(entry(row, "length", path)), _tasks(row), data, videos))
     return found, _missing(path, len(found), len(rows))
 
 
@@ -75,8 +71,7 @@ def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
             at = {n: entry(row, f"videos/{key}/{n}", files[0]) for n in ("chunk_index", "file_index")}
             file = _existing(path, _filled(info, "video_path", path, video_key=key, **at))
             videos[key] = file, float(entry(row, f"videos/{key}/from_timestamp", files[0]))
-        own = {k.removeprefix(OWN): v for k, v in row.items() if k.startswith(OWN)}
-        found.append(Episode(row["episode_index"], int(row["length"]), _tasks(row), data, videos, own))
+        found.append(Episode(row["episode_index"], int(row["length"]), _tasks(row), data, videos))
     return found, _missing(path, len(found), len(rows))
 
 

@@ -71,10 +71,6 @@ class Source(ABC):
         """One value a key of episode ``i``."""
         return {}
 
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return tuple(self.attributes["cameras"])
-
 
 def require(*modules: str, extra: str = "data") -> None:
     """Refuse to go on without packages that the extra brings.
