@@ -19,9 +19,8 @@ import numpy as np
 from s2robot.envs.cube_config import MAX_DELTA, SHUT, STAGES, CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import image_space, sizes_of
-from s2robot.envs.renderer import OffscreenRenderer
+from s2robot.envs.mujoco_task import MujocoTask
 from s2robot.envs.robots import robot_spec
-from s2robot.envs.task import Task
 from s2robot.envs.world import CLUTTER, TABLE_HEIGHT, CubeWorld
 
 _CLEAR = 0.09  # m, from the centre of the cube or of another object to that of a piece of clutter
@@ -37,7 +36,7 @@ def _check_looks(c: CubePickConfig) -> None:
             raise EnvError(f"env.{name}: found {found}, expected {kind} from {low:g} to {high:g}")
 
 
-class CubePick(Task):
+class CubePick(MujocoTask):
     """A gymnasium environment over :class:`s2robot.envs.world.CubeWorld`.
 
     Observation: ``{"images": {camera: uint8 (H, W, 3) RGB upright}, "proprio": float32 (8,)}`` with
@@ -86,7 +85,6 @@ class CubePick(Task):
         self.model, self.data = self.world.sim.model._model, self.world.sim.data._data
         self._resolve_names()
         self._change_looks()
-        self._renderer: OffscreenRenderer | None = None
         self.sizes = sizes_of(c.image_size, c.cameras)
         self._picker: Any = None
         self.observation_space = gymnasium.spaces.Dict(
@@ -189,19 +187,11 @@ class CubePick(Task):
         self._apply(close=self._closed)
         self._judge()
 
-    def close(self):
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-
     # ---------------------------------------------------------------- state
 
     def get_state(self) -> np.ndarray:
         """All that decides the future and the picture.  # float64 (S,)"""
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        physics = np.empty(mujoco.mj_stateSize(self.model, kind))
-        mujoco.mj_getState(self.model, self.data, physics, kind)
-        return np.concatenate([physics, self._gripper.current_action, self.commanded])
+        return np.concatenate([self._physics(), self._gripper.current_action, self.commanded])
 
     def set_state(self, state: np.ndarray, found_anew: bool = True) -> None:
         """Go to a state of :meth:`get_state`.
@@ -239,13 +229,6 @@ class CubePick(Task):
             self._gripper.current_action, self.commanded = grip, commanded
             self._furthest, self._held_steps, self._steps = judge
 
-    def render_cameras(self) -> dict[str, np.ndarray]:
-        """One frame per camera of the present state.  # {camera: uint8 (H, W, 3)}"""
-        if self._renderer is None:
-            self._renderer = OffscreenRenderer(self.model, *self.sizes.values())
-        draw = self._renderer.render
-        return {name: draw(self.data, i, self.sizes[name]) for name, i in self.camera_ids.items()}
-
     @property
     def joints(self) -> np.ndarray:
         """Measured joints, rad.  # (7,)"""
@@ -278,17 +261,7 @@ class CubePick(Task):
     def project(self, position) -> dict[str, np.ndarray]:
         """Where each camera sees a point of the table's frame (3,), m: x to the right and y downwards in 0..1 of the
         upright frame, at its border if outside, NaN if behind the camera.  # {camera: float32 (2,)}"""
-        points = {}
-        for name, i in self.camera_ids.items():
-            offset = np.asarray(position) + [0, 0, TABLE_HEIGHT] - self.data.cam_xpos[i]
-            right, up, backward = offset @ self.data.cam_xmat[i].reshape(3, 3)
-            half = -backward * np.tan(
-                np.radians(self.model.cam_fovy[i]) / 2
-            )  # half the picture's height there, m
-            height, width = self.sizes[name]
-            seen = np.array([right * (height / width), -up]) / half if half > 0 else np.full(2, np.nan)
-            points[name] = np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
-        return points
+        return self._projected(np.asarray(position) + [0, 0, TABLE_HEIGHT])
 
     @property
     def layout(self) -> dict[str, float]:
@@ -333,20 +306,6 @@ class CubePick(Task):
         where = {"cube_xy": xy, "cube_yaw": round(float(layout["yaw"]), 5)}
         return where, {"closest_m": round(-float(progress), 5)}
 
-    def camera_geometry(self) -> dict:
-        return {
-            name: {
-                **size,
-                "fovy": float(self.model.cam_fovy[i]),
-                "position": [float(x) for x in self.model.cam_pos[i]],
-                "quaternion": [float(x) for x in self.model.cam_quat[i]],
-                "body": self.model.body(self.model.cam_bodyid[i]).name,
-            }
-            for (name, size), i in zip(
-                super().camera_geometry().items(), self.camera_ids.values(), strict=True
-            )
-        }
-
     # ---------------------------------------------------------------- inside
 
     def _apply(self, close: bool) -> None:
@@ -357,12 +316,6 @@ class CubePick(Task):
         """The command that a gripper has after being opened for long; its shape and signs are the gripper's own."""
         for _ in range(int(np.ceil(2 / self._gripper.speed))):
             self._gripper.format_action(np.array([-1.0]))
-
-    def _refresh_poses(self) -> None:
-        """Derive the poses of bodies, cameras and lights from the joints; a step leaves them half a step old."""
-        mujoco.mj_kinematics(self.model, self.data)
-        mujoco.mj_comPos(self.model, self.data)
-        mujoco.mj_camlight(self.model, self.data)
 
     def _touching(self) -> bool:
         """Both fingers touch the cube."""

@@ -22,9 +22,9 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.experts.in_task import TaskExpert
 from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
-from s2robot.envs.renderer import OffscreenRenderer
+from s2robot.envs.frames import sizes_of
+from s2robot.envs.mujoco_task import MujocoTask
 from s2robot.envs.robosuite_config import GRASPED, RobosuiteSettings
-from s2robot.envs.task import Task
 
 logging.disable(logging.WARNING)  # robosuite warns at import of optional parts that nobody here needs
 import robosuite  # noqa: E402
@@ -39,7 +39,7 @@ _GOALS = ("goal_pos", "goal_ori", "goal_qpos", "initial_joint")
 _FAR = 5.0  # m: robosuite puts away what an episode does not need
 
 
-class RobosuiteTask(Task):
+class RobosuiteTask(MujocoTask):
     """One robosuite environment; see the module for what is done to it.
 
     Raises:
@@ -54,10 +54,10 @@ class RobosuiteTask(Task):
         self.raw = _made(self.settings)
         self._reset_raw()
         self.model, self.data = self.raw.sim.model._model, self.raw.sim.data._data
+        self.sizes = sizes_of(self.settings.image_size, self.settings.cameras)
         self.camera_ids = {name: self._camera(name) for name in self.settings.cameras}
         self.action_parts, low, high, self._scale, self._offset = _actions(self.raw)
         self.proprio_parts = self._proprio_parts()
-        self._renderer: OffscreenRenderer | None = None
         self._guide: Any = None  # an expert that is never moved by, which tells how far it still is
         self._furthest = 0
         self._layout: dict[str, float] = {}
@@ -157,45 +157,12 @@ class RobosuiteTask(Task):
         """Of the first arm."""
         sites = self.raw.robots[0].eef_site_id
         at = self.data.site_xpos[next(iter(sites.values()))]
-        aspects = {name: width / height for name, (height, width) in self.task_spec.cameras.items()}
-        return {
-            name: projected(self.model, self.data, i, at, aspects[name])
-            for name, i in self.camera_ids.items()
-        }
-
-    def render_cameras(self) -> dict[str, np.ndarray]:
-        sizes = self.task_spec.cameras
-        if self._renderer is None:
-            self._renderer = OffscreenRenderer(self.model, *sizes.values())
-        draw = self._renderer.render
-        return {name: draw(self.data, i, sizes[name]) for name, i in self.camera_ids.items()}
-
-    def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-
-    def camera_geometry(self) -> dict[str, dict[str, Any]]:
-        return {
-            name: {
-                **about,
-                "fovy": float(self.model.cam_fovy[i]),
-                "position": [float(x) for x in self.model.cam_pos[i]],
-                "quaternion": [float(x) for x in self.model.cam_quat[i]],
-                "body": self.model.body(self.model.cam_bodyid[i]).name,
-            }
-            for (name, about), i in zip(
-                super().camera_geometry().items(), self.camera_ids.values(), strict=True
-            )
-        }
+        return self._projected(at)
 
     # ---------------------------------------------------------------- state
 
     def get_state(self) -> np.ndarray:
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        physics = np.empty(mujoco.mj_stateSize(self.model, kind))
-        mujoco.mj_getState(self.model, self.data, physics, kind)
-        return np.concatenate([physics, *(np.ravel(getattr(o, name)) for o, name in self._memory())])
+        return np.concatenate([self._physics(), *(np.ravel(getattr(o, name)) for o, name in self._memory())])
 
     def set_state(self, state: np.ndarray, found_anew: bool = True) -> None:
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -245,12 +212,6 @@ class RobosuiteTask(Task):
             for controller in robot.composite_controller.part_controllers.values():
                 controller.new_update = True
 
-    def _refresh_poses(self) -> None:
-        """Derive the poses of bodies, cameras and lights from the joints; a step leaves them half a step old."""
-        mujoco.mj_kinematics(self.model, self.data)
-        mujoco.mj_comPos(self.model, self.data)
-        mujoco.mj_camlight(self.model, self.data)
-
     def _judge(self) -> None:
         last = len(self.settings.stages) - 1
         reached = 0
@@ -284,17 +245,6 @@ class RobosuiteTask(Task):
                 yaw = np.arctan2(2 * (w * k + i * j), 1 - 2 * (j * j + k * k))
                 places |= {f"{name}_x": float(x), f"{name}_y": float(y), f"{name}_yaw": float(yaw)}
         return places
-
-
-def projected(
-    model: mujoco.MjModel, data: mujoco.MjData, camera: int, position, aspect: float = 1.0
-) -> np.ndarray:
-    """Where a camera sees a point (3,), m: x to the right and y downwards in 0..1 of the upright frame, at its border if
-    outside, NaN if behind the camera.  # float32 (2,)"""
-    right, up, backward = (position - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)
-    half = -backward * np.tan(np.radians(model.cam_fovy[camera]) / 2)  # half the picture's height there, m
-    seen = np.array([right / aspect, -up]) / half if half > 0 else np.full(2, np.nan)
-    return np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
 
 
 def _made(s: RobosuiteSettings) -> Any:
