@@ -16,19 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import ROOT, against, keep, records, run, success
 
-from s2robot.common.files import write_json
-from s2robot.comparison.intervals import success_interval
-
-ROOT = Path(__file__).resolve().parent.parent
 SUMMARY = ROOT / "docs" / "results" / "policies" / "summary.json"
 
 
@@ -70,6 +64,11 @@ ROWS = {
     },
     "DAgger": Row(dagger_rounds=1, begins="default"),
     "rpt": Row("policy=rpt"),
+    "rpt, 8000 steps": Row("policy=rpt train.steps=8000"),
+    "rpt, no past actions": Row("policy=rpt policy.network.action_history=false train.steps=8000"),
+    "rpt, keypoints": Row(
+        "policy=rpt policy.network.action_history=false policy.pooling.kind=spatial_softmax train.steps=4000"
+    ),
     "panda": Row("", PANDA, robot="panda"),
     "panda, DAgger": Row("", PANDA, robot="panda", dagger_rounds=1, begins="panda"),
     "2.5 cm cube": Row("", SMALL, cube_size=0.025),
@@ -77,20 +76,6 @@ ROWS = {
     "2.5 cm cube, large": Row(LARGE, SMALL, cube_size=0.025),
     "2.5 cm cube, DAgger": Row("", SMALL, cube_size=0.025, dagger_rounds=1, begins="2.5 cm cube"),
 }
-
-
-def run(verb: str, words: list[str], folder: Path) -> float:
-    """Seconds of a verb in its run folder; 0 where it was done before."""
-    if (folder / "done").exists():
-        return float((folder / "done").read_text())
-    start = time.monotonic()
-    command = [sys.executable, "-m", "s2robot", verb, *words, f"hydra.run.dir={folder}"]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as log:
-        subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
-    seconds = time.monotonic() - start
-    (folder / "done").write_text(str(seconds))
-    return seconds
 
 
 def trained(name: str, row: Row, seed: int, args: argparse.Namespace) -> Path:
@@ -114,13 +99,13 @@ def one(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, A
         checkpoint = f"checkpoint={trained(name, row, seed, args)}"
         run("evaluate", [checkpoint, *row.world.split(), *positions], folder / "evaluate")
         tried, fitted = folder / "evaluate", folder / "train"
-    records = [json.loads(line) for line in (tried / "episodes.jsonl").read_text().splitlines()]
+    played = records(tried)
     summary = json.loads((tried / "summary.json").read_text())
     metrics = json.loads((fitted / "metrics.json").read_text())
-    actions = sum(record["steps"] for record in records)
+    actions = sum(record["steps"] for record in played)
     return {
         "seed": seed,
-        "outcomes": [bool(record["success"]) for record in records],
+        "outcomes": [bool(record["success"]) for record in played],
         "train_seconds": sum(line["seconds"] for line in metrics),
         "ms_per_action": 1e3 * summary["timing"]["policy_s"] / actions,
     }
@@ -136,26 +121,13 @@ def command(row: Row) -> str:
 
 
 def summarise(name: str, row: Row, seeds: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
-    outcomes = np.array([each["outcomes"] for each in seeds])  # (seeds, positions)
-    low, high, method = success_interval(outcomes)
-    rates = outcomes.mean(1)
     return {
         "name": name,
         **{key: getattr(row, key) for key in ("robot", "cube_size", "head", "demos", "dagger_rounds")},
-        "seeds": [
-            {"seed": each["seed"], "episodes": len(each["outcomes"]), "successes": sum(each["outcomes"])}
-            for each in seeds
-        ],
-        "mean": round(float(rates.mean()), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "method": method,
-        "worst": round(float(rates.min()), 4),
-        "sd": round(float(rates.std(ddof=1)), 4) if len(rates) > 1 else None,
+        **success(seeds, args.seed),
         "train_seconds": round(float(np.mean([each["train_seconds"] for each in seeds])), 1),
         "ms_per_action": round(float(np.mean([each["ms_per_action"] for each in seeds])), 2),
         "command": command(row),
-        "positions": [args.seed, args.seed + args.episodes - 1],
     }
 
 
@@ -165,18 +137,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="training seeds")
     parser.add_argument("--episodes", type=int, default=256, help="positions (default 256)")
     parser.add_argument("--seed", type=int, default=60_000, help="of the first position (default 60000)")
+    parser.add_argument(
+        "--against", help="a row whose success is taken from that of the others, position by position"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "policies", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=SUMMARY, help="the summary")
     args = parser.parse_args()
     args.work = args.work.resolve()
-    if unknown := [name for name in args.rows if name not in ROWS]:
+    if unknown := [name for name in [*args.rows, *filter(None, [args.against])] if name not in ROWS]:
         parser.error(f"unknown row {unknown[0]}, expected some of {', '.join(ROWS)}")
     for name in args.rows or ROWS:
-        result = summarise(name, ROWS[name], [one(name, ROWS[name], seed, args) for seed in args.seeds], args)
-        print(json.dumps(result), flush=True)
-        rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.out, {"rows": [r for r in rows if r["name"] != name] + [result]})
+        seeds = [one(name, ROWS[name], seed, args) for seed in args.seeds]
+        keep(args.out, "rows", summarise(name, ROWS[name], seeds, args))
+        if args.against:
+            base = [one(args.against, ROWS[args.against], seed, args) for seed in args.seeds]
+            keep(args.out, "differences", against(name, seeds, args.against, base))
 
 
 if __name__ == "__main__":

@@ -13,21 +13,14 @@ docs/results/tasks/summary.json: rows that are there already and are not asked f
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import ROOT, against, keep, records, run, success
 
-from s2robot.common.files import write_json
-from s2robot.comparison.intervals import success_interval
-
-ROOT = Path(__file__).resolve().parent.parent
 SUMMARY = ROOT / "docs" / "results" / "tasks" / "summary.json"
 DEMOS_SEED = 100_000  # of the first demo
 
@@ -49,20 +42,6 @@ ROWS = {task: Row(task) for task in TASKS}
 ROWS |= {f"{task}, one scale": Row(task, "s2=single") for task in TASKS}
 
 
-def run(verb: str, words: list[str], folder: Path) -> float:
-    """Seconds of a verb in its run folder; those of then where it was done before."""
-    if (folder / "done").exists():
-        return float((folder / "done").read_text())
-    start = time.monotonic()
-    command = [sys.executable, "-m", "s2robot", verb, *words, f"hydra.run.dir={folder}"]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as log:
-        subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
-    seconds = time.monotonic() - start
-    (folder / "done").write_text(str(seconds))
-    return seconds
-
-
 def one(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate a row with one training seed."""
     demos = args.work / f"{row.task}.zarr"
@@ -75,12 +54,11 @@ def one(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, A
     positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=4"]
     checkpoint = f"checkpoint={folder / 'train' / 'checkpoint'}"
     run("evaluate", [checkpoint, task, *positions], folder / "evaluate")
-    lines = (folder / "evaluate" / "episodes.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    played = records(folder / "evaluate")
     return {
         "seed": seed,
-        "outcomes": [bool(record["success"]) for record in records],
-        "stages": [record["stage"] for record in records],
+        "outcomes": [bool(record["success"]) for record in played],
+        "stages": [record["stage"] for record in played],
     }
 
 
@@ -118,8 +96,6 @@ def expert_row(task: str, args: argparse.Namespace, pool: ProcessPoolExecutor) -
 def summarise(
     name: str, row: Row, arm: str, seeds: list[dict[str, Any]], args: argparse.Namespace
 ) -> dict[str, Any]:
-    outcomes = np.array([each["outcomes"] for each in seeds])  # (seeds, positions)
-    low, high, method = success_interval(outcomes)
     typed = f"task={row.task} demos.path=<demos> {row.train}".strip()
     stages = [stage for each in seeds for stage in each.get("stages", [])]
     return {
@@ -129,17 +105,9 @@ def summarise(
         "controller": "OSC_POSE",
         "arm": arm,
         "demos": 0 if arm == "expert" else args.demos,
-        "seeds": [
-            {"seed": each["seed"], "episodes": len(each["outcomes"]), "successes": int(sum(each["outcomes"]))}
-            for each in seeds
-        ],
-        "mean": round(float(outcomes.mean()), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "method": method,
+        **success(seeds, args.seed),
         "stages": {stage: stages.count(stage) for stage in sorted(set(stages))},
         "command": f"s2robot train {typed} train.seed=<seed>",
-        "positions": [args.seed, args.seed + args.episodes - 1],
     }
 
 
@@ -152,25 +120,27 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=128, help="positions (default 128)")
     parser.add_argument("--seed", type=int, default=60_000, help="of the first position (default 60000)")
     parser.add_argument("--workers", type=int, default=2, help="processes that simulate experts")
+    parser.add_argument(
+        "--against", help="a row whose success is taken from that of the others, position by position"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "tasks", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=SUMMARY, help="the summary")
     args = parser.parse_args()
     args.work = args.work.resolve()
     known = TASKS if args.experts else tuple(ROWS)
-    if unknown := [name for name in args.rows if name not in known]:
+    if unknown := [name for name in [*args.rows, *filter(None, [args.against])] if name not in known]:
         parser.error(f"unknown row {unknown[0]}, expected some of {', '.join(known)}")
     with ProcessPoolExecutor(args.workers) as pool:
         for name in args.rows or known:
             if args.experts:
-                result = expert_row(name, args, pool)
-            else:
-                row = ROWS[name]
-                trained = [one(name, row, seed, args) for seed in args.seeds]
-                result = summarise(name, row, row.arm, trained, args)
-            print(json.dumps(result), flush=True)
-            rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(args.out, {"rows": [r for r in rows if r["name"] != result["name"]] + [result]})
+                keep(args.out, "rows", expert_row(name, args, pool))
+                continue
+            row = ROWS[name]
+            seeds = [one(name, row, seed, args) for seed in args.seeds]
+            keep(args.out, "rows", summarise(name, row, row.arm, seeds, args))
+            if args.against:
+                base = [one(args.against, ROWS[args.against], seed, args) for seed in args.seeds]
+                keep(args.out, "differences", against(name, seeds, args.against, base))
 
 
 if __name__ == "__main__":
