@@ -78,7 +78,7 @@ VERBS = {
     ),
     "convert": Verb(
         "s2robot.verbs:convert",
-        "read a data set of another format (LeRobot, robomimic, diffusion_policy) into an episode store",
+        "a data set of another format (LeRobot, robomimic, diffusion_policy) as an episode store, or the other way",
     ),
     "relabel": Verb(
         "s2robot.verbs:relabel",

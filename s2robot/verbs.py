@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
+from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
 from s2robot.common.settings import (
@@ -51,20 +52,30 @@ def record(cfg: DictConfig) -> None:
 
 
 def convert(cfg: DictConfig) -> None:
-    """`s2robot convert`: any data set into any format."""
-    from s2robot.demos.formats.convert import convert
+    """`s2robot convert`: any data set as an episode store, or as one of another format."""
+    from s2robot.demos.formats.convert import as_store
+    from s2robot.demos.formats.convert import convert as read_in
+    from s2robot.demos.formats.export import ExportSettings, export, format_for
     from s2robot.demos.formats.source import Choice
 
-    with bar("converting") as update:
-        source = convert(
-            Path(cfg.data),
-            Path(cfg.out),
-            read_among(Choice, cfg, ""),
-            lambda done, total: update(done, total, "steps"),
-        )
-    for note in source.notes:
+    choice, data, out = read_among(Choice, cfg, ""), Path(cfg.data), Path(cfg.out)
+    if to := format_for(out, cfg.to):
+        settings = read_among(ExportSettings, cfg, "")
+        with bar("reading") as update:
+            path = as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
+        store = EpisodeStore.open(path)
+        if store.attrs["kind"] == "states":
+            require_simulator()
+        with bar("converting") as update:
+            notes = export(store, out, to, settings, lambda *n: update(*n, "steps"))
+        counts = len(store), store.num_steps
+    else:
+        with bar("converting") as update:
+            source = read_in(data, out, choice, lambda *n: update(*n, "steps"))
+        notes, counts = source.notes, (len(source), sum(map(source.length, range(len(source)))))
+    for note in notes:
         print(f"note: {note}")
-    print(f"{len(source)} episodes, {sum(map(source.length, range(len(source))))} steps: {cfg.out}")
+    print("{} episodes, {} steps: {}".format(*counts, out))
 
 
 def relabel(cfg: DictConfig) -> None:

@@ -23,7 +23,7 @@ READER = 1  # raised when the same files are read into another store, so that ca
 Progress = Callable[[int, int], None]  # steps done, of how many
 
 
-def _silent(done: int, total: int) -> None:
+def silent(done: int, total: int) -> None:
     """Nobody looks."""
 
 
@@ -31,7 +31,7 @@ def convert(
     path: Path,
     out: Path,
     choice: Choice | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Source:
     """Write the data set at `path` as `out`; returns what was read, whose `notes` say what was left out.
 
@@ -44,7 +44,7 @@ def convert(
     return source
 
 
-def write(source: Source, out: Path, progress: Progress = _silent) -> None:
+def write(source: Source, out: Path, progress: Progress = silent) -> None:
     """Write a data set as our store. Raises as :func:`convert`."""
     if os.path.lexists(out):
         raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
@@ -107,7 +107,7 @@ def as_store(
     path: Path,
     cache: Path,
     choice: Choice | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     said: Callable[[str], None] = print,
 ) -> Path:
     """The path of our store of a data set: itself if it is one, else a copy in `cache`, made at the first call.
@@ -117,9 +117,11 @@ def as_store(
     Raises:
         DatasetError: as :func:`convert`.
     """
-    if not path.exists() or format_of(path) == "s2robot":
-        return path  # what is wrong with one that is not there, the store says best
     choice = choice or Choice()
+    if not path.exists() or format_of(path) == "s2robot":
+        if wrong := next((k for k, v in asdict(choice).items() if v != getattr(Choice(), k)), None):
+            raise mismatch(wrong, getattr(choice, wrong), "nothing: an episode store is taken whole")
+        return path  # what is wrong with one that is not there, the store says best
     key = hashlib.sha256(json.dumps([READER, asdict(choice), _files(path)]).encode()).hexdigest()[:16]
     out = cache / f"{path.name.split('.')[0]}-{key}.zarr"
     if not out.exists():

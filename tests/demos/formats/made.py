@@ -7,6 +7,9 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zarr
+
+from s2robot.demos.store import EpisodeStore
 
 FPS, LENGTHS, H, W = 10, (5, 7), 16, 24
 TASKS = ("put the cup down", "lift the cup")
@@ -124,3 +127,42 @@ def lerobot_v30(path: Path) -> Path:
     pq.write_table(pa.Table.from_pylist(rows), path / "meta/episodes/chunk-000/file-000.parquet")
     video(path / f"videos/{key}/chunk-000/file-000.mp4", np.concatenate([frames(0), frames(1)]))
     return path
+
+
+CAMERAS = {"hand": (H, W), "left.up": (20, 18)}  # one of another size, and a name with a dot
+PARTS = {
+    "action_parts": [
+        {"name": "joints", "size": 2, "kind": "delta", "names": ["elbow", "wrist"]},
+        {"name": "gripper", "size": 1, "kind": "binary", "low": [0.0], "high": [1.0]},
+    ],
+    "proprio_parts": [{"name": "pose", "size": 4, "kind": "absolute"}],
+}
+
+
+def episode(i: int, cameras: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+    """Arrays of episode i of a store of our own."""
+    data, n = numbers(i), LENGTHS[i]
+    data["action"][:, 2] = np.arange(n) % 2
+    pictures = {f"images_{name}": frames(i, size) for name, size in cameras.items()}
+    extra = {"force/left": np.arange(n, dtype="f8") / 7, "imitate": np.arange(n, dtype="u1") % 2}
+    grid = np.arange(n * 6, dtype="f4").reshape(n, 2, 3)
+    return {"action": data["action"], "proprio": data["state"], **extra, "grid": grid, **pictures}
+
+
+def store(path: Path, **about: object) -> EpisodeStore:
+    """Two episodes of our own: parts, cameras of two sizes, other arrays, a task each."""
+    cameras = dict(about.pop("sizes", CAMERAS))  # type: ignore[call-overload]
+    attributes = {
+        "robot": "xarm7", "joint_names": ["elbow", "wrist"], "rate_hz": FPS, "seed": 3, "cameras": list(cameras),
+        "camera_geometry": {n: {"size": list(size)} for n, size in cameras.items()}, "action_frame": "parts",
+        "env_version": "mine", "env_config": {}, "kind": "images", "tasks": list(TASKS), **PARTS, **about,
+    }  # fmt: skip
+    with EpisodeStore.create(path, attributes) as made:
+        for i in range(len(LENGTHS)):
+            made.append(episode(i, cameras), {"task": 1 - i, "seed": 7 + i, "success": bool(i)})
+    return made
+
+
+def overwrite(path: Path, key: str, values: np.ndarray) -> None:
+    """Put numbers into a store behind its back."""
+    zarr.open_array(str(path / "data" / key), mode="r+")[:] = values
