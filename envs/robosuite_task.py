@@ -53,15 +53,18 @@ class RobosuiteTask(MujocoTask):
         self.settings, self.draw = settings or RobosuiteSettings(), draw
         self.raw = _made(self.settings)
         self._reset_raw()
-        self.model, self.data = self.raw.sim.model._model, self.raw.sim.data._data
         self.sizes = sizes_of(self.settings.image_size, self.settings.cameras)
-        self.camera_ids = {name: self._camera(name) for name in self.settings.cameras}
+        self._look_at_scene()
         self.action_parts, low, high, self._scale, self._offset = _actions(self.raw)
         self.proprio_parts = self._proprio_parts()
         self._guide: Any = None  # an expert that is never moved by, which tells how far it still is
         self._furthest = 0
         self._layout: dict[str, float] = {}
         self.spaces(low, high, sum(part["size"] for part in self.proprio_parts))
+
+    def _look_at_scene(self) -> None:
+        self.model, self.data = self.raw.sim.model._model, self.raw.sim.data._data
+        self.camera_ids = {name: self._camera(name) for name in self.settings.cameras}
 
     def _camera(self, name: str) -> int:
         known = [self.model.camera(i).name for i in range(self.model.ncam)]
@@ -198,6 +201,38 @@ class RobosuiteTask(MujocoTask):
         """What decides the next step beside MuJoCo's state: (holder, attribute); a reset makes new controllers."""
         return list(_memory(self.raw))
 
+    # ---------------------------------------------------------------- robosuite's own recordings
+
+    def arguments(self) -> dict[str, Any]:
+        """What makes this world in `robosuite.make` and in robomimic, as JSON types."""
+        return {"env_version": robosuite.__version__, "env_kwargs": _arguments(self.settings)}
+
+    def load_scene(self, xml: str) -> None:
+        """Take the scene that a recording keeps in the place of one's own, until the next is loaded.
+
+        Raises:
+            EnvError: one that this robosuite cannot read; another version's, most often.
+        """
+        try:
+            self.raw.reset_from_xml_string(self.raw.edit_model_xml(xml))
+        except (
+            Exception
+        ) as error:  # names that another version gave to joints, sites and meshes; XML that is none
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise EnvError(
+                f"found a scene that robosuite {robosuite.__version__} cannot load ({text}), expected one of its own"
+            ) from None
+        self.close()  # the renderer is of the scene before
+        self._look_at_scene()
+
+    def show(self, flat: np.ndarray) -> None:
+        """Go to a state as recordings keep it: time, positions, velocities.  # (1 + nq + nv,)"""
+        size = 1 + self.model.nq + self.model.nv
+        if np.shape(flat) != (size,):
+            raise EnvError(f"found a state of shape {np.shape(flat)}, expected ({size},) for this scene")
+        self.raw.sim.set_state_from_flattened(flat)
+        self.raw.sim.forward()
+
     # ---------------------------------------------------------------- inside
 
     def _reset_raw(self) -> None:
@@ -259,22 +294,27 @@ def _made(s: RobosuiteSettings) -> Any:
     if s.controller not in robosuite.ALL_PART_CONTROLLERS:
         known = set(robosuite.ALL_PART_CONTROLLERS)
         raise EnvError(f"task.controller: found '{s.controller}', expected one of {', '.join(sorted(known))}")
+    try:
+        return robosuite.make(s.env, **{"seed": 0, **_arguments(s)})
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        raise EnvError(f"task: robosuite refuses {s.env} with {s.robot} and {s.kwargs}: {error}") from None
+
+
+def _arguments(s: RobosuiteSettings) -> dict[str, Any]:
+    """Of `robosuite.make`, beside the environment and the seed."""
+    robots = s.robot.split("+")
     part = load_part_controller_config(default_controller=s.controller)
     config = {"type": "BASIC", "body_parts": {"right": {**part, "gripper": {"type": "GRIP"}}}}
     usual = {
         "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False, "use_object_obs": False,
-        "reward_shaping": True, "hard_reset": False, "ignore_done": True, "seed": 0,
+        "reward_shaping": True, "hard_reset": False, "ignore_done": True,
     }  # fmt: skip
-    try:
-        return robosuite.make(
-            s.env,
-            robots=robots if len(robots) > 1 else robots[0],
-            controller_configs=[config] * len(robots) if len(robots) > 1 else config,
-            control_freq=s.rate_hz,
-            **{**usual, **s.kwargs},
-        )
-    except (TypeError, ValueError, AssertionError, KeyError) as error:
-        raise EnvError(f"task: robosuite refuses {s.env} with {s.robot} and {s.kwargs}: {error}") from None
+    return dict(
+        robots=robots if len(robots) > 1 else robots[0],
+        controller_configs=[config] * len(robots) if len(robots) > 1 else config,
+        control_freq=s.rate_hz,
+        **{**usual, **s.kwargs},  # one that stands above, too, is a TypeError
+    )
 
 
 def _actions(raw: Any) -> tuple[list[dict], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -47,9 +47,9 @@ def read(path: Path, choice: Choice) -> Source:
 
         return LeRobot(path, choice)
     if kind == "robomimic":
-        from s2robot.demos.formats.robomimic import Robomimic
+        from s2robot.demos.formats.robomimic import open_file
 
-        return Robomimic(path, choice)
+        return open_file(path, choice)
     if kind == "diffusion_policy":
         from s2robot.demos.formats.diffusion_policy import ReplayBuffer
 

@@ -1,9 +1,9 @@
 """robomimic's hdf5 files.
 
-    Robomimic(Path("lift/ph/image.hdf5"), Choice())
+    open_file(Path("lift/ph/image.hdf5"), Choice())
 
 Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Actions of robosuite's OSC_POSE in -1..1 become m and rad
-(those of `task=robosuite`) where env_args tell the controller's scale.
+(those of `task=robosuite`) where env_args tell the controller's scale. Files of states alone: robosuite_states.py.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.formats.kept import EXACT, NAME, SCALE, Kept
 from s2robot.demos.formats.source import (
     Choice,
     Piece,
@@ -33,26 +34,43 @@ HAND = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # what `tas
 Scale = tuple[np.ndarray, np.ndarray]  # ours = theirs * first + second
 
 
+def open_file(path: Path, choice: Choice) -> Source:
+    """One file, with pictures or with states alone, of which the pictures are drawn.
+
+    Raises:
+        DatasetError: it cannot be read, or lacks what `choice` asks for.
+    """
+    require("h5py")
+    with opened(path) as file:
+        demos = demos_of(file, path, choice)
+        if "obs" in file["data"][demos[0]]:
+            return Robomimic(path, choice)
+    from s2robot.demos.formats.robosuite_states import RobosuiteStates
+
+    return RobosuiteStates(path, choice)
+
+
 class Robomimic(Source):
-    """One file; see :class:`Source`."""
+    """A file with `obs`; see :class:`Source`."""
 
     def __init__(self, path: Path, choice: Choice):
-        require("h5py")
         super().__init__(path)
         with opened(path) as file:
-            if "data" not in file:
-                raise mismatch(path, f"groups {', '.join(file)}", "'data' among them")
             data = file["data"]
-            self._demos = _demos(file, path, choice.mask)[: choice.episodes]
-            first = data[self._demos[0]]
-            if "obs" not in first:
-                expected = "'obs' (robomimic's dataset_states_to_obs.py draws them from states)"
-                raise mismatch(f"{path}: data/{self._demos[0]}", ", ".join(first), expected)
-            self._lengths = [len(_array(data[d], "actions", path)) for d in self._demos]
+            self._demos = demos_of(file, path, choice)
+            self._lengths = [len(array_of(data[d], "actions", path)) for d in self._demos]
             self._scale: Scale | None = None
-            self._name(first, json.loads(data.attrs.get("env_args", "{}")), choice)
+            self._kept = Kept.of(data.attrs[NAME], f"{path}: data: {NAME}") if NAME in data.attrs else None
+            if self._kept and self._kept.fits(choice):
+                self._kept = self._kept.with_cameras(choice.cameras, path)
+                self._keys = {key: tuple(places) for key, places in self._kept.places.items()}
+                self.attributes = self._kept.attributes
+                self._scale = _kept_scale(data.attrs, path)
+            else:
+                self._kept = None
+                self._name(data[self._demos[0]], env_args(data, path), choice)
 
-    def _name(self, demo: Any, env_args: dict[str, Any], choice: Choice) -> None:
+    def _name(self, demo: Any, args: dict[str, Any], choice: Choice) -> None:
         """Decide what makes action and proprio, and what the arrays are called."""
         obs = {name: demo["obs"][name] for name in demo["obs"]}
         pictures = {k: a for k, a in obs.items() if a.ndim == 4 and a.dtype == np.uint8 and a.shape[3] == 3}
@@ -69,18 +87,17 @@ class Robomimic(Source):
         action = list(chosen(choice.action or ("actions",), list(demo), "action", self.path))
         self._keys = {"action": tuple(action), "proprio": tuple(f"obs/{k}" for k in proprio)}
         self._keys |= {f"images_{name}": (f"obs/{key}",) for key, name in cameras.items()}
-        kwargs = env_args.get("env_kwargs", {})
-        parts, frame = osc_parts(kwargs, demo["actions"].shape[1]) if action == ["actions"] else (None, "")
-        parts = parts or [part_of(k, demo[k].shape[1], choice.action_kind) for k in action]
+        kwargs = args.get("env_kwargs", {})
+        parts, frame = action_parts(kwargs, demo, action, choice)
         self.attributes = about(
             self.path,
-            str(env_args.get("env_name", "robomimic")),
-            _robot(kwargs),
+            str(args.get("env_name", "robomimic")),
+            robot_of(kwargs),
             choice.rate_hz or float(kwargs.get("control_freq", 20)),
             {name: pictures[key].shape[1:3] for key, name in cameras.items()},
             parts,
             [_seen_part(k, obs[k].shape[1]) for k in proprio],
-            env_args=env_args,
+            env_args=args,
         )
         if frame:
             self.attributes["action_frame"] = frame
@@ -93,32 +110,41 @@ class Robomimic(Source):
         return self._lengths[i]
 
     def values(self, i: int) -> dict[str, Any]:
-        return {"source_episode": _number(self._demos[i])}
+        if self._kept is None:
+            return {"source_episode": number_of(self._demos[i])}
+        with opened(self.path) as file:
+            found = dict(file["data"][self._demos[i]].attrs)
+        found = {k.removeprefix(f"{NAME}:"): v for k, v in found.items() if k.startswith(f"{NAME}:")}
+        return self._kept.episode_values(found, f"{self.path}: data/{self._demos[i]}")
 
     def pieces(self, i: int) -> Iterator[Piece]:
         name, count = self._demos[i], self._lengths[i]
         where = f"{self.path}: {name}"
         with opened(self.path) as file:
             demo = file["data"][name]
-            arrays = {key: [_array(demo, k, self.path) for k in keys] for key, keys in self._keys.items()}
-            for keys, several in zip(self._keys.values(), arrays.values(), strict=True):
-                for key, array in zip(keys, several, strict=True):
-                    if len(array) != count:
-                        raise mismatch(f"{where}: {key}", f"{len(array)} steps", f"{count} as in actions")
+            arrays = {key: [array_of(demo, k, self.path, count) for k in self._found(demo, keys)]
+                      for key, keys in self._keys.items()}  # fmt: skip
+            exact = EXACT in demo
             row = sum(a[0].dtype.itemsize * int(np.prod(a[0].shape[1:])) for a in arrays.values())
             for start in range(0, count, steps_of(row)):
                 at = slice(start, min(start + steps_of(row), count))
-                piece = {key: self._joined(key, [a[at] for a in several]) for key, several in arrays.items()}
+                piece = {k: self._joined(k, [a[at] for a in several], exact) for k, several in arrays.items()}
                 yield finite(piece, where, start)
 
-    def _joined(self, key: str, arrays: list[np.ndarray]) -> np.ndarray:
-        if key.startswith("images_"):
-            return arrays[0]
-        if key == "action":
+    def _found(self, demo: Any, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """Where they lie in a demo: our actions as they were, where -1..1 could not hold them."""
+        return (EXACT,) if self._kept and keys == ("actions",) and EXACT in demo else keys
+
+    def _joined(self, key: str, arrays: list[np.ndarray], exact: bool) -> np.ndarray:
+        if key == "action" and not (self._kept and exact):
             joined = np.concatenate(arrays, 1).astype(np.float64)
             if self._scale:
                 joined = np.clip(joined, -1, 1) * self._scale[0] + self._scale[1]
-            return joined.astype(np.float32)
+            return joined.astype(self._kept.arrays[key][0] if self._kept else np.float32)
+        if self._kept:
+            return self._kept.array(key, arrays)
+        if key.startswith("images_"):
+            return arrays[0]
         quats = [k.endswith("_quat") for k in self._keys[key]]
         seen = [rot6d(a) if quat else a for a, quat in zip(arrays, quats, strict=True)]
         return np.concatenate(seen, 1).astype(np.float32)
@@ -133,7 +159,8 @@ def osc_parts(kwargs: Mapping[str, Any], size: int) -> tuple[list[dict] | None, 
     if isinstance(config, list) and len(config) == 1:
         config = config[0]
     if isinstance(config, dict) and "body_parts" in config:
-        config = config["body_parts"].get("right") or {}
+        parts = config["body_parts"]
+        config = parts.get("right") or (parts.get("arms") or {}).get("right") or {}
     most: Any = config.get("output_max") if isinstance(config, dict) else None
     delta = bool(config.get("control_delta", config.get("input_type", "delta") == "delta")) if most else False
     if not delta or config.get("type") != "OSC_POSE" or size != 7 or np.shape(most) != (6,):
@@ -151,6 +178,14 @@ def osc_parts(kwargs: Mapping[str, Any], size: int) -> tuple[list[dict] | None, 
         },
         {"name": "gripper", "size": 1, "kind": "binary", "low": [0.0], "high": [1.0]},
     ], "robosuite:OSC_POSE"
+
+
+def action_parts(
+    kwargs: Mapping[str, Any], demo: Any, keys: list[str], choice: Choice
+) -> tuple[list[dict], str]:
+    """The parts of a demo's actions and their frame, which is empty where nothing is known of them."""
+    parts, frame = osc_parts(kwargs, demo["actions"].shape[1]) if keys == ["actions"] else (None, "")
+    return parts or [part_of(k, demo[k].shape[1], choice.action_kind) for k in keys], frame
 
 
 def scale_of(attributes: Mapping[str, Any]) -> Scale | None:
@@ -178,7 +213,7 @@ def _seen_part(key: str, size: int) -> dict[str, Any]:
     return part_of(key, size, "absolute")
 
 
-def _robot(kwargs: Mapping[str, Any]) -> str | None:
+def robot_of(kwargs: Mapping[str, Any]) -> str | None:
     robots = kwargs.get("robots")
     return "+".join(robots) if isinstance(robots, list) else robots
 
@@ -201,23 +236,65 @@ def opened(path: Path) -> Iterator[Any]:
         raise mismatch(path, f"an hdf5 file that cannot be read ({found})", "a whole one") from None
 
 
-def _demos(file: Any, path: Path, mask: str | None) -> list[str]:
-    """Names of the demos in the order of their numbers."""
-    names = [n for n in file["data"] if re.fullmatch(r"demo_\d+", n)]
-    if mask is not None:
-        chosen([mask], list(file.get("mask", {})), "mask", path)
-        kept = {n.decode() if isinstance(n, bytes) else str(n) for n in file["mask"][mask][:]}
-        names = chosen(sorted(kept), names, f"mask/{mask}", path)
+def demos_of(file: Any, path: Path, choice: Choice) -> list[str]:
+    """Names of the demos that are asked for, in the order of their numbers."""
+    if "data" not in file:
+        raise mismatch(path, f"groups {', '.join(file) or 'none'}", "'data' among them")
+    names = sorted((n for n in file["data"] if re.fullmatch(r"demo_\d+", n)), key=number_of)
     if not names:
         raise mismatch(f"{path}: data", f"{', '.join(file['data']) or 'nothing'}", "demo_0, demo_1 ...")
-    return sorted(names, key=_number)
+    if choice.mask is not None:
+        chosen([choice.mask], list(file.get("mask", {})), "mask", path)
+        kept = {n.decode() if isinstance(n, bytes) else str(n) for n in file["mask"][choice.mask][:]}
+        if not kept:
+            raise mismatch(f"{path}: mask/{choice.mask}", "no demos", "one or more")
+        names = sorted(chosen(sorted(kept), names, f"mask/{choice.mask}", path), key=number_of)
+    return names[: choice.episodes]
 
 
-def _number(name: str) -> int:
+def env_args(data: Any, path: Path) -> dict[str, Any]:
+    """What makes the world again: robomimic's `env_args`, or what robosuite's own script writes; {} of no known one.
+
+    Raises:
+        DatasetError: text that is no JSON.
+    """
+    attrs = data.attrs
+    try:
+        if "env_args" in attrs:
+            return dict(json.loads(attrs["env_args"]))
+        if "env_info" not in attrs:
+            return {}
+        kwargs = dict(json.loads(attrs["env_info"]))
+    except (TypeError, ValueError) as error:
+        raise mismatch(
+            f"{path}: data", f"attributes that are no JSON ({error})", "env_args or env_info"
+        ) from None
+    name = kwargs.pop("env_name", None) or str(attrs.get("env"))
+    version = str(attrs.get("repository_version", ""))
+    # the script's own rate, which it does not write down
+    return {"env_name": name, "env_version": version, "type": 1, "env_kwargs": {"control_freq": 20, **kwargs}}
+
+
+def _kept_scale(attrs: Mapping[str, Any], path: Path) -> Scale:
+    found = np.asarray(attrs.get(SCALE, ()), np.float64)
+    if found.ndim != 2 or len(found) != 2:
+        raise mismatch(f"{path}: data: {SCALE}", f"shape {found.shape}", "(2, numbers of an action)")
+    return found[0], found[1]
+
+
+def number_of(name: str) -> int:
     return int(name.rpartition("_")[2])
 
 
-def _array(demo: Any, key: str, path: Path) -> Any:
+def array_of(demo: Any, key: str, path: Path, count: int | None = None) -> Any:
+    """An array of a demo, of so many steps; DatasetError where it is not there or of others."""
     if key not in demo:
-        raise mismatch(f"{path}: {demo.name}", f"no {key}", "one")
-    return demo[key]
+        raise mismatch(f"{path}: {demo.name.strip('/')}", f"no {key}", "one")
+    found = demo[key]
+    if not hasattr(found, "shape") or not found.ndim:
+        raise mismatch(f"{path}: {demo.name.strip('/')}: {key}", "no array over time", "one")
+    if count is not None and len(found) != count:
+        raise mismatch(
+            f"{path}: {demo.name.strip('/')}: {key}", f"{len(found)} steps", f"{count} as in actions"
+        )
+    return found

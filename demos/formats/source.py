@@ -19,6 +19,7 @@ from s2robot.demos.errors import DatasetError, mismatch
 PIECE_BYTES = 32 << 20  # of pictures in a piece: memory does not grow with an episode
 AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
 KINDS = ("absolute", "delta")
+SHOWN = 12  # keys in a message
 
 Piece = dict[str, np.ndarray]
 
@@ -35,6 +36,9 @@ class Choice:
     episodes: int | None = None  # the first so many
     mask: str | None = None  # of robomimic: only the demos of this filter key
     tolerance_s: float = 1e-4  # of a time stamp
+    image_size: int | None = (
+        None  # px, of pictures that are drawn from states; None: what the file says, else 256
+    )
 
     def __post_init__(self) -> None:
         if self.action_kind not in KINDS:
@@ -43,6 +47,8 @@ class Choice:
             raise DatasetError(f"rate_hz: found {self.rate_hz}, expected more than 0")
         if self.episodes is not None and self.episodes < 1:
             raise DatasetError(f"episodes: found {self.episodes}, expected 1 or more, or null for all")
+        if self.image_size is not None and self.image_size < 1:
+            raise DatasetError(f"image_size: found {self.image_size}, expected 1 or more")
         if not self.tolerance_s > 0:
             raise DatasetError(f"tolerance_s: found {self.tolerance_s}, expected more than 0")
 
@@ -120,7 +126,10 @@ def chosen(wanted: Sequence[str], known: Sequence[str], what: str, path: Path) -
     """The wanted keys; DatasetError names one that is not there."""
     for key in wanted:
         if key not in known:
-            raise mismatch(f"{path}: {what}", f"'{key}'", f"some of {', '.join(known) or 'none'}")
+            more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+            raise mismatch(
+                f"{path}: {what}", f"'{key}'", f"some of {', '.join(known[:SHOWN]) or 'none'}{more}"
+            )
     return list(wanted)
 
 

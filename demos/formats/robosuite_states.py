@@ -1,0 +1,155 @@
+"""Files of states alone: robosuite's own recordings, and robomimic's before its `dataset_states_to_obs.py`.
+
+    RobosuiteStates(Path("demo.hdf5"), Choice(cameras=("agentview",), image_size=84))
+
+Each state is shown in the world that the file tells of, in the scene that its demo keeps (`model_file`); pictures and what
+the robot feels are taken there.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.formats.robomimic import (
+    HAND,
+    action_parts,
+    array_of,
+    demos_of,
+    env_args,
+    number_of,
+    opened,
+    scale_of,
+)
+from s2robot.demos.formats.source import Choice, Piece, Source, about, finite, require, steps_of
+from s2robot.envs.errors import EnvError
+from s2robot.envs.robosuite_config import RobosuiteSettings
+from s2robot.envs.tasks import make
+
+# of `env_kwargs`: how their world draws, and what `task=robosuite` has settings of its own for
+NOT_THE_WORLD = (
+    "env_name", "robots", "controller_configs", "control_freq", "renderer", "has_renderer", "has_offscreen_renderer",
+    "render_camera", "render_gpu_device_id", "use_camera_obs", "use_object_obs", "reward_shaping", "hard_reset",
+    "ignore_done", "camera_names", "camera_heights", "camera_widths", "camera_depths", "camera_segmentations", "seed",
+    "lite_physics",
+)  # fmt: skip
+
+
+class RobosuiteStates(Source):
+    """One file; see :class:`Source`."""
+
+    def __init__(self, path: Path, choice: Choice):
+        require("robosuite", "mujoco", extra="sim")
+        super().__init__(path)
+        with opened(path) as file:
+            data = file["data"]
+            self._demos = demos_of(file, path, choice)
+            first, args = data[self._demos[0]], env_args(data, path)
+            self._lengths = [len(array_of(data[d], "actions", path)) for d in self._demos]
+            for name, count in zip(self._demos, self._lengths, strict=True):
+                array_of(data[name], "states", path, count)
+            keys = list(choice.action or ("actions",))
+            for key in keys:
+                array_of(first, key, path)
+            parts, frame = action_parts(args.get("env_kwargs", {}), first, keys, choice)
+        self._keys, self._version = keys, str(args.get("env_version", "an unknown version"))
+        self._world = _world(path, args, choice)
+        self._scene = ""
+        s = self._world.settings
+        self.attributes = about(
+            path,
+            s.env,
+            s.robot,
+            s.rate_hz,
+            self._world.sizes,
+            parts,
+            self._world.proprio_parts,
+            env_args=args,
+        )
+        if frame:
+            self.attributes["action_frame"] = frame
+        self._scale = scale_of(self.attributes)
+
+    def __len__(self) -> int:
+        return len(self._demos)
+
+    def length(self, i: int) -> int:
+        return self._lengths[i]
+
+    def values(self, i: int) -> dict[str, Any]:
+        return {"source_episode": number_of(self._demos[i])}
+
+    def pieces(self, i: int) -> Iterator[Piece]:
+        where, count = f"{self.path}: data/{self._demos[i]}", self._lengths[i]
+        with opened(self.path) as file:
+            demo = file["data"][self._demos[i]]
+            states = finite({"states": demo["states"][:]}, where, 0)["states"]
+            self._show_scene(demo, where)
+            actions = np.concatenate([array_of(demo, k, self.path, count)[:] for k in self._keys], 1)
+            if self._scale:
+                actions = np.clip(actions, -1, 1) * self._scale[0] + self._scale[1]
+        step = steps_of(sum(height * width * 3 for height, width in self._world.sizes.values()))
+        for at in range(0, count, step):
+            seen = [self._seen(state, where) for state in states[at : at + step]]
+            piece = {key: np.stack([row[key] for row in seen]) for key in seen[0]}
+            piece["action"] = actions[at : at + step].astype(np.float32)
+            yield finite(piece, where, at)
+
+    def _show_scene(self, demo: Any, where: str) -> None:
+        """The scene of a demo, compiled where it is not that of the demo before."""
+        scene = demo.attrs.get("model_file")
+        if scene is None or scene == self._scene:
+            return
+        try:
+            if "ep_meta" in demo.attrs and hasattr(self._world.raw, "set_ep_meta"):
+                self._world.raw.set_ep_meta(json.loads(demo.attrs["ep_meta"]))
+            self._world.load_scene(scene)
+        except (EnvError, TypeError, ValueError) as error:
+            raise DatasetError(f"{where}: model_file (of robosuite {self._version}): {error}") from None
+        self._scene = scene
+
+    def _seen(self, state: np.ndarray, where: str) -> Piece:
+        try:
+            self._world.show(state)
+        except EnvError as error:
+            raise DatasetError(f"{where}: states (of robosuite {self._version}): {error}") from None
+        pictures = self._world.render_cameras()
+        return {"proprio": self._world.proprio} | {f"images_{k}": frame for k, frame in pictures.items()}
+
+
+def _world(path: Path, args: dict[str, Any], choice: Choice) -> Any:
+    """The world that a file tells of.
+
+    Raises:
+        DatasetError: it tells of none, of no robosuite's, or of one that is not installed.
+    """
+    name, kwargs = args.get("env_name"), dict(args.get("env_kwargs", {}))
+    if args.get("type", 1) != 1 or not name:
+        found = f"env_args of {name or 'no world'}, type {args.get('type')}"
+        raise mismatch(f"{path}: data", found, "obs, or states of a world of robosuite's (type 1)")
+    robots = kwargs.get("robots", "Panda")
+    robots = [robots] if isinstance(robots, str) else list(robots)
+    hands = [key.replace("robot0", f"robot{i}") for i in range(len(robots)) for key in HAND]
+    eyes = [f"robot{i}_eye_in_hand" for i in range(len(robots))]
+    cameras = choice.cameras or kwargs.get("camera_names") or ("agentview", *eyes)
+    sides = [kwargs.get(key) for key in ("camera_heights", "camera_widths")]
+    size = choice.image_size or (sides if all(isinstance(s, int) for s in sides) else 256)
+    try:
+        return make(
+            RobosuiteSettings(
+                env=str(name),
+                robot="+".join(robots),
+                rate_hz=choice.rate_hz or float(kwargs.get("control_freq", 20)),
+                cameras=(cameras,) if isinstance(cameras, str) else tuple(cameras),
+                image_size=size,
+                proprio=tuple(choice.proprio or hands),
+                kwargs={k: v for k, v in kwargs.items() if k not in NOT_THE_WORLD},
+            )
+        )
+    except EnvError as error:
+        raise DatasetError(
+            f"{path}: env_args (of robosuite {args.get('env_version') or '?'}): {error}"
+        ) from None

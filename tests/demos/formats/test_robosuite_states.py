@@ -1,0 +1,168 @@
+"""robosuite's own recordings in: real physics, drawn from their states, in the scene that each demo keeps."""
+
+import contextlib
+import io
+import json
+from glob import glob
+
+import h5py
+import numpy as np
+import pytest
+
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.export import ExportSettings, pieces
+from s2robot.demos.formats.found import read
+from s2robot.demos.formats.source import Choice
+from s2robot.demos.formats.write_robomimic import write
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.robosuite_config import RobosuiteSettings
+from s2robot.envs.tasks import make
+
+CHOICE = Choice(cameras=("agentview",), image_size=24)
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """(demo.hdf5 as robosuite's script makes it of what its own wrapper recorded, pictures and poses as they were)."""
+    from robosuite.wrappers import DataCollectionWrapper
+
+    folder = tmp_path_factory.mktemp("raw")
+    task = make(RobosuiteSettings(env="Lift", cameras=CHOICE.cameras, image_size=24))
+    with contextlib.redirect_stdout(io.StringIO()):
+        wrapper = DataCollectionWrapper(task.raw, str(folder / "tmp"))
+        rng, seen = np.random.default_rng(0), []
+        for _ in range(2):
+            wrapper.reset()
+            task._look_at_scene()
+            for _ in range(STEPS):
+                task._refresh_poses()  # a step leaves them half a step old
+                seen.append((task.proprio, task.render_cameras()["agentview"]))
+                wrapper.step(rng.uniform(-1, 1, 7))
+            task.close()
+        wrapper._flush()
+    kwargs = task.arguments()["env_kwargs"]
+    info = {"env_name": "Lift", "robots": ["Panda"], "controller_configs": kwargs["controller_configs"]}
+    return gathered(folder, info), seen
+
+
+def gathered(folder, info):
+    """The layout of gather_demonstrations_as_hdf5 in robosuite/scripts/collect_human_demonstrations.py."""
+    path = folder / "demo.hdf5"
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs.update(date="1-1-2026", time="0:0:0", repository_version="1.5.2", env="Lift")
+        data.attrs["env_info"] = json.dumps(info)
+        for number, episode in enumerate(sorted((folder / "tmp").iterdir()), 1):
+            found = [np.load(name, allow_pickle=True) for name in sorted(glob(f"{episode}/state_*.npz"))]
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs["model_file"] = (episode / "model.xml").read_text()
+            demo["states"] = np.concatenate([f["states"] for f in found])[:-1]
+            demo["actions"] = np.stack([a["actions"] for f in found for a in f["action_infos"]])
+    return path
+
+
+def test_a_recording_is_drawn_as_it_was(tmp_path, recording):
+    path, seen = recording
+    convert(path, tmp_path / "out.zarr", CHOICE)
+    store = EpisodeStore.open(tmp_path / "out.zarr")
+    assert store.lengths.tolist() == [STEPS] * 2 and store.meta("source_episode").tolist() == [1, 2]
+    assert (store.robot, store.attrs["rate_hz"]) == ("Panda", 20)
+    assert store.attrs["action_frame"] == "robosuite:OSC_POSE"
+    np.testing.assert_array_equal(store["images_agentview"], [picture for _, picture in seen])
+    np.testing.assert_allclose(store["proprio"], [proprio for proprio, _ in seen], atol=1e-6)
+    with h5py.File(path) as file:
+        np.testing.assert_allclose(
+            store["action"][:STEPS, :3], file["data/demo_1/actions"][:, :3] * 0.05, rtol=1e-6
+        )
+
+
+def test_our_states_go_out_with_their_world(tmp_path):
+    """What we write, robomimic's scripts can draw: its states alone, in its scene, give the pictures again."""
+    task = make(RobosuiteSettings(env="Lift", rate_hz=10, cameras=CHOICE.cameras, image_size=24))
+    task.reset(seed=5)
+    with EpisodeStore.create(tmp_path / "in.zarr", task.describe() | {"seed": 5, "kind": "states"}) as store:
+        rows = []
+        for _ in range(STEPS):
+            action = task.action_space.sample()
+            rows.append({"state": task.get_state(), "proprio": task.proprio, "action": action})
+            task.step_physics(action)
+        store.append({key: np.stack([row[key] for row in rows]) for key in rows[0]}, {"seed": 5})
+    write(store, tmp_path / "out.hdf5", ExportSettings(), lambda done, total: None)
+    convert(tmp_path / "out.hdf5", tmp_path / "back.zarr")
+    back, (drawn,) = EpisodeStore.open(tmp_path / "back.zarr"), pieces(store, 0)
+    assert {**back.attrs, "kind": "states"} == store.attrs and back.cameras == store.cameras
+    assert set(back.keys) == {*store.keys, "images_agentview"}
+    for key, array in drawn.items():
+        assert back[key].dtype == array.dtype
+        np.testing.assert_array_equal(back[key], array)
+
+    with h5py.File(tmp_path / "out.hdf5", "a") as file:
+        about = json.loads(file["data"].attrs["env_args"])
+        assert (about["env_name"], about["type"], about["env_kwargs"]["control_freq"]) == ("Lift", 1, 10)
+        for name in ("obs", "s2robot"):
+            del file[f"data/demo_0/{name}"]
+    convert(tmp_path / "out.hdf5", tmp_path / "again.zarr", CHOICE)
+    again = EpisodeStore.open(tmp_path / "again.zarr")
+    np.testing.assert_array_equal(again["images_agentview"], drawn["images_agentview"])
+    np.testing.assert_allclose(again["proprio"], store["proprio"], atol=1e-6)
+    assert again.attrs["action_parts"] == store.attrs["action_parts"]
+    np.testing.assert_array_equal(again["action"], store["action"])
+
+
+@pytest.fixture
+def copy(tmp_path, recording):
+    path = tmp_path / "in.hdf5"
+    path.write_bytes(recording[0].read_bytes())
+    return path
+
+
+def test_robomimics_file_of_states_reads_alike(tmp_path, recording, copy):
+    with h5py.File(copy, "a") as file:
+        data = file["data"]
+        kwargs = json.loads(data.attrs.pop("env_info")) | {"control_freq": 10, "use_camera_obs": True,
+                                                           "camera_heights": 20, "camera_widths": 30}  # fmt: skip
+        del kwargs["env_name"]
+        about = {"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs": kwargs}
+        data.attrs["env_args"] = json.dumps(about)
+        file["mask/train"] = np.array([b"demo_2"])
+    source = read(copy, Choice(cameras=("agentview",), mask="train", proprio=("robot0_joint_pos",)))
+    assert source.attributes["rate_hz"] == 10 and source.attributes["camera_geometry"] == {
+        "agentview": {"size": [20, 30]}
+    }
+    (piece,) = source.pieces(0)
+    with h5py.File(copy) as file:
+        states = file["data/demo_2/states"][:]
+    assert len(source) == 1 and piece["images_agentview"].shape == (STEPS, 20, 30, 3)
+    np.testing.assert_array_equal(piece["proprio"], states[:, 1:8].astype("f4"))  # the arm's come first
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda d: d.attrs.update(env_info=json.dumps({"env_name": "Kitchen"})),
+         r"in.hdf5: env_args \(of robosuite 1.5.2\): task.env: found 'Kitchen', expected one of .*Lift"),
+        (lambda d: d.attrs.update(env_args=json.dumps({"env_name": "Maze", "type": 2})),
+         r"in.hdf5: data: found env_args of Maze, type 2, expected obs, or states of a world of robosuite"),
+        (lambda d: d.attrs.update(env_info="{"), r"in.hdf5: data: found attributes that are no JSON"),
+        (lambda d: d["demo_2"].__delitem__("states"), r"in.hdf5: data/demo_2: found no states, expected one"),
+        (lambda d: d["demo_1/states"].__setitem__((1, 2), np.nan), r"demo_1: states: found nan at step 1, expected finite"),
+        (lambda d: d["demo_1"].attrs.update(model_file="<mujoco/>"),
+         r"demo_1: model_file \(of robosuite 1.5.2\): found a scene that robosuite .* cannot load"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_line(tmp_path, copy, change, words):
+    with h5py.File(copy, "a") as file:
+        change(file["data"])
+    with pytest.raises(DatasetError, match=words):
+        convert(copy, tmp_path / "out.zarr", CHOICE)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.hdf5"]
+
+
+def test_without_robosuite_it_says_how_to_have_it(copy, monkeypatch):
+    monkeypatch.setattr(
+        "s2robot.demos.formats.source.find_spec", lambda name: None if name == "robosuite" else name
+    )
+    with pytest.raises(DatasetError, match=r"^robosuite is not installed: pip install 's2robot\[sim\]'$"):
+        read(copy, CHOICE)
