@@ -19,7 +19,7 @@ from s2robot.demos.formats.found import format_of, read
 from s2robot.demos.formats.source import Choice, Source
 from s2robot.demos.store import EpisodeStore
 
-READER = 1  # raised when the same files are read into another store, so that cached ones are made again
+READER = 2  # raised when the same files are read into another store, so that cached ones are made again
 Progress = Callable[[int, int], None]  # steps done, of how many
 
 

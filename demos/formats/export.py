@@ -23,9 +23,12 @@ from s2robot.demos.replay import camera_sizes, episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import as_image_size
 
-WRITERS: dict[str, str] = {}  # format -> "module:function", called with (store, target, settings, progress)
+WRITERS: dict[str, str] = {  # format -> "module:function", called with (store, target, settings, progress)
+    "robomimic": "s2robot.demos.formats.write_robomimic:write",
+}
 ENDINGS = {".hdf5": "robomimic", ".h5": "robomimic", ".zarr.zip": "diffusion_policy"}
 PICTURES = ("h264", "av1", "png")
+RANGES = ("limits", "clip", "data")
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,20 @@ class ExportSettings:
     pictures: str = "h264"
     crf: int | None = None
     instruction: str | None = None
+    action_range: str = "limits"
+    valid: float = 0.1
 
     def __post_init__(self) -> None:
         if self.pictures not in PICTURES:
             raise DatasetError(f"pictures: found '{self.pictures}', expected one of {', '.join(PICTURES)}")
         if self.crf is not None and not 0 <= self.crf <= 63:
             raise DatasetError(f"crf: found {self.crf}, expected 0 to 63, or null")
+        if self.action_range not in RANGES:
+            raise DatasetError(
+                f"action_range: found '{self.action_range}', expected one of {', '.join(RANGES)}"
+            )
+        if not 0 <= self.valid < 1:
+            raise DatasetError(f"valid: found {self.valid}, expected a share from 0 to below 1")
 
 
 def format_for(out: Path, to: str | None) -> str | None:

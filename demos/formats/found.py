@@ -47,9 +47,13 @@ def read(path: Path, choice: Choice) -> Source:
 
         return LeRobot(path, choice)
     if kind == "robomimic":
-        from s2robot.demos.formats.robomimic import open_file
+        from s2robot.demos.formats.robomimic import Robomimic, has_observations
 
-        return open_file(path, choice)
+        if has_observations(path, choice):
+            return Robomimic(path, choice)
+        from s2robot.demos.formats.robosuite_states import RobosuiteStates
+
+        return RobosuiteStates(path, choice)
     if kind == "diffusion_policy":
         from s2robot.demos.formats.diffusion_policy import ReplayBuffer
 

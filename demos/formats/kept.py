@@ -43,10 +43,12 @@ class Kept:
         """What was written; DatasetError where that is not what stands there."""
         try:
             given = json.loads(text)
-            types = ({k: (str(np.dtype(d)), [int(n) for n in s]) for k, (d, s) in given[name].items()}
-                     for name in ("arrays", "values"))  # fmt: skip
+            arrays, values = (
+                {k: (str(np.dtype(d)), [int(n) for n in row]) for k, (d, row) in given[name].items()}
+                for name in ("arrays", "values")
+            )
             places = {key: [str(p) for p in found] for key, found in given["places"].items()}
-            kept = cls(dict(given["attributes"]), *types, places)
+            kept = cls(dict(given["attributes"]), arrays, values, places)
             if not places or kept.arrays.keys() != places.keys():
                 raise ValueError("no place for each array")
         except (KeyError, TypeError, ValueError) as error:
@@ -64,10 +66,12 @@ class Kept:
             return self
         taken = chosen(names, self.attributes["cameras"], "cameras", path)
         left_out = {f"images_{n}" for n in self.attributes["cameras"] if n not in taken}
-        arrays, places = (
-            {k: v for k, v in of.items() if k not in left_out} for of in (self.arrays, self.places)
+        return Kept(
+            {**self.attributes, "cameras": taken},
+            {key: types for key, types in self.arrays.items() if key not in left_out},
+            self.values,
+            {key: found for key, found in self.places.items() if key not in left_out},
         )
-        return Kept({**self.attributes, "cameras": taken}, arrays, self.values, places)
 
     def array(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
         """An array of the store, of the file's.  # (t, ...)"""

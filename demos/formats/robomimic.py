@@ -1,6 +1,6 @@
 """robomimic's hdf5 files.
 
-    open_file(Path("lift/ph/image.hdf5"), Choice())
+    Robomimic(Path("lift/ph/image.hdf5"), Choice())
 
 Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Actions of robosuite's OSC_POSE in -1..1 become m and rad
 (those of `task=robosuite`) where env_args tell the controller's scale. Files of states alone: robosuite_states.py.
@@ -34,20 +34,15 @@ HAND = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # what `tas
 Scale = tuple[np.ndarray, np.ndarray]  # ours = theirs * first + second
 
 
-def open_file(path: Path, choice: Choice) -> Source:
-    """One file, with pictures or with states alone, of which the pictures are drawn.
+def has_observations(path: Path, choice: Choice) -> bool:
+    """Whether a file holds what was seen, or states alone.
 
     Raises:
-        DatasetError: it cannot be read, or lacks what `choice` asks for.
+        DatasetError: it cannot be read, or lacks the demos that `choice` asks for.
     """
     require("h5py")
     with opened(path) as file:
-        demos = demos_of(file, path, choice)
-        if "obs" in file["data"][demos[0]]:
-            return Robomimic(path, choice)
-    from s2robot.demos.formats.robosuite_states import RobosuiteStates
-
-    return RobosuiteStates(path, choice)
+        return "obs" in file["data"][demos_of(file, path, choice)[0]]
 
 
 class Robomimic(Source):

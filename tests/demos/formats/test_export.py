@@ -60,7 +60,8 @@ def test_a_store_is_taken_whole(store):
 
 @pytest.mark.parametrize(
     "wrong, words",
-    [({"pictures": "jpeg"}, "pictures: found 'jpeg', expected one of h264, av1, png"), ({"crf": 64}, "crf: found 64")],
+    [({"pictures": "jpeg"}, "pictures: found 'jpeg', expected one of h264, av1, png"), ({"crf": 64}, "crf: found 64"),
+     ({"action_range": "all"}, "action_range: found 'all', expected one of limits, clip, data"), ({"valid": 1}, "valid: found 1")],
 )  # fmt: skip
 def test_settings_that_are_none(wrong, words):
     with pytest.raises(DatasetError, match=words):
