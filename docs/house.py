@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dagger", "probing", "serving"),
     ("comparison", "deployment"),
     ("pipeline",),
-    ("rounds",),
+    ("rounds", "validation"),
     ("verbs",),
     ("cli",),
     ("job", "__main__"),

@@ -106,6 +106,10 @@ VERBS = {
         {"--live": "live=true"},
         goes_on=True,
     ),
+    "validate": Verb(
+        "s2robot.validation:validate",
+        "compare a policy's predictions with episodes that it was not trained on: no simulator",
+    ),
     "serve": Verb("s2robot.serving.server:run_serve", "host a policy for an arm on another machine"),
     "emulate": Verb(
         "s2robot.deployment.emulate:run_emulate",

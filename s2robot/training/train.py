@@ -103,12 +103,18 @@ def train(
     validation = None if unseen is None else batches.over(unseen)
     with alone(fabric, out), together(fabric, "train"):
         about = {"views": batches.ways - 1} if views is not None else {}
-        contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out), **about}}
+        contract = {**contract, "training": {**_episodes(training, held_out), **about}}
         run = _Run(settings, policy, batches, validation, contract, out, fabric, progress, rollout)
         run.go_on()
         learn(run.learner, run.steps, run.batch, run.after)
         run.close()
     return out / "checkpoint"
+
+
+def _episodes(training: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
+    """What a checkpoint notes of the episodes: which were held out, so that it can be asked about those."""
+    which = {"held_out_episodes": held_out.tolist()} if len(held_out) else {}
+    return {"demos": len(training), "held_out": len(held_out), **which}
 
 
 class _Run:

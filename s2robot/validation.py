@@ -1,0 +1,174 @@
+"""`s2robot validate`: a policy's predictions for episodes that it was not trained on. Needs no simulator.
+
+s2robot validate checkpoint=runs/train/<date>/checkpoint                     # what its training held out
+s2robot validate checkpoint=runs/train/<date>/checkpoint demos.path=aloha    # all of other data
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from s2robot.common.errors import UserError
+from s2robot.common.files import write_json
+from s2robot.common.progress import bar
+from s2robot.common.provenance import command, policy_sha256, versions
+from s2robot.common.settings import DemosSettings, read
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.cameras import token_maps
+from s2robot.encoders.encoder import S2Encoder
+from s2robot.evaluation.open_loop import mean_action, measure, predict, remembered_mean
+from s2robot.evaluation.validation import summarise, unseen_episodes, write_csv
+from s2robot.evaluation.validation_page import Episode, worst_first, write_pages
+from s2robot.loading import device_of, load_networks
+from s2robot.pipeline import FeaturesSettings, encode_demos, frame_sizes
+from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, check_contract
+from s2robot.training.settings import check_ranges
+
+
+@dataclass(frozen=True)
+class ValidateSettings:
+    """configs/validate.yaml says what each is."""
+
+    pages: int = 20
+    parallel: int = 16
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "validate", pages=(0, float("inf")), parallel=(1, float("inf")))
+
+
+def validate(cfg: DictConfig) -> None:
+    """`s2robot validate`: validation.json, validation.csv, report.html and a page an episode."""
+    if cfg.checkpoint is None:
+        raise UserError("checkpoint: found none, expected the folder of a trained policy")
+    settings, checkpoint = read(ValidateSettings, cfg.validate, "validate"), Path(cfg.checkpoint)
+    given = read(DemosSettings, cfg.demos, "demos")
+    demos = given if given.name or given.path else _of_training(checkpoint)
+    features = read(FeaturesSettings, cfg.features, "features")
+    summary = validate_checkpoint(
+        checkpoint,
+        EpisodeStore.open(demos.folder()),
+        Path(cfg.run_dir),
+        settings,
+        features,
+        given.episodes,
+        cfg.encoder.checkpoint,
+    )
+    print(f"\n{summary['verdict']}\nreport: {(Path(cfg.run_dir) / 'report.html').resolve()}")
+
+
+def validate_checkpoint(
+    checkpoint: Path,
+    store: EpisodeStore,
+    out: Path,
+    settings: ValidateSettings | None = None,
+    features: FeaturesSettings | None = None,
+    first: int | None = None,
+    weights: str | Path | None = None,
+) -> dict[str, Any]:
+    """Validate a checkpoint on the episodes of a dataset that it was not trained on; writes into `out`, returns the summary.
+
+    Args:
+        first: only so many of them.
+        weights: the encoder's weights file, if it lies elsewhere than at training time.
+
+    Raises:
+        UserError: nothing that is unseen, data of other parts, cameras or rate, and as `load_networks`.
+    """
+    settings = settings or ValidateSettings()
+    policy, encoder, contract = load_networks(checkpoint, device_of(settings.device), weights)
+    _check(store, contract, policy, encoder)
+    chosen, trained = unseen_episodes(store, contract, checkpoint)
+    chosen = chosen[:first]
+    dtype = contract["encoder"]["features_dtype"]
+    encoded, _ = encode_demos(
+        store, encoder, policy.spec.cameras, replace(features or FeaturesSettings(), dtype=dtype)
+    )
+    actor = BatchActor(policy, min(settings.parallel, len(chosen)))
+    with bar("predicting") as update:
+        plans = predict(actor, store, encoded, chosen, lambda done, total: update(done, total, "episodes"))
+    actions = store["action"]
+    if trained is None:
+        middle = remembered_mean(policy, np.concatenate([actions[store.episode_slice(i)] for i in chosen]))
+    else:
+        middle = mean_action(policy, np.concatenate([actions[store.episode_slice(i)] for i in trained]))
+    measured = measure(policy, store, plans, middle)
+    summary = {
+        **summarise(policy, measured),
+        "facts": _facts(store, len(measured.episodes), trained),
+        "dataset": {
+            "path": str(store.path),
+            "fingerprint": store.fingerprint,
+            "trained_on": trained is not None,
+        },
+        "policy": {
+            **policy.spec.to_dict(),
+            "sha256": policy_sha256(checkpoint),
+            "checkpoint": str(checkpoint),
+        },
+        "versions": versions(),
+        "command": command(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "validation.json", summary)
+    write_csv(out / "validation.csv", measured)
+    shown = [
+        Episode(i, actions[store.episode_slice(i)], plans[i]) for i in worst_first(measured)[: settings.pages]
+    ]
+    write_pages(out, summary, measured, policy.spec.action, float(contract["rate_hz"]), shown)
+    return summary
+
+
+def _facts(store: EpisodeStore, count: int, trained: list[int] | None) -> list[tuple[str, Any]]:
+    whose = "held out of the training" if trained is not None else "of data that it was not trained on"
+    return [
+        ("episodes", f"{count} {whose}"),
+        ("data", store.path.name),
+        ("rate", f"{store.attrs['rate_hz']:g} Hz"),
+    ]
+
+
+def _of_training(checkpoint: Path) -> DemosSettings:
+    """The demos that the run folder of a checkpoint names; UserError where there is none."""
+    noted = checkpoint.resolve().parent / ".hydra"
+    try:
+        about = OmegaConf.load(noted / "config.yaml").demos
+        where = Path(OmegaConf.load(noted / "hydra.yaml").hydra.runtime.cwd)
+    except (OSError, AttributeError, ValueError):
+        raise UserError(
+            f"{checkpoint}: no run folder around it that names its demos, expected demos.path=<the dataset>"
+        ) from None
+    path = None if about.path is None else str(where / about.path)
+    return DemosSettings(name=about.name, path=path)
+
+
+def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy, encoder: S2Encoder) -> None:
+    """Refuse data that the policy cannot be asked about."""
+    about = store.attrs
+    ours = {} if "source" in about else {"robot": store.robot}  # others name a robot as they like
+    try:
+        check_contract(
+            contract,
+            cameras=store.cameras,
+            action_frame=about["action_frame"],
+            rate_hz=about["rate_hz"],
+            action_parts=about.get("action_parts"),
+            proprio_parts=about.get("proprio_parts"),
+            **ours,
+        )
+    except PolicyError as error:
+        raise UserError(f"{store.path}: {error}") from None
+    sizes = frame_sizes(store, encoder, policy.spec.cameras)
+    wanted = policy.spec.maps
+    for i, (name, found) in enumerate(zip(sizes, token_maps(encoder, sizes), strict=True)):
+        side = round(wanted**0.5) if isinstance(wanted, int) else 0
+        own = (side, side) if isinstance(wanted, int) else tuple(wanted[i])
+        if tuple(found) != own:
+            raise UserError(
+                f"{store.path}: camera '{name}' has {sizes[name][0]} x {sizes[name][1]} px, {found[0]} x {found[1]} "
+                f"tokens; the policy's demos had {own[0]} x {own[1]} tokens"
+            )

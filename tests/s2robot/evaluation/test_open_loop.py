@@ -1,0 +1,174 @@
+"""Open loop: what is measured, against figures by hand; whose plans they are; intervals."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from s2robot.demos.store import EpisodeStore
+from s2robot.evaluation.open_loop import mean_action, measure, predict, remembered_mean
+from s2robot.evaluation.validation import interval, summarise, unseen_episodes
+from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec
+from tests.s2robot.training.small import CONTRACT, make_data, make_spec
+
+PARTS = [
+    {"name": "slide", "size": 1, "kind": "absolute"},
+    {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle"},
+    {"name": "grip", "size": 1, "kind": "binary", "low": [-1.0], "high": [1.0]},
+]
+STATE = [{"name": "step", "size": 1, "kind": "absolute"}]
+
+
+def parts_spec(**changes) -> PolicySpec:
+    return PolicySpec.from_dict(
+        {
+            "cameras": ["top"], "dim": 2, "tokens": 1, "chunk": 2, "execute": 1, "members": 1, "action_dim": 5,
+            "proprio_dim": 1, "action_parts": PARTS, "proprio_parts": STATE, "pooling": {"kind": "mean", "norm": "none"},
+            "network": {"image_dim": 4, "state_dim": 4, "hidden": [8]},
+        } | changes
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Two episodes of 3 and 2 steps whose state is the row in the store."""
+    attributes = {
+        "robot": "r", "joint_names": [], "cameras": [], "action_frame": "parts", "rate_hz": 10, "camera_geometry": {},
+        "env_version": "none", "env_config": {}, "seed": 0, "kind": "states", "action_parts": PARTS, "proprio_parts": STATE,
+    }  # fmt: skip
+    quarter = np.pi / 2
+    with EpisodeStore.create(tmp_path / "tiny.zarr", attributes) as store:
+        for first, slides, turns, grips in (
+            (0, [0, 1, 3], [0, 0, quarter], [-1, -1, 1]),
+            (3, [5, 5], [0, 0], [1, 1]),
+        ):
+            action = [[s, 0, 0, t, g] for s, t, g in zip(slides, turns, grips, strict=True)]
+            rows = np.arange(first, first + len(slides), dtype="f4")[:, None]
+            store.append({"action": np.array(action, "f4"), "proprio": rows})
+    return EpisodeStore.open(tmp_path / "tiny.zarr")
+
+
+class Recorded(ChunkPolicy):
+    """Plans what was recorded: its state is the row of the store, and it is given the actions."""
+
+    def plan_members(self, pooled, proprio, past_actions=None, pad=None, generators=None):
+        rows = proprio[:, -1, 0].long()[:, None] + torch.arange(self.spec.chunk)
+        return self.actions[rows.clamp(max=len(self.actions) - 1)][None]
+
+
+def recorded_policy(store, **changes) -> Recorded:
+    policy = Recorded(parts_spec(**changes))
+    policy.actions = torch.from_numpy(store["action"])
+    return policy
+
+
+def plans_of(policy, store, places=2):
+    features = np.zeros((store.num_steps, 1, 1, 2), np.float16)
+    return predict(BatchActor(policy, places), store, features, [0, 1])
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_policy_that_knows_the_recorded_actions_has_no_error(tiny, places):
+    policy = recorded_policy(tiny)
+    plans = plans_of(policy, tiny, places)
+    assert [plan.shape for plan in plans.values()] == [(3, 2, 5), (2, 2, 5)]
+    measured = measure(policy, tiny, plans, np.zeros(5, np.float32))
+    for name in measured.measures:
+        right = 1.0 if name.endswith("_accuracy") else 0.0
+        assert np.all(measured.values("policy", name) == right), name
+    found = summarise(policy, measured)
+    assert found["better"] and found["verdict"].endswith(": better than both")
+
+
+def test_both_baselines_as_by_hand(tiny):
+    policy = recorded_policy(tiny)
+    middle = mean_action(policy, tiny["action"][:3])  # of the first episode
+    assert middle[0] == pytest.approx(4 / 3) and middle[3] == pytest.approx(np.arctan2(1, 2), abs=1e-6)
+    assert middle[4] == pytest.approx(-1 / 3)  # two of three at -1
+    measured = measure(policy, tiny, plans_of(policy, tiny), middle)
+    assert measured.counts.tolist() == [[2, 1], [1, 0]]  # the first step of an episode has none before it
+    # episode 0: from step 1 slides 1, 3 against 0, 0; from step 2 slide 3 against 1
+    assert measured.errors["repeat"]["slide_error"][0].tolist() == [1.5, 3]
+    assert measured.errors["repeat"]["slide_error"][1, 0] == 0
+    assert measured.by_step("repeat", "slide_error").tolist() == [0.75, 3]
+    assert measured.values("repeat", "turn_error") == pytest.approx([np.pi / 4, 0], abs=1e-6)
+    assert measured.values("repeat", "grip_accuracy").tolist() == [0.5, 1]
+    assert measured.values("mean", "slide_error") == pytest.approx([1, 11 / 3])
+    assert measured.values("mean", "grip_accuracy").tolist() == [0.5, 0]
+    assert np.isnan(measured.over_time["repeat"][0][0])  # no action stands before it
+
+
+def test_normalised_is_over_the_spread_of_the_demos(tiny):
+    policy = recorded_policy(tiny)
+    actions = tiny["action"]
+    chunks = np.stack([actions, actions], 1)
+    policy.fit_normaliser(tiny["proprio"], actions, chunks)
+    measured = measure(policy, tiny, plans_of(policy, tiny), np.zeros(5, np.float32))
+    spread = actions[:, 0].std()
+    assert measured.values("repeat", "slide_normalised") == pytest.approx([1.5 / spread, 0], rel=1e-5)
+    remembered = remembered_mean(policy, actions)
+    assert remembered[0] == pytest.approx(actions[:, 0].mean()) and remembered[4] == pytest.approx(0.2)
+
+
+def test_an_episode_is_planned_as_it_would_be_alone(tmp_path):
+    """Context, past actions and what a head draws are each episode's own, whatever runs beside it."""
+    store, features = make_data(tmp_path / "demos.zarr")
+    network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.1, "action_history": True}
+    policy = ChunkPolicy(make_spec("transformer", network=network, head={"kind": "flow"}))
+    together = predict(BatchActor(policy, 3), store, features, [1, 4, 6, 7])
+    for i in (1, 7):
+        alone = BatchActor(policy, 1)
+        alone.reset([0], [i])
+        rows = store.episode_slice(i)
+        for t, row in enumerate(range(rows.start, rows.stop)):
+            alone.execute = policy.spec.chunk
+            plan = alone.plan([0], features[row : row + 1], store["proprio"][row : row + 1])[0]
+            np.testing.assert_allclose(together[i][t], plan, atol=1e-6)
+            alone.record_actions([0], store["action"][row : row + 1])
+
+
+def test_the_interval_of_a_mean_is_the_t_interval():
+    x = np.random.default_rng(0).normal(3, 1, 7)
+    found = interval(x)
+    low, high = stats.t.interval(0.95, 6, x.mean(), stats.sem(x))
+    assert [found["value"], found["low"], found["high"]] == pytest.approx([x.mean(), low, high])
+
+
+def test_the_interval_of_a_ratio_holds_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    held = []
+    for _ in range(400):
+        base = rng.gamma(8, 1, 8)
+        found = interval(base * rng.gamma(4, 0.1, 8), base)
+        held.append(found["low"] <= 0.4 <= found["high"])
+    assert 0.9 < np.mean(held) < 0.99
+
+
+def test_one_episode_has_no_interval_and_a_baseline_without_error_no_ratio():
+    assert interval(np.array([2.0]), np.array([4.0])) == {"value": 0.5, "low": None, "high": None}
+    assert interval(np.array([2.0, 1]), np.zeros(2))["value"] is None
+    assert interval(np.zeros(2), np.ones(2))["value"] == 0
+
+
+def about(store, **training):
+    return {**CONTRACT, "dataset": {"fingerprint": store.fingerprint, "episodes": 8}, "training": training}
+
+
+def test_which_episodes_are_unseen(tmp_path):
+    store, _ = make_data(tmp_path / "demos.zarr")
+    contract = about(store, demos=6, held_out=2, held_out_episodes=[3, 5])
+    assert unseen_episodes(store, contract, tmp_path) == ([3, 5], [0, 1, 2, 4, 6, 7])
+    with pytest.raises(
+        Exception, match="trained on all 8 episodes of .*, so none is held out: train with train"
+    ):
+        unseen_episodes(store, about(store, demos=8, held_out=0), tmp_path)
+    with pytest.raises(
+        Exception, match="2 episodes were held out, but an earlier version did not note which"
+    ):
+        unseen_episodes(store, about(store, demos=6, held_out=2), tmp_path)
+    first = about(store) | {"dataset": {"fingerprint": store.fingerprint, "episodes": 5}}
+    assert unseen_episodes(store, first, tmp_path) == ([5, 6, 7], [0, 1, 2, 3, 4])
+    other = about(store) | {"dataset": {"fingerprint": "another", "episodes": 5}}
+    assert unseen_episodes(store, other, tmp_path) == (list(range(8)), None)
+    grown = about(store) | {"dataset": {"fingerprint": store.fingerprint_of_first(6), "episodes": 6}}
+    assert unseen_episodes(store, grown, tmp_path)[0] == [6, 7]
