@@ -8,6 +8,7 @@ Format: real-stanford/diffusion_policy, `common/replay_buffer.py`: `data/<key>` 
 import json
 import zipfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import zarr
 from zarr.storage import LocalStore, ZipStore
 
 from s2robot.demos.errors import mismatch
+from s2robot.demos.formats.kept import NAME, Kept
+from s2robot.demos.formats.robot_videos import cameras_of, frames_at, size_of
 from s2robot.demos.formats.source import (
     Choice,
     Piece,
@@ -31,14 +34,13 @@ from s2robot.demos.formats.source import (
 
 
 class ReplayBuffer(Source):
-    """One replay buffer; see :class:`Source`."""
+    """One replay buffer, or a real robot's folder of one and videos; see :class:`Source`."""
 
     def __init__(self, path: Path, choice: Choice):
         super().__init__(path)
         inside = path / "replay_buffer.zarr"
-        if inside.is_dir():
-            self.notes.append("the pictures in videos/ are left out: only replay_buffer.zarr is read")
-        self._arrays, ends = _opened(inside if inside.is_dir() else path)
+        self._arrays, self._meta, text = _opened(inside if inside.is_dir() else path)
+        ends = self._meta["episode_ends"]
         if ends.ndim != 1 or not len(ends) or (np.diff(ends, prepend=0) <= 0).any():
             raise mismatch(f"{path}: meta/episode_ends", ends.tolist()[:5], "ends that rise")
         for key, array in self._arrays.items():
@@ -47,29 +49,54 @@ class ReplayBuffer(Source):
                     f"{path}: data/{key}", f"{array.shape[0]} steps", f"{ends[-1]} by episode_ends"
                 )
         self._ends = ends[: choice.episodes]
-        pictures = [k for k, a in self._arrays.items() if a.ndim == 4 and a.shape[3] == 3]
-        flat = [k for k, a in self._arrays.items() if a.ndim == 2 and a.dtype.kind == "f"]
+        self._videos: dict[str, str] = {}  # camera -> its file in an episode's folder
+        self._kept = Kept.of(text, f"{path}: {NAME}") if text else None
+        if self._kept and self._kept.fits(choice):
+            self._kept = self._kept.with_cameras(choice.cameras, path)
+            self._keys = self._kept.places
+            for key in (k for keys in self._keys.values() for k in keys):
+                chosen([key], list(self._arrays), "data", path)
+            self.attributes = self._kept.attributes
+        else:
+            self._kept = None
+            self._name(choice)
+
+    def _name(self, choice: Choice) -> None:
+        """Decide what makes action and proprio, and what the cameras are called."""
+        path, arrays = self.path, self._arrays
+        pictures = [k for k, a in arrays.items() if a.ndim == 4 and a.shape[3] == 3]
+        flat = [k for k, a in arrays.items() if a.ndim == 2 and a.dtype.kind == "f"]
         cameras = {k: k.removesuffix("_image") for k in pictures}
-        different(cameras, path)
+        videos = cameras_of(path / "videos/0")
+        different(cameras | {file: name for name, file in videos.items()}, path)
+        names = [*cameras.values(), *videos]
         if choice.cameras is not None:
-            known = {name: key for key, name in cameras.items()}
-            wanted = chosen(choice.cameras, [*known, *cameras], "cameras", path)
-            cameras = {known.get(w, w): cameras[known.get(w, w)] for w in wanted}
+            known = dict(zip([*cameras, *names], [*cameras.values(), *names], strict=True))
+            names = [known[w] for w in chosen(choice.cameras, list(known), "cameras", path)]
+        keys = {name: key for key, name in cameras.items()}
+        self._videos = {name: videos[name] for name in names if name in videos}
         action = chosen(choice.action or ("action",), flat, "action", path)
         habits = [k for k in flat if k.startswith("robot")] or [
             k for k in ("agent_pos", "state") if k in flat
         ]
         proprio = chosen(choice.proprio or habits or ("agent_pos",), flat, "proprio", path)
         self._keys = {"action": action, "proprio": proprio}
-        self._keys |= {f"images_{name}": [key] for key, name in cameras.items()}
+        self._keys |= {f"images_{name}": [keys[name]] for name in names if name in keys}
+        self._rate_hz = choice.rate_hz
+        sizes = {
+            name: size_of(path / "videos/0" / videos[name])
+            if name in videos
+            else arrays[keys[name]].shape[1:3]
+            for name in names
+        }
         self.attributes = about(
             path,
             "diffusion_policy",
             None,
             choice.rate_hz or self._rate(),
-            {name: self._arrays[key].shape[1:3] for key, name in cameras.items()},
-            [part_of(k, self._arrays[k].shape[1], choice.action_kind) for k in action],
-            [part_of(k, self._arrays[k].shape[1], "absolute") for k in proprio],
+            sizes,
+            [part_of(k, arrays[k].shape[1], choice.action_kind) for k in action],
+            [part_of(k, arrays[k].shape[1], "absolute") for k in proprio],
         )
 
     def _rate(self) -> float:
@@ -89,13 +116,34 @@ class ReplayBuffer(Source):
     def length(self, i: int) -> int:
         return int(self._ends[i] - (self._ends[i - 1] if i else 0))
 
+    def values(self, i: int) -> dict[str, Any]:
+        if self._kept is None:
+            return {}
+        return self._kept.episode_values({k: v[i] for k, v in self._meta.items()}, f"{self.path}: meta")
+
     def pieces(self, i: int) -> Iterator[Piece]:
         start, stop = int(self._ends[i]) - self.length(i), int(self._ends[i])
-        rows = (self._arrays[keys[0]] for keys in self._keys.values())
-        step = steps_of(sum(a.dtype.itemsize * int(np.prod(a.shape[1:])) for a in rows))
+        films = {
+            f"images_{name}": frames_at(self.path / f"videos/{i}" / file, self._times(start, stop))
+            for name, file in self._videos.items()
+        }
+        sizes = (self.attributes["camera_geometry"][name]["size"] for name in self._videos)
+        rows = (self._arrays[k] for keys in self._keys.values() for k in keys)
+        step = steps_of(
+            sum(a.dtype.itemsize * int(np.prod(a.shape[1:])) for a in rows) + sum(3 * h * w for h, w in sizes)
+        )
         for at in range(start, stop, step):
-            piece = {key: self._read(key, keys, at, min(at + step, stop)) for key, keys in self._keys.items()}
+            end = min(at + step, stop)
+            piece = {key: self._read(key, keys, at, end) for key, keys in self._keys.items()}
+            piece |= {key: np.stack(list(islice(film, end - at))) for key, film in films.items()}
             yield finite(piece, f"{self.path}: episode {i}", at - start)
+
+    def _times(self, start: int, stop: int) -> np.ndarray:
+        """Of an episode's steps, s since its first.  # (T,)"""
+        if self._rate_hz or "timestamp" not in self._arrays:
+            return np.arange(stop - start) / self.attributes["rate_hz"]
+        stamps = np.asarray(self._arrays["timestamp"][start:stop], np.float64).ravel()
+        return stamps - stamps[0]
 
     def _read(self, key: str, keys: list[str], start: int, stop: int) -> np.ndarray:
         found = []
@@ -107,21 +155,25 @@ class ReplayBuffer(Source):
                 raise mismatch(
                     f"{self.path}: data/{name}", f"steps that cannot be read ({text})", "whole chunks"
                 ) from None
+        if self._kept:
+            return self._kept.array(key, found)
         if not key.startswith("images_"):
             return np.concatenate(found, 1).astype(np.float32)
         pictures = found[0]  # some hold 0 to 255 as floats
         return pictures if pictures.dtype == np.uint8 else np.rint(pictures).clip(0, 255).astype(np.uint8)
 
 
-def _opened(path: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """The arrays over time by name, and where episodes end."""
+def _opened(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], str | None]:
+    """The arrays over time by name, the values of episodes and where these end, and what a writer of ours left."""
     try:
         store = ZipStore(path, mode="r") if path.is_file() else LocalStore(path, read_only=True)
         root = zarr.open_group(store, mode="r", zarr_format=2)
         data: Any = root["data"]
+        meta: Any = root["meta"]
         _need_codecs(path)
         arrays = {name: data[name] for name in sorted(data.array_keys())}
-        return arrays, np.asarray(root["meta/episode_ends"][:])  # type: ignore[index]
+        values = {name: np.asarray(meta[name][...]) for name in {"episode_ends", *meta.array_keys()}}
+        return arrays, values, root.attrs.get(NAME)  # type: ignore[return-value]
     except (KeyError, ValueError, OSError, zipfile.BadZipFile, json.JSONDecodeError) as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise mismatch(

@@ -25,6 +25,7 @@ from s2robot.envs.frames import as_image_size
 
 WRITERS: dict[str, str] = {  # format -> "module:function", called with (store, target, settings, progress)
     "robomimic": "s2robot.demos.formats.write_robomimic:write",
+    "diffusion_policy": "s2robot.demos.formats.write_diffusion_policy:write",
 }
 ENDINGS = {".hdf5": "robomimic", ".h5": "robomimic", ".zarr.zip": "diffusion_policy"}
 PICTURES = ("h264", "av1", "png")

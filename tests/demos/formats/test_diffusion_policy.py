@@ -1,7 +1,9 @@
-"""diffusion_policy's replay buffers in: folder and zip, time stamps, and what is broken."""
+"""diffusion_policy's replay buffers in: folder and zip, time stamps, a robot's videos, and what is broken."""
 
+import shutil
 import zipfile
 
+import av
 import numcodecs
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import zarr
 
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.robot_videos import frames_at
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 
@@ -66,3 +69,70 @@ def test_what_is_broken_is_one_line(tmp_path, folder):
     with pytest.raises(DatasetError, match=r"data/action: found 7 steps, expected 9 by episode_ends"):
         convert(folder, out)
     assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
+
+
+# -------------------------------------------------------------------- a real robot's folder
+
+SHADES = 7  # of grey, from one frame to the next
+
+
+def film(path, count, fps=30):
+    """Frames of one shade each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 32, 16, "yuv420p", {"crf": "1"}
+        for i in range(count):
+            grey = np.full((16, 32, 3), 20 + SHADES * i, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(stream.encode())
+
+
+@pytest.fixture
+def robot(tmp_path, folder):
+    """4 and 3 steps at 12.5 Hz, two cameras at 30 Hz, the clock of a computer."""
+    path = tmp_path / "robot"
+    path.mkdir()
+    folder.rename(path / "replay_buffer.zarr")
+    root = zarr.open_group(str(path / "replay_buffer.zarr"), mode="r+", zarr_format=2)
+    root["data/timestamp"][:] = 1.7e9 + np.array([0, 0.08, 0.16, 0.24, 9, 9.08, 9.16])
+    for key in ("front_image", "img"):
+        shutil.rmtree(path / f"replay_buffer.zarr/data/{key}")
+    for episode, count in enumerate((12, 9)):
+        for camera in (0, 10):
+            film(path / f"videos/{episode}/{camera}.mp4", count)
+    return path
+
+
+def test_a_robots_videos_are_its_cameras(tmp_path, robot):
+    convert(robot, tmp_path / "out.zarr")
+    store = EpisodeStore.open(tmp_path / "out.zarr")
+    assert store.cameras == ("camera_0", "camera_10") and store.attrs["rate_hz"] == 12.5
+    assert store.attrs["camera_geometry"]["camera_0"]["size"] == [16, 32]
+    np.testing.assert_array_equal(store["action"], DATA["action"])
+    shown = (store["images_camera_10"].mean((1, 2, 3)) - 20) / SHADES
+    # the first frame from 0, 0.08, 0.16 and 0.24 s on, of those each 1/30 s
+    np.testing.assert_allclose(shown, [0, 3, 5, 8, 0, 3, 5], atol=0.3)
+    convert(robot, tmp_path / "one.zarr", Choice(cameras=("camera_10",)))
+    assert EpisodeStore.open(tmp_path / "one.zarr").cameras == ("camera_10",)
+
+
+def test_a_robots_video_that_ends_early(tmp_path, robot):
+    film(robot / "videos/1/0.mp4", 3)  # its last frame stands in, as theirs does
+    convert(robot, tmp_path / "out.zarr")
+    shown = EpisodeStore.open(tmp_path / "out.zarr")["images_camera_0"][4:].mean((1, 2, 3))
+    np.testing.assert_allclose((shown - 20) / SHADES, [0, 2, 2], atol=0.3)
+    (robot / "videos/1/0.mp4").write_bytes((robot / "videos/1/0.mp4").read_bytes()[:300])
+    with pytest.raises(DatasetError, match=r"videos/1/0.mp4: found a file that cannot be decoded"):
+        convert(robot, tmp_path / "none.zarr")
+    (robot / "videos/1/0.mp4").unlink()
+    with pytest.raises(DatasetError, match=r"videos/1/0.mp4: found no such file, expected a video"):
+        convert(robot, tmp_path / "none.zarr")
+    assert not (tmp_path / "none.zarr").exists()
+
+
+def test_a_frame_may_stand_in_for_a_few_steps_only(tmp_path):
+    film(tmp_path / "a.mp4", 2)
+    assert len(list(frames_at(tmp_path / "a.mp4", np.arange(12) / 30))) == 12
+    with pytest.raises(DatasetError, match=r"a.mp4: found frames until 0.033 s, expected some until 0.400 s"):
+        list(frames_at(tmp_path / "a.mp4", np.arange(13) / 30))

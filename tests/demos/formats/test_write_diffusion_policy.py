@@ -1,0 +1,102 @@
+"""Our episodes as diffusion_policy's replay buffer: format 2 of zarr, a picture a chunk, and the same store when it is back."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.export import ExportSettings, export
+from s2robot.demos.formats.source import Choice
+from s2robot.demos.store import EpisodeStore
+from tests.demos.formats import made
+
+
+@pytest.fixture
+def store(tmp_path):
+    return made.store(tmp_path / "in.zarr")
+
+
+def written(store: EpisodeStore, path: Path) -> Path:
+    export(store, path, "diffusion_policy", ExportSettings())
+    return path
+
+
+def test_what_a_buffer_holds(tmp_path, store):
+    path = written(store, tmp_path / "out.zarr")
+    assert (
+        not list(path.rglob("zarr.json")) and json.loads((path / ".zgroup").read_text())["zarr_format"] == 2
+    )
+    hand = json.loads((path / "data/hand_image/.zarray").read_text())
+    assert hand["chunks"] == [1, made.H, made.W, 3] and hand["compressor"]["id"] == "blosc"
+    root = zarr.open_group(str(path), mode="r", zarr_format=2)
+    assert root["meta/episode_ends"].dtype == np.int64
+    assert root["meta/episode_ends"][:].tolist() == [5, 12]
+    for key, name in {"action": "action", "proprio": "agent_pos", "images_left.up": "left.up_image",
+                      "grid": "grid", "force/left": "force%2Fleft"}.items():  # fmt: skip
+        np.testing.assert_array_equal(root[f"data/{name}"], store[key])
+    np.testing.assert_array_equal(root["data/timestamp"][5:], np.arange(7) / made.FPS)
+    assert {array.shape[0] for _, array in root["data"].arrays()} == {12}
+
+
+@pytest.mark.parametrize("name", ["out.zarr", "out.zarr.zip"])
+def test_a_store_comes_back_as_it_was(tmp_path, store, name):
+    convert(written(store, tmp_path / name), tmp_path / "back.zarr")
+    assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back.zarr", "in.zarr", name]
+
+
+def test_a_zip_packs_nothing_twice(tmp_path, store):
+    with zipfile.ZipFile(written(store, tmp_path / "out.zarr.zip")) as file:
+        names = file.namelist()
+        assert len(names) == len(set(names)) and ".zgroup" in names
+        assert {found.compress_type for found in file.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_another_reads_it_by_its_habits(tmp_path, store):
+    path = written(store, tmp_path / "out.zarr")
+    (path / ".zattrs").unlink()
+    convert(path, tmp_path / "back.zarr", Choice(cameras=("left.up",)))
+    back = EpisodeStore.open(tmp_path / "back.zarr")
+    assert back.attrs["rate_hz"] == made.FPS and back.keys == ("action", "proprio", "images_left.up")
+    for key in back.keys:
+        np.testing.assert_array_equal(back[key], store[key])
+
+
+def test_names_that_meet_are_refused(tmp_path):
+    store = made.store(tmp_path / "in.zarr")
+    with EpisodeStore.create(
+        tmp_path / "two.zarr", {k: v for k, v in store.attrs.items() if k != "schema_version"}
+    ) as two:
+        two.append({**store.episode(0), "agent_pos": np.zeros((made.LENGTHS[0], 1), "f4")})
+    with pytest.raises(DatasetError, match=r"two.zarr: found proprio and agent_pos, both 'agent_pos' there"):
+        written(two, tmp_path / "out.zarr")
+
+
+@pytest.mark.parametrize("name", ["out.zarr", "out.zarr.zip"])
+def test_nothing_half_written_is_left(tmp_path, store, name):
+    numbers = np.array(store["proprio"])
+    numbers[8, 1] = np.inf
+    made.overwrite(store.path, "proprio", numbers)
+    with pytest.raises(
+        DatasetError, match=r"in.zarr: episode 1: proprio: found inf at step 3, expected finite"
+    ):
+        written(store, tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
+
+
+def test_what_others_made_of_our_buffer_is_one_line(tmp_path, store):
+    path = written(store, tmp_path / "out.zarr")
+    (path / "meta/seed/.zarray").unlink()
+    with pytest.raises(DatasetError, match=r"out.zarr: meta: found no seed, expected one"):
+        convert(path, tmp_path / "back.zarr")
+    (path / "data/grid/.zarray").unlink()
+    with pytest.raises(
+        DatasetError, match=r"out.zarr: data: found 'grid', expected some of action, agent_pos"
+    ):
+        convert(path, tmp_path / "back.zarr")
+    assert not (tmp_path / "back.zarr").exists()
