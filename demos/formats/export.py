@@ -24,6 +24,8 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import as_image_size
 
 WRITERS: dict[str, str] = {  # format -> "module:function", called with (store, target, settings, progress)
+    "lerobot": "s2robot.demos.formats.write_lerobot:write",
+    "lerobot_v21": "s2robot.demos.formats.write_lerobot:write_v21",
     "robomimic": "s2robot.demos.formats.write_robomimic:write",
     "diffusion_policy": "s2robot.demos.formats.write_diffusion_policy:write",
 }

@@ -14,7 +14,14 @@ import numpy as np
 
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats import video
-from s2robot.demos.formats.lerobot_meta import Episode, entry, json_object, v2_episodes, v3_episodes
+from s2robot.demos.formats.lerobot_meta import (
+    MARKER,
+    Episode,
+    entry,
+    json_object,
+    v2_episodes,
+    v3_episodes,
+)
 from s2robot.demos.formats.parquet import pictures, read_columns
 from s2robot.demos.formats.source import (
     AUTOMATIC,
@@ -53,6 +60,7 @@ class LeRobot(Source):
         if missing and choice.episodes is None:
             self.notes.append(missing)
         self._tasks = sorted({t for e in self._episodes for t in e.tasks})
+        self._own = self._left_by_us(numbers)
         self._name(numbers)
 
     def __len__(self) -> int:
@@ -62,6 +70,9 @@ class LeRobot(Source):
         return self._episodes[i].length
 
     def values(self, i: int) -> dict[str, Any]:
+        if self._own:
+            at = self._episodes[i].index
+            return {k: np.array(v["values"][at], v["dtype"]) for k, v in self._own["episodes"].items()}
         known = {"source_episode": self._episodes[i].index}
         if self._episodes[i].tasks:
             known["task"] = self._tasks.index(self._episodes[i].tasks[0])
@@ -96,11 +107,33 @@ class LeRobot(Source):
             images = {key: images[key] for key in keys if key in images}
         return videos, images, numbers
 
+    def _left_by_us(self, numbers: dict[str, list[int]]) -> dict[str, Any] | None:
+        """What our own writer told, where nobody changed the data set since and all of it is wanted."""
+        if not (self.path / MARKER).is_file() or self._choice.chooses:
+            return None
+        own = json_object(self.path / MARKER)
+        try:
+            counts = [own[name] == self.info[name] for name in ("total_episodes", "total_frames")]
+            features = {array["feature"] for array in own["arrays"].values()}
+            cameras = set(own["cameras"].values())
+            if not all(counts) or features != set(numbers) or cameras != {*self._videos, *self._images}:
+                raise KeyError
+        except (KeyError, TypeError, AttributeError):
+            self.notes.append(f"{MARKER} tells of another data set and is not used")
+            return None
+        for name, feature in own["cameras"].items():
+            (self._videos if feature in self._videos else self._images)[feature] = name
+        return own
+
     def _name(self, numbers: dict[str, list[int]]) -> None:
         """Decide which features make action and proprio, and what the arrays are called."""
         sizes = {
             name: self._frame_size(key) for key, name in {**self._videos, **self._images}.items()
         }  # in the order of the features
+        if self._own:
+            self._keys = {key: [array["feature"]] for key, array in self._own["arrays"].items()}
+            self.attributes = self._own["attributes"]
+            return
         action = self._made_of("action", ("action", "actions"), "action.", numbers)
         proprio = self._made_of(
             "proprio", ("observation.state", "state", "observations.state"), "observation.", numbers
@@ -172,7 +205,7 @@ class LeRobot(Source):
             stop = min(start + step, episode.length)
             piece = {key: array[start:stop] for key, array in numbers.items()}
             for key, stream in streams.items():
-                piece[key] = np.stack([next(stream) for _ in range(stop - start)])
+                piece[key] = _stacked([next(stream) for _ in range(stop - start)], f"{where}: {key}")
             yield finite(piece, where, start)
         for key, stream in streams.items():
             if next(stream, None) is not None:
@@ -196,7 +229,9 @@ class LeRobot(Source):
         arrays: Piece = {}
         for key, features in self._keys.items():
             shaped = [self._shaped(table[f], f, where) for f in features]
-            if key in ("action", "proprio"):
+            if self._own:
+                arrays[key] = shaped[0].reshape(count, *self._own["arrays"][key]["shape"])
+            elif key in ("action", "proprio"):
                 flat = [array.reshape(count, -1) for array in shaped]
                 arrays[key] = np.concatenate(flat, 1).astype(np.float32)
             else:
@@ -231,6 +266,14 @@ class LeRobot(Source):
                     f"{late:.5f} s in row {step}",
                     f"{due:.5f} s ({self.fps} a second, tolerance_s={self._choice.tolerance_s:g})",
                 )
+
+
+def _stacked(frames: list[np.ndarray], where: str) -> np.ndarray:
+    """Frames of one size.  # (t, H, W, 3)"""
+    for frame in frames:
+        if frame.shape != frames[0].shape:
+            raise mismatch(where, f"a picture of {frame.shape}", f"{frames[0].shape} as the one before")
+    return np.stack(frames)
 
 
 def camera_name(key: str) -> str:

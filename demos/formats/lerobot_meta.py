@@ -9,6 +9,10 @@ from typing import Any
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.parquet import short
 
+MARKER = (
+    "meta/s2robot.json"  # what only our own writer knows: attributes, names of arrays, values of episodes
+)
+
 
 @dataclass(frozen=True)
 class Episode:

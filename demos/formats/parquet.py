@@ -1,7 +1,8 @@
-"""Columns of parquet files as arrays."""
+"""Columns of parquet files as arrays, and arrays as columns."""
 
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from s2robot.demos.errors import mismatch
+
+PNG_LEVEL = 1  # larger ones cost much time and save little
 
 
 @lru_cache(maxsize=1)
@@ -88,3 +91,93 @@ def _may_hold(file: Any, group: int, episode: int) -> bool:
 
 def short(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
+
+
+# -------------------------------------------------------------------- writing
+
+
+class ParquetWriter:
+    """A parquet file that tables are appended to, a row group each."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file, self.count = path.open("wb"), 0
+        self._writer: Any = None
+
+    @property
+    def bytes(self) -> int:
+        """Written so far."""
+        return self._file.tell()
+
+    def write(self, numbers: Mapping[str, np.ndarray], pictures: Mapping[str, np.ndarray]) -> None:
+        """Rows to append.  # column -> (t, ...), uint8 (t, H, W, 3)"""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {name: column_of(values) for name, values in numbers.items()}
+        table = pa.table(columns | {name: png_column(frames) for name, frames in pictures.items()})
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, table.schema, compression="snappy")
+        self._writer.write_table(table, row_group_size=len(table))
+        self.count += len(table)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._file.close()
+
+
+def column_of(values: np.ndarray) -> Any:
+    """Values as LeRobot's columns hold them: numbers (T,), lists of one length (T, n), lists of lists (T, ...)."""
+    import pyarrow as pa
+
+    column = pa.array(values.reshape(-1))
+    for size in reversed(values.shape[1:]):
+        if values.ndim == 2:
+            column = pa.FixedSizeListArray.from_arrays(column, size)
+        else:
+            column = pa.ListArray.from_arrays(np.arange(0, len(column) + 1, size, dtype=np.int32), column)
+    return column
+
+
+def png_column(frames: np.ndarray) -> Any:
+    """Pictures as LeRobot's `image` features hold them.  # uint8 (t, H, W, 3)"""
+    import pyarrow as pa
+    from PIL import Image
+
+    def encoded(frame: np.ndarray) -> dict[str, Any]:
+        file = io.BytesIO()
+        Image.fromarray(frame).save(file, "PNG", compress_level=PNG_LEVEL)
+        return {"bytes": file.getvalue(), "path": None}
+
+    return pa.array([encoded(f) for f in frames], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A table of rows that all have the same keys."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_indexed(path: Path, index: str, names: Sequence[str], column: str) -> None:
+    """A table of two columns as pandas writes a frame of numbered rows with names as its index."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def about(name: str, pandas: str, numpy: str) -> dict[str, Any]:
+        return {
+            "name": name, "field_name": name, "pandas_type": pandas, "numpy_type": numpy, "metadata": None
+        }  # fmt: skip
+
+    pandas = {
+        "index_columns": [index],
+        "column_indexes": [],
+        "columns": [about(column, "int64", "int64"), about(index, "unicode", "object")],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.2.0",  # whose form this is
+    }
+    table = pa.table({column: pa.array(range(len(names)), pa.int64()), index: pa.array(names, pa.string())})
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)

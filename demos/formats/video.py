@@ -1,7 +1,10 @@
-"""Frames of a video file, by PyAV."""
+"""Frames of a video file, and a file of frames, by PyAV."""
 
+import os
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,3 +56,94 @@ def frames(path: Path, start_s: float, count: int, rate: float, whole: bool = Fa
         raise mismatch(path, f"a file that cannot be decoded ({error.strerror})", "a video") from None
     if done < count:
         raise mismatch(path, f"{done} frames from {start_s:g} s on", f"{count} as the table has steps")
+
+
+# our name -> FFmpeg's encoder and its options; a frame is sought from the one before it at most
+ENCODERS = {
+    "h264": ("libx264", {"g": "2", "bf": "0", "preset": "veryfast"}),
+    "av1": ("libsvtav1", {"g": "2", "preset": "8"}),
+}
+
+
+def check_codec(name: str) -> None:
+    """Refuse a codec that this PyAV cannot write.
+
+    Raises:
+        DatasetError: says which PyAV that is.
+    """
+    import av
+
+    encoder = ENCODERS[name][0]
+    if encoder not in av.codecs_available:
+        found = f"{name}, which PyAV {av.__version__} as it is installed cannot write (no {encoder})"
+        raise mismatch("pictures", found, "another codec, or png")
+
+
+def pix_fmt(codec: str, size: tuple[int, int]) -> str:
+    """How colours are kept: at half the resolution, but in full where H.264 cannot halve an odd side."""
+    return "yuv444p" if codec == "h264" and (size[0] % 2 or size[1] % 2) else "yuv420p"
+
+
+def about_video(codec: str, rate: int, size: tuple[int, int]) -> dict[str, Any]:
+    """What LeRobot's info.json says of a video."""
+    return {
+        "video.height": size[0],
+        "video.width": size[1],
+        "video.codec": codec,
+        "video.pix_fmt": pix_fmt(codec, size),
+        "video.is_depth_map": False,
+        "video.fps": rate,
+        "video.channels": 3,
+        "has_audio": False,
+    }
+
+
+class VideoWriter:
+    """A file of frames at a constant rate, each second one of which can be sought; `codec`: h264 or av1.
+
+    Raises:
+        DatasetError: the encoder refuses, as it may pictures of such a size.
+    """
+
+    def __init__(self, path: Path, codec: str, rate: int, size: tuple[int, int], crf: int):
+        import av
+
+        self.path, self.bytes, self.count, self._rate = path, 0, 0, rate
+        encoder, options = ENCODERS[codec]
+        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 tells its settings on the screen otherwise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = av.open(str(path), "w", format="mp4")
+        stream: Any = self._file.add_stream(encoder, rate=rate, options={"crf": str(crf), **options})
+        (stream.height, stream.width), stream.pix_fmt = size, pix_fmt(codec, size)
+        self._stream = stream
+
+    def write(self, frames: np.ndarray) -> None:
+        """The next ones.  # uint8 (t, H, W, 3)"""
+        import av
+
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = self.count, Fraction(1, self._rate)
+            self._encode(frame)
+            self.count += 1
+
+    def _encode(self, frame: Any) -> None:
+        """Pass a frame on, or with None all that the encoder still holds."""
+        import av
+
+        try:
+            for packet in self._stream.encode(frame):
+                self.bytes += packet.size
+                self._file.mux(packet)
+        except av.error.FFmpegError as error:
+            size = f"{self._stream.height} x {self._stream.width} pixels"
+            found = f"{size} that {self._stream.codec_context.name} cannot write ({error.strerror})"
+            raise mismatch(self.path.name, found, "another codec, or pictures=png") from None
+
+    def close(self) -> None:
+        """Finish the file."""
+        try:
+            if self.count:
+                self._encode(None)
+        finally:
+            self._file.close()

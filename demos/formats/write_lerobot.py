@@ -1,0 +1,355 @@
+"""LeRobot data sets written, v3.0 and v2.1.
+
+    write(EpisodeStore.open("cube.zarr"), Path("cube"), ExportSettings(), progress)
+
+`action` and `proprio` become `action` and `observation.state`, with our parts as names; cameras `observation.images.<name>`;
+all other arrays keep their names. Both versions differ in what goes into one file: an episode, or as many as fill it. What
+the format has no place for (what the numbers mean, values of an episode) stands in `meta/s2robot.json`, from which
+`lerobot.LeRobot` makes the same store again.
+
+Format: huggingface/lerobot, `src/lerobot/datasets`, wheels 0.3.3 (v2.1) and 0.4.4 (v3.0).
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2robot.demos.errors import mismatch
+from s2robot.demos.formats import statistics
+from s2robot.demos.formats.convert import Progress
+from s2robot.demos.formats.export import ExportSettings, pieces
+from s2robot.demos.formats.lerobot_features import features_of
+from s2robot.demos.formats.lerobot_meta import MARKER
+from s2robot.demos.formats.parquet import ParquetWriter, write_indexed, write_rows
+from s2robot.demos.formats.source import require
+from s2robot.demos.formats.video import VideoWriter, about_video, check_codec
+from s2robot.demos.replay import camera_sizes
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.tasks import DEFAULT
+
+CHUNK = 1000  # files in a folder
+MOST_SECONDS = 1000  # of a video: later the format's float32 time stamps are coarser than its own tolerance
+
+CRF = {"h264": 18, "av1": 23}  # docs/datasets.md: what PSNR they give
+CARD = """---
+task_categories:
+- robotics
+tags:
+- LeRobot
+- s2robot
+configs:
+- config_name: default
+  data_files: data/*/*.parquet
+---
+
+{episodes} episodes of {robot}, {steps} steps, {fps} a second, in the form of
+[LeRobot](https://github.com/huggingface/lerobot) {version}, written by s2robot.
+
+What to do:
+
+{tasks}
+"""
+
+
+@dataclass(frozen=True)
+class Version:
+    """Where things lie; a new file is begun when the next episode is likely to fill one beyond its limit."""
+
+    name: str
+    data: str
+    video: str
+    data_bytes: int  # 0: a file an episode
+    video_bytes: int
+
+    def at(self, template: str, number: int, key: str = "") -> str:
+        """The path of file `number`."""
+        chunk, file = divmod(number, CHUNK)
+        return template.format(
+            chunk_index=chunk, file_index=file, episode_chunk=chunk, episode_index=number, video_key=key
+        )
+
+
+V30 = Version(
+    "v3.0",
+    "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+    "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+    100 << 20,
+    200 << 20,
+)
+V21 = Version(
+    "v2.1",
+    "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    0,
+    0,
+)
+
+
+def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> list[str]:
+    """LeRobot v3.0. Returns notes for the user.
+
+    Raises:
+        DatasetError: a rate that is no whole number, two features of one name, an encoder that this PyAV lacks.
+    """
+    return _write(V30, store, target, settings, progress)
+
+
+def write_v21(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> list[str]:
+    """LeRobot v2.1; as :func:`write`."""
+    return _write(V21, store, target, settings, progress)
+
+
+def _write(
+    version: Version, store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress
+) -> list[str]:
+    require("pyarrow", "av")
+    if settings.pictures != "png" and store.cameras:
+        check_codec(settings.pictures)
+    writer = _Writer(version, store, target, settings)
+    try:
+        for i in range(len(store)):
+            writer.episode(i)
+            progress(int(store.episode_ends[i]), store.num_steps)
+    finally:
+        writer.close()
+    writer.meta()
+    return writer.notes
+
+
+class _Writer:
+    """One data set in the making."""
+
+    def __init__(self, version: Version, store: EpisodeStore, target: Path, settings: ExportSettings):
+        self.notes: list[str] = []
+        self._version, self._store, self._target, self._settings = version, store, target, settings
+        self._attributes = store.attrs
+        rate = self._attributes["rate_hz"]
+        if rate != int(rate):
+            raise mismatch(f"{store.path}: rate_hz", rate, "a whole number: LeRobot knows no other")
+        self._fps = int(rate)
+        self._png = settings.pictures == "png"
+        self._features = features_of(store, "image" if self._png else "video")
+        self._tasks, self._task_of = _tasks(store, settings.instruction)
+        self._rows: list[dict[str, Any]] = []
+        self._told: list[dict[str, statistics.Told]] = []
+        self._data = _Files(self._open_data, version.data_bytes)
+        sizes = camera_sizes(store, store.cameras)
+        self._videos = {
+            name: _Files(partial(self._open_video, name, sizes[name]), version.video_bytes, MOST_SECONDS * self._fps)
+            for name in ([] if self._png else store.cameras)
+        }  # fmt: skip
+
+    def _open_data(self, number: int) -> ParquetWriter:
+        return ParquetWriter(self._target / self._version.at(self._version.data, number))
+
+    def _open_video(self, camera: str, size: tuple[int, int], number: int) -> VideoWriter:
+        path = self._version.at(self._version.video, number, self._features.cameras[camera])
+        crf = CRF[self._settings.pictures] if self._settings.crf is None else self._settings.crf
+        return VideoWriter(self._target / path, self._settings.pictures, self._fps, size, crf)
+
+    def close(self) -> None:
+        for files in (self._data, *self._videos.values()):
+            files.close()
+
+    # ---------------------------------------------------------------- an episode
+
+    def episode(self, i: int) -> None:
+        """Write episode i, in pieces."""
+        rows = self._store.episode_slice(i)
+        length = rows.stop - rows.start
+        self._data.begin(length)
+        row = {"episode_index": i, "tasks": [self._tasks[self._task_of[i]]], "length": length}
+        row |= self._place("data", self._data.number)
+        row |= {"dataset_from_index": rows.start, "dataset_to_index": rows.stop}
+        for name, files in self._videos.items():
+            files.begin(length)
+            key = f"videos/{self._features.cameras[name]}"
+            row |= self._place(key, files.number)
+            row[f"{key}/from_timestamp"] = files.count / self._fps
+            row[f"{key}/to_timestamp"] = (files.count + length) / self._fps
+        self._rows.append(row)
+        self._told.append(self._arrays(i, length, rows.start))
+
+    def _place(self, what: str, number: int) -> dict[str, int]:
+        chunk, file = divmod(number, CHUNK)
+        return {f"{what}/chunk_index": chunk, f"{what}/file_index": file}
+
+    def _arrays(self, i: int, length: int, first: int) -> dict[str, statistics.Told]:
+        """Write an episode's arrays; returns their statistics."""
+        cameras, data = self._features.cameras, self._data.file
+        seen = {feature: statistics.Pictures(length) for feature in cameras.values()}
+        kept: dict[str, list[np.ndarray]] = {feature: [] for feature in self._features.numbers.values()}
+        own, at = self._automatic(i, length, first), 0
+        for piece in pieces(self._store, i):
+            numbers = {feature: piece[key] for key, feature in self._features.numbers.items()}
+            pictures = {feature: piece[f"images_{name}"] for name, feature in cameras.items()}
+            for feature, frames in pictures.items():
+                seen[feature].add(frames)
+            for feature, values in numbers.items():
+                kept[feature].append(values)
+            stop = at + len(piece["action"])
+            if self._png:  # an episode's pictures need not fit into memory
+                data.write(numbers | {name: values[at:stop] for name, values in own.items()}, pictures)
+            for name, files in self._videos.items():
+                files.file.write(piece[f"images_{name}"])
+            at = stop
+        whole = {feature: np.concatenate(values) for feature, values in kept.items()} | own
+        if not self._png:
+            data.write(whole, {})
+        told = {feature: statistics.of_numbers(values) for feature, values in whole.items()}
+        return told | {feature: pictures.told() for feature, pictures in seen.items()}
+
+    def _automatic(self, i: int, length: int, first: int) -> dict[str, np.ndarray]:
+        """LeRobot's own columns of episode i."""
+        steps = np.arange(length)
+        return {
+            "timestamp": (steps / self._fps).astype(np.float32),
+            "frame_index": steps,
+            "episode_index": np.full(length, i),
+            "index": first + steps,
+            "task_index": np.full(length, self._task_of[i]),
+        }
+
+    # ---------------------------------------------------------------- what is told of them
+
+    def meta(self) -> None:
+        """The tables, when all episodes are written."""
+        folder = self._target / "meta"
+        folder.mkdir()
+        told = [statistics.plain(each, quantiles=self._version is V30) for each in self._told]
+        if self._version is V30:
+            self._meta_v30(folder, told)
+        else:
+            self._meta_v21(folder, told)
+        _json(folder / "info.json", self._info())
+        _json(self._target / MARKER, self._marker())
+        (self._target / "README.md").write_text(self._card(), "utf-8")
+
+    def _meta_v30(self, folder: Path, told: list[dict[str, Any]]) -> None:
+        rows = [
+            row
+            | {f"stats/{f}/{name}": value for f, stats in each.items() for name, value in stats.items()}
+            | self._place("meta/episodes", 0)
+            for row, each in zip(self._rows, told, strict=True)
+        ]
+        write_rows(folder / "episodes/chunk-000/file-000.parquet", rows)
+        _json(folder / "stats.json", statistics.plain(statistics.together(self._told), quantiles=True))
+        write_indexed(folder / "tasks.parquet", "task", self._tasks, "task_index")
+
+    def _meta_v21(self, folder: Path, told: list[dict[str, Any]]) -> None:
+        keys = "episode_index", "tasks", "length"
+        _lines(folder / "episodes.jsonl", [{key: row[key] for key in keys} for row in self._rows])
+        stats = [{"episode_index": i, "stats": each} for i, each in enumerate(told)]
+        _lines(folder / "episodes_stats.jsonl", stats)
+        tasks = [{"task_index": i, "task": text} for i, text in enumerate(self._tasks)]
+        _lines(folder / "tasks.jsonl", tasks)
+
+    def _info(self) -> dict[str, Any]:
+        version, files = self._version, self._data.number + 1
+        features = dict(self._features.told)
+        for name, size in camera_sizes(self._store, self._videos).items():
+            about = about_video(self._settings.pictures, self._fps, size)
+            features[self._features.cameras[name]] |= {"info": about}
+        told = {
+            "codebase_version": version.name,
+            "robot_type": self._attributes["robot"],
+            "total_episodes": len(self._rows),
+            "total_frames": self._store.num_steps,
+            "total_tasks": len(self._tasks),
+            "chunks_size": CHUNK,
+            "fps": self._fps,
+            "splits": {"train": f"0:{len(self._rows)}"},
+            "data_path": version.data,
+            "video_path": version.video if self._videos else None,
+            "features": features,
+        }
+        if version is V30:
+            sizes = {"data": version.data_bytes, "video": version.video_bytes}
+            return told | {f"{what}_files_size_in_mb": size >> 20 for what, size in sizes.items()}
+        videos = len(self._videos) * len(self._rows)
+        return told | {"total_videos": videos, "total_chunks": -(-files // CHUNK)}
+
+    def _marker(self) -> dict[str, Any]:
+        """What the format has no place for, for our own reader."""
+        store = self._store
+        values = {key: store.meta(key) for key in store.meta_keys}
+        return {
+            "attributes": self._attributes | {"kind": "images"},
+            "arrays": {
+                key: {"feature": feature, "shape": list(store.shape(key))}
+                for key, feature in self._features.numbers.items()
+            },
+            "cameras": dict(self._features.cameras),
+            "episodes": {key: {"dtype": str(v.dtype), "values": v.tolist()} for key, v in values.items()},
+            "total_episodes": len(store),
+            "total_frames": store.num_steps,
+        }
+
+    def _card(self) -> str:
+        return CARD.format(
+            robot=self._attributes["robot"],
+            episodes=len(self._rows),
+            steps=self._store.num_steps,
+            fps=self._fps,
+            version=self._version.name,
+            tasks="\n".join(f"- {text}" for text in self._tasks),
+        )
+
+
+class _Files:
+    """Files of one kind, numbered, of which the last is being written: each holds as many episodes as fit.
+
+    An episode goes into the next one where the last is likely to grow beyond `limit` bytes, or would beyond `most` steps.
+    """
+
+    def __init__(self, make: Callable[[int], Any], limit: int, most: int | None = None):
+        self._make, self._limit, self._most = make, limit, most
+        self.number, self._before = -1, 0
+        self.file: Any = None
+
+    @property
+    def count(self) -> int:
+        """Steps in the last file."""
+        return self.file.count
+
+    def begin(self, length: int) -> None:
+        """Get ready for an episode of so many steps."""
+        if self.file is not None:
+            likely = 2 * self.file.bytes - self._before  # one more like the last
+            if likely < self._limit and (self._most is None or self.file.count + length <= self._most):
+                self._before = self.file.bytes
+                return
+            self.close()
+        self.number, self._before = self.number + 1, 0
+        self.file = self._make(self.number)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+
+def _tasks(store: EpisodeStore, instruction: str | None) -> tuple[list[str], list[int]]:
+    """What is to be done, each text once, and which of them each episode is of."""
+    known = store.attrs.get("tasks") or []
+    if known and "task" in store.meta_keys:
+        texts = [str(known[i]) for i in store.meta("task")]
+    else:
+        name = store.attrs["env_config"].get("task", DEFAULT)
+        texts = [instruction or str(name).replace("_", " ")] * len(store)
+    tasks = list(dict.fromkeys(known if known and "task" in store.meta_keys else texts))
+    return tasks, [tasks.index(text) for text in texts]
+
+
+def _json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    path.write_text("".join(lines), "utf-8")
