@@ -6,6 +6,7 @@ Format: huggingface/lerobot, `src/lerobot/datasets`, wheels 0.3.3 (v2.1) and 0.4
 row k of an episode is the frame k / fps after the episode's start in its video.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats import video
+from s2robot.demos.formats.kept import Kept
 from s2robot.demos.formats.lerobot_meta import (
     MARKER,
     Episode,
@@ -52,16 +54,23 @@ class LeRobot(Source):
         self.version = str(info.get("codebase_version"))
         if self.version not in ("v3.0", "v2.1", "v2.0"):
             raise mismatch(f"{path}/meta/info.json: codebase_version", self.version, "v3.0, v2.1 or v2.0")
-        self._videos, images, numbers = self._sorted_features()
-        self._images = images
+        self._videos: dict[str, str] = {}  # feature -> camera
+        self._images: dict[str, str] = {}
+        self._keys: dict[str, list[str]] = {}  # array -> features
+        numbers: dict[str, list[int]] = {}
+        self._kept = self._left_by_us()
+        if self._kept:
+            self._as_left(self._kept)
+        else:
+            numbers = self._sorted_features()
         episodes_of = v3_episodes if self.version == "v3.0" else v2_episodes
         found, missing = episodes_of(path, info, tuple(self._videos))
         self._episodes = found[: choice.episodes]
         if missing and choice.episodes is None:
             self.notes.append(missing)
         self._tasks = sorted({t for e in self._episodes for t in e.tasks})
-        self._own = self._left_by_us(numbers)
-        self._name(numbers)
+        if not self._kept:
+            self._name(numbers)
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -70,9 +79,10 @@ class LeRobot(Source):
         return self._episodes[i].length
 
     def values(self, i: int) -> dict[str, Any]:
-        if self._own:
-            at = self._episodes[i].index
-            return {k: np.array(v["values"][at], v["dtype"]) for k, v in self._own["episodes"].items()}
+        if self._kept:
+            index = self._episodes[i].index
+            found = {key: values[index] for key, values in self._kept_values.items()}
+            return dict(self._kept.episode_values(found, f"{self.path}/{MARKER}: episodes"))
         known = {"source_episode": self._episodes[i].index}
         if self._episodes[i].tasks:
             known["task"] = self._tasks.index(self._episodes[i].tasks[0])
@@ -80,8 +90,8 @@ class LeRobot(Source):
 
     # ---------------------------------------------------------------- what the features are
 
-    def _sorted_features(self) -> tuple[dict[str, str], dict[str, str], dict[str, list[int]]]:
-        """Video and image features with their cameras' names, and those of numbers with their shapes."""
+    def _sorted_features(self) -> dict[str, list[int]]:
+        """Find the video and image features with their cameras' names; returns those of numbers with their shapes."""
         videos: dict[str, str] = {}
         images: dict[str, str] = {}
         numbers: dict[str, list[int]] = {}
@@ -105,35 +115,42 @@ class LeRobot(Source):
             keys = [names.get(w, w) for w in chosen(wanted, [*names, *every], "cameras", self.path)]
             videos = {key: videos[key] for key in keys if key in videos}
             images = {key: images[key] for key in keys if key in images}
-        return videos, images, numbers
+        self._videos, self._images = videos, images
+        return numbers
 
-    def _left_by_us(self, numbers: dict[str, list[int]]) -> dict[str, Any] | None:
-        """What our own writer told, where nobody changed the data set since and all of it is wanted."""
-        if not (self.path / MARKER).is_file() or self._choice.chooses:
+    def _left_by_us(self) -> Kept | None:
+        """What our own writer told, where nobody changed the data set since."""
+        file = self.path / MARKER
+        if not file.is_file():
             return None
-        own = json_object(self.path / MARKER)
-        try:
-            counts = [own[name] == self.info[name] for name in ("total_episodes", "total_frames")]
-            features = {array["feature"] for array in own["arrays"].values()}
-            cameras = set(own["cameras"].values())
-            if not all(counts) or features != set(numbers) or cameras != {*self._videos, *self._images}:
-                raise KeyError
-        except (KeyError, TypeError, AttributeError):
+        told = json_object(file)
+        kept = Kept.of(json.dumps(told), str(file))
+        if not kept.fits(self._choice):
+            return None
+        features = {feature for places in kept.places.values() for feature in places}
+        counts = ("total_episodes", "total_frames")
+        if features != self.features.keys() - set(AUTOMATIC) or any(
+            told.get(name) != self.info.get(name) for name in counts
+        ):
             self.notes.append(f"{MARKER} tells of another data set and is not used")
             return None
-        for name, feature in own["cameras"].items():
-            (self._videos if feature in self._videos else self._images)[feature] = name
-        return own
+        self._kept_values = told["episodes"]
+        return kept.with_cameras(self._choice.cameras, self.path)
+
+    def _as_left(self, kept: Kept) -> None:
+        """Names and attributes as they were before our writer wrote them."""
+        cameras = {kept.places[f"images_{name}"][0]: name for name in kept.attributes["cameras"]}
+        for feature, name in cameras.items():
+            where = self._videos if self.features[feature]["dtype"] == "video" else self._images
+            where[feature] = name
+        self._keys = {k: places for k, places in kept.places.items() if places[0] not in cameras}
+        self.attributes = kept.attributes
 
     def _name(self, numbers: dict[str, list[int]]) -> None:
         """Decide which features make action and proprio, and what the arrays are called."""
         sizes = {
             name: self._frame_size(key) for key, name in {**self._videos, **self._images}.items()
         }  # in the order of the features
-        if self._own:
-            self._keys = {key: [array["feature"]] for key, array in self._own["arrays"].items()}
-            self.attributes = self._own["attributes"]
-            return
         action = self._made_of("action", ("action", "actions"), "action.", numbers)
         proprio = self._made_of(
             "proprio", ("observation.state", "state", "observations.state"), "observation.", numbers
@@ -229,8 +246,8 @@ class LeRobot(Source):
         arrays: Piece = {}
         for key, features in self._keys.items():
             shaped = [self._shaped(table[f], f, where) for f in features]
-            if self._own:
-                arrays[key] = shaped[0].reshape(count, *self._own["arrays"][key]["shape"])
+            if self._kept:
+                arrays[key] = self._kept.array(key, shaped)
             elif key in ("action", "proprio"):
                 flat = [array.reshape(count, -1) for array in shaped]
                 arrays[key] = np.concatenate(flat, 1).astype(np.float32)

@@ -9,9 +9,7 @@ from typing import Any
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.parquet import short
 
-MARKER = (
-    "meta/s2robot.json"  # what only our own writer knows: attributes, names of arrays, values of episodes
-)
+MARKER = "meta/s2robot.json"  # what a writer of ours left: see kept.py
 
 
 @dataclass(frozen=True)

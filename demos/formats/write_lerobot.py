@@ -12,7 +12,7 @@ Format: huggingface/lerobot, `src/lerobot/datasets`, wheels 0.3.3 (v2.1) and 0.4
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from s2robot.demos.errors import mismatch
 from s2robot.demos.formats import statistics
 from s2robot.demos.formats.convert import Progress
 from s2robot.demos.formats.export import ExportSettings, pieces
+from s2robot.demos.formats.kept import of_store
 from s2robot.demos.formats.lerobot_features import features_of
 from s2robot.demos.formats.lerobot_meta import MARKER
 from s2robot.demos.formats.parquet import ParquetWriter, write_indexed, write_rows
@@ -227,7 +228,7 @@ class _Writer:
         else:
             self._meta_v21(folder, told)
         _json(folder / "info.json", self._info())
-        _json(self._target / MARKER, self._marker())
+        _json(self._target / MARKER, self._left())
         (self._target / "README.md").write_text(self._card(), "utf-8")
 
     def _meta_v30(self, folder: Path, told: list[dict[str, Any]]) -> None:
@@ -274,18 +275,13 @@ class _Writer:
         videos = len(self._videos) * len(self._rows)
         return told | {"total_videos": videos, "total_chunks": -(-files // CHUNK)}
 
-    def _marker(self) -> dict[str, Any]:
+    def _left(self) -> dict[str, Any]:
         """What the format has no place for, for our own reader."""
-        store = self._store
-        values = {key: store.meta(key) for key in store.meta_keys}
-        return {
-            "attributes": self._attributes | {"kind": "images"},
-            "arrays": {
-                key: {"feature": feature, "shape": list(store.shape(key))}
-                for key, feature in self._features.numbers.items()
-            },
-            "cameras": dict(self._features.cameras),
-            "episodes": {key: {"dtype": str(v.dtype), "values": v.tolist()} for key, v in values.items()},
+        store, features = self._store, self._features
+        places = {key: [feature] for key, feature in features.numbers.items()}
+        places |= {f"images_{name}": [feature] for name, feature in features.cameras.items()}
+        return asdict(of_store(store, places)) | {
+            "episodes": {key: store.meta(key).tolist() for key in store.meta_keys},
             "total_episodes": len(store),
             "total_frames": store.num_steps,
         }
