@@ -1,0 +1,95 @@
+"""What we write, read by those whose formats they are: frames and numbers compared."""
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from s2robot.demos.formats.export import ExportSettings, export
+from tests.demos.formats import made
+from tests.demos.formats.theirs import Theirs
+
+pytestmark = pytest.mark.slow  # they install other people's packages from the registry
+
+SEQUENCES = """
+import robomimic.utils.obs_utils as known
+from robomimic.utils.dataset import SequenceDataset
+
+known.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": ["pose"], "rgb": images}})
+read = {}
+for name, mask in (("all", None), ("train", "train"), ("valid", "valid")):
+    data = SequenceDataset(path, obs_keys=("pose", *images), dataset_keys=("actions", "rewards", "dones"),
+                           load_next_obs=False, hdf5_cache_mode="all", seq_length=2, filter_by_attribute=mask)
+    rows = [data[i] for i in range(len(data))]
+    for key in ("actions", "rewards", "dones"):
+        read[f"{name}/{key}"] = np.stack([row[key] for row in rows])
+    for key in ("pose", *images):
+        read[f"{name}/{key}"] = np.stack([row["obs"][key] for row in rows])
+keep(**read)
+"""
+
+
+def test_robomimic_reads_our_file(tmp_path):
+    store = made.store(tmp_path / "in.zarr")
+    path = tmp_path / "out.hdf5"
+    export(store, path, "robomimic", ExportSettings(action_range="data", valid=0.5))
+    images = ["hand_image", "left.up_image"]
+    read = Theirs(tmp_path, "robomimic==0.3.0")(SEQUENCES, path=path, images=images)
+    with h5py.File(path) as file:
+        demos = {mask: [int(n[5:]) for n in file["mask"][mask]] for mask in ("train", "valid")}
+        actions = {i: file[f"data/demo_{i}/actions"][:].astype("f4") for i in range(2)}  # it reads all so
+    assert sorted(demos["train"] + demos["valid"]) == [0, 1]
+    for name, numbers in {"all": [0, 1], **demos}.items():
+        ours = [store.episode(i) for i in numbers]
+        np.testing.assert_array_equal(
+            read[f"{name}/pose"][:, 0], np.concatenate([e["proprio"] for e in ours])
+        )
+        np.testing.assert_array_equal(
+            read[f"{name}/actions"][:, 0], np.concatenate([actions[i] for i in numbers])
+        )
+        for image in images:
+            frames = np.concatenate([e[f"images_{image.removesuffix('_image')}"] for e in ours])
+            np.testing.assert_array_equal(read[f"{name}/{image}"][:, 0], frames)
+        assert read[f"{name}/dones"][:, 0].sum() == len(numbers)
+        assert read[f"{name}/rewards"][:, 0].sum() == numbers.count(1)  # episode 1 succeeded
+    assert np.abs(read["all/actions"]).max() == 1
+
+
+BUFFER = """
+import zarr
+store = zarr.ZipStore(path, mode="r") if path.endswith(".zip") else zarr.DirectoryStore(path)
+if own_class:
+    from replay_buffer import ReplayBuffer
+    buffer = ReplayBuffer.copy_from_store(store, store=zarr.MemoryStore())
+    ReplayBuffer.copy_from_store(store)                 # into numpy's arrays, as their image data sets do
+    assert ReplayBuffer.create_from_group(zarr.open(store, "r")).n_episodes == buffer.n_episodes
+    episodes = [buffer.get_episode(i) for i in range(buffer.n_episodes)]
+else:
+    root = zarr.open(store, "r")
+    ends = [0, *root["meta/episode_ends"][:]]
+    assert all(array.shape[0] == ends[-1] for array in root["data"].values())  # what ReplayBuffer asserts
+    episodes = [{k: a[i:j] for k, a in root["data"].items()} for i, j in zip(ends, ends[1:])]
+keep(**{f"{i}/{key}": array for i, episode in enumerate(episodes) for key, array in episode.items()})
+"""
+
+
+@pytest.mark.parametrize("name", ["out.zarr", "out.zarr.zip"])
+@pytest.mark.parametrize("own_class", [False, True])
+def test_diffusion_policy_reads_our_buffer(tmp_path, name, own_class):
+    """Its package is on no registry: with S2ROBOT_DIFFUSION_POLICY=<clone> its own class reads, else zarr 2 alone."""
+    clone = os.environ.get("S2ROBOT_DIFFUSION_POLICY")
+    if own_class and not clone:
+        pytest.skip("S2ROBOT_DIFFUSION_POLICY names no clone of diffusion_policy")
+    store = made.store(tmp_path / "in.zarr")
+    export(store, tmp_path / name, "diffusion_policy", ExportSettings())
+    packages = ("zarr==2.16.1", "numcodecs==0.12.1", "asciitree==0.3.3", "fasteners==0.19")
+    theirs = Theirs(tmp_path, *packages, also=Path(clone) / "diffusion_policy/common" if clone else None)
+    read = theirs(BUFFER, path=tmp_path / name, own_class=own_class)
+    for i in range(len(store)):
+        episode = store.episode(i)
+        for key, there in {"action": "action", "proprio": "agent_pos", "images_hand": "hand_image",
+                           "images_left.up": "left.up_image", "imitate": "imitate"}.items():  # fmt: skip
+            assert read[f"{i}/{there}"].dtype == episode[key].dtype
+            np.testing.assert_array_equal(read[f"{i}/{there}"], episode[key])
