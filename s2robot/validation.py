@@ -143,7 +143,7 @@ def _of_training(checkpoint: Path) -> DemosSettings:
             f"{checkpoint}: no run folder around it that names its demos, expected demos.path=<the dataset>"
         ) from None
     path = None if about.path is None else str(where / about.path)
-    return DemosSettings(name=about.name, path=path)
+    return DemosSettings(name=about.name, path=path, mask=about.get("mask"))
 
 
 def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy, encoder: S2Encoder) -> None:

@@ -42,20 +42,31 @@ def read(path: Path, choice: Choice) -> Source:
         DatasetError: it is none, cannot be read, or leaves open what `choice` does not say.
     """
     kind = format_of(path)
+    if choice.mask is not None and kind != "robomimic":
+        raise mismatch("mask", f"'{choice.mask}' for {path}", "null: filter keys are robomimic's")
+    states = kind == "robomimic" and not _has_observations(path, choice)
+    if choice.image_size is not None and not states:
+        raise mismatch("image_size", f"{choice.image_size} for {path}", "null: its pictures have their size")
+    if states:
+        from s2robot.demos.formats.robosuite_states import RobosuiteStates
+
+        return RobosuiteStates(path, choice)
     if kind == "lerobot":
         from s2robot.demos.formats.lerobot import LeRobot
 
         return LeRobot(path, choice)
     if kind == "robomimic":
-        from s2robot.demos.formats.robomimic import Robomimic, has_observations
+        from s2robot.demos.formats.robomimic import Robomimic
 
-        if has_observations(path, choice):
-            return Robomimic(path, choice)
-        from s2robot.demos.formats.robosuite_states import RobosuiteStates
-
-        return RobosuiteStates(path, choice)
+        return Robomimic(path, choice)
     if kind == "diffusion_policy":
         from s2robot.demos.formats.diffusion_policy import ReplayBuffer
 
         return ReplayBuffer(path, choice)
     raise mismatch(path, "an episode store already", "a data set of another format")
+
+
+def _has_observations(path: Path, choice: Choice) -> bool:
+    from s2robot.demos.formats.robomimic import has_observations
+
+    return has_observations(path, choice)

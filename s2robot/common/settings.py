@@ -11,6 +11,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir, shipped_demos
 from s2robot.common.progress import bar
 from s2robot.demos.formats.convert import as_store
+from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, own_settings, settings_class
@@ -26,6 +27,7 @@ class DemosSettings:
     name: str | None = None
     path: str | None = None
     episodes: int | None = None
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         if self.episodes is not None and self.episodes < 1:
@@ -35,15 +37,20 @@ class DemosSettings:
         """Where they lie. Those of another format are converted once, into the cache.
 
         Raises:
-            UserError: no shipped demos of that name.
+            UserError: no shipped demos of that name, or a filter key of an episode store.
             DatasetError: other demos that cannot be read.
         """
-        if not self.path:
-            return shipped_demos(str(self.name))
-        if (Path(self.path) / "zarr.json").exists():
-            return Path(self.path)
+        is_store = not self.path or (Path(self.path) / "zarr.json").exists()
+        if is_store and self.mask is not None:
+            raise UserError(
+                f"demos.mask: found '{self.mask}', expected null: {self.path or self.name} is an episode store, and "
+                "filter keys are robomimic's"
+            )
+        if is_store:
+            return Path(self.path) if self.path else shipped_demos(str(self.name))
+        choice = Choice(mask=self.mask)
         with bar("converting demos") as update:
-            return as_store(Path(self.path), cache_dir("demos"), None, lambda *n: update(*n, "steps"))
+            return as_store(Path(str(self.path)), cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
 
     def own_world(self) -> dict[str, Any]:
         """Robot, rate, cameras and action frame of demos that come from elsewhere; {} of those of our worlds."""

@@ -59,6 +59,29 @@ def test_a_mask_chooses(tmp_path, file):
     assert EpisodeStore.open(tmp_path / "out.zarr").meta("source_episode").tolist() == [10]
 
 
+def test_a_size_of_pictures_that_are_there(tmp_path, file):
+    with pytest.raises(
+        DatasetError, match="image_size: found 84 for .*in.hdf5, expected null: its pictures have"
+    ):
+        convert(file, tmp_path / "out.zarr", Choice(image_size=84))
+
+
+def test_keys_of_other_lengths_are_one_line(tmp_path, file):
+    with h5py.File(file, "a") as made:
+        del made["data/demo_10/obs/robot0_eef_pos"]
+        made["data/demo_10/obs/robot0_eef_pos"] = np.zeros((2, 3))
+    words = r"in.hdf5: data/demo_10: obs/robot0_eef_pos: found 2 steps, expected 3 as in actions"
+    with pytest.raises(DatasetError, match=words):
+        convert(file, tmp_path / "out.zarr")
+    with h5py.File(file, "a") as made:
+        del made["data/demo_10/obs/robot0_eef_pos"]
+    with pytest.raises(
+        DatasetError, match=r"in.hdf5: data/demo_10: found no obs/robot0_eef_pos, expected one"
+    ):
+        convert(file, tmp_path / "out.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == ["in.hdf5"]
+
+
 def test_what_is_broken_is_one_line(tmp_path, file):
     with h5py.File(file, "a") as made:
         made["data/demo_10/actions"][1, 2] = np.nan

@@ -1,6 +1,13 @@
 """Demos of another format at `demos.path`: converted into the cache, and the config's robot does not count."""
 
+import h5py
+import numpy as np
+import pytest
+
+from s2robot.common.errors import UserError
 from s2robot.common.settings import DemosSettings
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
 
@@ -17,3 +24,36 @@ def test_a_lerobot_folder_brings_its_own_world(tmp_path, monkeypatch):
 
 def test_shipped_demos_are_of_our_worlds():
     assert DemosSettings(name="xarm7_cube").own_world() == {}
+
+
+def test_demos_of_a_filter_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
+    store = made.store(tmp_path / "in.zarr")
+    path = tmp_path / "in.hdf5"
+    export(store, path, "robomimic", ExportSettings(action_range="data", valid=0.5))
+    with h5py.File(path) as file:
+        kept = [int(name[5:]) for name in file["mask/valid"]]
+    found = EpisodeStore.open(DemosSettings(path=str(path), mask="valid").folder())
+    assert found.meta("seed").tolist() == store.meta("seed")[kept].tolist() and len(kept) == 1
+    assert len(EpisodeStore.open(DemosSettings(path=str(path)).folder())) == 2
+    with pytest.raises(DatasetError, match=r"in.hdf5: mask: found 'test', expected some of train, valid"):
+        DemosSettings(path=str(path), mask="test").folder()
+    with h5py.File(path, "a") as file:
+        file["mask/more"] = np.array([b"demo_1", b"demo_9"])
+    with pytest.raises(
+        DatasetError, match=r"in.hdf5: mask/more: found 'demo_9', expected some of demo_0, demo_1"
+    ):
+        DemosSettings(path=str(path), mask="more").folder()
+
+
+def test_a_filter_key_of_what_has_none(tmp_path):
+    store = made.store(tmp_path / "in.zarr")
+    for demos in ({"path": str(store.path)}, {"name": "xarm7_cube"}):
+        with pytest.raises(
+            UserError, match="demos.mask: found 'train', expected null: .* is an episode store"
+        ):
+            DemosSettings(**demos, mask="train").folder()
+    with pytest.raises(
+        DatasetError, match="mask: found 'train' for .*, expected null: filter keys are robomimic's"
+    ):
+        DemosSettings(path=str(made.lerobot_v21(tmp_path / "in")), mask="train").folder()
