@@ -9,6 +9,7 @@ import pytest
 
 from s2robot.demos.formats.export import ExportSettings, export
 from tests.demos.formats import made
+from tests.demos.formats.test_lerobot import psnr
 from tests.demos.formats.theirs import Theirs
 
 pytestmark = pytest.mark.slow  # they install other people's packages from the registry
@@ -93,3 +94,64 @@ def test_diffusion_policy_reads_our_buffer(tmp_path, name, own_class):
                            "images_left.up": "left.up_image", "imitate": "imitate"}.items():  # fmt: skip
             assert read[f"{i}/{there}"].dtype == episode[key].dtype
             np.testing.assert_array_equal(read[f"{i}/{there}"], episode[key])
+
+
+LEROBOT = """
+import os
+os.environ["HF_HUB_OFFLINE"] = "1"
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+read = {}
+for name, path in paths.items():
+    data = LeRobotDataset("own/cube", root=path, video_backend="pyav", delta_timestamps={"action": [0, 0.1]})
+    rows = [data[i] for i in range(len(data))]
+    for key in rows[0]:
+        if key != "task":
+            read[f"{name}/{key}"] = np.stack([np.asarray(row[key]) for row in rows])
+    read[f"{name}/task"] = np.array([row["task"] for row in rows])
+    for key, stats in data.meta.stats.items():
+        for statistic, value in stats.items():
+            read[f"{name}/stats/{key}/{statistic}"] = value
+    batch = next(iter(torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)))
+    assert len(batch["action"]) == 4
+keep(**read)
+"""
+
+
+@pytest.fixture(scope="module")
+def lerobot(tmp_path_factory):
+    return Theirs.alone(tmp_path_factory.mktemp("lerobot"), "lerobot==0.4.4", "S2ROBOT_LEROBOT_PYTHON")
+
+
+def test_lerobot_reads_our_folder(tmp_path, lerobot):
+    """Its own environment takes some GB; S2ROBOT_LEROBOT_PYTHON=<its python> takes one that is there."""
+    store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
+    paths = {}
+    for pictures in ("h264", "av1", "png"):
+        paths[pictures] = tmp_path / pictures
+        export(store, paths[pictures], "lerobot", ExportSettings(pictures=pictures))
+    read = lerobot(LEROBOT, paths={name: str(path) for name, path in paths.items()})
+    texts = [made.TASKS[i] for i in store.meta("task").repeat(store.lengths)]
+    for name in paths:
+        for key, feature in {"proprio": "observation.state", "imitate": "imitate", "grid": "grid"}.items():
+            np.testing.assert_array_equal(read[f"{name}/{feature}"], store[key])
+        np.testing.assert_array_equal(
+            read[f"{name}/force_left"], store["force/left"].astype("f4")
+        )  # it reads all so
+        np.testing.assert_array_equal(read[f"{name}/action"][:, 0], store["action"])
+        np.testing.assert_array_equal(
+            read[f"{name}/action"][:-1, 1][:4], store["action"][1:5]
+        )  # the step after
+        assert read[f"{name}/task"].tolist() == texts
+        mean = store["images_hand"].mean((0, 1, 2)) / 255
+        np.testing.assert_allclose(
+            read[f"{name}/stats/observation.images.hand/mean"].ravel(), mean, atol=1e-6
+        )
+        for camera, feature in (("hand", "hand"), ("left/up", "left_up")):
+            frames = np.rint(read[f"{name}/observation.images.{feature}"].transpose(0, 2, 3, 1) * 255)
+            wanted = store[f"images_{camera}"]
+            if name == "png":
+                np.testing.assert_array_equal(frames, wanted)
+            else:
+                assert min(map(psnr, frames, wanted)) > 38
