@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("demos",),  # imports envs alone
     ("common",),
     ("reporting",),
-    ("backbones",),
+    ("backbones", "inspection"),
     ("s2",),
     ("encoders",),
     ("loading",),

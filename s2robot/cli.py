@@ -91,7 +91,7 @@ VERBS = {
         "play recorded actions back and say whether they still succeed",
         simulates=True,
     ),
-    "inspect": Verb("s2robot.verbs:inspect", "print and picture a dataset: ranges, positions, frames"),
+    "inspect": Verb("s2robot.verbs:inspect", "print a data set and write a page to look at it in a browser"),
     "scenes": Verb("s2robot.verbs:scenes", "render scenes for pre-training an encoder", simulates=True),
     "pretrain": Verb(
         "s2robot.verbs:pretrain", "pre-train a small encoder by masked autoencoding on scenes", goes_on=True

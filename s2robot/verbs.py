@@ -6,7 +6,6 @@ Each imports what it alone needs: an arm's parts, the simulator, the plots, torc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
@@ -131,26 +130,14 @@ def replay(cfg: DictConfig) -> None:
 
 
 def inspect(cfg: DictConfig) -> None:
-    """`s2robot inspect`: print a dataset and draw it."""
-    from s2robot.demos.inspect import draw_dataset, print_description
-    from s2robot.demos.replay import episode_frames
+    """`s2robot inspect`: print a data set, and write a page to look at it."""
+    from s2robot.inspection.inspect import InspectSettings, inspect_demos
 
-    store = open_demos(cfg)
-    print_description(store)
-    frames: dict[str, np.ndarray] = {}
-    task = task_settings(cfg)
-    cameras = store.cameras if "source" in store.attrs else tuple(task.cameras)
-    if cfg.sheet.frames:
-        if store.attrs["kind"] == "states":
-            require_simulator()
-        drawn = episode_frames(store.path, cfg.sheet.episode, cameras, task.image_size)
-        steps = len(drawn[0])
-        moments = np.linspace(0, steps - 1, min(cfg.sheet.frames, steps)).round().astype(int)
-        frames = {name: seen[moments] for name, seen in zip(cameras, drawn, strict=True)}
-    path = Path(cfg.run_dir) / "dataset.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_dataset(store, frames, path)
-    print(f"picture: {path}")
+    if "class" in cfg.task:
+        task_settings(cfg)  # makes a task of the user's own known
+    demos = read(DemosSettings, plain(cfg.demos), "demos")  # `data` resolved
+    settings = read_among(InspectSettings, cfg, "")
+    print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir))}")
 
 
 def scenes(cfg: DictConfig) -> None:

@@ -11,13 +11,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import replacing
+from s2robot.reporting.h264 import encode
 
 Frame = Mapping[str, np.ndarray]  # camera -> uint8 (H, W, 3)
 
@@ -109,37 +109,12 @@ def _write(path: Path, pictures: Iterable[np.ndarray], last: np.ndarray, rate: f
     """Pictures (H, W, 3) as a video, `last` as its poster, whole or not at all."""
     try:
         with replacing(path) as video, replacing(path.with_suffix(".png")) as poster:
-            _encode(video, pictures, last.shape, rate)
+            encode(video, pictures, last.shape, rate)
             Image.fromarray(last).save(poster)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(f"{path}: the video cannot be written: {reason[0] if reason else error!r}") from error
     return path
-
-
-def _encode(path: Path, pictures: Iterable[np.ndarray], shape: tuple[int, ...], rate: float) -> None:
-    """Pictures of a shape (H, W, 3) through ffmpeg."""
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (shape[1], shape[0]),
-        fps=rate,
-        codec="libx264",
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        # one thread: the other cores are simulating
-        output_params=["-crf", "24", "-preset", "veryfast", "-threads", "1", "-movflags", "+faststart"],
-        ffmpeg_log_level="error",
-    )
-    try:
-        writer.send(None)
-        for picture in pictures:
-            writer.send(np.ascontiguousarray(picture))
-    finally:
-        writer.close()
-    # ffmpeg's exit status is not handed on, but the index (moov) is only there if it got to the end
-    if not path.exists() or b"moov" not in path.read_bytes():
-        raise OSError("ffmpeg left an incomplete file")
 
 
 def side_by_side(images: Frame, height: int) -> np.ndarray:

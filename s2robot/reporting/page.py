@@ -3,7 +3,7 @@
     write_page(run / "report.html", "evaluation.html.j2", title="16 of 16 solved", ...)
 
 The templates and their stylesheet lie in `templates/`. All text that they show is escaped; only SVG of our own plots
-(:func:`drawing`) and the stylesheet go in as they are.
+(:func:`drawing`), stylesheets and scripts go in as they are.
 """
 
 import base64
@@ -53,8 +53,13 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters |= {"duration": duration, "text": as_text, "described": _described}
-    environment.globals["style"] = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8").strip())
+    environment.globals |= {"style": _as_it_is("style.css"), "as_it_is": _as_it_is}
     return environment
+
+
+def _as_it_is(name: str) -> Markup:
+    """A stylesheet or script of `templates/`."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8").strip())
 
 
 def drawing(figure: Figure, name: str) -> Markup:

@@ -1,16 +1,15 @@
-"""Descriptions and pictures of datasets."""
+"""Descriptions of datasets."""
 
 import io
 import json
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 from rich.console import Console
 
 from s2robot.demos import schema
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.inspect import describe, dimension_names, draw_dataset, print_description
+from s2robot.demos.inspect import describe, dimension_names, print_description
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 
@@ -73,15 +72,6 @@ def test_print(store):
         assert part in text
 
 
-@pytest.mark.parametrize("cameras", [(), ("hand",), ("hand", "left")])
-def test_draw(store, tmp_path, cameras):
-    frames = {c: np.full((3, 8, 8 + 8 * i, 3), 90, np.uint8) for i, c in enumerate(cameras)}
-    draw_dataset(store, frames, tmp_path / "a.png")
-    image = imread(tmp_path / "a.png")
-    assert image.std() > 0.05
-    assert not list(tmp_path.glob(".*"))
-
-
 def test_dataset_with_actions_alone(tmp_path, monkeypatch):
     """Three joints without gripper, as older versions took them, one step: nothing optional is there."""
     monkeypatch.setattr(schema, "_check_use", lambda *_: None)
@@ -91,7 +81,6 @@ def test_dataset_with_actions_alone(tmp_path, monkeypatch):
     assert (d["success"], d["perturbed"], d["layout"], d["proprio"]) == (None, None, {}, [])
     assert dimension_names(store, 3) == ["dim 1", "dim 2", "dim 3"]
     print_description(store, Console(file=io.StringIO()))
-    draw_dataset(store, {}, tmp_path / "a.png")
 
 
 def test_yaw():
@@ -99,24 +88,6 @@ def test_yaw():
     np.testing.assert_allclose(
         [CubePickConfig.layout_of({"cube_pose": pose(0, 0, y, 1)[0]})["yaw"] for y in yaws], yaws
     )
-
-
-@pytest.mark.parametrize(
-    ("frames", "message"),
-    [
-        ({"front": np.zeros((2, 8, 8, 3), np.uint8)}, "found cameras hand, left, expected 'front'"),
-        ({"hand": np.zeros((2, 8, 8, 3))}, "frames of hand: found float64"),
-        (
-            {"hand": np.zeros((2, 8, 8, 3), np.uint8), "left": np.zeros((3, 8, 8, 3), np.uint8)},
-            "frames of left: found uint8 (3, 8, 8, 3), expected uint8 (2, H, W, 3)",
-        ),
-    ],
-)
-def test_wrong_frames(store, tmp_path, frames, message):
-    with pytest.raises(DatasetError) as caught:
-        draw_dataset(store, frames, tmp_path / "b.png")
-    assert message in str(caught.value)
-    assert not (tmp_path / "b.png").exists()
 
 
 def test_nothing_to_describe(tmp_path):
@@ -151,5 +122,3 @@ def test_a_dataset_with_parts_is_described_by_them(tmp_path):
         "position 1 · x" in console.file.getvalue()
         and "25.0 % zero, 25.0 % clipped" in console.file.getvalue()
     )
-    draw_dataset(store, {}, tmp_path / "a.png")
-    assert imread(tmp_path / "a.png").ndim == 3

@@ -253,11 +253,12 @@ def test_replay_and_inspect(here, recorded, tmp_path):
         in result.stdout
     )
     result = here(
-        "inspect", f"demos.path={recorded}", f"hydra.run.dir={tmp_path / 'inspect'}", "env.image_size=32",
-        "sheet.frames=2",
+        "inspect", f"data={recorded}", f"hydra.run.dir={tmp_path / 'inspect'}", "videos.draw=32", "demos.episodes=2",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "inspect/dataset.png").stat().st_size > 1000
+    assert f"page: {tmp_path / 'inspect/inspect.html'}" in result.stdout
+    films = sorted(p.name for p in (tmp_path / "inspect/episodes").iterdir())
+    assert films == ["0000.js", "0000.mp4", "0001.js", "0001.mp4"]
 
 
 def test_a_policy_is_tried_while_it_is_trained(here, recorded, tiny_encoder, tmp_path):

@@ -193,7 +193,7 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     with pytest.raises(UserError, match="found speed 0.2, expected 0.3"):
         deploy.deploy(config("live=true", f"record='{path}'", "bridge.speed=0.3"))
     # and the command line reads it
-    words = [f"demos.path='{path}'", "env.cameras=[hand,left]", f"hydra.run.dir='{tmp_path / 'inspect'}'"]
+    words = [f"data='{path}'", "workers=1", f"hydra.run.dir='{tmp_path / 'inspect'}'"]
     assert main(["inspect", *words]) == 0 and "3 (8 steps" in capsys.readouterr().out
 
 

@@ -142,8 +142,8 @@ def test_taught_by_hand_inspected_encoded_and_trained_on(emulator, tmp_path, tin
         ArmRecording(config(emulator, out, "recording=teleop"), None, person(wave(emulator))).run()
 
     where = [f"demos.path={out}", *LOOKS]
-    assert main(["inspect", *where, f"hydra.run.dir={tmp_path}/inspect"]) == 0
-    assert (tmp_path / "inspect" / "dataset.png").stat().st_size > 10_000
+    assert main(["inspect", f"data={out}", f"hydra.run.dir={tmp_path}/inspect"]) == 0
+    assert (tmp_path / "inspect" / "episodes" / "0001.mp4").stat().st_size > 1000
     features = [
         f"encoder.checkpoint={tiny_encoder}",
         f"features.cache={tmp_path}/cache",

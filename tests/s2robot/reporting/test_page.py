@@ -14,9 +14,11 @@ EVIL = "<script>alert('1')</script>"
 
 
 def test_every_template_extends_the_frame_or_is_it_and_nothing_is_marked_safe():
-    """`|safe` would undo the escaping; only SVG and the stylesheet go in as they are, and both are made in page.py."""
+    """`|safe` would undo the escaping; only SVG, stylesheets and scripts of ours go in as they are, by page.py."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.html.j2")}
-    assert set(pages) == {"base.html.j2", "macros.html.j2", "evaluation.html.j2", "comparison.html.j2"}
+    assert set(pages) == {
+        f"{name}.html.j2" for name in ("base", "macros", "evaluation", "comparison", "inspect")
+    }
     for name, text in pages.items():
         assert "safe" not in text and "autoescape" not in text, name
         assert name in ("base.html.j2", "macros.html.j2") or '{% extends "base.html.j2" %}' in text

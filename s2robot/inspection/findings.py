@@ -1,0 +1,243 @@
+"""What is odd in a data set: each found by one rule, with a threshold of `configs/inspect.yaml`, named with its place.
+
+for found in find(tables, ends, rate, pictures, Thresholds()):
+    print(found.kind, found.episode, found.step, found.text)
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from s2robot.common.errors import UserError
+from s2robot.inspection.tables import Part, Table, episodes_of
+
+# kind -> what the page says of it
+KINDS = {
+    "no number": "NaN or infinite",
+    "frozen": "pictures that stand still while the state moves",
+    "blank": "pictures that are black, white or of one colour",
+    "clock": "time stamps that are not one control step apart",
+    "jump": "state that changes far more in a step than it otherwise does",
+    "saturated": "actions at their limit for many steps",
+    "gripper": "a gripper that stays as it is for a whole episode",
+    "length": "episodes far shorter or longer than the rest",
+    "constant": "numbers that are the same in all steps",
+}
+CLOCKS = ("timestamp", "timestamps", "time")  # keys of seconds
+GRIPPERS = ("grip", "claw", "opening")  # what the name of a gripper's number holds
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """configs/inspect.yaml says what each is."""
+
+    frozen_steps: int = 3
+    frozen_change: float = 0.0
+    frozen_motion: float = 0.05
+    dark: float = 5.0
+    bright: float = 250.0
+    flat: float = 1.0
+    clock: float = 0.5
+    jump_times: float = 3.0
+    jump_share: float = 0.2
+    saturated_steps: int = 10
+    gripper: float = 0.1
+    short: float = 0.4
+    long: float = 2.5
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self)):
+            least = 1 if name.endswith("steps") else 0
+            if not getattr(self, name) >= least:
+                raise UserError(f"odd.{name}: found {getattr(self, name)}, expected {least} or more")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One oddity; without episode of the whole data set."""
+
+    kind: str
+    text: str
+    episode: int | None = None
+    step: int = 0
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the frames of one camera in one episode look like, a number a step: see films.py."""
+
+    change: np.ndarray  # (T,) mean difference to the frame before, 0 to 255; 0 where each byte is the same
+    mean: np.ndarray  # (T,) brightness, 0 to 255
+    deviation: np.ndarray  # (T,) of brightness over the picture
+
+
+def find(
+    tables: Sequence[Table],
+    ends: np.ndarray,
+    rate: float,
+    pictures: Sequence[Mapping[str, Pictures]],
+    limits: Thresholds,
+) -> list[Finding]:
+    """All that is odd, ordered by kind and place.
+
+    Args:
+        tables: numbers of all steps. ends: of the episodes in them, (episodes,).
+        rate: control steps a second.
+        pictures: of each episode camera -> what its frames look like; empty where they were not looked at.
+    """
+    named = {table.key: table for table in tables}
+    state, action = named.get("proprio"), named.get("action")
+    found = [*_no_numbers(tables, ends), *_lengths(ends, limits), *_constant(tables)]
+    if state is not None:
+        found += [*_jumps(state, ends, limits), *_frozen(state, ends, pictures, limits)]
+    if action is not None:
+        found += [*_saturated(action, ends, limits), *_grippers(action, ends, limits)]
+    for key in CLOCKS:
+        if key in named:
+            found += _clock(key, named[key].values[:, 0], ends, rate, limits)
+    found += _blank(pictures, limits)
+    order = list(KINDS)
+    return sorted(found, key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
+
+
+def runs(where: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(start, end) of each stretch of a mask (T,).
+
+    >>> list(runs(np.array([0, 1, 1, 0, 1], bool)))
+    [(1, 3), (4, 5)]
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], where.astype(np.int8), [0]])))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+def _no_numbers(tables: Sequence[Table], ends: np.ndarray) -> Iterator[Finding]:
+    for table in tables:
+        bad = ~np.isfinite(table.values)
+        if not bad.any():
+            continue
+        for i, own in enumerate(episodes_of(bad, ends)):
+            for start, end in runs(own.any(1)):
+                names = _names(table, own[start:end].any(0))
+                yield Finding("no number", f"{table.key}: {names}", i, start, end - start)
+
+
+def _lengths(ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
+    lengths = np.diff(ends, prepend=0)
+    median = float(np.median(lengths))
+    for i, length in enumerate(lengths.tolist()):
+        if not limits.short * median <= length <= limits.long * median:
+            yield Finding("length", f"{length} steps, the median is {median:g}", i, 0, length)
+
+
+def _constant(tables: Sequence[Table]) -> Iterator[Finding]:
+    for table in tables:
+        same = (table.values == table.values[:1]).all(0)
+        if len(table.values) > 1 and same.any():
+            values = sorted({f"{x:.4g}" for x in table.values[0, same]})
+            what = values[0] if len(values) == 1 else "each one value"
+            yield Finding("constant", f"{table.key}: {_names(table, same)} ({what})")
+
+
+def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
+    """Steps that are some times as large as the largest of an ordinary episode, and large beside the number's spread.
+
+    A gripper may well close in a step or two: what it does in every episode is no jump, so the largest step of each
+    episode is what counts, and its lower median over the episodes. One episode alone gives nothing to compare with.
+    """
+    steps = [np.abs(np.diff(own.astype(np.float64), axis=0)) for own in episodes_of(state.values, ends)]
+    largest = [own.max(0) for own in steps if len(own)]
+    if len(largest) < 2:
+        return
+    usual = np.nanquantile(np.array(largest), 0.5, axis=0, method="lower")  # (columns,)
+    bound = np.maximum(limits.jump_times * usual, limits.jump_share * state.spread())
+    for i, own in enumerate(steps):
+        for t in np.flatnonzero((own > bound).any(1)).tolist():
+            which = own[t] > bound
+            worst = int(np.argmax(np.where(which, own[t] / np.maximum(bound, 1e-12), 0)))
+            text = f"{_names(state, which)}: by {own[t, worst]:.3g} in a step, ordinary episodes by {usual[worst]:.3g} at most"
+            yield Finding("jump", text, i, t + 1)
+
+
+def _frozen(
+    state: Table, ends: np.ndarray, pictures: Sequence[Mapping[str, Pictures]], limits: Thresholds
+) -> Iterator[Finding]:
+    spread = np.where(state.spread() > 0, state.spread(), np.inf)
+    for i, (own, cameras) in enumerate(zip(episodes_of(state.values, ends), pictures, strict=False)):
+        for camera, seen in cameras.items():
+            still = seen.change <= limits.frozen_change
+            still[0] = False
+            for start, end in runs(still):
+                moved = float(np.max(np.ptp(own[start - 1 : end], axis=0) / spread))
+                if end - start >= limits.frozen_steps and moved >= limits.frozen_motion:
+                    text = f"camera {camera}: one picture for {end - start + 1} steps, the state moves by {100 * moved:.0f} % of its range"
+                    yield Finding("frozen", text, i, start - 1, end - start + 1)
+
+
+def _blank(pictures: Sequence[Mapping[str, Pictures]], limits: Thresholds) -> Iterator[Finding]:
+    for i, cameras in enumerate(pictures):
+        for camera, seen in cameras.items():
+            dark, bright = seen.mean < limits.dark, seen.mean > limits.bright
+            flat = (seen.deviation < limits.flat) & ~dark & ~bright
+            for what, where in (("black", dark), ("overexposed", bright), ("of one colour", flat)):
+                for start, end in runs(where):
+                    yield Finding("blank", f"camera {camera}: {what}", i, start, end - start)
+
+
+def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
+    for part in action.parts:
+        if part.limits is None:
+            continue
+        columns = slice(part.first, part.first + part.size)
+        low, high = part.limits
+        room = 1e-6 * (high - low)  # float32 rounds a limit
+        values = action.values[:, columns]
+        at_limit = ((values <= low + room) | (values >= high - room)) & (high > low)
+        for i, own in enumerate(episodes_of(at_limit, ends)):
+            for column, name in enumerate(action.names[columns]):
+                for start, end in runs(own[:, column]):
+                    if end - start >= limits.saturated_steps:
+                        text = f"{name}: at its limit for {end - start} steps"
+                        yield Finding("saturated", text, i, start, end - start)
+
+
+def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
+    """Numbers of a gripper that move in most episodes and not in this one."""
+    for column, part in _gripper_columns(action):
+        own = episodes_of(action.values[:, column], ends)
+        low, high = float(np.nanmin(action.values[:, column])), float(np.nanmax(action.values[:, column]))
+        moved = np.array([np.ptp(x) for x in own]) >= limits.gripper * (high - low)
+        if high == low or moved.mean() <= 0.5:
+            continue
+        for i in np.flatnonzero(~moved).tolist():
+            closed = own[i][0] > (low + high) / 2
+            what = (
+                ("never opens" if closed else "never closes") if part.kind == "binary" else "stays as it is"
+            )
+            yield Finding("gripper", f"{action.names[column]} {what}", i, 0, len(own[i]))
+
+
+def _gripper_columns(action: Table) -> Iterator[tuple[int, Part]]:
+    for part in action.parts:
+        for column in range(part.first, part.first + part.size):
+            called = f"{part.name} {action.names[column]}".lower()
+            if part.kind == "binary" or any(word in called for word in GRIPPERS):
+                yield column, part
+
+
+def _clock(
+    key: str, times: np.ndarray, ends: np.ndarray, rate: float, limits: Thresholds
+) -> Iterator[Finding]:
+    for i, own in enumerate(episodes_of(times.astype(np.float64), ends)):
+        gaps = np.diff(own) * rate  # in control steps
+        for t in np.flatnonzero(np.abs(gaps - 1) > limits.clock).tolist():
+            lost = round(gaps[t]) - 1
+            what = "runs backwards" if gaps[t] <= 0 else f"{lost} dropped" if lost > 0 else "irregular"
+            yield Finding("clock", f"{key}: {what}, {gaps[t] / rate:.3g} s after the step before", i, t + 1)
+
+
+def _names(table: Table, which: np.ndarray) -> str:
+    """Names of the columns of a mask, the first few."""
+    found = [name for name, yes in zip(table.names, which, strict=True) if yes]
+    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")

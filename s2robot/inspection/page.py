@@ -1,0 +1,208 @@
+"""inspect.html: a data set's episodes with videos and curves in step, its ranges, what is odd in it.
+
+Beside it lies `episodes/` with a video and a script a episode, which the page loads when the episode is chosen: a page
+opened as a file may not fetch, but it may load scripts.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from s2robot.common.errors import UserError
+from s2robot.common.files import write_text
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.layouts import starts, task_of
+from s2robot.demos.replay import world_of_demos
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.picture import draw_layout
+from s2robot.envs.task_settings import Group
+from s2robot.inspection.films import Tiles
+from s2robot.inspection.findings import KINDS, Finding
+from s2robot.inspection.tables import Table, curves, plots
+from s2robot.reporting.page import drawing, flatten, write_page
+from s2robot.reporting.style import BLUE, VERMILLION, styled
+
+FOLDER = "episodes"
+POINTS = 4000  # of a curve in the page: as many as a screen has dots
+MOST = 200  # findings of a kind in the page; more are counted
+
+
+def write_inspection(
+    store: EpisodeStore,
+    tables: Sequence[Table],
+    ends: np.ndarray,
+    films: Tiles | None,
+    found: Sequence[Finding],
+    path: Path,
+) -> Path:
+    """Write the page and, beside it, the curves of each episode; the videos are there already.
+
+    Args:
+        tables, ends: numbers of all steps and where the episodes end in them.
+        films: where the cameras lie in the videos; None without videos.
+        path: of the page.
+
+    Raises:
+        UserError: a file that cannot be written.
+    """
+    starts_at = np.concatenate([[0], ends[:-1]])
+    for i, (a, b) in enumerate(zip(starts_at, ends, strict=True)):
+        shown = np.concatenate([table.values[a:b] for table in tables], axis=1)
+        each, lines = curves(shown, POINTS)
+        script = path.parent / FOLDER / f"{i:04d}.js"
+        try:
+            write_text(script, f"episode({i},{json.dumps([each, lines], separators=(',', ':'))})\n")
+        except OSError as error:
+            raise UserError(f"{script}: cannot be written ({error.strerror})") from error
+    rate = store.attrs["rate_hz"]
+    counted = Counter(finding.kind for finding in found)
+    count, steps, source = len(ends), int(ends[-1]), store.attrs.get("source")
+    name = (
+        source["name"] if isinstance(source, dict) else store.path.stem
+    )  # a cached copy is called by a number
+    return write_page(
+        path,
+        "inspect.html.j2",
+        title=f"{name}: {_count(count, 'episode')}",
+        headline=f"{name}: {_count(count, 'episode')}, {_count(steps, 'step')}",
+        facts=_facts(store, count, steps / rate, ends),
+        kinds=[(kind, meaning, counted[kind]) for kind, meaning in KINDS.items() if counted[kind]],
+        looked=list(KINDS.values()),
+        findings={kind: [f for f in found if f.kind == kind][:MOST] for kind in KINDS if counted[kind]},
+        most=MOST,
+        ranges=[(table.key, _cells(table)) for table in tables],
+        pictures=_pictures(store, ends),
+        settings=[row for key, value in store.attrs.items() for row in flatten(key, value)],
+        films=films,
+        data=_data(store, tables, ends, films, found),
+    )
+
+
+def _data(
+    store: EpisodeStore,
+    tables: Sequence[Table],
+    ends: np.ndarray,
+    films: Tiles | None,
+    found: Sequence[Finding],
+) -> dict[str, Any]:
+    """What the page's script works with."""
+    first, charts = 0, []
+    for table in tables:
+        for title, columns in plots(table):
+            lines = [{"column": first + c, "name": table.names[c], **_ends(table, c)} for c in columns]
+            charts.append({"key": table.key, "title": title, "lines": lines})
+        first += len(table.names)
+    return {
+        "folder": FOLDER,
+        "rate": store.attrs["rate_hz"],
+        "videos": films is not None,
+        "charts": charts,
+        "episodes": _episodes(store, ends),
+        "findings": [asdict(f) for f in found if f.episode is not None],
+    }
+
+
+def _ends(table: Table, column: int) -> dict[str, float | None]:
+    finite = table.values[np.isfinite(table.values[:, column]), column]
+    return {"low": float(finite.min()), "high": float(finite.max())} if len(finite) else {"low": 0, "high": 0}
+
+
+def _episodes(store: EpisodeStore, ends: np.ndarray) -> list[dict[str, Any]]:
+    """Of each episode its steps, and what the store knows: success, task, number in the source."""
+    found: list[dict[str, Any]] = [{"steps": int(steps)} for steps in np.diff(ends, prepend=0)]
+    texts = store.attrs.get("tasks")
+    values = {key: store.meta(key)[: len(found)].tolist() for key in store.meta_keys}
+    for i, episode in enumerate(found):
+        if "success" in values:
+            episode["success"] = bool(values["success"][i])
+        if "task" in values and texts:
+            episode["task"] = _task(texts, values["task"][i])
+        if "source_episode" in values:
+            episode["source"] = values["source_episode"][i]
+    return found
+
+
+def _task(texts: Any, number: Any) -> str:
+    """The text of a task's number, from a list or a mapping; the number where there is none."""
+    try:
+        return str(texts[number] if isinstance(texts, list) else texts[str(number)])
+    except (KeyError, IndexError, TypeError):
+        return f"task {number}"
+
+
+def _facts(store: EpisodeStore, count: int, seconds: float, ends: np.ndarray) -> list[tuple[str, str]]:
+    lengths = np.diff(ends, prepend=0)
+    facts = [
+        ("robot", store.robot),
+        ("rate", f"{store.attrs['rate_hz']:g} Hz"),
+        ("together", f"{seconds / 60:.1f} min" if seconds > 90 else f"{seconds:.1f} s"),
+        ("steps an episode", f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}"),
+        ("cameras", ", ".join(store.cameras) or "none"),
+    ]
+    if "success" in store.meta_keys:
+        facts.append(("successful", f"{int(store.meta('success')[:count].sum())} of {count}"))
+    return facts
+
+
+def _cells(table: Table) -> list[list[str]]:
+    return [
+        [row["name"], *(f"{row[k]:.4g}" for k in ("min", "p1", "median", "p99", "max"))]
+        for row in table.ranges()
+    ]
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n:,} {word}" + ("" if n == 1 else "s")
+
+
+# -------------------------------------------------------------------- plots
+
+
+def _pictures(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, Any]]:
+    """Titles and plots: lengths, and where the episodes began if the store tells."""
+    found = [("Lengths", drawing(_lengths(np.diff(ends, prepend=0), store.attrs["rate_hz"]), "lengths"))]
+    task, records = task_of(store), starts(store)[: len(ends)]
+    if all(task.layout_of(record) for record in records):
+        found.append(("Where the episodes began", drawing(_starts(store, records), "starts")))
+    return found
+
+
+@styled
+def _lengths(lengths: np.ndarray, rate: float) -> Figure:
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    low, high = int(lengths.min()), int(lengths.max())
+    width = max(1, -(-(high - low + 1) // 24))  # whole steps
+    axes.hist(lengths, bins=(np.arange(low, high + width + 1, width) - 0.5).tolist(), color=BLUE)
+    median = float(np.median(lengths))
+    axes.axvline(median, color=VERMILLION, lw=1.5)
+    axes.set(title=f"median {median:g} steps ({median / rate:.1f} s)", xlabel="steps", ylabel="episodes")
+    axes.locator_params(integer=True)
+    return figure
+
+
+@styled
+def _starts(store: EpisodeStore, records: Sequence[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    good = np.ones(len(records), bool)
+    if "success" in store.meta_keys:
+        good = store.meta("success")[: len(records)].astype(bool)
+    ways = ((good, "successful", "o", BLUE), (~good, "failed", "X", VERMILLION))
+    groups = [
+        Group([r for r, which in zip(records, chosen, strict=True) if which], label, marker, colour, 9)
+        for chosen, label, marker, colour in ways
+        if chosen.any()
+    ]
+    try:
+        about = world_of_demos(store).placement()
+    except DatasetError:
+        about = {}
+    draw_layout(figure.add_subplot(), groups, task_of(store), about)
+    return figure

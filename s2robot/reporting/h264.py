@@ -1,0 +1,57 @@
+"""Pictures as H.264 that every browser plays, through imageio's ffmpeg.
+
+with replacing(path) as part:
+    encode(part, pictures, (256, 256), rate=10.0)
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+
+def encode(
+    path: Path,
+    pictures: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    rate: float,
+    crf: int = 24,
+    key_every: int | None = None,
+) -> None:
+    """Write pictures (H, W, 3), uint8 RGB and even in both sizes, as yuv420p with its index in front.
+
+    Args:
+        path: written as it goes, so give a temporary name.
+        pictures: all of `shape`, (H, W) or (H, W, 3).
+        rate: pictures a second.
+        crf: x264's constant quality, 0 to 51, smaller is better.
+        key_every: a picture that needs no other one every so many, so that a player finds each at once; None: as
+            the encoder likes.
+
+    Raises:
+        OSError: ffmpeg did not finish (a full disk, a killed process); RuntimeError: there is none.
+    """
+    seekable = [] if key_every is None else ["-g", str(key_every), "-bf", "0"]
+    writer = imageio_ffmpeg.write_frames(
+        str(path),
+        (shape[1], shape[0]),
+        fps=rate,
+        codec="libx264",
+        pix_fmt_in="rgb24",
+        pix_fmt_out="yuv420p",
+        macro_block_size=2,
+        # one thread: the other cores are simulating
+        output_params=["-crf", str(crf), "-preset", "veryfast", "-threads", "1", *seekable]
+        + ["-movflags", "+faststart"],
+        ffmpeg_log_level="error",
+    )
+    try:
+        writer.send(None)
+        for picture in pictures:
+            writer.send(np.ascontiguousarray(picture))
+    finally:
+        writer.close()
+    # ffmpeg's exit status is not handed on, but the index (moov) is only there if it got to the end
+    if not path.exists() or b"moov" not in path.read_bytes():
+        raise OSError("ffmpeg left an incomplete file")

@@ -1,0 +1,127 @@
+"""A headless Chromium, driven over its DevTools protocol: for tests of pages, and to look at them.
+
+with chromium(tmp_path) as open_page:
+    page = open_page(file, width=1280, height=900)
+    page.click("#play")
+    assert page.value("document.title") == "..." and not page.errors
+    page.screenshot(Path("page.png"))
+"""
+
+import base64
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import ClientConnection, connect
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Page:
+    """One tab. `errors`: what its console and its scripts complained of."""
+
+    def __init__(self, socket: ClientConnection, session: str) -> None:
+        self._socket, self._session, self._asked = socket, session, 0
+        self.errors: list[str] = []
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """A command of the protocol and its answer."""
+        self._asked += 1
+        message = {"id": self._asked, "method": method, "params": params, "sessionId": self._session}
+        self._socket.send(json.dumps(message))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=60))
+            self._note(answer)
+            if answer.get("id") == self._asked and answer.get("sessionId") == self._session:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+
+    def _note(self, event: dict[str, Any]) -> None:
+        told, method = event.get("params", {}), event.get("method")
+        if method == "Runtime.exceptionThrown":
+            self.errors.append(json.dumps(told["exceptionDetails"])[:500])
+        elif method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
+            self.errors.append(f"{told['entry']['text']} ({told['entry'].get('url')})")
+        elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
+            self.errors.append(json.dumps(told["args"]))
+
+    def value(self, script: str) -> Any:
+        """What an expression gives, promises awaited."""
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def wait(self, script: str, seconds: float = 30) -> None:
+        """Until an expression is true; a loaded machine takes its time."""
+        end = time.monotonic() + seconds
+        while not self.value(script):
+            assert time.monotonic() < end, f"never true: {script}; errors: {self.errors}"
+            time.sleep(0.05)
+
+    def click(self, selector: str, x: float = 0.5) -> None:
+        """The mouse on the first element of a selector, at a share `x` of its width."""
+        left, top, width, height = self.value(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'nearest'}});"
+            "const r = e.getBoundingClientRect(); return [r.left, r.top, r.width, r.height]; })()"
+        )
+        at = {"x": left + x * width, "y": top + height / 2, "button": "left", "clickCount": 1}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, **at)
+
+    def press(self, key: str, code: int) -> None:
+        """A key by its name and its code."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
+
+    def write(self, text: str) -> None:
+        """Text where the focus is."""
+        self.call("Input.insertText", text=text)
+
+    def screenshot(self, file: Path, whole: bool = False) -> None:
+        """What is seen, or the whole page, as PNG."""
+        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        file.write_bytes(base64.b64decode(shot["data"]))
+
+
+@contextmanager
+def chromium(profile: Path) -> Iterator[Callable[..., Page]]:
+    """Opens pages by path; the browser writes into the folder `profile` and ends with the block."""
+    assert BROWSER is not None
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
+    flags += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--disable-extensions"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    process = subprocess.Popen(
+        [BROWSER, *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stderr is not None
+        address = next(line.split()[-1] for line in process.stderr if "DevTools listening on" in line)
+        with connect(address, max_size=None) as socket:
+
+            def ask(method: str, **params: Any) -> dict[str, Any]:
+                socket.send(json.dumps({"id": 0, "method": method, "params": params}))
+                while "result" not in (answer := json.loads(socket.recv(timeout=60))) or answer["id"]:
+                    pass
+                return answer["result"]
+
+            def open_page(file: Path, width: int = 1280, height: int = 900) -> Page:
+                target = ask("Target.createTarget", url="about:blank")["targetId"]
+                page = Page(socket, ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+                size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+                page.call("Emulation.setDeviceMetricsOverride", **size)
+                page.call("Page.navigate", url=file.resolve().as_uri())
+                page.wait("document.readyState === 'complete'")
+                return page
+
+            yield open_page
+    finally:
+        process.terminate()
+        process.wait(timeout=30)

@@ -1,0 +1,171 @@
+"""What is odd in a data set: each kind planted in one that is clean."""
+
+import numpy as np
+import pytest
+
+from s2robot.common.errors import UserError
+from s2robot.inspection.findings import Pictures, Thresholds, find, runs
+from s2robot.inspection.tables import Part, Table
+
+EPISODES, STEPS = 5, 40
+
+
+class Data:
+    """A clean recording: a state that swings, a gripper that closes half way, pictures that change."""
+
+    def __init__(self) -> None:
+        t = np.arange(EPISODES * STEPS)
+        self.ends = np.arange(1, EPISODES + 1) * STEPS
+        self.state = np.stack([np.sin(t / 6), 0.1 * np.cos(t / 9)], 1)
+        self.action = np.stack([np.cos(t / 6) / 6, (t % STEPS > STEPS // 2).astype(float)], 1)
+        self.times = t % STEPS / 10
+        steady = np.full(STEPS, 3.0)
+        self.pictures = [
+            {"hand": Pictures(steady.copy(), np.full(STEPS, 120.0), np.full(STEPS, 40.0))}
+            for _ in range(EPISODES)
+        ]
+
+    def found(self, **changes):
+        limits = np.array([[-0.2], [0.2]])
+        tables = [
+            Table(
+                "action",
+                ["turn", "grip"],
+                [Part("turn", 0, 1, "delta", limits), Part("grip", 1, 1, "binary")],
+                self.action,
+            ),
+            Table("proprio", ["angle", "height"], [Part("proprio", 0, 2, "absolute")], self.state),
+            Table("timestamp", ["timestamp"], [Part("timestamp", 0, 1, "")], self.times[:, None]),
+        ]
+        return find(tables, self.ends, 10.0, self.pictures, Thresholds(**changes))
+
+
+def planted(kind, data):
+    """The one finding that is there, of this kind."""
+    found = data.found()
+    assert [f.kind for f in found] == [kind], found
+    return found[0]
+
+
+def test_a_clean_recording_has_nothing_odd():
+    assert Data().found() == []
+
+
+def test_runs_are_the_stretches_of_a_mask():
+    assert list(runs(np.array([], bool))) == []
+    assert list(runs(np.array([1, 1, 0, 1], bool))) == [(0, 2), (3, 4)]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_no_number(bad):
+    data = Data()
+    data.action[2 * STEPS + 7 : 2 * STEPS + 9, 0] = bad
+    found = planted("no number", data)
+    assert (found.episode, found.step, found.steps, found.text) == (2, 7, 2, "action: turn")
+
+
+def test_frozen_pictures_count_only_while_the_state_moves():
+    data = Data()
+    data.pictures[3]["hand"].change[11:15] = 0  # steps 11 to 14 show the picture of step 10
+    found = planted("frozen", data)
+    assert (found.episode, found.step, found.steps) == (
+        3,
+        10,
+        5,
+    ) and "camera hand: one picture for 5" in found.text
+    data.state[3 * STEPS + 10 : 3 * STEPS + 15] = data.state[3 * STEPS + 10]
+    assert not [f for f in data.found(jump_times=100) if f.kind == "frozen"]
+
+
+def test_two_equal_pictures_are_not_frozen():
+    data = Data()
+    data.pictures[3]["hand"].change[11:13] = 0
+    assert data.found() == [] and len(data.found(frozen_steps=2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "what"), [(1, 1, "black"), (254, 2, "overexposed"), (90, 0.2, "of one colour")]
+)
+def test_blank_pictures(mean, deviation, what):
+    data = Data()
+    data.pictures[1]["hand"].mean[5:8], data.pictures[1]["hand"].deviation[5:8] = mean, deviation
+    found = planted("blank", data)
+    assert (found.episode, found.step, found.steps, found.text) == (1, 5, 3, f"camera hand: {what}")
+
+
+def test_a_jump_is_large_beside_what_the_number_does_in_other_episodes():
+    data = Data()
+    data.state[4 * STEPS + 20 :, 1] += 0.15
+    found = planted("jump", data)
+    assert (found.episode, found.step) == (4, 20) and found.text.startswith("height: by 0.1")
+    closing = Data()  # what every episode does is no jump, however fast
+    closing.state[:, 1] = closing.action[:, 1]
+    assert closing.found() == []
+
+
+def test_one_episode_has_nothing_to_jump_beside():
+    data = Data()
+    for name in ("state", "action", "times"):
+        setattr(data, name, getattr(data, name)[:STEPS])
+    data.ends, data.pictures = data.ends[:1], data.pictures[:1]
+    data.state[20:, 1] += 5
+    assert data.found() == []
+
+
+def test_saturated_actions():
+    data = Data()
+    data.action[STEPS + 3 : STEPS + 13, 0] = np.float32(0.2)
+    found = planted("saturated", data)
+    assert (found.episode, found.step, found.steps, found.text) == (
+        1,
+        3,
+        10,
+        "turn: at its limit for 10 steps",
+    )
+    assert data.found(saturated_steps=11) == []
+
+
+@pytest.mark.parametrize(
+    ("shift", "what"), [(0.2, "2 dropped"), (-0.06, "irregular"), (-0.15, "runs backwards")]
+)
+def test_time_stamps(shift, what):
+    data = Data()
+    data.times[STEPS + 9 : 2 * STEPS] += shift
+    found = planted("clock", data)
+    assert (found.episode, found.step) == (1, 9) and f"timestamp: {what}" in found.text
+
+
+def test_a_gripper_that_never_closes_or_opens():
+    data = Data()
+    data.action[3 * STEPS : 4 * STEPS, 1] = 0
+    assert (planted("gripper", data).episode, planted("gripper", data).text) == (3, "grip never closes")
+    data.action[3 * STEPS : 4 * STEPS, 1] = 1
+    assert planted("gripper", data).text == "grip never opens"
+
+
+@pytest.mark.parametrize("steps", [10, 120])
+def test_far_shorter_or_longer_episodes(steps):
+    data = Data()
+    data.ends = np.array([STEPS, 2 * STEPS, 2 * STEPS + steps])
+    for name in ("state", "action", "times"):
+        values = getattr(data, name)
+        own = np.resize(values[:STEPS], (steps, *values.shape[1:]))  # repeated where it is longer
+        setattr(data, name, np.concatenate([values[: 2 * STEPS], own]))
+    data.times[2 * STEPS :] = np.arange(steps) / 10
+    data.action[-1, 1], data.pictures = 1, []
+    found = data.found(jump_times=100)
+    assert [(f.kind, f.episode, f.text) for f in found] == [("length", 2, f"{steps} steps, the median is 40")]
+
+
+def test_constant_numbers():
+    data = Data()
+    data.state[:, 1] = 0.5
+    found = planted("constant", data)
+    assert found.episode is None and found.text == "proprio: height (0.5)"
+
+
+def test_thresholds_out_of_range_are_refused():
+    with pytest.raises(UserError, match="odd.frozen_steps: found 0, expected 1 or more"):
+        Thresholds(frozen_steps=0)
+    with pytest.raises(UserError, match="odd.jump_share: found -1"):
+        Thresholds(jump_share=-1)

@@ -1,0 +1,172 @@
+"""The page of a data set: what it holds, its videos, and its use in a browser."""
+
+import json
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from s2robot.common.errors import UserError
+from s2robot.common.settings import DemosSettings
+from s2robot.demos.store import EpisodeStore
+from s2robot.inspection import films
+from s2robot.inspection.films import FilmSettings, tiles
+from s2robot.inspection.inspect import InspectSettings, inspect_demos
+from s2robot.inspection.tables import curves, plots, tables
+from tests.browser import BROWSER, chromium
+from tests.s2robot.inspection.conftest import LENGTHS, episode
+
+
+def inspect(store, out, **changes):
+    return inspect_demos(DemosSettings(path=str(store)), InspectSettings(**changes), out)
+
+
+def test_videos_hold_every_step_of_all_cameras_and_are_made_once(cups, tmp_path, monkeypatch):
+    inspect(cups, tmp_path / "a")
+    video = tmp_path / "a/episodes/0002.mp4"
+    frames = iio.imread(video)
+    assert frames.shape == (LENGTHS[2], 24, 32 + 24, 3)  # the wrist's 16 × 16 at the height of the other
+    stored = episode(2, 9)["images_top"]
+    for t, frame in enumerate(frames):  # upright, in step: its brightness is the step's
+        assert abs(frame[:, :32].mean() - stored[t].mean()) < 3
+        assert abs(frame[:, 32:].mean() - stored[t].mean()) < 3
+    monkeypatch.setattr(films, "encode", None)  # a second look makes none
+    inspect(cups, tmp_path / "b")
+    assert video.samefile(tmp_path / "b/episodes/0002.mp4")
+    assert len(list((tmp_path / "cache/videos").glob("*.mp4"))) == 2  # three episodes have the same pictures
+    assert not [p for p in tmp_path.rglob("*.part.*")]
+
+
+def test_a_longer_store_makes_the_new_episode_alone(cups, tmp_path, monkeypatch):
+    inspect(cups, tmp_path / "a")
+    with EpisodeStore.open(cups, "a") as store:
+        store.append(episode(7, 5), {"task": 0, "success": True, "source_episode": 14})
+    made = []
+    encode = films.encode
+    monkeypatch.setattr(films, "encode", lambda *given: made.append(given) or encode(*given))
+    inspect(cups, tmp_path / "b")
+    assert len(made) == 1
+
+
+def test_a_broken_encoder_is_one_line_and_leaves_nothing(cups, tmp_path, monkeypatch):
+    def fails(path, *_):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(films, "encode", fails)
+    with pytest.raises(UserError, match="mp4: the video cannot be written: disk full"):
+        inspect(cups, tmp_path / "a")
+    assert not list((tmp_path / "cache/videos").iterdir())
+
+
+def test_cameras_lie_in_rows():
+    assert tiles({"a": (24, 32)}, 480).places == {"a": (0, 0, 32, 24)}
+    four = tiles(dict.fromkeys("abcd", (480, 640)), 240)
+    assert (four.width, four.height, four.places["d"]) == (640, 480, (320, 240, 320, 240))
+    odd = tiles({"a": (25, 33)}, 480)
+    assert (odd.width, odd.height) == (34, 26)
+
+
+def test_pictures_that_freeze_in_a_store_are_found(cups, tmp_path, capsys):
+    frozen = episode(4, 12)
+    frozen["images_top"][5:9] = frozen["images_top"][4]
+    frozen["images_wrist/left"][2] = 0
+    with EpisodeStore.open(cups, "a") as store:
+        store.append(frozen, {"task": 0, "success": True, "source_episode": 14})
+    page = inspect(cups, tmp_path / "a").read_text()
+    assert "odd: frozen 1, blank 1" in capsys.readouterr().out
+    assert "camera top: one picture for 5 steps" in page and "camera wrist/left: black" in page
+    assert '<a href="#4:4">4</a>' in page
+
+
+def test_curves_of_a_page(cups):
+    found = tables(EpisodeStore.open(cups), 4)
+    assert [t.key for t in found] == ["action", "proprio"]
+    assert [title for t in found for title, _ in plots(t)] == [
+        "action: arm", "action: claw", "proprio: state 1–5", "proprio: state 6–9",
+    ]  # fmt: skip
+    assert found[0].names == ["shoulder", "elbow", "claw"]
+    each, lines = curves(np.array([[1.0, np.nan], [1 / 3, 2]]), 10)
+    assert (each, lines) == (1, [[1.0, 0.33333], [None, 2.0]])
+
+
+def test_a_long_episode_keeps_its_peaks():
+    values = np.zeros((10_001, 1))
+    values[7_777], values[3] = 5, -4
+    each, (line,) = curves(values, 1000)
+    assert len(line) <= 1002 and max(line) == 5 and min(line) == -4
+    assert abs(line.index(5) * each - 7_777) < 2 * each
+
+
+def test_without_videos_no_picture_is_read(cups, tmp_path, monkeypatch):
+    monkeypatch.setattr(films, "film", None)
+    page = inspect(cups, tmp_path / "a", videos=FilmSettings(write=False))
+    assert "<video" not in page.read_text() and not list(page.parent.glob("episodes/*.mp4"))
+    script = (page.parent / "episodes/0000.js").read_text()
+    each, lines = json.loads(script.removeprefix("episode(0,").removesuffix(")\n"))
+    assert each == 1 and len(lines) == 12 and len(lines[0]) == 12
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
+def test_the_page_in_a_browser(cups, tmp_path):
+    """Another episode is chosen, the slider moved, the list filtered: video, cursor and list follow."""
+    page_file = inspect(cups, tmp_path / "a")
+    with chromium(tmp_path / "profile") as open_page:
+        page = open_page(page_file, 1280, 900)
+        page.wait(
+            "document.querySelector('#video').readyState >= 2 && document.querySelector('.chart b').textContent"
+        )
+        assert page.value("[...document.querySelectorAll('.camera')].map((c) => c.textContent)") == [
+            "top",
+            "wrist/left",
+        ]
+        assert page.value("document.querySelectorAll('#episodes tr').length") == 4
+        assert page.value("document.querySelector('#title').textContent").startswith(
+            "Episode 0 · source 10 · 12 steps"
+        )
+
+        page.click("#episodes tr:nth-child(3)")
+        page.wait(
+            "document.querySelector('#video').src.endsWith('0002.mp4') && document.querySelector('#video').readyState >= 2"
+        )
+        title = page.value("document.querySelector('#title').textContent")
+        assert "Episode 2" in title and "✗ failure" in title and "lift </script> the cup" in title
+
+        page.click("#step", 0.5)  # the middle of 9 steps: number 4
+        page.wait(
+            "Math.abs(document.querySelector('#video').currentTime - 0.45) < 0.02 && !document.querySelector('#video').seeking"
+        )
+        assert page.value("document.querySelector('#step').value") == "4"
+        assert page.value("[...document.querySelectorAll('.cursor')].map((c) => c.style.left)") == ["50%"] * 4
+        page.wait(
+            "document.querySelector('.chart b').textContent === String(+(0.1 * Math.sin(4)).toPrecision(4))"
+        )
+        page.press("ArrowRight", 39)
+        page.wait("Math.abs(document.querySelector('#video').currentTime - 0.55) < 0.02")
+        brightness = page.value(  # the frame that is seen is that of step 5
+            "(() => { const c = document.createElement('canvas'), g = c.getContext('2d'); c.width = c.height = 8;"
+            "g.drawImage(document.querySelector('#video'), 0, 0, 32, 24, 0, 0, 8, 8);"
+            "try { return g.getImageData(4, 4, 1, 1).data[0]; } catch { return -1; } })()"
+        )
+        assert brightness == -1 or abs(brightness - 100) < 12  # a page opened as a file may not read pixels
+
+        page.press("ArrowDown", 40)
+        page.wait("document.querySelector('#title').textContent.startsWith('Episode 3')")
+        page.press(" ", 32)
+        page.wait(
+            "+document.querySelector('#step').value === 11 && document.querySelector('#play').textContent === '▶'"
+        )
+
+        page.click("#words")
+        page.write("cup")
+        shown = "[...document.querySelectorAll('#episodes tr')].filter((r) => !r.hidden).map((r) => r.cells[0].textContent)"
+        assert page.value(shown) == ["0", "2"]
+        assert page.value("document.querySelector('#shown').textContent") == "2 of 4"
+        page.click("[data-sort=steps]")
+        assert page.value(shown) == ["2", "0"]
+
+        page.call(
+            "Emulation.setDeviceMetricsOverride", width=800, height=900, deviceScaleFactor=1, mobile=False
+        )
+        assert page.value("document.documentElement.scrollWidth") <= 800
+        assert page.errors == []
