@@ -71,7 +71,16 @@ document.querySelectorAll("[data-sort]").forEach((button) => button.addEventList
 
 // ---- an episode
 
-const go = (n, step = 0) => { window.location.replace(`#${n}:${step}`); };
+// What a key that is held repeats many times a second waits until it rests: browsers throttle addresses, disks read.
+const rested = (work, wait) => {
+  let timer = 0;
+  return () => { clearTimeout(timer); timer = setTimeout(work, wait); };
+};
+const go = (n, step = 0) => {
+  if (n !== now.n) select(n);
+  show(step);
+};
+const address = rested(() => { if (!now.playing) history.replaceState(null, "", `#${now.n}:${now.step}`); }, 300);
 const neighbour = (by) => {
   const shown = order.filter((e) => !e.row.hidden);
   const next = shown[Math.min(Math.max(shown.findIndex((e) => e.n === now.n) + by, 0), shown.length - 1)];
@@ -84,7 +93,9 @@ const select = (n) => {
   const e = data.episodes[n];
   Object.assign(now, { n, step: 0, steps: e.steps, curves: null });
   e.row.setAttribute("aria-selected", "true");
-  e.row.scrollIntoView({ block: "nearest" });
+  const box = $("rows"), head = 30, over = e.row.offsetTop - head - box.scrollTop; // the list alone: not the whole page
+  const under = e.row.offsetTop + e.row.offsetHeight - box.clientHeight - box.scrollTop;
+  box.scrollTop += over < 0 ? over : Math.max(under, 0);
   const facts = [`Episode ${n}`, e.source === undefined ? "" : `source ${e.source}`, `${e.steps} steps, ${seconds(e.steps)} s`,
     e.success === undefined ? "" : e.success ? "✓ success" : "✗ failure", e.task ?? ""];
   $("title").textContent = facts.filter(Boolean).join(" · ");
@@ -97,13 +108,18 @@ const select = (n) => {
     const line = element("li", $("here"), `${f.kind}: ${f.text} `);
     element("a", line, `step ${f.step}`, { href: `#${n}:${f.step}` });
   });
-  if (data.videos) video.src = `${file(n)}.mp4`;
   charts.forEach((c) => c.draw());
+  load();
+};
+const load = rested(() => {
+  const n = now.n;
+  if (data.videos) video.src = `${file(n)}.mp4`;
+  if (now.playing) run(); // play was asked for while the video before was still there
   const script = element("script", null, "", { src: `${file(n)}.js` });
   script.onload = () => script.remove();
   script.onerror = () => { $("title").textContent = `${file(n)}.js is missing: the folder ${data.folder} belongs beside this page`; };
   document.head.append(script);
-};
+}, 60);
 
 // Called by an episode's script: steps from point to point, and the points of each column.
 window.episode = (n, [each, columns]) => {
@@ -175,13 +191,15 @@ const show = (step, seek = true) => {
   $("at").textContent = `step ${now.step} of ${now.steps} · ${seconds(now.step)} s`;
   charts.forEach((c) => c.move());
   if (seek && data.videos && !video.seeking) seekVideo();
+  address();
 };
 const seekVideo = () => {
   const wanted = (now.step + 0.5) / data.rate; // the middle of the frame: no rounding leads to its neighbour
   if (Math.abs(video.currentTime - wanted) > 0.1 / data.rate) video.currentTime = wanted;
 };
 if (data.videos) {
-  ["seeked", "loadedmetadata"].forEach((name) => video.addEventListener(name, () => { if (!now.playing) seekVideo(); }));
+  video.addEventListener("loadedmetadata", seekVideo);
+  video.addEventListener("seeked", () => { if (!now.playing) seekVideo(); }); // the slider may have gone on meanwhile
   video.addEventListener("ended", pause);
 }
 
@@ -192,11 +210,13 @@ function play() {
   $("play").textContent = "❚❚";
   clock = performance.now();
   begun = now.step;
-  if (data.videos) {
-    video.playbackRate = Number($("speed").value);
-    video.play().catch(pause);
-  }
+  run();
   requestAnimationFrame(tick);
+}
+function run() {
+  if (!data.videos) return;
+  video.playbackRate = Number($("speed").value);
+  video.play().catch((error) => { if (error.name !== "AbortError") pause(); }); // aborted: paused, or another video
 }
 function pause() {
   now.playing = false;
@@ -229,13 +249,11 @@ document.addEventListener("keydown", (event) => {
 
 const follow = () => {
   const [n, step] = window.location.hash.slice(1).split(":").map(Number);
-  if (!(n in data.episodes)) return;
-  if (n !== now.n) select(n);
-  show(step || 0);
+  if (!(n in data.episodes)) return false;
+  go(n, step || 0);
+  return true;
 };
 window.addEventListener("hashchange", follow);
 filter();
-select(0);
-follow();
-show(now.step);
+if (!follow()) go(0);
 })();
