@@ -233,7 +233,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 def demos_of(file: Any, path: Path, choice: Choice) -> list[str]:
     """Names of the demos that are asked for, in the order of their numbers."""
-    if "data" not in file:
+    if not hasattr(file.get("data"), "keys"):
         raise mismatch(path, f"groups {', '.join(file) or 'none'}", "'data' among them")
     names = sorted((n for n in file["data"] if re.fullmatch(r"demo_\d+", n)), key=number_of)
     if not names:
@@ -253,17 +253,18 @@ def env_args(data: Any, path: Path) -> dict[str, Any]:
     Raises:
         DatasetError: text that is no JSON.
     """
-    attrs = data.attrs
+    attrs, name = data.attrs, "env_args" if "env_args" in data.attrs else "env_info"
+    if name not in attrs:
+        return {}
     try:
-        if "env_args" in attrs:
-            return dict(json.loads(attrs["env_args"]))
-        if "env_info" not in attrs:
-            return {}
-        kwargs = dict(json.loads(attrs["env_info"]))
+        found = json.loads(attrs[name])
     except (TypeError, ValueError) as error:
-        raise mismatch(
-            f"{path}: data", f"attributes that are no JSON ({error})", "env_args or env_info"
-        ) from None
+        raise mismatch(f"{path}: data: {name}", f"text that is no JSON ({error})", "JSON") from None
+    if not isinstance(found, dict) or not isinstance(found.get("env_kwargs", {}), dict):
+        raise mismatch(f"{path}: data: {name}", f"{str(found)[:80]}", "an object")
+    if name == "env_args":
+        return found
+    kwargs = found
     name = kwargs.pop("env_name", None) or str(attrs.get("env"))
     version = str(attrs.get("repository_version", ""))
     # the script's own rate, which it does not write down
