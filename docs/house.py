@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("reporting",),
     ("backbones", "inspection"),
     ("s2",),
-    ("encoders",),
+    ("encoders", "vlm"),
     ("loading",),
     ("training",),
     ("pretraining",),

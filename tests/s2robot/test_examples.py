@@ -56,6 +56,13 @@ def test_s2_on_models_of_three_libraries(tmp_path):
     np.testing.assert_allclose(theirs[:, 1:].numpy(), tokens.numpy(), atol=1e-4)
 
 
+def test_s2_in_a_llava():
+    for layout, shape, tokens in (("square", (1008, 1008), 576), ("dynamic", (672, 1680), 640)):
+        done = example("s2_llava", "--layout", layout)
+        assert done["pictures"] == (1, 3, *shape) and done["tokens"] == (tokens,)
+        assert done["said"][1] > tokens + 3
+
+
 def test_own_demos_and_own_encoder(tmp_path):
     store = example("own_demos", tmp_path / "mine.zarr", "--episodes", 2, "--steps", 5, "--size", 128)
     assert len(store) == 2 and store.num_steps == 10

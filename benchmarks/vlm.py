@@ -1,0 +1,131 @@
+"""What S2 costs in the vision tower of a LLaVA-1.5: tokens, floating-point operations, memory. Nothing is computed.
+
+    python benchmarks/vlm.py                  # CLIP-L of 336 px, LLaVA-1.5-7B's projector, float16
+    python benchmarks/vlm.py --tower siglip   # SigLIP-so400m of 384 px
+
+Shapes and types go through the model without numbers (torch's fake tensors), so that the figures are exact and the
+same on every machine. A multiplication with its addition counts as two operations. Memory is the largest sum of the tensors
+that are alive at once beside the weights; what an operation allocates and frees inside itself is not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
+from transformers.initialization import no_init_weights
+
+from s2robot.vlm import s2_llava
+
+TOWERS = {
+    "clip": dict(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
+    ),
+    "siglip": dict(
+        hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384, patch_size=14
+    ),
+}  # fmt: skip
+CASES = (
+    ((1,), "square", (1, 1), None, None),
+    ((1, 2), "square", (2, 2), None, None),
+    ((1, 2, 3), "square", (3, 3), None, None),
+    ((1, 2, 3), "square", (3, 3), None, 1),
+    ((1, 2, 3), "dynamic", (2, 5), None, 1),
+    ((1, 2, 3), "dynamic", (6, 2), None, 1),
+    ((1, 2, 3), "dynamic", (3, 4), 1, 1),
+)  # scales, layout, rows and columns of the picture in tiles, pool, tiles at once
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes that tensors made inside held at once: `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak, self._held = 0, dict[int, tuple[StorageWeakRef, int]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}  # views and parameters are not new
+        self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
+        for storage in _storages(out):
+            if storage._cdata not in given:
+                self._held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self._held.values()))
+        return out
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def llava(vision: dict[str, int], kind: str, attention: str) -> LlavaForConditionalGeneration:
+    """A LLaVA-1.5-7B with the tower given, without numbers in its weights; its language model has one layer."""
+    tower = CLIPVisionConfig(**vision) if kind == "clip" else SiglipVisionConfig(**vision)
+    text = LlamaConfig(hidden_size=4096, num_hidden_layers=1, intermediate_size=64, vocab_size=64)
+    strategy = "default" if kind == "clip" else "full"
+    config = LlavaConfig(
+        vision_config=tower, text_config=text, image_token_index=9, vision_feature_select_strategy=strategy
+    )
+    with no_init_weights():
+        model = LlavaForConditionalGeneration._from_config(
+            config, dtype=torch.float16, attn_implementation=attention
+        )
+    return model.eval()
+
+
+def measure(vision: dict[str, int], kind: str, case: tuple) -> dict[str, Any]:
+    """Tokens, operations and memory of one picture through tower and projector."""
+    scales, layout, (rows, columns), pool, at_once = case
+    tile, flops = vision["image_size"], 0
+    for attention in ("eager", "sdpa"):  # only eager's products are counted; only sdpa is what one runs
+        with FakeTensorMode(), torch.no_grad():
+            model = s2_llava(
+                llava(vision, kind, attention), scales, layout=layout, pool=pool, tiles_at_once=at_once
+            )
+            picture = torch.empty(1, 3, rows * tile, columns * tile, dtype=torch.float16)
+            with FlopCounterMode(display=False) as counter, Alive() as alive:
+                (tokens,) = model.model.get_image_features(picture).pooler_output
+        flops = flops or counter.get_total_flops()
+    plan = model.model.vision_tower.plan
+    return {
+        "scales": ", ".join(str(scale * tile) for scale in scales),
+        "layout": layout + ("" if pool is None else f", pool={pool}"),
+        "picture": f"{rows * tile} x {columns * tile}",
+        "tiles": plan.layout_of(rows * tile, columns * tile).tiles,
+        "at once": at_once or "all",
+        "image tokens": tokens.shape[0],
+        "channels": model.config.vision_config.hidden_size,
+        "TFLOP": round(flops / 1e12, 2),
+        "memory, MiB": round(alive.peak / 2**20),
+        "projector, M": round(
+            sum(p.numel() for p in model.model.multi_modal_projector.parameters()) / 1e6, 1
+        ),
+    }
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tower", choices=sorted(TOWERS), default="clip")
+    args = parser.parse_args(argv)
+    rows = [measure(TOWERS[args.tower], args.tower, case) for case in CASES]
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

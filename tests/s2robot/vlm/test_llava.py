@@ -1,0 +1,309 @@
+"""S2 in a Llava with small random towers: features against the reference algorithm, tokens, pictures, weights, errors."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from benchmarks.vlm import Alive, measure  # noqa: E402
+from s2robot.common.errors import UserError  # noqa: E402
+from s2robot.s2 import forward  # noqa: E402
+from s2robot.vlm import register, s2_llava, s2_processor  # noqa: E402
+
+torch.set_num_threads(1)
+IMAGE, WORDS = 5, ["<pad>", "<s>", "</s>", "<unk>", "what", "<image>", "is", "this", "?"]
+SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
+
+
+def llava(tower="clip", tile=24, patch=4, layer=-2, strategy="default"):
+    """A Llava with random weights: 6 x 6 tokens of 16 channels a tile."""
+    torch.manual_seed(0)
+    kind = {"clip": transformers.CLIPVisionConfig, "siglip": transformers.SiglipVisionConfig}[tower]
+    text = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=32,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    config = transformers.LlavaConfig(
+        vision_config=kind(**SMALL, image_size=tile, patch_size=patch), text_config=text, image_token_index=IMAGE,
+        vision_feature_layer=layer, vision_feature_select_strategy=strategy,
+    )  # fmt: skip
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    torch.manual_seed(1)  # the tower's parameters come first: they are alike, however wide the projector is
+    for p in model.parameters():  # layers of such a small model as it is initialised hardly differ
+        p.data.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def processor(tile=24, patch=4, prefix=1, strategy="default"):
+    """A Llava's processor with a tokenizer of nine words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        padding_side="left", additional_special_tokens=["<image>"],
+    )  # fmt: skip
+    pictures = transformers.CLIPImageProcessor(
+        size={"shortest_edge": tile}, crop_size={"height": tile, "width": tile}
+    )
+    return transformers.LlavaProcessor(
+        image_processor=pictures, tokenizer=tokenizer, patch_size=patch, num_additional_image_tokens=prefix,
+        vision_feature_select_strategy=strategy,
+    )  # fmt: skip
+
+
+def picture(height, width):
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def ids(tokens):
+    return torch.tensor([[1, *[IMAGE] * tokens, 7, 8]])
+
+
+def selected(model, pixels, **kwargs):
+    """What the model's own code hands to the projector."""
+    seen = []
+    hook = model.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model.model.get_image_features(pixels, **kwargs)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "tower, prefix, strategy", [("clip", 1, "default"), ("clip", 1, "full"), ("siglip", 0, "full")]
+)
+@pytest.mark.parametrize("layer", [-2, 1, 3])
+@pytest.mark.parametrize("side", [24, 72])
+def test_features_are_the_reference_algorithms(tower, prefix, strategy, layer, side):
+    model = llava(tower, layer=layer, strategy=strategy)
+    alone = copy.deepcopy(model.model.vision_tower)
+    x = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        expected = forward(
+            lambda tiles: alone(tiles, output_hidden_states=True).hidden_states[layer], x,
+            img_sizes=[24, 48, 72], max_split_size=24, num_prefix_token=prefix,
+        )  # fmt: skip
+    found = selected(s2_llava(model, resize="reference"), x)
+    if strategy == "default":
+        expected = expected[:, prefix:]
+    assert found.shape == expected.shape == (2, 36 + (strategy == "full") * prefix, 3 * 16)
+    assert expected.std() > 0.3
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_several_layers_stand_one_after_the_other():
+    x = torch.randn(1, 3, 72, 72)
+    both = selected(s2_llava(llava(layer=[-1, 1]), (1, 3)), x)
+    one = [selected(s2_llava(llava(layer=layer), (1, 3)), x) for layer in (-1, 1)]
+    assert torch.equal(both, torch.cat(one, dim=-1)) and both.shape == (1, 36, 2 * 2 * 16)
+
+
+@pytest.mark.parametrize("layer", [-2, [-2, 1]])
+@pytest.mark.parametrize(
+    "tower, strategy, tokens", [("clip", "default", 36), ("clip", "full", 37), ("siglip", "full", 36)]
+)
+@torch.no_grad()
+def test_with_new_columns_of_zero_the_model_says_what_it_said(layer, tower, strategy, tokens):
+    model = llava(tower, layer=layer, strategy=strategy)
+    x = torch.randn(1, 3, 24, 24)
+    before = model(input_ids=ids(tokens), pixel_values=x).logits
+    large = x.repeat_interleave(3, -1).repeat_interleave(3, -2)  # the mean of whose areas is x
+    after = s2_llava(model)(input_ids=ids(tokens), pixel_values=large).logits
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+    other = s2_llava(llava(tower, layer=layer, strategy=strategy), widen="init")
+    assert (other(input_ids=ids(tokens), pixel_values=large).logits - before).abs().max() > 1e-2
+
+
+def test_the_projectors_first_columns_are_the_old_ones():
+    old = llava().model.multi_modal_projector.linear_1
+    for widen in ("zero", "init"):
+        new = s2_llava(llava(), (1, 2), widen=widen).model.multi_modal_projector.linear_1
+        assert torch.equal(new.weight[:, :16], old.weight) and torch.equal(new.bias, old.bias)
+        assert (new.weight[:, 16:] == 0).all() == (widen == "zero")
+        assert new.weight[:, 16:].abs().max() < 1
+
+
+@pytest.mark.parametrize("scales", [(1,), (1, 2), (1, 2, 3)])
+def test_processor_and_generate_at_any_scale(scales):
+    """At the paper's sizes: 336, 672 and 1008 px give 576 image tokens, with a tower of few channels."""
+    model = s2_llava(llava(tile=336, patch=14), scales)
+    side = 336 * scales[-1]
+    inputs = s2_processor(processor(336, 14), model)(
+        images=picture(700, 500), text="<image> what is this ?", return_tensors="pt"
+    )
+    assert inputs["pixel_values"].shape == (1, 3, side, side)
+    assert (inputs["input_ids"] == IMAGE).sum() == 576
+    out = model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    assert out.shape == (1, inputs["input_ids"].shape[1] + 2)
+
+
+def test_the_processor_given_stays_as_it_is():
+    given = processor()
+    before = given.to_dict()
+    s2_processor(given, s2_llava(llava()))
+    assert given.to_dict() == before
+
+
+def test_pictures_of_different_shapes_in_one_batch():
+    """2 x 3 tiles, 4 x 1 and 2 x 2 at the second scale: each as if it were alone."""
+    model = s2_llava(llava(), (1, 2), layout="dynamic")
+    make = s2_processor(processor(), model)
+    pictures, text = [picture(100, 160), picture(160, 40), picture(50, 50)], "<image> what is this ?"
+    together = make(images=pictures, text=[text] * 3, padding=True, return_tensors="pt")
+    assert together["pixel_values"].shape == (3, 3, 96, 72)
+    counts = (together["input_ids"] == IMAGE).sum(dim=1).tolist()
+    assert counts == [9 * 6, 9 * 4, 9 * 4]
+    with torch.no_grad():
+        logits = model(**together).logits
+        for i, one in enumerate(pictures):
+            alone = make(images=one, text=text, return_tensors="pt")
+            torch.testing.assert_close(logits[i, -1], model(**alone).logits[0, -1], atol=1e-5, rtol=0)
+    assert model.generate(**together, max_new_tokens=2, min_new_tokens=2).shape[0] == 3
+
+
+@pytest.mark.parametrize("rows, columns", [(2, 5), (9, 1)])
+@pytest.mark.parametrize("pool", [3, 1])
+@torch.no_grad()
+def test_dynamic_features_tile_by_tile(rows, columns, pool):
+    """Every level from the tower alone, put together by hand: thumbnail, square, and as many tiles as the shape has."""
+    model = llava()
+    alone = copy.deepcopy(model.model.vision_tower)
+    x = torch.randn(1, 3, 24 * rows, 24 * columns)
+    found = selected(s2_llava(model, layout="dynamic", pool=pool), x)
+    maps = []
+    for r, c in ((1, 1), (2, 2), (rows, columns)):
+        level = torch.nn.functional.interpolate(x, (24 * r, 24 * c), mode="bilinear", antialias=True)
+        if x.shape[2] % (24 * r) == 0 and x.shape[3] % (24 * c) == 0:
+            level = torch.nn.functional.avg_pool2d(x, (rows // r, columns // c))
+        lines = []
+        for i in range(r):
+            line = [level[:, :, 24 * i : 24 * i + 24, 24 * j : 24 * j + 24] for j in range(c)]
+            states = [alone(tile, output_hidden_states=True).hidden_states[-2][0, 1:] for tile in line]
+            lines.append(torch.cat([s.T.reshape(16, 6, 6) for s in states], dim=2))
+        whole = torch.cat(lines, dim=1)[None]
+        maps.append(torch.nn.functional.adaptive_avg_pool2d(whole, (6 * rows // pool, 6 * columns // pool)))
+    expected = torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
+    assert found.shape == (1, 36 * rows * columns // pool**2, 48)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["square", "dynamic"])
+def test_saved_and_loaded(tmp_path, layout):
+    model = s2_llava(llava(), layout=layout, resize="reference", widen="init", tiles_at_once=4)
+    make = s2_processor(processor(), model)
+    model.save_pretrained(tmp_path)
+    make.save_pretrained(tmp_path)
+    register()
+    again = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    inputs = [
+        each(images=picture(90, 130), text="<image> is this ?", return_tensors="pt")
+        for each in (make, transformers.AutoProcessor.from_pretrained(tmp_path))
+    ]
+    assert inputs[0].keys() == inputs[1].keys()
+    assert all(torch.equal(inputs[0][key], inputs[1][key]) for key in inputs[0])
+    with torch.no_grad():
+        assert torch.equal(model(**inputs[0]).logits, again(**inputs[1]).logits)
+    assert again.model.vision_tower.plan == model.model.vision_tower.plan
+
+
+def test_gradients_go_where_they_are_asked_for():
+    for asked in (False, True):
+        model = s2_llava(llava(), only_projector=asked).train()
+        model(input_ids=ids(36), pixel_values=torch.randn(1, 3, 72, 72), labels=ids(36)).loss.backward()
+        have = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        projector = {
+            f"model.multi_modal_projector.linear_{i}.{n}" for i in (1, 2) for n in ("weight", "bias")
+        }
+        assert projector <= have and (have == projector) == asked
+        columns = model.model.multi_modal_projector.linear_1.weight.grad.view(32, 3, 16)
+        assert (columns.abs().amax(dim=(0, 2)) > 0).all()  # those that began as zero learn too
+        assert not asked or not any(p.requires_grad for p in model.model.vision_tower.parameters())
+
+
+@torch.no_grad()
+def test_memory_grows_with_the_tiles_unless_they_come_one_at_a_time():
+    def peak(scales, tiles_at_once):
+        tower = s2_llava(llava(tile=48, patch=4), scales, tiles_at_once=tiles_at_once).model.vision_tower
+        x = torch.randn(1, 3, 48 * scales[-1], 48 * scales[-1], generator=torch.Generator().manual_seed(0))
+        with Alive() as alive:
+            result = tower(x, output_hidden_states=-2).hidden_states[-2]
+        return alive.peak, result
+
+    (one, _), (at_once, features), (in_turn, same) = (
+        peak((1,), None),
+        peak((1, 2, 3), None),
+        peak((1, 2, 3), 1),
+    )
+    assert 12 * one < at_once < 16 * one  # 14 tiles
+    assert in_turn < 0.5 * at_once  # the levels and the features of all tiles remain
+    torch.testing.assert_close(features, same)
+
+
+def test_the_table_counts_what_a_tower_computes():
+    """Operations by hand: patches, three layers' four projections, two products of attention and two of the MLP."""
+    n, d, f = 37, 16, 32
+    tile = 2 * (36 * 48 * d + 3 * (4 * n * d * d + 2 * n * n * d + 2 * n * d * f))
+    sizes = SMALL | dict(image_size=24, patch_size=4)
+    one, three = (
+        measure(sizes, "clip", (scales, "square", (k, k), None, None))
+        for scales, k in (((1,), 1), ((1, 2, 3), 3))
+    )
+    projector = 2 * 36 * 4096 * 4096
+    assert one["TFLOP"] == round((tile + projector + 2 * 36 * d * 4096) / 1e12, 2)
+    assert (one["tiles"], three["tiles"], one["image tokens"], three["image tokens"]) == (1, 14, 36, 36)
+    assert three["memory, MiB"] >= one["memory, MiB"]
+
+
+def refusals():
+    x = torch.randn(1, 3, 70, 70)
+    other = transformers.LlavaConfig(
+        vision_config=transformers.ViTConfig(**SMALL, image_size=24, patch_size=4),
+        text_config=llava().config.text_config, image_token_index=IMAGE,
+    )  # fmt: skip
+    bare = torch.nn.Linear(2, 2)
+    quantised = llava()
+    quantised.model.multi_modal_projector.linear_1 = torch.nn.Bilinear(2, 2, 2)
+    return [
+        (lambda: s2_llava(bare), r"expected a Llava, found a Linear \(not of transformers\)"),
+        (
+            lambda: s2_llava(transformers.LlavaForConditionalGeneration(other)),
+            r"vision tower is a ViTModel \(vit\), expected one of clip_vision_model, siglip_vision_model",
+        ),
+        (lambda: s2_llava(s2_llava(llava())), r"is a S2VisionTower \(s2_vision_tower\), expected one of"),
+        (lambda: s2_llava(llava(layer=-5)), "vision_feature_layer: found -5, expected -4 to 3 for a tower of 3"),
+        (lambda: s2_llava(llava(layer=[1, 4])), "vision_feature_layer: found 4, expected -4 to 3"),
+        (lambda: selected(s2_llava(llava()), x[:, :, :72, :72], vision_feature_layer=9), "found 9, expected"),
+        (lambda: selected(s2_llava(llava()), x), "70 x 70 px does not divide into tiles of 24 px"),
+        (lambda: s2_llava(llava(), widen="copy"), "widen: found 'copy', expected one of zero, init"),
+        (lambda: s2_llava(llava(), (1, 2.0)), "scales: found"),
+        (lambda: s2_llava(llava(strategy="full"), layout="dynamic"), "expected 'default' for a clip_vision_model"),
+        (lambda: s2_llava(llava("siglip"), layout="dynamic"), "expected 'full' for a siglip_vision_model"),
+        (lambda: s2_llava(quantised), "linear_1 is a Bilinear of . channels, expected a plain Linear of 16"),
+        (lambda: s2_processor(processor(), llava()), "expected a model of s2_llava, found a LlavaForConditional"),
+        (lambda: s2_processor(processor().tokenizer, s2_llava(llava())), "expected a LlavaProcessor, found a"),
+    ]  # fmt: skip
+
+
+def test_what_is_refused_is_said_in_one_line_and_changes_nothing():
+    for call, message in refusals():
+        with pytest.raises(UserError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+    model = llava(layer=-5)
+    names = [name for name, _ in model.named_parameters()]
+    with pytest.raises(UserError):
+        s2_llava(model)
+    assert names == [name for name, _ in model.named_parameters()]
+    assert model.config.vision_config.model_type == "clip_vision_model"
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    for call in (register, lambda: s2_llava(None), lambda: s2_processor(None, None)):
+        with pytest.raises(UserError, match=r"transformers is not installed: pip install 's2robot\[vlm\]'"):
+            call()
