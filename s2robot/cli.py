@@ -92,7 +92,11 @@ VERBS = {
         simulates=True,
     ),
     "inspect": Verb("s2robot.verbs:inspect", "print a data set and write a page to look at it in a browser"),
-    "scenes": Verb("s2robot.verbs:scenes", "render scenes for pre-training an encoder", simulates=True),
+    "scenes": Verb(
+        "s2robot.verbs:scenes",
+        "render scenes for pre-training an encoder, or pictures of objects with their truth",
+        simulates=True,
+    ),
     "pretrain": Verb(
         "s2robot.verbs:pretrain", "pre-train a small encoder by masked autoencoding on scenes", goes_on=True
     ),

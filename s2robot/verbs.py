@@ -141,10 +141,18 @@ def inspect(cfg: DictConfig) -> None:
 
 
 def scenes(cfg: DictConfig) -> None:
-    """`s2robot scenes`: frames for pre-training."""
+    """`s2robot scenes`: frames for pre-training, or pictures of objects with their truth."""
+    from s2robot.pretraining.objects import ObjectsSettings, make_objects
     from s2robot.pretraining.scenes import ScenesSettings, make_scenes
 
+    if cfg.kind not in ("task", "objects"):
+        raise UserError(f"kind: found '{cfg.kind}', expected task or objects")
     settings = read(ScenesSettings, cfg.scenes, "scenes")
+    if cfg.kind == "objects":
+        with bar("rendering objects") as update:
+            out = make_objects(read(ObjectsSettings, cfg.objects, "objects"), Path(settings.out), update)
+        print(f"pictures: {out}")
+        return
     with bar("rendering scenes") as update:
         path = make_scenes(settings, lambda done, total: update(done, total, "episodes"))
     print(f"frames: {path}")
