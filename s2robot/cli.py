@@ -141,6 +141,11 @@ VERBS = {
     "information": Verb(
         "s2robot.probing.information:run_information", "find one encoder in another, linearly", simulates=True
     ),
+    "scaling": Verb(
+        "s2robot.probing.scaling:run_scaling",
+        "score against cost: model size against S2, on classes, segments and depth",
+        goes_on=True,
+    ),
     "report": Verb("s2robot.verbs:report", "write report.html of an evaluation or a comparison"),
 }
 

@@ -26,6 +26,7 @@ DRAWS = {
     "s2robot.envs.renderer",
     "s2robot.envs.mujoco_task",
     "s2robot.envs.robosuite_task",
+    "s2robot.envs.still_life",
     "s2robot.envs.world",
     "s2robot.probing.cells",
     "s2robot.probing.information",

@@ -134,12 +134,18 @@ class _Image:
         return 1
 
     def __getitem__(self, i: int) -> np.ndarray:
-        try:
-            with Image.open(self.file) as image:
-                return np.asarray(image.convert("RGB"))
-        # Pillow raises many kinds for broken files, SyntaxError among them
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise UserError(f"{self.file}: not a readable image: {_line(error)}") from error
+        return np.asarray(read_image(self.file, "RGB"))
+
+
+def read_image(file: Path, mode: str | None = None) -> Image.Image:
+    """An image with its pixels, in Pillow's `mode` or its own; UserError names a file that cannot be read."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image.convert(mode) if mode else image.copy()
+    # Pillow raises many kinds for broken files, SyntaxError among them
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file}: not a readable image: {_line(error)}") from error
 
 
 class _StoreImages:

@@ -127,5 +127,5 @@ def _draw(settings: ObjectsSettings, out: Path, part: str, numbers: range) -> in
         millimetres = np.where(picture.depth < FARTHEST, np.rint(1000 * picture.depth), 0).astype(np.uint16)
         for path, pixels in zip(folders.values(), (picture.image, picture.mask, millimetres), strict=True):
             with replacing(path) as part_name:
-                Image.fromarray(pixels).save(part_name)
+                Image.fromarray(pixels).save(part_name, compress_level=1)  # half the time, a fifth more bytes
     return len(numbers)
