@@ -80,9 +80,7 @@ class Pictures:
         """The middle square, resized.  # uint8 (side, side, 3)"""
         image = read_image(self.path(i), "RGB")
         if image.size != (side, side):
-            image = image.resize(
-                (side, side), Image.Resampling.BICUBIC, _middle(image.size), reducing_gap=3.0
-            )
+            image = image.crop(_middle(image.size)).resize((side, side), Image.Resampling.BICUBIC)
         return np.asarray(image)
 
     def mask(self, i: int, side: int, labels: int | None = None) -> np.ndarray:
@@ -237,11 +235,11 @@ def _about(root: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _middle(size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The largest square in the middle: left, top, right, bottom."""
     width, height = size
     side = min(size)
-    left, top = (width - side) / 2, (height - side) / 2
+    left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 
 
