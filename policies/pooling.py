@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2robot.policies.dense import Dense
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.rays import Rays
 
@@ -184,7 +185,7 @@ class SpatialSoftmax(nn.Module):
         self.register_buffer("places", map_places(tokens), persistent=False)
         self.dropout = nn.Dropout(settings.feature_dropout)
         each = 2 + self.f + (4 if settings.points else 0)
-        self.out = nn.Linear(self.k * each + (dim if settings.keep_mean else 0), out_dim)
+        self.out = Dense(self.k * each + (dim if settings.keep_mean else 0), out_dim)
 
     def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN, mean: Tensor | None = None) -> Tensor:
         return self.finish([self.look(tokens, norm, mean)])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from s2robot.policies.dense import Dense
 from s2robot.policies.errors import PolicyError
 
 ACTIVATIONS = {"selu": nn.SELU, "gelu": nn.GELU, "relu": nn.ReLU}
@@ -55,7 +56,7 @@ class MlpBody(nn.Module):
         width += (context - 1) * s.state_dim if self.action is not None else 0
         layers: list[nn.Module] = []
         for size in s.hidden:
-            layers.append(nn.Linear(width, size))
+            layers.append(Dense(width, size))
             if s.layer_norm:
                 layers.append(nn.LayerNorm(size))
             layers.append(ACTIVATIONS[s.activation]())

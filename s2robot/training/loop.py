@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from s2robot.envs.trace import span
 from s2robot.training.averaging import averaged
 
 
@@ -63,11 +64,7 @@ class Learner:
         loss, *rest = self.model(*batch)
         self.fabric.backward(loss)
         if self.grad_clip:
-            # one that is not finite shows in the loss, which is told in one line
-            norm = self.fabric.clip_gradients(
-                self.model, self.optimizer, max_norm=self.grad_clip, error_if_nonfinite=False
-            )
-            self.grad_norm = None if norm is None else norm.detach()
+            self.grad_norm = self._clipped(self.grad_clip).detach()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lr = float(self._optimizer.param_groups[0]["lr"])
@@ -76,6 +73,21 @@ class Learner:
         if self.average is not None:
             self.average.update_parameters(self._bare)
         return loss.detach(), rest
+
+    def _clipped(self, most: float) -> Tensor:
+        """Clip the gradient's norm; its size before. One that is not finite shows in the loss, which is told in one line."""
+        if self.fabric.device.type != "cpu" or self.fabric.world_size > 1:
+            norm = self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=most, error_if_nonfinite=False
+            )
+            assert norm is not None
+            return norm
+        # torch multiplies by 1 where nothing is to be clipped, so as not to wait for a GPU; here that is a pass over the memory
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not most / (norm.item() + 1e-5) >= 1:
+            nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        return norm
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on besides their batches."""
@@ -109,4 +121,7 @@ def learn(
         after: called after every step with the loss and what else the model returned.
     """
     while learner.step < steps and not stop():
-        after(*learner.update(*batch(learner.step)))
+        with span("step", step=learner.step):
+            with span("batch"):
+                given = batch(learner.step)
+            after(*learner.update(*given))

@@ -1,0 +1,39 @@
+"""Dense beside nn.Linear: the same bits, alone and for members side by side, with gradients in the weights' own order."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state
+
+from s2robot.policies.dense import Dense
+
+
+def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, int], training: bool) -> list:
+    """Result, and gradients of rows, weights and biases."""
+    torch.manual_seed(0)
+    layers = [kind(*sizes).train(training) for _ in range(members)]
+    x = torch.randn(members, rows, sizes[0], requires_grad=True)
+    parameters, _ = stack_module_state(layers)
+    out = torch.vmap(lambda state, x: functional_call(layers[0], state, (x,)))(parameters, x)
+    (out * torch.randn(out.shape)).sum().backward()
+    return [out, x.grad, parameters["weight"].grad, parameters["bias"].grad]
+
+
+@pytest.mark.parametrize("members", [1, 4])
+@pytest.mark.parametrize(("rows", "sizes"), [(1, (3, 5)), (7, (11, 2)), (64, (512, 512)), (64, (960, 128))])
+def test_members_side_by_side_have_the_same_bits(members, rows, sizes):
+    ours, torchs = (outcome(kind, members, rows, sizes, True) for kind in (Dense, nn.Linear))
+    for found, wanted in zip(ours, torchs, strict=True):
+        assert torch.equal(found, wanted)
+    assert ours[2].is_contiguous()
+
+
+def test_alone_and_acting_it_is_torchs():
+    for training in (True, False):
+        torch.manual_seed(0)
+        ours, torchs = Dense(5, 3).train(training), nn.Linear(5, 3)
+        torchs.load_state_dict(ours.state_dict())
+        x = torch.randn(4, 5)
+        assert torch.equal(ours(x), torchs(x)) and torch.equal(ours(x[0]), torchs(x[0]))
+    ours, torchs = (outcome(kind, 2, 4, (6, 5), False) for kind in (Dense, nn.Linear))
+    assert all(torch.equal(a, b) for a, b in zip(ours, torchs, strict=True))
