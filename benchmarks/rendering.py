@@ -9,10 +9,11 @@ Four ways, measured in turns in one process, medians over the rounds:
    robot0_eye_in_hand. The price of the observation is a step less a step of the same world without cameras.
 2. robosuite's renderer on CubePick's scene: the same three views (hand, left, right) of the same states as
    3 and 4.
-3. OffscreenRenderer with culling off: no shadows, reflections and multi-sampling.
+3. OffscreenRenderer that draws everything each time: no shadows, reflections and multi-sampling.
 4. OffscreenRenderer as CubePick uses it.
 
-Physics is measured apart and is in no frame rate. Needs EGL or OSMesa; nothing else should run meanwhile.
+Physics is measured apart and is in no frame rate. Needs EGL or OSMesa; nothing else should run meanwhile, or take
+`--clock cpu`, which counts the process's seconds on the processors instead of the wall's.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from robosuite.utils.binding_utils import MjRenderContextOffscreen  # isort: ski
 STOCK_CAMERAS = ["frontview", "agentview", "robot0_eye_in_hand"]
 STOCK = "robosuite, its camera observations"
 STOCK_RENDERER = "robosuite's renderer, our views"
-NO_CULLING = "OffscreenRenderer, culling off"
+ALL = "OffscreenRenderer, everything drawn"
 OURS = "OffscreenRenderer"
 
 
@@ -74,20 +75,24 @@ def stock_renderer(env: CubePick) -> MjRenderContextOffscreen:
     return context
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def seconds(work: Callable[[], object], clock: str) -> float:
+    now = CLOCKS[clock]
+    start = now()
     work()
-    return time.perf_counter() - start
+    return now() - start
 
 
-def measure(robot: str, size: int, rounds: int) -> tuple[dict[str, tuple[float, float]], int]:
-    """{way: (seconds of physics a step, of its three frames)}, and how many pixels culling changed."""
+def measure(robot: str, size: int, rounds: int, clock: str) -> tuple[dict[str, tuple[float, float]], int]:
+    """{way: (seconds of physics a step, of its three frames)}, and how many pixels differ between the last two."""
     rng = np.random.default_rng(0)
     with_cameras, without = stock_lift(robot, size, True), stock_lift(robot, size, False)
     env, twin = CubePick(robot=robot, image_size=size), CubePick(robot=robot, image_size=size)
     context = stock_renderer(twin)  # its own model: OffscreenRenderer lowers the quality of the one it draws
     env.reset(seed=0)  # makes the renderer too
-    no_culling = OffscreenRenderer(env.model, (size, size), cull=False)
+    whole_scene = OffscreenRenderer(env.model, (size, size), spare=False)
     names = env.config.cameras
 
     seen: dict[str, np.ndarray] = {}
@@ -101,7 +106,7 @@ def measure(robot: str, size: int, rounds: int) -> tuple[dict[str, tuple[float, 
             seen[name] = twin.world.sim.render(camera_name=name, width=size, height=size)
 
     def draw_all() -> dict[str, np.ndarray]:
-        return {name: no_culling.render(env.data, i) for name, i in env.camera_ids.items()}
+        return {name: whole_scene.render(env.data, i) for name, i in env.camera_ids.items()}
 
     times: dict[str, list[float]] = defaultdict(list)
     changed = 0
@@ -110,16 +115,16 @@ def measure(robot: str, size: int, rounds: int) -> tuple[dict[str, tuple[float, 
         delta = np.append(rng.uniform(-0.03, 0.03, 7), 0.0)
         with_cameras.sim._render_context_offscreen.gl_ctx.make_current()  # robosuite does so at creation only
         now = {
-            "stock step": seconds(lambda a=action: step_stock(a)),
-            "stock physics": seconds(lambda a=action: without.step(a)),
-            "physics": seconds(lambda d=delta: env.step_physics(d)),
+            "stock step": seconds(lambda a=action: step_stock(a), clock),
+            "stock physics": seconds(lambda a=action: without.step(a), clock),
+            "physics": seconds(lambda d=delta: env.step_physics(d), clock),
         }
         twin.set_state(env.get_state())
         context.gl_ctx.make_current()
-        now[STOCK_RENDERER] = seconds(draw_stock)
+        now[STOCK_RENDERER] = seconds(draw_stock, clock)
         check_drawn(seen)
-        now[NO_CULLING] = seconds(draw_all)
-        now[OURS] = seconds(env.render_cameras)
+        now[ALL] = seconds(draw_all, clock)
+        now[OURS] = seconds(env.render_cameras, clock)
         culled, whole = env.render_cameras(), draw_all()
         changed += sum(int((culled[n] != whole[n]).any(-1).sum()) for n in names)
         if i >= 3:  # the first ones fill caches
@@ -127,9 +132,9 @@ def measure(robot: str, size: int, rounds: int) -> tuple[dict[str, tuple[float, 
                 times[name].append(value)
     middle = {name: statistics.median(values) for name, values in times.items()}
     result = {STOCK: (middle["stock physics"], middle["stock step"] - middle["stock physics"])}
-    for name in (STOCK_RENDERER, NO_CULLING, OURS):
+    for name in (STOCK_RENDERER, ALL, OURS):
         result[name] = (middle["physics"], middle[name])
-    no_culling.close()
+    whole_scene.close()
     env.close()
     return result, changed
 
@@ -139,9 +144,12 @@ def main() -> None:
     parser.add_argument("--robot", choices=list(ROBOTS), default="xarm7")
     parser.add_argument("--size", type=int, default=256, help="pixels along a side (default 256)")
     parser.add_argument("--rounds", type=int, default=40, help="steps of every way (default 40)")
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="what is counted (default wall)"
+    )
     args = parser.parse_args()
     ROBOSUITE_DEFAULT_LOGGER.setLevel("ERROR")  # it tells of the parts that a single arm lacks
-    result, changed = measure(args.robot, args.size, args.rounds)
+    result, changed = measure(args.robot, args.size, args.rounds, args.clock)
     count = len(STOCK_CAMERAS)
     base, same_views = result[STOCK][1], result[STOCK_RENDERER][1]
     print(f"\n{args.robot}, {count} cameras, {args.size} x {args.size} px, medians of {args.rounds} steps\n")
@@ -152,7 +160,9 @@ def main() -> None:
             f"{name:<36}{physics * 1e3:>11.1f}{frames * 1e3:>11.1f}{count / frames:>9.1f}"
             f"{base / frames:>10.2f} x{same_views / frames:>12.2f} x"
         )
-    print(f"\nPixels that culling changes: {changed}. robosuite steps at 20 Hz, CubePick at 10 Hz.")
+    print(
+        f"\nPixels that differ between the last two: {changed}. robosuite steps at 20 Hz, CubePick at 10 Hz."
+    )
     ratio = base / result[OURS][1]
     print(f"OffscreenRenderer gives {ratio:.2f} x the frames a second of robosuite's camera observations.")
 

@@ -1,12 +1,15 @@
-"""Offscreen frames of a MuJoCo scene, at the price of the geometry that the camera sees.
+"""Offscreen frames of a MuJoCo scene, at the price of the geometry that moves in the camera's view.
 
 Stock settings cost three times as much on a CPU (docs/simulation.md): shadows, reflections and multi-sampling
 are off (a frame drawn at twice the size and area-averaged is antialiased again), and geoms whose bounding sphere
 lies outside the camera's view are not sent to OpenGL at all: the pixels are the same, the vertices are not.
+Where a camera stands still, what stands still before it is drawn once and kept with its depths; later frames draw
+what moves and lay it over. That is what OpenGL does with each pixel anyway: of opaque things the nearest is seen.
 """
 
 import atexit
 import weakref
+from dataclasses import dataclass
 
 import mujoco
 import numpy as np
@@ -35,6 +38,16 @@ def outside_view(
     return outside & (radius > 0)  # planes have no bounding sphere and are always drawn
 
 
+@dataclass
+class _Still:
+    """What stands still before a camera: all that decides its picture, and the picture once it was seen twice."""
+
+    scene: bytes
+    pixels: np.ndarray | None = None  # uint8 (H, W, 3), the bottom row first
+    depth: np.ndarray | None = None  # float32 (H, W), larger is nearer and 0 where there is nothing
+    mixed: bool = False  # something is seen through, or is no geom: all is drawn together
+
+
 class OffscreenRenderer:
     """Draws named cameras of one model into uint8 RGB arrays, upright.
 
@@ -43,20 +56,22 @@ class OffscreenRenderer:
     Args:
         model: the scene; its ``vis.quality`` is lowered (no multi-sampling, a minimal shadow map).
         sizes: (height, width) in pixels of the frames to come; the first is that of a frame whose size is not given.
-        cull: leave out geoms that the camera cannot see (the picture is the same).
+        spare: leave out geoms that the camera cannot see, and draw what stands still once (the picture is the same).
 
     Raises:
         EnvError: no offscreen OpenGL library is installed.
     """
 
-    def __init__(self, model: mujoco.MjModel, *sizes: tuple[int, int], cull: bool = True):
+    def __init__(self, model: mujoco.MjModel, *sizes: tuple[int, int], spare: bool = True):
         choose_gl()  # one clear line where the library is missing
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 1
         height, width = (max(sides) for sides in zip(*sizes, strict=True))
         model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
         model.vis.global_.offheight = max(height, model.vis.global_.offheight)
-        self.model, self.size, self.cull = model, sizes[0], cull
+        self.model, self.size, self.spare = model, sizes[0], spare
+        self._fixed = model.body_weldid[model.geom_bodyid] == 0  # (ngeom,)
+        self._stills: dict[tuple[int, int, int], _Still] = {}  # by camera and size
         self._gl = mujoco.GLContext(width, height)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
@@ -77,9 +92,11 @@ class OffscreenRenderer:
     def render(self, data: mujoco.MjData, camera_id: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """One frame of an up-to-date ``data`` (after mj_forward).  # uint8 (H, W, 3)"""
         height, width = size or self.size
-        rect = self._draw(data, camera_id, height, width)
-        pixels = np.empty((height, width, 3), np.uint8)
-        mujoco.mjr_readPixels(pixels, None, rect, self._context)
+        pixels = self._over_still(data, camera_id, height, width) if self.spare else None
+        if pixels is None:
+            rect = self._draw(data, camera_id, height, width)
+            pixels = np.empty((height, width, 3), np.uint8)
+            mujoco.mjr_readPixels(pixels, None, rect, self._context)
         return pixels[::-1].copy()  # OpenGL's first row is the bottom one
 
     def truth(self, data: mujoco.MjData, camera_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,14 +108,10 @@ class OffscreenRenderer:
         for flag in flags:
             self._scene.flags[flag] = True
         try:
-            rect = self._draw(data, camera_id, *self.size)
+            pixels, raw = self._read(data, camera_id, *self.size)
         finally:
             for flag in flags:
                 self._scene.flags[flag] = False
-        raw, pixels = np.empty(self.size, np.float32), np.empty((*self.size, 3), np.uint8)
-        # far counted as 0: that is how it is kept, and the only way that rounds far things finely
-        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
-        mujoco.mjr_readPixels(pixels, raw, rect, self._context)
         near, far = (
             edge * self.model.stat.extent for edge in (self.model.vis.map.znear, self.model.vis.map.zfar)
         )
@@ -111,19 +124,89 @@ class OffscreenRenderer:
                 geoms[geom.segid + 1] = geom.objid
         return depth, geoms[segments]
 
-    def _draw(self, data: mujoco.MjData, camera_id: int, height: int, width: int) -> mujoco.MjrRect:
-        self._camera.fixedcamid = camera_id
-        groups = self.model.geom_group.copy()
-        if self.cull:
-            self.model.geom_group[outside_view(self.model, data, camera_id, width / height)] = _HIDDEN_GROUP
-        mujoco.mjv_updateScene(
-            self.model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
-        self.model.geom_group[:] = groups
+    def _over_still(self, data: mujoco.MjData, camera_id: int, height: int, width: int) -> np.ndarray | None:
+        """The frame, bottom row first, made of what stands still and what moves; None where it is to be drawn whole."""
+        place, scene = (camera_id, height, width), self._scene_bytes(data, camera_id)
+        still = self._stills.get(place)
+        if still is None or still.scene != scene:  # perhaps the camera moves: wait for a second one
+            self._stills[place] = _Still(scene)
+            return None
+        if still.pixels is None and not still.mixed:
+            self._update(data, camera_id, np.zeros(self.model.ngeom, bool))
+            still.mixed = not self._only_opaque_geoms()
+            if not still.mixed:
+                still.pixels, still.depth = self._read(data, camera_id, height, width, ~self._fixed)
+        if still.mixed:
+            return None
+        sky = self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX]
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = False
+        try:
+            pixels, depth = self._read(data, camera_id, height, width, self._fixed)
+        finally:
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = sky
+        assert still.pixels is not None and still.depth is not None
+        rows = np.flatnonzero(depth.any(axis=1))
+        out = still.pixels.copy()
+        if not len(rows):
+            return out
+        part = slice(rows[0], rows[-1] + 1)
+        depth, behind = depth[part], still.depth[part]
+        if np.any((depth == behind) & (depth > 0)):  # OpenGL takes the one that it draws last
+            return None
+        nearer = depth > behind
+        out[part][nearer] = pixels[part][nearer]
+        return out
+
+    def _scene_bytes(self, data: mujoco.MjData, camera_id: int) -> bytes:
+        """All that decides the picture of what stands still, and whether it may be drawn apart."""
+        m, fixed, head = self.model, self._fixed, self.model.vis.headlight
+        parts = (
+            data.cam_xpos[camera_id], data.cam_xmat[camera_id], m.cam_fovy[camera_id], m.cam_intrinsic[camera_id],
+            data.geom_xpos[fixed], data.geom_xmat[fixed], m.geom_size, m.geom_group, m.geom_rgba, m.geom_matid,
+            m.mat_rgba, m.mat_texid, m.mat_texrepeat, m.mat_emission, m.mat_specular, m.mat_shininess,
+            data.light_xpos, data.light_xdir, m.light_active, m.light_ambient, m.light_diffuse, m.light_specular,
+            head.ambient, head.diffuse, head.specular,
+        )  # fmt: skip
+        return b"".join(np.asarray(part).tobytes() for part in parts)
+
+    def _only_opaque_geoms(self) -> bool:
+        """Whether the scene holds nothing else, so that a pixel shows the nearest thing alone."""
+        seen = self._scene.geoms[: self._scene.ngeom]
+        geoms = all(geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.rgba[3] == 1 for geom in seen)
+        return geoms and not self._scene.nskin and not self._scene.nflex
+
+    def _read(
+        self, data: mujoco.MjData, camera_id: int, height: int, width: int, hidden: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels and depths of the scene without the hidden geoms, bottom row first."""
+        rect = self._draw(data, camera_id, height, width, hidden)
+        pixels, depth = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.float32)
+        # far counted as 0: that is how it is kept, and the only way that rounds far things finely
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        mujoco.mjr_readPixels(pixels, depth, rect, self._context)
+        return pixels, depth
+
+    def _draw(
+        self, data: mujoco.MjData, camera_id: int, height: int, width: int, hidden: np.ndarray | None = None
+    ) -> mujoco.MjrRect:
+        out = np.zeros(self.model.ngeom, bool) if hidden is None else hidden
+        if self.spare:
+            out = out | outside_view(self.model, data, camera_id, width / height)
+        self._update(data, camera_id, out)
         self._gl.make_current()  # only now: one collected meanwhile has left none current
         rect = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(rect, self._scene, self._context)
         return rect
+
+    def _update(self, data: mujoco.MjData, camera_id: int, hidden: np.ndarray) -> None:
+        """The scene of a camera without the hidden geoms."""
+        self._camera.fixedcamid = camera_id
+        groups = self.model.geom_group.copy()
+        self.model.geom_group[hidden] = _HIDDEN_GROUP
+        mujoco.mjv_updateScene(
+            self.model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        self.model.geom_group[:] = groups
 
     def close(self) -> None:
         """Free the OpenGL context."""

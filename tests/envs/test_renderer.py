@@ -36,8 +36,8 @@ def moments(env, monkeypatch):
     return states[::6]
 
 
-def test_culled_pictures_are_the_same_bytes(env, moments):
-    whole = OffscreenRenderer(env.model, (SIZE, SIZE), cull=False)
+def test_pictures_of_less_geometry_are_the_same_bytes(env, moments):
+    whole = OffscreenRenderer(env.model, (SIZE, SIZE), spare=False)
     groups = env.model.geom_group.copy()
     left_out = 0
     for state in moments:
@@ -49,6 +49,57 @@ def test_culled_pictures_are_the_same_bytes(env, moments):
     assert left_out > 0
     assert np.array_equal(groups, env.model.geom_group)
     whole.close()
+
+
+SCENE = """
+<mujoco>
+  <asset><texture name="sky" type="skybox" builtin="gradient" rgb1=".2 .3 .9" rgb2="1 1 1" width="64" height="64"/></asset>
+  <worldbody>
+    <light name="lamp" pos="0 0 3"/>
+    <camera name="eye" pos="0 -2 1" xyaxes="1 0 0 0 .4 .9"/>
+    <geom name="board" type="box" size=".6 .4 .05" group="1" rgba=".8 .7 .5 1"/>
+    <body name="post" pos=".2 .1 0"><geom name="post" type="cylinder" size=".1 .4" group="1" rgba="0 .6 0 1"/></body>
+    <body pos="0 0 .3">
+      <joint type="slide" axis="1 0 0"/><joint type="slide" axis="0 0 1"/>
+      <geom name="block" type="box" size=".1 .1 .1" group="1" rgba="1 0 0 1"/>
+    </body>
+  </worldbody>
+</mujoco>"""
+
+
+def test_what_stands_still_is_drawn_once_and_again_when_anything_of_it_changes():
+    model = mujoco.MjModel.from_xml_string(SCENE)
+    data = mujoco.MjData(model)
+    size, whole = (48, 64), OffscreenRenderer(model, (48, 64), spare=False)
+    renderer, rng = OffscreenRenderer(model, size), np.random.default_rng(0)
+
+    def still():
+        """Whether the frames of some moments are those of all that is there; what is kept after them."""
+        for place in (
+            *rng.uniform(-0.6, 0.6, (6, 2)),
+            (0.2, 0.1),
+            (9.0, 9.0),
+        ):  # in the post, and out of the picture
+            data.qpos[:] = place
+            mujoco.mj_forward(model, data)
+            assert np.array_equal(renderer.render(data, 0), whole.render(data, 0)), place
+        return renderer._stills[0, 48, 64]
+
+    kept = still()
+    assert kept.pixels is not None and still() is kept
+    changes = (
+        model.geom("board").rgba, model.light("lamp").diffuse, model.vis.headlight.ambient, model.cam("eye").pos,
+        model.body("post").pos, model.geom("post").size,
+    )  # fmt: skip
+    for array in changes:
+        array[:2] *= 0.7
+        now = still()
+        assert now is not kept and now.pixels is not None
+        kept = now
+    model.geom("block").rgba[3] = 0.5  # seen through: what is behind it cannot be kept apart
+    assert still().mixed and still().pixels is None
+    whole.close()
+    renderer.close()
 
 
 def test_truth_is_what_rays_meet(env, moments):
