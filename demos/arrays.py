@@ -21,6 +21,7 @@ from s2robot.demos.errors import DatasetError, mismatch
 ENDS = "meta/episode_ends"
 ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
 CHUNK_BYTES = 1 << 20  # of a data chunk before compression: few files, and little to rewrite in an append
+LEVEL, QUICK_LEVEL = 5, 2  # of zstd; the second for data sets of other people, which come in bulk
 VERIFY_BYTES = 64 << 20  # arrays up to this size are decoded on opening; larger ones when they are read
 
 
@@ -94,7 +95,9 @@ class StoredArray:
             self.array.resize((rows, *self.array.shape[1:]))
 
 
-def create_array(group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> zarr.Array:
+def create_array(
+    group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int, ...], level: int = LEVEL
+) -> zarr.Array:
     """An array of no rows, each of `shape`."""
     row = dtype.itemsize * int(np.prod(shape))
     # a picture per row: a few in a chunk, for random reads
@@ -104,7 +107,7 @@ def create_array(group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int
         shape=(0, *shape),
         dtype=dtype,
         chunks=(rows, *shape),
-        compressors=ZstdCodec(level=5, checksum=True),
+        compressors=ZstdCodec(level=level, checksum=True),
         fill_value=0,
         chunk_key_encoding={"name": "default", "separator": "."},  # flat: c.0.0 beside zarr.json
         config={"write_empty_chunks": True},
@@ -121,8 +124,9 @@ def define_arrays(root: Path, attributes: Mapping, specs: Mapping) -> dict[str, 
         if folder.is_dir() and folder.name != "episode_ends":
             shutil.rmtree(folder)
     group = zarr.open_group(LocalStore(root), mode="r+", zarr_format=3)
+    level = QUICK_LEVEL if "source" in attributes else LEVEL
     made = {
-        name: StoredArray(root, name, create_array(group, name, np.dtype(dtype), tuple(shape)))
+        name: StoredArray(root, name, create_array(group, name, np.dtype(dtype), tuple(shape), level))
         for name, (dtype, shape) in specs.items()
     }
     group.attrs.put(dict(attributes))

@@ -67,6 +67,8 @@ def checked_episode(
         if len(array) != len(arrays[first]):
             expected = f"{len(arrays[first])} as in {first}"
             raise mismatch(f"{where}: {key}", f"{len(array)} steps", expected)
+        if array.dtype.kind != "f":
+            continue
         bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
         if bad.any():
             step = int(np.argmax(bad))

@@ -31,6 +31,7 @@ from s2robot.demos.formats.source import (
     Piece,
     Source,
     about,
+    ahead,
     chosen,
     different,
     finite,
@@ -204,6 +205,9 @@ class LeRobot(Source):
     # ---------------------------------------------------------------- an episode
 
     def pieces(self, i: int) -> Iterator[Piece]:
+        return ahead(self._pieces(i))
+
+    def _pieces(self, i: int) -> Iterator[Piece]:
         episode = self._episodes[i]
         where = f"{episode.data}: episode {episode.index}"
         numbers = self._numbers(episode, where)

@@ -7,6 +7,7 @@ for piece in source.pieces(0):      # {"action": (t, A), "proprio": (t, P), "ima
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,6 +100,15 @@ def steps_of(frame_bytes: int) -> int:
     return (
         int(np.clip(PIECE_BYTES // max(frame_bytes, 1), 4, 4096)) // 4 * 4
     )  # 4 pictures in a chunk of a store
+
+
+def ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces, each read by a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, pieces, None)
+        while (piece := waiting.result()) is not None:
+            waiting = pool.submit(next, pieces, None)
+            yield piece
 
 
 def flat_names(names: Any, size: int) -> list[str] | None:

@@ -22,9 +22,11 @@ def frames(path: Path, start_s: float, count: int, rate: float, whole: bool = Fa
         DatasetError: no such file, one that cannot be decoded, fewer or more frames, or one at another time.
     """
     import av
+    from av.video.reformatter import VideoReformatter
 
     if not path.is_file():
         raise mismatch(path, "no such file", f"a video of {count} frames")
+    colours = VideoReformatter()  # one for all frames: a frame's own is made anew for each
     done = 0
     try:
         with av.open(str(path)) as container:
@@ -50,7 +52,7 @@ def frames(path: Path, start_s: float, count: int, rate: float, whole: bool = Fa
                 due = first + done / rate
                 if abs(now - due) > NEAR / rate:
                     raise mismatch(path, f"frame {done} at {now:.4f} s", f"{due:.4f} s ({rate:g} a second)")
-                yield frame.to_ndarray(format="rgb24")
+                yield colours.reformat(frame, format="rgb24").to_ndarray()
                 done += 1
     except av.error.FFmpegError as error:
         raise mismatch(path, f"a file that cannot be decoded ({error.strerror})", "a video") from None
