@@ -37,13 +37,22 @@ class HeadSettings:
 
     steps: int = 500
     batch: int = 64
+    dense_batch: int = 16
     lr: float = 2e-3
     weight_decay: float = 0.05
     checks: int = 10
 
     def __post_init__(self) -> None:
         many = (1, INFINITY)
-        check_ranges(self, "scaling.head", steps=many, batch=many, weight_decay=(0, INFINITY), checks=many)
+        check_ranges(
+            self,
+            "scaling.head",
+            steps=many,
+            batch=many,
+            dense_batch=many,
+            weight_decay=(0, INFINITY),
+            checks=many,
+        )
         check_positive(self, "scaling.head", "lr")
 
 
@@ -257,7 +266,8 @@ def fit(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 31])
-    mean, std = _spread(rows, columns, roles == FIT, settings.batch)
+    size = settings.batch if isinstance(task, Classify) else settings.dense_batch
+    mean, std = _spread(rows, columns, roles == FIT, size)
     head = Head(task, kind, rows.shape[1], mean, std)
     optimiser = torch.optim.AdamW(head.parameters(), settings.lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -268,7 +278,7 @@ def fit(
     every = max(1, settings.steps // settings.checks)
     step = 0
     while step < settings.steps:
-        for x, y in _batches(rows, columns, truth, roles == FIT, settings.batch, rng):
+        for x, y in _batches(rows, columns, truth, roles == FIT, size, rng):
             loss = task.loss(head(x), y)
             optimiser.zero_grad()
             loss.backward()
@@ -279,7 +289,7 @@ def fit(
             if step % every == 0 or step == settings.steps:
                 held = training / every  # where no picture is there to validate on
                 if (roles == VALIDATE).any():
-                    held = _mean_loss(task, head, rows, columns, truth, roles == VALIDATE, settings.batch)
+                    held = _mean_loss(task, head, rows, columns, truth, roles == VALIDATE, size)
                 curve.append((step, training / every, held))
                 training = 0.0
                 if held < best[0]:
