@@ -132,8 +132,10 @@ def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
         state = read_torch(path)
     head = model.default_cfg.get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
+    # counters of training, which some files leave out; nothing reads them
+    counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
     dropped = {f"{part}.{kind}" for part in heads for kind in ("weight", "bias")}
-    load_strict(model, {k: v for k, v in state.items() if k not in dropped}, str(path))
+    load_strict(model, counters | {k: v for k, v in state.items() if k not in dropped}, str(path))
     return model
 
 

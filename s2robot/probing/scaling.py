@@ -292,6 +292,7 @@ def _counted(pictures: Pictures, settings: ScalingSettings) -> dict[str, Any]:
 
 def run_scaling(cfg: DictConfig) -> None:
     """`s2robot scaling`: the comparison, its table and its page."""
+    from s2robot.probing.examples import examples, write_examples
     from s2robot.probing.scaling_report import summary_text, write_scaling
 
     node = plain(cfg.scaling)
@@ -300,5 +301,8 @@ def run_scaling(cfg: DictConfig) -> None:
     out = Path(cfg.run_dir)
     outcome = scaling(models, settings, read(ObjectsSettings, cfg.objects, "objects"), out)
     write_scaling(outcome.report, out)
+    shown = write_examples(examples(outcome, settings), outcome.pictures, out) if settings.examples else None
     print(summary_text(outcome.report))
-    print(f"scaling: {out / 'scaling.html'}, scaling.json, scaling.csv, scaling.png")
+    print(
+        f"scaling: {out / 'scaling.html'}, scaling.json, scaling.csv, scaling.png{', examples.html' if shown else ''}"
+    )

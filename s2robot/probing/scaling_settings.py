@@ -47,6 +47,7 @@ class ScalingSettings:
     validation: float = 0.2
     seeds: tuple[int, ...] = (0, 1, 2)
     resamples: int = 1000
+    examples: int = 6
     families: tuple[Any, ...] = (("tiny", "small"),)
     cache: str | None = None
     device: str = "auto"
@@ -59,6 +60,7 @@ class ScalingSettings:
             held_out=(0.01, 0.99),
             validation=(0, 0.9),
             resamples=(100, INFINITY),
+            examples=(0, 100),
         )
         for name, known in (("tasks", TASKS), ("resize", RESIZES)):
             found = getattr(self, name)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from s2robot.common.paths import configs_dir
 from s2robot.common.settings import read
 from s2robot.encoders.build import build_encoder
 from s2robot.pretraining.objects import ObjectsSettings
+from s2robot.probing.examples import easy, examples, gains, probabilities, write_examples
 from s2robot.probing.heads import FIT, TEST, VALIDATE, Classify, Depth, HeadSettings, Segment, fit, tally
 from s2robot.probing.pictures import open_pictures
 from s2robot.probing.rows import Rows, encode_pictures, largest_label, mean_rows, truth_rows
 from s2robot.probing.scaling import gather, roles_of, scaling
 from s2robot.probing.scaling_figures import pairs
-from s2robot.probing.scaling_settings import Arm, ScalingSettings
+from s2robot.probing.scaling_settings import Arm, Result, ScalingSettings
 
 SIDE = 128
 
@@ -161,6 +163,21 @@ def test_which_arms_are_compared():
     arms = [Arm(m, s, "native", "depth", "linear") for m in ("a", "b", "c") for s in ((1,), (1, 2))]
     named = {(x.label, y.label) for x, y in pairs(arms, settings)}
     assert named == {("a 1+2", "a 1"), ("b 1+2", "b 1"), ("c 1+2", "c 1"), ("b 1", "a 1"), ("a 1+2", "b 1")}
+
+
+def test_only_the_larger_model_gains_by_hand():
+    base, larger, s2 = (
+        np.array(p)
+        for p in ([0.2, 0.5, 0.1, 0.9, 0.5], [0.9, 0.6, 0.8, 0.95, 0.4], [0.1, 0.5, 0.7, 0.9, 0.9])
+    )
+    assert gains(base, larger, s2, 3).tolist() == [0, 1, 3]  # picture 2 is what S2 gains on too
+    assert gains(base, s2, larger, 3).tolist() == [4]
+    labels, sure = np.array([0, 0, 1, 0, 0]), np.fmin(base, larger)
+    assert easy(0, labels, sure, set()) == [3, 1] and easy(0, labels, sure, {3}) == [1, 4]
+    seeds = [Result(np.array([0, 2]), np.array([[1, 0, 0.4], [0, 0, 0.2]]), 0, 0)]
+    seeds.append(Result(np.array([2, 3]), np.array([[1, 0, 0.6], [0, 0, 0.1]]), 0, 0))
+    found = probabilities(seeds, 4)
+    assert found[[0, 2, 3]] == pytest.approx([0.4, 0.4, 0.1]) and np.isnan(found[1])
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -339,5 +356,19 @@ def test_the_command_writes_table_picture_and_page_and_goes_on(tmp_path, capsys,
         resize=("upsample",), seeds=(0, 1), head=HeadSettings(steps=10, batch=8), points=16, resamples=100,
     )  # fmt: skip
     models = {"tiny": {"name": "mvp-tiny", "dtype": "bfloat16"}}
-    again = scaling(models, settings, ObjectsSettings(), tmp_path / "run").report
+    outcome = scaling(models, settings, ObjectsSettings(), tmp_path / "run")
+    again = outcome.report
+    # a family of twins: what the "larger" one gains, S2 does not
+    arms = {replace(arm, model="twin"): found for arm, found in outcome.results.items()}
+    twins = replace(outcome, results=outcome.results | arms)
+    shown = examples(twins, replace(settings, families=(("tiny", "twin"),), examples=2))
+    assert shown[0]["larger"]["rows"] == [] and shown[0]["s2"]["of"] == len(
+        np.unique([r.rows for r in arms[next(iter(arms))]])
+    )
+    page = write_examples(shown, outcome.pictures, tmp_path / "run")
+    assert (
+        page is not None
+        and "data:image/jpeg" in page.read_text()
+        and "Only tiny 1+2 gains" in page.read_text()
+    )
     assert again["arms"] == report["arms"] and again["differences"] == report["differences"]
