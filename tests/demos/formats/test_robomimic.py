@@ -8,6 +8,7 @@ import pytest
 
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 
@@ -57,6 +58,21 @@ def test_a_file_arrives(tmp_path, file):
 def test_a_mask_chooses(tmp_path, file):
     convert(file, tmp_path / "out.zarr", Choice(mask="train"))
     assert EpisodeStore.open(tmp_path / "out.zarr").meta("source_episode").tolist() == [10]
+
+
+def test_a_file_goes_out_as_it_came(tmp_path, file):
+    """The controller's actions in its own range, to what float32 holds of them; the world by its own arguments."""
+    convert(file, tmp_path / "in.zarr")
+    store = EpisodeStore.open(tmp_path / "in.zarr")
+    export(store, tmp_path / "out.hdf5", "robomimic", ExportSettings())
+    convert(tmp_path / "out.hdf5", tmp_path / "back.zarr")
+    assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint
+    with h5py.File(file) as first, h5py.File(tmp_path / "out.hdf5") as second:
+        assert json.loads(second["data"].attrs["env_args"]) == ARGS
+        for before, after in (("demo_2", "demo_0"), ("demo_10", "demo_1")):
+            there, back = first["data"][before], second["data"][after]
+            np.testing.assert_allclose(back["actions"], there["actions"], atol=1e-7)
+            np.testing.assert_array_equal(back["obs/agentview_image"], there["obs/agentview_image"])
 
 
 def test_a_size_of_pictures_that_are_there(tmp_path, file):
