@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from s2robot.demos.errors import DatasetError, disk_error, mismatch
@@ -119,7 +119,12 @@ def as_store(
     """
     choice = choice or Choice()
     if not path.exists() or format_of(path) == "s2robot":
-        if wrong := next((k for k, v in asdict(choice).items() if v != getattr(Choice(), k)), None):
+        # a size of pictures is of the way out, too
+        wrong = next(
+            (k for k, v in asdict(replace(choice, image_size=None)).items() if v != getattr(Choice(), k)),
+            None,
+        )
+        if wrong:
             raise mismatch(wrong, getattr(choice, wrong), "nothing: an episode store is taken whole")
         return path  # what is wrong with one that is not there, the store says best
     key = hashlib.sha256(json.dumps([READER, asdict(choice), _files(path)]).encode()).hexdigest()[:16]

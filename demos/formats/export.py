@@ -43,6 +43,7 @@ class ExportSettings:
     instruction: str | None = None
     action_range: str = "limits"
     valid: float = 0.1
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.pictures not in PICTURES:
@@ -55,6 +56,8 @@ class ExportSettings:
             )
         if not 0 <= self.valid < 1:
             raise DatasetError(f"valid: found {self.valid}, expected a share from 0 to below 1")
+        if self.image_size is not None and self.image_size < 1:
+            raise DatasetError(f"image_size: found {self.image_size}, expected 1 or more")
 
 
 def format_for(out: Path, to: str | None) -> str | None:
@@ -83,9 +86,32 @@ def export(
         raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
     if not len(store):
         raise mismatch(store.path, "no episodes", "at least one")
+    if settings.image_size is not None:
+        store = _in_size(store, settings.image_size)
     module, _, function = WRITERS[to].partition(":")
     with whole(out) as part:
         return getattr(import_module(module), function)(store, part, settings, progress) or []
+
+
+class Drawn(EpisodeStore):
+    """Simulated demos, to read only, whose pictures are drawn at another size than their world's."""
+
+    def __init__(self, path: Path, side: int):
+        super().__init__(path, "r")
+        self._attrs["env_config"]["image_size"] = side
+        for about in self._attrs["camera_geometry"].values():
+            about["size"] = [side, side]
+
+
+def _in_size(store: EpisodeStore, side: int) -> EpisodeStore:
+    """The store with pictures of side x side px; DatasetError where it has others."""
+    if store.attrs["kind"] == "states":
+        return Drawn(store.path, side)
+    for name, size in camera_sizes(store, store.cameras).items():
+        if size != (side, side):
+            found = f"{side} for {store.path}, whose camera {name} has {size[0]} x {size[1]} px"
+            raise mismatch("image_size", found, "null: only what is drawn from states has a size to choose")
+    return store
 
 
 def pieces(store: EpisodeStore, i: int) -> Iterator[Piece]:

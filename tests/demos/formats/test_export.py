@@ -7,9 +7,11 @@ import pytest
 
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats import export as door
-from s2robot.demos.formats.convert import as_store
+from s2robot.demos.formats.convert import as_store, convert
 from s2robot.demos.formats.export import ExportSettings, export, format_for, pieces
 from s2robot.demos.formats.source import Choice
+from s2robot.demos.store import EpisodeStore
+from s2robot.envs.tasks import make, settings_of
 from tests.demos.formats import made
 
 
@@ -56,6 +58,23 @@ def test_a_store_is_taken_whole(store):
     assert as_store(store.path, store.path.parent) == store.path
     with pytest.raises(DatasetError, match=r"^episodes: found 1, expected nothing: an episode store"):
         as_store(store.path, store.path.parent, Choice(episodes=1))
+
+
+def test_a_size_of_what_is_drawn(tmp_path, store, recorded):
+    export(
+        EpisodeStore.open(recorded), tmp_path / "out.zarr", "diffusion_policy", ExportSettings(image_size=12)
+    )
+    convert(tmp_path / "out.zarr", tmp_path / "back.zarr")
+    back, first = EpisodeStore.open(tmp_path / "back.zarr"), EpisodeStore.open(recorded)
+    assert back.shape("images_left") == (12, 12, 3) and back.attrs["camera_geometry"]["left"]["size"] == [
+        12,
+        12,
+    ]
+    task = make(settings_of(first.attrs["env_config"], image_size=12))
+    task.set_state(first["state"][5])
+    np.testing.assert_array_equal(back["images_left"][5], task.render_cameras()["left"])
+    with pytest.raises(DatasetError, match=r"image_size: found 12 for .*whose camera hand has 16 x 24 px"):
+        export(store, tmp_path / "none.zarr", "diffusion_policy", ExportSettings(image_size=12))
 
 
 @pytest.mark.parametrize(
