@@ -345,23 +345,23 @@ class EpisodeStore:
                 digest.update(np.ascontiguousarray(rows).tobytes())
         return digest.hexdigest()
 
-    def split(self, fraction: float, seed: int, first: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def split(
+        self, fraction: float, seed: int, chosen: int | list[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Episodes to train on and to validate on, drawn by the seed and sorted: at least one each, none to validate
-        on with a fraction of 0.
-
-        Only the ``first`` episodes take part if it is given.
+        on with a fraction of 0. Only the ``chosen`` take part if given: the first so many, or those of a list.
 
         Raises:
             DatasetError: fewer than two episodes (one with a fraction of 0), or a fraction outside 0 to 1.
         """
-        total = len(self) if first is None else min(first, len(self))
-        least = 2 if fraction else 1
+        pool = np.array(chosen) if isinstance(chosen, list) else np.arange(len(self))[:chosen]
+        total, least = len(pool), 2 if fraction else 1
         if total < least or not 0 <= fraction <= 1:
             found = f"{total} episodes and a validation fraction of {fraction}"
             raise mismatch(self.path, found, f"at least {least} and a fraction from 0 to 1")
         count = min(max(round(fraction * total), 1), total - 1) if fraction else 0
         order = np.random.default_rng(seed).permutation(total)
-        return np.sort(order[count:]), np.sort(order[:count])
+        return np.sort(pool[order[count:]]), np.sort(pool[order[:count]])
 
     def check(self, robot=None, action_frame=None, cameras=None, rate_hz=None) -> None:
         """Refuse a dataset that is not of the given robot, action frame or rate, or lacks one of the cameras.

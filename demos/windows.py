@@ -7,11 +7,12 @@ is imitated. All steps stay in the context, where they did happen.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from s2robot.demos.errors import DatasetError
+from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 
 
@@ -40,11 +41,13 @@ class Windows:
 
 
 def make_windows(store: EpisodeStore, episodes: np.ndarray, context: int, chunk: int) -> Windows:
-    """Every window of the given episodes.
+    """Every window of the given episodes; of a mix those of its first dataset come first, and each is as it would be alone.
 
     Raises:
         DatasetError: no step of these episodes can be imitated.
     """
+    if isinstance(store, Mix):
+        return _of_members(store, episodes, context, chunk)
     chunks = _expert_chunks if "expert" in store.keys else _executed_chunks
     wanted = ("expert" if "expert" in store.keys else "action", "perturbed", "imitate")
     # whole: to read an episode is to unpack all that is stored in one piece with it
@@ -57,6 +60,17 @@ def make_windows(store: EpisodeStore, episodes: np.ndarray, context: int, chunk:
     if not any(len(columns[0]) for columns in rows):
         raise DatasetError(f"{store.path}: found no step to imitate in {len(episodes)} episodes")
     return Windows(*(np.concatenate(column) for column in zip(*rows, strict=True)))
+
+
+def _of_members(mix: Mix, episodes: np.ndarray, context: int, chunk: int) -> Windows:
+    found = []
+    for member, first, row in zip(mix.members, mix.firsts, mix.rows, strict=False):
+        own = episodes[(episodes >= first) & (episodes < first + len(member))] - first
+        if len(own):
+            windows = make_windows(member, own, context, chunk)
+            found.append(replace(windows, context=windows.context + row))
+    fields = ("context", "pad", "actions", "action_pad")
+    return Windows(*(np.concatenate([getattr(w, name) for w in found]) for name in fields))
 
 
 def _expert_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int) -> tuple[np.ndarray, ...]:

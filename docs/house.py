@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("encoders", "vlm"),
     ("loading",),
     ("training",),
-    ("pretraining",),
+    ("pretraining", "features"),
     ("evaluation",),
     ("dagger", "probing", "serving"),
     ("comparison", "deployment"),

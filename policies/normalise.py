@@ -27,6 +27,7 @@ MODES = ("standard", "minmax", "quantile")
 PROPRIO_FLOOR = 1e-2
 ACTION_FLOOR = 1e-3
 FEATURE_FLOOR = 1e-3
+Weights = tuple[np.ndarray, np.ndarray, np.ndarray]  # of states, actions and chunks
 
 
 class Scaler(nn.Module):
@@ -77,13 +78,18 @@ class Normaliser(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def fit(
-        self, proprio: ArrayLike, actions: ArrayLike, chunks: ArrayLike, chunk_pad: ArrayLike | None = None
+        self,
+        proprio: ArrayLike,
+        actions: ArrayLike,
+        chunks: ArrayLike,
+        chunk_pad: ArrayLike | None = None,
+        weights: Weights | None = None,
     ) -> None:
         """Set all scales from training data.
 
         proprio (M, P): states that are learned from; actions (N, A): those that a context may hold; chunks
-        (W, K, A): the actions to imitate, chunk_pad (W, K) True where one is beyond its end. Raises PolicyError
-        for a wrong shape, for values that are not finite, and for those that their parts exclude.
+        (W, K, A): the actions to imitate, chunk_pad (W, K) True where one is beyond its end. weights (M,), (N,) and (W,):
+        how often each of the three counts, once without. Raises PolicyError for a wrong shape, for values that are not finite, and for those that their parts exclude.
         """
         states, parts = self.parts["proprio"], self.parts["action"]
         p = _table(proprio, "proprio", states)
@@ -95,62 +101,85 @@ class Normaliser(nn.Module):
             )
         pad = np.zeros(wanted.shape[:2], bool) if chunk_pad is None else np.asarray(chunk_pad, bool)
         _table(wanted[~pad], "chunks", parts)
-        self.proprio.set(*self._spread(states.inner(torch.from_numpy(p)).numpy(), states, PROPRIO_FLOOR))
-        offset, scale = self._spread(parts.inner(torch.from_numpy(a)).numpy(), parts, ACTION_FLOOR)
+        often_p, often_a, often = weights or (None, None, None)
+        self.proprio.set(
+            *self._spread(states.inner(torch.from_numpy(p)).numpy(), states, PROPRIO_FLOOR, often_p)
+        )
+        offset, scale = self._spread(parts.inner(torch.from_numpy(a)).numpy(), parts, ACTION_FLOOR, often_a)
         self.action.set(offset, scale)
         # what is beyond an end comes after all that counts
         targets = parts.targets(torch.from_numpy(wanted), self.cumulative).numpy()
         offsets, scales = np.tile(offset, (self.chunk, 1)), np.tile(scale, (self.chunk, 1))  # (K, W)
         for step in range(self.chunk):
-            if (~pad[:, step]).any():  # else as the step before: no episode is that long
+            real = ~pad[:, step]
+            if real.any():  # else as the step before: no episode is that long
                 offsets[step:], scales[step:] = self._spread(
-                    targets[~pad[:, step], step], parts, ACTION_FLOOR
+                    targets[real, step], parts, ACTION_FLOOR, None if often is None else often[real]
                 )
         self.target.set(offsets, scales)
         self.fitted.fill_(True)
 
-    def _spread(self, x: np.ndarray, parts: Parts, floor: float) -> tuple[np.ndarray, np.ndarray]:
-        """Offset and scale of each number of x (N, W)."""
-        offset, scale = _moments(x, self.mode)
+    def _spread(
+        self, x: np.ndarray, parts: Parts, floor: float, often: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Offset and scale of each number of x (N, W), whose rows count `often` (N,)."""
+        offset, scale = _moments(x, self.mode, often)
         for part, at in parts.inside:
             if part.kind == "binary":
                 offset[at], scale[at] = 0.0, 1.0
                 continue
             if (mode := self.modes.get(part.name, self.mode)) != self.mode:
-                offset[at], scale[at] = _moments(x[:, at], mode)
+                offset[at], scale[at] = _moments(x[:, at], mode, often)
             if part.kind == "rotation":
                 scale[at] = np.sqrt((scale[at] ** 2).mean())
             scale[at] = np.maximum(scale[at], floor)
         return offset, scale
 
 
-def _moments(x: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and half width of each column of x (N, W)."""
+def _moments(x: np.ndarray, mode: str, often: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half width of each column of x (N, W), whose rows count `often`."""
     if mode == "standard":
-        return x.mean(0), x.std(0)
-    low, high = (x.min(0), x.max(0)) if mode == "minmax" else np.quantile(x, (0.01, 0.99), axis=0)
+        if often is None:
+            return x.mean(0), x.std(0)
+        middle = np.average(x, 0, often)
+        return middle, np.sqrt(np.average((x - middle) ** 2, 0, often))
+    if mode == "minmax":
+        low, high = x.min(0), x.max(0)
+    elif often is None:
+        low, high = np.quantile(x, (0.01, 0.99), axis=0)
+    else:
+        low, high = _quantiles(x, (0.01, 0.99), often)
     return (high + low) / 2, (high - low) / 2
 
 
+def _quantiles(x: np.ndarray, shares: Sequence[float], often: np.ndarray) -> list[np.ndarray]:
+    """The values (W,) below which these shares of the columns of x (N, W) lie, whose rows count `often`."""
+    order = np.argsort(x, axis=0, kind="stable")
+    below = np.cumsum(often[order], axis=0)  # (N, W)
+    below /= below[-1]
+    rows = [(below < share - 1e-12).sum(0) for share in shares]
+    return [x[order[row, np.arange(x.shape[1])], np.arange(x.shape[1])] for row in rows]
+
+
 def channel_moments(
-    features: ArrayLike,
+    features: Any,
     frames: int = 4096,
     rows: np.ndarray | None = None,
     tokens: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and std (C, D) of every channel of every camera, over tokens and up to `frames` spread-out frames.
 
-    features (M, C, N, D): an array, a memory map or a zarr array, of which only those frames are read.
+    features (M, C, N, D): an array, or what is indexed like one (memory map, zarr), of which only those frames are read.
     rows: the frames that count, as numbers; all without it.
     tokens: how many of each camera's N are its own, the first ones; all without it.
     """
-    count = len(features if rows is None else rows)  # type: ignore[arg-type]
+    count = len(features if rows is None else rows)
     total = square = None
     seen: Any = 0
     block = 64
     for begin in range(0, count, block * max(1, -(-count // max(frames, block)))):
         part = slice(begin, begin + block)
-        x = np.array(features[part if rows is None else rows[part]], np.float64)  # type: ignore[index]
+        x = np.array(features[part if rows is None else rows[part]], np.float64)
         own = np.full(x.shape[1], x.shape[2]) if tokens is None else np.asarray(tokens)  # (C,)
         for camera, count_of_it in enumerate(own):
             x[:, camera, count_of_it:] = 0
@@ -163,6 +192,19 @@ def channel_moments(
     mean = total / seen
     std = np.sqrt(np.maximum(square / seen - mean**2, 0))
     return mean.astype(np.float32), np.maximum(std, FEATURE_FLOOR).astype(np.float32)
+
+
+def mixed_moments(
+    moments: Sequence[tuple[np.ndarray, np.ndarray]], shares: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std of a mix, from those of its parts and the share of each (they add up to 1)."""
+    mean = sum(share * m.astype(np.float64) for share, (m, _) in zip(shares, moments, strict=True))
+    square = sum(
+        share * (m.astype(np.float64) ** 2 + s.astype(np.float64) ** 2)
+        for share, (m, s) in zip(shares, moments, strict=True)
+    )
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    return np.asarray(mean, np.float32), np.maximum(std, FEATURE_FLOOR).astype(np.float32)
 
 
 def _table(values: ArrayLike, name: str, parts: Parts) -> np.ndarray:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.network import Members, Network
-from s2robot.policies.normalise import Normaliser
+from s2robot.policies.normalise import Normaliser, Weights
 from s2robot.policies.spec import PolicySpec
 
 
@@ -59,14 +59,15 @@ class ChunkPolicy(nn.Module):
         chunks: np.ndarray,
         chunk_pad: np.ndarray | None = None,
         feature_moments: tuple[np.ndarray, np.ndarray] | None = None,
+        weights: Weights | None = None,
     ) -> None:
         """Set normalisation from the training data.
 
-        proprio (M, P), actions (N, A), chunks (W, K, A) and chunk_pad (W, K) as `Normaliser.fit` explains;
+        proprio (M, P), actions (N, A), chunks (W, K, A), chunk_pad (W, K) and weights as `Normaliser.fit` explains;
         feature_moments: mean and std (C, D) as `channel_moments` gives them, needed with pooling norm "channel"
         and ignored otherwise.
         """
-        self.normaliser.fit(proprio, actions, chunks, chunk_pad)
+        self.normaliser.fit(proprio, actions, chunks, chunk_pad, weights)
         if self.network.pooling.norms[0].kind != "channel":
             return
         want = (len(self.spec.cameras), self.spec.dim)

@@ -5,21 +5,18 @@ s2robot run record=true           # record the demos first
 """
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import write_json
-from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import versions
 from s2robot.common.run_folder import is_first
@@ -33,51 +30,23 @@ from s2robot.common.settings import (
     read_among,
     task_settings,
 )
-from s2robot.demos.replay import camera_sizes, drawn_by, render_episodes
+from s2robot.demos.mix import Mix
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.cache import FeatureCache, Frames
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.views import Views
-from s2robot.envs.frames import as_image_size
 from s2robot.envs.parts import size_of
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
-from s2robot.loading import device_of
+from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, wide
 from s2robot.policies import PolicySpec
 from s2robot.policies.card import write_card
 from s2robot.policies.rays import with_geometry
-from s2robot.training.settings import TrainSettings, check_ranges
+from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
-
-
-@dataclass(frozen=True)
-class FeaturesSettings:
-    """configs/features/default.yaml says what each is."""
-
-    cache: str | None = None
-    workers: int | None = None
-    dtype: str = "float16"
-    device: str = "auto"
-    threads: int | None = None
-    views: int = 0
-    shift: float = 0.02
-    colour: float = 0.2
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "features", views=(0, math.inf), shift=(0, 0.5), colour=(0, 1))
-        for name in ("workers", "threads"):
-            if (found := getattr(self, name)) is not None and found < 1:
-                raise UserError(f"features.{name}: found {found}, expected 1 or more, or null")
-
-    def shares(self) -> tuple[int, int]:
-        """Processes that draw, and threads of the encoder beside them."""
-        cores = os.cpu_count() or 1
-        workers = self.workers or max(1, cores // 2)
-        return workers, self.threads or max(1, cores - workers)
 
 
 @dataclass(frozen=True)
@@ -100,7 +69,7 @@ class Task:
 
     def open_demos(self) -> EpisodeStore:
         """The dataset, checked against the robot, the action frame and the cameras."""
-        store = EpisodeStore.open(self.demos.folder())
+        store = self.demos.open()
         store.check(self.robot, self.action_frame, self.cameras, self.rate_hz)
         return store
 
@@ -161,72 +130,6 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
     return EpisodeStore.open(out)
 
 
-def encode_demos(
-    store: EpisodeStore,
-    encoder: S2Encoder,
-    cameras: tuple[str, ...],
-    settings: FeaturesSettings,
-    views: Views | None = None,
-) -> tuple[Any, FeatureCache]:
-    """The features of a dataset, (steps, cameras, tokens, dim), from the cache or newly encoded.
-
-    With ``views`` those of other views of the frames, (steps, views * cameras, tokens, dim).
-    """
-    sizes = frame_sizes(store, encoder, cameras)
-    cache = FeatureCache(
-        settings.cache or cache_dir("features"),
-        store.fingerprint,
-        f"{encoder.fingerprint}, {views.key}" if views else encoder.fingerprint,
-        views.names(cameras) if views else cameras,
-        store.lengths.tolist(),
-        max(rows * columns for rows, columns in token_maps(encoder, sizes)),
-        encoder.dim,
-        settings.dtype,
-        {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)},
-        drawn_by(store),
-        wide(sizes),
-    )
-    encoder.to(device_of(settings.device))
-    if not cache.missing():
-        return cache.features, cache
-    if store.attrs["kind"] == "states":
-        require_simulator()
-    workers, threads = settings.shares()
-
-    def frames(missing: list[int]) -> Frames:
-        drawn = render_episodes(store, missing, cameras, as_image_size(sizes), workers)
-        return views.frames(drawn) if views else drawn
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    if cache.adopt(frames, encoder.encode):
-        print(f"features: drawn and encoded as the cached ones of version 0.1, which serve: {cache.path}")
-    with bar(f"encoding {views.count} views" if views else "encoding frames") as update:
-        features = cache.build(
-            frames,
-            encoder.encode,
-            lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
-            store.fingerprint_of_first,
-        )
-    torch.set_num_threads(before)
-    return features, cache
-
-
-def frame_sizes(
-    store: EpisodeStore, encoder: S2Encoder, cameras: Sequence[str]
-) -> dict[str, tuple[int, int]]:
-    """(H, W) of each camera's frames as they are encoded: those recorded, or drawn as the encoder wants them."""
-    sizes = camera_sizes(store, cameras)
-    if store.attrs["kind"] == "images":
-        return sizes
-    return {name: encoder.frame_size(*size) for name, size in sizes.items()}
-
-
-def wide(sizes: Mapping[str, tuple[int, int]]) -> dict[str, list[int]]:
-    """Those of them that are no squares, as JSON types; with none all is as it was when frames had to be squares."""
-    return {name: [height, width] for name, (height, width) in sizes.items() if height != width}
-
-
 def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
     """Train the task's policy; returns the checkpoint folder."""
     contract = contract_of(task, store, encoder)
@@ -248,7 +151,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             features,
             contract,
             out,
-            task.demos.episodes,
+            task.demos.select(store, task.train.validation, task.train.seed),
             lambda step, steps, row: update(step, steps, losses(row)),
             rollout_of(task, contract, out),
             views,
@@ -285,7 +188,6 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
     about, frames = store.attrs, frame_sizes(store, encoder, task.cameras)
     gflops = [encoder.gflops_of(*size) for size in frames.values()]
     seeds: list[int] = store.meta("seed").tolist() if "seed" in store.meta_keys else []
-    episodes = task.demos.episodes
     return {
         "encoder": {
             "name": encoder.name,
@@ -307,12 +209,30 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
         "dataset": {
             "name": store.path.name,
             "fingerprint": store.fingerprint,
-            "episodes": len(store) if episodes is None else min(len(store), episodes),
+            "episodes": len(store),
             "seeds": sorted(set(seeds)),
+            **_selection(task, store),
         },
         "versions": versions(),
         **{name: about[name] for name in PARTS.values() if name in about},
     }
+
+
+def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
+    """Which of a dataset's episodes take part: what else a checkpoint says of it, so that no other training goes on with it.
+
+    The first so many are told by their number alone, as they were before there was another choice.
+    """
+    demos, about = task.demos, dict[str, Any]()
+    if demos.plain:
+        return about if demos.episodes is None else {"episodes": min(len(store), demos.episodes)}
+    if isinstance(store, Mix):
+        members = zip(store.members, store.shares, strict=True)
+        about["mix"] = [
+            {"name": m.path.name, "fingerprint": m.fingerprint, "share": share} for m, share in members
+        ]
+    train, held_out = demos.select(store, task.train.validation, task.train.seed)
+    return about | {"selection": {"train": train.tolist(), "validation": held_out.tolist()}}
 
 
 def parts_of(store: EpisodeStore) -> dict[str, Any]:

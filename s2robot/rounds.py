@@ -22,6 +22,7 @@ from s2robot.common.settings import DemosSettings, only_simulated, read, read_am
 from s2robot.dagger.takeover import REASONS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
+from s2robot.features import encode_demos
 
 
 def record(
@@ -42,7 +43,7 @@ def record(
             EpisodeStore.open(task.folder()),
             task_settings(cfg),
             out,
-            task.episodes,
+            task.first(),
             lambda done, counts: update(done, settings.episodes, words(counts)),
         )
 
@@ -81,7 +82,7 @@ def dagger(cfg: DictConfig) -> None:
     def trained(task: pipeline.Task, folder: Path) -> Path:
         store = task.open_demos()
         with timed("encode"):
-            features, _ = pipeline.encode_demos(store, encoder, task.cameras, task.features)
+            features, _ = encode_demos(store, encoder, task.cameras, task.features)
         with timed("train"):
             return pipeline.train_policy(task, store, encoder, features, folder)
 

@@ -16,15 +16,16 @@ from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.provenance import command, policy_sha256, versions
-from s2robot.common.settings import DemosSettings, read
+from s2robot.common.settings import DemosSettings, plain, read
+from s2robot.demos.selection import numbers
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.evaluation.open_loop import mean_action, measure, predict, remembered_mean
 from s2robot.evaluation.validation import summarise, unseen_episodes, write_csv
 from s2robot.evaluation.validation_page import Episode, worst_first, write_pages
+from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.loading import device_of, load_networks
-from s2robot.pipeline import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, check_contract
 from s2robot.training.settings import check_ranges
 
@@ -51,7 +52,7 @@ def validate(cfg: DictConfig) -> None:
     features = read(FeaturesSettings, cfg.features, "features")
     summary = validate_checkpoint(
         checkpoint,
-        EpisodeStore.open(demos.folder()),
+        demos.open(),
         Path(cfg.run_dir),
         settings,
         features,
@@ -67,13 +68,13 @@ def validate_checkpoint(
     out: Path,
     settings: ValidateSettings | None = None,
     features: FeaturesSettings | None = None,
-    first: int | None = None,
+    episodes: Any = None,
     weights: str | Path | None = None,
 ) -> dict[str, Any]:
     """Validate a checkpoint on the episodes of a dataset that it was not trained on; writes into `out`, returns the summary.
 
     Args:
-        first: only so many of them.
+        episodes: only these of them, numbers and ranges as `demos.episodes` has them.
         weights: the encoder's weights file, if it lies elsewhere than at training time.
 
     Raises:
@@ -83,7 +84,8 @@ def validate_checkpoint(
     policy, encoder, contract = load_networks(checkpoint, device_of(settings.device), weights)
     _check(store, contract, policy, encoder)
     chosen, trained = unseen_episodes(store, contract, checkpoint)
-    chosen = chosen[:first]
+    if episodes is not None:
+        chosen = _chosen(numbers(_listed(episodes), len(store), "demos.episodes"), chosen, store)
     dtype = contract["encoder"]["features_dtype"]
     encoded, _ = encode_demos(
         store, encoder, policy.spec.cameras, replace(features or FeaturesSettings(), dtype=dtype)
@@ -123,6 +125,21 @@ def validate_checkpoint(
     return summary
 
 
+def _listed(episodes: Any) -> Any:
+    """A number alone is that episode here, not the first so many: those were trained on."""
+    return [episodes] if isinstance(episodes, int) else episodes
+
+
+def _chosen(wanted: list[int], unseen: list[int], store: EpisodeStore) -> list[int]:
+    """The wanted episodes; UserError names one that the policy was trained on."""
+    if seen := sorted(set(wanted) - set(unseen)):
+        raise UserError(
+            f"demos.episodes: found {seen[0]}, which is none of the {len(unseen)} episodes of {store.path} that were held "
+            f"out: {', '.join(map(str, unseen[:10]))}{', ...' if len(unseen) > 10 else ''}"
+        )
+    return wanted
+
+
 def _facts(store: EpisodeStore, count: int, trained: list[int] | None) -> list[tuple[str, Any]]:
     whose = "held out of the training" if trained is not None else "of data that it was not trained on"
     return [
@@ -142,8 +159,11 @@ def _of_training(checkpoint: Path) -> DemosSettings:
         raise UserError(
             f"{checkpoint}: no run folder around it that names its demos, expected demos.path=<the dataset>"
         ) from None
-    path = None if about.path is None else str(where / about.path)
-    return DemosSettings(name=about.name, path=path, mask=about.get("mask"))
+    found = plain(about)
+    for each in [found, *(found.get("mix") or [])]:
+        each |= {"path": str(where / each["path"])} if each.get("path") else {}
+    whole = ("name", "path", "mask", "mix")  # which episodes were trained on, the checkpoint says
+    return read(DemosSettings, {key: found[key] for key in whole if key in found}, "demos")
 
 
 def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy, encoder: S2Encoder) -> None:

@@ -173,8 +173,9 @@ def encode(cfg: DictConfig) -> None:
     """`s2robot encode`: fill the feature cache."""
     from s2robot import pipeline
 
-    _, _, features, cache = _encoded(pipeline.read_task(cfg))
-    print(f"features {features.shape}, {cache.nbytes / 1e6:.0f} MB: {cache.path}")
+    _, _, _, caches = _encoded(pipeline.read_task(cfg))
+    for cache in caches:
+        print(f"features {cache.shape}, {cache.nbytes / 1e6:.0f} MB: {cache.path}")
 
 
 def train(cfg: DictConfig) -> None:
@@ -190,12 +191,12 @@ def train(cfg: DictConfig) -> None:
         print(f"checkpoint: {checkpoint}")
 
 
-def _encoded(task: "Task") -> "tuple[EpisodeStore, S2Encoder, Any, FeatureCache]":
-    from s2robot import pipeline
+def _encoded(task: "Task") -> "tuple[EpisodeStore, S2Encoder, Any, list[FeatureCache]]":
     from s2robot.encoders.build import build_encoder
+    from s2robot.features import encode_demos
 
     store, encoder = task.open_demos(), build_encoder(task.encoder)
-    return store, encoder, *pipeline.encode_demos(store, encoder, task.cameras, task.features)
+    return store, encoder, *encode_demos(store, encoder, task.cameras, task.features)
 
 
 def evaluate(cfg: DictConfig) -> None:

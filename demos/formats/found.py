@@ -42,8 +42,10 @@ def read(path: Path, choice: Choice) -> Source:
         DatasetError: it is none, cannot be read, or leaves open what `choice` does not say.
     """
     kind = format_of(path)
-    if choice.mask is not None and kind != "robomimic":
-        raise mismatch("mask", f"'{choice.mask}' for {path}", "null: filter keys are robomimic's")
+    if choice.mask is not None and kind not in ("robomimic", "lerobot"):
+        raise mismatch(
+            "mask", f"'{choice.mask}' for {path}", "null: robomimic and LeRobot have filter keys and splits"
+        )
     states = kind == "robomimic" and not _has_observations(path, choice)
     if choice.image_size is not None and not states:
         raise mismatch("image_size", f"{choice.image_size} for {path}", "null: its pictures have their size")

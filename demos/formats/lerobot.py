@@ -20,6 +20,7 @@ from s2robot.demos.formats.lerobot_meta import (
     MARKER,
     Episode,
     entry,
+    in_split,
     json_object,
     v2_episodes,
     v3_episodes,
@@ -66,6 +67,11 @@ class LeRobot(Source):
             numbers = self._sorted_features()
         episodes_of = v3_episodes if self.version == "v3.0" else v2_episodes
         found, missing = episodes_of(path, info, tuple(self._videos))
+        if choice.mask is not None:
+            kept = in_split(info, choice.mask, path)
+            found = [episode for episode in found if episode.index in kept]
+            if not found:
+                raise mismatch(f"{path}: mask '{choice.mask}'", "none of its episodes here", "one or more")
         self._episodes = found[: choice.episodes]
         if missing and choice.episodes is None:
             self.notes.append(missing)

@@ -1,6 +1,7 @@
 """LeRobot's tables of episodes: which there are, how long, and where they lie."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,19 @@ def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
             videos[key] = file, float(entry(row, f"videos/{key}/from_timestamp", files[0]))
         found.append(Episode(row["episode_index"], int(row["length"]), _tasks(row), data, videos))
     return found, _missing(path, len(found), len(rows))
+
+
+def in_split(info: Mapping[str, Any], name: str, path: Path) -> set[int]:
+    """Numbers of the episodes of a split of info.json, whose values are such as "0:40" or "0:40,50:60"."""
+    where, splits = f"{path}/meta/info.json: splits", info.get("splits") or {}
+    if name not in splits:
+        raise mismatch(where, ", ".join(splits) or "none", f"'{name}' among them")
+    found: set[int] = set()
+    for piece in str(splits[name]).split(","):
+        if not re.fullmatch(r"\s*\d+:\d+\s*", piece):
+            raise mismatch(f"{where}.{name}", repr(splits[name]), "ranges of episodes such as 0:40")
+        found |= set(range(*map(int, piece.split(":"))))
+    return found
 
 
 def _check_order(indices: list[int], path: Path) -> None:

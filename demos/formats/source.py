@@ -35,7 +35,7 @@ class Choice:
     action_kind: str = "absolute"  # of actions of which the format says nothing: absolute | delta
     rate_hz: float | None = None  # control steps a second, where the format does not say
     episodes: int | None = None  # the first so many
-    mask: str | None = None  # of robomimic: only the demos of this filter key
+    mask: str | None = None  # only the demos of this filter key (robomimic) or split (LeRobot)
     tolerance_s: float = 1e-4  # of a time stamp
     image_size: int | None = (
         None  # px, of pictures that are drawn from states; None: what the file says, else 256

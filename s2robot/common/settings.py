@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from s2robot.common.errors import UserError
@@ -12,6 +13,8 @@ from s2robot.common.paths import cache_dir, shipped_demos
 from s2robot.common.progress import bar
 from s2robot.demos.formats.convert import as_store
 from s2robot.demos.formats.source import Choice
+from s2robot.demos.mix import Mix
+from s2robot.demos.selection import Split, select
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, own_settings, settings_class
@@ -26,34 +29,95 @@ class DemosSettings:
 
     name: str | None = None
     path: str | None = None
-    episodes: int | None = None
+    episodes: Any = None
+    split: str | None = None
     mask: str | None = None
+    mix: tuple[dict[str, Any], ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.episodes is not None and self.episodes < 1:
+        if isinstance(self.episodes, int) and (self.episodes < 1 or isinstance(self.episodes, bool)):
             raise UserError(f"demos.episodes: found {self.episodes}, expected 1 or more, or null for all")
+        if self.split is not None and self.episodes is not None:
+            raise UserError(f"demos.episodes: found {self.episodes} beside demos.split, expected one of them")
+        if self.mix is None:
+            return
+        if not self.mix:
+            raise UserError("demos.mix: found no dataset, expected some: [{path: a.zarr, weight: 1}, ...]")
+        for key in ("path", "episodes", "split", "mask"):
+            if (found := getattr(self, key)) is not None:
+                raise UserError(
+                    f"demos.{key}: found {found} beside demos.mix, expected it with one of its datasets"
+                )
+        self.members()
+
+    def members(self) -> "tuple[_Member, ...]":
+        """Of a mix."""
+        return tuple(read(_Member, each, f"demos.mix[{i}]") for i, each in enumerate(self.mix or ()))
 
     def folder(self) -> Path:
         """Where they lie. Those of another format are converted once, into the cache.
 
         Raises:
-            UserError: no shipped demos of that name, or a filter key of an episode store.
+            UserError: no shipped demos of that name, or several datasets.
             DatasetError: other demos that cannot be read.
         """
-        is_store = not self.path or (Path(self.path) / "zarr.json").exists()
-        if is_store and self.mask is not None:
-            raise UserError(
-                f"demos.mask: found '{self.mask}', expected null: {self.path or self.name} is an episode store, and "
-                "filter keys are robomimic's"
-            )
-        if is_store:
-            return Path(self.path) if self.path else shipped_demos(str(self.name))
-        choice = Choice(mask=self.mask)
+        if self.mix is not None:
+            raise UserError("demos.mix: this verb takes one dataset, expected demos.path")
+        path = Path(self.path) if self.path else shipped_demos(str(self.name))
+        if (path / "zarr.json").exists():
+            if self.mask is not None:
+                raise UserError(
+                    f"demos.mask: found '{self.mask}', expected null: {self.path or self.name} is an episode store; "
+                    "demos.split and demos.episodes choose its episodes"
+                )
+            return path
         with bar("converting demos") as update:
-            return as_store(Path(str(self.path)), cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
+            choice = Choice(mask=self.mask)
+            return as_store(path, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
+
+    def open(self) -> EpisodeStore:
+        """The dataset, or the mix of several."""
+        if self.mix is None:
+            return EpisodeStore.open(self.folder())
+        members = self.members()
+        return Mix([member.open() for member in members], [member.weight for member in members])
+
+    def select(self, store: EpisodeStore, fraction: float, seed: int) -> Split:
+        """Numbers of the episodes of `open` to train on, and of those held out; of a mix both from each dataset.
+
+        Raises:
+            DatasetError: an episode that is not there, twice or in both, none to train on, a file that is no split.
+        """
+        if not isinstance(store, Mix):
+            return select(store, self.episodes, self.split, fraction, seed)
+        each = [
+            tuple(part + first for part in member.select(own, fraction, seed))
+            for member, own, first in zip(self.members(), store.members, store.firsts, strict=False)
+        ]
+        train, held_out = (np.concatenate(parts) for parts in zip(*each, strict=True))
+        return train, held_out
+
+    @property
+    def plain(self) -> bool:
+        """Whether the first so many episodes of one dataset are meant, so that their number says which."""
+        return (
+            self.mix is None
+            and self.split is None
+            and (self.episodes is None or isinstance(self.episodes, int))
+        )
+
+    def first(self) -> int | None:
+        """How many episodes are meant, None for all, where a verb takes no other choice (UserError)."""
+        if not self.plain:
+            raise UserError(
+                "demos: this verb takes the first episodes of one dataset, expected demos.episodes=<number>"
+            )
+        return self.episodes
 
     def own_world(self) -> dict[str, Any]:
         """Robot, rate, cameras and action frame of demos that come from elsewhere; {} of those of our worlds."""
+        if self.mix is not None:
+            return self.members()[0].own_world()
         if not self.path or not Path(self.path).exists():
             return {}
         about = EpisodeStore.open(self.folder()).attrs
@@ -61,6 +125,18 @@ class DemosSettings:
             return {}
         facts = {name: about[name] for name in ("robot", "rate_hz", "action_frame")}
         return facts | {"cameras": tuple(about["cameras"])}
+
+
+@dataclass(frozen=True)
+class _Member(DemosSettings):
+    """One dataset of a mix."""
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mix is not None or not (self.path or self.name):
+            raise UserError("demos.mix: found a dataset without a path, expected {path: a.zarr, weight: 1}")
 
 
 def read(cls: type[S], cfg: DictConfig | Mapping[str, Any], where: str) -> S:

@@ -101,7 +101,7 @@ class ArmCorrection:
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
         self.settings, self.bench = read_among(CorrectionSettings, cfg, ""), read_bench(cfg)
         demos = read(DemosSettings, cfg.demos, "demos")
-        self.demos, self.first = EpisodeStore.open(demos.folder()), demos.episodes
+        self.demos, self.first = EpisodeStore.open(demos.folder()), demos.first()
         if (kind := self.demos.attrs["kind"]) != "images":
             raise UserError(
                 f"{self.demos.path}: found demos of {kind}, expected images: an arm's episodes cannot be appended to "

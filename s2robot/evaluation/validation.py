@@ -37,7 +37,7 @@ def unseen_episodes(
         UserError: there are none, or the checkpoint does not say which.
     """
     about, training = contract["dataset"], contract.get("training") or {}
-    count = int(about["episodes"])
+    count, chosen = int(about["episodes"]), about.get("selection")
     grown = len(store) > count and store.fingerprint_of_first(count) == about["fingerprint"]
     if store.fingerprint != about["fingerprint"] and not grown:
         return list(range(len(store))), None
@@ -47,11 +47,11 @@ def unseen_episodes(
             f"{checkpoint}: {training['held_out']} episodes were held out, but an earlier version did not note which; "
             "train again, or name other data with demos.path"
         )
-    trained = training.get("episodes") or sorted(set(range(count)) - set(held_out))
+    trained = chosen["train"] if chosen else sorted(set(range(count)) - set(held_out))
     rest = held_out or sorted(set(range(len(store))) - set(trained))
     if not rest:
         raise UserError(
-            f"{checkpoint}: trained on all {count} episodes of {store.path}, so none is held out: train with "
+            f"{checkpoint}: trained on all {len(trained)} episodes of {store.path}, so none is held out: train with "
             "train.validation=0.1 or demos.split=<file>, or name other data with demos.path"
         )
     return rest, trained

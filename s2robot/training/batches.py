@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows
+from s2robot.encoders.joined import Joined
 
+_MIXED = 1 << 40  # between the seeds of the groups of a mix and that of their common order
 _AT_ONCE = 4  # frames that are rounded together: they stay in the processor's cache
 
 
@@ -31,14 +34,15 @@ class Batches:
     def __init__(
         self,
         store: EpisodeStore,
-        features: np.ndarray,
+        features: np.ndarray | Joined,
         windows: Windows,
         device: torch.device,
         every: bool = False,
-        views: np.ndarray | None = None,
+        views: np.ndarray | Joined | None = None,
         product: torch.dtype | None = None,
     ):
         self.device, self.every = device, every
+        self._mix = store if isinstance(store, Mix) else None
         self.product = product if device.type == "cpu" else None  # elsewhere that is the device's work
         self.features = _shared(features)  # (M, C, N, D) float16
         self.views = None if views is None else _shared(views)  # (M, K * C, N, D)
@@ -49,6 +53,14 @@ class Batches:
 
     def _set_windows(self, windows: Windows) -> None:
         self.count = len(windows)
+        self.groups = [
+            (1.0, torch.arange(self.count))
+        ]  # shares of what is seen, and the windows that have it
+        if self._mix is not None:
+            which = torch.from_numpy(self._mix.member_of(windows.steps))
+            found = [(share, torch.nonzero(which == i)[:, 0]) for i, share in enumerate(self._mix.shares)]
+            there = sum(share for share, group in found if len(group))  # of a dataset none may be held out
+            self.groups = [(share / there, group) for share, group in found if len(group)]
         self._tables = {
             name: torch.from_numpy(np.ascontiguousarray(getattr(windows, name)))
             for name in ("context", "pad", "actions", "action_pad")
@@ -95,11 +107,12 @@ class Batches:
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def step(self, step: int, size: int, seed: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """This process's batch of `size` targets at a step of a training: shuffled epochs, end to end."""
+        """This process's batch of `size` targets at a step of a training: shuffled epochs, end to end; see `mixed`."""
         if self.every:
             size = max(1, size // self._tables["context"].shape[1])
         start = (step * world + rank) * size
-        rows, way = shuffled(self.count, seed, range(start, start + size)), None
+        places, way = range(start, start + size), None
+        rows = shuffled(self.count, seed, places) if self._mix is None else mixed(self.groups, seed, places)
         if self.views is not None:
             drawn = torch.Generator().manual_seed(seed * 100_003 + start)
             way = torch.randint(self.ways, (size,), generator=drawn)
@@ -124,9 +137,11 @@ class Batches:
         """Features of frames that are told with their view, as frame * ways + view."""
         assert self.views is not None
         frame, way = shown // self.ways, shown % self.ways
-        features = self.features[frame]  # (F, C, N, D)
-        for view, block in enumerate(self.views.split(features.shape[1], dim=1), 1):
-            features[way == view] = block[frame[way == view]]
+        features = self.features.index_select(0, frame)  # (F, C, N, D)
+        cameras = features.shape[1]
+        for view in range(1, self.ways):
+            block = self.views.narrow(1, (view - 1) * cameras, cameras)
+            features[way == view] = block.index_select(0, frame[way == view])
         return features
 
 
@@ -142,8 +157,30 @@ def _shuffle(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _shared(features: np.ndarray) -> Tensor:
+def mixed(groups: Sequence[tuple[float, Tensor]], seed: int, places: Sequence[int]) -> Tensor:
+    """What stands at these places of an endless row of windows, of which each group has its share in every epoch.
+
+    An epoch is as long as all windows together, rounded so that no group is missing. Of its group a window is seen again
+    when all others were; the order is shuffled.
+    """
+    total = sum(len(group) for _, group in groups)
+    quotas = [max(1, round(share * total)) for share, _ in groups]
+    epoch = sum(quotas)
+    first, last = places[0] // epoch, places[-1] // epoch
+    orders = []
+    for e in range(first, last + 1):
+        drawn = [
+            group[shuffled(len(group), seed + i, range(e * quota, (e + 1) * quota))]
+            for i, (quota, (_, group)) in enumerate(zip(quotas, groups, strict=True))
+        ]
+        orders.append(torch.cat(drawn)[_shuffle(epoch, seed * 100_003 + e + _MIXED)])
+    return torch.cat(orders)[places[0] - first * epoch : places[-1] + 1 - first * epoch]
+
+
+def _shared(features: np.ndarray | Joined) -> Tensor | Joined:
     """The array as a tensor over the same memory: processes of one machine share the pages of a mapped file."""
+    if isinstance(features, Joined):
+        return features
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
         return torch.from_numpy(features)

@@ -22,14 +22,18 @@ from torch import Tensor
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.provenance import policy_sha256
+from s2robot.demos.mix import Mix
+from s2robot.demos.selection import Split
 from s2robot.demos.store import EpisodeStore
-from s2robot.demos.windows import make_windows
+from s2robot.demos.windows import Windows, make_windows
+from s2robot.encoders.joined import Joined
 from s2robot.policies import (
     ChunkPolicy,
     PolicyError,
     PolicySpec,
     channel_moments,
     load_checkpoint,
+    mixed_moments,
     save_checkpoint,
 )
 from s2robot.training.batches import Batches
@@ -53,13 +57,13 @@ def train(
     settings: TrainSettings,
     spec: PolicySpec,
     store: EpisodeStore,
-    features: np.ndarray,
+    features: np.ndarray | Joined,
     contract: Mapping[str, Any],
     out: Path,
-    episodes: int | None = None,
+    episodes: Split | None = None,
     progress: Callable[[int, int, Row], None] = lambda step, steps, row: None,
     rollout: Callable[[Path], float] | None = None,
-    views: np.ndarray | None = None,
+    views: np.ndarray | Joined | None = None,
 ) -> Path:
     """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; where episodes are held out, the
     best by their loss are in ``out/checkpoint_best``).
@@ -68,7 +72,7 @@ def train(
         settings: configs/train/default.yaml.
         features: (steps, cameras, tokens, dim), cameras in the spec's order.
         contract: what a checkpoint says of encoder, robot and dataset (see s2robot.policies.checkpoint).
-        episodes: use only the first so many of the dataset.
+        episodes: numbers of those to train on and of those held out; without it all, and `settings.validation` of them.
         progress: called every `log_every` steps with a row of metrics.
         rollout: tries a checkpoint folder and gives its share of successes; called as `settings.rollouts` says.
         views: features of K other views of each frame (steps, K * cameras, tokens, dim); a window is seen in one.
@@ -82,28 +86,22 @@ def train(
             f"train.rollouts.every: found {settings.rollouts.every}, expected 0: nothing was given that rolls out"
         )
     fabric = launch(settings, "train")
-    training, held_out = store.split(settings.validation, settings.seed, episodes)
+    training, held_out = episodes or store.split(settings.validation, settings.seed)
     torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
     windows = make_windows(store, training, spec.context, spec.chunk)
-    rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
     if settings.from_:
         begin_from(policy, settings.from_, contract)
     else:
-        policy.fit_normaliser(
-            store["proprio"][windows.steps],
-            store["action"][rows],
-            windows.actions,
-            windows.action_pad,
-            channel_moments(features, rows=rows, tokens=spec.counts),
-        )
+        _fit(policy, store, training, windows, features)
     takes = policy.network.pooling.multiply_in(product_of(settings))
     batches = Batches(store, features, windows, fabric.device, policy.network.body.causal, views, takes)
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
     validation = None if unseen is None else batches.over(unseen)
     with alone(fabric, out), together(fabric, "train"):
-        about = {"views": batches.ways - 1} if views is not None else {}
-        contract = {**contract, "training": {**_episodes(training, held_out), **about}}
+        about: dict[str, Any] = {"views": batches.ways - 1} if views is not None else {}
+        about |= {"held_out_episodes": held_out.tolist()} if len(held_out) else {}
+        contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out), **about}}
         run = _Run(settings, policy, batches, validation, contract, out, fabric, progress, rollout)
         run.go_on()
         learn(run.learner, run.steps, run.batch, run.after)
@@ -111,10 +109,33 @@ def train(
     return out / "checkpoint"
 
 
-def _episodes(training: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
-    """What a checkpoint notes of the episodes: which were held out, so that it can be asked about those."""
-    which = {"held_out_episodes": held_out.tolist()} if len(held_out) else {}
-    return {"demos": len(training), "held_out": len(held_out), **which}
+def _fit(
+    policy: ChunkPolicy,
+    store: EpisodeStore,
+    training: np.ndarray,
+    windows: Windows,
+    features: np.ndarray | Joined,
+) -> None:
+    """Set the policy's normalisation from the episodes that it is trained on; of a mix by each dataset's share."""
+    rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
+    weights, counts = None, policy.spec.counts
+    if isinstance(store, Mix):
+        which, of_windows = store.member_of(rows), store.weights_of(windows.steps)
+        weights = (of_windows, store.weights_of(rows), of_windows)
+        each = [
+            channel_moments(features, rows=rows[which == i], tokens=counts) for i in range(len(store.members))
+        ]
+        moments = mixed_moments(each, store.shares)
+    else:
+        moments = channel_moments(features, rows=rows, tokens=counts)
+    policy.fit_normaliser(
+        store["proprio"][windows.steps],
+        store["action"][rows],
+        windows.actions,
+        windows.action_pad,
+        moments,
+        weights,
+    )
 
 
 class _Run:
@@ -240,15 +261,16 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Mean scalars of the averaged weights over all held-out windows, the same in every process."""
+        """Mean scalars of the averaged weights over all held-out windows (of a mix by share), the same in every process."""
         data, totals = self.validation, dict[str, Tensor]()
         if data is None:
             return {}
         policy = self.averaged.eval()
-        for rows in torch.arange(data.count).split(self.settings.batch_size):
-            _, scalars = policy.loss(data.take(rows))
-            for name, value in scalars.items():
-                totals[name] = totals.get(name, 0) + value.double() * len(rows) / data.count
+        for share, group in data.groups:
+            for rows in group.split(self.settings.batch_size):
+                _, scalars = policy.loss(data.take(rows))
+                for name, value in scalars.items():
+                    totals[name] = totals.get(name, 0) + share * value.double() * len(rows) / len(group)
         return {name: value.item() for name, value in totals.items()}
 
     def _write(self, step: int, row: Row) -> None:

@@ -1,5 +1,7 @@
 """Demos of another format at `demos.path`: converted into the cache, and the config's robot does not count."""
 
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -53,7 +55,22 @@ def test_a_filter_key_of_what_has_none(tmp_path):
             UserError, match="demos.mask: found 'train', expected null: .* is an episode store"
         ):
             DemosSettings(**demos, mask="train").folder()
+
+
+def test_a_split_of_lerobots_info(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
+    path = made.lerobot_v21(tmp_path / "in")
+    file = path / "meta/info.json"
+    info = json.loads(file.read_text())
+    file.write_text(json.dumps(info | {"splits": {"train": "0:1", "test": "1:2", "odd": "80%:"}}))
+    for name, episode in (("train", 0), ("test", 1)):
+        found = EpisodeStore.open(DemosSettings(path=str(path), mask=name).folder())
+        assert found.meta("source_episode").tolist() == [episode]
     with pytest.raises(
-        DatasetError, match="mask: found 'train' for .*, expected null: filter keys are robomimic's"
+        DatasetError, match="info.json: splits: found train, test, odd, expected 'val' among them"
     ):
-        DemosSettings(path=str(made.lerobot_v21(tmp_path / "in")), mask="train").folder()
+        DemosSettings(path=str(path), mask="val").folder()
+    with pytest.raises(
+        DatasetError, match="splits.odd: found '80%:', expected ranges of episodes such as 0:40"
+    ):
+        DemosSettings(path=str(path), mask="odd").folder()

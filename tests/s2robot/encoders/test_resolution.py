@@ -15,8 +15,9 @@ from s2robot.common.settings import encoder_settings
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import Selective, SelectiveEncoder
+from s2robot.features import encode_demos
 from s2robot.loading import load_networks
-from s2robot.pipeline import encode_demos, read_task, train_policy
+from s2robot.pipeline import read_task, train_policy
 from s2robot.policies.errors import PolicyError
 from s2robot.s2.pyramid import channels_first, pyramid
 from s2robot.s2.reference import forward
@@ -128,7 +129,7 @@ def test_features_and_checkpoints_remember_it(tiny_encoder, recorded, tmp_path):
             cfg = compose("train", [*words, f"s2.resolution={resolution}"])
         task = read_task(cfg)
         encoder, store = build_encoder(task.encoder), task.open_demos()
-        features, cache = encode_demos(store, encoder, task.cameras, task.features)
+        features, (cache,) = encode_demos(store, encoder, task.cameras, task.features)
         caches.append(cache.path)
         out = tmp_path / resolution
         checkpoint = train_policy(task, store, encoder, features, out)

@@ -12,7 +12,8 @@ from s2robot.demos import replay
 from s2robot.demos.windows import make_windows
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.views import Views
-from s2robot.pipeline import encode_demos, read_task, train_policy
+from s2robot.features import encode_demos
+from s2robot.pipeline import read_task, train_policy
 from s2robot.training.batches import Batches
 from tests.inline import InlinePool
 from tests.s2robot.training.small import CAMERAS, make_data
@@ -121,9 +122,9 @@ def test_train_encodes_views_beside_the_frames(tiny_encoder, recorded, tmp_path,
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         task = read_task(compose("train", words))
     encoder, store = build_encoder(task.encoder), task.open_demos()
-    features, frames = encode_demos(store, encoder, task.cameras, task.features)
+    features, (frames,) = encode_demos(store, encoder, task.cameras, task.features)
     checkpoint = train_policy(task, store, encoder, features, tmp_path)
     assert json.loads((checkpoint / "policy.json").read_text())["contract"]["training"]["views"] == 2
-    views, cache = encode_demos(store, encoder, task.cameras, task.features, Views(2, 0.02, 0.2))
+    views, (cache,) = encode_demos(store, encoder, task.cameras, task.features, Views(2, 0.02, 0.2))
     assert views.shape == (len(features), 2 * features.shape[1], *features.shape[2:])
     assert {cache.path, frames.path} == set((tmp_path / "cache").iterdir())  # the training had made it

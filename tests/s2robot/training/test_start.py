@@ -19,7 +19,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def first(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("first")
-    return str(train(make_settings(seed=3), make_spec(), *data, CONTRACT, out, episodes=4))
+    return str(
+        train(make_settings(seed=3), make_spec(), *data, CONTRACT, out, episodes=data[0].split(0.25, 3, 4))
+    )
 
 
 def test_a_training_goes_on_from_weights_and_normalisation(data, first, tmp_path):

@@ -1,0 +1,86 @@
+"""Which episodes of a dataset are trained on and which are held out, as a user says it.
+
+select(store, 40, None, 0.1, seed)                # of the first 40, a tenth held out
+select(store, ["0:40", 50], None, 0.0, seed)      # 0 to 39 and 50
+select(store, None, Path("split.json"), 0.0, 0)   # {"train": ["0:40"], "validation": [40, 41]}
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.store import EpisodeStore
+
+Split = tuple[np.ndarray, np.ndarray]  # numbers of episodes to train on and to validate on, sorted
+
+
+def select(store: EpisodeStore, episodes: Any, split: str | Path | None, fraction: float, seed: int) -> Split:
+    """Episodes to train on and to validate on.
+
+    Args:
+        episodes: None for all, the number of the first ones, or a list of numbers and ranges "0:40".
+        split: a JSON file with "train" and "validation", lists likewise; instead of the two others.
+        fraction: of the episodes held out, drawn by the seed.
+
+    Raises:
+        DatasetError: an episode that is not there, or twice; nothing to train on; a file that is none.
+    """
+    if split is not None:
+        return _split_of(store, Path(split), fraction)
+    if episodes is None or isinstance(episodes, int):
+        return store.split(fraction, seed, episodes)
+    return store.split(fraction, seed, sorted(numbers(episodes, len(store), "demos.episodes")))
+
+
+def numbers(given: Any, total: int, where: str) -> list[int]:
+    """The episodes that a list of numbers and ranges names, in its order; "0:40" is 0 to 39, "40:" all from 40 on.
+
+    Raises:
+        DatasetError: names what is not one of the `total` episodes, or stands twice, or that there is none.
+    """
+    items = given if isinstance(given, Sequence) and not isinstance(given, str) else str(given).split(",")
+    found: list[int] = []
+    for item in items:
+        text = str(item).strip()
+        if not re.fullmatch(r"\d+|\d*:\d*", text):
+            raise mismatch(where, repr(item), "numbers of episodes and ranges such as 0:40")
+        first, colon, last = text.partition(":")
+        begin = int(first or 0)
+        found += range(begin, int(last or total) if colon else begin + 1)
+    if found and (most := max(found)) >= total:
+        raise mismatch(where, f"episode {most}", f"some of the {total}, 0 to {total - 1}")
+    for before, number in pairwise(sorted(found)):
+        if before == number:
+            raise mismatch(where, f"episode {number} twice", "each once")
+    if not found:
+        raise mismatch(where, "no episode", "at least one")
+    return found
+
+
+def _split_of(store: EpisodeStore, file: Path, fraction: float) -> Split:
+    where = f"demos.split: {file}"
+    if fraction:
+        raise DatasetError(
+            f"train.validation: found {fraction}, expected 0: demos.split says what is held out"
+        )
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise mismatch(where, error.strerror, "a file") from None
+    except ValueError as error:
+        raise mismatch(where, f"broken JSON ({error})", "JSON") from None
+    if not isinstance(found, Mapping) or "train" not in found or set(found) - {"train", "validation"}:
+        keys = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise mismatch(where, keys or "nothing", "train and validation, lists of episodes")
+    train = numbers(found["train"], len(store), f"{where}: train")
+    given = found.get("validation") or []
+    held = numbers(given, len(store), f"{where}: validation") if given else []
+    if both := sorted(set(train) & set(held)):
+        raise mismatch(where, f"episode {both[0]} in train and in validation", "each in one")
+    return np.sort(train), np.sort(np.array(held, dtype=int))
