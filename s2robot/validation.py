@@ -94,10 +94,8 @@ def validate_checkpoint(
     with bar("predicting") as update:
         plans = predict(actor, store, encoded, chosen, lambda done, total: update(done, total, "episodes"))
     actions = store["action"]
-    if trained is None:
-        middle = remembered_mean(policy, np.concatenate([actions[store.episode_slice(i)] for i in chosen]))
-    else:
-        middle = mean_action(policy, np.concatenate([actions[store.episode_slice(i)] for i in trained]))
+    rows = np.concatenate([actions[store.episode_slice(i)] for i in trained or chosen])
+    middle = remembered_mean(policy, rows) if trained is None else mean_action(policy, rows)
     measured = measure(policy, store, plans, middle)
     summary = {
         **summarise(policy, measured),

@@ -78,3 +78,27 @@ def test_other_parts_and_a_checkpoint_without_its_run_are_one_line(checkpoint, c
     assert "expected demos.path=<the dataset>" in refused(capsys, f"checkpoint={copied}")
     few = refused(capsys, f"checkpoint={checkpoint}", "validate.pages=-1")
     assert "validate.pages: found -1, expected 0 or more" in few
+
+
+def test_a_mix_of_datasets_by_share_and_split(home, tiny_encoder, checkpoint, capsys):
+    """What stands on the command line arrives, and what each of two datasets held out is validated."""
+    split, other = home / "split.json", made.lerobot_v30(home / "koch3")
+    split.write_text(json.dumps({"train": [1], "validation": ["0:1"]}))
+    mix = f"[{{path: '{home / 'koch'}', episodes: [0]}}, {{path: '{other}', weight: 2, split: '{split}'}}]"
+    args = [
+        "train", f"demos.mix={mix}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=4",
+        "policy.members=1", "policy.network.hidden=[16]", f"hydra.run.dir={home / 'mixed'}",
+    ]  # fmt: skip
+    assert cli.main(args) == 0
+    made_of = json.loads((home / "mixed/checkpoint/policy.json").read_text())["contract"]["dataset"]
+    assert [part["share"] for part in made_of["mix"]] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert made_of["selection"] == {"train": [0, 3], "validation": [2]}
+    out = home / "mixed_out"
+    assert cli.main(["validate", f"checkpoint={home / 'mixed/checkpoint'}", f"hydra.run.dir={out}"]) == 0
+    assert json.loads((out / "validation.json").read_text())["episodes"] == [2]
+    line = refused(capsys, f"checkpoint={home / 'mixed/checkpoint'}", "demos.episodes=[0]")
+    assert "demos.episodes: found 0, which is none of the 1 episodes of" in line and line.endswith(
+        "held out: 2"
+    )
+    assert cli.main(["train", "demos.episodes=[0:2,7]", f"demos.path={home / 'koch'}", *args[2:7]]) == 2
+    assert "demos.episodes: found episode 7, expected some of the 2, 0 to 1" in capsys.readouterr().err
