@@ -146,6 +146,11 @@ VERBS = {
         "score against cost: model size against S2, on classes, segments and depth",
         goes_on=True,
     ),
+    "memorize": Verb(
+        "s2robot.probing.memorize:run_memorize",
+        "train classifiers end to end: how much a model learns by heart, and S2 in its training",
+        goes_on=True,
+    ),
     "report": Verb("s2robot.verbs:report", "write report.html of an evaluation or a comparison"),
 }
 

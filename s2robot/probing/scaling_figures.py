@@ -21,7 +21,7 @@ def judge(
     drawn: dict[Arm, dict[str, np.ndarray]] = {}
     rows = []
     for arm, found in results.items():
-        drawn[arm], by_seed = _samples(found, tasks[arm.task], settings)
+        drawn[arm], by_seed = samples(found, tasks[arm.task], settings)
         cost = models[arm.model]["costs"][settings.scales.index(arm.scales)]
         rows.append(
             {
@@ -44,7 +44,7 @@ def judge(
     return {"arms": rows, "differences": differences}
 
 
-def _samples(
+def samples(
     found: Sequence[Result], task: Task, settings: ScalingSettings
 ) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
     """Every metric, drawn anew over pictures and seeds, the first as it is, (1 + B,); and by seed."""
