@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore, ZipStore
 
-from s2robot.demos.errors import mismatch
+from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.kept import NAME, Kept
 from s2robot.demos.formats.robot_videos import cameras_of, frames_at, size_of
 from s2robot.demos.formats.source import (
@@ -174,6 +174,8 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], str | No
         arrays = {name: data[name] for name in sorted(data.array_keys())}
         values = {name: np.asarray(meta[name][...]) for name in {"episode_ends", *meta.array_keys()}}
         return arrays, values, root.attrs.get(NAME)  # type: ignore[return-value]
+    except DatasetError:
+        raise
     except (KeyError, ValueError, OSError, zipfile.BadZipFile, json.JSONDecodeError) as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise mismatch(

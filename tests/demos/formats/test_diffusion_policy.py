@@ -1,5 +1,6 @@
 """diffusion_policy's replay buffers in: folder and zip, time stamps, a robot's videos, and what is broken."""
 
+import json
 import shutil
 import zipfile
 
@@ -69,6 +70,17 @@ def test_what_is_broken_is_one_line(tmp_path, folder):
     with pytest.raises(DatasetError, match=r"data/action: found 7 steps, expected 9 by episode_ends"):
         convert(folder, out)
     assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
+
+
+def test_pictures_in_codecs_that_are_not_installed(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("s2robot.demos.formats.source.find_spec", lambda name: None)
+    about = folder / "data/front_image/.zarray"
+    codec = {"id": "imagecodecs_jpegxl", "level": 99}
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"compressor": codec}))
+    with pytest.raises(
+        DatasetError, match=r"^imagecodecs is not installed: pip install 's2robot\[imagecodecs\]'$"
+    ):
+        convert(folder, tmp_path / "out.zarr")
 
 
 # -------------------------------------------------------------------- a real robot's folder

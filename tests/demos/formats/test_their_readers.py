@@ -155,3 +155,35 @@ def test_lerobot_reads_our_folder(tmp_path, lerobot):
                 np.testing.assert_array_equal(frames, wanted)
             else:
                 assert min(map(psnr, frames, wanted)) > 38
+
+
+CODECS = """
+from pathlib import Path
+import zarr
+from imagecodecs.numcodecs import Jpeg2k, Jpegxl, register_codecs
+from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.source import Choice
+from s2robot.demos.store import EpisodeStore
+
+register_codecs(verbose=False)
+frames = np.load(pictures)
+root = zarr.open_group(path, mode="w", zarr_format=2)
+for key in ("action", "agent_pos"):
+    root.create_array(f"data/{key}", shape=(len(frames), 2), dtype="f4", chunks=(len(frames), 2))
+for key, codec in {"a_image": Jpeg2k(level=50), "b_image": Jpegxl(level=99)}.items():  # what they and their forks take
+    root.create_array(f"data/{key}", shape=frames.shape, dtype="u1", chunks=(1, *frames.shape[1:]), compressors=codec)[:] = frames
+root.create_array("meta/episode_ends", shape=(1,), dtype="i8")[:] = [len(frames)]
+convert(Path(path), Path(path + ".out"), Choice(rate_hz=10))
+store = EpisodeStore.open(path + ".out")
+keep(a=store["images_a"], b=store["images_b"])
+"""
+
+
+def test_we_read_pictures_in_their_codecs(tmp_path):
+    frames = made.frames(1)
+    np.save(tmp_path / "frames.npy", frames)
+    theirs = Theirs(tmp_path, "imagecodecs==2024.9.22", also=Path(made.__file__).parents[3])
+    read = theirs(CODECS, path=tmp_path / "in.zarr", pictures=tmp_path / "frames.npy")
+    error = read["a"].astype(float) - frames
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 40  # dB; 50 asked for
+    np.testing.assert_array_equal(read["b"], frames)  # a level of 99 loses nothing
