@@ -34,7 +34,6 @@ from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.rollouts import run_episodes
 from s2robot.loading import load_networks
-from s2robot.policies import BatchActor
 
 
 def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[list[bool], dict[str, Any]]:
@@ -44,9 +43,7 @@ def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[li
     config = CubePickConfig(
         **{**config, "image_size": encoder.image_size, "cameras": tuple(contract["cameras"])}
     )
-    planner = LearnedPlanner(
-        BatchActor(policy, 1), encoder, contract["cameras"], contract["encoder"]["features_dtype"]
-    )
+    planner = LearnedPlanner(policy, encoder, contract["cameras"], contract["encoder"]["features_dtype"])
     rollouts = run_episodes(config, planner, episodes, seed, 1, out / "simulated.jsonl")
     return [bool(r["success"]) for r in rollouts.records], contract["env_config"]
 

@@ -144,10 +144,7 @@ def record(
         with worker_pool(workers) as pool:
             how = (expert, imitate_kicks)
             start = lambda seed: pool.submit(record_episode, settings, expert_settings, seed, *how)  # noqa: E731
-            try:
-                _append_all(store, episodes, seed, start, progress)
-            finally:
-                pool.shutdown(cancel_futures=True)
+            _append_all(store, episodes, seed, start, progress)
     except BaseException:
         store.close()
         raise

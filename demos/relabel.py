@@ -57,14 +57,11 @@ def relabel(
     how = (settings.expert, settings.imitate_kicks)
     try:
         with worker_pool(settings.workers) as pool:
-            try:
-                left = range(len(store), len(source))
-                jobs = {i: pool.submit(labelled_episode, source.path, i, *how) for i in left}
-                for i, job in jobs.items():
-                    store.append(job.result(), {key: source.meta(key)[i] for key in source.meta_keys})
-                    progress(len(store), len(source))
-            finally:
-                pool.shutdown(cancel_futures=True)
+            left = range(len(store), len(source))
+            labelled = pool.in_order(labelled_episode, [(source.path, i, *how) for i in left])
+            for i, arrays in zip(left, labelled, strict=True):
+                store.append(arrays, {key: source.meta(key)[i] for key in source.meta_keys})
+                progress(len(store), len(source))
     finally:
         store.close()
     return EpisodeStore.open(settings.out)

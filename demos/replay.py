@@ -113,19 +113,8 @@ def render_episodes(
     store.check(cameras=cameras)
     world = world_of_demos(store) if store.attrs["kind"] == "states" else None
     with worker_pool(workers) as pool:
-        waiting: list = []
-        todo = list(episodes)
-        try:
-            while todo or waiting:
-                while todo and len(waiting) < workers + 2:  # frames are big: do not run far ahead
-                    i = todo.pop(0)
-                    waiting.append(
-                        (i, pool.submit(episode_frames, store.path, i, cameras, image_size, world))
-                    )
-                i, job = waiting.pop(0)
-                yield i, job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        tasks = [(store.path, i, cameras, image_size, world) for i in episodes]
+        yield from zip(episodes, pool.in_order(episode_frames, tasks), strict=True)
 
 
 def replay_episode(store: EpisodeStore, env: Task, episode: int) -> dict:

@@ -7,38 +7,38 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
-from gymnasium.vector import SyncVectorEnv
+from s2robot.envs.workers import Pool
 
 
-class InlinePool:
-    """Stands in for `envs.workers.worker_pool`: a job is done when it is given, and its error is the future's."""
+class InlineWorker:
+    """A task is done when it is given, and its error is the future's."""
 
-    def __init__(self, workers: int) -> None: ...
+    died = ()
 
-    def __enter__(self) -> "InlinePool":
-        return self
+    def __init__(self, make: Callable[[], Any] | None) -> None:
+        self.make, self.state = make, list[Any]()
 
-    def __exit__(self, *error: object) -> None: ...
+    def start(self) -> Future:
+        return self._done(lambda: None)
 
-    def submit(self, work: Callable, *given: Any, **named: Any) -> Future:
+    def call(self, function: Callable, *given: Any) -> Future:
+        if self.make is not None and not self.state:
+            self.state.append(self.make())
+        return self._done(function, *self.state, *given)
+
+    def stop(self, kill: bool) -> None: ...
+
+    def _done(self, function: Callable, *given: Any) -> Future:
         future: Future = Future()
         try:
-            future.set_result(work(*given, **named))
+            future.set_result(function(*given))
         except Exception as error:
             future.set_exception(error)
         return future
 
-    def shutdown(self, cancel_futures: bool) -> None:
-        """Nothing is under way."""
 
+class InlinePool(Pool):
+    """Stands in for `envs.workers.worker_pool`."""
 
-class InlineWorlds(SyncVectorEnv):
-    """Stands in for `AsyncVectorEnv`."""
-
-    def __init__(self, make: list[Callable], context: str, autoreset_mode: Any) -> None:
-        super().__init__(make, autoreset_mode=autoreset_mode)
-
-    def step(self, actions: np.ndarray) -> tuple:
-        self._autoreset_envs[:] = False  # a place whose episode has ended may go on, as in AsyncVectorEnv
-        return super().step(actions)
+    def __init__(self, workers: int, make: Callable[[], Any] | None = None, encodes: bool = False) -> None:
+        super().__init__([InlineWorker(make) for _ in range(workers)])

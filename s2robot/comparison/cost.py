@@ -17,8 +17,7 @@ from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.selective import select
 from s2robot.evaluation.planners import LearnedPlanner
-from s2robot.loading import device_of, image_size_of, load_networks
-from s2robot.policies import BatchActor
+from s2robot.loading import image_size_of, load_networks
 
 
 def ms_per_action(
@@ -43,21 +42,20 @@ def ms_per_action(
         torch.set_num_threads(threads)
     planners: dict[str, LearnedPlanner] = {}
     frames: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}  # (T, H, W, 3) a camera, and proprio (T, 8)
-    place = device_of(device)
     for arm, folder in checkpoints.items():
-        policy, encoder, contract = load_networks(folder, place)
+        policy, encoder, contract = load_networks(folder, torch.device("cpu"))
         seeing = select(encoder, dict(selective[arm]))
         cameras = contract["cameras"]
-        planners[arm] = LearnedPlanner(BatchActor(policy, 1), seeing, cameras)
+        planners[arm] = LearnedPlanner(policy, seeing, cameras, device=device)
         drawn = episode_frames(store.path, 0, tuple(cameras), image_size_of(contract, encoder))
         frames[arm] = drawn, store.episode(0)["proprio"][:steps]
     times: dict[str, list[float]] = {arm: [] for arm in planners}
     for turn in range(rounds + 1):  # the first warms up
         for arm, planner in planners.items():
-            planner.reset([0], [{"seed": 0}])
+            planner.reset({"seed": 0})
             for observation in _observations(planner.cameras, *frames[arm]):
                 start = time.perf_counter()
-                planner.plan([0], [observation])
+                planner.plan(observation)
                 if turn:
                     times[arm].append(1000 * (time.perf_counter() - start))
     torch.set_num_threads(before)

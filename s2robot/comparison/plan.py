@@ -35,7 +35,7 @@ Runs = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> training seed -> epi
 _THREADS: dict[str, tuple[str, ...]] = {  # keys that get a job's share of the cores
     "encode": ("features.threads", "features.workers"),
     "train": ("train.threads",),
-    "evaluate": ("evaluate.threads",),
+    "evaluate": ("evaluate.workers",),
 }
 
 

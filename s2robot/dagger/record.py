@@ -9,7 +9,6 @@ ends the episode, which is appended. Where the policy succeeds by itself there i
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,30 +84,15 @@ def record_corrections(
     todo = positions[positions.index(max(known)) + 1 :] if known else positions
     counts = {"alone": 0, "corrected": len(known), "failed": 0, **dict.fromkeys(REASONS, 0)}
     with store, worker_pool(settings.workers) as pool:
-        try:
-            _append_corrections(store, course, todo, pool, counts, progress)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        corrected = pool.in_order(corrected_episode, [(course, seed) for seed in todo])
+        for done, (arrays, facts) in enumerate(corrected, 1):
+            if arrays:
+                store.append(arrays, {"seed": facts["seed"], "success": True})
+            counts["corrected" if arrays else "failed" if facts["reason"] else "alone"] += 1
+            if facts["reason"]:
+                counts[facts["reason"]] += 1
+            progress(done, counts)
     return EpisodeStore.open(out), counts
-
-
-def _append_corrections(
-    store: EpisodeStore,
-    course: Course,
-    todo: range,
-    pool: ProcessPoolExecutor,
-    counts: dict[str, int],
-    progress: Told,
-) -> None:
-    jobs = [pool.submit(corrected_episode, course, seed) for seed in todo]
-    for done, job in enumerate(jobs, 1):
-        arrays, facts = job.result()
-        if arrays:
-            store.append(arrays, {"seed": facts["seed"], "success": True})
-        counts["corrected" if arrays else "failed" if facts["reason"] else "alone"] += 1
-        if facts["reason"]:
-            counts[facts["reason"]] += 1
-        progress(done, counts)
 
 
 def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course:

@@ -127,14 +127,14 @@ class SelectiveEncoder:
         """Of the full encoder: an upper bound."""
         return self.encoder.gflops_per_image
 
-    def report(self) -> dict[str, Any]:
-        """Settings, tiles of a frame, and how many were computed, reused and filled a frame so far."""
-        frames = self.totals["frames"]
-        rates = {
-            f"{k}_per_frame": round(v / frames, 3) if frames else 0.0
-            for k, v in self.totals.items()
-            if k != "frames"
-        }
+    def report(self, counted: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """Settings, tiles of a frame, and how many were computed, reused and filled a frame so far.
+
+        counted: in place of `totals`, those of encoders elsewhere.
+        """
+        totals = {key: int((counted or {}).get(key, value)) for key, value in self.totals.items()}
+        frames = totals.pop("frames")
+        rates = {f"{k}_per_frame": round(v / frames, 3) if frames else 0.0 for k, v in totals.items()}
         return {**asdict(self.settings), "frames": frames, "tiles_per_frame": len(self._places), **rates}
 
     def _plan(self, height: int, width: int) -> Tiles:

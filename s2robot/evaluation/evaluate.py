@@ -4,6 +4,7 @@ summary = evaluate_checkpoint(Path("runs/run/<date>/checkpoint"), Path("out"), E
 summary["success"], summary["low"], summary["high"]
 """
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -30,8 +31,8 @@ from s2robot.evaluation.planners import LearnedPlanner, NearestDemo, Planner
 from s2robot.evaluation.records import summarise
 from s2robot.evaluation.rollouts import Rollouts, run_episodes
 from s2robot.evaluation.summary import camera_changes, facts, refuse_positions_of_demos, world_changes
-from s2robot.loading import device_of, image_size_of, load_networks
-from s2robot.policies import BatchActor, ChunkPolicy, check_contract
+from s2robot.loading import image_size_of, load_networks
+from s2robot.policies import ChunkPolicy, check_contract
 
 CONTROLS = (None, "blind", "nearest_demo")
 
@@ -43,13 +44,13 @@ class EvaluateSettings:
     world: str = "simulation"
     episodes: int = 128
     seed: int = 10_000
-    workers: int = 4
+    workers: int | None = None
     videos: int = 8
     video_size: int = 256
     resume: bool = True
     control: str | None = None
     device: str = "auto"
-    threads: int | None = None
+    threads: int = 1
     selective: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,6 +60,11 @@ class EvaluateSettings:
                 raise UserError(f"evaluate.{key}: found {found}, expected {low} or more")
         if self.control not in CONTROLS:
             raise UserError(f"evaluate.control: found '{self.control}', expected null, blind or nearest_demo")
+
+    @property
+    def processes(self) -> int:
+        """Workers: as many as are said, else one a core."""
+        return self.workers or os.cpu_count() or 1
 
     @property
     def positions(self) -> range:
@@ -98,9 +104,8 @@ def evaluate_checkpoint(
             that the demos were recorded at; episodes of other settings in `out`.
     """
     start, e = time.monotonic(), settings or EvaluateSettings()
-    if e.threads:
-        torch.set_num_threads(e.threads)
-    policy, encoder, contract = load_networks(checkpoint, device_of(e.device), weights)
+    # the workers' device may be one that this process has not
+    policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), weights)
     config, changes = _world_of(world, contract, image_size_of(contract, encoder))
     if changes:
         print(f"note: this world is not the demos': {'; '.join(changes)}")
@@ -108,12 +113,13 @@ def evaluate_checkpoint(
     seeing = select(encoder, e.selective)  # the encoder itself if no budget is set
     planner = _planner(e, policy, seeing, contract, demos, config)
     rollouts = _roll_out(e, config, planner, _identity(e, config, checkpoint, contract, demos), out)
-    seconds = {**rollouts.seconds, **planner.timing, "wall_s": time.monotonic() - start}
+    seconds = {name: value for name, value in rollouts.spent.items() if name.endswith("_s")}
+    seconds["wall_s"] = time.monotonic() - start
     summary = {
         **summarise(rollouts.records, config.stages),
         "policy": {**policy.spec.to_dict(), "parameters": sum(p.numel() for p in policy.parameters())},
         **facts(config, contract, changes, e.seed),
-        **({"selective": seeing.report()} if isinstance(seeing, SelectiveEncoder) else {}),
+        **({"selective": seeing.report(rollouts.spent)} if isinstance(seeing, SelectiveEncoder) else {}),
         "control": e.control,
         "timing": {name: round(value, 2) for name, value in seconds.items()},
     }
@@ -157,8 +163,8 @@ def _planner(
         return NearestDemo(demos, type(config))
     pooling = policy.network.pooling
     pooling.blind = pooling.blind or e.control == "blind"
-    actor = BatchActor(policy, e.workers)
-    return LearnedPlanner(actor, encoder, contract["cameras"], contract["encoder"]["features_dtype"])
+    dtype = contract["encoder"]["features_dtype"]
+    return LearnedPlanner(policy, encoder, contract["cameras"], dtype, e.device, e.threads)
 
 
 def _roll_out(
@@ -173,14 +179,14 @@ def _roll_out(
             planner,
             e.episodes,
             e.seed,
-            e.workers,
+            e.processes,
             journal,
             lambda done, good: update(done, e.episodes, f"{good} successes"),
             identity if e.resume else None,
         )
     if e.videos:
         with bar("filming") as update:
-            names = film_some(config, rollouts, e.videos, e.video_size, out, e.workers, update)
+            names = film_some(config, rollouts, e.videos, e.video_size, out, e.processes, update)
         records = [{**r, "video": names.get(r["episode"])} for r in rollouts.records]
         rollouts = replace(rollouts, records=records)
     write_records(rollouts.records, journal)

@@ -58,19 +58,14 @@ def film_some(
     (out / "videos").mkdir(parents=True, exist_ok=True)
     shapes = at_height(env_config.image_size, env_config.cameras, size)
     config: Any = replace(env_config, image_size=shapes)  # type: ignore[type-var]
-    names = {}
+    names = {r["episode"]: f"videos/episode_{r['episode']:04d}.mp4" for r in chosen}
+    tasks = [(config, r, rollouts.actions[r["episode"]], out / names[r["episode"]]) for r in chosen]
     with worker_pool(workers) as pool:
-        jobs = []
-        for record in chosen:
-            name = f"videos/episode_{record['episode']:04d}.mp4"
-            job = pool.submit(film, config, record, rollouts.actions[record["episode"]], out / name)
-            jobs.append((record, name, job))
-        for done, (record, name, job) in enumerate(jobs, 1):
-            if job.result() != record["stage"]:
+        for done, (record, stage) in enumerate(zip(chosen, pool.in_order(film, tasks), strict=True), 1):
+            if stage != record["stage"]:
                 raise UserError(
-                    f"{name}: episode {record['episode']} ended in stage {job.result()} when run again, "
+                    f"{names[record['episode']]}: episode {record['episode']} ended in stage {stage} when run again, "
                     f"{record['stage']} before; the simulation is not repeatable here"
                 )
-            names[record["episode"]] = name
-            progress(done, len(jobs))
+            progress(done, len(chosen))
     return names

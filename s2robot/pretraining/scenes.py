@@ -138,9 +138,9 @@ def make_scenes(
     with replacing(path) as part:
         bank = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
         with worker_pool(settings.workers) as pool:
-            jobs = [pool.submit(render_scenes, settings.seed * 100_000 + i, *drawn) for i in range(seeds)]
-            for i, job in enumerate(jobs):
-                bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = job.result()
+            tasks = [(settings.seed * 100_000 + i, *drawn) for i in range(seeds)]
+            for i, frames in enumerate(pool.in_order(render_scenes, tasks)):
+                bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = frames
                 progress(i + 1, seeds)
         bank.flush()
         recipe = {**asdict(settings), "robots": list(settings.robots)}

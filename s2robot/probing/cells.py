@@ -49,14 +49,10 @@ class CellBank:
             return
         self.bank.path.mkdir(parents=True, exist_ok=True)
         with worker_pool(min(workers, len(missing))) as pool:
-            try:
-                facts = self.bank.world, self.bank.frames, self.grid
-                jobs = [pool.submit(_draw_to, self._file(seed), seed, *facts) for seed in missing]
-                for done, job in enumerate(jobs, 1):
-                    job.result()
-                    progress(done, len(missing))
-            finally:
-                pool.shutdown(cancel_futures=True)
+            facts = self.bank.world, self.bank.frames, self.grid
+            tasks = [(self._file(seed), seed, *facts) for seed in missing]
+            for done, _ in enumerate(pool.in_order(_draw_to, tasks), 1):
+                progress(done, len(missing))
 
     def targets(self, seeds: Sequence[int]) -> np.ndarray:
         """Depth (m) and the shares of CLASSES, float32 (seeds * frames, cameras, grid * grid, 6)."""

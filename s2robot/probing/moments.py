@@ -59,13 +59,9 @@ class MomentBank:
             return 0
         self.path.mkdir(parents=True, exist_ok=True)
         with worker_pool(min(workers, len(missing))) as pool:
-            try:
-                jobs = [pool.submit(_draw_to, self.path, self.world, seed, self.frames) for seed in missing]
-                for done, job in enumerate(jobs, 1):
-                    job.result()
-                    progress(done, len(missing))
-            finally:
-                pool.shutdown(cancel_futures=True)
+            tasks = [(self.path, self.world, seed, self.frames) for seed in missing]
+            for done, _ in enumerate(pool.in_order(_draw_to, tasks), 1):
+                progress(done, len(missing))
         return len(missing)
 
     def images(self, seed: int) -> np.ndarray:

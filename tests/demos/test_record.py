@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -124,7 +123,7 @@ def instead_of_simulating(monkeypatch, width: int = 5) -> None:
              "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {}}  # fmt: skip
     told = lambda world, picker, seed: about | {"seed": seed, "kind": "states", "picker": asdict(picker)}  # noqa: E731
     monkeypatch.setattr(recorder, "about_demos", told)
-    monkeypatch.setattr(recorder, "worker_pool", lambda workers: ThreadPoolExecutor(1))
+    monkeypatch.setattr(recorder, "worker_pool", InlinePool)
     monkeypatch.setattr(recorder, "record_episode", episode)
 
 

@@ -1,14 +1,47 @@
-"""Worker processes: one thread each, and the parent's environment is left alone."""
+"""Workers: one thread each, tasks in order or as they end, a state of their own, and what a death costs."""
 
 import os
+import signal
+from functools import partial
+from pathlib import Path
 
-from s2robot.envs.workers import one_thread_each, worker_pool
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.workers import TRIES, Pool, one_thread_each, running_on, worker_pool
+from tests.inline import InlinePool, InlineWorker
 
 NAMES = ("LP_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def threads() -> list[str | None]:
     return [os.environ.get(name) for name in NAMES]
+
+
+class Made:
+    """A worker's state: where it was made, and how many tasks it had."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.tasks = log, 0
+        self._note("made")
+
+    def _note(self, word: str) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{word}\n")
+
+    def square(self, x: int, dies: int = 0) -> tuple[int, int]:
+        """``dies``: this process, the first so many times that the task is tried."""
+        self._note(f"begun {x}")
+        if self.log.read_text().count(f"begun {x}\n") <= dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.tasks += 1
+        return x * x, os.getpid()
+
+
+def fails(x: int) -> int:
+    if x == 2:
+        raise ValueError("two")
+    return x
 
 
 def test_workers_compute_with_one_thread_and_the_parent_as_before(monkeypatch):
@@ -26,3 +59,90 @@ def test_what_the_user_has_set_stays(monkeypatch):
     with one_thread_each():
         assert threads() == ["1", "3"]
     assert threads() == [None, "3"]
+
+
+def test_a_dead_worker_costs_its_task_and_another_takes_it(tmp_path):
+    log = tmp_path / "log"
+    with worker_pool(2, partial(Made, log)) as pool:
+        found = list(pool.in_order(Made.square, [(1,), (2, 1), (3,), (4,), (5, 2)]))
+        assert [square for square, _ in found] == [1, 4, 9, 16, 25]
+        assert os.getpid() not in {pid for _, pid in found}
+        assert pool.lost == 3
+    begun = log.read_text().split("\n")
+    assert [begun.count(f"begun {x}") for x in (1, 2, 3, 4, 5)] == [1, 2, 1, 1, 3]
+    assert 4 <= begun.count("made") <= 5  # one or two, and one for each that died
+
+
+def test_a_task_that_kills_every_worker_is_given_up(tmp_path):
+    with worker_pool(1, partial(Made, tmp_path / "log")) as pool:
+        with pytest.raises(EnvError, match="Made.square: 3 workers died of it one after another") as caught:
+            pool.submit(Made.square, 7, 99).result()
+        assert "\n" not in str(caught.value) and pool.lost == TRIES
+        assert pool.submit(Made.square, 8).result()[0] == 64  # the others go on
+
+
+def test_errors_come_home_and_what_waits_is_dropped():
+    with InlinePool(1) as pool:
+        results = pool.in_order(fails, [(1,), (2,), (3,)])
+        assert next(results) == 1
+        with pytest.raises(ValueError, match="two"):
+            next(results)
+        assert sorted(pool.as_done(fails, [(3,), (1,)])) == [((1,), 1), ((3,), 3)]
+    with pytest.raises(KeyboardInterrupt), InlinePool(0) as pool:  # nobody takes it
+        waiting = pool.submit(fails, 1)
+        raise KeyboardInterrupt
+    assert waiting.cancelled()
+
+
+def test_results_wait_for_whoever_takes_them():
+    begun = []
+    with InlinePool(2) as pool:
+        results = pool.in_order(begun.append, ((i,) for i in range(9)), ahead=1)
+        next(results)
+        assert begun == [0, 1, 2]
+        next(results)
+        assert begun == [0, 1, 2, 3]
+
+
+class Late(InlineWorker):
+    """Starts at the try that it is told, and says before what is in its way."""
+
+    died = (ConnectionError,)
+
+    def __init__(self, tries: int, error: Exception) -> None:
+        super().__init__(None)
+        self.tries, self.error = tries, error
+
+    def start(self):
+        self.tries -= 1
+        return self._done(lambda: None) if self.tries < 1 else self._done(self._fail)
+
+    def _fail(self):
+        raise self.error
+
+
+def test_a_worker_that_dies_while_it_starts_is_started_again():
+    with Pool([Late(3, ConnectionError("gone"))]) as pool:
+        assert pool.submit(fails, 1).result(5) == 1
+    with Pool([Late(9, ConnectionError("gone"))]) as pool:
+        for x in (1, 3):  # not only those that waited
+            with pytest.raises(ConnectionError, match="gone"):
+                pool.submit(fails, x).result(5)
+    with Pool([Late(2, EnvError("no simulator there"))]) as pool, pytest.raises(EnvError, match="simulator"):
+        pool.submit(fails, 1).result(5)
+
+
+def test_another_engine_is_used_where_it_was_chosen():
+    made = []
+
+    class Counting:
+        def workers(self, count, make, encodes):
+            made.append((count, encodes))
+            return [InlineWorker(make)] * count
+
+    with running_on(Counting()):
+        with worker_pool(3, encodes=True) as pool:
+            assert pool.submit(fails, 5).result() == 5
+        assert made == [(3, True)]
+    with worker_pool(1) as pool:
+        assert len(made) == 1

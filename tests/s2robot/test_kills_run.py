@@ -6,7 +6,6 @@ are the real ones. Kills in an evaluation: tests/s2robot/evaluation.
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from s2robot.common.files import write_json
 from s2robot.demos import record as recorder
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation import evaluate
+from tests.inline import InlinePool
 from tests.kills import kill_at_every_write
 
 ABOUT = {
@@ -72,7 +72,7 @@ def running(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2ROBOT_CACHE", str(folder / "cache"))
         patch.setattr(recorder, "about_demos", about)
-        patch.setattr(recorder, "worker_pool", lambda workers: ThreadPoolExecutor(1))
+        patch.setattr(recorder, "worker_pool", InlinePool)
         patch.setattr(recorder, "record_episode", episode)
         patch.setattr(pipeline, "drawn_by", lambda store: {"made": "up"})
         patch.setattr(pipeline, "render_episodes", frames)

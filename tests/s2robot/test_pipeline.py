@@ -21,7 +21,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
 from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint
-from tests.inline import InlineWorlds
+from tests.inline import InlinePool
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = [  # small enough to be trained in a second
@@ -54,7 +54,7 @@ def here(tmp_path, monkeypatch, capsys):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
-    monkeypatch.setattr("s2robot.evaluation.rollouts.AsyncVectorEnv", InlineWorlds)
+    monkeypatch.setattr("s2robot.evaluation.rollouts.worker_pool", InlinePool)
     singletons, argv = Singleton.get_state(), sys.argv
 
     def run(*args: object) -> subprocess.CompletedProcess[str]:

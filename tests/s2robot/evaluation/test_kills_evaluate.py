@@ -4,16 +4,15 @@ The world is a toy of this process and films are of noise: what is tried here is
 """
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
-from gymnasium.vector import SyncVectorEnv
 
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.evaluation import evaluate, film, rollouts
+from tests.inline import InlinePool
 from tests.kills import kill_at_every_write
 
 CAMERAS, STEPS, SIDE = ("hand", "left"), 4, 64
@@ -79,11 +78,9 @@ def noise(config: CubePickConfig, record: dict, actions: np.ndarray) -> tuple[li
 
 def evaluation(folder: Path) -> None:
     rollouts.in_chunks = Toy
-    rollouts.AsyncVectorEnv = lambda make, context, autoreset_mode: SyncVectorEnv(
-        make, autoreset_mode=autoreset_mode
-    )
+    rollouts.worker_pool = film.worker_pool = InlinePool
     evaluate.make = Described
-    film.rerun, film.worker_pool = noise, lambda workers: ThreadPoolExecutor(1)
+    film.rerun = noise
     evaluate.evaluate_checkpoint(folder.parent / "checkpoint", folder / "run", SETTINGS, WORLD)
 
 

@@ -278,27 +278,7 @@ def test_what_hides_the_cube_is_known():
 
 
 def test_a_bank_draws_what_is_missing_and_heals(tmp_path, drawn, monkeypatch):
-    def here(folder, world, seed, frames):  # in this process: workers take seconds to start
-        readout_frames._draw_to(folder, world, seed, frames)
-
-    class Pool:
-        def __init__(self, workers):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def submit(self, task, *args):
-            task(*args)
-            return type("Done", (), {"result": staticmethod(lambda: None)})
-
-        def shutdown(self, cancel_futures):
-            pass
-
-    monkeypatch.setattr(readout_frames, "worker_pool", Pool)
+    monkeypatch.setattr(readout_frames, "worker_pool", InlinePool)
     bank = MomentBank(tmp_path, WORLD, 4)
     with pytest.raises(UserError, match="no frames of seed 300000, expected them"):
         bank.images(300_000)
