@@ -114,15 +114,11 @@ def film_all(
     job = Film(store.path, 0, store.cameras, world, drawn_by(store) or {}, store.attrs["rate_hz"], settings)
     found: list[dict[str, Pictures]] = []
     with worker_pool(min(workers, episodes)) as pool:
-        waiting = [pool.submit(film, replace(job, episode=i)) for i in range(episodes)]
-        try:
-            for i, done in enumerate(waiting):
-                video, facts = done.result()
-                _link(video, folder / f"{i:04d}.mp4")
-                found.append({c: Pictures(*map(np.array, rows)) for c, rows in facts.items()})
-                update(i + 1, episodes, "episodes")
-        finally:
-            pool.shutdown(cancel_futures=True)
+        tasks = [(replace(job, episode=i),) for i in range(episodes)]
+        for i, (video, facts) in enumerate(pool.in_order(film, tasks)):
+            _link(video, folder / f"{i:04d}.mp4")
+            found.append({c: Pictures(*map(np.array, rows)) for c, rows in facts.items()})
+            update(i + 1, episodes, "episodes")
     return tiles(_sizes(store, job), settings.height), found
 
 
