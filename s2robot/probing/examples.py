@@ -20,8 +20,7 @@ from PIL import Image
 from s2robot.common.files import write_json
 from s2robot.common.provenance import command
 from s2robot.probing.pictures import Pictures
-from s2robot.probing.scaling import Outcome
-from s2robot.probing.scaling_settings import Arm, Result, ScalingSettings
+from s2robot.probing.scaling_settings import Arm, Outcome, Result, ScalingSettings
 from s2robot.reporting.page import write_page
 
 _EASY = 2  # easy pictures beside each

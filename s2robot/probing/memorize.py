@@ -198,34 +198,8 @@ def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) ->
     frames, test = (_frames(pictures, places, side) for places in (learnt[: max(settings.counts)], held_out))
     if settings.task == "instances":
         test = test[:0]
-    rows, differences = [], []
-    with bar("training classifiers") as update:
-        jobs = [(n, arm) for n in settings.counts for arm in ARMS[settings.task]]
-        drawn: dict[tuple[int, str, str], dict[str, np.ndarray]] = {}
-        for done, (count, arm) in enumerate(jobs):
-            labels = np.arange(count) if settings.task == "instances" else pictures.labels[learnt[:count]]
-            classes = count if settings.task == "instances" else len(pictures.classes)
-            found = [
-                _trained(arm, classes, (frames[:count], labels), (test, pictures.labels[held_out][: len(test)]),
-                         settings, seed, out / "fits", pictures.fingerprint)
-                for seed in settings.seeds
-            ]  # fmt: skip
-            row: dict[str, Any] = {"arm": arm, "pictures": count, **_cost(arm, settings)}
-            for part in ("train", "test") if len(test) else ("train",):
-                results = [Result(np.arange(len(f[part])), f[part], 0.0, 0) for f in found]
-                drawn[count, arm, part], by_seed = samples(results, Classify(classes), _resampled(settings))
-                row[part] = {m: interval(v) for m, v in drawn[count, arm, part].items()} | {
-                    "by_seed": by_seed
-                }
-                for other in ARMS[settings.task]:
-                    if (count, other, part) in drawn and other != arm:
-                        less = drawn[count, other, part]
-                        apart = {m: interval(drawn[count, arm, part][m] - less[m]) for m in less}
-                        differences.append(
-                            {"arm": arm, "minus": other, "pictures": count, "part": part, **apart}
-                        )
-            rows.append(row)
-            update(done + 1, len(jobs), arm)
+    labels = pictures.labels[learnt], pictures.labels[held_out][: len(test)]
+    rows, differences = _compare((frames, labels[0]), (test, labels[1]), settings, out / "fits", pictures)
     report = {
         "settings": json.loads(json.dumps({**asdict(settings), "cache": None})),
         "objects": None if settings.data else objects.recipe,
@@ -240,6 +214,43 @@ def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) ->
     write_text(out / "memorize.csv", _csv(report))
     save_figure(memorize_plot(report), out / "memorize.png")
     return report
+
+
+def _compare(
+    learnt: tuple[np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray],
+    settings: MemorizeSettings,
+    folder: Path,
+    pictures: Pictures,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row for each count and arm, and a difference for every two arms of a count and part; data are frames, labels."""
+    rows, differences = [], []
+    drawn: dict[tuple[int, str, str], dict[str, np.ndarray]] = {}
+    jobs = [(n, arm) for n in settings.counts for arm in ARMS[settings.task]]
+    with bar("training classifiers") as update:
+        for done, (count, arm) in enumerate(jobs):
+            classes = count if settings.task == "instances" else len(pictures.classes)
+            labels = np.arange(count) if settings.task == "instances" else learnt[1][:count]
+            data = (learnt[0][:count], labels), held_out
+            found = [
+                _trained(arm, classes, *data, settings, seed, folder, pictures.fingerprint)
+                for seed in settings.seeds
+            ]
+            row: dict[str, Any] = {"arm": arm, "pictures": count, **_cost(arm, settings)}
+            for part in found[0]:
+                results = [Result(np.arange(len(f[part])), f[part], 0.0, 0) for f in found]
+                figures, by_seed = samples(results, Classify(classes), _resampled(settings))
+                row[part] = {m: interval(v) for m, v in figures.items()} | {"by_seed": by_seed}
+                for other in ARMS[settings.task]:
+                    if less := drawn.get((count, other, part)):
+                        apart = {m: interval(figures[m] - less[m]) for m in less}
+                        differences.append(
+                            {"arm": arm, "minus": other, "pictures": count, "part": part, **apart}
+                        )
+                drawn[count, arm, part] = figures
+            rows.append(row)
+            update(done + 1, len(jobs), arm)
+    return rows, differences
 
 
 def _frames(pictures: Pictures, places: np.ndarray, side: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +49,10 @@ from s2robot.probing.heads import (
 from s2robot.probing.pictures import Pictures, open_pictures
 from s2robot.probing.rows import Rows, encode_pictures, largest_label, mean_rows, truth_rows
 from s2robot.probing.scaling_figures import judge
-from s2robot.probing.scaling_settings import RESIZES, Arm, Result, ScalingSettings
+from s2robot.probing.scaling_settings import RESIZES, Arm, Outcome, Result, ScalingSettings
 from s2robot.s2.layout import square
 
 VERSION = 1  # of how a head is trained and judged
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What scaling.json holds, and what it was made of."""
-
-    report: dict[str, Any]
-    results: dict[Arm, list[Result]]
-    pictures: Pictures
 
 
 # --- data --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 
 from s2robot.common.errors import UserError
 from s2robot.probing.heads import Classify, Depth, HeadSettings, Segment
+from s2robot.probing.pictures import Pictures
 from s2robot.training.settings import INFINITY, check_ranges
 
 TASKS: dict[str, Any] = {"classify": Classify, "segment": Segment, "depth": Depth}
@@ -109,3 +110,12 @@ class Result:
     tallies: np.ndarray
     train_loss: float
     step: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What scaling.json holds, and what it was made of."""
+
+    report: dict[str, Any]
+    results: dict[Arm, list[Result]]
+    pictures: Pictures
