@@ -28,10 +28,11 @@ from s2robot.envs.workers import worker_pool
 from s2robot.inspection.findings import Pictures
 from s2robot.reporting.h264 import encode
 
-MADE = 1  # raised when the same frames give another video or other facts: cached ones are made again
+MADE = 2  # raised when the same frames give another video or other facts: cached ones are made again
 PIECE = 32  # frames of a camera in memory
 LOOKED_AT = 10_000  # pixels of a picture at least, if it has so many, for brightness and change
 ROW = 3  # cameras beside each other
+GAP = 4  # px between them
 
 Frames = dict[str, np.ndarray]  # camera -> uint8 (H, W, 3)
 
@@ -77,8 +78,9 @@ def tiles(sizes: dict[str, tuple[int, int]], height: int) -> Tiles:
         for name in row:
             wide = max(1, round(sizes[name][1] * high / sizes[name][0]))
             places[name] = (left, top, wide, high)
-            left += wide
-        widest, top = max(widest, left), top + high
+            left += wide + GAP
+        widest, top = max(widest, left - GAP), top + high + GAP
+    top -= GAP
     return Tiles(widest + widest % 2, top + top % 2, places)  # even, as the encoder wants
 
 
@@ -176,7 +178,7 @@ def _frames(store: EpisodeStore, job: Film) -> Iterator[Frames]:
 
 def _pictures(frames: Iterator[Frames], layout: Tiles, seen: "dict[str, _Watch]") -> Iterator[np.ndarray]:
     for step in frames:
-        canvas = np.zeros((layout.height, layout.width, 3), np.uint8)
+        canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
         for camera, (left, top, wide, high) in layout.places.items():
             image = step[camera]
             seen[camera].look(image)

@@ -39,7 +39,7 @@ class Thresholds:
     bright: float = 250.0
     flat: float = 1.0
     clock: float = 0.5
-    jump_times: float = 3.0
+    jump_times: float = 5.0
     jump_share: float = 0.2
     saturated_steps: int = 10
     gripper: float = 0.1
@@ -143,21 +143,35 @@ def _constant(tables: Sequence[Table]) -> Iterator[Finding]:
 def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     """Steps that are some times as large as the largest of an ordinary episode, and large beside the number's spread.
 
-    A gripper may well close in a step or two: what it does in every episode is no jump, so the largest step of each
-    episode is what counts, and its lower median over the episodes. One episode alone gives nothing to compare with.
+    Of a step counts what the steps beside it do not go on with: an arm that is swung is fast for several of them. A gripper
+    may well close in one: what happens in every episode is no jump, so the lower median over the episodes of the largest
+    step is what is ordinary. One episode alone gives nothing to compare with.
     """
-    steps = [np.abs(np.diff(own.astype(np.float64), axis=0)) for own in episodes_of(state.values, ends)]
-    largest = [own.max(0) for own in steps if len(own)]
+    steps = [np.diff(own.astype(np.float64), axis=0) for own in episodes_of(state.values, ends)]
+    largest = [np.abs(own).max(0) for own in steps if len(own)]
     if len(largest) < 2:
         return
     usual = np.nanquantile(np.array(largest), 0.5, axis=0, method="lower")  # (columns,)
     bound = np.maximum(limits.jump_times * usual, limits.jump_share * state.spread())
     for i, own in enumerate(steps):
-        for t in np.flatnonzero((own > bound).any(1)).tolist():
-            which = own[t] > bound
-            worst = int(np.argmax(np.where(which, own[t] / np.maximum(bound, 1e-12), 0)))
-            text = f"{_names(state, which)}: by {own[t, worst]:.3g} in a step, ordinary episodes by {usual[worst]:.3g} at most"
-            yield Finding("jump", text, i, t + 1)
+        alone = _alone(own)
+        for t in np.flatnonzero((alone > bound).any(1)).tolist():
+            which = alone[t] > bound
+            worst = int(np.argmax(np.where(which, alone[t] / np.maximum(bound, 1e-12), 0)))
+            by = f"by {abs(own[t, worst]):.3g} in a step, ordinary episodes by {usual[worst]:.3g} at most"
+            yield Finding("jump", f"{_names(state, which)}: {by}", i, t + 1)
+
+
+def _alone(steps: np.ndarray) -> np.ndarray:
+    """How far each step (T, columns) goes beyond what the steps beside it do in its direction.
+
+    >>> _alone(np.array([[1.0], [3.0], [1.0], [-2.0]])).ravel()
+    array([0., 2., 0., 2.])
+    """
+    beside = np.zeros_like(steps)
+    for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+        beside[here] = np.maximum(beside[here], np.sign(steps[here]) * steps[there])
+    return np.maximum(np.abs(steps) - beside, 0)
 
 
 def _frozen(

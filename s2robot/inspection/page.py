@@ -152,10 +152,15 @@ def _facts(store: EpisodeStore, count: int, seconds: float, ends: np.ndarray) ->
 
 
 def _cells(table: Table) -> list[list[str]]:
-    return [
-        [row["name"], *(f"{row[k]:.4g}" for k in ("min", "p1", "median", "p99", "max"))]
-        for row in table.ranges()
-    ]
+    keys = ("min", "p1", "median", "p99", "max")
+    return [[row["name"], *_numbers([row[key] for key in keys])] for row in table.ranges()]
+
+
+def _numbers(values: list[float]) -> list[str]:
+    """Numbers of one scale with as many decimals as tell them apart: 1e-18 beside 1 is 0."""
+    largest = max((abs(x) for x in values if np.isfinite(x)), default=0.0)
+    decimals = int(np.clip(3 - np.floor(np.log10(largest)), 0, 12)) if largest else 0
+    return [f"{x:.{decimals}f}" for x in values]
 
 
 def _count(n: int, word: str) -> str:

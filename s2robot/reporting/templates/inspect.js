@@ -21,7 +21,9 @@ const svg = (name, parent, attributes) => {
   parent.append(made);
   return made;
 };
-const number = (x) => x === null || x === undefined ? "NaN" : String(Number(x.toPrecision(4)));
+// As many decimals as tell apart what is within a plot's span, so that digits keep their places.
+const number = (x, span) => x === null || x === undefined ? "NaN"
+  : x.toFixed(span > 0 ? Math.min(Math.max(2 - Math.floor(Math.log10(span)), 0), 12) : 3);
 const seconds = (steps) => (steps / data.rate).toFixed(1);
 const file = (n) => `${data.folder}/${String(n).padStart(4, "0")}`;
 
@@ -150,13 +152,15 @@ const charts = data.charts.map((chart) => {
     item.addEventListener("mouseleave", () => light(false));
     return { ...line, path, value: element("b", item) };
   });
+  let span = 0;
   const draw = () => {
     const points = lines.map((l) => now.curves ? now.curves.columns[l.column] : []);
     const known = $("same-scale").checked ? lines.flatMap((l) => [l.low, l.high]) : points.flat().filter((x) => x !== null);
     let low = known.reduce((a, b) => Math.min(a, b), Infinity), high = known.reduce((a, b) => Math.max(a, b), -Infinity);
-    top.textContent = known.length ? number(high) : "";
-    bottom.textContent = known.length && high > low ? number(low) : "";
     if (!known.length) low = high = 0;
+    span = high - low;
+    top.textContent = known.length ? number(high, span) : "";
+    bottom.textContent = span ? number(low, span) : "";
     if (!(high > low)) { low -= 1; high += 1; }
     const y = (x) => 96 - 92 * (x - low) / (high - low);
     const wide = Math.max(now.steps - 1, 1), each = now.curves ? now.curves.each : 1;
@@ -169,7 +173,7 @@ const charts = data.charts.map((chart) => {
   const move = () => {
     cursor.style.left = `${100 * now.step / Math.max(now.steps - 1, 1)}%`;
     lines.forEach((l) => {
-      l.value.textContent = now.curves ? number(now.curves.columns[l.column][Math.floor(now.step / now.curves.each)]) : "";
+      l.value.textContent = now.curves ? number(now.curves.columns[l.column][Math.floor(now.step / now.curves.each)], span) : "";
     });
   };
   const point = (event) => {
@@ -181,7 +185,7 @@ const charts = data.charts.map((chart) => {
   plot.addEventListener("pointermove", (event) => { if (event.buttons) point(event); });
   return { draw, move };
 });
-$("same-scale").addEventListener("input", () => charts.forEach((c) => c.draw()));
+$("same-scale").addEventListener("input", () => charts.forEach((c) => { c.draw(); c.move(); }));
 
 // ---- time: one step for slider, cursors and video
 

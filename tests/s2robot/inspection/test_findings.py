@@ -98,6 +98,9 @@ def test_a_jump_is_large_beside_what_the_number_does_in_other_episodes():
     data.state[4 * STEPS + 20 :, 1] += 0.15
     found = planted("jump", data)
     assert (found.episode, found.step) == (4, 20) and found.text.startswith("height: by 0.1")
+    swung = Data()  # three fast steps in a row: an arm that is swung, or pushed
+    swung.state[4 * STEPS + 20 :, 1] += np.minimum(np.arange(20) + 1, 3) * 0.08
+    assert swung.found() == []
     closing = Data()  # what every episode does is no jump, however fast
     closing.state[:, 1] = closing.action[:, 1]
     assert closing.found() == []
