@@ -5,7 +5,7 @@ for found in find(tables, ends, rate, pictures, Thresholds()):
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ KINDS = {
     "length": "episodes far shorter or longer than the rest",
     "constant": "numbers that are the same in all steps",
 }
+MANY = 5  # of a kind in an episode, of the same camera or numbers: more are one
 CLOCKS = ("timestamp", "timestamps", "time")  # keys of seconds
 GRIPPERS = ("grip", "claw", "opening")  # what the name of a gripper's number holds
 
@@ -99,7 +100,43 @@ def find(
             found += _clock(key, named[key].values[:, 0], ends, rate, limits)
     found += _blank(pictures, limits)
     order = list(KINDS)
-    return sorted(found, key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
+    found.sort(key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
+    return _joined(found)
+
+
+def _joined(found: Sequence[Finding]) -> list[Finding]:
+    """The findings, where there are many of one subject in an episode as one: a camera at half the rate freezes always."""
+    alike: dict[tuple, list[Finding]] = {}
+    for one in found:
+        alike.setdefault((one.kind, one.episode, one.text.partition(":")[0]), []).append(one)
+    joined = []
+    for group in alike.values():
+        if len(group) > MANY:
+            first, last = group[0], group[-1]
+            text = f"{first.text}; {len(group) - 1} times more until step {last.step + last.steps - 1}"
+            group = [replace(first, text=text)]
+        joined += group
+    return joined
+
+
+def not_looked_for(tables: Sequence[Table], ends: np.ndarray, pictures: Sequence) -> dict[str, str]:
+    """Kinds, joined by commas, that `find` has nothing to tell by, and why."""
+    named = {table.key: table for table in tables}
+    action, state = named.get("action"), named.get("proprio")
+    reasons = {}
+    if not pictures:
+        reasons["frozen, blank"] = "no videos were made"
+    if not any(key in named for key in CLOCKS):
+        reasons["clock"] = f"no key {' or '.join(CLOCKS)}"
+    if state is None:
+        reasons["jump"] = "no key proprio"
+    elif len(ends) < 2:
+        reasons["jump"] = "one episode, nothing to compare with"
+    if action is None or all(part.limits is None for part in action.parts):
+        reasons["saturated"] = "no limits of the action are known"
+    if action is None or not any(True for _ in _gripper_columns(action)):
+        reasons["gripper"] = "no part is binary or called so"
+    return reasons
 
 
 def runs(where: np.ndarray) -> Iterator[tuple[int, int]]:

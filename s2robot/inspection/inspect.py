@@ -11,7 +11,7 @@ from s2robot.common.settings import DemosSettings
 from s2robot.demos.inspect import print_description
 from s2robot.demos.store import EpisodeStore
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
-from s2robot.inspection.findings import Pictures, Thresholds, find
+from s2robot.inspection.findings import Pictures, Thresholds, find, not_looked_for
 from s2robot.inspection.page import FOLDER, write_inspection
 from s2robot.inspection.tables import tables
 
@@ -51,6 +51,7 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) ->
             films, pictures = film_all(store, count, settings.videos, settings.workers, out / FOLDER, update)
     found_tables = tables(store, count)
     found = find(found_tables, ends, store.attrs["rate_hz"], pictures, settings.odd)
+    unknown = not_looked_for(found_tables, ends, pictures)
     kinds = Counter(finding.kind for finding in found)
     print("odd: " + (", ".join(f"{kind} {n}" for kind, n in kinds.items()) or "nothing"))
-    return write_inspection(store, found_tables, ends, films, found, out / "inspect.html")
+    return write_inspection(store, found_tables, ends, films, found, unknown, out / "inspect.html")

@@ -6,7 +6,7 @@ opened as a file may not fetch, but it may load scripts.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def write_inspection(
     ends: np.ndarray,
     films: Tiles | None,
     found: Sequence[Finding],
+    unknown: Mapping[str, str],
     path: Path,
 ) -> Path:
     """Write the page and, beside it, the curves of each episode; the videos are there already.
@@ -47,6 +48,7 @@ def write_inspection(
     Args:
         tables, ends: numbers of all steps and where the episodes end in them.
         films: where the cameras lie in the videos; None without videos.
+        found, unknown: what is odd, and what could not be looked for with the reason.
         path: of the page.
 
     Raises:
@@ -74,7 +76,8 @@ def write_inspection(
         headline=f"{name}: {_count(count, 'episode')}, {_count(steps, 'step')}",
         facts=_facts(store, count, steps / rate, ends),
         kinds=[(kind, meaning, counted[kind]) for kind, meaning in KINDS.items() if counted[kind]],
-        looked=list(KINDS.values()),
+        looked=[meaning for kind, meaning in KINDS.items() if kind not in ", ".join(unknown).split(", ")],
+        unknown=unknown,
         findings={kind: [f for f in found if f.kind == kind][:MOST] for kind in KINDS if counted[kind]},
         most=MOST,
         ranges=[(table.key, _cells(table)) for table in tables],
@@ -160,7 +163,7 @@ def _numbers(values: list[float]) -> list[str]:
     """Numbers of one scale with as many decimals as tell them apart: 1e-18 beside 1 is 0."""
     largest = max((abs(x) for x in values if np.isfinite(x)), default=0.0)
     decimals = int(np.clip(3 - np.floor(np.log10(largest)), 0, 12)) if largest else 0
-    return [f"{x:.{decimals}f}" for x in values]
+    return [f"{round(x, decimals) + 0.0:.{decimals}f}" for x in values]  # + 0.0: no -0
 
 
 def _count(n: int, word: str) -> str:

@@ -23,7 +23,7 @@ const svg = (name, parent, attributes) => {
 };
 // As many decimals as tell apart what is within a plot's span, so that digits keep their places.
 const number = (x, span) => x === null || x === undefined ? "NaN"
-  : x.toFixed(span > 0 ? Math.min(Math.max(2 - Math.floor(Math.log10(span)), 0), 12) : 3);
+  : x.toFixed(span > 0 ? Math.min(Math.max(3 - Math.floor(Math.log10(span)), 0), 12) : 3).replace(/^-(?=[0.]+$)/, "");
 const seconds = (steps) => (steps / data.rate).toFixed(1);
 const file = (n) => `${data.folder}/${String(n).padStart(4, "0")}`;
 

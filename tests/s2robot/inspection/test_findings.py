@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from s2robot.common.errors import UserError
-from s2robot.inspection.findings import Pictures, Thresholds, find, runs
+from s2robot.inspection.findings import Pictures, Thresholds, find, not_looked_for, runs
 from s2robot.inspection.tables import Part, Table
 
 EPISODES, STEPS = 5, 40
@@ -81,6 +81,14 @@ def test_two_equal_pictures_are_not_frozen():
     data = Data()
     data.pictures[3]["hand"].change[11:13] = 0
     assert data.found() == [] and len(data.found(frozen_steps=2)) == 1
+
+
+def test_many_alike_in_an_episode_are_one():
+    data = Data()
+    for t in range(1, 36, 5):
+        data.pictures[3]["hand"].change[t : t + 4] = 0
+    (found,) = data.found(frozen_motion=0.0)
+    assert (found.episode, found.step) == (3, 0) and found.text.endswith("; 6 times more until step 34")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +173,17 @@ def test_constant_numbers():
     data.state[:, 1] = 0.5
     found = planted("constant", data)
     assert found.episode is None and found.text == "proprio: height (0.5)"
+
+
+def test_what_cannot_be_looked_for_is_told():
+    targets = Table("action", ["turn"], [Part("turn", 0, 1, "absolute")], np.zeros((8, 1)))
+    assert not_looked_for([targets], np.array([8]), []) == {
+        "frozen, blank": "no videos were made",
+        "clock": "no key timestamp or timestamps or time",
+        "jump": "no key proprio",
+        "saturated": "no limits of the action are known",
+        "gripper": "no part is binary or called so",
+    }
 
 
 def test_thresholds_out_of_range_are_refused():

@@ -106,7 +106,9 @@ def test_a_long_episode_keeps_its_peaks():
 def test_without_videos_no_picture_is_read(cups, tmp_path, monkeypatch):
     monkeypatch.setattr(films, "film", None)
     page = inspect(cups, tmp_path / "a", videos=FilmSettings(write=False))
-    assert "<video" not in page.read_text() and not list(page.parent.glob("episodes/*.mp4"))
+    text = page.read_text()
+    assert "Not looked for: frozen, blank (no videos were made);" in text and "<video" not in text
+    assert not list(page.parent.glob("episodes/*.mp4"))
     script = (page.parent / "episodes/0000.js").read_text()
     each, lines = json.loads(script.removeprefix("episode(0,").removesuffix(")\n"))
     assert each == 1 and len(lines) == 12 and len(lines[0]) == 12
@@ -143,7 +145,7 @@ def test_the_page_in_a_browser(cups, tmp_path):
         )
         assert page.value("document.querySelector('#step').value") == "4"
         assert page.value("[...document.querySelectorAll('.cursor')].map((c) => c.style.left)") == ["50%"] * 4
-        page.wait("document.querySelector('.chart b').textContent === (0.1 * Math.sin(4)).toFixed(3)")
+        page.wait("document.querySelector('.chart b').textContent === (0.1 * Math.sin(4)).toFixed(4)")
         page.press("ArrowRight", 39)
         page.wait("Math.abs(document.querySelector('#video').currentTime - 0.55) < 0.02")
         brightness = page.value(  # the frame that is seen is that of step 5
