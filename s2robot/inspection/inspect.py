@@ -40,7 +40,7 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) ->
     """
     store = EpisodeStore.open(demos.folder())
     print_description(store)
-    count = min(len(store), demos.episodes or len(store))
+    count = min(len(store), demos.first() or len(store))
     ends = store.episode_ends[:count]
     films: Tiles | None = None
     pictures: list[dict[str, Pictures]] = []

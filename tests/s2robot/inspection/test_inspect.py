@@ -114,6 +114,17 @@ def test_without_videos_no_picture_is_read(cups, tmp_path, monkeypatch):
     assert each == 1 and len(lines) == 12 and len(lines[0]) == 12
 
 
+def test_the_first_episodes_alone(cups, tmp_path):
+    settings = InspectSettings(videos=FilmSettings(write=False))
+    page = inspect_demos(DemosSettings(path=str(cups), episodes=3), settings, tmp_path / "a")
+    assert (
+        "cups: 3 episodes, 33 steps" in page.read_text()
+        and len(list((tmp_path / "a/episodes").iterdir())) == 3
+    )
+    with pytest.raises(UserError, match=r"expected demos.episodes=<number>"):
+        inspect_demos(DemosSettings(path=str(cups), episodes=[1, 2]), settings, tmp_path / "b")
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
 def test_the_page_in_a_browser(cups, tmp_path):
     """Another episode is chosen, the slider moved, the list filtered: video, cursor and list follow."""
