@@ -232,7 +232,7 @@ class LeRobot(Source):
             stop = min(start + step, episode.length)
             piece = {key: array[start:stop] for key, array in numbers.items()}
             for key, stream in streams.items():
-                piece[key] = _stacked([next(stream) for _ in range(stop - start)], f"{where}: {key}")
+                piece[key] = _stacked(stream, stop - start, f"{where}: {key}")
             yield finite(piece, where, start)
         for key, stream in streams.items():
             if next(stream, None) is not None:
@@ -295,12 +295,19 @@ class LeRobot(Source):
                 )
 
 
-def _stacked(frames: list[np.ndarray], where: str) -> np.ndarray:
-    """Frames of one size.  # (t, H, W, 3)"""
-    for frame in frames:
-        if frame.shape != frames[0].shape:
-            raise mismatch(where, f"a picture of {frame.shape}", f"{frames[0].shape} as the one before")
-    return np.stack(frames)
+def _stacked(frames: Iterator[np.ndarray], count: int, where: str) -> np.ndarray:
+    """The next frames, all of one size.  # (count, H, W, 3)"""
+    first = next(frames)
+    stacked = np.empty(
+        (count, *first.shape), np.uint8
+    )  # copied one by one: a frame's memory is used for the next
+    stacked[0] = first
+    for i in range(1, count):
+        frame = next(frames)
+        if frame.shape != first.shape:
+            raise mismatch(where, f"a picture of {frame.shape}", f"{first.shape} as those before")
+        stacked[i] = frame
+    return stacked
 
 
 def camera_name(key: str) -> str:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats import lerobot
 from s2robot.demos.formats.convert import as_store, convert
+from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
@@ -52,6 +54,14 @@ def test_a_partial_download_with_another_video_folder_arrives(tmp_path, v21):
     source = convert(copy, tmp_path / "out.zarr")
     store = EpisodeStore.open(tmp_path / "out.zarr")
     assert store.meta("source_episode").tolist() == [1] and source.notes[0].startswith("1 of 2 episodes")
+
+
+def test_other_peoples_pictures_are_packed_quickly_and_ours_as_ever(tmp_path, v21):
+    convert(v21, tmp_path / "out.zarr", Choice(episodes=1))
+    made.store(tmp_path / "own.zarr")
+    for name, array, level in (("out", "images_top", 2), ("own", "images_hand", 5)):
+        about = json.loads((tmp_path / f"{name}.zarr/data/{array}/zarr.json").read_text())
+        assert about["codecs"][-1] == {"name": "zstd", "configuration": {"level": level, "checksum": True}}
 
 
 def test_it_is_converted_once_and_again_when_it_changes(tmp_path, v21):
@@ -126,6 +136,18 @@ def test_a_broken_column_is_named(tmp_path, changes, words):
         convert(made.lerobot_v21(tmp_path / "in", **changes), tmp_path / "out.zarr")
     assert words in str(caught.value) and "episode 1" in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_pictures_of_two_sizes_are_one_line(tmp_path, monkeypatch):
+    """Of an image feature: a video has one size."""
+    store = made.store(tmp_path / "own.zarr", sizes={"hand": (16, 16)})
+    export(store, tmp_path / "in", "lerobot", ExportSettings(pictures="png"))
+    sizes = iter([(16, 16), (16, 18)] * 6)
+    monkeypatch.setattr(lerobot, "pictures", lambda *_: (np.zeros((*next(sizes), 3), "u1") for _ in range(5)))
+    with pytest.raises(
+        DatasetError, match=r"images_hand: found a picture of \(16, 18, 3\), expected \(16, 16, 3\)"
+    ):
+        convert(tmp_path / "in", tmp_path / "out.zarr")
 
 
 def test_what_is_chosen(tmp_path, v21):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -16,6 +17,7 @@ from s2robot.demos.formats import write_lerobot
 from s2robot.demos.formats.convert import convert
 from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
+from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
 from tests.demos.formats.test_lerobot import psnr
@@ -173,3 +175,21 @@ def test_what_cannot_go_out_is_one_line_and_leaves_nothing(tmp_path, monkeypatch
     assert "1 x 1 pixels that libsvtav1 cannot write" in refused("av1", sizes={"hand": (1, 1)})
     monkeypatch.setattr(av, "codecs_available", {"libx264"})
     assert "pictures: found av1, which PyAV" in refused("av1")
+
+
+@pytest.mark.slow
+def test_the_shipped_demos_go_out_and_come_back(tmp_path):
+    """They hold states: pictures are drawn on the way."""
+    store = EpisodeStore.open(Path(__file__).parents[3] / "demos/data/xarm7_cube.zarr")
+    export(store, tmp_path / "out", "lerobot", ExportSettings())
+    convert(tmp_path / "out", tmp_path / "back.zarr")
+    back = EpisodeStore.open(tmp_path / "back.zarr")
+    assert back.attrs == store.attrs | {"kind": "images"}
+    for key in store.keys:
+        np.testing.assert_array_equal(back[key], store[key], strict=True)
+    for key in store.meta_keys:
+        np.testing.assert_array_equal(back.meta(key), store.meta(key), strict=True)
+    for i in range(0, len(store), 40):
+        drawn = episode_frames(store.path, i, store.cameras, 256)
+        for camera, frames in zip(store.cameras, drawn, strict=True):
+            assert min(map(psnr, back.episode(i)[f"images_{camera}"], frames)) > 38
