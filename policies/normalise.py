@@ -84,12 +84,13 @@ class Normaliser(nn.Module):
         chunks: ArrayLike,
         chunk_pad: ArrayLike | None = None,
         weights: Weights | None = None,
+        starts: np.ndarray | None = None,
     ) -> None:
         """Set all scales from training data.
 
         proprio (M, P): states that are learned from; actions (N, A): those that a context may hold; chunks
         (W, K, A): the actions to imitate, chunk_pad (W, K) True where one is beyond its end. weights (M,), (N,) and (W,):
-        how often each of the three counts, once without. Raises PolicyError for a wrong shape, for values that are not finite, and for those that their parts exclude.
+        how often each of the three counts, once without; starts (W, width inside): what targets are told from. Raises PolicyError for a wrong shape, for values that are not finite, and for those that their parts exclude.
         """
         states, parts = self.parts["proprio"], self.parts["action"]
         p = _table(proprio, "proprio", states)
@@ -109,6 +110,8 @@ class Normaliser(nn.Module):
         self.action.set(offset, scale)
         # what is beyond an end comes after all that counts
         targets = parts.targets(torch.from_numpy(wanted), self.cumulative).numpy()
+        if starts is not None:
+            targets = targets - starts[:, None]
         offsets, scales = np.tile(offset, (self.chunk, 1)), np.tile(scale, (self.chunk, 1))  # (K, W)
         for step in range(self.chunk):
             real = ~pad[:, step]

@@ -60,14 +60,23 @@ class ChunkPolicy(nn.Module):
         chunk_pad: np.ndarray | None = None,
         feature_moments: tuple[np.ndarray, np.ndarray] | None = None,
         weights: Weights | None = None,
+        before: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         """Set normalisation from the training data.
 
         proprio (M, P), actions (N, A), chunks (W, K, A), chunk_pad (W, K) and weights as `Normaliser.fit` explains;
         feature_moments: mean and std (C, D) as `channel_moments` gives them, needed with pooling norm "channel"
-        and ignored otherwise.
+        and ignored otherwise; before: with `from_last` the action before each chunk (W, A), and where there is none (W,).
         """
         self.normaliser.fit(proprio, actions, chunks, chunk_pad, weights)
+        if self.spec.from_last:
+            if before is None:
+                raise PolicyError(
+                    "policy.from_last needs the action before each chunk: give before=(last, first)"
+                )
+            last, first, state = (torch.as_tensor(np.ascontiguousarray(x)) for x in (*before, proprio))
+            starts = self._start(last.float(), first, state.float())
+            self.normaliser.fit(proprio, actions, chunks, chunk_pad, weights, starts.double().numpy())
         if self.network.pooling.norms[0].kind != "channel":
             return
         want = (len(self.spec.cameras), self.spec.dim)
@@ -102,6 +111,9 @@ class ChunkPolicy(nn.Module):
         action_pad = batch.get("action_pad")
         if action_pad is None:
             action_pad = actions.new_zeros(actions.shape[:-1], dtype=torch.bool)
+        start = self._starts(batch["proprio"], batch.get("past_actions"), batch.get("pad"), bool(every))
+        if every and start is not None:  # what came before the first step of a context is not seen
+            action_pad = torch.cat([torch.ones_like(action_pad[:, :1]), action_pad[:, 1:]], 1)
         actions = actions.masked_fill(action_pad[..., None], 0)
         keep = (~action_pad).float()  # (B, K)
         weight = keep * self.step_weight
@@ -109,10 +121,10 @@ class ChunkPolicy(nn.Module):
         context = self._context(
             self._pooled(batch), batch["proprio"], batch.get("past_actions"), batch.get("pad")
         )
-        target = self.normaliser.target(self._to_target(actions))  # as the actions
+        target = self.normaliser.target(self._to_target(actions, start))  # as the actions
         loss, estimate, scalars = self.network("loss", *context, target, weight)
         with torch.no_grad():
-            real = self._to_actions(estimate.reshape(*actions.shape[:-1], spec.action.width))
+            real = self._to_actions(estimate.reshape(*actions.shape[:-1], spec.action.width), start)
             errors = {name: (error * keep).sum() for name, error in spec.action.errors(real, actions).items()}
         return loss, scalars | {"loss": loss.detach()} | errors
 
@@ -170,7 +182,8 @@ class ChunkPolicy(nn.Module):
             drawn = [torch.randn(self.noise_shape, generator=g) for g in generators]
             noise = torch.stack(drawn).to(pooled.device)
         out = self.network("sample", *self._context(pooled, proprio, past_actions, pad), noise)
-        return self._to_actions(out if self.network.count > 1 else out[None])
+        start = self._starts(proprio, past_actions, pad, False)
+        return self._to_actions(out if self.network.count > 1 else out[None], start)
 
     def combine(self, plans: Tensor) -> Tensor:
         """One plan (B, K, A) of the members' (M, B, K, A).
@@ -229,11 +242,50 @@ class ChunkPolicy(nn.Module):
             state = state * (torch.rand(b, 1, 1, device=state.device) >= spec.proprio_dropout)
         return pooled, state, self.normaliser.action(spec.action.inner(past_actions.float())), pad
 
-    def _to_target(self, actions: Tensor) -> Tensor:
-        """Real actions (..., K, A) -> what is predicted (..., K, W), in real units."""
-        return self.spec.action.targets(actions, self.cumulative)
+    def _starts(
+        self, proprio: Tensor, past_actions: Tensor | None, pad: Tensor | None, every: bool
+    ) -> Tensor | None:
+        """What `_start` gives for the last step of a context (B, W), or for `every` one (B, T, W); None without `from_last`.
 
-    def _to_actions(self, out: Tensor) -> Tensor:
+        Raises:
+            PolicyError: no past actions.
+        """
+        if not self.spec.from_last:
+            return None
+        if past_actions is None:
+            raise PolicyError(
+                "past_actions are missing, and policy.from_last predicts changes since the last of them"
+            )
+        first = torch.zeros_like(proprio[..., 0], dtype=torch.bool) if pad is None else pad
+        last = past_actions.roll(
+            1, 1
+        )  # (B, T, A) of the step before; the present one's, in front, counts as none
+        first = torch.cat([torch.ones_like(first[:, :1]), first[:, :-1]], 1)
+        steps = slice(None) if every else -1
+        return self._start(last[:, steps].float(), first[:, steps], proprio[:, steps].float())
+
+    def _start(self, last: Tensor, first: Tensor, state: Tensor) -> Tensor:
+        """Where absolute parts start from, 0 for all others: the last action (..., A), and where there is `first` (...)
+        none, the state (..., P) as far as it measures them, else the middle of the demos.  # (..., W)
+        """
+        parts, scaler = self.spec.action, self.normaliser.action
+        usual = parts.outer(scaler.offset.expand(*last.shape[:-1], -1)).clone()
+        for place, measured in self.spec.measured.items():
+            usual[..., place] = state[..., measured]
+        start = parts.inner(torch.where(first[..., None], usual, last))
+        for part, at in parts.inside:
+            if part.kind != "absolute":
+                start[..., at] = 0
+        return start
+
+    def _to_target(self, actions: Tensor, start: Tensor | None = None) -> Tensor:
+        """Real actions (..., K, A) -> what is predicted (..., K, W), in real units, from the start (..., W) on."""
+        targets = self.spec.action.targets(actions, self.cumulative)
+        return targets if start is None else targets - start[..., None, :]
+
+    def _to_actions(self, out: Tensor, start: Tensor | None = None) -> Tensor:
         """A head's chunk (..., K, W) -> real actions (..., K, A) with soft binary parts."""
-        parts = self.spec.action
-        return parts.outer(parts.actions(self.normaliser.target.inverse(out), self.cumulative))
+        parts, targets = self.spec.action, self.normaliser.target.inverse(out)
+        if start is not None:
+            targets = targets + start[..., None, :]
+        return parts.outer(parts.actions(targets, self.cumulative))

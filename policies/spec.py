@@ -21,7 +21,7 @@ CHOICES = {
     "normalise": MODES,
 }
 
-_LATER = ("grids", "action_parts", "proprio_parts", "normalise_parts")
+_LATER = ("grids", "action_parts", "proprio_parts", "normalise_parts", "from_last")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class PolicySpec:
     action_parts: tuple[dict[str, Any], ...] | None = None
     proprio_parts: tuple[dict[str, Any], ...] | None = None
     normalise_parts: dict[str, str] = field(default_factory=dict)  # part -> mode, where it is not `normalise`
+    from_last: bool = False  # absolute parts are predicted as their change since the action before
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -88,6 +89,10 @@ class PolicySpec:
                 )
         if self.execute > self.chunk:
             raise PolicyError(f"policy.execute {self.execute} is more than policy.chunk {self.chunk}")
+        if self.from_last and self.context < 2:
+            raise PolicyError(
+                f"policy.from_last is true and policy.context {self.context}, expected 2 or more: it sees the action before"
+            )
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise PolicyError(f"policy.cameras is {list(self.cameras)}, expected one or more different names")
         if self.grids:
@@ -114,6 +119,20 @@ class PolicySpec:
     def proprio(self) -> Parts:
         """The parts of a state."""
         return Parts.read(self.proprio_parts, self.proprio_dim, "policy.proprio_parts", "proprio")
+
+    @cached_property
+    def measured(self) -> dict[int, int]:
+        """Numbers of an action that the state measures, by their names: place in the action -> place in the state."""
+        places = {}
+        for parts in (self.proprio, self.action):
+            places[parts] = {
+                name: at.start + i
+                for part, at in parts.outside
+                if part.kind == "absolute" and part.names
+                for i, name in enumerate(part.names)
+            }
+        state = places[self.proprio]
+        return {place: state[name] for name, place in places[self.action].items() if name in state}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "policy") -> PolicySpec:

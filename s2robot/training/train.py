@@ -135,7 +135,13 @@ def _fit(
         windows.action_pad,
         moments,
         weights,
+        _before(store, windows) if policy.spec.from_last else None,
     )
+
+
+def _before(store: EpisodeStore, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """The action (W, A) before each window, and where there is none (W,)."""
+    return store["action"][windows.context[:, -2]], windows.pad[:, -2]
 
 
 class _Run:

@@ -1,0 +1,112 @@
+"""Absolute parts predicted as their change since the action before: where they start, and that levels do not matter."""
+
+import numpy as np
+import pytest
+import torch
+
+from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, PolicySpec
+
+ACTION = [
+    {"name": "arm", "size": 2, "kind": "absolute", "names": ["a", "b"]},
+    {"name": "lift", "size": 1, "kind": "absolute"},
+    {"name": "slide", "size": 1, "kind": "delta"},
+    {"name": "grip", "size": 1, "kind": "binary"},
+]
+STATE = [{"name": "state", "size": 3, "kind": "absolute", "names": ["b", "c", "a"]}]
+K = 3
+
+
+def make_policy(**changes) -> ChunkPolicy:
+    values = {
+        "cameras": ["top"], "dim": 2, "tokens": 1, "context": 2, "chunk": K, "execute": 2, "action_dim": 5, "proprio_dim": 3,
+        "action_parts": ACTION, "proprio_parts": STATE, "from_last": True, "pooling": {"kind": "mean", "norm": "none"},
+        "network": {"image_dim": 4, "state_dim": 4, "hidden": [8]},
+    }  # fmt: skip
+    return ChunkPolicy(PolicySpec.from_dict(values | changes))
+
+
+def ramp(level: float, steps: int = 20) -> np.ndarray:
+    """Actions of which `arm` and `lift` rise by 0.1, 0.2 and 0.3 a step from a level on; the others hold still."""
+    moving = level + np.arange(steps)[:, None] * np.array([0.1, 0.2, 0.3])
+    return np.concatenate([moving, np.full((steps, 1), 0.5), np.ones((steps, 1))], 1).astype(np.float32)
+
+
+def fitted(policy: ChunkPolicy) -> ChunkPolicy:
+    """On ramps of two levels, with a network that gives zero: the middle of what it was fitted on."""
+    actions, chunks, last = [], [], []
+    for level in (0.0, 5.0):
+        a = ramp(level)
+        actions.append(a)
+        chunks += [a[t : t + K] for t in range(1, 20 - K)]
+        last += [a[t - 1] for t in range(1, 20 - K)]
+    state = np.zeros((len(last), 3), np.float32)
+    policy.fit_normaliser(
+        state,
+        np.concatenate(actions),
+        np.stack(chunks),
+        None,
+        None,
+        None,
+        (np.stack(last), np.zeros(len(last), bool)),
+    )
+    torch.nn.init.zeros_(policy.network.head.out.weight)
+    torch.nn.init.zeros_(policy.network.head.out.bias)
+    return policy
+
+
+def test_a_level_that_was_never_seen_makes_no_difference():
+    policy = fitted(make_policy()).eval()
+    a = torch.from_numpy(ramp(100.0, 5))
+    batch = {
+        "features": torch.zeros(1, 2, 1, 1, 2),
+        "proprio": torch.zeros(1, 2, 3),
+        "past_actions": torch.stack([a[1], torch.zeros(5)])[None],
+        "pad": torch.zeros(1, 2, dtype=torch.bool),
+    }
+    plan = policy.plan(batch["features"], batch["proprio"], batch["past_actions"], batch["pad"])
+    torch.testing.assert_close(plan[0, :, :4], a[2:5, :4], rtol=1e-5, atol=1e-5)
+    _, scalars = policy.loss(batch | {"actions": a[2:5][None]})
+    assert scalars["arm_error"] < 1e-4 and scalars["lift_error"] < 1e-4
+
+
+def test_an_episode_starts_from_its_state_and_the_middle_of_the_demos():
+    policy = fitted(make_policy()).eval()
+    actor = BatchActor(policy, 1)
+    actor.reset([0])
+    middle = float(policy.normaliser.action.offset[2])
+    features, state = np.zeros((1, 1, 1, 2), np.float32), np.array([[7.0, 8.0, 9.0]], np.float32)  # b, c, a
+    first = actor.plan([0], features, state)[0, 0]
+    np.testing.assert_allclose(first[:3], [9.1, 7.2, middle + 0.3], rtol=1e-5)
+    taken = np.array([[1.0, 2, 3, 0.5, 1]], np.float32)
+    actor.record_actions([0], taken)
+    np.testing.assert_allclose(actor.plan([0], features, state)[0, 0, :4], [1.1, 2.2, 3.3, 0.5], rtol=1e-5)
+
+
+def test_a_causal_context_asks_no_step_whose_past_it_does_not_see():
+    torch.manual_seed(0)
+    network = {"width": 8, "blocks": 1, "heads": 2, "dropout": 0.0, "causal": True}
+    policy = make_policy(kind="transformer", context=3, network=network).eval()
+    batch = {
+        "features": torch.randn(2, 3, 1, 1, 2), "proprio": torch.randn(2, 3, 3), "past_actions": torch.rand(2, 3, 5),
+        "pad": torch.zeros(2, 3, dtype=torch.bool), "actions": torch.rand(2, 3, K, 5),
+    }  # fmt: skip
+    loss = policy.loss(batch)[0]
+    other = batch["actions"].clone()
+    other[:, 0] += 3
+    assert torch.equal(policy.loss(batch | {"actions": other})[0], loss)
+    other[:, 1] += 3
+    assert not torch.equal(policy.loss(batch | {"actions": other})[0], loss)
+
+
+def test_it_needs_a_past_and_stays_out_of_other_checkpoints():
+    with pytest.raises(
+        PolicyError, match="policy.from_last is true and policy.context 1, expected 2 or more"
+    ):
+        make_policy(context=1)
+    policy = make_policy()
+    with pytest.raises(PolicyError, match="past_actions are missing"):
+        policy.plan(torch.zeros(1, 2, 1, 1, 2), torch.zeros(1, 2, 3))
+    with pytest.raises(PolicyError, match="give before="):
+        policy.fit_normaliser(np.zeros((4, 3)), ramp(0.0), np.stack([ramp(0.0)[:K]] * 4))
+    assert policy.spec.to_dict()["from_last"] is True
+    assert "from_last" not in make_policy(from_last=False).spec.to_dict()
