@@ -1,6 +1,7 @@
 """What we write, read by those whose formats they are: frames and numbers compared."""
 
 import os
+from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 
 from s2robot.demos.formats.export import ExportSettings, export
+from s2robot.demos.formats.robot_videos import frames_at
 from tests.demos.formats import made
+from tests.demos.formats.test_diffusion_policy import film
 from tests.demos.formats.test_lerobot import psnr
 from tests.demos.formats.theirs import Theirs
 
 pytestmark = pytest.mark.slow  # they install other people's packages from the registry
+CLONE = os.environ.get("S2ROBOT_DIFFUSION_POLICY")  # its package is on no registry
 
 SEQUENCES = """
 import robomimic.utils.obs_utils as known
@@ -80,13 +84,12 @@ keep(**{f"{i}/{key}": array for i, episode in enumerate(episodes) for key, array
 @pytest.mark.parametrize("own_class", [False, True])
 def test_diffusion_policy_reads_our_buffer(tmp_path, name, own_class):
     """Its package is on no registry: with S2ROBOT_DIFFUSION_POLICY=<clone> its own class reads, else zarr 2 alone."""
-    clone = os.environ.get("S2ROBOT_DIFFUSION_POLICY")
-    if own_class and not clone:
+    if own_class and not CLONE:
         pytest.skip("S2ROBOT_DIFFUSION_POLICY names no clone of diffusion_policy")
     store = made.store(tmp_path / "in.zarr")
     export(store, tmp_path / name, "diffusion_policy", ExportSettings())
     packages = ("zarr==2.16.1", "numcodecs==0.12.1", "asciitree==0.3.3", "fasteners==0.19")
-    theirs = Theirs(tmp_path, *packages, also=Path(clone) / "diffusion_policy/common" if clone else None)
+    theirs = Theirs(tmp_path, *packages, also=Path(CLONE) / "diffusion_policy/common" if CLONE else None)
     read = theirs(BUFFER, path=tmp_path / name, own_class=own_class)
     for i in range(len(store)):
         episode = store.episode(i)
@@ -197,3 +200,16 @@ def test_we_read_pictures_in_their_codecs(tmp_path):
     error = read["a"].astype(float) - frames
     assert 10 * np.log10(255**2 / (error**2).mean()) > 40  # dB; 50 asked for
     np.testing.assert_array_equal(read["b"], frames)  # a level of 99 loses nothing
+
+
+@pytest.mark.skipif(not CLONE, reason="S2ROBOT_DIFFUSION_POLICY names no clone of diffusion_policy")
+@pytest.mark.parametrize("fps", [15, 30, 60])
+def test_a_step_sees_the_frame_that_theirs_sees(tmp_path, monkeypatch, fps):
+    monkeypatch.syspath_prepend(CLONE)
+    from diffusion_policy.real_world.video_recorder import read_video
+
+    film(tmp_path / "a.mp4", 30, fps)
+    for step in (0.1, 0.08, 1 / 30, 0.033):
+        count = int(30 / fps / step) + 1
+        theirs = list(islice(read_video(str(tmp_path / "a.mp4"), dt=step), count))
+        np.testing.assert_array_equal(list(frames_at(tmp_path / "a.mp4", np.arange(count) * step)), theirs)
