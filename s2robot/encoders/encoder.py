@@ -221,7 +221,7 @@ class S2Encoder(nn.Module):
         output = "pooled" if self.pool == "mean" else "tokens"
         outputs = []
         for frames in tensor_of(images).split(self.frames_at_once):
-            levels = [x * self.scale + self.shift for x in self.pyramid(frames)]
+            levels = [(x * self.scale).add_(self.shift) for x in self.pyramid(frames)]
             layout = self.layout_of(*frames.shape[1:3])
             outputs.append(encode(self._model, levels, layout, self.num_prefix_tokens, output))
         if not outputs:

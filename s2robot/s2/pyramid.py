@@ -31,9 +31,19 @@ def resize(images: Tensor, size: Size) -> Tensor:
     h, w = images.shape[-2:]
     if (h, w) == (height, width):
         return images
+    plain = images.dtype == torch.float32 and images.device.type == "cpu" and not images.requires_grad
+    if plain and (h, w) == (2 * height, 2 * width):
+        return _halved(images)
     if h % height == 0 and w % width == 0:
         return F.avg_pool2d(images, (h // height, w // width))
     return F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
+
+
+def _halved(images: Tensor) -> Tensor:
+    """F.avg_pool2d(images, 2) to the last bit, in half its time: it adds in the same order, a row of pixels at once."""
+    top, bottom = images[..., ::2, :], images[..., 1::2, :]
+    total = top[..., ::2] + top[..., 1::2]
+    return total.add_(bottom[..., ::2]).add_(bottom[..., 1::2]).mul_(0.25)
 
 
 def bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -78,4 +88,4 @@ def channels_first(images: Tensor) -> Tensor:
     """uint8 RGB (B, H, W, 3) -> float32 (B, 3, H, W), 0 to 255; UserError for another type or shape."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(f"expected images uint8 (B, H, W, 3), found {images.dtype} {tuple(images.shape)}")
-    return images.permute(0, 3, 1, 2).float().contiguous()
+    return images.permute(0, 3, 1, 2).contiguous().float()  # moved while they are bytes

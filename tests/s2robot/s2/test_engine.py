@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from s2robot.common.errors import UserError
 from s2robot.s2.engine import assemble, encode
 from s2robot.s2.layout import LONGEST, Sizes, square
+from s2robot.s2.pyramid import resize
 
 torch.set_num_threads(1)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -64,3 +65,16 @@ def test_the_result_has_the_type_of_the_tokens(dtype):
 def test_what_does_not_fit_is_refused(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 3, 6, 10), (4, 3, 256, 256)])
+def test_half_the_size_is_torchs_mean_to_the_last_bit(shape):
+    for images in (
+        torch.randn(shape),
+        torch.randn(shape) * 1e6,
+        torch.randn(shape).to(memory_format=torch.channels_last),
+    ):
+        half = (shape[2] // 2, shape[3] // 2)
+        wanted = F.avg_pool2d(images, 2)
+        assert torch.equal(resize(images, half), wanted)
+        assert torch.equal(resize(images.requires_grad_(), half), wanted)
