@@ -46,10 +46,14 @@ class FeaturesSettings:
                 raise UserError(f"features.{name}: found {found}, expected 1 or more, or null")
 
     def shares(self) -> tuple[int, int]:
-        """Processes that draw, and threads of the encoder beside them."""
+        """Processes that draw, and threads of the encoder beside them.
+
+        Several threads wait for each other, so that all of them are to have a core; one takes a core when it has frames,
+        and leaves it to one more process when it has none.
+        """
         cores = os.cpu_count() or 1
-        workers = self.workers or max(1, cores // 2)
-        return workers, self.threads or max(1, cores - workers)
+        threads = self.threads or max(1, cores - (self.workers or max(1, cores // 2)))
+        return self.workers or max(1, cores - threads + (threads == 1 < cores)), threads
 
 
 def encode_demos(

@@ -19,6 +19,7 @@ from s2robot.common.settings import task_settings
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
+from s2robot.features import FeaturesSettings
 from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint
 from tests.inline import InlinePool
@@ -279,3 +280,20 @@ def test_a_policy_is_tried_while_it_is_trained(here, recorded, tiny_encoder, tmp
     assert "train.rollouts.seed: positions 502 to 502 hold 1 that the demos of this training" in line
     line = refused(here("run", *words, *tried, "train.rollouts.seed=10001"), "run")
     assert "train.rollouts.seed: found 10001, whose positions are among those of the evaluation" in line
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "shares"),
+    [
+        (1, {}, (1, 1)),
+        (2, {}, (2, 1)),  # one thread waits for frames without spinning: a second process has its core
+        (4, {}, (2, 2)),
+        (16, {}, (8, 8)),
+        (2, {"workers": 1}, (1, 1)),
+        (8, {"threads": 1}, (8, 1)),
+        (8, {"workers": 3}, (3, 5)),
+    ],
+)
+def test_no_core_waits_while_frames_are_drawn_and_encoded(cores, given, shares, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert FeaturesSettings(**given).shares() == shares
