@@ -28,7 +28,7 @@ from s2robot.demos.formats.lerobot_features import features_of
 from s2robot.demos.formats.lerobot_meta import MARKER
 from s2robot.demos.formats.parquet import ParquetWriter, write_indexed, write_rows
 from s2robot.demos.formats.source import require
-from s2robot.demos.formats.video import VideoWriter, about_video, check_codec
+from s2robot.demos.formats.video import VideoWriter, about_video, check_codec, pix_fmt
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.tasks import DEFAULT
@@ -126,7 +126,6 @@ class _Writer:
     """One data set in the making."""
 
     def __init__(self, version: Version, store: EpisodeStore, target: Path, settings: ExportSettings):
-        self.notes: list[str] = []
         self._version, self._store, self._target, self._settings = version, store, target, settings
         self._attributes = store.attrs
         rate = self._attributes["rate_hz"]
@@ -144,6 +143,11 @@ class _Writer:
             name: _Files(partial(self._open_video, name, sizes[name]), version.video_bytes, MOST_SECONDS * self._fps)
             for name in ([] if self._png else store.cameras)
         }  # fmt: skip
+        self.notes = [
+            f"{name}: {sizes[name][0]} x {sizes[name][1]} pixels are kept as yuv444p, which browsers do not show"
+            for name in self._videos
+            if pix_fmt(settings.pictures, sizes[name]) == "yuv444p"
+        ]
 
     def _open_data(self, number: int) -> ParquetWriter:
         return ParquetWriter(self._target / self._version.at(self._version.data, number))
@@ -193,7 +197,7 @@ class _Writer:
                 seen[feature].add(frames)
             for feature, values in numbers.items():
                 kept[feature].append(values)
-            stop = at + len(piece["action"])
+            stop = at + len(next(iter(piece.values())))
             if self._png:  # an episode's pictures need not fit into memory
                 data.write(numbers | {name: values[at:stop] for name, values in own.items()}, pictures)
             for name, files in self._videos.items():

@@ -45,7 +45,9 @@ def test_some_cameras_of_ours(tmp_path):
 def test_video_keeps_numbers_exactly_and_pictures_nearly(tmp_path, version, codec):
     """Sides of odd length too."""
     store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
-    export(store, tmp_path / "out", version, ExportSettings(pictures=codec))
+    notes = export(store, tmp_path / "out", version, ExportSettings(pictures=codec))
+    odd = ["left/up: 97 x 63 pixels are kept as yuv444p, which browsers do not show"]
+    assert notes == (odd if codec == "h264" else [])
     convert(tmp_path / "out", tmp_path / "back.zarr")
     back = EpisodeStore.open(tmp_path / "back.zarr")
     assert back.attrs == store.attrs and back.episode_ends.tolist() == store.episode_ends.tolist()
