@@ -255,6 +255,7 @@ def test_replay_and_inspect(here, recorded, tmp_path):
     )
     result = here(
         "inspect", f"data={recorded}", f"hydra.run.dir={tmp_path / 'inspect'}", "videos.draw=32", "demos.episodes=2",
+        "workers=1",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert f"page: {tmp_path / 'inspect/inspect.html'}" in result.stdout
