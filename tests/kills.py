@@ -8,7 +8,8 @@
         for write, folder in killed.items():   # "0 mkdir out", "1 open out/a.part" -> where it was killed and went on
             assert files(folder) == files(tmp_path / "whole"), write
 
-A process of its own imports the test file once and forks for each run. The first runs to its end, and in the middle of
+A process of its own imports the test file, does the job once to have all that it imports, and forks for each run. The
+first runs to its end, and in the middle of
 each of its writes (Python's audit events: files opened for writing, renamed, removed, folders made; below `folder`; of
 the same write again and again the first) it is stopped, its children with it, and `folder` is copied: what a SIGKILL
 leaves there, since a kill takes what is in memory alone and the locks. A file opened to be written anew or appended to
@@ -19,8 +20,10 @@ Import what `job` needs at the top of the test file, and compute with one thread
 """
 
 import contextlib
+import gc
 import importlib.util
 import inspect
+import io
 import json
 import os
 import shutil
@@ -140,6 +143,19 @@ def _run(job: Job, folder: Path, log: Path | None = None, every: int = 1) -> int
         os.killpg(child, signal.SIGCONT)
 
 
+def _warm(job: Job, folder: Path) -> None:
+    """The job once in this process, whatever it ends with: its forks find imported what it imports on its way.
+
+    What is there by then is for no fork to collect: looking through it would copy most of this process's memory.
+    """
+    folder.mkdir()
+    with contextlib.suppress(Exception, SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        job(folder)
+    shutil.rmtree(folder)
+    gc.collect()
+    gc.freeze()
+
+
 def _copy(folder: Path, writes: list[str]) -> None:
     """The folder as a kill in the last of these writes leaves it, beside it under the write's number."""
     _, file, torn = json.loads(writes[-1])
@@ -156,6 +172,7 @@ def _main(file: str, name: str, folder: str, every: str) -> int:
     spec.loader.exec_module(module)
     job, root = getattr(module, name), Path(folder).resolve()
     listed, place = root / "writes.log", root / "run"  # of all runs, which may write down where they are
+    _warm(job, root / "warm")
     place.mkdir()
     if _run(job, place, listed, int(every)):
         return 1
