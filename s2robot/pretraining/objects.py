@@ -84,7 +84,8 @@ def make_objects(
         "labels": list(LABELS),
         "far_m": FARTHEST,
     }
-    _claim(out, meta)
+    if _claim(out, meta):
+        return out
     jobs = [
         (part, range(first, min(first + _PICTURES_A_JOB, count)))
         for part, count in (("train", settings.train), ("test", settings.test))
@@ -100,13 +101,15 @@ def make_objects(
     return out
 
 
-def _claim(out: Path, meta: dict[str, Any]) -> None:
-    """Refuse a folder whose pictures are not those of `meta`."""
+def _claim(out: Path, meta: dict[str, Any]) -> bool:
+    """Whether all pictures of `meta` are there; UserError for a folder whose pictures are of other settings."""
     for path in (out / "meta.json", out / "making.json"):
         if path.is_file() and json.loads(path.read_text("utf-8")) != meta:
             raise UserError(f"{path}: pictures of other settings; remove them or choose another folder")
-    if not (out / "meta.json").is_file():
+    done = (out / "meta.json").is_file()
+    if not done:
         write_json(out / "making.json", meta)
+    return done
 
 
 def _draw(settings: ObjectsSettings, out: Path, part: str, numbers: range) -> int:

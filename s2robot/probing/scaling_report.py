@@ -217,5 +217,5 @@ def summary_text(report: Mapping[str, Any]) -> str:
             for m, (title, factor, unit, digits, _) in shown.items()
         ]
         place = f"{row['task']}, {row['head']}, {row['resize']}"
-        lines.append(f"{place:<26}{row['arm']:<18}{row['gflops']:>8.3g} GFLOPs  {'  '.join(figures[:-1])}")
+        lines.append(f"{place:<28}{row['arm']:<18}{row['gflops']:>8.3g} GFLOPs  {'  '.join(figures[:-1])}")
     return "\n".join([*lines, *headlines(report)])
