@@ -35,10 +35,11 @@ _SEEN = 32  # points along a side at which a dense head is trained: a quarter of
 class HeadSettings:
     """configs/scaling/default.yaml says what each is."""
 
-    steps: int = 500
+    steps: int = 600
     batch: int = 64
     dense_batch: int = 16
-    lr: float = 2e-3
+    lr: float = 0.03
+    lr_deep: float = 0.003
     weight_decay: float = 0.05
     checks: int = 10
 
@@ -53,7 +54,7 @@ class HeadSettings:
             weight_decay=(0, INFINITY),
             checks=many,
         )
-        check_positive(self, "scaling.head", "lr")
+        check_positive(self, "scaling.head", "lr", "lr_deep")
 
 
 # --- tasks: targets, loss, and figures from sums over pictures -------------------------------------------------
@@ -269,7 +270,8 @@ def fit(
     size = settings.batch if isinstance(task, Classify) else settings.dense_batch
     mean, std = _spread(rows, columns, roles == FIT, size)
     head = Head(task, kind, rows.shape[1], mean, std)
-    optimiser = torch.optim.AdamW(head.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    lr = settings.lr if kind == "linear" else settings.lr_deep
+    optimiser = torch.optim.AdamW(head.parameters(), lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: cosine_with_warm_up(step, step / settings.steps, settings.steps // 20)
     )
@@ -298,7 +300,7 @@ def fit(
                 break
     if not best[2]:
         raise UserError(
-            f"the loss of a {kind} head is not finite after {step} steps; lower scaling.head.lr {settings.lr}"
+            f"the loss of a {kind} head is not finite after {step} steps; lower its rate {lr} (scaling.head)"
         )
     head.load_state_dict(best[2])
     return Fitted(head.eval(), best[1], curve)

@@ -90,7 +90,9 @@ def test_a_dense_head_finds_a_depth_that_is_linear_in_its_token(kind, tmp_path):
     truth[:, 0, 0] = 0  # not known: counts nowhere
     task, roles = Depth(0.001), mixed_roles(240)
     rows = rows_of(x, tmp_path)
-    settings = HeadSettings(steps=250 if kind == "linear" else 80, batch=16, lr=0.03, weight_decay=0)
+    settings = HeadSettings(
+        steps=250 if kind == "linear" else 80, batch=16, lr=0.03, lr_deep=0.03, weight_decay=0
+    )
     fitted = fit(task, kind, rows, np.arange(5), truth, roles, settings, 0)
     found = tally(task, fitted.head, rows, np.arange(5), truth, roles == TEST)
     scores = task.scores(found.sum(0)[None].astype(float), np.ones(1))
@@ -109,7 +111,7 @@ def test_an_attention_head_reads_the_one_token_that_tells(tmp_path):
     x[np.arange(600), place, 0] = 4  # "look here"
     x[np.arange(600), place, 1] = 4 * labels - 2
     rows, roles, columns = rows_of(x, tmp_path), mixed_roles(600), np.arange(8)
-    settings = HeadSettings(steps=200, batch=64, lr=0.01)
+    settings = HeadSettings(steps=200, batch=64, lr_deep=0.01)
     fitted = fit(Classify(2), "attention", rows, columns, labels, roles, settings, 0)
     assert tally(Classify(2), fitted.head, rows, columns, labels, roles == TEST)[:, 0].mean() > 0.97
 
