@@ -309,7 +309,7 @@ class CubePick(MujocoTask):
     # ---------------------------------------------------------------- inside
 
     def _apply(self, close: bool) -> None:
-        self.world.step(np.append(self.commanded, 1.0 if close else -1.0))
+        self.world.advance(np.append(self.commanded, 1.0 if close else -1.0))
         self._refresh_poses()
 
     def _open_gripper(self) -> None:

@@ -8,6 +8,7 @@ control rate; stock placement is within 3 cm, so CubePick places the cube itself
 import logging
 import xml.etree.ElementTree as ElementTree
 
+import mujoco
 import numpy as np
 
 from s2robot.envs.robots import RobotSpec
@@ -96,6 +97,33 @@ class CubeWorld(Lift):
         # `speed` is a property without a setter: the one instance gets a class of its own
         speed = _GRIPPER_STEPS_PER_S / rate_hz
         gripper.__class__ = type("RateGripper", (gripper.__class__,), {"speed": speed})
+
+    def advance(self, action: np.ndarray) -> None:
+        """What robosuite's ``step`` does to the physics, to the last bit, in a fraction of its time.
+
+        Of each physics step it computes poses, velocities and Jacobians of the hand, limits of the action and observations
+        that nobody reads here. Its own code sets the goals and makes the first step; what is left of the others is the joint
+        controller, in its own order of operations. The gripper's command stays that of the first.
+        """
+        model, data = self.sim.model._model, self.sim.data._data
+        mujoco.mj_step1(model, data)
+        self._pre_action(action, policy_step=True)
+        mujoco.mj_step2(model, data)
+        robot = self.robots[0]
+        arm, motors = robot.part_controllers["right"], np.array(robot._ref_actuators_indexes_dict["right"])
+        low, high = model.actuator_ctrlrange[motors].T
+        qpos, qvel = np.array(arm.qpos_index), np.array(arm.qvel_index)
+        goal, kp, kd = np.array(arm.goal_qpos), arm.kp, arm.kd
+        mass = np.empty((model.nv, model.nv))
+        for _ in range(int(self.control_timestep / self.model_timestep) - 1):
+            mujoco.mj_step1(model, data)
+            mujoco.mj_fullM(model, mass, data.qM)
+            wanted = (goal - data.qpos[qpos]) * kp + -data.qvel[qvel] * kd
+            torque = np.dot(mass[qvel, :][:, qvel], wanted) + data.qfrc_bias[qvel]
+            data.ctrl[motors] = np.minimum(np.maximum(torque, low), high)
+            mujoco.mj_step2(model, data)
+        self.timestep += 1
+        self.cur_time += self.control_timestep
 
     def _load_model(self) -> None:
         super(Lift, self)._load_model()  # Lift's own would place a cube of a fixed size

@@ -355,3 +355,29 @@ def test_describe_is_json_and_says_what_a_dataset_must_know(env):
 def test_settings_out_of_range_are_refused(key, value, expected):
     with pytest.raises(EnvError, match=f"env.{key}: found {value}, expected {expected}"):
         CubePickConfig(**{key: value})
+
+
+def test_a_control_step_is_robosuites_to_the_last_bit(env):
+    """From a reset on, when its controllers still hold what they saw then, and from states along a pick, fingers closing."""
+    rng = np.random.default_rng(0)
+
+    def after(step, state, action):
+        env.reset(seed=3)
+        if state is not None:
+            env.set_state(state)
+        for _ in range(2):
+            step(action)
+        return env.get_state()
+
+    states = [None]
+    env.reset(seed=3)
+    for _ in range(4):
+        for _ in range(5):
+            env.step_physics(np.append(rng.uniform(-0.1, 0.1, 7), len(states) % 2))
+        states.append(env.get_state())
+    for state in states:
+        for grip in (-1.0, 1.0):
+            action = np.append(env.commanded + rng.uniform(-0.2, 0.2, 7), grip)
+            ours, theirs = (after(step, state, action) for step in (env.world.advance, env.world.step))
+            assert np.array_equal(ours, theirs)
+            assert not np.array_equal(ours, state)
