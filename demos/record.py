@@ -24,6 +24,7 @@ from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, acted
 from s2robot.envs.tasks import make
+from s2robot.envs.trace import span
 from s2robot.envs.workers import worker_pool
 
 _WORLDS: dict[str, Task] = {}  # a worker's world, kept between its episodes
@@ -46,7 +47,14 @@ def record_episode(
     key = repr(settings)
     if key not in _WORLDS:
         _WORLDS[key] = make(settings, draw=False)
-    env = _WORLDS[key]
+    with span("record", seed=seed):
+        return _recorded(_WORLDS[key], expert_settings, seed, expert, imitate_kicks, states)
+
+
+def _recorded(
+    env: Task, expert_settings: Any, seed: int, expert: int, imitate_kicks: bool, states: np.ndarray | None
+) -> tuple[dict, dict]:
+    settings = env.settings
     _, info = env.reset(seed=seed)
     who: Any = env.expert(np.random.default_rng([seed, 7]), expert_settings)
     can_be_asked = expert > 0 and hasattr(who, "ask")

@@ -19,6 +19,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.envs.task import Task, TaskSettings
 from s2robot.envs.tasks import make, settings_of
+from s2robot.envs.trace import span
 from s2robot.envs.workers import worker_pool
 
 _OPEN: dict[tuple, tuple[EpisodeStore, Task | None]] = {}  # what a worker holds between episodes
@@ -72,9 +73,10 @@ def episode_frames(
     if env is None:
         return [store.read(f"images_{c}", rows.start, rows.stop) for c in cameras]
     drawn: list[dict[str, np.ndarray]] = []
-    for state in store.read("state", rows.start, rows.stop):
-        env.set_state(state)
-        drawn.append(env.render_cameras())
+    with span("draw", episode=episode):
+        for state in store.read("state", rows.start, rows.stop):
+            env.set_state(state)
+            drawn.append(env.render_cameras())
     return [np.stack([frames[c] for frames in drawn]) for c in cameras]
 
 

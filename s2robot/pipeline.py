@@ -5,9 +5,8 @@ s2robot run record=true           # record the demos first
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
-from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.provenance import versions
 from s2robot.common.run_folder import is_first
@@ -30,6 +28,7 @@ from s2robot.common.settings import (
     read_among,
     task_settings,
 )
+from s2robot.common.timeline import Stages
 from s2robot.demos.mix import Mix
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
@@ -39,6 +38,7 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.views import Views
 from s2robot.envs.parts import size_of
 from s2robot.envs.task import TaskSettings
+from s2robot.envs.trace import tracing
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, wide
@@ -251,11 +251,16 @@ def losses(row: dict[str, float]) -> str:
 
 
 def run(cfg: DictConfig) -> None:
-    """`s2robot run`: every step, with the time that each took.
+    """`s2robot run`: every step, with the time that each took; with `profile=true` a trace of all processes.
 
     A training with several processes starts the others with the same command: they come to the training, and are
     done after it.
     """
+    with tracing(Path(cfg.run_dir) / "trace.json") if cfg.profile and is_first() else nullcontext():
+        _run(cfg)
+
+
+def _run(cfg: DictConfig) -> None:
     from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
@@ -281,7 +286,7 @@ def run(cfg: DictConfig) -> None:
     with timed("evaluate"):
         summary = evaluate_policy(cfg, checkpoint, out)
     write_card(checkpoint, summary)
-    finish(summary, out)
+    finish(summary, out, timed)
 
 
 def _refuse_shared_positions(task: Task, seed: int, episodes: int) -> None:
@@ -294,22 +299,8 @@ def _refuse_shared_positions(task: Task, seed: int, episodes: int) -> None:
         )
 
 
-class Stages:
-    """The seconds that each step of a run takes, in a file that the first process writes."""
-
-    def __init__(self, file: Path):
-        self.file, self.rows = file, list[dict[str, Any]]()
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.rows.append({"stage": name, "seconds": round(time.monotonic() - start, 1)})
-        if is_first():
-            write_json(self.file, self.rows)
-
-
-def finish(summary: dict[str, Any], out: Path) -> None:
-    """Write the report and say the result."""
+def finish(summary: dict[str, Any], out: Path, timed: Stages | None = None) -> None:
+    """Write the report; say where the time went, and the result."""
     report = write_report(out)
-    print(f"\n{headline(summary)}\nreport: {report.resolve()}")
+    table = f"\n{timed.told()}\n" if timed else ""
+    print(f"{table}\n{headline(summary)}\nreport: {report.resolve()}")

@@ -19,6 +19,7 @@ from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
 from s2robot.common.settings import DemosSettings, only_simulated, read, read_among, task_settings
+from s2robot.common.timeline import Stages
 from s2robot.dagger.takeover import REASONS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
@@ -77,7 +78,7 @@ def dagger(cfg: DictConfig) -> None:
         )
     task = pipeline.read_task(cfg)
     encoder = build_encoder(task.encoder)
-    timed = pipeline.Stages(out / "stages.json")
+    timed = Stages(out / "stages.json")
 
     def trained(task: pipeline.Task, folder: Path) -> Path:
         store = task.open_demos()
@@ -105,4 +106,4 @@ def dagger(cfg: DictConfig) -> None:
         checkpoint = Path(rows[i - 1]["checkpoint"])
     with timed("evaluate"):
         summary = evaluate_policy(cfg, checkpoint, out)
-    pipeline.finish(summary, out)
+    pipeline.finish(summary, out, timed)

@@ -33,6 +33,7 @@ from torch import Tensor
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_text
 from s2robot.encoders.cameras import encode_cameras
+from s2robot.envs.trace import span
 
 Frames = Iterable[tuple[int, Sequence[np.ndarray]]]  # (episode, one uint8 (T_ep, H, W, 3) a camera)
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
@@ -232,14 +233,16 @@ class FeatureCache:
             for i, frames in make_frames(missing):
                 self.timing["wait_s"] += time.perf_counter() - clock
                 clock = time.perf_counter()
-                values = self._checked(i, frames, encode)
+                with span("encode", episode=i):
+                    values = self._checked(i, frames, encode)
                 self.timing["encode_s"] += time.perf_counter() - clock
                 clock = time.perf_counter()
                 offset = int(self.starts[i]) * int(np.prod(self.shape[1:])) * self.dtype.itemsize
-                _write_all(file.fileno(), values.reshape(-1).view(np.uint8).data, offset)
-                os.fsync(file.fileno())  # features before the mark that they are there
-                done.add(i)
-                self._write_index(done)
+                with span("write features", episode=i):
+                    _write_all(file.fileno(), values.reshape(-1).view(np.uint8).data, offset)
+                    os.fsync(file.fileno())  # features before the mark that they are there
+                    done.add(i)
+                    self._write_index(done)
                 self.timing["write_s"] += time.perf_counter() - clock
                 self.timing["frames"] += len(values) * self.shape[1]
                 steps += int(lengths[i])

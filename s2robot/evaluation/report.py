@@ -56,7 +56,7 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
         title=f"{summary['successes']} of {summary['episodes']} {known.success_text}",
         **_failures(records, known),
         films=embed(run_dir, _films(records, known), video_bytes, str(run_dir / "episodes.jsonl")),
-        stages=[(str(row["stage"]), row["seconds"]) for row in stages],
+        stages=[(str(row["stage"]), row["seconds"], _cores(row)) for row in stages],
         training_svg=drawing(training_plot(metrics), "training") if metrics else None,
         fitted=_fitted(summary),
         **_disagreement(records),
@@ -66,6 +66,14 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
         **_pictures(summary, records, known),
         **_durations(summary),
     )
+
+
+def _cores(row: Mapping[str, Any]) -> str:
+    """What a step did with the cores; nothing of runs that did not count it."""
+    used, unused = row.get("processor_s"), row.get("unused_s")
+    if not (is_number(used) and is_number(unused)):
+        return ""
+    return f"{used:.0f} s of processor time, {unused:.0f} s unused"
 
 
 def _read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def finished(command, recorded, tiny_encoder, tmp_path_factory):
     result = command(
         "run", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2",
         "train.batch_size=32", "train.threads=1", "features.workers=1", "evaluate.videos=1",
-        "evaluate.video_size=32", f"hydra.run.dir={out}", *POLICY, *EVALUATION,
+        "evaluate.video_size=32", "profile=true", f"hydra.run.dir={out}", *POLICY, *EVALUATION,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result, out
@@ -99,7 +99,14 @@ def test_run_ends_with_a_report_and_a_figure(finished, recorded):
     page = (out / "report.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>") and str(ROOT) not in page
     stages = json.loads((out / "stages.json").read_text())
-    assert [s["stage"] for s in stages] == ["encode", "train", "evaluate"]
+    assert [s["stage"] for s in stages] == ["start", "encode", "train", "evaluate"]
+    table = [line.split() for line in result.stdout.split("unused of")[1].split("\n\n")[0].splitlines()[1:]]
+    seconds = {row[0]: (float(row[1]), float(row[3])) for row in table}
+    for column in (0, 1):  # to the rounding of six figures
+        parts = sum(row[column] for name, row in seconds.items() if name != "together")
+        assert parts == pytest.approx(seconds["together"][column], abs=0.3)
+    assert all(seconds[s["stage"]] == (s["seconds"], s["processor_s"]) for s in stages)
+
     assert [r["seed"] for r in records] == [10000, 10001]
     filmed = [r["video"] for r in records if r["video"]]
     assert len(filmed) == 1 and (out / filmed[0]).stat().st_size > 1000
@@ -112,6 +119,19 @@ def test_run_ends_with_a_report_and_a_figure(finished, recorded):
     assert contract["cameras"] == ["hand", "left", "right"] and contract["robot"] == "xarm7"
     assert policy.spec.dim == 128 and policy.spec.tokens == 16 and contract["encoder"]["sizes"] == [32, 64]
     assert [row["step"] for row in json.loads((out / "metrics.json").read_text())] == [2]
+
+
+def test_a_profile_holds_what_all_processes_did(finished):
+    spans = [
+        row for row in json.loads((finished[1] / "trace.json").read_text())["traceEvents"] if row["ph"] == "X"
+    ]
+    by_name = {name: [row for row in spans if row["name"] == name] for name in {row["name"] for row in spans}}
+    (train,) = by_name["train"]
+    assert len(by_name["step"]) == 2 and {row["pid"] for row in by_name["step"]} == {train["pid"]}
+    for step in by_name["step"]:
+        assert train["ts"] <= step["ts"] and step["ts"] + step["dur"] <= train["ts"] + train["dur"]
+    assert len(by_name["draw"]) == len(by_name["encode"]) - 1  # a step of the run is called so, too
+    assert train["pid"] not in {row["pid"] for row in by_name["draw"]}
 
 
 def test_evaluate_gives_the_same_records_again(finished, here, tmp_path):
@@ -147,7 +167,7 @@ def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_p
         written.append([(out / name).read_bytes() for name in files])
     assert written[0] == written[1]
     assert [s["stage"] for s in json.loads((out / "stages.json").read_text())] == [
-        "record", "encode", "train", "evaluate",
+        "start", "record", "encode", "train", "evaluate",
     ]  # fmt: skip
 
 

@@ -84,14 +84,14 @@ def test_rounds_of_correcting_and_training_end_with_a_report(config, demos, tmp_
     assert [a["seeds"] for a in about] == [[503], [503, 200000], [503, 200000, 200001]]
     assert read_summary(out / "summary.json")["dataset"]["episodes"] == 3 and (out / "report.html").is_file()
     names = [stage["stage"] for stage in json.loads((out / "stages.json").read_text())]
-    assert names == ["encode", "train", *["record", "encode", "train"] * 2, "evaluate"]
+    assert names == ["start", "encode", "train", *["record", "encode", "train"] * 2, "evaluate"]
 
     monkeypatch.setattr(rounds, "record", None)  # what is done is not done again
     rows[1]["checkpoint"] = None
     (out / "rounds.json").write_text(json.dumps(rows))
     rounds.dagger(config("dagger", "recording.rounds=2"))
     names = [stage["stage"] for stage in json.loads((out / "stages.json").read_text())]
-    assert names == ["encode", "train", "encode", "train", "evaluate"]
+    assert names == ["start", "encode", "train", "encode", "train", "evaluate"]
 
 
 def test_positions_that_are_reported_are_not_corrected(config):

@@ -1,0 +1,49 @@
+"""Where a run's time went: rows that add up, and processor seconds of this process and its children."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from s2robot.common.timeline import Stages, age_s
+
+BURN = "import time\nwhile time.process_time() < 0.3: pass"
+
+
+def burn(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_steps_and_the_rest_add_up_with_the_children(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2})
+    timed = Stages(tmp_path / "stages.json")
+    with timed("own"):
+        burn(0.2)
+    with timed("child"):
+        subprocess.run([sys.executable, "-c", BURN], check=True)
+    burn(0.2)  # in no step
+    start, own, child = json.loads((tmp_path / "stages.json").read_text())
+    assert [row["stage"] for row in (start, own, child)] == ["start", "own", "child"]
+    assert 0.2 <= own["processor_s"] < 0.5 and 0.3 <= child["processor_s"] < 1
+    for row in (own, child):
+        assert row["unused_s"] == pytest.approx(3 * row["seconds"] - row["processor_s"], abs=0.21)
+    lines = [line.split() for line in timed.told().splitlines()]
+    assert " ".join(lines[0]) == "wall processor unused of 3 cores"
+    assert [line[0] for line in lines[1:]] == ["start", "own", "child", "rest", "together"]
+    for column in (1, 3):
+        figures = [float(line[column]) for line in lines[1:]]
+        assert sum(figures[:-1]) == pytest.approx(figures[-1], abs=0.3)
+    assert float(lines[4][3]) >= 0.1
+
+
+def test_a_process_knows_its_age():
+    words = "from s2robot.common.timeline import age_s\nprint(age_s())"
+    begun = time.monotonic()
+    found = float(
+        subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True).stdout
+    )
+    assert 0 < found < time.monotonic() - begun + 0.05 and age_s() > time.process_time() / 4
