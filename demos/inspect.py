@@ -15,8 +15,7 @@ from s2robot.demos.errors import mismatch
 from s2robot.demos.layouts import starts, task_of
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import MAX_DELTA
-from s2robot.envs.parts import number_names, usual
+from s2robot.envs.parts import MAX_DELTA, number_names, usual
 
 STILL = 1e-6  # rad: joint deltas below this count as zero
 

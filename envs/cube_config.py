@@ -15,7 +15,6 @@ from s2robot.envs.task import TaskSettings
 STAGES = ("approach", "grasp", "lift", "held")
 ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
 ENV_VERSION = "CubePick-v0"
-MAX_DELTA = 0.25  # rad a step and joint
 SHUT = 0.15  # the gripper's opening below which, where it touches nothing, it has closed on nothing
 
 

@@ -16,10 +16,11 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from s2robot.envs.cube_config import MAX_DELTA, SHUT, STAGES, CubePickConfig
+from s2robot.envs.cube_config import SHUT, STAGES, CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import image_space, sizes_of
 from s2robot.envs.mujoco_task import MujocoTask
+from s2robot.envs.parts import MAX_DELTA
 from s2robot.envs.robots import robot_spec
 from s2robot.envs.world import CLUTTER, TABLE_HEIGHT, CubeWorld
 

@@ -14,7 +14,8 @@ from typing import Any
 import mink
 import numpy as np
 
-from s2robot.envs.cube_config import MAX_DELTA, SHUT, PickerConfig
+from s2robot.envs.cube_config import SHUT, PickerConfig
+from s2robot.envs.parts import MAX_DELTA
 from s2robot.envs.world import TABLE_HEIGHT
 
 _MEMORY = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")

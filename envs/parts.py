@@ -22,6 +22,7 @@ KINDS = ("delta", "absolute", "rotation", "binary")
 FORMS = {"axis_angle": 3, "rot6d": 6}
 KEYS = ("name", "size", "kind", "low", "high", "names", "form", "relative")
 FLAT = 1e-4  # sine of the angle between two columns of a rot6d, and a column's length, that span no frame
+MAX_DELTA = 0.25  # rad a step and joint, of the usual parts where a dataset names no other
 BEYOND = 1e-5  # of a limit's range: what float32 and clipping round
 
 Plain = Sequence[Mapping[str, Any]]

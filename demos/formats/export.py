@@ -1,6 +1,6 @@
 """Our episodes out to other people's formats: LeRobot, robomimic, diffusion_policy.
 
-    export(EpisodeStore.open("cube.zarr"), Path("cube"), "lerobot", ExportSettings())
+    export(EpisodeStore.open("demos.zarr"), Path("demos"), "lerobot", ExportSettings())
 
 A writer is `write_<name>.py` with `write(store, target, settings, progress)`: it makes the file or folder `target`, which
 is a temporary name that becomes the final one when the writer returns, so that nothing half-written is ever found. It

@@ -1,6 +1,6 @@
 """LeRobot data sets written, v3.0 and v2.1.
 
-    write(EpisodeStore.open("cube.zarr"), Path("cube"), ExportSettings(), progress)
+    write(EpisodeStore.open("demos.zarr"), Path("demos"), ExportSettings(), progress)
 
 `action` and `proprio` become `action` and `observation.state`, with our parts as names; cameras `observation.images.<name>`;
 all other arrays keep their names. Both versions differ in what goes into one file: an episode, or as many as fill it. What

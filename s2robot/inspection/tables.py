@@ -8,8 +8,7 @@ import numpy as np
 from s2robot.demos.inspect import dimension_names, ranges
 from s2robot.demos.schema import PARTS, parts_of
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import MAX_DELTA
-from s2robot.envs.parts import size_of
+from s2robot.envs.parts import MAX_DELTA, size_of
 
 WIDEST = 64  # numbers a step: what is wider is for programs, a simulator's state for example
 MOST_LINES = 7  # in one plot: as many as colours that can be told apart

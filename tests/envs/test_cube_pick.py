@@ -7,10 +7,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import s2robot.envs  # noqa: F401 (registers the id)
-from s2robot.envs.cube_config import MAX_DELTA, STAGES, CubePickConfig
+from s2robot.envs.cube_config import STAGES, CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.errors import EnvError
+from s2robot.envs.parts import MAX_DELTA
 from s2robot.envs.robots import ROBOTS
 from s2robot.envs.world import TABLE_HEIGHT
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from s2robot.demos.record import record_episode
-from s2robot.envs.cube_config import MAX_DELTA, CubePickConfig
+from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
+from s2robot.envs.parts import MAX_DELTA
 
 SEEDS = {"xarm7": range(700, 724), "panda": range(700, 712)}
 
