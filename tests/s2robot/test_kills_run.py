@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2robot import pipeline
+from s2robot import features, pipeline
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.cli import main
 from s2robot.common.files import write_json
@@ -74,10 +74,10 @@ def running(folder: Path) -> None:
         patch.setattr(recorder, "about_demos", about)
         patch.setattr(recorder, "worker_pool", InlinePool)
         patch.setattr(recorder, "record_episode", episode)
-        patch.setattr(pipeline, "drawn_by", lambda store: {"made": "up"})
-        patch.setattr(pipeline, "render_episodes", frames)
+        patch.setattr(features, "drawn_by", lambda store: {"made": "up"})
+        patch.setattr(features, "render_episodes", frames)
         patch.setattr(evaluate, "evaluate_policy", evaluated)
-        patch.setattr(pipeline, "finish", lambda summary, out: None)
+        patch.setattr(pipeline, "finish", lambda *_: None)
         words = [*WORDS, f"encoder.checkpoint={encoder}", f"hydra.run.dir={folder / 'out'}"]
         assert main(["run", *words]) == 0
 
@@ -103,6 +103,6 @@ def test_a_kill_at_any_write_of_a_run_changes_nothing(tmp_path):
     killed = kill_at_every_write(running, tmp_path, every, seconds=3600)
     whole = what_is_left(tmp_path / "whole")
     assert len(EpisodeStore.open(tmp_path / "whole/out/demos.zarr")) == 3
-    assert whole["stages"] == ["record", "encode", "train", "evaluate"]
+    assert whole["stages"] == ["start", "record", "encode", "train", "evaluate"]
     for write, folder in killed.items():
         assert what_is_left(folder) == whole, write

@@ -82,6 +82,7 @@ def test_our_states_go_out_with_their_world(tmp_path):
     """What we write, robomimic's scripts can draw: its states alone, in its scene, give the pictures again."""
     task = make(RobosuiteSettings(env="Lift", rate_hz=10, cameras=CHOICE.cameras, image_size=24))
     task.reset(seed=5)
+    task.action_space.seed(2)
     with EpisodeStore.create(tmp_path / "in.zarr", task.describe() | {"seed": 5, "kind": "states"}) as store:
         rows = []
         for _ in range(STEPS):
@@ -105,7 +106,9 @@ def test_our_states_go_out_with_their_world(tmp_path):
             del file[f"data/demo_0/{name}"]
     convert(tmp_path / "out.hdf5", tmp_path / "again.zarr", CHOICE)
     again = EpisodeStore.open(tmp_path / "again.zarr")
-    np.testing.assert_array_equal(again["images_agentview"], drawn["images_agentview"])
+    # a scene's text has fewer digits than its numbers: a pixel may fall on the other side of a grey level
+    apart = again["images_agentview"].astype(int) - drawn["images_agentview"]
+    assert np.abs(apart).max() <= 1 and (apart != 0).mean() < 0.01
     np.testing.assert_allclose(again["proprio"], store["proprio"], atol=1e-6)
     assert again.attrs["action_parts"] == store.attrs["action_parts"]
     np.testing.assert_array_equal(again["action"], store["action"])
