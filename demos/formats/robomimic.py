@@ -45,7 +45,23 @@ def has_observations(path: Path, choice: Choice) -> bool:
         return "obs" in file["data"][demos_of(file, path, choice)[0]]
 
 
-class Robomimic(Source):
+class DemosOfFile(Source):
+    """What any of its kinds of files gives: `_demos` are the names of those that are asked for."""
+
+    _demos: list[str]
+    _lengths: list[int]
+
+    def __len__(self) -> int:
+        return len(self._demos)
+
+    def length(self, i: int) -> int:
+        return self._lengths[i]
+
+    def values(self, i: int) -> dict[str, Any]:
+        return {"source_episode": number_of(self._demos[i])}
+
+
+class Robomimic(DemosOfFile):
     """A file with `obs`; see :class:`Source`."""
 
     def __init__(self, path: Path, choice: Choice):
@@ -98,15 +114,9 @@ class Robomimic(Source):
             self.attributes["action_frame"] = frame
             self._scale = scale_of(self.attributes)
 
-    def __len__(self) -> int:
-        return len(self._demos)
-
-    def length(self, i: int) -> int:
-        return self._lengths[i]
-
     def values(self, i: int) -> dict[str, Any]:
         if self._kept is None:
-            return {"source_episode": number_of(self._demos[i])}
+            return super().values(i)
         with opened(self.path) as file:
             found = dict(file["data"][self._demos[i]].attrs)
         found = {k.removeprefix(f"{NAME}:"): v for k, v in found.items() if k.startswith(f"{NAME}:")}

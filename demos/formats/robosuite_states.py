@@ -16,15 +16,15 @@ import numpy as np
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.robomimic import (
     HAND,
+    DemosOfFile,
     action_parts,
     array_of,
     demos_of,
     env_args,
-    number_of,
     opened,
     scale_of,
 )
-from s2robot.demos.formats.source import Choice, Piece, Source, about, finite, require, steps_of
+from s2robot.demos.formats.source import Choice, Piece, about, finite, require, steps_of
 from s2robot.envs.errors import EnvError
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make
@@ -38,7 +38,7 @@ NOT_THE_WORLD = (
 )  # fmt: skip
 
 
-class RobosuiteStates(Source):
+class RobosuiteStates(DemosOfFile):
     """One file; see :class:`Source`."""
 
     def __init__(self, path: Path, choice: Choice):
@@ -72,15 +72,6 @@ class RobosuiteStates(Source):
         if frame:
             self.attributes["action_frame"] = frame
         self._scale = scale_of(self.attributes)
-
-    def __len__(self) -> int:
-        return len(self._demos)
-
-    def length(self, i: int) -> int:
-        return self._lengths[i]
-
-    def values(self, i: int) -> dict[str, Any]:
-        return {"source_episode": number_of(self._demos[i])}
 
     def pieces(self, i: int) -> Iterator[Piece]:
         where, count = f"{self.path}: data/{self._demos[i]}", self._lengths[i]
