@@ -1,6 +1,5 @@
 """The features of demos: out of the cache, or drawn and encoded; of a mix from the caches of each of its datasets."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.demos.mix import Mix
 from s2robot.demos.replay import camera_sizes, drawn_by, render_episodes
 from s2robot.demos.store import EpisodeStore
@@ -23,7 +23,6 @@ from s2robot.encoders.joined import Joined
 from s2robot.encoders.views import Views
 from s2robot.envs.frames import as_image_size
 from s2robot.loading import device_of
-from s2robot.training.settings import check_ranges
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class FeaturesSettings:
     colour: float = 0.2
 
     def __post_init__(self) -> None:
-        check_ranges(self, "features", views=(0, math.inf), shift=(0, 0.5), colour=(0, 1))
+        check_ranges(self, "features", views=(0, INFINITY), shift=(0, 0.5), colour=(0, 1))
         for name in ("workers", "threads"):
             if (found := getattr(self, name)) is not None and found < 1:
                 raise UserError(f"features.{name}: found {found}, expected 1 or more, or null")

@@ -16,6 +16,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.provenance import command, policy_sha256, versions
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.common.settings import DemosSettings, plain, read
 from s2robot.demos.selection import numbers
 from s2robot.demos.store import EpisodeStore
@@ -27,7 +28,6 @@ from s2robot.evaluation.validation_page import Episode, worst_first, write_pages
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.loading import device_of, load_networks
 from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, check_contract
-from s2robot.training.settings import check_ranges
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ValidateSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_ranges(self, "validate", pages=(0, float("inf")), parallel=(1, float("inf")))
+        check_ranges(self, "validate", pages=(0, INFINITY), parallel=(1, INFINITY))
 
 
 def validate(cfg: DictConfig) -> None:

@@ -23,8 +23,8 @@ from PIL import Image
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import replacing, write_json
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.envs.workers import worker_pool
-from s2robot.training.settings import INFINITY, check_ranges
 
 FARTHEST = 10.0  # m, of what the depth pictures tell
 _FIRST_SEED = {"train": 0, "test": 1_000_000}  # of a part's pictures, plus 2 million times the seed

@@ -16,8 +16,8 @@ import numpy as np
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import replacing, write_json
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.envs.workers import worker_pool
-from s2robot.training.settings import INFINITY, check_ranges
 
 _FRAMES_A_SEED = 60  # one episode's moments, so that a worker's task is some seconds long
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from s2robot.backbones.vit import ViTSpec
 from s2robot.common.errors import UserError
+from s2robot.common.ranges import INFINITY, check_positive, check_ranges
 from s2robot.encoders.encoder import DTYPES
-from s2robot.training.settings import INFINITY, check_positive, check_ranges
 
 
 @dataclass(frozen=True)

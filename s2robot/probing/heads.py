@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
+from s2robot.common.ranges import INFINITY, check_positive, check_ranges
 from s2robot.probing.rows import Rows
 from s2robot.training.schedule import cosine_with_warm_up
-from s2robot.training.settings import INFINITY, check_positive, check_ranges
 
 FIT, VALIDATE, TEST = 0, 1, 2  # roles of a picture
 _ONE = 1e-3  # m, so that the logarithm of a depth of 0 is finite

@@ -34,6 +34,7 @@ from s2robot.common.files import replacing, write_json, write_text
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.provenance import command, versions
+from s2robot.common.ranges import INFINITY, check_positive, check_ranges
 from s2robot.common.settings import plain, read
 from s2robot.pretraining.objects import ObjectsSettings
 from s2robot.probing.heads import Classify
@@ -45,7 +46,6 @@ from s2robot.probing.scaling_settings import Result, ScalingSettings
 from s2robot.reporting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, save_figure, styled
 from s2robot.s2.module import RESIZES, S2
 from s2robot.training.schedule import cosine_with_warm_up
-from s2robot.training.settings import INFINITY, check_positive, check_ranges
 
 BASE, S2_TRAINED, LARGE, S2_AFTER = "base", "base-s2", "large", "base-s2-after"
 ARMS = {"instances": (BASE, S2_TRAINED, LARGE), "classes": (BASE, S2_AFTER, S2_TRAINED, LARGE)}

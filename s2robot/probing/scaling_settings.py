@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.probing.heads import Classify, Depth, HeadSettings, Segment
 from s2robot.probing.pictures import Pictures
-from s2robot.training.settings import INFINITY, check_ranges
 
 TASKS: dict[str, Any] = {"classify": Classify, "segment": Segment, "depth": Depth}
 RESIZES = {"upsample": "upsampled", "native": "native"}  # here: encoder.resolution

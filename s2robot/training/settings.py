@@ -4,39 +4,15 @@ settings = read(TrainSettings, cfg.train, "train")         # s2robot.common.sett
 TrainSettings(steps=500).batch_size                        # 64
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require
+from s2robot.common.ranges import INFINITY, check_positive, check_ranges
 
-INFINITY = math.inf
 LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 SERVICES = ("wandb", "mlflow")  # each is an extra of pyproject.toml by its name
-
-
-def check_ranges(settings: Any, where: str, **ranges: tuple[float, float]) -> None:
-    """Refuse values outside of [low, high]; None, which leaves a choice to the program, is in every range.
-
-    Raises:
-        UserError: names the key, what was found and what was expected.
-    """
-    for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
-        if value is None or (low <= value <= high and math.isfinite(value)):
-            continue
-        expected = f"{low:g} or more" if high == INFINITY else f"a value from {low:g} to {high:g}"
-        raise UserError(f"{where}.{name}: found {value}, expected {expected}")
-
-
-def check_positive(settings: Any, where: str, *names: str) -> None:
-    """Refuse values that are not above zero and finite."""
-    for name in names:
-        value = getattr(settings, name)
-        if not (value > 0 and math.isfinite(value)):
-            raise UserError(f"{where}.{name}: found {value}, expected a number above 0")
 
 
 def check_loggers(names: Sequence[str]) -> None:
