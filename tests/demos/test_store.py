@@ -251,7 +251,7 @@ import numpy as np
 sys.path[:0] = {paths!r}
 from test_store import EpisodeStore, assert_holds, episode
 
-path, rng, known, wait_s = sys.argv[1], np.random.default_rng(0), 0, 0.0
+path, rng, known, append_s = sys.argv[1], np.random.default_rng(0), 0, 0.05
 for trial in range({trials}):
     reader, writer = os.pipe()
     pid = os.fork()
@@ -263,10 +263,14 @@ for trial in range({trials}):
             os.write(writer, b"x")
     os.close(writer)
     os.read(reader, 1)
-    time.sleep(rng.uniform(0, {wait_s}))
+    reported, began = known, time.monotonic()
+    for _ in range(rng.integers(3)):
+        reported += len(os.read(reader, 1))
+        append_s, began = time.monotonic() - began, time.monotonic()
+    time.sleep(rng.uniform(0, 2 * append_s))  # an append takes as long as the machine is busy
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    reported = known + len(os.read(reader, 9999))
+    reported += len(os.read(reader, 9999))
     os.close(reader)
     if (pid := os.fork()) == 0:
         try:
@@ -293,8 +297,8 @@ def test_kill_9_at_random_moments(tmp_path):
     """A writer is killed 25 times while it appends; what it reported as written is always there, exactly."""
     path = filled(tmp_path / "a.zarr", 0)
     here = Path(__file__).parent
-    script = WRITER.format(paths=[str(here), str(here.parents[1])], trials=25, wait_s=0.15)
-    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120)
+    script = WRITER.format(paths=[str(here), str(here.parents[1])], trials=25)
+    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-2000:]
     assert int(run.stdout) >= 5
     with EpisodeStore.open(path, "a") as store:
