@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from functools import cache
 
 from docs.house import DOORS, FLOOR, ROOT, SIMULATED, TOPS, circles, graph, loaded, rooms, way, wing
 
@@ -51,12 +52,17 @@ EXTRAS = SIMULATED | {
 }
 
 FOUND = rooms()
-IMPORTED = graph(FOUND)
+
+
+@cache
+def imported() -> dict[str, list]:
+    """What each room imports: not looked up where these tests are collected only."""
+    return graph(FOUND)
 
 
 def ours(room: str) -> list:
     """A room's imports from rooms of the package, of the package's own door apart."""
-    return [i for i in IMPORTED[room] if i.name in FOUND and i.name not in DOORS and i.name != room]
+    return [i for i in imported()[room] if i.name in FOUND and i.name not in DOORS and i.name != room]
 
 
 def test_pyproject_lists_the_folders_that_hold_code():
@@ -101,13 +107,13 @@ def test_demos_import_envs_alone():
 
 
 def test_doors_open_a_room_each_and_nobody_leans_on_them():
-    assert {i.name for i in IMPORTED["s2robot"] if i.name.startswith("s2robot")} == {
+    assert {i.name for i in imported()["s2robot"] if i.name.startswith("s2robot")} == {
         "s2robot.loading",
         "s2robot.s2.module",
     }
-    assert all(i.lazy or i.typing for i in IMPORTED["s2robot"] if i.name.startswith("s2robot"))
-    assert {i.name for i in IMPORTED["s2robot.mvp"]} == {"s2robot.backbones.mvp"}
-    assert not [i.at for room in FOUND for i in IMPORTED[room] if i.name == "s2robot.mvp"]
+    assert all(i.lazy or i.typing for i in imported()["s2robot"] if i.name.startswith("s2robot"))
+    assert {i.name for i in imported()["s2robot.mvp"]} == {"s2robot.backbones.mvp"}
+    assert not [i.at for room in FOUND for i in imported()[room] if i.name == "s2robot.mvp"]
 
 
 def test_no_circle_between_rooms():
@@ -119,7 +125,7 @@ def test_no_room_is_imported_by_its_top_folder_or_relatively():
     wrong = [
         i.at
         for room in FOUND
-        for i in IMPORTED[room]
+        for i in imported()[room]
         if i.name.split(".")[0] in ("", *TOPS, "tests", "benchmarks")
     ]
     assert not wrong, wrong
@@ -136,10 +142,10 @@ def test_product_code_imports_no_stand_in():
 
 
 def test_light_rooms_load_no_simulator():
-    asked = {room: loaded(room, IMPORTED) for room in set(FOUND) - DRAWS}
+    asked = {room: loaded(room, imported()) for room in set(FOUND) - DRAWS}
     heavy = {way(n, names) for names in asked.values() for n in names if n.split(".")[0] in SIMULATED}
     assert not heavy, sorted(heavy)
-    idle = [room for room in DRAWS if not SIMULATED & {n.split(".")[0] for n in loaded(room, IMPORTED)}]
+    idle = [room for room in DRAWS if not SIMULATED & {n.split(".")[0] for n in loaded(room, imported())}]
     assert not idle, f"light by now: {idle}"
 
 
