@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
@@ -190,6 +191,13 @@ def make_readout() -> dict:
     }  # fmt: skip
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Plots are made and not written as SVG, which takes most of a page's time: for tests of its text."""
+    monkeypatch.setattr("s2robot.comparison.report.drawing", lambda figure, name: Markup("<svg></svg>"))
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_says_what_compare_json_says(tmp_path):
     facts = make_comparison(tmp_path)
     page = Page(write_compare_report(tmp_path))
@@ -257,6 +265,7 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "report" in p.name] == ["report.html"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_verb_writes_the_page_of_a_comparison(tmp_path, capsys):
     make_comparison(tmp_path, positions=8, seeds=1)
     (tmp_path / "summary.json").write_text("{}")  # of a comparison, too
@@ -275,6 +284,7 @@ def test_the_verb_refuses_a_folder_that_is_neither(tmp_path, name, found):
         report(OmegaConf.create({"run": str(tmp_path / name)}))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_videos_that_are_missing_or_too_large_are_named(tmp_path):
     facts = make_comparison(tmp_path, positions=16, seeds=1, videos=2)
     (tmp_path / facts["videos"][0]["path"]).unlink()
@@ -318,6 +328,7 @@ def test_what_is_optional_may_be_missing(tmp_path):
         ((0.0, 0.0, 0.0, 1.0), "No clear difference: Base + S² +0.0", "The interval holds 0"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("undrawn")
 def test_the_headline_claims_no_more_than_the_figures(tmp_path, figures, starts, says):
     facts = make_comparison(tmp_path, positions=4, seeds=1)
     facts["pairs"] = [facts["pairs"][0] | dict(zip(("difference", "low", "high", "p"), figures, strict=True))]
@@ -353,6 +364,7 @@ def test_text_is_escaped(tmp_path):
     assert "script" not in page.tags and page.text.count(evil) >= 12
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_settings_as_objects_are_shown_by_name(tmp_path):
     facts = make_comparison(tmp_path, positions=4, seeds=1)
     facts["arms"][0] |= {
@@ -367,7 +379,7 @@ def test_settings_as_objects_are_shown_by_name(tmp_path):
     ]
 
 
-def test_a_readout_is_drawn_and_a_broken_one_refused(tmp_path):
+def test_a_readout_is_drawn_and_a_broken_one_refused(tmp_path, request):
     facts = make_comparison(tmp_path, positions=4, seeds=1)
     facts["readout"] = make_readout()
     save(tmp_path, facts)
@@ -378,6 +390,7 @@ def test_a_readout_is_drawn_and_a_broken_one_refused(tmp_path):
     assert [row[0] for row in page.rows if row[1:] == ["0.5 [0.4, 0.6]"] * 5] == [
         "base", "base-s2", f"base-s2 {MINUS} base",
     ]  # fmt: skip
+    request.getfixturevalue("undrawn")
     del facts["readout"]["cells"]  # as of an earlier version
     save(tmp_path, facts)
     assert "Depth and segments" not in Page(write_compare_report(tmp_path)).text
@@ -431,6 +444,7 @@ BROKEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_broken_values_are_refused_in_one_line_and_the_earlier_report_stays(tmp_path):
     facts = make_comparison(tmp_path, positions=4, seeds=2)
     before = write_compare_report(tmp_path).read_bytes()
@@ -444,6 +458,7 @@ def test_broken_values_are_refused_in_one_line_and_the_earlier_report_stays(tmp_
     assert (tmp_path / "report.html").read_bytes() == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_broken_files_are_refused(tmp_path):
     facts = make_comparison(tmp_path, positions=4, seeds=2)
     episodes = tmp_path / "arms/large/seed-1/episodes.jsonl"
