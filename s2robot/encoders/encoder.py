@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Unpack
 
 import numpy as np
@@ -34,6 +34,7 @@ from s2robot.backbones.facts import Given
 from s2robot.backbones.inference import prepare
 from s2robot.backbones.vit import weights_sha256
 from s2robot.common.errors import UserError
+from s2robot.encoders.repeats import Once
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import Layout, Sizes, square
 from s2robot.s2.pyramid import channels_first, pyramid, tensor_of
@@ -114,9 +115,9 @@ class S2Encoder(nn.Module):
         """Stays in evaluation mode: a frozen encoder has no other."""
         return super().train(False)
 
-    def _model(self, x: Tensor) -> Tensor:
+    def _model(self, x: Tensor, model: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Normalised tiles (n, 3, tile, tile) -> float32 tokens (n, P + N, D)."""
-        return self.model(x.to(DTYPES[self.dtype])).float()
+        return (model or self.model)(x.to(DTYPES[self.dtype])).float()
 
     @property
     def image_size(self) -> int:
@@ -219,11 +220,14 @@ class S2Encoder(nn.Module):
         type or shape.
         """
         output = "pooled" if self.pool == "mean" else "tokens"
-        outputs = []
-        for frames in tensor_of(images).split(self.frames_at_once):
+        outputs, calls = [], tensor_of(images).split(self.frames_at_once)
+        # what repeats is looked for among the frames of this call alone: features depend on nothing that was before
+        once = Once(self.model) if len(calls) > 1 and self.scale.device.type == "cpu" else None
+        for frames in calls:
             levels = [(x * self.scale).add_(self.shift) for x in self.pyramid(frames)]
             layout = self.layout_of(*frames.shape[1:3])
-            outputs.append(encode(self._model, levels, layout, self.num_prefix_tokens, output))
+            model = partial(self._model, model=once)
+            outputs.append(encode(model, levels, layout, self.num_prefix_tokens, output))
         if not outputs:
             return torch.empty(0, self.num_tokens, self.dim, device=self.scale.device)
         out = torch.cat(outputs)
