@@ -149,7 +149,7 @@ def record(
     attributes = about_demos(settings, expert_settings, seed)
     store = begun(Path(path), attributes, episodes, expert)
     try:
-        with worker_pool(workers) as pool:
+        with worker_pool(workers, anywhere=True) as pool:
             how = (expert, imitate_kicks)
             start = lambda seed: pool.submit(record_episode, settings, expert_settings, seed, *how)  # noqa: E731
             _append_all(store, episodes, seed, start, progress)

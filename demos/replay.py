@@ -22,7 +22,9 @@ from s2robot.envs.tasks import make, settings_of
 from s2robot.envs.trace import span
 from s2robot.envs.workers import worker_pool
 
-_OPEN: dict[tuple, tuple[EpisodeStore, Task | None]] = {}  # what a worker holds between episodes
+# what a worker holds between episodes
+_OPEN: dict[str, EpisodeStore] = {}
+_WORLDS: dict[str, Task] = {}
 
 
 def world_of_demos(store: EpisodeStore, **changes: Any) -> TaskSettings:
@@ -59,25 +61,42 @@ def episode_frames(
     Raises:
         DatasetError: a camera that the dataset lacks.
     """
-    key = (str(path), cameras, str(image_size))
-    if key not in _OPEN or episode >= len(_OPEN[key][0]):  # it may have grown since
-        store = EpisodeStore.open(path)
-        store.check(cameras=cameras)
-        states = store.attrs["kind"] == "states"
-        _OPEN[key] = (
-            store,
-            make(_drawable(store, world, cameras, image_size)) if states else None,
-        )
-    store, env = _OPEN[key]
+    key = str(path)
+    if key not in _OPEN or episode >= len(_OPEN[key]):  # it may have grown since
+        _OPEN[key] = EpisodeStore.open(path)
+    store = _OPEN[key]
+    store.check(cameras=cameras)
+    return frames_of(*seen_of(store, episode, cameras, image_size, world), episode)
+
+
+def seen_of(
+    store: EpisodeStore,
+    episode: int,
+    cameras: tuple[str, ...],
+    image_size: ImageSize,
+    world: TaskSettings | None = None,
+) -> tuple[list[np.ndarray], TaskSettings | None]:
+    """All that :func:`frames_of` needs, wherever that is: the frames of an episode, or its states and their world."""
     rows = store.episode_slice(episode)
-    if env is None:
-        return [store.read(f"images_{c}", rows.start, rows.stop) for c in cameras]
-    drawn: list[dict[str, np.ndarray]] = []
+    if store.attrs["kind"] != "states":
+        return [store.read(f"images_{c}", rows.start, rows.stop) for c in cameras], None
+    own: Any = world_of_demos(store) if world is None else world
+    return [store.read("state", rows.start, rows.stop)], replace(own, cameras=cameras, image_size=image_size)
+
+
+def frames_of(seen: list[np.ndarray], world: TaskSettings | None, episode: int = 0) -> list[np.ndarray]:
+    """The frames of an episode, uint8 (T, H, W, 3) a camera, from what :func:`seen_of` gave; ``episode`` names it in a trace."""
+    if world is None:
+        return seen
+    key = repr(world)
+    if key not in _WORLDS:
+        _WORLDS[key] = make(world)
+    env, drawn = _WORLDS[key], list[dict[str, np.ndarray]]()
     with span("draw", episode=episode):
-        for state in store.read("state", rows.start, rows.stop):
+        for state in seen[0]:
             env.set_state(state)
             drawn.append(env.render_cameras())
-    return [np.stack([frames[c] for frames in drawn]) for c in cameras]
+    return [np.stack([frames[c] for frames in drawn]) for c in world.cameras]
 
 
 def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
@@ -95,13 +114,6 @@ def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
     except (ImportError, RuntimeError, EnvError):  # of MuJoCo where there is no screen and no EGL
         return None
     return facts | world_of_demos(store).drawn_by()
-
-
-def _drawable(
-    store: EpisodeStore, world: TaskSettings | None, cameras: tuple[str, ...], image_size: ImageSize
-) -> Any:
-    own: Any = world_of_demos(store) if world is None else world
-    return replace(own, cameras=cameras, image_size=image_size)
 
 
 def render_episodes(

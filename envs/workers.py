@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from s2robot.envs.errors import EnvError
 
 TRIES = 3  # of a task whose worker dies: the third death is its own doing, or the machine's
-_ONE_THREAD = {
+ONE_THREAD = {
     "LP_NUM_THREADS": "1",  # Mesa's software rasteriser
     "OMP_NUM_THREADS": "1",
 }
@@ -52,9 +52,15 @@ class Worker(Protocol):
 class Engine(Protocol):
     """Where workers run."""
 
-    def workers(self, count: int, make: Callable[[], Any] | None, encodes: bool) -> Sequence[Worker]:
-        """So many that are not started yet, or as the engine knows better. ``make``: of their state; ``encodes``: they can
-        use an accelerator."""
+    far: bool  # on other machines too: what they draw they encode themselves, for features are fewer bytes than frames
+
+    def workers(
+        self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool
+    ) -> Sequence[Worker]:
+        """So many that are not started yet, or as the engine knows better; the rest as :func:`worker_pool` has it."""
+
+    def words(self) -> tuple[str, ...]:
+        """What to type for a command that this process starts, for it to run on the same engine."""
 
 
 @dataclass
@@ -112,11 +118,13 @@ class Pool:
                 return
             yield waiting.popleft().result()
 
-    def as_done(self, function: Callable, tasks: Iterable[tuple]) -> Iterator[tuple[tuple, Any]]:
-        """Each task and its result, as they come."""
+    def as_done(
+        self, function: Callable, tasks: Iterable[tuple], ahead: int = 0
+    ) -> Iterator[tuple[tuple, Any]]:
+        """Each task and its result, as they come; ``ahead``: tasks that wait for a worker, so that none waits for one."""
         left, running = iter(tasks), dict[Future, tuple]()
         while True:
-            for task in islice(left, len(self._workers) - len(running)):
+            for task in islice(left, len(self._workers) + ahead - len(running)):
                 running[self.submit(function, *task)] = task
             if not running:
                 return
@@ -175,7 +183,9 @@ class Pool:
             task.future.set_exception(error)
 
 
-def worker_pool(workers: int, make: Callable[[], Any] | None = None, encodes: bool = False) -> Pool:
+def worker_pool(
+    workers: int, make: Callable[[], Any] | None = None, encodes: bool = False, anywhere: bool = False
+) -> Pool:
     """A pool on the engine in use.
 
     Args:
@@ -183,8 +193,14 @@ def worker_pool(workers: int, make: Callable[[], Any] | None = None, encodes: bo
         make: called in each worker before its first task; what it returns is the first argument of the functions.
             Sent once to each, with all that it holds.
         encodes: whether tasks can use an accelerator.
+        anywhere: whether another machine will do: tasks that neither read nor write this one's files.
     """
-    return Pool(_engine.workers(max(1, workers), make, encodes))
+    return Pool(_engine.workers(max(1, workers), make, encodes, anywhere))
+
+
+def engine_in_use() -> Engine:
+    """Where pools that are made now run."""
+    return _engine
 
 
 @contextmanager
@@ -208,8 +224,8 @@ def one_thread_each() -> Iterator[None]:
     Two processes on two cores beat two processes of two threads each. Libraries read these variables when they are
     loaded, so they have to be there when a process starts; this one keeps its own.
     """
-    added = [name for name in _ONE_THREAD if name not in os.environ]
-    os.environ.update({name: _ONE_THREAD[name] for name in added})
+    added = [name for name in ONE_THREAD if name not in os.environ]
+    os.environ.update({name: ONE_THREAD[name] for name in added})
     try:
         yield
     finally:
@@ -261,11 +277,18 @@ class Process:
 class Local:
     """Processes of this machine, the default. ``count``: of every pool, whatever it asks for."""
 
+    far = False
+
     def __init__(self, count: int | None = None) -> None:
         self.count = count
 
-    def workers(self, count: int, make: Callable[[], Any] | None, encodes: bool) -> Sequence[Worker]:
+    def workers(
+        self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool
+    ) -> Sequence[Worker]:
         return [Process(make) for _ in range(self.count or count)]
+
+    def words(self) -> tuple[str, ...]:
+        return () if self.count is None else (f"engine.workers={self.count}",)
 
 
 _engine: Engine = Local()

@@ -33,6 +33,7 @@ from s2robot.common.config_errors import (
     key_of,
     one_line,
 )
+from s2robot.common.engine import engine_of
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.paths import configs_dir
@@ -333,7 +334,8 @@ def _call(verb: str, cfg: "DictConfig") -> Any:
     try:
         if VERBS[verb].simulates:
             require_simulator()
-        return getattr(importlib.import_module(module), function)(cfg)
+        with engine_of(cfg):
+            return getattr(importlib.import_module(module), function)(cfg)
     except Exception as error:
         error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is not the user's
         raise

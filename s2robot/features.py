@@ -1,8 +1,9 @@
 """The features of demos: out of the cache, or drawn and encoded; of a mix from the caches of each of its datasets."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.demos.mix import Mix
-from s2robot.demos.replay import camera_sizes, drawn_by, render_episodes
+from s2robot.demos.replay import (
+    camera_sizes,
+    drawn_by,
+    frames_of,
+    render_episodes,
+    seen_of,
+    world_of_demos,
+)
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import FeatureCache, Frames
 from s2robot.encoders.cameras import token_maps
@@ -22,6 +30,8 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.joined import Joined
 from s2robot.encoders.views import Views
 from s2robot.envs.frames import as_image_size
+from s2robot.envs.task import TaskSettings
+from s2robot.envs.workers import engine_in_use, worker_pool
 from s2robot.loading import device_of
 
 
@@ -106,19 +116,49 @@ def _encode(
         drawn = render_episodes(store, missing, cameras, as_image_size(sizes), workers)
         return views.frames(drawn) if views else drawn
 
+    def values(missing: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        how = (
+            cameras,
+            as_image_size(sizes),
+            world_of_demos(store) if store.attrs["kind"] == "states" else None,
+        )
+        tasks = ((i, *seen_of(store, i, *how)) for i in missing)
+        state = partial(Encoding, cache, encoder.to("cpu"), settings.device, settings.threads or 1, views)
+        with worker_pool(workers, state, encodes=True, anywhere=True) as pool:
+            for (episode, *_), found in pool.as_done(Encoding.run, tasks, ahead=2):
+                yield episode, found
+
+    far = engine_in_use().far
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     if cache.adopt(frames, encoder.encode):
         print(f"features: drawn and encoded as the cached ones of version 0.1, which serve: {cache.path}")
     with bar(f"encoding {views.count} views" if views else "encoding frames") as update:
         features = cache.build(
-            frames,
-            encoder.encode,
+            values if far else frames,
+            None if far else encoder.encode,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
             store.fingerprint_of_first,
         )
     torch.set_num_threads(before)
     return features, cache
+
+
+class Encoding:
+    """Draws and encodes: what a worker of an engine holds that has them on other machines."""
+
+    def __init__(
+        self, cache: FeatureCache, encoder: S2Encoder, device: str, threads: int, views: Views | None
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.cache, self.encoder, self.views = cache, encoder.to(device_of(device)), views
+
+    def run(self, episode: int, seen: list[np.ndarray], world: TaskSettings | None) -> np.ndarray:
+        """The features of an episode as they stand in the cache; ``seen``, ``world``: of :func:`seen_of`."""
+        frames: Sequence[np.ndarray] = frames_of(seen, world, episode)
+        if self.views:
+            _, frames = next(self.views.frames([(episode, frames)]))
+        return self.cache.checked(episode, frames, self.encoder.encode)
 
 
 def frame_sizes(

@@ -40,5 +40,5 @@ class InlineWorker:
 class InlinePool(Pool):
     """Stands in for `envs.workers.worker_pool`."""
 
-    def __init__(self, workers: int, make: Callable[[], Any] | None = None, encodes: bool = False) -> None:
+    def __init__(self, workers: int, make: Callable[[], Any] | None = None, **kind: bool) -> None:
         super().__init__([InlineWorker(make) for _ in range(workers)])

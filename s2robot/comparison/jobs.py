@@ -27,6 +27,7 @@ from typing import Any
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.run_folder import held
+from s2robot.envs.workers import engine_in_use
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Job:
         verb, overrides: of `s2robot`; a folder that holds others is refused.
         stamp: `<stamp>.json` and `<stamp>.log` are written.
         needs: jobs that have to be done before; they are run too.
-        threads: keys that get the number of threads; it is no part of the settings.
+        threads: keys that get the number of threads; it is no part of the settings, and neither is the engine.
         inputs: fingerprints of what the job reads; other ones are another job.
         fresh: what an unfinished try left here is removed before the job begins.
         lines: a file and how many lines it has when the job is done: a shorter evaluation may have come after it.
@@ -154,7 +155,7 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
     if job.fresh is not None and job.fresh.exists():
         shutil.rmtree(job.fresh)
     job.note(False)
-    words = [job.verb, *job.overrides, *(f"{key}={threads}" for key in job.threads)]
+    words = [job.verb, *job.overrides, *(f"{key}={threads}" for key in job.threads), *engine_in_use().words()]
     with job.log.open("a", encoding="utf-8") as log:
         print(f"$ {job.command}", file=log, flush=True)
         return subprocess.Popen(

@@ -150,7 +150,7 @@ class FeatureCache:
         there = np.memmap(self._bare / "features.bin", self.dtype, "r", shape=self.shape)
         old = there[self.starts[shortest] : self.ends[shortest]].astype(np.float32)
         _, frames = next(iter(make_frames([shortest])))
-        new = self._checked(shortest, frames, encode).astype(np.float32)
+        new = self.checked(shortest, frames, encode).astype(np.float32)
         if np.abs(new - old).max() > _ROUNDING * np.abs(old).max():
             return False
         shutil.rmtree(self.path, ignore_errors=True)
@@ -181,8 +181,8 @@ class FeatureCache:
 
     def build(
         self,
-        make_frames: Callable[[list[int]], Frames],
-        encode: Callable[[np.ndarray], Tensor | np.ndarray],
+        make_frames: Callable[[list[int]], Any],
+        encode: Callable[[np.ndarray], Tensor | np.ndarray] | None,
         progress: Callable[[int, int], None] | None = None,
         dataset_of_first: Callable[[int], str] | None = None,
     ) -> np.ndarray:
@@ -190,7 +190,7 @@ class FeatureCache:
 
         Args:
             make_frames: given the missing episodes, yields (episode, one uint8 (T_ep, H, W, 3) a camera) in any order.
-            encode: uint8 (B, H, W, 3) -> (B, N, D).
+            encode: uint8 (B, H, W, 3) -> (B, N, D); None: `make_frames` yields what `checked` gave elsewhere.
             progress: called with (steps done, steps in all), at the start and after every episode.
             dataset_of_first: the fingerprint of the dataset when it had only the first so many episodes. What a cache
                 of then holds is copied.
@@ -217,8 +217,8 @@ class FeatureCache:
 
     def _encode_missing(
         self,
-        make_frames: Callable[[list[int]], Frames],
-        encode: Callable[[np.ndarray], Tensor | np.ndarray],
+        make_frames: Callable[[list[int]], Any],
+        encode: Callable[[np.ndarray], Tensor | np.ndarray] | None,
         progress: Callable[[int, int], None],
     ) -> None:
         done = self.done()
@@ -234,7 +234,7 @@ class FeatureCache:
                 self.timing["wait_s"] += time.perf_counter() - clock
                 clock = time.perf_counter()
                 with span("encode", episode=i):
-                    values = self._checked(i, frames, encode)
+                    values = self.checked(i, frames, encode) if encode else frames
                 self.timing["encode_s"] += time.perf_counter() - clock
                 clock = time.perf_counter()
                 offset = int(self.starts[i]) * int(np.prod(self.shape[1:])) * self.dtype.itemsize
@@ -283,7 +283,7 @@ class FeatureCache:
         fits = index.get("done") and lengths == ours[:count] and size == sum(lengths) * row
         return count if same and fits and 0 < count < len(ours) and size else 0
 
-    def _checked(
+    def checked(
         self, i: int, frames: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor | np.ndarray]
     ) -> np.ndarray:
         """Features of episode i in the cache's format, (T_ep, C, N, D), with every mismatch a UserError."""

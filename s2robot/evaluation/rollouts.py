@@ -66,7 +66,8 @@ def run_episodes(
     todo = [(e, seed + e) for e in range(episodes) if e not in kept.records]
     if not todo:
         tell()
-    with worker_pool(min(workers, len(todo)), partial(World, env_config, planner), encodes=True) as pool:
+    state = partial(World, env_config, planner)
+    with worker_pool(min(workers, len(todo)), state, encodes=True, anywhere=True) as pool:
         for _, (record, actions, costs) in pool.as_done(World.run, todo):
             kept.append(record, actions)
             spent.update(costs)

@@ -137,7 +137,7 @@ def make_scenes(
     drawn = (settings.robots, settings.image_size, settings.vary)
     with replacing(path) as part:
         bank = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
-        with worker_pool(settings.workers) as pool:
+        with worker_pool(settings.workers, anywhere=True) as pool:
             tasks = [(settings.seed * 100_000 + i, *drawn) for i in range(seeds)]
             for i, frames in enumerate(pool.in_order(render_scenes, tasks)):
                 bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = frames

@@ -44,6 +44,10 @@ def fails(x: int) -> int:
     return x
 
 
+def raises(made: Made, x: int) -> None:
+    raise ValueError("two")
+
+
 def test_workers_compute_with_one_thread_and_the_parent_as_before(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
@@ -136,13 +140,13 @@ def test_another_engine_is_used_where_it_was_chosen():
     made = []
 
     class Counting:
-        def workers(self, count, make, encodes):
-            made.append((count, encodes))
+        def workers(self, count, make, encodes, anywhere):
+            made.append((count, encodes, anywhere))
             return [InlineWorker(make)] * count
 
     with running_on(Counting()):
         with worker_pool(3, encodes=True) as pool:
             assert pool.submit(fails, 5).result() == 5
-        assert made == [(3, True)]
+        assert made == [(3, True, False)]
     with worker_pool(1) as pool:
         assert len(made) == 1

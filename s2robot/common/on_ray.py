@@ -1,0 +1,277 @@
+"""Ray as the engine: workers are actors, on this machine or on the nodes of a cluster.
+
+    with closing(Ray(RaySettings(address="auto"))) as engine, running_on(engine):
+        ...                                     # pools whose tasks can run anywhere do so
+
+What a worker holds (a policy, an encoder with its weights) is put into Ray's store once for a pool, and comes to each
+node once. Tasks hold their states or frames, and results come home through the same store, each to whoever waits
+for it, so what is done with them is what is done with those of a process: the same journal, the same bytes. A
+worker that dies, alone or with its node, is an error that the pool knows (`s2robot.envs.workers`): its task goes to
+another one. Ray's own retries are off, as one task would be tried by both.
+"""
+
+import logging
+import os
+import pickle
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from s2robot.common.errors import UserError
+from s2robot.common.provenance import versions
+from s2robot.envs import workers
+
+_ANSWERS_S = 5.0  # within which the other end of an address has to accept a connection
+ASKED = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
+    "RAY_worker_niceness": "0",  # 15 otherwise: whatever else runs on the machine would go first
+}
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """configs/engine/ray.yaml says what each is."""
+
+    name: str = "ray"
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_encoder: float = 0
+    cpus: int | None = None
+    store_mb: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, least in (("workers", 1), ("gpus_per_encoder", 0), ("cpus", 1), ("store_mb", 80)):
+            if (found := getattr(self, key)) is not None and found < least:
+                raise UserError(f"engine.{key}: found {found}, expected {least} or more")
+        for key in ("cpus", "store_mb"):
+            if self.address is not None and getattr(self, key) is not None:
+                raise UserError(
+                    f"engine.{key}: found {getattr(self, key)} beside engine.address={self.address}, expected one of them"
+                )
+
+
+class Ray:
+    """Connects when the first pool needs it. Of a Ray that this process has begun already, that one is used."""
+
+    far = True
+
+    def __init__(self, settings: RaySettings) -> None:
+        self.settings, self._ours = settings, False
+        self._ray: Any = None  # the module, once connected
+
+    def workers(
+        self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool
+    ) -> Sequence[workers.Worker]:
+        """``count`` is of a machine's cores: here the cluster's say how many. Raises UserError where it has none."""
+        if not anywhere:
+            return workers.Local().workers(count, make, encodes, anywhere)
+        ray, gpus = self._connected(), self.settings.gpus_per_encoder if encodes else 0
+        has = ray.cluster_resources()
+        if gpus > (found := has.get("GPU", 0)):
+            raise UserError(
+                f"engine.gpus_per_encoder: found {gpus:g}, expected {found:g} at most: Ray has no more"
+            )
+        most = min(has.get("CPU", 0), found / gpus) if gpus else has.get("CPU", 0)
+        if most < 1:
+            raise UserError(f"engine.address: found no CPU on Ray's nodes at {self.address()}, expected some")
+        made = _put(ray, pickle.dumps(make))
+        seat = ray.remote(_seat()).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
+        return [Actor(ray, seat, made) for _ in range(self.settings.workers or int(most))]
+
+    def words(self) -> tuple[str, ...]:
+        given = {"workers": self.settings.workers, "gpus_per_encoder": self.settings.gpus_per_encoder or None}
+        rest = (f"engine.{key}={value}" for key, value in given.items() if value is not None)
+        return "engine=ray", f"engine.address={self.address()}", *rest
+
+    def address(self) -> str:
+        """At which another process finds the same Ray."""
+        ray = self._connected()
+        return self.settings.address or ray.get_runtime_context().gcs_address
+
+    def close(self) -> None:
+        """Leave it, and end it if it was started here."""
+        if self._ours and self._ray is not None:
+            self._ray.shutdown()
+        self._ray, self._ours = None, False
+
+    def _connected(self) -> Any:
+        if self._ray is None:
+            for name, value in ASKED.items():
+                os.environ.setdefault(name, value)
+            import ray
+
+            if not ray.is_initialized():
+                _init(ray, self.settings)
+                self._ours = True
+            self._ray = ray
+        return self._ray
+
+
+def _init(ray: Any, settings: RaySettings) -> None:
+    """Raises UserError: nothing is there, or another version."""
+    address, given = settings.address, dict[str, Any]()
+    if address is None:
+        store = settings.store_mb and settings.store_mb * 1_000_000
+        given = {"include_dashboard": False, "num_cpus": settings.cpus, "object_store_memory": store}
+    elif address != "auto":
+        _check_answers(address)
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **given)
+    except Exception as error:  # of many kinds, most of them plain RuntimeErrors
+        ray.shutdown()
+        raise UserError(f"engine.address: {address or 'a Ray started here'}: {_words(error, 6)}") from None
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries for minutes."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if host is None or port is None or parts.scheme not in ("", "ray"):
+        raise UserError(
+            f"engine.address: found '{address}', expected null, auto, <host>:<port> or ray://<host>:<port>"
+        )
+    try:
+        socket.create_connection((host, port), _ANSWERS_S).close()
+    except OSError as error:
+        raise UserError(
+            f"engine.address: nothing answers at {address} ({error.strerror or error}), expected a Ray that runs: "
+            "ray start --head"
+        ) from None
+
+
+# ---------------------------------------------------------------- a worker, seen from here
+
+
+class Lost(UserError):
+    """A worker is no more: its process, or its node."""
+
+
+class Actor:
+    """One of Ray's actors; a thread waits for it, as Ray's own callbacks may not call Ray."""
+
+    died: tuple[type[BaseException], ...] = (Lost,)
+
+    def __init__(self, ray: Any, seat: Any, made: Any) -> None:
+        self._ray, self._seat, self._made = ray, seat, made
+        self._thread = ThreadPoolExecutor(1, "ray")
+        self._actor: Any = None
+        self._started: Future | None = None
+
+    def start(self) -> Future:
+        self._kill()
+        self._actor = self._seat.remote()
+        self._started = self._thread.submit(self._begun, self._actor)
+        return self._started
+
+    def call(self, function: Callable, *given: Any) -> Future:
+        return self._thread.submit(self._called, function, given)
+
+    def stop(self, kill: bool) -> None:
+        if kill or not (self._started and self._started.done()):  # it may wait for a node that never comes
+            self._kill()
+        self._thread.shutdown(wait=not kill, cancel_futures=True)
+        self._kill()
+
+    def _kill(self) -> None:
+        actor, self._actor = self._actor, None
+        if actor is not None:
+            with suppress(Exception):  # it may have ended by itself
+                self._ray.kill(actor)
+
+    def _begun(self, actor: Any) -> None:
+        node, why = self._result(actor.begin.remote(self._made, _versions(self._ray)))
+        if why is not None:
+            raise UserError(f"engine: node {node}: {why}")
+
+    def _called(self, function: Callable, given: tuple) -> Any:
+        result, error = self._result(self._actor.call.remote(function, given))
+        if error is not None:
+            raise error
+        return result
+
+    def _result(self, ref: Any) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(ref)
+        except (errors.ObjectStoreFullError, errors.OutOfDiskError) as error:
+            raise _full(error) from None
+        except errors.RayTaskError as error:  # not of the task itself: that one comes as a result
+            if isinstance(error.cause, errors.ObjectStoreFullError | errors.OutOfDiskError):
+                raise _full(error.cause) from None
+            raise UserError(f"engine: Ray: {_words(error.cause)}") from None
+        except errors.RayError as error:
+            raise Lost(f"engine: Ray: {_words(error)}") from None
+
+
+def _put(ray: Any, value: Any) -> Any:
+    try:
+        return ray.put(value)
+    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
+        raise _full(error) from None
+
+
+def _full(error: BaseException) -> UserError:
+    return UserError(
+        "engine: Ray's object store is full, and so is the disk that it would spill to; expected more of it "
+        f"(engine.store_mb, or ray start --object-store-memory) or fewer engine.workers ({_words(error)})"
+    )
+
+
+def _words(error: BaseException, most: int = 1) -> str:
+    """The first lines of what an error of Ray says: tables and tracebacks come after them."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:most]) or type(error).__name__
+
+
+def _versions(ray: Any) -> dict[str, str]:
+    """What has to be the same on all nodes for the same bytes; not which accelerator a package was built for."""
+    return {name: found.partition("+")[0] for name, found in versions().items()} | {"ray": ray.__version__}
+
+
+# ---------------------------------------------------------------- a worker, over there
+
+
+def _seat() -> type:
+    """The class of the actors, made in a function so that it travels whole: a node without this package can say so."""
+
+    class Seat:
+        def begin(self, made: bytes, wanted: Mapping[str, str]) -> tuple[str, str | None]:
+            """The node, and why nothing can be done there."""
+            import os
+            import socket
+
+            try:
+                from s2robot.common import on_ray
+            except ImportError as error:
+                return f"{socket.gethostname()}", f"s2robot is not installed there ({error})"
+            os.environ.update({key: "1" for key in on_ray.workers.ONE_THREAD if key not in os.environ})
+            return socket.gethostname(), on_ray.begin(made, wanted)
+
+        def call(self, function: Callable, given: tuple) -> tuple[Any, Exception | None]:
+            from s2robot.envs.workers import call
+
+            try:
+                return call(function, given), None
+            except Exception as error:
+                return None, error
+
+    return Seat
+
+
+def begin(made: bytes, wanted: Mapping[str, str]) -> str | None:
+    """In an actor: be a worker; returns why it cannot be one."""
+    import ray
+
+    here = _versions(ray)
+    differ = [f"{name} {here.get(name)}, expected {version}" for name, version in wanted.items() if here.get(name) != version]  # fmt: skip
+    if differ:
+        return f"found {'; '.join(differ)} as on this machine"
+    workers.begin(pickle.loads(made))
+    return None

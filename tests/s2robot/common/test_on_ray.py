@@ -1,0 +1,156 @@
+"""Ray as the engine: what comes out is what processes of this machine give, byte for byte; one line where it cannot be.
+
+One Ray of two CPUs is started here for the module.
+"""
+
+import os
+import socket
+import sys
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot import cli
+from s2robot.common import on_ray
+from s2robot.common.engine import engine_of
+from s2robot.common.errors import UserError
+from s2robot.common.on_ray import Ray, RaySettings
+from s2robot.common.provenance import versions
+from s2robot.demos.record import record
+from s2robot.encoders.build import build_encoder
+from s2robot.encoders.views import Views
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_picker import PickerConfig
+from s2robot.envs.workers import Process, engine_in_use, running_on, worker_pool
+from s2robot.evaluation.planners import LearnedPlanner
+from s2robot.evaluation.rollouts import run_episodes
+from s2robot.features import FeaturesSettings, encode_demos
+from tests.envs.test_workers import Made, raises
+from tests.inline import InlinePool
+
+pytest.importorskip("ray")
+CAMERAS = ("hand", "left")
+WORLD = CubePickConfig(cameras=CAMERAS, image_size=64, max_steps=6)
+ABOUT = {"of": "a test"}
+
+
+@pytest.fixture(scope="module")
+def started():
+    with closing(Ray(RaySettings(cpus=2, store_mb=300))) as engine:
+        yield engine
+
+
+@pytest.fixture
+def on_ray_too(started):
+    with running_on(started):
+        yield
+
+
+@pytest.fixture
+def encoder(tiny_encoder):
+    return build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_encoder)})
+
+
+def bytes_of(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob(pattern)) if file.is_file()}  # fmt: skip
+
+
+def test_episodes_are_those_of_this_machine(started, encoder, untrained, tmp_path, monkeypatch):
+    """Recorded, encoded, and those of an evaluation, which goes on with the journal of another engine."""
+    planner = partial(LearnedPlanner, untrained(encoder), encoder, CAMERAS, threads=1)
+    settings, views = FeaturesSettings(cache=str(tmp_path / "ray"), threads=1), Views(1, 0.1, 0.2)
+    with running_on(started):
+        store = record(tmp_path / "ray.zarr", CubePickConfig(), PickerConfig(), 1, 500)
+        features, _ = encode_demos(store, encoder, CAMERAS[:1], settings, views)
+        first = run_episodes(WORLD, planner(), 1, 9000, 2, tmp_path / "ray/episodes.jsonl", settings=ABOUT)
+    for place in ("demos.record", "demos.replay", "evaluation.rollouts"):
+        monkeypatch.setattr(f"s2robot.{place}.worker_pool", InlinePool)
+    again = record(tmp_path / "here.zarr", CubePickConfig(), PickerConfig(), 1, 500)
+    assert bytes_of(tmp_path / "ray.zarr", "*") == bytes_of(tmp_path / "here.zarr", "*")
+    settings = FeaturesSettings(cache=str(tmp_path / "here"), threads=1)
+    assert np.array_equal(features, encode_demos(again, encoder, CAMERAS[:1], settings, views)[0])
+    here = run_episodes(WORLD, planner(), 1, 9000, 2, tmp_path / "here/episodes.jsonl", settings=ABOUT)
+    assert first.records == here.records
+    assert bytes_of(tmp_path / "ray", "*.npy") == bytes_of(tmp_path / "here", "*.npy")
+    lines = [sorted((tmp_path / at / "episodes.jsonl").read_text().splitlines()) for at in ("ray", "here")]
+    assert lines[0] == lines[1]
+    more = run_episodes(WORLD, planner(), 2, 9000, 2, tmp_path / "ray/episodes.jsonl", settings=ABOUT)
+    assert more.records[:1] == here.records and len(more.records) == 2
+
+
+def test_a_dead_worker_costs_its_task(on_ray_too, tmp_path):
+    log = tmp_path / "log"
+    with worker_pool(9, partial(Made, log), anywhere=True) as pool:
+        found = list(pool.in_order(Made.square, [(1,), (2, 1), (3,)]))
+        assert [square for square, _ in found] == [1, 4, 9] and pool.lost == 1
+        assert os.getpid() not in {pid for _, pid in found}
+        with pytest.raises(ValueError, match="^two$"):  # as it was raised
+            pool.submit(raises, 1).result()
+    assert log.read_text().count("begun 2\n") == 2
+
+
+def test_what_cannot_be_is_one_line(on_ray_too, tmp_path, monkeypatch):
+    engine = engine_in_use()
+    with pytest.raises(
+        UserError, match="^engine.gpus_per_encoder: found 8, expected 0 at most: Ray has no more$"
+    ):
+        Ray(RaySettings(gpus_per_encoder=8)).workers(1, None, encodes=True, anywhere=True)
+    assert all(isinstance(w, Process) for w in engine.workers(2, None, encodes=False, anywhere=False))
+    monkeypatch.setattr(on_ray, "versions", lambda: {"python": "3.9.1", "s2robot": "0.0.7"})
+    with worker_pool(1, anywhere=True) as pool:
+        with pytest.raises(UserError) as caught:
+            pool.submit(abs, 1).result()
+    assert str(caught.value) == (
+        f"engine: node {socket.gethostname()}: found python {sys.version.split()[0]}, expected 3.9.1; "
+        f"s2robot {versions()['s2robot']}, expected 0.0.7 as on this machine"
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "address, expected",
+    [
+        (f"127.0.0.1:{free_port()}", "nothing answers at .* (Connection refused), expected a Ray that runs"),
+        (f"ray://127.0.0.1:{free_port()}", "nothing answers at ray://.* (Connection refused)"),
+        ("nonsense", "found 'nonsense', expected null, auto, <host>:<port> or ray://<host>:<port>"),
+        ("http://localhost:80", "found 'http://localhost:80', expected null"),
+    ],
+)
+def test_a_wrong_address_is_one_line_at_once(address, expected):
+    with pytest.raises(
+        UserError, match="^engine.address: " + expected.replace("(", r"\(").replace(")", r"\)")
+    ):
+        on_ray._check_answers(address)
+
+
+def test_settings(tmp_path, monkeypatch, capsys):
+    for wrong, words in (
+        ({"workers": 0}, "engine.workers: found 0, expected 1 or more"),
+        ({"store_mb": 9}, "engine.store_mb: found 9, expected 80 or more"),
+        (
+            {"address": "auto", "cpus": 2},
+            "engine.cpus: found 2 beside engine.address=auto, expected one of them",
+        ),
+    ):
+        with pytest.raises(UserError, match=f"^{words}$"):
+            RaySettings(**wrong)
+    monkeypatch.setattr("s2robot.common.extras.find_spec", lambda name: None if name == "ray" else name)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["encode", "engine=ray"]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "s2robot encode: error: ray is not installed: pip install 's2robot[ray]'"
+    )
+    from omegaconf import OmegaConf
+
+    with engine_of(OmegaConf.create({"engine": {"name": "local", "workers": 3}})):
+        assert len(worker_pool(1)._workers) == 3 and engine_in_use().words() == ("engine.workers=3",)
+    with pytest.raises(UserError, match="engine.workers: found 0"), engine_of(OmegaConf.create({"engine": {"name": "local", "workers": 0}})):  # fmt: skip
+        pass
