@@ -56,6 +56,14 @@ LONG = (
 )
 
 
+def pytest_ignore_collect(collection_path, config):
+    """The part that lives by the wall clock imports no module without such tests: all of them take ten seconds."""
+    if not config.option.markexpr.startswith("realtime") or collection_path.suffix != ".py":
+        return None
+    clock = collection_path.as_posix().endswith(REALTIME) or "mark.realtime" in collection_path.read_text()
+    return None if clock else True
+
+
 def pytest_collection_modifyitems(items):
     """A test that does without the wall clock leaves REALTIME, or says `@pytest.mark.realtime` by itself."""
     tests = Path(__file__).parent
