@@ -69,7 +69,8 @@ def test_pretrain(tmp_path):
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["identity"]["processes"] == 2
 
 
-@pytest.mark.parametrize("job", ["train", "pretrain"])
+# pretrain runs on train's loop and its ways out: once of the two is enough, but for `make slow`
+@pytest.mark.parametrize("job", ["train", pytest.param("pretrain", marks=pytest.mark.slow)])
 def test_a_killed_process_is_one_line(tmp_path, job):
     result = run(tmp_path, job, "killed")
     assert result.returncode == 2
