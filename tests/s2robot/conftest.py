@@ -16,6 +16,7 @@ from s2robot.common.paths import configs_dir
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.policies import ChunkPolicy, PolicySpec, save_checkpoint
+from tests.s2robot.pictures import write_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 CAMERAS = ("hand", "left")
@@ -78,6 +79,12 @@ def slow_policy(save_untrained, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A dataset of pictures. A pre-flight that lays the cameras' beside them draws no demos."""
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "pictures.zarr", CAMERAS)
+
+
+@pytest.fixture(scope="session")
 def calm():
     """Settings under which a busy machine is no fault."""
     return CALM
@@ -112,7 +119,7 @@ def emulator(tmp_path_factory):
 
 
 @pytest.fixture
-def arm_config(emulator, calm, tmp_path, monkeypatch):
+def arm_config(emulator, calm, pictures, tmp_path, monkeypatch):
     """`arm_config(verb, *overrides)`: a config of one of the arm's verbs, against the emulator in good order."""
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", 60.0)
@@ -121,6 +128,7 @@ def arm_config(emulator, calm, tmp_path, monkeypatch):
 
     def make(verb, *overrides):
         box = ("bridge=emulator", f"bridge.emulator.port={emulator.port}", f"run_dir='{tmp_path}'")
+        box += (f"demos.path='{pictures}'",)
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
             return compose(verb, [*box, *calm, *overrides])
 

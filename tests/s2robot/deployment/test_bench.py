@@ -23,10 +23,10 @@ from hydra import compose, initialize_config_dir
 from s2robot.common.paths import configs_dir
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import cameras, deploy
-from s2robot.deployment.arm import JOINT_NAMES, driver_maker
+from s2robot.deployment.arm import driver_maker
 from s2robot.deployment.settings import read_bridge
-from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.real.emulator.launch import launch
+from tests.s2robot.pictures import scene
 
 pytest.importorskip("xarm")
 
@@ -114,30 +114,8 @@ def box():
         yield emulator
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A dataset of pictures: 6 of 72 x 96 for each camera."""
-    path = tmp_path_factory.mktemp("pictures") / "pictures.zarr"
-    attributes = {
-        "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": 10, "cameras": list(CAMERAS),
-        "camera_geometry": {}, "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": 0,
-        "kind": "images",
-    }  # fmt: skip
-    with EpisodeStore.create(path, attributes) as store:
-        images = {f"images_{name}": _scene(seed) for seed, name in enumerate(CAMERAS)}
-        blank = np.zeros((6, 8), np.float32)
-        store.append({"action": blank, "proprio": blank, **images}, {"seed": 0, "success": False})
-    return path
-
-
-def _scene(seed):
-    """Pictures that differ, smooth enough for JPEG.  # uint8 (6, 72, 96, 3)"""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 8, 3), np.uint8)
-    return np.stack([cv2.resize(image, (96, 72), interpolation=cv2.INTER_LINEAR) for image in coarse])
-
-
-def words(checkpoint, *more):
-    return [f"checkpoint='{checkpoint}'", "robot.ip=127.0.0.1", *CALM, *more]
+def words(checkpoint, pictures, *more):
+    return [f"checkpoint='{checkpoint}'", f"demos.path='{pictures}'", "robot.ip=127.0.0.1", *CALM, *more]
 
 
 def replayed(pictures):
@@ -157,7 +135,7 @@ def terminal(box, slow_policy, pictures, tmp_path):
 
     def start(*more):
         command = [sys.executable, "-c", DEPLOY, box.ports.to_json(), "--live", "hydra.run.dir=run"]
-        opened.append(Terminal(command + words(slow_policy, *replayed(pictures), *more), tmp_path))
+        opened.append(Terminal(command + words(slow_policy, pictures, *replayed(pictures), *more), tmp_path))
         return opened[-1]
 
     yield start
@@ -247,7 +225,7 @@ def film(tmp_path, monkeypatch):
     """A camera's place: a film of 96 x 72 at 20 Hz."""
     path = tmp_path / "hand.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 72))
-    for image in _scene(2):
+    for image in scene(2):
         writer.write(image[..., ::-1])
     writer.release()
     monkeypatch.setattr(cv2, "VideoCapture", File)
@@ -255,13 +233,13 @@ def film(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def config(box, slow_policy, film, realsense, tmp_path, monkeypatch):
+def config(box, slow_policy, pictures, film, realsense, tmp_path, monkeypatch):
     """Makes a config of `s2robot deploy` with a film for the hand's camera and a RealSense for the left one."""
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
     elsewhere = lambda *a: partial(driver_maker(*a), ports=box.ports)  # noqa: E731
     monkeypatch.setattr("s2robot.deployment.rig.driver_maker", elsewhere)
-    realsense.pictures = _scene(3)
+    realsense.pictures = scene(3)
     box.side("clear")
     box.side("place_arm", joints=HOME.tolist())
     hand = ["kind=opencv", f"device='{film}'", "width=96", "height=72", "fps=20"]
@@ -270,7 +248,9 @@ def config(box, slow_policy, film, realsense, tmp_path, monkeypatch):
 
     def make(*more):
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return compose("deploy", [*words(slow_policy), f"run_dir='{tmp_path}'", *overrides, *more])
+            return compose(
+                "deploy", [*words(slow_policy, pictures), f"run_dir='{tmp_path}'", *overrides, *more]
+            )
 
     return make
 
@@ -289,7 +269,7 @@ def test_their_pictures_are_rgb_and_upright(config):
         found = cameras.start_cameras(read_bridge(config().bridge), CAMERAS, None, stack)
         assert not found.failed and {c.width for c in found.facts.values()} == {72}
         for name, seed in (("hand", 2), ("left", 3)):
-            off = np.abs(found.readers[name].latest().image.astype(float) - _scene(seed)).mean((1, 2, 3))
+            off = np.abs(found.readers[name].latest().image.astype(float) - scene(seed)).mean((1, 2, 3))
             assert off.min() < 5 and np.median(off) > 20, (name, off)  # the same as one, but for JPEG
 
 

@@ -62,7 +62,7 @@ def healthy(emulator):
 def test_a_dry_run_sends_nothing_and_draws_what_it_would(config, emulator, tmp_path, capsys):
     before = emulator("status")
     begin = time.monotonic()
-    assert deploy.deploy(config("dry_run_steps=4")) == 0
+    assert deploy.deploy(config("dry_run_steps=4", "demos.path=null")) == 0
     assert commands(emulator, begin) == []
     after = emulator("status")
     assert after["joints"] == pytest.approx(before["joints"], abs=1e-3) and after["mode"] == before["mode"]
@@ -239,7 +239,7 @@ def test_an_emulator_that_is_killed_is_a_fault_without_a_traceback(config, tmp_p
     """Nobody asks it whether the cube is up any more."""
     raised = []
     monkeypatch.setattr("threading.excepthook", raised.append)
-    with launch("mujoco", "--env", json.dumps({"image_size": 64})) as box:
+    with launch("mujoco", "--fps", "10", "--env", json.dumps({"image_size": 64})) as box:
 
         def kill():
             end = time.monotonic() + 120
@@ -272,14 +272,14 @@ def _running(port, begin):
     return bool(opened) and len(moves) > 300
 
 
-def test_ctrl_c_brakes_and_stops_the_arm(config, emulator, slow_policy, calm, tmp_path):
+def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, tmp_path):
     healthy(emulator)
     begin = time.monotonic()
     process = subprocess.Popen(
         [
             sys.executable, "-m", "s2robot", "deploy", "--live", "--episodes", "3", f"checkpoint='{slow_policy}'",
             "bridge=emulator", f"bridge.emulator.port={emulator.port}", "confirm=false", *calm,
-            "bridge.loop.max_steps=1000",
+            f"demos.path='{pictures}'", "bridge.loop.max_steps=1000",
         ],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

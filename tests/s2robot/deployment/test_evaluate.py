@@ -189,12 +189,12 @@ def test_an_arm_that_does_not_come_to_the_start_ends_the_session(
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_ctrl_c_brakes_and_keeps_what_is_done(config, emulator, slow_policy, calm, tmp_path):
+def test_ctrl_c_brakes_and_keeps_what_is_done(emulator, slow_policy, pictures, calm, tmp_path):
     process = subprocess.Popen(
         [
             sys.executable, "-m", "s2robot", "evaluate", "--live", "evaluate=arm", f"checkpoint='{slow_policy}'",
             "bridge=emulator", f"bridge.emulator.port={emulator.port}", f"hydra.run.dir='{tmp_path}'", *calm,
-            "env.max_steps=12", "evaluate.videos=false",
+            f"demos.path='{pictures}'", "env.max_steps=12", "evaluate.videos=false",
         ],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
