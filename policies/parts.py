@@ -328,7 +328,9 @@ def _slices(widths: Iterable[int]) -> list[slice]:
 def _limits(part: Part, like: Tensor) -> tuple[Tensor, Tensor]:
     """Low and high (size,); 0 and 1 where a binary part has none."""
     low, high = part.low or (0.0,) * part.size, part.high or (1.0,) * part.size
-    return like.new_tensor(low), like.new_tensor(high)
+    # filled where it is wanted: a GPU would have to be waited for to copy a list to it
+    made = [torch.stack([like.new_full((), value) for value in values]) for values in (low, high)]
+    return made[0], made[1]
 
 
 def _inner(part: Part, x: Tensor) -> Tensor:

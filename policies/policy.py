@@ -9,7 +9,8 @@
 Shapes: features (B, T, C, N, D), proprio (B, T, P), past_actions (B, T, A) with the last step unknown,
 pad (B, T) True before the episode began, actions (B, K, A), action_pad (B, K) True beyond its end. A batch may
 give each frame once, features (F, C, N, D), and say where it stands, frames (B, T); for a body that is causal it
-may ask every step of the context, actions (B, T, K, A) and action_pad (B, T, K).
+may ask every step of the context, actions (B, T, K, A) and action_pad (B, T, K). A batch that is one process's share
+may say how many targets a process has in the mean, kept (K,) or (T, K): the mean of all losses is that of the whole.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class ChunkPolicy(nn.Module):
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, and scalars (0-dim tensors without gradient) to log.
 
-        Steps with action_pad True count nothing. Scalars: loss, by part what `Parts.errors` tells (joint_error, rad,
+        Steps with action_pad True count nothing; see above for `kept`. Scalars: loss, by part what `Parts.errors` tells (joint_error, rad,
         and gripper_accuracy, share of 1), and the head's own, such as joint_loss and gripper_loss.
         """
         spec = self.spec
@@ -117,7 +118,13 @@ class ChunkPolicy(nn.Module):
         actions = actions.masked_fill(action_pad[..., None], 0)
         keep = (~action_pad).float()  # (B, K)
         weight = keep * self.step_weight
-        weight, keep = weight / weight.sum().clamp(min=1e-8), keep / keep.sum().clamp(min=1)
+        kept, weighed = keep, weight
+        if "kept" in batch:  # of a batch that several processes share
+            kept = batch["kept"].float()  # (K,), or (T, K)
+            if every and start is not None:
+                kept = torch.cat([torch.zeros_like(kept[:1]), kept[1:]])
+            weighed = kept * self.step_weight
+        weight, keep = weight / weighed.sum().clamp(min=1e-8), keep / kept.sum().clamp(min=1)
         context = self._context(
             self._pooled(batch), batch["proprio"], batch.get("past_actions"), batch.get("pad")
         )

@@ -319,13 +319,14 @@ def _about(cfg: "DictConfig") -> dict[str, str]:
 
 
 def _check_shared(overrides: list[str]) -> None:
-    """Refuse processes that torchrun started without a folder: each would choose one of its own.
+    """Refuse processes that torchrun or srun started without a folder: each would choose one of its own.
 
     Raises:
         UserError: says what to give.
     """
     named = any(key_of(o) in ("hydra.run.dir", "hydra.sweep.dir") for o in overrides)
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not named:
+    count = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
+    if int(os.environ.get(count, 1)) > 1 and not named:
         raise UserError("found several processes, expected a folder for all of them: hydra.run.dir=<folder>")
 
 

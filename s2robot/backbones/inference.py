@@ -97,7 +97,7 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
         if dtype == torch.bfloat16 and (timm_layers := _timm_layers()):
             timm_layers.split_attention(fast)
     run = functools.partial(type(model).forward, fast)
-    fast.forward = functools.partial(_forward, run, dtype, layout, PIXELS_PER_CALL if on_cpu else None)
+    fast.forward = functools.partial(_forward, run, dtype, layout)
     return fast
 
 
@@ -122,11 +122,13 @@ def _forward(
     run: Callable[..., Any],
     dtype: torch.dtype,
     layout: torch.memory_format,
-    pixels: int | None,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """The model's forward on images (B, 3, h, w) of any floating type, in parts of at most `pixels`."""
+    """The model's forward on images (B, 3, h, w) of any floating type, on a CPU in parts of `PIXELS_PER_CALL`.
+
+    Where they are counts, not where the model was prepared: it may have been moved to a GPU since.
+    """
     given = next(a.dtype for a in (*args, *kwargs.values(), torch.empty(0)) if _is_float(a))
 
     def cast(x: Any) -> Any:
@@ -135,9 +137,10 @@ def _forward(
         return x.to(dtype, memory_format=layout) if x.ndim == 4 else x.to(dtype)
 
     args, kwargs = tuple(map(cast, args)), {key: cast(value) for key, value in kwargs.items()}
-    if pixels and len(args) == 1 and not kwargs and _is_float(args[0]) and args[0].ndim == 4:
+    alone = len(args) == 1 and not kwargs
+    if alone and _is_float(args[0]) and args[0].ndim == 4 and args[0].device.type == "cpu":
         b, _, height, width = args[0].shape
-        parts = -(-b // max(1, pixels // max(1, height * width)))
+        parts = -(-b // max(1, PIXELS_PER_CALL // max(1, height * width)))
         outputs = [run(part) for part in args[0].chunk(max(1, parts))]
     else:
         outputs = [run(*args, **kwargs)]

@@ -26,8 +26,12 @@ _HELD = {Path(p) for p in os.environ.get(INHERITED, "").split(os.pathsep) if p} 
 
 
 def is_first() -> bool:
-    """Whether this process is the one of a distributed run that writes; every process alone is."""
-    return all(int(os.environ.get(name) or 0) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
+    """Whether this process is the one of a distributed run that writes; every process alone is.
+
+    torchrun counts processes in RANK, srun in SLURM_PROCID; Lightning Fabric names the machine and the place on it.
+    """
+    names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return all(int(os.environ.get(name) or 0) == 0 for name in names)
 
 
 def held() -> dict[str, str]:

@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2robot.backbones.backbone import Backbone, find_backbone
+from s2robot.backbones.device import fitting, moved
 from s2robot.backbones.facts import Given
 from s2robot.backbones.inference import prepare
 from s2robot.backbones.vit import weights_sha256
@@ -54,7 +55,8 @@ class S2Encoder(nn.Module):
         pool: "tokens" for a grid of tokens, "mean" for their mean.
         name: for people; part of the fingerprint is `describe` (architecture), a JSON-able mapping.
         dtype: "float32", or "bfloat16": faster where the CPU has avx512_bf16 or AMX, other features by 1e-2.
-        frames_per_call: frames that go through the model at once; 4 by default on a CPU (its cache), else 64.
+        frames_per_call: frames that go through the model at once; 4 by default on a CPU (its cache), else 64, or as many
+            as the GPU's memory holds.
         resolution: of the larger sizes: "native", or "upsampled" from the first one, which adds no information.
         fine: keep all tokens of the largest size, and repeat those of the smaller ones beside them; otherwise the
             larger sizes' tokens are averaged to the grid of the first.
@@ -202,7 +204,7 @@ class S2Encoder(nn.Module):
 
         The largest size comes from the images and the others from it, or all from the first if `upsampled`.
         """
-        frames = channels_first(images.to(self.scale.device))
+        frames = channels_first(moved(images, self.scale.device))
         sizes = [level.frame for level in self.layout_of(*frames.shape[-2:]).levels]
         return pyramid(frames, sizes, sizes[0 if self.upsampled else -1], self.upsampled)
 
@@ -220,14 +222,18 @@ class S2Encoder(nn.Module):
         type or shape.
         """
         output = "pooled" if self.pool == "mean" else "tokens"
-        outputs, calls = [], tensor_of(images).split(self.frames_at_once)
+        rows, at_once = tensor_of(images), self.frames_at_once
         # what repeats is looked for among the frames of this call alone: features depend on nothing that was before
-        once = Once(self.model) if len(calls) > 1 and self.scale.device.type == "cpu" else None
-        for frames in calls:
+        once = Once(self.model) if len(rows) > at_once and self.scale.device.type == "cpu" else None
+
+        def encoded(frames: Tensor) -> Tensor:
             levels = [(x * self.scale).add_(self.shift) for x in self.pyramid(frames)]
             layout = self.layout_of(*frames.shape[1:3])
-            model = partial(self._model, model=once)
-            outputs.append(encode(model, levels, layout, self.num_prefix_tokens, output))
+            return encode(partial(self._model, model=once), levels, layout, self.num_prefix_tokens, output)
+
+        outputs, fits = fitting(encoded, rows, at_once)
+        if fits < at_once:
+            self.frames_per_call = fits  # the next call does not try again
         if not outputs:
             return torch.empty(0, self.num_tokens, self.dim, device=self.scale.device)
         out = torch.cat(outputs)

@@ -11,6 +11,7 @@ from s2robot.backbones.libraries import IMAGENET
 from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.settings import CropSettings, PretrainSettings
 
+ALL = slice(None)
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
 
 
@@ -27,11 +28,16 @@ def crop_box(height: int, width: int, u: Tensor, crop: CropSettings) -> tuple[in
 
 
 def make_batch(
-    bank: FrameBank, settings: PretrainSettings, generator: torch.Generator, pool: ThreadPoolExecutor
+    bank: FrameBank,
+    settings: PretrainSettings,
+    generator: torch.Generator,
+    pool: ThreadPoolExecutor,
+    share: slice = ALL,
 ) -> Tensor:
     """Random crops as uint8 (B, 3, S, S); antialiased where they shrink.
 
-    S is the encoder's image size times the largest scale.
+    S is the encoder's image size times the largest scale. What is drawn is drawn for the whole batch, whatever `share` of it
+    is made.
     """
     size, batch = settings.encoder.img_size * max(settings.scales), settings.batch_size
     rows = torch.randint(len(bank), (batch,), generator=generator).tolist()
@@ -46,14 +52,20 @@ def make_batch(
             crop = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)
         return crop.flip(-1) if u[4] < settings.flip else crop
 
-    return torch.cat(list(pool.map(one, rows, draws)))
+    return torch.cat(list(pool.map(one, rows[share], draws[share])))
 
 
-def normalise(images: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
-    """uint8 (B, 3, S, S) -> float32 in ImageNet's units, after random brightness and contrast."""
+def normalise(
+    images: Tensor, jitter: float, generator: torch.Generator, whole: int | None = None, share: slice = ALL
+) -> Tensor:
+    """uint8 (B, 3, S, S) -> float32 in ImageNet's units, after random brightness and contrast.
+
+    whole: pictures of the batch that these are a `share` of, if they are not all.
+    """
     x = images.contiguous().float().div_(255)
     if jitter:
-        gain = 1 + jitter * (2 * torch.rand(2, x.shape[0], 1, 1, 1, generator=generator) - 1)
+        drawn = torch.rand(2, whole or len(x), 1, 1, 1, generator=generator)[:, share]
+        gain = 1 + jitter * (2 * drawn - 1)
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         x = ((x - mean) * gain[0] + mean * gain[1]).clamp_(0, 1)
     return x.sub_(MEAN).div_(STD)

@@ -209,19 +209,20 @@ class MAE(nn.Module):
         return self.decoder_pred(self.decoder_norm(x[:, 1 + keep.shape[1] :]))
 
     def forward(
-        self, images: Tensor, generator: torch.Generator | None = None
+        self, images: Tensor, cells: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised images (B, 3, S, S) -> loss, pred (B, N - K, patches, P), mask (B, N), True where hidden.
 
+        cells: those to keep and to hide, as `draw_mask` gives them; None draws them.
         `pred` holds the patches of each hidden cell, scale after scale, in the units of each patch's own mean
         and deviation, in the order of the places where `mask` is True. Every scale weighs the same in the loss.
         """
-        keep, hidden = (index.to(images.device) for index in self.draw_mask(images.shape[0], generator))
-        cells = self.cells(images)
-        pred = self.decode(self.encode_visible(cells, keep), keep, hidden)
-        pred = pred.unflatten(-1, (-1, cells[0].shape[-1]))  # (B, N - K, patches, P)
+        keep, hidden = (x.to(images.device) for x in cells or self.draw_mask(len(images), None))
+        seen = self.cells(images)
+        pred = self.decode(self.encode_visible(seen, keep), keep, hidden)
+        pred = pred.unflatten(-1, (-1, seen[0].shape[-1]))  # (B, N - K, patches, P)
         losses = []
-        for patches, part in zip(cells, pred.split([s**2 for s in self.scales], dim=2), strict=True):
+        for patches, part in zip(seen, pred.split([s**2 for s in self.scales], dim=2), strict=True):
             target = patches.gather(1, hidden[..., None, None].expand(-1, -1, *patches.shape[2:]))
             var, mean = torch.var_mean(target, dim=-1, keepdim=True)
             losses.append(F.mse_loss(part.float(), (target - mean) / (var + 1e-6).sqrt()))
@@ -235,7 +236,7 @@ class MAE(nn.Module):
         Hidden patches are 0 in the first and predicted in the second.
         """
         spec, scale = self.vit.spec, self.scales[-1]
-        _, pred, mask = self(images, generator)
+        _, pred, mask = self(images, self.draw_mask(len(images), generator))
         patches = self.cells(images)[-1]  # (B, N, s * s, P)
         var, mean = torch.var_mean(patches[mask], dim=-1, keepdim=True)
         filled = patches.clone()

@@ -2,8 +2,8 @@
 
     pretrain(PretrainSettings(data="scenes", out="runs/mae"))
 
-Every step draws its frames, crops and masks from a generator seeded by (seed, step, process), so a run that
-was killed goes on from its checkpoint exactly as if nothing had happened; only with `max_minutes` does the
+Every step draws its frames, crops and masks from a generator seeded by (seed, step), for all processes together: a run that
+was killed goes on from its checkpoint exactly as if nothing had happened, and several processes see what one would; only with `max_minutes` does the
 clock enter, through the learning rate. Each setting is explained in configs/pretrain/default.yaml.
 """
 
@@ -25,6 +25,7 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from s2robot.backbones.device import moved
 from s2robot.backbones.vit import MVPViT, save_encoder
 from s2robot.common.errors import UserError
 from s2robot.common.progress import bar
@@ -36,7 +37,7 @@ from s2robot.pretraining.pictures import pretraining_plot, save_picture
 from s2robot.pretraining.settings import PretrainSettings
 from s2robot.reporting.style import save_figure
 from s2robot.training.loop import Learner, learn, parameter_groups
-from s2robot.training.processes import alone, launch, mean_of_all, together
+from s2robot.training.processes import alone, check_shares, launch, mean_of_all, together
 from s2robot.training.schedule import cosine_with_warm_up
 from s2robot.training.state import load_state, save_state, told
 
@@ -105,6 +106,9 @@ class _Run:
         self.loss: float | None = None  # running mean
         self.history: list[list[float]] = []  # step, loss, learning rate
         self.images = torch.empty(0)
+        self.ahead: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}  # what a step will see, drawn early
+        check_shares(fabric, "pretrain.batch_size", settings.batch_size, settings.batch_size)
+        self.share = settings.batch_size // fabric.world_size
         self.writer: SummaryWriter | None = None
         self.start = self.tick = time.monotonic()
         self.ticked, self.data_seconds, self.saved = 0, 0.0, -1
@@ -140,18 +144,28 @@ class _Run:
         self.elapsed = float(self.fabric.broadcast(time.monotonic() - self.start))
         return self.elapsed >= self.budget
 
-    def batch(self, step: int) -> tuple[Tensor, torch.Generator]:
-        clock = time.monotonic()
-        seed = (self.settings.seed * 1_000_003 + step) * 1024 + self.fabric.global_rank
-        generator = torch.Generator().manual_seed(seed)
-        crops = make_batch(self.bank, self.settings, generator, self.pool)
-        self.images = normalise(crops, self.settings.jitter, generator)
+    def batch(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """This process's share of what a step sees: pictures, and the cells that are kept and hidden."""
+        self.images, cells = self.ahead.pop(step) if step in self.ahead else self._draw(step)
+        device = self.fabric.device
+        return moved(self.images, device), (moved(cells[0], device), moved(cells[1], device))
+
+    def _draw(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Crops and masks of a step, drawn for all processes together."""
+        clock, settings, rank = time.monotonic(), self.settings, self.fabric.global_rank
+        whole, mine = settings.batch_size, slice(rank * self.share, (rank + 1) * self.share)
+        generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 1024)
+        crops = make_batch(self.bank, settings, generator, self.pool, mine)
+        images = normalise(crops, settings.jitter, generator, whole, mine)
+        keep, hidden = self.mae.draw_mask(whole, generator)
         self.data_seconds += time.monotonic() - clock
-        return self.fabric.to_device(self.images), generator
+        return images, (keep[mine], hidden[mine])
 
     def after(self, loss: Tensor, rest: Any) -> None:
         """Curves, pictures and checkpoints, each at its steps; the checkpoint last."""
         step, settings = self.learner.step, self.settings
+        if self.fabric.device.type == "cuda" and step < settings.steps:
+            self.ahead[step] = self._draw(step)  # while the GPU still computes: the loss waits for it
         value = mean_of_all(self.fabric, loss).item()
         if not math.isfinite(value):
             raise UserError(
@@ -171,7 +185,7 @@ class _Run:
     def _log(self, step: int, loss: float) -> None:
         assert self.writer is not None
         now = time.monotonic()
-        rate = (step - self.ticked) * self.settings.batch_size * self.fabric.world_size / (now - self.tick)
+        rate = (step - self.ticked) * self.settings.batch_size / (now - self.tick)
         shares = {"images_per_second": rate, "data_share": self.data_seconds / (now - self.tick)}
         self.history.append([step, loss, self.learner.lr])
         with told(self.out):
@@ -204,7 +218,7 @@ class _Run:
             "recipe": "masked autoencoding (MAE, as in MVP)"
             + (" with S2" if len(settings["scales"]) > 1 else ""),
             "steps": step,
-            "images_seen": step * settings["batch_size"] * self.fabric.world_size,
+            "images_seen": step * settings["batch_size"],
             "minutes": round(seconds / 60, 1),
             "loss": self.loss,
             "data": self.bank.describe(),

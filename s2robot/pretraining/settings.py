@@ -67,6 +67,8 @@ class PretrainSettings:
     precision: str = "bf16-mixed"
     accelerator: str = "auto"
     devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
     checkpoint_every: int = 200
     picture_every: int = 1000
     log_every: int = 20
@@ -78,7 +80,7 @@ class PretrainSettings:
         if self.max_minutes is not None:
             check_positive(self, "pretrain", "max_minutes")
         check_ranges(
-            self, "pretrain", batch_size=many, steps=many, threads=many, devices=many, checkpoint_every=many,
+            self, "pretrain", batch_size=many, steps=many, threads=many, devices=many, num_nodes=many, checkpoint_every=many,
             picture_every=many, log_every=many, warmup_steps=any_number, weight_decay=any_number,
             seed=any_number, mask_ratio=share, flip=share, jitter=share,
         )  # fmt: skip

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s2robot.backbones.device import moved
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows
 from s2robot.encoders.joined import Joined
 
 _MIXED = 1 << 40  # between the seeds of the groups of a mix and that of their common order
+_SHARDED = 1 << 20  # between the seeds of the shards
 _AT_ONCE = 4  # frames that are rounded together: they stay in the processor's cache
 
 
@@ -29,6 +31,9 @@ class Batches:
     and their means, made of a few frames at a time. So a training holds its share of the features once.
 
     With `views` (M, K * C, N, D), K others of each frame, a step of a training draws one of the 1 + K for each window.
+
+    What a step draws does not depend on how many processes share it. With `shards`, the windows lie in so many parts, one
+    behind the other, and a step draws as many from each: a process that has whole parts never reads the others' frames.
     """
 
     def __init__(
@@ -40,8 +45,9 @@ class Batches:
         every: bool = False,
         views: np.ndarray | Joined | None = None,
         product: torch.dtype | None = None,
+        shards: int = 1,
     ):
-        self.device, self.every = device, every
+        self.device, self.every, self.shards = device, every, shards
         self._mix = store if isinstance(store, Mix) else None
         self.product = product if device.type == "cpu" else None  # elsewhere that is the device's work
         self.features = _shared(features)  # (M, C, N, D) float16
@@ -61,6 +67,11 @@ class Batches:
             found = [(share, torch.nonzero(which == i)[:, 0]) for i, share in enumerate(self._mix.shares)]
             there = sum(share for share, group in found if len(group))  # of a dataset none may be held out
             self.groups = [(share / there, group) for share, group in found if len(group)]
+        cut = [group.tensor_split(self.shards) for _, group in self.groups]
+        self._parts = [
+            [(share, part[s]) for (share, _), part in zip(self.groups, cut, strict=True) if len(part[s])]
+            for s in range(self.shards)
+        ]
         self._tables = {
             name: torch.from_numpy(np.ascontiguousarray(getattr(windows, name)))
             for name in ("context", "pad", "actions", "action_pad")
@@ -89,8 +100,7 @@ class Batches:
         context, pad = self._tables["context"][rows], self._tables["pad"][rows]
         seen = context if way is None else context * self.ways + way[:, None]
         shown, frames = torch.unique(seen, return_inverse=True)  # (F,), (B, T)
-        asked = self._window_at[context] if every else rows
-        known = (asked >= 0) & ~pad if every else torch.ones_like(rows, dtype=torch.bool)
+        asked, action_pad = self._asked(rows, every)
         batch = {
             **(
                 self._seen(shown, way is not None)
@@ -102,21 +112,52 @@ class Batches:
             "past_actions": _forget_last(self.action[context]),  # (B, T, 8)
             "pad": pad,  # (B, T)
             "actions": self._tables["actions"][asked],  # (B, K, 8), or (B, T, K, 8) of every step
-            "action_pad": self._tables["action_pad"][asked] | ~known[..., None],  # (B, K), or (B, T, K)
+            "action_pad": action_pad,  # (B, K), or (B, T, K)
         }
-        return {name: value.to(self.device) for name, value in batch.items()}
+        return {name: moved(value, self.device) for name, value in batch.items()}
+
+    def _asked(self, rows: Tensor, every: bool) -> tuple[Tensor, Tensor]:
+        """The windows whose actions are asked (B,), or of every step (B, T), and which of those count nothing (..., K)."""
+        if not every:
+            return rows, self._tables["action_pad"][rows]
+        asked = self._window_at[self._tables["context"][rows]]
+        known = (asked >= 0) & ~self._tables["pad"][rows]
+        return asked, self._tables["action_pad"][asked] | ~known[..., None]
 
     def step(self, step: int, size: int, seed: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """This process's batch of `size` targets at a step of a training: shuffled epochs, end to end; see `mixed`."""
-        if self.every:
-            size = max(1, size // self._tables["context"].shape[1])
-        start = (step * world + rank) * size
-        places, way = range(start, start + size), None
-        rows = shuffled(self.count, seed, places) if self._mix is None else mixed(self.groups, seed, places)
+        """This process's share of a step's `size` targets: shuffled epochs, end to end; see `mixed`.
+
+        Where several share it, `kept` (K,), or (T, K) of every step, says how many targets a process has in the mean
+        at each place of a chunk, so that the mean of their losses is the loss of the whole.
+        """
+        size = self.windows_of(size)
+        drawn, way = self._drawn(step, size, seed), None
+        mine = slice(rank * size // world, (rank + 1) * size // world)
         if self.views is not None:
-            drawn = torch.Generator().manual_seed(seed * 100_003 + start)
-            way = torch.randint(self.ways, (size,), generator=drawn)
-        return self.take(rows, self.every, way, self.product)
+            generator = torch.Generator().manual_seed(seed * 100_003 + step * size)
+            way = torch.randint(self.ways, (size,), generator=generator)[mine]
+        batch = self.take(drawn[mine], self.every, way, self.product)
+        if world > 1:
+            batch["kept"] = moved((~self._asked(drawn, self.every)[1]).sum(0) / world, self.device)
+        return batch
+
+    def windows_of(self, size: int) -> int:
+        """Windows in a batch of so many targets."""
+        return max(1, size // self._tables["context"].shape[1]) if self.every else size
+
+    def _drawn(self, step: int, size: int, seed: int) -> Tensor:
+        """The windows of a step (size,), those of one shard behind those of another."""
+        each = size // self.shards
+        places = range(step * each, (step + 1) * each)
+        rows = []
+        for s, part in enumerate(self._parts):
+            own = seed + s * _SHARDED
+            if self._mix is None:
+                ((_, group),) = part
+                rows.append(group[shuffled(len(group), own, places)])
+            else:
+                rows.append(mixed(part, own, places))
+        return torch.cat(rows)
 
     def _seen(self, shown: Tensor, views: bool) -> dict[str, Tensor]:
         """The features (F, C, N, D) of frames, told with their view if there are views."""
@@ -152,7 +193,7 @@ def shuffled(count: int, seed: int, places: Sequence[int]) -> Tensor:
     return torch.cat(orders)[places[0] - first * count : places[-1] + 1 - first * count]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=64)  # two epochs of every shard
 def _shuffle(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 

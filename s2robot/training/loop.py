@@ -95,6 +95,7 @@ class Learner:
             "model": self._bare.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "step": self.step,
+            "precision": self.fabric.strategy.precision.state_dict(),  # the gradients' scale of 16-mixed
         }
         return state if self.average is None else state | {"average": self.average.state_dict()}
 
@@ -103,6 +104,7 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
         self.step = state["step"]
         self._start()
 

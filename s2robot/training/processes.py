@@ -4,6 +4,7 @@ Fabric's processes all run the whole command: the first comes as far as `launch`
 they come to the same place. `s2robot.common.run_folder.is_first()` says before that who is who.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -25,6 +26,10 @@ class Machine(Protocol):
     @property
     def devices(self) -> int: ...
     @property
+    def num_nodes(self) -> int: ...
+    @property
+    def strategy(self) -> str: ...
+    @property
     def precision(self) -> str: ...
     @property
     def threads(self) -> int | None: ...
@@ -40,8 +45,8 @@ def launch(machine: Machine, where: str) -> Fabric:
         fabric = Fabric(
             accelerator=machine.accelerator,
             devices=machine.devices,
-            num_nodes=getattr(machine, "num_nodes", 1),
-            strategy=getattr(machine, "strategy", "auto"),
+            num_nodes=machine.num_nodes,
+            strategy=machine.strategy,
             precision=precision_of(machine),  # type: ignore[arg-type]  # Fabric names those that it knows
         )
     except (ValueError, RuntimeError) as error:
@@ -56,13 +61,18 @@ def precision_of(machine: Machine) -> str:
     """Fabric's name of the precision; `auto` is bf16-mixed on a GPU that has bfloat16, and 32-true elsewhere."""
     if machine.precision != "auto":
         return machine.precision
-    gpu = machine.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+    # what a GPU emulates is slower than float32
+    fast = _on_gpu(machine) and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _on_gpu(machine: Machine) -> bool:
+    return machine.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
 
 
 def product_of(machine: Machine) -> torch.dtype:
-    """What the widest product of a policy is computed in: with `auto`, bfloat16 where the processor multiplies in it."""
-    auto = machine.precision == "auto" and torch.cpu._is_avx512_bf16_supported()
+    """What the widest product of a policy is computed in: with `auto`, bfloat16 where what computes multiplies in it."""
+    auto = machine.precision == "auto" and not _on_gpu(machine) and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if auto or precision_of(machine).startswith("bf16") else torch.float32
 
 
@@ -86,6 +96,20 @@ def together(fabric: Fabric, where: str) -> Iterator[None]:
             f"{where}: process {fabric.global_rank + 1} of {fabric.world_size} lost another, which was killed or "
             "says in a line of its own why it ended; the same command goes on from the last state"
         ) from error
+
+
+def check_shares(fabric: Fabric, key: str, found: int, whole: int, shards: int = 1) -> None:
+    """Refuse what the processes cannot share evenly: `whole` pictures or windows a step, drawn from so many shards.
+
+    Raises:
+        UserError: names the key, its value and what would do.
+    """
+    world = fabric.world_size
+    if whole % math.lcm(world, shards):
+        raise UserError(
+            f"{key}: found {found}, that is {whole} a step, expected a multiple of {math.lcm(world, shards)} "
+            f"for {world} processes" + (f" and {shards} shards" if shards > 1 else "")
+        )
 
 
 def mean_of_all(fabric: Fabric, value: Tensor) -> Tensor:

@@ -40,7 +40,15 @@ from s2robot.training.batches import Batches
 from s2robot.training.kept import folder_of, keep_best
 from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner, learn, parameter_groups
-from s2robot.training.processes import alone, launch, mean_of_all, precision_of, product_of, together
+from s2robot.training.processes import (
+    alone,
+    check_shares,
+    launch,
+    mean_of_all,
+    precision_of,
+    product_of,
+    together,
+)
 from s2robot.training.schedule import warm_up_then_cosine
 from s2robot.training.settings import TrainSettings
 from s2robot.training.start import begin_from
@@ -50,7 +58,18 @@ Row = dict[str, float]
 _COLUMNS = {"joint_error": "train_joint_error_rad", "grad_norm": "grad_norm"}  # others: train_<name>
 _RANK_SEED = 1_000_000_007  # far from any (seed, step): each process has dropout and noise of its own
 # another value of one of these is another run
-_DECIDING = ("steps", "batch_size", "lr", "weight_decay", "warmup", "grad_clip", "ema", "validation", "seed")
+_DECIDING = (
+    "steps",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "warmup",
+    "grad_clip",
+    "ema",
+    "validation",
+    "seed",
+    "shards",
+)
 
 
 def train(
@@ -95,7 +114,8 @@ def train(
     else:
         _fit(policy, store, training, windows, features)
     takes = policy.network.pooling.multiply_in(product_of(settings))
-    batches = Batches(store, features, windows, fabric.device, policy.network.body.causal, views, takes)
+    causal = policy.network.body.causal
+    batches = Batches(store, features, windows, fabric.device, causal, views, takes, settings.shards)
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
     validation = None if unseen is None else batches.over(unseen)
     with alone(fabric, out), together(fabric, "train"):
@@ -163,9 +183,13 @@ class _Run:
         self.settings, self.batches, self.validation = settings, batches, validation
         self.contract, self.out, self.fabric, self.progress = contract, out, fabric, progress
         self.steps, world = settings.steps, fabric.world_size
-        self.batch_size = max(1, settings.batch_size // world)
+        whole = batches.windows_of(settings.batch_size)
+        check_shares(fabric, "train.batch_size", settings.batch_size, whole, settings.shards)
         optimizer = torch.optim.AdamW(
-            parameter_groups(policy, settings.weight_decay), lr=settings.lr, fused=True
+            parameter_groups(policy, settings.weight_decay),
+            lr=settings.lr,
+            fused=precision_of(settings)
+            != "16-mixed",  # gradients are clipped after their scale is taken off
         )
         rising = round(settings.warmup * self.steps)
         self.learner = Learner(
@@ -220,7 +244,7 @@ class _Run:
         """The batch of a step, which seeds its dropout and noise, too."""
         seed, rank = self.settings.seed, self.fabric.global_rank
         torch.manual_seed(seed * 100_003 + step + rank * _RANK_SEED)
-        return (self.batches.step(step, self.batch_size, seed, rank, self.fabric.world_size),)
+        return (self.batches.step(step, self.settings.batch_size, seed, rank, self.fabric.world_size),)
 
     def after(self, loss: Tensor, rest: Any) -> None:
         """Add up a step's scalars; every so many steps tell their means, validate and save."""

@@ -240,9 +240,12 @@ def test_a_job_in_the_folder_of_a_comparison_leaves_the_description_there_alone(
         assert yaml.safe_load((tmp_path / "one" / name / "config.yaml").read_text())["who"] == who
 
 
-def test_processes_of_torchrun_need_a_folder_by_name(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize(
+    "variables", [{"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, {"SLURM_STEP_NUM_TASKS": "2"}]
+)
+def test_processes_of_torchrun_and_srun_need_a_folder_by_name(tmp_path, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     assert "expected a folder for all of them: hydra.run.dir=" in refused(raising("", cwd=tmp_path))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from s2robot.common import run_folder as room
 from s2robot.common.errors import UserError
-from s2robot.common.run_folder import locked, run_folder
+from s2robot.common.run_folder import is_first, locked, run_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
@@ -83,3 +83,25 @@ def test_other_processes_of_a_run_work_in_the_folder_of_the_first(tmp_path, hold
     with run_folder(tmp_path / "run", {".hydra/config.yaml": "a: 1"}):
         pass
     assert not (tmp_path / "run" / ".hydra").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),  # Lightning Fabric's second machine
+        (
+            {"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"},
+            True,
+        ),  # torchrun's first, wherever Slurm has put it
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),  # torchrun's second machine
+        ({"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, False),  # srun's second machine
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Fabric within a Slurm job
+    ],
+)
+def test_the_first_process_is_the_same_whoever_started_them(monkeypatch, variables, first):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first() is first

@@ -1,4 +1,4 @@
-"""Two processes (gloo): one writes, both see noise of their own, losses are those of both, an end is one line."""
+"""Several processes (gloo): one writes, noise is each one's own, their loss is that of one process, an end is one line."""
 
 import json
 import os
@@ -12,17 +12,21 @@ import torch
 from s2robot.backbones.vit import load_encoder
 from s2robot.policies import load_checkpoint
 from tests.kills import ROOT
+from tests.s2robot.training.two_processes import prepare, whole_run
 
 
-def run(folder, *args: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder, job: str = "train", prefix: tuple[str, ...] = (), **given
+) -> subprocess.CompletedProcess[str]:
     # without these, or a session that Lightning started before would be gone on with
     clean = {
         k: v
         for k, v in os.environ.items()
-        if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
+        if k not in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
     }
     env = clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.s2robot.training.two_processes", str(folder), *args]
+    words = ["-m", "tests.s2robot.training.two_processes", str(folder), job, json.dumps(given)]
+    command = [*(prefix or (sys.executable,)), *words]
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -56,23 +60,75 @@ def test_pretrain(tmp_path):
     result = run(tmp_path, "pretrain")
     assert result.returncode == 0, result.stderr
     first, second = seen(tmp_path)
-    assert len(first["losses"]) == len(second["losses"]) == 8 and not set(first["seeds"]) & set(
-        second["seeds"]
-    )
+    assert len(first["losses"]) == len(second["losses"]) == 8 and first["losses"] != second["losses"]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
     recipe = load_encoder(tmp_path / "run" / "encoder.safetensors")[1]
-    assert recipe["images_seen"] == 8 * 8 * 2
+    assert recipe["images_seen"] == 8 * 8
     mean = None
     for loss in np.mean([first["losses"], second["losses"]], axis=0):
         mean = loss if mean is None else 0.98 * mean + 0.02 * loss
     assert recipe["loss"] == pytest.approx(mean, rel=1e-6)
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["identity"]["processes"] == 2
+    whole_run(tmp_path, tmp_path / "alone", "pretrain", 1)
+    assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "alone"), rel=1e-5)
+
+
+def curve(folder) -> list[float]:
+    """The running loss of a pre-training, every second step."""
+    history = torch.load(folder / "checkpoint.pt", weights_only=True)["history"]
+    assert len(history) == 4
+    return [loss for _, loss, _ in history]
+
+
+def like_one(folder, processes: int, prefix: tuple[str, ...] = (), **how) -> None:
+    """So many processes have the losses and gradients of one on the same batches, step by step to 1e-5."""
+    prepare(folder)
+    result = run(folder, "train", prefix, devices=processes, whole=how)
+    assert result.returncode == 0, result.stderr
+    whole_run(folder, folder / "alone", "train", 1, **how)
+    rows, wanted = (json.loads((folder / f / "metrics.json").read_text()) for f in ("run", "alone"))
+    for key in ("train_loss", "train_joint_error_rad", "grad_norm"):
+        assert [row[key] for row in rows] == pytest.approx([row[key] for row in wanted], rel=1e-5), key
+    assert len(rows) == 15
+
+
+def test_two_processes_have_the_loss_of_one(tmp_path):
+    like_one(tmp_path, 2, shards=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, shards", [("mlp", 1), ("transformer", 1), ("transformer", 4)])
+def test_four_processes_have_the_loss_of_one(tmp_path, kind, shards):
+    like_one(tmp_path, 4, kind=kind, shards=shards)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_four_processes(tmp_path):
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4")
+    like_one(tmp_path, 4, torchrun)
+
+
+@pytest.mark.slow
+def test_pretraining_by_four_processes_has_the_loss_of_one(tmp_path):
+    result = run(tmp_path, "pretrain", devices=4)
+    assert result.returncode == 0, result.stderr
+    whole_run(tmp_path, tmp_path / "alone", "pretrain", 1)
+    assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "alone"), rel=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path):
+    result = run(tmp_path, "pretrain", devices=3)
+    assert result.returncode == 2
+    assert (
+        "pretrain.batch_size: found 8, that is 8 a step, expected a multiple of 3 for 3 processes"
+        in result.stderr
+    )
 
 
 # pretrain runs on train's loop and its ways out: once of the two is enough, but for `make slow`
 @pytest.mark.parametrize("job", ["train", pytest.param("pretrain", marks=pytest.mark.slow)])
 def test_a_killed_process_is_one_line(tmp_path, job):
-    result = run(tmp_path, job, "killed")
+    result = run(tmp_path, job, fails="killed")
     assert result.returncode == 2
     (line,) = errors(result)
     assert line == (
@@ -82,7 +138,7 @@ def test_a_killed_process_is_one_line(tmp_path, job):
 
 
 def test_a_process_that_ends_says_why(tmp_path):
-    result = run(tmp_path, "train", "first")
+    result = run(tmp_path, fails="first")
     assert result.returncode == 2
     why, lost = errors(result)
     assert why == "error: no space left" and lost.startswith("error: train: process 2 of 2 lost another")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -190,14 +191,50 @@ def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data
     assert batches.count == len(windows) == store.num_steps - 4  # four steps are pushed
     for step in range(9):  # over the end of the first epoch
         whole = batches.step(step, 16, seed=5)["actions"]
-        shares = [batches.step(step, 8, seed=5, rank=r, world=2)["actions"] for r in range(2)]
-        assert torch.equal(whole, torch.cat(shares))
+        shares = [batches.step(step, 16, seed=5, rank=r, world=2) for r in range(2)]
+        assert torch.equal(whole, torch.cat([share["actions"] for share in shares]))
+        targets = torch.cat([~share["action_pad"] for share in shares]).sum(0)  # (K,)
+        assert all(torch.equal(share["kept"], targets / 2) for share in shares)
     first = shuffled(batches.count, 5, range(batches.count))
     second = shuffled(batches.count, 5, range(batches.count, 2 * batches.count))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(batches.count))
     assert not torch.equal(first, second)
     across = shuffled(batches.count, 5, range(batches.count - 3, batches.count + 3))
     assert torch.equal(across, torch.cat([first[-3:], second[:3]]))
+
+
+def test_processes_with_shards_of_their_own_share_no_frame_and_no_batch_depends_on_them(data):
+    store, features = data
+    views = np.concatenate([features + np.float16(k) for k in (100, 200)], 1)
+    windows = make_windows(store, np.arange(8), 1, 4)
+    batches = Batches(store, features, windows, torch.device("cpu"), views=views, shards=4)
+    rows, took, take = [set() for _ in range(4)], [], batches.take
+    batches.take = lambda drawn, *rest: took.append(drawn) or take(drawn, *rest)
+    epoch = -(-batches.count // 4)  # steps of one window a shard
+    for step in range(epoch):
+        whole = batches.step(step, 4, 5)
+        for world in (2, 4):
+            parts = [batches.step(step, 4, 5, rank, world) for rank in range(world)]
+            for name in ("actions", "pad", "proprio"):
+                assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
+            seen = torch.cat([part["features"][part["frames"]] for part in parts])
+            assert torch.equal(seen, whole["features"][whole["frames"]])  # in the same views
+            for rank, drawn in enumerate(took[-world:]):
+                rows[rank] |= set(drawn.tolist()) if world == 4 else set()
+    assert set.union(*rows) == set(range(batches.count))
+    assert sum(map(len, rows)) == batches.count  # no window is another's
+    assert all(max(a) < min(b) for a, b in pairwise(rows))  # each has one piece of the file
+
+
+def test_a_share_of_what_asks_every_step_says_how_many_targets_all_have(data):
+    store, features = data
+    batches = Batches(
+        store, features, make_windows(store, np.arange(8), 3, 4), torch.device("cpu"), every=True
+    )
+    assert batches.windows_of(24) == 8
+    parts = [batches.step(2, 24, 0, rank, 4) for rank in range(4)]
+    targets = sum((~part["action_pad"]).sum(0) for part in parts)  # (T, K)
+    assert all(torch.equal(part["kept"], targets / 4) for part in parts) and targets.shape == (3, 4)
 
 
 def test_a_frame_that_several_windows_show_is_read_once(data):
@@ -401,3 +438,16 @@ def test_a_second_training_in_one_folder_is_refused(data, tmp_path, monkeypatch,
                 pretrain(pretraining.make_settings(tmp_path), progress=False)
         other.communicate(b"\n")
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["auto", "bf16-mixed", "16-mixed", "32-true"])
+def test_a_gpu_trains_in_every_precision_and_goes_on_where_it_was(data, tmp_path, precision):
+    store, features = data
+    for steps in (10, 10):  # the second one finds the state of the first
+        settings = make_settings(steps=steps, accelerator="cuda", precision=precision)
+        train(settings, make_spec(), store, features, CONTRACT, tmp_path)
+    rows = json.loads((tmp_path / "metrics.json").read_text())
+    state = torch.load(tmp_path / "training_state.pt", weights_only=True)
+    assert rows[-1]["step"] == 10 and math.isfinite(rows[-1]["train_loss"])
+    assert ("scale" in state["precision"]) is (precision == "16-mixed")

@@ -1,6 +1,6 @@
-"""A training by two processes: `python -m tests.s2robot.training.two_processes <folder> [train|pretrain] [what fails]`.
+"""A training by processes: `python -m tests.s2robot.training.two_processes <folder> [train|pretrain] [JSON]`.
 
-Each process writes what it saw to <folder>/process<n>.json. Errors end as those of the command line do.
+The JSON may say which `devices` (2), what `fails`, or what `whole` settings a run has whose loss does not depend on them. Each process writes what it saw to <folder>/process<n>.json. Errors end as those of the command line do.
 """
 
 import json
@@ -20,7 +20,7 @@ from s2robot.pretraining.mae import MAE
 from s2robot.pretraining.pretrain import pretrain
 from s2robot.training.train import train
 from tests.s2robot.pretraining import small as pretraining
-from tests.s2robot.training.small import CONTRACT, make_data, make_settings, make_spec
+from tests.s2robot.training.small import CONTRACT, NETWORKS, make_data, make_settings, make_spec
 
 
 def watch(seen: dict, number: int, fails: str) -> None:
@@ -44,32 +44,53 @@ def watch(seen: dict, number: int, fails: str) -> None:
             step(result[0])
         return result
 
-    def watched_forward(self, images, generator=None):
-        seeds = generator.initial_seed() if generator else None
-        result = forward(self, images, generator)
+    def watched_forward(self, images, cells=None):
+        result = forward(self, images, cells)
         if torch.is_grad_enabled():
-            seen["seeds"].append(seeds)
             step(result[0])
         return result
 
     ChunkPolicy.loss, MAE.forward = watched_loss, watched_forward
 
 
-def main(folder: Path, job: str = "train", fails: str = "") -> int:
-    number = int(os.environ.get("LOCAL_RANK", 0))
-    seen: dict = {"seeds": [], "losses": [], "first": is_first()}
-    if is_first() and not (folder / "features.npy").exists():
+def whole_run(folder: Path, out: Path, job: str, devices: int, kind: str = "mlp", shards: int = 1) -> Path:
+    """A run without dropout and noise, so that only its data can tell how many processes share it."""
+    if job == "pretrain":
+        return pretrain(pretraining.make_settings(folder, out=str(out), devices=devices), progress=False)
+    features = np.load(folder / "features.npy", mmap_mode="r")
+    settings = make_settings(
+        steps=15, log_every=1, devices=devices, shards=shards, batch_size=24, validation=0.0
+    )
+    spec = make_spec(kind, network=NETWORKS[kind] | {"dropout": 0.0})
+    return train(settings, spec, EpisodeStore.open(folder / "d.zarr"), features, CONTRACT, out)
+
+
+def prepare(folder: Path) -> None:
+    if not (folder / "features.npy").exists():
         np.save(folder / "features.npy", make_data(folder / "d.zarr")[1])
         pretraining.make_settings(folder)
+
+
+def main(folder: Path, job: str = "train", how: str = "{}") -> int:
+    number = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+    given = json.loads(how)
+    fails, devices = given.get("fails", ""), given.get("devices", 2)
+    seen: dict = {"seeds": [], "losses": [], "first": is_first()}
+    if is_first():
+        prepare(folder)
     watch(seen, number, fails)
     try:
-        if job == "train":
+        if "whole" in given:
+            whole_run(folder, folder / "run", job, devices, **given["whole"])
+        elif job == "train":
             features = np.load(folder / "features.npy", mmap_mode="r")
-            settings = make_settings(steps=15, devices=2, precision="32-true")
+            settings = make_settings(steps=15, devices=devices, precision="32-true")
             spec = make_spec(proprio_noise=0.1)
             train(settings, spec, EpisodeStore.open(folder / "d.zarr"), features, CONTRACT, folder / "run")
         else:
-            pretrain(pretraining.make_settings(folder, out=str(folder / "run"), devices=2), progress=False)
+            pretrain(
+                pretraining.make_settings(folder, out=str(folder / "run"), devices=devices), progress=False
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,62 @@
+"""A policy on a device that is not there: torch's fake tensors know devices, shapes and types, and compute nothing.
+
+A tensor made on another device than the rest fails here as on the GPU; so does a value read back in a step (`.item()`), for
+which a GPU would have to be waited for.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from s2robot.policies import ChunkPolicy
+from tests.s2robot.training.small import DIM, TOKENS, make_spec
+
+HEADS = ("regression", "mip", "flow", "diffusion", "gmm", "act")
+
+
+def on(module: nn.Module, device: torch.device) -> nn.Module:
+    """`module.to(device)`, which fake tensors do not know how to do."""
+    for part in module.modules():
+        for kept in (part._parameters, part._buffers):
+            for name, value in kept.items():
+                if value is not None and value.device.type == "cpu":
+                    new = torch.empty_like(value, device=device)
+                    kept[name] = nn.Parameter(new) if isinstance(value, nn.Parameter) else new
+    return module
+
+
+def batch(policy: ChunkPolicy, every: bool, device: torch.device) -> dict[str, torch.Tensor]:
+    spec, b = policy.spec, 3
+    t, k = spec.context, spec.chunk
+    asked = (b, t, k) if every else (b, k)
+    made = {
+        "features": torch.zeros(5, len(spec.cameras), TOKENS, DIM, dtype=torch.float16),
+        "frames": torch.zeros(b, t, dtype=torch.long),
+        "proprio": torch.zeros(b, t, spec.proprio_dim),
+        "past_actions": torch.zeros(b, t, spec.action_dim),
+        "pad": torch.zeros(b, t, dtype=torch.bool),
+        "actions": torch.zeros(*asked, spec.action_dim),
+        "action_pad": torch.zeros(asked, dtype=torch.bool),
+        "kept": torch.ones(asked[1:]),
+    }
+    return {name: value.to(device) for name, value in made.items()}
+
+
+@pytest.mark.parametrize("kind, members", [("mlp", 2), ("transformer", 1)])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_step_and_a_plan_stay_on_the_device(head, kind, members):
+    spec = make_spec(kind, head={"kind": head}, members=members, proprio_noise=0.1, proprio_dropout=0.1)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        device = torch.device("meta")
+        policy = on(ChunkPolicy(spec), device)
+        given = batch(policy, policy.network.body.causal, device)
+        loss, scalars = policy(given)
+        loss.backward()
+        assert loss.device == device and loss.dtype == torch.float32
+        assert {p.grad.device for p in policy.parameters() if p.grad is not None} == {device}
+        assert {value.device for value in scalars.values()} == {device}
+        policy.eval()
+        seen = given["features"][:3, None].expand(3, spec.context, -1, -1, -1)
+        plan = policy.plan(seen, given["proprio"], given["past_actions"], given["pad"])
+        assert plan.device == device and plan.shape == (3, spec.chunk, spec.action_dim)
