@@ -186,28 +186,27 @@ class Actor:
                 self._ray.kill(actor)
 
     def _begun(self, actor: Any) -> None:
-        node, why = self._result(actor.begin.remote(self._made, _versions(self._ray)))
+        node, why = self._result(lambda: actor.begin.remote(self._made, _versions(self._ray)))
         if why is not None:
             raise UserError(f"engine: node {node}: {why}")
 
     def _called(self, function: Callable, given: tuple) -> Any:
-        result, error = self._result(self._actor.call.remote(function, given))
+        result, error = self._result(lambda: self._actor.call.remote(function, given))
         if error is not None:
             raise error
         return result
 
-    def _result(self, ref: Any) -> Any:
+    def _result(self, send: Callable[[], Any]) -> Any:
         errors = self._ray.exceptions
         try:
-            return self._ray.get(ref)
-        except (errors.ObjectStoreFullError, errors.OutOfDiskError) as error:
-            raise _full(error) from None
-        except errors.RayTaskError as error:  # not of the task itself: that one comes as a result
-            if isinstance(error.cause, errors.ObjectStoreFullError | errors.OutOfDiskError):
-                raise _full(error.cause) from None
-            raise UserError(f"engine: Ray: {_words(error.cause)}") from None
+            return self._ray.get(send())
         except errors.RayError as error:
-            raise Lost(f"engine: Ray: {_words(error)}") from None
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, errors.ObjectStoreFullError | errors.OutOfDiskError):
+                raise _full(cause) from None
+            # an error of the task itself comes as a result; one around it will come again
+            kind = UserError if isinstance(error, errors.RayTaskError) else Lost
+            raise kind(f"engine: Ray: {_words(cause)}") from None
 
 
 def _put(ray: Any, value: Any) -> Any:

@@ -39,7 +39,10 @@ ABOUT = {"of": "a test"}
 
 @pytest.fixture(scope="module")
 def started():
-    with closing(Ray(RaySettings(cpus=2, store_mb=300))) as engine:
+    """Whose store does not spill to a disk, which would have to be full for it to be full."""
+    with pytest.MonkeyPatch.context() as patch, closing(Ray(RaySettings(cpus=2, store_mb=200))) as engine:
+        patch.setenv("RAY_automatic_object_spilling_enabled", "0")
+        patch.setenv("RAY_local_fs_capacity_threshold", "0.01")
         yield engine
 
 
@@ -107,6 +110,17 @@ def test_what_cannot_be_is_one_line(on_ray_too, tmp_path, monkeypatch):
         f"engine: node {socket.gethostname()}: found python {sys.version.split()[0]}, expected 3.9.1; "
         f"s2robot {versions()['s2robot']}, expected 0.0.7 as on this machine"
     )
+
+
+def test_a_full_store_is_one_line(on_ray_too):
+    size = 250_000_000
+    with worker_pool(1, anywhere=True) as pool:
+        for task in (
+            (np.zeros, size, np.uint8),
+            (np.size, np.zeros(size, np.uint8)),
+        ):  # coming home, going out
+            with pytest.raises(UserError, match="^engine: Ray's object store is full.*Local disk is full.$"):
+                pool.submit(*task).result()
 
 
 def free_port() -> int:
