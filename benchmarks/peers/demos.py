@@ -17,10 +17,10 @@ import numpy as np
 from s2robot.common.paths import shipped_demos
 from s2robot.demos.store import EpisodeStore
 
-# What `s2robot convert` is told: LeRobot's policies take the pictures as they are, robomimic's image experiments are of 84 px
-# and its actions in -1 to 1.
+# What `s2robot convert` is told: robomimic's image experiments are of 84 px and its actions in -1 to 1. LeRobot takes pictures
+# of any size; those of 84 px let it make more steps in the same time.
 FORMS = {
-    "lerobot": ["out={}/lerobot", "to=lerobot"],
+    "lerobot": ["out={}/lerobot", "to=lerobot", "image_size=84"],
     "robomimic": ["out={}/robomimic.hdf5", "image_size=84", "action_range=data"],
 }
 

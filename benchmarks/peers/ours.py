@@ -19,6 +19,8 @@ from s2robot.common.settings import encoder_settings
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.encoders.build import build_encoder
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.tasks import make
 from s2robot.features import FeaturesSettings, encode_demos
 from s2robot.loading import load_policy
 from s2robot.training.batches import Batches
@@ -55,9 +57,26 @@ def images(data: str) -> Iterator[dict]:
         yield {c: torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255 for c, seen in frames.items()}
 
 
+def world(whose: str) -> Iterator:
+    """Control steps at 10 Hz without moving, each with an observation; an episode has 80 of them."""
+    if whose == "ours":
+        env = make(CubePickConfig(image_size=84))
+    else:
+        import robosuite
+
+        cameras = {"camera_names": ["robot0_eye_in_hand", "agentview", "frontview"], "use_camera_obs": True}
+        sizes = {"camera_heights": 84, "camera_widths": 84, "control_freq": 10, "horizon": 80}
+        env = robosuite.make("Lift", robots="Panda", has_renderer=False, **cameras, **sizes)
+    still = np.zeros(8 if whose == "ours" else env.action_dim)
+    while True:
+        env.reset()
+        yield from (env.step(still) for _ in range(80))
+
+
 if __name__ == "__main__":
     verb, path, *seconds = sys.argv[1:]
     if verb == "act":
         serve(lambda: Ours(path))
     else:
-        clock({"features": features, "images": images}[verb](path), float(seconds[0]))
+        found = {"features": features, "images": images, "world": world}[verb](path)
+        clock(found, float(seconds[0]))

@@ -11,6 +11,7 @@ goes one message after another, its length (4 bytes, little-endian) before it:
 
 import json
 import os
+import signal
 import struct
 import sys
 import time
@@ -30,10 +31,14 @@ class BudgetSpent(Exception):
 
 
 class Budget:
-    """`minutes` of CPU time, user and system, of this process and its children from its start on, imports included."""
+    """`minutes` of CPU time, user and system, of this process and its children from its start on, imports included.
+
+    SIGTERM ends the training after its step, as a spent budget does.
+    """
 
     def __init__(self, minutes: float):
         self.seconds, self.steps = minutes * 60, 0
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "seconds", 0))
 
     @staticmethod
     def used() -> float:
