@@ -29,7 +29,7 @@ POLICY = [  # small enough to be trained in a second
     "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
     "policy.pooling.keypoints=4", "policy.pooling.values=2",
 ]  # fmt: skip
-EVALUATION = ["evaluate.episodes=2", "evaluate.workers=2", "evaluate.threads=1", "env.max_steps=8"]
+EVALUATION = ["evaluate.episodes=2", "evaluate.workers=1", "evaluate.threads=1", "env.max_steps=8"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,8 @@ def here(tmp_path, monkeypatch, capsys):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
-    monkeypatch.setattr("s2robot.evaluation.rollouts.worker_pool", InlinePool)
+    for room in ("demos.replay", "evaluation.rollouts", "inspection.films"):
+        monkeypatch.setattr(f"s2robot.{room}.worker_pool", InlinePool)
     singletons, argv = Singleton.get_state(), sys.argv
 
     def run(*args: object) -> subprocess.CompletedProcess[str]:
@@ -154,9 +155,10 @@ def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_p
     """One process records, encodes, evaluates and writes; the same command again keeps what is there."""
     out = tmp_path / "out"
     words = [
-        "run", "record=true", "recording.episodes=2", f"encoder.checkpoint={tiny_encoder}", "train.steps=2",
-        "train.batch_size=32", "train.threads=1", "train.devices=2", "train.accelerator=cpu", "train.strategy=ddp",
-        "features.workers=1", "evaluate.videos=0", f"hydra.run.dir={out}", *POLICY, *EVALUATION[:-1],
+        "run", "record=true", "recording.episodes=2", "recording.workers=1", "env.cameras=[hand]",
+        f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=32", "train.threads=1",
+        "train.devices=2", "train.accelerator=cpu", "train.strategy=ddp", "features.workers=1", "evaluate.videos=0",
+        f"hydra.run.dir={out}", *POLICY, *EVALUATION[1:-1], "evaluate.episodes=1",
     ]  # fmt: skip
     written = []
     for _ in range(2):
@@ -201,9 +203,9 @@ def other_robot(recorded: Path, where: Path) -> Path:
     return where / "panda.zarr"
 
 
-def test_bad_datasets_are_one_line(command, here, recorded, tiny_encoder, tmp_path):
+def test_bad_datasets_are_one_line(here, recorded, tiny_encoder, tmp_path):
     encoder = f"encoder.checkpoint={tiny_encoder}"
-    line = refused(command("train", encoder, f"demos.path={tmp_path / 'none.zarr'}"), "train")
+    line = refused(here("train", encoder, f"demos.path={tmp_path / 'none.zarr'}"), "train")
     assert "none.zarr: does not exist, expected a dataset folder" in line
     line = refused(here("train", encoder, f"demos.path={damaged(recorded, tmp_path)}"), "train")
     assert "cut.zarr/data/state/c." in line and "bytes that cannot be read" in line
