@@ -21,6 +21,7 @@ import numpy as np
 
 from s2robot.envs.chunk import in_chunks
 from s2robot.envs.task import TaskSettings
+from s2robot.envs.trace import span
 from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.journal import Journal
 from s2robot.evaluation.planners import Planner
@@ -85,6 +86,10 @@ class World:
 
     def run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
         """An episode's record, its actions, float32 (steps, A), and what it cost."""
+        with span("episode", episode=episode, seed=seed):
+            return self._run(episode, seed)
+
+    def _run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
         before, start, planning = self.planner.spent(), time.monotonic(), 0.0
         observation, info = self.env.reset(seed=seed)
         self.planner.reset({"layout": json.loads(info["layout"]), "seed": seed})
@@ -92,7 +97,8 @@ class World:
         over = False
         while not over:
             began = time.monotonic()
-            executed.append(self.planner.plan({**observation, "points": info.get("grip_points", {})}))
+            with span("plan"):
+                executed.append(self.planner.plan({**observation, "points": info.get("grip_points", {})}))
             planning += time.monotonic() - began
             observation, _, success, late, info = self.env.step(executed[-1])
             over = success or late

@@ -133,6 +133,14 @@ def test_a_profile_holds_what_all_processes_did(finished):
         assert train["ts"] <= step["ts"] and step["ts"] + step["dur"] <= train["ts"] + train["dur"]
     assert len(by_name["draw"]) == len(by_name["encode"]) - 1  # a step of the run is called so, too
     assert train["pid"] not in {row["pid"] for row in by_name["draw"]}
+    (evaluate,) = by_name["evaluate"]
+    for part in by_name["episode"] + by_name["plan"]:
+        assert (
+            evaluate["ts"] <= part["ts"] and part["ts"] + part["dur"] <= evaluate["ts"] + evaluate["dur"] + 1
+        )
+    records = [json.loads(line) for line in (finished[1] / "episodes.jsonl").read_text().splitlines()]
+    assert sorted(row["args"]["episode"] for row in by_name["episode"]) == [r["episode"] for r in records]
+    assert len(by_name["plan"]) >= len(records)
 
 
 def test_evaluate_gives_the_same_records_again(finished, here, tmp_path):
