@@ -111,7 +111,7 @@ def train(
     windows = make_windows(store, training, spec.context, spec.chunk)
     if settings.from_:
         begin_from(policy, settings.from_, contract)
-    else:
+    elif fabric.is_global_zero:  # a pass over all features; DDP gives the others what the first has
         _fit(policy, store, training, windows, features)
     takes = policy.network.pooling.multiply_in(product_of(settings))
     causal = policy.network.body.causal
