@@ -81,6 +81,7 @@ def pytest_collection_finish():
     a simulated scene is 60 MB that it alone frees, and workers grew to 6 GB."""
     gc.collect()
     gc.freeze()
+    gc.collect()  # a look at little, for the collector to count by
 
 
 @pytest.fixture(scope="session", autouse=True)
