@@ -77,7 +77,7 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
             "encoder: found 'vitb', expected one of: mvp-small, mvp-tiny, mvp-tiny-s2, timm",
         ),
         (("train", "encoder=mvp-tny"), "did you mean 'mvp-tiny'?"),
-        (("run", "run=fats"), "run: found 'fats', expected one of: fast"),
+        (("run", "preset=fats"), "preset: found 'fats', expected one of: fast"),
         (("train", "train.steps=many"), "train.steps: found 'many', expected a whole number such as"),
         (("train", "train.resume=3"), "train.resume: found '3', expected true or false such as"),
         (
@@ -98,7 +98,7 @@ def test_wrong_input_is_one_line(tmp_path, args, text):
 def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         default, fast, typed = (
-            compose("run", words) for words in ([], ["run=fast"], ["run=fast", "train.steps=7"])
+            compose("run", words) for words in ([], ["preset=fast"], ["preset=fast", "train.steps=7"])
         )
     assert (default.policy.members, fast.policy.members, typed.policy.members) == (4, 1, 1)
     assert (default.train.steps, fast.train.steps, typed.train.steps) == (2000, 3000, 7)
