@@ -83,6 +83,7 @@ def test_runs_of_other_verbs_can_be_named():
         "train",
         "evaluate",
         "experiment",
+        "engine",
     }
     assert groups & set(cfg) == chosen
 
