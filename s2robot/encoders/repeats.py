@@ -49,7 +49,7 @@ class Once:
             rows.append(known)
         again = [i for i in range(len(x)) if i not in fresh]
         computed = [*fresh, *again[: max(0, LEAST - len(fresh))]]
-        out = self.model(x if len(computed) == len(x) else x[computed])
+        out = self.model(x if len(fresh) == len(x) else x[computed])
         for known, row in zip(fresh.values(), out, strict=False):
             known.row = row.clone()
         while len(self._seen) > self.most:

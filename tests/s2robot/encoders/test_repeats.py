@@ -41,6 +41,19 @@ def test_a_small_batch_keeps_its_size():
     assert model.counts == [LEAST - 1, LEAST - 1]
 
 
+def test_a_repeat_in_the_middle_of_a_small_batch_leaves_the_rows_in_their_places():
+    """Images that are computed all the same, to keep the batch from being tiny, came behind the others."""
+    x = torch.randn(2 * LEAST, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for first in range(LEAST):  # of one to LEAST images that were there before, wherever they stand
+        for last in range(first + 1, LEAST + 1):
+            once = Once(Counting())
+            once(x[LEAST:])
+            batch = x[:LEAST].clone()
+            batch[first:last] = x[LEAST : LEAST + last - first]
+            for _ in range(2):
+                assert torch.equal(once(batch), 2 * batch[:, :, 0])
+
+
 def test_images_of_equal_sums_are_told_apart():
     words = torch.zeros(8, 12, dtype=torch.int64)
     words[torch.arange(8), torch.arange(8)] = 1  # sums of 1 everywhere
