@@ -22,6 +22,7 @@ from s2robot.demos.formats.lerobot_meta import (
     entry,
     in_split,
     json_object,
+    positive,
     v2_episodes,
     v3_episodes,
 )
@@ -51,8 +52,12 @@ class LeRobot(Source):
         super().__init__(path)
         self._choice = choice
         self.info = info = json_object(path / "meta/info.json")
-        self.fps = entry(info, "fps", path)
+        self.fps = positive(info, "fps", path)
         self.features: dict[str, dict] = entry(info, "features", path)
+        if not isinstance(self.features, dict) or not all(
+            isinstance(f, dict) for f in self.features.values()
+        ):
+            raise mismatch(f"{path}/meta/info.json: features", "something else", "an object of objects")
         self.version = str(info.get("codebase_version"))
         if self.version not in ("v3.0", "v2.1", "v2.0"):
             raise mismatch(f"{path}/meta/info.json: codebase_version", self.version, "v3.0, v2.1 or v2.0")
@@ -285,12 +290,13 @@ class LeRobot(Source):
         if (stamps := table.get("timestamp")) is not None:
             away = np.abs(stamps.ravel().astype(np.float64) - steps / self.fps)
             room = self._choice.tolerance_s + np.spacing(np.float32(steps[-1] / self.fps))
-            if (away > room).any():
-                step = int((away > room).argmax())
-                late, due = float(stamps.ravel()[step]), step / self.fps
+            late = ~(away <= room)  # a time stamp that is no number among them
+            if late.any():
+                step = int(late.argmax())
+                told, due = float(stamps.ravel()[step]), step / self.fps
                 raise mismatch(
                     f"{where}: timestamp",
-                    f"{late:.5f} s in row {step}",
+                    f"{told:.5f} s in row {step}",
                     f"{due:.5f} s ({self.fps} a second, tolerance_s={self._choice.tolerance_s:g})",
                 )
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def v2_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
     """The episodes of v2.1 whose parquet was downloaded, and what to say of the others."""
     rows = json_lines(path / "meta/episodes.jsonl")
     _check_order([entry(row, "episode_index", path / "meta/episodes.jsonl") for row in rows], path)
-    size = int(info.get("chunks_size", 1000))
+    size = positive({"chunks_size": 1000} | dict(info), "chunks_size", path, int)
     found = []
     for row in rows:
         i = int(row["episode_index"])
@@ -61,7 +62,7 @@ def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
             raise mismatch(
                 file, f"a parquet file that cannot be read ({short(error)})", "a whole one"
             ) from None
-    rows.sort(key=lambda row: row["episode_index"])
+    rows.sort(key=lambda row: entry(row, "episode_index", files[0]))
     _check_order([row["episode_index"] for row in rows], path)
     found = []
     for row in rows:
@@ -74,7 +75,8 @@ def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
             at = {n: entry(row, f"videos/{key}/{n}", files[0]) for n in ("chunk_index", "file_index")}
             file = _existing(path, _filled(info, "video_path", path, video_key=key, **at))
             videos[key] = file, float(entry(row, f"videos/{key}/from_timestamp", files[0]))
-        found.append(Episode(row["episode_index"], int(row["length"]), _tasks(row), data, videos))
+        length = int(entry(row, "length", files[0]))
+        found.append(Episode(row["episode_index"], length, _tasks(row), data, videos))
     return found, _missing(path, len(found), len(rows))
 
 
@@ -129,6 +131,14 @@ def entry(row: Mapping[str, Any], name: str, path: Path) -> Any:
     if row.get(name) is None:
         raise mismatch(path, f"no {name}", "one, as LeRobot writes it")
     return row[name]
+
+
+def positive(info: Mapping[str, Any], name: str, path: Path, kind: Any = (int, float)) -> Any:
+    """A number of info.json that has to be above 0."""
+    found = entry(info, name, path / "meta/info.json")
+    if not isinstance(found, kind) or isinstance(found, bool) or not 0 < found < inf:
+        raise mismatch(f"{path}/meta/info.json: {name}", repr(found), "a number above 0")
+    return found
 
 
 def json_object(file: Path) -> dict[str, Any]:

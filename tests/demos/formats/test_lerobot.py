@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from s2robot.demos.errors import DatasetError
@@ -102,6 +103,16 @@ def two_cameras(path):
     (path / "meta/info.json").write_text(json.dumps(info))
 
 
+def told(**changes):
+    """Other entries of info.json."""
+
+    def broken(path):
+        info = json.loads((path / "meta/info.json").read_text())
+        (path / "meta/info.json").write_text(json.dumps(info | changes))
+
+    return broken
+
+
 @pytest.mark.parametrize(
     "broken, words",
     [
@@ -111,6 +122,13 @@ def two_cameras(path):
         (long_table, "episode 1: found 7 rows, expected 8 by the table of episodes"),
         (gap, "episode_index: found 2, expected 1: no gaps, no repeats"),
         (two_cameras, "two cameras called 'top'"),
+        (told(fps=0), "in/meta/info.json: fps: found 0, expected a number above 0"),
+        (told(fps="ten"), "in/meta/info.json: fps: found 'ten', expected a number above 0"),
+        (told(chunks_size=0), "in/meta/info.json: chunks_size: found 0, expected a number above 0"),
+        (
+            told(features=[]),
+            "in/meta/info.json: features: found something else, expected an object of objects",
+        ),
     ],
 )
 def test_a_broken_file_is_one_line_and_leaves_nothing(tmp_path, v21, broken, words):
@@ -126,6 +144,7 @@ def test_a_broken_file_is_one_line_and_leaves_nothing(tmp_path, v21, broken, wor
     "changes, words",
     [
         ({"timestamp": [0, 0.1, 0.2, 0.3, 0.4, 0.56, 0.6]}, "timestamp: found 0.56000 s in row 5, expected 0.50000"),
+        ({"timestamp": [0, 0.1, 0.2, float("nan"), 0.4, 0.5, 0.6]}, "timestamp: found nan s in row 3, expected 0.30000"),
         ({"frame_index": [0, 1, 2, 4, 5, 6, 7]}, "frame_index: found 4 in row 3, expected 3"),
         ({"index": [5, 6, 7, 9, 10, 11, 12]}, "index: found 9 after 7, expected one more in each row"),
         ({"action": [[0, 0, 0]] * 3 + [[0, float("nan"), 0]] * 4}, "action: found nan at step 3, expected finite"),
@@ -135,6 +154,15 @@ def test_a_broken_column_is_named(tmp_path, changes, words):
     with pytest.raises(DatasetError) as caught:
         convert(made.lerobot_v21(tmp_path / "in", **changes), tmp_path / "out.zarr")
     assert words in str(caught.value) and "episode 1" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("column", ["episode_index", "length"])
+def test_a_table_of_episodes_without_a_column_is_one_line(tmp_path, column):
+    file = made.lerobot_v30(tmp_path / "in") / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(file).drop_columns([column]), file)
+    with pytest.raises(DatasetError, match=f"file-000.parquet: found no {column}, expected one"):
+        convert(tmp_path / "in", tmp_path / "out.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
