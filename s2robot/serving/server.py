@@ -235,12 +235,15 @@ class PolicyServer:
             "sizes": {name: list(size) for name, size in self.sizes.items()},
             "max_bytes": int(self.settings.max_message_mb * 1e6),
         }
-        await asyncio.wait_for(ws.send(dialect.hello(facts)), self.settings.open_s)
+        # asyncio.timeout, for Python 3.11's wait_for forgets a cancellation that comes as its task ends
+        async with asyncio.timeout(self.settings.open_s):
+            await ws.send(dialect.hello(facts))
         newest = _Newest(ws)
         try:
             while True:
                 try:
-                    data = await asyncio.wait_for(newest.get(), self.settings.idle_s)
+                    async with asyncio.timeout(self.settings.idle_s):
+                        data = await newest.get()
                 except TimeoutError:
                     return _GOING, f"idle for {self.settings.idle_s:g} s"
                 self.skipped += newest.take_skipped()
@@ -251,16 +254,16 @@ class PolicyServer:
                 except WireError as error:  # this is no client of ours
                     return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
                 try:
-                    answer = await asyncio.wait_for(
-                        self._worker.do(partial(dialect.answer, request)), self.settings.call_s
-                    )
+                    async with asyncio.timeout(self.settings.call_s):
+                        answer = await self._worker.do(partial(dialect.answer, request))
                 except TimeoutError:
                     self._failure = UserError(
                         f"the policy gave no plan in {self.settings.call_s:g} s; stopped"
                     )
                     self.stop()
                     return _INTERNAL, "the policy hangs"
-                await asyncio.wait_for(ws.send(answer), self.settings.send_s)
+                async with asyncio.timeout(self.settings.send_s):
+                    await ws.send(answer)
         finally:
             newest.reader.cancel()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.asyncio.server import ServerConnection
 
 from s2robot.common.errors import UserError
 from s2robot.loading import image_size_of, load_policy
@@ -607,6 +608,20 @@ def test_a_hung_server_process_and_ctrl_c(checkpoint, tmp_path):
         assert token not in process.stdout.read()
         kept = [p for p in tmp_path.rglob("*") if p.is_file() and token in p.read_text(errors="replace")]
         assert kept == [tmp_path / "s2robot/token"]  # no log and no config holds it
+
+
+def test_a_stop_as_an_answer_leaves_is_no_later_than_any(checkpoint, monkeypatch):
+    with serving(checkpoint) as (server, url, _), connect(url) as policy:
+        sent = ServerConnection.send
+
+        async def send(ws, data):
+            await sent(ws, data)
+            server._session.cancel()
+
+        monkeypatch.setattr(ServerConnection, "send", send)
+        with pytest.raises(PolicyLost, match="the server was stopped"):
+            for observation in observations(2):  # the first answer may arrive before the reason to end
+                policy.plan(observation)
 
 
 def test_started_in_the_background_of_a_script_it_ends_by_ctrl_c_s_signal(checkpoint, tmp_path):
