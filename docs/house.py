@@ -44,7 +44,7 @@ DOORS = (
 TOPS = ("envs", "demos", "policies", "configs")  # folders at the top level that are packages below s2robot
 
 # The rooms that draw or move the simulated world: the only ones that need the extra `sim` to be imported.
-SIMULATED = {"robosuite", "mujoco", "mink"}
+SIMULATED = {"robosuite", "mujoco", "mink", "fast_simplification"}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ are off (a frame drawn at twice the size and area-averaged is antialiased again)
 lies outside the camera's view are not sent to OpenGL at all: the pixels are the same, the vertices are not.
 Where a camera stands still, what stands still before it is drawn once and kept with its depths; later frames draw
 what moves and lay it over. That is what OpenGL does with each pixel anyway: of opaque things the nearest is seen.
+Meshes that move have an eighth of their triangles (`s2robot.envs.meshes`).
 """
 
 import atexit
@@ -15,9 +16,10 @@ import mujoco
 import numpy as np
 
 from s2robot.envs.gl import choose_gl
+from s2robot.envs.meshes import coarse_meshes
 
 LOOK = (
-    1  # of the frames: to be raised with any change here or in world.py after which a state looks different
+    2  # of the frames: to be raised with any change here or in world.py after which a state looks different
 )
 _HIDDEN_GROUP = 5  # a geom group that is never drawn
 
@@ -57,12 +59,15 @@ class OffscreenRenderer:
         model: the scene; its ``vis.quality`` is lowered (no multi-sampling, a minimal shadow map).
         sizes: (height, width) in pixels of the frames to come; the first is that of a frame whose size is not given.
         spare: leave out geoms that the camera cannot see, and draw what stands still once (the picture is the same).
+        coarse: draw fewer triangles of what moves (the picture is nearly the same).
 
     Raises:
         EnvError: no offscreen OpenGL library is installed.
     """
 
-    def __init__(self, model: mujoco.MjModel, *sizes: tuple[int, int], spare: bool = True):
+    def __init__(
+        self, model: mujoco.MjModel, *sizes: tuple[int, int], spare: bool = True, coarse: bool = True
+    ):
         choose_gl()  # one clear line where the library is missing
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 1
@@ -74,7 +79,8 @@ class OffscreenRenderer:
         self._stills: dict[tuple[int, int, int], _Still] = {}  # by camera and size
         self._gl = mujoco.GLContext(width, height)
         self._gl.make_current()
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        drawn = coarse_meshes(model) if coarse else model
+        self._context = mujoco.MjrContext(drawn, mujoco.mjtFontScale.mjFONTSCALE_50)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):

@@ -103,7 +103,7 @@ class StillLife:
         )
         self.stock = {name: getattr(m, name).copy() for name in names}
         self.textures = np.unique(m.mat_texid[:, 1][m.mat_texid[:, 1] >= 0])
-        self.renderer = OffscreenRenderer(m, (size, size))
+        self.renderer = OffscreenRenderer(m, (size, size), coarse=False)  # the objects are what is looked at
 
     def draw(self, kind: int, seed: int, small: bool) -> Picture:
         """A picture of an object of class CLASSES[kind]; all of it is decided by the arguments.

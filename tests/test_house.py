@@ -24,6 +24,7 @@ DRAWS = {
     "s2robot.envs.experts.square",
     "s2robot.envs.experts.stack",
     "s2robot.envs.real.emulator.scene",
+    "s2robot.envs.meshes",
     "s2robot.envs.renderer",
     "s2robot.envs.mujoco_task",
     "s2robot.envs.robosuite_task",

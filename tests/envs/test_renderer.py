@@ -14,6 +14,7 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import choose_gl
+from s2robot.envs.meshes import coarse_meshes
 from s2robot.envs.renderer import OffscreenRenderer, outside_view
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +50,46 @@ def test_pictures_of_less_geometry_are_the_same_bytes(env, moments):
     assert left_out > 0
     assert np.array_equal(groups, env.model.geom_group)
     whole.close()
+
+
+def test_fewer_triangles_give_nearly_the_same_picture(env, moments):
+    """An arm whose surface moves by less than a pixel, and normals that face its way: within what light makes of them."""
+    fine, coarse = (OffscreenRenderer(env.model, (SIZE, SIZE), coarse=few) for few in (False, True))
+    for state in moments:
+        env.set_state(state)
+        for name, camera in env.camera_ids.items():
+            depth, geoms = fine.truth(env.data, camera)
+            there, same = coarse.truth(env.data, camera)
+            assert (geoms == same).mean() > 0.97, name
+            assert np.median(np.abs(depth - there)[geoms == same]) < 1e-4, name
+            shade = [r.render(env.data, camera).astype(int)[geoms == same] for r in (fine, coarse)]
+            assert np.abs(shade[0] - shade[1]).mean() < 2, name
+    fine.close()
+    coarse.close()
+
+
+def test_what_moves_is_coarse_in_a_copy_alone(env):
+    before = {name: getattr(env.model, name).copy() for name in dir(env.model) if name.startswith("mesh_")}
+    drawn = coarse_meshes(env.model)
+    assert all(np.array_equal(getattr(env.model, name), value) for name, value in before.items())
+    fewer, seen = (
+        drawn.mesh_facenum != env.model.mesh_facenum,
+        env.model.geom_type == mujoco.mjtGeom.mjGEOM_MESH,
+    )
+    fixed = env.model.body_weldid[env.model.geom_bodyid] == 0
+    assert fewer[env.model.geom_dataid[seen & ~fixed]].any()
+    assert not fewer[
+        np.setdiff1d(env.model.geom_dataid[seen & fixed], env.model.geom_dataid[seen & ~fixed])
+    ].any()
+    for mesh in np.flatnonzero(fewer):
+        whole, count = env.model.mesh_facenum[mesh], drawn.mesh_facenum[mesh]
+        assert whole > 1500 and count <= max(1500, whole / 8 + 1)
+        rows = slice(drawn.mesh_faceadr[mesh], drawn.mesh_faceadr[mesh] + count)
+        assert 0 <= drawn.mesh_face[rows].min() and drawn.mesh_face[rows].max() < drawn.mesh_vertnum[mesh]
+        assert (
+            0 <= drawn.mesh_facenormal[rows].min()
+            and drawn.mesh_facenormal[rows].max() < drawn.mesh_normalnum[mesh]
+        )
 
 
 SCENE = """
@@ -104,7 +145,7 @@ def test_what_stands_still_is_drawn_once_and_again_when_anything_of_it_changes()
 
 def test_truth_is_what_rays_meet(env, moments):
     """Depth and geom of pixels against MuJoCo's own ray casting; the pictures stay what they were."""
-    renderer = OffscreenRenderer(env.model, (SIZE, SIZE))
+    renderer = OffscreenRenderer(env.model, (SIZE, SIZE), coarse=False)
     rng = np.random.default_rng(0)
     groups, geom = np.array([0, 1, 0, 0, 0, 0], np.uint8), np.zeros(1, np.int32)
     met = set()
