@@ -7,7 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from s2robot.envs.workers import Pool
+import pytest
+
+from s2robot.envs.workers import Local, Pool
 
 
 class InlineWorker:
@@ -35,6 +37,15 @@ class InlineWorker:
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+def do_inline(patch: pytest.MonkeyPatch) -> None:
+    """Whatever is given to processes of this machine, by any room."""
+
+    def workers(self: Local, count: int, make: Callable[[], Any] | None, *kind: bool) -> list[InlineWorker]:
+        return [InlineWorker(make) for _ in range(count)]
+
+    patch.setattr(Local, "workers", workers)
 
 
 class InlinePool(Pool):

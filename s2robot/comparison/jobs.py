@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.run_folder import held
@@ -58,7 +60,7 @@ class Job:
     @property
     def command(self) -> str:
         """What a user would type."""
-        return shlex.join(["s2robot", self.verb, *self.overrides])
+        return shlex.join(["s2robot", self.verb, *_own_configs(), *self.overrides])
 
     @property
     def folder(self) -> Path:
@@ -155,7 +157,8 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
     if job.fresh is not None and job.fresh.exists():
         shutil.rmtree(job.fresh)
     job.note(False)
-    words = [job.verb, *job.overrides, *(f"{key}={threads}" for key in job.threads), *engine_in_use().words()]
+    given = [*job.overrides, *(f"{key}={threads}" for key in job.threads), *engine_in_use().words()]
+    words = [job.verb, *_own_configs(), *given]
     with job.log.open("a", encoding="utf-8") as log:
         print(f"$ {job.command}", file=log, flush=True)
         return subprocess.Popen(
@@ -165,6 +168,14 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
             stderr=subprocess.STDOUT,
             env=os.environ | held() | {"OMP_NUM_THREADS": str(threads)},
         )
+
+
+def _own_configs() -> list[str]:
+    """The user's folder of configs, where this process was given one: a job reads his task there too."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
 
 
 def _reason(job: Job, code: int) -> str:

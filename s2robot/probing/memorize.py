@@ -348,7 +348,10 @@ def memorize_plot(report: Mapping[str, Any]) -> Figure:
         axes.set(
             xlabel="pictures", xscale="log", title=f"{metric}, {'learnt' if part == 'train' else 'held out'}"
         )
-        axes.set_xticks(x, [str(n) for n in x], minor=False)
+        axes.set_xticks(x, [str(n) for n in x])
+        axes.set_xticks(
+            [], minor=True
+        )  # their labels would lie over these where the counts are near each other
         axes.grid(**GRID)
     figure.axes[0].legend()
     return figure

@@ -9,6 +9,7 @@ import pytest
 from s2robot.cli import main
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs import tasks
+from tests.inline import do_inline
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples/own_task"
 TASK = ["--config-dir", str(FOLDER / "configs"), "task=pusher"]
@@ -20,6 +21,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
+        do_inline(patch)
         small = "record=true recording.episodes=3 recording.workers=1 train.steps=4 evaluate.episodes=2"
         few = "evaluate.workers=1 evaluate.videos=1 features.workers=1"
         where = [f"features.cache={folder / 'cache'}", f"hydra.run.dir={folder / 'run'}"]

@@ -4,10 +4,16 @@ import subprocess
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.conf import ConfigSourceInfo
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
 
 from s2robot.common.errors import UserError
+from s2robot.common.paths import configs_dir
 from s2robot.common.run_folder import locked
 from s2robot.comparison.jobs import Job, run_jobs
+from tests.kills import ROOT
 
 
 def test_a_failed_job_is_one_line_with_its_log(tmp_path):
@@ -29,6 +35,22 @@ def test_a_job_may_work_in_the_folder_that_the_comparison_holds(tmp_path):
     with locked(out), pytest.raises(UserError, match="none: no such folder"):
         run_jobs([Job("report", "report", words, tmp_path / "report")], 1, 1)
     assert (out / ".hydra-report/config.yaml").is_file() and not (out / ".hydra").exists()
+
+
+def test_a_job_reads_the_users_own_configs_too(tmp_path):
+    own = ROOT / "examples/own_task/configs"
+    state = Singleton.get_state()
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        cfg = compose("report", ["run=none"], return_hydra_config=True)
+    cfg.hydra.runtime.config_sources = [ConfigSourceInfo(str(own), "file", "command-line")]
+    try:
+        HydraConfig.instance().set_config(cfg)
+        job = Job("train", "train", ["task=pusher", "--cfg", "job"], tmp_path / "j")
+        run_jobs([job], 1, 1)
+        assert job.command == f"s2robot train --config-dir={own} task=pusher --cfg job"
+    finally:
+        Singleton.set_state(state)
+    assert "pusher" in job.log.read_text().split("\n", 1)[1]
 
 
 def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):

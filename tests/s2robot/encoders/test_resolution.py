@@ -21,6 +21,7 @@ from s2robot.pipeline import read_task, train_policy
 from s2robot.policies.errors import PolicyError
 from s2robot.s2.pyramid import channels_first, pyramid
 from s2robot.s2.reference import forward
+from tests.inline import do_inline
 
 CPU = torch.device("cpu")
 
@@ -116,7 +117,8 @@ def test_another_resolution_is_refused(tiny_encoder):
         build(tiny_encoder, resolution="fine")
 
 
-def test_features_and_checkpoints_remember_it(tiny_encoder, recorded, tmp_path):
+def test_features_and_checkpoints_remember_it(tiny_encoder, recorded, tmp_path, monkeypatch):
+    do_inline(monkeypatch)
     words = [
         f"run_dir={tmp_path}", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "features.workers=1",
         f"features.cache={tmp_path}", "policy.network.hidden=[16]", "policy.network.image_dim=8",

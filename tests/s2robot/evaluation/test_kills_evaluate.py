@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from s2robot.envs.cube_config import CubePickConfig
@@ -97,13 +98,15 @@ def what_is_left(folder: Path) -> dict:
     }
 
 
-def test_a_kill_at_any_write_changes_nothing(save_untrained, tmp_path):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_at_any_write_changes_nothing(save_untrained, tmp_path, every):
     save_untrained(tmp_path / "checkpoint", {"env_config": {}}, execute=2)
-    killed = kill_at_every_write(evaluation, tmp_path)
+    killed = kill_at_every_write(evaluation, tmp_path, every)
     whole = what_is_left(tmp_path / "whole")
     assert whole["files"] == {"actions", "videos", "episodes.jsonl", "episodes.settings.json", "summary.json"}
     assert whole["summary"]["episodes"] == 3 and len(whole["actions"]) == 3 and len(whole["videos"]) == 4
     for write, folder in killed.items():
         assert what_is_left(folder) == whole, write
+    writes = json.loads((tmp_path / "writes.json").read_text())
     for ends in ("actions/episode_0000.npy", "episodes.jsonl", "videos/episode_0001.mp4", "run/summary.json"):
-        assert any(write.endswith(ends) for write in killed), (ends, list(killed))
+        assert any(write.endswith(ends) for write in writes), (ends, writes)

@@ -272,7 +272,7 @@ def test_what_hides_the_cube_is_known():
             env.model.geom_group[[g for g in range(env.model.ngeom) if g not in env._cube_geoms]] = 5
             whole = pixels()
             env.model.geom_group[:] = groups
-            np.testing.assert_allclose(shares[-1], seen / whole, atol=0.02)
+            np.testing.assert_allclose(shares[-1], seen / whole, atol=0.03)  # edges of fewer triangles
     renderer.close()
     assert np.min(shares) < 0.6 and np.max(shares) == 1  # it saw both
 
