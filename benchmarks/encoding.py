@@ -3,8 +3,7 @@
     python benchmarks/encoding.py
     python benchmarks/encoding.py --episodes 8 --rounds 5
 
-The frames of the first demos are drawn, and encoded with and without its repeats computed once, in turns, by one thread;
-medians over the rounds, and whether the features are the same bytes. The bound is what OpenGL takes to draw and hand over a
+The frames of the first demos are drawn, and encoded, by one thread; the median over the rounds. The bound is what OpenGL takes to draw and hand over a
 frame, and the encoder's products at the rate that a large product of matrices reaches here. Writing is left out: it costs next
 to nothing. Processor time, so that other programs disturb little.
 """
@@ -21,7 +20,6 @@ import torch
 from s2robot.common.paths import shipped_demos
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
-from s2robot.encoders import encoder as module
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import DTYPES
 from s2robot.envs.gl import choose_gl
@@ -70,29 +68,6 @@ def drawing(store: EpisodeStore, episodes: int) -> tuple[np.ndarray, float, floa
     return frames, whole / len(frames), spent[0] / len(frames)
 
 
-def shares(encoder: module.S2Encoder, frames: np.ndarray) -> tuple[int, int]:
-    """Tiles of the frames, and how many of them are computed."""
-    counts = [0, 0]
-
-    class Counting(module.Once):  # type: ignore[name-defined, misc]
-        def __init__(self, model: Callable) -> None:
-            super().__init__(self.count)
-            self.inner = model
-
-        def count(self, x: torch.Tensor) -> torch.Tensor:
-            counts[1] += len(x)
-            return self.inner(x)
-
-        def __call__(self, x: torch.Tensor) -> torch.Tensor:
-            counts[0] += len(x)
-            return super().__call__(x)
-
-    stock, module.Once = module.Once, Counting  # type: ignore[misc]
-    encoder.encode(frames)
-    module.Once = stock  # type: ignore[misc]
-    return counts[0], counts[1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,24 +78,15 @@ def main() -> None:
     torch.set_num_threads(1)
     frames, drawn, bare = drawing(EpisodeStore.open(shipped_demos("xarm7_cube")), args.episodes)
     encoder = build_encoder({"name": "mvp-tiny", "sizes": [128, 256], "dtype": "bfloat16"})
-    ways: dict[str, Any] = {"every tile": lambda model: model, "repeats once": module.Once}
     encoder.encode(frames[:8])
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    features = {}
-    tiles, computed = shares(encoder, frames)
-    for _ in range(args.rounds):
-        for name, once in ways.items():
-            module.Once = once  # type: ignore[misc]
-            took, features[name] = seconds(lambda: encoder.encode(frames))
-            times[name].append(took / len(frames))
-    before, now = (statistics.median(times[name]) for name in ways)
+    encoded = statistics.median(seconds(lambda: encoder.encode(frames))[0] for _ in range(args.rounds)) / len(
+        frames
+    )
     products = encoder.gflops_per_image * 1e9 / peak(DTYPES[encoder.dtype])
     print(f"ms a frame, {len(frames)} frames: drawing {1e3 * drawn:.2f}, OpenGL's part {1e3 * bare:.2f}")
-    print(f"tiles: {tiles}, computed {computed} ({computed / tiles:.0%})")
-    print(f"encoder: every tile {1e3 * before:.2f}, repeats once {1e3 * now:.2f}, ratio {before / now:.2f}")
-    print(f"same bytes: {torch.equal(*features.values())}")
-    share = (bare + products) / (drawn + now)
-    print(f"products alone {1e3 * products:.2f}; together {share:.0%} of the bound by drawing and products")
+    share = (bare + products) / (drawn + encoded)
+    print(f"encoder: {1e3 * encoded:.2f}, products alone {1e3 * products:.2f}")
+    print(f"{share:.0%} of the bound by drawing and products")
 
 
 if __name__ == "__main__":

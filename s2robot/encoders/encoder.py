@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Unpack
 
 import numpy as np
@@ -35,7 +35,6 @@ from s2robot.backbones.facts import Given
 from s2robot.backbones.inference import prepare
 from s2robot.backbones.vit import weights_sha256
 from s2robot.common.errors import UserError
-from s2robot.encoders.repeats import Once
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import Layout, Sizes, square
 from s2robot.s2.pyramid import channels_first, pyramid, tensor_of
@@ -117,9 +116,9 @@ class S2Encoder(nn.Module):
         """Stays in evaluation mode: a frozen encoder has no other."""
         return super().train(False)
 
-    def _model(self, x: Tensor, model: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def _model(self, x: Tensor) -> Tensor:
         """Normalised tiles (n, 3, tile, tile) -> float32 tokens (n, P + N, D)."""
-        return (model or self.model)(x.to(DTYPES[self.dtype])).float()
+        return self.model(x.to(DTYPES[self.dtype])).float()
 
     @property
     def image_size(self) -> int:
@@ -222,16 +221,14 @@ class S2Encoder(nn.Module):
         type or shape.
         """
         output = "pooled" if self.pool == "mean" else "tokens"
-        rows, at_once = tensor_of(images), self.frames_at_once
-        # what repeats is looked for among the frames of this call alone: features depend on nothing that was before
-        once = Once(self.model) if len(rows) > at_once and self.scale.device.type == "cpu" else None
+        at_once = self.frames_at_once
 
         def encoded(frames: Tensor) -> Tensor:
             levels = [(x * self.scale).add_(self.shift) for x in self.pyramid(frames)]
             layout = self.layout_of(*frames.shape[1:3])
-            return encode(partial(self._model, model=once), levels, layout, self.num_prefix_tokens, output)
+            return encode(self._model, levels, layout, self.num_prefix_tokens, output)
 
-        outputs, fits = fitting(encoded, rows, at_once)
+        outputs, fits = fitting(encoded, tensor_of(images), at_once)
         if fits < at_once:
             self.frames_per_call = fits  # the next call does not try again
         if not outputs:
