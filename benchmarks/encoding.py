@@ -3,9 +3,9 @@
     python benchmarks/encoding.py
     python benchmarks/encoding.py --episodes 8 --rounds 5
 
-The frames of the first demos are drawn, and encoded, by one thread; the median over the rounds. The bound is what OpenGL takes to draw and hand over a
-frame, and the encoder's products at the rate that a large product of matrices reaches here. Writing is left out: it costs next
-to nothing. Processor time, so that other programs disturb little.
+The frames of the first demos are drawn, and encoded, by one thread; the median over the rounds. The bound is what OpenGL
+takes to draw and hand over a frame, and the encoder's products at the rate that a large product of matrices reaches here.
+Writing is left out: it costs next to nothing. Processor time, so that other programs disturb little.
 """
 
 import argparse
@@ -79,9 +79,8 @@ def main() -> None:
     frames, drawn, bare = drawing(EpisodeStore.open(shipped_demos("xarm7_cube")), args.episodes)
     encoder = build_encoder({"name": "mvp-tiny", "sizes": [128, 256], "dtype": "bfloat16"})
     encoder.encode(frames[:8])
-    encoded = statistics.median(seconds(lambda: encoder.encode(frames))[0] for _ in range(args.rounds)) / len(
-        frames
-    )
+    took = statistics.median(seconds(lambda: encoder.encode(frames))[0] for _ in range(args.rounds))
+    encoded = took / len(frames)
     products = encoder.gflops_per_image * 1e9 / peak(DTYPES[encoder.dtype])
     print(f"ms a frame, {len(frames)} frames: drawing {1e3 * drawn:.2f}, OpenGL's part {1e3 * bare:.2f}")
     share = (bare + products) / (drawn + encoded)

@@ -349,9 +349,7 @@ def memorize_plot(report: Mapping[str, Any]) -> Figure:
             xlabel="pictures", xscale="log", title=f"{metric}, {'learnt' if part == 'train' else 'held out'}"
         )
         axes.set_xticks(x, [str(n) for n in x])
-        axes.set_xticks(
-            [], minor=True
-        )  # their labels would lie over these where the counts are near each other
+        axes.set_xticks([], minor=True)  # their labels would lie over these
         axes.grid(**GRID)
     figure.axes[0].legend()
     return figure

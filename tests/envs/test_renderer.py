@@ -72,15 +72,11 @@ def test_what_moves_is_coarse_in_a_copy_alone(env):
     before = {name: getattr(env.model, name).copy() for name in dir(env.model) if name.startswith("mesh_")}
     drawn = coarse_meshes(env.model)
     assert all(np.array_equal(getattr(env.model, name), value) for name, value in before.items())
-    fewer, seen = (
-        drawn.mesh_facenum != env.model.mesh_facenum,
-        env.model.geom_type == mujoco.mjtGeom.mjGEOM_MESH,
-    )
+    fewer = drawn.mesh_facenum != env.model.mesh_facenum
+    seen = env.model.geom_type == mujoco.mjtGeom.mjGEOM_MESH
     fixed = env.model.body_weldid[env.model.geom_bodyid] == 0
-    assert fewer[env.model.geom_dataid[seen & ~fixed]].any()
-    assert not fewer[
-        np.setdiff1d(env.model.geom_dataid[seen & fixed], env.model.geom_dataid[seen & ~fixed])
-    ].any()
+    still, moving = (env.model.geom_dataid[seen & which] for which in (fixed, ~fixed))
+    assert fewer[moving].any() and not fewer[np.setdiff1d(still, moving)].any()
     for mesh in np.flatnonzero(fewer):
         whole, count = env.model.mesh_facenum[mesh], drawn.mesh_facenum[mesh]
         assert whole > 1500 and count <= max(1500, whole / 8 + 1)

@@ -159,8 +159,9 @@ def test_evaluate_gives_the_same_records_again(finished, here, tmp_path):
     }
 
 
-def test_a_run_of_two_processes(command, tiny_encoder, tmp_path):
-    """One process records, encodes, evaluates and writes."""
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_path, times):
+    """One process records, encodes, evaluates and writes; the same command again keeps what is there."""
     out = tmp_path / "out"
     words = [
         "run", "record=true", "recording.episodes=2", "recording.workers=1", "env.cameras=[hand]",
@@ -168,10 +169,14 @@ def test_a_run_of_two_processes(command, tiny_encoder, tmp_path):
         "train.devices=2", "train.accelerator=cpu", "train.strategy=ddp", "features.workers=1", "evaluate.videos=0",
         f"hydra.run.dir={out}", *POLICY, *EVALUATION[1:-1], "evaluate.episodes=1",
     ]  # fmt: skip
-    result = command(*words)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("report: ") == 1 and len(EpisodeStore.open(out / "demos.zarr")) == 2
-    assert len(read_records(out / "episodes.jsonl")) == 1
+    written = []
+    for _ in range(times):
+        result = command(*words)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("report: ") == 1 and len(EpisodeStore.open(out / "demos.zarr")) == 2
+        files = ("checkpoint/policy.safetensors", "episodes.jsonl", "demos.zarr/data/action/c.0.0")
+        written.append([(out / name).read_bytes() for name in files])
+    assert written[0] == written[-1]
     assert [s["stage"] for s in json.loads((out / "stages.json").read_text())] == [
         "start", "record", "encode", "train", "evaluate",
     ]  # fmt: skip
