@@ -4,6 +4,7 @@ A program never clears a fault and never decides that the bench is free: it asks
 `s2robot.envs.real.emulator.operator.EmulatedOperator` answers for the emulator, which has nobody beside it.
 """
 
+import select
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,8 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
+
+_LISTEN_S = 0.2  # s that a Ctrl-C may wait while a question stands
 
 
 @dataclass(frozen=True)
@@ -71,17 +74,27 @@ def ask(question: str, none: str | None = "") -> str:
     Raises:
         EOFError: standard input has ended and `none` is None.
     """
-    with suppress(Exception):  # no terminal: nothing was typed ahead
-        import termios
-
-        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+    terminal = _flushed()
+    print(question, end="", flush=True)
+    while terminal is not None and not select.select([terminal], [], [], _LISTEN_S)[0]:
+        pass  # a Ctrl-C that came just before the call is heard here; `input` would keep it for after the next line
     try:
-        return input(question).strip().lower()
+        return input().strip().lower()
     except EOFError:
         print(flush=True)  # the next line is not to stand behind the question
         if none is None:
             raise
         return none
+
+
+def _flushed() -> int | None:
+    """The terminal's descriptor, what was typed ahead thrown away; None without a terminal."""
+    with suppress(Exception):
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+        return sys.stdin.fileno()
+    return None
 
 
 _ask = partial(ask, none=None)

@@ -140,7 +140,7 @@ def test_without_the_operators_word_nothing_moves(config, emulator, monkeypatch)
     begin = time.monotonic()
     monkeypatch.setattr("sys.stdin", Typist())
     for answer in ("", "yes"):
-        monkeypatch.setattr("builtins.input", lambda text, answer=answer: answer)
+        monkeypatch.setattr("builtins.input", lambda answer=answer: answer)
         with pytest.raises(UserError, match="expected 'move'; nothing has moved"):
             deploy.deploy(config("live=true", "confirm=true"))
     assert commands(emulator, begin) == []
