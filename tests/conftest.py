@@ -18,7 +18,7 @@ from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.demos.record import record
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_picker import PickerConfig
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 torch.set_num_threads(1)
 # A shell's job behind `&` starts with Ctrl-C's signal ignored, and so would all that the tests start.
@@ -107,7 +107,7 @@ def recorded(tmp_path_factory):
     """A dataset of 3 xArm7 episodes, seeds 500 to 502, as the recorder makes it; not to be changed."""
     path = tmp_path_factory.mktemp("demos") / "demos.zarr"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("s2robot.demos.record.worker_pool", InlinePool)
+        do_inline(patch)
         record(path, CubePickConfig(), PickerConfig(), episodes=3, seed=500, workers=1).close()
     return path
 

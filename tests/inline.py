@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from s2robot.envs.workers import Local, Pool
+from s2robot.envs.workers import Local
 
 
 class InlineWorker:
@@ -46,10 +46,4 @@ def do_inline(patch: pytest.MonkeyPatch) -> None:
         return [InlineWorker(make) for _ in range(count)]
 
     patch.setattr(Local, "workers", workers)
-
-
-class InlinePool(Pool):
-    """Stands in for `envs.workers.worker_pool`."""
-
-    def __init__(self, workers: int, make: Callable[[], Any] | None = None, **kind: bool) -> None:
-        super().__init__([InlineWorker(make) for _ in range(workers)])
+    patch.setattr("s2robot.common.engine.prepare", lambda: None)

@@ -14,7 +14,7 @@ from s2robot.demos.windows import make_windows
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED, STEPS = 500, 3  # an episode with kicks and a miss
@@ -120,7 +120,7 @@ def test_an_expert_that_takes_over_closes_on_with_what_it_has(world):
 @pytest.fixture
 def source(tmp_path, recorded, monkeypatch):
     """A dataset of one episode without an expert."""
-    monkeypatch.setattr("s2robot.demos.relabel.worker_pool", InlinePool)
+    do_inline(monkeypatch)
     whole = EpisodeStore.open(recorded)
     return one(tmp_path / "source.zarr", whole.attrs, whole.episode(0))
 
@@ -185,7 +185,7 @@ def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
 
 
 def test_a_recording_with_an_expert_goes_on_with_its_own_only(tmp_path, labelled, monkeypatch):
-    monkeypatch.setattr("s2robot.demos.record.worker_pool", InlinePool)
+    do_inline(monkeypatch)
     path, args = tmp_path / "d.zarr", (CubePickConfig(), PickerConfig(), 1, SEED, 1)
     record(path, *args, expert=STEPS).close()
     stored = EpisodeStore.open(path).episode(0)

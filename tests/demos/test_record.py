@@ -27,7 +27,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
-from tests.inline import InlinePool
+from tests.inline import do_inline
 from tests.kills import kill_at_every_write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +69,7 @@ def test_an_existing_path_is_refused(recorded):
 
 
 def test_a_box_out_of_reach_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder, "worker_pool", InlinePool)
+    do_inline(monkeypatch)
     far = CubePickConfig(box_x=(0.5, 0.5), max_steps=2)
     with pytest.raises(DatasetError, match=r"the expert failed 11 of 11 episodes; check the task"):
         record(tmp_path / "far.zarr", far, PickerConfig(), 1, 0, 1)
@@ -101,7 +101,7 @@ def test_a_recording_that_is_killed_opens_and_goes_on(recorded, tmp_path, monkey
     world.render_cameras = dict
     assert replay_episode(store, world, 1)["success"]
     store.close()
-    monkeypatch.setattr(recorder, "worker_pool", InlinePool)
+    do_inline(monkeypatch)
     calls = []
     args = path, CubePickConfig(), PickerConfig(), 3, 500, 1, lambda *c: calls.append(c)
     whole = EpisodeStore.open(recorded).fingerprint
@@ -123,7 +123,7 @@ def instead_of_simulating(monkeypatch, width: int = 5) -> None:
              "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {}}  # fmt: skip
     told = lambda world, picker, seed: about | {"seed": seed, "kind": "states", "picker": asdict(picker)}  # noqa: E731
     monkeypatch.setattr(recorder, "about_demos", told)
-    monkeypatch.setattr(recorder, "worker_pool", InlinePool)
+    do_inline(monkeypatch)
     monkeypatch.setattr(recorder, "record_episode", episode)
 
 

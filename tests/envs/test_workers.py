@@ -9,7 +9,7 @@ import pytest
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.workers import TRIES, Pool, one_thread_each, running_on, worker_pool
-from tests.inline import InlinePool, InlineWorker
+from tests.inline import InlineWorker
 
 NAMES = ("LP_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -86,13 +86,13 @@ def test_a_task_that_kills_every_worker_is_given_up(tmp_path):
 
 
 def test_errors_come_home_and_what_waits_is_dropped():
-    with InlinePool(1) as pool:
+    with Pool([InlineWorker(None)]) as pool:
         results = pool.in_order(fails, [(1,), (2,), (3,)])
         assert next(results) == 1
         with pytest.raises(ValueError, match="two"):
             next(results)
         assert sorted(pool.as_done(fails, [(3,), (1,)])) == [((1,), 1), ((3,), 3)]
-    with pytest.raises(KeyboardInterrupt), InlinePool(0) as pool:  # nobody takes it
+    with pytest.raises(KeyboardInterrupt), Pool([]) as pool:  # nobody takes it
         waiting = pool.submit(fails, 1)
         raise KeyboardInterrupt
     assert waiting.cancelled()
@@ -100,7 +100,7 @@ def test_errors_come_home_and_what_waits_is_dropped():
 
 def test_results_wait_for_whoever_takes_them():
     begun = []
-    with InlinePool(2) as pool:
+    with Pool([InlineWorker(None), InlineWorker(None)]) as pool:
         results = pool.in_order(begun.append, ((i,) for i in range(9)), ahead=1)
         next(results)
         assert begun == [0, 1, 2]

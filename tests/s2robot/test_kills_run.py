@@ -18,7 +18,7 @@ from s2robot.common.files import write_json
 from s2robot.demos import record as recorder
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation import evaluate
-from tests.inline import InlinePool
+from tests.inline import do_inline
 from tests.kills import kill_at_every_write
 
 ABOUT = {
@@ -71,7 +71,7 @@ def running(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2ROBOT_CACHE", str(folder / "cache"))
         patch.setattr(recorder, "about_demos", about)
-        patch.setattr(recorder, "worker_pool", InlinePool)
+        do_inline(patch)
         patch.setattr(recorder, "record_episode", episode)
         patch.setattr(features, "drawn_by", lambda store: {"made": "up"})
         patch.setattr(features, "render_episodes", frames)

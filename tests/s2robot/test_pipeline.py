@@ -22,7 +22,7 @@ from s2robot.evaluation.records import read_records, read_summary
 from s2robot.features import FeaturesSettings
 from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = [  # small enough to be trained in a second
@@ -55,8 +55,7 @@ def here(tmp_path, monkeypatch, capsys):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
-    for room in ("demos.replay", "evaluation.rollouts", "inspection.films"):
-        monkeypatch.setattr(f"s2robot.{room}.worker_pool", InlinePool)
+    do_inline(monkeypatch)
     singletons, argv = Singleton.get_state(), sys.argv
 
     def run(*args: object) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import PickerConfig
 from s2robot.evaluation.records import read_summary
 from s2robot.policies import load_checkpoint
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 SMALL = [
     "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8", "policy.chunk=2",
@@ -43,9 +43,7 @@ def demos(tmp_path):
 
 @pytest.fixture
 def config(tmp_path, demos, tiny_encoder, monkeypatch):
-    for room in ("dagger.record", "demos.replay"):
-        monkeypatch.setattr(f"s2robot.{room}.worker_pool", InlinePool)
-    monkeypatch.setattr("s2robot.evaluation.rollouts.worker_pool", InlinePool)
+    do_inline(monkeypatch)
 
     def make(verb, *overrides):
         own = [f"run_dir='{tmp_path / 'out'}'", f"demos.path='{demos.path}'", *overrides]

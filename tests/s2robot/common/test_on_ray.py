@@ -29,7 +29,7 @@ from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.rollouts import run_episodes
 from s2robot.features import FeaturesSettings, encode_demos
 from tests.envs.test_workers import Made, raises
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 pytest.importorskip("ray")
 CAMERAS = ("hand", "left")
@@ -69,8 +69,7 @@ def test_episodes_are_those_of_this_machine(started, encoder, untrained, tmp_pat
         store = record(tmp_path / "ray.zarr", CubePickConfig(), PickerConfig(), 1, 500)
         features, _ = encode_demos(store, encoder, CAMERAS[:1], settings, views)
         first = run_episodes(WORLD, planner(), 1, 9000, 2, tmp_path / "ray/episodes.jsonl", settings=ABOUT)
-    for place in ("demos.record", "demos.replay", "evaluation.rollouts"):
-        monkeypatch.setattr(f"s2robot.{place}.worker_pool", InlinePool)
+    do_inline(monkeypatch)
     again = record(tmp_path / "here.zarr", CubePickConfig(), PickerConfig(), 1, 500)
     assert bytes_of(tmp_path / "ray.zarr", "*") == bytes_of(tmp_path / "here.zarr", "*")
     settings = FeaturesSettings(cache=str(tmp_path / "here"), threads=1)

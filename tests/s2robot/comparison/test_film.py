@@ -16,7 +16,7 @@ from s2robot.comparison.settings import read_compare
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 WORLD = replace(CubePickConfig(), image_size=64)
 
@@ -89,7 +89,7 @@ def evaluated(recorded, tmp_path_factory) -> tuple[Plan, dict]:
 
 
 def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(evaluated, monkeypatch):
-    monkeypatch.setattr("s2robot.comparison.film.worker_pool", InlinePool)
+    do_inline(monkeypatch)
     plan, runs = evaluated
     pair = {"a": "base-s2", "b": "base", "only_a": [500, 501], "only_b": [502]}
     videos = film_disagreements(plan, runs, pair, 3)

@@ -20,7 +20,7 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.policies import PolicyError
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 STEPS, SEED, PATIENCE = 2, 900, 3
 CAMERAS = ("hand", "left")
@@ -28,7 +28,7 @@ CAMERAS = ("hand", "left")
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    monkeypatch.setattr("s2robot.dagger.record.worker_pool", InlinePool)
+    do_inline(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,13 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from s2robot.common.paths import configs_dir
-from s2robot.demos import replay
 from s2robot.demos.windows import make_windows
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.views import Views
 from s2robot.features import encode_demos
 from s2robot.pipeline import read_task, train_policy
 from s2robot.training.batches import Batches
-from tests.inline import InlinePool
+from tests.inline import do_inline
 from tests.s2robot.training.small import CAMERAS, make_data
 
 
@@ -113,7 +112,7 @@ def test_what_is_validated_are_the_frames_themselves(data):
 
 
 def test_train_encodes_views_beside_the_frames(tiny_encoder, recorded, tmp_path, monkeypatch):
-    monkeypatch.setattr(replay, "worker_pool", InlinePool)
+    do_inline(monkeypatch)
     words = [
         f"run_dir={tmp_path}", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "features.workers=1",
         f"features.cache={tmp_path / 'cache'}", "policy.network.hidden=[16]", "policy.pooling.keypoints=4", "train.steps=2",

@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.evaluation import evaluate, film, rollouts
-from tests.inline import InlinePool
+from tests.inline import do_inline
 from tests.kills import kill_at_every_write
 
 CAMERAS, STEPS, SIDE = ("hand", "left"), 4, 64
@@ -79,7 +79,7 @@ def noise(config: CubePickConfig, record: dict, actions: np.ndarray) -> tuple[li
 
 def evaluation(folder: Path) -> None:
     rollouts.in_chunks = Toy
-    rollouts.worker_pool = film.worker_pool = InlinePool
+    do_inline(pytest.MonkeyPatch())
     evaluate.make = Described
     film.rerun = noise
     evaluate.evaluate_checkpoint(folder.parent / "checkpoint", folder / "run", SETTINGS, WORLD)

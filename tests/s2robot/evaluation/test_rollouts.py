@@ -29,7 +29,7 @@ from s2robot.evaluation.rollouts import run_episodes
 from s2robot.evaluation.summary import camera_changes
 from s2robot.policies import BatchActor, ChunkPolicy, save_checkpoint
 from s2robot.policies.errors import PolicyError
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 CAMERAS, SEED = ("hand", "left"), 9000
 CONFIG = CubePickConfig(cameras=CAMERAS, image_size=64, max_steps=14)
@@ -43,8 +43,7 @@ def encoder(tiny_encoder):
 @pytest.fixture
 def in_process(monkeypatch):
     """Worlds and films in this process: other processes are not the subject."""
-    monkeypatch.setattr("s2robot.evaluation.rollouts.worker_pool", InlinePool)
-    monkeypatch.setattr("s2robot.evaluation.film.worker_pool", InlinePool)
+    do_inline(monkeypatch)
 
 
 def rollouts(encoder, policy, tmp_path, episodes=3, workers=2, config=CONFIG):

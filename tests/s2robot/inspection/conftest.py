@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from s2robot.demos.store import EpisodeStore
-from s2robot.inspection import films
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 ATTRIBUTES = {
     "robot": "two_links", "joint_names": [], "rate_hz": 10, "cameras": ["top", "wrist/left"], "camera_geometry": {},
@@ -36,7 +35,7 @@ def episode(i: int, length: int) -> dict[str, np.ndarray]:
 @pytest.fixture
 def cups(tmp_path, monkeypatch):
     """Four episodes, the third a failure; films are made in this process, in a cache of the test's own."""
-    monkeypatch.setattr(films, "worker_pool", InlinePool)
+    do_inline(monkeypatch)
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
     with EpisodeStore.create(tmp_path / "cups.zarr", ATTRIBUTES) as store:
         for i, length in enumerate(LENGTHS):

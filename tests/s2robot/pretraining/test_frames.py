@@ -21,7 +21,7 @@ from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.pretraining import frames as module
 from s2robot.pretraining.frames import FrameBank
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 
 @pytest.fixture(autouse=True)
@@ -349,7 +349,7 @@ def test_store_of_images(tmp_path):
 
 
 def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("s2robot.demos.replay.worker_pool", InlinePool)
+    do_inline(monkeypatch)
     shipped = EpisodeStore.open(shipped_demos("xarm7_cube"))
     attributes = shipped.attrs
     attributes["env_config"]["image_size"] = 32

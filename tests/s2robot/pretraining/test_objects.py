@@ -11,7 +11,7 @@ from s2robot.common.settings import read
 from s2robot.envs.still_life import CLASSES, LABELS, StillLife
 from s2robot.pretraining import objects
 from s2robot.pretraining.objects import ObjectsSettings, make_objects
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_picture_holds_its_object_where_the_mask_says(kind, world):
 
 
 def test_folders_hold_pictures_masks_and_depth_and_are_kept(tmp_path, monkeypatch, world):
-    monkeypatch.setattr(objects, "worker_pool", InlinePool)
+    do_inline(monkeypatch)
     monkeypatch.setitem(objects._worlds, 96, world)
     settings = ObjectsSettings(train=26, test=3, image_size=96)
     done = []

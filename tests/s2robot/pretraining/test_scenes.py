@@ -10,7 +10,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import read
 from s2robot.pretraining.scenes import ScenesSettings, make_scenes, render_scenes
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 
 def test_frames_are_decided_by_the_seed_and_differ():
@@ -31,7 +31,7 @@ def test_looks_vary_only_when_asked():
 
 
 def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("s2robot.pretraining.scenes.worker_pool", InlinePool)
+    do_inline(monkeypatch)
     settings = ScenesSettings(str(tmp_path), frames=90, image_size=32, workers=1)
     calls = []
     path = make_scenes(settings, lambda *done: calls.append(done))

@@ -11,7 +11,7 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.probing.cell_maps import CLASSES, PLACE, Split, read_cells
 from s2robot.probing.cells import CellBank, cells_of, draw_cells, kinds_of
 from s2robot.probing.moments import MomentBank, draw_episode, moments
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 WORLD = replace(CubePickConfig(), image_size=64)
 FRAMES, TRAIN, TEST = 4, 12, 8
@@ -48,7 +48,7 @@ def test_a_bank_draws_what_is_missing_and_heals(tmp_path, monkeypatch):
     found = bank.targets([300_000])
     assert np.array_equal(found, draw_cells(WORLD, 300_000, 3, 4))
     bank._file(300_000).write_bytes(b"cut off")
-    monkeypatch.setattr("s2robot.probing.cells.worker_pool", InlinePool)
+    do_inline(monkeypatch)
     bank.fill([300_000], 1)
     assert np.array_equal(bank.targets([300_000]), found)
     assert [path.name for path in bank.bank.path.iterdir()] == ["300000.cells-4.npz"]

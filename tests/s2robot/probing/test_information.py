@@ -33,7 +33,7 @@ from s2robot.probing.information import (
 )
 from s2robot.probing.readout import ReadoutConfig
 from s2robot.probing.token_maps import linear_map, regrid, sum_up, token_pairs
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 FRAMES, CAMERAS, TOKENS = 3, 2, 4
 
@@ -320,7 +320,7 @@ def test_errors_of_the_command_name_its_own_keys(tmp_path, change, text):
 
 def test_real_encoders_end_to_end(tmp_path, monkeypatch):
     """mvp-tiny-s2 from mvp-tiny at one scale and with S2, and from itself, on 2 + 2 episodes."""
-    monkeypatch.setattr("s2robot.probing.moments.worker_pool", InlinePool)
+    do_inline(monkeypatch)
     tiny = {"name": "mvp-tiny", "dtype": "float32"}
     target = build_encoder({"name": "mvp-tiny-s2", "dtype": "float32", "scales": [1]})
     sources = {

@@ -31,7 +31,7 @@ from s2robot.probing.ridge import (
     weighted_medians,
     yaw_errors,
 )
-from tests.inline import InlinePool
+from tests.inline import do_inline
 
 
 def poses(count: int, seed: int, turned: float = 0.0) -> np.ndarray:
@@ -278,7 +278,7 @@ def test_what_hides_the_cube_is_known():
 
 
 def test_a_bank_draws_what_is_missing_and_heals(tmp_path, drawn, monkeypatch):
-    monkeypatch.setattr(readout_frames, "worker_pool", InlinePool)
+    do_inline(monkeypatch)
     bank = MomentBank(tmp_path, WORLD, 4)
     with pytest.raises(UserError, match="no frames of seed 300000, expected them"):
         bank.images(300_000)
@@ -335,8 +335,7 @@ def test_the_shipped_settings_are_those_of_the_class():
 
 def test_two_real_encoders_on_the_same_frames(tmp_path, monkeypatch):
     """mvp-tiny at one scale and with S2, end to end; a second run draws and encodes nothing and gives the same."""
-    monkeypatch.setattr(readout_frames, "worker_pool", InlinePool)
-    monkeypatch.setattr("s2robot.probing.cells.worker_pool", InlinePool)
+    do_inline(monkeypatch)
     facts = {"name": "mvp-tiny", "dtype": "float32"}
     encoders = {
         "one": build_encoder({**facts, "scales": [1]}),
