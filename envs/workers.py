@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from multiprocessing import parent_process
-from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing import forkserver, parent_process
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from threading import RLock, Thread
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ ONE_THREAD = {
     "LP_NUM_THREADS": "1",  # Mesa's software rasteriser
     "OMP_NUM_THREADS": "1",
 }
+SLOW_IMPORTS = ("torch", "timm", "zarr", "scipy.stats")  # what is not installed is left out
 
 
 class Worker(Protocol):
@@ -233,20 +234,31 @@ def one_thread_each() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-class _OneThread(SpawnProcess):
+class _OneThread(ForkServerProcess):
     def start(self) -> None:
         with one_thread_each():
             super().start()
 
 
-class _Fresh(SpawnContext):
-    """Forking a process that holds an OpenGL context or threads is not safe."""
+class _Copied(ForkServerContext):
+    """Copies of a process that has imported what takes seconds, and holds neither threads nor an OpenGL context.
+
+    A fork of this process, which may hold both, would not be safe; a process from scratch imports for four seconds. What
+    opens an EGL display while it is imported, as the simulator does, is imported by each copy.
+    """
 
     Process = _OneThread  # type: ignore[assignment]
 
 
+def prepare() -> None:
+    """Begin to import what the processes to come need, beside whatever this one does."""
+    forkserver.set_forkserver_preload(list(SLOW_IMPORTS))
+    with one_thread_each():
+        forkserver.ensure_running()
+
+
 class Process:
-    """A fresh process of one thread, which ends with this one. By a pool of one: what it has to say of a death."""
+    """A process of one thread, which ends with this one. By a pool of one: what it has to say of a death."""
 
     died: tuple[type[BaseException], ...] = (BrokenProcessPool,)
 
@@ -255,8 +267,10 @@ class Process:
         self._pool: ProcessPoolExecutor | None = None
 
     def start(self) -> Future:
+        prepare()
         # as bytes: torch would put tensors into shared memory, of which a container has 64 MB
-        self._pool = ProcessPoolExecutor(1, _Fresh(), _begin, (pickle.dumps(self._make),))
+        given = pickle.dumps(self._make), ONE_THREAD | os.environ
+        self._pool = ProcessPoolExecutor(1, _Copied(), _begin, given)
         self._pid = self._pool.submit(os.getpid)
         return self._pid
 
@@ -303,8 +317,10 @@ def call(function: Callable, given: tuple) -> Any:
     return function(*_state, *given)
 
 
-def _begin(make: bytes) -> None:
+def _begin(make: bytes, environment: dict[str, str]) -> None:
     """A killed parent cannot tell its workers: without this they would wait for work for ever."""
+    os.environ.clear()  # as the process that was copied found it
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     parent = parent_process()
 

@@ -335,7 +335,7 @@ def _call(verb: str, cfg: "DictConfig") -> Any:
     try:
         if VERBS[verb].simulates:
             require_simulator()
-        with engine_of(cfg):
+        with engine_of(cfg, soon=VERBS[verb].simulates):
             return getattr(importlib.import_module(module), function)(cfg)
     except Exception as error:
         error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is not the user's

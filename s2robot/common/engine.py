@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require
-from s2robot.envs.workers import Local, running_on
+from s2robot.common.run_folder import is_first
+from s2robot.envs.workers import Local, prepare, running_on
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,8 +30,8 @@ class LocalSettings:
 
 
 @contextmanager
-def engine_of(cfg: "DictConfig") -> Iterator[None]:
-    """The engine of a verb's config; none is chosen where the verb has none.
+def engine_of(cfg: "DictConfig", soon: bool = False) -> Iterator[None]:
+    """The engine of a verb's config; none is chosen where the verb has none. ``soon``: it will be used for certain.
 
     Raises:
         UserError: a wrong setting, or an engine that is not installed.
@@ -40,6 +41,8 @@ def engine_of(cfg: "DictConfig") -> Iterator[None]:
     if "engine" not in cfg:
         yield
     elif cfg.engine.name == "local":
+        if soon and is_first():  # no other process of several has workers
+            prepare()
         with running_on(Local(read(LocalSettings, cfg.engine, "engine").workers)):
             yield
     else:

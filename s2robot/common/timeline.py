@@ -9,7 +9,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,29 @@ from s2robot.envs.trace import span
 
 
 def processor_s() -> float:
-    """Processor seconds of this process and of those that it started and that have ended."""
+    """Processor seconds of this process, of those that it started and that have ended, and of theirs likewise."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return sum(one.ru_utime + one.ru_stime for one in used) + sum(map(_of_living, _children()))
+
+
+def _children() -> list[str]:
+    """The processes that this one has started; none where the system does not tell."""
+    with suppress(OSError):
+        return [
+            pid
+            for task in Path("/proc/self/task").iterdir()
+            for pid in (task / "children").read_text().split()
+        ]
+    return []
+
+
+def _of_living(pid: str) -> float:
+    """Processor seconds of a process and of those that it started and that have ended: workers end long before the one
+    that they are copies of (`s2robot.envs.workers`)."""
+    with suppress(OSError):  # it has ended by now
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def age_s() -> float:

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.workers import TRIES, Pool, one_thread_each, running_on, worker_pool
+from s2robot.envs.workers import SLOW_IMPORTS, TRIES, Pool, one_thread_each, running_on, worker_pool
 from tests.inline import InlineWorker
 
 NAMES = ("LP_NUM_THREADS", "OMP_NUM_THREADS")
@@ -16,6 +17,10 @@ NAMES = ("LP_NUM_THREADS", "OMP_NUM_THREADS")
 
 def threads() -> list[str | None]:
     return [os.environ.get(name) for name in NAMES]
+
+
+def inside() -> tuple[set[str], str]:
+    return set(sys.modules), Path("/proc/self/maps").read_text()
 
 
 class Made:
@@ -55,6 +60,19 @@ def test_workers_compute_with_one_thread_and_the_parent_as_before(monkeypatch):
     with worker_pool(1) as pool:
         assert pool.submit(threads).result() == ["1", "1"]
     assert dict(os.environ) == before
+
+
+def test_a_worker_is_a_copy_that_has_imported_and_holds_no_context_and_has_the_environment_of_now(
+    monkeypatch,
+):
+    with worker_pool(1) as pool:  # what later ones are copies of is there from now on
+        pool.submit(threads).result()
+    monkeypatch.setenv("LP_NUM_THREADS", "2")
+    with worker_pool(2) as pool:
+        assert pool.submit(threads).result()[0] == "2"
+        modules, maps = pool.submit(inside).result()
+    assert set(SLOW_IMPORTS) <= modules and "mujoco" not in modules
+    assert "libEGL" not in maps
 
 
 def test_what_the_user_has_set_stays(monkeypatch):

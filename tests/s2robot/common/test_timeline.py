@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from s2robot.common.timeline import Stages, age_s
+from s2robot.common.timeline import Stages, age_s, processor_s
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass"
 
@@ -38,6 +38,18 @@ def test_steps_and_the_rest_add_up_with_the_children(tmp_path, monkeypatch):
         figures = [float(line[column]) for line in lines[1:]]
         assert sum(figures[:-1]) == pytest.approx(figures[-1], abs=0.3)
     assert float(lines[4][3]) >= 0.1
+
+
+def test_what_a_living_child_has_let_others_do_counts():
+    """As the fork server does with workers."""
+    words = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURN!r}])\nprint(flush=True)\nsys.stdin.read()"
+    before = processor_s()
+    command = [sys.executable, "-c", words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        alive = processor_s() - before
+        child.stdin.close()
+    assert 0.3 <= alive < 2 and processor_s() - before == pytest.approx(alive, abs=0.2)  # and not twice
 
 
 def test_a_process_knows_its_age():
