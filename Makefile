@@ -10,6 +10,9 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest
 
+# Where Python is told to keep no bytecode, each of the many processes would compile the package anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: run test slow lint types docs mutants clean
 
 run: $(STAMP)

@@ -65,7 +65,7 @@ def test_an_evaluation_writes_what_a_simulated_one_writes(config, emulator, slow
     begin = time.monotonic()
     verbs.evaluate(config())
     found = commands(emulator, begin)
-    assert sum(c["kind"] == "motion" for c in found) > 50 and not any(c["unsafe"] for c in found)
+    assert sum(c["kind"] == "motion" for c in found) > 20 and not any(c["unsafe"] for c in found)
     assert emulator("status")["state"] >= 4  # stopped at the end
 
     first, second = records(tmp_path)
@@ -116,6 +116,7 @@ def test_a_success_ends_its_episode_and_has_a_time(config, emulator, tmp_path, m
     assert summary["successes"] == 1 and not (tmp_path / "videos").exists()
 
 
+@pytest.mark.slow  # deploy has one, too
 def test_a_policy_on_another_machine(config, served, tmp_path):
     _, url = served
     words = [f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60", "evaluate.videos=false"]
@@ -189,6 +190,7 @@ def test_an_arm_that_does_not_come_to_the_start_ends_the_session(
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.slow  # deploy brakes in the same way
 def test_ctrl_c_brakes_and_keeps_what_is_done(emulator, slow_policy, pictures, calm, tmp_path):
     process = subprocess.Popen(
         [

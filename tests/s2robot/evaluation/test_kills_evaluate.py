@@ -98,7 +98,7 @@ def what_is_left(folder: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_any_write_changes_nothing(save_untrained, tmp_path, every):
     save_untrained(tmp_path / "checkpoint", {"env_config": {}}, execute=2)
     killed = kill_at_every_write(evaluation, tmp_path, every)

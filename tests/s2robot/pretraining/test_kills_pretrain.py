@@ -31,7 +31,7 @@ def what_is_left(folder: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_any_write_changes_nothing(tmp_path, every):
     killed = kill_at_every_write(pretraining, tmp_path, every)
     whole = what_is_left(tmp_path / "whole")

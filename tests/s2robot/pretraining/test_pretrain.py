@@ -71,7 +71,7 @@ def test_pretrain_learns_and_writes_the_recipe(settings, tmp_path):
 
 
 def test_s2_in_the_pretraining_learns_and_resumes(settings, tmp_path):
-    settings = replace(settings, scales=(1, 2), batch_size=4, steps=60, store="float32")
+    settings = replace(settings, scales=(1, 2), batch_size=4, steps=30, store="float32")
     _, recipe = load_encoder(pretrain(settings, progress=False))
     assert recipe["scales"] == [1, 2] and recipe["recipe"].endswith("with S2") and recipe["loss"] < 1.1
     with Image.open(tmp_path / "out" / "reconstruction.png") as picture:

@@ -333,6 +333,7 @@ def test_the_shipped_settings_are_those_of_the_class():
         readout({}, ours, configs_dir())
 
 
+@pytest.mark.slow  # what `information` does with two of them is like it
 def test_two_real_encoders_on_the_same_frames(tmp_path, monkeypatch):
     """mvp-tiny at one scale and with S2, end to end; a second run draws and encodes nothing and gives the same."""
     do_inline(monkeypatch)

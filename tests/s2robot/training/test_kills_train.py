@@ -40,7 +40,7 @@ def what_is_left(folder: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_any_write_changes_nothing(tmp_path, every):
     killed = kill_at_every_write(training, tmp_path, every)
     whole = what_is_left(tmp_path / "whole")

@@ -4,15 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from s2robot.backbones.vit import load_encoder
+from s2robot.common.errors import UserError
 from s2robot.policies import load_checkpoint
+from s2robot.training.processes import check_shares
 from tests.kills import ROOT
 from tests.s2robot.training.two_processes import prepare, whole_run
+
+UNEVEN = "pretrain.batch_size: found 8, that is 8 a step, expected a multiple of 3 for 3 processes"
 
 
 def run(
@@ -116,13 +121,19 @@ def test_pretraining_by_four_processes_has_the_loss_of_one(tmp_path):
     assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "alone"), rel=1e-5)
 
 
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path):
+@pytest.mark.slow
+def test_a_batch_that_three_processes_cannot_share_is_refused(tmp_path):
     result = run(tmp_path, "pretrain", devices=3)
-    assert result.returncode == 2
-    assert (
-        "pretrain.batch_size: found 8, that is 8 a step, expected a multiple of 3 for 3 processes"
-        in result.stderr
-    )
+    assert result.returncode == 2 and UNEVEN in result.stderr
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused():
+    three = SimpleNamespace(world_size=3)
+    check_shares(three, "pretrain.batch_size", 9, 9)
+    with pytest.raises(UserError, match=f"^{UNEVEN}$"):
+        check_shares(three, "pretrain.batch_size", 8, 8)
+    with pytest.raises(UserError, match="expected a multiple of 12 for 3 processes and 4 shards"):
+        check_shares(three, "train.batch_size", 9, 9, shards=4)
 
 
 # pretrain runs on train's loop and its ways out: once of the two is enough, but for `make slow`
