@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from s2robot.demos.mix import Mix
 from s2robot.demos.replay import (
     camera_sizes,
     drawn_by,
+    episode_frames,
     frames_of,
     render_episodes,
     seen_of,
@@ -29,8 +31,9 @@ from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.joined import Joined
 from s2robot.encoders.views import Views
-from s2robot.envs.frames import as_image_size
+from s2robot.envs.frames import ImageSize, as_image_size
 from s2robot.envs.task import TaskSettings
+from s2robot.envs.trace import span
 from s2robot.envs.workers import engine_in_use, worker_pool
 from s2robot.loading import device_of
 
@@ -55,14 +58,9 @@ class FeaturesSettings:
                 raise UserError(f"features.{name}: found {found}, expected 1 or more, or null")
 
     def shares(self) -> tuple[int, int]:
-        """Processes that draw, and threads of the encoder beside them.
-
-        Several threads wait for each other, so that all of them are to have a core; one takes a core when it has frames,
-        and leaves it to one more process when it has none.
-        """
-        cores = os.cpu_count() or 1
-        threads = self.threads or max(1, cores - (self.workers or max(1, cores // 2)))
-        return self.workers or max(1, cores - threads + (threads == 1 < cores)), threads
+        """Processes, and threads of each: threads wait for each other and spin, so that a core each is left to processes."""
+        threads = self.threads or 1
+        return self.workers or max(1, (os.cpu_count() or 1) // threads), threads
 
 
 def encode_demos(
@@ -105,38 +103,22 @@ def _encode(
         drawn_by(store),
         wide(sizes),
     )
-    encoder.to(device_of(settings.device))
+    device = device_of(settings.device)
+    encoder.to(device)
     if not cache.missing():
         return cache.features, cache
     if store.attrs["kind"] == "states":
         require_simulator()
-    workers, threads = settings.shares()
-
-    def frames(missing: list[int]) -> Frames:
-        drawn = render_episodes(store, missing, cameras, as_image_size(sizes), workers)
-        return views.frames(drawn) if views else drawn
-
-    def values(missing: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        how = (
-            cameras,
-            as_image_size(sizes),
-            world_of_demos(store) if store.attrs["kind"] == "states" else None,
-        )
-        tasks = ((i, *seen_of(store, i, *how)) for i in missing)
-        state = partial(Encoding, cache, encoder.to("cpu"), settings.device, settings.threads or 1, views)
-        with worker_pool(workers, state, encodes=True, anywhere=True) as pool:
-            for (episode, *_), found in pool.as_done(Encoding.run, tasks, ahead=2):
-                yield episode, found
-
-    far = engine_in_use().far
+    work = _Work(store, cache, encoder, cameras, as_image_size(sizes), settings, views)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    if cache.adopt(frames, encoder.encode):
+    torch.set_num_threads(work.threads)
+    if cache.adopt(work.frames, encoder.encode):
         print(f"features: drawn and encoded as the cached ones of version 0.1, which serve: {cache.path}")
+    apart = engine_in_use().far or device.type == "cpu"
     with bar(f"encoding {views.count} views" if views else "encoding frames") as update:
         features = cache.build(
-            values if far else frames,
-            None if far else encoder.encode,
+            work.values if apart else work.frames,
+            None if apart else encoder.encode,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
             store.fingerprint_of_first,
         )
@@ -144,8 +126,47 @@ def _encode(
     return features, cache
 
 
+class _Work:
+    """What is to be drawn and encoded, in either of two ways: frames that come here, where a GPU has them, or values.
+
+    A processor encodes where it has drawn: frames are more bytes than features, and no core waits for another, whichever
+    of the two is the slower.
+    """
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        cache: FeatureCache,
+        encoder: S2Encoder,
+        cameras: tuple[str, ...],
+        size: ImageSize,
+        settings: FeaturesSettings,
+        views: Views | None,
+    ) -> None:
+        self.store, self.cache, self.encoder, self.views = store, cache, encoder, views
+        self.cameras, self.size, self.device = cameras, size, settings.device
+        self.workers, self.threads = settings.shares()
+
+    def frames(self, episodes: list[int]) -> Frames:
+        """As `FeatureCache.build` encodes them."""
+        drawn = render_episodes(self.store, episodes, self.cameras, self.size, self.workers)
+        return self.views.frames(drawn) if self.views else drawn
+
+    def values(self, episodes: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Episodes and their features, as they are done."""
+        world = world_of_demos(self.store) if self.store.attrs["kind"] == "states" else None
+        how = self.cameras, self.size, world
+        far = engine_in_use().far
+        state = partial(Encoding, self.cache, self.encoder.to("cpu"), self.device, self.threads, self.views)
+        run: Any = Encoding.run if far else Encoding.run_here
+        tasks = ((i, *(seen_of(self.store, i, *how) if far else (self.store.path, *how))) for i in episodes)
+        with worker_pool(self.workers, state, encodes=True, anywhere=True) as pool:
+            for (episode, *_), found in pool.as_done(run, tasks, ahead=2):
+                yield episode, found
+
+
 class Encoding:
-    """Draws and encodes: what a worker of an engine holds that has them on other machines."""
+    """Draws and encodes: what a worker holds that does both."""
 
     def __init__(
         self, cache: FeatureCache, encoder: S2Encoder, device: str, threads: int, views: Views | None
@@ -155,10 +176,17 @@ class Encoding:
 
     def run(self, episode: int, seen: list[np.ndarray], world: TaskSettings | None) -> np.ndarray:
         """The features of an episode as they stand in the cache; ``seen``, ``world``: of :func:`seen_of`."""
-        frames: Sequence[np.ndarray] = frames_of(seen, world, episode)
+        return self._values(episode, frames_of(seen, world, episode))
+
+    def run_here(self, episode: int, path: Path, *how: Any) -> np.ndarray:
+        """As `run`, on the machine that has the dataset; ``how``: as of :func:`episode_frames`."""
+        return self._values(episode, episode_frames(path, episode, *how))
+
+    def _values(self, episode: int, frames: Sequence[np.ndarray]) -> np.ndarray:
         if self.views:
             _, frames = next(self.views.frames([(episode, frames)]))
-        return self.cache.checked(episode, frames, self.encoder.encode)
+        with span("encode", episode=episode):
+            return self.cache.checked(episode, frames, self.encoder.encode)
 
 
 def frame_sizes(

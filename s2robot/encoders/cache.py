@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,7 +105,6 @@ class FeatureCache:
         elif drawn is None:
             self.path = next((p for p in sorted(Path(root).glob("*/")) if self._fits(p)), self._bare)
         self.about = dict(about or {})
-        self.timing = {"frames": 0.0, "wait_s": 0.0, "encode_s": 0.0, "write_s": 0.0}  # of the last build
 
     @property
     def nbytes(self) -> int:
@@ -198,7 +196,6 @@ class FeatureCache:
         Another process that builds the same cache is waited for. Raises UserError for frames or features of a
         wrong shape, features that float16 cannot hold, an episode not delivered, and a full disk.
         """
-        self.timing = dict.fromkeys(self.timing, 0.0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with self._lock():
@@ -229,25 +226,19 @@ class FeatureCache:
         if not missing:
             return
         with (self.path / "features.bin").open("r+b", buffering=0) as file:
-            clock = time.perf_counter()
             for i, frames in make_frames(missing):
-                self.timing["wait_s"] += time.perf_counter() - clock
-                clock = time.perf_counter()
-                with span("encode", episode=i):
-                    values = self.checked(i, frames, encode) if encode else frames
-                self.timing["encode_s"] += time.perf_counter() - clock
-                clock = time.perf_counter()
+                values = frames
+                if encode:
+                    with span("encode", episode=i):
+                        values = self.checked(i, frames, encode)
                 offset = int(self.starts[i]) * int(np.prod(self.shape[1:])) * self.dtype.itemsize
                 with span("write features", episode=i):
                     _write_all(file.fileno(), values.reshape(-1).view(np.uint8).data, offset)
                     os.fsync(file.fileno())  # features before the mark that they are there
                     done.add(i)
                     self._write_index(done)
-                self.timing["write_s"] += time.perf_counter() - clock
-                self.timing["frames"] += len(values) * self.shape[1]
                 steps += int(lengths[i])
                 progress(steps, total)
-                clock = time.perf_counter()
         if left := [i for i in missing if i not in done]:
             raise UserError(f"{self.path}: no frames came for {len(left)} episodes (first {left[0]})")
 

@@ -48,9 +48,8 @@ def episode(world, picker, seed: int, expert: int, kicks: bool) -> tuple[dict, d
     return arrays, {"seed": seed, "success": seed != 501}
 
 
-def frames(store, episodes, cameras, size, workers):
-    for i in episodes:
-        yield i, [np.random.default_rng(i).integers(0, 256, (4, size, size, 3), np.uint8)]
+def frames(path, episode, cameras, size, world):
+    return [np.random.default_rng(episode).integers(0, 256, (4, size, size, 3), np.uint8)]
 
 
 def evaluated(cfg, checkpoint: Path, out: Path) -> dict:
@@ -74,7 +73,8 @@ def running(folder: Path) -> None:
         do_inline(patch)
         patch.setattr(recorder, "record_episode", episode)
         patch.setattr(features, "drawn_by", lambda store: {"made": "up"})
-        patch.setattr(features, "render_episodes", frames)
+        patch.setattr(features, "world_of_demos", lambda store: None)
+        patch.setattr(features, "episode_frames", frames)
         patch.setattr(evaluate, "evaluate_policy", evaluated)
         patch.setattr(pipeline, "finish", lambda *_: None)
         words = [*WORDS, f"encoder.checkpoint={encoder}", f"hydra.run.dir={folder / 'out'}"]

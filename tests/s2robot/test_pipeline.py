@@ -317,12 +317,12 @@ def test_a_policy_is_tried_while_it_is_trained(here, recorded, tiny_encoder, tmp
     ("cores", "given", "shares"),
     [
         (1, {}, (1, 1)),
-        (2, {}, (2, 1)),  # one thread waits for frames without spinning: a second process has its core
-        (4, {}, (2, 2)),
-        (16, {}, (8, 8)),
+        (2, {}, (2, 1)),  # what has drawn encodes: neither waits for the other
+        (16, {}, (16, 1)),
         (2, {"workers": 1}, (1, 1)),
-        (8, {"threads": 1}, (8, 1)),
-        (8, {"workers": 3}, (3, 5)),
+        (8, {"threads": 3}, (2, 3)),
+        (1, {"threads": 3}, (1, 3)),
+        (8, {"workers": 3}, (3, 1)),
     ],
 )
 def test_no_core_waits_while_frames_are_drawn_and_encoded(cores, given, shares, monkeypatch):
