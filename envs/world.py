@@ -50,10 +50,12 @@ def _arm_controller(stiffness: float) -> dict:
 
 
 def look_at(position, target, up=(0.0, 0.0, 1.0)) -> np.ndarray:
-    """The ``xyaxes`` (6,) of a camera at ``position`` that looks at ``target``."""
+    """The ``xyaxes`` (6,) of a camera at ``position`` that looks at ``target``; straight down, x is up in its picture."""
     backward = np.subtract(position, target).astype(float)
     backward /= np.linalg.norm(backward)
     right = np.cross(up, backward)
+    if np.linalg.norm(right) < 1e-6:
+        right = np.cross((1.0, 0.0, 0.0), backward)
     right /= np.linalg.norm(right)
     return np.concatenate([right, np.cross(backward, right)])
 

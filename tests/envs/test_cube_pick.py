@@ -13,7 +13,7 @@ from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.parts import MAX_DELTA
 from s2robot.envs.robots import ROBOTS
-from s2robot.envs.world import TABLE_HEIGHT
+from s2robot.envs.world import TABLE_HEIGHT, look_at
 
 CALM = PickerConfig(kicks=(0, 0), misses=0.0)
 SIZE = 128
@@ -382,3 +382,13 @@ def test_a_control_step_is_robosuites_to_the_last_bit(env):
             ours, theirs = (after(step, state, action) for step in (env.world.advance, env.world.step))
             assert np.array_equal(ours, theirs)
             assert not np.array_equal(ours, state)
+
+
+@pytest.mark.parametrize("position", [(0, 0, 1), (0.3, -0.2, -1), (0.4, 0.1, 0.5)])
+def test_a_camera_looks_at_its_target_also_from_straight_above(position):
+    axes = look_at(position, (0, 0, 0) if position[2] == 0.5 else (*position[:2], 0)).reshape(2, 3)
+    assert np.allclose(axes @ axes.T, np.eye(2))
+    forward = -np.cross(*axes)
+    wanted = -np.array(position) if position[2] == 0.5 else [0, 0, -position[2]]
+    assert np.allclose(forward, wanted / np.linalg.norm(wanted))
+    assert axes[1] @ ((0, 0, 1) if position[2] == 0.5 else (1, 0, 0)) > 0.5  # which way is up
