@@ -69,16 +69,21 @@ def encode_demos(
     cameras: tuple[str, ...],
     settings: FeaturesSettings,
     views: Views | None = None,
+    episodes: np.ndarray | None = None,
 ) -> tuple[Any, list[FeatureCache]]:
     """The features of a dataset, (steps, cameras, tokens, dim), from the cache or newly encoded; and the caches.
 
-    With ``views`` those of other views of the frames, (steps, views * cameras, tokens, dim).
+    With ``views`` those of other views of the frames, (steps, views * cameras, tokens, dim); with ``episodes`` those of
+    these alone, and what the rows of others hold is not said.
     """
     if not isinstance(store, Mix):
-        features, cache = _encode(store, encoder, cameras, settings, views)
+        features, cache = _encode(store, encoder, cameras, settings, views, episodes)
         return features, [cache]
     frame_sizes(store, encoder, cameras)  # refuses what cannot be one array
-    found = [_encode(member, encoder, cameras, settings, views) for member in store.members]
+    found = []
+    for member, first in zip(store.members, store.firsts, strict=False):
+        own = None if episodes is None else np.intersect1d(episodes, first + np.arange(len(member))) - first
+        found.append(_encode(member, encoder, cameras, settings, views, own))
     return Joined([features for features, _ in found]), [cache for _, cache in found]
 
 
@@ -88,6 +93,7 @@ def _encode(
     cameras: tuple[str, ...],
     settings: FeaturesSettings,
     views: Views | None,
+    episodes: np.ndarray | None,
 ) -> tuple[np.ndarray, FeatureCache]:
     sizes = frame_sizes(store, encoder, cameras)
     cache = FeatureCache(
@@ -102,6 +108,7 @@ def _encode(
         {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)},
         drawn_by(store),
         wide(sizes),
+        episodes,
     )
     device = device_of(settings.device)
     encoder.to(device)

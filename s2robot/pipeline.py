@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
@@ -33,6 +34,7 @@ from s2robot.demos.mix import Mix
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
+from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.views import Views
@@ -130,6 +132,14 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
     return EpisodeStore.open(out)
 
 
+def encode(
+    task: Task, store: EpisodeStore, encoder: S2Encoder, views: Views | None = None
+) -> tuple[Any, list[FeatureCache]]:
+    """The features of the demos that the task trains on or holds out; see :func:`encode_demos`."""
+    chosen = np.concatenate(task.demos.select(store, task.train.validation, task.train.seed))
+    return encode_demos(store, encoder, task.cameras, task.features, views, chosen)
+
+
 def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
     """Train the task's policy; returns the checkpoint folder."""
     contract = contract_of(task, store, encoder)
@@ -140,7 +150,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     views = None
     if count := task.features.views:
         others = Views(count, task.features.shift, task.features.colour)
-        views, _ = encode_demos(store, encoder, task.cameras, task.features, others)
+        views, _ = encode(task, store, encoder, others)
     with bar("training the policy") as update:
         return train(
             task.train,
@@ -278,7 +288,7 @@ def _run(cfg: DictConfig) -> None:
             record_demos(cfg, cfg.recording, out / "demos.zarr")
     store = task.open_demos()
     with timed("encode"):
-        features, _ = encode_demos(store, encoder, task.cameras, task.features)
+        features, _ = encode(task, store, encoder)
     with timed("train"):
         checkpoint = train_policy(task, store, encoder, features, out)
     if not is_first():

@@ -23,7 +23,6 @@ from s2robot.common.timeline import Stages
 from s2robot.dagger.takeover import REASONS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
-from s2robot.features import encode_demos
 
 
 def record(
@@ -83,7 +82,7 @@ def dagger(cfg: DictConfig) -> None:
     def trained(task: pipeline.Task, folder: Path) -> Path:
         store = task.open_demos()
         with timed("encode"):
-            features, _ = encode_demos(store, encoder, task.cameras, task.features)
+            features, _ = pipeline.encode(task, store, encoder)
         with timed("train"):
             return pipeline.train_policy(task, store, encoder, features, folder)
 

@@ -193,10 +193,10 @@ def train(cfg: DictConfig) -> None:
 
 def _encoded(task: "Task") -> "tuple[EpisodeStore, S2Encoder, Any, list[FeatureCache]]":
     from s2robot.encoders.build import build_encoder
-    from s2robot.features import encode_demos
+    from s2robot.pipeline import encode
 
     store, encoder = task.open_demos(), build_encoder(task.encoder)
-    return store, encoder, *encode_demos(store, encoder, task.cameras, task.features)
+    return store, encoder, *encode(task, store, encoder)
 
 
 def evaluate(cfg: DictConfig) -> None:

@@ -60,6 +60,7 @@ class FeatureCache:
         drawn: JSON-able facts of what draws the frames from the dataset's states; none where the dataset's
             fingerprint tells all. None: nothing can draw here, so a cache of this dataset and encoder is taken whatever drew it.
         wide: (H, W) of the frames of each camera whose frames are no squares; version 0.1 cut squares out of them.
+        wanted: episodes without which it is not whole; None: all. Rows of others may hold nothing.
 
     Whatever is on disk and does not match all of this is never read: it is encoded again.
     """
@@ -77,6 +78,7 @@ class FeatureCache:
         about: Mapping[str, Any] | None = None,
         drawn: Mapping[str, Any] | None = NOTHING,
         wide: Mapping[str, Sequence[int]] = NOTHING,
+        wanted: Iterable[int] | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"features.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -85,6 +87,7 @@ class FeatureCache:
         self.shape = (sum(lengths), len(cameras), int(tokens), int(dim))  # (T, C, N, D)
         self.ends = np.cumsum(lengths, dtype=np.int64)
         self.starts = self.ends - np.asarray(lengths, dtype=np.int64)
+        self.wanted = list(range(len(lengths))) if wanted is None else sorted(map(int, wanted))
         self.identity = {
             "version": VERSION,
             "dataset": dataset,
@@ -159,14 +162,14 @@ class FeatureCache:
     def missing(self) -> list[int]:
         """Episodes still to be encoded."""
         done = self.done()
-        return [i for i in range(len(self.ends)) if i not in done]
+        return [i for i in self.wanted if i not in done]
 
     @property
     def features(self) -> np.ndarray:
-        """All features, read-only (T, C, N, D), memory-mapped. Raises UserError if episodes are missing."""
+        """All features, read-only (T, C, N, D), memory-mapped. Raises UserError if wanted episodes are missing."""
         if missing := self.missing():
             raise UserError(
-                f"{self.path}: features of {len(missing)} of {len(self.ends)} episodes are missing "
+                f"{self.path}: features of {len(missing)} of {len(self.wanted)} episodes are missing "
                 f"(first {missing[0]}); build the cache first"
             )
         if not self.nbytes:
@@ -219,9 +222,10 @@ class FeatureCache:
         progress: Callable[[int, int], None],
     ) -> None:
         done = self.done()
-        missing = [i for i in range(len(self.ends)) if i not in done]
-        lengths, total = self.ends - self.starts, self.shape[0]
-        steps = int(sum(lengths[i] for i in done))
+        missing = [i for i in self.wanted if i not in done]
+        lengths = self.ends - self.starts
+        total = int(lengths[self.wanted].sum())
+        steps = int(sum(lengths[i] for i in self.wanted if i in done))
         progress(steps, total)
         if not missing:
             return

@@ -293,6 +293,26 @@ def test_replay_and_inspect(here, recorded, tmp_path):
     assert films == ["0000.js", "0000.mp4", "0001.js", "0001.mp4"]
 
 
+def test_demos_that_nobody_trains_on_are_not_encoded(here, recorded, tiny_encoder, tmp_path):
+    words = [
+        f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=8",
+        "train.threads=1", "features.workers=1", f"features.cache={tmp_path / 'cache'}", "env.cameras=[hand]", *POLICY,
+    ]  # fmt: skip
+
+    def trained(name, *more):
+        result = here("train", *words, *more, f"hydra.run.dir={tmp_path / name}")
+        assert result.returncode == 0, result.stderr
+        (index,) = (tmp_path / "cache").glob("*/index.json")
+        return json.loads(index.read_text())["done"], (
+            tmp_path / name / "checkpoint/policy.safetensors"
+        ).read_bytes()
+
+    done, policy = trained("two", "demos.episodes=[0,2]")
+    assert done == [0, 2]
+    assert here("encode", *words[:2], *words[5:8]).returncode == 0
+    assert trained("again", "demos.episodes=[0,2]") == ([0, 1, 2], policy)  # what others hold changes nothing
+
+
 def test_a_policy_is_tried_while_it_is_trained(here, recorded, tiny_encoder, tmp_path):
     words = [
         f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=8",

@@ -83,6 +83,23 @@ def test_nothing_is_encoded_twice(tmp_path):
     make_cache(tmp_path).build(make_frames, never)
 
 
+def test_only_what_is_wanted_is_encoded_and_the_rest_later(tmp_path):
+    asked, told = [], []
+
+    def frames(missing):
+        asked.append(missing)
+        return make_frames(missing)
+
+    some = make_cache(tmp_path, wanted=np.array([2, 0]))
+    found = some.build(frames, encode, lambda *n: told.append(n))
+    rows = np.r_[0:3, 4:8]
+    assert np.array_equal(found[rows], expected()[rows]) and asked == [[0, 2]]
+    assert told == [(0, 7), (4, 7), (7, 7)] and not some.missing()
+    whole = make_cache(tmp_path)
+    assert whole.path == some.path and whole.missing() == [1]
+    assert np.array_equal(whole.build(frames, encode), expected()) and asked[1:] == [[1]]
+
+
 def test_goes_on_after_a_failure(tmp_path):
     calls = []
 
