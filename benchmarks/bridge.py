@@ -56,17 +56,18 @@ def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
         rig = Rig.connect(cfg, stack)
         rig.check(out / "camera_check.png")
         session = LiveSession(rig, DeploySettings.of(cfg), out)
-        with session.started():
-            for i in range(episodes):
-                fault = session.episode(i)
-                if session.stop.asked():
-                    break
-                if fault:
-                    print(f"    {fault}", flush=True)
-                    session.runtime.clear()
-                    session.operator.free((fault,))
-                    session.operator.rest()
-                    session.runtime.arm()
+        done = 0
+        while done < episodes and not session.stop.asked():
+            with session.started():  # after a fault anew: a supervisor that has stopped the arm is gone
+                fault = ""
+                while done < episodes and not session.stop.asked() and not fault:
+                    fault = session.episode(done)
+                    done += 1
+            if fault:
+                print(f"    {fault}", flush=True)
+                session.runtime.clear()
+                session.operator.free((fault,))
+                session.operator.rest()
         return session
 
 
