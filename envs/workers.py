@@ -20,8 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from multiprocessing import forkserver, parent_process
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing import forkserver, get_context, parent_process
 from threading import RLock, Thread
 from typing import Any, Protocol
 
@@ -234,24 +233,13 @@ def one_thread_each() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-class _OneThread(ForkServerProcess):
-    def start(self) -> None:
-        with one_thread_each():
-            super().start()
-
-
-class _Copied(ForkServerContext):
-    """Copies of a process that has imported what takes seconds, and holds neither threads nor an OpenGL context.
-
-    A fork of this process, which may hold both, would not be safe; a process from scratch imports for four seconds. What
-    opens an EGL display while it is imported, as the simulator does, is imported by each copy.
-    """
-
-    Process = _OneThread  # type: ignore[assignment]
-
-
 def prepare() -> None:
-    """Begin to import what the processes to come need, beside whatever this one does."""
+    """Begin to import what the processes to come need, beside whatever this one does.
+
+    They are copies of a process that has imported what takes seconds, and holds neither threads nor an OpenGL context: a
+    fork of this one, which may hold both, would not be safe. What opens an EGL display while it is imported, as the
+    simulator does, each copy imports itself.
+    """
     forkserver.set_forkserver_preload(list(SLOW_IMPORTS))
     with one_thread_each():
         forkserver.ensure_running()
@@ -270,7 +258,7 @@ class Process:
         prepare()
         # as bytes: torch would put tensors into shared memory, of which a container has 64 MB
         given = pickle.dumps(self._make), ONE_THREAD | os.environ
-        self._pool = ProcessPoolExecutor(1, _Copied(), _begin, given)
+        self._pool = ProcessPoolExecutor(1, get_context("forkserver"), _begin, given)
         self._pid = self._pool.submit(os.getpid)
         return self._pid
 

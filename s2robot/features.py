@@ -167,7 +167,7 @@ class _Work:
         state = partial(Encoding, self.cache, self.encoder.to("cpu"), self.device, self.threads, self.views)
         run: Any = Encoding.run if far else Encoding.run_here
         tasks = ((i, *(seen_of(self.store, i, *how) if far else (self.store.path, *how))) for i in episodes)
-        with worker_pool(self.workers, state, encodes=True, anywhere=True) as pool:
+        with worker_pool(self.workers, state, encodes=True, anywhere=far) as pool:
             for (episode, *_), found in pool.as_done(run, tasks, ahead=2):
                 yield episode, found
 
