@@ -9,6 +9,8 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest
+# Seconds of a test, after which it has failed and shows what it was at: five times what the longest takes on a busy machine.
+LIMIT := --timeout 600
 
 # Where Python is told to keep no bytecode, each of the many processes would compile the package anew.
 export PYTHONDONTWRITEBYTECODE =
@@ -23,8 +25,8 @@ run: $(STAMP)
 # Exit code 5 is "no test was selected": with ARGS=<file>, one of the two parts may hold none.
 test: $(STAMP)
 	@log=$$(mktemp); \
-	$(PYTEST) -m "realtime and not slow and not gpu" $(ARGS) > $$log 2>&1 & clock=$$!; \
-	nice $(PYTEST) -n 4 --dist loadscope --no-loadscope-reorder \
+	$(PYTEST) $(LIMIT) -m "realtime and not slow and not gpu" $(ARGS) > $$log 2>&1 & clock=$$!; \
+	nice $(PYTEST) $(LIMIT) -n 4 --dist loadscope --no-loadscope-reorder \
 	    -m "not slow and not gpu and not realtime" $(ARGS); others=$$?; \
 	wait $$clock; timed=$$?; cat $$log; rm $$log; \
 	for code in $$others $$timed; do [ $$code = 0 ] || [ $$code = 5 ] || exit $$code; done

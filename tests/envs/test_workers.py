@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +104,50 @@ def test_a_task_that_kills_every_worker_is_given_up(tmp_path):
             pool.submit(Made.square, 7, 99).result()
         assert "\n" not in str(caught.value) and pool.lost == TRIES
         assert pool.submit(Made.square, 8).result()[0] == 64  # the others go on
+
+
+INTERRUPTED = """
+import sys, time
+from s2robot.envs.workers import worker_pool
+print(flush=True)
+try:
+    with worker_pool(2) as pool:
+        tasks = [pool.submit(time.sleep, 60) for _ in range(2)]
+        tasks[0].result()
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("after_s", [0.3, 1, 2, 3])  # while workers start, or have something to do
+def test_ctrl_c_is_heard_by_the_parent_alone(after_s):
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        process_group=0, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == b"\n"
+        time.sleep(after_s)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        # the pipes are open until the last process has ended
+        assert (*process.communicate(timeout=30), process.returncode) == (b"", b"", 130)
+
+
+def nothing_to_send(x: int) -> Any:
+    return (lambda: x) if x else exec("raise SystemExit(lambda: x)")
+
+
+def test_what_cannot_be_sent_is_an_error_of_its_task():
+    with worker_pool(1) as pool:
+        with pytest.raises(Exception, match="pickle"):
+            pool.submit(lambda: 1).result()
+        with pytest.raises(Exception, match="pickle"):
+            pool.submit(nothing_to_send, 1).result()
+        with pytest.raises(EnvError, match="SystemExit"):
+            pool.submit(nothing_to_send, 0).result()
+        with pytest.raises(ValueError, match="two") as caught:
+            pool.submit(fails, 2).result()
+        assert "in fails" in caught.value.__notes__[0]
+        assert pool.submit(fails, 3).result() == 3 and pool.lost == 0
 
 
 def test_errors_come_home_and_what_waits_is_dropped():
