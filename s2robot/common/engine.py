@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require
 from s2robot.common.run_folder import is_first
-from s2robot.envs.workers import Local, prepare, running_on
+from s2robot.envs.processes import prepare
+from s2robot.envs.workers import Local, running_on
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

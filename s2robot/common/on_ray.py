@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from s2robot.common.errors import UserError
 from s2robot.common.provenance import versions
-from s2robot.envs import workers
+from s2robot.envs import processes, workers
 
 _ANSWERS_S = 5.0  # within which the other end of an address has to accept a connection
 ASKED = {
@@ -250,11 +250,11 @@ def _seat() -> type:
                 from s2robot.common import on_ray
             except ImportError as error:
                 return f"{socket.gethostname()}", f"s2robot is not installed there ({error})"
-            os.environ.update({key: "1" for key in on_ray.workers.ONE_THREAD if key not in os.environ})
+            os.environ.update({key: "1" for key in on_ray.processes.ONE_THREAD if key not in os.environ})
             return socket.gethostname(), on_ray.begin(made, wanted)
 
         def call(self, function: Callable, given: tuple) -> tuple[Any, Exception | None]:
-            from s2robot.envs.workers import call
+            from s2robot.envs.processes import call
 
             try:
                 return call(function, given), None
@@ -272,5 +272,5 @@ def begin(made: bytes, wanted: Mapping[str, str]) -> str | None:
     differ = [f"{name} {here.get(name)}, expected {version}" for name, version in wanted.items() if here.get(name) != version]  # fmt: skip
     if differ:
         return f"found {'; '.join(differ)} as on this machine"
-    workers.begin(pickle.loads(made))
+    processes.begin(pickle.loads(made))
     return None

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.workers import SLOW_IMPORTS, TRIES, Pool, one_thread_each, running_on, worker_pool
+from s2robot.envs.processes import SLOW_IMPORTS, one_thread_each
+from s2robot.envs.workers import TRIES, Pool, running_on, worker_pool
 from tests.inline import InlineWorker
 
 NAMES = ("LP_NUM_THREADS", "OMP_NUM_THREADS")

@@ -24,7 +24,8 @@ from s2robot.encoders.build import build_encoder
 from s2robot.encoders.views import Views
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_picker import PickerConfig
-from s2robot.envs.workers import Process, engine_in_use, running_on, worker_pool
+from s2robot.envs.processes import Process
+from s2robot.envs.workers import engine_in_use, running_on, worker_pool
 from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.rollouts import run_episodes
 from s2robot.features import FeaturesSettings, encode_demos
