@@ -331,24 +331,28 @@ def test_real_write_limit(tmp_path):
 
 
 def test_reading_while_another_process_appends(tmp_path):
-    path = filled(tmp_path / "a.zarr", 1)
+    path, enough = filled(tmp_path / "a.zarr", 1), tmp_path / "enough"
     script = (
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}\n"
-        "from test_store import EpisodeStore, episode\n"
-        "store = EpisodeStore.open(sys.argv[1], 'a')\n"
-        "for i in range(1, 40): store.append(episode(i), {'seed': i, 'success': i % 2 == 0})\n"
+        "from test_store import EpisodeStore, Path, episode\n"
+        "store, i = EpisodeStore.open(sys.argv[1], 'a'), 1\n"
+        "while not Path(sys.argv[2]).exists():\n"
+        "    store.append(episode(i), {'seed': i, 'success': i % 2 == 0})\n"
+        "    i += 1\n"
     )
     early = EpisodeStore.open(path)
-    writer = subprocess.Popen([sys.executable, "-c", script, path])
-    seen = set()
-    while writer.poll() is None:
-        store = EpisodeStore.open(path)
-        seen.add(len(store))
-        assert_holds(store, len(store))
+    with subprocess.Popen([sys.executable, "-c", script, path, enough]) as writer:
+        seen = set()
+        while len(seen) < 4 and writer.poll() is None:
+            store = EpisodeStore.open(path)
+            seen.add(len(store))
+            assert_holds(store, len(store))
+        enough.touch()
     assert writer.returncode == 0
-    assert len(seen) >= 3
     assert_holds(early, 1)
-    assert_holds(EpisodeStore.open(path), 40)
+    store = EpisodeStore.open(path)
+    assert_holds(store, len(store))
+    assert len(store) >= max(seen) >= 4
 
 
 def test_one_writer_at_a_time(tmp_path):

@@ -24,7 +24,7 @@ from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.real.emulator.camera import EmulatedCamera
+from s2robot.envs.real.emulator.camera import opened
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.people.operator import Placing, TerminalOperator
@@ -303,7 +303,7 @@ def test_the_simulated_picker_lifts_the_cube_over_the_bridge(monkeypatch):
     actions = picked(simulated, seed)
     looks = json.dumps({"cameras": ["hand"], "image_size": 32})
     with launch("mujoco", "--env", looks, "--fps", "10") as emulator:
-        camera = CameraReader("hand", lambda: EmulatedCamera(emulator.ports.frames, "hand"))
+        camera = CameraReader("hand", lambda: opened(emulator.ports.frames, "hand"))
         camera.start(PATIENCE)
         with XArmDriver("127.0.0.1", ports=emulator.ports) as driver, ExitStack() as stack:
             driver.connect(PATIENCE)
