@@ -23,11 +23,9 @@ from s2robot.demos.expert import expert_chunks
 from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, acted
-from s2robot.envs.tasks import make
+from s2robot.envs.tasks import kept, make
 from s2robot.envs.trace import span
 from s2robot.envs.workers import worker_pool
-
-_WORLDS: dict[str, Task] = {}  # a worker's world, kept between its episodes
 
 
 def record_episode(
@@ -44,11 +42,8 @@ def record_episode(
     asked, there are neither.
     states: of a recording of this episode (T, S), to follow: another build of the simulator drifts away from it.
     """
-    key = repr(settings)
-    if key not in _WORLDS:
-        _WORLDS[key] = make(settings, draw=False)
     with span("record", seed=seed):
-        return _recorded(_WORLDS[key], expert_settings, seed, expert, imitate_kicks, states)
+        return _recorded(kept(settings, draw=False), expert_settings, seed, expert, imitate_kicks, states)
 
 
 def _recorded(

@@ -18,13 +18,11 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.envs.task import Task, TaskSettings
-from s2robot.envs.tasks import make, settings_of
+from s2robot.envs.tasks import kept, settings_of
 from s2robot.envs.trace import span
 from s2robot.envs.workers import worker_pool
 
-# what a worker holds between episodes
-_OPEN: dict[str, EpisodeStore] = {}
-_WORLDS: dict[str, Task] = {}
+_OPEN: dict[str, EpisodeStore] = {}  # what a worker holds between episodes
 
 
 def world_of_demos(store: EpisodeStore, **changes: Any) -> TaskSettings:
@@ -88,10 +86,7 @@ def frames_of(seen: list[np.ndarray], world: TaskSettings | None, episode: int =
     """The frames of an episode, uint8 (T, H, W, 3) a camera, from what :func:`seen_of` gave; ``episode`` names it in a trace."""
     if world is None:
         return seen
-    key = repr(world)
-    if key not in _WORLDS:
-        _WORLDS[key] = make(world)
-    env, drawn = _WORLDS[key], list[dict[str, np.ndarray]]()
+    env, drawn = kept(world), list[dict[str, np.ndarray]]()
     with span("draw", episode=episode):
         for state in seen[0]:
             env.set_state(state)

@@ -19,6 +19,8 @@ from s2robot.envs.task import TaskSettings, as_tuples
 if TYPE_CHECKING:
     from s2robot.envs.task import Task
 
+_KEPT = 3  # worlds of 60 MB; a worker needs one for each kind of demos
+_worlds: dict[tuple[str, bool], "Task"] = {}  # the latest asked for last
 DEFAULT = "cube_pick"  # what a dataset, a checkpoint or a summary that names no task is of
 # name -> its settings; their class says where the world is
 SETTINGS = {
@@ -95,6 +97,16 @@ def make(settings: TaskSettings, draw: bool = True) -> "Task":
         EnvError: what the world refuses.
     """
     return _found(settings.target)(settings, draw=draw)
+
+
+def kept(settings: TaskSettings, draw: bool = True) -> "Task":
+    """:func:`make`, or the world of these settings that this process has from before; it keeps the last few."""
+    key = repr(settings), draw  # a table of cameras cannot be hashed
+    world = _worlds.pop(key, None) or make(settings, draw)
+    while len(_worlds) >= _KEPT:
+        del _worlds[next(iter(_worlds))]
+    _worlds[key] = world
+    return world
 
 
 def _found(target: str, where: str = "task") -> Any:

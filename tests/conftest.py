@@ -1,5 +1,6 @@
 """What several tests share: one CPU thread, a tiny encoder with random weights, three recorded episodes, a RealSense."""
 
+import ctypes
 import gc
 import os
 import signal
@@ -77,11 +78,26 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Modules and tests are there to the end. Among all of them the collector would hardly ever look for what is not:
-    a simulated scene is 60 MB that it alone frees, and workers grew to 6 GB."""
+    """Modules and tests are there to the end: the collector need not look through them each time."""
     gc.collect()
     gc.freeze()
-    gc.collect()  # a look at little, for the collector to count by
+
+
+_left = 0  # bytes in memory after the last collection
+
+
+def pytest_runtest_logfinish():
+    """A simulated scene is 60 MB in a cycle that the collector alone frees, and would hardly ever look for by itself:
+    workers grew to 6 GB."""
+    global _left
+    if resident() > _left + 300e6:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        _left = resident()
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,13 @@ from s2robot.common.files import replacing
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
+from s2robot.envs.tasks import kept
 from s2robot.envs.workers import worker_pool
 
 # Below are the seeds of evaluations (10000, 20000) and demos (100000), above those of pre-training scenes.
 FIRST_SEED, LAST_SEED = 200_000, 499_999_999
 LABELS = ("cube_pose", "gripper", "proprio", "visible", "held", "distance", "step")
 _VERSION = 1  # of what a file holds and of how its moments are drawn
-_WORLDS: dict[str, tuple[CubePick, Picker]] = {}  # what a worker keeps between episodes
 
 
 class MomentBank:
@@ -129,7 +130,8 @@ def moments(world: CubePickConfig, seed: int, frames: int) -> Iterator[tuple[Cub
 
     Raises UserError if the episode has fewer steps than moments are asked for.
     """
-    env, picker = _world(world)
+    env: Any = kept(world, draw=False)
+    picker = Picker(env)
     env.reset(seed=seed)
     picker.reset(seed)
     states = [env.get_state()]
@@ -144,14 +146,6 @@ def moments(world: CubePickConfig, seed: int, frames: int) -> Iterator[tuple[Cub
     for step in np.sort(rng.choice(len(states), frames, replace=False)):
         env.set_state(states[step])
         yield env, int(step)
-
-
-def _world(world: CubePickConfig) -> tuple[CubePick, Picker]:
-    key = repr(world)  # its camera table makes the config itself unhashable
-    if key not in _WORLDS:
-        env = CubePick(world, draw=False)
-        _WORLDS[key] = env, Picker(env)
-    return _WORLDS[key]
 
 
 def _gripper(env: CubePick) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import gymnasium
 import numpy as np
@@ -13,7 +13,7 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gym_config import GymSettings
 from s2robot.envs.task import TaskSettings
-from s2robot.envs.tasks import known_as, make, own_settings, settings_class, settings_of
+from s2robot.envs.tasks import kept, known_as, make, own_settings, settings_class, settings_of
 
 
 class Dial(gymnasium.Env):
@@ -51,6 +51,14 @@ class Dial(gymnasium.Env):
 
 gymnasium.register("Dial-v0", Dial, max_episode_steps=7)
 DIAL = GymSettings(id="Dial-v0", success="is_success", image_size=16, cameras=("render", "eye"))
+
+
+def test_a_process_keeps_the_last_few_worlds():
+    sizes = [replace(DIAL, image_size=size) for size in (8, 12, 16)]
+    first, second = kept(sizes[0], draw=False), kept(sizes[1], draw=False)
+    assert kept(replace(sizes[0]), draw=False) is first and kept(sizes[0]) is not first
+    kept(sizes[2])  # the fourth: the second was not asked for again
+    assert kept(sizes[0], draw=False) is first and kept(sizes[1], draw=False) is not second
 
 
 def test_any_gymnasium_environment_is_a_task():

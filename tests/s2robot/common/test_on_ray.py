@@ -62,6 +62,7 @@ def bytes_of(folder: Path, pattern: str) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob(pattern)) if file.is_file()}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_episodes_are_those_of_this_machine(started, encoder, untrained, tmp_path, monkeypatch):
     """Recorded, encoded, and those of an evaluation, which goes on with the journal of another engine."""
     planner = partial(LearnedPlanner, untrained(encoder), encoder, CAMERAS, threads=1)

@@ -15,6 +15,7 @@ from s2robot.common.paths import configs_dir
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker
 from s2robot.probing import moments as readout_frames
 from s2robot.probing.cell_maps import CELL_METRICS, PLACE
 from s2robot.probing.moments import MomentBank, draw_episode
@@ -245,7 +246,8 @@ def test_what_hides_the_cube_is_known():
     """Against MuJoCo's own segmentation: the cube's pixels with and without all the rest."""
     import mujoco
 
-    env, picker = readout_frames._world(WORLD)
+    env = CubePick(WORLD, draw=False)
+    picker = Picker(env)
     renderer = mujoco.Renderer(env.model, 64, 64)
     option = mujoco.MjvOption()
     option.geomgroup[:], option.sitegroup[:] = 0, 0
