@@ -9,7 +9,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest
-# Seconds of a test, after which it has failed and shows what it was at: five times what the longest takes on a busy machine.
+# Seconds of a test, after which it has failed and shows what it was at: the longest took 184 s beside a process that kept a core busy.
 LIMIT := --timeout 600
 
 # Where Python is told to keep no bytecode, each of the many processes would compile the package anew.

@@ -67,9 +67,9 @@ def one(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, A
 
 def expert_outcome(task: str, seed: int) -> tuple[bool, int]:
     """Whether the expert of a task succeeds from a seed, pushed as in demos, and in how many steps."""
-    from s2robot.envs.tasks import make, settings_class
+    from s2robot.envs.tasks import kept, settings_class
 
-    world = _WORLDS.get(task) or _WORLDS.setdefault(task, make(settings_class(task)(), draw=False))
+    world: Any = kept(settings_class(task)(), draw=False)
     world.reset(seed=seed)
     expert = world.expert(np.random.default_rng([seed, 7]))
     steps = 0
@@ -77,9 +77,6 @@ def expert_outcome(task: str, seed: int) -> tuple[bool, int]:
         world.step_physics(expert.act())
         steps += 1
     return world.is_success, steps
-
-
-_WORLDS: dict[str, Any] = {}
 
 
 def expert_row(task: str, args: argparse.Namespace, pool: ProcessPoolExecutor) -> dict[str, Any]:

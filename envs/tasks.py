@@ -103,7 +103,7 @@ def kept(settings: TaskSettings, draw: bool = True) -> "Task":
     """:func:`make`, or the world of these settings that this process has from before; it keeps the last few."""
     key = repr(settings), draw  # a table of cameras cannot be hashed
     world = _worlds.pop(key, None) or make(settings, draw)
-    while len(_worlds) >= _KEPT:
+    if len(_worlds) >= _KEPT:
         del _worlds[next(iter(_worlds))]
     _worlds[key] = world
     return world

@@ -130,8 +130,9 @@ def test_verbs_run_beside_a_users_own_packages(python, project, recorded, tiny_e
     command = python.with_name("s2robot")
     env = alone(S2ROBOT_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
     assert "evaluate" in run(command, cwd=project, env=env)
+    assert "context: 16" in run(command, "run", "--cfg", "job", "policy=rpt", cwd=project, env=env)
     said = run(
-        command, "run", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}",
+        python, "-m", "s2robot", "run", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}",
         "train.steps=1", "train.batch_size=32", "features.workers=1", "evaluate.episodes=1", "evaluate.workers=1",
         "env.cameras=[hand]", "demos.episodes=2", "evaluate.videos=0", "env.max_steps=4", "hydra.run.dir=out", "policy.network.hidden=[16]", cwd=project, env=env,
     )  # fmt: skip

@@ -96,9 +96,9 @@ def what_is_left(folder: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("every", [149, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [71, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_any_write_of_a_run_changes_nothing(tmp_path, every):
-    """Every 149th write: in the recording, the encoding and the training; all of them take ten minutes."""
+    """Every 71st write, other ones in each of the stages; all of them take ten minutes."""
     killed = kill_at_every_write(running, tmp_path, every, seconds=3600)
     whole = what_is_left(tmp_path / "whole")
     assert len(EpisodeStore.open(tmp_path / "whole/out/demos.zarr")) == 3
