@@ -6,10 +6,12 @@
 Each row is a setting of `s2robot train`, trained with every seed and evaluated on the same positions; the runs lie
 in `--work`, finished ones are not run again, and an interrupted one goes on. The result, with intervals over training
 seeds and positions and the two commands of each row, goes into docs/results/policies/summary.json: rows that are
-there already and are not asked for stay. The rows of Panda and of the 2.5 cm cube need their demos first:
+there already and are not asked for stay. The rows of Panda, of the 2.5 cm cube and of two pickers, who prefer opposite
+faces of the cube, need their demos first:
 
     s2robot record robot=panda out=runs/policies/panda.zarr
     s2robot record env.cube_size=0.025 out=runs/policies/cube25.zarr
+    s2robot record recording.picker.habit=either out=runs/policies/two_pickers.zarr
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Row:
 PANDA = "robot=panda demos.path=runs/policies/panda.zarr"
 SMALL = "env.cube_size=0.025 demos.path=runs/policies/cube25.zarr"
 ONE = "policy.members=1 train.steps=3000"
+TWO = "demos.path=runs/policies/two_pickers.zarr"
 LARGE = "encoder=mvp-small s2=single"
 ROWS = {
     "default": Row(),
@@ -52,6 +55,10 @@ ROWS = {
     **{
         head: Row(f"{ONE} policy/head={head}", head=head)
         for head in ("mip", "flow", "diffusion", "gmm", "act")
+    },
+    **{
+        f"two pickers, {head}": Row(f"{ONE} policy/head={head}", TWO, head=head)
+        for head in ("regression", "mip", "flow", "diffusion", "gmm", "act")
     },
     "60 demos": Row("demos.episodes=60", demos=60),
     "40 demos": Row("demos.episodes=40", demos=40),

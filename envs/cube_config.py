@@ -15,6 +15,7 @@ from s2robot.envs.task import TaskSettings
 STAGES = ("approach", "grasp", "lift", "held")
 ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
 ENV_VERSION = "CubePick-v0"
+HABITS = ("nearest", "left", "right", "either")  # faces of the cube that a picker may prefer
 SHUT = 0.15  # the gripper's opening below which, where it touches nothing, it has closed on nothing
 
 
@@ -47,6 +48,13 @@ class PickerConfig:
     )
     miss_by: tuple[float, float] = (0.012, 0.04)  # how far beside it, m
     miss_steps: tuple[int, int] = (5, 11)  # steps that the miss lasts
+    habit: str = "nearest"  # to which face of the cube: nearest, left or right (habits), or either
+
+    def __post_init__(self) -> None:
+        if self.habit not in HABITS:
+            raise EnvError(
+                f"recording.picker.habit: found {self.habit!r}, expected one of {', '.join(HABITS)}"
+            )
 
 
 def _is_number(value: Any) -> bool:

@@ -58,6 +58,8 @@ class Picker:
         count = rng.integers(c.kicks[0], c.kicks[1] + 1)
         self._kick_at = set(rng.choice(np.arange(1, 14), size=count, replace=False).tolist())
         self._will_miss = rng.random() < c.misses
+        habit = ("left", "right")[int(rng.integers(2))] if c.habit == "either" else c.habit
+        self._least_turn = {"nearest": -np.pi / 4, "left": 0.0, "right": -np.pi / 2}[habit]
         self._kick_left = self._miss_left = 0
         self._step, self._firm, self._closing, self._pushes = -1, 0, False, True
         self.push = ""  # of the last action: a kick, a miss, or none
@@ -178,12 +180,13 @@ class Picker:
         return float(np.arctan2(rotation[1, 1], rotation[0, 1]))  # of the site's y axis, in the table's plane
 
     def _yaw_error(self, cube: np.ndarray, yaw: float) -> float:
-        """The least turn that sets the fingers on two faces; a cube looks the same every quarter turn."""
+        """The turn that sets the fingers on two faces: from home a quarter at most, to the side of the picker's habit, or
+        the least; a cube looks the same every quarter turn."""
         w, x, y, z = cube[3:]
         cube_yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
         quarter = np.pi / 2
         # near the diagonal both turns are equal: prefer the one towards home, so that neighbours agree
-        from_home = (cube_yaw - self._yaw_home + quarter / 2) % quarter - quarter / 2
+        from_home = (cube_yaw - self._yaw_home - self._least_turn) % quarter + self._least_turn
         return float((self._yaw_home + from_home - yaw + np.pi) % (2 * np.pi) - np.pi)
 
     def _commanded_pose(self) -> tuple[np.ndarray, float]:

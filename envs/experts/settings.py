@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from s2robot.envs.errors import EnvError
+
 # robosuite's name of a world -> its expert, "module:Class"
 EXPERTS = {
     "Lift": "s2robot.envs.experts.lift:Lift",
@@ -30,3 +32,10 @@ class ExpertSettings:
     misses: float = 0.3  # share of the episodes in which it closes on nothing
     miss_by: tuple[float, float] = (0.012, 0.04)  # how far over the grasp, beyond 3 cm
     miss_steps: tuple[int, int] = (6, 12)  # steps that the miss lasts
+    habit: str = "nearest"  # the first task's picker alone has others
+
+    def __post_init__(self) -> None:
+        if self.habit != "nearest":
+            raise EnvError(
+                f"recording.picker.habit: found {self.habit!r}, expected 'nearest' in a world of robosuite's"
+            )

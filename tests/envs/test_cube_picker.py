@@ -7,6 +7,7 @@ from s2robot.demos.record import record_episode
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
+from s2robot.envs.errors import EnvError
 from s2robot.envs.parts import MAX_DELTA
 
 SEEDS = {"xarm7": range(700, 712), "panda": range(700, 708)}
@@ -73,3 +74,38 @@ def test_the_action_depends_on_what_is_seen_not_on_the_clock():
         action, _ = late.act()
         env.step_physics(action)
     assert np.allclose(late.act()[0], early.act()[0], atol=1e-6)
+
+
+def turned(env: CubePick, habit: str, seed: int) -> float:
+    """How far from home the hand has turned when the cube is held, rad."""
+    env.reset(seed=seed)
+    picker = Picker(env, PickerConfig(kicks=(0, 0), misses=0.0, habit=habit))
+    picker.reset(seed)
+    home = picker._yaw_home
+    while not env.is_success:
+        env.step_physics(picker.act()[0])
+    return float((picker._yaw_of(picker._grip_rotation()) - home + np.pi) % (2 * np.pi) - np.pi)
+
+
+def test_a_picker_has_the_habit_that_is_asked_for():
+    """To the left and to the right a quarter apart, the same cube; one of both where either is asked for."""
+    env, slack = CubePick(), 0.3  # it closes when turned as well as 0.25 rad
+    env.render_cameras = dict
+    ways = []
+    for seed in range(700, 704):
+        left, right, either, nearest = (
+            turned(env, habit, seed) for habit in ("left", "right", "either", "nearest")
+        )
+        assert -slack < left < np.pi / 2 + slack and -np.pi / 2 - slack < right < slack
+        assert abs(left - right - np.pi / 2) < 2 * slack
+        assert min(abs(either - left), abs(either - right)) < slack
+        assert abs(nearest) < np.pi / 4 + slack
+        ways.append(abs(either - left) < slack)
+    assert any(ways) and not all(ways)
+
+
+def test_a_habit_that_is_none():
+    with pytest.raises(
+        EnvError, match=r"^recording.picker.habit: found 'up', expected one of nearest, left, right, either$"
+    ):
+        PickerConfig(habit="up")

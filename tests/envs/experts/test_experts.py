@@ -145,3 +145,10 @@ def test_the_gripper_points_down_and_closes_where_it_is_told():
     assert np.linalg.norm(hand.level(hand.yaw) - hand.rotation) < 0.3  # it hangs nearly so at home
     assert nearest(3.0, 0.0, np.pi / 2) == pytest.approx(3.0 - np.pi)
     assert nearest(-0.1, 6.2, 2 * np.pi) == pytest.approx(2 * np.pi - 0.1)
+
+
+def test_habits_are_the_first_pickers_alone():
+    with pytest.raises(
+        EnvError, match=r"^recording.picker.habit: found 'left', expected 'nearest' in a world"
+    ):
+        ExpertSettings(habit="left")
