@@ -1,15 +1,17 @@
-"""Rendered scenes for masked pre-training: the cube task seen from everywhere, in every colour and light.
+"""Rendered scenes for masked pre-training: tasks with a scripted expert seen from everywhere, in every colour and light.
 
     s2robot scenes scenes.frames=20000          # writes <out>/frames.npy and <out>/meta.json
+    s2robot scenes scenes.tasks=[cube_pick,lift,stack,can,square]
 
-Each scene is a moment of a scripted pick (either robot) drawn from the task's cameras moved about, with colours,
-lights and the cube's size of its own. No demo of any dataset is used, so the encoder has not seen the frames a
+Each scene is a moment of an expert's episode drawn from the task's cameras moved about, with colours and lights of its
+own; in the first task of either robot, and with a cube of any size. No demo of any dataset is used, so the encoder has not seen the frames a
 policy is trained or tested on.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +19,11 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import replacing, write_json
 from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.envs.task import acted
+from s2robot.envs.tasks import DEFAULT, make, settings_class
 from s2robot.envs.workers import worker_pool
 
+_FREE = 0  # mujoco.mjtJoint.mjJNT_FREE; its import comes after the choice of OpenGL
 _FRAMES_A_SEED = 60  # one episode's moments, so that a worker's task is some seconds long
 
 
@@ -27,6 +32,7 @@ class ScenesSettings:
     """configs/scenes.yaml says what each is."""
 
     out: str
+    tasks: tuple[str, ...] = ("cube_pick",)
     robots: tuple[str, ...] = ("xarm7", "panda")
     frames: int = 15000
     image_size: int = 256
@@ -39,8 +45,9 @@ class ScenesSettings:
         check_ranges(
             self, "scenes", frames=many, image_size=many, workers=many, seed=(0, INFINITY), vary=(0, 1)
         )
-        if not self.robots:
-            raise UserError("scenes.robots: found none, expected one or more")
+        for name in ("tasks", "robots"):
+            if not getattr(self, name):
+                raise UserError(f"scenes.{name}: found none, expected one or more")
 
 
 class _Look:
@@ -49,9 +56,14 @@ class _Look:
     def __init__(self, env, vary: float, rng: np.random.Generator):
         self.env, self.vary, self.rng = env, vary, rng
         m = env.model
+        # of a camera on the hand; robosuite's hangs so near to the hand that 2 cm bring it inside
+        self.held = 0.3 if env.settings.task == DEFAULT else 0.1
         names = ("mat_rgba", "light_diffuse", "light_pos", "cam_pos", "cam_quat", "cam_fovy")
         self.stock = {name: getattr(m, name).copy() for name in names}
         self.stock["headlight"] = m.vis.headlight.diffuse.copy()
+        free = m.jnt_bodyid[m.jnt_type == _FREE]
+        things = m.geom_matid[np.isin(m.geom_bodyid, free)]
+        self.things = [material for material in things if material >= 0]  # of what lies about
 
     def restore(self) -> None:
         m = self.env.model
@@ -66,16 +78,14 @@ class _Look:
         wild = rng.random() < self.vary
         if wild:
             m.mat_rgba[:, :3] = np.clip(m.mat_rgba[:, :3] * rng.uniform(0.3, 1.2, (m.nmat, 3)), 0, 1)
-            for geom in self.env._cube_geoms:
-                material = m.geom_matid[geom]
-                if material >= 0:
-                    m.mat_rgba[material, :3] = rng.uniform(0.1, 1.0, 3)
+            for material in self.things:
+                m.mat_rgba[material, :3] = rng.uniform(0.1, 1.0, 3)
             m.light_diffuse[:] = self.stock["light_diffuse"] * rng.uniform(0.3, 1.3, (m.nlight, 1))
             m.light_pos[:] = self.stock["light_pos"] + rng.normal(0, 0.5, m.light_pos.shape)
             m.vis.headlight.diffuse[:] = self.stock["headlight"] * rng.uniform(0.5, 1.5)
         spread = 0.08 if wild else 0.01  # m
         for camera in self.env.camera_ids.values():
-            scale = spread * (0.3 if m.cam_bodyid[camera] else 1.0)
+            scale = spread * (self.held if m.cam_bodyid[camera] else 1.0)
             m.cam_pos[camera] += rng.normal(0, scale, 3)
             turn = rng.normal(0, scale, 4)
             quat = m.cam_quat[camera] + turn
@@ -83,32 +93,42 @@ class _Look:
             m.cam_fovy[camera] *= rng.uniform(0.8, 1.15) if wild else rng.uniform(0.98, 1.02)
 
 
-def _moments(env, picker, seed: int) -> Iterator[None]:
-    """Run one pick; yields at every step with the env in that state."""
+def _moments(env: Any, seed: int) -> Iterator[None]:
+    """Run one episode of the expert; yields at every step with the env in that state."""
     env.reset(seed=seed)
-    picker.reset(seed)
-    for _ in range(env.config.max_steps):
-        action, _ = picker.act()
-        env.step_physics(action)
+    expert = env.expert(np.random.default_rng([seed, 7]))
+    for _ in range(env.settings.max_steps):
+        env.step_physics(acted(expert)[0])
         yield
         if env.is_success:
             return
 
 
-def render_scenes(seed: int, robots: tuple[str, ...], image_size: int, vary: float) -> np.ndarray:
-    """The frames of one seed: an episode of one robot, every camera.  # uint8 (N, S, S, 3)"""
-    from s2robot.envs.cube_pick import CubePick
-    from s2robot.envs.cube_picker import Picker
+def _world(task: str, robot: str, image_size: int, rng: np.random.Generator) -> Any:
+    """A task's world, not drawn; the first task's of a robot, and with a cube of any size."""
+    if task == DEFAULT:
+        size = float(rng.choice([0.04, 0.04, rng.uniform(0.025, 0.055)]))
+        chosen = {"robot": robot, "cube_size": round(size, 3)}
+    else:
+        chosen = {}
+    usual: Any = settings_class(task)()
+    env = make(replace(usual, image_size=image_size, **chosen), draw=False)
+    if not hasattr(env, "model"):
+        raise UserError(f"scenes.tasks: found '{task}', expected tasks in MuJoCo with a scripted expert")
+    return env
 
+
+def render_scenes(
+    seed: int, tasks: tuple[str, ...], robots: tuple[str, ...], image_size: int, vary: float
+) -> np.ndarray:
+    """The frames of one seed: episodes of one task, every camera.  # uint8 (N, S, S, 3)"""
     rng = np.random.default_rng([seed, 11])
-    robot = robots[seed % len(robots)]
-    cube = float(rng.choice([0.04, 0.04, rng.uniform(0.025, 0.055)]))
-    env = CubePick(draw=False, robot=robot, cube_size=round(cube, 3), image_size=image_size)
-    look, picker = _Look(env, vary, rng), Picker(env)
+    env = _world(tasks[seed % len(tasks)], robots[seed // len(tasks) % len(robots)], image_size, rng)
+    look = _Look(env, vary, rng)
     frames: list[np.ndarray] = []
     episode = seed * 1000 + 500_000_000  # far from the seeds of demos and evaluations
     while len(frames) < _FRAMES_A_SEED:
-        for _ in _moments(env, picker, episode):
+        for _ in _moments(env, episode):
             look.draw()
             env._refresh_poses()
             frames.extend(env.render_cameras().values())
@@ -134,7 +154,7 @@ def make_scenes(
         raise UserError(f"{path}: already there; remove it or choose another scenes.out")
     seeds = -(-settings.frames // _FRAMES_A_SEED)
     shape = (seeds * _FRAMES_A_SEED, settings.image_size, settings.image_size, 3)
-    drawn = (settings.robots, settings.image_size, settings.vary)
+    drawn = (settings.tasks, settings.robots, settings.image_size, settings.vary)
     with replacing(path) as part:
         bank = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
         with worker_pool(settings.workers, anywhere=True) as pool:
@@ -143,7 +163,7 @@ def make_scenes(
                 bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = frames
                 progress(i + 1, seeds)
         bank.flush()
-        recipe = {**asdict(settings), "robots": list(settings.robots)}
+        recipe = {**asdict(settings), "tasks": list(settings.tasks), "robots": list(settings.robots)}
         del recipe["out"]
         write_json(out / "meta.json", recipe)
     return path

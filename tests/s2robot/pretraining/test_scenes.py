@@ -14,9 +14,9 @@ from tests.inline import do_inline
 
 
 def test_frames_are_decided_by_the_seed_and_differ():
-    frames = render_scenes(0, ("xarm7",), 64, 0.5)
+    frames = render_scenes(0, ("cube_pick",), ("xarm7",), 64, 0.5)
     assert frames.shape == (60, 64, 64, 3) and frames.dtype == np.uint8
-    assert np.array_equal(frames, render_scenes(0, ("xarm7",), 64, 0.5))
+    assert np.array_equal(frames, render_scenes(0, ("cube_pick",), ("xarm7",), 64, 0.5))
     assert len({frame.tobytes() for frame in frames}) == 60
     assert frames.reshape(60, -1).std(1).min() > 5  # no empty picture
 
@@ -25,9 +25,19 @@ def test_looks_vary_only_when_asked():
     """Between two frames of one camera, a wild look changes far more pixels than the task's own does."""
     apart = {}
     for vary in (0.0, 1.0):
-        frames = render_scenes(2, ("xarm7",), 32, vary)[1::3].astype(float)  # of the left camera
+        frames = render_scenes(2, ("cube_pick",), ("xarm7",), 32, vary)[1::3].astype(
+            float
+        )  # of the left camera
         apart[vary] = np.abs(np.diff(frames, axis=0)).mean()
     assert apart[1.0] > 2 * apart[0.0]
+
+
+def test_other_worlds_are_pictured_in_turn():
+    frames = render_scenes(1, ("cube_pick", "stack"), ("xarm7",), 64, 1.0)
+    assert frames.shape == (60, 64, 64, 3)
+    assert np.array_equal(frames, render_scenes(1, ("stack",), ("xarm7",), 64, 1.0))
+    assert len({frame.tobytes() for frame in frames}) == 60
+    assert frames.reshape(60, -1).std(1).min() > 5
 
 
 def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
@@ -37,9 +47,10 @@ def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
     path = make_scenes(settings, lambda *done: calls.append(done))
     bank = np.load(path)
     assert bank.shape == (120, 32, 32, 3) and calls == [(1, 2), (2, 2)]  # whole episodes of 60 frames
-    assert np.array_equal(bank[60:], render_scenes(1, ("xarm7", "panda"), 32, 0.6))
+    assert np.array_equal(bank[60:], render_scenes(1, ("cube_pick",), ("xarm7", "panda"), 32, 0.6))
     assert json.loads((tmp_path / "meta.json").read_text()) == {
-        "robots": ["xarm7", "panda"], "frames": 90, "image_size": 32, "vary": 0.6, "seed": 0, "workers": 1,
+        "tasks": ["cube_pick"], "robots": ["xarm7", "panda"], "frames": 90, "image_size": 32, "vary": 0.6, "seed": 0,
+        "workers": 1,
     }  # fmt: skip
     assert not list(tmp_path.glob("*.part*"))
     with pytest.raises(UserError, match="frames.npy: already there; remove it or choose another scenes.out"):
@@ -58,6 +69,7 @@ def test_the_defaults_are_those_of_the_config():
         ({"frames": 0}, "scenes.frames: found 0, expected 1 or more"),
         ({"workers": 0}, "scenes.workers: found 0, expected 1 or more"),
         ({"vary": 2.0}, "scenes.vary: found 2.0, expected a value from 0 to 1"),
+        ({"tasks": []}, "scenes.tasks: found none, expected one or more"),
         ({"robots": []}, "scenes.robots: found none, expected one or more"),
     ],
 )
