@@ -19,6 +19,7 @@ from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.demos.record import record
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_picker import PickerConfig
+from tests import forks
 from tests.inline import do_inline
 
 torch.set_num_threads(1)
@@ -55,6 +56,12 @@ LONG = (
     "s2robot/pretraining/test_pretrain.py",
     "s2robot/test_examples.py",
 )
+
+
+def pytest_configure(config):
+    """Processes that are copies of one (`forks.py`): of one for all workers."""
+    if not hasattr(config, "workerinput"):
+        os.environ[forks.SESSION] = str(os.getpid())
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -28,14 +28,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests import forks
+
+ROOT = forks.ROOT
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 Job = Callable[[Path], None]
 
@@ -60,7 +61,7 @@ def kill_at_every_write(
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     log = folder / "kills.log"
     with log.open("w") as stream:
-        status = subprocess.run(command, env=env, stdout=stream, stderr=stream, timeout=seconds).returncode
+        status = forks.run(command, env=env, stdout=stream, stderr=stream, timeout=seconds).returncode
     assert not status, log.read_text()[-4000:]
     writes = json.loads((folder / "writes.json").read_text())
     assert writes, "the job writes nothing"

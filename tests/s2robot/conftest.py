@@ -16,6 +16,7 @@ from s2robot.common.paths import configs_dir
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.policies import ChunkPolicy, PolicySpec, save_checkpoint
+from tests import forks
 from tests.s2robot.pictures import write_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,12 +93,12 @@ def calm():
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory):
-    """`s2robot emulate` as a user starts it; gives its side channel, whose `port` deploy is told.
+    """`s2robot emulate` as a user types it; gives its side channel, whose `port` deploy is told.
 
     Two cameras, ten times a second, and it ends with the module: it moves in real time, whoever looks.
     """
     folder = tmp_path_factory.mktemp("emulator")
-    process = subprocess.Popen(
+    process = forks.Popen(
         [
             sys.executable, "-m", "s2robot", "emulate", "emulator.ports=free", "emulator.fps=10", "env.image_size=64",
             f"env.cameras=[{','.join(CAMERAS)}]",
@@ -139,7 +140,7 @@ def arm_config(emulator, calm, pictures, tmp_path, monkeypatch):
 def served(slow_policy, tmp_path, monkeypatch):
     """`s2robot serve` as another machine would run it; the process, and its URL."""
     monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
-    server = subprocess.Popen(
+    server = forks.Popen(
         [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{slow_policy}'", "serve.port=0", "serve.threads=1"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

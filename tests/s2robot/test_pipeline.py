@@ -22,6 +22,7 @@ from s2robot.evaluation.records import read_records, read_summary
 from s2robot.features import FeaturesSettings
 from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint
+from tests import forks
 from tests.inline import do_inline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +39,13 @@ def command(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def run(*args: object) -> subprocess.CompletedProcess[str]:
-        env = os.environ | {"PYTHONPATH": str(ROOT), "S2ROBOT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
+        env = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "S2ROBOT_CACHE": str(cache),
+            "OMP_NUM_THREADS": "1",
+            forks.ALL: "1",
+        }
+        return forks.run(
             [sys.executable, "-m", "s2robot", *map(str, args)],
             cwd=cache, env=env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip

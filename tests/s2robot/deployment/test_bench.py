@@ -9,7 +9,6 @@ import pty
 import re
 import select
 import signal
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from s2robot.deployment import cameras, deploy
 from s2robot.deployment.arm import driver_maker
 from s2robot.deployment.settings import read_bridge
 from s2robot.envs.real.emulator.launch import launch
+from tests import forks
 from tests.s2robot.pictures import scene
 
 pytest.importorskip("xarm")
@@ -57,9 +57,8 @@ class Terminal:
 
     def __init__(self, command, folder):
         self._ours, theirs = pty.openpty()
-        self.process = subprocess.Popen(
+        self.process = forks.Popen(
             command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            preexec_fn=_take_terminal,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm", "PYTHONFAULTHANDLER": "1"},
         )  # fmt: skip
         os.close(theirs)
@@ -101,14 +100,6 @@ class Terminal:
                 return False
             self.said += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", data)
         return True
-
-
-def _take_terminal():
-    """In the new process: so that Ctrl-C becomes a signal."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from s2robot.backbones.vit import load_encoder
 from s2robot.common.errors import UserError
 from s2robot.policies import load_checkpoint
 from s2robot.training.processes import check_shares
+from tests import forks
 from tests.kills import ROOT
 from tests.s2robot.training.two_processes import prepare, whole_run
 
@@ -21,7 +22,7 @@ UNEVEN = "pretrain.batch_size: found 8, that is 8 a step, expected a multiple of
 
 
 def run(
-    folder, job: str = "train", prefix: tuple[str, ...] = (), **given
+    folder, job: str = "train", prefix: tuple[str, ...] = (), start=forks.run, **given
 ) -> subprocess.CompletedProcess[str]:
     # without these, or a session that Lightning started before would be gone on with
     clean = {
@@ -29,10 +30,10 @@ def run(
         for k, v in os.environ.items()
         if k not in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
     }
-    env = clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", forks.ALL: "1"}
     words = ["-m", "tests.s2robot.training.two_processes", str(folder), job, json.dumps(given)]
     command = [*(prefix or (sys.executable,)), *words]
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return start(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def seen(folder) -> list[dict]:
@@ -45,7 +46,7 @@ def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_train(tmp_path):
-    result = run(tmp_path)
+    result = run(tmp_path, start=subprocess.run)  # once as a user's processes start
     assert result.returncode == 0, result.stderr
     first, second = seen(tmp_path)
     assert first["first"] and not second["first"]
