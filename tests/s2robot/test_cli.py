@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, config composition only (no verb does its work)."""
+"""The command line as a user meets it: processes of its own, config composition only (no verb does its work)."""
 
 import logging
 import os
@@ -13,13 +13,14 @@ from omegaconf import OmegaConf
 
 from s2robot.cli import VERBS, main
 from s2robot.common.paths import configs_dir
+from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def s2robot(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def s2robot(*args: str, cwd: Path, start=forks.run) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
+    return start(
         [sys.executable, "-m", "s2robot", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
     )
 
@@ -34,7 +35,7 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize("args", [(), ("--help",)])
 def test_alone_lists_every_verb(tmp_path, args):
-    result = s2robot(*args, cwd=tmp_path)
+    result = s2robot(*args, cwd=tmp_path, start=subprocess.run)
     assert result.returncode == 0
     lines = result.stdout.splitlines()
     for verb, about in VERBS.items():
@@ -42,7 +43,7 @@ def test_alone_lists_every_verb(tmp_path, args):
 
 
 def test_unknown_verb_names_the_nearest(tmp_path):
-    line = refused(s2robot("evalute", cwd=tmp_path))
+    line = refused(s2robot("evalute", cwd=tmp_path, start=subprocess.run))
     assert "unknown verb 'evalute', did you mean 'evaluate'?" in line
 
 
@@ -55,7 +56,8 @@ def test_every_verb_prints_its_config(tmp_path, verb):
 
 
 def test_overrides_and_groups_reach_the_config(tmp_path):
-    result = s2robot("run", "--cfg", "job", "policy=rpt", "train.steps=3", "+note=x", cwd=tmp_path)
+    words = ["run", "--cfg", "job", "policy=rpt", "train.steps=3", "+note=x"]
+    result = s2robot(*words, cwd=tmp_path, start=subprocess.run)
     config = yaml.safe_load(result.stdout)
     policy = config["policy"]
     assert policy["kind"] == "transformer" and policy["pooling"]["kind"] == "mean"
@@ -161,7 +163,7 @@ def raising(body: str, *args: str, cwd: Path, script: str = VERB) -> subprocess.
     (cwd / "app.py").write_text(script.format(body=body))
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(cwd / "app.py"), "report", "run=here", *args]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+    return forks.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
 def test_verb_gets_the_config_and_the_whole_command_line(tmp_path):
@@ -220,7 +222,7 @@ def test_a_named_folder_holds_one_run_at_a_time(tmp_path):
         "+who=first",
     ]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    first = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+    first = forks.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout is not None and first.stdout.readline().strip() == str(tmp_path / "two")
         line = refused(raising("print('never')", "hydra.run.dir=two", "+who=second", cwd=tmp_path))
