@@ -62,6 +62,7 @@ def pytest_configure(config):
     """Processes that are copies of one (`forks.py`): of one for all workers."""
     if not hasattr(config, "workerinput"):
         os.environ[forks.SESSION] = str(os.getpid())
+    forks.copy_fork_server()
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -127,7 +127,7 @@ def line(connection: socket.socket) -> bytes:
     return said
 
 
-# ---------------------------------------------------------------- in a copy whose own processes are copies
+# ---------------------------------------------------------------- copies that the product starts
 
 _start, _spawn = subprocess.Popen, multiprocessing.util.spawnv_passfds
 
@@ -135,6 +135,11 @@ _start, _spawn = subprocess.Popen, multiprocessing.util.spawnv_passfds
 def copy_all() -> None:
     """From here on, what this process starts are copies."""
     subprocess.Popen = Popen  # type: ignore[misc]
+    copy_fork_server()
+
+
+def copy_fork_server() -> None:
+    """From here on, the fork server of this process is a copy, and with it what it forks."""
     multiprocessing.util.spawnv_passfds = _fork_server  # type: ignore[assignment]
 
 

@@ -12,11 +12,13 @@ alike in batches of any size, which is not promised by torch.
 By hand, since torch's DataParallel is for GPUs alone and its distributed modules want every process to run the whole
 program: none spreads one call of a model over the cores of a CPU.
 
-Worker processes are spawned: a script that uses them needs `if __name__ == "__main__":` around its work.
+Worker processes are copies of one that has imported torch and timm (`s2robot.envs.processes`); Ctrl-C is for the process that
+started them. A script that uses them needs `if __name__ == "__main__":` around its work.
 """
 
 from __future__ import annotations
 
+import signal
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 from s2robot.common.errors import UserError
+from s2robot.envs.processes import prepare
 
 _STOP_S = 30.0  # how long a worker may take to end by itself; on a busy machine that is several seconds
 
@@ -175,15 +178,18 @@ class _Workers:
         self.outboxes: list[Tensor | None] = [None] * n
         self.connections: list[Connection] = []
         self.processes: list[Any] = []
-        context = mp.get_context("spawn")
+        prepare()
+        context = mp.get_context("forkserver")
         try:
             for _ in range(n):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(model, theirs, threads), daemon=True)
+                process = context.Process(target=_work, args=(theirs, threads), daemon=True)
                 process.start()
                 theirs.close()
                 self.connections.append(ours)
                 self.processes.append(process)
+            for ours in self.connections:  # not with the start, which takes 250 tensors at most
+                ours.send(model)
         except Exception as error:  # pickle raises many kinds
             _end(self.connections, self.processes)
             raise UserError(
@@ -194,6 +200,19 @@ class _Workers:
             self._receive(i)  # ready
 
     def run(self, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        try:
+            errors, rows = self._spread(x, args, kwargs)
+        except (
+            BaseException
+        ):  # Ctrl-C, or arguments that cannot be sent: answers to come would be taken for later ones
+            self._kill()
+            raise
+        if errors:
+            raise RuntimeError(errors[0])
+        return torch.cat(rows).to(x.device)
+
+    def _spread(self, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> tuple[list[str], list[Tensor]]:
+        """What went wrong in workers, or the rows of each."""
         new = self.inbox is None or self.inbox.shape != x.shape or self.inbox.dtype != x.dtype
         if new:
             self.inbox = torch.empty(x.shape, dtype=x.dtype).share_memory_()
@@ -206,18 +225,21 @@ class _Workers:
                 connection.send((self.inbox if new else None, part, args, kwargs))
             except OSError:
                 raise self._ended(i) from None
-        errors, rows = [], []
+        errors, rows = list[str](), list[Tensor]()
         for i in range(len(self.processes)):  # every worker answers, also if another has failed
             kind, content = self._receive(i)
             if kind == "failed":
                 errors.append(f"tile worker {i + 1} of {len(self.processes)}: {content}")
             elif kind == "new":
                 self.outboxes[i] = content
-            if i < len(parts) and not errors:
-                rows.append(self.outboxes[i])
-        if errors:
-            raise RuntimeError(errors[0])
-        return torch.cat([row for row in rows if row is not None]).to(x.device)
+            if i < len(parts) and not errors and (row := self.outboxes[i]) is not None:
+                rows.append(row)
+        return errors, rows
+
+    def _kill(self) -> None:
+        """They may be busy with what nobody waits for."""
+        for process in self.processes:
+            process.kill()
 
     def _receive(self, i: int) -> tuple[str, Any]:
         connection, process = self.connections[i], self.processes[i]
@@ -230,8 +252,7 @@ class _Workers:
     def _ended(self, i: int) -> _Ended:
         self.processes[i].join(_STOP_S)
         code = self.processes[i].exitcode
-        for process in self.processes:  # the others may be busy with their part, which nobody waits for
-            process.kill()
+        self._kill()
         return _Ended(f"tile worker {i + 1} of {len(self.processes)} has ended (exit code {code})")
 
 
@@ -245,9 +266,11 @@ def _end(connections: list[Connection], processes: list[Any]) -> None:
             process.join()
 
 
-def _work(model: nn.Module, connection: Connection, threads: int) -> None:
-    """A worker's life: (input if it is a new one, rows, args, kwargs) in, ("new", output) or ("same", None) out."""
+def _work(connection: Connection, threads: int) -> None:
+    """A worker's life: the model in; (input if it is a new one, rows, args, kwargs) in, ("new", output) or ("same", None) out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    model = connection.recv()
     inbox = torch.empty(0)
     outbox: Tensor | None = None
     connection.send(("ready", None))

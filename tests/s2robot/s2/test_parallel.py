@@ -1,10 +1,9 @@
-"""Calls spread over threads and processes against the model in one piece.
-
-Every worker imports this file: what loads slowly is imported where it is used.
-"""
+"""Calls spread over threads and processes against the model in one piece."""
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -16,6 +15,7 @@ from s2robot.common.errors import UserError
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import square
 from s2robot.s2.parallel import TileParallel, _parts
+from tests.kills import ROOT
 
 torch.set_num_threads(1)
 LAYOUT = square((16, 32), 16, 8)
@@ -183,6 +183,58 @@ def test_what_is_forgotten_is_closed():
     (process,) = model._crew.processes
     del model
     assert process.exitcode == 0
+
+
+def test_arguments_that_cannot_be_sent_end_the_workers_and_no_later_call_gets_older_rows():
+    model = TileParallel(Probe(), processes=1)
+    with pytest.raises(Exception, match="pickle"):
+        model(rows(4), lambda: None)
+    with pytest.raises(RuntimeError, match="has ended"):
+        model(rows(4))
+
+
+class Deep(nn.Module):
+    """More tensors than file descriptors go with the start of a process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shifts = nn.ParameterList([torch.ones(1)] * 300)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + sum(self.shifts)
+
+
+def test_a_model_may_have_hundreds_of_tensors():
+    with TileParallel(Deep(), processes=1) as model:
+        torch.testing.assert_close(model(rows(2)), rows(2) + 300)
+
+
+CTRL_C = """
+from s2robot.s2.parallel import TileParallel
+from tests.s2robot.s2.test_parallel import Sleeper, rows
+
+if __name__ == "__main__":
+    model = TileParallel(Sleeper(), processes=2)
+    print(*(process.pid for process in model._crew.processes), flush=True)
+    model(rows(4))
+"""
+
+
+def test_ctrl_c_is_for_the_process_that_started_the_workers(tmp_path):
+    (tmp_path / "script.py").write_text(CTRL_C)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, start_new_session=True, **pipes) as process:
+        workers = process.stdout.readline().split()
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said = process.communicate(timeout=90)[1]
+    assert (
+        process.returncode == -signal.SIGINT
+        and said.count("Traceback") == said.count("KeyboardInterrupt") == 1
+    ), said
+    assert len(workers) == 2 and not any(os.path.exists(f"/proc/{worker}") for worker in workers)
 
 
 def test_errors():
