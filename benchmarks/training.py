@@ -5,8 +5,8 @@
 
 Each side's own `train` fits its own default policy and batch size on the shipped demos, with features of the right size
 that hold noise, from one memory-mapped file; `policy=transformer policy.context=16` likewise. The sides take turns, a
-process each, with one network each (no ensemble). A window is an action chunk that a step is trained on; the first seconds, in which libraries warm up, do not
-count. The medians over the rounds are printed, with their ratio. Nothing else should run meanwhile; on a machine that is busy
+process each, with one network each (no ensemble; `--members 4` where both sides have it). A window is an action chunk that
+a step is trained on; the first seconds, in which libraries warm up, do not count. The medians over the rounds are printed, with their ratio. Nothing else should run meanwhile; on a machine that is busy
 `--clock cpu` counts seconds of the process's processors instead of the wall's.
 """
 
@@ -30,7 +30,13 @@ class Enough(Exception):
 
 
 def measure(
-    overrides: list[str], features: Path, threads: int, warm_s: float, seconds: float, clock: str
+    overrides: list[str],
+    features: Path,
+    threads: int,
+    warm_s: float,
+    seconds: float,
+    clock: str,
+    members: int,
 ) -> float:
     """Windows a second of whatever code is imported as `s2robot`."""
     import numpy as np
@@ -75,7 +81,7 @@ def measure(
 
     ChunkPolicy.loss = counting  # type: ignore[method-assign]
     alone = (
-        {"members": 1} if "members" in PolicySpec.__dataclass_fields__ else {}
+        {"members": members} if "members" in PolicySpec.__dataclass_fields__ else {}
     )  # as many networks on both sides
     spec = PolicySpec.from_dict({**plain(cfg.policy), **SIZE, **alone})
     contract = {
@@ -115,6 +121,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--only", choices=list(POLICIES))
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -152,6 +159,7 @@ def main() -> None:
                                     args.warm,
                                     args.seconds,
                                     args.clock,
+                                    args.members,
                                 )
                             )
                     before, now = (statistics.median(values) for values in rates.values())

@@ -128,7 +128,7 @@ class Members(nn.Module):
         template = self._template[0]
 
         def one(state: dict[str, Tensor], *arguments: Any) -> Any:
-            return functional_call(template, state, (what, *arguments))
+            return functional_call(template, state, (what, *arguments), tie_weights=False)
 
         return torch.vmap(one, in_dims=(0, *dims), randomness="different")(state, *given)
 

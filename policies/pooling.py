@@ -92,35 +92,6 @@ def map_places(tokens: Tokens) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], -1)
 
 
-class WideLinear(torch.autograd.Function):
-    """F.linear of fixed tokens x (R, D), in x's own number format, to float32 (R, O): the largest product of a training.
-
-    For the members of an ensemble (torch.vmap over the weights) it is one product with all their weights, where
-    torch would repeat the tokens for each.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(x, weight.to(x.dtype)).float() + bias
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
-        (x,), (grad,) = ctx.saved_tensors, grads
-        return None, (grad.to(x.dtype).T @ x).float(), grad.sum(0)
-
-    @staticmethod
-    def vmap(info, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, int]:
-        if in_dims[0] is not None:
-            raise NotImplementedError("the tokens are the same for all members")
-        weight, bias = weight.movedim(in_dims[1], 0), bias.movedim(in_dims[2], 0)  # every member has its own
-        out = WideLinear.apply(x, weight.flatten(0, 1), bias.flatten())  # (R, M * O)
-        return out.unflatten(-1, (info.batch_size, -1)), 1
-
-
 class FeatureNorm(nn.Module):
     """Brings the channels of one camera to a common size; "channel" holds training moments."""
 
@@ -140,15 +111,21 @@ class FeatureNorm(nn.Module):
             return torch.addcmul(-self.mean * self.inverse_std, x, self.inverse_std)
         return F.layer_norm(x, (self.dim,)) if self.kind == "layer" else x
 
-    def project(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """F.linear of the normalised x (..., dim), without making it where a product can take the norm's place."""
+    def project(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The product (O, M, N) of weights (O, dim) with the normalised x (M, N, dim), and what is still to be added (O,).
+
+        The normalised x is not made where a product can take the norm's place.
+        """
+        shift: Tensor | float = 0.0
         if self.blind or self.kind != "channel":
-            return F.linear(self(x), weight, bias)
-        weight = weight * self.inverse_std
-        shift = -(weight @ self.mean)
-        x = x.to(self.product if self.training else torch.float32)
-        out = WideLinear.apply(x.flatten(0, -2), weight, shift if bias is None else bias + shift)
-        return out.unflatten(0, x.shape[:-1])
+            x = self(x)
+        else:
+            weight = weight * self.inverse_std
+            shift = -(weight @ self.mean)
+            x = x.to(self.product if self.training else torch.float32)
+        # In this order it is one product for the members of an ensemble (torch.vmap over the weights), and a row holds the
+        # tokens of a frame side by side, as a softmax over them reads fastest.
+        return (weight.to(x.dtype) @ x.flatten(0, 1).T).unflatten(1, x.shape[:2]), shift
 
     def average(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         """Mean (M, D) of the normalised tokens x (M, N, D) that are not hidden (M, N); zero where all are."""
@@ -193,16 +170,20 @@ class SpatialSoftmax(nn.Module):
     def look(self, tokens: Tensor, norm: FeatureNorm = _PLAIN, mean: Tensor | None = None) -> Tensor:
         """All that is pooled of tokens (M, N, D), the heat maps' places and values first: (M, k * (2 + f) [+ D])."""
         x, norm = _with_noise(self, tokens, norm)  # (M, N, D)
-        maps, values = (
-            norm.project(x, self.project.weight, self.project.bias).float().split([self.k, self.f], -1)
-        )
-        maps = maps * torch.exp(-self.log_temperature)  # (M, N, k)
+        weight, bias = self.project.weight, self.project.bias
+        hot = weight[: self.k] * torch.exp(-self.log_temperature)[:, None]
+        product, shift = norm.project(x, torch.cat([hot, weight[self.k :]]))  # (k + f, M, N)
+        maps, values = product.split([self.k, self.f])
+        maps = maps.transpose(0, 1)  # (M, k, N); what is the same for all tokens, a softmax does not see
         hidden = _hidden_tokens(self, tokens)
         if hidden is not None:
-            maps = maps.masked_fill(hidden[..., None], HIDDEN_LOGIT)
-        heat = maps.softmax(1).transpose(1, 2)  # (M, k, N)
-        what = torch.cat([self.places.expand(len(x), -1, -1), values], -1)  # (M, N, 2 + f)
-        pooled = torch.bmm(heat, what).flatten(1)  # (M, k * (2 + f))
+            maps = maps.masked_fill(hidden[:, None], HIDDEN_LOGIT)
+        heat = maps.softmax(-1, dtype=torch.float32)
+        places = self.places.T.expand(len(x), -1, -1)
+        what = torch.cat([places, values.transpose(0, 1).float()], 1)  # (M, 2 + f, N)
+        pooled = torch.bmm(heat, what.mT)  # (M, k, 2 + f)
+        # heat adds up to 1, so that what is the same for all tokens may as well be added now
+        pooled = (pooled + F.pad((bias + shift)[self.k :], (2, 0))).flatten(1)
         if self.settings.keep_mean:
             average = norm.average(x, hidden) if mean is None else norm(mean)
             pooled = torch.cat([pooled, average], -1)
@@ -241,7 +222,8 @@ class AttentionPool(nn.Module):
         key = self.key.weight.view(h, w // h, -1)
         column = torch.einsum("qhe,hed->qhd", self.query * scale, key).flatten(0, 1)  # (q*h, D)
         bias = torch.einsum("qhe,nhe->nqh", self.query * scale, key_position.view(-1, h, w // h)).flatten(1)
-        both = norm.project(x, torch.cat([column, self.value.weight]), None).float()  # (M, N, q*h + w)
+        both, shift = norm.project(x, torch.cat([column, self.value.weight]))  # (q*h + w, M, N)
+        both = both.permute(1, 2, 0).float() + shift  # (M, N, q*h + w)
         maps, values = both.split([q * h, w], -1)
         maps = maps + bias  # (M, N, q*h)
         hidden = _hidden_tokens(self, tokens)

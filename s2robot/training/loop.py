@@ -4,7 +4,8 @@ learner = Learner(fabric, model, optimizer, lambda step: warm_up_then_cosine(ste
 learn(learner, steps, batch, after)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +32,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+@contextmanager
+def products_in(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, torch rounds float32 matrices to bfloat16 as it multiplies them, if dtype is that; what it adds up stays float32."""
+    before = torch.get_float32_matmul_precision()
+    if dtype == torch.bfloat16:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class Learner:
     """A model and all that changes with it in a step; `step` counts those that are done."""
 
@@ -42,9 +55,11 @@ class Learner:
         rate: Callable[[int], float],
         decay: float | None = None,
         grad_clip: float | None = None,
+        product: torch.dtype = torch.float32,
     ) -> None:
-        """rate: share of the optimiser's learning rate at a step; decay: of the averaged weights, None for none."""
-        self.fabric, self.grad_clip, self.step = fabric, grad_clip, 0
+        """rate: share of the optimiser's learning rate at a step; decay: of the averaged weights, None for none;
+        product: number format in which float32 matrices are multiplied in a step."""
+        self.fabric, self.grad_clip, self.step, self.product = fabric, grad_clip, 0, product
         self.grad_norm: Tensor | None = None  # of the step done last, before clipping
         self._bare, self._optimizer, self._rate = model, optimizer, rate
         self._peaks = [group["lr"] for group in optimizer.param_groups]
@@ -61,8 +76,9 @@ class Learner:
 
     def update(self, *batch: Any) -> tuple[Tensor, Any]:
         """One gradient step; the loss, and what else the model returned."""
-        loss, *rest = self.model(*batch)
-        self.fabric.backward(loss)
+        with products_in(self.product):
+            loss, *rest = self.model(*batch)
+            self.fabric.backward(loss)
         if self.grad_clip:
             self.grad_norm = self._clipped(self.grad_clip).detach()
         self.optimizer.step()

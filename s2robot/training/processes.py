@@ -71,7 +71,7 @@ def _on_gpu(machine: Machine) -> bool:
 
 
 def product_of(machine: Machine) -> torch.dtype:
-    """What the widest product of a policy is computed in: with `auto`, bfloat16 where what computes multiplies in it."""
+    """What a step multiplies matrices in: with `auto`, bfloat16 where what computes multiplies in it."""
     auto = machine.precision == "auto" and not _on_gpu(machine) and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if auto or precision_of(machine).startswith("bf16") else torch.float32
 

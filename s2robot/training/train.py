@@ -199,6 +199,7 @@ class _Run:
             lambda step: warm_up_then_cosine(step, settings.steps, rising),
             settings.ema,
             settings.grad_clip,
+            product_of(settings) if fabric.device.type == "cpu" else torch.float32,
         )
         self.identity = {
             "policy": policy.spec.to_dict(),

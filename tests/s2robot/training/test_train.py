@@ -22,6 +22,7 @@ from s2robot.policies.checkpoint import REQUIRED
 from s2robot.policies.errors import PolicyError
 from s2robot.pretraining.pretrain import pretrain
 from s2robot.training.batches import Batches, shuffled
+from s2robot.training.loop import products_in
 from s2robot.training.train import train
 from tests.s2robot.pretraining import small as pretraining
 from tests.s2robot.training.small import CONTRACT, NETWORKS, TIMES, make_data, make_settings, make_spec
@@ -451,3 +452,15 @@ def test_a_gpu_trains_in_every_precision_and_goes_on_where_it_was(data, tmp_path
     state = torch.load(tmp_path / "training_state.pt", weights_only=True)
     assert rows[-1]["step"] == 10 and math.isfinite(rows[-1]["train_loss"])
     assert ("scale" in state["precision"]) is (precision == "16-mixed")
+
+
+def test_a_step_rounds_what_it_multiplies_only_where_it_is_asked_to():
+    a, b = torch.rand(64, 64), torch.rand(64, 64)
+    before, exact = torch.get_float32_matmul_precision(), a @ b
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(ValueError, match="as ever"), products_in(dtype):
+            found = a @ b
+            raise ValueError("as ever")
+        torch.testing.assert_close(found, exact, rtol=1e-2, atol=0)
+        assert dtype == torch.bfloat16 or torch.equal(found, exact)
+    assert torch.get_float32_matmul_precision() == before and torch.equal(a @ b, exact)
