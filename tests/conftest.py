@@ -1,4 +1,7 @@
-"""What several tests share: one CPU thread, a tiny encoder with random weights, three recorded episodes, a RealSense."""
+"""What several tests share: one CPU thread, a tiny encoder with random weights, three recorded episodes, a RealSense.
+
+The process that hands tests to workers reads this, too, and runs none: what takes seconds is imported where it is used.
+"""
 
 import ctypes
 import gc
@@ -11,18 +14,11 @@ from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; what the tests start takes it over
 
-import numpy as np
 import pytest
-import torch
 
-from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
-from s2robot.demos.record import record
-from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.cube_picker import PickerConfig
+import s2robot.envs  # noqa: F401  chooses what draws, before a test imports mujoco
 from tests import forks
-from tests.inline import do_inline
 
-torch.set_num_threads(1)
 # A shell's job behind `&` starts with Ctrl-C's signal ignored, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -87,6 +83,9 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """Modules and tests are there to the end: the collector need not look through them each time."""
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
 
@@ -119,6 +118,10 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory):
     """A file as `s2robot pretrain` writes it: 32 px tile, patch 8, 64 channels, 2 blocks; S2 draws 64 px."""
+    import torch
+
+    from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
+
     path = tmp_path_factory.mktemp("encoder") / "tiny.safetensors"
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -129,6 +132,11 @@ def tiny_encoder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
     """A dataset of 3 xArm7 episodes, seeds 500 to 502, as the recorder makes it; not to be changed."""
+    from s2robot.demos.record import record
+    from s2robot.envs.cube_config import CubePickConfig
+    from s2robot.envs.cube_picker import PickerConfig
+    from tests.inline import do_inline
+
     path = tmp_path_factory.mktemp("demos") / "demos.zarr"
     with pytest.MonkeyPatch.context() as patch:
         do_inline(patch)
@@ -143,6 +151,8 @@ def realsense(monkeypatch):
     Its `pictures` uint8 (T, 72, 96, 3) come in turn, `late_s` after they were taken; none comes any more once
     `gone` is true. `running` says whether it was started and not stopped, `options` what was set.
     """
+    import numpy as np
+
     rs = SimpleNamespace(
         stream=SimpleNamespace(color="color"), format=SimpleNamespace(rgb8="rgb8"),
         option=SimpleNamespace(global_time_enabled="global time"),

@@ -1,4 +1,4 @@
-"""The process that `forks.py` copies: it has imported what takes seconds, and has one thread and no OpenGL.
+"""The process that `forks.py` copies: it has imported what takes seconds, and has one thread and no simulator.
 
 What is not in IMPORTS a copy imports by itself: the simulator, too, which holds an OpenGL display from its import on.
 """
@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from s2robot.common.extras import SIMULATOR
 from tests import forks
 
 IMPORTS = (
@@ -43,7 +44,8 @@ def serve() -> None:
     path = sys.path[2:]  # the first two are those of this process itself
     for name in IMPORTS:
         importlib.import_module(name)
-    assert len(os.listdir("/proc/self/task")) == 1 and "mujoco" not in sys.modules
+    assert len(os.listdir("/proc/self/task")) == 1
+    assert not set(SIMULATOR) & set(sys.modules)
     gc.collect()
     gc.freeze()
     session = os.pidfd_open(int(os.environ[forks.SESSION]))

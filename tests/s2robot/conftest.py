@@ -92,13 +92,14 @@ def calm():
 
 
 @pytest.fixture(scope="module")
-def emulator(tmp_path_factory):
+def emulator(request, tmp_path_factory):
     """`s2robot emulate` as a user types it; gives its side channel, whose `port` deploy is told.
 
-    Two cameras, ten times a second, and it ends with the module: it moves in real time, whoever looks.
+    In one module it starts as a user's does, too. Two cameras, ten times a second, and it ends with the module: it moves in real time, whoever looks.
     """
     folder = tmp_path_factory.mktemp("emulator")
-    process = forks.Popen(
+    start = subprocess.Popen if request.path.stem == "test_deploy" else forks.Popen
+    process = start(
         [
             sys.executable, "-m", "s2robot", "emulate", "emulator.ports=free", "emulator.fps=10", "env.image_size=64",
             f"env.cameras=[{','.join(CAMERAS)}]",

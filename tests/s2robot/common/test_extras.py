@@ -13,16 +13,17 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import SIMULATOR, require, require_simulator
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ACTION_FRAME
+from tests import forks
 
 ROOT = Path(__file__).resolve().parents[3]
 WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({SIMULATOR!r}))\n"  # None there: as if not installed
 
 
 def python(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own that finds no simulator."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "S2ROBOT_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
+    """Run a script in a process of its own that finds no simulator. What it does not import itself was imported without."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "S2ROBOT_CACHE": str(folder), forks.ALL: "1"}
     command = [sys.executable, "-c", WITHOUT + script, *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return forks.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 
 
 def test_require_names_the_package_and_the_command(monkeypatch):

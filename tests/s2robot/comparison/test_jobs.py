@@ -13,6 +13,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.run_folder import locked
 from s2robot.comparison.jobs import Job, run_jobs
+from tests import forks
 from tests.kills import ROOT
 
 
@@ -37,7 +38,8 @@ def test_a_job_may_work_in_the_folder_that_the_comparison_holds(tmp_path):
     assert (out / ".hydra-report/config.yaml").is_file() and not (out / ".hydra").exists()
 
 
-def test_a_job_reads_the_users_own_configs_too(tmp_path):
+def test_a_job_reads_the_users_own_configs_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", forks.Popen)
     own = ROOT / "examples/own_task/configs"
     state = Singleton.get_state()
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):

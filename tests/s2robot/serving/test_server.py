@@ -26,6 +26,7 @@ from s2robot.serving.remote import PolicyLate, PolicyLost, PolicyMalformed, Poli
 from s2robot.serving.server import PolicyServer, ServeSettings
 from s2robot.serving.token import is_loopback, token_for
 from s2robot.serving.wire import decode, encode
+from tests import forks
 
 ROOT = Path(__file__).resolve().parents[3]
 CAMERAS, TOKEN = ("hand", "left"), "a-token-for-these-tests"
@@ -571,7 +572,8 @@ def command(checkpoint: Path, folder: Path, **settings):
     """`s2robot serve` in a process of its own: the process, its URL, its token."""
     env = {k: v for k, v in os.environ.items() if k != "S2ROBOT_TOKEN"}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(folder)}
-    process = subprocess.Popen(
+    start = subprocess.Popen if settings else forks.Popen
+    process = start(
         [sys.executable, "-m", "s2robot", "serve", f"checkpoint={checkpoint}", "serve.port=0", "serve.device=cpu"],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings,
     )  # fmt: skip
@@ -676,7 +678,7 @@ def test_the_client_needs_no_torch():
 
 
 def test_a_fuzzed_server_neither_crashes_nor_hangs(checkpoint):
-    result = subprocess.run(
+    result = forks.run(
         [sys.executable, str(ROOT / "benchmarks/serve_fuzz.py"), str(checkpoint), "--seconds", "5"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
