@@ -27,6 +27,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
+from tests import forks
 from tests.inline import do_inline
 from tests.kills import kill_at_every_write
 
@@ -88,11 +89,9 @@ def test_a_recording_that_is_killed_opens_and_goes_on(recorded, tmp_path, monkey
     file = tmp_path / "killed.py"
     file.write_text(script)
     path = tmp_path / "demos.zarr"
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": str(ROOT), forks.ALL: "1"}
     # the reader of this pipe sees its end only when the workers are gone, too
-    done = subprocess.run(
-        [sys.executable, str(file), str(path)], env=env, stdout=subprocess.PIPE, timeout=60, check=False
-    )
+    done = forks.run([sys.executable, str(file), str(path)], env=env, stdout=subprocess.PIPE, timeout=60)
     assert done.returncode == -signal.SIGKILL
     store = EpisodeStore.open(path, mode="a")
     assert len(store) == 2 and list(store.meta("seed")) == [500, 501]

@@ -130,7 +130,7 @@ def test_ctrl_c_is_heard_by_the_parent_alone(after_s):
         time.sleep(after_s)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         # the pipes are open until the last process has ended
-        assert (*process.communicate(timeout=30), process.returncode) == (b"", b"", 130)
+        assert (*process.communicate(timeout=120), process.returncode) == (b"", b"", 130)
 
 
 def nothing_to_send(x: int) -> Any:
