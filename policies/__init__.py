@@ -7,7 +7,7 @@ from s2robot.policies.errors import PolicyError
 
 if TYPE_CHECKING:
     from s2robot.policies.actor import Actor, BatchActor
-    from s2robot.policies.checkpoint import check_contract, load_checkpoint, save_checkpoint
+    from s2robot.policies.checkpoint import check_contract, load_checkpoint, load_tuned, save_checkpoint
     from s2robot.policies.normalise import Normaliser, channel_moments, mixed_moments
     from s2robot.policies.parts import Part, Parts
     from s2robot.policies.policy import ChunkPolicy
@@ -25,6 +25,7 @@ __all__ = [
     "channel_moments",
     "check_contract",
     "load_checkpoint",
+    "load_tuned",
     "mixed_moments",
     "save_checkpoint",
 ]
@@ -40,6 +41,7 @@ _ROOMS = {
     "channel_moments": "normalise",
     "check_contract": "checkpoint",
     "load_checkpoint": "checkpoint",
+    "load_tuned": "checkpoint",
     "mixed_moments": "normalise",
     "save_checkpoint": "checkpoint",
 }

@@ -92,7 +92,7 @@ def _facts(
     facts = {
         "robot": str(contract["robot"]),
         "cameras": ", ".join(cameras),
-        "encoder": f"{encoder.get('name', '')} `{encoder['fingerprint'][:12]}`, frozen, not part of these weights",
+        "encoder": f"{encoder.get('name', '')} `{encoder['fingerprint'][:12]}`, {_encoder(encoder)}",
         "policy": f"{spec.kind}, {head}, {parameters / 1e6:.2f} M parameters; {spec.execute} of {spec.chunk} actions a plan",
         "demos": ", ".join(
             [str(dataset.get("name", "demos")), f"{dataset.get('episodes', '?')} episodes"]
@@ -110,6 +110,13 @@ def _facts(
             f"(95 % interval {100 * summary['low']:.1f}–{100 * summary['high']:.1f} %)"
         )
     return facts
+
+
+def _encoder(encoder: Mapping[str, Any]) -> str:
+    if tuned := encoder.get("tuned"):
+        how = f" by LoRA of rank {tuned['lora']}" if tuned["lora"] else ""
+        return f"its last {tuned['blocks']} blocks fine-tuned{how} (encoder.safetensors), the others not part of these weights"
+    return "frozen, not part of these weights"
 
 
 def _result(title: str, dataset: str, summary: Mapping[str, Any]) -> dict[str, Any]:

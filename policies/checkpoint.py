@@ -2,7 +2,8 @@
 
 policy.json: schema, spec (PolicySpec), contract (encoder, cameras, camera geometry, robot, joint names,
 action frame, rate, dataset, versions, training summary) and the sha256 of the tensors. The normalisation is
-among the tensors. No pickle anywhere. README.md beside them is the model card, which nothing reads back.
+among the tensors. No pickle anywhere. README.md beside them is the model card, which nothing reads back. Where blocks of
+the encoder were trained too, encoder.safetensors holds these.
 """
 
 from __future__ import annotations
@@ -31,17 +32,24 @@ from s2robot.policies.policy import ChunkPolicy, PolicySpec
 SCHEMA = 2
 _READS = (1, SCHEMA)
 TENSORS = "policy.safetensors"
+ENCODER = "encoder.safetensors"
 REQUIRED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", "dataset")
 PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # of a contract and a spec: what numbers are
 CHECKED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", *PARTS)
 
 
-def save_checkpoint(folder: str | Path, policy: ChunkPolicy, contract: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: str | Path,
+    policy: ChunkPolicy,
+    contract: Mapping[str, Any],
+    tuned: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
     """Write the checkpoint `folder`, replacing an older one; a kill at any moment leaves the old or the new.
 
     contract: the keys in REQUIRED (encoder is {"name", "fingerprint", ...}; cameras the policy's, in order),
     and what else is worth keeping: camera_geometry, versions, training, and action_parts and proprio_parts where they
-    are not the usual. Must be plain JSON without NaN. Raises PolicyError for a missing key, parts that are not the
+    are not the usual. Must be plain JSON without NaN. tuned: the weights of the encoder that were trained, by the model's
+    names; the contract's fingerprint is that with them. Raises PolicyError for a missing key, parts that are not the
     policy's, a policy without normalisation, or a folder that is something else.
     """
     folder = Path(folder)
@@ -59,14 +67,16 @@ def save_checkpoint(folder: str | Path, policy: ChunkPolicy, contract: Mapping[s
     contract.setdefault(
         "versions", {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     )
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    data = tensors_to_bytes(state)
+    files = {TENSORS: _bytes_of(policy.state_dict())}
     record = {
         "schema": SCHEMA,
         "spec": policy.spec.to_dict(),
         "contract": contract,
-        "tensors_sha256": hashlib.sha256(data).hexdigest(),
+        "tensors_sha256": hashlib.sha256(files[TENSORS]).hexdigest(),
     }
+    if tuned:
+        files[ENCODER] = _bytes_of(tuned)
+        record["encoder_sha256"] = hashlib.sha256(files[ENCODER]).hexdigest()
     try:
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -74,7 +84,7 @@ def save_checkpoint(folder: str | Path, policy: ChunkPolicy, contract: Mapping[s
     try:
         count = sum(parameter.numel() for parameter in policy.parameters())
         about = card(policy.spec, contract, count)
-        _replace(folder, {TENSORS: data, RECORD: text.encode(), CARD: about.encode()})
+        _replace(folder, files | {RECORD: text.encode(), CARD: about.encode()})
     except OSError as error:  # a full or read-only disk
         raise PolicyError(f"checkpoint {folder}: cannot be written: {error.strerror or error}") from error
     return folder
@@ -88,39 +98,13 @@ def load_checkpoint(
     Weights load strictly. Raises PolicyError for a missing folder or file, a truncated one, a missing key
     or tensor, a wrong shape and another schema.
     """
-    folder = Path(folder)
-    place = folder if folder.exists() or not _old(folder).exists() else _old(folder)
+    place, record = _record_of(Path(folder))
     record_path, tensors_path = place / RECORD, place / TENSORS
-    if not place.is_dir():
-        problem = f"a file, expected its folder {place.parent}" if place.is_file() else "no such folder"
-        raise PolicyError(f"checkpoint {folder}: {problem}")
-    for path in (record_path, tensors_path):
-        if not path.is_file():
-            raise PolicyError(f"checkpoint {folder}: {path.name} is missing")
-    try:
-        record = json.loads(record_path.read_text())
-    except ValueError as error:
-        raise PolicyError(f"{record_path}: not valid JSON, the file is truncated or damaged") from error
-    if not isinstance(record, dict) or record.get("schema") not in _READS:
-        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise PolicyError(
-            f"{record_path}: schema is {found}, this version reads {' and '.join(map(str, _READS))}"
-        )
     for key in ("spec", "contract", "tensors_sha256"):
         if key not in record:
             raise PolicyError(f"{record_path}: key '{key}' is missing")
     _check_complete(record["contract"], f"{record_path}: contract")
-    data = tensors_path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != record["tensors_sha256"]:
-        raise PolicyError(
-            f"{tensors_path}: sha256 is {found[:12]}…, {RECORD} says {record['tensors_sha256'][:12]}…; "
-            "the file is truncated or of another checkpoint"
-        )
-    try:
-        state = tensors_from_bytes(data)
-    except SafetensorError as error:
-        raise PolicyError(f"{tensors_path}: not a safetensors file ({error})") from error
+    state = _tensors_of(tensors_path, record["tensors_sha256"])
     if record["schema"] == 1:
         state = {_name_since_2(name): tensor for name, tensor in state.items()}
     spec = PolicySpec.from_dict(record["spec"], f"{record_path}: spec")
@@ -132,6 +116,59 @@ def load_checkpoint(
     _check_tensors(policy, state, tensors_path)
     policy.load_state_dict(state, strict=True)
     return policy.to(device).eval(), record["contract"]
+
+
+def load_tuned(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Those weights of the encoder that were trained with a policy, by the model's names; none where it was frozen.
+
+    Raises PolicyError as `load_checkpoint`.
+    """
+    place, record = _record_of(Path(folder))
+    if "encoder_sha256" not in record:
+        return {}
+    return _tensors_of(place / ENCODER, record["encoder_sha256"])
+
+
+def _record_of(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Where a checkpoint lies (a kill may have left the old one), and what its policy.json says."""
+    place = folder if folder.exists() or not _old(folder).exists() else _old(folder)
+    record_path = place / RECORD
+    if not place.is_dir():
+        problem = f"a file, expected its folder {place.parent}" if place.is_file() else "no such folder"
+        raise PolicyError(f"checkpoint {folder}: {problem}")
+    for path in (record_path, place / TENSORS):
+        if not path.is_file():
+            raise PolicyError(f"checkpoint {folder}: {path.name} is missing")
+    try:
+        record = json.loads(record_path.read_text())
+    except ValueError as error:
+        raise PolicyError(f"{record_path}: not valid JSON, the file is truncated or damaged") from error
+    if not isinstance(record, dict) or record.get("schema") not in _READS:
+        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        raise PolicyError(
+            f"{record_path}: schema is {found}, this version reads {' and '.join(map(str, _READS))}"
+        )
+    return place, record
+
+
+def _bytes_of(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    return tensors_to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _tensors_of(path: Path, sha256: str) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise PolicyError(f"checkpoint {path.parent}: {path.name} is missing")
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise PolicyError(
+            f"{path}: sha256 is {found[:12]}…, {RECORD} says {sha256[:12]}…; "
+            "the file is truncated or of another checkpoint"
+        )
+    try:
+        return tensors_from_bytes(data)
+    except SafetensorError as error:
+        raise PolicyError(f"{path}: not a safetensors file ({error})") from error
 
 
 def _name_since_2(name: str) -> str:

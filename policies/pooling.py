@@ -6,7 +6,7 @@
 "mean" is what MVP and RPT do, and it forgets where a thing is. Spatial softmax (Levine et al., 2016) keeps
 the expected place of each learned heat map; here every heat map also pools a small feature, and the mean
 is kept beside it. "attention" reads the map with learned queries and a position embedding.
-Features are frozen, so no gradient flows to the tokens: each kind touches the wide token map with one
+Features are mostly frozen, and then no gradient flows to the tokens: each kind touches the wide token map with one
 matrix product and works on the narrow result. The channels' normalisation is folded into that product, so
 the normalised map, which is the largest thing in a training, is never made.
 """

@@ -21,7 +21,7 @@ from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.frames import ImageSize, as_image_size
-from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, load_checkpoint
+from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, load_checkpoint, load_tuned
 
 
 def device_of(name: str) -> torch.device:
@@ -62,7 +62,7 @@ def load_networks(
             f"{place}: no such file, expected the encoder that the policy of {checkpoint} was trained on; if it lies "
             "elsewhere now: encoder.checkpoint=<file>, or weights= in Python"
         )
-    encoder = build_encoder(settings).to(device)
+    encoder = build_encoder(settings, load_tuned(checkpoint)).to(device)
     place = settings.get("checkpoint")  # two files of one name are what is mixed up most
     given = f"{encoder.name} ({place})" if place else encoder.name
     check_contract(contract, encoder={"name": given, "fingerprint": encoder.fingerprint})

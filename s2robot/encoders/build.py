@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from s2robot.backbones import mvp
 from s2robot.backbones.backbone import Backbone, find_backbone
@@ -64,27 +64,37 @@ class EncoderSettings:
             raise UserError(f"encoder.img_size: {self.name} has its own; the key is for timm models")
 
 
-def build_encoder(cfg: Mapping[str, Any]) -> S2Encoder:
+def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = None) -> S2Encoder:
     """The encoder that a config describes: the keys of `EncoderSettings`.
+
+    tuned: weights that a training has changed, by the model's names, in place of those of the file.
 
     Raises UserError naming the key, what was found and what was expected.
     """
     settings = read_settings(EncoderSettings, cfg, "encoder", UserError)
-    backbone = _backbone(settings)
+    backbone = backbone_of(settings)
+    if tuned:
+        state = backbone.model.state_dict()
+        load_strict(backbone.model, state | dict(tuned), f"encoder {settings.name}, fine-tuned")
+    return S2Encoder(backbone, **arguments(settings, backbone))
+
+
+def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
+    """Those of `S2Encoder` besides the model."""
     timm = settings.name.startswith("timm:")
-    return S2Encoder(
-        backbone,
-        settings.sizes or [round(scale * backbone.tile[0]) for scale in settings.scales or (1, 2)],
-        settings.pool or "tokens",
-        name=settings.name,
-        describe={"timm": settings.name[5:]} if timm else {},
-        dtype=settings.dtype or "float32",
-        resolution=settings.resolution or "native",
-        fine=settings.fine,
-    )
+    return {
+        "sizes": settings.sizes or [round(scale * backbone.tile[0]) for scale in settings.scales or (1, 2)],
+        "pool": settings.pool or "tokens",
+        "name": settings.name,
+        "describe": {"timm": settings.name[5:]} if timm else {},
+        "dtype": settings.dtype or "float32",
+        "resolution": settings.resolution or "native",
+        "fine": settings.fine,
+    }
 
 
-def _backbone(settings: EncoderSettings) -> Backbone:
+def backbone_of(settings: EncoderSettings) -> Backbone:
+    """The model alone, with the weights of its file."""
     name, checkpoint = settings.name, settings.checkpoint
     model: nn.Module
     if name.startswith("timm:"):

@@ -220,13 +220,11 @@ class S2Encoder(nn.Module):
         as they are, multiples of it averaged by area, others resized with antialiasing. Raises UserError for another
         type or shape.
         """
-        output = "pooled" if self.pool == "mean" else "tokens"
         at_once = self.frames_at_once
 
         def encoded(frames: Tensor) -> Tensor:
             levels = [(x * self.scale).add_(self.shift) for x in self.pyramid(frames)]
-            layout = self.layout_of(*frames.shape[1:3])
-            return encode(self._model, levels, layout, self.num_prefix_tokens, output)
+            return self._features(levels, self.layout_of(*frames.shape[1:3]))
 
         outputs, fits = fitting(encoded, tensor_of(images), at_once)
         if fits < at_once:
@@ -237,6 +235,11 @@ class S2Encoder(nn.Module):
         return out[:, None] if self.pool == "mean" else out
 
     forward = encode
+
+    def _features(self, levels: Sequence[Tensor], layout: Layout) -> Tensor:
+        """Normalised levels (B, 3, height, width) each -> (B, N, dim), or (B, dim) for pool="mean"."""
+        output = "pooled" if self.pool == "mean" else "tokens"
+        return encode(self._model, levels, layout, self.num_prefix_tokens, output)
 
 
 def _layout(backbone: Backbone, sizes: Sequence[int], name: str) -> Layout:

@@ -1,0 +1,131 @@
+"""The last blocks of an encoder with gradients: the features of the frozen one, and only these blocks learn."""
+
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from s2robot.common.errors import UserError
+from s2robot.encoders.build import build_encoder
+from s2robot.encoders.cameras import encode_cameras
+from s2robot.encoders.tuning import Tail, build_entering
+from s2robot.training.tuned import Through
+
+SIZES = [(64, 64), (72, 96)]  # one camera is no square, and has more tiles
+FRAMES = [
+    np.random.default_rng(i).integers(0, 256, (3, *size, 3), dtype=np.uint8) for i, size in enumerate(SIZES)
+]
+
+
+def settings(tiny_encoder, **changes) -> dict:
+    return {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]} | changes
+
+
+@pytest.mark.parametrize("lora", [0, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scales": [1]},
+        {"fine": True},
+        {"pool": "mean"},
+        {"resolution": "upsampled"},
+        {"dtype": "bfloat16"},
+    ],
+)
+def test_before_a_step_the_features_are_the_frozen_ones(tiny_encoder, changes, lora):
+    given = settings(tiny_encoder, **changes)
+    encoder, entering = build_encoder(given), build_entering(given, 1)
+    tail = Tail(given, SIZES, 1, lora)
+    want = encode_cameras(encoder.encode, FRAMES)
+    cached = encode_cameras(entering.encode, FRAMES)
+    counts = [rows * columns for rows, columns in (entering.map_of(*size) for size in SIZES)]
+    assert cached.shape == (3, 2, max(counts), 64) and counts[0] == entering.num_tokens < counts[1]
+    # in bfloat16 the numbers are those to one step of rounding: other kernels compute them
+    close = {"atol": 0.03, "rtol": 0.01} if changes.get("dtype") else {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(tail(cached).detach(), want, **close)
+    if changes.get("dtype"):  # bfloat16 has fewer digits than the cache
+        assert torch.equal(cached.half().float(), cached)
+    rows = Through(cached.numpy(), tail)[np.array([2, 0])]
+    torch.testing.assert_close(torch.from_numpy(rows), want[[2, 0]], **close)
+
+
+@pytest.mark.parametrize("lora", [0, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_reach_the_tuned_blocks_alone_and_what_is_saved_gives_the_same(tiny_encoder, lora, dtype):
+    given = settings(tiny_encoder, dtype=dtype)
+    frozen, entering, tail = build_encoder(given), build_entering(given, 1), Tail(given, SIZES, 1, lora)
+    assert not any(p.requires_grad for p in entering.parameters())
+    cached = encode_cameras(entering.encode, FRAMES).requires_grad_()
+    before = copy.deepcopy(tail.last.state_dict())
+    optimizer = torch.optim.SGD([p for p in tail.parameters() if p.requires_grad], lr=3.0 if lora else 0.1)
+    for _ in range(2):  # a product with zeros has no gradient for its other side
+        optimizer.zero_grad()
+        tail(cached).square().sum().backward()
+        torch.nn.utils.clip_grad_norm_(tail.parameters(), 1.0)
+        optimizer.step()
+    learnt = {name for name, p in tail.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learnt == {name for name, p in tail.named_parameters() if p.requires_grad}
+    assert all(name.startswith(("into", "out_of") if lora else "last") for name in learnt)
+    after = tail.last.state_dict()
+    assert all(torch.equal(before[k], after[k]) == bool(lora) for k in before)
+    tuned = tail.tuned()
+    assert len(tuned) == (4 if lora else len(before))
+    assert (
+        all(name.startswith(("blocks.1.", "norm.")) for name in tuned) and "blocks.1.mlp.fc2.weight" in tuned
+    )
+    merged = build_encoder(given, tuned)
+    assert merged.fingerprint != frozen.fingerprint == build_encoder(given, {}).fingerprint
+    got, old = (encode_cameras(e.encode, FRAMES) for e in (merged, frozen))
+    close = {"atol": 1e-4, "rtol": 0} if dtype == "float32" else {"atol": 0.06, "rtol": 0.02}
+    torch.testing.assert_close(got, tail(cached).detach(), **close)
+    assert (got - old).abs().max() > 0.1
+
+
+def test_a_block_in_the_middle_is_the_last_where_the_encoder_ends_there(tmp_path):
+    """timm's ViT with registers and a scale in each block, taken after the third of its blocks."""
+    name = "vit_little_patch16_reg1_gap_256"
+    save_file(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "vit.safetensors")
+    given = {
+        "name": f"timm:{name}", "checkpoint": str(tmp_path / "vit.safetensors"), "block": 3, "img_size": 32,
+        "scales": [1, 2],
+    }  # fmt: skip
+    frames = [FRAMES[0]]
+    tail, entering = Tail(given, [(64, 64)], 2), build_entering(given, 2)
+    want = encode_cameras(build_encoder(given).encode, frames)
+    torch.testing.assert_close(
+        tail(encode_cameras(entering.encode, frames)).detach(), want, atol=1e-4, rtol=0
+    )
+    assert {name.split(".")[1] for name in tail.tuned() if name.startswith("blocks")} == {"1", "2"}
+
+
+def test_what_enters_has_a_fingerprint_of_its_own(tiny_encoder):
+    given = settings(tiny_encoder)
+    prints = {
+        build_encoder(given).fingerprint, build_entering(given, 1).fingerprint,
+        build_encoder(given | {"block": 1}).fingerprint, build_entering(given | {"scales": [1]}, 1).fingerprint,
+    }  # fmt: skip
+    assert len(prints) == 4
+    same = [
+        build_entering(given | change, 1).fingerprint for change in ({}, {"pool": "mean"}, {"fine": True})
+    ]
+    assert len(set(same)) == 1
+
+
+def test_what_cannot_be_tuned_is_refused(tiny_encoder, tmp_path):
+    given = settings(tiny_encoder)
+    with pytest.raises(
+        UserError, match=r"^train.tune.blocks: found 2, expected 0 to 1: of 2 blocks one is frozen$"
+    ):
+        build_entering(given, 2)
+    save_file(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "r.safetensors")
+    other = {"name": "timm:resnet18", "checkpoint": str(tmp_path / "r.safetensors")}
+    words = "^train.tune.blocks: found 1, expected 0: encoder timm:resnet18 is a ResNet, and only the blocks of MVP's"
+    for build in (lambda: build_entering(other, 1), lambda: Tail(other, SIZES, 1)):
+        with pytest.raises(UserError, match=words):
+            build()
+    with pytest.raises(UserError, match=r"encoder mvp-tiny, fine-tuned: .* unexpected blocks.7.norm1.weight"):
+        build_encoder(given, {"blocks.7.norm1.weight": torch.zeros(64)})
