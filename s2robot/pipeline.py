@@ -7,7 +7,7 @@ s2robot run record=true           # record the demos first
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.tuning import Tail, build_entering
 from s2robot.encoders.views import Views
 from s2robot.envs.parts import size_of
 from s2robot.envs.task import TaskSettings
@@ -135,7 +136,12 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
 def encode(
     task: Task, store: EpisodeStore, encoder: S2Encoder, views: Views | None = None
 ) -> tuple[Any, list[FeatureCache]]:
-    """The features of the demos that the task trains on or holds out; see :func:`encode_demos`."""
+    """The features of the demos that the task trains on or holds out; see :func:`encode_demos`.
+
+    Where blocks of the encoder are trained, what enters them.
+    """
+    if blocks := task.train.tune.blocks:
+        encoder = build_entering(task.encoder, blocks)
     chosen = np.concatenate(task.demos.select(store, task.train.validation, task.train.seed))
     return encode_demos(store, encoder, task.cameras, task.features, views, chosen)
 
@@ -143,7 +149,8 @@ def encode(
 def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
     """Train the task's policy; returns the checkpoint folder."""
     contract = contract_of(task, store, encoder)
-    maps = token_maps(encoder, frame_sizes(store, encoder, task.cameras))
+    frames = frame_sizes(store, encoder, task.cameras)
+    maps = token_maps(encoder, frames)
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": max(map(math.prod, maps))}
     if any(rows != columns for rows, columns in maps) or len(set(maps)) > 1:
         sizes["grids"] = [list(shape) for shape in maps]
@@ -151,6 +158,13 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     if count := task.features.views:
         others = Views(count, task.features.shift, task.features.colour)
         views, _ = encode(task, store, encoder, others)
+    tune, tail = task.train.tune, None
+    if tune.blocks and task.policy.get("zero_features"):
+        raise UserError(
+            f"train.tune.blocks: found {tune.blocks}, expected 0: with policy.zero_features nothing is seen"
+        )
+    if tune.blocks:
+        tail = Tail(task.encoder, list(frames.values()), tune.blocks, tune.lora, task.train.seed)
     with bar("training the policy") as update:
         return train(
             task.train,
@@ -165,6 +179,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             lambda step, steps, row: update(step, steps, losses(row)),
             rollout_of(task, contract, out),
             views,
+            tail,
         )
 
 
@@ -195,7 +210,7 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
 
 def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str, Any]:
     """What a checkpoint carries along, for whoever lets it act: JSON types."""
-    about, frames = store.attrs, frame_sizes(store, encoder, task.cameras)
+    about, frames, tune = store.attrs, frame_sizes(store, encoder, task.cameras), task.train.tune
     gflops = [encoder.gflops_of(*size) for size in frames.values()]
     seeds: list[int] = store.meta("seed").tolist() if "seed" in store.meta_keys else []
     return {
@@ -204,10 +219,12 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "fingerprint": encoder.fingerprint,
             "sizes": list(encoder.sizes),
             "settings": task.encoder,
-            "features_dtype": task.features.dtype,
+            # a tail's features are not rounded
+            "features_dtype": "float32" if tune.blocks else task.features.dtype,
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
             **({"frames": wide(frames)} if wide(frames) else {}),
+            **({"tuned": {**asdict(tune), "cached": task.features.dtype}} if tune.blocks else {}),
         },
         "cameras": list(task.cameras),
         "camera_geometry": about["camera_geometry"],

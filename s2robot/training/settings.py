@@ -50,6 +50,23 @@ class RolloutSettings:
 
 
 @dataclass(frozen=True)
+class TuneSettings:
+    """`train.tune`; configs/train/default.yaml says what each is."""
+
+    blocks: int = 0
+    lora: int = 0
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        any_ = (0, INFINITY)
+        check_ranges(self, "train.tune", blocks=any_, lora=any_, rate=any_)
+        if self.lora and not self.blocks:
+            raise UserError(
+                f"train.tune.lora: found {self.lora} with train.tune.blocks=0, expected 1 or more blocks"
+            )
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """configs/train/default.yaml says what each is."""
 
@@ -64,6 +81,7 @@ class TrainSettings:
     seed: int = 0
     from_: str | None = None  # in a config: from
     resume: bool = True
+    tune: TuneSettings = field(default_factory=TuneSettings)
     rollouts: RolloutSettings = field(default_factory=RolloutSettings)
     loggers: tuple[str, ...] = ("tensorboard",)
     log_every: int = 100

@@ -27,19 +27,20 @@ from s2robot.demos.selection import Split
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows, make_windows
 from s2robot.encoders.joined import Joined
+from s2robot.encoders.tuning import Tail
 from s2robot.policies import (
     ChunkPolicy,
     PolicyError,
     PolicySpec,
     channel_moments,
     load_checkpoint,
+    load_tuned,
     mixed_moments,
-    save_checkpoint,
 )
 from s2robot.training.batches import Batches
 from s2robot.training.kept import folder_of, keep_best
 from s2robot.training.loggers import Loggers
-from s2robot.training.loop import Learner, learn, parameter_groups
+from s2robot.training.loop import Learner, learn
 from s2robot.training.processes import (
     alone,
     check_shares,
@@ -53,6 +54,7 @@ from s2robot.training.schedule import warm_up_then_cosine
 from s2robot.training.settings import TrainSettings
 from s2robot.training.start import begin_from
 from s2robot.training.state import load_state, save_state, told
+from s2robot.training.tuned import Through, TunedPolicy, groups_of, policy_of, save, tuned_of
 
 Row = dict[str, float]
 _COLUMNS = {"joint_error": "train_joint_error_rad", "grad_norm": "grad_norm"}  # others: train_<name>
@@ -83,6 +85,7 @@ def train(
     progress: Callable[[int, int, Row], None] = lambda step, steps, row: None,
     rollout: Callable[[Path], float] | None = None,
     views: np.ndarray | Joined | None = None,
+    tail: Tail | None = None,
 ) -> Path:
     """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; where episodes are held out, the
     best by their loss are in ``out/checkpoint_best``).
@@ -95,6 +98,7 @@ def train(
         progress: called every `log_every` steps with a row of metrics.
         rollout: tries a checkpoint folder and gives its share of successes; called as `settings.rollouts` says.
         views: features of K other views of each frame (steps, K * cameras, tokens, dim); a window is seen in one.
+        tail: of the encoder, trained too; `features` and `views` are what enters it.
 
     Raises:
         UserError: a checkpoint to begin from that is none, or of another policy; a state file of another run, another
@@ -112,8 +116,10 @@ def train(
     if settings.from_:
         begin_from(policy, settings.from_, contract)
     elif fabric.is_global_zero:  # a pass over all features; DDP gives the others what the first has
-        _fit(policy, store, training, windows, features)
+        seen = Through(features, tail.to(fabric.device)) if tail else features
+        _fit(policy, store, training, windows, seen)
     takes = policy.network.pooling.multiply_in(product_of(settings))
+    takes = None if tail else takes  # what the tail gives
     causal = policy.network.body.causal
     batches = Batches(store, features, windows, fabric.device, causal, views, takes, settings.shards)
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
@@ -122,7 +128,8 @@ def train(
         about: dict[str, Any] = {"views": batches.ways - 1} if views is not None else {}
         about |= {"held_out_episodes": held_out.tolist()} if len(held_out) else {}
         contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out), **about}}
-        run = _Run(settings, policy, batches, validation, contract, out, fabric, progress, rollout)
+        model = TunedPolicy(policy, tail) if tail else policy
+        run = _Run(settings, model, batches, validation, contract, out, fabric, progress, rollout)
         run.go_on()
         learn(run.learner, run.steps, run.batch, run.after)
         run.close()
@@ -134,7 +141,7 @@ def _fit(
     store: EpisodeStore,
     training: np.ndarray,
     windows: Windows,
-    features: np.ndarray | Joined,
+    features: np.ndarray | Joined | Through,
 ) -> None:
     """Set the policy's normalisation from the episodes that it is trained on; of a mix by each dataset's share."""
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
@@ -170,7 +177,7 @@ class _Run:
     def __init__(
         self,
         settings: TrainSettings,
-        policy: ChunkPolicy,
+        model: ChunkPolicy | TunedPolicy,
         batches: Batches,
         validation: Batches | None,
         contract: Mapping[str, Any],
@@ -186,7 +193,7 @@ class _Run:
         whole = batches.windows_of(settings.batch_size)
         check_shares(fabric, "train.batch_size", settings.batch_size, whole, settings.shards)
         optimizer = torch.optim.AdamW(
-            parameter_groups(policy, settings.weight_decay),
+            groups_of(model, settings.lr, settings.weight_decay, settings.tune.rate),
             lr=settings.lr,
             fused=precision_of(settings)
             != "16-mixed",  # gradients are clipped after their scale is taken off
@@ -194,7 +201,7 @@ class _Run:
         rising = round(settings.warmup * self.steps)
         self.learner = Learner(
             fabric,
-            policy,
+            model,
             optimizer,
             lambda step: warm_up_then_cosine(step, settings.steps, rising),
             settings.ema,
@@ -202,7 +209,7 @@ class _Run:
             product_of(settings) if fabric.device.type == "cpu" else torch.float32,
         )
         self.identity = {
-            "policy": policy.spec.to_dict(),
+            "policy": policy_of(model).spec.to_dict(),
             "dataset": contract["dataset"],
             "encoder": contract["encoder"],
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
@@ -219,8 +226,8 @@ class _Run:
         self.loggers: Loggers | None = None  # of the process that writes
 
     @property
-    def averaged(self) -> ChunkPolicy:
-        """The policy with its averaged weights: what is validated and saved."""
+    def averaged(self) -> ChunkPolicy | TunedPolicy:
+        """The model with its averaged weights: what is validated and saved."""
         assert self.learner.average is not None
         return self.learner.average.module  # type: ignore[return-value]  # torch says Tensor or Module
 
@@ -296,10 +303,10 @@ class _Run:
         data, totals = self.validation, dict[str, Tensor]()
         if data is None:
             return {}
-        policy = self.averaged.eval()
+        model = self.averaged.eval()
         for share, group in data.groups:
             for rows in group.split(self.settings.batch_size):
-                _, scalars = policy.loss(data.take(rows))
+                _, scalars = model(data.take(rows))
                 for name, value in scalars.items():
                     totals[name] = totals.get(name, 0) + share * value.double() * len(rows) / len(group)
         return {name: value.item() for name, value in totals.items()}
@@ -329,15 +336,16 @@ class _Run:
         kept = ("step", "train_loss", "val_loss")
         told = {k: row[k] for k in row if k in kept or (k.startswith("val_") and k.endswith("_error"))}
         training = {**self.contract["training"], **told}
-        save_checkpoint(self.out / name, self.averaged, {**self.contract, "training": training})
+        save(self.out / name, self.averaged, {**self.contract, "training": training})
 
     def _is_saved(self) -> bool:
         """Whether the checkpoint on disk holds the state's averaged weights."""
         try:
-            found = load_checkpoint(self.out / "checkpoint")[0].state_dict()
+            policy, tuned = load_checkpoint(self.out / "checkpoint")[0], load_tuned(self.out / "checkpoint")
         except PolicyError:
             return False
-        want = self.averaged.state_dict()
+        found = policy.state_dict() | tuned
+        want = policy_of(self.averaged).state_dict() | tuned_of(self.averaged)
         return found.keys() == want.keys() and all(torch.equal(found[k], want[k].cpu()) for k in want)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from s2robot.backbones.vit import load_encoder
 from s2robot.common.errors import UserError
-from s2robot.policies import load_checkpoint
+from s2robot.policies import load_checkpoint, load_tuned
 from s2robot.training.processes import check_shares
 from tests import forks
 from tests.kills import ROOT
@@ -105,6 +105,13 @@ def like_one(folder, processes: int, prefix: tuple[str, ...] = (), **how) -> Non
 
 def test_two_processes_have_the_loss_of_one(tmp_path):
     like_one(tmp_path, 2, shards=2)
+
+
+@pytest.mark.slow
+def test_two_processes_tune_an_encoder_as_one_does(tmp_path):
+    like_one(tmp_path, 2, kind="tuned")
+    each = [load_tuned(tmp_path / f / "checkpoint") for f in ("run", "alone")]
+    assert all(torch.allclose(value, each[1][name], atol=1e-4) for name, value in each[0].items()) and each[0]
 
 
 @pytest.mark.slow

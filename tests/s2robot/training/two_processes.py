@@ -7,17 +7,21 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.common.errors import UserError
 from s2robot.common.run_folder import is_first
 from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.tuning import Tail
 from s2robot.policies import ChunkPolicy
 from s2robot.pretraining.mae import MAE
 from s2robot.pretraining.pretrain import pretrain
+from s2robot.training.settings import TrainSettings, TuneSettings
 from s2robot.training.train import train
 from tests.s2robot.pretraining import small as pretraining
 from tests.s2robot.training.small import CONTRACT, NETWORKS, make_data, make_settings, make_spec
@@ -61,8 +65,24 @@ def whole_run(folder: Path, out: Path, job: str, devices: int, kind: str = "mlp"
     settings = make_settings(
         steps=15, log_every=1, devices=devices, shards=shards, batch_size=24, validation=0.0
     )
+    store = EpisodeStore.open(folder / "d.zarr")
+    if kind == "tuned":
+        return tuned_run(folder, out, store, settings)
     spec = make_spec(kind, network=NETWORKS[kind] | {"dropout": 0.0})
-    return train(settings, spec, EpisodeStore.open(folder / "d.zarr"), features, CONTRACT, out)
+    return train(settings, spec, store, features, CONTRACT, out)
+
+
+def tuned_run(folder: Path, out: Path, store: EpisodeStore, settings: TrainSettings) -> Path:
+    """With a block of an encoder of two, from noise in place of what enters it."""
+    if not (file := folder / "encoder.safetensors").exists():
+        torch.manual_seed(0)
+        save_encoder(MVPViT(ViTSpec(img_size=16, patch_size=8, dim=8, depth=2, heads=2)), file, {"seed": 0})
+    given = {"name": "mvp-tiny", "checkpoint": str(file), "scales": [1]}
+    noise = np.random.default_rng(0).standard_normal((store.num_steps, 2, 1 + 4, 8), np.float32)
+    spec = make_spec(dim=8, network=NETWORKS["mlp"] | {"dropout": 0.0})
+    contract = CONTRACT | {"encoder": CONTRACT["encoder"] | {"settings": given}}
+    settings = replace(settings, tune=TuneSettings(1))
+    return train(settings, spec, store, noise, contract, out, tail=Tail(given, [(16, 16)] * 2, 1))
 
 
 def prepare(folder: Path) -> None:

@@ -1,0 +1,65 @@
+"""A policy and the last blocks of its encoder, trained as one model (`train.tune`)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from s2robot.encoders.build import build_encoder
+from s2robot.encoders.joined import Joined
+from s2robot.encoders.tuning import Tail
+from s2robot.policies import ChunkPolicy, save_checkpoint
+from s2robot.training.loop import parameter_groups
+
+
+class TunedPolicy(nn.Module):
+    """Takes a policy's batches, with features as `Entering` gives them."""
+
+    def __init__(self, policy: ChunkPolicy, tail: Tail) -> None:
+        super().__init__()
+        self.policy, self.tail = policy, tail
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.policy({**batch, "features": self.tail(batch["features"])})
+
+
+class Through:
+    """Cached features (M, C, N', D) as the policy sees them before anything is tuned; rows are computed when asked for."""
+
+    def __init__(self, features: np.ndarray | Joined, tail: Tail) -> None:
+        self.features, self.tail = features, tail
+
+    @torch.no_grad()
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        entering = torch.from_numpy(np.ascontiguousarray(self.features[rows]))
+        return self.tail(entering.to(next(self.tail.parameters()).device)).cpu().numpy()
+
+
+def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> list[dict[str, Any]]:
+    """Of an optimiser; the encoder's weights learn at `rate` times the policy's learning rate."""
+    if not isinstance(model, TunedPolicy):
+        return parameter_groups(model, weight_decay)
+    tail = [group | {"lr": rate * lr} for group in parameter_groups(model.tail, weight_decay)]
+    return parameter_groups(model.policy, weight_decay) + tail
+
+
+def policy_of(model: nn.Module) -> ChunkPolicy:
+    """What is trained, without the encoder."""
+    return model.policy if isinstance(model, TunedPolicy) else model  # type: ignore[return-value]
+
+
+def tuned_of(model: nn.Module) -> dict[str, Tensor]:
+    """The encoder's weights in it, as a checkpoint keeps them; none where it is frozen."""
+    return model.tail.tuned() if isinstance(model, TunedPolicy) else {}
+
+
+def save(folder: Path, model: nn.Module, contract: Mapping[str, Any]) -> None:
+    """`save_checkpoint` of what was trained; its contract tells of the encoder with the tuned weights in it."""
+    if tuned := tuned_of(model):
+        encoder = contract["encoder"]
+        fingerprint = build_encoder(encoder["settings"], tuned).fingerprint
+        contract = {**contract, "encoder": {**encoder, "fingerprint": fingerprint}}
+    save_checkpoint(folder, policy_of(model), contract, tuned)

@@ -1,0 +1,235 @@
+"""`train.tune`: a policy trained with blocks of its encoder, as far as a checkpoint that acts."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from s2robot import pipeline
+from s2robot.common.errors import UserError
+from s2robot.common.settings import DemosSettings
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.build import build_encoder
+from s2robot.encoders.tuning import Tail
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.features import FeaturesSettings
+from s2robot.loading import load_policy
+from s2robot.policies import PolicyError, load_checkpoint, load_tuned
+from s2robot.training.settings import TuneSettings
+from tests.inline import do_inline
+from tests.kills import kill_at_every_write
+from tests.s2robot.training.small import CAMERAS, CONTRACT, TIMES, make_settings
+
+SIZES = {"hand": (64, 64), "left": (64, 96)}
+POLICY = {
+    "chunk": 4, "execute": 2, "network": {"image_dim": 8, "state_dim": 8, "hidden": [16], "dropout": 0.1},
+    "pooling": {"keypoints": 4, "values": 2}, "members": 2, "proprio_noise": 0.1,
+}  # fmt: skip
+
+
+def make_demos(path: Path) -> Path:
+    """Four episodes of 8 steps in pictures of a bright square; the actions say where it is."""
+    attributes = {k: CONTRACT[k] for k in ("robot", "joint_names", "cameras", "action_frame", "rate_hz")}
+    attributes |= {
+        "camera_geometry": {},
+        "env_version": "none",
+        "env_config": {},
+        "seed": 0,
+        "kind": "images",
+    }
+    rng = np.random.default_rng(0)
+    with EpisodeStore.create(path, attributes) as store:
+        for i in range(4):
+            at = rng.integers(0, 48, (8, 2))
+            images = {
+                f"images_{name}": rng.integers(0, 60, (8, *size, 3), dtype=np.uint8)
+                for name, size in SIZES.items()
+            }
+            for pictures in images.values():
+                for step, (y, x) in enumerate(at):
+                    pictures[step, y : y + 16, x : x + 16] = 250
+            action = np.repeat((at[:, :1] - 24) / 240, 8, 1).astype(np.float32)
+            action[:, 7] = at[:, 1] > 24
+            store.append(
+                {"action": action, "proprio": np.zeros_like(action), **images}, {"seed": i, "success": True}
+            )
+    return path
+
+
+def task_of(
+    demos: Path, encoder: Path, dtype: str = "float32", policy: dict | None = None, **changes
+) -> pipeline.Task:
+    given = {"name": "mvp-tiny", "checkpoint": str(encoder), "scales": [1, 2], "dtype": dtype}
+    train = make_settings(**{"lr": 0.01, "loggers": (), "tune": TuneSettings(1)} | changes)
+    features = FeaturesSettings(workers=1, cache=str(demos.parent / "cache"), dtype="float32", device="cpu")
+    return pipeline.Task(
+        "xarm7", 10, CAMERAS, DemosSettings(path=str(demos)), given, features, POLICY | (policy or {}), train,
+        CubePickConfig(), CONTRACT["action_frame"],
+    )  # fmt: skip
+
+
+def trained(task: pipeline.Task, out: Path) -> Path:
+    store, encoder = task.open_demos(), build_encoder(task.encoder)
+    features, _ = pipeline.encode(task, store, encoder)
+    return pipeline.train_policy(task, store, encoder, features, out)
+
+
+@pytest.fixture
+def demos(tmp_path, monkeypatch):
+    do_inline(monkeypatch)
+    return make_demos(tmp_path / "demos.zarr")
+
+
+def planned(task: pipeline.Task, checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The plans of a checkpoint for every step: from pictures, by what was loaded, and from what the training read."""
+    loaded, store = load_policy(checkpoint, device="cpu"), task.open_demos()
+    acted = []
+    for step in range(store.num_steps):
+        loaded.reset()
+        images = {name: store[f"images_{name}"][step] for name in CAMERAS}
+        acted.append(loaded.plan({"images": images, "proprio": store["proprio"][step]}))
+    entering, _ = pipeline.encode(task, store, loaded.encoder)
+    tune = task.train.tune
+    tail = Tail(task.encoder, list(SIZES.values()), tune.blocks)
+    tail.last.load_state_dict(tail.last.state_dict() | load_tuned(checkpoint))
+    policy, _ = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        features = tail(torch.from_numpy(np.array(entering)))
+        seen = policy.plan(features[:, None], torch.from_numpy(store["proprio"])[:, None])
+    return np.stack(acted), seen[:, : policy.spec.execute].numpy()
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_acts_as_it_was_trained(demos, tiny_encoder, tmp_path, dtype, lora):
+    task = task_of(demos, tiny_encoder, dtype, tune=TuneSettings(1, lora, 0.5))
+    folder = trained(task, tmp_path / "run")
+    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] and "val_loss" in rows[-1]
+    tuned, encoder = load_tuned(folder), build_encoder(task.encoder)
+    contract = load_checkpoint(folder)[1]["encoder"]
+    assert contract["tuned"] == {"blocks": 1, "lora": lora, "rate": 0.5, "cached": "float32"}
+    assert contract["fingerprint"] == build_encoder(task.encoder, tuned).fingerprint != encoder.fingerprint
+    assert "last 1 blocks fine-tuned" in (folder / "README.md").read_text()
+    acted, seen = planned(task, folder)
+    np.testing.assert_allclose(acted, seen, atol=1e-5 if dtype == "float32" else 0.02, rtol=0)
+    before = load_file(tiny_encoder)
+    moved = max((tuned[name] - before[name]).abs().max() for name in tuned)
+    assert moved > 1e-3
+
+
+def test_with_rate_0_the_encoder_stays_as_it_is(demos, tiny_encoder, tmp_path):
+    folder = trained(task_of(demos, tiny_encoder, tune=TuneSettings(1, 0, 0.0)), tmp_path / "run")
+    before = load_file(tiny_encoder)
+    assert all(torch.equal(value, before[name]) for name, value in load_tuned(folder).items())
+    frozen = task_of(demos, tiny_encoder, tune=TuneSettings())
+    assert load_policy(folder).contract["encoder"]["fingerprint"] == build_encoder(frozen.encoder).fingerprint
+    other = trained(frozen, tmp_path / "frozen")
+    assert not (other / "encoder.safetensors").exists() and not load_tuned(other)
+    assert "tuned" not in load_checkpoint(other)[1]["encoder"]
+    # normalised by the features of before
+    moments = [load_file(f / "policy.safetensors")["network.pooling/norms/0/mean"] for f in (folder, other)]
+    torch.testing.assert_close(*moments, atol=1e-6, rtol=1e-6)
+
+
+def test_a_causal_body_with_views_of_a_mix_is_tuned_too(demos, tiny_encoder, tmp_path):
+    body = {"kind": "transformer", "context": 3, "network": {"width": 16, "blocks": 1, "heads": 2}}
+    task = task_of(demos, tiny_encoder, policy=body, steps=5)
+    mix = ({"path": str(demos)}, {"path": str(make_demos(tmp_path / "more.zarr")), "weight": 2.0})
+    task = replace(task, features=replace(task.features, views=1), demos=DemosSettings(mix=mix))
+    contract = load_checkpoint(trained(task, tmp_path / "run"))[1]
+    assert contract["training"]["views"] == 1 and contract["encoder"]["tuned"]["blocks"] == 1
+
+
+def job(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        do_inline(patch)
+        given = json.loads((folder.parent / "given.json").read_text())
+        task = task_of(
+            folder.parent / "demos.zarr", given["encoder"], steps=10, tune=TuneSettings(1, given["lora"])
+        )
+        trained(task, folder / "run")
+
+
+def left(folder: Path) -> dict:
+    run = folder / "run"
+    rows = json.loads((run / "metrics.json").read_text())
+    files = (
+        "checkpoint/policy.safetensors",
+        "checkpoint/encoder.safetensors",
+        "checkpoint_best/encoder.safetensors",
+    )
+    return {
+        "tensors": {f: {k: v.tolist() for k, v in load_file(run / f).items()} for f in files},
+        "record": json.loads((run / "checkpoint/policy.json").read_text()),
+        "rows": [{k: v for k, v in row.items() if k not in TIMES} for row in rows],
+    }
+
+
+@pytest.mark.parametrize("lora", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_kill_changes_nothing(demos, tiny_encoder, tmp_path, lora):
+    (tmp_path / "given.json").write_text(json.dumps({"encoder": str(tiny_encoder), "lora": lora}))
+    trained(task_of(demos, tiny_encoder, steps=1), tmp_path / "first")  # fills the cache
+    killed = kill_at_every_write(job, tmp_path, 16)
+    whole = left(tmp_path / "whole")
+    for write, folder in killed.items():
+        assert left(folder) == whole, write
+
+
+def test_a_lost_or_foreign_file_is_named_and_a_lost_one_comes_back(demos, tiny_encoder, tmp_path):
+    task = task_of(demos, tiny_encoder, steps=5)
+    folder = trained(task, tmp_path / "run")
+    file = folder / "encoder.safetensors"
+    kept = file.read_bytes()
+    file.unlink()
+    with pytest.raises(PolicyError, match=r"checkpoint .*/checkpoint: encoder.safetensors is missing"):
+        load_policy(folder)
+    trained(task, tmp_path / "run")
+    assert file.read_bytes() == kept
+    file.write_bytes(kept[:-1])
+    with pytest.raises(PolicyError, match=r"encoder.safetensors: sha256 is .* the file is truncated"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"blocks": 0}, r"encoder.tuned {'blocks': 1.*, this run has None"),
+        ({"lora": 2}, r"encoder.tuned.lora 0, this run has 2"),
+        ({"rate": 0.2}, r"encoder.tuned.rate 0.1, this run has 0.2"),
+    ],
+)
+def test_the_state_of_another_tuning_is_refused(demos, tiny_encoder, tmp_path, change, words):
+    trained(task_of(demos, tiny_encoder, steps=5), tmp_path / "run")
+    other = task_of(demos, tiny_encoder, steps=5, tune=TuneSettings(**{"blocks": 1} | change))
+    with pytest.raises(UserError, match=words):
+        trained(other, tmp_path / "run")
+
+
+def test_what_goes_on_from_another_policy(demos, tiny_encoder, tmp_path):
+    """From a frozen one; not from a tuned one, whose features no cache has."""
+    frozen = trained(task_of(demos, tiny_encoder, tune=TuneSettings(), steps=5), tmp_path / "frozen")
+    tuned = trained(task_of(demos, tiny_encoder, from_=str(frozen), steps=5), tmp_path / "tuned")
+    assert load_tuned(tuned)
+    with pytest.raises(
+        UserError, match=r"^train.from: .*trained on encoder mvp-tiny .* its weights or settings differ$"
+    ):
+        trained(task_of(demos, tiny_encoder, from_=str(tuned), steps=5), tmp_path / "again")
+
+
+def test_what_makes_no_sense_is_refused(demos, tiny_encoder, tmp_path):
+    with pytest.raises(
+        UserError, match="^train.tune.lora: found 4 with train.tune.blocks=0, expected 1 or more blocks$"
+    ):
+        TuneSettings(0, 4)
+    with pytest.raises(UserError, match="^train.tune.rate: found -1"):
+        TuneSettings(1, 0, -1)
+    blind = task_of(demos, tiny_encoder, policy={"zero_features": True})
+    with pytest.raises(
+        UserError, match=r"^train.tune.blocks: found 1, expected 0: with policy.zero_features"
+    ):
+        trained(blind, tmp_path / "run")
