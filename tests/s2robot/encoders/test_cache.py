@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from s2robot.common.errors import UserError
 from s2robot.encoders.cache import FeatureCache, as_stored
+from tests import forks
 from tests.kills import kill_at_every_write
 
 LENGTHS, CAMERAS, TOKENS, DIM = [3, 1, 4], ("hand", "left"), 2, 5
@@ -132,7 +132,7 @@ def test_goes_on_after_kill_9(tmp_path):
     )
     path = os.pathsep.join(p for p in (os.getcwd(), os.environ.get("PYTHONPATH", "")) if p)
     folder = os.path.dirname(os.path.abspath(__file__))
-    killed = subprocess.run(
+    killed = forks.run(
         [sys.executable, "-c", script, str(tmp_path), folder], env={**os.environ, "PYTHONPATH": path}
     )
     assert killed.returncode == -signal.SIGKILL
