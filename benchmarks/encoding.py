@@ -4,7 +4,8 @@
     python benchmarks/encoding.py --episodes 8 --rounds 5
 
 The frames of the first demos are drawn, and encoded, by one thread; the median over the rounds. The bound is what OpenGL
-takes to draw and hand over a frame, and the encoder's products at the rate that a large product of matrices reaches here.
+takes to draw and hand over a frame, and the encoder's products at the rate that a large product of matrices reaches here;
+those of tiles that repeat, which are not computed, count among them.
 Writing is left out: it costs next to nothing. Processor time, so that other programs disturb little.
 """
 

@@ -35,7 +35,8 @@ from s2robot.backbones.facts import Given
 from s2robot.backbones.inference import prepare
 from s2robot.backbones.vit import weights_sha256
 from s2robot.common.errors import UserError
-from s2robot.s2.engine import encode
+from s2robot.encoders.repeats import Repeats
+from s2robot.s2.engine import Model, encode
 from s2robot.s2.layout import Layout, Sizes, square
 from s2robot.s2.pyramid import channels_first, pyramid, tensor_of
 
@@ -222,9 +223,12 @@ class S2Encoder(nn.Module):
         """
         at_once = self.frames_at_once
 
+        model = Repeats(self._model) if self.scale.device.type == "cpu" else self._model
+
         def encoded(frames: Tensor) -> Tensor:
-            levels = [(x * self.scale).add_(self.shift) for x in self.pyramid(frames)]
-            return self._features(levels, self.layout_of(*frames.shape[1:3]))
+            dtype = DTYPES[self.dtype]
+            levels = [(x * self.scale).add_(self.shift).to(dtype) for x in self.pyramid(frames)]
+            return self._features(model, levels, self.layout_of(*frames.shape[1:3]))
 
         outputs, fits = fitting(encoded, tensor_of(images), at_once)
         if fits < at_once:
@@ -236,10 +240,10 @@ class S2Encoder(nn.Module):
 
     forward = encode
 
-    def _features(self, levels: Sequence[Tensor], layout: Layout) -> Tensor:
-        """Normalised levels (B, 3, height, width) each -> (B, N, dim), or (B, dim) for pool="mean"."""
+    def _features(self, model: Model, levels: Sequence[Tensor], layout: Layout) -> Tensor:
+        """Normalised levels (B, 3, height, width) each -> (B, N, dim), or (B, dim) for pool="mean"; model: as `_model`."""
         output = "pooled" if self.pool == "mean" else "tokens"
-        return encode(self._model, levels, layout, self.num_prefix_tokens, output)
+        return encode(model, levels, layout, self.num_prefix_tokens, output)
 
 
 def _layout(backbone: Backbone, sizes: Sequence[int], name: str) -> Layout:

@@ -28,7 +28,7 @@ from s2robot.encoders.build import EncoderSettings, arguments, backbone_of
 from s2robot.encoders.cameras import stack_padded
 from s2robot.encoders.encoder import DTYPES, S2Encoder
 from s2robot.policies.settings import read_settings
-from s2robot.s2.engine import assemble
+from s2robot.s2.engine import Model, assemble
 from s2robot.s2.layout import Layout
 
 _TILES = 128  # that go through the blocks at once: their activations stay in the processor's cache
@@ -49,9 +49,9 @@ class Entering(S2Encoder):
     def num_tokens(self) -> int:
         return self.layout.tiles * self._each
 
-    def _features(self, levels: Sequence[Tensor], layout: Layout) -> Tensor:
+    def _features(self, model: Model, levels: Sequence[Tensor], layout: Layout) -> Tensor:
         tiles = torch.cat([plan.split(x) for plan, x in zip(layout.levels, levels, strict=True)])
-        return self._model(tiles).unflatten(0, (layout.tiles, -1)).transpose(0, 1).flatten(1, 2)
+        return model(tiles).unflatten(0, (layout.tiles, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def build_entering(cfg: Mapping[str, Any], blocks: int) -> Entering:
