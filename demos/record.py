@@ -72,10 +72,7 @@ def _recorded(
     if can_be_asked:
         asked[len(imitate)] = who.ask(expert)
         arrays |= {"expert": expert_chunks(arrays["action"], asked), "imitate": np.stack(imitate)}
-    meta: dict[str, Any] = {"seed": seed, "success": env.is_success}
-    if names := _layout_names(env, info):
-        meta["layout"] = np.array([info["layout"][name] for name in names], float)
-    return arrays, meta
+    return arrays, {"seed": seed, "success": env.is_success, **layout_of(env, info)}
 
 
 def _step(env: Task, action: np.ndarray, perturbed: bool) -> list[tuple[str, Any]]:
@@ -90,6 +87,12 @@ def _step(env: Task, action: np.ndarray, perturbed: bool) -> list[tuple[str, Any
         ("action", np.asarray(action, np.float32)),
         ("perturbed", np.uint8(perturbed)),
     ]
+
+
+def layout_of(env: Task, info: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What a dataset keeps of where an episode began, by `info` of its reset: {"layout": float (N,)}, or nothing."""
+    names = _layout_names(env, info)
+    return {"layout": np.array([info["layout"][name] for name in names], float)} if names else {}
 
 
 def _layout_names(env: Task, info: dict[str, Any]) -> list[str]:

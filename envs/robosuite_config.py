@@ -68,7 +68,7 @@ class StackSettings(RobosuiteSettings):
     task: str = "stack"
     env: str = "Stack"
     rate_hz: float = 10
-    max_steps: int = 100
+    max_steps: int = 150
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CanSettings(RobosuiteSettings):
     task: str = "can"
     env: str = "PickPlaceCan"
     rate_hz: float = 10
-    max_steps: int = 150
+    max_steps: int = 200
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class SquareSettings(RobosuiteSettings):
     task: str = "square"
     env: str = "NutAssemblySquare"
     rate_hz: float = 10
-    max_steps: int = 150
+    max_steps: int = 200
 
 
 # worlds in which one thing is grasped, and what a policy that succeeds has done

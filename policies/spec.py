@@ -135,8 +135,18 @@ class PolicySpec:
         return {place: state[name] for name, place in places[self.action].items() if name in state}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "policy") -> PolicySpec:
-        """From plain values (a config or policy.json); PolicyError names the key that is wrong."""
+    def from_dict(
+        cls, values: Mapping[str, Any], where: str = "policy", action_frame: str = ""
+    ) -> PolicySpec:
+        """From plain values (a config or policy.json); PolicyError names the key that is wrong.
+
+        action_frame: of the demos, decides what an `action_target` of `auto` is. robosuite's controllers begin each step at
+            the pose that they measure then, so that its commands do not add up to a way; deltas against the last
+            command do.
+        """
+        if values.get("action_target") == "auto":
+            anew = action_frame.startswith("robosuite:")
+            values = {**values, "action_target": "delta" if anew else "cumulative"}
         return read_settings(cls, values, where)
 
     def to_dict(self) -> dict[str, Any]:

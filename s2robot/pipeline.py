@@ -169,7 +169,8 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
         return train(
             task.train,
             PolicySpec.from_dict(
-                with_geometry({**task.policy, **sizes, **parts_of(store)}, store.attrs["camera_geometry"])
+                with_geometry({**task.policy, **sizes, **parts_of(store)}, store.attrs["camera_geometry"]),
+                action_frame=store.attrs["action_frame"],
             ),
             store,
             features,

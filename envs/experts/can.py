@@ -4,6 +4,9 @@ import numpy as np
 
 from s2robot.envs.experts.expert import Expert, Target
 
+_ROOM = 0.10  # m to a wall, below which the fingers turn away from it,
+_RAMP = 0.04  # m, over which they do so
+
 
 class Can(Expert):
     clear = 0.11
@@ -20,11 +23,11 @@ class Can(Expert):
         return Target(position + [0, 0, 0.005], self._yaw(position))
 
     def _yaw(self, position: np.ndarray) -> float:
-        """A can is round: as at home, which needs room in y; closing along x where a wall is near and x has more."""
-        room = (
-            np.array(self.env.bin_size[:2]) / 2 - np.abs(position - self.env.bin1_pos)[:2]
-        )  # (2,) to the walls
-        return self.home if room[1] > 0.09 or room[1] >= room[0] else self.home + np.pi / 2
+        """A can is round: as at home, which needs room in y, turned the more the nearer a wall is there, up to along it, or
+        in a corner to half of that. Nothing flips from one place to the next, so there is no line where a policy errs."""
+        room = np.array(self.env.bin_size[:2]) / 2 - np.abs(position - self.env.bin1_pos)[:2]  # to the walls
+        near = np.clip((_ROOM - room) / _RAMP, 0.0, 1.0)  # (2,)
+        return self.home + np.pi / 2 * float(near[1] * (1.0 - near[0] / 2))
 
     def _goal(self) -> np.ndarray:
         """In the can's quarter of the bin, where the arm still reaches over the wall."""

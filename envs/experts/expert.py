@@ -19,6 +19,7 @@ from s2robot.envs.experts.settings import ExpertSettings
 
 SHUT = 0.006  # m between the fingers, below which they hold nothing
 _NUDGE = 0.005  # m
+_OVER = 0.035  # m over the grasp, where the fingers' tips are over the object
 # m and rad that an action of 1 stands for, robosuite's own
 REACH = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
 
@@ -46,6 +47,10 @@ class Expert:
     place_mouth = 0.006  # horizontal error below which the object is lowered
     home = np.pi / 2  # the fingers' direction when the arm hangs as at a reset: across the table
     busy = 30  # control steps in which kicks may begin
+    rough = 1  # times as many kicks as are asked for, turned so many times as far
+    low = False  # kicks go down, too, to where the fingers are just over the object
+    gain = 1.0  # of the distance to where it should be, what a step asks for: the arm lags
+    speed = 0.6  # farthest that a step asks for, as a share of REACH; a policy that was taught to hurry overshoots
 
     def __init__(
         self, env: Any, rng: np.random.Generator | None = None, settings: ExpertSettings | None = None
@@ -54,6 +59,7 @@ class Expert:
         self.hand = Hand(env)
         self.object = self.hand.geoms(self.body)
         c = self.settings
+        self.gain, self.speed = c.gain or self.gain, c.speed or self.speed
         self.closed, self.push = False, ""
         self._step, self._kick_left, self._miss_left = -1, 0, 0
         self._close_xy, self._close_yaw = float(np.mean(c.close_xy)), float(np.mean(c.close_yaw))
@@ -63,7 +69,7 @@ class Expert:
         self._rng = rng
         if rng is not None:
             self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
-            count = rng.integers(c.kicks[0], c.kicks[1] + 1)
+            count = rng.integers(self.rough * c.kicks[0], self.rough * c.kicks[1] + 1)
             self._kick_at = frozenset(rng.choice(np.arange(1, self.busy), size=count, replace=False).tolist())
             self._will_miss, self._miss_at = bool(rng.random() < c.misses), 0.03 + rng.uniform(*c.miss_by)
 
@@ -176,10 +182,10 @@ class Expert:
         mujoco.mju_quat2Vel(turn, quaternion, 1.0)
         away = position - hand.position
         # friction holds a far-reaching arm that is asked for a few millimetres: ask for some more
-        away = self.settings.gain * away + _NUDGE * np.tanh(away / _NUDGE)
-        step = np.concatenate([away, self.settings.gain * turn]) / REACH
-        for part in (slice(0, 3), slice(3, 6)):
-            step[part] /= max(1.0, float(np.abs(step[part]).max()))
+        away = self.gain * away + _NUDGE * np.tanh(away / _NUDGE)
+        step = np.concatenate([away, self.gain * turn]) / REACH
+        for part, most in ((slice(0, 3), self.speed), (slice(3, 6), 1.0)):
+            step[part] /= max(1.0, float(np.abs(step[part]).max()) / most)
         return np.append(step, 1.0 if closed else -1.0).astype(np.float32)
 
     # ---------------------------------------------------------------- perturbations
@@ -204,11 +210,23 @@ class Expert:
         ):
             self._kick_left = int(rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
             push = rng.uniform(-1, 1, 3) * c.kick_size
-            push[2] = abs(push[2]) if above < 0.1 or holds else push[2]
-            push[:2] *= 0.5 if above < 0.1 else 1.0
-            self._kick = push, 0.0 if holds else float(rng.uniform(-c.kick_yaw, c.kick_yaw))
+            push = push if self.low else self._kept_high(push, above, holds)
+            self._kick = push, 0.0 if holds else self.rough * float(rng.uniform(-c.kick_yaw, c.kick_yaw))
         if self._kick_left:
             self._kick_left -= 1
             self.push = "kick"
-            return self._action(hand.position + self._kick[0], hand.yaw + self._kick[1], self.closed)
+            push, turn = self._kick
+            push = self._kept_over(push, above, holds) if self.low else push
+            return self._action(hand.position + push, hand.yaw + turn, self.closed)
         return None
+
+    def _kept_high(self, push: np.ndarray, above: float, holds: bool) -> np.ndarray:
+        """A kick (3,) that hits nothing: up where the fingers are low or hold something."""
+        up = abs(push[2]) if above < 0.1 or holds else push[2]
+        return np.array([*(0.5 if above < 0.1 else 1.0) * push[:2], up])
+
+    def _kept_over(self, push: np.ndarray, above: float, holds: bool) -> np.ndarray:
+        """Up with what is held; else down to just over the object, for a policy comes there askew as well, and has to be shown
+        that it must go up again."""
+        sideways = 0.5 if above < 0.1 and (holds or above < _OVER) else 1.0
+        return np.array([*sideways * push[:2], abs(push[2]) if holds else max(push[2], _OVER - above)])

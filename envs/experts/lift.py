@@ -8,6 +8,7 @@ from s2robot.envs.experts.hand import angle_of, nearest
 
 class Lift(Expert):
     busy = 14
+    gain, speed = 1.5, 1.0
 
     @property
     def body(self) -> int:

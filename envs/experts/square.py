@@ -36,7 +36,7 @@ class Square(Expert):
         # their tips reach 15 mm further down, and there is the table
         return Target(
             self._handle() + 0.011 * rotation[:, 0] + [0, 0, 0.007],
-            nearest(angle_of(rotation[:, 1]), self.home, np.pi),
+            nearest(angle_of(rotation[:, 1]), self.hand.yaw, np.pi),
         )
 
     def place(self) -> tuple[Target, bool]:

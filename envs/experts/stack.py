@@ -5,22 +5,58 @@ import numpy as np
 from s2robot.envs.experts.expert import Expert, Target
 from s2robot.envs.experts.hand import angle_of, nearest
 
+# Where the open fingers' pads are: from and to along their direction, and half their width, with some room, m.
+_INNER, _OUTER, _WIDE = 0.038, 0.053, 0.012
+_OTHER = 0.026  # half of the other cube's side, with some room, m
+
+
+def _corners(centre: np.ndarray, direction: float, along: float, across: float) -> np.ndarray:
+    """Of a rectangle on the table, half its sides given.  # (4, 2)"""
+    ahead = np.array([np.cos(direction), np.sin(direction)])
+    aside = np.array([-ahead[1], ahead[0]])
+    return np.array([centre + i * along * ahead + j * across * aside for i in (-1, 1) for j in (-1, 1)])
+
+
+def _apart(a: np.ndarray, b: np.ndarray, directions: tuple[float, float]) -> bool:
+    """Whether a line along a side of one of two rectangles (4, 2), turned by `directions`, lies between them."""
+    for direction in directions:
+        for axis in (direction, direction + np.pi / 2):
+            ahead = np.array([np.cos(axis), np.sin(axis)])
+            one, two = a @ ahead, b @ ahead
+            if one.max() < two.min() or two.max() < one.min():
+                return True
+    return False
+
 
 class Stack(Expert):
+    busy = 45
+    rough, low = 2, True
+
     @property
     def body(self) -> int:
         return self.env.cubeA_body_id
 
     def grasp(self) -> Target:
+        """On the faces that are nearest to how the fingers are turned now: what was begun is gone on with, so a policy that
+        has turned a little knows where to. Where the other cube is in their way, on the next ones, always to the same side.
+        """
         position, rotation = self.hand.pose(self.body)
-        other, _ = self.hand.pose(self.env.cubeB_body_id)
-        yaw = nearest(angle_of(rotation[:, 0]), self.home, np.pi / 2)
-        towards = other - position
-        if np.linalg.norm(towards[:2]) < 0.11:  # the fingers beside the other cube, not into it
-            bearing = angle_of(towards)
-            yaws = [nearest(yaw + i * np.pi / 2, self.home, np.pi) for i in (0, 1)]
-            yaw = min(yaws, key=lambda y: abs(np.cos(y - bearing)))
+        yaw = nearest(angle_of(rotation[:, 0]), self.hand.yaw, np.pi / 2)
+        if self._in_the_way(position, yaw) and not self._in_the_way(position, yaw + np.pi / 2):
+            yaw += np.pi / 2
         return Target(position + [0, 0, 0.004], yaw)
+
+    def _in_the_way(self, position: np.ndarray, yaw: float) -> bool:
+        """Whether fingers that close along ``yaw`` around the red cube come down on the other one."""
+        other, rotation = self.hand.pose(self.env.cubeB_body_id)
+        direction = angle_of(rotation[:, 0])
+        cube = _corners(other[:2], direction, _OTHER, _OTHER)
+        ahead = (_INNER + _OUTER) / 2 * np.array([np.cos(yaw), np.sin(yaw)])
+        half = (_OUTER - _INNER) / 2, _WIDE
+        return any(
+            not _apart(_corners(position[:2] + side * ahead, yaw, *half), cube, (yaw, direction))
+            for side in (-1, 1)
+        )
 
     def place(self) -> tuple[Target, bool]:
         a, _ = self.hand.pose(self.body)

@@ -9,6 +9,7 @@ import numpy as np
 from s2robot.common.errors import UserError
 from s2robot.dagger.takeover import Seen, TakeoverSettings, Watch
 from s2robot.demos.expert import expert_chunks
+from s2robot.demos.record import layout_of
 from s2robot.envs.task import Task, TaskSettings, acted
 from s2robot.envs.tasks import make
 from s2robot.loading import load_policy
@@ -48,10 +49,10 @@ def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray],
     """Arrays over time, of an episode that the expert ended well (else none), and what became of it.
 
     That is ``{"seed", "reason", "step", "success"}``: why the expert took over ("" if it did not), at which step, and
-    whether whoever acted last succeeded.
+    whether whoever acted last succeeded; and ``layout`` where demos of the task have it.
     """
     env, actor = _opened(course)
-    env.reset(seed=seed)
+    _, info = env.reset(seed=seed)
     expert: Any = env.expert(np.random.default_rng([seed, 7]), course.picker)
     actor.reset(seed)
     steps: dict[str, list] = {}
@@ -66,6 +67,7 @@ def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray],
     done = steps.get("action", [])
     switch = len(done)
     facts = {"seed": seed, "reason": reason, "step": switch, "success": env.is_success}
+    facts |= layout_of(env, info)
     if not reason:
         return {}, facts
     expert.take_over(done)

@@ -87,7 +87,9 @@ def record_corrections(
         corrected = pool.in_order(corrected_episode, [(course, seed) for seed in todo])
         for done, (arrays, facts) in enumerate(corrected, 1):
             if arrays:
-                store.append(arrays, {"seed": facts["seed"], "success": True})
+                store.append(
+                    arrays, {key: facts[key] for key in ("seed", "success", "layout") if key in facts}
+                )
             counts["corrected" if arrays else "failed" if facts["reason"] else "alone"] += 1
             if facts["reason"]:
                 counts[facts["reason"]] += 1

@@ -269,3 +269,17 @@ def test_channel_norm_needs_moments(make_policy):
     with pytest.raises(PolicyError, match=r"shape \(1, 5\), expected \(2, 5\)"):
         policy.fit_normaliser(table, table, chunks, None, (np.ones((1, 5)), np.ones((1, 5))))
     make_policy(pooling={"norm": "layer"}).fit_normaliser(table, table, chunks)
+
+
+@pytest.mark.parametrize(
+    ("frame", "target"),
+    [("robosuite:OSC_POSE", "delta"), ("joint_delta_commanded", "cumulative"), ("parts", "cumulative")],
+)
+def test_what_steps_from_the_measured_pose_are_no_sum(frame, target):
+    sizes = {"cameras": ["hand"], "dim": 4, "tokens": 4}
+    spec = PolicySpec.from_dict({"action_target": "auto", **sizes}, action_frame=frame)
+    assert spec.action_target == target
+    for told in ("delta", "cumulative"):
+        assert (
+            PolicySpec.from_dict({"action_target": told, **sizes}, action_frame=frame).action_target == told
+        )

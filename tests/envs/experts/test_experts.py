@@ -5,7 +5,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.experts.hand import Hand, nearest
+from s2robot.envs.experts.hand import Hand, angle_of, nearest
 from s2robot.envs.experts.settings import ExpertSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make, settings_class, settings_of
@@ -152,3 +152,47 @@ def test_habits_are_the_first_pickers_alone():
         EnvError, match=r"^recording.picker.habit: found 'left', expected 'nearest' in a world"
     ):
         ExpertSettings(habit="left")
+
+
+def test_the_fingers_do_not_come_down_on_the_other_cube():
+    """Faces that are free are taken, those nearest to how the fingers are turned where they are."""
+    task = world("stack")
+    turned = 0
+    for seed in range(30):
+        task.reset(seed=seed)
+        expert = task.expert(None).inner
+        position, rotation = expert.hand.pose(expert.body)
+        faces = nearest(angle_of(rotation[:, 0]), expert.hand.yaw, np.pi / 2)
+        if not expert._in_the_way(position, faces):
+            assert expert.grasp().yaw == faces
+        elif not expert._in_the_way(position, faces + np.pi / 2):
+            turned += 1
+            assert expert.grasp().yaw == faces + np.pi / 2
+    assert turned > 0
+
+
+def test_what_is_in_the_way_of_the_fingers():
+    """Two cubes side by side: between the fingers' directions and across them, near and far."""
+    task = world("stack")
+    task.reset(seed=0)
+    expert = task.expert(None).inner
+    other, rotation = expert.hand.pose(task.raw.cubeB_body_id)
+    across = angle_of(rotation[:, 0])
+    beside = np.array([np.cos(across), np.sin(across), 0.0])
+    for distance, expected in ((0.07, True), (0.085, False)):
+        red = other - distance * beside
+        assert expert._in_the_way(red, across) is expected
+        assert not expert._in_the_way(red, across + np.pi / 2)
+
+
+def test_the_fingers_turn_little_by_little_along_a_wall():
+    """From one place of the can to the next, 2 mm away, at most 6 degrees; at home in the middle, along a near wall."""
+    task = world("can")
+    task.reset(seed=0)
+    expert = task.expert(None).inner
+    half, middle = np.array(task.raw.bin_size[:2]) / 2, np.array(task.raw.bin1_pos)
+    x, y = (np.arange(-h + 0.05, h - 0.05, 0.002) for h in half)
+    yaw = np.array([[expert._yaw(middle + [i, j, 0]) - expert.home for j in y] for i in x])
+    assert max(np.abs(np.diff(yaw, axis=0)).max(), np.abs(np.diff(yaw, axis=1)).max()) < np.radians(6)
+    assert yaw[len(x) // 2, len(y) // 2] == 0.0
+    assert yaw[len(x) // 2, 0] == pytest.approx(np.pi / 2) and yaw[0, 0] == pytest.approx(np.pi / 4)

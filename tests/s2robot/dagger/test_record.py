@@ -12,13 +12,15 @@ from s2robot.dagger.episode import Course, corrected_episode
 from s2robot.dagger.record import DaggerSettings, record_corrections
 from s2robot.dagger.takeover import REASONS, TakeoverSettings
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.record import record_episode
+from s2robot.demos.record import record, record_episode
 from s2robot.demos.replay import replay_episode, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
+from s2robot.envs.experts.settings import ExpertSettings
+from s2robot.envs.tasks import make, settings_class
 from s2robot.policies import PolicyError
 from tests.inline import do_inline
 
@@ -128,6 +130,32 @@ def scripted(monkeypatch):
         monkeypatch.setattr(rooms, "load_policy", lambda *given: (Script(actions), None, None))
 
     return use
+
+
+class Still:
+    """Stands in for a policy that does nothing."""
+
+    disagreement = 0.0
+
+    def reset(self, seed: int) -> None: ...
+
+    def plan(self, observation: dict) -> np.ndarray:
+        return np.zeros((2, 7), np.float32)
+
+
+def test_corrections_of_a_task_with_layouts_have_theirs(tmp_path, monkeypatch):
+    world, expert = settings_class("lift")(image_size=24), ExpertSettings(kicks=(0, 0), misses=0.0)
+    demos = record(tmp_path / "demos.zarr", world, expert, 1, 500, 1, expert=STEPS)
+    asked = Course("", world, expert, TakeoverSettings(PATIENCE), STEPS, "none", None, "cpu")
+    monkeypatch.setattr("s2robot.dagger.record._course", lambda *given: asked)
+    monkeypatch.setattr(rooms, "_OPEN", {})
+    monkeypatch.setattr(rooms, "load_policy", lambda *given: (Still(), None, None))
+    settings = DaggerSettings("", 1, 1, SEED, 1)
+    store, counts = record_corrections(settings, demos, world, tmp_path / "out.zarr")
+    assert ended(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED]
+    task = make(world, draw=False)
+    _, info = task.reset(seed=SEED)
+    assert store.meta("layout")[1].tolist() == [info["layout"][name] for name in store.attrs["layout_names"]]
 
 
 def test_what_a_policy_does_alone_is_no_correction(demos, checkpoint, scripted):
