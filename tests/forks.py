@@ -107,6 +107,7 @@ def _connection() -> socket.socket:
     while True:
         connection = socket.socket(socket.AF_UNIX)
         with suppress(ConnectionRefusedError):
+            connection.settimeout(None)  # the vendor's SDK sets a default for all sockets of a process
             connection.connect(there)
             return connection
         connection.close()

@@ -3,6 +3,7 @@
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 
@@ -60,9 +61,20 @@ def test_it_is_stopped_killed_and_looked_after():
         assert process.wait(60) == process.poll() == -signal.SIGKILL
 
 
+def test_a_default_of_the_vendors_for_sockets_is_none_of_ours():
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.01)
+    try:
+        assert forks.run([sys.executable, "-c", "import time; time.sleep(0.3)"]).returncode == 0
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def test_ctrl_c_on_a_terminal():
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-c", "print('up', flush=True); input()"]
+    # one that waits in a read would not see a signal that comes just before it
+    script = "import time; print('up', flush=True)\nwhile True: time.sleep(0.05)"
+    words = [sys.executable, "-c", script]
     with forks.Popen(words, stdin=theirs, stdout=-1, stderr=-1, start_new_session=True) as process:
         assert process.stdout.readline() == b"up\n"
         os.write(ours, b"\x03")

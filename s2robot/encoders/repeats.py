@@ -35,7 +35,12 @@ class Repeats:
             self._known[key] = known  # the one seen last is the last
             found.append(known)
         if new:
-            for known, tokens in zip(new, self.model(torch.stack([k[0] for k in new])), strict=True):
+            try:
+                computed = self.model(torch.stack([known[0] for known in new]))
+            except BaseException:
+                self._known.clear()  # of tiles that have no tokens; a GPU whose memory is full tries fewer
+                raise
+            for known, tokens in zip(new, computed, strict=True):
                 known.append(tokens)
         for key in list(self._known)[: -self.most]:
             del self._known[key]

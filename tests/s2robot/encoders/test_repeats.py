@@ -45,3 +45,18 @@ def test_the_tiles_seen_last_are_kept():
         assert torch.equal(model(tiles[rows]), Model()(tiles[rows]))
         assert counting.tiles == seen
     assert len(model._known) == 2
+
+
+def test_a_call_that_failed_leaves_nothing_behind():
+    """As where a GPU's memory is full: the same tiles again, fewer at a time."""
+    tiles, counting = torch.randn(3, 3, 4, 4), Model()
+
+    def full(given: Tensor) -> Tensor:
+        if len(given) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return counting(given)
+
+    model = Repeats(full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        model(tiles)
+    assert torch.equal(torch.cat([model(tiles[:2]), model(tiles[2:])]), Model()(tiles))
