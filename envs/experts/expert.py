@@ -210,13 +210,15 @@ class Expert:
         ):
             self._kick_left = int(rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
             push = rng.uniform(-1, 1, 3) * c.kick_size
-            push = push if self.low else self._kept_high(push, above, holds)
+            if not self.low:
+                push = self._kept_high(push, above, holds)
             self._kick = push, 0.0 if holds else self.rough * float(rng.uniform(-c.kick_yaw, c.kick_yaw))
         if self._kick_left:
             self._kick_left -= 1
             self.push = "kick"
             push, turn = self._kick
-            push = self._kept_over(push, above, holds) if self.low else push
+            if self.low:
+                push = self._kept_over(push, above, holds)
             return self._action(hand.position + push, hand.yaw + turn, self.closed)
         return None
 

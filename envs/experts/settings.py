@@ -18,12 +18,8 @@ class ExpertSettings:
     """`recording.picker`, whose comments are in configs/recording/default.yaml. Lengths in m, angles in rad, per control step
     where it says step."""
 
-    gain: float | None = (
-        None  # of the distance to where it should be, what a step asks for; None: the world's own
-    )
-    speed: float | None = (
-        None  # farthest that a step asks for, as a share of what the controller takes; None: likewise
-    )
+    gain: float | None = None  # of the distance to go, what a step asks for; None: the world's own
+    speed: float | None = None  # farthest that a step asks for, as a share of what it may; None: likewise
     hover: float = 0.08  # height over the grasp from which the object is approached
     slope: float = 3.0  # height gained per metre of horizontal error
     turn: float = 0.06  # a turn of one rad counts as so many metres of horizontal error

@@ -10,21 +10,24 @@ _INNER, _OUTER, _WIDE = 0.038, 0.053, 0.012
 _OTHER = 0.026  # half of the other cube's side, with some room, m
 
 
+def _ahead(direction: float) -> np.ndarray:
+    """A unit of length that way on the table.  # (2,)"""
+    return np.array([np.cos(direction), np.sin(direction)])
+
+
 def _corners(centre: np.ndarray, direction: float, along: float, across: float) -> np.ndarray:
     """Of a rectangle on the table, half its sides given.  # (4, 2)"""
-    ahead = np.array([np.cos(direction), np.sin(direction)])
+    ahead = _ahead(direction)
     aside = np.array([-ahead[1], ahead[0]])
     return np.array([centre + i * along * ahead + j * across * aside for i in (-1, 1) for j in (-1, 1)])
 
 
 def _apart(a: np.ndarray, b: np.ndarray, directions: tuple[float, float]) -> bool:
     """Whether a line along a side of one of two rectangles (4, 2), turned by `directions`, lies between them."""
-    for direction in directions:
-        for axis in (direction, direction + np.pi / 2):
-            ahead = np.array([np.cos(axis), np.sin(axis)])
-            one, two = a @ ahead, b @ ahead
-            if one.max() < two.min() or two.max() < one.min():
-                return True
+    for axis in (turn + quarter for turn in directions for quarter in (0.0, np.pi / 2)):
+        one, two = a @ _ahead(axis), b @ _ahead(axis)
+        if one.max() < two.min() or two.max() < one.min():
+            return True
     return False
 
 
@@ -51,7 +54,7 @@ class Stack(Expert):
         other, rotation = self.hand.pose(self.env.cubeB_body_id)
         direction = angle_of(rotation[:, 0])
         cube = _corners(other[:2], direction, _OTHER, _OTHER)
-        ahead = (_INNER + _OUTER) / 2 * np.array([np.cos(yaw), np.sin(yaw)])
+        ahead = (_INNER + _OUTER) / 2 * _ahead(yaw)
         half = (_OUTER - _INNER) / 2, _WIDE
         return any(
             not _apart(_corners(position[:2] + side * ahead, yaw, *half), cube, (yaw, direction))

@@ -3,9 +3,9 @@
     s2robot scenes scenes.frames=20000          # writes <out>/frames.npy and <out>/meta.json
     s2robot scenes scenes.tasks=[cube_pick,lift,stack,can,square]
 
-Each scene is a moment of an expert's episode drawn from the task's cameras moved about, with colours and lights of its
-own; in the first task of either robot, and with a cube of any size. No demo of any dataset is used, so the encoder has not seen the frames a
-policy is trained or tested on.
+Each scene is a moment of an expert's episode drawn from the task's cameras moved about, with colours and lights of
+its own; in the first task of either robot, and with a cube of any size. No demo of any dataset is used, so the
+encoder has not seen the frames a policy is trained or tested on.
 """
 
 from collections.abc import Callable, Iterator

@@ -22,7 +22,7 @@ from s2robot.policies import PolicyError, load_checkpoint, load_tuned
 from s2robot.training.settings import TuneSettings
 from tests.inline import do_inline
 from tests.kills import kill_at_every_write
-from tests.s2robot.training.small import CAMERAS, CONTRACT, TIMES, make_settings
+from tests.s2robot.training.small import CAMERAS, CONTRACT, TIMES, about, make_settings
 
 SIZES = {"hand": (64, 64), "left": (64, 96)}
 POLICY = {
@@ -33,16 +33,8 @@ POLICY = {
 
 def make_demos(path: Path) -> Path:
     """Four episodes of 8 steps in pictures of a bright square; the actions say where it is."""
-    attributes = {k: CONTRACT[k] for k in ("robot", "joint_names", "cameras", "action_frame", "rate_hz")}
-    attributes |= {
-        "camera_geometry": {},
-        "env_version": "none",
-        "env_config": {},
-        "seed": 0,
-        "kind": "images",
-    }
     rng = np.random.default_rng(0)
-    with EpisodeStore.create(path, attributes) as store:
+    with EpisodeStore.create(path, about("images")) as store:
         for i in range(4):
             at = rng.integers(0, 48, (8, 2))
             images = {

@@ -43,19 +43,17 @@ def make_settings(**changes) -> TrainSettings:
     return TrainSettings(**(CFG | changes))
 
 
+def about(kind: str) -> dict:
+    """Attributes of demos that fit CONTRACT; kind: states or images."""
+    own = {k: CONTRACT[k] for k in ("robot", "joint_names", "cameras", "action_frame", "rate_hz")}
+    return own | {"camera_geometry": {}, "env_version": "none", "env_config": {}, "seed": 0, "kind": kind}
+
+
 def make_data(path: Path, times: int = 1) -> tuple[EpisodeStore, np.ndarray]:
     """Eight episodes of 10 to 17 steps, or so many times as long, whose actions follow from the features."""
     rng = np.random.default_rng(0)
-    attributes = {k: CONTRACT[k] for k in ("robot", "joint_names", "cameras", "action_frame", "rate_hz")}
-    attributes |= {
-        "camera_geometry": {},
-        "env_version": "none",
-        "env_config": {},
-        "seed": 0,
-        "kind": "states",
-    }
     features = []
-    with EpisodeStore.create(path, attributes) as store:
+    with EpisodeStore.create(path, about("states")) as store:
         for i in range(8):
             length = times * (10 + i)
             seen = rng.normal(size=(length, len(CAMERAS), TOKENS, DIM)).astype(np.float16)
