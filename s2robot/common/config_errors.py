@@ -36,7 +36,12 @@ def _config_error(verb: str, overrides: list[str], message: str) -> str:
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:
         key = unknown[1].split("@")[0]
-        return f"unknown key '{key}'{did_you_mean(key, _known_keys(verb, overrides, key))}"
+        known = _known_keys(verb, overrides, key)
+        group = key.split(".")[0]
+        elsewhere = (configs_dir() / group).is_dir() and (group not in known or key in known)
+        if elsewhere and "checkpoint" in known:  # of training, as `encoder=mvp-tiny`
+            return f"{key}: `s2robot {verb}` takes what the checkpoint was trained with, expected none"
+        return f"unknown key '{key}'{did_you_mean(key, known)}"
     absent = re.search(r"Could not find '([^']+)'", message)
     if absent:
         return _unknown_option(absent[1])

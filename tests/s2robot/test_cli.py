@@ -86,6 +86,12 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
             ("train", "task=stack", "env.cube_size=0.02"),
             "env.cube_size: task=stack does not read it, expected",
         ),
+        (
+            ("evaluate", "checkpoint=x", "encoder=mvp-tiny"),
+            "encoder: `s2robot evaluate` takes what the checkpoint was trained with",
+        ),
+        (("evaluate", "checkpoint=x", "policy.members=1"), "policy.members: `s2robot evaluate` takes what the"),
+        (("evaluate", "checkpoint=x", "evaluate.episode=1"), "did you mean 'evaluate.episodes'?"),
         (("evaluate",), "no value for checkpoint; give one with checkpoint=<value>"),
         (("train", "a b"), "cannot read 'a b', expected key=value"),
         (("train", "train.seed=0", "--multirun", "trian.steps=3"), "did you mean 'train.steps'?"),
