@@ -11,7 +11,7 @@ faces of the cube, need their demos first:
 
     s2robot record robot=panda out=runs/policies/panda.zarr
     s2robot record env.cube_size=0.025 out=runs/policies/cube25.zarr
-    s2robot record recording.picker.habit=either out=runs/policies/two_pickers.zarr
+    s2robot record picker.habit=either out=runs/policies/two_pickers.zarr
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The committed result of Table 10 is whole, and its figures follow from its episodes."""
+"""The committed comparisons are whole, and their figures follow from their episodes."""
 
 import csv
 import json
@@ -11,22 +11,29 @@ import pytest
 from s2robot.comparison.intervals import success_interval
 from s2robot.comparison.paired import difference
 
-FOLDER = Path(__file__).parents[1] / "docs/results/table10"
+RESULTS = Path(__file__).parents[1] / "docs/results"
 ARM = {"name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action"}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def summary():
-    return json.loads((FOLDER / "summary.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module", params=["table10", "trained/steps", "trained/demos30", "trained/cube2"])
+def folder(request):
+    return RESULTS / request.param
 
 
 @pytest.fixture(scope="module")
-def outcomes():
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder):
     """arm -> bool (seeds, positions), from the list of episodes."""
     found: dict = defaultdict(lambda: defaultdict(dict))
-    with (FOLDER / "episodes.csv").open(encoding="utf-8") as lines:
+    with (folder / "episodes.csv").open(encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             assert row["success"] in ("0", "1")
+            if row["axis"]:
+                continue
             found[row["arm"]][int(row["training_seed"])][int(row["position"])] = row["success"] == "1"
     return {
         arm: np.array([[run[p] for p in sorted(run)] for _, run in sorted(runs.items())])
@@ -57,7 +64,7 @@ def test_pairs(summary, outcomes):
 
 
 def test_policies():
-    rows = json.loads((FOLDER.parent / "policies/summary.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((RESULTS / "policies/summary.json").read_text(encoding="utf-8"))["rows"]
     assert {"default", "one scale"} <= {row["name"] for row in rows}
     for row in rows:
         rates = [seed["successes"] / seed["episodes"] for seed in row["seeds"]]
@@ -72,7 +79,7 @@ def test_policies():
 
 
 def test_tasks():
-    rows = json.loads((FOLDER.parent / "tasks/summary.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((RESULTS / "tasks/summary.json").read_text(encoding="utf-8"))["rows"]
     for row in rows:
         rates = [seed["successes"] / seed["episodes"] for seed in row["seeds"]]
         assert row["mean"] == pytest.approx(np.mean(rates), abs=1e-4)

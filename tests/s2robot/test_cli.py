@@ -90,7 +90,10 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
             ("evaluate", "checkpoint=x", "encoder=mvp-tiny"),
             "encoder: `s2robot evaluate` takes what the checkpoint was trained with",
         ),
-        (("evaluate", "checkpoint=x", "policy.members=1"), "policy.members: `s2robot evaluate` takes what the"),
+        (
+            ("evaluate", "checkpoint=x", "policy.members=1"),
+            "policy.members: `s2robot evaluate` takes what the",
+        ),
         (("evaluate", "checkpoint=x", "evaluate.episode=1"), "did you mean 'evaluate.episodes'?"),
         (("evaluate",), "no value for checkpoint; give one with checkpoint=<value>"),
         (("train", "a b"), "cannot read 'a b', expected key=value"),
