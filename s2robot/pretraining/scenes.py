@@ -10,6 +10,7 @@ encoder has not seen the frames a policy is trained or tested on.
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from s2robot.envs.tasks import DEFAULT, make, settings_class
 from s2robot.envs.workers import worker_pool
 
 _FREE = 0  # mujoco.mjtJoint.mjJNT_FREE; its import comes after the choice of OpenGL
-_FRAMES_A_SEED = 60  # one episode's moments, so that a worker's task is some seconds long
+_FRAMES_A_SEED = 60  # about one episode's moments, so that a worker's task is some seconds long
+_EVERY = 4  # moments are so many steps apart: neighbours look alike, and the end of an episode is to be seen, too
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def render_scenes(
     frames: list[np.ndarray] = []
     episode = seed * 1000 + 500_000_000  # far from the seeds of demos and evaluations
     while len(frames) < _FRAMES_A_SEED:
-        for _ in _moments(env, episode):
+        for _ in islice(_moments(env, episode), 0, None, _EVERY):
             look.draw()
             env._refresh_poses()
             frames.extend(env.render_cameras().values())

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import read
+from s2robot.pretraining import scenes
 from s2robot.pretraining.scenes import ScenesSettings, make_scenes, render_scenes
 from tests.inline import do_inline
 
@@ -38,6 +39,19 @@ def test_other_worlds_are_pictured_in_turn():
     assert np.array_equal(frames, render_scenes(1, ("stack",), ("xarm7",), 64, 1.0))
     assert len({frame.tobytes() for frame in frames}) == 60
     assert frames.reshape(60, -1).std(1).min() > 5
+
+
+def test_the_end_of_an_episode_is_pictured(monkeypatch):
+    reached, moments = [], scenes._moments
+
+    def watched(env, seed):
+        for _ in moments(env, seed):
+            reached.append(env.is_success)
+            yield
+
+    monkeypatch.setattr(scenes, "_moments", watched)
+    render_scenes(1, ("stack",), ("xarm7",), 32, 0.0)
+    assert any(reached)
 
 
 def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
