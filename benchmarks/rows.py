@@ -42,7 +42,12 @@ def success(seeds: list[dict[str, Any]], first: int) -> dict[str, Any]:
     rates = outcomes.mean(1)
     return {
         "seeds": [
-            {"seed": each["seed"], "episodes": len(each["outcomes"]), "successes": int(sum(each["outcomes"]))}
+            {
+                "seed": each["seed"],
+                "episodes": len(each["outcomes"]),
+                "successes": int(sum(each["outcomes"])),
+                "failed": [first + i for i, done in enumerate(each["outcomes"]) if not done],
+            }
             for each in seeds
         ],
         "mean": round(float(rates.mean()), 4),

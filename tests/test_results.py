@@ -63,6 +63,22 @@ def test_pairs(summary, outcomes):
         assert pair["episodes"] == outcomes[pair["a"]].size + outcomes[pair["b"]].size
 
 
+def tables():
+    """The rows of both tables that say which positions failed."""
+    for name in ("policies", "tasks"):
+        for row in json.loads((RESULTS / name / "summary.json").read_text(encoding="utf-8"))["rows"]:
+            if "failed" in row["seeds"][0]:
+                yield pytest.param(row, id=f"{name}: {row['name']}")
+
+
+@pytest.mark.parametrize("row", tables())
+def test_an_interval_is_that_of_the_outcomes(row):
+    positions = np.arange(row["positions"][0], row["positions"][1] + 1)
+    outcomes = np.array([~np.isin(positions, seed["failed"]) for seed in row["seeds"]])
+    assert outcomes.sum(1).tolist() == [seed["successes"] for seed in row["seeds"]]
+    assert success_interval(outcomes)[:2] == pytest.approx((row["low"], row["high"]), abs=1e-4)
+
+
 def test_policies():
     rows = json.loads((RESULTS / "policies/summary.json").read_text(encoding="utf-8"))["rows"]
     assert {"default", "one scale"} <= {row["name"] for row in rows}

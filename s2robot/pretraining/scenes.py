@@ -26,7 +26,7 @@ from s2robot.envs.workers import worker_pool
 
 _FREE = 0  # mujoco.mjtJoint.mjJNT_FREE; its import comes after the choice of OpenGL
 _FRAMES_A_SEED = 60  # about one episode's moments, so that a worker's task is some seconds long
-_EVERY = 4  # moments are so many steps apart: neighbours look alike, and the end of an episode is to be seen, too
+_EVERY = 4  # steps between moments: neighbours look alike, and the end of an episode is to be seen, too
 
 
 @dataclass(frozen=True)
