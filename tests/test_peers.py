@@ -21,6 +21,7 @@ from s2robot.evaluation.rollouts import World
 FAKE = textwrap.dedent("""
     import numpy as np
     from benchmarks.peers.peer import serve
+    print("what robomimic says when it is imported", flush=True)
 
     class Fake:
         about = "fake"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.peer import read, write
+from benchmarks.peers.peer import ANSWERS, read, write
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.paths import shipped_demos
@@ -41,20 +41,29 @@ class PipedPlanner:
     execute, every_step = 1, False  # the policy keeps its own queue of actions
 
     def __init__(self, command: Sequence[str]):
-        self.command, self._process = list(command), None
+        self.command, self._process = list(command), None  # started at the first episode
         self._spent = {"act_s": 0.0, "act_cpu_s": 0.0, "actions": 0.0}
 
     @property
     def process(self) -> Any:
         """The policy's process, which has greeted. Raises UserError if it ended before."""
         if self._process is None:
-            own, pipes = {"PYTHONPATH": str(ROOT)}, {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self._process = subprocess.Popen(self.command, env={**os.environ, **own}, **pipes)  # type: ignore[call-overload]
+            ours, theirs = os.pipe()
+            own = {"PYTHONPATH": str(ROOT), ANSWERS: str(theirs)}
+            self._process = subprocess.Popen(
+                self.command,
+                env={**os.environ, **own},
+                stdin=subprocess.PIPE,
+                stdout=2,  # what it prints is not for us
+                pass_fds=(theirs,),
+            )
+            os.close(theirs)
+            self._answers = os.fdopen(ours, "rb")
             self.cameras = self._answer()["cameras"]
         return self._process
 
     def _answer(self) -> Any:
-        answer = read(self._process.stdout)  # type: ignore[union-attr]
+        answer = read(self._answers)
         if answer is None:
             code = self._process.wait()  # type: ignore[union-attr]
             raise UserError(f"{shlex.join(self.command)}: ended with code {code}, expected an answer")

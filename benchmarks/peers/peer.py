@@ -1,7 +1,8 @@
 """What all sides share: the budget of a training, the pipe through which a policy acts in our world, the clock of a loader.
 
-Runs in a peer's environment: of s2robot only the messages of `s2robot serve` are used (numpy and msgpack). Over the pipe
-goes one message after another, its length (4 bytes, little-endian) before it:
+Runs in a peer's environment: of s2robot only the messages of `s2robot serve` are used (numpy and msgpack). Messages come on
+stdin and go out through a pipe of their own, whose number is in the environment: robomimic prints when it is imported.
+Over the pipes goes one message after another, its length (4 bytes, little-endian) before it:
 
     policy  {"about": text, "cameras": [...]}              once, when it is loaded
     world   {"reset": seed}                                an episode begins; no answer
@@ -24,6 +25,7 @@ import numpy as np
 from s2robot.serving.wire import decode, encode
 
 CAMERAS = ["hand", "left", "right"]
+ANSWERS = "PEER_ANSWERS"  # variable with the number of the pipe for answers
 
 
 class BudgetSpent(Exception):
@@ -82,12 +84,11 @@ def read(stream: BinaryIO) -> Any:
 
 
 def serve(load: Callable[[], Any]) -> None:
-    """Answer on stdin and stdout until they close; what the peer prints goes to stderr.
+    """Answer what comes on stdin until it closes.
 
     load: gives a policy with `about`, `reset(seed)` and `act(images, proprio)` -> (8,).
     """
-    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    source, sink = sys.stdin.buffer, os.fdopen(int(os.environ[ANSWERS]), "wb")
     policy = load()
     write(sink, {"about": policy.about, "cameras": CAMERAS})
     while (message := read(source)) is not None:
