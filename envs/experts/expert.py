@@ -45,9 +45,11 @@ class Expert:
     clear = 0.08  # how high over its goal the object is carried
     place_slope = 6.0  # height over the goal gained per metre of horizontal error
     place_mouth = 0.006  # horizontal error below which the object is lowered
+    leave = 0.06  # how far a step goes up from what was put down and let go
     home = np.pi / 2  # the fingers' direction when the arm hangs as at a reset: across the table
     busy = 30  # control steps in which kicks may begin
     rough = 1  # times as many kicks as are asked for, turned so many times as far
+    extra = 0  # and so many more, where any are asked for
     low = False  # kicks go down, too, to where the fingers are just over the object
     gain = 1.0  # of the distance to where it should be, what a step asks for: the arm lags
     speed = 0.6  # farthest that a step asks for, as a share of REACH; a policy that was taught to hurry overshoots
@@ -69,7 +71,8 @@ class Expert:
         self._rng = rng
         if rng is not None:
             self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
-            count = rng.integers(self.rough * c.kicks[0], self.rough * c.kicks[1] + 1)
+            least, most = (self.rough * kicks + (self.extra if c.kicks[1] else 0) for kicks in c.kicks)
+            count = rng.integers(least, most + 1)
             self._kick_at = frozenset(rng.choice(np.arange(1, self.busy), size=count, replace=False).tolist())
             self._will_miss, self._miss_at = bool(rng.random() < c.misses), 0.03 + rng.uniform(*c.miss_by)
 
@@ -128,7 +131,7 @@ class Expert:
         if self.closed:
             return self._carry() if holds else self._action(hand.position, hand.yaw, True)
         if self.placed():  # let go, then up
-            rise = 0.0 if any(hand.touches(self.object)) else 0.06
+            rise = 0.0 if any(hand.touches(self.object)) else self.leave
             return self._action(hand.position + [0, 0, rise], hand.yaw, False)
         return self._approach(grasp)
 

@@ -46,6 +46,16 @@ def test_it_succeeds_pushed_or_not(name):
     assert len(actions) < 0.7 * task.settings.max_steps
 
 
+def test_on_a_stack_the_hand_lets_go_and_stays():
+    task = world("stack")
+    task.reset(seed=1)
+    expert = task.expert(None, None)
+    finish(task, expert)
+    told = expert.ask(6)
+    assert task.is_success and (told[:, 6] == 0).all()
+    assert np.abs(told[:, :3]).max() < 0.002  # m
+
+
 def test_to_ask_changes_nothing_and_tells_what_it_will_do():
     task = world("stack")
     seen = []
