@@ -157,7 +157,7 @@ def main() -> None:
     for name in args.rows or ROWS:
         seeds = [one(name, ROWS[name], seed, args) for seed in args.seeds]
         keep(args.out, "rows", summarise(name, ROWS[name], seeds, args))
-        if args.against:
+        if args.against not in (None, name):
             base = [one(args.against, ROWS[args.against], seed, args) for seed in args.seeds]
             keep(args.out, "differences", against(name, seeds, args.against, base))
 

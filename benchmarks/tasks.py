@@ -146,7 +146,7 @@ def main() -> None:
             row = ROWS[name]
             seeds = [one(name, row, seed, args) for seed in args.seeds]
             keep(args.out, "rows", summarise(name, row, row.arm, seeds, args))
-            if args.against:
+            if args.against not in (None, name):
                 base = [one(args.against, ROWS[args.against], seed, args) for seed in args.seeds]
                 keep(args.out, "differences", against(name, seeds, args.against, base))
 
