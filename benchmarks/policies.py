@@ -50,7 +50,6 @@ LARGE = "encoder=mvp-small s2=single"
 ROWS = {
     "default": Row(),
     "one scale": Row("s2=single"),
-    "worlds": Row("encoder.checkpoint=runs/mvp-worlds/encoder.safetensors"),  # made as docs/encoders.md says
     "one network": Row(ONE),
     "one network, two of eight executed": Row(f"{ONE} policy.execute=2"),
     **{

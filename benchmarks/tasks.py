@@ -42,8 +42,6 @@ SUMS = "policy.action_target=cumulative"  # what these tasks were trained with u
 ROWS = {task: Row(task) for task in TASKS}
 ROWS |= {f"{task}, one scale": Row(task, "s2=single") for task in TASKS}
 ROWS |= {f"{task}, sums": Row(task, SUMS) for task in TASKS}
-WORLDS = "encoder.checkpoint=runs/mvp-worlds/encoder.safetensors"  # docs/encoders.md says how it is made
-ROWS |= {f"{task}, worlds": Row(task, WORLDS) for task in TASKS}
 ROWS |= {f"{task}, fine": Row(task, "s2.fine=true train.steps=3000") for task in TASKS}
 # With sums, Lift succeeds where plans of every step are averaged (positions 20000 to 20063).
 AVERAGED = f"policy.ensemble=0.05 {SUMS}"

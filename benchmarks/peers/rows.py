@@ -5,15 +5,17 @@
     taskset -c 1 python -m benchmarks.peers.rows <folder> robomimic/10     # success after 10 core-minutes
     python -m benchmarks.peers.rows <folder> loading/robomimic world/ours
 
-Success: `robomimic/<core-minutes>`, `act/<...>`, `diffusion/<...>`, and `ours/<...>`, which is `s2robot train` as it is, drawing and
-encoding the demos included, and fails if that takes longer. What a row was made of stays in the folder. Everything has one thread: on a busy machine threads wait for each other, which counts as CPU time (a step of ACT took several times
-as much with two).
+Success: `robomimic/<core-minutes>`, `act/<...>`, `diffusion/<...>`, and `ours/<...>`, which is `s2robot train` as it is, drawing
+and encoding the demos included, and fails if that takes longer. What a row was made of stays in the folder. Everything has
+one thread: on a busy machine threads wait for each other, which counts as CPU time (a step of ACT took several times as
+much with two).
 """
 
 import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +34,7 @@ PEERS = {  # algorithm -> peer, what its demos are called, words for its trainin
     "act": ("lerobot", "lerobot", ["act"]),
     "diffusion": ("lerobot", "lerobot", ["diffusion"]),
 }
-COUNTS = ("episodes", "successes", "low", "high")
+COUNTED = ("episodes", "successes", "low", "high", "by_stage")  # of an evaluation's summary
 TIMED = {  # what is timed -> peer whose python it is, module, words
     "loading/lerobot": ("lerobot", "lerobot_peer", ["load", "{}/lerobot", "60"]),
     "loading/robomimic": ("robomimic", "robomimic_peer", ["load", "{}/robomimic.hdf5", "60"]),
@@ -77,13 +79,15 @@ def success(folder: Path, name: str, positions: int) -> dict[str, Any]:
     made = json.loads((out / "budget.json").read_text())
     act = {"act_cpu_ms": round(1000 * spent["act_cpu_s"] / max(spent["actions"], 1), 1)}
     about = {"peer": peer, "algorithm": algorithm, "minutes": int(minutes)}
-    return about | made | {key: summary[key] for key in COUNTS} | act | {"by_stage": summary["by_stage"]}
+    return about | made | {key: summary[key] for key in COUNTED} | act
 
 
 def ours(folder: Path, name: str, positions: int) -> dict[str, Any]:
     """`s2robot train` with an empty cache, its CPU time held against the budget, then `s2robot evaluate`."""
     minutes, out = int(name.split("/")[1]), folder / name.replace("/", "_")
     if not (out / "budget.json").exists():
+        # nobody knows what a training that was cut off had spent
+        shutil.rmtree(out, ignore_errors=True)
         before = os.times()
         one = ["features.workers=1", "train.threads=1"]
         run("train", [f"features.cache={out}/features", *one], out / "train")
@@ -103,7 +107,7 @@ def ours(folder: Path, name: str, positions: int) -> dict[str, Any]:
     run("evaluate", [checkpoint, *asked], out / "world")
     summary = json.loads((out / "world" / "summary.json").read_text())
     about = {"peer": "s2robot", "algorithm": "regression, S2", "minutes": minutes}
-    return about | made | {key: summary[key] for key in COUNTS} | {"by_stage": summary["by_stage"]}
+    return about | made | {key: summary[key] for key in COUNTED}
 
 
 def timed(folder: Path, name: str) -> dict[str, Any]:
@@ -128,9 +132,10 @@ def main() -> None:
     for name in args.names:
         if name in TIMED:
             row = timed(folder, name)
+        elif name.startswith("ours/"):
+            row = ours(folder, name, args.positions)
         else:
-            measure = ours if name.startswith("ours/") else success
-            row = measure(folder, name, args.positions)
+            row = success(folder, name, args.positions)
         command = shlex.join(["python", "-m", "benchmarks.peers.rows", "<folder>", name])
         keep(SUMMARY, "rows", {"name": name, **row, "command": command})
 
