@@ -69,6 +69,19 @@ ROWS = {
         )
         for demos in (40, 15)
     },
+    # What 15 demos leave to gain, and whether more pooling, more eyes or a trained encoder gain it.
+    **{
+        f"15 demos, {what}": Row(f"demos.episodes=15 {typed}", demos=15)
+        for what, typed in {
+            "attention": "policy.pooling.kind=attention",
+            "points": "policy.pooling.points=true",
+            "views": "features.views=3",
+            "fine": "s2.fine=true",
+            "one scale": "s2=single",
+            "one scale, two blocks": "s2=single train.tune.blocks=2",
+            "one scale, LoRA": "s2=single train.tune.blocks=2 train.tune.lora=8",
+        }.items()
+    },
     "DAgger": Row(dagger_rounds=1, begins="default"),
     "rpt": Row("policy=rpt"),
     "rpt, 8000 steps": Row("policy=rpt train.steps=8000"),
