@@ -89,6 +89,10 @@ ROWS = {
     "rpt, keypoints": Row(
         "policy=rpt policy.network.action_history=false policy.pooling.kind=spatial_softmax train.steps=4000"
     ),
+    "rpt, keypoints, no past states": Row(
+        "policy=rpt policy.network.action_history=false policy.network.proprio_history=false "
+        "policy.pooling.kind=spatial_softmax train.steps=4000"
+    ),
     "panda": Row("", PANDA, robot="panda"),
     "panda, DAgger": Row("", PANDA, robot="panda", dagger_rounds=1, begins="panda"),
     "2.5 cm cube": Row("", SMALL, cube_size=0.025),
