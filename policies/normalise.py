@@ -54,8 +54,9 @@ class Normaliser(nn.Module):
     """The scalers of a policy, over the numbers inside (see `Parts`).
 
     mode: "standard": mean and standard deviation; "minmax": the range becomes -1..1; "quantile": that from the 1 % to
-    the 99 % quantile does, so that a few outliers do not decide it. modes: of single parts, by name. The six numbers of
-    a rotation share one scale, which keeps them a rotation's; what is binary is 0 and 1.
+    the 99 % quantile does, so that a few outliers do not decide it. modes: of single parts, by name. Each of the six
+    numbers of a rotation has its own scale, for a hand turns far about the vertical and must feel a tilt of a degree; what
+    is binary is 0 and 1.
     """
 
     def __init__(
@@ -133,8 +134,6 @@ class Normaliser(nn.Module):
                 continue
             if (mode := self.modes.get(part.name, self.mode)) != self.mode:
                 offset[at], scale[at] = _moments(x[:, at], mode, often)
-            if part.kind == "rotation":
-                scale[at] = np.sqrt((scale[at] ** 2).mean())
             scale[at] = np.maximum(scale[at], floor)
         return offset, scale
 
