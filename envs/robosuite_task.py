@@ -73,7 +73,7 @@ class RobosuiteTask(MujocoTask):
         return known.index(name)
 
     def _proprio_parts(self) -> list[dict]:
-        seen = self.raw._get_observations(force_update=True)
+        seen = self._observed()
         parts = []
         for key in self.settings.proprio:
             if key not in seen:
@@ -86,6 +86,16 @@ class RobosuiteTask(MujocoTask):
             else:
                 parts.append({"name": key, "size": int(np.size(seen[key])), "kind": "absolute"})
         return parts
+
+    def _observed(self) -> dict[str, Any]:
+        """robosuite's observables, and `robot0_gripper_command`: where a gripper was told to go, -1..1, some steps from one to
+        the other. An object between the fingers hides it."""
+        told = {
+            f"robot{number}_{'' if len(robot.arms) == 1 else f'{arm}_'}gripper_command": gripper.current_action
+            for number, robot in enumerate(self.raw.robots)
+            for arm, gripper in robot.gripper.items()
+        }
+        return {**self.raw._get_observations(force_update=True), **told}
 
     # ---------------------------------------------------------------- an episode
 
@@ -117,7 +127,7 @@ class RobosuiteTask(MujocoTask):
 
     @property
     def proprio(self) -> np.ndarray:
-        seen = self.raw._get_observations(force_update=True)
+        seen = self._observed()
         rows = [_rot6d(seen[k]) if k.endswith("_quat") else np.ravel(seen[k]) for k in self.settings.proprio]
         return np.concatenate(rows).astype(np.float32)
 

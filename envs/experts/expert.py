@@ -20,6 +20,12 @@ from s2robot.envs.experts.settings import ExpertSettings
 SHUT = 0.006  # m between the fingers, below which they hold nothing
 _NUDGE = 0.005  # m
 _OVER = 0.035  # m over the grasp, where the fingers' tips are over the object
+_ASKEW = 0.3, np.pi / 4  # rad, of a grasp at a wrong turn
+_NEAR, _ASKEW_STEPS = (
+    0.015,
+    16,
+)  # it begins so near, m to the side, and closes after so many steps wherever it is
+_SLIP = 1, 5  # steps, the second excluded: the fingers part after about five
 # m and rad that an action of 1 stands for, robosuite's own
 REACH = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
 
@@ -51,6 +57,10 @@ class Expert:
     rough = 1  # times as many kicks as are asked for, turned so many times as far
     extra = 0  # and so many more, where any are asked for
     low = False  # kicks go down, too, to where the fingers are just over the object
+    slips = False  # half of the kicks while it holds something begin to open the gripper instead
+    askew = (
+        0.0  # share of the episodes in which it grasps at a wrong turn, and goes on with what it then holds
+    )
     gain = 1.0  # of the distance to where it should be, what a step asks for: the arm lags
     speed = 0.6  # farthest that a step asks for, as a share of REACH; a policy that was taught to hurry overshoots
 
@@ -66,8 +76,11 @@ class Expert:
         self._step, self._kick_left, self._miss_left = -1, 0, 0
         self._close_xy, self._close_yaw = float(np.mean(c.close_xy)), float(np.mean(c.close_yaw))
         self._kick_at: frozenset[int] = frozenset()
-        self._kick = np.zeros(3), 0.0
+        self._kick, self._slip_left = (np.zeros(3), 0.0), 0
         self._will_miss, self._miss_at = False, 0.0
+        # of a grasp at a wrong turn: how wrong, rad, once begun the fingers' own direction, and then its steps
+        self._wrong: float | None = None
+        self._askew_left: int | None = None
         self._rng = rng
         if rng is not None:
             self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
@@ -75,6 +88,8 @@ class Expert:
             count = rng.integers(least, most + 1)
             self._kick_at = frozenset(rng.choice(np.arange(1, self.busy), size=count, replace=False).tolist())
             self._will_miss, self._miss_at = bool(rng.random() < c.misses), 0.03 + rng.uniform(*c.miss_by)
+            if self.askew and c.kicks[1] and rng.random() < self.askew:
+                self._wrong = float(rng.choice([-1, 1]) * rng.uniform(*_ASKEW))
 
     # ---------------------------------------------------------------- what a task says
 
@@ -113,7 +128,8 @@ class Expert:
 
     def calm(self) -> None:
         """No perturbations from here on."""
-        self._rng, self._kick_left, self._miss_left = None, 0, 0
+        self._rng, self._kick_left, self._miss_left, self._slip_left = None, 0, 0, 0
+        self._wrong, self._askew_left = None, None
 
     # ---------------------------------------------------------------- acting
 
@@ -201,12 +217,16 @@ class Expert:
         if self._will_miss and not self.closed and abs(above - self._miss_at) < 0.02:
             self._will_miss = False
             self._miss_left = int(rng.integers(c.miss_steps[0], c.miss_steps[1] + 1))
+        if self._wrong is not None and not self.closed:
+            push = self._grasped_askew(self._wrong, grasp, above)
+            if push is not None:
+                return push
         if self._miss_left:  # closes on nothing, over the object
             self._miss_left -= 1
             self.push, self.closed = "miss", True
             return self._action(hand.position, hand.yaw, True)
         if (
-            self._kick_left == 0
+            self._kick_left == self._slip_left == 0
             and self._step in self._kick_at
             and (holds or not self.closed)
             and not self.placed()
@@ -216,6 +236,12 @@ class Expert:
             if not self.low:
                 push = self._kept_high(push, above, holds)
             self._kick = push, 0.0 if holds else self.rough * float(rng.uniform(-c.kick_yaw, c.kick_yaw))
+            if self.slips and holds and rng.random() < 0.5:
+                self._kick_left, self._slip_left = 0, int(rng.integers(*_SLIP))
+        if self._slip_left:  # a policy begins to let go too early, and has to be shown that it goes on
+            self._slip_left -= 1
+            self.push = "slip"
+            return self._action(hand.position, hand.yaw, False)
         if self._kick_left:
             self._kick_left -= 1
             self.push = "kick"
@@ -224,6 +250,26 @@ class Expert:
                 push = self._kept_over(push, above, holds)
             return self._action(hand.position + push, hand.yaw + turn, self.closed)
         return None
+
+    def _grasped_askew(self, wrong: float, grasp: Target, above: float) -> np.ndarray | None:
+        """Over the object: turn, go down and close. A policy does so where it cannot see how the object is turned, and has to
+        be shown that it goes on with what it then holds."""
+        hand = self.hand
+        off = float(np.linalg.norm((grasp.position - hand.position)[:2]))
+        if self._askew_left is None:
+            if off > _NEAR or above > 0.06 or hand.gap < 0.85 * hand.widest:
+                return None
+            wrong, self._askew_left = grasp.yaw + wrong, _ASKEW_STEPS
+            self._wrong = wrong
+        self._askew_left -= 1
+        self.push = "askew"
+        yaw = nearest(wrong, hand.yaw, np.pi)
+        if self._askew_left and abs(hand.yaw - yaw) > 0.1:
+            return self._action(grasp.position + [0, 0, max(above, _OVER)], yaw, False)
+        if self._askew_left and (above > self.close_z or off > self._close_xy):
+            return self._action(grasp.position, yaw, False)
+        self._wrong, self._askew_left, self.closed = None, None, True
+        return self._action(hand.position, hand.yaw, True)
 
     def _kept_high(self, push: np.ndarray, above: float, holds: bool) -> np.ndarray:
         """A kick (3,) that hits nothing: up where the fingers are low or hold something."""

@@ -8,7 +8,8 @@ import numpy as np
 
 from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
 
-_MEMORY = ("closed", "push", "_step", "_kick_left", "_miss_left", "_will_miss", "_kick", "_rng")
+_PUSHES = ("_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew_left")
+_MEMORY = ("closed", "push", "_step", "_rng", *_PUSHES)
 
 
 class TaskExpert:

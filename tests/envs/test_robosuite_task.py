@@ -88,6 +88,25 @@ def test_actions_are_in_metres_radians_and_0_to_1(pair):
     assert world.proprio[2] - before[2] > 0.05  # up
 
 
+def test_a_policy_may_feel_where_the_gripper_was_told_to_go():
+    """A cube between the fingers hides it: they do not part until some steps after they were told to."""
+    task = make(RobosuiteSettings(env="Lift", proprio=("robot0_gripper_command",), image_size=24), draw=False)
+    assert [(p["name"], p["size"], p["kind"]) for p in task.proprio_parts] == [
+        ("robot0_gripper_command", 2, "absolute")
+    ]
+    task.reset(seed=0)
+    np.testing.assert_array_equal(task.proprio, [0, 0])
+    told = []
+    for closed in (1, 1, 1, 0, 0):
+        task.step_physics([0, 0, 0, 0, 0, 0, closed])
+        told.append(task.proprio[1])
+    assert told[0] < told[1] < told[2] > told[3] > told[4]
+    state, felt = task.get_state(), task.proprio
+    task.step_physics([0, 0, 0, 0, 0, 0, 0])
+    task.set_state(state)
+    np.testing.assert_array_equal(task.proprio, felt)
+
+
 def test_gymnasium_finds_nothing_wrong(pair):
     check_env(pair[0], skip_render_check=True)
     assert pair[0].task_spec.cameras == {"agentview": (24, 24), "robot0_eye_in_hand": (24, 24)}

@@ -46,6 +46,27 @@ def test_it_succeeds_pushed_or_not(name):
     assert len(actions) < 0.7 * task.settings.max_steps
 
 
+def test_on_a_stack_it_goes_on_with_what_it_grasped_askew_and_nearly_dropped():
+    task = world("stack")
+    seen = set()
+    for seed in range(8):
+        task.reset(seed=seed)
+        expert = task.expert(np.random.default_rng(seed), None)
+        inner, held = expert.inner, 0.0
+        while not task.is_success and task._steps < task.settings.max_steps:
+            action = expert.act()
+            seen.add(expert.push)
+            if expert.push == "askew":
+                faces = angle_of(inner.hand.pose(inner.body)[1][:, 0])
+                held = abs(nearest(faces, inner.hand.yaw, np.pi / 2) - inner.hand.yaw)
+            if expert.push == "slip":
+                assert inner.closed and action[6] == 0
+            task.step_physics(action)
+        assert task.is_success
+        assert held == 0.0 or held > 0.15  # rad, as it closed
+    assert {"askew", "slip", "kick"} <= seen
+
+
 def test_on_a_stack_the_hand_lets_go_and_stays():
     task = world("stack")
     task.reset(seed=1)
