@@ -74,6 +74,7 @@ ROWS = {
         f"15 demos, {what}": Row(f"demos.episodes=15 {typed}", demos=15)
         for what, typed in {
             "attention": "policy.pooling.kind=attention",
+            "attention, one scale": "policy.pooling.kind=attention s2=single",
             "points": "policy.pooling.points=true",
             "views": "features.views=3",
             "fine": "s2.fine=true",
