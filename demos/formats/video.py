@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from s2robot.demos.errors import mismatch
+from s2robot.demos.errors import DatasetError, mismatch
 
 NEAR = 0.4  # of a frame's duration: what a frame's time may be off to be still that frame's
 
@@ -118,6 +119,13 @@ class VideoWriter:
         stream: Any = self._file.add_stream(encoder, rate=rate, options={"crf": str(crf), **options})
         (stream.height, stream.width), stream.pix_fmt = size, pix_fmt(codec, size)
         self._stream = stream
+        scheduling = _scheduling()
+        try:
+            stream.codec_context.open(strict=False)
+        except av.error.FFmpegError as error:
+            raise self._refused(error) from None
+        finally:
+            _keep(scheduling)
 
     def write(self, frames: np.ndarray) -> None:
         """The next ones.  # uint8 (t, H, W, 3)"""
@@ -138,9 +146,12 @@ class VideoWriter:
                 self.bytes += packet.size
                 self._file.mux(packet)
         except av.error.FFmpegError as error:
-            size = f"{self._stream.height} x {self._stream.width} pixels"
-            found = f"{size} that {self._stream.codec_context.name} cannot write ({error.strerror})"
-            raise mismatch(self.path.name, found, "another codec, or pictures=png") from None
+            raise self._refused(error) from None
+
+    def _refused(self, error: Exception) -> DatasetError:
+        size = f"{self._stream.height} x {self._stream.width} pixels"
+        found = f"{size} that {self._stream.codec_context.name} cannot write ({getattr(error, 'strerror', error)})"
+        return mismatch(self.path.name, found, "another codec, or pictures=png")
 
     def close(self) -> None:
         """Finish the file."""
@@ -149,3 +160,18 @@ class VideoWriter:
                 self._encode(None)
         finally:
             self._file.close()
+
+
+def _scheduling() -> tuple[int, Any] | None:
+    """Of this thread; None where the system has none."""
+    return (os.sched_getscheduler(0), os.sched_getparam(0)) if hasattr(os, "sched_getscheduler") else None
+
+
+def _keep(scheduling: tuple[int, Any] | None) -> None:
+    """Take back what SVT-AV1 does where it may, as root: it raises its threads and the caller's to the highest realtime
+    priority, after which nothing else runs on their cores, for as long as the process lives."""
+    if scheduling is None or os.sched_getscheduler(0) == scheduling[0]:
+        return
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended
+            os.sched_setscheduler(int(task.name), *scheduling)
