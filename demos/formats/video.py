@@ -148,9 +148,9 @@ class VideoWriter:
         except av.error.FFmpegError as error:
             raise self._refused(error) from None
 
-    def _refused(self, error: Exception) -> DatasetError:
+    def _refused(self, error: Any) -> DatasetError:
         size = f"{self._stream.height} x {self._stream.width} pixels"
-        found = f"{size} that {self._stream.codec_context.name} cannot write ({getattr(error, 'strerror', error)})"
+        found = f"{size} that {self._stream.codec_context.name} cannot write ({error.strerror})"
         return mismatch(self.path.name, found, "another codec, or pictures=png")
 
     def close(self) -> None:

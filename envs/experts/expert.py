@@ -21,10 +21,8 @@ SHUT = 0.006  # m between the fingers, below which they hold nothing
 _NUDGE = 0.005  # m
 _OVER = 0.035  # m over the grasp, where the fingers' tips are over the object
 _ASKEW = 0.3, np.pi / 4  # rad, of a grasp at a wrong turn
-_NEAR, _ASKEW_STEPS = (
-    0.015,
-    16,
-)  # it begins so near, m to the side, and closes after so many steps wherever it is
+_ASKEW_NEAR = 0.015  # m to the side, from where on it begins
+_ASKEW_STEPS = 16  # after which it closes wherever it is
 _SLIP = 1, 5  # steps, the second excluded: the fingers part after about five
 # m and rad that an action of 1 stands for, robosuite's own
 REACH = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
@@ -58,9 +56,7 @@ class Expert:
     extra = 0  # and so many more, where any are asked for
     low = False  # kicks go down, too, to where the fingers are just over the object
     slips = False  # half of the kicks while it holds something begin to open the gripper instead
-    askew = (
-        0.0  # share of the episodes in which it grasps at a wrong turn, and goes on with what it then holds
-    )
+    askew = 0.0  # share of the episodes in which it grasps at a wrong turn, and carries what it then holds
     gain = 1.0  # of the distance to where it should be, what a step asks for: the arm lags
     speed = 0.6  # farthest that a step asks for, as a share of REACH; a policy that was taught to hurry overshoots
 
@@ -78,7 +74,7 @@ class Expert:
         self._kick_at: frozenset[int] = frozenset()
         self._kick, self._slip_left = (np.zeros(3), 0.0), 0
         self._will_miss, self._miss_at = False, 0.0
-        # of a grasp at a wrong turn: how wrong, rad, once begun the fingers' own direction, and then its steps
+        # a grasp at a wrong turn that is to come: how wrong, rad; once it has begun where the fingers point, and its steps
         self._wrong: float | None = None
         self._askew_left: int | None = None
         self._rng = rng
@@ -257,7 +253,7 @@ class Expert:
         hand = self.hand
         off = float(np.linalg.norm((grasp.position - hand.position)[:2]))
         if self._askew_left is None:
-            if off > _NEAR or above > 0.06 or hand.gap < 0.85 * hand.widest:
+            if off > _ASKEW_NEAR or above > 0.06 or hand.gap < 0.85 * hand.widest:
                 return None
             wrong, self._askew_left = grasp.yaw + wrong, _ASKEW_STEPS
             self._wrong = wrong
