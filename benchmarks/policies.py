@@ -83,6 +83,8 @@ ROWS = {
             "one scale, LoRA": "s2=single train.tune.blocks=2 train.tune.lora=8",
         }.items()
     },
+    "attention": Row("policy.pooling.kind=attention"),
+    "40 demos, attention": Row("demos.episodes=40 policy.pooling.kind=attention", demos=40),
     "DAgger": Row(dagger_rounds=1, begins="default"),
     "rpt": Row("policy=rpt"),
     "rpt, 8000 steps": Row("policy=rpt train.steps=8000"),
@@ -99,6 +101,7 @@ ROWS = {
     "2.5 cm cube": Row("", SMALL, cube_size=0.025),
     "2.5 cm cube, one scale": Row("s2=single", SMALL, cube_size=0.025),
     "2.5 cm cube, large": Row(LARGE, SMALL, cube_size=0.025),
+    "2.5 cm cube, attention": Row("policy.pooling.kind=attention", SMALL, cube_size=0.025),
     "2.5 cm cube, DAgger": Row("", SMALL, cube_size=0.025, dagger_rounds=1, begins="2.5 cm cube"),
 }
 

@@ -210,28 +210,29 @@ class AttentionPool(nn.Module):
         self.value = nn.Linear(dim, w)
         self.position = nn.Parameter(_wave_embedding(map_places(tokens), 2 * w))
         self.dropout = nn.Dropout(settings.feature_dropout)
-        self.out = nn.Linear(q * w, out_dim)
+        self.out = Dense(q * w, out_dim)
 
     def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN) -> Tensor:
         q, h, w = self.q, self.h, self.w
         x, norm = _with_noise(self, tokens, norm)  # (M, N, D)
         key_position, value_position = self.position.split(w, -1)  # (N, w) each
         # The queries do not depend on the input, so query · key(x) is one product with their combination:
-        # q·h columns for the wide tokens instead of w.
-        scale = (w // h) ** -0.5
+        # h·q columns for the wide tokens instead of w.
+        query = self.query * (w // h) ** -0.5
         key = self.key.weight.view(h, w // h, -1)
-        column = torch.einsum("qhe,hed->qhd", self.query * scale, key).flatten(0, 1)  # (q*h, D)
-        bias = torch.einsum("qhe,nhe->nqh", self.query * scale, key_position.view(-1, h, w // h)).flatten(1)
-        both, shift = norm.project(x, torch.cat([column, self.value.weight]))  # (q*h + w, M, N)
-        both = both.permute(1, 2, 0).float() + shift  # (M, N, q*h + w)
-        maps, values = both.split([q * h, w], -1)
-        maps = maps + bias  # (M, N, q*h)
+        column = torch.einsum("qhe,hed->hqd", query, key).flatten(0, 1)  # (h*q, D)
+        bias = torch.einsum("qhe,nhe->hqn", query, key_position.view(-1, h, w // h)).flatten(0, 1)
+        product, shift = norm.project(x, torch.cat([column, self.value.weight]))  # (h*q + w, M, N)
+        maps, values = product.split([h * q, w])
+        maps = maps.transpose(0, 1) + bias  # (M, h*q, N); a softmax does not see a shift of all
         hidden = _hidden_tokens(self, tokens)
         if hidden is not None:
-            maps = maps.masked_fill(hidden[..., None], HIDDEN_LOGIT)
-        heat = maps.softmax(1).unflatten(-1, (q, h))  # (M, N, q, h)
-        values = (values + self.value.bias + value_position).unflatten(-1, (h, w // h))  # (M, N, h, e)
-        pooled = torch.matmul(heat.permute(0, 3, 2, 1), values.transpose(1, 2))  # (M, h, q, e)
+            maps = maps.masked_fill(hidden[:, None], HIDDEN_LOGIT)
+        heat = maps.softmax(-1, dtype=torch.float32).unflatten(1, (h, q))  # (M, h, q, N)
+        values = (values.transpose(0, 1) + value_position.T).unflatten(1, (h, w // h))  # (M, h, e, N)
+        # heat adds up to 1, so that what is the same for all tokens may as well be added now
+        constant = self.value.bias + (shift[h * q :] if isinstance(shift, Tensor) else shift)
+        pooled = heat @ values.mT + constant.view(h, 1, -1)  # (M, h, q, e)
         return self.out(self.dropout(pooled.flatten(1)))
 
 
@@ -291,7 +292,7 @@ class CameraPooling(nn.Module):
         """The number format that a training may give all tokens in, with their means; None: they are wanted as they are."""
         s, product = self.settings, self.norms[0].product
         changed = s.norm != "channel" or s.token_dropout or s.feature_noise or self.blind
-        plain = s.kind == "spatial_softmax" and not changed and len(set(self.counts)) == 1
+        plain = s.kind != "mean" and not changed and len(set(self.counts)) == 1
         return product if plain and product == torch.bfloat16 else None  # type: ignore[return-value]
 
     @property
@@ -315,7 +316,7 @@ class CameraPooling(nn.Module):
         """means (M, C, D): of the tokens, where `takes` asks for it."""
         pools = [self.pools[i % len(self.pools)] for i in range(len(self.norms))]
         seen: list[Any] = [(features[:, i, : self.counts[i]], norm) for i, norm in enumerate(self.norms)]
-        if means is not None:
+        if means is not None and self.settings.kind == "spatial_softmax":
             seen = [(*of, means[:, i]) for i, of in enumerate(seen)]
         if self.rays is None:
             pooled = [pool(*of) for pool, of in zip(pools, seen, strict=True)]
