@@ -107,9 +107,10 @@ class Picker:
         with self.env.rehearsal():
             self.recall(memory or kept)
             self._pushes, self._miss_left = False, 0
-            for _ in range(steps):
+            for left in reversed(range(steps)):
                 actions.append(self.act()[0])
-                self.env.step_physics(actions[-1])
+                if left:  # where the last one leads nobody asks
+                    self.env.step_physics(actions[-1])
         self.recall(kept)
         self._ik.update(joints)
         return np.stack(actions)

@@ -74,9 +74,8 @@ class Expert:
         self._kick_at: frozenset[int] = frozenset()
         self._kick, self._slip_left = (np.zeros(3), 0.0), 0
         self._will_miss, self._miss_at = False, 0.0
-        # a grasp at a wrong turn that is to come: how wrong, rad; once it has begun where the fingers point, and its steps
-        self._wrong: float | None = None
-        self._askew_left: int | None = None
+        self._wrong: float | None = None  # how wrong the turn of a grasp that is to come will be, rad
+        self._askew: tuple[float, int] | None = None  # of one that has begun where its fingers point, rad, and its steps left
         self._rng = rng
         if rng is not None:
             self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
@@ -125,7 +124,7 @@ class Expert:
     def calm(self) -> None:
         """No perturbations from here on."""
         self._rng, self._kick_left, self._miss_left, self._slip_left = None, 0, 0, 0
-        self._wrong, self._askew_left = None, None
+        self._wrong = self._askew = None
 
     # ---------------------------------------------------------------- acting
 
@@ -213,8 +212,8 @@ class Expert:
         if self._will_miss and not self.closed and abs(above - self._miss_at) < 0.02:
             self._will_miss = False
             self._miss_left = int(rng.integers(c.miss_steps[0], c.miss_steps[1] + 1))
-        if self._wrong is not None and not self.closed:
-            push = self._grasped_askew(self._wrong, grasp, above)
+        if (self._wrong is not None or self._askew is not None) and not self.closed:
+            push = self._grasped_askew(grasp, above)
             if push is not None:
                 return push
         if self._miss_left:  # closes on nothing, over the object
@@ -247,24 +246,25 @@ class Expert:
             return self._action(hand.position + push, hand.yaw + turn, self.closed)
         return None
 
-    def _grasped_askew(self, wrong: float, grasp: Target, above: float) -> np.ndarray | None:
+    def _grasped_askew(self, grasp: Target, above: float) -> np.ndarray | None:
         """Over the object: turn, go down and close. A policy does so where it cannot see how the object is turned, and has to
         be shown that it goes on with what it then holds."""
         hand = self.hand
         off = float(np.linalg.norm((grasp.position - hand.position)[:2]))
-        if self._askew_left is None:
+        if self._askew is None:
             if off > _ASKEW_NEAR or above > 0.06 or hand.gap < 0.85 * hand.widest:
                 return None
-            wrong, self._askew_left = grasp.yaw + wrong, _ASKEW_STEPS
-            self._wrong = wrong
-        self._askew_left -= 1
+            assert self._wrong is not None
+            self._askew, self._wrong = (grasp.yaw + self._wrong, _ASKEW_STEPS), None
+        wrong, left = self._askew[0], self._askew[1] - 1
+        self._askew = wrong, left
         self.push = "askew"
         yaw = nearest(wrong, hand.yaw, np.pi)
-        if self._askew_left and abs(hand.yaw - yaw) > 0.1:
+        if left and abs(hand.yaw - yaw) > 0.1:
             return self._action(grasp.position + [0, 0, max(above, _OVER)], yaw, False)
-        if self._askew_left and (above > self.close_z or off > self._close_xy):
+        if left and (above > self.close_z or off > self._close_xy):
             return self._action(grasp.position, yaw, False)
-        self._wrong, self._askew_left, self.closed = None, None, True
+        self._askew, self.closed = None, True
         return self._action(hand.position, hand.yaw, True)
 
     def _kept_high(self, push: np.ndarray, above: float, holds: bool) -> np.ndarray:

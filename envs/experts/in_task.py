@@ -8,7 +8,7 @@ import numpy as np
 
 from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
 
-_PUSHES = ("_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew_left")
+_PUSHES = ("_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew")
 _MEMORY = ("closed", "push", "_step", "_rng", *_PUSHES)
 
 
@@ -54,9 +54,10 @@ class TaskExpert:
         with self.task.rehearsal():
             self.recall(memory or kept)
             self.inner.calm()
-            for _ in range(steps):
+            for left in reversed(range(steps)):
                 actions.append(self.act())
-                self.task.step_physics(actions[-1])
+                if left:  # where the last one leads nobody asks
+                    self.task.step_physics(actions[-1])
         self.recall(kept)
         return np.stack(actions)
 
