@@ -14,7 +14,9 @@ class Square(Expert):
     easy = 0.5
     place_slope = 20.0
     place_mouth = 0.004
-    busy = 40
+    busy = 75
+    rough, extra, low = 2, 4, True
+    slips, askew = True, 0.3
 
     @property
     def _nut(self):
