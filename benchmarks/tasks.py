@@ -41,6 +41,9 @@ TASKS = ("stack", "lift", "can", "square")
 SUMS = "policy.action_target=cumulative"  # what these tasks were trained with until sums of commands were found out
 ROWS = {task: Row(task) for task in TASKS}
 ROWS |= {f"{task}, one scale": Row(task, "s2=single") for task in TASKS}
+LONG = "train.steps=10000"  # five times the default: how a nut is turned is learned late
+ROWS |= {f"{task}, long": Row(task, LONG) for task in TASKS}
+ROWS |= {f"{task}, long, one scale": Row(task, f"{LONG} s2=single") for task in TASKS}
 ROWS |= {f"{task}, sums": Row(task, SUMS) for task in TASKS}
 ROWS |= {f"{task}, fine": Row(task, "s2.fine=true train.steps=3000") for task in TASKS}
 # With sums, Lift succeeds where plans of every step are averaged (positions 20000 to 20063).
