@@ -75,7 +75,8 @@ class Expert:
         self._kick, self._slip_left = (np.zeros(3), 0.0), 0
         self._will_miss, self._miss_at = False, 0.0
         self._wrong: float | None = None  # how wrong the turn of a grasp that is to come will be, rad
-        self._askew: tuple[float, int] | None = None  # of one that has begun where its fingers point, rad, and its steps left
+        # of one that has begun: where its fingers point, rad, and its steps left
+        self._askew: tuple[float, int] | None = None
         self._rng = rng
         if rng is not None:
             self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
