@@ -94,7 +94,7 @@ ROWS = {
     ),
     "rpt, keypoints, no past states": Row(
         "policy=rpt policy.network.action_history=false policy.network.proprio_history=false "
-        "policy.pooling.kind=spatial_softmax train.steps=4000"
+        "policy.pooling.kind=spatial_softmax train.steps=8000"
     ),
     "panda": Row("", PANDA, robot="panda"),
     "panda, DAgger": Row("", PANDA, robot="panda", dagger_rounds=1, begins="panda"),
