@@ -9,7 +9,8 @@ N is that of the camera with the most tokens; zeros fill up the others.
 
 A cache is one folder named by a hash of dataset, encoder, cameras, number format and what drew the frames, holding `features.bin`
 (raw little-endian numbers) and `index.json` (what they are, which episodes are done). An episode is marked
-as done after its features are safe on disk, so a kill at any moment loses at most the episode in progress.
+as done after its features are safe on disk, so a kill at any moment loses at most the episode in progress. While a cache is
+built its marks are lines of `done.txt`: an index of all episodes, written after each, would cost the square of their number.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from s2robot.envs.trace import span
 Frames = Iterable[tuple[int, Sequence[np.ndarray]]]  # (episode, one uint8 (T_ep, H, W, 3) a camera)
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 VERSION = 1
+JOURNAL = "done.txt"
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ROUNDING = 2e-3  # of the largest feature: float16 rounds to half of that; other pixels differ by a hundred times more
 
@@ -120,11 +122,11 @@ class FeatureCache:
 
     def _done(self, path: Path, identity: Mapping[str, Any]) -> set[int]:
         try:
-            index = json.loads((path / "index.json").read_text())
+            index = _index(path)
             size = (path / "features.bin").stat().st_size
         except (OSError, ValueError):
             return set()  # none yet, or a damaged index: encode again
-        if not isinstance(index, dict) or size != self.nbytes:
+        if size != self.nbytes:
             return set()
         if any(index.get(key) != value for key, value in identity.items()):
             return set()
@@ -227,9 +229,13 @@ class FeatureCache:
         total = int(lengths[self.wanted].sum())
         steps = int(sum(lengths[i] for i in self.wanted if i in done))
         progress(steps, total)
+        self._close_journal(done)  # of a build that was killed, whose last line may be cut off
         if not missing:
             return
-        with (self.path / "features.bin").open("r+b", buffering=0) as file:
+        with (
+            (self.path / "features.bin").open("r+b", buffering=0) as file,
+            (self.path / JOURNAL).open("ab", buffering=0) as journal,
+        ):
             for i, frames in make_frames(missing):
                 values = frames
                 if encode:
@@ -239,10 +245,12 @@ class FeatureCache:
                 with span("write features", episode=i):
                     _write_all(file.fileno(), values.reshape(-1).view(np.uint8).data, offset)
                     os.fsync(file.fileno())  # features before the mark that they are there
+                    journal.write(f"{i}\n".encode())
+                    os.fsync(journal.fileno())
                     done.add(i)
-                    self._write_index(done)
                 steps += int(lengths[i])
                 progress(steps, total)
+        self._close_journal(done)
         if left := [i for i in missing if i not in done]:
             raise UserError(f"{self.path}: no frames came for {len(left)} episodes (first {left[0]})")
 
@@ -252,7 +260,7 @@ class FeatureCache:
             return
         found = [(count, path) for path in self.path.parent.glob("*/") if (count := self._grew_from(path))]
         for count, path in sorted(found, key=lambda pair: (-pair[0], pair[1])):
-            index = json.loads((path / "index.json").read_text())
+            index = _index(path)
             if index["dataset"] != dataset_of_first(count):
                 continue
             shape = (int(self.ends[count - 1]), *self.shape[1:])
@@ -265,7 +273,7 @@ class FeatureCache:
     def _grew_from(self, path: Path) -> int:
         """How many episodes a cache of fewer than ours has that differs in nothing but the dataset; else 0."""
         try:
-            index = json.loads((path / "index.json").read_text())
+            index = _index(path)
             lengths, size = index["episode_lengths"], (path / "features.bin").stat().st_size
         except (OSError, ValueError, KeyError, TypeError):
             return 0
@@ -309,6 +317,7 @@ class FeatureCache:
     def _start(self) -> None:
         """A file of the right size and an empty index; claims the space now, so a full disk shows at once."""
         (self.path / "index.json").unlink(missing_ok=True)
+        (self.path / JOURNAL).unlink(missing_ok=True)
         with (self.path / "features.bin").open("wb") as file:
             if self.nbytes:
                 os.posix_fallocate(file.fileno(), 0, self.nbytes)
@@ -318,12 +327,28 @@ class FeatureCache:
         index = {**self.identity, "about": self.about, "done": sorted(done)}
         write_text((path or self.path) / "index.json", json.dumps(index))
 
+    def _close_journal(self, done: set[int]) -> None:
+        """What it says goes into the index; a kill between leaves it said twice."""
+        if (self.path / JOURNAL).exists():
+            self._write_index(done)
+            (self.path / JOURNAL).unlink()
+
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Held by one process at a time, and let go by the system when that process dies."""
         with (self.path / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """What a cache says of itself. Raises OSError or ValueError where it says nothing that can be read."""
+    journal = path / JOURNAL  # read first: who builds writes the index before it takes the journal away
+    whole = journal.read_text().split("\n")[:-1] if journal.exists() else []
+    index = json.loads((path / "index.json").read_text())
+    if not isinstance(index, dict):
+        raise ValueError(f"{path}: found an index of {type(index).__name__}, expected a table")
+    return index | {"done": sorted({*index.get("done", ()), *map(int, whole)})}
 
 
 def _key(named: Mapping[str, Any]) -> str:

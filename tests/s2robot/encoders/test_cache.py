@@ -141,6 +141,35 @@ def test_goes_on_after_kill_9(tmp_path):
     assert np.array_equal(cache.build(make_frames, encode), expected())
 
 
+def test_an_episode_costs_a_line_and_no_new_index(tmp_path):
+    cache, seen = make_cache(tmp_path), []
+
+    def look(done, total):
+        index = json.loads((cache.path / "index.json").read_text())
+        journal = cache.path / "done.txt"
+        seen.append((index["done"], journal.read_text() if journal.exists() else None, cache.missing()))
+
+    cache.build(make_frames, encode, look)
+    assert seen == [
+        ([], None, [0, 1, 2]), ([], "2\n", [0, 1]), ([], "2\n1\n", [0]), ([], "2\n1\n0\n", [])
+    ]  # fmt: skip
+    assert json.loads((cache.path / "index.json").read_text())["done"] == [0, 1, 2]
+    assert not (cache.path / "done.txt").exists()
+
+
+def test_a_line_that_a_kill_cut_off_is_no_episode(tmp_path):
+    cache = make_cache(tmp_path)
+    with pytest.raises(UserError, match="no frames came"):
+        cache.build(lambda missing: make_frames([0]), encode)
+    (cache.path / "done.txt").write_text("2\n1")  # of "1\n", or of "12\n"
+    assert cache.missing() == [1]
+    with pytest.raises(UserError, match="no frames came"):
+        cache.build(lambda missing: iter(()), encode)
+    assert cache.missing() == [1] and not (cache.path / "done.txt").exists()
+    (cache.path / "done.txt").write_text("x\n")
+    assert cache.missing() == [0, 1, 2]  # no journal of ours: nothing of it is believed
+
+
 @pytest.mark.parametrize(
     "changes", [{"dataset": "d2"}, {"encoder": "e2"}, {"cameras": ("left", "hand")}, {"dtype": "float32"}]
 )
