@@ -20,8 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Thread
 
-from benchmarks.rows import ROOT
-from s2robot.common.files import write_json
+from benchmarks.rows import ROOT, keep
 from s2robot.common.on_ray import ASKED
 
 SUMMARY = ROOT / "docs/results/scale/summary.json"
@@ -93,14 +92,6 @@ def job(folder: Path, words: list[str], size: list[str], nodes: set[int]) -> tup
     return sum(stages[name]["seconds"] for name in STAGES), used, found
 
 
-def keep(rows: list[dict]) -> None:
-    """Rows of the summary, each in the place of the one of its `what`."""
-    summary = json.loads(SUMMARY.read_text()) if SUMMARY.exists() else {"rows": []}
-    found = {row["what"]: row for row in summary["rows"]} | {row["what"]: row for row in rows}
-    SUMMARY.parent.mkdir(parents=True, exist_ok=True)
-    write_json(SUMMARY, summary | {"rows": list(found.values())})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -139,10 +130,11 @@ def main() -> None:
     finally:
         cluster.shutdown()
     alike = all(files == found["local"][0][2] for runs in found.values() for *_, files in runs)
-    rows = []
     for place, what in enumerate(("wall", "processor")):
         local, ray = (statistics.median(run[place] for run in found[name]) for name in ("local", "ray"))
-        rows.append(
+        keep(
+            SUMMARY,
+            "rows",
             {
                 "what": f"two Ray nodes of one core against two local workers, {what} seconds",
                 "baseline": round(local, 1),
@@ -152,10 +144,9 @@ def main() -> None:
                 "same_bytes": alike,
                 "command": f"python -m benchmarks.engine --turns {args.turns} --episodes {n}"
                 + " --together" * args.together,
-            }
+            },
+            by="what",
         )
-        print(json.dumps(rows[-1]))
-    keep(rows)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main() -> None:
     if args.one is not None:
         print(demo_seconds(args.one))
         return
-    from benchmarks.engine import keep
+    from benchmarks.rows import keep
 
     git = ["git", "-C", str(ROOT), "worktree"]
     with tempfile.TemporaryDirectory() as folder:
@@ -66,20 +66,16 @@ def main() -> None:
         finally:
             subprocess.run([*git, "remove", "--force", str(before)], check=True)
     base, plain, asked = (statistics.median(times) for times in zip(*found, strict=True))
-    rows = []
     for what, ours in (("what was executed", plain), ("also what the picker would have done", asked)):
-        rows.append(
-            {
-                "what": f"recording a demo of the cube: {what}, against {args.commit}, which kept the former alone",
-                "baseline": round(1000 * base),
-                "ours": round(1000 * ours),
-                "ratio": round(base / ours, 2),
-                "unit": "ms of processor time",
-                "command": "python -m benchmarks.recording",
-            }
-        )
-        print(rows[-1])
-    keep(rows)
+        row = {
+            "what": f"recording a demo of the cube: {what}, against {args.commit}, which kept the former alone",
+            "baseline": round(1000 * base),
+            "ours": round(1000 * ours),
+            "ratio": round(base / ours, 2),
+            "unit": "ms of processor time",
+            "command": "python -m benchmarks.recording",
+        }
+        keep(ROOT / "docs/results/scale/summary.json", "rows", row, by="what")
 
 
 if __name__ == "__main__":

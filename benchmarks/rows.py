@@ -76,11 +76,11 @@ def against(name: str, seeds: list[dict[str, Any]], other: str, base: list[dict[
     }
 
 
-def keep(path: Path, key: str, row: dict[str, Any]) -> None:
-    """A row of a summary: printed, and in the place of the one of its name."""
+def keep(path: Path, key: str, row: dict[str, Any], by: str = "name") -> None:
+    """A row of a summary: printed, and in the place of the one of its name (or of the same `by`)."""
     print(json.dumps(row), flush=True)
     summary = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    found = {r["name"]: r for r in summary.get(key, [])}
-    summary[key] = list((found | {row["name"]: row}).values())
+    found = {r[by]: r for r in summary.get(key, [])}
+    summary[key] = list((found | {row[by]: row}).values())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, summary)

@@ -117,6 +117,28 @@ def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
     assert OmegaConf.to_container(fast) == OmegaConf.to_container(default)
 
 
+@pytest.mark.parametrize(
+    ("verb", "words", "demos", "steps"),
+    [
+        ("run", [], 120, 2000),
+        ("run", ["task=square"], 200, 10000),
+        ("compare", ["task=square"], 200, 10000),
+        ("run", ["task=square", "recording.episodes=9", "train.steps=7"], 9, 7),
+        ("run", ["task=square", "train=mvp"], 200, 7500),  # a recipe of a paper says its own
+        ("dagger", ["task=square"], 128, 10000),  # positions a round, which are no demos
+        ("train", ["task=lift"], None, 2000),
+        ("record", ["task=lift"], 150, None),
+        ("record", ["task=lift", "recording=dagger"], 128, None),
+        ("record", ["task=robosuite"], 120, None),
+    ],
+)
+def test_a_task_says_how_many_demos_and_steps_it_wants(verb, words, demos, steps):
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        config = compose(verb, words)
+    recorded = config.episodes if verb == "record" else config.get("recording", {}).get("episodes")
+    assert (recorded, config.get("train", {}).get("steps")) == (demos, steps)
+
+
 @pytest.mark.parametrize("policy", sorted(p.stem for p in (ROOT / "configs" / "policy").glob("*.yaml")))
 def test_configs_hold_what_the_code_takes(policy):
     from s2robot.envs.cube_config import CubePickConfig
