@@ -60,6 +60,9 @@ ROWS = {
         f"two pickers, {head}": Row(f"{ONE} policy/head={head}", TWO, head=head)
         for head in ("regression", "mip", "flow", "diffusion", "gmm", "act")
     },
+    "diffusion, 10000 steps": Row(
+        "policy.members=1 train.steps=10000 policy/head=diffusion", head="diffusion"
+    ),
     "60 demos": Row("demos.episodes=60", demos=60),
     "40 demos": Row("demos.episodes=40", demos=40),
     "15 demos": Row("demos.episodes=15", demos=15),
@@ -95,6 +98,10 @@ ROWS = {
     "rpt, keypoints, no past states": Row(
         "policy=rpt policy.network.action_history=false policy.network.proprio_history=false "
         "policy.pooling.kind=spatial_softmax train.steps=8000"
+    ),
+    "rpt, eight of sixteen executed": Row(
+        "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
+        "policy.pooling.kind=spatial_softmax policy.action_target=cumulative policy.joint_loss=huber train.steps=8000"
     ),
     "panda": Row("", PANDA, robot="panda"),
     "panda, DAgger": Row("", PANDA, robot="panda", dagger_rounds=1, begins="panda"),
