@@ -112,6 +112,13 @@ ROWS = {
     "2.5 cm cube, large": Row(LARGE, SMALL, cube_size=0.025),
     "2.5 cm cube, attention": Row("policy.pooling.kind=attention", SMALL, cube_size=0.025),
     "2.5 cm cube, DAgger": Row("", SMALL, cube_size=0.025, dagger_rounds=1, begins="2.5 cm cube"),
+    "2.5 cm cube, attention, DAgger": Row(
+        "policy.pooling.kind=attention",
+        SMALL,
+        cube_size=0.025,
+        dagger_rounds=1,
+        begins="2.5 cm cube, attention",
+    ),
 }
 
 
