@@ -16,6 +16,7 @@ import numpy as np
 
 from s2robot.envs.cube_config import SHUT, PickerConfig
 from s2robot.envs.parts import MAX_DELTA
+from s2robot.envs.task import acted_on
 from s2robot.envs.world import TABLE_HEIGHT
 
 _MEMORY = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
@@ -110,17 +111,13 @@ class Picker:
         memory: of :meth:`remember`, where it is asked as of then; the present one without.
         """
         kept, joints = self.remember(), self._ik.q.copy()
-        actions = []
         with self.env.rehearsal():
             self.recall(memory or kept)
             self._pushes, self._miss_left = False, 0
-            for left in reversed(range(steps)):
-                actions.append(self.act()[0])
-                if left:  # where the last one leads nobody asks
-                    self.env.step_physics(actions[-1])
+            actions = acted_on(self.env, self, steps)
         self.recall(kept)
         self._ik.update(joints)
-        return np.stack(actions)
+        return actions
 
     def remember(self) -> dict[str, Any]:
         """What it knows of the episode besides the world's state, for `recall`: all but what only pushes draw from."""

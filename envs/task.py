@@ -78,6 +78,15 @@ def acted(expert: Any) -> tuple[np.ndarray, bool]:
     return found if isinstance(found, tuple) else (found, bool(getattr(expert, "push", "")))
 
 
+def acted_on(env: "Task", expert: Any, steps: int) -> np.ndarray:
+    """An expert's next actions, each executed but the last: where that leads nobody asks.  # float32 (steps, A)"""
+    actions = [acted(expert)[0]]
+    while len(actions) < steps:
+        env.step_physics(actions[-1])
+        actions.append(acted(expert)[0])
+    return np.stack(actions)
+
+
 class Task(gymnasium.Env):
     """A world with images and proprioception, in which an episode is decided by its seed.
 

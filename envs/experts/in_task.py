@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
+from s2robot.envs.task import acted_on
 
 _PUSHES = ("_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew")
 _MEMORY = ("closed", "push", "_step", "_rng", *_PUSHES)
@@ -50,16 +51,13 @@ class TaskExpert:
 
         memory: of :meth:`remember`, where it is asked as of then; the present one without.
         """
-        kept, actions = self.remember(), []
+        kept = self.remember()
         with self.task.rehearsal():
             self.recall(memory or kept)
             self.inner.calm()
-            for left in reversed(range(steps)):
-                actions.append(self.act())
-                if left:  # where the last one leads nobody asks
-                    self.task.step_physics(actions[-1])
+            actions = acted_on(self.task, self, steps)
         self.recall(kept)
-        return np.stack(actions)
+        return actions
 
     def remember(self) -> dict[str, Any]:
         """What it knows of the episode besides the world's state, for `recall`."""
