@@ -90,7 +90,9 @@ ROWS = {
     "40 demos, attention": Row("demos.episodes=40 policy.pooling.kind=attention", demos=40),
     "DAgger": Row(dagger_rounds=1, begins="default"),
     "transformer": Row("policy=transformer"),
-    "transformer, 6000 steps": Row("policy=transformer train.steps=6000"),
+    "transformer, no past states": Row(
+        "policy=transformer policy.network.proprio_history=false train.steps=4000"
+    ),
     "rpt": Row("policy=rpt"),
     "rpt, 8000 steps": Row("policy=rpt train.steps=8000"),
     "rpt, no past actions": Row("policy=rpt policy.network.action_history=false train.steps=8000"),
