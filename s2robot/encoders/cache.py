@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -343,8 +343,11 @@ class FeatureCache:
 
 def _index(path: Path) -> dict[str, Any]:
     """What a cache says of itself. Raises OSError or ValueError where it says nothing that can be read."""
-    journal = path / JOURNAL  # read first: who builds writes the index before it takes the journal away
-    whole = journal.read_text().split("\n")[:-1] if journal.exists() else []
+    whole: list[str] = []
+    with suppress(
+        FileNotFoundError
+    ):  # read first: who builds writes the index before it takes the journal away
+        whole = (path / JOURNAL).read_text().split("\n")[:-1]
     index = json.loads((path / "index.json").read_text())
     if not isinstance(index, dict):
         raise ValueError(f"{path}: found an index of {type(index).__name__}, expected a table")
