@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning_fabric import Fabric
-from omegaconf import OmegaConf
 from torch import nn
 
 from s2robot.common.errors import UserError
@@ -149,7 +149,8 @@ def test_tables_without_a_gradient_do_not_shrink():
 
 
 def test_the_defaults_are_those_of_the_config():
-    config = OmegaConf.load(configs_dir() / "train" / "default.yaml")
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        config = compose("train").train
     assert read(TrainSettings, config, "train") == TrainSettings()
 
 
