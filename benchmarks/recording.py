@@ -1,7 +1,7 @@
 """Processor time of recording a demo of the cube, beside that of an earlier version of this repository.
 
-    python -m benchmarks.recording                    # against the last version whose demos held no chunks of the expert
-    python -m benchmarks.recording --commit <another>
+    python benchmarks/recording.py                    # against the last version whose demos held no chunks of the expert
+    python benchmarks/recording.py --commit <another>
 
 The same ten episodes by each, in turn, by one thread; the median over the rounds. Only what was executed is the same in
 both; with `recording.expert=16`, the default, the picker is also asked what it would have done instead. Rows into
@@ -13,11 +13,11 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from versions import ROOT, checked_out
+
 BEFORE = "e971d88"
 DEMOS = range(100_001, 100_011)
 
@@ -55,16 +55,10 @@ def main() -> None:
     if args.one is not None:
         print(demo_seconds(args.one))
         return
-    from benchmarks.rows import keep
+    from rows import keep
 
-    git = ["git", "-C", str(ROOT), "worktree"]
-    with tempfile.TemporaryDirectory() as folder:
-        before = Path(folder) / "before"
-        subprocess.run([*git, "add", "--quiet", "--detach", str(before), args.commit], check=True)
-        try:
-            found = [(timed(before), timed(ROOT, 0), timed(ROOT, 16)) for _ in range(args.rounds)]
-        finally:
-            subprocess.run([*git, "remove", "--force", str(before)], check=True)
+    with checked_out(args.commit) as before:
+        found = [(timed(before), timed(ROOT, 0), timed(ROOT, 16)) for _ in range(args.rounds)]
     base, plain, asked = (statistics.median(times) for times in zip(*found, strict=True))
     for what, ours in (("what was executed", plain), ("also what the picker would have done", asked)):
         row = {
@@ -73,7 +67,7 @@ def main() -> None:
             "ours": round(1000 * ours),
             "ratio": round(base / ours, 2),
             "unit": "ms of processor time",
-            "command": "python -m benchmarks.recording",
+            "command": "python benchmarks/recording.py",
         }
         keep(ROOT / "docs/results/scale/summary.json", "rows", row, by="what")
 

@@ -20,7 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from versions import ROOT, checked_out
+
 POLICIES = {"mlp": ["policy=mlp"], "transformer, context 16": ["policy=transformer", "policy.context=16"]}
 SIZE = {"cameras": ["hand", "left", "right"], "dim": 384, "tokens": 64}  # of mvp-tiny with S2
 
@@ -135,42 +136,37 @@ def main() -> None:
     from s2robot.common.paths import shipped_demos
     from s2robot.demos.store import EpisodeStore
 
-    with tempfile.TemporaryDirectory() as folder:
-        other, features = Path(folder) / "other", Path(folder) / "features.f16"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "-q", "--detach", str(other), args.commit], check=True)
-        try:
-            noise = np.random.default_rng(0).standard_normal((64, 3, 64, 384), np.float32).astype(np.float16)
-            steps = EpisodeStore.open(shipped_demos("xarm7_cube")).num_steps
-            with features.open("wb") as file:
-                for begin in range(0, steps, len(noise)):
-                    file.write(noise[: steps - begin].tobytes())
-            for name in [args.only] if args.only else POLICIES:
-                for threads in args.threads:
-                    rates: dict[Path, list[float]] = {other: [], ROOT: []}
-                    for _ in range(args.rounds):
-                        for tree in rates:
-                            rates[tree].append(
-                                in_tree(
-                                    tree,
-                                    POLICIES[name],
-                                    features,
-                                    threads,
-                                    args.warm,
-                                    args.seconds,
-                                    args.clock,
-                                    args.members,
-                                )
+    with tempfile.TemporaryDirectory() as folder, checked_out(args.commit) as other:
+        features = Path(folder) / "features.f16"
+        noise = np.random.default_rng(0).standard_normal((64, 3, 64, 384), np.float32).astype(np.float16)
+        steps = EpisodeStore.open(shipped_demos("xarm7_cube")).num_steps
+        with features.open("wb") as file:
+            for begin in range(0, steps, len(noise)):
+                file.write(noise[: steps - begin].tobytes())
+        for name in [args.only] if args.only else POLICIES:
+            for threads in args.threads:
+                rates: dict[Path, list[float]] = {other: [], ROOT: []}
+                for _ in range(args.rounds):
+                    for tree in rates:
+                        rates[tree].append(
+                            in_tree(
+                                tree,
+                                POLICIES[name],
+                                features,
+                                threads,
+                                args.warm,
+                                args.seconds,
+                                args.clock,
+                                args.members,
                             )
-                    before, now = (statistics.median(values) for values in rates.values())
-                    spread = ", ".join(f"{v:.0f}" for values in rates.values() for v in values)
-                    print(
-                        f"{name:<24} {threads} thread{'s' * (threads > 1):<1}  {args.commit} {before:7.0f}  now {now:7.0f} "
-                        f"windows a {args.clock} second  ratio {now / before:.1f}  ({spread})",
-                        flush=True,
-                    )
-        finally:
-            subprocess.run([*git, "remove", "--force", str(other)], check=True)
+                        )
+                before, now = (statistics.median(values) for values in rates.values())
+                spread = ", ".join(f"{v:.0f}" for values in rates.values() for v in values)
+                print(
+                    f"{name:<24} {threads} thread{'s' * (threads > 1):<1}  {args.commit} {before:7.0f}  now {now:7.0f} "
+                    f"windows a {args.clock} second  ratio {now / before:.1f}  ({spread})",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class FeatureCache:
             return set()
         if any(index.get(key) != value for key, value in identity.items()):
             return set()
-        return set(index["done"])
+        return index["done"]
 
     def _fits(self, path: Path) -> bool:
         return len(self._done(path, self.identity)) == len(self.ends)
@@ -268,7 +268,7 @@ class FeatureCache:
             new = np.memmap(self.path / "features.bin", self.dtype, "r+", shape=self.shape)
             new[: len(old)] = old
             new.flush()  # features before the mark that they are there
-            return self._write_index(set(index["done"]))
+            return self._write_index(index["done"])
 
     def _grew_from(self, path: Path) -> int:
         """How many episodes a cache of fewer than ours has that differs in nothing but the dataset; else 0."""
@@ -344,14 +344,13 @@ class FeatureCache:
 def _index(path: Path) -> dict[str, Any]:
     """What a cache says of itself. Raises OSError or ValueError where it says nothing that can be read."""
     whole: list[str] = []
-    with suppress(
-        FileNotFoundError
-    ):  # read first: who builds writes the index before it takes the journal away
+    # read first: who builds writes the index before it takes the journal away
+    with suppress(FileNotFoundError):
         whole = (path / JOURNAL).read_text().split("\n")[:-1]
     index = json.loads((path / "index.json").read_text())
     if not isinstance(index, dict):
         raise ValueError(f"{path}: found an index of {type(index).__name__}, expected a table")
-    return index | {"done": sorted({*index.get("done", ()), *map(int, whole)})}
+    return index | {"done": {*index.get("done", ()), *map(int, whole)}}
 
 
 def _key(named: Mapping[str, Any]) -> str:

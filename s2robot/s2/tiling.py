@@ -101,14 +101,12 @@ class Tiling:
         n, c, h, w = maps.shape
         height, width = self.cells(h, w)
         b, kh, kw = n // self.count, len(self.rows), len(self.columns)
-        if not self.overlaps and maps.stride(1) == 1:  # a transformer's tokens lie so: whole ones are moved
-            tokens = maps.permute(0, 2, 3, 1).reshape(kh, kw, b, h, w, c).permute(2, 0, 3, 1, 4, 5)
-            x = tokens.reshape(b, kh * h, kw * w, c).permute(0, 3, 1, 2)
-            return x if x.shape[-2:] == (height, width) else x[:, :, :height, :width]
         x = maps.reshape(kh, kw, b, c, h, w)
         if self.overlaps:
             x = _blend(x.unbind(1), self._starts(w, 1), dim=-1)  # (kh, B, C, h, columns)
             x = _blend(x.unbind(0), self._starts(h, 0), dim=-2)  # (B, C, rows, columns)
+        elif maps.stride(1) == 1:  # a transformer's tokens lie so: whole ones are moved
+            x = x.permute(2, 0, 4, 1, 5, 3).reshape(b, kh * h, kw * w, c).permute(0, 3, 1, 2)
         else:
             x = x.permute(2, 3, 0, 4, 1, 5).reshape(b, c, kh * h, kw * w)
         return x if x.shape[-2:] == (height, width) else x[:, :, :height, :width]
