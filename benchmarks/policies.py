@@ -107,6 +107,11 @@ ROWS = {
         "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
         "policy.pooling.kind=spatial_softmax policy.action_target=cumulative policy.joint_loss=huber train.steps=8000"
     ),
+    "rpt, four networks": Row(
+        "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
+        "policy.pooling.kind=spatial_softmax policy.action_target=cumulative policy.joint_loss=huber train.steps=8000 "
+        "policy.members=4"
+    ),
     "panda": Row("", PANDA, robot="panda"),
     "panda, DAgger": Row("", PANDA, robot="panda", dagger_rounds=1, begins="panda"),
     "2.5 cm cube": Row("", SMALL, cube_size=0.025),

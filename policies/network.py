@@ -5,6 +5,7 @@ All works in normalised units; `ChunkPolicy` puts a normaliser around it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -130,7 +131,11 @@ class Members(nn.Module):
         def one(state: dict[str, Tensor], *arguments: Any) -> Any:
             return functional_call(template, state, (what, *arguments), tie_weights=False)
 
-        return torch.vmap(one, in_dims=(0, *dims), randomness="different")(state, *given)
+        with (
+            warnings.catch_warnings()
+        ):  # fused attention is done for one member after the other, and is the faster one yet
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return torch.vmap(one, in_dims=(0, *dims), randomness="different")(state, *given)
 
     def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
         """(B, C, N, D) -> (B, C, M * E)."""

@@ -11,11 +11,13 @@ embedding, and a pass trains the last step alone.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from s2robot.policies.errors import PolicyError
 
@@ -68,7 +70,9 @@ class Block(nn.Module):
         if visible.shape[2] > 1:
             visible = visible[:, :, asked]
         mask = visible.to(q.dtype) if visible.is_floating_point() else visible
-        mixed = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask)
+        # Fused kernels have no gradient for a bias, and torch does not see that it asks for one where members share a pass.
+        with sdpa_kernel(SDPBackend.MATH) if self.training and mask.is_floating_point() else nullcontext():
+            mixed = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask)
         x = x[:, asked] + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
