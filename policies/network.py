@@ -20,6 +20,11 @@ from s2robot.policies.pooling import CameraPooling, PoolingSettings
 from s2robot.policies.settings import read_settings
 from s2robot.policies.spec import PolicySpec
 
+# Fused attention acts for one member after the other, which is faster than the way that torch has for all at once.
+warnings.filterwarnings(
+    "ignore", "There is a performance drop because we have not yet implemented the batching rule"
+)
+
 
 class Network(nn.Module):
     """Pooling, body and head together."""
@@ -131,11 +136,7 @@ class Members(nn.Module):
         def one(state: dict[str, Tensor], *arguments: Any) -> Any:
             return functional_call(template, state, (what, *arguments), tie_weights=False)
 
-        with (
-            warnings.catch_warnings()
-        ):  # fused attention is done for one member after the other, and is the faster one yet
-            warnings.filterwarnings("ignore", "There is a performance drop")
-            return torch.vmap(one, in_dims=(0, *dims), randomness="different")(state, *given)
+        return torch.vmap(one, in_dims=(0, *dims), randomness="different")(state, *given)
 
     def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
         """(B, C, N, D) -> (B, C, M * E)."""
