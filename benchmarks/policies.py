@@ -93,6 +93,9 @@ ROWS = {
     "transformer, no past states": Row(
         "policy=transformer policy.network.proprio_history=false train.steps=4000"
     ),
+    "transformer, four networks": Row(
+        "policy=transformer policy.network.proprio_history=false policy.members=4 train.steps=4000"
+    ),
     "rpt": Row("policy=rpt"),
     "rpt, 8000 steps": Row("policy=rpt train.steps=8000"),
     "rpt, no past actions": Row("policy=rpt policy.network.action_history=false train.steps=8000"),
