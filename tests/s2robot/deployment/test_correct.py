@@ -142,8 +142,10 @@ def test_the_arm_is_led_by_hand(arm_config, emulator, demos, slow_policy, tmp_pa
         wait_for(lambda: done() >= 2)
         on_key(" ")
         wait_for(lambda: emulator("status")["mode"] == 2 and emulator("status")["ready"])
-        joints = np.array(emulator("status")["joints"])
         taken = done()
+        # an action is from one led step to the next: what is moved before the first belongs to none
+        wait_for(lambda: done() >= taken + 2)
+        joints = np.array(emulator("status")["joints"])
         for _ in range(4):
             joints[6] += 0.05
             emulator("hand", joints=joints.tolist())
