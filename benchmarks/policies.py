@@ -47,6 +47,11 @@ SMALL = "env.cube_size=0.025 demos.path=runs/policies/cube25.zarr"
 ONE = "policy.members=1 train.steps=3000"
 TWO = "demos.path=runs/policies/two_pickers.zarr"
 LARGE = "encoder=mvp-small s2=single"
+PRESENT = "policy=transformer policy.network.proprio_history=false"
+EIGHT = (
+    "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
+    "policy.pooling.kind=spatial_softmax policy.action_target=cumulative policy.joint_loss=huber train.steps=8000"
+)
 ROWS = {
     "default": Row(),
     "one scale": Row("s2=single"),
@@ -90,12 +95,8 @@ ROWS = {
     "40 demos, attention": Row("demos.episodes=40 policy.pooling.kind=attention", demos=40),
     "DAgger": Row(dagger_rounds=1, begins="default"),
     "transformer": Row("policy=transformer"),
-    "transformer, no past states": Row(
-        "policy=transformer policy.network.proprio_history=false train.steps=4000"
-    ),
-    "transformer, four networks": Row(
-        "policy=transformer policy.network.proprio_history=false policy.members=4 train.steps=4000"
-    ),
+    "transformer, no past states": Row(f"{PRESENT} train.steps=4000"),
+    "transformer, four networks": Row(f"{PRESENT} policy.members=4 train.steps=4000"),
     "rpt": Row("policy=rpt"),
     "rpt, 8000 steps": Row("policy=rpt train.steps=8000"),
     "rpt, no past actions": Row("policy=rpt policy.network.action_history=false train.steps=8000"),
@@ -106,15 +107,8 @@ ROWS = {
         "policy=rpt policy.network.action_history=false policy.network.proprio_history=false "
         "policy.pooling.kind=spatial_softmax train.steps=8000"
     ),
-    "rpt, eight of sixteen executed": Row(
-        "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
-        "policy.pooling.kind=spatial_softmax policy.action_target=cumulative policy.joint_loss=huber train.steps=8000"
-    ),
-    "rpt, four networks": Row(
-        "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
-        "policy.pooling.kind=spatial_softmax policy.action_target=cumulative policy.joint_loss=huber train.steps=8000 "
-        "policy.members=4"
-    ),
+    "rpt, eight of sixteen executed": Row(EIGHT),
+    "rpt, four networks": Row(f"{EIGHT} policy.members=4"),
     "panda": Row("", PANDA, robot="panda"),
     "panda, DAgger": Row("", PANDA, robot="panda", dagger_rounds=1, begins="panda"),
     "2.5 cm cube": Row("", SMALL, cube_size=0.025),

@@ -46,6 +46,24 @@ def make_policy():
 
 
 @pytest.fixture
+def alone():
+    """A member of a policy as a policy of its own."""
+
+    def make(policy, member):
+        single = ChunkPolicy(PolicySpec.from_dict({**policy.spec.to_dict(), "members": 1})).train(
+            policy.training
+        )
+        own = {
+            name.replace("/", "."): value[member] if name.startswith("network.") else value
+            for name, value in policy.state_dict().items()
+        }
+        single.load_state_dict(own)
+        return single
+
+    return make
+
+
+@pytest.fixture
 def make_batch():
     """A random batch for a policy."""
 

@@ -7,9 +7,7 @@ import torch
 
 from s2robot.policies import (
     BatchActor,
-    ChunkPolicy,
     PolicyError,
-    PolicySpec,
     load_checkpoint,
     save_checkpoint,
 )
@@ -265,23 +263,15 @@ def test_members_learn_in_bfloat16(make_policy, make_batch, kind):
 
 @pytest.mark.parametrize("kind", [*HEADS, "flow, U-Net"])
 @pytest.mark.parametrize("body", ["mlp", "transformer"])
-def test_members_compute_as_each_alone(make_policy, make_batch, kind, body):
+def test_members_compute_as_each_alone(make_policy, make_batch, alone, kind, body):
     policy = make_policy(head=small(kind), kind=body, members=3, context=2)
     batch = make_batch(policy)
     pooled = policy.pool(batch["features"])
     assert pooled.shape == (3, 2, 2, policy.width)
     plans = policy.plan_members(pooled, batch["proprio"], batch["past_actions"])
     assert plans.shape == (3, 3, 4, 8)
-    single = ChunkPolicy(PolicySpec.from_dict({**policy.spec.to_dict(), "members": 1})).eval()
-    stacked = policy.state_dict()
     for member in range(3):
-        own = {
-            f"network.{name.removeprefix('network.').replace('/', '.')}": value[member]
-            for name, value in stacked.items()
-            if name.startswith("network.")
-        }
-        shared = {name: value for name, value in stacked.items() if not name.startswith("network.")}
-        single.load_state_dict(own | shared)
+        single = alone(policy, member)
         torch.testing.assert_close(
             single.plan_members(single.pool(batch["features"]), batch["proprio"], batch["past_actions"])[0],
             plans[member],
