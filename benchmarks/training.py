@@ -5,7 +5,7 @@
 
 Each side's own `train` fits its own default policy and batch size on the shipped demos, with features of the right size
 that hold noise, from one memory-mapped file; `policy=transformer policy.context=16` likewise. The sides take turns, a
-process each, with one network each (no ensemble; `--members 4` where both sides have it). A window is an action chunk that
+process each, with one network each (no ensemble; `--members 4` where both sides have it; `--batch 256` for steps of as many windows). A window is an action chunk that
 a step is trained on; the first seconds, in which libraries warm up, do not count. The medians over the rounds are printed, with their ratio. Nothing else should run meanwhile; on a machine that is busy
 `--clock cpu` counts seconds of the process's processors instead of the wall's.
 """
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--only", choices=list(POLICIES))
+    parser.add_argument("--batch", type=int, help="windows a step on both sides (default: each side's own)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -136,6 +137,7 @@ def main() -> None:
     from s2robot.common.paths import shipped_demos
     from s2robot.demos.store import EpisodeStore
 
+    batch = [f"train.batch_size={args.batch}"] if args.batch else []
     with tempfile.TemporaryDirectory() as folder, checked_out(args.commit) as other:
         features = Path(folder) / "features.f16"
         noise = np.random.default_rng(0).standard_normal((64, 3, 64, 384), np.float32).astype(np.float16)
@@ -151,7 +153,7 @@ def main() -> None:
                         rates[tree].append(
                             in_tree(
                                 tree,
-                                POLICIES[name],
+                                POLICIES[name] + batch,
                                 features,
                                 threads,
                                 args.warm,

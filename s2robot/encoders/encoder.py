@@ -208,6 +208,16 @@ class S2Encoder(nn.Module):
         sizes = [level.frame for level in self.layout_of(*frames.shape[-2:]).levels]
         return pyramid(frames, sizes, sizes[0 if self.upsampled else -1], self.upsampled)
 
+    def _levels(self, images: Tensor) -> list[Tensor]:
+        """What the model takes of uint8 images (B, H, W, 3): normalised, (B, 3, height, width) a size."""
+        # A processor takes them one by one: a frame in float32 stays in its cache from the first step to the last.
+        parts = images.split(1) if self.scale.device.type == "cpu" else [images]
+        made = [
+            [x.mul_(self.scale).add_(self.shift).to(DTYPES[self.dtype]) for x in self.pyramid(part)]
+            for part in parts
+        ]
+        return [torch.cat(level) if len(level) > 1 else level[0] for level in zip(*made, strict=True)]
+
     @property
     def frames_at_once(self) -> int:
         """Frames whose tiles go through the model in one call."""
@@ -226,9 +236,7 @@ class S2Encoder(nn.Module):
         model = Repeats(self._model) if self.scale.device.type == "cpu" else self._model
 
         def encoded(frames: Tensor) -> Tensor:
-            dtype = DTYPES[self.dtype]
-            levels = [(x * self.scale).add_(self.shift).to(dtype) for x in self.pyramid(frames)]
-            return self._features(model, levels, self.layout_of(*frames.shape[1:3]))
+            return self._features(model, self._levels(frames), self.layout_of(*frames.shape[1:3]))
 
         outputs, fits = fitting(encoded, tensor_of(images), at_once)
         if fits < at_once:

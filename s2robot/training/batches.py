@@ -17,7 +17,7 @@ from s2robot.encoders.joined import Joined
 
 _MIXED = 1 << 40  # between the seeds of the groups of a mix and that of their common order
 _SHARDED = 1 << 20  # between the seeds of the shards
-_AT_ONCE = 4  # frames that are rounded together: they stay in the processor's cache
+_AT_ONCE = 2  # frames that are rounded together: they stay in the processor's cache
 
 
 class Batches:
@@ -167,12 +167,13 @@ class Batches:
         """The same in another number format, a camera's in one piece, and the means (F, C, D) of the tokens."""
         c, n, d = self.features.shape[1:]
         features = torch.empty(c, len(shown), n, d, dtype=product).transpose(0, 1)  # (F, C, N, D)
-        means = torch.empty(len(shown), c, d)
+        means, kept = torch.empty(len(shown), c, d), torch.empty(_AT_ONCE, c, n, d)
         for begin in range(0, len(shown), _AT_ONCE):
             part = slice(begin, begin + _AT_ONCE)
-            frames = self._seen(shown[part], views)["features"].float()
-            features[part], means[part] = frames, frames.mean(2)
-        return {"features": features, "means": means}
+            seen = self._seen(shown[part], views)["features"]
+            features[part] = frames = kept[: len(seen)].copy_(seen)
+            torch.sum(frames, 2, out=means[part])
+        return {"features": features, "means": means.div_(n)}
 
     def _in_views(self, shown: Tensor) -> Tensor:
         """Features of frames that are told with their view, as frame * ways + view."""
