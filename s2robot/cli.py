@@ -2,7 +2,7 @@
 
     s2robot                                          # list the verbs
     s2robot run                                      # demos -> features -> policy -> evaluation -> report
-    s2robot train policy=transformer train.steps=4000
+    s2robot train policy=rpt train.steps=8000
     s2robot train --cfg job                          # print the resolved config, do nothing
     s2robot train --multirun train.seed=0,1,2        # three runs
 
