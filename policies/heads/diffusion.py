@@ -1,7 +1,7 @@
 """Diffusion: a chunk is denoised from pure noise in a few DDIM steps (Chi et al., 2023; Song et al., 2021).
 
 As in Diffusion Policy: `train_steps` levels of noise on the squared-cosine schedule (Nichol & Dhariwal, 2021), the
-network predicts the noise (or the chunk itself), and DDIM without noise of its own visits every
+network predicts the noise or the chunk itself, and DDIM without noise of its own visits every
 `train_steps / steps`-th level. The guess of the chunk is clipped at every step, since at high levels a small error of
 the noise is a large one of the chunk; `clip` is in normalised units, which reach beyond 1 with `normalise: standard`.
 """
@@ -16,7 +16,7 @@ from s2robot.policies.errors import PolicyError
 from s2robot.policies.heads.denoiser import DenoiserSettings, check_counts
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
 
-PREDICTS = ("epsilon", "sample")
+PREDICTS = ("sample", "epsilon")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DiffusionSettings(DenoiserSettings):
 
     train_steps: int = 100
     steps: int = 10
-    predicts: str = "epsilon"
+    predicts: str = "sample"
     clip: float = 4.0
 
     def __post_init__(self) -> None:

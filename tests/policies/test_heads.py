@@ -96,8 +96,14 @@ def two_ways(head, steps: int = 400, count: int = 128):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"kind": "flow"}, {"kind": "diffusion"}, {"kind": "gmm"}, {"kind": "act", "draw": True}],
-    ids=lambda s: s["kind"],
+    [
+        {"kind": "flow"},
+        {"kind": "diffusion"},
+        {"kind": "diffusion", "predicts": "epsilon"},
+        {"kind": "gmm"},
+        {"kind": "act", "draw": True},
+    ],
+    ids=lambda s: "-".join(str(v) for v in s.values() if v is not True),
 )
 def test_two_ways_round_a_post(settings):
     steps = 1000 if settings["kind"] == "gmm" else 400  # a component that lies between takes long to move
