@@ -6,7 +6,7 @@ import sys
 import tomllib
 from functools import cache
 
-from docs.house import DOORS, FLOOR, ROOT, SIMULATED, TOPS, circles, graph, loaded, rooms, way, wing
+from docs.house import DOORS, FLOOR, ROOT, SIMULATED, TOPS, circles, drawing, graph, loaded, rooms, way, wing
 
 MOST_LINES, MOST_FILE_LINES = 60, 400
 # Where arm and stand-in are put together: the only rooms outside the emulator that may name it.
@@ -84,6 +84,11 @@ def test_every_folder_with_code_is_a_package():
 
 def test_every_wing_has_a_floor_and_every_floor_a_wing():
     assert {wing(room) for room in FOUND if room not in DOORS} == set(FLOOR)
+
+
+def test_the_picture_is_of_the_house_as_it_is():
+    drawn = (ROOT / "docs/images/house.svg").read_text(encoding="utf-8")
+    assert drawn == drawing(), "docs/images/house.svg is of another day: python docs/house.py"
 
 
 def test_no_import_upward_or_sideways():
