@@ -145,6 +145,8 @@ def record(
     if why := settings.unrecordable():
         raise DatasetError(f"{path}: {why}")
     attributes = about_demos(settings, expert_settings, seed)
+    if imitate_kicks:  # left out otherwise: demos are those of before there was a choice
+        attributes["imitate_kicks"] = True
     store = begun(Path(path), attributes, episodes, expert)
     try:
         with worker_pool(workers, anywhere=True) as pool:

@@ -53,7 +53,8 @@ def relabel(
     picker_of(source)
     if "expert" in source.keys:
         raise mismatch(source.path, "an expert's chunks", "a dataset without")
-    store = begun(Path(settings.out), source.attrs, len(source), settings.expert)
+    chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
+    store = begun(Path(settings.out), {**source.attrs, **chosen}, len(source), settings.expert)
     how = (settings.expert, settings.imitate_kicks)
     try:
         with worker_pool(settings.workers) as pool:

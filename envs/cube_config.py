@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.experts.settings import check_pushes
 from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
 from s2robot.envs.robots import robot_spec
 from s2robot.envs.task import TaskSettings
@@ -51,6 +52,7 @@ class PickerConfig:
     habit: str = "nearest"  # to which face of the cube: nearest, left or right (habits), or either
 
     def __post_init__(self) -> None:
+        check_pushes(self)
         if self.habit not in HABITS:
             raise EnvError(
                 f"recording.picker.habit: found {self.habit!r}, expected one of {', '.join(HABITS)}"
@@ -127,16 +129,24 @@ class CubePickConfig(TaskSettings):
     )
 
     def __post_init__(self) -> None:
+        for name, view in self.side_cameras.items():
+            if not isinstance(view, list | tuple) or [np.size(part) for part in view] != [3, 3, 1]:
+                raise EnvError(
+                    f"env.side_cameras.{name}: found {view}, expected [[x, y, z], [x, y, z], fovy]: place, target, degrees"
+                )
         views = {
             name: (tuple(position), tuple(target), float(fovy))
             for name, (position, target, fovy) in self.side_cameras.items()
         }
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise EnvError(f"env.cameras: found {list(self.cameras)}, expected one or more different names")
         object.__setattr__(self, "side_cameras", views)  # lists where they come from YAML or JSON
         for name, least in (
             ("rate_hz", 1),
             ("max_steps", 1),
             ("start_noise", 0),
             ("success_hold", 0),
+            ("success_height", 0),
         ):
             if not (found := getattr(self, name)) >= least:
                 raise EnvError(f"env.{name}: found {found}, expected {least} or more")

@@ -33,7 +33,10 @@ SCHEMA = 2
 _READS = (1, SCHEMA)
 TENSORS = "policy.safetensors"
 ENCODER = "encoder.safetensors"
-REQUIRED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", "dataset")
+REQUIRED: dict[str, Any] = {  # of a contract, and what each is
+    "encoder": Mapping, "cameras": list | tuple, "robot": str, "joint_names": list | tuple, "action_frame": str,
+    "rate_hz": int | float, "dataset": Mapping,
+}  # fmt: skip
 PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # of a contract and a spec: what numbers are
 CHECKED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", *PARTS)
 
@@ -55,10 +58,7 @@ def save_checkpoint(
     folder = Path(folder)
     contract = dict(contract)
     _check_complete(contract, "contract")
-    if list(contract["cameras"]) != list(policy.spec.cameras):
-        raise PolicyError(
-            f"contract: cameras are {list(contract['cameras'])}, the policy's are {list(policy.spec.cameras)}"
-        )
+    _check_cameras(contract, policy.spec, "contract")
     _check_parts(contract, policy.spec, "contract")
     if not bool(policy.normaliser.fitted):
         raise PolicyError("the policy's normaliser was never fitted; call fit_normaliser before saving")
@@ -100,14 +100,15 @@ def load_checkpoint(
     """
     place, record = _record_of(Path(folder))
     record_path, tensors_path = place / RECORD, place / TENSORS
-    for key in ("spec", "contract", "tensors_sha256"):
-        if key not in record:
+    for key, kind in (("spec", dict), ("contract", dict), ("tensors_sha256", str)):
+        if not isinstance(record.get(key), kind):
             raise PolicyError(f"{record_path}: key '{key}' is missing")
     _check_complete(record["contract"], f"{record_path}: contract")
     state = _tensors_of(tensors_path, record["tensors_sha256"])
     if record["schema"] == 1:
         state = {_name_since_2(name): tensor for name, tensor in state.items()}
     spec = PolicySpec.from_dict(record["spec"], f"{record_path}: spec")
+    _check_cameras(record["contract"], spec, f"{record_path}: contract")
     try:
         policy = ChunkPolicy(spec)
     except PolicyError as error:  # a head, say, that this version does not know
@@ -222,8 +223,17 @@ def _check_complete(contract: Any, where: str) -> None:
     for key in REQUIRED:
         if key not in contract:
             raise PolicyError(f"{where}: key '{key}' is missing")
-    if not isinstance(contract["encoder"], Mapping) or "fingerprint" not in contract["encoder"]:
+        if not isinstance(contract[key], REQUIRED[key]):
+            raise PolicyError(f"{where}: {key} is {contract[key]!r}, of another type than it has to be")
+    if not isinstance(contract["encoder"].get("fingerprint"), str):
         raise PolicyError(f"{where}: key 'encoder.fingerprint' is missing")
+
+
+def _check_cameras(contract: Mapping[str, Any], spec: PolicySpec, where: str) -> None:
+    """Refuse a contract that tells of other cameras than the policy has: one would get the other's pictures."""
+    told, own = list(contract["cameras"]), list(spec.cameras)
+    if told != own:
+        raise PolicyError(f"{where}: cameras are {told}, the policy's are {own}")
 
 
 def _parts_of(parts: Any, key: str, contract: Mapping[str, Any]) -> Parts:

@@ -132,7 +132,7 @@ class Parts:
 
     @classmethod
     def _read(cls, given: Sequence[Mapping[str, Any]], where: str) -> Parts:
-        if isinstance(given, str | Mapping) or not given:
+        if not isinstance(given, Sequence) or isinstance(given, str) or not given:
             raise PolicyError(f"{where}: found {given!r}, expected a list of parts")
         made = []
         for i, plain in enumerate(given):

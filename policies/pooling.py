@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from s2robot.policies.dense import Dense
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.rays import Rays
+from s2robot.policies.settings import check_ranges
 
 KINDS = ("mean", "spatial_softmax", "attention")
 NORMS = ("channel", "layer", "none")
@@ -61,12 +62,23 @@ class PoolingSettings:
             raise PolicyError(f"pooling.norm is '{self.norm}', expected one of {', '.join(NORMS)}")
         if self.points and self.kind != "spatial_softmax":
             raise PolicyError(f"pooling.points needs pooling.kind spatial_softmax, found '{self.kind}'")
+        many, any_ = (1, math.inf), (0, math.inf)
+        check_ranges(
+            self,
+            "policy.pooling",
+            keypoints=many,
+            values=any_,
+            queries=many,
+            heads=many,
+            width=many,
+            feature_noise=any_,
+        )
         if self.width % self.heads:
             raise PolicyError(f"pooling.width {self.width} is not a multiple of pooling.heads {self.heads}")
         for name in ("token_dropout", "feature_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise PolicyError(f"pooling.{name} is {getattr(self, name)}, expected 0 <= value < 1")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise PolicyError(f"pooling.temperature is {self.temperature}, expected a value above 0")
 
 

@@ -4,6 +4,7 @@ read_settings(MlpSettings, {"hidden": [512, 512]}, "policy.network").hidden     
 """
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -34,10 +35,15 @@ def read_settings(
     Raises:
         error: an unknown key (with the nearest known one), a missing one, or a value of another type.
     """
+    if isinstance(given, DictConfig):
+        given = OmegaConf.to_container(given, resolve=True)  # type: ignore[assignment]  # it may lean on its parents
+    if not isinstance(given, Mapping):
+        raise error(f"{where}: found {given!r}, expected keys and values")
     given = _as_fields(cls, given)
     try:
         node = OmegaConf.merge(_writable(OmegaConf.structured(cls)), given)
-        return _built(cls, OmegaConf.to_container(node, resolve=True, throw_on_missing=True), where)
+        values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        return _built(cls, values, where, error)
     except ConfigKeyError as wrong:
         raise error(_unknown(cls, wrong, where)) from None
     except MissingMandatoryValue as wrong:
@@ -51,13 +57,10 @@ def read_settings(
         ) from None
 
 
-def _as_fields(cls: type, given: Mapping[str, Any] | DictConfig) -> Mapping[str, Any] | DictConfig:
-    """The node with `from` as `from_` where the class has that field; the node itself where it has none such."""
+def _as_fields(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The node with `from` as `from_` where the class has that field."""
     named = {name.rstrip("_"): name for name in get_type_hints(cls) if name.endswith("_")}
-    if not any(key in named for key in given):
-        return given
-    plain: Any = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig) else given
-    return {named.get(key, key): value for key, value in plain.items()}
+    return {named.get(key, key): value for key, value in given.items()}
 
 
 def _writable(node: DictConfig) -> DictConfig:
@@ -70,18 +73,39 @@ def _writable(node: DictConfig) -> DictConfig:
     return node
 
 
-def _built(cls: Any, values: Any, where: str) -> Any:
+def _built(cls: Any, values: Any, where: str, error: type[ValueError]) -> Any:
     """The container `values` as an instance of `cls`, nested dataclasses too."""
     hints = get_type_hints(cls)
     made = {}
     for key, value in values.items():
         hint = hints[key]
         if is_dataclass(hint) and isinstance(value, dict):
-            value = _built(hint, value, f"{where}.{key}")
+            value = _built(hint, value, f"{where}.{key}", error)
         elif isinstance(value, list) and "tuple" in str(hint):
+            items = get_args(hint)
+            if get_origin(hint) is tuple and Ellipsis not in items and len(items) != len(value):
+                raise error(f"{where}.{key}: found {value}, expected a list of {len(items)}".lstrip("."))
             value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
         made[key] = value
     return cls(**made)
+
+
+def check_ranges(
+    settings: Any, where: str, error: type[ValueError] = PolicyError, **ranges: tuple[float, float]
+) -> None:
+    """Refuse values outside of [low, high]; None, which leaves a choice to the program, is in every range.
+
+    Raises:
+        error: names the key, what was found and what was expected.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if value is None or (low <= value <= high and math.isfinite(value)):
+            continue
+        expected = f"{low:g} or more" if high == math.inf else f"a value from {low:g} to {high:g}"
+        if low == -math.inf:
+            expected = "a number"
+        raise error(f"{where}.{name}: found {value}, expected {expected}")
 
 
 def _unknown(cls: Any, wrong: ConfigKeyError, where: str) -> str:

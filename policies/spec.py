@@ -11,7 +11,7 @@ from typing import Any
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.normalise import MODES
 from s2robot.policies.parts import Parts
-from s2robot.policies.settings import read_settings
+from s2robot.policies.settings import check_ranges, read_settings
 
 CHOICES = {
     "kind": ("mlp", "transformer"),
@@ -107,8 +107,17 @@ class PolicySpec:
                 )
         if not 0 <= self.proprio_dropout < 1:
             raise PolicyError(f"policy.proprio_dropout is {self.proprio_dropout}, expected 0 <= value < 1")
-        if self.huber_delta <= 0:
+        if not 0 < self.huber_delta < math.inf:
             raise PolicyError(f"policy.huber_delta is {self.huber_delta}, expected a value above 0")
+        any_ = (0, math.inf)
+        check_ranges(
+            self,
+            "policy",
+            gripper_weight=any_,
+            loss_discount=any_,
+            ensemble=(-math.inf, math.inf),
+            proprio_noise=any_,
+        )
 
     @cached_property
     def action(self) -> Parts:

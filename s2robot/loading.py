@@ -54,6 +54,10 @@ def load_networks(
         PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's.
     """
     policy, contract = load_checkpoint(checkpoint, device)
+    if not isinstance(contract["encoder"].get("settings"), dict):
+        raise UserError(
+            f"{checkpoint}: key 'encoder.settings' is missing: it does not say how its encoder is built"
+        )
     settings = dict(contract["encoder"]["settings"])
     if weights:
         settings["checkpoint"] = str(weights)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
@@ -45,7 +46,7 @@ from s2robot.envs.trace import tracing
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, wide
-from s2robot.policies import PolicySpec
+from s2robot.policies import ChunkPolicy, PolicySpec
 from s2robot.policies.card import write_card
 from s2robot.policies.rays import with_geometry
 from s2robot.training.settings import TrainSettings
@@ -84,6 +85,8 @@ def read_task(cfg: DictConfig) -> Task:
         UserError: names a wrong key or value.
     """
     world, demos = task_settings(cfg), read(DemosSettings, cfg.demos, "demos")
+    if "policy" in cfg:
+        _try(plain(cfg.policy))
     of: dict[str, Any] = {
         "robot": world.robot,
         "rate_hz": world.rate_hz,
@@ -102,6 +105,16 @@ def read_task(cfg: DictConfig) -> Task:
         world,
         of["action_frame"],
     )
+
+
+def _try(policy: dict[str, Any]) -> None:
+    """Refuse settings of a policy before anything is recorded or encoded for it (PolicyError): a small one is built of them."""
+    small = {"cameras": ["a"], "dim": 8, "tokens": 4, "normalise_parts": {}}
+    pooling = policy.get("pooling")
+    if isinstance(pooling, dict):
+        small["pooling"] = {**pooling, "points": False}  # the cameras are not known yet
+    with torch.random.fork_rng(devices=[]):
+        ChunkPolicy(PolicySpec.from_dict({**policy, **small}))
 
 
 def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
@@ -155,8 +168,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     if any(rows != columns for rows, columns in maps) or len(set(maps)) > 1:
         sizes["grids"] = [list(shape) for shape in maps]
     views = None
-    if count := task.features.views:
-        others = Views(count, task.features.shift, task.features.colour)
+    if others := views_of(task.features):
         views, _ = encode(task, store, encoder, others)
     tune, tail = task.train.tune, None
     if tune.blocks and task.policy.get("zero_features"):
@@ -182,6 +194,11 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             views,
             tail,
         )
+
+
+def views_of(features: FeaturesSettings) -> Views | None:
+    """Which other views of a frame a training draws from, if any."""
+    return Views(features.views, features.shift, features.colour) if features.views else None
 
 
 def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Path], float] | None:
@@ -225,6 +242,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
             **({"frames": wide(frames)} if wide(frames) else {}),
+            **({"views": asdict(others)} if (others := views_of(task.features)) else {}),
             **({"tuned": {**asdict(tune), "cached": task.features.dtype}} if tune.blocks else {}),
         },
         "cameras": list(task.cameras),

@@ -18,11 +18,15 @@ from s2robot.common.extras import require_simulator
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
-from s2robot.common.settings import DemosSettings, only_simulated, read, read_among, task_settings
+from s2robot.common.settings import DemosSettings, only_simulated, plain, read, read_among, task_settings
 from s2robot.common.timeline import Stages
 from s2robot.dagger.takeover import REASONS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
+from s2robot.evaluation.records import read_json
+
+# how a training is done and told of, not what comes of it
+_FREE_IN_TRAINING = ("threads", "loggers", "log_every", "checkpoint_every", "resume")
 
 
 def record(
@@ -75,7 +79,12 @@ def dagger(cfg: DictConfig) -> None:
             f"recording.seed: found {tried.start}, whose positions up to {tried.stop - 1} hold some of the "
             f"evaluation's from {cfg.evaluate.seed} on; expected others"
         )
+    if cfg.recording.checkpoint == "":
+        raise UserError(
+            "recording.checkpoint: found '', expected a policy's folder, or null to train one first"
+        )
     task = pipeline.read_task(cfg)
+    _same_as_before(cfg, out / "rounds.settings.json")
     encoder = build_encoder(task.encoder)
     timed = Stages(out / "stages.json")
 
@@ -90,7 +99,7 @@ def dagger(cfg: DictConfig) -> None:
     demos = out / "demos.zarr"
     corrected = replace(task, demos=DemosSettings(path=str(demos)))
     file = out / "rounds.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
     for i in range(1, rounds + 1):
         if len(rows) < i:
             begin = cfg.recording.seed + (i - 1) * cfg.recording.episodes
@@ -106,3 +115,26 @@ def dagger(cfg: DictConfig) -> None:
     with timed("evaluate"):
         summary = evaluate_policy(cfg, checkpoint, out)
     pipeline.finish(summary, out, timed)
+
+
+def _same_as_before(cfg: DictConfig, file: Path) -> None:
+    """Keep what decides the rounds, or refuse to go on where rounds of other settings were begun (UserError)."""
+    decides = ("policy", "train", "recording", "demos", "encoder", "s2", "task", "env", "robot")
+    free = {"train": _FREE_IN_TRAINING, "recording": ("rounds", "workers", "device")}
+    now = {
+        f"{node}.{key}": value
+        for node in decides
+        for key, value in plain(cfg[node]).items()
+        if key not in free.get(node, ())
+    }
+    now = json.loads(json.dumps(now))
+    before = read_json(file) if file.exists() else now
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{key}: found {now.get(key)}, expected {before.get(key)}, with which the rounds in {file.parent} were begun, or "
+                "another run folder"
+            )
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, now)

@@ -17,7 +17,7 @@ from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.provenance import command, policy_sha256, versions
 from s2robot.common.ranges import INFINITY, check_ranges
-from s2robot.common.settings import DemosSettings, plain, read
+from s2robot.common.settings import DemosSettings, path_of, plain, read
 from s2robot.demos.selection import numbers
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cameras import token_maps
@@ -46,8 +46,9 @@ def validate(cfg: DictConfig) -> None:
     """`s2robot validate`: validation.json, validation.csv, report.html and a page an episode."""
     if cfg.checkpoint is None:
         raise UserError("checkpoint: found none, expected the folder of a trained policy")
-    settings, checkpoint = read(ValidateSettings, cfg.validate, "validate"), Path(cfg.checkpoint)
-    given = read(DemosSettings, cfg.demos, "demos")
+    settings, checkpoint = read(ValidateSettings, cfg.validate, "validate"), path_of(cfg, "checkpoint")
+    one_or_more = {"episodes": _listed(plain(cfg.demos).get("episodes"))}  # a number is that episode, 0 too
+    given = read(DemosSettings, plain(cfg.demos) | one_or_more, "demos")
     demos = given if given.name or given.path else _of_training(checkpoint)
     features = read(FeaturesSettings, cfg.features, "features")
     summary = validate_checkpoint(

@@ -16,6 +16,7 @@ from s2robot.common.run_folder import is_first
 from s2robot.common.settings import (
     DemosSettings,
     open_demos,
+    path_of,
     plain,
     read,
     read_among,
@@ -35,13 +36,13 @@ def record(cfg: DictConfig) -> None:
     from s2robot import pipeline, rounds
 
     if cfg.kind == "scripted":
-        store = pipeline.record_demos(cfg, cfg, Path(cfg.out))
+        store = pipeline.record_demos(cfg, cfg, path_of(cfg, "out"))
     elif cfg.kind == "dagger" and (cfg.robot.ip is not None or cfg.bridge.emulator.port is not None):
         from s2robot.deployment.correct import correct_on_arm
 
         store = correct_on_arm(cfg)
     elif cfg.kind == "dagger":
-        store, counts = rounds.record(cfg, cfg, Path(cfg.out))
+        store, counts = rounds.record(cfg, cfg, path_of(cfg, "out"))
         print(rounds.words(counts))
     else:
         from s2robot.deployment.record import record_on_arm
@@ -57,7 +58,7 @@ def convert(cfg: DictConfig) -> None:
     from s2robot.demos.formats.export import ExportSettings, export, format_for
     from s2robot.demos.formats.source import Choice
 
-    choice, data, out = read_among(Choice, cfg, ""), Path(cfg.data), Path(cfg.out)
+    choice, data, out = read_among(Choice, cfg, ""), path_of(cfg, "data"), path_of(cfg, "out")
     if to := format_for(out, cfg.to):
         settings = read_among(ExportSettings, cfg, "")
         with bar("reading") as update:
@@ -214,7 +215,7 @@ def evaluate(cfg: DictConfig) -> None:
         require_simulator()
         from s2robot.evaluation.evaluate import evaluate_policy
 
-        summary = evaluate_policy(cfg, Path(cfg.checkpoint), out)
+        summary = evaluate_policy(cfg, path_of(cfg, "checkpoint"), out)
     pipeline.finish(summary, out)
 
 
@@ -223,7 +224,7 @@ def report(cfg: DictConfig) -> None:
     from s2robot.comparison.report import write_compare_report
     from s2robot.evaluation.report import write_report
 
-    folder = Path(cfg.run)
+    folder = path_of(cfg, "run")
     if (folder / "compare.json").exists():  # beside a summary.json that is none of an evaluation
         write = write_compare_report
     elif (folder / "summary.json").exists() or (folder / "episodes.jsonl").exists():

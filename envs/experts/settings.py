@@ -1,6 +1,8 @@
 """How the scripted experts of robosuite's worlds move; read where no simulator is installed, too."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from s2robot.envs.errors import EnvError
 
@@ -36,7 +38,31 @@ class ExpertSettings:
     habit: str = "nearest"  # the first task's picker alone has others
 
     def __post_init__(self) -> None:
+        check_pushes(self)
         if self.habit != "nearest":
             raise EnvError(
                 f"recording.picker.habit: found {self.habit!r}, expected 'nearest' in a world of robosuite's"
+            )
+
+
+def check_pushes(settings: Any) -> None:
+    """Refuse kicks and misses that cannot be drawn; EnvError names the key. `kicks` are drawn from a dozen steps."""
+    for name, least in (
+        ("kicks", 0),
+        ("kick_steps", 1),
+        ("miss_steps", 1),
+        ("miss_by", 0),
+        ("close_xy", 0),
+        ("close_yaw", 0),
+    ):
+        low, high = getattr(settings, name)
+        if not least <= low <= high or (name == "kicks" and high > 12):
+            expected = "0 to 12" if name == "kicks" else f"{least} or more"
+            raise EnvError(
+                f"recording.picker.{name}: found [{low}, {high}], expected the least and the most, {expected}"
+            )
+    for name, most in (("misses", 1), ("kick_size", math.inf), ("kick_yaw", math.inf)):
+        if not 0 <= (found := getattr(settings, name)) <= most:
+            raise EnvError(
+                f"recording.picker.{name}: found {found}, expected {'0 to 1' if most == 1 else '0 or more'}"
             )

@@ -6,6 +6,7 @@ hidden (512, 512), activation "gelu", layer_norm true, dropout 0.1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from s2robot.policies.dense import Dense
 from s2robot.policies.errors import PolicyError
+from s2robot.policies.settings import check_ranges
 
 ACTIVATIONS = {"selu": nn.SELU, "gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -31,6 +33,9 @@ class MlpSettings:
     proprio_history: bool = True  # states of earlier steps as input, where the context has any
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self, "policy.network", image_dim=(1, math.inf), state_dim=(1, math.inf), dropout=(0, 0.99)
+        )
         if self.activation not in ACTIVATIONS:
             raise PolicyError(f"network.activation is '{self.activation}', expected {', '.join(ACTIVATIONS)}")
         if not self.hidden or min(self.hidden) < 1:

@@ -11,6 +11,7 @@ embedding, and a pass trains the last step alone.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from s2robot.policies.errors import PolicyError
+from s2robot.policies.settings import check_ranges
 
 READOUTS = ("mask", "queries")
 
@@ -39,12 +41,20 @@ class TransformerSettings:
     causal: bool = False  # every step trains a target of its own, see the module
 
     def __post_init__(self) -> None:
+        many = (1, math.inf)
+        check_ranges(
+            self,
+            "policy.network",
+            width=many,
+            heads=many,
+            blocks=many,
+            mlp_ratio=(0.01, math.inf),
+            dropout=(0, 0.99),
+        )
         if self.width % self.heads:
             raise PolicyError(f"network.width {self.width} is not a multiple of network.heads {self.heads}")
         if self.readout not in READOUTS:
             raise PolicyError(f"network.readout is '{self.readout}', expected one of {', '.join(READOUTS)}")
-        if self.blocks < 1:
-            raise PolicyError(f"network.blocks is {self.blocks}, expected 1 or more")
 
 
 class Block(nn.Module):

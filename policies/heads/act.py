@@ -8,6 +8,7 @@ come up. Here the decoder reads the body's vector in place of image tokens, and 
 joints. The averaging of overlapping plans is `policy.ensemble`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from s2robot.policies.bodies.transformer import Block, TransformerSettings
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.heads.denoiser import check_counts
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
+from s2robot.policies.settings import check_ranges
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,7 @@ class ActSettings:
             raise PolicyError(
                 f"policy.head.width {self.width} is not a multiple of policy.head.heads {self.heads}"
             )
-        if self.kl_weight < 0:
-            raise PolicyError(f"policy.head.kl_weight is {self.kl_weight}, expected 0 or more")
+        check_ranges(self, "policy.head", kl_weight=(0, math.inf), dropout=(0, 0.99))
 
 
 class ActHead(Head):

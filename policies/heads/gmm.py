@@ -7,6 +7,7 @@ two values has no width. The component is drawn from the noise handed in; around
 (`spread`), which robomimic calls low-noise evaluation.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.heads.denoiser import check_counts
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, on_binary
+from s2robot.policies.settings import check_ranges
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,9 @@ class GmmSettings:
 
     def __post_init__(self) -> None:
         check_counts(self, "components")
-        if self.min_std <= 0:
+        if not 0 < self.min_std < math.inf:
             raise PolicyError(f"policy.head.min_std is {self.min_std}, expected a value above 0")
-        if self.spread < 0:
-            raise PolicyError(f"policy.head.spread is {self.spread}, expected 0 or more")
+        check_ranges(self, "policy.head", spread=(0, math.inf))
 
 
 class GmmHead(Head):

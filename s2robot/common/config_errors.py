@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 # Errors of the machine that a traceback explains no better than one line.
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_MACHINE_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,  # a path that cannot be what it is to be
+}  # fmt: skip
 
 
 def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
@@ -27,6 +30,8 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
         return f"{error.strerror}{where}"
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}', expected key=value (quote a value with spaces or signs)"
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        return _unknown_option(next((key_of(o) for o in overrides if _without_option(o)), ""), "null")
     if isinstance(error, HydraException | OmegaConfBaseException) and not hasattr(error, "verb"):
         return _config_error(verb, overrides, str(error))
     return None
@@ -44,13 +49,19 @@ def _config_error(verb: str, overrides: list[str], message: str) -> str:
         return f"unknown key '{key}'{did_you_mean(key, known)}"
     absent = re.search(r"Could not find '([^']+)'", message)
     if absent:
-        return _unknown_option(absent[1])
+        group, _, option = absent[1].rpartition("/")
+        return _unknown_option(group, option)
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join(lines[:2])
 
 
-def _unknown_option(path: str) -> str:
-    group, _, option = path.rpartition("/")
+def _without_option(override: str) -> bool:
+    """Whether it chooses null, or nothing, of a group."""
+    chosen = override.partition("=")[2].strip().lower()
+    return chosen in ("null", "none", "") and (configs_dir() / key_of(override)).is_dir()
+
+
+def _unknown_option(group: str, option: str) -> str:
     options = sorted(file.stem for file in (configs_dir() / group).glob("*.yaml"))
     return f"{group}: found '{option}', expected one of: {', '.join(options)}{did_you_mean(option, options)}"
 

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from s2robot.common.errors import UserError
+from s2robot.policies import settings as policies
 
 INFINITY = math.inf
 
@@ -17,12 +18,7 @@ def check_ranges(settings: Any, where: str, **ranges: tuple[float, float]) -> No
     Raises:
         UserError: names the key, what was found and what was expected.
     """
-    for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
-        if value is None or (low <= value <= high and math.isfinite(value)):
-            continue
-        expected = f"{low:g} or more" if high == INFINITY else f"a value from {low:g} to {high:g}"
-        raise UserError(f"{where}.{name}: found {value}, expected {expected}")
+    policies.check_ranges(settings, where, UserError, **ranges)
 
 
 def check_positive(settings: Any, where: str, *names: str) -> None:

@@ -35,6 +35,8 @@ class DemosSettings:
     mix: tuple[dict[str, Any], ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.path == "":  # a shell's variable that is not set
+            raise UserError("demos.path: found '', expected a dataset, or null for the shipped demos")
         if isinstance(self.episodes, int) and (self.episodes < 1 or isinstance(self.episodes, bool)):
             raise UserError(f"demos.episodes: found {self.episodes}, expected 1 or more, or null for all")
         if self.split is not None and self.episodes is not None:
@@ -150,6 +152,14 @@ def read_among(cls: type[S], cfg: DictConfig, where: str, **changes: Any) -> S:
     return read(cls, plain(DictConfig(given)) | changes, where)
 
 
+def path_of(cfg: DictConfig, key: str) -> Path:
+    """A path of a config, which may look like a number; UserError for what is none."""
+    found = cfg[key]
+    if isinstance(found, bool) or not isinstance(found, str | int | float) or found == "":
+        raise UserError(f"{key}: found {found!r}, expected a path".replace("None", "null"))
+    return Path(str(found))
+
+
 def plain(cfg: Any) -> Any:
     """A config node as dicts and lists."""
     return OmegaConf.to_container(cfg, resolve=True)
@@ -190,6 +200,10 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     """What build_encoder needs to make the same encoder again; part of a checkpoint."""
     settings = {**plain(cfg.encoder), "scales": list(cfg.s2.scales), "resolution": cfg.s2.resolution}
+    if not settings["scales"]:
+        raise UserError("s2.scales: found [], expected one scale or more, such as [1,2]")
+    if settings["checkpoint"] == "":
+        raise UserError("encoder.checkpoint: found '', expected a weights file, or null")
     if cfg.s2.get("fine"):  # left out otherwise: a checkpoint without is that of before there was a choice
         settings["fine"] = True
     if settings["checkpoint"]:  # a checkpoint is used from other folders too

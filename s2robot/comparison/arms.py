@@ -86,11 +86,12 @@ def choose_arms(known: Mapping[str, Any], names: Sequence[str] | None = None) ->
         UserError: an arm that the experiment does not have, or overrides that no arm may have.
     """
     known = {name: given for name, given in known.items() if given is not None}
-    if len(set(names or known)) < 2:
-        raise UserError(f"arms: found {', '.join(names or known) or 'none'}, expected at least 2")
-    arms = tuple(_arm(known, name) for name in (known if names is None else names))
+    names = tuple(known) if names is None else names
+    if len(set(names)) < 2:
+        raise UserError(f"arms: found {', '.join(names) or 'none'}, expected at least 2")
+    arms = tuple(_arm(known, name) for name in names)
     if len(arms) != len({arm.name for arm in arms}):
-        raise UserError(f"arms: found {', '.join(names or known)}, expected every arm once")
+        raise UserError(f"arms: found {', '.join(names)}, expected every arm once")
     return arms
 
 
@@ -103,8 +104,11 @@ def _arm(known: Mapping[str, Any], name: str) -> Arm:
         raise UserError(f"arm '{name}': expected letters, digits and . _ + - in its name")
     given = known[name]
     if isinstance(given, str):  # as one types it: '+experiment.arms.mine="encoder=mvp-tiny s2=single"'
-        arm = Arm(name, name, tuple(shlex.split(given)))
-    elif isinstance(given, Mapping):
+        try:
+            arm = Arm(name, name, tuple(shlex.split(given)))
+        except ValueError as error:  # a quotation that does not end
+            raise UserError(f"arm '{name}': found {given}: {error}, expected overrides") from None
+    elif isinstance(given, Mapping) and not isinstance(given.get("overrides"), int | float):
         arm = Arm(name, str(given.get("label") or name), tuple(map(str, given.get("overrides") or ())))
     else:
         raise UserError(f"arm '{name}': found {given}, expected a label and overrides")

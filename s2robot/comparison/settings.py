@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.common.settings import read
 
 
@@ -39,8 +40,7 @@ class Stopping:
     alpha: float
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise UserError(f"experiment.stopping.batch: found {self.batch}, expected 1 or more positions")
+        check_ranges(self, "experiment.stopping", batch=(1, INFINITY), alpha=(1e-9, 0.5))
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ class _Experiment:
     axis_episodes: int | None = None
     axes: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "experiment", videos=(0, INFINITY), axis_episodes=(1, INFINITY))
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -99,6 +102,16 @@ class _Compare:
     threads: int | None = None
     information_run: str | None = None
     readout_run: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("jobs", "threads"):
+            if (found := getattr(self, name)) is not None and found < 1:
+                raise UserError(f"{name}: found {found}, expected 1 or more, or null")
+        for name in ("information_run", "readout_run"):  # read when all runs are done
+            if (found := getattr(self, name)) is not None and not Path(found).is_dir():
+                raise UserError(
+                    f"{name}: found {found}, which is no folder, expected the run folder of that verb"
+                )
 
 
 @dataclass(frozen=True)
@@ -155,12 +168,18 @@ def _pairs(given: Any, known: list[str]) -> tuple[tuple[str, str], ...] | None:
     if given is None:
         return None
     pairs = []
+    if not isinstance(given, list):
+        raise UserError(
+            f"experiment.pairs: found {given}, expected a list of two arms each, such as [[base-s2,base]]"
+        )
     for pair in given:
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(f"experiment.pairs: found {pair}, expected two arms, such as [base-s2,base]")
         for name in map(str, pair):
             if name not in known:
                 raise UserError(f"experiment.pairs: found '{name}', expected some of {', '.join(known)}")
+        if pair[0] == pair[1]:
+            raise UserError(f"experiment.pairs: found {pair}, expected two different arms")
         pairs.append((str(pair[0]), str(pair[1])))
     return tuple(pairs)
 

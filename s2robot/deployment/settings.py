@@ -15,6 +15,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.common.settings import plain, read
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
@@ -210,6 +211,9 @@ class Host:
     connect_s: float
     device: str
     threads: int | None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "policy", threads=(1, INFINITY))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ import torch
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.settings import read
+from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.common.settings import path_of, read
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import Actor
@@ -74,6 +75,7 @@ class ServeSettings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        check_ranges(self, "serve", threads=(1, INFINITY))
         if not 0 <= self.port < 65536:
             raise UserError(f"serve.port: found {self.port}, expected 0 to 65535")
         for key in ("max_message_mb", "open_s", "send_s", "idle_s", "call_s"):
@@ -340,7 +342,9 @@ def run_serve(cfg: DictConfig) -> None:
     token, place = token_for(settings.host, settings.token_file)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    actor, encoder, contract = load_policy(cfg.checkpoint, settings.device, cfg.encoder.checkpoint)
+    actor, encoder, contract = load_policy(
+        path_of(cfg, "checkpoint"), settings.device, cfg.encoder.checkpoint
+    )
     server = PolicyServer(actor, contract, image_size_of(contract, encoder), token, settings)
 
     def ready(port: int) -> None:

@@ -105,4 +105,8 @@ class TrainSettings:
         for name in ("ema", "validation"):
             if getattr(self, name) == 1:
                 raise UserError(f"train.{name}: found 1, expected a value below 1")
+        if self.from_ == "":
+            raise UserError("train.from: found '', expected a checkpoint's folder, or null to begin anew")
+        if self.seed > 10**12:  # of which a generator's seed is made for every step
+            raise UserError(f"train.seed: found {self.seed}, expected at most 10 to the 12th")
         check_loggers(self.loggers)

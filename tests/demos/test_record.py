@@ -184,6 +184,8 @@ def test_a_recording_goes_on_in_its_own_store_only(tmp_path, monkeypatch):
     ):
         with pytest.raises(DatasetError, match=f"expected a new path; nothing was overwritten .{text}"):
             record(path, world, picker, episodes, seed)
+    with pytest.raises(DatasetError, match="it holds imitate_kicks None, these settings say True"):
+        record(path, *args, 4, 500, imitate_kicks=True)
     assert EpisodeStore.open(path).fingerprint == before
     (tmp_path / "file.zarr").write_text("mine")
     with pytest.raises(DatasetError, match="exists already, expected a new path; .*is a file"):

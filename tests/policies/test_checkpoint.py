@@ -119,6 +119,23 @@ def test_loading_refuses(tmp_path, make_policy):
     refuse("key 'spec' is missing")
     edit(contract={k: v for k, v in CONTRACT.items() if k != "robot"})
     refuse("contract: key 'robot' is missing")
+    for key, wrong in (
+        ("rate_hz", "ten"),
+        ("cameras", 3),
+        ("joint_names", None),
+        ("robot", 7),
+        ("dataset", []),
+    ):
+        edit(contract=CONTRACT | {key: wrong})
+        refuse(f"contract: {key} is .*, of another type than it has to be")
+    edit(contract=CONTRACT | {"encoder": {"fingerprint": None}})
+    refuse("contract: key 'encoder.fingerprint' is missing")
+    edit(contract=CONTRACT | {"action_parts": 7})
+    refuse("action_parts: found 7, expected a list of parts")
+    edit(contract=CONTRACT | {"cameras": CONTRACT["cameras"][::-1]})
+    refuse("contract: cameras are .*, the policy's are")
+    edit(tensors_sha256=7)
+    refuse("key 'tensors_sha256' is missing")
     edit(spec=make_policy(chunk=2).spec.to_dict())
     refuse(r"tensor '.*' has shape \((32|4),.*\), expected \((16|2),.*\)")
     edit(spec=make_policy(kind="transformer").spec.to_dict())

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -206,6 +207,17 @@ def test_spec_round_trip(make_policy):
         ({"network": {"activation": "tanh"}}, "activation is 'tanh'"),
         ({"pooling": {"kind": "max"}}, "pooling.kind"),
         ({"tokens": 6}, "6 tokens do not form a square"),
+        ({"pooling": {"keypoints": -1}}, "policy.pooling.keypoints: found -1, expected 1 or more"),
+        ({"pooling": {"kind": "attention", "heads": 0}}, "policy.pooling.heads: found 0, expected 1"),
+        ({"network": {"dropout": 1.5}}, "policy.network.dropout: found 1.5, expected a value from 0 to 0.99"),
+        ({"network": {"image_dim": 0}}, "policy.network.image_dim: found 0, expected 1 or more"),
+        ({"network": {"heads": 0}, "kind": "transformer"}, "policy.network.heads: found 0, expected 1"),
+        ({"network": {"mlp_ratio": -1}, "kind": "transformer"}, "policy.network.mlp_ratio: found -1"),
+        ({"head": {"kind": "act", "dropout": 2}}, "policy.head.dropout: found 2.0, expected a value from 0"),
+        ({"head": {"kind": "gmm", "spread": math.nan}}, "policy.head.spread: found nan, expected 0 or more"),
+        ({"huber_delta": math.nan}, "huber_delta is nan, expected a value above 0"),
+        ({"ensemble": math.nan}, "policy.ensemble: found nan, expected a number"),
+        ({"gripper_weight": -1}, "policy.gripper_weight: found -1.0, expected 0 or more"),
     ],
 )
 def test_wrong_settings(wrong, words):

@@ -97,6 +97,27 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
         (("evaluate", "checkpoint=x", "evaluate.episode=1"), "did you mean 'evaluate.episodes'?"),
         (("evaluate",), "no value for checkpoint; give one with checkpoint=<value>"),
         (("train", "a b"), "cannot read 'a b', expected key=value"),
+        (("train", "s2=null"), "s2: found 'null', expected one of: s2, single"),
+        (("train", "demos.path="), "demos.path: found '', expected a dataset, or null"),
+        (("train", "train.from="), "train.from: found '', expected a checkpoint's folder"),
+        (("train", "s2.scales=[]"), "s2.scales: found [], expected one scale or more"),
+        (("train", "policy.pooling.heads=0"), "policy.pooling.heads: found 0, expected 1 or more"),
+        (("run", "record=true", "policy.execute=99"), "policy.execute 99 is more than policy.chunk 8"),
+        (
+            ("train", "env.cameras=[hand,hand]"),
+            "env.cameras: found ['hand', 'hand'], expected one or more diff",
+        ),
+        (("train", "+env.side_cameras.top=3"), "env.side_cameras.top: found 3, expected [[x, y, z], "),
+        (("train", "env.box_x=[0.1]"), "env.box_x: found [0.1], expected a list of 2"),
+        (("scenes", "scenes.frames=0"), "scenes.frames: found 0, expected"),
+        (("serve", "checkpoint=x", "serve=null"), "serve: found None, expected keys and values"),
+        (("report", "run=2024"), "run: 2024: no such folder"),
+        (("convert", "data=[a]", "out=b"), "data: found ['a'], expected a path"),
+        (
+            ("record", "picker.kicks=[3,1]"),
+            "recording.picker.kicks: found [3, 1], expected the least and the most",
+        ),
+        (("record", "task=lift", "picker.misses=2"), "recording.picker.misses: found 2"),
         (("train", "train.seed=0", "--multirun", "trian.steps=3"), "did you mean 'train.steps'?"),
     ],
 )
@@ -126,13 +147,17 @@ def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
         ("run", ["task=square", "recording.episodes=9", "train.steps=7"], 9, 7),
         ("run", ["task=square", "train=mvp"], 200, 7500),  # a recipe of a paper says its own
         ("dagger", ["task=square"], 128, 10000),  # positions a round, which are no demos
+        ("train", ["policy=transformer"], None, 4000),
+        ("train", ["policy=transformer", "task=square"], None, 10000),
+        ("train", ["policy=rpt"], None, 2000),
+        ("compare", ["policy=transformer", "train.steps=7"], 120, 7),
         ("train", ["task=lift"], None, 2000),
         ("record", ["task=lift"], 150, None),
         ("record", ["task=lift", "recording=dagger"], 128, None),
         ("record", ["task=robosuite"], 120, None),
     ],
 )
-def test_a_task_says_how_many_demos_and_steps_it_wants(verb, words, demos, steps):
+def test_a_task_or_policy_says_how_many_demos_and_steps_it_wants(verb, words, demos, steps):
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         config = compose(verb, words)
     recorded = config.episodes if verb == "record" else config.get("recording", {}).get("episodes")

@@ -90,6 +90,13 @@ def test_rounds_of_correcting_and_training_end_with_a_report(config, demos, tmp_
     rounds.dagger(config("dagger", "recording.rounds=2"))
     names = [stage["stage"] for stage in json.loads((out / "stages.json").read_text())]
     assert names == ["start", "encode", "train", "encode", "train", "evaluate"]
+    with pytest.raises(
+        UserError, match="recording.seed: found 300000, expected 200000, with which the rounds in "
+    ):
+        rounds.dagger(config("dagger", "recording.rounds=2", "recording.seed=300000"))
+    (out / "rounds.json").write_text("[")
+    with pytest.raises(UserError, match="rounds.json: broken JSON"):
+        rounds.dagger(config("dagger", "recording.rounds=3"))
 
 
 def test_positions_that_are_reported_are_not_corrected(config):

@@ -134,7 +134,10 @@ def test_a_causal_body_with_views_of_a_mix_is_tuned_too(demos, tiny_encoder, tmp
     mix = ({"path": str(demos)}, {"path": str(make_demos(tmp_path / "more.zarr")), "weight": 2.0})
     task = replace(task, features=replace(task.features, views=1), demos=DemosSettings(mix=mix))
     contract = load_checkpoint(trained(task, tmp_path / "run"))[1]
-    assert contract["training"]["views"] == 1 and contract["encoder"]["tuned"]["blocks"] == 1
+    assert (
+        contract["training"]["views"] == contract["encoder"]["views"]["count"] == 1
+        and contract["encoder"]["tuned"]["blocks"] == 1
+    )
 
 
 def job(folder: Path) -> None:
