@@ -44,10 +44,10 @@ class Row:
 
 PANDA = "robot=panda demos.path=runs/policies/panda.zarr"
 SMALL = "env.cube_size=0.025 demos.path=runs/policies/cube25.zarr"
+HEADS = ("regression", "mip", "flow", "diffusion", "gmm", "act")
 ONE = "policy.members=1 train.steps=3000"
 TWO = "demos.path=runs/policies/two_pickers.zarr"
 LARGE = "encoder=mvp-small s2=single"
-PRESENT = "policy=transformer policy.network.proprio_history=false"
 EIGHT = (
     "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
     "policy.pooling.kind=spatial_softmax policy.action_target=cumulative policy.joint_loss=huber train.steps=8000"
@@ -55,15 +55,12 @@ EIGHT = (
 ROWS = {
     "default": Row(),
     "one scale": Row("s2=single"),
-    "one network": Row(ONE),
     "one network, two of eight executed": Row(f"{ONE} policy.execute=2"),
+    **{head: Row(f"{ONE} policy/head={head}", head=head) for head in HEADS},
+    **{f"two pickers, {head}": Row(f"{ONE} policy/head={head}", TWO, head=head) for head in HEADS},
     **{
-        head: Row(f"{ONE} policy/head={head}", head=head)
-        for head in ("mip", "flow", "diffusion", "gmm", "act")
-    },
-    **{
-        f"two pickers, {head}": Row(f"{ONE} policy/head={head}", TWO, head=head)
-        for head in ("regression", "mip", "flow", "diffusion", "gmm", "act")
+        f"DAgger, {head}": Row(f"{ONE} policy/head={head}", head=head, dagger_rounds=1, begins=head)
+        for head in HEADS
     },
     "diffusion, 10000 steps": Row(
         "policy.members=1 train.steps=10000 policy/head=diffusion", head="diffusion"
@@ -95,8 +92,11 @@ ROWS = {
     "40 demos, attention": Row("demos.episodes=40 policy.pooling.kind=attention", demos=40),
     "DAgger": Row(dagger_rounds=1, begins="default"),
     "transformer": Row("policy=transformer"),
-    "transformer, no past states": Row(f"{PRESENT} train.steps=4000"),
-    "transformer, four networks": Row(f"{PRESENT} policy.members=4 train.steps=4000"),
+    "transformer, 2000 steps": Row("policy=transformer train.steps=2000"),
+    "transformer, one network": Row("policy=transformer policy.members=1"),
+    "transformer, one network, past states, 2000 steps": Row(
+        "policy=transformer policy.members=1 policy.network.proprio_history=true train.steps=2000"
+    ),
     "rpt": Row("policy=rpt"),
     "rpt, 8000 steps": Row("policy=rpt train.steps=8000"),
     "rpt, no past actions": Row("policy=rpt policy.network.action_history=false train.steps=8000"),
