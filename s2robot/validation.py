@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
@@ -152,15 +153,16 @@ def _of_training(checkpoint: Path) -> DemosSettings:
     """The demos that the run folder of a checkpoint names; UserError where there is none."""
     noted = checkpoint.resolve().parent / ".hydra"
     try:
-        about = OmegaConf.load(noted / "config.yaml").demos
+        found = dict(plain(OmegaConf.load(noted / "config.yaml").demos))
         where = Path(OmegaConf.load(noted / "hydra.yaml").hydra.runtime.cwd)
-    except (OSError, AttributeError, ValueError):
+        mixed = [dict(each) for each in found.get("mix") or []]
+    except (OSError, AttributeError, ValueError, TypeError, YAMLError):  # none, or damaged
         raise UserError(
             f"{checkpoint}: no run folder around it that names its demos, expected demos.path=<the dataset>"
         ) from None
-    found = plain(about)
-    for each in [found, *(found.get("mix") or [])]:
+    for each in [found, *mixed]:
         each |= {"path": str(where / each["path"])} if each.get("path") else {}
+    found |= {"mix": mixed or None}
     whole = ("name", "path", "mask", "mix")  # which episodes were trained on, the checkpoint says
     return read(DemosSettings, {key: found[key] for key in whole if key in found}, "demos")
 

@@ -104,12 +104,19 @@ def make_objects(
 def _claim(out: Path, meta: dict[str, Any]) -> bool:
     """Whether all pictures of `meta` are there; UserError for a folder whose pictures are of other settings."""
     for path in (out / "meta.json", out / "making.json"):
-        if path.is_file() and json.loads(path.read_text("utf-8")) != meta:
+        if path.is_file() and _read(path) != meta:
             raise UserError(f"{path}: pictures of other settings; remove them or choose another folder")
     done = (out / "meta.json").is_file()
     if not done:
         write_json(out / "making.json", meta)
     return done
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: broken JSON ({error}); remove it or choose another folder") from None
 
 
 def _draw(settings: ObjectsSettings, out: Path, part: str, numbers: range) -> int:

@@ -76,6 +76,10 @@ def test_other_parts_and_a_checkpoint_without_its_run_are_one_line(checkpoint, c
     copied = tmp_path / "copied"
     shutil.copytree(checkpoint, copied)
     assert "expected demos.path=<the dataset>" in refused(capsys, f"checkpoint={copied}")
+    (tmp_path / ".hydra").mkdir()
+    for damaged in ("demos: null", "demos: {mix: [a]}", "demos: {path: [", "demos:\n\t- a"):
+        (tmp_path / ".hydra/config.yaml").write_text(damaged)
+        assert "expected demos.path=<the dataset>" in refused(capsys, f"checkpoint={copied}")
     few = refused(capsys, f"checkpoint={checkpoint}", "validate.pages=-1")
     assert "validate.pages: found -1, expected 0 or more" in few
 
