@@ -143,10 +143,11 @@ def point(place: Path, axis: str, value: int) -> dict[str, Any]:
 
 def alone() -> None:
     """Workers' work is done in this process."""
-    from tests.inline import InlinePool
+    import pytest
 
-    for room in ("demos.record", "demos.replay", "evaluation.rollouts"):
-        importlib.import_module(f"s2robot.{room}").worker_pool = InlinePool  # type: ignore[attr-defined]
+    from tests.inline import do_inline
+
+    do_inline(pytest.MonkeyPatch())  # to the end of this process
 
 
 def forked(place: Path, axis: str, value: int) -> dict[str, Any]:
