@@ -98,7 +98,7 @@ class StoredArray:
 def create_array(
     group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int, ...], level: int = LEVEL
 ) -> zarr.Array:
-    """An array of no rows, each of `shape`."""
+    """An array of no rows, each of `shape`; one that is there goes."""
     row = dtype.itemsize * int(np.prod(shape))
     # a picture per row: a few in a chunk, for random reads
     rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))
@@ -111,6 +111,8 @@ def create_array(
         fill_value=0,
         chunk_key_encoding={"name": "default", "separator": "."},  # flat: c.0.0 beside zarr.json
         config={"write_empty_chunks": True},
+        # zarr writes in threads: one that a failed write left behind may still put its file down
+        overwrite=True,
     )
 
 

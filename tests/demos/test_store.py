@@ -245,6 +245,19 @@ def test_a_write_that_fails_anywhere_loses_one_episode_only(tmp_path, monkeypatc
     assert calls[0] >= 10  # two writes for each of five arrays: the loop met them all
 
 
+def test_a_file_that_a_failed_write_puts_down_late_is_written_over(tmp_path, monkeypatch):
+    """zarr's threads outlive the write that failed: an array may be there again after it was removed."""
+    store = EpisodeStore.open(filled(tmp_path / "late.zarr", 0), "a")
+    with monkeypatch.context() as patch:
+        failing_put(patch, 11, errno.ENOSPC)
+        with pytest.raises(DatasetError, match="disk is full"):
+            store.append(episode(0), {"seed": 0, "success": True})
+    assert (store.path / "meta/success/zarr.json").exists() or (store.path / "data/action/zarr.json").exists()
+    monkeypatch.setattr("s2robot.demos.arrays.shutil.rmtree", lambda folder: None)
+    store.append(episode(0), {"seed": 0, "success": True})
+    assert_holds(EpisodeStore.open(store.path), 1)
+
+
 WRITER = """
 import os, signal, sys, time
 import numpy as np
