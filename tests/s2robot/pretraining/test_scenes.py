@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
@@ -12,6 +13,12 @@ from s2robot.common.settings import read
 from s2robot.pretraining import scenes
 from s2robot.pretraining.scenes import ScenesSettings, make_scenes, render_scenes
 from tests.inline import do_inline
+
+
+def test_they_lie_in_the_run_folder_where_nothing_else_is_said():
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        cfg = compose("scenes", ["run_dir=runs/mine"])
+    assert read(ScenesSettings, cfg.scenes, "scenes").out == "runs/mine"
 
 
 def test_frames_are_decided_by_the_seed_and_differ():
