@@ -4,7 +4,6 @@ s2robot record recording=dagger checkpoint=runs/run/<date>/checkpoint     # one 
 s2robot dagger recording.checkpoint=runs/run/<date>/checkpoint            # all rounds, and an evaluation
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +126,6 @@ def _same_as_before(cfg: DictConfig, file: Path) -> None:
         for key, value in plain(cfg[node]).items()
         if key not in free.get(node, ())
     }
-    now = json.loads(json.dumps(now))
     before = read_json(file) if file.exists() else now
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):

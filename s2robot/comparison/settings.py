@@ -40,7 +40,9 @@ class Stopping:
     alpha: float
 
     def __post_init__(self) -> None:
-        check_ranges(self, "experiment.stopping", batch=(1, INFINITY), alpha=(1e-9, 0.5))
+        check_ranges(self, "experiment.stopping", alpha=(1e-9, 0.5))
+        if self.batch < 1:
+            raise UserError(f"experiment.stopping.batch: found {self.batch}, expected 1 or more positions")
 
 
 @dataclass(frozen=True)

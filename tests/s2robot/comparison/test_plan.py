@@ -57,7 +57,7 @@ def test_arms_are_those_of_the_experiment_or_those_named():
         (["experiment.pairs=[[base,bass]]", "arms=[base,base-s2]"], "experiment.pairs: found 'bass', expected some of base"),
         (["experiment.pairs=[[base]]", "arms=[base,base-s2]"], "experiment.pairs: found ['base'], expected two arms"),
         (["experiment.pairs=[]", "experiment.stopping.enabled=true"], "experiment.stopping.enabled: found no pair to decide"),
-        (["experiment.stopping.batch=0"], "experiment.stopping.batch: found 0, expected 1 or more"),
+        (["experiment.stopping.batch=0"], "experiment.stopping.batch: found 0, expected 1 or more positions"),
         (["experiment.stopping.alpha=5"], "experiment.stopping.alpha: found 5.0, expected a value from"),
         (["experiment.axis_episodes=0"], "experiment.axis_episodes: found 0, expected 1 or more"),
         (["experiment.pairs=3"], "experiment.pairs: found 3, expected a list of two arms each"),
