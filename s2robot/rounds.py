@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from s2robot import pipeline
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
-from s2robot.common.files import write_json
+from s2robot.common.files import changed, read_json, write_json
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
 from s2robot.common.settings import DemosSettings, only_simulated, plain, read, read_among, task_settings
@@ -22,7 +22,6 @@ from s2robot.common.timeline import Stages
 from s2robot.dagger.takeover import REASONS
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
-from s2robot.evaluation.records import read_json
 
 # how a training is done and told of, not what comes of it
 _FREE_IN_TRAINING = ("threads", "loggers", "log_every", "checkpoint_every", "resume")
@@ -126,13 +125,11 @@ def _same_as_before(cfg: DictConfig, file: Path) -> None:
         for key, value in plain(cfg[node]).items()
         if key not in free.get(node, ())
     }
-    before = read_json(file) if file.exists() else now
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{key}: found {now.get(key)}, expected {before.get(key)}, with which the rounds in {file.parent} were begun, or "
-                "another run folder"
-            )
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, now)
+    elif other := changed(file, now):
+        key, before, found = other
+        raise UserError(
+            f"{key}: found {found}, expected {before}, with which the rounds in {file.parent} were begun, or another run "
+            "folder"
+        )

@@ -2,10 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from s2robot.common.errors import UserError
 
 
 @contextmanager
@@ -45,3 +47,35 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """A value as JSON, written likewise."""
     write_text(path, json.dumps(value, indent=1))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; UserError with the file's name if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from None
+
+
+def changed(path: Path, settings: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first of `settings` that is another in the JSON file `path`, where work with them was begun.
+
+    Returns:
+        key, what the file has, what it is now, None for a key that one side lacks; None if all are the same.
+
+    Raises:
+        UserError: the file is missing, broken, or holds no settings.
+    """
+    before, now = read_json(path), json.loads(json.dumps(settings))
+    if not isinstance(before, dict):
+        raise UserError(f"{path}: found {type(before).__name__}, expected settings by their names")
+    for key in [*now, *(key for key in before if key not in now)]:
+        if before.get(key) != now.get(key):
+            return key, before.get(key), now.get(key)
+    return None

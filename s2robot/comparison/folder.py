@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import read_json
 from s2robot.comparison.paired import outcomes_of
 from s2robot.evaluation.records import (
     Known,
@@ -22,7 +23,6 @@ from s2robot.evaluation.records import (
     is_int,
     is_number,
     known_of,
-    read_json,
     read_records,
     read_summary,
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
+from s2robot.common.files import read_json, write_json
 from s2robot.common.provenance import command, versions
 from s2robot.comparison import statistics as figures
 from s2robot.comparison.arms import demos_of
@@ -13,7 +13,6 @@ from s2robot.comparison.cost import ms_per_action
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.plan import Plan, Runs
 from s2robot.comparison.settings import Compare
-from s2robot.evaluation.records import read_json
 from s2robot.probing.information import table_of
 
 

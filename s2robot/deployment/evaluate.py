@@ -22,7 +22,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
+from s2robot.common.files import read_json, write_json
 from s2robot.common.provenance import policy_sha256
 from s2robot.common.settings import read, task_settings
 from s2robot.deployment.operator import KEYS_HELP, WatchingOperator, check_operator
@@ -35,7 +35,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.people.operator import Operator
 from s2robot.envs.real.people.stop import Stop
 from s2robot.evaluation.journal import Journal, write_records
-from s2robot.evaluation.records import read_json, summarise
+from s2robot.evaluation.records import summarise
 from s2robot.evaluation.summary import facts, refuse_positions_of_demos, world_changes
 from s2robot.evaluation.video import write_video
 from s2robot.policies import check_contract

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import replacing, write_json, write_text
-from s2robot.evaluation.records import read_json, read_records
+from s2robot.common.files import changed, replacing, write_json, write_text
+from s2robot.evaluation.records import read_records
 
 
 class Journal:
@@ -100,14 +100,13 @@ def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
             f"{path.parent}: holds episodes without {path.name}, which says how they were made; choose another "
             "run folder, or start again with evaluate.resume=false"
         )
-    found, expected = read_json(path), json.loads(json.dumps(settings))
-    for key in [*expected, *(k for k in found if k not in expected)]:
-        if found.get(key) != expected.get(key):
-            was, now = _difference(found.get(key), expected.get(key))
-            raise UserError(
-                f"{path.parent}: holds episodes of another evaluation: {key} {was}, expected {now}; choose another "
-                "run folder, or start again with evaluate.resume=false"
-            )
+    if other := changed(path, settings):
+        key, *values = other
+        was, now = _difference(*values)
+        raise UserError(
+            f"{path.parent}: holds episodes of another evaluation: {key} {was}, expected {now}; choose another run "
+            "folder, or start again with evaluate.resume=false"
+        )
 
 
 def _difference(was: Any, now: Any) -> tuple[Any, Any]:

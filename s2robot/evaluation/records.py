@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import read_json
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, known_as
 
@@ -139,20 +140,6 @@ def headline(summary: Mapping[str, Any]) -> str:
         f"{100 * summary['success']:.1f} % "
         f"(95 % interval {100 * summary['low']:.1f}–{100 * summary['high']:.1f} %)"
     )
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError with the file's name if it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from None
 
 
 def read_summary(path: Path) -> dict[str, Any]:

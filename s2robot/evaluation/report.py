@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import read_json
 from s2robot.evaluation.plots import disagreement_plot, layout_plot, stage_plot, time_plot
 from s2robot.evaluation.records import (
     Known,
@@ -21,7 +22,6 @@ from s2robot.evaluation.records import (
     headline,
     is_number,
     known_of,
-    read_json,
     read_records,
     read_summary,
     success_times,
