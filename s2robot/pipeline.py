@@ -7,7 +7,7 @@ s2robot run record=true           # record the demos first
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _try(policy: dict[str, Any]) -> None:
     if isinstance(pooling, dict):
         small["pooling"] = {**pooling, "points": False}  # the cameras are not known yet
     with torch.random.fork_rng(devices=[]):
-        ChunkPolicy(PolicySpec.from_dict({**policy, **small}))
+        ChunkPolicy(replace(PolicySpec.from_dict({**policy, **small}), members=1))
 
 
 def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
