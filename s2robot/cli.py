@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from s2robot import __version__
 from s2robot.common.config_errors import (
+    check_choices,
     check_complete,
     check_types,
     check_world,
@@ -172,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides: list[str] = []
     try:
         overrides = _translated(VERBS[verb], args[1:])
+        check_choices(overrides)
         status = _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:
         print(f"{program}: interrupted{_go_on(verb, overrides, stop)}", file=sys.stderr)

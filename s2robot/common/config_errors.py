@@ -30,8 +30,6 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
         return f"{error.strerror}{where}"
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}', expected key=value (quote a value with spaces or signs)"
-    if isinstance(error, ValueError) and "Config group override must be" in str(error):
-        return _unknown_option(next((key_of(o) for o in overrides if _without_option(o)), ""), "null")
     if isinstance(error, HydraException | OmegaConfBaseException) and not hasattr(error, "verb"):
         return _config_error(verb, overrides, str(error))
     return None
@@ -51,14 +49,10 @@ def _config_error(verb: str, overrides: list[str], message: str) -> str:
     if absent:
         group, _, option = absent[1].rpartition("/")
         return _unknown_option(group, option)
+    if other := re.match(r"Error merging override ([^=]+)=(\[.*)", message):
+        return f"{other[1]}: found '{other[2]}', expected a group of keys"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join(lines[:2])
-
-
-def _without_option(override: str) -> bool:
-    """Whether it chooses null, or nothing, of a group."""
-    chosen = override.partition("=")[2].strip().lower()
-    return chosen in ("null", "none", "") and (configs_dir() / key_of(override)).is_dir()
 
 
 def _unknown_option(group: str, option: str) -> str:
@@ -113,6 +107,24 @@ def did_you_mean(word: str, candidates: Any) -> str:
     return f", did you mean '{best}'?" if best and likeness(best) >= 0.6 else ""
 
 
+def check_choices(overrides: list[str]) -> None:
+    """Refuse `encoder=0` and `encoder=[]`: of a group one chooses by name. Hydra has no line for what is none.
+
+    Raises:
+        UserError: names the group and what it has.
+    """
+    for override in overrides:
+        key, equals, chosen = override.partition("=")
+        group = key_of(key)
+        if not equals or key[:1] in "-~" or not (configs_dir() / group).is_dir() or "(" in chosen:
+            continue  # what has a bracket is a sweep, such as choice(a, b)
+        for option in [chosen] if chosen[:1] in ("[", "{") else chosen.split(","):
+            if not re.fullmatch(
+                r"[\"']?(?!(null|none|true|false|nan|inf)\b)[A-Za-z_][\w./-]*[\"']?", option.strip(), re.I
+            ):
+                raise UserError(_unknown_option(group, option.strip() or "null"))
+
+
 def check_complete(cfg: "DictConfig") -> None:
     """Refuse a config with a `???` in it before anything heavy starts.
 
@@ -155,6 +167,21 @@ def check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
             )
         if expected:
             raise UserError(f"{key}: found '{given}', expected {expected} such as {default}")
+        if key.endswith((".kind", ".name")) and given != default:
+            _check_whole(verb, plain, key, given)
+
+
+def _check_whole(verb: str, plain: "DictConfig", key: str, given: Any) -> None:
+    """Refuse `policy.kind=transformer`: what stands beside that key is of another choice, whose keys are others."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    node = key.rpartition(".")[0]
+    group = node.replace(".", "/")
+    if (configs_dir() / group / f"{given}.yaml").is_file():
+        whole = OmegaConf.select(compose(verb, [f"{group}={given}"]), node)
+        if set(_dotted(whole)) != set(_dotted(OmegaConf.select(plain, node))):
+            raise UserError(f"{key}: found '{given}', which is chosen whole, as {group}={given}")
 
 
 def check_world(cfg: "DictConfig", overrides: list[str]) -> None:
