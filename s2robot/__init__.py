@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from s2robot.loading import load_policy as load_policy
     from s2robot.s2.module import S2 as S2
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def __getattr__(name: str) -> Any:
