@@ -15,7 +15,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.common.ranges import INFINITY, check_positive, check_ranges
 from s2robot.common.settings import plain, read
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
@@ -58,6 +58,8 @@ class ArmSettings:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"bridge.arm.mode: found '{self.mode}', expected one of {', '.join(MODES)}")
+        check_positive(self, "bridge.arm", "connect_s", "speed", "acceleration")
+        check_ranges(self, "bridge.arm", sensitivity=(1, 5))  # 0 would switch collision detection off
 
     @property
     def number(self) -> int:
@@ -95,6 +97,11 @@ class LoopSettings:
     frozen_s: float
     frozen_motion: float
 
+    def __post_init__(self) -> None:
+        times = "ready_s", "warm_up_s", "frozen_s"
+        check_positive(self, "bridge.loop", "max_delta", "frozen_motion", *times)
+        check_ranges(self, "bridge.loop", max_steps=(1, INFINITY), gripper_hold=(0, INFINITY))
+
 
 @dataclass(frozen=True)
 class CameraSettings:
@@ -111,6 +118,10 @@ class CameraSettings:
     rotate: int = 0
     fovy: float | None = None
 
+    def __post_init__(self) -> None:
+        check_positive(self, "bridge.cameras", "width", "height", "fps")
+        check_ranges(self, "bridge.cameras", fovy=(1, 179))
+
 
 @dataclass(frozen=True)
 class HomeSettings:
@@ -118,12 +129,18 @@ class HomeSettings:
 
     speed: float
 
+    def __post_init__(self) -> None:
+        check_positive(self, "bridge.home", "speed")
+
 
 @dataclass(frozen=True)
 class StandInSettings:
     """`bridge.emulator`."""
 
     port: int | None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "bridge.emulator", port=(1, 65535))
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,7 @@ class Pace:
     def __post_init__(self) -> None:
         if not 0 < self.speed <= 1:
             raise UserError(f"bridge.speed: found {self.speed}, expected more than 0, at most 1")
+        check_positive(self, "bridge", "supervisor_s")
 
 
 @dataclass(frozen=True)
@@ -213,6 +231,7 @@ class Host:
     threads: int | None
 
     def __post_init__(self) -> None:
+        check_positive(self, "policy", "deadline_s", "connect_s")
         check_ranges(self, "policy", threads=(1, INFINITY))
 
 

@@ -55,6 +55,12 @@ class SafetyConfig:
     clamps_max: int = 100
     clamps_leak: float = 0.25
 
+    def __post_init__(self) -> None:
+        if not (self.clamps_max >= 1 and 0 < self.clamps_leak < np.inf and 0 < self.state_age_max < np.inf):
+            raise EnvError(
+                f"safety: found {self}, expected clamps_max >= 1, clamps_leak and state_age_max > 0"
+            )
+
 
 @dataclass(frozen=True)
 class Safe:
@@ -74,9 +80,6 @@ class SafetyFilter:
 
     def __init__(self, limits: ArmLimits, points: ArmPoints, config: SafetyConfig | None = None):
         self.limits, self.points, self.config = limits, points, config or SafetyConfig()
-        c = self.config
-        if not (c.clamps_max >= 1 and 0 < c.clamps_leak < np.inf and 0 < c.state_age_max < np.inf):
-            raise EnvError(f"safety: found {c}, expected clamps_max >= 1, clamps_leak and state_age_max > 0")
         self.dt = 1 / limits.rate_hz
         self._low = np.array(limits.q_min) + limits.margin + _SLACK  # (7,)
         self._high = np.array(limits.q_max) - limits.margin - _SLACK
