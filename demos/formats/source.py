@@ -41,11 +41,6 @@ class Choice:
         None  # px, of pictures that are drawn from states; None: what the file says, else 256
     )
 
-    @property
-    def chooses(self) -> bool:
-        """Whether some of the keys are wanted, not what the format's habits say."""
-        return any(keys is not None for keys in (self.action, self.proprio, self.cameras))
-
     def __post_init__(self) -> None:
         if self.action_kind not in KINDS:
             raise DatasetError(f"action_kind: found '{self.action_kind}', expected {' or '.join(KINDS)}")
