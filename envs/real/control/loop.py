@@ -58,6 +58,7 @@ class _Episode:
     next_tick: float  # when the next observation is due
     acted: float  # the last action was taken up
     cause: str = ""  # of its end, once it has one
+    unsure: bool = False  # it holds because the members disagree
     steps: int = 0
     sent_last: float = -np.inf
     work: float = 0.0  # s, moving average of what a period's work takes
@@ -235,13 +236,18 @@ class ControlLoop:
     ) -> Safe | None:
         """What to send in this period; None when the last step is done. Asks the policy when that is due."""
         if state == State.HOLD:
-            if self.watchdog.reasons != (UNSURE,):
-                episode.next_tick = now
-            elif now >= episode.next_tick and not worker.busy:
+            unsure = self.watchdog.reasons == (UNSURE,)
+            asks = unsure and now >= episode.next_tick and not worker.busy
+            if asks:
                 self._ask(now, worker)  # it goes on when the members agree about what they see then
                 episode.next_tick = now + self.period
-            episode.void_before = now
+            elif not unsure:
+                episode.next_tick = now
+            if asks or not (unsure and episode.unsure):  # else the answer that ends the hold would be void
+                episode.void_before = now
+            episode.unsure = unsure
             return self.course.hold(self.watchdog.reasons[0])
+        episode.unsure = False
         measured = self.senses.state
         assert measured is not None
         if answer is not None and answer.action is not None and answer.t_observed >= episode.void_before:

@@ -166,7 +166,9 @@ def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path, in_
         assert "evaluate.resume=false" in str(caught.value) and "\n" not in str(caught.value)
     assert "env {'cube_size': 0.04}, expected {'cube_size': 0.02}" in str(caught.value)
     (cut / "episodes.settings.json").write_text("[]")
-    with pytest.raises(UserError, match=r"episodes.settings.json: found list, expected settings by their names"):
+    with pytest.raises(
+        UserError, match=r"episodes.settings.json: found list, expected settings by their names"
+    ):
         run(cut)
     assert run(cut, settings=None, episodes=1).records == whole.records[:1]  # evaluate.resume=false
     with pytest.raises(UserError, match=r"holds episodes without episodes.settings.json"):

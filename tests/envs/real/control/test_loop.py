@@ -284,6 +284,23 @@ def test_the_arm_holds_where_members_disagree_and_goes_on_when_they_agree(arm, c
     assert len(asked) == 1 + 4 + 3 and arm.stops == []
 
 
+def test_the_plan_that_ends_a_hold_is_executed_from_its_first_action(arm, cameras):
+    """However long it takes: an answer to what was seen in the hold is what the hold waits for."""
+    apart, asked, executed = iter([0.0, 0.0, 0.3, 0.3]), [], []  # the first warms up
+
+    def act(observation):
+        arm.clock.sleep(0.03)
+        asked.append(next(apart, 0.0))
+        return np.append(np.full(7, 1e-4 * len(asked)), 1.0)
+
+    hears = Calls(step=lambda step: executed.append(int(round(step["action_raw"][0] / 1e-4))))
+    safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
+    limits, config = replace(CALM, disagreement=0.05, hold_fault=20.0), LoopConfig(live=True, image_size=16)
+    told = lambda: asked[-1] if asked else 0.0  # noqa: E731
+    ControlLoop(arm, cameras, act, safety, config, limits, hears, arm.clock, told).run(max_steps=3)
+    assert executed == [2, 5, 6]
+
+
 def test_members_that_never_agree_are_a_fault(arm, cameras):
     loop, asked = unsure(arm, cameras, [0.0, 0.0] + [0.3] * 1000, hold_fault=1.0)
     result = loop.run(max_steps=10)
