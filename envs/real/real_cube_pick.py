@@ -184,7 +184,7 @@ class RealCubePick(gymnasium.Env):
             success = False
             if truncated or self.operator.ended():
                 self._end()
-                if fault := bool(self.runtime.fault):  # it came while braking
+                if fault := bool(self.runtime.fault or self.runtime.error):  # it came while braking
                     truncated = False
                 success = not fault and self.operator.success()
             terminated = self._over and (success or not truncated)
@@ -243,8 +243,8 @@ class RealCubePick(gymnasium.Env):
 
     def _info(self, success: bool) -> dict:
         state, reasons = self.loop.watchdog.state, self.loop.watchdog.reasons
-        if self.runtime.error is not None:
-            reasons = (str(self.runtime.error),)
+        if self.runtime.error is not None:  # the watchdog does not hear of it
+            state, reasons = State.FAULT, (str(self.runtime.error),)
         held, verdict = self._notes.take()
         return {
             "is_success": success,

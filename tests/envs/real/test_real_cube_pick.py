@@ -240,6 +240,30 @@ def test_an_error_of_the_arm_ends_the_episode_and_the_next_reset(made, arm):
         env.reset(seed=0)
 
 
+def test_a_loop_that_dies_is_a_fault_of_the_episode(made, arm):
+    """As where the supervisor has stopped the arm: nobody may take what there is for an episode that was ended."""
+
+    class Gone:
+        left = 10**9
+
+        def beat(self):
+            self.left -= 1
+            if self.left < 0:
+                raise EnvError("supervisor: found it gone")
+
+        def rest(self):
+            pass
+
+    gone = Gone()
+    env = made(supervisor=gone)
+    env.reset(seed=3)
+    env.step(SLOWLY)
+    gone.left = 0
+    terminated, info = env.step(SLOWLY)[2::2]
+    assert terminated and info["state"] == "fault" and info["reasons"] == ("supervisor: found it gone",)
+    assert not info["is_success"] and arm.stops
+
+
 def test_a_dry_run_moves_nothing(made, arm):
     env = made(loop=LoopConfig(live=False, image_size=16))
     env.reset(seed=0, options={"start_joints": HOME + 0.1})
