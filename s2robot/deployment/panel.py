@@ -6,6 +6,7 @@ with board.shown(), keys(on_key):
 """
 
 import os
+import re
 import select
 import sys
 import threading
@@ -162,6 +163,19 @@ def _age(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
+# What a terminal sends for arrows and function keys: its letters were not typed, and A would move the arm. After a bare
+# escape nothing is taken away: a space or q that follows it stops the arm.
+_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[@-~]|O[A-Za-z])?")
+_BEGUN = re.compile(r"\x1b(\[[0-?]*|O)?$")
+
+
+def typed(text: str) -> tuple[str, str]:
+    """The keys with a letter or sign of their own in what a terminal has sent, and a sequence that only begins in it."""
+    begun = _BEGUN.search(text)
+    end = begun.start() if begun else len(text)
+    return _SEQUENCE.sub("", text[:end]), text[end:]
+
+
 @contextmanager
 def keys(on_key: Callable[[str], None]) -> Iterator[None]:
     """Call `on_key` from a thread with each key that is pressed; nothing where standard input is no terminal."""
@@ -176,11 +190,13 @@ def keys(on_key: Callable[[str], None]) -> Iterator[None]:
     ended = threading.Event()
 
     def read() -> None:
+        begun = ""
         while not ended.is_set():
             ready, _, _ = select.select([descriptor], [], [], 0.1)
             if ready and not ended.is_set():
                 with suppress(OSError):
-                    for key in os.read(descriptor, 16).decode(errors="ignore"):
+                    pressed, begun = typed(begun + os.read(descriptor, 4096).decode(errors="ignore"))
+                    for key in pressed:
                         on_key(key)
 
     thread = threading.Thread(target=read, daemon=True, name="keys")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from s2robot.deployment.panel import Board, keys
+from s2robot.deployment.panel import Board, keys, typed
 from s2robot.envs.real.control.safety import Safe, Verdict
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.people.operator import ask
@@ -137,6 +137,15 @@ def test_keys_are_heard_and_the_terminal_is_as_before(monkeypatch):
         assert heard == ["q", " "]
         assert termios.tcgetattr(theirs) == before
     os.close(ours)
+
+
+def test_arrows_and_function_keys_are_no_letters():
+    up, left, f3, f4, end, delete = "\x1b[A", "\x1b[D", "\x1bOR", "\x1bOS", "\x1b[F", "\x1b[3~"
+    assert typed(f"w{up}{left} {f3}q{f4}{end}{delete}a") == ("w qa", "")
+    assert typed("\x1b q") == (" q", "")  # what stops the arm is heard behind a bare escape
+    for cut in ("\x1b", "\x1b[", "\x1b[1;5", "\x1bO"):  # one that the terminal sends in two parts
+        assert typed("w" + cut) == ("w", cut)
+    assert typed("\x1b[1;5" + "D ") == (" ", "")
 
 
 def test_a_question_is_not_answered_by_what_was_typed_before_it(monkeypatch):
