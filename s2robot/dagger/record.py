@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from s2robot.common.errors import UserError
-from s2robot.dagger.episode import Course, corrected_episode
+from s2robot.dagger.episode import VISITED, Course, corrected_episode
 from s2robot.dagger.takeover import REASONS, TakeoverSettings
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
@@ -46,6 +46,10 @@ class DaggerSettings:
         for name, least in (("rounds", 1), ("episodes", 1), ("seed", 0), ("workers", 1)):
             if (found := getattr(self, name)) < least:
                 raise UserError(f"recording.{name}: found {found}, expected {least} or more")
+        if self.imitate_visited not in VISITED:
+            raise UserError(
+                f"recording.imitate_visited: found '{self.imitate_visited}', expected one of {', '.join(VISITED)}"
+            )
 
 
 Told = Callable[[int, Mapping[str, int]], None]
@@ -78,9 +82,10 @@ def record_corrections(
             an expert's chunks, or of a task that has no expert; an `out` that does not begin with the demos.
     """
     course = _course(settings, demos, world)
-    store = _begun(out, demos, len(demos) if first is None else min(first, len(demos)))
+    count = len(demos) if first is None else min(first, len(demos))
+    store = _begun(out, demos, count)
     positions = range(settings.seed, settings.seed + settings.episodes)
-    known = [seed for seed in store.meta("seed").tolist() if seed in positions]
+    known = [seed for seed in store.meta("seed")[count:].tolist() if seed in positions]
     todo = positions[positions.index(max(known)) + 1 :] if known else positions
     counts = {"alone": 0, "corrected": len(known), "failed": 0, **dict.fromkeys(REASONS, 0)}
     with store, worker_pool(settings.workers) as pool:

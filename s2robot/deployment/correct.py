@@ -18,22 +18,26 @@ import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
+from s2robot.common.ranges import check_positive
 from s2robot.common.settings import DemosSettings, read, read_among, task_settings
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
+from s2robot.deployment.log import CAUSES
 from s2robot.deployment.operator import check_operator
 from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.policy import make_policy
 from s2robot.deployment.record import Quiet
 from s2robot.deployment.rig import ConnectedArm
 from s2robot.deployment.settings import Host, PolicySettings, read_bench
-from s2robot.deployment.store import open_corrections
+from s2robot.deployment.store import began_with, check_seed, open_corrections
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import as_image_size
+from s2robot.envs.real.arms.driver import OK
 from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
+from s2robot.envs.real.control.safety import Verdict
 from s2robot.envs.real.control.subscriber import Silent
 from s2robot.envs.real.people.handover import HANDOVER_HELP, Buttons, Handover, Led, Shared
 from s2robot.envs.real.people.operator import Operator
@@ -42,6 +46,18 @@ from s2robot.envs.real.people.teleop import HELP, Keyboard, SpaceMouse, Teleoper
 from s2robot.policies import check_contract
 
 DEVICES = ("keyboard", "spacemouse", "hand")
+# what a corrected step has beside its pictures; `recorder` of envs/real/control says what each is
+_STEP = {
+    "action",
+    "proprio",
+    "time",
+    "time_action",
+    "camera_age",
+    "action_raw",
+    "action_sent",
+    "verdict",
+    "code",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,7 @@ class PersonSettings:
             raise UserError(f"arm.device: found '{self.device}', expected one of {', '.join(DEVICES)}")
         if self.max_steps < 1:
             raise UserError(f"arm.max_steps: found {self.max_steps}, expected 1 or more")
+        check_positive(self, "arm", "speed", "turn_speed")
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,7 @@ class CorrectionSettings:
             raise UserError("checkpoint: found none, expected the folder of a trained policy")
         if self.episodes < 1:
             raise UserError(f"episodes: found {self.episodes}, expected 1 or more")
+        check_seed("seed", self.seed)
 
     @property
     def policy(self) -> PolicySettings:
@@ -138,7 +156,8 @@ class ArmCorrection:
             self._recorder = EpisodeRecorder(self._corrections)
             self._make_world(arm, stack)
             positions = range(wanted.seed, wanted.seed + wanted.episodes)
-            known = [seed for seed in store.meta("seed").tolist() if seed in positions]
+            tried = store.meta("seed")[began_with(self.demos, self.first) :].tolist()
+            known = [seed for seed in tried if seed in positions]
             for seed in positions[positions.index(max(known)) + 1 :] if known else positions:
                 print(
                     f"position {seed}: {self._episode(seed)}; {len(store)} episodes: {store.path}", flush=True
@@ -242,14 +261,25 @@ class ArmCorrection:
 
 
 class _Same(Silent):
-    """Hears of steps by the loop and by hand, and passes on what the demos hold of them."""
+    """Hears of steps by the loop and by hand, and passes on what the demos hold of them.
+
+    Where a person leads the arm nothing is sent: what it did stands for what was said and sent, and nothing was wrong.
+    """
 
     def __init__(self, recorder: EpisodeRecorder, wanted: set[str]):
         self._recorder, self._wanted = recorder, wanted
 
     def on_step(self, step: dict) -> None:
         """See `Subscriber`."""
-        self._recorder.on_step({key: value for key, value in step.items() if key in self._wanted})
+        action = step["action"]
+        led = {
+            "action_raw": action,
+            "action_sent": action,
+            "verdict": np.uint8(Verdict.PASS),
+            "code": np.int32(OK),
+        }
+        given = {**led, **step}
+        self._recorder.on_step({key: value for key, value in given.items() if key in self._wanted})
 
 
 class _Corrections:
@@ -259,10 +289,17 @@ class _Corrections:
         self._store = store
         self.wanted = set(store.keys) - {"perturbed"}
         self.persons: list[bool] = []
+        known = _STEP | {f"images_{camera}" for camera in store.cameras}
+        if other := sorted(self.wanted - known) + sorted(set(store.meta_keys) - {"seed", "success", "cause"}):
+            raise UserError(
+                f"{store.path}: found demos with {', '.join(other)}, which corrections do not have; expected those of an arm"
+            )
 
     def append(self, episode: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
         """See `Sink`."""
         policy = ~np.array(self.persons, bool)
+        if "cause" in self._store.meta_keys:  # demos that a deployment has recorded
+            meta = {**(meta or {}), "cause": CAUSES.index("ended")}
         self._store.append({**episode, "perturbed": policy.astype(np.uint8)}, meta)
 
 

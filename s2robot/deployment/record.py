@@ -16,13 +16,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
+from s2robot.common.ranges import check_positive
 from s2robot.common.settings import read, task_settings
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator
 from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.rig import ConnectedArm
 from s2robot.deployment.settings import read_bench
-from s2robot.deployment.store import open_store
+from s2robot.deployment.store import check_seed, open_store
 from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
@@ -53,6 +54,8 @@ class ArmRecordingSettings:
             raise UserError(
                 f"found episodes {self.episodes} and max_steps {self.max_steps}, expected 1 or more of both"
             )
+        check_seed("seed", self.seed)
+        check_positive(self, "", "speed", "turn_speed")
 
     @classmethod
     def of(cls, cfg: DictConfig) -> "ArmRecordingSettings":
@@ -113,9 +116,14 @@ class ArmRecording:
             self.operator = self._asked or arm.operator()
             self._make_world(arm, stack)
             kept = 0
+            # a new place for each attempt, in this session, and behind those kept in the ones before
+            begin = (
+                max([wanted.seed, *(int(seed) + 1 for seed in store.meta("seed"))])
+                if len(store)
+                else wanted.seed
+            )
             for attempt in range(10 * wanted.episodes):
-                # a new place for each attempt, in this session and the ones before
-                if self._episode(wanted.seed + len(store) + attempt - kept):
+                if self._episode(begin + attempt):
                     kept += 1
                 print(f"{kept} of {wanted.episodes} episodes kept: {store.path}", flush=True)
                 if kept == wanted.episodes:

@@ -16,6 +16,12 @@ from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.frames import ImageSize, size_of
 
 
+def check_seed(key: str, found: int) -> None:
+    """Refuse what no position is drawn with (UserError)."""
+    if found < 0:
+        raise UserError(f"{key}: found {found}, expected 0 or more")
+
+
 def open_store(
     path: Path, robot: str, rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize, seed: int, own: Mapping[str, Any],
     check: Callable[[EpisodeStore], None],
@@ -32,11 +38,12 @@ def open_store(
         DatasetError, UserError: one that holds something else.
     """
     names = list(cameras)
+    sizes = {name: size_of(image_size, name) for name in names}
     if not path.exists():
         attributes = {
             "robot": robot, "joint_names": list(JOINT_NAMES), "rate_hz": rate_hz, "cameras": names,
             "camera_geometry": {
-                name: {"size": list(size_of(image_size, name))} | ({"fovy": camera.fovy} if camera.fovy else {})
+                name: {"size": list(sizes[name])} | ({"fovy": camera.fovy} if camera.fovy else {})
                 for name, camera in cameras.items()
             },
             "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": seed, "kind": "images",
@@ -45,11 +52,23 @@ def open_store(
     store = EpisodeStore.open(path, "a")
     try:
         store.check(robot, ACTION_FRAME, names, rate_hz)
+        if set(store.cameras) != set(names):
+            raise UserError(f"{path}: found cameras {', '.join(store.cameras)}, expected {', '.join(names)}")
+        for name in names if len(store) else ():
+            if (found := tuple(store.shape(f"images_{name}")[:2])) != tuple(sizes[name]):
+                raise UserError(
+                    f"{path}: found pictures of {found} pixels of {name}, expected {tuple(sizes[name])}"
+                )
         check(store)
     except BaseException:
         store.close()
         raise
     return store
+
+
+def began_with(demos: EpisodeStore, first: int | None) -> int:
+    """How many episodes of the demos stand before the corrections."""
+    return len(demos) if first is None else min(first, len(demos))
 
 
 def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -> EpisodeStore:
@@ -60,7 +79,7 @@ def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -
     Raises:
         DatasetError, UserError: one that does not begin with the demos.
     """
-    count = len(demos) if first is None else min(first, len(demos))
+    count = began_with(demos, first)
     began = {"began_with": demos.fingerprint_of_first(count)}
     if not os.path.lexists(out):
         part = out.with_name(f".{out.name}.partial")

@@ -290,13 +290,6 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
             "checkpoint: found none, expected the folder",
         ),
         (PolicyError, replace(settings, checkpoint=str(tmp_path / "no")), demos, world, "no such folder"),
-        (
-            UserError,
-            replace(settings, imitate_visited="some"),
-            demos,
-            world,
-            "found 'some', expected one of none, open",
-        ),
     ):
         with pytest.raises(error, match=text):
             record_corrections(how, source, where, tmp_path / "out.zarr")
@@ -311,6 +304,22 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
         )
     with pytest.raises(UserError, match="recording.rounds: found 0, expected 1 or more"):
         replace(settings, rounds=0)
+    with pytest.raises(UserError, match="found 'some', expected one of none, open"):
+        replace(settings, imitate_visited="some")
+
+
+def test_positions_of_the_demos_are_tried_all_the_same(demos, settings, tmp_path, monkeypatch):
+    tried = []
+
+    def alone(course, seed):
+        tried.append(seed)
+        return {}, {"seed": seed, "reason": "", "step": 1, "success": True}
+
+    monkeypatch.setattr("s2robot.dagger.record.corrected_episode", alone)
+    first = int(demos.meta("seed")[0])
+    again = replace(settings, seed=first, episodes=3, workers=1)
+    _, counts = record_corrections(again, demos, world_of(demos), tmp_path / "out.zarr")
+    assert tried == [first, first + 1, first + 2] and ended(counts) == (3, 0, 0)
 
 
 def test_a_copy_that_a_kill_left_half_done_is_made_again(demos, settings, tmp_path, monkeypatch):

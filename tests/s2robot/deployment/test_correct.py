@@ -9,11 +9,15 @@ import pytest
 
 from s2robot import verbs
 from s2robot.common.errors import UserError
+from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.deployment.arm import JOINT_NAMES
-from s2robot.deployment.correct import ArmCorrection
+from s2robot.deployment.correct import ArmCorrection, _Corrections, _Same
+from s2robot.deployment.log import CAUSES
+from s2robot.deployment.store import open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
+from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.emulator.operator import EmulatedOperator
 from tests.envs.real.patience import PATIENCE, wait_for
 
@@ -195,6 +199,66 @@ def test_wrong_settings_are_one_line(words, told, demos, tmp_path):
         cfg = compose("record", [*given, *words])
     with pytest.raises(UserError, match=told):
         verbs.record(cfg)
+
+
+def test_steps_led_by_hand_go_into_demos_of_any_arm(demos, tmp_path):
+    """A led step knows nothing of what was sent; teleoperated demos hold it."""
+    source = EpisodeStore.open(demos())
+    corrections = _Corrections(open_corrections(tmp_path / "out.zarr", source))
+    recorder = EpisodeRecorder(corrections)
+    blank, picture = np.ones(8, np.float32), np.zeros((SIZE, SIZE, 3), np.uint8)
+    step = {
+        "action": blank,
+        "proprio": blank,
+        "time": 1.0,
+        "time_action": 1.1,
+        "camera_age": np.zeros(2, np.float32),
+    }
+    own = {"action_raw": 2 * blank, "action_sent": 3 * blank, "verdict": np.uint8(1), "code": np.int32(0)}
+    hears = _Same(recorder, corrections.wanted)
+    for more in (own, {}):
+        hears.on_step({**step, **more, "images_hand": picture, "images_left": picture})
+    corrections.persons = [False, True]
+    recorder.finish(success=True, seed=SEED)
+    made = EpisodeStore.open(tmp_path / "out.zarr").episode(2)
+    assert made["perturbed"].tolist() == [1, 0] and made["verdict"].tolist() == [1, 0]
+    assert made["action_sent"][:, 0].tolist() == [3, 1] and made["action_raw"][:, 0].tolist() == [2, 1]
+
+
+def test_demos_that_a_deployment_recorded_are_corrected_and_others_refused(demos, tmp_path):
+    source = EpisodeStore.open(demos())
+    for name, meta, arrays in (
+        ("live", {"cause": 1}, {}),
+        ("odd", {"grade": 3}, {"force": np.zeros(6, np.float32)}),
+    ):
+        with EpisodeStore.create(tmp_path / f"{name}.zarr", source.attrs) as store:
+            store.append({**source.episode(0), **arrays}, {"seed": 1, "success": True, **meta})
+    live = _Corrections(EpisodeStore.open(tmp_path / "live.zarr", "a"))
+    live.persons = [True] * 6
+    episode = {key: value for key, value in source.episode(1).items()}
+    with pytest.raises(DatasetError, match="perturbed"):  # only a copy says whose the steps are
+        live.append(episode, {"seed": 2, "success": True})
+    copy = open_corrections(tmp_path / "copy.zarr", EpisodeStore.open(tmp_path / "live.zarr"))
+    live = _Corrections(copy)
+    live.persons = [True] * 6
+    live.append(episode, {"seed": 2, "success": True})
+    assert EpisodeStore.open(copy.path).meta("cause").tolist() == [1, CAUSES.index("ended")]
+    with pytest.raises(
+        UserError, match="odd.zarr: found demos with force, grade, which corrections do not have"
+    ):
+        _Corrections(EpisodeStore.open(tmp_path / "odd.zarr"))
+
+
+def test_other_pictures_are_refused_before_an_episode(demos):
+    path = demos()
+    eyes = dict.fromkeys(("hand", "left"))  # what is known of them is for a new one
+    open_store(path, "xarm7", 10, eyes, SIZE, 0, {}, lambda store: None).close()
+    for cameras, size, text in (
+        (eyes, 2 * SIZE, r"found pictures of \(64, 64\) pixels of hand, expected \(128, 128\)"),
+        (dict.fromkeys(("hand",)), SIZE, "found cameras hand, left, expected hand"),
+    ):
+        with pytest.raises(UserError, match=text):
+            open_store(path, "xarm7", 10, cameras, size, 0, {}, lambda store: None)
 
 
 def test_a_dataset_that_begins_otherwise_is_refused(demos, tmp_path):
