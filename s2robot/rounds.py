@@ -63,7 +63,8 @@ def dagger(cfg: DictConfig) -> None:
 
     Without a checkpoint the first policy is trained on the demos. What `rounds.json` says is done is not done again.
     """
-    from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
+    from s2robot.dagger.record import DaggerSettings  # the simulator with it
+    from s2robot.evaluation.evaluate import evaluate_policy
 
     only_simulated(cfg)
     if not is_first() or cfg.train.devices != 1:
@@ -82,7 +83,16 @@ def dagger(cfg: DictConfig) -> None:
             "recording.checkpoint: found '', expected a policy's folder, or null to train one first"
         )
     task = pipeline.read_task(cfg)
+    read_among(DaggerSettings, cfg.recording, "recording")  # before the first training, not after it
+    task.demos.folder(), task.demos.first()
     _same_as_before(cfg, out / "rounds.settings.json")
+    file = out / "rounds.json"
+    rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
+    if len(rows) < rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
+        raise UserError(
+            f"{out}: holds the evaluation after {len(rows)} rounds; for {rounds} in all choose another run folder, or "
+            "evaluate.resume=false, which evaluates again"
+        )
     encoder = build_encoder(task.encoder)
     timed = Stages(out / "stages.json")
 
@@ -96,8 +106,6 @@ def dagger(cfg: DictConfig) -> None:
     checkpoint = Path(cfg.recording.checkpoint or trained(task, out / "round_0"))
     demos = out / "demos.zarr"
     corrected = replace(task, demos=DemosSettings(path=str(demos)))
-    file = out / "rounds.json"
-    rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
     for i in range(1, rounds + 1):
         if len(rows) < i:
             begin = cfg.recording.seed + (i - 1) * cfg.recording.episodes

@@ -26,4 +26,4 @@ def check_positive(settings: Any, where: str, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if not (value > 0 and math.isfinite(value)):
-            raise UserError(f"{where}.{name}: found {value}, expected a number above 0")
+            raise UserError(f"{where}.{name}: found {value}, expected a number above 0".lstrip("."))

@@ -30,6 +30,7 @@ from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.rig import Rig
 from s2robot.deployment.scene import Scene
 from s2robot.deployment.settings import read_bridge
+from s2robot.deployment.store import check_seed
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.people.operator import Operator
@@ -61,6 +62,7 @@ class ArmEvaluationSettings:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise UserError(f"evaluate.episodes: found {self.episodes}, expected 1 or more")
+        check_seed("evaluate.seed", self.seed)
 
     @classmethod
     def of(cls, cfg: DictConfig) -> "ArmEvaluationSettings":

@@ -94,6 +94,8 @@ def test_rounds_of_correcting_and_training_end_with_a_report(config, demos, tmp_
         UserError, match="recording.seed: found 300000, expected 200000, with which the rounds in "
     ):
         rounds.dagger(config("dagger", "recording.rounds=2", "recording.seed=300000"))
+    with pytest.raises(UserError, match="out: holds the evaluation after 2 rounds; for 3 in all choose another"):
+        rounds.dagger(config("dagger", "recording.rounds=3"))
     (out / "rounds.json").write_text("[")
     with pytest.raises(UserError, match="rounds.json: broken JSON"):
         rounds.dagger(config("dagger", "recording.rounds=3"))
@@ -104,6 +106,14 @@ def test_positions_that_are_reported_are_not_corrected(config):
         UserError, match="recording.seed: found 9999, whose positions up to 10000 hold some of the eva"
     ):
         rounds.dagger(config("dagger", "recording.seed=9999", "recording.rounds=2"))
+
+
+def test_a_wrong_word_is_told_before_anything_is_trained_or_kept(config, tmp_path):
+    with pytest.raises(
+        UserError, match="recording.imitate_visited: found 'opne', expected one of none, open"
+    ):
+        rounds.dagger(config("dagger", "recording.imitate_visited=opne"))
+    assert not any(path.name != ".hydra" for path in (tmp_path / "out").glob("*"))
 
 
 def test_record_asks_for_a_checkpoint(config, tmp_path):

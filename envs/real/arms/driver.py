@@ -4,7 +4,7 @@ All positions are in the frame of the arm's base: x forward, y to its left, z up
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,10 +60,20 @@ class ArmLimits:
                 f"limits.step_max: found {self.step_max}, expected at least what dq_max allows in a period, {least:.3g}"
             )
         for name, box in (("box", self.box), ("arm_box", self.arm_box)):
-            if box is not None and (np.shape(box) != (3, 2) or not (np.diff(box, axis=1) > 0).all()):
+            if not _is_box(box) and (box is not None or name == "box"):
                 raise EnvError(f"limits.{name}: found {box}, expected (low, high) of x, y and z")
         if not np.isfinite([self.table_z, self.table_clearance]).all():
             raise EnvError("limits.table_z, limits.table_clearance: expected finite numbers")
+
+
+def _is_box(box: Any) -> bool:
+    try:
+        numbers = np.array(box, float)
+    except (TypeError, ValueError):  # words, or rows of different lengths
+        return False
+    return numbers.shape == (3, 2) and bool(
+        np.isfinite(numbers).all() and (np.diff(numbers, axis=1) > 0).all()
+    )
 
 
 @dataclass(frozen=True)

@@ -258,6 +258,8 @@ def test_a_discarded_episode_is_not_written_and_a_no_ends_it(emulator, tmp_path)
         (["recording=teleop", "device=mouse"], "device: found 'mouse', expected one of keyboard, spacemouse"),
         (["recording=teach"], "robot.ip: found none"),
         (["recording=teach", "episodes=0"], "found episodes 0"),
+        (["recording=teach", "seed=-1"], "seed: found -1, expected 0 or more"),
+        (["recording=teleop", "speed=0"], "speed: found 0.0, expected a number above 0"),
         (["recording=teach", "bridge=emulator", "bridge.emulator.port=1"], "found nothing at 127.0.0.1:1"),
         (["recording=teach", "robot=panda"], "found 'panda', expected xarm7"),
     ],
