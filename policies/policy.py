@@ -242,6 +242,9 @@ class ChunkPolicy(nn.Module):
             )
         if pad is None:
             pad = torch.zeros(b, t, dtype=torch.bool, device=pooled.device)
+        # A window that begins before its episode repeats the first step there, whose action is what the policy is to find:
+        # a causal body shows a step the action before it. An acting policy has zeros in that place.
+        past_actions = past_actions.masked_fill(pad[..., None], 0)
         state = self.normaliser.proprio(spec.proprio.inner(proprio.float()))  # (B, T, width of the state)
         if self.training and spec.proprio_noise:
             state = state + spec.proprio_noise * torch.randn_like(state)

@@ -50,10 +50,12 @@ def test_table_10_size():
     )  # "about 1 M" in 4 blocks of width 192, and the projections of 3 cameras
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "causal"), [("mlp", {}), ("transformer", {"causal": False}), ("transformer", {"causal": True})]
+)
 @pytest.mark.parametrize("network", [{}, {"action_history": True, "proprio_history": True}])
-def test_padding_does_not_matter(make_policy, make_batch, kind, network):
-    policy = make_policy(kind=kind, context=4, network=network)
+def test_padding_does_not_matter(make_policy, make_batch, kind, causal, network):
+    policy = make_policy(kind=kind, context=4, network={**network, **causal})
     batch = make_batch(policy)
     batch["pad"][0, :2] = True
     batch["pad"][1, :3] = True
