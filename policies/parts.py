@@ -265,9 +265,10 @@ class Parts:
         return errors
 
     def reached(self, steps: Tensor) -> Tensor:
-        """Where steps (..., K, A) lead, of all that is not binary, to tell how far plans are apart.  # (..., numbers)
+        """Where steps (M, ..., K, A) lead, of all that is not binary, to tell how far M plans are apart.  # (M, ..., numbers)
 
-        The sum of deltas, the last absolute value, the product of relative rotations as axis-angle; each in its unit.
+        The sum of deltas, the last absolute value, and of rotations the turn from the first plan's end to each, as
+        axis-angle: ends themselves would flip their axis at half a turn. Each in its unit.
         """
         ends = []
         for part, at in self.outside:
@@ -279,7 +280,9 @@ class Parts:
             elif part.kind == "rotation":
                 turned = rotations.matrices(x, str(part.form))
                 end = (rotations.composed(turned) if part.relative else turned)[..., -1, :, :]
-                ends.append(rotations.numbers(end, "axis_angle"))
+                ends.append(
+                    rotations.numbers(rotations.compose(end, end[:1].transpose(-1, -2)), "axis_angle")
+                )
         return torch.cat(ends, -1) if ends else steps[..., 0, :0]
 
     def check(self, values: Tensor, where: str) -> None:

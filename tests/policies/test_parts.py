@@ -328,6 +328,22 @@ def test_the_mean_of_members_turns_half_way():
     torch.testing.assert_close(middle.abs(), torch.tensor([0, 0, torch.pi]), atol=1e-3, rtol=0)
 
 
+def test_members_that_agree_at_half_a_turn_do_not_disagree():
+    """A hand that points down: the axis of its turn flips at pi, and the members are a hundredth of a radian apart."""
+    policy, _ = policy_of("rot6d", execute=1)
+    arm = policy.spec.action
+    (at,) = [at for part, at in arm.outside if part.kind == "rotation"]
+    found = []
+    for middle in (2.0, torch.pi):
+        turns = torch.zeros(3, 2, CHUNK, 3)
+        turns[..., 0] = torch.tensor([-0.01, 0.0, 0.01])[:, None, None] + middle
+        plans = arm.zeros().expand(3, 2, CHUNK, -1).clone()
+        plans[..., at] = rotations.numbers(rotations.matrices(turns, "axis_angle"), "rot6d")
+        found.append(policy.disagreement(plans))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[0], torch.full((2,), 0.01 * (2 / 3) ** 0.5), atol=1e-4, rtol=0)
+
+
 def test_overlapping_plans_are_averaged_as_rotations():
     policy, batch = policy_of("arm", ensemble=0.1, execute=1)
     actor, both, plans = BatchActor(policy, 1), policy.spec.action, []
