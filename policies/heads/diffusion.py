@@ -35,6 +35,10 @@ class DiffusionSettings(DenoiserSettings):
             raise PolicyError(
                 f"policy.head.steps {self.steps} is more than policy.head.train_steps {self.train_steps}"
             )
+        if self.steps < 2:
+            raise PolicyError(
+                "policy.head.steps is 1, expected 2 or more: the only level would be the one without noise"
+            )
         if self.predicts not in PREDICTS:
             raise PolicyError(f"policy.head.predicts is '{self.predicts}', expected {' or '.join(PREDICTS)}")
         if self.clip <= 0:
@@ -66,13 +70,13 @@ class DiffusionHead(Head):
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
         s, actions = self.settings, self.given(noise)
-        stride = s.train_steps // s.steps
-        for level in range((s.steps - 1) * stride, -1, -stride):
+        levels = [i * s.train_steps // s.steps for i in range(s.steps)]
+        for level, below in zip(levels[::-1], [*levels[-2::-1], 0], strict=True):
             time = actions.new_full(actions.shape[:-2], level / s.train_steps)
             clean, epsilon = self._split(actions, self.net(actions, time, context), self.kept[level])
             if level == 0:
                 return unsigned(clean, self.slots)
-            kept = self.kept[level - stride]
+            kept = self.kept[below]
             actions = kept.sqrt() * clean + (1 - kept).sqrt() * epsilon
         raise AssertionError("the levels end with 0")
 

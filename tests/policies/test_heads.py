@@ -222,6 +222,26 @@ def test_diffusion_finds_the_chunk_that_a_perfect_network_knows(predicts):
     torch.testing.assert_close(head.sample(torch.zeros(2, 2), noise_of(head, 2)), unsigned(wanted, slots(3)))
 
 
+@pytest.mark.parametrize("steps", [3, 34, 51, 60, 100])
+def test_diffusion_begins_with_noise_whatever_its_steps(steps):
+    """Levels are spread over the whole schedule, and the last is the one that is left without noise."""
+    head, seen = build_head(small("diffusion", steps=steps), HeadSizes(2, 4, slots(3))), []
+
+    def notes(noisy, time, context):
+        seen.append(round(float(time[0]) * 100))
+        return torch.zeros_like(noisy)
+
+    head.net = torch.nn.Module()
+    head.net.forward = notes
+    head.sample(torch.zeros(2, 2), noise_of(head, 2))
+    assert len(seen) == steps and seen[0] == (steps - 1) * 100 // steps and seen[-1] == 0
+    assert all(
+        1 <= before - after <= 100 / steps + 1 for before, after in zip(seen[:-1], seen[1:], strict=True)
+    )
+    with pytest.raises(PolicyError, match="policy.head.steps is 1, expected 2 or more"):
+        build_head(small("diffusion", steps=1), HeadSizes(2, 4, slots(3)))
+
+
 def test_mip_mends_what_its_first_step_gives():
     head = build_head(small("mip", time=0.8), HeadSizes(2, 4, slots(3)))
     asked = []
