@@ -133,7 +133,8 @@ class FeatureCache:
         return index["done"]
 
     def _fits(self, path: Path) -> bool:
-        return len(self._done(path, self.identity)) == len(self.ends)
+        done = self._done(path, self.identity)
+        return bool(done) and done.issuperset(self.wanted)
 
     def adopt(
         self,

@@ -298,6 +298,9 @@ def test_where_nothing_draws_a_cache_is_taken_whatever_drew_it(tmp_path):
     assert make_cache(tmp_path, drawn=None).missing() == [0, 1, 2]
     make_cache(tmp_path, drawn=MUJOCO_3).build(make_frames, encode)
     assert make_cache(tmp_path, drawn=None).missing() == []
+    make_cache(tmp_path, drawn=MUJOCO_3, encoder="some", wanted=[0, 2]).build(make_frames, encode)
+    assert make_cache(tmp_path, drawn=None, encoder="some", wanted=[2]).missing() == []
+    assert make_cache(tmp_path, drawn=None, encoder="some").missing() == [0, 1, 2]
     assert make_cache(tmp_path, drawn=None, encoder="other").missing() == [0, 1, 2]
 
 
