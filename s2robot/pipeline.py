@@ -5,6 +5,7 @@ s2robot run record=true           # record the demos first
 """
 
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -17,8 +18,9 @@ from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
+from s2robot.common.files import read_json
 from s2robot.common.progress import bar
-from s2robot.common.provenance import versions
+from s2robot.common.provenance import policy_sha256, versions
 from s2robot.common.run_folder import is_first
 from s2robot.common.settings import (
     DemosSettings,
@@ -220,7 +222,11 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
     how = EvaluateSettings(episodes=settings.episodes, seed=settings.seed, workers=settings.workers, videos=0)
 
     def success(checkpoint: Path) -> float:
-        tried = evaluate_checkpoint(checkpoint, out / "rollouts" / checkpoint.name, how, task.world)
+        folder = out / "rollouts" / checkpoint.name
+        known = folder / "episodes.settings.json"
+        if known.is_file() and read_json(known).get("policy") != policy_sha256(checkpoint):
+            shutil.rmtree(folder)  # of a training that was begun anew: that policy is no more
+        tried = evaluate_checkpoint(checkpoint, folder, how, task.world)
         return float(tried["success"])
 
     return success

@@ -333,6 +333,8 @@ def test_a_policy_is_tried_while_it_is_trained(here, recorded, tiny_encoder, tmp
     assert [row["success"] for row in rows] == [0, 0] and [row["step"] for row in kept] == [2]
     assert load_checkpoint(out / "checkpoint_2")[1]["training"]["demos"] == 3
     assert read_records(out / "rollouts/checkpoint_2/episodes.jsonl")[0]["seed"] == 30000
+    anew = here("train", *words, *tried, "train.lr=0.002", "train.resume=false", f"hydra.run.dir={out}")
+    assert anew.returncode == 0, anew.stderr  # the rollouts there are those of a policy that is no more
     line = refused(here("train", *words, *tried, "train.rollouts.seed=502"), "train")
     assert "train.rollouts.seed: positions 502 to 502 hold 1 that the demos of this training" in line
     line = refused(here("run", *words, *tried, "train.rollouts.seed=10001"), "run")
