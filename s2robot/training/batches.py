@@ -79,6 +79,11 @@ class Batches:
         self._window_at = torch.full((len(self.features),), -1)  # (M,) the window that starts at a step
         self._window_at[self._tables["context"][:, -1]] = torch.arange(self.count)
 
+    @property
+    def filled(self) -> bool:
+        """Whether every shard has a window."""
+        return all(self._parts)
+
     def over(self, windows: Windows) -> "Batches":
         """Batches of other windows from the same tensors."""
         other = copy.copy(self)

@@ -94,7 +94,9 @@ def test_rounds_of_correcting_and_training_end_with_a_report(config, demos, tmp_
         UserError, match="recording.seed: found 300000, expected 200000, with which the rounds in "
     ):
         rounds.dagger(config("dagger", "recording.rounds=2", "recording.seed=300000"))
-    with pytest.raises(UserError, match="out: holds the evaluation after 2 rounds; for 3 in all choose another"):
+    with pytest.raises(
+        UserError, match="out: holds the evaluation after 2 rounds; for 3 in all choose another"
+    ):
         rounds.dagger(config("dagger", "recording.rounds=3"))
     (out / "rounds.json").write_text("[")
     with pytest.raises(UserError, match="rounds.json: broken JSON"):

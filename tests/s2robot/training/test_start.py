@@ -65,6 +65,13 @@ def test_another_policy_is_refused(data, first, tmp_path, changes, contract, wor
         train(make_settings(from_=first), make_spec(**changes), *data, CONTRACT | contract, tmp_path)
 
 
+def test_noise_and_how_it_is_executed_may_differ(data, first, tmp_path):
+    pooling = {**make_spec().pooling, "feature_noise": 0.1, "token_dropout": 0.2, "feature_dropout": 0.3}
+    train(
+        make_settings(from_=first, steps=2), make_spec(execute=2, pooling=pooling), *data, CONTRACT, tmp_path
+    )
+
+
 def test_no_checkpoint_is_one_line(data, tmp_path):
     with pytest.raises(UserError, match="^train.from: nowhere: .*no such folder$"):
         train(make_settings(from_="nowhere"), make_spec(), *data, CONTRACT, tmp_path)

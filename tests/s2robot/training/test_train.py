@@ -204,6 +204,13 @@ def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data
     assert torch.equal(across, torch.cat([first[-3:], second[:3]]))
 
 
+def test_more_shards_than_windows_are_refused(data, tmp_path):
+    with pytest.raises(
+        UserError, match="train.shards: found 1024, expected fewer: .* windows do not fill them"
+    ):
+        train(make_settings(shards=1024, batch_size=1024), make_spec(), *data, CONTRACT, tmp_path)
+
+
 def test_processes_with_shards_of_their_own_share_no_frame_and_no_batch_depends_on_them(data):
     store, features = data
     views = np.concatenate([features + np.float16(k) for k in (100, 200)], 1)
