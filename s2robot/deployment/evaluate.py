@@ -263,12 +263,15 @@ class ArmEvaluation:
         source, contract, arm = self.rig.source, self.rig.policy.contract, self.rig.arm
         if source.checkpoint:
             policy = policy_sha256(Path(source.checkpoint))
+            spec = read_json(Path(source.checkpoint) / "policy.json")["spec"]
         else:
             policy = hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()
+            spec = None
         return {
             "world": self.world,
             "robot.ip": arm.bench.robot.ip if self.world == ARM else None,
             "policy": policy,
+            "policy.spec": spec,  # execute, ensemble and steps of a head leave the weights as they are
             "encoder": contract["encoder"]["fingerprint"],
             "evaluate.seed": self.settings.seed,
             "env": asdict(self.config),

@@ -112,7 +112,7 @@ def evaluate_checkpoint(
     refuse_positions_of_demos(contract, e.positions, checkpoint)
     seeing = select(encoder, e.selective)  # the encoder itself if no budget is set
     planner = _planner(e, policy, seeing, contract, demos, config)
-    rollouts = _roll_out(e, config, planner, _identity(e, config, checkpoint, contract, demos), out)
+    rollouts = _roll_out(e, config, planner, _identity(e, config, checkpoint, policy, contract, demos), out)
     seconds = {name: value for name, value in rollouts.spent.items() if name.endswith("_s")}
     seconds["wall_s"] = time.monotonic() - start
     summary = {
@@ -197,6 +197,7 @@ def _identity(
     e: EvaluateSettings,
     config: TaskSettings,
     checkpoint: Path,
+    policy: ChunkPolicy,
     contract: Mapping[str, Any],
     demos: EpisodeStore | None,
 ) -> dict[str, Any]:
@@ -204,6 +205,7 @@ def _identity(
     budget = e.selective.get("tiles") is not None or e.selective.get("milliseconds") is not None
     return {
         "policy": policy_sha256(checkpoint),
+        "policy.spec": policy.spec.to_dict(),  # execute, ensemble and steps of a head leave the weights as they are
         "encoder": contract["encoder"]["fingerprint"],
         "features_dtype": contract["encoder"]["features_dtype"],
         "evaluate.seed": e.seed,

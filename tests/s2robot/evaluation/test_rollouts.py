@@ -417,6 +417,15 @@ def test_a_summary_says_all_that_a_report_needs(checkpoint, tmp_path, in_process
     assert len(read_records(tmp_path / "episodes.jsonl")) == 1
     again = evaluate_policy(cfg, checkpoint, tmp_path)  # goes on, and finds all done
     assert again["timing"]["simulate_s"] == 0 and again["successes"] == summary["successes"]
+    other = tmp_path / "other"  # the same weights, executed otherwise
+    shutil.copytree(checkpoint, other)
+    record = json.loads((other / "policy.json").read_text())
+    record["spec"]["execute"] = 1
+    (other / "policy.json").write_text(json.dumps(record))
+    with pytest.raises(
+        UserError, match="another evaluation: policy.spec {'execute': 2}, expected {'execute': 1}"
+    ):
+        evaluate_policy(cfg, other, tmp_path)
     cfg.evaluate.seed = 10001
     with pytest.raises(UserError, match="another evaluation: evaluate.seed 10000, expected 10001"):
         evaluate_policy(cfg, checkpoint, tmp_path)
