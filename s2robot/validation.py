@@ -153,7 +153,10 @@ def _of_training(checkpoint: Path) -> DemosSettings:
     """The demos that the run folder of a checkpoint names; UserError where there is none."""
     noted = checkpoint.resolve().parent / ".hydra"
     try:
-        found = dict(plain(OmegaConf.load(noted / "config.yaml").demos))
+        told: Any = OmegaConf.load(noted / "config.yaml")
+        found = dict(plain(told.demos))
+        if told.get("record") is True:  # `s2robot run record=true` chooses them after the config is noted
+            found["path"] = str(noted.parent / "demos.zarr")
         where = Path(OmegaConf.load(noted / "hydra.yaml").hydra.runtime.cwd)
         mixed = [dict(each) for each in found.get("mix") or []]
     except (OSError, AttributeError, ValueError, TypeError, YAMLError):  # none, or damaged

@@ -38,7 +38,9 @@ def unseen_episodes(
     """
     about, training = contract["dataset"], contract.get("training") or {}
     count, chosen = int(about["episodes"]), about.get("selection")
-    grown = len(store) > count and store.fingerprint_of_first(count) == about["fingerprint"]
+    # the fingerprint is of the whole dataset, `episodes` may be the first of it that were trained on
+    known = {count, len(about.get("seeds") or [])}
+    grown = any(len(store) > n > 0 and store.fingerprint_of_first(n) == about["fingerprint"] for n in known)
     if store.fingerprint != about["fingerprint"] and not grown:
         return list(range(len(store))), None
     held_out = training.get("held_out_episodes") or []
@@ -101,14 +103,21 @@ def _part(part: Part, measured: Measured, usual: bool) -> dict[str, Any]:
 def _figures(measured: Measured, name: str) -> dict[str, Any]:
     """Of each method with its interval; of errors the policy's share of each baseline's, too."""
     values = {method: measured.values(method, name) for method in METHODS}  # (E,) each
-    found: dict[str, Any] = {method: interval(each) for method, each in values.items()}
-    if not name.endswith("_accuracy"):
+    share = name.endswith("_accuracy")
+    most = 1.0 if share else math.inf
+    found: dict[str, Any] = {method: interval(each, most=most) for method, each in values.items()}
+    if not share:
         found |= {f"of_{m}": interval(values["policy"], values[m]) for m in METHODS[1:]}
     return found
 
 
-def interval(values: np.ndarray, of: np.ndarray | None = None, confidence: float = 0.95) -> dict[str, Any]:
-    """The mean of values (E,), or its ratio to the mean of others, as value, low and high; null where there is none."""
+def interval(
+    values: np.ndarray, of: np.ndarray | None = None, confidence: float = 0.95, most: float = math.inf
+) -> dict[str, Any]:
+    """The mean of values (E,), or its ratio to the mean of others, as value, low and high; null where there is none.
+
+    most: above which there is nothing, 1 of a share.
+    """
     from scipy.stats import t  # half a second, which those that read settings alone need not wait
 
     def figure(x: np.ndarray, y: np.ndarray | None) -> float:
@@ -129,7 +138,7 @@ def interval(values: np.ndarray, of: np.ndarray | None = None, confidence: float
     if not math.isfinite(half):
         return {"value": back(whole), "low": None, "high": None}
     low, high = back(whole - half), back(whole + half)
-    return {"value": back(whole), "low": max(0.0, low), "high": high}
+    return {"value": back(whole), "low": max(0.0, low), "high": min(most, high)}
 
 
 def _words(part: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from s2robot import cli
+from s2robot.validation import _of_training
 from tests.demos.formats import made
 from tests.s2robot.html_page import Page
 
@@ -33,6 +34,16 @@ def validated(checkpoint, home):
     out = home / "out"
     assert cli.main(["validate", f"checkpoint={checkpoint}", f"hydra.run.dir={out}"]) == 0
     return out
+
+
+def test_demos_that_a_run_recorded_are_those_of_its_folder(tmp_path):
+    """`s2robot run record=true` chooses them after its config is noted."""
+    noted = tmp_path / "run/.hydra"
+    noted.mkdir(parents=True)
+    (noted / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: {tmp_path}}}}}")
+    for record, path in (("true", tmp_path / "run/demos.zarr"), ("false", None)):
+        (noted / "config.yaml").write_text(f"record: {record}\ndemos: {{name: xarm7_cube, path: null}}")
+        assert _of_training(tmp_path / "run/checkpoint").path == (path and str(path))
 
 
 def test_figures_table_and_pages_agree(validated, checkpoint):

@@ -144,6 +144,11 @@ def test_the_interval_of_a_ratio_holds_as_often_as_it_says():
     assert 0.9 < np.mean(held) < 0.99
 
 
+def test_a_share_is_no_more_than_all():
+    found = interval(np.array([0.9, 1, 1]), most=1.0)
+    assert found["low"] < 0.9 and found["high"] == 1.0
+
+
 def test_one_episode_has_no_interval_and_a_baseline_without_error_no_ratio():
     assert interval(np.array([2.0]), np.array([4.0])) == {"value": 0.5, "low": None, "high": None}
     assert interval(np.array([2.0, 1]), np.zeros(2))["value"] is None
@@ -172,3 +177,5 @@ def test_which_episodes_are_unseen(tmp_path):
     assert unseen_episodes(store, other, tmp_path) == (list(range(8)), None)
     grown = about(store) | {"dataset": {"fingerprint": store.fingerprint_of_first(6), "episodes": 6}}
     assert unseen_episodes(store, grown, tmp_path)[0] == [6, 7]
+    some = {"fingerprint": store.fingerprint_of_first(6), "episodes": 2, "seeds": [*range(6)]}
+    assert unseen_episodes(store, about(store) | {"dataset": some}, tmp_path)[0] == [2, 3, 4, 5, 6, 7]
