@@ -183,11 +183,16 @@ def demos_of(arm: Arm, common: Sequence[str]) -> EpisodeStore:
         return open_demos(settings_of("train", [*common, *arm.overrides]))
 
 
-def value_of(arm: Arm, common: Sequence[str], key: str) -> Any:
+def value_of(arm: Arm, common: Sequence[str], key: str, recorded: bool = False) -> Any:
     """What the main comparison has at an axis's key; UserError for a key that no stage has."""
     with about("axes"):
         cfg = settings_of("evaluate" if key.startswith("evaluate.") else "train", [*common, *arm.overrides])
         value = OmegaConf.select(cfg, key)
-        if value is None and key == "demos.episodes":
-            return len(open_demos(cfg))
-    return value
+    return demos_there(arm, common, recorded) if value is None and key == "demos.episodes" else value
+
+
+def demos_there(arm: Arm, common: Sequence[str], recorded: bool) -> int:
+    """How many demos the arms may learn from; `recorded`: by this comparison, later."""
+    if recorded:
+        return int(settings_of("record", common).episodes)
+    return len(demos_of(arm, common))

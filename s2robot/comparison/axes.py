@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from s2robot.common.errors import UserError
 from s2robot.comparison import statistics as figures
-from s2robot.comparison.arms import value_of
+from s2robot.comparison.arms import demos_there, value_of
 from s2robot.comparison.jobs import Job
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.plan import Plan, Policies, World, evaluation, read_runs, recording_of, training, word
@@ -40,7 +41,15 @@ class Line:
 
 def line_of(plan: Plan, name: str, axis: Axis) -> Line:
     """The points of an axis; at the default value it is the main comparison's world. UserError: a key of no stage."""
-    default = value_of(plan.arms[0], plan.common, axis.key)
+    recorded = plan.main.recording is not None
+    default = value_of(plan.arms[0], plan.common, axis.key, recorded)
+    if axis.key == "demos.episodes":
+        there = demos_there(plan.arms[0], plan.common, recorded)
+        if more := [value for value in axis.values if value > there]:
+            raise UserError(
+                f"axes: {name}: found {', '.join(map(str, more))}, expected at most {there}: there are no more demos "
+                f"(experiment.axes.{name}.values)"
+            )
     points = []
     for value in axis.values:
         if value == default:

@@ -291,7 +291,9 @@ def _joined(facts: Facts, run_dir: Path) -> Comparison:
         records[arm.name] = {}
         for j, run in enumerate(arm.seeds):
             file = run_dir / run.run / "episodes.jsonl"
-            found = records[arm.name][run.seed] = read_records(file, known)
+            tried = read_records(file, known)  # an axis may have tried more positions
+            found = [record for record in tried if record["episode"] < facts.positions.episodes]
+            records[arm.name][run.seed] = found
             counted = (len(found), sum(record["success"] for record in found))
             if counted != (run.episodes, run.successes):
                 raise UserError(

@@ -155,6 +155,8 @@ def _end(process: subprocess.Popen, job: Job, start: float) -> float:
 def _start(job: Job, threads: int) -> subprocess.Popen:
     job.stamp.parent.mkdir(parents=True, exist_ok=True)
     if job.fresh is not None and job.fresh.exists():
+        if not job.state_file.exists():  # no try of this job has left it
+            raise UserError(f"{job.fresh}: exists already, expected a new path; nothing was overwritten")
         shutil.rmtree(job.fresh)
     job.note(False)
     given = [*job.overrides, *(f"{key}={threads}" for key in job.threads), *engine_in_use().words()]

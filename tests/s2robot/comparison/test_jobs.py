@@ -29,6 +29,22 @@ def test_a_failed_job_is_one_line_with_its_log(tmp_path):
     assert job.log.read_text().startswith("$ s2robot report run=")
 
 
+def test_what_no_try_of_a_job_has_left_is_not_removed(tmp_path):
+    demos = tmp_path / "demos.zarr"
+    demos.mkdir()
+    job = Job("record", "report", ["run=none"], tmp_path / "record", fresh=demos)
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match="demos.zarr: exists already, expected a new path; nothing was overw"
+        ):
+            run_jobs([job], 1, 1)
+        assert demos.is_dir() and not job.state_file.exists()
+    job.note(False)  # a try of it was killed
+    with pytest.raises(UserError, match="none: no such folder"):
+        run_jobs([job], 1, 1)
+    assert not demos.exists()
+
+
 def test_a_job_may_work_in_the_folder_that_the_comparison_holds(tmp_path):
     """As the recording of its demos does; what it ran with stands beside what the comparison runs with."""
     out = tmp_path / "out"

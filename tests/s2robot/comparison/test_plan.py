@@ -1,5 +1,6 @@
 """What a comparison refuses before anything runs, and which words each verb gets."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.comparison.arms import choose_arms, look_up, read_by, settings_of
+from s2robot.comparison.axes import line_of
 from s2robot.comparison.compare import compare
 from s2robot.comparison.jobs import with_needs
 from s2robot.comparison.plan import evaluation, make_plan, training
@@ -117,6 +119,20 @@ def test_too_few_positions_are_refused_before_anything_runs(tmp_path):
         compare(config(f"run_dir={out}", *words), words[1:2])
     assert "\n" not in str(caught.value)
     assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_an_axis_of_demos_goes_as_far_as_there_are_some():
+    for words, most in (([], 120), (["record=true", "recording.episodes=40"], 40)):
+        cfg = config("run_dir=out", "arms=[base,base-s2]", "axes=[demos]", *words)
+        settings = read_compare(cfg)
+        plan, (name,) = make_plan(settings, words), settings.axes
+        axis = settings.experiment.axes[name]
+        line = line_of(plan, name, replace(axis, values=(15, most)))
+        assert line.default == most and [point.trains for point in line.points] == [True, False]
+        with pytest.raises(
+            UserError, match=f"axes: demos: found 121, 200, expected at most {most}: there are no"
+        ):
+            line_of(plan, name, replace(axis, values=(15, 121, 200)))
 
 
 def test_each_verb_gets_its_own_words_and_of_a_key_the_last():

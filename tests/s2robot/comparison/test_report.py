@@ -464,6 +464,13 @@ def test_broken_files_are_refused(tmp_path):
     episodes = tmp_path / "arms/large/seed-1/episodes.jsonl"
     whole = episodes.read_text()
     lines = whole.splitlines(keepends=True)
+    beyond = {
+        **json.loads(lines[-1]),
+        "episode": len(lines),
+        "seed": 99_999,
+    }  # of an axis that tried more positions
+    episodes.write_text(whole + json.dumps(beyond) + "\n")
+    write_compare_report(tmp_path)
     episodes.write_text("".join(lines[:3]))
     successes = facts["arms"][1]["seeds"][1]["successes"]
     found = sum(json.loads(line)["success"] for line in lines[:3])
