@@ -24,7 +24,7 @@ from s2robot.serving.wire import PROTOCOL, PROTOCOL_HEADER, WireError, decode, e
 
 __all__ = ["PolicyLate", "PolicyLost", "PolicyMalformed", "PolicyRefused", "RemoteError", "RemotePolicy"]
 
-MAX_ANSWER = 1 << 20  # bytes of a message from the server
+MAX_ANSWER = 1 << 26  # bytes of a message from the server
 _CONTRACT = (
     "encoder",
     "cameras",
@@ -85,7 +85,7 @@ class RemotePolicy:
             or not all(isinstance(size, int) and size > 0 for size in sizes)
         ):
             raise PolicyMalformed(f"{self._link.url}: the greeting lacks the policy's contract or sizes")
-        self.contract: dict[str, Any] = contract
+        self.contract: dict[str, Any] = _lists(contract)
         self.cameras = tuple(cameras)
         self.actions, self._action_dim, side, self._max_bytes = (int(size or 0) for size in sizes)
         try:  # a server of version 0.1 knows squares only
@@ -200,6 +200,13 @@ class RemotePolicy:
         if not np.isfinite(actions).all():
             raise PolicyMalformed(f"{self._link.url}: found an action with NaN or infinity")
         return actions.copy()  # a view of the message's bytes is read-only
+
+
+def _lists(node: Any) -> Any:
+    """A contract as its checkpoint has it: a server sends long lists of whole numbers as arrays."""
+    if isinstance(node, dict):
+        return {key: _lists(value) for key, value in node.items()}
+    return node.tolist() if isinstance(node, np.ndarray) else node
 
 
 def _seconds(name: str, value: float) -> float:

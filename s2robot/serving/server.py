@@ -40,7 +40,7 @@ from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import Actor
 from s2robot.serving.dialects import Dialect, OpenPi, Own
 from s2robot.serving.token import token_for
-from s2robot.serving.wire import PROTOCOL, PROTOCOL_HEADER, WireError
+from s2robot.serving.wire import MAX_ITEMS, PROTOCOL, PROTOCOL_HEADER, WireError
 
 try:
     from websockets.asyncio.server import ServerConnection
@@ -227,7 +227,7 @@ class PolicyServer:
     async def _converse(self, ws: ServerConnection, dialect: Dialect) -> tuple[int, str]:
         """Greet and answer until there is a reason to end: its websocket code and text."""
         facts = {
-            "contract": dict(self.contract),
+            "contract": _packed(dict(self.contract)),
             "cameras": list(self.actor.cameras),
             "actions": self.actor.batch.execute,
             "action_dim": self.actor.batch.policy.spec.action_dim,
@@ -326,6 +326,14 @@ class _Newest:
         """How many were dropped since the last call."""
         skipped, self._skipped = self._skipped, 0
         return skipped
+
+
+def _packed(node: Any) -> Any:
+    """A contract whose lists of an entry an episode are arrays, where they would not fit into a message."""
+    if isinstance(node, dict):
+        return {key: _packed(value) for key, value in node.items()}
+    long = isinstance(node, list) and len(node) > MAX_ITEMS and all(type(n) is int for n in node)
+    return np.array(node, np.int64) if long else node
 
 
 def _name(ws: ServerConnection) -> str:

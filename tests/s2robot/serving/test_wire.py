@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from s2robot.serving import wire
+from s2robot.serving.remote import _lists
+from s2robot.serving.server import _packed
 from s2robot.serving.wire import ARRAY, DTYPES, MAX_ITEMS, WireError, decode, encode
 
 quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -162,3 +164,13 @@ def test_no_shape_gets_memory_that_was_not_sent(number, shape, values):
 def test_msgpack_times_are_plain_numbers():
     assert decode(msgpack.packb(msgpack.Timestamp(5))) == 5.0
     assert wire.PROTOCOL == 1  # whoever changes the form of a message has to raise it
+
+
+def test_the_contract_of_a_policy_of_many_demos_fits_into_a_message():
+    for count in (3, MAX_ITEMS, MAX_ITEMS + 1, 300_000):
+        contract = {
+            "robot": "xarm7",
+            "dataset": {"seeds": list(range(count)), "name": "many"},
+            "cameras": ["hand"],
+        }
+        assert _lists(decode(encode(_packed(contract)))) == contract
