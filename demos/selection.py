@@ -52,9 +52,10 @@ def numbers(given: Any, total: int, where: str) -> list[int]:
             raise mismatch(where, repr(item), "numbers of episodes and ranges such as 0:40")
         first, colon, last = text.partition(":")
         begin = int(first or 0)
-        found += range(begin, int(last or total) if colon else begin + 1)
-    if found and (most := max(found)) >= total:
-        raise mismatch(where, f"episode {most}", f"some of the {total}, 0 to {total - 1}")
+        end = int(last or total) if colon else begin + 1
+        if begin < end and end > total:
+            raise mismatch(where, f"episode {end - 1}", f"some of the {total}, 0 to {total - 1}")
+        found += range(begin, end)
     for before, number in pairwise(sorted(found)):
         if before == number:
             raise mismatch(where, f"episode {number} twice", "each once")

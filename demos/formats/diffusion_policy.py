@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import zarr
@@ -172,7 +173,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], str | No
         meta: Any = root["meta"]
         _need_codecs(path)
         arrays = {name: data[name] for name in sorted(data.array_keys())}
-        values = {name: np.asarray(meta[name][...]) for name in {"episode_ends", *meta.array_keys()}}
+        values = {unquote(name): np.asarray(meta[name][...]) for name in {"episode_ends", *meta.array_keys()}}
         return arrays, values, root.attrs.get(NAME)  # type: ignore[return-value]
     except DatasetError:
         raise

@@ -57,7 +57,7 @@ def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None
     meta = root.create_group("meta")
     for name, values in {
         "episode_ends": store.episode_ends,
-        **{k: store.meta(k) for k in store.meta_keys},
+        **{quote(key, safe=" :"): store.meta(key) for key in store.meta_keys},
     }.items():
         _array(meta, name, values.shape, str(values.dtype))[:] = values
     if "timestamp" not in places.values():  # their real robot's: s since the episode began

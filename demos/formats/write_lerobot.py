@@ -347,9 +347,15 @@ def _tasks(store: EpisodeStore, instruction: str | None) -> tuple[list[str], lis
 
 
 def _json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    path.write_text(_text(path, content, 4) + "\n", "utf-8")
 
 
 def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    path.write_text("".join(lines), "utf-8")
+    path.write_text("".join(_text(path, row) + "\n" for row in rows), "utf-8")
+
+
+def _text(path: Path, content: Any, indent: int | None = None) -> str:
+    try:
+        return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # of an episode's values: those of steps have been looked at
+        raise mismatch(path.name, "nan or inf among the values of episodes", "numbers") from None

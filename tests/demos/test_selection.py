@@ -89,6 +89,7 @@ def test_a_split_file(store, tmp_path):
     ("text", "words"),
     [
         ({"train": [0, 1], "validation": [1]}, "found episode 1 in train and in validation, expected each in one"),
+        ({"train": ["0:99999999999999"]}, "split.json: train: found episode 99999999999998, expected some of the 10"),
         ({"train": [0, 10]}, "split.json: train: found episode 10, expected some of the 10, 0 to 9"),
         ({"train": [0], "validation": [99]}, "split.json: validation: found episode 99"),
         ({"train": []}, "split.json: train: found no episode, expected at least one"),

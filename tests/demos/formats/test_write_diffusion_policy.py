@@ -50,6 +50,17 @@ def test_a_store_comes_back_as_it_was(tmp_path, store, name):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.zarr", "in.zarr", name]
 
 
+def test_values_of_episodes_may_have_any_name(tmp_path, store):
+    with EpisodeStore.create(
+        tmp_path / "odd.zarr", {k: v for k, v in store.attrs.items() if k != "schema_version"}
+    ) as odd:
+        for i in range(len(store)):
+            odd.append(store.episode(i), {"a/b": i + 0.5})
+    convert(written(EpisodeStore.open(tmp_path / "odd.zarr"), tmp_path / "out.zarr"), tmp_path / "back.zarr")
+    back = EpisodeStore.open(tmp_path / "back.zarr")
+    assert back.meta("a/b").tolist() == [0.5, 1.5]
+
+
 def test_a_zip_packs_nothing_twice(tmp_path, store):
     with zipfile.ZipFile(written(store, tmp_path / "out.zarr.zip")) as file:
         names = file.namelist()

@@ -1,6 +1,7 @@
 """Our episodes as LeRobot data sets, both versions, and back by our own reader."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,16 @@ def test_what_cannot_go_out_is_one_line_and_leaves_nothing(tmp_path, monkeypatch
     twice = refused(sizes={"up/left": (16, 16), "up_left": (16, 16)})
     assert "found camera up/left and camera up_left as one feature, observation.images.up_left" in twice
     assert "1 x 1 pixels that libsvtav1 cannot write" in refused("av1", sizes={"hand": (1, 1)})
+    source = made.store(tmp_path / "source.zarr")
+    with EpisodeStore.create(
+        tmp_path / "in.zarr", {k: v for k, v in source.attrs.items() if k != "schema_version"}
+    ) as graded:
+        graded.append(source.episode(0), {"grade": math.nan})
+    shutil.rmtree(source.path)
+    with pytest.raises(DatasetError, match="found nan or inf among the values of episodes, expected numbers"):
+        export(EpisodeStore.open(graded.path), tmp_path / "out", "lerobot", ExportSettings(pictures="png"))
+    assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
+    shutil.rmtree(graded.path)
     monkeypatch.setattr(av, "codecs_available", {"libx264"})
     assert "pictures: found av1, which PyAV" in refused("av1")
 
