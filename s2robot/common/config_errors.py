@@ -107,6 +107,9 @@ def did_you_mean(word: str, candidates: Any) -> str:
     return f", did you mean '{best}'?" if best and likeness(best) >= 0.6 else ""
 
 
+_NO_NAME = re.compile(r"(null|none|true|false|nan|inf|[-+]?[\d.]+(e[-+]?\d+)?|[\[{].*|)", re.I | re.DOTALL)
+
+
 def check_choices(overrides: list[str]) -> None:
     """Refuse `encoder=0` and `encoder=[]`: of a group one chooses by name. Hydra has no line for what is none.
 
@@ -119,9 +122,7 @@ def check_choices(overrides: list[str]) -> None:
         if not equals or key[:1] in "-~" or not (configs_dir() / group).is_dir() or "(" in chosen:
             continue  # what has a bracket is a sweep, such as choice(a, b)
         for option in [chosen] if chosen[:1] in ("[", "{") else chosen.split(","):
-            if not re.fullmatch(
-                r"[\"']?(?!(null|none|true|false|nan|inf)\b)[A-Za-z_][\w./-]*[\"']?", option.strip(), re.I
-            ):
+            if _NO_NAME.fullmatch(option.strip()):
                 raise UserError(_unknown_option(group, option.strip() or "null"))
 
 
@@ -167,7 +168,7 @@ def check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
             )
         if expected:
             raise UserError(f"{key}: found '{given}', expected {expected} such as {default}")
-        if key.endswith((".kind", ".name")) and given != default:
+        if key.endswith((".kind", ".name")) and default is not None and given != default:
             _check_whole(verb, plain, key, given)
 
 

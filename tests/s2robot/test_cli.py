@@ -12,6 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from s2robot.cli import VERBS, main
+from s2robot.common.config_errors import check_choices
+from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from tests import forks
 
@@ -355,3 +357,12 @@ def test_frames_may_have_a_size_of_each_camera(capsys):
         assert main(["train", f"env.image_size={size}", "--cfg", "job"]) == 0
     assert main(["train", "env.image_size=large"]) == 2
     assert "env.image_size: found 'large', expected a whole number such as 256" in capsys.readouterr().err
+
+
+def test_options_of_the_users_own_may_have_any_name():
+    check_choices(
+        ["encoder=3d", "encoder=none-x", "encoder='mvp-tiny'", "encoder=mvp-tiny,mine", "encoder=choice(a,b)"]
+    )
+    for chosen in ("0", "-1.5", "1e3", "[a]", "{a: 1}", "", "Null"):
+        with pytest.raises(UserError, match="encoder: found '"):
+            check_choices([f"encoder={chosen}"])
