@@ -99,6 +99,7 @@ ROWS = {
     ),
     "rpt": Row("policy=rpt"),
     "rpt, 8000 steps": Row("policy=rpt train.steps=8000"),
+    "rpt, 8000 steps, eight executed": Row("policy=rpt policy.execute=8 train.steps=8000"),
     "rpt, no past actions": Row("policy=rpt policy.network.action_history=false train.steps=8000"),
     "rpt, keypoints": Row(
         "policy=rpt policy.network.action_history=false policy.pooling.kind=spatial_softmax train.steps=4000"
