@@ -276,7 +276,7 @@ def fit(
         optimiser, lambda step: cosine_with_warm_up(step, step / settings.steps, settings.steps // 20)
     )
     best: tuple[float, int, dict[str, Any]] = (np.inf, 0, {})
-    curve, training = [], 0.0
+    curve, training, since = [], 0.0, 0
     every = max(1, settings.steps // settings.checks)
     step = 0
     while step < settings.steps:
@@ -287,13 +287,13 @@ def fit(
             optimiser.step()
             schedule.step()
             step += 1
-            training += loss.item()
+            training, since = training + loss.item(), since + 1
             if step % every == 0 or step == settings.steps:
-                held = training / every  # where no picture is there to validate on
+                held = training / since  # where no picture is there to validate on
                 if (roles == VALIDATE).any():
                     held = _mean_loss(task, head, rows, columns, truth, roles == VALIDATE, size)
-                curve.append((step, training / every, held))
-                training = 0.0
+                curve.append((step, training / since, held))
+                training, since = 0.0, 0
                 if held < best[0]:
                     best = held, step, {k: v.clone() for k, v in head.state_dict().items()}
             if step == settings.steps:

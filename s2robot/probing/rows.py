@@ -26,7 +26,7 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.probing.pictures import Pictures
 
 _FRAME_BYTES = 48_000_000  # of the frames that are in memory at once, about
-FEATURES = 1  # version of how pictures become frames
+FEATURES = 2  # version of how pictures become frames
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ from s2robot.probing.scaling_figures import judge
 from s2robot.probing.scaling_settings import RESIZES, Arm, Outcome, Result, ScalingSettings
 from s2robot.s2.layout import square
 
-VERSION = 1  # of how a head is trained and judged
+VERSION = 2  # of how a head is trained and judged
 
 
 # --- data --------------------------------------------------------------------------------------------------
@@ -65,11 +65,18 @@ def roles_of(pictures: Pictures, settings: ScalingSettings, seed: int) -> np.nda
     for label in np.unique(pictures.labels):
         places = rng.permutation(np.flatnonzero((pictures.labels == label) & (pictures.parts != 1)))
         mixed = len(places) > 1 and pictures.parts[places[0]] == -1
-        tested = max(1, round(settings.held_out * len(places))) if mixed else 0
+        tested = min(len(places) - 1, max(1, round(settings.held_out * len(places)))) if mixed else 0
         learnt = places[tested:]
         validated = int(settings.validation * len(learnt))
         roles[learnt[:validated]], roles[learnt[validated:]] = VALIDATE, FIT
     return roles
+
+
+def check_roles(pictures: Pictures, settings: ScalingSettings) -> None:
+    """Refuse pictures of which none is learnt, or none is held out (UserError)."""
+    for role, what in ((FIT, "learn from"), (TEST, "be judged on")):
+        if not all((roles_of(pictures, settings, seed) == role).any() for seed in settings.seeds):
+            raise UserError(f"{pictures.root}: found no picture to {what}, expected 1 or more")
 
 
 def gather(
@@ -128,6 +135,7 @@ def scaling(
     for name, facts in models.items():
         _encoder(name, facts, settings, "native")  # a wrong one is refused before anything is drawn
     pictures, tasks = gather(settings, objects, root)
+    check_roles(pictures, settings)
     read_in = time.monotonic()
     results: dict[Arm, list[Result]] = {}
     facts_of: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from s2robot.probing.examples import easy, examples, gains, probabilities, write
 from s2robot.probing.heads import FIT, TEST, VALIDATE, Classify, Depth, HeadSettings, Segment, fit, tally
 from s2robot.probing.pictures import open_pictures
 from s2robot.probing.rows import Rows, encode_pictures, largest_label, mean_rows, truth_rows
-from s2robot.probing.scaling import gather, roles_of, scaling
+from s2robot.probing.scaling import check_roles, gather, roles_of, scaling
 from s2robot.probing.scaling_figures import pairs
 from s2robot.probing.scaling_settings import Arm, Result, ScalingSettings
 
@@ -228,6 +228,26 @@ def test_train_and_test_folders_and_splits_by_seed(tmp_path):
         assert np.bincount(roles[whole.labels == label]).tolist() == [6, 1, 3]
 
 
+def test_of_each_class_something_is_learnt_however_much_is_held_out(tmp_path):
+    few = open_pictures(write_folder(tmp_path / "few", count=2, truths=False))
+    for share in (0.5, 0.75, 0.99):
+        roles = roles_of(few, ScalingSettings(families=(), held_out=share), 0)
+        for label in range(3):
+            assert sorted(roles[few.labels == label].tolist()) == sorted([FIT, TEST])
+
+
+def test_a_loss_is_the_mean_of_the_steps_since_the_last(tmp_path):
+    """Where the steps are no multiple of the checks, the last interval is a short one."""
+    rng = np.random.default_rng(3)
+    rows = rows_of(rng.normal(size=(60, 1, 8)).astype(np.float32), tmp_path)
+    labels, roles = rng.integers(0, 5, 60).astype(np.int32), np.full(60, FIT, np.int8)
+    settings = HeadSettings(steps=41, batch=32, lr=1e-6, weight_decay=0, checks=4)
+    fitted = fit(Classify(5), "linear", rows, np.arange(8), labels, roles, settings, 0)
+    assert [step for step, *_ in fitted.curve] == [10, 20, 30, 40, 41]
+    losses = [loss for _, loss, _ in fitted.curve]
+    assert losses[-1] == pytest.approx(np.mean(losses[:-1]), rel=0.2)
+
+
 def test_scale_one_is_the_same_whatever_other_scales_there_are(tmp_path):
     pictures = open_pictures(write_folder(tmp_path, truths=False))
     facts = {"name": "mvp-tiny", "dtype": "float32", "resolution": "upsampled"}
@@ -285,6 +305,12 @@ def test_pictures_that_cannot_be_used_are_one_line(tmp_path):
     assert "no such folder" in refused(root / "nowhere")
     (tmp_path / "flat").mkdir()
     assert "found no pictures" in refused(tmp_path / "flat")
+    for part, count in (("train", 4), ("val", 4)):
+        write_folder(tmp_path / "parts" / part, count=count)
+    for picture in (tmp_path / "parts/val/images").rglob("*.png"):
+        picture.unlink()
+    with pytest.raises(UserError, match="parts: found no picture to be judged on, expected 1 or more"):
+        check_roles(open_pictures(tmp_path / "parts", ("segment",)), ScalingSettings(families=()))
     broken.rename(tmp_path / "flat" / "a.png")
     assert "class folders" in refused(tmp_path / "flat")
 
