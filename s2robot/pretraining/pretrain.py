@@ -102,7 +102,8 @@ class _Run:
         self.budget = math.inf if settings.max_minutes is None else settings.max_minutes * 60  # s
         self.elapsed = 0.0  # s, by the first process's clock, of all runs together
         self.learner = Learner(fabric, mae, optimizer, self._rate)
-        self.identity = {key: asdict(settings)[key] for key in _DECIDING} | {"processes": fabric.world_size}
+        self.identity = {key: asdict(settings)[key] for key in _DECIDING}
+        self.identity |= {"processes": fabric.world_size, "pictures": bank.describe()}
         self.loss: float | None = None  # running mean
         self.history: list[list[float]] = []  # step, loss, learning rate
         self.images = torch.empty(0)

@@ -20,7 +20,7 @@ from s2robot.demos import schema
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.pretraining import frames as module
-from s2robot.pretraining.frames import FrameBank
+from s2robot.pretraining.frames import FrameBank, read_image
 from tests.inline import do_inline
 
 
@@ -412,3 +412,10 @@ def test_progress_is_told_if_asked_for(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     FrameBank(tmp_path / "b.mp4", progress=True)
     assert "frames of b.mp4" in capsys.readouterr().out
+
+
+def test_grey_pictures_of_16_bits_keep_their_greys(tmp_path):
+    ramp = np.linspace(0, 65535, 8).astype(np.uint16)[None].repeat(8, 0)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    seen = np.asarray(read_image(tmp_path / "ramp.png", "RGB"))
+    assert seen[0, :, 0].tolist() == (ramp[0] // 257).tolist() and (seen == seen[..., :1]).all()

@@ -147,6 +147,16 @@ def test_the_state_of_another_run_is_refused(settings, change):
         pretrain(settings, progress=False)
 
 
+def test_other_pictures_are_another_run(settings, tmp_path):
+    pretrain(settings, progress=False)
+    other = tmp_path / "other"
+    other.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((64, 64, 3), 40 * i, np.uint8)).save(other / f"{i}.png")
+    with pytest.raises(UserError, match=r"another run; remove it .* \(made with pictures.* this run has .*\)$"):
+        pretrain(replace(settings, data=str(other), steps=settings.steps + 1), progress=False)
+
+
 def test_a_checkpoint_of_an_earlier_version_goes_on(settings, tmp_path):
     """It has the config instead of an identity, and an optimiser without the rate that it started at."""
     whole = load_encoder(pretrain(replace(settings, out=str(tmp_path / "whole")), progress=False))[1]
