@@ -58,6 +58,9 @@ class EncoderSettings:
     check_md5: bool = True
 
     def __post_init__(self) -> None:
+        for key in ("sizes", "scales"):
+            if getattr(self, key) == ():
+                raise UserError(f"encoder.{key}: found none, expected one or more, or null for the default")
         if self.sizes and self.scales:
             raise UserError(f"encoder: give sizes {list(self.sizes)} or scales {list(self.scales)}, not both")
         if self.img_size and not self.name.startswith("timm:"):

@@ -74,6 +74,10 @@ class Sizes:
     def layout(self, height: int, width: int) -> Layout:
         """The tilings of a frame of height x width pixels; UserError if a level cannot be tiled."""
         (th, tw), patch = self.tile, self.patch
+        if th % patch or tw % patch:
+            raise UserError(
+                f"the tile of {th} x {tw} px is no whole number of patches of {patch} px; give one of {th // patch * patch}"
+            )
         if self.sizes is not None:
             first = self._sized(self.sizes[0], height, width)
             sizes = [first, *(self._sized(size, *first) for size in self.sizes[1:])]

@@ -279,6 +279,8 @@ def test_pickled_code_does_not_run(tmp_path, small_published):
         ({"name": "mvp-tiny", "sizes": [32, 16]}, "smallest first"),
         ({"name": "mvp-tiny", "sizes": [32, 48]}, "S2 size 48 .* first size 32"),
         ({"name": "mvp-tiny", "sizes": [16], "scales": [1]}, "not both"),
+        ({"name": "mvp-tiny", "sizes": []}, "encoder.sizes: found none, expected one or more, or null"),
+        ({"name": "mvp-tiny", "scales": []}, "encoder.scales: found none, expected one or more, or null"),
         ({"name": "mvp-tiny", "scales": [1, 1.5]}, "S2 size 24 .* tile 16"),
         ({"name": "mvp-tiny", "pool": "max"}, "encoder.pool: found 'max'"),
         ({"name": "mvp-tiny", "dtype": "int8"}, "encoder.dtype: found 'int8'"),
