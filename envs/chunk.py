@@ -55,7 +55,7 @@ class ActionChunk(gymnasium.Wrapper):
                 break
             world.step_physics(one)
             self._steps += 1
-            self._best = max(self._best, world.progress)
+            self._best = float(np.fmax(self._best, world.progress))  # NaN where nobody knows
             self._over = world.is_success or self._steps >= world.settings.max_steps
             if not self._over and (self.rows > 1 or i == len(action) - 1):
                 seen.append(world.observe())

@@ -134,6 +134,10 @@ class CubePickConfig(TaskSettings):
                 raise EnvError(
                     f"env.side_cameras.{name}: found {view}, expected [[x, y, z], [x, y, z], fovy]: place, target, degrees"
                 )
+        for name in ("box_x", "box_y", "yaw"):
+            low, high = getattr(self, name)
+            if not low <= high:
+                raise EnvError(f"env.{name}: found [{low}, {high}], expected the least and the most")
         views = {
             name: (tuple(position), tuple(target), float(fovy))
             for name, (position, target, fovy) in self.side_cameras.items()

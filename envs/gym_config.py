@@ -1,5 +1,6 @@
 """Settings of any gymnasium environment; read and written where it is not installed, too."""
 
+import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -10,6 +11,13 @@ from gymnasium.error import Error
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.task import CommonSettings
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,9 @@ class GymSettings(CommonSettings):
                 f"task.success: found none, expected what tells that {self.id} has succeeded: an entry of its info "
                 "such as is_success, 'reward>=1', or terminated"
             )
+        name, sign, least = self.success.partition(">=")
+        if sign and name.strip() == "reward" and not _is_number(least):
+            raise EnvError(f"task.success: found '{self.success}', expected reward>=<number>")
         if self.max_steps is None:
             limit = spec_of(self.id).max_episode_steps
             if limit is None:

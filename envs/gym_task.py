@@ -7,6 +7,7 @@ A policy's proprioception is what the environment observes besides pictures. The
 entries of its observation, (H, W, 3) uint8. Its own limit of steps (``max_episode_steps``) is the task's.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,8 +55,8 @@ class GymTask(Task):
                 f"task.proprio: {settings.id} observes pictures alone, expected numbers beside them"
             )
         self.spaces(space.low, space.high, sum(part["size"] for part in self.proprio_parts))
-        self._success = False
-        self._reward = 0.0
+        self._success = self._ended = False
+        self._reward = math.nan
 
     def _check_observation(self) -> None:
         space = self.inner.observation_space
@@ -66,6 +67,8 @@ class GymTask(Task):
                 raise EnvError(
                     f"task.cameras: found '{name}', expected some of {', '.join([_RENDER, *pictures])}"
                 )
+            if name != _RENDER:
+                _check_picture(name, self._space(name))
         self._felt = list(self.settings.proprio or [key for key in known if key not in pictures] or [""])
         if not known and len(space.shape or ()) == 3:
             self._felt = []
@@ -73,6 +76,11 @@ class GymTask(Task):
             if key not in known:
                 raise EnvError(
                     f"task.proprio: found '{key}', expected some of {', '.join(known) or 'no keys'}"
+                )
+        for key in self._felt:
+            if not isinstance(flatten_space(self._space(key)), Box):
+                raise EnvError(
+                    f"task.proprio: '{key}' is {self._space(key)}, expected numbers of a fixed count"
                 )
 
     def _space(self, key: str) -> gymnasium.Space:
@@ -84,13 +92,17 @@ class GymTask(Task):
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
         seed = int(rng.integers(2**31))
         seen, _ = self.inner.reset(seed=seed)
-        self._seen, self._success, self._reward = seen, False, 0.0
+        self._seen, self._success, self._ended = seen, False, False
+        self._reward = math.nan  # none was given yet
         self._layout = _numbers(seen)
 
     def apply(self, action: np.ndarray) -> None:
+        if self._ended:  # without success: nothing happens any more
+            return
         space: Any = self.inner.action_space
         action = np.clip(action, space.low, space.high).astype(space.dtype)
-        self._seen, reward, terminated, _, info = self.inner.step(action)
+        self._seen, reward, terminated, truncated, info = self.inner.step(action)
+        self._ended = bool(terminated or truncated)
         self._reward = float(reward)
         self._success |= self._succeeded(terminated, info)
 
@@ -130,14 +142,22 @@ class GymTask(Task):
     def render_cameras(self) -> dict[str, np.ndarray]:
         frames = {}
         for name in self.settings.cameras:
-            picture: Any = self.inner.render() if name == _RENDER else self._seen[name]
+            picture: Any = np.asarray(self.inner.render() if name == _RENDER else self._seen[name])
+            _check_picture(name, picture)
             height, width = self.task_spec.cameras[name]
-            image = Image.fromarray(np.asarray(picture, np.uint8))
+            image = Image.fromarray(picture)
             frames[name] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BOX))
         return frames
 
     def close(self) -> None:
         self.inner.close()
+
+
+def _check_picture(name: str, found: Any) -> None:
+    """Refuse a picture, or the space of one, that is no uint8 (H, W, 3): cast to it, floats would be black."""
+    shape = tuple(found.shape or ())
+    if found.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
+        raise EnvError(f"task.cameras: '{name}' is {found.dtype} {shape}, expected uint8 (H, W, 3)")
 
 
 def _made(s: GymSettings) -> Any:

@@ -301,8 +301,8 @@ def _made(s: RobosuiteSettings) -> Any:
         raise EnvError(
             f"task.robot: found '{unknown[0]}', expected one of {', '.join(sorted(robosuite.ALL_ROBOTS))}"
         )
-    if s.controller not in robosuite.ALL_PART_CONTROLLERS:
-        known = set(robosuite.ALL_PART_CONTROLLERS)
+    known = set(robosuite.ALL_PART_CONTROLLERS) - {"IK_POSE"}  # whose limits are those of joints
+    if s.controller not in known:
         raise EnvError(f"task.controller: found '{s.controller}', expected one of {', '.join(sorted(known))}")
     try:
         return robosuite.make(s.env, **{"seed": 0, **_arguments(s)})

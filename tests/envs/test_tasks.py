@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gym_config import GymSettings
+from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import kept, known_as, make, own_settings, settings_class, settings_of
 
@@ -95,6 +97,38 @@ def test_success_is_what_one_says():
         assert env.is_success is expected
 
 
+class Crash(Dial):
+    """Ends at its third step, cannot be stepped after it, and would be rewarded for lying still; only a loss before."""
+
+    def step(self, action):
+        self.steps = getattr(self, "steps", 0) + 1
+        assert self.steps <= 3, "stepped after the end"
+        return self._seen(), {3: -100.0}.get(self.steps, -1.0), self.steps == 3, False, {}
+
+
+gymnasium.register("Crash-v0", Crash, max_episode_steps=7)
+
+
+def test_an_episode_that_has_ended_goes_on_without_a_step():
+    env = ActionChunk(make(GymSettings(id="Crash-v0", success="reward>=1", image_size=8)), 7)
+    env.reset(seed=5)
+    *_, success, truncated, info = env.step(np.zeros((7, 1)))
+    assert (success, truncated, info["steps"]) == (False, True, 7)
+    assert json.loads(info["best"])["progress"] == -1  # the best of rewards that were all below zero
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shape", "dtype"),
+    [(0, 1, (12, 20, 3), np.float32), (0, 255, (12, 20, 4), np.uint8), (0, 255, (3, 12, 20), np.uint8)],
+)
+def test_pictures_of_another_kind_are_refused(low, high, shape, dtype, monkeypatch):
+    dial = Dial()
+    dial.observation_space["eye"] = gymnasium.spaces.Box(low, high, shape, dtype)
+    monkeypatch.setattr("s2robot.envs.gym_task._made", lambda settings: dial)
+    with pytest.raises(EnvError, match=r"task.cameras: 'eye' is .*, expected uint8 \(H, W, 3\)"):
+        make(DIAL)
+
+
 def test_a_task_without_an_expert_says_so():
     env = make(DIAL)
     env.reset(seed=0)
@@ -120,6 +154,9 @@ def stepped(env):
     [
         (lambda: GymSettings(success="x"), "task.id: found none"),
         (lambda: GymSettings(id="Dial-v0"), "task.success: found none, expected what tells"),
+        (lambda: GymSettings(id="Dial-v0", success="reward>=1OO"), "task.success: found 'reward>=1OO', expected reward>="),
+        (lambda: make(RobosuiteSettings(controller="IK_POSE")), "task.controller: found 'IK_POSE', expected one of"),
+        (lambda: CubePickConfig(box_x=(0.1, -0.1)), "env.box_x: found .0.1, -0.1., expected the least and the most"),
         (lambda: GymSettings(id="Dail-v0", success="x"), "task.id: 'Dail-v0' is not installed"),
         (lambda: GymSettings(id="nowhere:X-v0", success="x"), "nowhere is not installed"),
         (lambda: make(GymSettings(id="Dial-v0", success="x", cameras=("wrist",))), "found 'wrist', expected some of render, eye"),
