@@ -195,9 +195,13 @@ def _answer(task: bytes) -> bytes:
     except BaseException as error:
         error.add_note(f"in a worker: {traceback.format_exc()}")
         try:
-            return pickle.dumps((None, error))
+            answer = pickle.dumps((None, error))
+            pickle.loads(answer)  # an error that takes several arguments may not come back
+            return answer
         except Exception:
-            return pickle.dumps((None, EnvError(f"{type(error).__name__}: {error}")))
+            told = EnvError(f"{type(error).__name__}: {error}")
+            told.add_note(error.__notes__[-1])
+            return pickle.dumps((None, told))
 
 
 def begin(make: Callable[[], Any] | None) -> None:

@@ -53,6 +53,17 @@ def fails(x: int) -> int:
     return x
 
 
+class Odd(Exception):
+    """Takes two arguments, and tells one: it does not come back from a pickle."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} is not {b}")
+
+
+def is_odd() -> None:
+    raise Odd(1, 2)
+
+
 def raises(made: Made, x: int) -> None:
     raise ValueError("two")
 
@@ -148,6 +159,9 @@ def test_what_cannot_be_sent_is_an_error_of_its_task():
         with pytest.raises(ValueError, match="two") as caught:
             pool.submit(fails, 2).result()
         assert "in fails" in caught.value.__notes__[0]
+        with pytest.raises(EnvError, match="Odd: 1 is not 2") as caught:
+            pool.submit(is_odd).result()
+        assert "in is_odd" in caught.value.__notes__[0]
         assert pool.submit(fails, 3).result() == 3 and pool.lost == 0
 
 
