@@ -143,7 +143,9 @@ def read_image(file: Path, mode: str | None = None) -> Image.Image:
         with Image.open(file) as image:
             image.load()
             if mode == "RGB" and image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-                return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert(mode)
+                return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert(
+                    mode
+                )
             return image.convert(mode) if mode else image.copy()
     # Pillow raises many kinds for broken files, SyntaxError among them
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:

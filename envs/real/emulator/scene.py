@@ -95,6 +95,9 @@ class ScenePlant:
         self.opening = self.env.opening
         self.contact = self._contact()
         self.positions = data.qpos.copy()  # what a camera sees; a new array each time, for other threads
+        self.clutter = self.model.geom_pos[
+            self.env._clutter
+        ]  # likewise: it is laid anew with each scene
 
     def _contact(self) -> float:
         """The strongest normal force, N, between the robot and anything but the cube and itself."""
@@ -140,7 +143,7 @@ class SceneRenderer:
     """
 
     def __init__(self, plant: ScenePlant):
-        self._model = copy.deepcopy(plant.model)  # culling writes to it
+        self._plant, self._model = plant, copy.deepcopy(plant.model)  # culling writes to it
         self._data = mujoco.MjData(self._model)
         self._cameras, self._sizes = dict(plant.env.camera_ids), dict(plant.env.sizes)
         self._renderer = OffscreenRenderer(self._model, *self._sizes.values())
@@ -148,6 +151,7 @@ class SceneRenderer:
     def draw(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """One frame per camera of the scene at ``positions`` (nq,).  # {camera: uint8 (H, W, 3)}"""
         self._data.qpos[:] = positions
+        self._model.geom_pos[self._plant.env._clutter] = self._plant.clutter
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_comPos(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)

@@ -153,7 +153,9 @@ def test_other_pictures_are_another_run(settings, tmp_path):
     other.mkdir()
     for i in range(3):
         Image.fromarray(np.full((64, 64, 3), 40 * i, np.uint8)).save(other / f"{i}.png")
-    with pytest.raises(UserError, match=r"another run; remove it .* \(made with pictures.* this run has .*\)$"):
+    with pytest.raises(
+        UserError, match=r"another run; remove it .* \(made with pictures.* this run has .*\)$"
+    ):
         pretrain(replace(settings, data=str(other), steps=settings.steps + 1), progress=False)
 
 

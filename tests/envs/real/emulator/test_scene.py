@@ -101,6 +101,21 @@ def test_rendered_frames_are_cube_picks(plant):
     plant.env.close()
 
 
+def test_each_scene_has_its_clutter():
+    plant = ScenePlant(CubePickConfig(image_size=64, clutter=5), seed=3)
+    renderer, pictures = SceneRenderer(plant), []
+    for seed in (3, 7):
+        plant.reset(seed)
+        frames = renderer.draw(plant.positions)
+        plant.env._refresh_poses()
+        for name, image in plant.env.render_cameras().items():
+            assert np.abs(image.astype(int) - frames[name]).max() <= 1
+        pictures.append(plant.clutter)
+    assert not np.allclose(*pictures)
+    renderer.close()
+    plant.env.close()
+
+
 def test_other_robots_are_refused():
     with pytest.raises(EnvError, match="found 'panda', expected 'xarm7'"):
         ScenePlant(CubePickConfig(robot="panda"))
