@@ -95,9 +95,7 @@ class ScenePlant:
         self.opening = self.env.opening
         self.contact = self._contact()
         self.positions = data.qpos.copy()  # what a camera sees; a new array each time, for other threads
-        self.clutter = self.model.geom_pos[
-            self.env._clutter
-        ]  # likewise: it is laid anew with each scene
+        self.clutter = self.model.geom_pos[self.env._clutter]  # likewise: it is laid anew with each scene
 
     def _contact(self) -> float:
         """The strongest normal force, N, between the robot and anything but the cube and itself."""
