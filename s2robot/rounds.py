@@ -63,36 +63,15 @@ def dagger(cfg: DictConfig) -> None:
 
     Without a checkpoint the first policy is trained on the demos. What `rounds.json` says is done is not done again.
     """
-    from s2robot.dagger.record import DaggerSettings  # the simulator with it
-    from s2robot.evaluation.evaluate import evaluate_policy
+    from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
     if not is_first() or cfg.train.devices != 1:
         raise UserError(
             f"train.devices: found {cfg.train.devices}, expected 1: corrections are recorded in between"
         )
-    out, rounds = Path(cfg.run_dir), cfg.recording.rounds
-    tried = range(cfg.recording.seed, cfg.recording.seed + rounds * cfg.recording.episodes)
-    if set(tried) & set(range(cfg.evaluate.seed, cfg.evaluate.seed + cfg.evaluate.episodes)):
-        raise UserError(
-            f"recording.seed: found {tried.start}, whose positions up to {tried.stop - 1} hold some of the "
-            f"evaluation's from {cfg.evaluate.seed} on; expected others"
-        )
-    if cfg.recording.checkpoint == "":
-        raise UserError(
-            "recording.checkpoint: found '', expected a policy's folder, or null to train one first"
-        )
-    task = pipeline.read_task(cfg)
-    read_among(DaggerSettings, cfg.recording, "recording")  # before the first training, not after it
-    task.demos.folder(), task.demos.first()
-    _same_as_before(cfg, out / "rounds.settings.json")
-    file = out / "rounds.json"
-    rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
-    if len(rows) < rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
-        raise UserError(
-            f"{out}: holds the evaluation after {len(rows)} rounds; for {rounds} in all choose another run folder, or "
-            "evaluate.resume=false, which evaluates again"
-        )
+    out, rounds, file = Path(cfg.run_dir), cfg.recording.rounds, Path(cfg.run_dir) / "rounds.json"
+    task, rows = _begun(cfg, out, rounds, file)
     encoder = build_encoder(task.encoder)
     timed = Stages(out / "stages.json")
 
@@ -121,6 +100,33 @@ def dagger(cfg: DictConfig) -> None:
     with timed("evaluate"):
         summary = evaluate_policy(cfg, checkpoint, out)
     pipeline.finish(summary, out, timed)
+
+
+def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipeline.Task, list[dict[str, Any]]]:
+    """The task and what is done of the rounds, once all that can be looked at before hours of training is (UserError)."""
+    from s2robot.dagger.record import DaggerSettings  # the simulator with it
+
+    tried = range(cfg.recording.seed, cfg.recording.seed + rounds * cfg.recording.episodes)
+    if set(tried) & set(range(cfg.evaluate.seed, cfg.evaluate.seed + cfg.evaluate.episodes)):
+        raise UserError(
+            f"recording.seed: found {tried.start}, whose positions up to {tried.stop - 1} hold some of the "
+            f"evaluation's from {cfg.evaluate.seed} on; expected others"
+        )
+    if cfg.recording.checkpoint == "":
+        raise UserError(
+            "recording.checkpoint: found '', expected a policy's folder, or null to train one first"
+        )
+    task = pipeline.read_task(cfg)
+    read_among(DaggerSettings, cfg.recording, "recording")  # before the first training, not after it
+    task.demos.folder(), task.demos.first()
+    _same_as_before(cfg, out / "rounds.settings.json")
+    rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
+    if len(rows) < rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
+        raise UserError(
+            f"{out}: holds the evaluation after {len(rows)} rounds; for {rounds} in all choose another run folder, or "
+            "evaluate.resume=false, which evaluates again"
+        )
+    return task, rows
 
 
 def _same_as_before(cfg: DictConfig, file: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s2robot.backbones.device import moved
+from s2robot.common.errors import UserError
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows
@@ -56,6 +57,10 @@ class Batches:
         self.proprio = torch.from_numpy(store["proprio"])  # (M, 8)
         self.action = torch.from_numpy(store["action"])  # (M, 8)
         self._set_windows(windows)
+        if not all(self._parts):
+            raise UserError(
+                f"train.shards: found {shards}, expected fewer: {len(windows)} windows do not fill them"
+            )
 
     def _set_windows(self, windows: Windows) -> None:
         self.count = len(windows)
@@ -78,11 +83,6 @@ class Batches:
         }
         self._window_at = torch.full((len(self.features),), -1)  # (M,) the window that starts at a step
         self._window_at[self._tables["context"][:, -1]] = torch.arange(self.count)
-
-    @property
-    def filled(self) -> bool:
-        """Whether every shard has a window."""
-        return all(self._parts)
 
     def over(self, windows: Windows) -> "Batches":
         """Batches of other windows from the same tensors."""

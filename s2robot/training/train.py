@@ -122,10 +122,6 @@ def train(
     takes = None if tail else takes  # what the tail gives
     causal = policy.network.body.causal
     batches = Batches(store, features, windows, fabric.device, causal, views, takes, settings.shards)
-    if not batches.filled:
-        raise UserError(
-            f"train.shards: found {settings.shards}, expected fewer: {len(windows)} windows do not fill them"
-        )
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
     validation = None if unseen is None else batches.over(unseen)
     with alone(fabric, out), together(fabric, "train"):
