@@ -24,7 +24,7 @@ from s2robot.serving.wire import PROTOCOL, PROTOCOL_HEADER, WireError, decode, e
 
 __all__ = ["PolicyLate", "PolicyLost", "PolicyMalformed", "PolicyRefused", "RemoteError", "RemotePolicy"]
 
-MAX_ANSWER = 1 << 26  # bytes of a message from the server
+MAX_ANSWER = 1 << 20  # bytes of a message from the server
 _CONTRACT = (
     "encoder",
     "cameras",

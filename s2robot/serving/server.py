@@ -329,7 +329,7 @@ class _Newest:
 
 
 def _packed(node: Any) -> Any:
-    """A contract whose lists of an entry an episode are arrays, where they would not fit into a message."""
+    """A contract whose lists of an entry an episode are arrays, where they would not fit into a message: 130,000 do."""
     if isinstance(node, dict):
         return {key: _packed(value) for key, value in node.items()}
     long = isinstance(node, list) and len(node) > MAX_ITEMS and all(type(n) is int for n in node)
