@@ -193,6 +193,8 @@ def keys(on_key: Callable[[str], None]) -> Iterator[None]:
         begun = ""
         while not ended.is_set():
             ready, _, _ = select.select([descriptor], [], [], 0.1)
+            if not ready:
+                begun = ""  # a terminal sends the rest at once: what comes later was typed
             if ready and not ended.is_set():
                 with suppress(OSError):
                     pressed, begun = typed(begun + os.read(descriptor, 4096).decode(errors="ignore"))
