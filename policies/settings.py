@@ -105,7 +105,7 @@ def check_ranges(
         expected = f"{low:g} or more" if high == math.inf else f"a value from {low:g} to {high:g}"
         if low == -math.inf:
             expected = "a number"
-        raise error(f"{where}.{name}: found {value}, expected {expected}")
+        raise error(f"{where}.{name}: found {value}, expected {expected}".lstrip("."))
 
 
 def _unknown(cls: Any, wrong: ConfigKeyError, where: str) -> str:

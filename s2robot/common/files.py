@@ -49,16 +49,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1))
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError with the file's name if it is missing or broken."""
+def read_text(path: Path) -> str:
+    """The text of a file; UserError with its name if it is missing or none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; UserError with the file's name if it is missing or broken."""
+    try:
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from None
 

@@ -183,12 +183,11 @@ def demos_of(arm: Arm, common: Sequence[str]) -> EpisodeStore:
         return open_demos(settings_of("train", [*common, *arm.overrides]))
 
 
-def value_of(arm: Arm, common: Sequence[str], key: str, recorded: bool = False) -> Any:
+def value_of(arm: Arm, common: Sequence[str], key: str) -> Any:
     """What the main comparison has at an axis's key; UserError for a key that no stage has."""
     with about("axes"):
         cfg = settings_of("evaluate" if key.startswith("evaluate.") else "train", [*common, *arm.overrides])
-        value = OmegaConf.select(cfg, key)
-    return demos_there(arm, common, recorded) if value is None and key == "demos.episodes" else value
+        return OmegaConf.select(cfg, key)
 
 
 def demos_there(arm: Arm, common: Sequence[str], recorded: bool) -> int:

@@ -41,10 +41,10 @@ class Line:
 
 def line_of(plan: Plan, name: str, axis: Axis) -> Line:
     """The points of an axis; at the default value it is the main comparison's world. UserError: a key of no stage."""
-    recorded = plan.main.recording is not None
-    default = value_of(plan.arms[0], plan.common, axis.key, recorded)
+    default = value_of(plan.arms[0], plan.common, axis.key)
     if axis.key == "demos.episodes":
-        there = demos_there(plan.arms[0], plan.common, recorded)
+        there = demos_there(plan.arms[0], plan.common, recorded=plan.main.recording is not None)
+        default = there if default is None else default
         if more := [value for value in axis.values if value > there]:
             raise UserError(
                 f"axes: {name}: found {', '.join(map(str, more))}, expected at most {there}: there are no more demos "

@@ -18,6 +18,7 @@ import torch
 from s2robot.common.errors import UserError
 from s2robot.dagger.episode import VISITED, Course, corrected_episode
 from s2robot.dagger.takeover import REASONS, TakeoverSettings
+from s2robot.demos.corrections import began_with, left_to_try
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
@@ -82,12 +83,11 @@ def record_corrections(
             an expert's chunks, or of a task that has no expert; an `out` that does not begin with the demos.
     """
     course = _course(settings, demos, world)
-    count = len(demos) if first is None else min(first, len(demos))
+    count = began_with(demos, first)
     store = _begun(out, demos, count)
     positions = range(settings.seed, settings.seed + settings.episodes)
-    known = [seed for seed in store.meta("seed")[count:].tolist() if seed in positions]
-    todo = positions[positions.index(max(known)) + 1 :] if known else positions
-    counts = {"alone": 0, "corrected": len(known), "failed": 0, **dict.fromkeys(REASONS, 0)}
+    todo, known = left_to_try(store, count, positions)
+    counts = {"alone": 0, "corrected": known, "failed": 0, **dict.fromkeys(REASONS, 0)}
     with store, worker_pool(settings.workers) as pool:
         corrected = pool.in_order(corrected_episode, [(course, seed) for seed in todo])
         for done, (arrays, facts) in enumerate(corrected, 1):

@@ -18,8 +18,9 @@ import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.ranges import check_positive
+from s2robot.common.ranges import INFINITY, check_positive, check_ranges
 from s2robot.common.settings import DemosSettings, read, read_among, task_settings
+from s2robot.demos.corrections import began_with, left_to_try
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.log import CAUSES
@@ -29,7 +30,7 @@ from s2robot.deployment.policy import make_policy
 from s2robot.deployment.record import Quiet
 from s2robot.deployment.rig import ConnectedArm
 from s2robot.deployment.settings import Host, PolicySettings, read_bench
-from s2robot.deployment.store import began_with, check_seed, open_corrections
+from s2robot.deployment.store import open_corrections
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import as_image_size
@@ -94,7 +95,7 @@ class CorrectionSettings:
             raise UserError("checkpoint: found none, expected the folder of a trained policy")
         if self.episodes < 1:
             raise UserError(f"episodes: found {self.episodes}, expected 1 or more")
-        check_seed("seed", self.seed)
+        check_ranges(self, "", seed=(0, INFINITY))
 
     @property
     def policy(self) -> PolicySettings:
@@ -156,9 +157,8 @@ class ArmCorrection:
             self._recorder = EpisodeRecorder(self._corrections)
             self._make_world(arm, stack)
             positions = range(wanted.seed, wanted.seed + wanted.episodes)
-            tried = store.meta("seed")[began_with(self.demos, self.first) :].tolist()
-            known = [seed for seed in tried if seed in positions]
-            for seed in positions[positions.index(max(known)) + 1 :] if known else positions:
+            todo, _ = left_to_try(store, began_with(self.demos, self.first), positions)
+            for seed in todo:
                 print(
                     f"position {seed}: {self._episode(seed)}; {len(store)} episodes: {store.path}", flush=True
                 )

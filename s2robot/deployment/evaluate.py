@@ -24,13 +24,13 @@ from omegaconf import DictConfig
 from s2robot.common.errors import UserError
 from s2robot.common.files import read_json, write_json
 from s2robot.common.provenance import policy_sha256
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.common.settings import read, task_settings
 from s2robot.deployment.operator import KEYS_HELP, WatchingOperator, check_operator
 from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.rig import Rig
 from s2robot.deployment.scene import Scene
 from s2robot.deployment.settings import read_bridge
-from s2robot.deployment.store import check_seed
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.people.operator import Operator
@@ -62,7 +62,7 @@ class ArmEvaluationSettings:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise UserError(f"evaluate.episodes: found {self.episodes}, expected 1 or more")
-        check_seed("evaluate.seed", self.seed)
+        check_ranges(self, "evaluate", seed=(0, INFINITY))
 
     @classmethod
     def of(cls, cfg: DictConfig) -> "ArmEvaluationSettings":
@@ -258,20 +258,24 @@ class ArmEvaluation:
         name = _video_of(record["episode"])
         return {**record, "video": name if (self.out / name).exists() else None}
 
+    @property
+    def _spec(self) -> dict[str, Any] | None:
+        """Of the policy; None where another machine has it."""
+        checkpoint = self.rig.source.checkpoint
+        return read_json(Path(checkpoint) / "policy.json")["spec"] if checkpoint else None
+
     def _identity(self) -> dict[str, Any]:
         """All that decides an episode besides its number."""
         source, contract, arm = self.rig.source, self.rig.policy.contract, self.rig.arm
         if source.checkpoint:
             policy = policy_sha256(Path(source.checkpoint))
-            spec = read_json(Path(source.checkpoint) / "policy.json")["spec"]
         else:
             policy = hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()
-            spec = None
         return {
             "world": self.world,
             "robot.ip": arm.bench.robot.ip if self.world == ARM else None,
             "policy": policy,
-            "policy.spec": spec,  # execute, ensemble and steps of a head leave the weights as they are
+            "policy.spec": self._spec,  # execute, ensemble and steps of a head leave the weights as they are
             "encoder": contract["encoder"]["fingerprint"],
             "evaluate.seed": self.settings.seed,
             "env": asdict(self.config),
@@ -280,7 +284,6 @@ class ArmEvaluation:
 
     def _summary(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         source, contract = self.rig.source, self.rig.policy.contract
-        policy = read_json(Path(source.checkpoint) / "policy.json")["spec"] if source.checkpoint else None
         return {
             **summarise(records),
             **facts(self.config, contract, self.changes, self.settings.seed),
@@ -288,7 +291,7 @@ class ArmEvaluation:
             "world": self.world,
             "faults": sum(bool(r["fault"]) for r in records),
             "holds": sum(r["holds"] for r in records),
-            "policy": policy or {"url": source.host.url},
+            "policy": self._spec or {"url": source.host.url},
             "bridge": self.rig.arm.bridge.described(),
             "timing": {f"{name}_s": round(seconds, 2) for name, seconds in self.timing.items()},
         }

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from s2robot.common.errors import UserError
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.common.settings import read
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.log import CAUSES, SessionLog
@@ -16,7 +17,7 @@ from s2robot.deployment.operator import DeployOperator, WatchingOperator, check_
 from s2robot.deployment.panel import WAITING, Board
 from s2robot.deployment.rig import Rig
 from s2robot.deployment.settings import read_bridge
-from s2robot.deployment.store import check_seed, open_store
+from s2robot.deployment.store import open_store
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.loop import Result
 from s2robot.envs.real.control.subscriber import Silent
@@ -41,7 +42,7 @@ class DeploySettings:
         for key in ("episodes", "dry_run_steps"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}: found {getattr(self, key)}, expected 1 or more")
-        check_seed("seed", self.seed)
+        check_ranges(self, "", seed=(0, INFINITY))
         if self.record is not None and not self.live:
             raise UserError(
                 "record: found a path without --live, expected both: a dry run has nothing to record"

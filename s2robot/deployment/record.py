@@ -16,14 +16,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.ranges import check_positive
+from s2robot.common.ranges import INFINITY, check_positive, check_ranges
 from s2robot.common.settings import read, task_settings
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator
 from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.rig import ConnectedArm
 from s2robot.deployment.settings import read_bench
-from s2robot.deployment.store import check_seed, open_store
+from s2robot.deployment.store import open_store
 from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
@@ -54,7 +54,7 @@ class ArmRecordingSettings:
             raise UserError(
                 f"found episodes {self.episodes} and max_steps {self.max_steps}, expected 1 or more of both"
             )
-        check_seed("seed", self.seed)
+        check_ranges(self, "", seed=(0, INFINITY))
         check_positive(self, "", "speed", "turn_speed")
 
     @classmethod

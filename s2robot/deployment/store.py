@@ -9,17 +9,12 @@ from typing import Any
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.demos.corrections import began_with
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import JOINT_NAMES
 from s2robot.deployment.preflight import Camera
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.frames import ImageSize, size_of
-
-
-def check_seed(key: str, found: int) -> None:
-    """Refuse what no position is drawn with (UserError)."""
-    if found < 0:
-        raise UserError(f"{key}: found {found}, expected 0 or more")
 
 
 def open_store(
@@ -64,11 +59,6 @@ def open_store(
         store.close()
         raise
     return store
-
-
-def began_with(demos: EpisodeStore, first: int | None) -> int:
-    """How many episodes of the demos stand before the corrections."""
-    return len(demos) if first is None else min(first, len(demos))
 
 
 def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -> EpisodeStore:

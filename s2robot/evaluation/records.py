@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import read_json
+from s2robot.common.files import read_json, read_text
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, known_as
 
@@ -165,14 +165,7 @@ def read_records(path: Path, known: Known | None = None) -> list[dict[str, Any]]
     Raises UserError with file and line number for a missing file, a broken or cut-off line, a missing key, a
     value of the wrong kind or an episode that stands there twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
+    lines = read_text(path).splitlines()
     records: list[dict[str, Any]] = []
     seen: dict[int, int] = {}
     for number, line in enumerate(lines, start=1):
