@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -81,11 +81,6 @@ class Part:
     def label(self) -> str:
         """Its name in the metrics of a training."""
         return "joint" if self.name == "joints" else self.name  # as version 0.1 called them
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plain JSON form."""
-        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-        return {key: value for key, value in plain.items() if value not in (None, False)}
 
     def __str__(self) -> str:
         how = "".join((" relative" if self.relative else "", f" {self.form}" if self.form else ""))
@@ -161,10 +156,6 @@ class Parts:
             for parts in (self, other)
         ]
         return bare[0] == bare[1]
-
-    def to_list(self) -> list[dict[str, Any]]:
-        """The plain JSON form, which `read` takes."""
-        return [part.to_dict() for part in self.parts]
 
     @cached_property
     def size(self) -> int:

@@ -18,7 +18,6 @@ from s2robot.common.errors import UserError
 Array = np.ndarray
 SEEDS_AND_POSITIONS = "new training seeds and new positions"
 POSITIONS = "new positions, for these trained policies only"
-_DRAWS = 4000  # of the bootstrap: its ends then wobble by about 2 % of the width
 
 
 def outcomes_of(records: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> dict[str, Array]:
@@ -125,24 +124,6 @@ def noise(x: Any) -> Any:
     """Mean square (...) of x (..., seeds, positions) that neither seed nor position explains."""
     rest = x - x.mean(-1, keepdims=True) - x.mean(-2, keepdims=True) + x.mean((-2, -1), keepdims=True)
     return (rest**2).sum((-2, -1)) / ((x.shape[-2] - 1) * max(1, x.shape[-1] - 1))
-
-
-def bootstrap(a: Array, b: Array, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the difference by the two-way bootstrap, a check on `difference`.
-
-    Each draw resamples the training seeds of each arm (clusters) and, jointly for all, the positions (Owen
-    2007, "The pigeonhole bootstrap"). It counts chance within an episode up to three times, so it is wide
-    where seeds agree, and with two to five seeds that differ a lot it is too narrow: `difference` mends both.
-    With one seed an arm only positions vary. `seed` fixes the draws. Raises UserError as `difference` does.
-    """
-    a, b = checked(a, b)
-    fraction("confidence", confidence)
-    rng = np.random.default_rng(seed)
-    sizes = (a.shape[1], len(a), len(b))  # weights (draws, n) of positions and of the seeds of each arm
-    places, of_a, of_b = (rng.multinomial(n, np.full(n, 1 / n), _DRAWS) / n for n in sizes)
-    drawn = ((of_a @ a - of_b @ b) * places).sum(1)  # (draws,)
-    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
 
 
 def mcnemar(b: int, c: int) -> float:

@@ -14,7 +14,6 @@ from s2robot.common.errors import UserError
 from s2robot.comparison.paired import (
     POSITIONS,
     SEEDS_AND_POSITIONS,
-    bootstrap,
     difference,
     mcnemar,
     outcomes_of,
@@ -156,19 +155,6 @@ def test_seeds_that_differ_a_lot_are_covered_and_the_seed_blind_interval_is_not(
     blind, _, _ = estimates(a, b, seeds_random=False)
     assert (np.abs(centre) <= half).mean() > 0.935
     assert (np.abs(centre) <= blind).mean() < 0.65
-    boot = [bootstrap(x, y, seed=i) for i, (x, y) in enumerate(zip(a[:100], b[:100], strict=True))]
-    assert np.mean([low <= 0 <= high for low, high in boot]) > 0.8  # few seeds: below 95 %, as documented
-
-
-def test_bootstrap_has_the_spread_that_theory_says():
-    """With one seed an arm: that of the paired positions. Seeds that agree on every position add nothing."""
-    a, b = (x[0] for x in simulate(np.random.default_rng(6), 1, 1, 400, (0.7, 0.5)))
-    low, high = bootstrap(a, b)
-    error = (a[0].astype(float) - b[0]).std() / 20
-    assert (low + high) / 2 == pytest.approx(a.mean() - b.mean(), abs=0.01)
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.06)
-    assert bootstrap(a.repeat(3, 0), b.repeat(3, 0)) == pytest.approx((low, high), abs=0.01)
-    assert bootstrap(a, b, seed=3) == bootstrap(a, b, seed=3)
 
 
 def test_paired_seeds_take_out_what_the_seeds_share():
