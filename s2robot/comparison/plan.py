@@ -125,7 +125,7 @@ def recording_of(root: Path, label: str, words: Sequence[str]) -> Job:
 
 
 def training(plan: Plan, world: World) -> Policies:
-    """Encode once for each encoder, train once for each arm and seed."""
+    """Encode once for each frozen encoder, train once for each arm and seed."""
     jobs: dict[tuple[str, int], Job] = {}
     encoded: dict[tuple[str, ...], Job] = {}
     for arm in plan.arms:
@@ -133,16 +133,20 @@ def training(plan: Plan, world: World) -> Policies:
         inputs = {"encoder": plan.known[arm.name].encoder}
         if world.demos:
             inputs["demos"] = world.demos
-        reads = tuple(read_by("encode", words))
-        if reads not in encoded:
-            needs = () if world.recording is None else (world.recording,)
-            stamp = world.root / "encode" / arm.name / "encode"
-            encoded[reads] = _job(f"{world.label}{arm.name}: encode", "encode", reads, stamp, needs, inputs)
+        needs = () if world.recording is None else (world.recording,)
+        if not settings_of("train", words).train.tune.blocks:  # else a training reads what enters its blocks
+            reads = tuple(read_by("encode", words))
+            if reads not in encoded:
+                stamp = world.root / "encode" / arm.name / "encode"
+                encoded[reads] = _job(
+                    f"{world.label}{arm.name}: encode", "encode", reads, stamp, needs, inputs
+                )
+            needs = (encoded[reads],)
         for seed in plan.seeds:
             own = read_by("train", [*words, f"train.seed={seed}"])
             stamp = plan.folder(world, arm, seed) / "train"
             name = f"{world.label}{arm.name} seed {seed}: train"
-            jobs[arm.name, seed] = _job(name, "train", own, stamp, (encoded[reads],), inputs)
+            jobs[arm.name, seed] = _job(name, "train", own, stamp, needs, inputs)
     return jobs
 
 

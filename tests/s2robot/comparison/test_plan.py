@@ -165,6 +165,16 @@ def test_arms_of_one_encoder_are_encoded_once_and_scales_reach_the_encoder():
     assert plan.pairs == (("heads", "base"), ("base-s2", "base"), ("base-s2", "heads"))
 
 
+def test_for_an_arm_that_trains_the_encoder_nothing_is_encoded_before():
+    cfg = config("run_dir=out", "+experiment.arms.tuned='s2=single train.tune.blocks=1'", "arms=[base,tuned]", "experiment.seeds=[3]")  # fmt: skip
+    plan = make_plan(read_compare(cfg), [])
+    policies = training(plan, plan.main)
+    assert [job.name for job in policies["base", 3].needs] == ["base: encode"]
+    assert policies["tuned", 3].needs == ()
+    recorded = replace(plan.main, recording=policies["base", 3])  # any job
+    assert training(plan, recorded)["tuned", 3].needs == (policies["base", 3],)
+
+
 def test_missing_weights_name_the_arm(tmp_path, monkeypatch):
     cfg = config("+experiment.arms.x='encoder=mvp-tiny'")
     arm = choose_arms(read_experiment(cfg.experiment).arms, ["base", "x"])[1]
