@@ -149,7 +149,8 @@ def realsense(monkeypatch):
     """A stand-in for `pyrealsense2` with one camera, number 0042, which gives 96 x 72 at 20 Hz whatever it is asked for.
 
     Its `pictures` uint8 (T, 72, 96, 3) come in turn, `late_s` after they were taken; none comes any more once
-    `gone` is true. `running` says whether it was started and not stopped, `options` what was set.
+    `gone` is true; without `colour` it has depth alone. `running` says whether it was started and not stopped, `options`
+    what was set.
     """
     import numpy as np
 
@@ -157,7 +158,8 @@ def realsense(monkeypatch):
         stream=SimpleNamespace(color="color"), format=SimpleNamespace(rgb8="rgb8"),
         option=SimpleNamespace(global_time_enabled="global time"),
         timestamp_domain=SimpleNamespace(global_time="global", hardware_clock="hardware"),
-        pictures=np.zeros((1, 72, 96, 3), np.uint8), late_s=0.02, domain="global", gone=False, running=False, options={},
+        pictures=np.zeros((1, 72, 96, 3), np.uint8), late_s=0.02, domain="global", gone=False, colour=True, running=False,
+        options={},
     )  # fmt: skip
 
     class Config:
@@ -177,8 +179,14 @@ def realsense(monkeypatch):
             rs.running = True
             sensor = SimpleNamespace(supports=lambda option: True, set_option=rs.options.__setitem__)
             stream = SimpleNamespace(width=lambda: 96, height=lambda: 72, fps=lambda: 20)
+
+            def first_color_sensor():
+                if not rs.colour:
+                    raise RuntimeError("Could not find requested sensor type!")
+                return sensor
+
             return SimpleNamespace(
-                get_device=lambda: SimpleNamespace(first_color_sensor=lambda: sensor),
+                get_device=lambda: SimpleNamespace(first_color_sensor=first_color_sensor),
                 get_stream=lambda which: SimpleNamespace(as_video_stream_profile=lambda: stream),
             )
 

@@ -120,7 +120,7 @@ class CameraSettings:
 
     def __post_init__(self) -> None:
         check_positive(self, "bridge.cameras", "width", "height", "fps")
-        check_ranges(self, "bridge.cameras", fovy=(1, 179))
+        check_ranges(self, "bridge.cameras", fovy=(1, 179), rotate=(0, 3))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 All positions are in the frame of the arm's base: x forward, y to its left, z up.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +66,28 @@ class ArmLimits:
                 raise EnvError(f"limits.{name}: found {box}, expected (low, high) of x, y and z")
         if not np.isfinite([self.table_z, self.table_clearance]).all():
             raise EnvError("limits.table_z, limits.table_clearance: expected finite numbers")
+
+
+@contextmanager
+def arming(stop: Callable[[str], None], last_stop: Callable[[], object]) -> Iterator[None]:
+    """What an arm goes through until it is ready; a part of it may leave the box ready, and so is stopped.
+
+    Args:
+        stop: the driver's own.
+        last_stop: a thing that each stop makes anew: one that came from another thread meanwhile is not lost.
+
+    Raises:
+        EnvError: it was stopped meanwhile.
+    """
+    before = last_stop()
+    try:
+        yield
+    except BaseException:
+        stop("could not be armed")
+        raise
+    if last_stop() is not before:
+        stop("stopped while it was armed")
+        raise EnvError("arm: found a stop while it was armed, expected none")
 
 
 def _is_box(box: Any) -> bool:

@@ -22,12 +22,22 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import OK, REFUSED, ArmLimits, ArmState, Array, CommandResult, DriverStatus
+from s2robot.envs.real.arms.driver import (
+    OK,
+    REFUSED,
+    ArmLimits,
+    ArmState,
+    Array,
+    CommandResult,
+    DriverStatus,
+    arming,
+)
 
 MOVING = 2  # franky's RobotMode.Move: a controller runs
 GONE = 1  # CommandResult.code: the controller has ended, by an error or a stop
 ERROR = 1  # ArmState.error: franky tells which in words, see `FrankaDriver.errors`
 GRIPPER_PERIOD = 0.1  # s between two looks at the hand
+GRIPPER_LOST = 2.0  # s without a word from the hand
 HAND_SPEED = 0.1  # m/s
 GRASP_FORCE = 40.0  # N
 STIFFNESS = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)  # N m/rad
@@ -69,10 +79,11 @@ class FrankaDriver:
         self._tracker: Any = None
         self._last = np.full(7, np.nan)  # rad, commanded last
         self._stopped = "not armed"
+        self._last_stop = object()
         self._heard, self._mode, self._error = -np.inf, -1, 0
         self._lock = threading.Lock()  # between a stop and a command of another thread
         self._wanted: float | None = None  # opening
-        self._opening = np.nan
+        self._opening, self._hand_heard = np.nan, -np.inf
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -118,12 +129,16 @@ class FrankaDriver:
         if not made:
             raise EnvError(f"franka {self.ip}: found no answer within {timeout_s:g} s, expected an arm")
         self._robot, self._hand = made[0]
-        if self._hand is not None:
-            self._opening = self._measured_opening()
-            self._closing.clear()
-            self._thread = threading.Thread(target=self._tend_hand, daemon=True, name="franka hand")
-            self._thread.start()
-        self.read()
+        try:
+            if self._hand is not None:
+                self._look_at_hand()
+                self._closing.clear()
+                self._thread = threading.Thread(target=self._tend_hand, daemon=True, name="franka hand")
+                self._thread.start()
+            self.read()
+        except Exception as error:  # of franky's: the hand gives no state
+            self.close()
+            raise EnvError(f"franka {self.ip}: cannot connect ({error})") from None
 
     def close(self) -> None:
         """Stop, if it was armed, and let go."""
@@ -143,12 +158,18 @@ class FrankaDriver:
         """Start the controller at the measured joints; the arm stands still.
 
         Raises:
-            EnvError: an error is pending (recover in Desk, after looking at the arm), or the controller does not start.
+            EnvError: an error is pending (recover in Desk, after looking at the arm), the controller does not start, or
+                `stop` was called meanwhile. The arm is stopped then.
         """
-        import franky
-
         if self.read().error:
             raise EnvError(f"franka {self.ip}: found {self.errors}; look at the arm, then recover in Desk")
+        with arming(self.stop, lambda: self._last_stop):
+            self._start()
+            self._last, self._stopped = self.read().q, ""
+
+    def _start(self) -> None:
+        import franky
+
         try:
             with suppress(franky.ControlException):  # what ended the motion before was told then
                 self._robot.join_motion(2.0)
@@ -163,10 +184,8 @@ class FrankaDriver:
         end = time.monotonic() + 2.0
         while not (self._tracker.is_running and self.read().mode == MOVING):
             if time.monotonic() > end:
-                self.stop("did not start")
                 raise EnvError(f"franka {self.ip}: found mode {self._mode} after arming, expected {MOVING}")
             time.sleep(0.01)
-        self._last, self._stopped = self.read().q, ""
 
     @property
     def errors(self) -> str:
@@ -180,7 +199,11 @@ class FrankaDriver:
     # ---------------------------------------------------------------- read
 
     def read(self) -> ArmState:
-        """Measured joints and pose; the hand's opening is up to 0.2 s old. Raises EnvError without an answer."""
+        """Measured joints and pose; the hand's opening is up to 0.2 s old.
+
+        Raises:
+            EnvError: no answer, one that is no number, or no word from the hand for 2 s.
+        """
         if self._robot is None:
             raise EnvError(f"franka {self.ip}: found no connection, expected connect first")
         asked = time.monotonic()
@@ -194,6 +217,8 @@ class FrankaDriver:
             raise EnvError(f"franka {self.ip}: found no state ({failure})") from None
         if not all(np.isfinite(x).all() for x in (q, dq, tau, tcp)):
             raise EnvError(f"franka {self.ip}: found measured joints {q.tolist()}, expected finite numbers")
+        if self._hand is not None and asked - self._hand_heard > GRIPPER_LOST:
+            raise EnvError(f"franka {self.ip}: found no answer from the hand for {GRIPPER_LOST:g} s")
         self._heard, self._mode, self._error = asked, mode, error
         return ArmState(q, dq, tau, tcp, self._opening, asked, mode, error)
 
@@ -241,6 +266,7 @@ class FrankaDriver:
 
     def stop(self, reason: str) -> None:
         """Brake and end the controller; does not wait for rest, never raises. Until `arm`, `command` refuses."""
+        self._last_stop = object()
         with self._lock:
             self._stopped, self._wanted = reason or "stopped", None
             robot, tracker = self._robot, self._tracker
@@ -262,15 +288,18 @@ class FrankaDriver:
 
     # ---------------------------------------------------------------- hand
 
-    def _measured_opening(self) -> float:
+    def _look_at_hand(self) -> None:
         state = self._hand.state
-        return float(np.clip(state.width / max(state.max_width, 1e-6), 0.0, 1.0))
+        self._opening = float(np.clip(state.width / max(state.max_width, 1e-6), 0.0, 1.0))
+        self._hand_heard = time.monotonic()
 
     def _tend_hand(self) -> None:
         """Ten times a second: begin a changed motion, ask for the width."""
         sent: float | None = None
         under_way: Any = None
         while not self._closing.wait(GRIPPER_PERIOD):
+            if self._wanted is None:  # stopped: the same opening is a new wish after it
+                sent = None
             with suppress(Exception):  # one motion that fails ends neither the next nor the reading
                 # a motion is let end first: franky-sim never answers one that was cut short
                 free = under_way is None or under_way.wait(0.0)
@@ -281,7 +310,8 @@ class FrankaDriver:
                     else:
                         under_way = self._hand.move_async(wanted * self._hand.max_width, HAND_SPEED)
                     sent = wanted
-                self._opening = self._measured_opening()
+            with suppress(Exception):
+                self._look_at_hand()
         if under_way is not None:
             with suppress(Exception):
                 under_way.wait(2.0)  # letting go of one that is under way waits for it without a limit

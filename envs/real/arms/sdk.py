@@ -70,7 +70,7 @@ def probe(ip: str, port: int, end: float) -> None:
             s.sendall(_VERSION_REQUEST)
             if not s.recv(1):
                 raise OSError("it closed the connection")
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: what is no name of a computer
         raise EnvError(f"xarm {ip}:{port}: found no control box ({error}), expected one") from None
 
 

@@ -32,6 +32,7 @@ from s2robot.envs.real.arms.driver import (
     Array,
     CommandResult,
     DriverStatus,
+    arming,
 )
 from s2robot.envs.real.arms.sdk import BoxPorts, client_ports, connect, import_sdk, probe
 from s2robot.envs.real.arms.xarm_gripper import XArmGripper
@@ -89,6 +90,7 @@ class XArmDriver:
         self._stopper: Any = None  # stops
         self._last = np.full(7, np.nan)  # sent last
         self._stopped, self._led = "not armed", False
+        self._last_stop = object()
         self._stop_lock = threading.Lock()
         self._redirected = ExitStack()
         self._gripper: XArmGripper | None = None
@@ -147,11 +149,13 @@ class XArmDriver:
         """Motors on, native limits, mode, ready; the arm stands still.
 
         Raises:
-            EnvError: an error is pending (clear it at the arm, after looking at it), or the box refuses a step.
+            EnvError: an error is pending (clear it at the arm, after looking at it), the box refuses a step, or `stop`
+                was called meanwhile. The arm is stopped then.
         """
-        self._enable(self.mode)
-        self._last = self.read().q
-        self._stopped = ""
+        with arming(self.stop, lambda: self._last_stop):
+            self._enable(self.mode)
+            self._last = self.read().q
+            self._stopped = ""
 
     def lead(self) -> None:
         """Motors on, and a person leads the arm by hand until `stop`; `command` refuses, `grip` moves the gripper.
@@ -161,9 +165,10 @@ class XArmDriver:
         Raises:
             EnvError: as `arm`.
         """
-        self._stopped = "led by hand"
-        self._enable(MANUAL)
-        self._led = True
+        with arming(self.stop, lambda: self._last_stop):
+            self._stopped = "led by hand"
+            self._enable(MANUAL)
+            self._led = True
 
     def grip(self, opening: float) -> None:
         """Move the gripper of an arm that is led, 0 closed to 1 open.
@@ -326,6 +331,7 @@ class XArmDriver:
 
         Until `arm` is called again, `command` refuses.
         """
+        self._last_stop = object()
         self._stopped, self._led = reason or "stopped", False
         if (gripper := self._gripper) is not None:
             gripper.want(None)

@@ -36,6 +36,8 @@ class OpenCVCamera:
         white_balance: float | None = None,
         capture: Callable[[str], Any] | None = None,
     ):
+        if len(fourcc) != 4 or not fourcc.isascii():
+            raise EnvError(f"camera {device}: found fourcc {fourcc!r}, expected four letters such as MJPG")
         cv2 = load_cv2()
         cv2.setNumThreads(1)  # decoding must not take the cores from the control loop
         self._cv2, self.device = cv2, device
@@ -61,7 +63,7 @@ class OpenCVCamera:
             self._set(*wanted["white_balance"])
         for name, (prop, value) in wanted.items():
             found = self._capture.get(prop)
-            if abs(found - value) > 0.01 * abs(value):
+            if not abs(found - value) <= 0.01 * abs(value):  # NaN is as good as nothing
                 self.close()
                 shown = (_fourcc(found), fourcc) if name == "fourcc" else (f"{found:g}", f"{value:g}")
                 raise EnvError(

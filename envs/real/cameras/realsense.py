@@ -28,13 +28,14 @@ class RealSenseCamera:
         config.enable_stream(rs.stream.color, width, height, rs.format.rgb8, fps)
         try:
             profile = self._pipeline.start(config)
+            sensor = profile.get_device().first_color_sensor()
+            if sensor.supports(rs.option.global_time_enabled):
+                sensor.set_option(rs.option.global_time_enabled, 1)  # stamps on the host's clock
         except RuntimeError as error:
+            self.close()
             raise EnvError(
                 f"camera {serial}: cannot start {width} x {height} at {fps} Hz ({error})"
             ) from None
-        sensor = profile.get_device().first_color_sensor()
-        if sensor.supports(rs.option.global_time_enabled):
-            sensor.set_option(rs.option.global_time_enabled, 1)  # stamps on the host's clock
         stream = profile.get_stream(rs.stream.color).as_video_stream_profile()
         found = (stream.width(), stream.height(), stream.fps())
         if found != (width, height, fps):

@@ -135,6 +135,7 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
         (["bridge.arm.sensitivity=0"], "bridge.arm.sensitivity: found 0, expected a value from 1 to 5"),
         (["bridge.home.speed=inf"], "bridge.home.speed: found inf, expected a number above 0"),
         (["bridge.cameras.hand.fps=0"], "bridge.cameras.fps: found 0, expected a number above 0"),
+        (["bridge.cameras.hand.rotate=90"], "bridge.cameras.rotate: found 90, expected a value from 0 to 3"),
         (["bridge.emulator.port=0"], "bridge.emulator.port: found 0, expected a value from 1 to 65535"),
         (["bridge.safety.state_age_max=nan", "bridge.emulator.port=1"], "clamps_leak and state_age_max > 0"),
         (["policy.deadline_s=0"], "policy.deadline_s: found 0.0, expected a number above 0"),

@@ -106,6 +106,29 @@ def test_a_controller_that_ended_is_told(arm):
 
 
 @pytest.mark.slow
+def test_a_stop_while_it_is_armed_is_not_lost(arm, monkeypatch):
+    start = arm._start
+    monkeypatch.setattr(arm, "_start", lambda: (start(), arm.stop("operator")))
+    with pytest.raises(EnvError, match="found a stop while it was armed"):
+        arm.arm()
+    assert arm.stopped and arm.command(arm.read().q, None).code == REFUSED
+    wait_for(lambda: not arm._robot.is_in_control, "the controller's end")
+
+
+@pytest.mark.slow
+def test_a_hand_that_is_lost_is_told(arm, monkeypatch):
+    class Lost:
+        def __getattr__(self, name):
+            raise RuntimeError("hand lost")
+
+    monkeypatch.setattr(arm, "_hand", Lost())
+    monkeypatch.setattr("s2robot.envs.real.arms.franka.GRIPPER_LOST", 0.3)
+    time.sleep(0.5)
+    with pytest.raises(EnvError, match="found no answer from the hand for 0.3 s"):
+        arm.read()
+
+
+@pytest.mark.slow
 def test_the_hand(arm):
     arm.arm()
     for opening, near in ((0.0, lambda o: o < 0.1), (1.0, lambda o: o > 0.9)):

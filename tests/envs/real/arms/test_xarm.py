@@ -173,6 +173,39 @@ def test_stop_is_at_once_repeatable_and_from_any_thread(arm, emulator):
     assert arm.command(HOME, None).code == OK
 
 
+@pytest.mark.parametrize("way", ["arm", "lead"])
+def test_what_fails_half_way_is_stopped(connected, emulator, way):
+    """The box is ready and in its mode when the report of the mode does not come."""
+    connected._sdk.set_mode(0)
+    wait_for(lambda: connected._sdk.mode == 0)
+    emulator.side.fault("silent_reports")
+    with pytest.raises(EnvError, match="found mode 0 after arming"):
+        getattr(connected, way)()
+    box = emulator.side("status")
+    assert box["mode"] != 0 and box["state"] >= 4 and not box["ready"]
+    assert connected.stopped == "could not be armed"
+
+
+@pytest.mark.parametrize("way", ["arm", "lead"])
+def test_a_stop_while_it_is_armed_is_not_lost(connected, emulator, monkeypatch, way):
+    get_state = connected._sdk.get_state
+
+    def stopped_meanwhile():
+        answer = get_state()
+        thread = threading.Thread(target=connected.stop, args=("operator",))
+        thread.start()
+        thread.join()
+        return answer
+
+    monkeypatch.setattr(connected._sdk, "get_state", stopped_meanwhile)
+    with pytest.raises(EnvError, match="found a stop while it was armed"):
+        getattr(connected, way)()
+    assert emulator.side("status")["state"] >= 4
+    assert connected.stopped and connected.command(HOME, None).code == REFUSED
+    with pytest.raises(EnvError, match="of an arm that is led"):
+        connected.grip(1.0)
+
+
 def test_a_stop_does_not_wait_behind_a_blocked_command(arm, emulator):
     """The streaming connection is taken; the stop has its own."""
     with arm._sdk._arm.arm_cmd.lock:
@@ -242,6 +275,12 @@ def test_no_box_at_all():
 
     with pytest.raises(EnvError, match="no control box"):
         XArmDriver("127.0.0.1", ports=free_ports()).connect(2.0)
+
+
+@pytest.mark.parametrize("ip", ["192.168..1.200", "x" * 70])
+def test_what_is_no_address_is_one_clear_line(ip):
+    with pytest.raises(EnvError, match=f"^xarm {ip}:502: found no control box "):
+        XArmDriver(ip).connect(2.0)
 
 
 def test_a_half_open_box_is_given_up_in_time(emulator):

@@ -202,6 +202,16 @@ def test_a_format_that_was_not_taken_is_refused(prop, value, words):
     assert fake.released
 
 
+def test_what_no_camera_can_be_set_to_is_refused():
+    fake = FakeCapture()
+    with pytest.raises(EnvError, match="found exposure 100 after setting it, expected nan"):
+        opened(FakeCapture({cv2.CAP_PROP_EXPOSURE: 100.0}), exposure=float("nan"))
+    for fourcc in ("MJP", "MJPEG", "Mä4€"):
+        with pytest.raises(EnvError, match=f"found fourcc '{fourcc}', expected four letters"):
+            opened(fake, fourcc=fourcc)
+    assert not fake.values
+
+
 def test_a_real_capture_is_verified_and_read(tmp_path):
     path = str(tmp_path / "film.avi")
     writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 72))
@@ -264,4 +274,8 @@ def test_a_realsense_of_another_number_or_format_is_one_clear_line(realsense):
         RealSenseCamera("0043", 96, 72, 20)
     with pytest.raises(EnvError, match=r"camera 0042: found \(96, 72, 20\) .* expected \(640, 72, 20\)"):
         RealSenseCamera("0042", 640, 72, 20)
+    assert not realsense.running
+    realsense.colour = False
+    with pytest.raises(EnvError, match=r"camera 0042: cannot start .* \(Could not find requested sensor"):
+        RealSenseCamera("0042", 96, 72, 20)
     assert not realsense.running
