@@ -112,6 +112,10 @@ ROWS = {
     "rpt, four networks": Row(f"{EIGHT} policy.members=4"),
     "panda": Row("", PANDA, robot="panda"),
     "panda, DAgger": Row("", PANDA, robot="panda", dagger_rounds=1, begins="panda"),
+    "panda, attention": Row("policy.pooling.kind=attention", PANDA, robot="panda"),
+    "panda, attention, DAgger": Row(
+        "policy.pooling.kind=attention", PANDA, robot="panda", dagger_rounds=1, begins="panda, attention"
+    ),
     "2.5 cm cube": Row("", SMALL, cube_size=0.025),
     "2.5 cm cube, one scale": Row("s2=single", SMALL, cube_size=0.025),
     "2.5 cm cube, large": Row(LARGE, SMALL, cube_size=0.025),

@@ -116,7 +116,7 @@ class RecordingSettings:
     def __post_init__(self) -> None:
         for name, least in (("episodes", 1), ("workers", 1), ("seed", 0), ("expert", 0)):
             if (found := getattr(self, name)) < least:
-                raise DatasetError(f"{name}: found {found}, expected {least} or more")
+                raise DatasetError(f"recording.{name}: found {found}, expected {least} or more")
 
 
 def record(

@@ -18,7 +18,7 @@ from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.record import begun, record_episode
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.task import as_tuples
+from s2robot.envs.task import TaskSettings, as_tuples
 from s2robot.envs.workers import worker_pool
 
 _SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, another picker in the first
@@ -50,12 +50,12 @@ def relabel(
         DatasetError: the dataset has an expert's chunks already, is none of the scripted picker, or the picker does
             something else; or `settings.out` holds anything else.
     """
-    picker_of(source)
+    picker, world = picker_of(source), world_of_demos(source)
     if "expert" in source.keys:
         raise mismatch(source.path, "an expert's chunks", "a dataset without")
     chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
     store = begun(Path(settings.out), {**source.attrs, **chosen}, len(source), settings.expert)
-    how = (settings.expert, settings.imitate_kicks)
+    how = (world, picker, settings.expert, settings.imitate_kicks)
     try:
         with worker_pool(settings.workers) as pool:
             left = range(len(store), len(source))
@@ -73,11 +73,12 @@ def _opened(path: Path) -> EpisodeStore:
     return EpisodeStore.open(path)
 
 
-def labelled_episode(path: Path, i: int, expert: int, imitate_kicks: bool) -> dict[str, np.ndarray]:
+def labelled_episode(
+    path: Path, i: int, world: TaskSettings, picker: Any, expert: int, imitate_kicks: bool
+) -> dict[str, np.ndarray]:
     """The arrays of episode ``i`` of a dataset with ``expert`` and ``imitate``."""
     source = _opened(path)
     stored, seed = source.episode(i), int(source.meta("seed")[i])
-    world, picker = world_of_demos(source), picker_of(source)
     again, _ = record_episode(world, picker, seed, expert, imitate_kicks, stored["state"])
     if "expert" not in again:
         raise mismatch(path, "a task whose expert cannot be asked", "one that can")

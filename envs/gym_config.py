@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any
 
 import gymnasium
@@ -78,14 +78,17 @@ def spec_of(env_id: str) -> EnvSpec:
     Raises:
         EnvError: it is not installed.
     """
-    package = env_id.partition(":")[0] if ":" in env_id else ""
-    if package and find_spec(package) is None:
-        raise EnvError(f"task.id: found '{env_id}', but {package} is not installed")
+    package, _, name = env_id.rpartition(":")
+    if package:
+        try:
+            import_module(package)  # registers its own
+        except (ImportError, TypeError, ValueError) as error:  # a name that begins with a dot is no module's
+            raise EnvError(f"task.id: found '{env_id}', but {package} is not installed ({error})") from None
     try:
         if env_id.startswith(("Fetch", "Hand", "Adroit", "PointMaze", "AntMaze", "FrankaKitchen")):
             import gymnasium_robotics  # registers its own
 
             gymnasium.register_envs(gymnasium_robotics)
-        return gymnasium.spec(env_id)
+        return gymnasium.spec(name)
     except (Error, ImportError) as error:
         raise EnvError(f"task.id: '{env_id}' is not installed: {' '.join(str(error).split())}") from None

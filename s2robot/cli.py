@@ -32,6 +32,7 @@ from s2robot.common.config_errors import (
     check_world,
     did_you_mean,
     key_of,
+    of_record,
     one_line,
 )
 from s2robot.common.engine import engine_of
@@ -173,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides: list[str] = []
     try:
         overrides = _translated(VERBS[verb], args[1:])
+        if verb == "record":
+            overrides = [of_record(o) for o in overrides]
         check_choices(overrides)
         status = _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:

@@ -3,6 +3,7 @@
 Each imports what it alone needs: an arm's parts, the simulator, the plots, torch.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,8 @@ def relabel(cfg: DictConfig) -> None:
     from s2robot.demos.relabel import relabel as write_copy
 
     settings = read_among(RelabelSettings, cfg, "")
+    if "class" in cfg.task:
+        task_settings(cfg)  # makes a task of the user's own known
     source = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
     with bar("asking the expert") as update:
         store = write_copy(source, settings, lambda done, total: update(done, total, "episodes"))
@@ -92,17 +95,29 @@ def relabel(cfg: DictConfig) -> None:
     )
 
 
+@dataclass(frozen=True)
+class ReplaySettings:
+    """configs/replay.yaml says what each is."""
+
+    episode: int | None = None
+    video: bool = True
+
+
 def replay(cfg: DictConfig) -> None:
     """`s2robot replay`: play episodes back open loop; fails (exit 2) if one does not succeed again."""
     from s2robot.demos.replay import replay_episode, world_of_demos
     from s2robot.envs.tasks import make
     from s2robot.evaluation.film import film
 
-    store = open_demos(cfg)
+    settings, store = read_among(ReplaySettings, cfg, ""), open_demos(cfg)
+    if (one := settings.episode) is not None and one not in range(len(store)):
+        raise UserError(
+            f"episode: found {one}, expected 0 to {len(store) - 1}, those of {store.path}, or null"
+        )
     task_settings(cfg)  # makes a task of the user's own known
     config = world_of_demos(store)
     env = make(config, draw=False)
-    chosen = range(len(store)) if cfg.episode is None else [cfg.episode]
+    chosen = range(len(store)) if one is None else [one]
     failed = []
     worst = 0.0
     with bar("replaying") as update:
@@ -112,11 +127,11 @@ def replay(cfg: DictConfig) -> None:
             if not result["success"]:
                 failed.append(i)
             update(done, len(chosen), f"{len(failed)} failed")
-    if cfg.episode is not None and cfg.video:
-        steps = store.episode(cfg.episode)
-        seed = int(store.meta("seed")[cfg.episode])
-        outcome = {"episode": cfg.episode, "seed": seed, "success": not failed, "stage": result["stage"]}
-        path = Path(cfg.run_dir) / f"replay_{cfg.episode:04d}.mp4"
+    if one is not None and settings.video:
+        steps = store.episode(one)
+        seed = int(store.meta("seed")[one])
+        outcome = {"episode": one, "seed": seed, "success": not failed, "stage": result["stage"]}
+        path = Path(cfg.run_dir) / f"replay_{one:04d}.mp4"
         film(config, outcome, steps["action"], path)
         print(f"video: {path}")
     print(

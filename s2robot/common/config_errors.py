@@ -79,7 +79,13 @@ def _known_keys(verb: str, overrides: list[str], bad: str) -> list[str]:
 
 
 def key_of(override: str) -> str:
+    """`train.seed` of `train.seed=0`, `+train.seed=0` or `~train.seed`."""
     return override.split("=", 1)[0].lstrip("+~").split("@")[0]
+
+
+def of_record(override: str) -> str:
+    """An override of other verbs' group `recording` as `record` knows it, which has that group at its top level."""
+    return re.sub(r"^([+~]*)recording\.", r"\1", override)
 
 
 def _dotted(node: Any, prefix: str = "") -> list[str]:

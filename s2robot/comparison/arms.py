@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from s2robot.common.config_errors import key_of, of_record
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import encoder_settings, open_demos, plain, task_settings
@@ -64,18 +65,13 @@ class Known:
     threads: int | None
 
 
-def key_of(override: str) -> str:
-    """`train.seed` of `train.seed=0`, `+train.seed=0` or `~train.seed`."""
-    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
-
-
 def read_by(verb: str, overrides: Sequence[str]) -> list[str]:
     """Those of the overrides that the verb has a key for, in the verb's own words; of one key the last."""
     last = {key_of(override): i for i, override in enumerate(overrides)}
     kept = [o for i, o in enumerate(overrides) if last[key_of(o)] == i]
     kept = [o for o in kept if re.split(r"[./]", key_of(o))[0] in READS[verb]]
     if verb == "record":  # has the group at its top level
-        kept = [re.sub(r"^([+~]*)recording\.", r"\1", o) for o in kept if key_of(o) != "recording"]
+        kept = [of_record(o) for o in kept if key_of(o) != "recording"]
     return kept
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from s2robot.common.config_errors import key_of
 from s2robot.common.errors import UserError
 from s2robot.comparison.arms import (
     GROUPS,
@@ -21,7 +22,6 @@ from s2robot.comparison.arms import (
     about,
     choose_arms,
     demos_of,
-    key_of,
     look_up,
     read_by,
     settings_of,

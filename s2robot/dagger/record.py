@@ -9,13 +9,15 @@ ends the episode, which is appended. Where the policy succeeds by itself there i
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import read_json, write_json
+from s2robot.common.provenance import policy_sha256
 from s2robot.dagger.episode import VISITED, Course, corrected_episode
 from s2robot.dagger.takeover import REASONS, TakeoverSettings
 from s2robot.demos.corrections import began_with, left_to_try
@@ -80,12 +82,14 @@ def record_corrections(
 
     Raises:
         PolicyError, UserError, DatasetError: a policy of another robot, action frame, rate or cameras; demos without
-            an expert's chunks, or of a task that has no expert; an `out` that does not begin with the demos.
+            an expert's chunks, or of a task that has no expert; an `out` that does not begin with the demos, or in which
+            positions of these were begun with another policy or other settings.
     """
     course = _course(settings, demos, world)
     count = began_with(demos, first)
     store = _begun(out, demos, count)
     positions = range(settings.seed, settings.seed + settings.episodes)
+    _same_as_before(out, positions, settings)
     todo, known = left_to_try(store, count, positions)
     counts = {"alone": 0, "corrected": known, "failed": 0, **dict.fromkeys(REASONS, 0)}
     with store, worker_pool(settings.workers) as pool:
@@ -138,6 +142,27 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
         settings.weights,
         settings.device,
     )
+
+
+def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> None:
+    """Note beside the episodes how these positions are tried, or refuse where some were begun otherwise (UserError)."""
+    file = out / "corrections.json"
+    now: dict[str, Any] = {
+        "positions": [positions.start, positions.stop],
+        "policy": policy_sha256(Path(str(settings.checkpoint))),
+        "imitate_visited": settings.imitate_visited,
+        **{f"takeover.{key}": value for key, value in asdict(settings.takeover).items()},
+    }
+    before = read_json(file) if file.exists() else []
+    for noted in before:
+        other = [key for key in now if key != "positions" and noted[key] != now[key]]
+        if other and set(range(*noted["positions"])) & set(positions):
+            raise UserError(
+                f"{out}: found positions {noted['positions'][0]} to {noted['positions'][1] - 1} tried with "
+                f"{other[0]} {noted[other[0]]}, expected {now[other[0]]}; choose another out or recording.seed"
+            )
+    if now not in before:
+        write_json(file, [*before, now])
 
 
 def _check_unsure(settings: DaggerSettings, policy: ChunkPolicy) -> None:

@@ -4,6 +4,7 @@ watch = Watch(TakeoverSettings(patience=10))
 watch.reason(Seen(left=0.2, missed=False))     # "": go on
 """
 
+import math
 from dataclasses import dataclass
 
 from s2robot.common.errors import UserError
@@ -22,9 +23,9 @@ class TakeoverSettings:
     def __post_init__(self) -> None:
         if self.patience < 1:
             raise UserError(f"recording.takeover.patience: found {self.patience}, expected 1 or more")
-        if self.progress < 0:
+        if not 0 <= self.progress < math.inf:
             raise UserError(f"recording.takeover.progress: found {self.progress}, expected 0 or more")
-        if self.disagreement is not None and self.disagreement <= 0:
+        if self.disagreement is not None and not self.disagreement > 0:
             raise UserError(
                 f"recording.takeover.disagreement: found {self.disagreement}, expected more than 0, or null"
             )

@@ -132,9 +132,11 @@ def _world_of(
 ) -> tuple[TaskSettings, list[str]]:
     """The world to evaluate in, with the policy's cameras, and in what it differs from that of the demos."""
     theirs = contract["env_config"].get("task", DEFAULT)
-    given: Any = world or settings_of(contract["env_config"], "the policy's env_config")
-    if given.task != theirs:
-        raise UserError(f"task: found {given.task}, expected {theirs}: the policy's demos are of that task")
+    demos = settings_of(contract["env_config"], "the policy's env_config")
+    given: Any = world or demos
+    for found, expected in ((given.task, theirs), (given.version, demos.version)):
+        if found != expected:
+            raise UserError(f"task: found {found}, expected {expected}: the policy's demos are of that task")
     check_contract(
         contract,
         cameras=list(given.cameras),

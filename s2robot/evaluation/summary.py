@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,15 @@ def refuse_positions_of_demos(
         )
 
 
-def world_changes(trained: Mapping[str, Any], config: TaskSettings) -> list[str]:
+def world_changes(trained: Mapping[str, Any], config: Any) -> list[str]:
     """In what the evaluated world differs from the one that the demos were recorded in, a text each."""
-    ours = json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload]
-    defaults = json.loads(json.dumps(asdict(type(config)())))  # type: ignore[call-overload]
-    trained = {**defaults, **trained}  # an older dataset lacks newer settings
+    newer = {  # settings that an older dataset lacks were what they are when nothing is said
+        f.name: f.default_factory() if f.default_factory is not MISSING else f.default
+        for f in fields(config)
+        if f.name not in trained and (f.default, f.default_factory) != (MISSING, MISSING)
+    }
+    ours, before = (json.loads(json.dumps(asdict(world))) for world in (config, replace(config, **newer)))
+    trained = {**before, **trained}
     ignored = ("cameras", "image_size")  # checked by name, and drawn as the encoder needs them
     return [f"{k} {trained[k]} -> {v}" for k, v in ours.items() if k not in ignored and trained[k] != v]
 

@@ -63,6 +63,18 @@ def test_a_process_keeps_the_last_few_worlds():
     assert kept(sizes[0], draw=False) is first and kept(sizes[1], draw=False) is not second
 
 
+def test_a_module_that_registers_its_own_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "dials.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import PendulumEnv\n"
+        "gymnasium.register('Other-v0', PendulumEnv, max_episode_steps=9)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert GymSettings(id="dials:Other-v0", success="terminated").max_steps == 9
+    gymnasium.registry.pop("Other-v0")
+    sys.modules.pop("dials")
+
+
 def test_any_gymnasium_environment_is_a_task():
     env = make(DIAL)
     check_env(env, skip_render_check=True)
@@ -159,6 +171,8 @@ def stepped(env):
         (lambda: CubePickConfig(box_x=(0.1, -0.1)), "env.box_x: found .0.1, -0.1., expected the least and the most"),
         (lambda: GymSettings(id="Dail-v0", success="x"), "task.id: 'Dail-v0' is not installed"),
         (lambda: GymSettings(id="nowhere:X-v0", success="x"), "nowhere is not installed"),
+        (lambda: GymSettings(id="no.where:X-v0", success="x"), "no.where is not installed"),
+        (lambda: GymSettings(id=".nowhere:X-v0", success="x"), "found '.nowhere:X-v0', but .nowhere is not installed"),
         (lambda: make(GymSettings(id="Dial-v0", success="x", cameras=("wrist",))), "found 'wrist', expected some of render, eye"),
         (lambda: make(GymSettings(id="Dial-v0", success="x", proprio=("arm",))), "task.proprio: found 'arm'"),
         (lambda: make(GymSettings(id="Dial-v0", success="x", kwargs={"end": 1})), "cannot be made here"),

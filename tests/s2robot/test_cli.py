@@ -125,6 +125,11 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
             "recording.picker.kicks: found [3, 1], expected the least and the most",
         ),
         (("record", "task=lift", "picker.misses=2"), "recording.picker.misses: found 2"),
+        (("record", "recording.picker.misses=2", "recording.episodes=0"), "recording.episodes: found 0"),
+        (("run", "record=true", "recording.episodes=0"), "recording.episodes: found 0, expected 1 or more"),
+        (("replay", "episode=abc"), "episode: found 'abc', expected int"),
+        (("replay", "episode=-1"), "episode: found -1, expected 0 to 119, those of "),
+        (("replay", "episode=120"), "episode: found 120, expected 0 to 119, those of "),
         (("train", "train.seed=0", "--multirun", "trian.steps=3"), "did you mean 'train.steps'?"),
     ],
 )

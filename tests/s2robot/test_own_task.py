@@ -12,6 +12,36 @@ from s2robot.envs import tasks
 from tests.inline import do_inline
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples/own_task"
+# the puck's world with a state that comes back, and an expert that can be asked: what relabelling needs
+ASKED = """
+import mujoco, numpy as np, pusher
+from s2robot.envs.task import acted_on, unchanged
+
+class Asked(pusher.Pusher):
+    def get_state(self):
+        return np.concatenate([self.data.qpos, self.data.qvel, self.data.ctrl])
+
+    def set_state(self, state, found_anew=True):
+        self.data.qpos[:], self.data.qvel[:], self.data.ctrl[:] = state[:4], state[4:8], state[8:]
+        mujoco.mj_forward(self.model, self.data)
+
+    def rehearsal(self):
+        return unchanged(self)
+
+    def expert(self, rng, settings=None):
+        return Expert(self)
+
+class Expert(pusher.Push):
+    def remember(self):
+        return {}
+
+    def ask(self, steps, memory=None):
+        with self.env.rehearsal():
+            return acted_on(self.env, self, steps)
+
+    def take_over(self, actions):
+        pass
+"""
 TASK = ["--config-dir", str(FOLDER / "configs"), "task=pusher"]
 
 
@@ -61,6 +91,35 @@ def test_another_task_is_refused(run, capsys):
     ]
     assert main(["evaluate", *words]) == 2
     assert "task: found cube_pick, expected pusher" in capsys.readouterr().err
+
+
+def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch):
+    (tmp_path / "asked.py").write_text(ASKED)
+    (tmp_path / "configs/task").mkdir(parents=True)
+    text = (FOLDER / "configs/task/pusher.yaml").read_text(encoding="utf-8")
+    text = text.replace("pusher:Pusher", "asked:Asked").replace("name: pusher", "name: asked")
+    (tmp_path / "configs/task/asked.yaml").write_text(text, encoding="utf-8")
+    for folder in (FOLDER, tmp_path):
+        monkeypatch.syspath_prepend(folder)
+    do_inline(monkeypatch)
+    task = ["--config-dir", str(tmp_path / "configs"), "task=asked", "workers=1"]
+    demos, out = tmp_path / "demos.zarr", tmp_path / "relabelled.zarr"
+    assert (
+        main(["record", *task, "episodes=1", "expert=0", f"out={demos}", f"hydra.run.dir={tmp_path / 'a'}"])
+        == 0
+    )
+    tasks._OWN.clear()  # as a process that has read nothing but the dataset
+    words = [f"demos.path={demos}", "expert=3", f"out={out}", f"hydra.run.dir={tmp_path / 'b'}"]
+    assert main(["relabel", *task, *words]) == 0
+    relabelled = EpisodeStore.open(out)
+    assert (relabelled["expert"][:, 0] == relabelled["action"]).all() and relabelled["expert"].shape[1:] == (
+        3,
+        2,
+    )
+    assert relabelled.lengths.tolist() == EpisodeStore.open(demos).lengths.tolist()
+    tasks._OWN.clear()
+    for name in ("asked", "pusher"):
+        sys.modules.pop(name)
 
 
 def test_a_task_that_is_not_there_is_one_line(tmp_path, capsys):

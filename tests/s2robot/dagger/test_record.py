@@ -143,14 +143,14 @@ class Still:
         return np.zeros((2, 7), np.float32)
 
 
-def test_corrections_of_a_task_with_layouts_have_theirs(tmp_path, monkeypatch):
+def test_corrections_of_a_task_with_layouts_have_theirs(checkpoint, tmp_path, monkeypatch):
     world, expert = settings_class("lift")(image_size=24), ExpertSettings(kicks=(0, 0), misses=0.0)
     demos = record(tmp_path / "demos.zarr", world, expert, 1, 500, 1, expert=STEPS)
     asked = Course("", world, expert, TakeoverSettings(PATIENCE), STEPS, "none", None, "cpu")
     monkeypatch.setattr("s2robot.dagger.record._course", lambda *given: asked)
     monkeypatch.setattr(rooms, "_OPEN", {})
     monkeypatch.setattr(rooms, "load_policy", lambda *given: (Still(), None, None))
-    settings = DaggerSettings("", 1, 1, SEED, 1)
+    settings = DaggerSettings(str(checkpoint), 1, 1, SEED, 1)
     store, counts = record_corrections(settings, demos, world, tmp_path / "out.zarr")
     assert ended(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED]
     task = make(world, draw=False)
@@ -306,6 +306,28 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
         replace(settings, rounds=0)
     with pytest.raises(UserError, match="found 'some', expected one of none, open"):
         replace(settings, imitate_visited="some")
+
+
+def test_positions_that_another_policy_tried_are_not_taken_for_this_one_s(
+    demos, settings, save_untrained, tmp_path
+):
+    args = demos, world_of(demos), tmp_path / "out.zarr"
+    record_corrections(settings, *args, first=1)
+    other = save_untrained(tmp_path / "other", deltas=0.02)
+    for changes, words in (
+        ({"checkpoint": str(other)}, "policy [0-9a-f]{64}, expected "),
+        ({"imitate_visited": "all"}, "imitate_visited none, expected all"),
+        ({"takeover": TakeoverSettings(PATIENCE + 1)}, r"takeover\.patience 3, expected 4"),
+    ):
+        with pytest.raises(
+            UserError, match=f"found positions {SEED} to {SEED} tried with {words}.*; choose another out"
+        ):
+            record_corrections(replace(settings, **changes), *args, first=1)
+    later = replace(settings, checkpoint=str(other), seed=SEED + 1)
+    store, counts = record_corrections(later, *args, first=1)
+    assert ended(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED, SEED + 1]
+    again, counts = record_corrections(replace(settings, workers=2), *args, first=1)
+    assert ended(counts) == (0, 1, 0) and len(again) == 3
 
 
 def test_positions_of_the_demos_are_tried_all_the_same(demos, settings, tmp_path, monkeypatch):

@@ -37,6 +37,8 @@ def test_members_that_disagree():
         ("patience", 0, "1 or more"),
         ("progress", -0.1, "0 or more"),
         ("disagreement", 0.0, "more than 0, or null"),
+        ("progress", float("nan"), "0 or more"),
+        ("disagreement", float("nan"), "more than 0, or null"),
     ],
 )
 def test_numbers_out_of_range_are_refused(key, value, text):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,14 @@ from s2robot.encoders.selective import SelectiveEncoder, select
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import PickerConfig
+from s2robot.envs.gym_config import GymSettings
+from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.evaluation.evaluate import _world_of, evaluate_policy
 from s2robot.evaluation.film import film, film_some
 from s2robot.evaluation.planners import LearnedPlanner, NearestDemo
 from s2robot.evaluation.records import read_records, summarise
 from s2robot.evaluation.rollouts import run_episodes
-from s2robot.evaluation.summary import camera_changes
+from s2robot.evaluation.summary import camera_changes, world_changes
 from s2robot.policies import BatchActor, ChunkPolicy, save_checkpoint
 from s2robot.policies.errors import PolicyError
 from tests.inline import do_inline
@@ -376,6 +379,21 @@ def test_a_policy_of_other_actions_is_refused(checkpoint):
     words = r"the policy's action is position \(3 delta\), given is joints \(7 delta\), gripper \(1 binary\)"
     with pytest.raises(PolicyError, match=words):
         _world_of(None, contract, 128)
+
+
+def test_a_world_whose_settings_have_no_defaults_is_compared():
+    world = GymSettings(id="Pendulum-v1", success="terminated", rate_hz=20)
+    trained = json.loads(json.dumps(asdict(world)))
+    assert world_changes(trained, world) == []
+    assert world_changes(trained, replace(world, max_steps=9)) == ["max_steps 200 -> 9"]
+    del trained["rate_hz"]  # of a version that had no such setting
+    assert world_changes(trained, world) == ["rate_hz 10 -> 20"]
+
+
+def test_another_world_of_the_same_simulator_is_refused():
+    trained = {"env_config": json.loads(json.dumps(asdict(RobosuiteSettings(env="Stack"))))}
+    with pytest.raises(UserError, match="task: found robosuite:Lift, expected robosuite:Stack"):
+        _world_of(RobosuiteSettings(env="Lift"), trained, 128)
 
 
 def test_camera_changes_are_of_what_both_sides_know():
