@@ -98,12 +98,10 @@ def picker_of(store: EpisodeStore) -> Any:
         DatasetError: none did.
     """
     given = store.attrs.get("picker")
-    if (
-        not isinstance(given, dict)
-        or not {"state", "perturbed"} <= set(store.keys)
-        or "seed" not in store.meta_keys
-    ):
+    if not isinstance(given, dict) or "perturbed" not in store.keys or "seed" not in store.meta_keys:
         raise mismatch(store.path, "no simulated demos of a scripted expert", "those of `s2robot record`")
+    if "state" not in store.keys:
+        raise mismatch(store.path, "demos without states", "those of a task whose state can be set")
     kind = world_of_demos(store).Expert
     if kind is None:
         return given

@@ -61,8 +61,9 @@ class Expert(Protocol):
     """A scripted expert in one world; :meth:`Task.expert` makes it after a reset.
 
     It may say more: ``push``, a word if its last action pushed the robot off its way (never imitated; :meth:`act` may
-    return whether it did beside the action), ``ask(steps)``, what it would do from here if nobody pushed it, and
-    ``take_over(actions)``, to go on where somebody else has acted so far (T, A): with both, DAgger works.
+    return whether it did beside the action), ``ask(steps, memory=None)``, what it would do from here if nobody pushed it
+    (steps, A), ``remember()``, the memory that it would do that by later, and ``take_over(actions)``, to go on where
+    somebody else has acted so far (T, A): with the three, in a task whose state comes back, DAgger works.
     """
 
     done: bool  # it has nothing more to do

@@ -20,6 +20,7 @@ from s2robot.common.run_folder import is_first
 from s2robot.common.settings import DemosSettings, only_simulated, plain, read, read_among, task_settings
 from s2robot.common.timeline import Stages
 from s2robot.dagger.takeover import REASONS
+from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 
@@ -118,7 +119,8 @@ def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipelin
         )
     task = pipeline.read_task(cfg)
     read_among(DaggerSettings, cfg.recording, "recording")  # before the first training, not after it
-    task.demos.folder(), task.demos.first()
+    task.demos.first()
+    picker_of(EpisodeStore.open(task.demos.folder()))
     _same_as_before(cfg, out / "rounds.settings.json")
     rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
     if len(rows) < rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
