@@ -63,7 +63,7 @@ def damped_step(jacobian: Array, error: Array, damping: float = 1e-4) -> Array:
 
 
 def turn_of(rotation: Array) -> Array:
-    """A rotation matrix (3, 3) as axis times angle (3,), rad; of half a turn the axis is not told."""
+    """A rotation matrix (3, 3) as axis times angle (3,), rad; of half a turn, one of its two axes."""
     axis = (
         np.array(
             [
@@ -75,6 +75,9 @@ def turn_of(rotation: Array) -> Array:
         / 2
     )
     sine, cosine = np.linalg.norm(axis), (np.trace(rotation) - 1) / 2
+    if sine <= 1e-9 and cosine < 0:  # half a turn: 2 axis axisᵀ - 1, whose sign is free
+        column = (rotation + np.eye(3))[:, np.argmax(np.diag(rotation))]
+        return np.pi * column / np.linalg.norm(column)
     return axis * (np.arctan2(sine, cosine) / sine if sine > 1e-9 else 1)
 
 

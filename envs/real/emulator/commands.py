@@ -16,6 +16,7 @@ from s2robot.envs.real.emulator.controller import (
     Controller,
 )
 from s2robot.envs.real.emulator.journal import JUMP
+from s2robot.envs.real.emulator.motion import MAX_QUEUED
 from s2robot.envs.real.emulator.wire import Fn
 
 VERSION = b"7,7,XI130000000001,AC130000000001,v2.5.5\0"
@@ -69,11 +70,11 @@ class Commands:
         return wire.reply(request, status, data)
 
     def _do(self, request: wire.Request, client: Client) -> Answer:
-        try:
-            function = Fn(request.function)
-        except ValueError:
+        known = request.function in list(Fn)
+        if not known or _in_tool_frame(request):
             self.unsupported[request.function] = self.unsupported.get(request.function, 0) + 1
             return False, b""
+        function = Fn(request.function)
         if function in wire.MOTION:
             return self._move(function, request, client), b""
         if function in _STORED:
@@ -217,7 +218,9 @@ class Commands:
         count = {Fn.MOVE_JOINT: 10, Fn.SERVO_J: 10, Fn.SERVO_CARTESIAN: 9, Fn.JOINT_VELOCITY: 7}
         values = wire.floats(p, count.get(fn, 3 if fn == Fn.MOVE_HOME else 6))
         joints = None
-        numbers = values[7:] if fn == Fn.MOVE_JOINT else values
+        velocity = fn in (Fn.JOINT_VELOCITY, Fn.CARTESIAN_VELOCITY)
+        seconds = _seconds(p, 4 * len(values) + 1) if velocity else 0.0
+        numbers = np.array([*(values[7:] if fn == Fn.MOVE_JOINT else values), seconds])
         flags = [] if _finite(numbers) else ["nonfinite"]
         if fn == Fn.SERVO_J:
             joints = values[:7]
@@ -235,14 +238,16 @@ class Commands:
         flags += ["error"] if box.error else []
         flags += [] if box.ready else ["not_ready"]
         flags += [] if box.mode in _MODES[fn] else ["mode"]
+        flags += ["full"] if box.motion.queued >= MAX_QUEUED else []
         # a number that is none never moves the arm [assumed]; targets out of limits raise the box's own error
         unreachable = fn == Fn.SERVO_CARTESIAN and joints is None
-        blocked = unreachable or {"nonfinite", "error", "not_ready", "mode"} & set(flags)
+        blocked = unreachable or {"nonfinite", "error", "not_ready", "mode", "full"} & set(flags)
         obeyed = not blocked and "limit" not in flags
         box.journal.command("motion", fn.name, values, client.number, obeyed, tuple(flags))
         if blocked:
             wrong_mode = "mode" in flags and box.ready  # [assumed]: "not ready" comes before "invalid"
-            return not (unreachable or wrong_mode or "nonfinite" in flags)
+            return not (unreachable or wrong_mode or {"nonfinite", "full"} & set(flags))
+        duration = seconds if seconds > 0 else None
         if fn in (Fn.SERVO_J, Fn.SERVO_CARTESIAN):
             assert joints is not None
             box.servo(joints)
@@ -251,12 +256,11 @@ class Commands:
             speed, acceleration = values[-3:-1] if fn == Fn.MOVE_JOINT else values[:2]
             box.plan(joints, float(speed), float(acceleration), self._finished(request, client))
         elif fn == Fn.JOINT_VELOCITY:
-            box.go_velocity(values, _duration(p, 29))
+            box.go_velocity(values, duration)
         else:
             j = kin.jacobian(box.frames, box.frames[-1][:3, 3])
             twist = np.concatenate([values[:3] / 1000, values[3:]])
-            velocity = j.T @ np.linalg.solve(j @ j.T + 1e-4 * np.eye(6), twist)
-            box.go_velocity(velocity, _duration(p, 25))
+            box.go_velocity(j.T @ np.linalg.solve(j @ j.T + 1e-4 * np.eye(6), twist), duration)
         return True
 
     def _finished(self, request: wire.Request, client: Client) -> Callable[[int], None] | None:
@@ -273,9 +277,17 @@ def _finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _duration(p: bytes, offset: int) -> float | None:
-    """The watchdog of a velocity command: seconds, or None for ever (0 or absent)."""
-    if len(p) < offset + 4:
-        return None
-    (seconds,) = struct.unpack_from("<f", p, offset)
-    return float(seconds) if np.isfinite(seconds) and seconds > 0 else None
+def _in_tool_frame(request: wire.Request) -> bool:
+    """Whether a Cartesian command means the tool's frame, which is not emulated: only the base's is."""
+    p = request.payload
+    if request.function == Fn.CARTESIAN_VELOCITY:
+        return len(p) > 24 and p[24] != 0
+    if request.function == Fn.SERVO_CARTESIAN:
+        flag = wire.floats(p, 9)[8]  # where other motions have their duration
+        return bool(np.isfinite(flag) and flag != 0)
+    return False
+
+
+def _seconds(p: bytes, offset: int) -> float:
+    """The watchdog of a velocity command; 0, as when it is absent: for ever."""
+    return wire.floats(p[offset:], 1)[0] if len(p) >= offset + 4 else 0.0

@@ -2,6 +2,7 @@
 
 States as the box reports them: 1 moving, 2 ready, 3 paused, 4 stopped, 5 stopped because the mode was changed.
 Order that a client has to keep: clear errors, enable, set the mode, set state 0.
+Of the reduced mode, joint speed and joint range are kept to; its tool speed is only told back.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from s2robot.envs.real.arms import kinematics as kin
 from s2robot.envs.real.emulator import reach
 from s2robot.envs.real.emulator.gripper import Gripper
 from s2robot.envs.real.emulator.journal import Journal
-from s2robot.envs.real.emulator.motion import MAX_SPEED, Motion, Plan
+from s2robot.envs.real.emulator.motion import MAX_ACCELERATION, MAX_SPEED, Motion, Plan
 from s2robot.envs.real.emulator.plant import Plant
 from s2robot.envs.real.emulator.wire import Report
 
@@ -22,13 +23,14 @@ MODES = (POSITION, SERVO, MANUAL, JOINT_VELOCITY, CARTESIAN_VELOCITY, ONLINE_JOI
 MOVING, READY, PAUSED, STOPPED, MODE_CHANGED = 1, 2, 3, 4, 5
 
 EMERGENCY_STOP, SELF_COLLISION, JOINT_LIMIT, OVERSPEED, COLLISION, BOUNDARY = 1, 22, 23, 24, 31, 35
-_UNPOWERING = (1, 2, 3, *range(10, 18))  # errors after which the motors are off
+_UNPOWERING = (EMERGENCY_STOP, 2, 3, *range(10, 18))  # errors after which the motors are off
 
 MAX_TCP_SPEED = 1.2  # m/s; users report errors 24 and 60 from about 1 to 1.2 m/s in servo mode
 # N on the arm that raise error 31, per sensitivity 0 (off) to 5, if they last; [assumed]
 COLLISION_FORCE = (np.inf, 180.0, 120.0, 80.0, 50.0, 30.0)
 # s; a user saw about 2 s in servo mode, and closing fingers that scrape the table push hard for up to 0.1 s
 COLLISION_TIME = 0.3
+JOINT_TOLERANCE = np.radians(0.1)  # beyond the range of a joint
 ALL_JOINTS = 0x7F
 
 
@@ -132,14 +134,8 @@ class Controller:
         """What is wrong with a joint target (7,)."""
         if not np.isfinite(target).all():
             return ["nonfinite"]
-        flags = []
-        low, high = self.settings.reduced_ranges.reshape(7, 2).T if self.settings.reduced else (None, None)
-        low = reach.JOINT_LOW if low is None else np.maximum(low, reach.JOINT_LOW)
-        high = reach.JOINT_HIGH if high is None else np.minimum(high, reach.JOINT_HIGH)
-        tolerance = np.radians(0.1)
-        if (target < low - tolerance).any() or (target > high + tolerance).any():
-            flags.append("limit")
-        return flags
+        low, high = self._joint_range()
+        return ["limit"] if (target < low).any() or (target > high).any() else []
 
     def servo(self, target: np.ndarray) -> None:
         """Mode 1: the newest target, at full speed."""
@@ -151,13 +147,14 @@ class Controller:
     ) -> None:
         """Mode 0 (queued) or 6 (replacing): a planned joint motion."""
         if self._allowed(target):
-            speed, acceleration = np.clip(speed, 0.01, MAX_SPEED), np.clip(acceleration, 0.01, 20.0)
+            speed = np.clip(speed, 0.01, MAX_SPEED)
+            acceleration = np.clip(acceleration, 0.01, MAX_ACCELERATION)
             self.motion.plan(Plan(target, float(speed), float(acceleration), done), self.mode == ONLINE_JOINT)
         elif done:
             done(1)
 
     def go_velocity(self, velocity: np.ndarray, duration: float | None) -> None:
-        """Mode 4: joint velocities, rad/s."""
+        """Modes 4 and 5: joint velocities, rad/s."""
         if np.abs(velocity).max() > MAX_SPEED * 1.001:
             self.raise_error(OVERSPEED)
         else:
@@ -166,9 +163,10 @@ class Controller:
     # --------------------------------------------------------------------------------------------- faults
 
     def raise_error(self, code: int, hold: bool = False) -> None:
-        """Stop the arm with an error; ``hold`` makes it survive cleaning."""
+        """Stop the arm with an error; ``hold`` makes it come back after cleaning, whatever errors come between."""
         self.error = code
-        self._held_error = code if hold else 0
+        if hold:
+            self._held_error = code
         self._halt(STOPPED)
         if code in _UNPOWERING:
             self.enabled = 0
@@ -180,7 +178,8 @@ class Controller:
 
     def force_mode(self, mode: int, state: int) -> None:
         """Another client changed the mode, and the state to 2 (ready) or 5."""
-        if mode not in MODES or state not in (READY, MODE_CHANGED):
+        whole = type(mode) is int and type(state) is int  # 6.0 == 6 as well, and no report can say it
+        if not whole or mode not in MODES or state not in (READY, MODE_CHANGED):
             raise EnvError(
                 f"fault mode: found mode {mode!r} and state {state!r}, expected one of "
                 f"{', '.join(map(str, MODES))} and state 2 or 5"
@@ -230,6 +229,14 @@ class Controller:
 
     # --------------------------------------------------------------------------------------------- inside
 
+    def _joint_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Least and greatest joint angles that are no error.  # (7,), (7,)"""
+        low, high = reach.JOINT_LOW, reach.JOINT_HIGH
+        if self.settings.reduced:
+            reduced = self.settings.reduced_ranges.reshape(7, 2)
+            low, high = np.maximum(low, reduced[:, 0]), np.minimum(high, reduced[:, 1])
+        return low - JOINT_TOLERANCE, high + JOINT_TOLERANCE
+
     def _allowed(self, target: np.ndarray) -> bool:
         if "limit" in self.limit_flags(target):
             self.raise_error(JOINT_LIMIT)
@@ -246,7 +253,8 @@ class Controller:
         s_limit = s.reduced_joint_speed if s.reduced else MAX_SPEED
         self.motion.speed_limit = min(MAX_SPEED, max(s_limit, 0.01))
         self._pushed = self._pushed + dt if self.plant.contact > self._force_limit() else 0.0
-        outwards = (q < reach.JOINT_LOW) & (v < -0.01) | (q > reach.JOINT_HIGH) & (v > 0.01)
+        low, high = self._joint_range()
+        outwards = (q < low) & (v < -0.01) | (q > high) & (v > 0.01)
         if np.abs(v).max() > 1.1 * MAX_SPEED or self.tcp_speed > MAX_TCP_SPEED:
             self.raise_error(OVERSPEED)
         elif outwards.any() and self.motion.moving:

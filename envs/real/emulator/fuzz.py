@@ -91,7 +91,7 @@ def a_control_stream(rng: random.Random) -> bytes:
 
 def a_json_line(rng: random.Random, faults: bool) -> bytes:
     """A line for the side channel or the frames port."""
-    odd: tuple[Any, ...] = (None, True, -1, 0.5, 1e400, "x", [], {}, [0] * 7, [1e9] * 7, float("nan"))
+    odd: tuple[Any, ...] = (None, True, -1, 0.5, 6.0, 1e400, "x", [], {}, [0] * 7, [1e9] * 7, float("nan"))
     if rng.random() < 0.2:
         return rng.randbytes(rng.randrange(1, 100)) + b"\n"
     request: dict[str, Any] = (
@@ -101,7 +101,8 @@ def a_json_line(rng: random.Random, faults: bool) -> bytes:
         if rng.random() < 0.2:
             request[name] = rng.choice(odd)
     if request.get("op") == "fault" and faults:
-        request = {"op": "fault", "name": rng.choice(NAMES)} | {"code": 31, "seconds": 0.01, "mode": 6}
+        request = {"op": "fault", "name": rng.choice(NAMES)}
+        request |= {"code": 31, "seconds": 0.01, "mode": rng.choice((6, 6.0))}
         for name in rng.sample(("code", "seconds", "mode"), rng.randrange(4)):
             del request[name]
     return (

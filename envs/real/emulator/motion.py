@@ -13,6 +13,7 @@ import numpy as np
 MAX_SPEED = np.pi  # rad/s, 180 deg/s
 MAX_ACCELERATION = 20.0  # rad/s²
 STOP_DECELERATION = 20.0  # rad/s²; [assumed] for every stop, the emergency stop included
+MAX_QUEUED = 1024  # planned targets; as many as the vendor's SDK lets wait
 HAND_SPEED = 0.8  # rad/s, of a person who leads the arm in manual mode
 _ARRIVED = 1e-5  # rad
 
@@ -36,7 +37,6 @@ class Motion:
         self.kind = "hold"  # hold, servo, plan, velocity, stop, hand
         self.paused = False
         self.speed_limit = MAX_SPEED  # lower in the box's reduced mode
-        self.acceleration_limit = MAX_ACCELERATION
         self._target = self.joints.copy()
         self._plans: deque[Plan] = deque()
         self._time_left: float | None = None
@@ -151,7 +151,9 @@ class Motion:
         if self._time_left is not None:
             self._time_left -= dt
         over = self._time_left is not None and self._time_left <= 0
-        self._change_velocity(np.zeros(7) if over else self._target, self.acceleration_limit, dt)
+        fastest = max(np.abs(self._target).max(), 1e-9)
+        wanted = self._target * min(1.0, self.speed_limit / fastest)  # slowed alike: the direction stays
+        self._change_velocity(np.zeros(7) if over else wanted, MAX_ACCELERATION, dt)
         if (over or not self._target.any()) and not self.velocity.any():
             self.kind = "hold"
 
@@ -163,7 +165,7 @@ class Motion:
         error = plan.target - self.joints
         distance = np.abs(error)
         speed = np.full(7, min(plan.speed, self.speed_limit))
-        acceleration = np.full(7, min(plan.acceleration, self.acceleration_limit))
+        acceleration = np.full(7, min(plan.acceleration, MAX_ACCELERATION))
         if not self.velocity.any():  # from rest, the joints arrive together
             self._share = np.maximum(distance / max(distance.max(), _ARRIVED), 0.02)
         speed, acceleration = speed * self._share, acceleration * self._share

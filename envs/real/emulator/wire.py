@@ -148,16 +148,16 @@ def pack_floats(values: Sequence[float] | np.ndarray) -> bytes:
     return np.asarray(values, "<f4").tobytes()
 
 
-def floats(payload: bytes, count: int, offset: int = 0) -> np.ndarray:
+def floats(payload: bytes, count: int) -> np.ndarray:
     """``count`` little-endian f32 of a request.  # float64 (count,)
 
     Raises:
         WireError: the payload is too short.
     """
-    if len(payload) < offset + 4 * count:
-        raise WireError(f"payload: found {len(payload)} bytes, expected at least {offset + 4 * count}")
+    if len(payload) < 4 * count:
+        raise WireError(f"payload: found {len(payload)} bytes, expected at least {4 * count}")
     with np.errstate(invalid="ignore"):  # a signalling NaN
-        return np.frombuffer(payload, "<f4", count, offset).astype(float)
+        return np.frombuffer(payload, "<f4", count).astype(float)
 
 
 def byte(payload: bytes, index: int = 0) -> int:
@@ -193,7 +193,7 @@ class Report:
     gravity: np.ndarray = field(default_factory=lambda: np.array([0.0, 0.0, -1.0]))
     reduced: bool = False
     boundary: tuple[int, ...] = (0, 0, 0, 0, 0, 0)  # mm: x max, x min, y max, y min, z max, z min
-    reduced_tcp_speed: float = 1000.0  # mm/s
+    reduced_tcp_speed: float = 1000.0  # mm/s; told, not kept to
     reduced_joint_speed: float = np.pi  # rad/s
     reduced_ranges: np.ndarray = field(default_factory=lambda: np.zeros(14))  # rad: low, high per joint
     fence: bool = False

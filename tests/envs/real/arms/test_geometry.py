@@ -72,6 +72,18 @@ def test_the_tool_moves_with_the_joints_as_in_mujoco(model):
         np.testing.assert_allclose(jacobian(frames(q), position), found, atol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [[1, 0, 0], [0, -1, 0], [0, 0, 1], [0.6, 0, -0.8], [-0.48, 0.6, 0.64]])
+@pytest.mark.parametrize("angle", [0.0, 1e-10, 0.3, 3.0, np.pi - 1e-10, np.pi])
+def test_a_rotation_told_as_a_turn_up_to_half_a_one(axis, angle):
+    (x, y, z), c, s = axis, np.cos(angle), np.sin(angle)
+    rotation = (
+        c * np.eye(3) + (1 - c) * np.outer(axis, axis) + s * np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    )
+    turn, wanted = turn_of(rotation), angle * np.array(axis)
+    half = angle > 3.1  # both axes are right
+    assert min(np.abs(turn - wanted).max(), np.abs(turn + wanted).max() if half else np.inf) < 1e-6
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_inverse_kinematics_brings_the_tool_where_it_is_asked_for(model, seed):
     ik, rng = ToolIK("xarm7"), np.random.default_rng(seed)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms import kinematics as kin
 from s2robot.envs.real.emulator import controller as box
 from s2robot.envs.real.emulator import reach, wire
@@ -14,7 +15,7 @@ from s2robot.envs.real.emulator.commands import Client, Commands
 from s2robot.envs.real.emulator.controller import Controller
 from s2robot.envs.real.emulator.gripper import Gripper
 from s2robot.envs.real.emulator.journal import Journal
-from s2robot.envs.real.emulator.motion import MAX_SPEED, Motion, Plan
+from s2robot.envs.real.emulator.motion import MAX_QUEUED, MAX_SPEED, Motion, Plan
 from s2robot.envs.real.emulator.plant import KinematicPlant
 from s2robot.envs.real.emulator.wire import Fn
 from tests.envs.real.home import HOME
@@ -92,6 +93,13 @@ def test_inverse_reaches_poses_near_home(offset):
 def test_inverse_of_the_unreachable_is_none():
     assert reach.inverse(np.array([2.0, 0, 0.3, np.pi, 0, 0]), HOME) is None
     assert reach.inverse(np.full(6, np.nan), HOME) is None
+
+
+def test_inverse_of_half_a_turn_turns():
+    pose = np.array([*kin.forward(HOME)[:3], 0, 0, 0])  # at home, roll is pi
+    found = reach.inverse(pose, HOME)
+    assert found is not None
+    np.testing.assert_allclose(kin.frames(found)[-1][:3, :3], np.eye(3), atol=2e-3)
 
 
 # --------------------------------------------------------------------------------------------------- motion
@@ -232,6 +240,25 @@ def test_emergency_stop_takes_power_and_returns_while_held():
     assert b.box.error == 0
 
 
+def test_a_held_error_returns_after_another_one():
+    b = Bench(mode=1)
+    b.box.raise_error(box.EMERGENCY_STOP, hold=True)
+    b.box.raise_error(31)
+    b(Fn.CLEAN_ERROR)
+    assert b.box.error == box.EMERGENCY_STOP
+    b.box.release_error()
+    b(Fn.CLEAN_ERROR)
+    assert b.box.error == 0
+
+
+@pytest.mark.parametrize("mode, state", [(6.0, 2), (True, 2), (6, 2.0), ([], 2)])
+def test_a_mode_that_no_report_can_say_is_refused(mode, state):
+    b = Bench(mode=1)
+    with pytest.raises(EnvError, match="found mode .*expected one of"):
+        b.box.force_mode(mode, state)
+    assert b.box.mode == 1 and b.box.ready
+
+
 def test_velocity_watchdog_stops_the_arm():
     b = Bench(mode=4)
     b(Fn.JOINT_VELOCITY, wire.pack_floats([0.3] + [0] * 6) + b"\x01" + struct.pack("<f", 0.2))
@@ -240,6 +267,17 @@ def test_velocity_watchdog_stops_the_arm():
     b(Fn.JOINT_VELOCITY, wire.pack_floats([0.3] + [0] * 6) + b"\x01")
     b.run(1.0)
     assert b.box.plant.joints[0] > 0.3 and b.box.state == box.MOVING
+
+
+@pytest.mark.parametrize("mode, function, count", [(4, Fn.JOINT_VELOCITY, 7), (5, Fn.CARTESIAN_VELOCITY, 6)])
+@pytest.mark.parametrize("seconds", [np.nan, np.inf, -np.inf])
+def test_a_watchdog_that_is_no_number_never_moves_the_arm(mode, function, count, seconds):
+    b = Bench(mode=mode)
+    payload = wire.pack_floats([0.2] * count) + b"\0" + struct.pack("<f", seconds)
+    assert b(function, payload) & wire.STATUS_INVALID
+    b.run(0.1)
+    np.testing.assert_array_equal(b.box.plant.joints, HOME)
+    assert b.journal.commands[-1].flags == ("nonfinite",)
 
 
 def test_velocity_over_the_limit_is_error_24_and_running_into_one_23():
@@ -277,6 +315,16 @@ def test_mode_6_replaces_and_mode_0_queues():
     assert len(b.sent) == 2
 
 
+def test_a_full_queue_takes_no_more():
+    b = Bench(mode=0)
+    move = wire.pack_floats([*HOME, 1.0, 10.0, 0])
+    assert {b(Fn.MOVE_JOINT, move) for _ in range(MAX_QUEUED)} == {0}
+    assert b(Fn.MOVE_JOINT, move) == wire.STATUS_INVALID and b.journal.commands[-1].flags == ("full",)
+    assert b(Fn.COMMAND_COUNT, data=True) == struct.pack(">H", MAX_QUEUED)
+    b.run(2 * DT)
+    assert b(Fn.MOVE_JOINT, move) == 0
+
+
 def test_infinity_in_move_joint_keeps_a_joint():
     b = Bench(mode=0)
     b(Fn.MOVE_JOINT, wire.pack_floats([np.inf] * 6 + [0.2, 1.0, 10.0, 0]))
@@ -294,6 +342,17 @@ def test_cartesian_servo_and_velocity_move_the_tool():
     b(Fn.CARTESIAN_VELOCITY, wire.pack_floats([0, 50, 0, 0, 0, 0]) + b"\0" + struct.pack("<f", 1.0))
     b.run(1.5)
     assert b.box.report().pose[1] == pytest.approx(pose[1] + 0.05, abs=5e-3)
+
+
+def test_the_tool_s_frame_is_invalid_and_counted():
+    b = Bench(mode=1)
+    assert b(Fn.SERVO_CARTESIAN, wire.pack_floats([0, 0, 5, 0, 0, 0, 0, 0, 1])) & wire.STATUS_INVALID
+    b(Fn.SET_MODE, b"\x05\0")
+    b(Fn.SET_STATE, b"\0")
+    assert b(Fn.CARTESIAN_VELOCITY, wire.pack_floats([0, 0, 30, 0, 0, 0]) + b"\1") & wire.STATUS_INVALID
+    b.run(0.1)
+    np.testing.assert_array_equal(b.box.plant.joints, HOME)
+    assert b.commands.unsupported == {Fn.SERVO_CARTESIAN: 1, Fn.CARTESIAN_VELOCITY: 1}
 
 
 def test_fence_and_column_are_watched():
@@ -338,6 +397,27 @@ def test_reduced_mode_limits_speed_and_range():
     assert b.box.error == box.JOINT_LIMIT
 
 
+@pytest.mark.parametrize("mode", [4, 5])
+def test_reduced_mode_limits_speed_and_range_of_velocities(mode):
+    b = Bench(mode=mode)
+    b(Fn.REDUCED_JOINT_SPEED, wire.pack_floats([0.2]))
+    ranges = np.stack([HOME - 0.1, HOME + 0.1], axis=1).reshape(-1)
+    b(Fn.REDUCED_RANGES, wire.pack_floats(ranges))
+    b(Fn.SET_REDUCED, b"\x01")
+    b.run(0.1)
+    if mode == 4:
+        b(Fn.JOINT_VELOCITY, wire.pack_floats([1.0, -0.5, 0, 0, 0, 0, 0]) + b"\x01")
+    else:
+        b(Fn.CARTESIAN_VELOCITY, wire.pack_floats([0, 500, 0, 0, 0, 0]) + b"\0")
+    b.run(0.25)
+    assert np.abs(b.box.plant.velocities).max() == pytest.approx(0.2, rel=0.02) and not b.box.error
+    if mode == 4:
+        assert b.box.plant.velocities[1] == pytest.approx(-0.1, rel=0.02)  # the direction stays
+    b.run(2.0)
+    assert b.box.error == box.JOINT_LIMIT
+    assert np.abs(b.box.plant.joints - HOME).max() < 0.11
+
+
 def test_manual_mode_is_led_by_hand():
     b = Bench(mode=1)
     assert not b.box.hand(HOME + 0.1)
@@ -373,6 +453,17 @@ def test_no_joint_target_takes_the_arm_out_of_its_limits(function, numbers):
     b.run(0.5)
     q = b.box.plant.joints
     assert (q > reach.JOINT_LOW - 0.01).all() and (q < reach.JOINT_HIGH + 0.01).all()
+
+
+# -------------------------------------------------------------------------------------------------- journal
+
+
+def test_motion_is_told_from_the_moment_asked_for():
+    b = Bench(mode=1)
+    b.run(1.0)
+    times = [round(row["time"] / DT) for row in b.journal.motion_since(0.9)]
+    assert times == list(range(225, 251))
+    assert b.journal.motion_since(2.0) == [] and len(b.journal.motion_since(0.0)) == 250
 
 
 # -------------------------------------------------------------------------------------------------- gripper
