@@ -1,14 +1,18 @@
 """What reached the box and what the arm did, with monotonic times: the evidence behind every fault test."""
 
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import numpy as np
 
 STILL = 0.01  # rad/s, below which a joint counts as standing
 JUMP = 0.15  # rad from the last target: more than full speed covers in two periods at 50 Hz
+
+_Row = tuple[float, np.ndarray, np.ndarray, np.ndarray]  # time, joints, velocities, set point
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Command:
     values: tuple[float, ...]
     client: int  # the connection it came by
     accepted: bool
-    flags: tuple[str, ...]  # nonfinite, limit, jump, error, not_ready, mode
+    flags: tuple[str, ...]  # nonfinite, limit, jump, error, not_ready, mode, full
 
     @property
     def unsafe(self) -> bool:
@@ -33,11 +37,11 @@ class Command:
 class Journal:
     """The last commands and the last two minutes of motion."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, rate_hz: int = 250):
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._count = 0
         self.commands: deque[Command] = deque(maxlen=100_000)
-        self._motion: deque[tuple[float, np.ndarray, np.ndarray, np.ndarray]] = deque(maxlen=120 * rate_hz)
+        self._motion: deque[_Row] = deque(maxlen=30_000)  # at 250 Hz
 
     def command(
         self, kind: str, name: str, values, client: int, accepted: bool, flags: tuple[str, ...] = ()
@@ -62,12 +66,14 @@ class Journal:
         ]
 
     def motion_since(self, time_s: float) -> list[dict]:
-        """Joints, velocities (rad, rad/s) and set point per tick from ``time_s`` on, as JSON types."""
+        """Joints, velocities (rad, rad/s) and set point per tick from ``time_s`` on; arrays, which nobody may change."""
         return [
-            {"time": t, "joints": q.tolist(), "velocities": v.tolist(), "set_point": s.tolist()}
-            for t, q, v, s in self._motion
-            if t >= time_s
+            {"time": t, "joints": q, "velocities": v, "set_point": s} for t, q, v, s in self._rows(time_s)
         ]
+
+    def _rows(self, time_s: float) -> list[_Row]:
+        first = bisect_left(self._motion, time_s, key=lambda row: row[0])
+        return list(islice(self._motion, first, None))
 
     def after(self, time_s: float) -> dict:
         """How the arm came to rest after a fault at ``time_s``.
@@ -77,7 +83,7 @@ class Journal:
         joint motion meanwhile (rad).
         """
         since = [c for c in self.commands if c.time >= time_s and c.kind == "motion"]
-        trace = [(t, q, v) for t, q, v, _ in self._motion if t >= time_s]
+        trace = [(t, q, v) for t, q, v, _ in self._rows(time_s)]
         moving = [t for t, _, v in trace if np.abs(v).max() > STILL]
         standing = bool(trace) and np.abs(trace[-1][2]).max() <= STILL
         zero = (moving[-1] - time_s if moving else 0.0) if standing else None

@@ -49,6 +49,7 @@ class Server:
         self.slipped_s = 0.0  # time that could not be emulated in real time
         self._extra, self._after_tick = extra or {}, after_tick
         self._writers: dict[int, set[asyncio.StreamWriter]] = {}
+        self._half_open: set[asyncio.StreamWriter] = set()  # of those, who gets neither answers nor reports
         self._clients = 0
         self._stop = asyncio.Event()
         faults.controller = controller
@@ -130,8 +131,8 @@ class Server:
             writers.add(writer)
             try:
                 if box and not self.faults.answers_new:
-                    while not (self.faults.answers_new or reader.at_eof() or writer.is_closing()):
-                        await asyncio.sleep(0.02)  # and then closed: its handshake is long over
+                    self._half_open.add(writer)
+                    await self._unanswered(reader)  # and then closed: its handshake is long over
                 else:
                     await handler(reader, writer)
             except (OSError, wire.WireError, asyncio.IncompleteReadError, ValueError):
@@ -141,9 +142,17 @@ class Server:
                     raise
             finally:
                 writers.discard(writer)
+                self._half_open.discard(writer)
                 writer.close()
 
         return serve
+
+    async def _unanswered(self, reader: asyncio.StreamReader) -> None:
+        """Read, or the end of the connection would stay behind what was sent on it and never be seen."""
+        while not self.faults.answers_new:
+            with contextlib.suppress(TimeoutError):
+                if not await asyncio.wait_for(reader.read(4096), 0.02):
+                    return
 
     async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
@@ -161,6 +170,8 @@ class Server:
                 await self._while_hung(writer)
                 if self.faults.delay_s:
                     await asyncio.sleep(self.faults.delay_s)
+                if writer.is_closing():
+                    return  # dropped meanwhile, and what it had sent with it
                 if answer := self.commands.answer(request, client):
                     writer.write(answer)
                     await writer.drain()
@@ -183,7 +194,7 @@ class Server:
             if self.faults.hung or not self.faults.reports:
                 continue
             for port, pack in ports.items():
-                writers = [w for w in self._writers[port] if not w.is_closing()]
+                writers = [w for w in self._writers[port] - self._half_open if not w.is_closing()]
                 frame = pack(self.controller.report()) if writers else b""
                 for writer in writers:
                     if writer.transport.get_write_buffer_size() < MAX_UNSENT:

@@ -10,12 +10,16 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+
+import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.ports import HOST
 
 Operation = Callable[..., dict | None]
+_ENCODER = json.JSONEncoder(default=np.ndarray.tolist)
 
 
 def side_handler(operations: dict[str, Operation]):
@@ -27,10 +31,19 @@ def side_handler(operations: dict[str, Operation]):
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
-            writer.write(json.dumps(_answer(operations, line)).encode() + b"\n")
-            await writer.drain()
+            for piece in _pieces(_answer(operations, line)):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)  # minutes of motion are seconds of work, in which the box has to go on
 
     return serve
+
+
+def _pieces(answer: dict) -> Iterator[bytes]:
+    """A line of JSON; a short one is one piece."""
+    tokens = chain(_ENCODER.iterencode(answer), ["\n"])
+    while piece := "".join(islice(tokens, 2000)):
+        yield piece.encode()
 
 
 def _answer(operations: dict[str, Operation], line: bytes) -> dict:
@@ -52,25 +65,26 @@ class SideChannel:
 
     Args:
         port: the emulator's side port.
-        timeout_s: for each answer.
+        timeout_s: for each answer. After one that did not come, the next question has a new connection.
     """
 
     def __init__(self, port: int, timeout_s: float = 10.0):
-        self._socket = socket.create_connection((HOST, port), timeout=timeout_s)
-        self._lines = self._socket.makefile("rb")
+        self._port, self._timeout_s = port, timeout_s
         self._turn = threading.Lock()  # a question and its answer
+        self._socket: socket.socket | None = self._connect()
 
     def __call__(self, op: str, **settings) -> dict:
-        """Do ``op`` and return its answer; EnvError if the emulator refuses or is gone."""
+        """Do ``op`` and return its answer; EnvError if the emulator refuses or is gone, or is none."""
+        question = json.dumps({"op": op, **settings}).encode() + b"\n"
         try:
             with self._turn:
-                self._socket.sendall(json.dumps({"op": op, **settings}).encode() + b"\n")
-                line = self._lines.readline()
+                answer = self._ask(question)
         except OSError as error:
             raise EnvError(f"emulator: found no answer to '{op}' ({error}), expected one") from None
-        if not line:
-            raise EnvError(f"emulator: found the side channel closed during '{op}', expected an answer")
-        answer = json.loads(line)
+        except ValueError:
+            raise EnvError(
+                f"found no emulator's side channel at {HOST}:{self._port}, expected a running `s2robot emulate`"
+            ) from None
         if not answer["ok"]:
             raise EnvError(f"emulator: {answer['error']}")
         return answer
@@ -80,8 +94,34 @@ class SideChannel:
         return self("fault", name=name, **settings)["time"]
 
     def close(self) -> None:
-        self._lines.close()
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _connect(self) -> socket.socket:
+        return socket.create_connection((HOST, self._port), timeout=self._timeout_s)
+
+    def _ask(self, question: bytes) -> dict:
+        """The answer; ValueError if it is none of a side channel."""
+        end = time.monotonic() + self._timeout_s
+        try:
+            self._socket = self._socket or self._connect()
+            self._socket.settimeout(self._timeout_s)
+            self._socket.sendall(question)
+            line = bytearray()
+            while not line.endswith(b"\n") and line[:1] in (b"", b"{"):  # a report would never end
+                self._socket.settimeout(max(end - time.monotonic(), 1e-3))
+                data = self._socket.recv(1 << 16)
+                if not data:
+                    raise OSError("it closed the side channel")
+                line += data
+            answer = json.loads(line)
+            if "ok" not in answer:
+                raise ValueError("an answer without ok")
+            return answer
+        except BaseException:
+            self.close()  # the answer may come yet, and is not the next one's
+            raise
 
     def __enter__(self):
         return self

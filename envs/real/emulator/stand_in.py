@@ -25,7 +25,7 @@ class StandIn:
         port: the emulator's side port on this machine.
 
     Raises:
-        EnvError: nothing listens there.
+        EnvError: nothing listens there, or something else.
     """
 
     name = "emulator"
@@ -38,7 +38,11 @@ class StandIn:
             raise EnvError(
                 f"found nothing at {HOST}:{port} ({error.strerror or error}), expected a running `s2robot emulate`"
             ) from None
-        answer = self.side("ports")
+        try:
+            answer = self.side("ports")
+        except EnvError:
+            self.side.close()
+            raise
         self.ports = Ports(**{f.name: answer[f.name] for f in fields(Ports)})
 
     def operator(self) -> EmulatedOperator:

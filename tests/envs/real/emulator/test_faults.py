@@ -64,6 +64,17 @@ def test_hang_blocks_and_what_was_sent_is_obeyed_late(arm, emulator):
     wait_for(lambda: emulator.side("after", since=at)["accepted"] == 1, "the late command")
 
 
+def test_what_a_dropped_connection_sent_to_a_hung_box_is_never_obeyed(arm, emulator):
+    arm.set_timeout(0.3)
+    at = emulator.side.fault("hang")
+    assert arm.set_servo_angle_j([0.01, *HOME[1:]]) == 3
+    emulator.side.fault("drop")
+    control = str(emulator.ports.control)
+    wait_for(lambda: emulator.side("status")["connections"][control] == 0, "the end of the connection")
+    assert emulator.side("after", since=at)["motion_commands"] == 0
+    emulator.side("clear")
+
+
 def test_a_stall_ends_by_itself_and_what_was_sent_is_obeyed_then(arm, emulator):
     target, begin = [0.01, *HOME[1:]], time.monotonic()
     at = emulator.side.fault("stall", seconds=0.4)
@@ -95,6 +106,23 @@ def test_half_open_accepts_and_never_answers(arm, emulator):
         with pytest.raises(TimeoutError):
             s.recv(16)
     assert arm.set_servo_angle_j(HOME) == 0  # those from before go on
+    emulator.side("clear")
+
+
+def test_half_open_connections_end_with_their_client_and_hear_no_reports(arm, emulator):
+    import socket
+
+    emulator.side.fault("half_open")
+    with socket.create_connection(("127.0.0.1", emulator.ports.report_real), timeout=1.0) as s:
+        with pytest.raises(TimeoutError):
+            s.recv(1)
+        assert emulator.side("status")["connections"][str(emulator.ports.report_real)] == 1
+    before = emulator.side("status")["connections"][str(emulator.ports.control)]
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", emulator.ports.control)) as s:
+            s.sendall(bytes.fromhex("0001 0002 0001 0d"))
+    ports = {str(emulator.ports.control): before, str(emulator.ports.report_real): 0}
+    wait_for(lambda: ports.items() <= emulator.side("status")["connections"].items(), "their end")
     emulator.side("clear")
 
 

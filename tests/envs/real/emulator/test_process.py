@@ -1,12 +1,16 @@
 """The emulator as a process: ports, start and end, bytes that are no frames, a little fuzzing."""
 
+import io
 import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from s2robot.envs.errors import EnvError
@@ -14,7 +18,8 @@ from s2robot.envs.real.arms.sdk import client_ports
 from s2robot.envs.real.emulator import fuzz
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
-from s2robot.envs.real.emulator.side import SideChannel
+from s2robot.envs.real.emulator.side import SideChannel, _pieces
+from s2robot.envs.real.emulator.stand_in import StandIn
 
 ANSWER_S = 30.0
 
@@ -97,6 +102,35 @@ def test_ends_cleanly(how):
                 pass
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((HOST, emulator.ports.control))
+
+
+# ------------------------------------------------------------------------------------------- side channel
+
+
+def test_a_side_channel_goes_on_after_an_answer_that_came_late():
+    with launch("kinematic") as emulator, SideChannel(emulator.ports.side, 0.5) as side:
+        emulator.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(EnvError, match="no answer to 'cameras'"):
+            side("cameras")
+        emulator.process.send_signal(signal.SIGCONT)
+        side._timeout_s = ANSWER_S
+        assert side("status")["mode"] == 0 and side("ports")["side"] == emulator.ports.side
+
+
+@pytest.mark.parametrize("name", ["control", "report_normal", "report_rich", "report_real"])
+def test_another_port_of_the_emulator_is_one_clear_line(emulator, name):
+    with pytest.raises(EnvError, match="found no .*expected") as found:
+        StandIn(getattr(emulator.ports, name))
+    assert "\n" not in str(found.value)
+
+
+def test_only_a_long_answer_is_sent_in_pieces():
+    answer = {"ok": True, "motion": [{"time": 0.1 * i, "joints": np.arange(7) / 3} for i in range(5000)]}
+    pieces = list(_pieces(answer))
+    assert max(map(len, pieces)) < 100_000 < sum(map(len, pieces))
+    told = json.loads(b"".join(pieces))
+    assert told["motion"][4999] == {"time": 0.1 * 4999, "joints": [i / 3 for i in range(7)]}
+    assert list(_pieces({"ok": True, "time": 0.5})) == [b'{"ok": true, "time": 0.5}\n']
 
 
 # -------------------------------------------------------------------------------------------- odd bytes
