@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.common.settings import plain, read
 from s2robot.envs.real.emulator.emulator import Emulator, EmulatorConfig
 from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
@@ -28,6 +29,7 @@ class EmulateSettings:
     ports: str
 
     def __post_init__(self) -> None:
+        check_ranges(self, "emulator", seed=(0, INFINITY))
         if self.ports not in PORTS:
             raise UserError(f"emulator.ports: found '{self.ports}', expected one of {', '.join(PORTS)}")
 

@@ -42,6 +42,8 @@ class Emulator:
     def __init__(self, config: EmulatorConfig, ports: Ports):
         if config.plant not in PLANTS:
             raise EnvError(f"plant: found '{config.plant}', expected one of {', '.join(PLANTS)}")
+        if config.seed < 0:
+            raise EnvError(f"seed: found {config.seed}, expected 0 or more")
         self.config, self.ports = config, ports
         self.faults = Faults()
         self.journal = Journal()
@@ -51,6 +53,7 @@ class Emulator:
         if config.plant == "mujoco":
             plant = self.scene = self._build_scene(config)
             self.frames = self._build_frames(config)
+            self.faults.known_cameras = self.frames.cameras
             services[ports.frames] = self.frames.serve
         self.controller = Controller(plant, self.journal)
         self.server = Server(self.controller, self.faults, ports, services)

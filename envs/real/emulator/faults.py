@@ -25,6 +25,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.controller: Controller | None = None
+        self.known_cameras: tuple[str, ...] = ()  # set by the emulator
         self.close_connections: Callable[[], None] = lambda: None  # set by the server
         self.clear()
 
@@ -107,20 +108,28 @@ class Faults:
 
     def camera_freeze(self, camera: str | None = None) -> None:
         """Frames keep coming with new numbers and times and the same picture. ``camera``: one, or all (None)."""
-        self.cameras["camera_freeze"] = {"camera": camera}
+        self._strike("camera_freeze", camera)
 
     def camera_stale(self, camera: str | None = None) -> None:
         """No new frames."""
-        self.cameras["camera_stale"] = {"camera": camera}
+        self._strike("camera_stale", camera)
 
     def camera_slow(self, seconds: float, camera: str | None = None) -> None:
         """Frames come so much later, with the time at which they were taken."""
-        self.cameras["camera_slow"] = {"camera": camera, "seconds": _seconds(seconds)}
+        self._strike("camera_slow", camera, seconds=_seconds(seconds))
 
     def camera(self, fault: str, camera: str) -> dict | None:
         """The settings of a camera fault if it strikes ``camera``."""
         settings = self.cameras.get(fault)
         return settings if settings is not None and settings["camera"] in (None, camera) else None
+
+    def _strike(self, fault: str, camera: str | None, **settings) -> None:
+        if not self.known_cameras:
+            raise EnvError(f"fault {fault}: found no cameras, expected --plant mujoco")
+        if camera is not None and camera not in self.known_cameras:
+            expected = ", ".join(self.known_cameras)
+            raise EnvError(f"fault {fault}: found camera {camera!r}, expected one of {expected}")
+        self.cameras[fault] = {"camera": camera, **settings}
 
     def _arm(self) -> "Controller":
         assert self.controller is not None

@@ -53,11 +53,14 @@ def launch(plant: str = "mujoco", *arguments: str, ports: Ports | None = None) -
         env=os.environ | {"PYTHONPATH": paths},
     )
     assert process.stdin is not None and process.stdout is not None
+    late = Timer(START_S, process.kill)
+    late.daemon = True  # Ctrl-C ends this process at once
     try:
-        late = Timer(START_S, process.kill)
         late.start()
-        line = process.stdout.readline().decode()
-        late.cancel()
+        try:
+            line = process.stdout.readline().decode()
+        finally:
+            late.cancel()
         if not line:
             status = process.wait()
             raise EnvError(

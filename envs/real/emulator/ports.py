@@ -37,7 +37,10 @@ class Ports(BoxPorts):
     def from_json(cls, line: str) -> "Ports":
         """The inverse of :meth:`to_json`; EnvError for anything else."""
         try:
-            return cls(**{name: int(number) for name, number in json.loads(line).items()})
+            numbers = json.loads(line)
+            if not all(type(number) is int for number in numbers.values()):
+                raise ValueError("a port is a whole number")
+            return cls(**numbers)
         except (ValueError, TypeError, AttributeError) as error:
             raise EnvError(
                 f"ports: found {line[:200]!r}, expected a JSON object of ports ({error})"

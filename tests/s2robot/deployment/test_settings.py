@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
+from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir, shipped_demos
+from s2robot.common.settings import read
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import check as deploy_check
 from s2robot.deployment.cameras import start_cameras
+from s2robot.deployment.emulate import EmulateSettings
 from s2robot.deployment.preflight import WARNING
 from s2robot.deployment.settings import read_bridge
 from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT
@@ -29,6 +32,11 @@ def test_a_camera_of_another_name_needs_its_kind_and_device_alone():
     with ExitStack() as stack:
         found = start_cameras(bridge, ["front"], None, stack)
     assert "expected 'front' among them (+bridge.cameras.front.kind=opencv" in found.failed[0].text
+
+
+def test_a_seed_of_the_emulator_is_a_seed():
+    with pytest.raises(UserError, match=r"^emulator.seed: found -1, expected 0 or more$"):
+        read(EmulateSettings, {"seed": -1, "fps": 20.0, "ports": "free"}, "emulator")
 
 
 def lag(limits, bridge, episode):

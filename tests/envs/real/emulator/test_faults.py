@@ -35,6 +35,8 @@ def test_unknown_faults_and_settings_are_one_clear_line(emulator):
         emulator.side.fault("delay")
     with pytest.raises(EnvError, match="found -1 seconds"):
         emulator.side.fault("delay", seconds=-1)
+    with pytest.raises(EnvError, match="camera_stale: found no cameras, expected --plant mujoco"):
+        emulator.side.fault("camera_stale", camera="hand")
     with pytest.raises(EnvError, match="expected one of .*status, fault"):
         emulator.side("no")
     assert len(set(NAMES)) == 12

@@ -47,6 +47,9 @@ def test_ports_are_checked():
         Ports(side=15302)
     with pytest.raises(EnvError, match="expected a JSON object of ports"):
         Ports.from_json("[1]")
+    for number in ("1e999", "1.9", "true", '"80"', "null"):
+        with pytest.raises(EnvError, match="expected a JSON object of ports .a port is a whole number"):
+            Ports.from_json(f'{{"side": {number}}}')
     ports = free_ports()
     assert Ports.from_json(ports.to_json()) == ports
 
@@ -79,10 +82,25 @@ def test_a_taken_port_is_one_clear_line(emulator):
     assert done.stderr.count("\n") == 1 and f"port {emulator.ports.control}: " in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--ports", "x"), ("--env", "[]"), ("--ports", '{"control": 0}')])
+@pytest.mark.parametrize(
+    "arguments", [("--ports", "x"), ("--env", "[]"), ("--ports", '{"control": 0}'), ("--seed", "-1")]
+)
 def test_bad_arguments_are_one_clear_line(arguments):
     done = run_main(*arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected" in done.stderr
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing_to_wait_for(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    stdout = SimpleNamespace(readline=interrupted, close=lambda: None)
+    process = SimpleNamespace(stdin=io.BytesIO(), stdout=stdout, wait=lambda seconds: 0, kill=lambda: None)
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **settings: process)
+    with pytest.raises(KeyboardInterrupt), launch("kinematic"):
+        pass
+    timers = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+    assert all(t.daemon and t.finished.is_set() for t in timers)
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "shutdown", "stdin"])

@@ -14,6 +14,7 @@ from s2robot.envs.real.emulator import reach
 from s2robot.envs.real.emulator.camera import FrameClient
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+from s2robot.envs.real.emulator.stand_in import StandIn
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import PATIENCE, wait_for
 
@@ -129,6 +130,10 @@ def test_frames_come_over_loopback_and_go_wrong_on_demand(emulator):
     second = camera.read(after=first.seq)
     assert second.seq > first.seq and second.time > first.time
 
+    with pytest.raises(EnvError, match="camera_stale: found camera 'front', expected one of hand, left"):
+        side.fault("camera_stale", camera="front")
+    with pytest.raises(EnvError, match="found no emulator's side channel at .*expected"):
+        StandIn(emulator.ports.frames)
     side.fault("camera_freeze", camera="hand")
     frozen = camera.read(after=camera.read(after=second.seq).seq)
     side("reset_scene", seed=5, cube_xy=[0, 0])
