@@ -7,9 +7,9 @@ from gymnasium.envs.registration import register
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import choose_gl
 
-with suppress(
-    EnvError
-):  # before anything imports mujoco; a missing library matters only where frames are drawn
+# before anything imports mujoco; a missing library matters only where frames are drawn, and a wrong choice of the
+# user's only where there is a world: `check_gl` says so there
+with suppress(EnvError):
     choose_gl()
 
 register(id="s2robot/CubePick-v0", entry_point="s2robot.envs.cube_pick:CubePick")

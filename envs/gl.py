@@ -15,15 +15,21 @@ logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it tells of an optional
 
 # What to install where the library is missing (Debian/Ubuntu names).
 _LIBRARIES = {"egl": ("EGL", "libegl1 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
+# What MuJoCo itself takes (mujoco/rendering/classic/gl_context.py); its import fails at any other name.
+_SYSTEMS = {"linux": ("egl", "osmesa", "glx"), "win32": ("wgl",), "darwin": ("cgl",)}
+_NAMES = (*_SYSTEMS.get(sys.platform, ()), "glfw", "enable", "disable")
+_ALIASES = ("enabled", "on", "true", "1", "disabled", "off", "false", "0")
 
 
 def choose_gl() -> str:
     """Set ``MUJOCO_GL`` (egl before osmesa) unless the user has set it, and return it.
 
     Raises:
-        EnvError: neither EGL nor OSMesa is installed, or the one that the user asked for is not.
+        EnvError: neither EGL nor OSMesa is installed, or the one that the user asked for is not, or is unknown.
     """
-    asked = os.environ.get("MUJOCO_GL", "").lower()
+    asked = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if asked and asked not in (*_NAMES, *_ALIASES):
+        raise EnvError(f"MUJOCO_GL: found '{asked}', expected one of {', '.join(_NAMES)}")
     if asked and asked not in _LIBRARIES:  # glfw, wgl, cgl: the user's own screen
         return asked
     for name in [asked] if asked else list(_LIBRARIES):
@@ -38,3 +44,15 @@ def choose_gl() -> str:
         f"no offscreen OpenGL: MUJOCO_GL={wanted} needs {_LIBRARIES[wanted][0]}, found none; "
         f"install it with: apt-get install {_LIBRARIES[wanted][1]}"
     )
+
+
+def check_gl() -> None:
+    """Refuse a choice of the user's at which the import of mujoco would end in a traceback.
+
+    Where nothing is chosen and no library is found, all that is never drawn still works.
+
+    Raises:
+        EnvError: as :func:`choose_gl`.
+    """
+    if os.environ.get("MUJOCO_GL") and "mujoco" not in sys.modules:
+        choose_gl()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import choose_gl
 from s2robot.envs.meshes import coarse_meshes
 
@@ -62,13 +63,12 @@ class OffscreenRenderer:
         coarse: draw fewer triangles of what moves (the picture is nearly the same).
 
     Raises:
-        EnvError: no offscreen OpenGL library is installed.
+        EnvError: no offscreen OpenGL library is installed, or MuJoCo is told to do without.
     """
 
     def __init__(
         self, model: mujoco.MjModel, *sizes: tuple[int, int], spare: bool = True, coarse: bool = True
     ):
-        choose_gl()  # one clear line where the library is missing
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 1
         height, width = (max(sides) for sides in zip(*sizes, strict=True))
@@ -77,7 +77,7 @@ class OffscreenRenderer:
         self.model, self.size, self.spare = model, sizes[0], spare
         self._fixed = model.body_weldid[model.geom_bodyid] == 0  # (ngeom,)
         self._stills: dict[tuple[int, int, int], _Still] = {}  # by camera and size
-        self._gl = mujoco.GLContext(width, height)
+        self._gl = _gl_context(width, height)
         self._gl.make_current()
         drawn = coarse_meshes(model) if coarse else model
         self._context = mujoco.MjrContext(drawn, mujoco.mjtFontScale.mjFONTSCALE_50)
@@ -224,12 +224,11 @@ def opengl() -> str:
     """Who draws: OpenGL's own name of renderer and version, such as `llvmpipe (LLVM 15.0.6, 256 bits), 4.5 ...`.
 
     Raises:
-        EnvError: no offscreen OpenGL library is installed.
+        EnvError: as of :class:`OffscreenRenderer`.
     """
-    choose_gl()
+    context = _gl_context(1, 1)
     from OpenGL import GL  # MuJoCo brings it; imported late, when the platform is chosen
 
-    context = mujoco.GLContext(1, 1)
     try:
         context.make_current()
         return ", ".join(GL.glGetString(name).decode() for name in (GL.GL_RENDERER, GL.GL_VERSION))
@@ -237,7 +236,16 @@ def opengl() -> str:
         context.free()
 
 
-def _free(context: mujoco.MjrContext, gl: mujoco.GLContext) -> None:
+def _gl_context(width: int, height: int) -> "mujoco.GLContext":
+    choose_gl()  # one clear line where the library is missing
+    if not hasattr(mujoco, "GLContext"):  # robosuite may have set MUJOCO_GL to another name meanwhile
+        raise EnvError("MUJOCO_GL: found disable, expected egl or osmesa where frames are drawn")
+    return mujoco.GLContext(width, height)
+
+
+def _free(
+    context: mujoco.MjrContext, gl: "mujoco.GLContext"
+) -> None:  # a string: not there with MUJOCO_GL=disable
     gl.make_current()  # else the buffers of these names in another renderer's context are deleted
     context.free()
     gl.free()

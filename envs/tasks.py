@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.gl import check_gl
 from s2robot.envs.task import TaskSettings, as_tuples
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def own_settings(name: str, target: str) -> type[TaskSettings]:
 
     if name in SETTINGS:
         raise EnvError(f"task.name: found '{name}', which is a task of this package; expected another name")
+    check_gl()
     world = _found(target, "task.class")
     if not (isinstance(world, type) and issubclass(world, Task)):
         raise EnvError(f"task.class: found {target}, which is no subclass of s2robot.envs.task.Task")
@@ -96,6 +98,7 @@ def make(settings: TaskSettings, draw: bool = True) -> "Task":
     Raises:
         EnvError: what the world refuses.
     """
+    check_gl()
     return _found(settings.target)(settings, draw=draw)
 
 

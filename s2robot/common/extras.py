@@ -27,6 +27,10 @@ def require_simulator() -> None:
 
     Raises:
         UserError: as :func:`require`.
+        EnvError: MUJOCO_GL is set to what MuJoCo cannot be imported with.
     """
     for module in SIMULATOR:
         require(module, "sim")
+    from s2robot.envs.gl import check_gl  # gymnasium comes with it, and listing the verbs needs neither
+
+    check_gl()

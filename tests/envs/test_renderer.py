@@ -207,6 +207,7 @@ def test_a_world_that_is_dropped_leaves_the_others_pictures_alone(env, moments):
         ("", "MUJOCO_GL=egl needs EGL, .*apt-get install libegl1 libgl1-mesa-dri"),
         ("egl", "MUJOCO_GL=egl needs EGL, .*apt-get install libegl1 libgl1-mesa-dri"),
         ("osmesa", "MUJOCO_GL=osmesa needs OSMesa, .*apt-get install libosmesa6"),
+        ("foo", "^MUJOCO_GL: found 'foo', expected one of egl, osmesa, glx, glfw, enable, disable$"),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system brings OpenGL")
@@ -242,3 +243,41 @@ def test_importing_sets_it_before_mujoco_loads(package):
     env["PYTHONPATH"] = str(ROOT)
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() in (["egl", "False"], ["osmesa", "False"]), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system brings OpenGL")
+@pytest.mark.parametrize("asked", ["foo", "osmesa"])
+def test_a_wrong_choice_is_one_line_where_a_world_is_made_and_nowhere_before(tmp_path, asked):
+    script = """
+import ctypes.util, sys
+ctypes.util.find_library = lambda name: None
+import s2robot.envs
+from s2robot.cli import main
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.tasks import make, own_settings
+for world in (lambda: make(CubePickConfig(), draw=False), lambda: own_settings("mine", "nowhere:Mine")):
+    try:
+        world()
+    except s2robot.envs.EnvError as error:
+        print(error)
+print(main(["record", "episodes=1", "workers=1"]), "mujoco" in sys.modules)
+"""
+    env = os.environ | {"MUJOCO_GL": asked, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    *lines, last = done.stdout.splitlines()
+    assert (
+        len(set(lines)) == 1
+        and len(lines) == 2
+        and lines[0].startswith("MUJOCO_GL" if asked == "foo" else "no off")
+    )
+    assert last == "2 False" and done.stderr == f"s2robot record: error: {lines[0]}\n"
+
+
+def test_a_renderer_says_that_mujoco_was_told_to_do_without(env, monkeypatch):
+    monkeypatch.delattr(mujoco, "GLContext")  # as MUJOCO_GL=disable leaves it
+    with pytest.raises(
+        EnvError, match="^MUJOCO_GL: found disable, expected egl or osmesa where frames are drawn$"
+    ):
+        OffscreenRenderer(env.model, (8, 8))
