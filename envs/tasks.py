@@ -118,7 +118,8 @@ def _found(target: str, where: str = "task") -> Any:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a program's own start leaves it out
     try:
-        found = importlib.import_module(module) if module and name else None
+        # ".pusher" would be relative to a package, and there is none
+        found = importlib.import_module(module) if module and name and module[0] != "." else None
     except ModuleNotFoundError as error:
         if error.name != module.split(".")[0] and error.name != module:
             raise EnvError(f"{where}: {module} needs {error.name}, which is not installed") from None

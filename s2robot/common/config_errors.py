@@ -195,11 +195,17 @@ def check_world(cfg: "DictConfig", overrides: list[str]) -> None:
     """Refuse `task=stack env.rate_hz=20`: the group `env` is the first task's alone, and would say nothing.
 
     Raises:
-        UserError: names the key and where the task's own settings stand.
+        UserError: names the key and where the task's own settings stand, or that a task of one's own has no name.
     """
     from s2robot.envs.tasks import DEFAULT
 
-    if "task" not in cfg or cfg.task.name == DEFAULT:
+    if "task" not in cfg:
+        return
+    if not cfg.task.get("name"):
+        raise UserError(
+            "task.name: found none, expected a name, which demos and checkpoints keep of the task"
+        )
+    if cfg.task.name == DEFAULT:
         return
     for key in map(key_of, overrides):
         if key.partition(".")[0] == "env":

@@ -182,6 +182,7 @@ def stepped(env):
         (lambda: settings_class("robosuit"), "task: found 'robosuit', did you mean 'robosuite'"),
         (lambda: settings_class("juggling"), "task: found 'juggling', expected one of cube_pick, robosuite, "),
         (lambda: own_settings("mine", "nowhere:Mine"), "task.class: found 'nowhere:Mine', expected module:Class"),
+        (lambda: own_settings("mine", ".pusher:Pusher"), "task.class: found '.pusher:Pusher', expected module:Class"),
         (lambda: own_settings("mine", "json:JSONDecoder"), "which is no subclass"),
         (lambda: own_settings("gym", "json:JSONDecoder"), "task.name: found 'gym'"),
         (lambda: settings_of({"task": "somebodys"}), "task: found 'somebodys'"),

@@ -127,6 +127,18 @@ def test_a_task_that_is_not_there_is_one_line(tmp_path, capsys):
     assert "task: found 'juggling', expected one of: can, cube_pick, gym" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["", "name: null\n"])
+def test_a_task_without_a_name_is_one_line(name, tmp_path, capsys):
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task/mine.yaml").write_text(f"{name}class: pusher:Pusher\n")
+    words = ["--config-dir", str(tmp_path), "task=mine", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert main(["train", *words]) == 2
+    expected = (
+        "s2robot train: error: task.name: found none, expected a name, which demos and checkpoints keep"
+    )
+    assert capsys.readouterr().err.startswith(expected)
+
+
 def test_a_task_without_an_expert_is_one_line(tmp_path, capsys):
     words = [
         "task=gym",
