@@ -66,7 +66,6 @@ class Expert(Protocol):
     somebody else has acted so far (T, A): with the three, in a task whose state comes back, DAgger works.
     """
 
-    done: bool  # it has nothing more to do
     failed: bool  # it has given up
 
     def act(self) -> np.ndarray:

@@ -33,11 +33,6 @@ class TaskExpert:
         return self.inner.push
 
     @property
-    def done(self) -> bool:
-        """The object lies where it should, and is let go."""
-        return self.inner.placed() and not self.inner.closed
-
-    @property
     def failed(self) -> bool:
         """It never gives up."""
         return False
