@@ -114,13 +114,7 @@ class CubePick(MujocoTask):
         self._gripper_index = model.joint(self.spec_robot.gripper_joint).qposadr[0]
         self._cube_index = model.joint("cube_joint0").qposadr[0]
         self._cube_geoms = {g for g in range(model.ngeom) if model.geom_bodyid[g] == self.world.cube_body_id}
-        self._finger_geoms = []
-        for name in self.spec_robot.finger_bodies:
-            bodies = {model.body(name).id}
-            for body in range(model.nbody):  # a body's parent has a smaller id
-                if model.body_parentid[body] in bodies:
-                    bodies.add(body)
-            self._finger_geoms.append({g for g in range(model.ngeom) if model.geom_bodyid[g] in bodies})
+        self._finger_geoms = [self._geoms_of(name) for name in self.spec_robot.finger_bodies]
         self.camera_ids = {name: model.camera(name).id for name in self.config.cameras}
 
     def _change_looks(self) -> None:
@@ -320,13 +314,7 @@ class CubePick(MujocoTask):
 
     def _touching(self) -> bool:
         """Both fingers touch the cube."""
-        touched = [False, False]
-        for a, b in self.data.contact.geom[: self.data.ncon]:
-            for this, other in ((a, b), (b, a)):
-                if this in self._cube_geoms:
-                    for side in (0, 1):
-                        touched[side] |= other in self._finger_geoms[side]
-        return all(touched)
+        return self._held_by(self._finger_geoms, self._cube_geoms)
 
     def _judge(self) -> None:
         raised = self.cube_pose[2] - self._cube_rest

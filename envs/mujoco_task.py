@@ -1,5 +1,6 @@
 """What tasks in a MuJoCo model do alike: draw their cameras, say where these stand, and bring poses up to date."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
@@ -57,6 +58,24 @@ class MujocoTask(Task):
             seen = np.array([right * (height / width), -up]) / half if half > 0 else np.full(2, np.nan)
             points[name] = np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
         return points
+
+    def _geoms_of(self, body: str) -> set[int]:
+        """Of a body and of all that hangs on it."""
+        bodies = {self.model.body(body).id}
+        for i in range(self.model.nbody):  # a body's parent has a smaller id
+            if self.model.body_parentid[i] in bodies:
+                bodies.add(i)
+        return {g for g in range(self.model.ngeom) if self.model.geom_bodyid[g] in bodies}
+
+    def _held_by(self, fingers: Sequence[set[int]], thing: set[int]) -> bool:
+        """Whether each finger touches the thing, all told as geoms."""
+        touched = [False] * len(fingers)
+        for a, b in self.data.contact.geom[: self.data.ncon]:
+            for this, other in ((a, b), (b, a)):
+                if this in thing:
+                    for side, finger in enumerate(fingers):
+                        touched[side] |= other in finger
+        return all(touched)
 
     def _physics(self) -> np.ndarray:
         """All of MuJoCo's state that decides the future.  # float64 (S,)"""

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from s2robot.envs.errors import EnvError
 from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
+from s2robot.envs.robots import MOST_HZ
 from s2robot.envs.task import CommonSettings
 
 
@@ -22,6 +24,11 @@ class RobosuiteSettings(CommonSettings):
     # observables, in this order; quaternions become the first two columns of their matrix
     proprio: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of robosuite.make
+
+    def __post_init__(self) -> None:
+        if self.rate_hz > MOST_HZ:
+            raise EnvError(f"task.rate_hz: found {self.rate_hz}, expected at most {MOST_HZ}")
+        super().__post_init__()
 
     @property
     def version(self) -> str:

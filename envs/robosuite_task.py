@@ -11,7 +11,6 @@ actions are scaled to -1..1, here they are in m, rad and 0..1 (a gripper's), so 
 """
 
 import contextlib
-import logging
 from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import Any
@@ -25,13 +24,8 @@ from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
 from s2robot.envs.frames import sizes_of
 from s2robot.envs.mujoco_task import MujocoTask
 from s2robot.envs.robosuite_config import GRASPED, RobosuiteSettings
-
-logging.disable(logging.WARNING)  # robosuite warns at import of optional parts that nobody here needs
-import robosuite  # noqa: E402
-from robosuite.controllers import load_part_controller_config  # noqa: E402
-from robosuite.environments.base import REGISTERED_ENVS  # noqa: E402
-
-logging.disable(logging.NOTSET)
+from s2robot.envs.robosuite_make import VERSION, arguments, made
+from s2robot.envs.robots import ROBOTS
 
 # arrays of an arm's controller that the next step depends on; all others are set anew by it. A redundant arm is drawn
 # to the joints in which the episode began.
@@ -51,7 +45,7 @@ class RobosuiteTask(MujocoTask):
 
     def __init__(self, settings: RobosuiteSettings | None = None, draw: bool = True):
         self.settings, self.draw = settings or RobosuiteSettings(), draw
-        self.raw = _made(self.settings)
+        self.raw = made(self.settings)
         self._reset_raw()
         self.sizes = sizes_of(self.settings.image_size, self.settings.cameras)
         self._look_at_scene()
@@ -65,6 +59,7 @@ class RobosuiteTask(MujocoTask):
     def _look_at_scene(self) -> None:
         self.model, self.data = self.raw.sim.model._model, self.raw.sim.data._data
         self.camera_ids = {name: self._camera(name) for name in self.settings.cameras}
+        self._fingers = self._own_fingers()
 
     def _camera(self, name: str) -> int:
         known = [self.model.camera(i).name for i in range(self.model.ncam)]
@@ -215,7 +210,7 @@ class RobosuiteTask(MujocoTask):
 
     def arguments(self) -> dict[str, Any]:
         """What makes this world in `robosuite.make` and in robomimic, as JSON types."""
-        return {"env_version": robosuite.__version__, "env_kwargs": _arguments(self.settings)}
+        return {"env_version": VERSION, "env_kwargs": arguments(self.settings)}
 
     def load_scene(self, xml: str) -> None:
         """Take the scene that a recording keeps in the place of one's own, until the next is loaded.
@@ -230,7 +225,7 @@ class RobosuiteTask(MujocoTask):
         ) as error:  # names that another version gave to joints, sites and meshes; XML that is none
             text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise EnvError(
-                f"found a scene that robosuite {robosuite.__version__} cannot load ({text}), expected one of its own"
+                f"found a scene that robosuite {VERSION} cannot load ({text}), expected one of its own"
             ) from None
         self.close()  # the renderer is of the scene before
         self._look_at_scene()
@@ -263,9 +258,29 @@ class RobosuiteTask(MujocoTask):
         if self.raw._check_success():
             reached = last
         elif last == 2 and (thing := self.grasped_thing()) is not None:
-            gripper = next(iter(self.raw.robots[0].gripper.values()))
-            reached = int(self.raw._check_grasp(gripper, thing))
+            reached = int(self._grasps(thing))
         self._furthest = max(self._furthest, reached)
+
+    def _grasps(self, thing: Any) -> bool:
+        if not self._fingers:
+            return self.raw._check_grasp(self._gripper, thing)
+        return self._held_by(self._fingers, {self.model.geom(name).id for name in thing.contact_geoms})
+
+    @property
+    def _gripper(self) -> Any:
+        """Of the first arm."""
+        return next(iter(self.raw.robots[0].gripper.values()))
+
+    def _own_fingers(self) -> list[set[int]]:
+        """Geoms of each finger where robosuite's own check would never see a grasp, because it names pads that are not in
+        the scene (XArm7's); else none."""
+        geoms = {self.model.geom(i).name for i in range(self.model.ngeom)}
+        bodies = {self.model.body(i).name for i in range(self.model.nbody)}
+        pads = self._gripper.important_geoms
+        if geoms.issuperset([*pads.get("left_fingerpad", ()), *pads.get("right_fingerpad", ())]):
+            return []
+        known = (spec.finger_bodies for spec in ROBOTS.values() if bodies.issuperset(spec.finger_bodies))
+        return [self._geoms_of(name) for name in next(known, ())]
 
     def grasped_thing(self) -> Any:
         """The object that is to be grasped, where it is known: robosuite's own object."""
@@ -290,41 +305,6 @@ class RobosuiteTask(MujocoTask):
                 yaw = np.arctan2(2 * (w * k + i * j), 1 - 2 * (j * j + k * k))
                 places |= {f"{name}_x": float(x), f"{name}_y": float(y), f"{name}_yaw": float(yaw)}
         return places
-
-
-def _made(s: RobosuiteSettings) -> Any:
-    robots = s.robot.split("+")
-    known = {name for name, world in REGISTERED_ENVS.items() if world.__module__.startswith("robosuite.")}
-    if s.env not in known:
-        raise EnvError(f"task.env: found '{s.env}', expected one of {', '.join(sorted(known))}")
-    if unknown := [robot for robot in robots if robot not in robosuite.ALL_ROBOTS]:
-        raise EnvError(
-            f"task.robot: found '{unknown[0]}', expected one of {', '.join(sorted(robosuite.ALL_ROBOTS))}"
-        )
-    known = set(robosuite.ALL_PART_CONTROLLERS) - {"IK_POSE"}  # whose limits are those of joints
-    if s.controller not in known:
-        raise EnvError(f"task.controller: found '{s.controller}', expected one of {', '.join(sorted(known))}")
-    try:
-        return robosuite.make(s.env, **{"seed": 0, **_arguments(s)})
-    except (TypeError, ValueError, AssertionError, KeyError) as error:
-        raise EnvError(f"task: robosuite refuses {s.env} with {s.robot} and {s.kwargs}: {error}") from None
-
-
-def _arguments(s: RobosuiteSettings) -> dict[str, Any]:
-    """Of `robosuite.make`, beside the environment and the seed."""
-    robots = s.robot.split("+")
-    part = load_part_controller_config(default_controller=s.controller)
-    config = {"type": "BASIC", "body_parts": {"right": {**part, "gripper": {"type": "GRIP"}}}}
-    usual = {
-        "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False, "use_object_obs": False,
-        "reward_shaping": True, "hard_reset": False, "ignore_done": True,
-    }  # fmt: skip
-    return dict(
-        robots=robots if len(robots) > 1 else robots[0],
-        controller_configs=[config] * len(robots) if len(robots) > 1 else config,
-        control_freq=s.rate_hz,
-        **{**usual, **s.kwargs},  # one that stands above, too, is a TypeError
-    )
 
 
 def _actions(raw: Any) -> tuple[list[dict], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

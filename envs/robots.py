@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from s2robot.envs.errors import EnvError
 
+MOST_HZ = 500  # robosuite steps its physics by 2 ms, so at a higher control rate none would fit and the world stand still
+
 
 @dataclass(frozen=True)
 class RobotSpec:

@@ -27,6 +27,7 @@ DRAWS = {
     "s2robot.envs.meshes",
     "s2robot.envs.renderer",
     "s2robot.envs.mujoco_task",
+    "s2robot.envs.robosuite_make",
     "s2robot.envs.robosuite_task",
     "s2robot.envs.still_life",
     "s2robot.envs.world",

@@ -34,7 +34,7 @@ NOT_THE_WORLD = (
     "env_name", "robots", "controller_configs", "control_freq", "renderer", "has_renderer", "has_offscreen_renderer",
     "render_camera", "render_gpu_device_id", "use_camera_obs", "use_object_obs", "reward_shaping", "hard_reset",
     "ignore_done", "camera_names", "camera_heights", "camera_widths", "camera_depths", "camera_segmentations", "seed",
-    "lite_physics",
+    "lite_physics", "horizon",
 )  # fmt: skip
 
 

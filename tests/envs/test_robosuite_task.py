@@ -128,6 +128,33 @@ def test_success_is_robosuites(pair, monkeypatch):
     assert (reward, over, truncated, info["stage"], info["is_success"]) == (1.0, True, False, "success", True)
 
 
+@pytest.mark.parametrize("robot", ["Panda", "XArm7"])
+def test_a_grasp_is_seen_of_every_gripper(robot):
+    """robosuite's own check names pads that XArm7's gripper has not."""
+    world = make(RobosuiteSettings(robot=robot, cameras=("agentview",), image_size=24), draw=False)
+    world.reset(seed=0)
+    assert bool(world._fingers) == (robot == "XArm7")
+    site = world.raw.robots[0].eef_site_id["right"]
+    stages = []
+    for step in range(90):
+        off = world.data.xpos[world.raw.cube_body_id] - world.data.site_xpos[site]
+        if step >= 60:  # close, then lift
+            off = np.array([0, 0, 0.1 * (step > 75)])
+        elif np.linalg.norm(off[:2]) > 0.01:
+            off[2] += 0.1
+        world.step_physics([*np.clip(1.5 * off, -0.05, 0.05), 0, 0, 0, step >= 60])
+        stages.append(world.stage)
+    assert set(stages[:61]) == {"approach"} and stages[75] == "grasp" and stages[-1] == "success"
+
+
+def test_at_the_highest_rate_the_world_still_moves():
+    world = make(RobosuiteSettings(rate_hz=500, image_size=24), draw=False)
+    world.reset(seed=0)
+    before = world.data.time
+    world.step_physics([0, 0, 0.05, 0, 0, 0, 0])
+    assert world.data.time - before == pytest.approx(0.002)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -138,6 +165,23 @@ def test_success_is_robosuites(pair, monkeypatch):
         ({"proprio": ("eef",)}, "task.proprio: found 'eef', expected some of robot0_joint_pos"),
         ({"kwargs": {"table": 3}}, "robosuite refuses Lift"),
         ({"max_steps": 0}, "task.max_steps: found 0, expected 1 or more"),
+        (
+            {"robot": "Baxter"},
+            "task.robot: found 'Baxter', expected one of IIWA, .*, XArm7: one arm on a fixed base$",
+        ),
+        ({"robot": "Panda+GR1"}, "task.robot: found 'GR1', expected one of IIWA, Jaco, Kinova3, Panda, "),
+        (
+            {"kwargs": {"hard_reset": True}},
+            "^task.kwargs.hard_reset: found True, expected none: resets are soft$",
+        ),
+        ({"kwargs": {"horizon": 5}}, "^task.kwargs.horizon: found 5, expected task.max_steps$"),
+        (
+            {"kwargs": {"ignore_done": False}},
+            "^task.kwargs.ignore_done: found False, expected task.max_steps$",
+        ),
+        ({"kwargs": {"robots": "Sawyer"}}, "^task.kwargs.robots: found Sawyer, expected task.robot$"),
+        ({"rate_hz": 501}, "^task.rate_hz: found 501, expected at most 500$"),
+        ({"rate_hz": float("inf")}, "^task.rate_hz: found inf, expected at most 500$"),
     ],
 )
 def test_what_robosuite_lacks_is_one_line(changes, words):

@@ -125,7 +125,7 @@ def test_robomimics_file_of_states_reads_alike(tmp_path, recording, copy):
     with h5py.File(copy, "a") as file:
         data = file["data"]
         kwargs = json.loads(data.attrs.pop("env_info")) | {"control_freq": 10, "use_camera_obs": True,
-                                                           "camera_heights": 20, "camera_widths": 30}  # fmt: skip
+                                                           "camera_heights": 20, "camera_widths": 30, "horizon": 500}  # fmt: skip
         del kwargs["env_name"]
         about = {"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs": kwargs}
         data.attrs["env_args"] = json.dumps(about)
