@@ -216,13 +216,13 @@ class CubePick(MujocoTask):
         ``set_state`` finds contacts anew, and those that a step leaves are of its last but one moment.
         """
         physics, grip = copy(self.data), self._gripper.current_action.copy()
-        commanded, judge = self.commanded, (self._furthest, self._held_steps, self._steps)
+        commanded, judge = self.commanded, (self._furthest, self._held_steps, self._steps, self._closed)
         try:
             yield
         finally:
             mujoco.mj_copyData(self.data, self.model, physics)
             self._gripper.current_action, self.commanded = grip, commanded
-            self._furthest, self._held_steps, self._steps = judge
+            self._furthest, self._held_steps, self._steps, self._closed = judge
 
     @property
     def joints(self) -> np.ndarray:

@@ -358,6 +358,17 @@ def test_settings_out_of_range_are_refused(key, value, expected):
         CubePickConfig(**{key: value})
 
 
+def test_a_rehearsal_brings_the_judge_back(blind):
+    blind.reset(seed=0, options={"cube_xy": (0.12, 0.16)})
+    for _ in range(15):
+        blind.step_physics([0] * 7 + [1])
+    assert blind.missed
+    with blind.rehearsal():
+        blind.step_physics(np.zeros(8))
+        assert not blind.missed
+    assert blind.missed
+
+
 def test_a_control_step_is_robosuites_to_the_last_bit(env):
     """From a reset on, when its controllers still hold what they saw then, and from states along a pick, fingers closing."""
     rng = np.random.default_rng(0)
