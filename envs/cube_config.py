@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,13 +11,15 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.experts.settings import check_pushes
 from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
-from s2robot.envs.robots import robot_spec
+from s2robot.envs.robots import MOST_HZ, robot_spec
 from s2robot.envs.task import TaskSettings
 
 STAGES = ("approach", "grasp", "lift", "held")
 ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
 ENV_VERSION = "CubePick-v0"
 HABITS = ("nearest", "left", "right", "either")  # faces of the cube that a picker may prefer
+# cameras that the world of CubePick has beside the side cameras: the hand's, robosuite's table's and its robot's
+_TAKEN = ("hand", "frontview", "birdview", "agentview", "sideview", "robot0_robotview", "robot0_eye_in_hand")
 SHUT = 0.15  # the gripper's opening below which, where it touches nothing, it has closed on nothing
 
 
@@ -59,12 +62,32 @@ class PickerConfig:
             )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether it is one, and finite."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    return hasattr(value, "__len__") and len(value) == count and all(map(is_number, value))
 
 
 def _is_point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    return isinstance(value, list) and _are_numbers(value, 2)
+
+
+def _check_view(name: str, view: Any) -> None:
+    """Refuse a side camera that MuJoCo cannot place."""
+    key = f"env.side_cameras.{name}"
+    if name in _TAKEN:
+        raise EnvError(f"{key}: found a name that the world has a camera of already, expected another one")
+    parts: Any = view if isinstance(view, list | tuple) and len(view) == 3 else [None] * 3
+    place, target, fovy = parts
+    numbers = _are_numbers(place, 3) and _are_numbers(target, 3) and is_number(fovy)
+    if not numbers or tuple(place) == tuple(target) or not 0 < fovy < 180:
+        raise EnvError(
+            f"{key}: found {view}, expected [[x, y, z], [x, y, z], fovy]: place, another one as target, "
+            "degrees between 0 and 180"
+        )
 
 
 def _farther(view: tuple, factor: float) -> tuple:
@@ -98,8 +121,8 @@ class CubePickConfig(TaskSettings):
     plot_layout = "s2robot.envs.cube_picture:plot_layout"
     record_keys: ClassVar = (
         ("cube_xy", _is_point, "[x, y] in metres"),
-        ("cube_yaw", _is_number, "radians"),
-        ("closest_m", lambda v: v is None or _is_number(v), "metres or null"),  # on an arm nobody measures it
+        ("cube_yaw", is_number, "radians"),
+        ("closest_m", lambda v: v is None or is_number(v), "metres or null"),  # on an arm nobody measures it
     )
 
     robot: str = "xarm7"
@@ -130,14 +153,12 @@ class CubePickConfig(TaskSettings):
 
     def __post_init__(self) -> None:
         for name, view in self.side_cameras.items():
-            if not isinstance(view, list | tuple) or [np.size(part) for part in view] != [3, 3, 1]:
-                raise EnvError(
-                    f"env.side_cameras.{name}: found {view}, expected [[x, y, z], [x, y, z], fovy]: place, target, degrees"
-                )
+            _check_view(name, view)
         for name in ("box_x", "box_y", "yaw"):
-            low, high = getattr(self, name)
-            if not low <= high:
-                raise EnvError(f"env.{name}: found [{low}, {high}], expected the least and the most")
+            found = getattr(self, name)
+            if not _are_numbers(found, 2) or not found[0] <= found[1]:
+                text = list(found) if isinstance(found, tuple) else found
+                raise EnvError(f"env.{name}: found {text}, expected the least and the most")
         views = {
             name: (tuple(position), tuple(target), float(fovy))
             for name, (position, target, fovy) in self.side_cameras.items()
@@ -152,14 +173,16 @@ class CubePickConfig(TaskSettings):
             ("success_hold", 0),
             ("success_height", 0),
         ):
-            if not (found := getattr(self, name)) >= least:
-                raise EnvError(f"env.{name}: found {found}, expected {least} or more")
+            if not is_number(found := getattr(self, name)) or not found >= least:
+                raise EnvError(f"env.{name}: found {found!r}, expected {least} or more")
+        if self.rate_hz > MOST_HZ:
+            raise EnvError(f"env.rate_hz: found {self.rate_hz}, expected at most {MOST_HZ}")
         sizes = sizes_of(self.image_size, self.cameras)  # lists where they come from YAML or JSON
         if not isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", as_image_size(sizes))
         for name in ("cube_size", "stiffness"):
-            if not (found := getattr(self, name)) > 0:
-                raise EnvError(f"env.{name}: found {found}, expected more than 0")
+            if not is_number(found := getattr(self, name)) or not found > 0:
+                raise EnvError(f"env.{name}: found {found!r}, expected more than 0")
 
     def views(self) -> dict[str, tuple]:
         """The side cameras, as far away as is asked for."""

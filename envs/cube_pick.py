@@ -16,7 +16,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from s2robot.envs.cube_config import SHUT, STAGES, CubePickConfig
+from s2robot.envs.cube_config import SHUT, STAGES, CubePickConfig, is_number
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import image_space, sizes_of
 from s2robot.envs.mujoco_task import MujocoTask
@@ -32,7 +32,7 @@ def _check_looks(c: CubePickConfig) -> None:
         ("camera_distance", 0.3, 5.0), ("camera_shift", -0.5, 0.5), ("lighting", 0.0, 5.0), ("clutter", 0, len(CLUTTER)),
     ):  # fmt: skip
         found = getattr(c, name)
-        if not low <= found <= high or (name == "clutter" and found != int(found)):
+        if not is_number(found) or not low <= found <= high or (name == "clutter" and found != int(found)):
             kind = "a whole number" if name == "clutter" else "a number"
             raise EnvError(f"env.{name}: found {found}, expected {kind} from {low:g} to {high:g}")
 
@@ -66,14 +66,13 @@ class CubePick(MujocoTask):
         draw: bool = True,
         **settings,
     ):
+        known = [field.name for field in fields(CubePickConfig)]
+        if unknown := ", ".join(sorted(set(settings) - set(known))):
+            raise EnvError(f"env: found unknown setting {unknown}, expected one of {', '.join(known)}")
         try:
             self.config = config or CubePickConfig(**settings)
-        except TypeError:
-            known = [field.name for field in fields(CubePickConfig)]
-            unknown = ", ".join(sorted(set(settings) - set(known)))
-            raise EnvError(
-                f"env: found unknown setting {unknown}, expected one of {', '.join(known)}"
-            ) from None
+        except (AttributeError, TypeError) as error:
+            raise EnvError(f"env: found {settings}, expected values as its defaults are: {error}") from None
         c = self.settings = self.config
         self.spec_robot = robot_spec(c.robot)
         if why := c.undrawn():

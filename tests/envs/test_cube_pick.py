@@ -7,7 +7,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import s2robot.envs  # noqa: F401 (registers the id)
-from s2robot.envs.cube_config import STAGES, CubePickConfig
+from s2robot.envs.cube_config import _TAKEN, STAGES, CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.errors import EnvError
@@ -260,6 +260,10 @@ def test_bad_actions_are_refused_and_change_nothing(blind, bad):
         ({"robot": "ur5"}, "found 'ur5', expected one of xarm7, panda"),
         ({"cameras": ("hand", "top")}, "found 'top', expected some of hand, left, right"),
         ({"cube_sise": 0.05}, "found unknown setting cube_sise, expected one of robot, .*cube_size"),
+        ({"box_x": 3}, "^env.box_x: found 3, expected the least and the most$"),
+        ({"rate_hz": "10"}, "^env.rate_hz: found '10', expected 1 or more$"),
+        ({"lighting": "high"}, "^env.lighting: found high, expected a number from 0 to 5$"),
+        ({"cameras": 3}, "^env: found {'cameras': 3}, expected values as its defaults are: "),
     ],
 )
 def test_unknown_settings_are_one_line(settings, words):
@@ -351,11 +355,44 @@ def test_describe_is_json_and_says_what_a_dataset_must_know(env):
         ("image_size", 0, "a side of 1 or more"),
         ("max_steps", -1, "1 or more"),
         ("cube_size", 0.0, "more than 0"),
+        ("cube_size", np.inf, "more than 0"),
+        ("start_noise", np.inf, "0 or more"),
+        ("success_hold", np.inf, "0 or more"),
+        ("rate_hz", 501, "at most 500"),
     ],
 )
 def test_settings_out_of_range_are_refused(key, value, expected):
     with pytest.raises(EnvError, match=f"env.{key}: found {value}, expected {expected}"):
         CubePickConfig(**{key: value})
+
+
+@pytest.mark.parametrize("key", ["box_x", "box_y", "yaw"])
+def test_a_range_without_an_end_is_refused(key):
+    with pytest.raises(EnvError, match=rf"^env.{key}: found \[-inf, inf\], expected the least and the most$"):
+        CubePickConfig(**{key: (-np.inf, np.inf)})
+
+
+@pytest.mark.parametrize(
+    ("name", "view", "words"),
+    [
+        ("top", [[0.1, 0, 0.8], [0, 0, 0], 200], "between 0 and 180"),
+        ("top", [[0.1, 0, 0.8], [0, 0, 0], 0], "between 0 and 180"),
+        ("top", [["a", 0, 0.8], [0, 0, 0], 45], "place, another one as target"),
+        ("top", [[0.1, 0, np.inf], [0, 0, 0], 45], "place, another one as target"),
+        ("top", [[0.1, [0], 0.8], [0, 0, 0], 45], "place, another one as target"),
+        ("top", [[0.1, 0, 0.8], [0.1, 0.0, 0.8], 45], "place, another one as target"),
+        ("hand", [[0.1, 0, 0.8], [0, 0, 0], 45], "a name that the world has a camera of"),
+        ("agentview", [[0.1, 0, 0.8], [0, 0, 0], 45], "a name that the world has a camera of"),
+    ],
+)
+def test_a_side_camera_that_cannot_be_placed_is_refused(name, view, words):
+    with pytest.raises(EnvError, match=rf"^env.side_cameras.{name}: found [^\n]*{words}[^\n]*$"):
+        CubePickConfig(side_cameras={name: view}, cameras=(name,))
+
+
+def test_the_names_that_no_side_camera_may_have_are_those_of_the_world(env):
+    world = {env.model.camera(i).name for i in range(env.model.ncam)}
+    assert world == {*_TAKEN, *env.config.side_cameras}
 
 
 def test_a_rehearsal_brings_the_judge_back(blind):
