@@ -112,6 +112,9 @@ ROWS = {
     "rpt, four networks": Row(f"{EIGHT} policy.members=4"),
     "panda": Row("", PANDA, robot="panda"),
     "panda, DAgger": Row("", PANDA, robot="panda", dagger_rounds=1, begins="panda"),
+    "panda, DAgger, 4000 steps": Row(
+        "train.steps=4000", PANDA, robot="panda", dagger_rounds=1, begins="panda"
+    ),
     "panda, attention": Row("policy.pooling.kind=attention", PANDA, robot="panda"),
     "panda, attention, DAgger": Row(
         "policy.pooling.kind=attention", PANDA, robot="panda", dagger_rounds=1, begins="panda, attention"
