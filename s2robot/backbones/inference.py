@@ -209,7 +209,7 @@ def _pack(model: nn.Module) -> None:
     timm_layers = _timm_layers()
     for module in list(model.modules()):
         pairs: list[tuple[nn.Module, str]] = []
-        if type(module).forward is nn.Sequential.forward:
+        if getattr(type(module), "forward", None) is nn.Sequential.forward:  # a scripted one has none
             children = list(module.named_children())
             pairs = [(a, name) for (_, a), (name, _) in zip(children, children[1:], strict=False)]
         elif timm_layers and (pair := timm_layers.gelu_behind(module)):

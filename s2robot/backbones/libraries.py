@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ HUGGING_FACE = (
     | dict.fromkeys(("dinov3_convnext", "convnext", "convnextv2", "resnet", "swin"), IMAGENET)
 )
 STAGES = ("blocks", "stages", "layers")  # where timm's models keep their blocks
+LIBRARIES = ("torch.nn.", "timm.", "torchvision.", "transformers.", "dinov2.", "s2robot.")  # code by version
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,38 @@ class Function(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Function:
         return Function(self.function)  # a method's copy would bring a copy of all that it belongs to
+
+
+def structure(model: nn.Module) -> str | None:
+    """What a model's code and settings make of its weights, the same on every machine; None where its code is not found.
+
+    Of a library's layers it is their names and numbers: attention heads are in no weight and in no layer's text. What
+    holds names of its library's version or of this machine (`fused_attn`, the path of a checkpoint) is left out. Of
+    classes from elsewhere it is the source as well, but not that of functions which they call.
+    """
+    modules = dict(model.named_modules())
+    bases = {
+        base for module in modules.values() for base in type(module).__mro__ if issubclass(base, nn.Module)
+    }
+    own = [base for base in bases if not f"{base.__module__}.".startswith(LIBRARIES)]
+    if any(isinstance(m, Function | torch.jit.ScriptModule | torch.fx.GraphModule) for m in modules.values()):
+        return None
+    try:
+        code = sorted(inspect.getsource(base) for base in own)
+    except (OSError, TypeError):  # typed into an interpreter, or made by a program
+        return None
+    numbers = {
+        name: {key: value for key, value in vars(module).items() if key[0] != "_" and _are_numbers(value)}
+        for name, module in modules.items()
+    }
+    told: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()  # Hugging Face's
+    told = {key: value for key, value in told.items() if key[0] != "_" and key != "transformers_version"}
+    return json.dumps([repr(model), numbers, told, code], sort_keys=True, default=str)
+
+
+def _are_numbers(value: Any) -> bool:
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(type(v) in (int, float) for v in values)
 
 
 def _forward_features(model: Any, x: Tensor) -> Any:

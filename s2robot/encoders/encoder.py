@@ -33,6 +33,7 @@ from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.device import fitting, moved
 from s2robot.backbones.facts import Given
 from s2robot.backbones.inference import prepare
+from s2robot.backbones.libraries import structure
 from s2robot.backbones.vit import weights_sha256
 from s2robot.common.errors import UserError
 from s2robot.encoders.repeats import Repeats
@@ -53,7 +54,9 @@ class S2Encoder(nn.Module):
         sizes: sides of a square frame in pixels (the shorter one of another), each a multiple of the tile, smallest
             first; (tile,) is plain encoding.
         pool: "tokens" for a grid of tokens, "mean" for their mean.
-        name: for people; part of the fingerprint is `describe` (architecture), a JSON-able mapping.
+        name: for people.
+        describe: a JSON-able mapping that tells the architecture, part of the fingerprint. Without it, that part is the
+            model's layers, settings and source; a function has none that can be read, so its fingerprint needs this.
         dtype: "float32", or "bfloat16": faster where the CPU has avx512_bf16 or AMX, other features by 1e-2.
         frames_per_call: frames that go through the model at once; 4 by default on a CPU (its cache), else 64, or as many
             as the GPU's memory holds.
@@ -103,6 +106,8 @@ class S2Encoder(nn.Module):
             {"spec": asdict(spec)} if spec else {}
         )
         self.architecture = type(backbone.model).__name__
+        # names that are told, by a spec or `describe`, stand for an architecture; of other models it is read
+        self._structure = "" if spec or describe else structure(backbone.model)
         self.weights_sha256 = weights_sha256(backbone.model.state_dict())
         self.preprocessing = {"mean": list(backbone.mean), "std": list(backbone.std)}
         # (x / 255 - mean) / std in one multiplication and one addition
@@ -182,7 +187,16 @@ class S2Encoder(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all that a feature depends on: model, weights, preprocessing, sizes, pool, dtype."""
+        """sha256 of all that a feature depends on: model, weights, preprocessing, sizes, pool, dtype.
+
+        Raises UserError for a function, or a class whose source is not found, without `describe`: two of them would
+        have one fingerprint, and a cache would take one's features for the other's.
+        """
+        if self._structure is None:
+            raise UserError(
+                f"describe: found none for {self.architecture}, whose code is not known, expected a mapping that "
+                "changes with it, such as {'version': 1}"
+            )
         parts: dict[str, Any] = {
             "architecture": self.describe,
             "module": self.architecture,
@@ -197,6 +211,8 @@ class S2Encoder(nn.Module):
             parts["resolution"] = "upsampled"
         if self.fine:
             parts["grid"] = "fine"
+        if self._structure:
+            parts["structure"] = self._structure
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def pyramid(self, images: Tensor) -> list[Tensor]:

@@ -111,7 +111,7 @@ class SelectiveEncoder:
         self.encoder, self.settings = encoder, settings
         self.dim, self.grid, self.num_tokens = encoder.dim, encoder.grid, encoder.num_tokens
         self.sizes, self.image_size, self.tile = encoder.sizes, encoder.image_size, encoder.tile
-        self.pool, self.name, self.fingerprint = encoder.pool, encoder.name, encoder.fingerprint
+        self.pool, self.name = encoder.pool, encoder.name
         self.num_parameters = encoder.num_parameters
         self._plans: dict[tuple[int, int], Tiles] = {}  # by a frame's shape
         self._places = self._plan(1, 1).places  # of square frames
@@ -121,6 +121,11 @@ class SelectiveEncoder:
         self._other_s: deque[float] = deque(maxlen=_TIMES)  # s a frame outside the model
         self.counts = dict.fromkeys(("frames", "computed", "reused", "filled"), 0)
         self.totals = dict(self.counts)
+
+    @property
+    def fingerprint(self) -> str:
+        """The encoder's."""
+        return self.encoder.fingerprint
 
     @property
     def gflops_per_image(self) -> float:

@@ -158,6 +158,46 @@ def test_fingerprint_changes_with_all_that_matters():
     assert len({e.fingerprint for e in [base, *others]}) == 7
 
 
+class Coarsest(torch.nn.Module):
+    def forward(self, x):
+        return F.max_pool2d(x, 4).flatten(2).transpose(1, 2)
+
+
+def test_fingerprint_of_a_model_of_ones_own_changes_with_what_no_weight_tells():
+    transformers = pytest.importorskip("transformers")
+
+    def hugging_face(heads, **settings):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 48}
+        config = transformers.ViTConfig(
+            **sizes, num_attention_heads=heads, image_size=16, patch_size=4, **settings
+        )
+        return transformers.ViTModel(config, add_pooling_layer=False)
+
+    def of_timm(heads, **settings):
+        torch.manual_seed(0)
+        settings = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1} | settings
+        return timm.models.VisionTransformer(num_heads=heads, num_classes=0, **settings)
+
+    models = [hugging_face(3), hugging_face(6), hugging_face(3, hidden_act="relu"), of_timm(3), of_timm(6)]
+    models.append(of_timm(3, act_layer=torch.nn.ReLU))
+    encoders = [S2Encoder(model, (16,)) for model in models]
+    encoders += [S2Encoder(model, (16,), tile=16) for model in (Patches(), Coarsest())]
+    assert len({encoder.fingerprint for encoder in encoders}) == len(encoders)
+    again = hugging_face(3, name_or_path="a/folder/of/this/machine")
+    assert S2Encoder(again, (16,)).fingerprint == encoders[0].fingerprint
+    assert S2Encoder(of_timm(3).train(), (16,)).fingerprint == encoders[3].fingerprint
+
+
+def test_fingerprint_of_code_that_cannot_be_read_needs_a_description():
+    exec("class Typed(torch.nn.Module):\n    forward = Patches.forward", globals(), names := {})
+    for model in (Patches().forward, torch.jit.trace(Patches(), torch.zeros(1, 3, 8, 8)), names["Typed"]()):
+        with pytest.raises(UserError, match=r"describe: found none .* such as \{'version': 1\}"):
+            _ = S2Encoder(model, (8, 16), tile=8).fingerprint
+        one, two = (S2Encoder(model, (8, 16), tile=8, describe={"version": v}).fingerprint for v in (1, 2))
+        assert one != two
+
+
 def test_bfloat16_is_close(images):
     exact = S2Encoder(make_vit(), (16, 32)).encode(images)
     rough = S2Encoder(make_vit(), (16, 32), dtype="bfloat16").encode(images)
