@@ -62,11 +62,8 @@ class Backbone(nn.Module):
         """
         try:
             return twin(self).requires_grad_(False).eval()
-        except Exception as error:  # what modules hold raises many kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"{self.name} cannot be copied ({reason}); freeze it yourself and say frozen=False"
-            ) from error
+        except UserError as error:
+            raise UserError(f"{error}; freeze it yourself and say frozen=False") from error
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         """As in any module; a GPU that is not there is a UserError instead of torch's assertion."""

@@ -74,9 +74,10 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
 
     The copy is in evaluation mode and no parameter has a gradient. It takes floating point images of any type
     and gives the type that it was given. Features in float32 differ by up to 1e-5, those in bfloat16 have a
-    cosine of 0.999 or more to them. Parameters that keep their type share memory with the model's; packed
-    weights take as much memory again. Raises UserError for another dtype
-    and for what is no module.
+    cosine of 0.999 or more to them. It shares no memory with the model, so what the model learns later is not in it:
+    packed, reordered and converted weights could not follow, and those of one moment belong together. Packed weights
+    take as much memory again. Raises UserError for another dtype, for what is no module and for a model that cannot be
+    copied.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"prepare: found a {type(model).__name__}, expected an nn.Module")
@@ -111,11 +112,15 @@ def _timm_layers() -> Any:
 
 
 def _converted(model: Module, dtype: torch.dtype) -> Module:
-    """A copy whose tensors are of a type, sharing those that are so already. Batch statistics keep theirs:
-    rounding them would shift whole channels."""
+    """A copy whose tensors are of a type, all of them new. Batch statistics keep theirs: rounding them would shift whole
+    channels."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     kept = {id(t) for m in norms for t in (*m.parameters(), *m.buffers())}
-    return twin(model, lambda t: t.to(dtype) if t.is_floating_point() and id(t) not in kept else t)
+
+    def converted(t: Tensor) -> Tensor:
+        return t.to(dtype if t.is_floating_point() and id(t) not in kept else t.dtype, copy=True)
+
+    return twin(model, converted)
 
 
 def _forward(

@@ -131,7 +131,10 @@ class S2(nn.Module):
         `s2robot.backbones.inference.prepare`. The result has that type; this module is left as it is.
         """
         fast = copy.copy(self)
-        fast._modules = {**self._modules, "backbone": prepare(self.backbone, dtype)}
+        fast.__dict__ |= {
+            key: copy.copy(value) for key, value in vars(self).items() if isinstance(value, dict | set)
+        }
+        fast._modules["backbone"] = prepare(self.backbone, dtype)
         fast.frozen = True
         return fast.eval()
 

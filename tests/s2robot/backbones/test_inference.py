@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import timm
@@ -141,7 +142,21 @@ def test_the_model_itself_stays_as_it_was():
     # class, facts and names of the weights are kept
     assert isinstance(fast, MVPViT) and fast.spec == SPEC
     assert list(fast.state_dict()) == list(before)
-    assert prepare(model, torch.float32).norm.weight.data_ptr() == model.norm.weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: vit(), lambda: timm.create_model("resnet18", num_classes=0), lambda: Pieces()]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_model_learns_later_is_not_in_the_copy(make, dtype):
+    """Packed, reordered and converted weights would keep what they were, the others not: a model that never was."""
+    model = make().eval()
+    fast = prepare(model, dtype)
+    before = {k: v.clone() for k, v in fast.state_dict().items()}
+    with torch.no_grad():
+        for t in (*model.parameters(), *model.buffers()):
+            t.add_(1)
+    assert all(torch.equal(v, before[k]) for k, v in fast.state_dict().items())
 
 
 def test_batch_statistics_stay_float32():
@@ -276,3 +291,7 @@ def test_errors():
         prepare(vit(), "int8")
     with pytest.raises(UserError, match="found a function, expected an nn.Module"):
         prepare(cosine)
+    model = vit()
+    model.lock = threading.Lock()
+    with pytest.raises(UserError, match=r"^MVPViT cannot be copied \(cannot pickle '_thread.lock' object\)$"):
+        prepare(model)

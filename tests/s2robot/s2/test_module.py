@@ -39,6 +39,11 @@ def test_prepared_has_the_features_and_leaves_the_original_alone(dtype):
     assert F.cosine_similarity(tokens.float(), expected, dim=-1).min() > 0.999
     if dtype == torch.float32:
         torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-5)
+    scale = s2.scale.clone()
+    fast.half()
+    fast.register_buffer("more", torch.zeros(1), persistent=False)
+    assert s2.scale.dtype == torch.float32 and torch.equal(s2.scale, scale) and not hasattr(s2, "more")
+    assert s2._non_persistent_buffers_set == {"scale", "shift"}
 
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
