@@ -16,7 +16,8 @@ follows; a stage comes as it is, without the norms and convolutions that follow 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
@@ -49,7 +50,7 @@ class Backbone(nn.Module):
         self.any_size = facts.any_size
         self.tile, self.patch = facts.tile, facts.patch
         self.num_prefix_tokens, self.dim = facts.num_prefix_tokens, facts.dim
-        self.mean, self.std = (_three(v, facts.name) for v in (facts.mean, facts.std))
+        self.mean, self.std = _three(facts.mean, "mean", facts.name), _three(facts.std, "std", facts.name)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 3, h, w) to tokens (B, P + N, D): prefix first, then row by row."""
@@ -75,10 +76,6 @@ class Backbone(nn.Module):
             raise UserError(
                 f"{self.name} cannot move to a GPU: torch {torch.__version__} finds none; stay on 'cpu'"
             ) from error
-
-    def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """Rows and columns of tokens of an image of that many pixels; of the tile if not given."""
-        return (height or self.tile[0]) // self.patch, (width or self.tile[1]) // self.patch
 
     def extra_repr(self) -> str:
         return (
@@ -263,8 +260,15 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _three(values: Sequence[float] | None, name: str) -> tuple[float, ...]:
-    numbers = tuple(float(v) for v in values or ())
+def _three(values: Any, what: str, name: str) -> tuple[float, ...]:
+    """A mean or a std, as a sequence or an array; UserError for what images cannot be normalised with."""
+    try:
+        numbers = tuple(float(v) for v in values)
+    except (TypeError, ValueError):  # one number, or no numbers
+        raise UserError(f"{name}: {what}: found {values!r}, expected 3 numbers (RGB in 0 to 1)") from None
     if len(numbers) != 3:
-        raise UserError(f"{name}: found {len(numbers)} numbers as mean or std, expected 3 (RGB in 0 to 1)")
+        raise UserError(f"{name}: found {len(numbers)} numbers as {what}, expected 3 (RGB in 0 to 1)")
+    if not all(math.isfinite(v) and (what == "mean" or v > 0) for v in numbers):
+        kind = "finite" if what == "mean" else "positive"
+        raise UserError(f"{name}: {what}: found {numbers}, expected 3 {kind} numbers (RGB in 0 to 1)")
     return numbers

@@ -62,6 +62,9 @@ class Facts:
         told |= {k: v for k, v in given.items() if v is not None and k != "processor"}
         if "tile" in told:
             told["tile"] = pair(told["tile"], "tile")
+        for name, least in (("patch", 1), ("num_prefix_tokens", 0)):
+            if name in told and not (hasattr(told[name], "__index__") and told[name] >= least):
+                raise UserError(f"{name}: found {told[name]!r}, expected a whole number of at least {least}")
         return replace(self, **told)
 
 

@@ -102,14 +102,15 @@ class Sizes:
         return max(th, self._whole(height * ratio)), max(tw, self._whole(width * ratio))
 
     def _sized(self, size: Size, height: int, width: int) -> tuple[int, int]:
-        """A size by hand; an int is the shorter side of something of the shape height x width."""
-        if not isinstance(size, int) or height == width:
-            return pair(size, "S2 size")
+        """A size by hand; a number is the shorter side of something of the shape height x width."""
+        side, other = pair(size, "S2 size")
+        if isinstance(size, Sequence) or height == width:
+            return side, other
         _check_shape(height, width)
-        ratio = size / min(height, width)
+        ratio = side / min(height, width)
         return (
-            size if height <= width else self._whole(height * ratio),
-            size if width <= height else self._whole(width * ratio),
+            side if height <= width else self._whole(height * ratio),
+            side if width <= height else self._whole(width * ratio),
         )
 
     def _whole(self, pixels: float) -> int:
@@ -132,10 +133,10 @@ def several(values: Any, what: str, example: str) -> tuple:
     return tuple(values)
 
 
-def scales_of(values: Any) -> tuple[float, ...]:
-    """Multiples of the base size as a tuple; UserError unless they are positive numbers."""
-    scales = several(values, "scales", "(1, 2)")
+def scales_of(values: Any, what: str = "scales") -> tuple[float, ...]:
+    """Multiples of the base size as a tuple; UserError, naming `what`, unless they are positive numbers."""
+    scales = several(values, what, "(1, 2)")
     for scale in scales:
         if isinstance(scale, str) or not hasattr(scale, "__float__") or not 0 < scale < math.inf:
-            raise UserError(f"scales: found {scale!r}, expected positive numbers, such as (1, 2)")
+            raise UserError(f"{what}: found {scale!r}, expected positive numbers, such as (1, 2)")
     return scales

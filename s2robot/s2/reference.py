@@ -112,13 +112,12 @@ def _level_sizes(
 ) -> list[tuple[int, int]]:
     """(height, width) in pixels of every level of `forward`."""
     if img_sizes is not None and len(img_sizes := several(img_sizes, "img_sizes", "(224, 448)")):
-        short = min(height, width)
-        return [
-            (round(height * size / short), round(width * size / short))
-            if isinstance(size, int)
-            else pair(size, "img_sizes")
-            for size in img_sizes
-        ]
+        short, sizes = min(height, width), []
+        for size in img_sizes:
+            one, other = pair(size, "img_sizes")
+            whole = isinstance(size, Sequence)
+            sizes.append((one, other) if whole else (round(height * one / short), round(width * one / short)))
+        return sizes
     scales = () if scales is None else scales_of(scales)
     if not scales:
         raise UserError("S2 needs scales or img_sizes, found none")
@@ -167,7 +166,7 @@ def forward(
     Raises UserError for what cannot be done, with what was found and what was expected.
     """
     input = tensor_of(input)
-    _check(input, output_shape, num_prefix_token)
+    _check(input, output_shape, num_prefix_token, resize_output_to_idx, grid)
     height, width = index(input.shape[2]), index(input.shape[3])  # numbers, under torch.compile too
     sizes = _level_sizes(height, width, scales, img_sizes)
     if not -len(sizes) <= resize_output_to_idx < len(sizes):
@@ -180,9 +179,17 @@ def forward(
     return finish([m for _, m in done], out_grid, "map" if output_shape == "bchw" else "tokens", fronts)
 
 
-def _check(images: Tensor, output_shape: str, num_prefix_token: int) -> None:
+def _check(
+    images: Tensor, output_shape: str, num_prefix_token: int, resize_output_to_idx: int, grid: Any
+) -> None:
     if images.ndim != 4:
         raise UserError(f"S2 needs images (B, C, H, W), found {tuple(images.shape)}")
+    numbers = {"num_prefix_token": num_prefix_token, "resize_output_to_idx": resize_output_to_idx}
+    for name, number in numbers.items():
+        if not hasattr(number, "__index__"):
+            raise UserError(f"{name}: found {number!r}, expected a whole number")
+    if grid is not None and (not isinstance(grid, Sequence) or len(grid) != 2):
+        raise UserError(f"grid: found {grid!r}, expected (rows, columns)")
     if output_shape not in ("bnc", "bchw"):
         raise UserError(f"output_shape: found {output_shape!r}, expected 'bnc' or 'bchw'")
     if num_prefix_token < 0 or (num_prefix_token and output_shape == "bchw"):

@@ -173,9 +173,9 @@ def plan_tiles(frame: Size, tile: Size, patch: Size = 1, cover: str = "overlap",
         raise UserError(f"the tile {th} x {tw} is no whole number of patches of {ph} x {pw} px")
     if cover == "pad" and overlap:
         raise UserError(f"overlap {overlap} px: tiles overlap with cover='overlap' only, found cover='pad'")
-    if not 0 <= overlap <= min(th - ph, tw - pw):
+    if not hasattr(overlap, "__index__") or not 0 <= overlap <= min(th - ph, tw - pw):
         raise UserError(
-            f"overlap: found {overlap} px, expected 0 to {min(th - ph, tw - pw)} for tiles of {th} x {tw} px"
+            f"overlap: found {overlap!r} px, expected 0 to {min(th - ph, tw - pw)} for tiles of {th} x {tw} px"
         )
     rows = _axis(height, th, ph, overlap, cover == "pad", "height")
     columns = _axis(width, tw, pw, overlap, cover == "pad", "width")

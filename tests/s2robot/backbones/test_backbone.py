@@ -9,6 +9,7 @@ import inspect
 from functools import cache, partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -226,7 +227,8 @@ def test_timm(name):
     x = an_image(backbone)
     expected = model.forward_features(x)
     assert_tokens(backbone(x), expected, backbone, channels_last=name == "swin")
-    assert backbone(x).shape[1] == b.num_prefix_tokens + b.grid(*x.shape[2:])[0] * b.grid(*x.shape[2:])[1]
+    rows, columns = (side // b.patch for side in x.shape[2:])
+    assert backbone(x).shape[1] == b.num_prefix_tokens + rows * columns
     assert backbone.model is model
 
 
@@ -378,8 +380,9 @@ def test_hugging_face_beyond_the_vision_model():
     assert torch.equal(find_backbone(classifier)(x), classifier.vit(x).last_hidden_state)
 
     wide = find_backbone(classifier, tile=(32, 64))  # the position table is interpolated
-    assert wide.grid() == (4, 8) and wide.any_size
+    assert wide.tile == (32, 64) and wide.any_size
     x = torch.randn(2, 3, 32, 64)
+    assert wide(x).shape[1] == 1 + 4 * 8
     assert torch.equal(wide(x), classifier.vit(x, interpolate_pos_encoding=True).last_hidden_state)
 
     processor = SimpleNamespace(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
@@ -416,7 +419,7 @@ def test_another_tile_resamples_a_copy():
     own.blocks = own.blocks[:1]
     x = torch.randn(1, 3, 48, 48)
     assert torch.equal(backbone(x), own.forward_features(x))
-    assert find_backbone(timm_model("resnet"), tile=(64, 96)).grid() == (2, 3)
+    assert find_backbone(timm_model("resnet"), tile=(64, 96))(torch.randn(1, 3, 64, 96)).shape[1] == 2 * 3
 
 
 def test_a_tile_that_is_no_whole_number_of_strides_is_rounded_unless_given():
@@ -483,6 +486,13 @@ def test_any_callable(rows, columns, patch, prefix, form):
     x = torch.randn(2, 3, *tile)
     expected = Patches(patch, prefix)(x)
     assert torch.equal(backbone(x), expected) and backbone.dim == 3
+
+
+def test_mean_and_std_may_be_arrays():
+    backbone = find_backbone(
+        Patches(16), tile=32, mean=np.array([0.1, 0.2, 0.3]), std=torch.tensor([1, 2, 3])
+    )
+    assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
 
 
 def test_dinov2_of_torch_hub():
@@ -572,6 +582,35 @@ def test_compiles_in_one_graph_and_exports_with_a_dynamic_batch(name, block):
             r"tile: found 32.0, expected a positive whole number",
         ),
         (lambda: find_backbone(Patches(16), tile=32, mean=(0.5, 0.5)), "found 2 numbers .* expected 3"),
+        (
+            lambda: find_backbone(Patches(16), tile=32, mean=0.5),
+            "Patches: mean: found 0.5, expected 3 numbers",
+        ),
+        (
+            lambda: find_backbone(Patches(16), tile=32, mean=("a", 0, 0)),
+            r"mean: found \('a', 0, 0\), expected 3",
+        ),
+        (
+            lambda: find_backbone(Patches(16), tile=32, mean=(np.nan, 0, 0)),
+            r"mean: found \(nan, 0.0, 0.0\), expected 3 finite numbers",
+        ),
+        (
+            lambda: find_backbone(Patches(16), tile=32, std=(1, 0, 1)),
+            r"std: found \(1.0, 0.0, 1.0\), expected 3 positive numbers",
+        ),
+        (
+            lambda: find_backbone(Patches(16), tile=32, patch=0),
+            "patch: found 0, expected a whole .* at least 1",
+        ),
+        (lambda: find_backbone(Patches(16), tile=32, patch=-16), "patch: found -16, expected a whole number"),
+        (
+            lambda: find_backbone(Patches(16), tile=32, patch=16.0),
+            "patch: found 16.0, expected a whole number",
+        ),
+        (
+            lambda: find_backbone(Patches(16), tile=32, num_prefix_tokens=0.0),
+            "num_prefix_tokens: found 0.0, expected a whole number of at least 0",
+        ),
         (lambda: find_backbone("resnet18"), "expected a model or another callable, found a str"),
         (lambda: find_backbone(timm_model("vit"), block=4), "block=4, expected 1 to 3"),
         (lambda: find_backbone(timm_model("resnet"), block=0), "block=0, expected 1 to 4"),

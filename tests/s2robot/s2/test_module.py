@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -230,6 +231,9 @@ def test_sizes_and_base_by_hand():
     assert make(sizes=(16, 32)).layout(48, 64).grid == (4, 5)
     assert make(base=32).layout(64, 48).grid == (11, 8)
     assert torch.equal(make(sizes=(16, 32))(x), make()(x))
+    for number in (np.int64, np.uint8, torch.tensor):  # a side too, whoever has counted it
+        assert make(sizes=(number(16), number(32))).layout(48, 64) == make(sizes=(16, 32)).layout(48, 64)
+        assert make(base=number(32)).layout(64, 48) == make(base=32).layout(64, 48)
     assert make(sizes=(16, 32)).layout(48, 64).tiles == 2 + 6
 
 
@@ -360,6 +364,8 @@ def test_a_backbone_can_be_given_and_the_name_is_exported():
         (lambda: make(prefix=True), "'tokens' and 0 prefix tokens"),
         (lambda: make(model=Tokens(prefix=1), prefix=True, output="map"), "'map' and 1 prefix tokens"),
         (lambda: make(overlap=16), "overlap: found 16 px, expected 0 to 12"),
+        (lambda: make(overlap=8.5), "overlap: found 8.5 px, expected 0 to 12"),
+        (lambda: make(overlap="8"), "overlap: found '8' px, expected 0 to 12"),
         (
             lambda: S2(find_backbone(Tokens(), tile=16, patch=4), block=1, tile=16),
             "found block, tile beside it",

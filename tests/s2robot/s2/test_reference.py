@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -226,6 +227,7 @@ def test_a_size_in_pixels_is_that_of_the_shorter_side(shape):
     twice = (2 * shape[0], 2 * shape[1])
     expected = slow_s2(model, images, [shape, twice], shape, 2, 0)
     torch.testing.assert_close(forward(model, images, img_sizes=[4, 8]), expected)
+    torch.testing.assert_close(forward(model, images, img_sizes=list(np.array([4, 8]))), expected)
     for level, base in ((-2, 0), (-1, 1)):  # as in a list
         expected = slow_s2(model, images, [shape, twice], shape, 2, 0, base)
         torch.testing.assert_close(
@@ -367,6 +369,26 @@ def test_pyramid_antialiases_other_ratios():
         (lambda m: forward(TinyModel(2, 0, (8, 8)), torch.rand(1, 3, 4, 4), [1]), r"\(4, 4\).*\(8, 8\)"),
         (lambda m: forward(torch.nn.Linear(7, 2), torch.rand(1, 3, 4, 4), [1]), "fails on 4 x 4 px"),
         (lambda m: channels_first(torch.zeros(1, 4, 4, 3)), "torch.float32"),
+        (
+            lambda m: forward(m, torch.rand(1, 3, 4, 4), img_sizes=[0]),
+            "img_sizes: found 0, expected a positive",
+        ),
+        (
+            lambda m: forward(m, torch.rand(1, 3, 4, 4), [1], grid=8),
+            r"grid: found 8, expected \(rows, columns\)",
+        ),
+        (
+            lambda m: forward(m, torch.rand(1, 3, 4, 4), [1], grid=(8,)),
+            r"grid: found \(8,\), expected \(rows",
+        ),
+        (
+            lambda m: forward(m, torch.rand(1, 3, 4, 4), [1], resize_output_to_idx=1.0),
+            "resize_output_to_idx: found 1.0, expected a whole number",
+        ),
+        (
+            lambda m: forward(m, torch.rand(1, 3, 4, 4), [1], num_prefix_token=1.5),
+            "num_prefix_token: found 1.5, expected a whole number",
+        ),
     ],
 )
 def test_errors_say_what_was_found_and_expected(call, words):
