@@ -64,15 +64,21 @@ class TileParallel(nn.Module):
         super().__init__()
         if (devices is None) == (processes is None):
             raise UserError(f"tile-parallel: found devices {devices} and processes {processes}, give one")
-        n = len(devices) if devices is not None else int(processes or 0)
-        if n < 1 or (threads is not None and threads < 1):
+        known = None if devices is None else _known(devices)
+        n: Any = processes if known is None else len(known)
+        if not all(
+            hasattr(count, "__index__") and count >= 1 for count in (n, 1 if threads is None else threads)
+        ):
             raise UserError(
-                f"tile-parallel: found {n} parts and threads {threads}, expected at least 1 of each"
+                f"tile-parallel: found {n} parts and threads {threads}, expected at least 1 of each, whole numbers"
             )
         self.model = model.eval().requires_grad_(False)
         threads = threads or max(1, torch.get_num_threads() // n)
         self._crew: _Threads | _Workers | None
-        self._crew = _Threads(model, devices, threads) if devices is not None else _Workers(model, n, threads)
+        try:
+            self._crew = _Workers(model, n, threads) if known is None else _Threads(model, known, threads)
+        except _Ended as error:
+            raise RuntimeError(str(error)) from None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Images (n, 3, h, w) to the model's rows (n, ...); without gradients."""
@@ -112,12 +118,29 @@ class _Ended(Exception):
     """A worker process is gone."""
 
 
+def _known(devices: Any) -> list[torch.device]:
+    """Devices by their names; UserError unless they are several in a row, known to torch and there."""
+    if isinstance(devices, str) or not isinstance(devices, Sequence):
+        raise UserError(f"tile-parallel: found devices {devices!r}, expected several, such as ['cpu', 'cpu']")
+    known = []
+    for name in devices:
+        try:
+            known.append(torch.device(name))
+            torch.empty(0, device=known[-1])
+        except (AssertionError, RuntimeError, TypeError) as error:  # no device's name, or none of that kind
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"tile-parallel: found device {name!r}, which torch cannot use: {reason}"
+            ) from error
+    return known
+
+
 class _Threads:
     """One thread a device; devices that are named twice share a replica."""
 
-    def __init__(self, model: nn.Module, devices: Sequence[str | torch.device], threads: int) -> None:
+    def __init__(self, model: nn.Module, devices: list[torch.device], threads: int) -> None:
         first = next(model.parameters(), torch.empty(0)).device
-        self.devices = [torch.device(device) for device in devices]
+        self.devices = devices
         replicas = {d: model if d == first else deepcopy(model).to(d) for d in dict.fromkeys(self.devices)}
         self.replicas = [replicas[device] for device in self.devices]
         # one pool a device: torch's thread count belongs to the thread that sets it
@@ -188,8 +211,14 @@ class _Workers:
                 theirs.close()
                 self.connections.append(ours)
                 self.processes.append(process)
-            for ours in self.connections:  # not with the start, which takes 250 tensors at most
-                ours.send(model)
+            for i, ours in enumerate(self.connections):  # not with the start, which takes 250 tensors at most
+                try:
+                    ours.send(model)
+                except ConnectionError:
+                    raise self._ended(i) from None
+        except _Ended:
+            _end(self.connections, self.processes)
+            raise
         except Exception as error:  # pickle raises many kinds
             _end(self.connections, self.processes)
             raise UserError(

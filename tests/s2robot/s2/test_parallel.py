@@ -178,6 +178,16 @@ def test_a_worker_killed_between_calls_is_one_error():
         model(rows(4))
 
 
+def gone(*_: object) -> None:
+    os._exit(3)
+
+
+def test_a_worker_that_ends_at_its_start_is_one_error(monkeypatch):
+    monkeypatch.setattr("s2robot.s2.parallel._work", gone)
+    with pytest.raises(RuntimeError, match=r"tile worker 1 of 1 has ended \(exit code 3\)"):
+        TileParallel(Probe(), processes=1)
+
+
 def test_what_is_forgotten_is_closed():
     model = TileParallel(Probe(), processes=1)
     (process,) = model._crew.processes
@@ -244,9 +254,15 @@ def test_errors():
         ({"devices": []}, "0 parts"),
         ({"processes": 0}, "0 parts"),
         ({"processes": 1, "threads": 0}, "threads 0"),
+        ({"processes": 1.5}, "found 1.5 parts .* whole numbers"),
+        ({"devices": "cpu"}, r"found devices 'cpu', expected several, such as \['cpu', 'cpu'\]"),
+        ({"devices": ["cpu", "gpu"]}, "found device 'gpu', which torch cannot use: Expected one of"),
+        ({"devices": [None]}, "found device None, which torch cannot use"),
+        ({"devices": ["cuda:99"]}, "found device 'cuda:99', which torch cannot use"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=words) as error:
             TileParallel(Probe(), **arguments)
+        assert "\n" not in str(error.value)
     model = Probe()
     model.helper = lambda x: x
     with pytest.raises(UserError, match="Probe cannot go to a process"):
