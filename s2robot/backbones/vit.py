@@ -245,9 +245,16 @@ def load_encoder(path: str | Path) -> tuple[MVPViT, dict]:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from error
     if header is None:
         raise UserError(f"{path}: no recipe in the file's header; it was not written by `s2robot pretrain`")
-    recipe = json.loads(header)
-    vit = MVPViT(ViTSpec(**recipe["spec"]))
+    try:
+        recipe = json.loads(header)
+        spec, sha256 = ViTSpec(**recipe["spec"]), recipe["sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: found a header that is no recipe of `s2robot pretrain` ({type(error).__name__}: {error}), expected "
+            "one with spec and sha256"
+        ) from error
+    vit = MVPViT(spec)
     load_strict(vit, state, str(path))
-    if (found := weights_sha256(state)) != recipe["sha256"]:
-        raise UserError(f"{path}: weights have sha256 {found}, but the file's recipe says {recipe['sha256']}")
+    if (found := weights_sha256(state)) != sha256:
+        raise UserError(f"{path}: weights have sha256 {found}, but the file's recipe says {sha256}")
     return vit, recipe

@@ -23,6 +23,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import weights_dir
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.policies.settings import read_settings
+from s2robot.s2.layout import scales_of
 
 OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # made by `s2robot pretrain`
 
@@ -61,9 +62,13 @@ class EncoderSettings:
         for key in ("sizes", "scales"):
             if getattr(self, key) == ():
                 raise UserError(f"encoder.{key}: found none, expected one or more, or null for the default")
-        if self.sizes and self.scales:
+        if self.sizes is not None and self.scales is not None:
             raise UserError(f"encoder: give sizes {list(self.sizes)} or scales {list(self.scales)}, not both")
-        if self.img_size and not self.name.startswith("timm:"):
+        if self.scales is not None:
+            scales_of(self.scales, "encoder.scales")
+        if self.checkpoint == "":  # a shell's variable that is not set
+            raise UserError("encoder.checkpoint: found '', expected a weights file, or null for the default")
+        if self.img_size is not None and not self.name.startswith("timm:"):
             raise UserError(f"encoder.img_size: {self.name} has its own; the key is for timm models")
 
 
@@ -85,14 +90,13 @@ def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = N
 def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
     """Those of `S2Encoder` besides the model."""
     timm = settings.name.startswith("timm:")
+    given = {key: getattr(settings, key) for key in ("pool", "dtype", "resolution")}
     return {
         "sizes": settings.sizes or [round(scale * backbone.tile[0]) for scale in settings.scales or (1, 2)],
-        "pool": settings.pool or "tokens",
         "name": settings.name,
         "describe": {"timm": settings.name[5:]} if timm else {},
-        "dtype": settings.dtype or "float32",
-        "resolution": settings.resolution or "native",
         "fine": settings.fine,
+        **{key: value for key, value in given.items() if value is not None},
     }
 
 
@@ -117,7 +121,7 @@ def backbone_of(settings: EncoderSettings) -> Backbone:
     try:
         return find_backbone(model, tile=settings.img_size, block=settings.block)
     except UserError as error:
-        key = ".img_size" if settings.img_size and "tile" in str(error) else ""
+        key = ".img_size" if settings.img_size is not None and "tile" in str(error) else ""
         raise UserError(f"encoder{key} {name}: {error}") from error
 
 

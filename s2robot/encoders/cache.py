@@ -179,10 +179,6 @@ class FeatureCache:
             return np.zeros(self.shape, self.dtype)
         return np.memmap(self.path / "features.bin", self.dtype, "r", shape=self.shape)
 
-    def episode(self, i: int) -> np.ndarray:
-        """Features of one episode, (T_ep, C, N, D)."""
-        return self.features[self.starts[i] : self.ends[i]]
-
     def build(
         self,
         make_frames: Callable[[list[int]], Any],
@@ -351,7 +347,10 @@ def _index(path: Path) -> dict[str, Any]:
     index = json.loads((path / "index.json").read_text())
     if not isinstance(index, dict):
         raise ValueError(f"{path}: found an index of {type(index).__name__}, expected a table")
-    return index | {"done": {*index.get("done", ()), *map(int, whole)}}
+    done = index.get("done", [])
+    if not isinstance(done, list) or not all(type(i) is int for i in done):
+        raise ValueError(f"{path}: found done {done!r}, expected numbers of episodes")
+    return index | {"done": {*done, *map(int, whole)}}
 
 
 def _key(named: Mapping[str, Any]) -> str:

@@ -90,6 +90,12 @@ class S2Encoder(nn.Module):
         ):
             if value not in known:
                 raise UserError(f"encoder.{key}: found {value!r}, expected one of {', '.join(known)}")
+        if frames_per_call is not None and not (
+            hasattr(frames_per_call, "__index__") and frames_per_call >= 1
+        ):
+            raise UserError(
+                f"frames_per_call: found {frames_per_call!r}, expected a whole number of at least 1"
+            )
         backbone = model if isinstance(model, Backbone) else find_backbone(model, **given)
         self.sizes = tuple(int(size) for size in sizes)
         # one size is the same either way, and so is a mean
@@ -254,11 +260,13 @@ class S2Encoder(nn.Module):
         def encoded(frames: Tensor) -> Tensor:
             return self._features(model, self._levels(frames), self.layout_of(*frames.shape[1:3]))
 
-        outputs, fits = fitting(encoded, tensor_of(images), at_once)
+        images = tensor_of(images)
+        outputs, fits = fitting(encoded, images, at_once)
         if fits < at_once:
             self.frames_per_call = fits  # the next call does not try again
         if not outputs:
-            return torch.empty(0, self.num_tokens, self.dim, device=self.scale.device)
+            rows, columns = self.map_of(*channels_first(images).shape[-2:])
+            return torch.empty(0, rows * columns, self.dim, device=self.scale.device)
         out = torch.cat(outputs)
         return out[:, None] if self.pool == "mean" else out
 

@@ -62,7 +62,7 @@ def test_exact_on_reread(tmp_path, dtype):
     again = make_cache(tmp_path, dtype=dtype)
     assert again.missing() == [] and again.features.dtype == dtype and again.features.shape == (8, 2, 2, 5)
     assert np.array_equal(built, expected(dtype)) and np.array_equal(again.features, expected(dtype))
-    assert np.array_equal(again.episode(2), expected(dtype)[4:])
+    assert np.array_equal(again.features[4:], expected(dtype)[4:])
     with pytest.raises(ValueError, match="read-only"):
         again.features[0] = 0
 
@@ -70,7 +70,7 @@ def test_exact_on_reread(tmp_path, dtype):
 def test_rollouts_can_see_what_training_saw(tmp_path):
     make_cache(tmp_path).build(make_frames, encode)
     live = as_stored(encode(frames_of(0).reshape(-1, 4, 4, 3)))
-    stored = torch.from_numpy(make_cache(tmp_path).episode(0).astype(np.float32)).flatten(0, 1)
+    stored = torch.from_numpy(make_cache(tmp_path).features[: LENGTHS[0]].astype(np.float32)).flatten(0, 1)
     assert torch.equal(live, stored)
 
 
@@ -196,7 +196,19 @@ def remove_features(path):
     (path / "features.bin").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_index, change_index, cut_features, remove_features])
+def no_list(path):
+    index = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps(index | {"done": None}))
+
+
+def no_numbers(path):
+    index = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps(index | {"done": [None, 1]}))
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_index, change_index, cut_features, remove_features, no_list, no_numbers]
+)
 def test_damaged_caches_are_never_read(tmp_path, damage):
     cache = make_cache(tmp_path)
     cache.build(make_frames, encode)

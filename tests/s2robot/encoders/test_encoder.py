@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -120,6 +121,18 @@ def test_a_frame_has_the_same_features_in_any_company(images):
     assert torch.equal(encoder.encode(torch.from_numpy(images)), tokens)
     torch.testing.assert_close(encoder.encode(images[3:4])[0], tokens[3], rtol=1e-5, atol=1e-5)
     assert encoder.encode(images[:0]).shape == (0, 16, 48)
+    assert encoder.encode(np.zeros((0, 48, 64, 3), np.uint8)).shape == (0, 20, 48)
+    assert S2Encoder(make_vit(), (16, 32), pool="mean").encode(images[:0]).shape == (0, 1, 48)
+    with pytest.raises(UserError, match=r"expected images uint8 \(B, H, W, 3\), found torch.uint8 \(0, 3\)"):
+        encoder.encode(np.zeros((0, 3), np.uint8))
+
+
+@pytest.mark.parametrize("number", [-1, 0, 2.5])
+def test_frames_per_call_is_a_whole_number(number):
+    with pytest.raises(
+        UserError, match=f"frames_per_call: found {number}, expected a whole number of at least 1"
+    ):
+        S2Encoder(make_vit(), (16, 32), frames_per_call=number)
 
 
 def test_larger_frames_are_averaged_by_area(images):
@@ -298,6 +311,30 @@ def test_broken_files_are_one_line(tmp_path, tiny_file, small_published):
         assert "\n" not in str(error.value) and path.name in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("{", "JSONDecodeError: Expecting property name"),
+        ("[1]", "TypeError: list indices"),
+        ('{"sha256": "0"}', "KeyError: 'spec'"),
+        ('{"spec": {"img_size": 16}, "sha256": "0"}', "TypeError: .* missing 4 required"),
+        (json.dumps({"spec": asdict(SPEC)}), "KeyError: 'sha256'"),
+        (
+            json.dumps({"spec": asdict(SPEC) | {"dim": "24"}, "sha256": "0"}),
+            "UserError: encoder.dim: found '24'",
+        ),
+    ],
+)
+def test_a_header_that_is_no_recipe_is_one_line(tmp_path, recipe, words):
+    path = tmp_path / "odd.safetensors"
+    save_file(make_vit().state_dict(), path, metadata={"s2robot": recipe})
+    with pytest.raises(
+        UserError, match=rf"odd.safetensors: .*\({words}.*expected one with spec and sha256"
+    ) as error:
+        load_encoder(path)
+    assert "\n" not in str(error.value)
+
+
 def test_pickled_code_does_not_run(tmp_path, small_published):
     class Attack:
         def __reduce__(self):
@@ -326,6 +363,16 @@ def test_pickled_code_does_not_run(tmp_path, small_published):
         ({"name": "mvp-tiny", "dtype": "int8"}, "encoder.dtype: found 'int8'"),
         ({"name": "mvp-tiny", "block": 3}, "encoder mvp-tiny: .*block=3, expected 1 to 2"),
         ({"name": "mvp-tiny", "img_size": 32}, "encoder.img_size"),
+        ({"name": "mvp-tiny", "img_size": 0}, "encoder.img_size: mvp-tiny has its own"),
+        ({"name": "mvp-tiny", "scales": [np.nan]}, "encoder.scales: found nan, expected positive numbers"),
+        ({"name": "mvp-tiny", "scales": [1, np.inf]}, "encoder.scales: found inf, expected positive numbers"),
+        ({"name": "mvp-tiny", "pool": ""}, "encoder.pool: found '', expected one of tokens, mean"),
+        ({"name": "mvp-tiny", "dtype": ""}, "encoder.dtype: found '', expected one of float32, bfloat16"),
+        ({"name": "mvp-tiny", "resolution": ""}, "encoder.resolution: found '', expected one of native"),
+        (
+            {"name": "mvp-tiny", "checkpoint": ""},
+            "encoder.checkpoint: found '', expected a weights file, or null",
+        ),
         ({"name": "timm:vit_tiny_patch16_22"}, "nearest: vit_tiny_patch16_224"),
         ({"name": "timm:resnet18"}, "do not fit ResNet"),
     ],
@@ -379,11 +426,16 @@ def test_timm_model_from_a_file(tmp_path, suffix):
     assert smaller.grid == 4
 
 
-@pytest.mark.parametrize("size", [60, 100])
+@pytest.mark.parametrize("size", [0, 60, 100])
 def test_an_image_size_that_is_no_multiple_of_the_patch_is_refused(tmp_path, size):
     path = tmp_path / "weights.safetensors"
     save_file(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path)
     words = rf"encoder.img_size timm:vit_tiny_patch16_224: .*tile {size} x {size} px .* patches of 16 px"
+    words = (
+        words
+        if size
+        else "encoder.img_size timm:vit_tiny_patch16_224: tile: found 0, expected a positive whole"
+    )
     with pytest.raises(UserError, match=words) as error:
         build_encoder({"name": "timm:vit_tiny_patch16_224", "checkpoint": path, "img_size": size})
     assert "\n" not in str(error.value)
