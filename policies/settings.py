@@ -129,4 +129,6 @@ def _hint(cls: Any, key: str) -> Any:
 
 
 def _name(kind: Any) -> str:
+    if is_dataclass(kind):
+        return "keys and values"
     return str(kind) if get_origin(kind) or not hasattr(kind, "__name__") else kind.__name__

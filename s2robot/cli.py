@@ -18,6 +18,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -251,7 +252,7 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions come to main() instead of ending the process
     process_argv = sys.argv
     failure: list[Exception] = []
-    status = 0
+    status, began = 0, time.time()
 
     def task(cfg: "DictConfig") -> Any:
         # Fabric starts its DDP ranks by repeating sys.argv, which has to hold the verb again by then.
@@ -261,7 +262,7 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
             _check_shared(overrides)
-            with run_folder(folder, _about(cfg), keep=sweep):
+            with run_folder(folder, _about(cfg), keep=sweep, began=began):
                 typed = list(HydraConfig.get().overrides.task)
                 check_complete(cfg)
                 check_types(verb, cfg, typed)

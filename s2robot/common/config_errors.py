@@ -120,10 +120,12 @@ def check_choices(overrides: list[str]) -> None:
     """Refuse `encoder=0` and `encoder=[]`: of a group one chooses by name. Hydra has no line for what is none.
 
     Raises:
-        UserError: names the group and what it has.
+        UserError: names the group and what it has, or what has no key.
     """
     for override in overrides:
         key, equals, chosen = override.partition("=")
+        if equals and not key:
+            raise UserError(f"cannot read '{override}', expected key=value")
         group = key_of(key)
         if not equals or key[:1] in "-~" or not (configs_dir() / group).is_dir() or "(" in chosen:
             continue  # what has a bracket is a sweep, such as choice(a, b)

@@ -45,7 +45,7 @@ class RaySettings:
 
     def __post_init__(self) -> None:
         for key, least in (("workers", 1), ("gpus_per_encoder", 0), ("cpus", 1), ("store_mb", 80)):
-            if (found := getattr(self, key)) is not None and found < least:
+            if (found := getattr(self, key)) is not None and not found >= least:
                 raise UserError(f"engine.{key}: found {found}, expected {least} or more")
         for key in ("cpus", "store_mb"):
             if self.address is not None and getattr(self, key) is not None:

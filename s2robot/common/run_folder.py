@@ -8,6 +8,7 @@ may be, so nothing has to be cleared away after a kill.
 """
 
 import fcntl
+import math
 import os
 import shutil
 import time
@@ -40,15 +41,18 @@ def held() -> dict[str, str]:
 
 
 @contextmanager
-def run_folder(folder: Path, about: Mapping[str, str], keep: bool = False) -> Iterator[None]:
-    """Claim `folder`, write `about` (file -> text) into it, and remove it if the run fails and wrote nothing else.
+def run_folder(
+    folder: Path, about: Mapping[str, str], keep: bool = False, began: float = math.inf
+) -> Iterator[None]:
+    """Claim `folder`, write `about` (file -> text) into it, and remove both if the run fails and wrote nothing else.
 
     The other processes of a distributed run work in the folder that the first one has claimed.
 
     Args:
-        folder: made if it is not there.
+        folder: made if it is not there; one that was there stays, without what was written.
         about: what describes the run, paths relative to the folder.
         keep: leave the folder there whatever happens.
+        began: when the run did, in seconds since 1970: what has been made since, as Hydra makes it, is the run's too.
 
     Raises:
         UserError: another process works in it.
@@ -56,6 +60,9 @@ def run_folder(folder: Path, about: Mapping[str, str], keep: bool = False) -> It
     if not is_first():
         yield
         return
+    made = True
+    with suppress(FileNotFoundError):
+        made = folder.stat().st_ctime >= began  # before the lock changes that time
     with locked(folder):
         fresh = not _others(folder, {LOCK})
         try:
@@ -65,11 +72,20 @@ def run_folder(folder: Path, about: Mapping[str, str], keep: bool = False) -> It
         except BaseException:
             ours = {LOCK, *(Path(name).parts[0] for name in about)}
             if fresh and not keep and not _others(folder, ours):
-                shutil.rmtree(folder, ignore_errors=True)
-                if folder.parent.parent.name == "runs":  # runs/<verb>; no other folder is ours
-                    with suppress(OSError):  # holds other runs
-                        folder.parent.rmdir()
+                _remove(folder, ours, made)
             raise
+
+
+def _remove(folder: Path, ours: set[str], made: bool) -> None:
+    """What a run has made, which may be gone already: all of its folder, or in one that was there what is `ours`."""
+    for path in [folder] if made else [folder / name for name in ours]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if made and folder.parent.parent.name == "runs":  # runs/<verb>; no other folder is ours
+        with suppress(OSError):  # holds other runs
+            folder.parent.rmdir()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A config's nodes, read once at the door."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,8 +149,10 @@ def read(cls: type[S], cfg: DictConfig | Mapping[str, Any], where: str) -> S:
 
 def read_among(cls: type[S], cfg: DictConfig, where: str, **changes: Any) -> S:
     """As `read`, from a node that holds other keys beside those of `cls`; ``changes`` win."""
-    given = {name: cfg[name] for name in get_type_hints(cls) if name in cfg}
-    return read(cls, plain(DictConfig(given)) | changes, where)
+    found = {name: cfg[name] for name in get_type_hints(cls) if name in cfg}
+    # each on its own: put into another node, they could lean on their parents no more
+    given = {name: plain(node) if OmegaConf.is_config(node) else node for name, node in found.items()}
+    return read(cls, given | changes, where)
 
 
 def path_of(cfg: DictConfig, key: str) -> Path:
@@ -199,9 +202,11 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
 
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     """What build_encoder needs to make the same encoder again; part of a checkpoint."""
-    settings = {**plain(cfg.encoder), "scales": list(cfg.s2.scales), "resolution": cfg.s2.resolution}
-    if not settings["scales"]:
-        raise UserError("s2.scales: found [], expected one scale or more, such as [1,2]")
+    scales = plain(cfg.s2)["scales"]
+    some = isinstance(scales, list) and len(scales) > 0
+    if not some or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
+        raise UserError(f"s2.scales: found {scales}, expected one scale or more above 0, such as [1,2]")
+    settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
     if settings["checkpoint"] == "":
         raise UserError("encoder.checkpoint: found '', expected a weights file, or null")
     if cfg.s2.get("fine"):  # left out otherwise: a checkpoint without is that of before there was a choice

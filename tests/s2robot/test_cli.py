@@ -109,6 +109,10 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
         (("train", "demos.path="), "demos.path: found '', expected a dataset, or null"),
         (("train", "train.from="), "train.from: found '', expected a checkpoint's folder"),
         (("train", "s2.scales=[]"), "s2.scales: found [], expected one scale or more"),
+        (("train", "s2.scales=[1,nan]"), "s2.scales: found [1, nan], expected one scale or more above 0"),
+        (("train", "s2.scales=null"), "s2.scales: found None, expected one scale or more above 0"),
+        (("inspect", "=3"), "cannot read '=3', expected key=value"),
+        (("inspect", "data=nope", "odd=null"), "odd: found None, expected keys and values"),
         (("train", "policy.pooling.heads=0"), "policy.pooling.heads: found 0, expected 1 or more"),
         (("train", "policy.execute=99"), "policy.execute 99 is more than policy.chunk 8"),
         (
@@ -354,6 +358,9 @@ def test_a_verb_called_from_python_gives_the_log_back(tmp_path, capsys):
     assert main(["evaluate", "checkpoint=null", f"hydra.run.dir='{folder}'"]) == 2
     assert "checkpoint: found none" in capsys.readouterr().err
     assert (root.handlers, root.level) == before and not folder.exists()
+    folder.mkdir()  # by the user, who may be in it
+    assert main(["evaluate", "checkpoint=null", f"hydra.run.dir='{folder}'"]) == 2
+    assert folder.is_dir() and not list(folder.iterdir())
     logging.getLogger("timm").info("no error")
 
 

@@ -3,6 +3,7 @@
 One Ray of two CPUs is started here for the module.
 """
 
+import math
 import os
 import socket
 import sys
@@ -102,6 +103,8 @@ def test_what_cannot_be_is_one_line(on_ray_too, tmp_path, monkeypatch):
         UserError, match="^engine.gpus_per_encoder: found 8, expected 0 at most: Ray has no more$"
     ):
         Ray(RaySettings(gpus_per_encoder=8)).workers(1, None, encodes=True, anywhere=True)
+    with pytest.raises(UserError, match="^engine.gpus_per_encoder: found nan, expected 0 or more$"):
+        RaySettings(gpus_per_encoder=math.nan)
     assert all(isinstance(w, Process) for w in engine.workers(2, None, encodes=False, anywhere=False))
     monkeypatch.setattr(on_ray, "versions", lambda: {"python": "3.9.1", "s2robot": "0.0.7"})
     with worker_pool(1, anywhere=True) as pool:

@@ -78,6 +78,16 @@ def test_a_failed_run_keeps_what_was_there_before(tmp_path):
     assert (tmp_path / "run" / "mine.txt").exists()
 
 
+def test_a_failed_run_leaves_an_empty_folder_that_it_did_not_make(tmp_path, monkeypatch):
+    (tmp_path / "runs/train/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs/train/mine")
+    for folder in (tmp_path / "runs/train/mine", Path(".")):
+        with pytest.raises(ValueError), run_folder(folder, {".hydra/config.yaml": "a: 1", "about.txt": "b"}):
+            raise ValueError
+        assert not list((tmp_path / "runs/train/mine").iterdir())
+    assert Path.cwd() == tmp_path / "runs/train/mine"
+
+
 def test_other_processes_of_a_run_work_in_the_folder_of_the_first(tmp_path, holder, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     with run_folder(tmp_path / "run", {".hydra/config.yaml": "a: 1"}):
