@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil, isqrt, sqrt
 from pathlib import Path
@@ -129,19 +130,22 @@ def film(job: Film) -> tuple[Path, dict[str, Any]]:
     store = EpisodeStore.open(job.path)
     video = cache_dir("videos") / f"{_key(store, job)}.mp4"
     facts = video.with_suffix(".json")  # written last: with it the video is whole
-    if not facts.exists() or not video.exists():
-        layout = tiles(_sizes(store, job), job.settings.height)
-        seen = {camera: _Watch() for camera in job.cameras}
-        pictures = _pictures(_frames(store, job), layout, seen)
-        try:
-            with replacing(video, shared=True) as part:
-                shape = (layout.height, layout.width)
-                encode(part, pictures, shape, job.rate, job.settings.crf, job.settings.key_every)
-            with replacing(facts, shared=True) as part:
-                part.write_text(json.dumps({camera: watch.rows for camera, watch in seen.items()}))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{video}: the video cannot be written: {error}") from error
-    return video, json.loads(facts.read_text(encoding="utf-8"))
+    if video.exists():
+        with suppress(FileNotFoundError, ValueError):  # not there, or not whole: made again
+            return video, json.loads(facts.read_text(encoding="utf-8"))
+    layout = tiles(_sizes(store, job), job.settings.height)
+    seen = {camera: _Watch() for camera in job.cameras}
+    pictures = _pictures(_frames(store, job), layout, seen)
+    try:
+        with replacing(video, shared=True) as part:
+            shape = (layout.height, layout.width)
+            encode(part, pictures, shape, job.rate, job.settings.crf, job.settings.key_every)
+        rows = {camera: watch.rows for camera, watch in seen.items()}
+        with replacing(facts, shared=True) as part:
+            part.write_text(json.dumps(rows))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{video}: the video cannot be written: {error}") from error
+    return video, rows
 
 
 def _sizes(store: EpisodeStore, job: Film) -> dict[str, tuple[int, int]]:

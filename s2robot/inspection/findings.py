@@ -220,10 +220,16 @@ def _frozen(
             still = seen.change <= limits.frozen_change
             still[0] = False
             for start, end in runs(still):
-                moved = float(np.max(np.ptp(own[start - 1 : end], axis=0) / spread))
+                moved = float(np.fmax.reduce(_range(own[start - 1 : end]) / spread))
                 if end - start >= limits.frozen_steps and moved >= limits.frozen_motion:
                     text = f"camera {camera}: one picture for {end - start + 1} steps, the state moves by {100 * moved:.0f} % of its range"
                     yield Finding("frozen", text, i, start - 1, end - start + 1)
+
+
+def _range(values: np.ndarray) -> np.ndarray:
+    """From the least to the largest number of each column (T, C), NaN where there is none; infinity is none.  # (C,)"""
+    values = np.where(np.isfinite(values), values, np.nan)
+    return np.fmax.reduce(values, axis=0) - np.fmin.reduce(values, axis=0)
 
 
 def _blank(pictures: Sequence[Mapping[str, Pictures]], limits: Thresholds) -> Iterator[Finding]:
@@ -255,18 +261,22 @@ def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[
 
 def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     """Numbers of a gripper that move in most episodes and not in this one."""
+    lengths = np.diff(ends, prepend=0).tolist()
     for column, part in _gripper_columns(action):
-        own = episodes_of(action.values[:, column], ends)
-        low, high = float(np.nanmin(action.values[:, column])), float(np.nanmax(action.values[:, column]))
-        moved = np.array([np.ptp(x) for x in own]) >= limits.gripper * (high - low)
-        if high == low or moved.mean() <= 0.5:
+        each = [x[np.isfinite(x)] for x in episodes_of(action.values[:, column], ends)]
+        known = {i: x for i, x in enumerate(each) if len(x)}
+        if not known:
             continue
-        for i in np.flatnonzero(~moved).tolist():
-            closed = own[i][0] > (low + high) / 2
+        low, high = (float(end(np.concatenate(each))) for end in (np.min, np.max))
+        still = [i for i, x in known.items() if np.ptp(x) < limits.gripper * (high - low)]
+        if high == low or 2 * len(still) >= len(known):
+            continue
+        for i in still:
+            closed = known[i][0] > (low + high) / 2
             what = (
                 ("never opens" if closed else "never closes") if part.kind == "binary" else "stays as it is"
             )
-            yield Finding("gripper", f"{action.names[column]} {what}", i, 0, len(own[i]))
+            yield Finding("gripper", f"{action.names[column]} {what}", i, 0, lengths[i])
 
 
 def _gripper_columns(action: Table) -> Iterator[tuple[int, Part]]:

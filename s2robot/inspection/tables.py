@@ -54,7 +54,8 @@ def tables(store: EpisodeStore, episodes: int) -> list[Table]:
     found = []
     for key in (*first, *rest):
         values = store.read(key, 0, steps).reshape(steps, -1)
-        values = values if values.dtype == np.float64 else values.astype(np.float32)
+        # whole numbers keep what float32 would round away: stamps in nanoseconds would all be one
+        values = values.astype(np.promote_types(values.dtype, np.float32), copy=False)
         found.append(Table(key, *_named(store, key, values), values))
     return found
 

@@ -77,6 +77,24 @@ def test_frozen_pictures_count_only_while_the_state_moves():
     assert not [f for f in data.found(jump_times=100) if f.kind == "frozen"]
 
 
+def test_a_number_that_is_none_neither_hides_nor_makes_a_finding():
+    data = Data()
+    data.pictures[3]["hand"].change[11:15] = 0
+    data.state[3 * STEPS + 12, 1] = np.nan
+    data.action[0, 1], data.action[2 * STEPS + 3, 1] = np.nan, np.inf  # this gripper closes all the same
+    data.action[4 * STEPS :, 1] = 1
+    data.action[4 * STEPS, 1] = np.nan
+    found = [(f.kind, f.episode, f.step) for f in data.found() if f.kind != "jump"]
+    assert found == [
+        ("no number", 0, 0), ("no number", 2, 3), ("no number", 3, 12), ("no number", 4, 0), ("frozen", 3, 10),
+        ("gripper", 4, 0),
+    ]  # fmt: skip
+    data.action[STEPS : 2 * STEPS, 1] = np.nan  # what it did is not known
+    assert [(f.episode, f.steps) for f in data.found() if f.kind == "gripper"] == [(4, STEPS)]
+    data.action[:, 1] = np.nan
+    assert not [f for f in data.found() if f.kind == "gripper"]
+
+
 def test_two_equal_pictures_are_not_frozen():
     data = Data()
     data.pictures[3]["hand"].change[11:13] = 0

@@ -5,9 +5,10 @@ import json
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
-from s2robot.common.settings import DemosSettings
+from s2robot.common.settings import DemosSettings, read_among
 from s2robot.demos.store import EpisodeStore
 from s2robot.inspection import films
 from s2robot.inspection.films import FilmSettings, tiles
@@ -51,6 +52,31 @@ def test_a_longer_store_makes_the_new_episode_alone(cups, tmp_path, monkeypatch)
     monkeypatch.setattr(films, "encode", lambda *given: made.append(given) or encode(*given))
     inspect(cups, tmp_path / "b")
     assert len(made) == 1
+
+
+def test_facts_that_are_not_whole_are_made_again(cups, tmp_path):
+    inspect(cups, tmp_path / "a")
+    facts = {file: file.read_text() for file in (tmp_path / "cache/videos").glob("*.json")}
+    for file, text in facts.items():
+        file.write_text(text[: len(text) // 2])
+    inspect(cups, tmp_path / "b")
+    assert facts and facts == {file: file.read_text() for file in facts}
+
+
+def test_whole_numbers_keep_their_digits(cups, tmp_path):
+    stamps = 1_700_000_000_000_000_000 + 100_000_000 * np.arange(12)  # ns, one every control step
+    more = {
+        "stamp_ns": stamps,
+        "index": (2**24 + np.arange(12)).astype(np.int32),
+        "flag": np.arange(12) % 2 > 0,
+    }
+    with EpisodeStore.create(tmp_path / "more.zarr", EpisodeStore.open(cups).attrs) as store:
+        for i in range(2):
+            store.append(episode(i, 12) | more, {"task": 0, "success": True, "source_episode": i})
+    found = {table.key: table.values for table in tables(EpisodeStore.open(tmp_path / "more.zarr"), 2)}
+    assert np.array_equal(np.diff(found["stamp_ns"][:12, 0]), np.full(11, 1e8))
+    assert np.array_equal(found["index"][:12, 0], more["index"])
+    assert found["flag"].dtype == found["action"].dtype == np.float32
 
 
 def test_a_broken_encoder_is_one_line_and_leaves_nothing(cups, tmp_path, monkeypatch):
@@ -112,6 +138,12 @@ def test_without_videos_no_picture_is_read(cups, tmp_path, monkeypatch):
     script = (page.parent / "episodes/0000.js").read_text()
     each, lines = json.loads(script.removeprefix("episode(0,").removesuffix(")\n"))
     assert each == 1 and len(lines) == 12 and len(lines[0]) == 12
+
+
+def test_settings_may_lean_on_others():
+    cfg = OmegaConf.create({"rate": 7, "odd": {"dark": "${rate}"}, "workers": "${rate}"})
+    settings = read_among(InspectSettings, cfg, "", workers=3)
+    assert settings.odd.dark == 7 and settings.workers == 3
 
 
 def test_the_first_episodes_alone(cups, tmp_path):
