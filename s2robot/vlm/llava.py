@@ -18,6 +18,7 @@ from torch import nn
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require
+from s2robot.s2.layout import several
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 WIDEN = ("zero", "init")
@@ -63,11 +64,13 @@ def s2_llava(
     config, tower = model.config, inner.vision_tower
     if widen not in WIDEN:
         raise UserError(f"widen: found {widen!r}, expected one of {', '.join(WIDEN)}")
+    if tiles_at_once is not None and (type(tiles_at_once) is not int or tiles_at_once < 1):
+        raise UserError(f"tiles_at_once: found {tiles_at_once!r}, expected a whole number of at least 1")
     layers = _check_layers(config)
     _check_prefix(config, layout)
     linear = _first_linear(inner.multi_modal_projector, tower.config.hidden_size * layers)
     vision = S2VisionConfig(
-        tower=tower.config, scales=list(scales), layout=layout, resize=resize, pool=pool, most=most,
+        tower=tower.config, scales=list(several(scales, "scales", "(1, 2, 3)")), layout=layout, resize=resize, pool=pool, most=most,
         tiles_at_once=tiles_at_once, dtype=tower.config.dtype, attn_implementation=tower.config._attn_implementation,
     )  # fmt: skip
     register()

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from s2robot.common.errors import UserError
-from s2robot.s2.layout import Layout
+from s2robot.s2.layout import Layout, several
 from s2robot.s2.pyramid import bicubic, resize
 from s2robot.s2.tiling import plan_tiles
 
@@ -56,7 +56,14 @@ class Plan:
         for name, value, known in (("layout", self.layout, LAYOUTS), ("resize", self.resize, RESIZES)):
             if value not in known:
                 raise UserError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
-        whole = all(type(scale) is int for scale in self.scales)
+        for name in ("tile", "patch", "most"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise UserError(
+                    f"{name}: found {getattr(self, name)!r}, expected a whole number of at least 1"
+                )
+        if self.tile < self.patch:
+            raise UserError(f"tile: found {self.tile} px, expected at least the patch of {self.patch} px")
+        whole = all(type(scale) is int for scale in several(self.scales, "scales", "(1, 2, 3)"))
         if not whole or self.scales[:1] != (1,) or list(self.scales) != sorted(set(self.scales)):
             raise UserError(
                 f"scales: found {self.scales}, expected whole numbers from 1 upwards, as (1, 2, 3)"

@@ -281,6 +281,8 @@ def refusals():
         (lambda: selected(s2_llava(llava()), x), "70 x 70 px does not divide into tiles of 24 px"),
         (lambda: s2_llava(llava(), widen="copy"), "widen: found 'copy', expected one of zero, init"),
         (lambda: s2_llava(llava(), (1, 2.0)), "scales: found"),
+        (lambda: s2_llava(llava(), 2), r"scales: found 2, expected several, such as \(1, 2, 3\)"),
+        (lambda: s2_llava(llava(), most="12"), "most: found '12', expected a whole number of at least 1"),
         (lambda: s2_llava(llava(strategy="full"), layout="dynamic"), "expected 'default' for a clip_vision_model"),
         (lambda: s2_llava(llava("siglip"), layout="dynamic"), "expected 'full' for a siglip_vision_model"),
         (lambda: s2_llava(quantised), "linear_1 is a Bilinear of . channels, expected a plain Linear of 16"),
@@ -294,12 +296,13 @@ def test_what_is_refused_is_said_in_one_line_and_changes_nothing():
         with pytest.raises(UserError, match=message) as error:
             call()
         assert "\n" not in str(error.value)
-    model = llava(layer=-5)
-    names = [name for name, _ in model.named_parameters()]
-    with pytest.raises(UserError):
-        s2_llava(model)
-    assert names == [name for name, _ in model.named_parameters()]
-    assert model.config.vision_config.model_type == "clip_vision_model"
+    options = [{"tiles_at_once": number} for number in (-1, 0, "2", 1.5)]
+    for model, option in [(llava(layer=-5), {}), *((llava(), option) for option in options)]:
+        names = [name for name, _ in model.named_parameters()]
+        with pytest.raises(UserError, match=r"^(tiles_at_once|vision_feature_layer): found .*, expected"):
+            s2_llava(model, **option)
+        assert names == [name for name, _ in model.named_parameters()]
+        assert model.config.vision_config.model_type == "clip_vision_model"
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch):
