@@ -118,6 +118,20 @@ class PolicySpec:
             ensemble=(-math.inf, math.inf),
             proprio_noise=any_,
         )
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        """Refuse weights of plans and of steps that float32 cannot hold (PolicyError)."""
+        if self.ensemble is not None and self.ensemble * self.chunk < -80:
+            raise PolicyError(
+                f"policy.ensemble is {self.ensemble}, expected {-80 / self.chunk:g} or more with {self.chunk} actions a plan"
+            )
+        if (
+            self.loss_discount > 1 and (self.chunk - 1) * math.log(self.loss_discount) > 69
+        ):  # e to the 69th: 1e30
+            raise PolicyError(
+                f"policy.loss_discount is {self.loss_discount}, expected a value whose {self.chunk - 1}th power is finite"
+            )
 
     @cached_property
     def action(self) -> Parts:

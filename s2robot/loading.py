@@ -18,7 +18,7 @@ import torch
 
 from s2robot.common.errors import UserError
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.cache import as_stored
+from s2robot.encoders.cache import DTYPES, as_stored
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.frames import ImageSize, as_image_size
 from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, load_checkpoint, load_tuned
@@ -58,6 +58,16 @@ def load_networks(
         raise UserError(
             f"{checkpoint}: key 'encoder.settings' is missing: it does not say how its encoder is built"
         )
+    geometry, frames = contract.get("camera_geometry"), contract["encoder"].get("frames")
+    for key, found, good in (
+        ("encoder.features_dtype", dtype := contract["encoder"].get("features_dtype"), dtype in list(DTYPES)),
+        ("camera_geometry", geometry, geometry is None or _are_tables(geometry)),
+        ("encoder.frames", frames, frames is None or isinstance(frames, dict)),
+    ):
+        if not good:
+            raise UserError(
+                f"{checkpoint}: key '{key}': found {found!r}, expected what `s2robot train` writes"
+            )
     settings = dict(contract["encoder"]["settings"])
     if weights:
         settings["checkpoint"] = str(weights)
@@ -71,6 +81,10 @@ def load_networks(
     given = f"{encoder.name} ({place})" if place else encoder.name
     check_contract(contract, encoder={"name": given, "fingerprint": encoder.fingerprint})
     return policy, encoder, contract
+
+
+def _are_tables(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(table, dict) for table in found.values())
 
 
 def image_size_of(contract: Mapping[str, Any], encoder: S2Encoder) -> ImageSize:

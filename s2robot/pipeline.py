@@ -313,22 +313,25 @@ def run(cfg: DictConfig) -> None:
 
 
 def _run(cfg: DictConfig) -> None:
-    from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
+    from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
+    from s2robot.evaluation.summary import refuse_positions_of_demos
 
     only_simulated(cfg)
+    evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
     if why := task_settings(cfg).undrawn():  # now, not in the evaluation after encoding and training
         raise UserError(why)
     out = Path(cfg.run_dir)
     if cfg.record:
         cfg.demos.path = str(out / "demos.zarr")
     task = read_task(cfg)
-    _refuse_shared_positions(task, cfg.evaluate.seed, cfg.evaluate.episodes)
+    _refuse_shared_positions(task, evaluation.positions)
     encoder = build_encoder(task.encoder)
     timed = Stages(out / "stages.json")
     if cfg.record and is_first():
         with timed("record"):
             record_demos(cfg, cfg.recording, out / "demos.zarr")
     store = task.open_demos()
+    refuse_positions_of_demos(contract_of(task, store, encoder), evaluation.positions, store.path)
     with timed("encode"):
         features, _ = encode(task, store, encoder)
     with timed("train"):
@@ -341,13 +344,13 @@ def _run(cfg: DictConfig) -> None:
     finish(summary, out, timed)
 
 
-def _refuse_shared_positions(task: Task, seed: int, episodes: int) -> None:
+def _refuse_shared_positions(task: Task, reported: range) -> None:
     """UserError if checkpoints are chosen by success at a position that the run then reports."""
     tried = task.train.rollouts
-    if tried.every and set(tried.positions) & set(range(seed, seed + episodes)):
+    if tried.every and set(tried.positions) & set(reported):
         raise UserError(
-            f"train.rollouts.seed: found {tried.seed}, whose positions are among those of the evaluation ({seed} to "
-            f"{seed + episodes - 1}); expected others"
+            f"train.rollouts.seed: found {tried.seed}, whose positions are among those of the evaluation "
+            f"({reported.start} to {reported.stop - 1}); expected others"
         )
 
 

@@ -106,7 +106,9 @@ def dagger(cfg: DictConfig) -> None:
 def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipeline.Task, list[dict[str, Any]]]:
     """The task and what is done of the rounds, once all that can be looked at before hours of training is (UserError)."""
     from s2robot.dagger.record import DaggerSettings  # the simulator with it
+    from s2robot.evaluation.evaluate import EvaluateSettings
 
+    read(EvaluateSettings, cfg.evaluate, "evaluate")
     tried = range(cfg.recording.seed, cfg.recording.seed + rounds * cfg.recording.episodes)
     if set(tried) & set(range(cfg.evaluate.seed, cfg.evaluate.seed + cfg.evaluate.episodes)):
         raise UserError(

@@ -31,7 +31,7 @@ def build_head(settings: Mapping[str, Any], sizes: HeadSizes) -> Head:
     """
     values = dict(settings)
     kind = values.pop("kind", "regression")
-    if kind not in HEADS:
+    if not isinstance(kind, str) or kind not in HEADS:
         raise PolicyError(f"policy.head.kind is '{kind}', expected one of {', '.join(HEADS)}")
     settings_of, head = HEADS[kind]
     return head(read_settings(settings_of, values, "policy.head"), sizes)  # type: ignore[call-arg]

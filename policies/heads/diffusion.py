@@ -41,7 +41,7 @@ class DiffusionSettings(DenoiserSettings):
             )
         if self.predicts not in PREDICTS:
             raise PolicyError(f"policy.head.predicts is '{self.predicts}', expected {' or '.join(PREDICTS)}")
-        if self.clip <= 0:
+        if not 0 < self.clip < math.inf:
             raise PolicyError(f"policy.head.clip is {self.clip}, expected a value above 0")
 
 

@@ -40,6 +40,7 @@ READS = {
     "evaluate": ("task", "robot", "env", "demos", "evaluate"),
 }
 GROUPS = tuple(dict.fromkeys(group for groups in READS.values() for group in groups))
+_NOTHING = object()
 # what is the same for all arms, or they could not be compared
 _COMMON = ("task", "robot", "demos", "recording", "train.seed", "evaluate.seed", "evaluate.episodes")
 
@@ -105,7 +106,9 @@ def _arm(known: Mapping[str, Any], name: str) -> Arm:
         except ValueError as error:  # a quotation that does not end
             raise UserError(f"arm '{name}': found {given}: {error}, expected overrides") from None
     elif isinstance(given, Mapping) and not isinstance(given.get("overrides"), int | float):
-        arm = Arm(name, str(given.get("label") or name), tuple(map(str, given.get("overrides") or ())))
+        words = given.get("overrides") or ()
+        words = shlex.split(words) if isinstance(words, str) else words
+        arm = Arm(name, str(given.get("label") or name), tuple(map(str, words)))
     else:
         raise UserError(f"arm '{name}': found {given}, expected a label and overrides")
     for override in arm.overrides:
@@ -183,7 +186,10 @@ def value_of(arm: Arm, common: Sequence[str], key: str) -> Any:
     """What the main comparison has at an axis's key; UserError for a key that no stage has."""
     with about("axes"):
         cfg = settings_of("evaluate" if key.startswith("evaluate.") else "train", [*common, *arm.overrides])
-        return OmegaConf.select(cfg, key)
+        found = OmegaConf.select(cfg, key, default=_NOTHING)
+    if found is _NOTHING:
+        raise UserError(f"axes: found the key {key}, expected one that training or evaluation has")
+    return found
 
 
 def demos_there(arm: Arm, common: Sequence[str], recorded: bool) -> int:

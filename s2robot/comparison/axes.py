@@ -40,11 +40,19 @@ class Line:
 
 
 def line_of(plan: Plan, name: str, axis: Axis) -> Line:
-    """The points of an axis; at the default value it is the main comparison's world. UserError: a key of no stage."""
-    default = value_of(plan.arms[0], plan.common, axis.key)
+    """The points of an axis; at the value that all arms have it is the main comparison's world.
+
+    UserError: a key of no stage, or numbers of demos that are none or more than there are.
+    """
+    values = [value_of(arm, plan.common, axis.key) for arm in plan.arms]
+    default = values[0] if values.count(values[0]) == len(values) else None  # else an arm is at another value
     if axis.key == "demos.episodes":
         there = demos_there(plan.arms[0], plan.common, recorded=plan.main.recording is not None)
         default = there if default is None else default
+        if wrong := [value for value in axis.values if type(value) is not int or value < 1]:
+            raise UserError(
+                f"experiment.axes.{name}.values: found {wrong[0]}, expected whole numbers from 1 to {there}"
+            )
         if more := [value for value in axis.values if value > there]:
             raise UserError(
                 f"axes: {name}: found {', '.join(map(str, more))}, expected at most {there}: there are no more demos "

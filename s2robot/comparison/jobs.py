@@ -82,6 +82,8 @@ class Job:
             state = json.loads(self.state_file.read_text(encoding="utf-8"))
         except ValueError:
             return False
+        if not isinstance(state, dict):
+            return False
         wanted: dict[str, Any] = {"command": self.command, "inputs": dict(self.inputs)}
         for key, value in wanted.items():
             if state.get(key) != value:

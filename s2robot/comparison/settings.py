@@ -30,6 +30,11 @@ class Power:
     alpha: float
     strict: bool
 
+    def __post_init__(self) -> None:
+        inside = (1e-9, 1 - 1e-9)
+        check_ranges(self, "experiment.power", base=(0, inside[1]), power=inside, alpha=inside)
+        check_ranges(self, "experiment.power", gap=(1e-9, 1 - self.base))
+
 
 @dataclass(frozen=True)
 class Stopping:
@@ -56,6 +61,13 @@ class Axis:
     record: bool = False
     train: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.values or any(value in self.values[:i] for i, value in enumerate(self.values)):
+            found = list(self.values)
+            raise UserError(
+                f"experiment.axes: {self.label}: found values {found}, expected one or more different ones"
+            )
+
 
 @dataclass(frozen=True)
 class _Experiment:
@@ -74,6 +86,8 @@ class _Experiment:
     axes: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if min(self.seeds, default=0) < 0:
+            raise UserError(f"experiment.seeds: found {list(self.seeds)}, expected numbers of 0 or more")
         check_ranges(self, "experiment", videos=(0, INFINITY), axis_episodes=(1, INFINITY))
 
 
@@ -138,6 +152,8 @@ def read_compare(cfg: DictConfig) -> Compare:
     for name in given.axes or ():
         if name not in experiment.axes:
             raise UserError(f"axes: found '{name}', expected some of {', '.join(experiment.axes)}")
+        if list(given.axes or ()).count(name) > 1:
+            raise UserError(f"axes: found '{name}' twice, expected every axis once")
     out = Path(given.run_dir)
     if out.is_absolute() and out.is_relative_to(Path.cwd()):  # commands that work on another machine too
         out = out.relative_to(Path.cwd())

@@ -31,12 +31,15 @@ def unpack(data: bytes) -> dict[str, Any]:
     """The observation in a message; its arrays are copies. Raises WireError for anything else."""
     count = 0
 
-    def pairs(items: list[tuple[Any, Any]]) -> Any:
+    def container(value: Any) -> Any:  # an empty list costs a byte on the wire and 64 in memory
         nonlocal count
         count += 1
         if count > MAX_ITEMS:
-            raise WireError(f"found more than {MAX_ITEMS} maps")
-        found = dict(items)
+            raise WireError(f"found more than {MAX_ITEMS} lists and maps")
+        return value
+
+    def pairs(items: list[tuple[Any, Any]]) -> Any:
+        found = container(dict(items))
         if b"__ndarray__" in found:
             return _array(found)
         if b"__npgeneric__" in found:
@@ -47,7 +50,12 @@ def unpack(data: bytes) -> dict[str, Any]:
 
     try:
         message = msgpack.unpackb(
-            data, object_pairs_hook=pairs, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS, timestamp=1
+            data,
+            list_hook=container,
+            object_pairs_hook=pairs,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            timestamp=1,
         )
     except WireError:
         raise
@@ -87,10 +95,14 @@ def observation_of(
         images[camera] = _picture(key, flat[key])
     for key in STATES:
         if key in message:
-            state = np.asarray(message[key])
+            try:
+                state = np.asarray(message[key])
+            except ValueError:  # rows of different lengths, or too deep
+                raise WireError(f"{key}: found lists in lists, expected numbers (P,)") from None
             if state.ndim != 1 or state.dtype.kind not in "fiu":
                 raise WireError(f"{key}: found {state.dtype} {state.shape}, expected numbers (P,)")
-            return {"images": images, "proprio": state.astype(np.float32)}
+            with np.errstate(over="ignore"):  # what is infinite then is refused as such
+                return {"images": images, "proprio": state.astype(np.float32)}
     raise WireError(f"the state: found {_keys(message)}, expected one of {', '.join(STATES)}")
 
 

@@ -17,6 +17,9 @@ from torch import Tensor
 from s2robot.common.errors import UserError
 from s2robot.common.run_folder import locked
 
+# auto, and Lightning Fabric's of weights in float32: a step's own float32 parts fail with others
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
+
 
 class Machine(Protocol):
     """What a training's settings say of devices; configs/train/default.yaml explains them."""
@@ -41,6 +44,10 @@ def launch(machine: Machine, where: str) -> Fabric:
     Raises:
         UserError: a device, strategy or precision that is not there.
     """
+    if machine.precision not in PRECISIONS:
+        raise UserError(
+            f"{where}.precision: found {machine.precision!r}, expected one of {', '.join(PRECISIONS)}"
+        )
     try:
         fabric = Fabric(
             accelerator=machine.accelerator,
@@ -49,11 +56,11 @@ def launch(machine: Machine, where: str) -> Fabric:
             strategy=machine.strategy,
             precision=precision_of(machine),  # type: ignore[arg-type]  # Fabric names those that it knows
         )
-    except (ValueError, RuntimeError) as error:
+        fabric.launch()
+        if machine.threads:
+            torch.set_num_threads(machine.threads)
+    except (ValueError, RuntimeError, ImportError, TypeError) as error:  # of whatever a strategy asks for
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
-    fabric.launch()
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
     return fabric
 
 

@@ -9,6 +9,7 @@ optimiser and the number of the step.
 
 import math
 import resource
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -241,6 +242,9 @@ class _Run:
             self.since = self.saved = done
         self.learner.model.train()
         if self.fabric.is_global_zero:
+            if not done:  # begun anew: nothing of an earlier training stays beside it
+                path.unlink(missing_ok=True)
+                shutil.rmtree(self.out / "checkpoint_best", ignore_errors=True)
             if done and not self._is_saved():  # somebody removed or damaged it
                 self._save_checkpoint()
             with told(self.out):

@@ -220,6 +220,16 @@ def test_spec_round_trip(make_policy):
         ({"huber_delta": math.nan}, "huber_delta is nan, expected a value above 0"),
         ({"ensemble": math.nan}, "policy.ensemble: found nan, expected a number"),
         ({"gripper_weight": -1}, "policy.gripper_weight: found -1.0, expected 0 or more"),
+        ({"ensemble": -1000.0}, "policy.ensemble is -1000.0, expected -10 or more with 8 actions a plan"),
+        (
+            {"loss_discount": 1e30},
+            r"policy.loss_discount is 1e\+30, expected a value whose 7th power is finite",
+        ),
+        (
+            {"head": {"kind": "diffusion", "clip": math.nan}},
+            "policy.head.clip is nan, expected a value above 0",
+        ),
+        ({"head": {"kind": [1]}}, r"policy.head.kind is '\[1\]', expected one of regression"),
     ],
 )
 def test_wrong_settings(wrong, words):

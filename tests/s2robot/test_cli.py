@@ -131,6 +131,11 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
         (("record", "task=lift", "picker.misses=2"), "recording.picker.misses: found 2"),
         (("record", "recording.picker.misses=2", "recording.episodes=0"), "recording.episodes: found 0"),
         (("run", "record=true", "recording.episodes=0"), "recording.episodes: found 0, expected 1 or more"),
+        (("run", "evaluate.episodes=0"), "evaluate.episodes: found 0, expected 1 or more"),
+        (
+            ("run", "evaluate.seed=100000"),
+            "evaluate.seed: positions 100000 to 100127 hold 120 that the demos of",
+        ),
         (("replay", "episode=abc"), "episode: found 'abc', expected int"),
         (("replay", "episode=-1"), "episode: found -1, expected 0 to 119, those of "),
         (("replay", "episode=120"), "episode: found 120, expected 0 to 119, those of "),

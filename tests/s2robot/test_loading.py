@@ -1,5 +1,8 @@
 """Loading a policy: what is said of a wrong encoder and of a device that is not there."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,29 @@ def test_a_wrong_encoder_is_named_with_its_file(slow_policy, tmp_path):
     with pytest.raises(PolicyError, match=words) as error:
         load_networks(slow_policy, torch.device("cpu"), other)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("encoder.features_dtype", "int3"),
+        ("encoder.features_dtype", [1]),
+        ("encoder.frames", [1]),
+        ("camera_geometry", [1]),
+        ("camera_geometry", {"hand": None}),
+    ],
+)
+def test_a_damaged_contract_is_named_by_its_key(slow_policy, tmp_path, key, value):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(slow_policy, folder)
+    record = json.loads((folder / "policy.json").read_text())
+    node = record["contract"]
+    for part in key.split(".")[:-1]:
+        node = node[part]
+    node[key.split(".")[-1]] = value
+    (folder / "policy.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=f"^{folder}: key '{key}': found .*, expected what"):
+        load_networks(folder, torch.device("cpu"))
 
 
 def test_a_device_that_is_not_there_is_a_line():

@@ -29,6 +29,13 @@ def test_a_failed_job_is_one_line_with_its_log(tmp_path):
     assert job.log.read_text().startswith("$ s2robot report run=")
 
 
+def test_a_stamp_that_is_no_stamp_is_of_a_job_that_is_not_done(tmp_path):
+    job = Job("record", "report", ["run=none"], tmp_path / "record")
+    for text in ("[]", "{", "null"):
+        job.state_file.write_text(text)
+        assert not job.is_done()
+
+
 def test_what_no_try_of_a_job_has_left_is_not_removed(tmp_path):
     demos = tmp_path / "demos.zarr"
     demos.mkdir()

@@ -13,7 +13,7 @@ from s2robot.comparison.axes import line_of
 from s2robot.comparison.compare import compare
 from s2robot.comparison.jobs import with_needs
 from s2robot.comparison.plan import evaluation, make_plan, training
-from s2robot.comparison.settings import read_compare, read_experiment
+from s2robot.comparison.settings import Axis, read_compare, read_experiment
 from s2robot.encoders import build as encoders
 
 
@@ -69,6 +69,12 @@ def test_arms_are_those_of_the_experiment_or_those_named():
         (["jobs=0"], "jobs: found 0, expected 1 or more, or null"),
         (["readout_run=none"], "readout_run: found none, which is no folder"),
         (["axes=[demo]"], "axes: found 'demo', expected some of cube_size, demos"),
+        (["axes=[demos,demos]"], "axes: found 'demos' twice, expected every axis once"),
+        (["experiment.axes.demos.values=[]"], "found values [], expected one or more different ones"),
+        (["experiment.axes.demos.values=[15,15]"], "found values [15, 15], expected one or more different ones"),
+        (["experiment.seeds=[-1]"], "experiment.seeds: found [-1], expected numbers of 0 or more"),
+        (["experiment.power.power=1.5"], "experiment.power.power: found 1.5, expected a value from"),
+        (["experiment.power.gap=10"], "experiment.power.gap: found 10.0, expected a value from"),
         (["experiment.power.gap=ten"], "experiment.power.gap: found 'ten', expected float"),
         (["demos.path=none.zarr", "arms=[base,base-s2]"], "none.zarr: does not exist"),
     ],
@@ -133,6 +139,25 @@ def test_an_axis_of_demos_goes_as_far_as_there_are_some():
             UserError, match=f"axes: demos: found 121, 200, expected at most {most}: there are no"
         ):
             line_of(plan, name, replace(axis, values=(15, 121, 200)))
+        for value in (None, 0, "all", 2.5):
+            with pytest.raises(
+                UserError, match=f"demos.values: found {value}, expected whole numbers from 1 to"
+            ):
+                line_of(plan, name, replace(axis, values=(15, value)))
+
+
+def test_a_value_that_an_arm_has_not_is_no_point_of_the_main_comparison():
+    arm = "+experiment.arms.long={label: long, overrides: 'encoder=mvp-tiny s2=single train.steps=9'}"
+    settings = read_compare(config("run_dir=out", arm, "arms=[base,long]"))
+    plan = make_plan(settings, [])
+    assert plan.arms[1].overrides == ("encoder=mvp-tiny", "s2=single", "train.steps=9")
+    axis = Axis("steps", "train.steps", (9, 2000), train=True)
+    line = line_of(plan, "steps", axis)
+    assert line.default is None and [point.trains for point in line.points] == [True, True]
+    same = line_of(plan, "ema", replace(axis, key="train.ema", values=(0.9, 0.995)))
+    assert same.default == 0.995 and [point.trains for point in same.points] == [True, False]
+    with pytest.raises(UserError, match="axes: found the key train.stepz, expected one that"):
+        line_of(plan, "steps", replace(axis, key="train.stepz"))
 
 
 def test_each_verb_gets_its_own_words_and_of_a_key_the_last():

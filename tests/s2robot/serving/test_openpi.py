@@ -99,6 +99,19 @@ def test_what_a_camera_may_be_called(message):
     assert found["proprio"].dtype == np.float32 and np.array_equal(found["proprio"], STATE)
 
 
+def test_many_lists_are_refused_before_they_take_memory():
+    data = msgpack_numpy.packb({"state": [[[]] * 4000, [[]] * 200]})
+    with pytest.raises(WireError, match="found more than 4096 lists and maps"):
+        unpack(data)
+
+
+@pytest.mark.parametrize("state", [[[1, 2], [3]], [[1.0]], "words"])
+def test_a_state_that_is_no_row_of_numbers_is_refused(state):
+    message = unpack(msgpack_numpy.packb({"hand": HAND, "left": LEFT, "state": state}))
+    with pytest.raises(WireError, match="^state: found .*, expected numbers"):
+        observation_of(message, CAMERAS, {})
+
+
 def test_the_only_camera_is_the_image():
     found = observation_of({"observation/image": HAND, "state": STATE}, ("observation.images.top",), {})
     assert np.array_equal(found["images"]["observation.images.top"], HAND)

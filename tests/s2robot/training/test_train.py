@@ -150,6 +150,34 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, change):
     train(anew, spec, store, features, contract, tmp_path)
 
 
+def test_one_that_begins_anew_leaves_nothing_of_the_one_before(data, tmp_path):
+    store, features = data
+    train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+    assert (tmp_path / "checkpoint_best").is_dir()
+    train(make_settings(validation=0.0, resume=False), make_spec(), store, features, CONTRACT, tmp_path)
+    assert not (tmp_path / "checkpoint_best").exists() and (tmp_path / "checkpoint").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"precision": "64-true"},
+            "^train.precision: found '64-true', expected one of auto, 32-true, bf16-mixed",
+        ),
+        ({"strategy": "deepspeed"}, "^train: "),
+        ({"strategy": "ddp_spawn"}, "^train: "),
+        ({"accelerator": "tpu"}, "^train: "),
+        ({"threads": 10**12}, "^train: "),
+    ],
+)
+def test_a_machine_that_cannot_train_is_one_line(data, tmp_path, change, words):
+    store, features = data
+    with pytest.raises(UserError, match=words) as caught:
+        train(make_settings(**change), make_spec(), store, features, CONTRACT, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_loss_that_is_not_finite_is_one_line(data, tmp_path):
     store, features = data
     with pytest.raises(
