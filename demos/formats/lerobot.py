@@ -7,7 +7,7 @@ row k of an episode is the frame k / fps after the episode's start in its video.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ class LeRobot(Source):
             "proprio", ("observation.state", "state", "observations.state"), "observation.", numbers
         )
         self._keys = {"action": action, "proprio": proprio}
-        self._keys |= {_array_name(k): [k] for k in numbers if k not in (*action, *proprio)}
+        self._name_others([k for k in numbers if k not in (*action, *proprio)], sizes)
         parts = {
             what: [self._part(key, what if len(keys) == 1 else key, what) for key in keys]
             for what, keys in (("action", action), ("proprio", proprio))
@@ -183,6 +183,18 @@ class LeRobot(Source):
             parts["proprio"],
             tasks=self._tasks,
         )
+
+    def _name_others(self, features: list[str], cameras: Iterable[str]) -> None:
+        """Each other feature as an array of its own: under another name where its own is taken."""
+        taken = {*self._keys, *(f"images_{name}" for name in cameras)}
+        for feature in features:
+            name = wanted = _array_name(feature)
+            while name in taken:
+                name = f"recorded_{name}"
+            if name != wanted:
+                self.notes.append(f"{feature} is called {name}: there is another {wanted}")
+            taken.add(name)
+            self._keys[name] = [feature]
 
     def _made_of(self, what: str, habits: tuple[str, ...], prefix: str, numbers: dict) -> list[str]:
         """The features that make `action` or `proprio`."""

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -186,3 +187,38 @@ def test_what_is_chosen(tmp_path, v21):
     np.testing.assert_array_equal(store["action"], made.numbers(0)["state"])
     with pytest.raises(DatasetError, match=r"cameras: found 'hand', expected some of top"):
         convert(v21, tmp_path / "no.zarr", choice=Choice(cameras=("hand",)))
+
+
+def added(path, **columns):
+    """Further features of numbers, a float32 a step each."""
+    info = json.loads((path / "meta/info.json").read_text())
+    for file in sorted(path.glob("data/*/*.parquet")):
+        table = pq.read_table(file)
+        for name, value in columns.items():
+            info["features"][name] = {"dtype": "float32", "shape": [1], "names": None}
+            table = table.append_column(name, pa.array(np.full(len(table), value, "f4")))
+        pq.write_table(table, file)
+    (path / "meta/info.json").write_text(json.dumps(info))
+    return path
+
+
+def test_no_feature_takes_the_place_of_another(tmp_path, v21):
+    """Another action is asked for than the one called so; names that meet, or that are ours or a camera's."""
+    columns = {"proprio": 1, "images_top": 2, "x?": 3, "x*": 4}
+    choice = Choice(action=("observation.state",), proprio=("observation.state",))
+    source = convert(added(shutil.copytree(v21, tmp_path / "in"), **columns), tmp_path / "out.zarr", choice)
+    store = EpisodeStore.open(tmp_path / "out.zarr")
+    for i in range(2):
+        found, wanted = store.episode(i), made.numbers(i)
+        np.testing.assert_array_equal(found["action"], wanted["state"])
+        np.testing.assert_array_equal(found["proprio"], wanted["state"])
+        np.testing.assert_array_equal(found["recorded_action"], wanted["action"])
+        assert found["images_top"].shape == (made.LENGTHS[i], made.H, made.W, 3)
+    names = ("recorded_proprio", "recorded_images_top", "xx_x", "recorded_xx_x")
+    assert [store[name][0] for name in names] == [1, 2, 3, 4]
+    assert source.notes == [
+        "action is called recorded_action: there is another action",
+        "proprio is called recorded_proprio: there is another proprio",
+        "images_top is called recorded_images_top: there is another images_top",
+        "x* is called recorded_xx_x: there is another xx_x",
+    ]
