@@ -33,6 +33,8 @@ def select(store: EpisodeStore, episodes: Any, split: str | Path | None, fractio
     """
     if split is not None:
         return _split_of(store, Path(split), fraction)
+    if isinstance(episodes, int) and (isinstance(episodes, bool) or episodes < 1):
+        raise mismatch("demos.episodes", episodes, "the number of the first ones, a list, or null for all")
     if episodes is None or isinstance(episodes, int):
         return store.split(fraction, seed, episodes)
     return store.split(fraction, seed, sorted(numbers(episodes, len(store), "demos.episodes")))
@@ -53,8 +55,10 @@ def numbers(given: Any, total: int, where: str) -> list[int]:
         first, colon, last = text.partition(":")
         begin = int(first or 0)
         end = int(last or total) if colon else begin + 1
-        if begin < end and end > total:
-            raise mismatch(where, f"episode {end - 1}", f"some of the {total}, 0 to {total - 1}")
+        if max(begin, end - 1) >= total:
+            raise mismatch(where, f"episode {max(begin, end - 1)}", f"some of the {total}, 0 to {total - 1}")
+        if begin >= end:
+            raise mismatch(where, f"no episode in '{text}'", "at least one: 20:40 is 20 to 39")
         found += range(begin, end)
     for before, number in pairwise(sorted(found)):
         if before == number:
@@ -79,6 +83,9 @@ def _split_of(store: EpisodeStore, file: Path, fraction: float) -> Split:
     if not isinstance(found, Mapping) or "train" not in found or set(found) - {"train", "validation"}:
         keys = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
         raise mismatch(where, keys or "nothing", "train and validation, lists of episodes")
+    for name, given in found.items():
+        if not isinstance(given, list | str) and not (name == "validation" and given is None):
+            raise mismatch(f"{where}: {name}", json.dumps(given), 'a list of episodes such as ["0:40", 50]')
     train = numbers(found["train"], len(store), f"{where}: train")
     given = found.get("validation") or []
     held = numbers(given, len(store), f"{where}: validation") if given else []

@@ -51,6 +51,9 @@ def test_numbers_and_ranges(given, found):
         (["a"], "x: found 'a', expected numbers"),
         ([], "x: found no episode, expected at least one"),
         (["4:4"], "x: found no episode"),
+        ([1, "7:4"], "x: found no episode in '7:4', expected at least one: 20:40 is 20 to 39"),
+        ([1, "10:"], "x: found episode 10, expected some of the 10, 0 to 9"),
+        ([1, "10:10"], "x: found episode 10, expected some of the 10, 0 to 9"),
         ([True], "x: found True, expected numbers"),
     ],
 )
@@ -65,6 +68,14 @@ def test_the_first_ones_are_drawn_from_as_ever(store):
         assert lists(select(store, episodes, None, fraction, seed)) == lists(
             store.split(fraction, seed, episodes)
         )
+
+
+@pytest.mark.parametrize("episodes", [-1, 0, True, False])
+def test_a_number_of_the_first_ones_that_is_none_is_one_line(store, episodes):
+    with pytest.raises(
+        DatasetError, match=f"demos.episodes: found {episodes}, expected the number of the first"
+    ):
+        select(store, episodes, None, 0.0, 0)
 
 
 def test_a_share_of_a_list_is_held_out(store):
@@ -93,6 +104,9 @@ def test_a_split_file(store, tmp_path):
         ({"train": [0, 10]}, "split.json: train: found episode 10, expected some of the 10, 0 to 9"),
         ({"train": [0], "validation": [99]}, "split.json: validation: found episode 99"),
         ({"train": []}, "split.json: train: found no episode, expected at least one"),
+        ({"train": [1], "validation": 0}, "split.json: validation: found 0, expected a list of episodes such as"),
+        ({"train": 2}, "split.json: train: found 2, expected a list of episodes such as"),
+        ({"train": True}, "split.json: train: found true, expected a list"),
         ({"validation": [1]}, "found validation, expected train and validation"),
         ({"train": [1], "test": [2]}, "found train, test, expected train and validation"),
         ([1, 2], "found list, expected train and validation"),
