@@ -37,20 +37,25 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _column(column: Any, path: Path, name: str) -> np.ndarray:
-    """A column of numbers, or of lists of them however deep.  # (rows, ...) or (rows, numbers)"""
+    """A column of numbers, or of lists of them however deep.  # (rows, ...) or (rows, numbers)
+
+    Lists are as long as each other at each depth: flattened, others would shift the numbers of all rows after them.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     array, rows = column.combine_chunks(), len(column)
     while isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
-    nested = False
-    while (
+    nested = uneven = False
+    while not array.null_count and (
         pa.types.is_list(array.type)
         or pa.types.is_large_list(array.type)
         or pa.types.is_fixed_size_list(array.type)
     ):
+        uneven |= len(pc.unique(pc.list_value_length(array))) > 1
         array, nested = array.flatten(), True
-    if array.null_count or (nested and rows and len(array) % rows):
+    if array.null_count or uneven:
         raise mismatch(
             f"{path}: {name}", "rows without a value, or of different lengths", "numbers in each row"
         )

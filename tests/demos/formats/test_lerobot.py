@@ -158,6 +158,24 @@ def test_a_broken_column_is_named(tmp_path, changes, words):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[1, 2, 3, 4], [5, 6]] + [[7, 8, 9]] * 5,  # as many numbers as there should be
+        [[1, 2, 3]] * 6 + [None],
+        [[1, 2, 3]] * 6 + [[1, 2, None]],
+        [[[1], [2], [3]]] * 5 + [[[1], [2, 3], []], [[1], [2], [3]]],
+    ],
+)
+def test_rows_without_numbers_or_of_other_lengths_shift_nothing(tmp_path, rows):
+    file = made.lerobot_v21(tmp_path / "in") / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", pa.array(rows)), file)
+    words = "episode_000001.parquet: action: found rows without a value, or of different lengths, expected numbers"
+    with pytest.raises(DatasetError, match=words):
+        convert(tmp_path / "in", tmp_path / "out.zarr")
+
+
 @pytest.mark.parametrize("column", ["episode_index", "length"])
 def test_a_table_of_episodes_without_a_column_is_one_line(tmp_path, column):
     file = made.lerobot_v30(tmp_path / "in") / "meta/episodes/chunk-000/file-000.parquet"
