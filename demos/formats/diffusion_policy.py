@@ -61,6 +61,24 @@ class ReplayBuffer(Source):
         else:
             self._kept = None
             self._name(choice)
+        self._check_chunks(ours=bool(text))
+
+    def _check_chunks(self, ours: bool) -> None:
+        """A chunk that is not there reads as its fill value: a lost one, or one of nothing else that was left out.
+
+        Our writer leaves none out, and neither does anybody who tells of no fill value.
+        """
+        for name in dict.fromkeys(k for keys in self._keys.values() for k in keys):
+            array: Any = self._arrays[name]
+            there, count = array.nchunks_initialized, array.nchunks
+            if there == count:
+                continue
+            fill = array.metadata.fill_value
+            if ours or fill is None:
+                raise mismatch(f"{self.path}: data/{name}", f"{there} of {count} chunks", "all of them")
+            self.notes.append(
+                f"data/{name}: {there} of {count} chunks are there; the others are read as {fill}"
+            )
 
     def _name(self, choice: Choice) -> None:
         """Decide what makes action and proprio, and what the cameras are called."""

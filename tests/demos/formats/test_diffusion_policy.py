@@ -72,6 +72,20 @@ def test_what_is_broken_is_one_line(tmp_path, folder):
     assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
 
 
+def test_a_chunk_that_is_not_there_is_told(tmp_path, folder):
+    """It may be one of zeros that was left out, where a fill value stands for it."""
+    (folder / "data/front_image/1.0.0.0").unlink()
+    source = convert(folder, tmp_path / "out.zarr")
+    assert source.notes == ["data/front_image: 3 of 4 chunks are there; the others are read as 0"]
+    array = folder / "data/front_image/.zarray"
+    array.write_text(json.dumps(json.loads(array.read_text()) | {"fill_value": None}))
+    for form in (folder, zipped(folder)):
+        with pytest.raises(
+            DatasetError, match=r"in.zarr.*: data/front_image: found 3 of 4 chunks, expected all of them"
+        ):
+            convert(form, tmp_path / "no.zarr")
+
+
 def test_pictures_in_codecs_that_are_not_installed(tmp_path, folder, monkeypatch):
     monkeypatch.setattr("s2robot.demos.formats.source.find_spec", lambda name: None)
     about = folder / "data/front_image/.zarray"

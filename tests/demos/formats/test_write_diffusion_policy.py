@@ -111,3 +111,14 @@ def test_what_others_made_of_our_buffer_is_one_line(tmp_path, store):
     ):
         convert(path, tmp_path / "back.zarr")
     assert not (tmp_path / "back.zarr").exists()
+
+
+@pytest.mark.parametrize("key", ["action", "hand_image"])
+def test_a_lost_chunk_of_ours_is_no_picture_of_zeros(tmp_path, store, key):
+    path = written(store, tmp_path / "out.zarr")
+    chunks = sorted(f for f in (path / "data" / key).iterdir() if not f.name.startswith("."))
+    chunks[0].unlink()
+    words = f"out.zarr: data/{key}: found {len(chunks) - 1} of {len(chunks)} chunks, expected all of them"
+    with pytest.raises(DatasetError, match=words):
+        convert(path, tmp_path / "back.zarr")
+    assert not (tmp_path / "back.zarr").exists()
