@@ -53,7 +53,7 @@ class ReplayBuffer(Source):
         self._videos: dict[str, str] = {}  # camera -> its file in an episode's folder
         self._kept = Kept.of(text, f"{path}: {NAME}") if text else None
         if self._kept and self._kept.fits(choice):
-            self._kept = self._kept.with_cameras(choice.cameras, path)
+            self._kept = self._kept.as_asked(choice, path)
             self._keys = self._kept.places
             for key in (k for keys in self._keys.values() for k in keys):
                 chosen([key], list(self._arrays), "data", path)

@@ -60,8 +60,18 @@ class Kept:
         """Whether it says all that is asked for: it knows one action and one state alone."""
         return choice.action is None and choice.proprio is None
 
-    def with_cameras(self, names: Sequence[str] | None, path: Path) -> "Kept":
-        """With these cameras alone, in their order; None: all."""
+    def as_asked(self, choice: Choice, path: Path) -> "Kept":
+        """With the cameras that are asked for alone, in their order.
+
+        Raises:
+            DatasetError: no such camera; a rate or a kind of action other than what was written.
+        """
+        rate, kinds = self.attributes.get("rate_hz"), self._action_kinds()
+        if choice.rate_hz not in (None, rate):
+            raise mismatch(f"{path}: rate_hz", f"{choice.rate_hz:g}", f"{rate:g} as the file says, or null")
+        if choice.action_kind == "delta" and "delta" not in kinds:
+            raise mismatch(f"{path}: action_kind", "delta", f"none: the file says {', '.join(kinds)}")
+        names = choice.cameras
         if names is None:
             return self
         taken = chosen(names, self.attributes["cameras"], "cameras", path)
@@ -72,6 +82,10 @@ class Kept:
             self.values,
             {key: found for key, found in self.places.items() if key not in left_out},
         )
+
+    def _action_kinds(self) -> list[str]:
+        parts = self.attributes.get("action_parts") or []
+        return sorted({str(part["kind"]) for part in parts}) or [f"{self.attributes.get('action_frame')}"]
 
     def array(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
         """An array of the store, of the file's.  # (t, ...)"""

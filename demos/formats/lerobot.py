@@ -53,6 +53,9 @@ class LeRobot(Source):
         self._choice = choice
         self.info = info = json_object(path / "meta/info.json")
         self.fps = positive(info, "fps", path)
+        if choice.rate_hz not in (None, self.fps):
+            where = f"{path}/meta/info.json: fps"
+            raise mismatch(where, f"{self.fps:g}", f"{choice.rate_hz:g} by rate_hz, which may be null here")
         self.features: dict[str, dict] = entry(info, "features", path)
         if not isinstance(self.features, dict) or not all(
             isinstance(f, dict) for f in self.features.values()
@@ -147,7 +150,7 @@ class LeRobot(Source):
             self.notes.append(f"{MARKER} tells of another data set and is not used")
             return None
         self._kept_values = told["episodes"]
-        return kept.with_cameras(self._choice.cameras, self.path)
+        return kept.as_asked(self._choice, self.path)
 
     def _as_left(self, kept: Kept) -> None:
         """Names and attributes as they were before our writer wrote them."""

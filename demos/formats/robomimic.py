@@ -73,7 +73,7 @@ class Robomimic(DemosOfFile):
             self._scale: Scale | None = None
             self._kept = Kept.of(data.attrs[NAME], f"{path}: data: {NAME}") if NAME in data.attrs else None
             if self._kept and self._kept.fits(choice):
-                self._kept = self._kept.with_cameras(choice.cameras, path)
+                self._kept = self._kept.as_asked(choice, path)
                 self._keys = {key: tuple(places) for key, places in self._kept.places.items()}
                 self.attributes = self._kept.attributes
                 self._scale = _kept_scale(data.attrs, path)

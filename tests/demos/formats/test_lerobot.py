@@ -203,6 +203,8 @@ def test_what_is_chosen(tmp_path, v21):
     store = EpisodeStore.open(tmp_path / "out.zarr")
     assert len(store) == 1 and store.attrs["action_parts"][0]["kind"] == "delta"
     np.testing.assert_array_equal(store["action"], made.numbers(0)["state"])
+    with pytest.raises(DatasetError, match=r"fps: found 10, expected 5 by rate_hz, which may be null here"):
+        convert(v21, tmp_path / "no.zarr", choice=Choice(rate_hz=5))
     with pytest.raises(DatasetError, match=r"cameras: found 'hand', expected some of top"):
         convert(v21, tmp_path / "no.zarr", choice=Choice(cameras=("hand",)))
 

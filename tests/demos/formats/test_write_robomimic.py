@@ -131,6 +131,21 @@ def test_names_that_meet_are_refused(tmp_path):
         written(store, tmp_path / "out.hdf5")
 
 
+def test_a_rate_or_kind_that_the_file_contradicts_is_refused(tmp_path, store):
+    path = written(store, tmp_path / "out.hdf5")
+    with pytest.raises(
+        DatasetError, match=r"out.hdf5: rate_hz: found 5, expected 10 as the file says, or null"
+    ):
+        convert(path, tmp_path / "back.zarr", Choice(rate_hz=5))
+    convert(path, tmp_path / "back.zarr", Choice(rate_hz=10, action_kind="delta"))  # as it is written there
+    parts = [{"name": "joints", "size": 3, "kind": "absolute"}]
+    other = made.store(tmp_path / "other.zarr", action_parts=parts)
+    path = written(other, tmp_path / "other.hdf5", action_range="data")
+    words = "other.hdf5: action_kind: found delta, expected none: the file says absolute"
+    with pytest.raises(DatasetError, match=words):
+        convert(path, tmp_path / "no.zarr", Choice(action_kind="delta"))
+
+
 def test_what_others_made_of_our_file_is_one_line(tmp_path, store):
     path = written(store, tmp_path / "out.hdf5")
     for change, words in (
