@@ -28,6 +28,7 @@ from s2robot.demos.formats.source import (
     chosen,
     different,
     finite,
+    left_out,
     part_of,
     require,
     steps_of,
@@ -101,6 +102,8 @@ class ReplayBuffer(Source):
         proprio = chosen(choice.proprio or habits or ("agent_pos",), flat, "proprio", path)
         self._keys = {"action": action, "proprio": proprio}
         self._keys |= {f"images_{name}": [keys[name]] for name in names if name in keys}
+        used = (*action, *proprio, *pictures, "timestamp")
+        self.notes += left_out({f"data/{k}": a for k, a in arrays.items() if k not in used})
         self._rate_hz = choice.rate_hz
         sizes = {
             name: size_of(path / "videos/0" / videos[name])
@@ -179,6 +182,12 @@ class ReplayBuffer(Source):
         if not key.startswith("images_"):
             return np.concatenate(found, 1).astype(np.float32)
         pictures = found[0]  # some hold 0 to 255 as floats
+        if pictures.dtype.kind == "f" and 0 < pictures.max() <= 1:
+            raise mismatch(
+                f"{self.path}: data/{keys[0]}",
+                f"pictures of 0 to {pictures.max():g} in steps {start} to {stop - 1}",
+                "0 to 255",
+            )
         return pictures if pictures.dtype == np.uint8 else np.rint(pictures).clip(0, 255).astype(np.uint8)
 
 

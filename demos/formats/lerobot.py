@@ -83,6 +83,10 @@ class LeRobot(Source):
         self._episodes = found[: choice.episodes]
         if missing and choice.episodes is None:
             self.notes.append(missing)
+        if several := sum(len(e.tasks) > 1 for e in self._episodes):
+            self.notes.append(
+                f"{several} of {len(self._episodes)} episodes have several tasks; the first is kept"
+            )
         self._tasks = sorted({t for e in self._episodes for t in e.tasks})
         if not self._kept:
             self._name(numbers)

@@ -25,6 +25,7 @@ from s2robot.demos.formats.source import (
     chosen,
     different,
     finite,
+    left_out,
     part_of,
     require,
     steps_of,
@@ -83,10 +84,9 @@ class Robomimic(DemosOfFile):
 
     def _name(self, demo: Any, args: dict[str, Any], choice: Choice) -> None:
         """Decide what makes action and proprio, and what the arrays are called."""
-        obs = {name: demo["obs"][name] for name in demo["obs"]}
+        obs = {name: found for name, found in demo["obs"].items() if hasattr(found, "ndim")}
         pictures = {k: a for k, a in obs.items() if a.ndim == 4 and a.dtype == np.uint8 and a.shape[3] == 3}
         numbers = [k for k, a in obs.items() if a.ndim == 2 and a.dtype.kind == "f"]
-        self.notes += [f"obs/{k} is left out" for k in obs if k.endswith("_depth")]
         cameras = {k: k.removesuffix("_image") for k in pictures}
         different(cameras, self.path)
         if choice.cameras is not None:
@@ -98,6 +98,9 @@ class Robomimic(DemosOfFile):
         action = list(chosen(choice.action or ("actions",), list(demo), "action", self.path))
         self._keys = {"action": tuple(action), "proprio": tuple(f"obs/{k}" for k in proprio)}
         self._keys |= {f"images_{name}": (f"obs/{key}",) for key, name in cameras.items()}
+        self.notes += left_out(
+            {f"obs/{k}": obs.get(k) for k in demo["obs"] if k not in (*proprio, *pictures)}
+        )
         kwargs = args.get("env_kwargs", {})
         parts, frame = action_parts(kwargs, demo, action, choice)
         self.attributes = about(

@@ -152,6 +152,14 @@ def different(cameras: Mapping[str, str], path: Path) -> None:
         seen[name] = key
 
 
+def left_out(arrays: Mapping[str, Any]) -> list[str]:
+    """What to say of arrays over time that are not read, by their keys; None: something that is no array."""
+    return [
+        f"{key} is left out" if a is None else f"{key} ({a.dtype} {list(a.shape[1:])} a step) is left out"
+        for key, a in arrays.items()
+    ]
+
+
 def finite(piece: Piece, where: str, start: int) -> Piece:
     """The piece; DatasetError where one of its numbers is none.  `start`: its first step in the episode."""
     for key, array in piece.items():

@@ -72,6 +72,22 @@ def test_what_is_broken_is_one_line(tmp_path, folder):
     assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
 
 
+def test_what_is_left_out_is_told(tmp_path, folder):
+    data = zarr.open_group(str(folder), mode="r+", zarr_format=2)["data"]
+    data.create_array("keypoint", shape=(7, 9, 2), dtype="f4")[:] = 1
+    assert convert(folder, tmp_path / "out.zarr").notes == [
+        "data/keypoint (float32 [9, 2] a step) is left out",
+    ]
+
+
+def test_pictures_of_0_to_1_are_not_made_black(tmp_path, folder):
+    data = zarr.open_group(str(folder), mode="r+", zarr_format=2)["data"]
+    data["img"][:] = DATA["img"] / 255
+    words = r"in.zarr: data/img: found pictures of 0 to 1 in steps 0 to 3, expected 0 to 255"
+    with pytest.raises(DatasetError, match=words):
+        convert(folder, tmp_path / "out.zarr")
+
+
 def test_a_chunk_that_is_not_there_is_told(tmp_path, folder):
     """It may be one of zeros that was left out, where a fill value stands for it."""
     (folder / "data/front_image/1.0.0.0").unlink()

@@ -242,3 +242,10 @@ def test_no_feature_takes_the_place_of_another(tmp_path, v21):
         "images_top is called recorded_images_top: there is another images_top",
         "x* is called recorded_xx_x: there is another xx_x",
     ]
+
+
+def test_tasks_that_are_dropped_are_told(tmp_path, v21):
+    file = shutil.copytree(v21, tmp_path / "in") / "meta/episodes.jsonl"
+    file.write_text(file.read_text().replace(f'["{made.TASKS[1]}"]', f'["{made.TASKS[1]}", "open"]'))
+    source = convert(tmp_path / "in", tmp_path / "out.zarr")
+    assert source.notes == ["1 of 2 episodes have several tasks; the first is kept"]

@@ -98,6 +98,19 @@ def test_keys_of_other_lengths_are_one_line(tmp_path, file):
     assert [p.name for p in tmp_path.iterdir()] == ["in.hdf5"]
 
 
+def test_what_is_left_out_is_told(tmp_path, file):
+    with h5py.File(file, "a") as raw:
+        for demo in raw["data"].values():
+            demo["obs/object"] = np.ones((len(demo["actions"]), 10), "f4")
+            demo["obs/side_image"] = np.ones((len(demo["actions"]), 3, 6, 8), "f4")
+            demo["obs/more/deep"] = 1
+    assert convert(file, tmp_path / "out.zarr").notes == [
+        "obs/more is left out",
+        "obs/object (float32 [10] a step) is left out",
+        "obs/side_image (float32 [3, 6, 8] a step) is left out",
+    ]
+
+
 def test_what_is_broken_is_one_line(tmp_path, file):
     with h5py.File(file, "a") as made:
         made["data/demo_10/actions"][1, 2] = np.nan
