@@ -9,13 +9,17 @@ class DatasetError(ValueError):
     user_error = True
 
 
+class DiskError(DatasetError):
+    """A disk that refuses to be written: nothing is wrong with what was to be written."""
+
+
 def mismatch(where: object, found: object, expected: object) -> DatasetError:
     """``where`` (file or key) holds ``found`` where ``expected`` was wanted."""
     return DatasetError(f"{where}: found {found}, expected {expected}")
 
 
-def disk_error(path: object, error: OSError, then: str) -> DatasetError:
+def disk_error(path: object, error: OSError, then: str) -> DiskError:
     """A disk that refuses to write `path`, and what that means."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     what = "the disk is full" if full else "writing failed"
-    return DatasetError(f"{path}: {what} ({error.strerror or error}), {then}")
+    return DiskError(f"{path}: {what} ({error.strerror or error}), {then}")

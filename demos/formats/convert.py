@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from s2robot.demos.errors import DatasetError, disk_error, mismatch
+from s2robot.demos.errors import DatasetError, DiskError, disk_error, mismatch
 from s2robot.demos.formats.found import format_of, read
-from s2robot.demos.formats.source import Choice, Source
+from s2robot.demos.formats.source import Choice, Source, readable
 from s2robot.demos.store import EpisodeStore
 
-READER = 2  # raised when the same files are read into another store, so that cached ones are made again
+READER = 3  # raised when the same files are read into another store, so that cached ones are made again
 Progress = Callable[[int, int], None]  # steps done, of how many
 
 
@@ -49,7 +49,12 @@ def write(source: Source, out: Path, progress: Progress = silent) -> None:
     if os.path.lexists(out):
         raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
     with whole(out) as part:
-        write_store(_Counted(source, progress), part)
+        try:
+            write_store(_Counted(source, progress), part)
+        except DiskError as error:
+            raise DiskError(str(error).replace(str(part), str(out))) from None
+        except DatasetError as error:  # what the store finds, it finds in what came from the source
+            raise DatasetError(str(error).replace(str(part), str(source.path))) from error
 
 
 def write_store(source: Source, path: Path) -> None:
@@ -77,11 +82,12 @@ def whole(out: Path) -> Iterator[Path]:
 
 
 class _Counted(Source):
-    """A source that tells how far its reading is."""
+    """A source that tells how far its reading is, and in one line what cannot be read."""
 
     def __init__(self, inner: Source, progress: Progress):
         super().__init__(inner.path, inner.attributes, inner.notes)
         self._inner, self._progress, self._done = inner, progress, 0
+        self._kind = format_of(inner.path)
         self._total = sum(inner.length(i) for i in range(len(inner)))
 
     def __len__(self) -> int:
@@ -91,10 +97,18 @@ class _Counted(Source):
         return self._inner.length(i)
 
     def values(self, i: int) -> dict:
-        return self._inner.values(i)
+        with readable(self.path, self._kind):
+            return self._inner.values(i)
 
     def pieces(self, i: int) -> Iterator[dict]:
-        for piece in self._inner.pieces(i):
+        if self.length(i) < 1:
+            raise mismatch(f"{self.path}: episode {i}", "no steps", "at least one")
+        pieces = self._inner.pieces(i)
+        while True:
+            with readable(self.path, self._kind):  # not what becomes of a piece
+                piece = next(pieces, None)
+            if piece is None:
+                return
             yield piece
             self._done += len(next(iter(piece.values())))
             self._progress(self._done, self._total)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from s2robot.demos.errors import mismatch
-from s2robot.demos.formats.source import Choice, Source
+from s2robot.demos.formats.source import Choice, Source, readable
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = b"PK\x03\x04"
@@ -42,6 +42,11 @@ def read(path: Path, choice: Choice) -> Source:
         DatasetError: it is none, cannot be read, or leaves open what `choice` does not say.
     """
     kind = format_of(path)
+    with readable(path, kind):
+        return _read(path, kind, choice)
+
+
+def _read(path: Path, kind: str, choice: Choice) -> Source:
     if choice.mask is not None and kind not in ("robomimic", "lerobot"):
         raise mismatch(
             "mask", f"'{choice.mask}' for {path}", "null: robomimic and LeRobot have filter keys and splits"

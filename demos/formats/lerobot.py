@@ -322,13 +322,17 @@ class LeRobot(Source):
 
 def _stacked(frames: Iterator[np.ndarray], count: int, where: str) -> np.ndarray:
     """The next frames, all of one size.  # (count, H, W, 3)"""
-    first = next(frames)
+    first = next(frames, None)
+    if first is None:
+        raise mismatch(where, "fewer pictures than steps", "one a step")
     stacked = np.empty(
         (count, *first.shape), np.uint8
     )  # copied one by one: a frame's memory is used for the next
     stacked[0] = first
     for i in range(1, count):
-        frame = next(frames)
+        frame = next(frames, None)
+        if frame is None:
+            raise mismatch(where, "fewer pictures than steps", "one a step")
         if frame.shape != first.shape:
             raise mismatch(where, f"a picture of {frame.shape}", f"{first.shape} as those before")
         stacked[i] = frame

@@ -155,8 +155,12 @@ def json_object(file: Path) -> dict[str, Any]:
 
 def json_lines(file: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+        found = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise mismatch(file, error.strerror, "a file") from None
     except ValueError as error:
         raise DatasetError(f"{file}: broken JSON ({error})") from None
+    for row in found:
+        if not isinstance(row, dict):
+            raise mismatch(file, f"a line of {type(row).__name__}", "JSON objects")
+    return found

@@ -77,11 +77,14 @@ def pictures(root: Path, path: Path, episode: int, column: str) -> Iterator[np.n
             for row, index in rows:
                 if index != episode:
                     continue
-                raw = row["bytes"] if row["bytes"] is not None else (root / row["path"]).read_bytes()
+                if row is None or (row["bytes"] is None and row["path"] is None):
+                    raise mismatch(f"{path}: {column}", "a row without a picture", "PNG")
                 try:
-                    yield np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
-                except (UnidentifiedImageError, OSError) as error:
+                    raw = row["bytes"] if row["bytes"] is not None else (root / row["path"]).read_bytes()
+                    picture = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
+                except (UnidentifiedImageError, OSError, SyntaxError) as error:  # the last: PNG's checksums
                     raise mismatch(f"{path}: {column}", f"a broken picture ({error})", "PNG") from None
+                yield picture
 
 
 def _may_hold(file: Any, group: int, episode: int) -> bool:

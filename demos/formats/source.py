@@ -8,6 +8,7 @@ for piece in source.pieces(0):      # {"action": (t, A), "proprio": (t, P), "ima
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,6 +78,30 @@ class Source(ABC):
     def values(self, i: int) -> dict[str, Any]:
         """One value a key of episode ``i``."""
         return {}
+
+
+@contextmanager
+def readable(path: Path, kind: str) -> Iterator[None]:
+    """Where a file of others is opened or read: what nobody foresaw in it is one line, too.
+
+    Raises:
+        DatasetError: for the errors that odd contents end in; one that is meant for the user passes as it is.
+    """
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OSError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ) as error:
+        if getattr(error, "user_error", False):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise DatasetError(f"{path}: cannot be read as {kind} ({text})") from error
 
 
 def require(*modules: str, extra: str = "data") -> None:

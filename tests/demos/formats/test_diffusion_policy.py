@@ -88,6 +88,22 @@ def test_pictures_of_0_to_1_are_not_made_black(tmp_path, folder):
         convert(folder, tmp_path / "out.zarr")
 
 
+def test_odd_contents_are_one_line(tmp_path, folder):
+    data = zarr.open_group(str(folder), mode="r+", zarr_format=2)["data"]
+    data["timestamp"][:] = 3
+    words = r"in.zarr: cannot be read as diffusion_policy \(ZeroDivisionError: "
+    with pytest.raises(DatasetError, match=words):
+        convert(folder, tmp_path / "out.zarr")
+    data.create_array("one", shape=(), dtype="f4")
+    with pytest.raises(DatasetError, match=r"in.zarr: cannot be read as diffusion_policy \(IndexError: "):
+        convert(folder, tmp_path / "out.zarr")
+    shutil.rmtree(folder / "data")
+    zarr.create_array(str(folder / "data"), shape=(3,), dtype="f4", zarr_format=2)
+    with pytest.raises(DatasetError, match=r"in.zarr: cannot be read as diffusion_policy \(AttributeError: "):
+        convert(folder, tmp_path / "out.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
+
+
 def test_a_chunk_that_is_not_there_is_told(tmp_path, folder):
     """It may be one of zeros that was left out, where a fill value stands for it."""
     (folder / "data/front_image/1.0.0.0").unlink()

@@ -1,5 +1,6 @@
 """LeRobot data sets in: both versions, partial ones, and what is broken in one line."""
 
+import errno
 import json
 import shutil
 
@@ -104,6 +105,40 @@ def two_cameras(path):
     (path / "meta/info.json").write_text(json.dumps(info))
 
 
+def no_rows(path):
+    file = path / "data/chunk-000/episode_000001.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    episodes = path / "meta/episodes.jsonl"
+    episodes.write_text(episodes.read_text().replace('"length": 7', '"length": 0'))
+
+
+def episodes_of(text):
+    """Another table of episodes."""
+    return lambda path: (path / "meta/episodes.jsonl").write_text(text)
+
+
+def feature(**changes):
+    """Another feature of reward."""
+
+    def broken(path):
+        info = json.loads((path / "meta/info.json").read_text())
+        info["features"]["next.reward"] |= changes
+        (path / "meta/info.json").write_text(json.dumps(info))
+
+    return broken
+
+
+def no_picture(path):
+    """PNGs beside the parquet, as paths in it tell: they are not there."""
+    feature(dtype="image", shape=[made.H, made.W, 3])(path)
+    for file in path.glob("data/*/*.parquet"):
+        table = pq.read_table(file)
+        rows = pa.array([{"bytes": None, "path": "images/0.png"}] * len(table),
+                        pa.struct({"bytes": pa.binary(), "path": pa.string()}))  # fmt: skip
+        at = table.column_names.index("next.reward")
+        pq.write_table(table.set_column(at, "next.reward", rows), file)
+
+
 def told(**changes):
     """Other entries of info.json."""
 
@@ -123,6 +158,16 @@ def told(**changes):
         (long_table, "episode 1: found 7 rows, expected 8 by the table of episodes"),
         (gap, "episode_index: found 2, expected 1: no gaps, no repeats"),
         (two_cameras, "two cameras called 'top'"),
+        (no_rows, "in: episode 1: found no steps, expected at least one"),
+        (no_picture, "episode_000000.parquet: next.reward: found a broken picture ([Errno 2] No such file"),
+        (episodes_of("[1]\n"), "in/meta/episodes.jsonl: found a line of list, expected JSON objects"),
+        (
+            episodes_of('{"episode_index": 0, "length": "abc"}'),
+            "in: cannot be read as lerobot (ValueError: invalid literal",
+        ),
+        (feature(shape=None), "in: cannot be read as lerobot (TypeError: 'NoneType' object"),
+        (feature(dtype="float31"), "in: cannot be read as lerobot (TypeError: data type 'float31'"),
+        (told(robot_type=5), "/in: attribute robot: found 5, expected a name"),
         (told(fps=0), "in/meta/info.json: fps: found 0, expected a number above 0"),
         (told(fps="ten"), "in/meta/info.json: fps: found 'ten', expected a number above 0"),
         (told(chunks_size=0), "in/meta/info.json: chunks_size: found 0, expected a number above 0"),
@@ -249,3 +294,18 @@ def test_tasks_that_are_dropped_are_told(tmp_path, v21):
     file.write_text(file.read_text().replace(f'["{made.TASKS[1]}"]', f'["{made.TASKS[1]}", "open"]'))
     source = convert(tmp_path / "in", tmp_path / "out.zarr")
     assert source.notes == ["1 of 2 episodes have several tasks; the first is kept"]
+
+
+def test_a_full_disk_is_blamed_on_the_way_out(tmp_path, v21, monkeypatch):
+    """What the store finds wrong is of the source; what the disk refuses is not."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(EpisodeStore, "_define", full)
+    with pytest.raises(DatasetError) as caught:
+        convert(v21, tmp_path / "out.zarr")
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'out.zarr'}: the disk is full (No space left on device)"
+    )
+    assert not list(tmp_path.iterdir())

@@ -111,6 +111,39 @@ def test_what_is_left_out_is_told(tmp_path, file):
     ]
 
 
+def replaced(name, values):
+    def change(raw):
+        del raw[name]
+        raw[name] = values
+
+    return change
+
+
+def args(**changes):
+    told = {"env_name": "Lift", "env_kwargs": changes}
+    return lambda raw: raw["data"].attrs.__setitem__("env_args", json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (replaced("data/demo_2/actions", np.ones(4)), "cannot be read as robomimic (IndexError: tuple index out"),
+        (replaced("data/demo_2/obs", np.ones(4)), "cannot be read as robomimic (AttributeError: 'Dataset' object"),
+        (replaced("data/demo_10/actions", np.ones((0, 7))), "episode 1: found no steps, expected at least one"),
+        (args(control_freq="fast"), "cannot be read as robomimic (ValueError: could not convert string to float: 'fast')"),
+        (args(robots=[1, 2]), "cannot be read as robomimic (TypeError: sequence item 0"),
+        (args(control_freq=0), "attribute rate_hz: found 0.0, expected a rate above 0"),
+    ],
+)  # fmt: skip
+def test_odd_contents_are_one_line_that_names_the_file(tmp_path, file, change, words):
+    with h5py.File(file, "a") as raw:
+        change(raw)
+    with pytest.raises(DatasetError) as caught:
+        convert(file, tmp_path / "out.zarr")
+    assert str(caught.value).startswith(f"{file}: {words}") and "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.hdf5"]
+
+
 def test_what_is_broken_is_one_line(tmp_path, file):
     with h5py.File(file, "a") as made:
         made["data/demo_10/actions"][1, 2] = np.nan
