@@ -177,7 +177,10 @@ def test_stop_is_at_once_repeatable_and_from_any_thread(arm, emulator):
 def test_what_fails_half_way_is_stopped(connected, emulator, way):
     """The box is ready and in its mode when the report of the mode does not come."""
     connected._sdk.set_mode(0)
-    wait_for(lambda: connected._sdk.mode == 0)
+    late = (
+        time.monotonic() + 0.3
+    )  # reports come five times a second: one from here on was made after the change
+    wait_for(lambda: connected._sdk._arm._last_report_time > late and connected._sdk.mode == 0)
     emulator.side.fault("silent_reports")
     with pytest.raises(EnvError, match="found mode 0 after arming"):
         getattr(connected, way)()
