@@ -70,9 +70,7 @@ class Tried:
 
     episodes: int  # positions
     stopping: dict[str, Any] | None  # what compare.json says of its looks
-    looked: (
-        float | None
-    )  # the alpha of looks, whether one ended it or not: figures need intervals that hold at each
+    looked: float | None  # their alpha where they ended it early: such figures need intervals of their own
 
 
 def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
@@ -117,4 +115,4 @@ def _evaluate(settings: Compare, plan: Plan, policies: Policies, run: Runner) ->
     method = f"confidence sequences by betting, alpha {stopping.alpha:g} over {len(plan.pairs)} pairs"
     reason = "every pair is decided" if looks[-1]["stop"] else "all planned positions were tried"
     found = {"method": method, "looks": looks, "stopped_at": episodes if early else None, "reason": reason}
-    return Tried(episodes, found, stopping.alpha)
+    return Tried(episodes, found, stopping.alpha if early else None)

@@ -19,7 +19,7 @@ from s2robot.probing.information import table_of
 def result_of(
     settings: Compare, plan: Plan, runs: Runs, stopping: dict[str, Any] | None, looked: float | None
 ) -> dict[str, Any]:
-    """compare.json but for power, axes and commands; ``looked``: the alpha of looks that could end it."""
+    """compare.json but for power, axes and commands; ``looked``: the alpha of looks that ended it early."""
     outcomes, positions = outcomes_of(runs), figures.positions_of(runs)
     cost = _cost(plan)
     arms = []

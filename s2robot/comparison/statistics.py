@@ -35,7 +35,7 @@ def arm_figures(
 ) -> dict[str, Any]:
     """Successes by training seed, pooled success and its interval; ``runs`` are the folders.
 
-    ``looked``: the alpha of a comparison that could stop early, for an interval that holds then.
+    ``looked``: the alpha of a comparison that was stopped early, for an interval that holds then.
     """
     low, high, method = arm_interval(outcomes, looked)
     rows = [
@@ -55,7 +55,7 @@ def pair_figures(
 ) -> dict[str, Any]:
     """Success of arm a minus that of arm b, (seeds, positions) each.
 
-    ``looked``: the alpha with which the comparison could stop early, for the interval and the p value that hold
+    ``looked``: the alpha with which the comparison was stopped early, for the interval and the p value that hold
     then. ``only_a`` and McNemar's wins: positions that more than half of a's training seeds, and not of b's, did.
     """
     x, y = outcomes[a], outcomes[b]
