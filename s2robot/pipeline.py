@@ -236,7 +236,6 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
     """What a checkpoint carries along, for whoever lets it act: JSON types."""
     about, frames, tune = store.attrs, frame_sizes(store, encoder, task.cameras), task.train.tune
     gflops = [encoder.gflops_of(*size) for size in frames.values()]
-    seeds: list[int] = store.meta("seed").tolist() if "seed" in store.meta_keys else []
     return {
         "encoder": {
             "name": encoder.name,
@@ -262,12 +261,17 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "name": store.path.name,
             "fingerprint": store.fingerprint,
             "episodes": len(store),
-            "seeds": sorted(set(seeds)),
+            "seeds": _seeds_of(store),
             **_selection(task, store),
         },
         "versions": versions(),
         **{name: about[name] for name in PARTS.values() if name in about},
     }
+
+
+def _seeds_of(store: EpisodeStore) -> list[int]:
+    """The positions that the demos were recorded at, each once; none of demos that know of none."""
+    return sorted(set(store.meta("seed").tolist())) if "seed" in store.meta_keys else []
 
 
 def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
@@ -331,7 +335,7 @@ def _run(cfg: DictConfig) -> None:
         with timed("record"):
             record_demos(cfg, cfg.recording, out / "demos.zarr")
     store = task.open_demos()
-    refuse_positions_of_demos(contract_of(task, store, encoder), evaluation.positions, store.path)
+    refuse_positions_of_demos({"dataset": {"seeds": _seeds_of(store)}}, evaluation.positions, store.path)
     with timed("encode"):
         features, _ = encode(task, store, encoder)
     with timed("train"):

@@ -108,12 +108,12 @@ def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipelin
     from s2robot.dagger.record import DaggerSettings  # the simulator with it
     from s2robot.evaluation.evaluate import EvaluateSettings
 
-    read(EvaluateSettings, cfg.evaluate, "evaluate")
+    evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
     tried = range(cfg.recording.seed, cfg.recording.seed + rounds * cfg.recording.episodes)
-    if set(tried) & set(range(cfg.evaluate.seed, cfg.evaluate.seed + cfg.evaluate.episodes)):
+    if set(tried) & set(evaluation.positions):
         raise UserError(
             f"recording.seed: found {tried.start}, whose positions up to {tried.stop - 1} hold some of the "
-            f"evaluation's from {cfg.evaluate.seed} on; expected others"
+            f"evaluation's from {evaluation.seed} on; expected others"
         )
     if cfg.recording.checkpoint == "":
         raise UserError(

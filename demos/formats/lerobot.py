@@ -322,19 +322,15 @@ class LeRobot(Source):
 
 def _stacked(frames: Iterator[np.ndarray], count: int, where: str) -> np.ndarray:
     """The next frames, all of one size.  # (count, H, W, 3)"""
-    first = next(frames, None)
-    if first is None:
-        raise mismatch(where, "fewer pictures than steps", "one a step")
-    stacked = np.empty(
-        (count, *first.shape), np.uint8
-    )  # copied one by one: a frame's memory is used for the next
-    stacked[0] = first
-    for i in range(1, count):
+    stacked = np.empty(0, np.uint8)
+    for i in range(count):  # copied one by one: a frame's memory is used for the next
         frame = next(frames, None)
         if frame is None:
             raise mismatch(where, "fewer pictures than steps", "one a step")
-        if frame.shape != first.shape:
-            raise mismatch(where, f"a picture of {frame.shape}", f"{first.shape} as those before")
+        if i == 0:
+            stacked = np.empty((count, *frame.shape), np.uint8)
+        if frame.shape != stacked.shape[1:]:
+            raise mismatch(where, f"a picture of {frame.shape}", f"{stacked.shape[1:]} as those before")
         stacked[i] = frame
     return stacked
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.serving.wire import MAX_DIMENSIONS, MAX_ITEMS, WireError, msgpack  # one line where it is missing
+from s2robot.serving.wire import MAX_DIMENSIONS, WireError, msgpack, unpacked  # one line where it is missing
 
 STATES = ("proprio", "state", "observation/state", "observation.state", "observation/proprio")
 _PREFIXES = ("observation/images/", "observation.images.", "observation/", "observation.", "images/", "")
@@ -29,17 +29,8 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 def unpack(data: bytes) -> dict[str, Any]:
     """The observation in a message; its arrays are copies. Raises WireError for anything else."""
-    count = 0
 
-    def container(value: Any) -> Any:  # an empty list costs a byte on the wire and 64 in memory
-        nonlocal count
-        count += 1
-        if count > MAX_ITEMS:
-            raise WireError(f"found more than {MAX_ITEMS} lists and maps")
-        return value
-
-    def pairs(items: list[tuple[Any, Any]]) -> Any:
-        found = container(dict(items))
+    def table(found: dict[Any, Any]) -> Any:
         if b"__ndarray__" in found:
             return _array(found)
         if b"__npgeneric__" in found:
@@ -48,19 +39,7 @@ def unpack(data: bytes) -> dict[str, Any]:
             raise WireError("found a key that is no text")
         return found
 
-    try:
-        message = msgpack.unpackb(
-            data,
-            list_hook=container,
-            object_pairs_hook=pairs,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
-            timestamp=1,
-        )
-    except WireError:
-        raise
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        raise WireError(f"not a message: {type(error).__name__}: {error}".split("\n")[0][:200]) from error
+    message = unpacked(data, table, "maps")
     if not isinstance(message, dict):
         raise WireError(f"found a {type(message).__name__}, expected keys and values")
     return message

@@ -13,6 +13,7 @@ those, and bounds neither shapes nor the count of containers.
 
 import math
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,30 +52,45 @@ def encode(message: Any) -> bytes:
 
 def decode(data: bytes) -> Any:
     """The message of these bytes; its arrays are read-only views of them. Raises WireError for anything else."""
+
+    def table(found: dict[Any, Any]) -> dict[Any, Any]:
+        for key in found:
+            if not isinstance(key, str):
+                raise WireError(f"found a key of type {type(key).__name__}, expected text")
+        return found
+
+    return unpacked(data, table, "dicts", ext_hook=_unpack)
+
+
+def unpacked(data: bytes, table: Callable[[dict[Any, Any]], Any], tables: str, **hooks: Any) -> Any:
+    """What msgpack reads of bytes that anybody may have chosen.
+
+    Args:
+        table: what becomes of a map.
+        tables: what they are called, for messages.
+        hooks: more of `msgpack.unpackb`.
+
+    Raises:
+        WireError: no message, more than MAX_ITEMS containers, or what `table` refuses.
+    """
     count = 0
 
     def container(value: Any) -> Any:  # an empty list costs a byte on the wire and 64 in memory
         nonlocal count
         count += 1
         if count > MAX_ITEMS:
-            raise WireError(f"found more than {MAX_ITEMS} lists and dicts")
+            raise WireError(f"found more than {MAX_ITEMS} lists and {tables}")
         return value
-
-    def pairs(items: list[tuple[Any, Any]]) -> dict[str, Any]:
-        for key, _ in items:
-            if not isinstance(key, str):
-                raise WireError(f"found a key of type {type(key).__name__}, expected text")
-        return container(dict(items))
 
     try:
         return msgpack.unpackb(
             data,
-            ext_hook=_unpack,
             list_hook=container,
-            object_pairs_hook=pairs,
+            object_pairs_hook=lambda pairs: table(container(dict(pairs))),
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
             timestamp=1,  # as a plain number
+            **hooks,
         )
     except WireError:
         raise
