@@ -1,0 +1,243 @@
+"""Frozen settings validated by pydantic, whose defaults are the values in `configs/`.
+
+    class TuneSettings(Settings, at="train.tune", file="train/default"):
+        blocks: int = from_yaml(ge=0)
+
+    TuneSettings().blocks                          # the value in configs/train/default.yaml
+    TuneSettings(blocks=-1)                        # UserError: train.tune.blocks: expected >= 0, got -1
+    read(TuneSettings, cfg.train.tune)             # the same from a node of a config
+    TuneSettings(blocks=2).replace(rate=0.5)       # a validated copy
+
+A default stands in one place, with its comment: the YAML file. Settings that no file holds take ordinary defaults.
+"""
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from s2robot.core.errors import UserError
+
+S = TypeVar("S", bound="Settings")
+CONFIGS = (Path(__file__).parent.parent / "configs").resolve()
+
+
+def from_yaml(**constraints: Any) -> Any:
+    """A field whose default is the value in the YAML file of its class; ``constraints`` are pydantic's `Field`'s."""
+    return Field(**constraints)
+
+
+def invalid(key: str, expected: str, got: object) -> ValueError:
+    """The error that a validator across fields raises: `<key>: expected <constraint>, got <value>`."""
+    return ValueError(f"{key}: expected {expected}, got {_shown(got)}")
+
+
+class _OneLine(type(BaseModel)):  # type: ignore[misc]  # pydantic keeps the name of its metaclass private
+    """Makes the constructor of settings raise a UserError in place of pydantic's ValidationError."""
+
+    if not TYPE_CHECKING:
+
+        def __call__(cls, **values):
+            try:
+                return super().__call__(**values)
+            except ValidationError as error:
+                raise UserError(one_line(cls, error, cls.at)) from None
+
+
+class Settings(BaseModel, metaclass=_OneLine):
+    """Base of all settings; see the module's docstring.
+
+    Class arguments:
+        at: dotted key of the node in a config, for messages and for finding the node in the file.
+        file: the file below `configs/`, without its suffix, that holds the defaults. A file of a group holds the node
+            of that group at its top level.
+
+    Raises:
+        UserError: one line that names the first wrong key, what was expected and what was given.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True, coerce_numbers_to_str=True
+    )
+    at: ClassVar[str] = ""
+    file: ClassVar[str] = ""
+
+    def __init_subclass__(cls, at: str = "", file: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if at or file:
+            cls.at, cls.file = at, file
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, at: str = "", file: str = "", **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: Any) -> Any:
+        """Fill keys that were not given from the YAML file."""
+        if not isinstance(values, Mapping) or not cls.file:
+            return values
+        defaults, names = dict(yaml_defaults(cls.file, cls.at)), _names(cls)
+        for key, value in values.items():
+            key = names.get(key, key)
+            nested = isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
+            defaults[key] = {**defaults[key], **value} if nested and _is_settings(cls, key) else value
+        return defaults
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: Any) -> Any:
+        """Reject `train.steps=true`, which pydantic would take for 1."""
+        if isinstance(value, bool) and not _accepts(cls.model_fields[info.field_name].annotation, bool):
+            raise ValueError(f"expected no boolean, got {_shown(value)}")
+        return value
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with some values changed."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+
+def read(cls: type[S], node: Any, at: str | None = None) -> S:
+    """The node of a config as settings; keys that it does not hold take their defaults.
+
+    Args:
+        cls: the settings.
+        node: a mapping or an OmegaConf node.
+        at: dotted key of the node for messages, where it is not the one of the class.
+
+    Raises:
+        UserError: names the wrong key.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    try:
+        return cls.model_validate(node)
+    except ValidationError as error:
+        raise UserError(one_line(cls, error, cls.at if at is None else at)) from None
+
+
+@cache
+def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
+    """The values of `configs/<file>.yaml`, or of its node ``at``; without values to be given or interpolated."""
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{file}.yaml"))
+    parts = at.split(".") if at else []
+    if (
+        parts and "/" in file and parts[0] not in node
+    ):  # the file of a group: `train/default` is the node `train`
+        parts = parts[1:]
+    for part in parts:
+        node = node[part]
+    return {
+        key: value
+        for key, value in node.items()
+        if key != "defaults" and not (isinstance(value, str) and (value == "???" or "${" in value))
+    }
+
+
+def one_line(cls: type[BaseModel], error: ValidationError, at: str = "") -> str:
+    """The first key that a validation rejects: `train.steps: expected >= 1, got 0`."""
+    first, *others = error.errors()
+    path, model = _path(cls, first["loc"])
+    where = ".".join([*filter(None, [at]), *path])
+    if first["type"] == "extra_forbidden":
+        known = sorted(field.alias or name for name, field in model.model_fields.items())
+        near = difflib.get_close_matches(path[-1], known, 1)
+        return f"{where}: unknown key, expected {near[0] if near else 'one of ' + ', '.join(known)}"
+    if first["type"] in ("value_error", "assertion_error"):
+        cause = first["ctx"]["error"]
+        if getattr(cause, "user_error", False):
+            return str(cause)
+        key = str(cause).partition(": ")[0]
+        return f"{where}{'.' if where and key.isidentifier() else ': ' if where else ''}{cause}"
+    same = [e for e in [first, *others] if _path(cls, e["loc"])[0] == path]
+    expected = " or ".join(dict.fromkeys(map(_expected, same)))
+    got = "nothing" if first["type"] == "missing" else _shown(first["input"])
+    return f"{where}: expected {expected}, got {got}"
+
+
+_WORDS = {
+    "missing": "a value", "int": "an integer", "float": "a number", "bool": "true or false", "string": "a string",
+    "tuple": "a list", "list": "a list", "dict": "keys and values", "mapping": "keys and values", "model": "keys and values",
+    "none": "null", "path": "a path", "finite": "a finite number",
+}  # fmt: skip
+_SIGNS = {
+    "greater_than_equal": ">= {ge}",
+    "greater_than": "> {gt}",
+    "less_than_equal": "<= {le}",
+    "less_than": "< {lt}",
+}
+
+
+def _expected(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in _SIGNS:
+        return _SIGNS[kind].format(**{sign: f"{bound:g}" for sign, bound in context.items()})
+    if "expected" in context:  # a Literal
+        return str(context["expected"])
+    if kind in ("too_short", "too_long"):
+        count = context.get("min_length", context.get("max_length"))
+        return f"{'at least' if kind == 'too_short' else 'at most'} {count} values"
+    return _WORDS.get(kind.split("_")[0]) or error["msg"]
+
+
+def _path(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
+    """The keys of an error's place, without the names that pydantic gives to a union's members, and the innermost model."""
+    path: list[str] = []
+    model: Any = cls
+    for part in loc:
+        fields = getattr(model, "model_fields", {})
+        inside = {field.alias or name: field.annotation for name, field in fields.items()}
+        inside |= {name: field.annotation for name, field in fields.items()}
+        if part in inside:
+            path.append(str(part))
+            found = [t for t in _members(inside[part]) if isinstance(t, type) and issubclass(t, BaseModel)]
+            cls = model
+            model = found[0] if found else inside[part]
+        elif isinstance(part, int) and path:
+            path[-1] += f"[{part}]"
+        elif part == loc[-1] and isinstance(model, type) and issubclass(model, BaseModel):
+            path.append(str(part))
+    known = model if isinstance(model, type) and issubclass(model, BaseModel) else cls
+    return path, known
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _accepts(annotation: Any, kind: type) -> bool:
+    """Whether a value of ``kind`` may stand in the field: as itself, in a union, or as anything."""
+    members = _members(annotation)
+    return any(
+        m in (kind, Any, object)
+        or (get_origin(m) is not None and not issubclass(get_origin(m), (list, tuple)))
+        for m in members
+        if m is not type(None)
+    )
+
+
+def _is_settings(cls: type[BaseModel], name: str) -> bool:
+    field = cls.model_fields.get(name)
+    found = _members(field.annotation) if field else ()
+    return any(isinstance(t, type) and issubclass(t, Settings) for t in found)
+
+
+def _names(cls: type[BaseModel]) -> dict[str, str]:
+    """Field name -> key in the file, where they differ: a key that Python keeps for itself, such as `from`."""
+    return {name: field.alias for name, field in cls.model_fields.items() if field.alias}
+
+
+def _shown(value: object) -> str:
+    """A value as YAML shows it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    return repr(value)

@@ -1,0 +1,137 @@
+"""Settings: defaults from one YAML file, frozen values, and errors of one line that name the key."""
+
+import pickle
+from typing import Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+from pydantic import Field, model_validator
+
+from s2robot.core import settings
+from s2robot.core.errors import UserError
+from s2robot.core.settings import Settings, from_yaml, invalid, read
+
+YAML = """
+defaults:
+  - _self_
+steps: 2000   # gradient steps
+rate: 0.1     # learning rate
+from: null    # a checkpoint
+sizes: [1, 2] # two of them
+kind: mlp     # mlp or gru
+place: ${steps}
+tune:
+  blocks: 0   # blocks to train
+  lora: 0     # their rank
+"""
+
+
+class Point(Settings, at="point"):
+    x: int = 3
+
+
+@pytest.fixture
+def classes(tmp_path, monkeypatch):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/default.yaml").write_text(YAML)
+    monkeypatch.setattr(settings, "CONFIGS", tmp_path)
+    settings.yaml_defaults.cache_clear()
+
+    class Tune(Settings, at="train.tune", file="train/default"):
+        blocks: int = from_yaml(ge=0)
+        lora: int = from_yaml(ge=0)
+
+        @model_validator(mode="after")
+        def _lora_needs_blocks(self) -> "Tune":
+            if self.lora and not self.blocks:
+                raise invalid("lora", "0 with blocks=0", self.lora)
+            return self
+
+    class Train(Settings, at="train", file="train/default"):
+        steps: int = from_yaml(ge=1)
+        rate: float = from_yaml(gt=0, le=1)
+        from_: str | None = from_yaml(alias="from")
+        sizes: tuple[int, ...] = from_yaml(min_length=1)
+        kind: Literal["mlp", "gru"] = from_yaml()
+        size: int | tuple[int, int] = 128
+        any_: Any = Field(None, alias="any")
+        place: str = "here"
+        tune: Tune = from_yaml()
+
+    Tune.model_rebuild(_types_namespace={"Tune": Tune})
+    yield Train, Tune
+    settings.yaml_defaults.cache_clear()
+
+
+def test_defaults_are_those_of_the_file(classes):
+    Train, Tune = classes
+    made = Train()
+    assert (made.steps, made.rate, made.from_, made.sizes, made.tune) == (2000, 0.1, None, (1, 2), Tune())
+    assert made.place == "here"  # an interpolation belongs to the composed config
+
+
+def test_python_and_a_config_give_equal_settings(classes):
+    Train, _ = classes
+    node = OmegaConf.create(
+        {"train": {"steps": 3, "from": "a", "tune": {"blocks": 2}, "place": "${other}"}, "other": "x"}
+    )
+    assert read(Train, node.train) == Train(steps=3, from_="a", tune={"blocks": 2}, place="x")
+    assert Train(tune={"blocks": 2}).tune.lora == 0
+
+
+def test_values_are_frozen_and_a_copy_is_validated(classes):
+    Train, _ = classes
+    made = Train(steps=5)
+    with pytest.raises(ValueError):
+        made.steps = 6
+    assert made.replace(rate=0.5).steps == 5
+    with pytest.raises(UserError, match=r"^train\.rate: expected <= 1, got 2$"):
+        made.replace(rate=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"steps": 0}, "train.steps: expected >= 1, got 0"),
+        ({"steps": "many"}, "train.steps: expected an integer, got 'many'"),
+        ({"steps": 1.5}, "train.steps: expected an integer, got 1.5"),
+        ({"steps": True}, "train.steps: expected no boolean, got true"),
+        ({"steps": None}, "train.steps: expected an integer, got null"),
+        ({"rate": float("nan")}, "train.rate: expected a finite number, got nan"),
+        ({"step": 1}, "train.step: unknown key, expected steps"),
+        ({"tune": {"block": 1}}, "train.tune.block: unknown key, expected blocks"),
+        ({"tune": {"blocks": -1}}, "train.tune.blocks: expected >= 0, got -1"),
+        ({"tune": {"lora": 2}}, "train.tune.lora: expected 0 with blocks=0, got 2"),
+        ({"tune": 3}, "train.tune: expected keys and values, got 3"),
+        ({"sizes": []}, "train.sizes: expected at least 1 values, got []"),
+        ({"sizes": [1, "b"]}, "train.sizes[1]: expected an integer, got 'b'"),
+        ({"kind": "cnn"}, "train.kind: expected 'mlp' or 'gru', got 'cnn'"),
+        ({"size": "big"}, "train.size: expected an integer or a list, got 'big'"),
+    ],
+)
+def test_a_wrong_value_is_one_line(classes, given, line):
+    Train, _ = classes
+    with pytest.raises(UserError) as python:
+        Train(**given)
+    with pytest.raises(UserError) as config:
+        read(Train, OmegaConf.create({"train": given}).train)
+    assert str(python.value) == str(config.value) == line
+
+
+def test_another_place_is_named(classes):
+    _, Tune = classes
+    with pytest.raises(UserError, match=r"^arms\.a\.blocks: expected >= 0, got -1$"):
+        read(Tune, {"blocks": -1}, "arms.a")
+
+
+def test_a_key_without_a_default_must_be_given():
+    class Out(Settings, at="out"):
+        path: str
+
+    with pytest.raises(UserError, match=r"^out\.path: expected a value, got nothing$"):
+        Out()
+
+
+def test_settings_go_to_other_processes():
+    assert pickle.loads(pickle.dumps(Point(x=4))) == Point(x=4) != Point()
+    assert hash(Point()) == hash(Point(x=3))
