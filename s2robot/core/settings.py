@@ -12,18 +12,19 @@ A default stands in one place, with its comment: the YAML file. Settings that no
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from s2robot.core.errors import UserError
 
-S = TypeVar("S", bound="Settings")
+S = TypeVar("S", bound="_Frozen")
 CONFIGS = (Path(__file__).parent.parent / "configs").resolve()
 
 
@@ -49,7 +50,30 @@ class _OneLine(type(BaseModel)):  # type: ignore[misc]  # pydantic keeps the nam
                 raise UserError(one_line(cls, error, cls.at)) from None
 
 
-class Settings(BaseModel, metaclass=_OneLine):
+class _Frozen(BaseModel, metaclass=_OneLine):
+    """What settings and stored values share: frozen, finite numbers, and no boolean for a number."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, populate_by_name=True)
+    at: ClassVar[str] = ""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: Any) -> Any:
+        """Reject `train.steps=true`, which pydantic would take for 1."""
+        if isinstance(value, bool) and not _accepts(cls.model_fields[info.field_name].annotation, bool):
+            raise ValueError(f"expected no boolean, got {_shown(value)}")
+        return value
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with some values changed."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+
+class Stored(_Frozen):
+    """Base of what a file of ours holds. Keys that a later version added are ignored."""
+
+
+class Settings(_Frozen):
     """Base of all settings; see the module's docstring.
 
     Class arguments:
@@ -61,10 +85,7 @@ class Settings(BaseModel, metaclass=_OneLine):
         UserError: one line that names the first wrong key, what was expected and what was given.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True, coerce_numbers_to_str=True
-    )
-    at: ClassVar[str] = ""
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
     file: ClassVar[str] = ""
 
     def __init_subclass__(cls, at: str = "", file: str = "", **kwargs: Any) -> None:
@@ -89,38 +110,37 @@ class Settings(BaseModel, metaclass=_OneLine):
             defaults[key] = {**defaults[key], **value} if nested and _is_settings(cls, key) else value
         return defaults
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_for_a_number(cls, value: Any, info: Any) -> Any:
-        """Reject `train.steps=true`, which pydantic would take for 1."""
-        if isinstance(value, bool) and not _accepts(cls.model_fields[info.field_name].annotation, bool):
-            raise ValueError(f"expected no boolean, got {_shown(value)}")
-        return value
-
-    def replace(self, **changes: Any) -> Self:
-        """A validated copy with some values changed."""
-        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
-
 
 def read(cls: type[S], node: Any, at: str | None = None) -> S:
-    """The node of a config as settings; keys that it does not hold take their defaults.
+    """The node of a config as settings, or the content of a file as stored values.
 
     Args:
-        cls: the settings.
+        cls: the class to make; keys that the node does not hold take their defaults.
         node: a mapping or an OmegaConf node.
-        at: dotted key of the node for messages, where it is not the one of the class.
+        at: where the node stands, for messages, if not at the key of the class: a dotted key, or a file and ": ".
 
     Raises:
         UserError: names the wrong key.
     """
-    from omegaconf import DictConfig, OmegaConf
-
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=True)
+    node = _plain(node)
     try:
         return cls.model_validate(node)
     except ValidationError as error:
         raise UserError(one_line(cls, error, cls.at if at is None else at)) from None
+
+
+def read_some(cls: type[S], cfg: Any, at: str | None = None) -> S:
+    """As :func:`read`, from a config that holds other keys too."""
+    keys = {field.alias or name for name, field in cls.model_fields.items()}
+    return read(cls, {key: cfg[key] for key in keys if key in cfg}, at)
+
+
+def _plain(node: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_config(node):
+        return OmegaConf.to_container(node, resolve=True)
+    return {key: _plain(value) for key, value in node.items()} if isinstance(node, dict) else node
 
 
 @cache
@@ -147,17 +167,18 @@ def one_line(cls: type[BaseModel], error: ValidationError, at: str = "") -> str:
     """The first key that a validation rejects: `train.steps: expected >= 1, got 0`."""
     first, *others = error.errors()
     path, model = _path(cls, first["loc"])
-    where = ".".join([*filter(None, [at]), *path])
+    where = at + ("." if at and path and not at.endswith(": ") else "") + path
     if first["type"] == "extra_forbidden":
         known = sorted(field.alias or name for name, field in model.model_fields.items())
-        near = difflib.get_close_matches(path[-1], known, 1)
+        near = difflib.get_close_matches(path.rpartition(".")[2], known, 1)
         return f"{where}: unknown key, expected {near[0] if near else 'one of ' + ', '.join(known)}"
     if first["type"] in ("value_error", "assertion_error"):
         cause = first["ctx"]["error"]
         if getattr(cause, "user_error", False):
             return str(cause)
         key = str(cause).partition(": ")[0]
-        return f"{where}{'.' if where and key.isidentifier() else ': ' if where else ''}{cause}"
+        joint = "." if where and re.fullmatch(r"[\w.\[\]]+", key) else ": "
+        return f"{where}{joint if where and not where.endswith(': ') else ''}{cause}"
     same = [e for e in [first, *others] if _path(cls, e["loc"])[0] == path]
     expected = " or ".join(dict.fromkeys(map(_expected, same)))
     got = "nothing" if first["type"] == "missing" else _shown(first["input"])
@@ -186,31 +207,37 @@ def _expected(error: ErrorDetails) -> str:
     if kind in ("too_short", "too_long"):
         count = context.get("min_length", context.get("max_length"))
         return f"{'at least' if kind == 'too_short' else 'at most'} {count} values"
+    if kind.startswith("path_not_"):
+        return f"a {kind.removeprefix('path_not_')}"
     return _WORDS.get(kind.split("_")[0]) or error["msg"]
 
 
-def _path(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
-    """The keys of an error's place, without the names that pydantic gives to a union's members, and the innermost model."""
-    path: list[str] = []
-    model: Any = cls
+def _path(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+    """The dotted key of an error's place, without pydantic's names of a union's members, and the innermost model."""
+    path, here, model = "", (cls,), cls
     for part in loc:
-        fields = getattr(model, "model_fields", {})
-        inside = {field.alias or name: field.annotation for name, field in fields.items()}
-        inside |= {name: field.annotation for name, field in fields.items()}
-        if part in inside:
-            path.append(str(part))
-            found = [t for t in _members(inside[part]) if isinstance(t, type) and issubclass(t, BaseModel)]
-            cls = model
-            model = found[0] if found else inside[part]
-        elif isinstance(part, int) and path:
-            path[-1] += f"[{part}]"
-        elif part == loc[-1] and isinstance(model, type) and issubclass(model, BaseModel):
-            path.append(str(part))
-    known = model if isinstance(model, type) and issubclass(model, BaseModel) else cls
-    return path, known
+        for kind in here:
+            origin, inside = get_origin(kind), get_args(kind)
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model, fields = kind, kind.model_fields
+                found = fields.get(str(part)) or next((f for f in fields.values() if f.alias == part), None)
+                path += f".{part}" if found or part == loc[-1] else ""
+                here = _members(found.annotation) if found else here
+                break
+            if origin in (dict, Mapping):
+                path, here = f"{path}.{part}", _members(inside[1])
+                break
+            if origin in (tuple, list) and isinstance(part, int):
+                item = inside[min(part, len(inside) - 1)]
+                path, here = f"{path}[{part}]", _members(inside[0] if item is Ellipsis else item)
+                break
+    return path.lstrip("."), model
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,15 +128,15 @@ def test_power_is_said_before_the_run_and_too_few_positions_too():
     needed = {row["gap"]: row["needed"] for row in figures["table"]}
     assert list(needed) == [0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.3]
     assert needed[0.1] == 291 and needed[0.05] > 1000 and needed[0.3] < 50
-    figures, _ = power_figures(replace(POWER, base=0.75), 1, 64)  # nothing is better than 100 %
+    figures, _ = power_figures(POWER.replace(base=0.75), 1, 64)  # nothing is better than 100 %
     assert [row["gap"] for row in figures["table"]] == [0.03, 0.05, 0.08, 0.1, 0.15, 0.2]
     assert lines[0].startswith("To see a gap of 10 points with 80 % power you need 291 positions")
     assert "warning: 64 positions are too few" in lines[1] and "291 are needed" in lines[1]
     _, lines = power_figures(POWER, 1, 291)
     assert len(lines) == 1
     with pytest.raises(UserError, match="64 positions are too few .*strict=false runs all the same"):
-        power_figures(replace(POWER, strict=True), 1, 64)
-    figures, lines = power_figures(replace(POWER, gap=0.03, seed_sd=0.1), 2, 128)  # no N would do
+        power_figures(POWER.replace(strict=True), 1, 64)
+    figures, lines = power_figures(POWER.replace(gap=0.03, seed_sd=0.1), 2, 128)  # no N would do
     assert figures["needed"] is None and "take" in lines[0] and "no number of positions would do" in lines[1]
 
 
