@@ -39,18 +39,22 @@ def invalid(key: str, expected: str, got: object) -> ValueError:
 
 
 class _OneLine(type(BaseModel)):  # type: ignore[misc]  # pydantic keeps the name of its metaclass private
-    """Makes the constructor of settings raise a UserError in place of pydantic's ValidationError."""
+    """Makes constructors raise a UserError in place of pydantic's ValidationError."""
 
-    if not TYPE_CHECKING:
-
-        def __call__(cls, **values):
-            try:
-                return super().__call__(**values)
-            except ValidationError as error:
-                raise UserError(one_line(cls, error, cls.at)) from None
+    def __call__(cls, **values: Any) -> Any:
+        try:
+            return super().__call__(**values)
+        except ValidationError as error:
+            raise UserError(one_line(cls, error, cls.at)) from None
 
 
-class _Frozen(BaseModel, metaclass=_OneLine):
+if TYPE_CHECKING:
+    _Base = BaseModel
+else:
+    _Base = _OneLine("_Base", (BaseModel,), {"__module__": __name__})
+
+
+class _Frozen(_Base):
     """What settings and stored values share: frozen, finite numbers, and no boolean for a number."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, populate_by_name=True)
@@ -105,7 +109,7 @@ class Settings(_Frozen):
             return values
         defaults, names = dict(yaml_defaults(cls.file, cls.at)), _names(cls)
         for key, value in values.items():
-            key = names.get(key, key)
+            key = names.get(key) or key
             nested = isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)
             defaults[key] = {**defaults[key], **value} if nested and _is_settings(cls, key) else value
         return defaults
@@ -148,7 +152,7 @@ def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
     """The values of `configs/<file>.yaml`, or of its node ``at``; without values to be given or interpolated."""
     from omegaconf import OmegaConf
 
-    node = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{file}.yaml"))
+    node: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{file}.yaml"))
     parts = at.split(".") if at else []
     if (
         parts and "/" in file and parts[0] not in node
@@ -182,7 +186,7 @@ def one_line(cls: type[BaseModel], error: ValidationError, at: str = "") -> str:
     same = [e for e in [first, *others] if _path(cls, e["loc"])[0] == path]
     expected = " or ".join(dict.fromkeys(map(_expected, same)))
     got = "nothing" if first["type"] == "missing" else _shown(first["input"])
-    return f"{where}: expected {expected}, got {got}"
+    return f"{where.removesuffix(': ')}: expected {expected}, got {got}"
 
 
 _WORDS = {
@@ -260,7 +264,7 @@ def _is_settings(cls: type[BaseModel], name: str) -> bool:
 
 def _names(cls: type[BaseModel]) -> dict[str, str]:
     """Field name -> key in the file, where they differ: a key that Python keeps for itself, such as `from`."""
-    return {name: field.alias for name, field in cls.model_fields.items() if field.alias}
+    return {name: str(field.alias) for name, field in cls.model_fields.items() if field.alias}
 
 
 def _shown(value: object) -> str:
