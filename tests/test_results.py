@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from docs.results_page import PAGE, page
 from s2robot.comparison.intervals import success_interval
 from s2robot.comparison.paired import difference
 
@@ -105,3 +106,8 @@ def test_tasks():
             assert len(row["failed"]) == tried - done
             continue
         assert sum(row["stages"].values()) == tried and row["stages"]["success"] == done
+
+
+def test_the_tables_of_the_results_page_are_those_of_the_summaries():
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == page(text), "python docs/results_page.py"
