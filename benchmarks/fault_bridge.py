@@ -63,7 +63,7 @@ class Tampered:
         self._driver = driver
         self.change: Callable[[np.ndarray], np.ndarray] | None = None  # of the commands to come
         self.changed_at: float | None = None
-        self.sent_at = self.stopped_at = -np.inf  # s, the last command that left, the first stop
+        self.sent_at = self.stopped_at = -np.inf  # s, monotonic: the last command that left, the first stop
         self.heard_at = -np.inf  # s, the last command reached the box
         self.rushed = 0  # commands too soon after that
 
@@ -73,10 +73,11 @@ class Tampered:
     def command(self, q: np.ndarray, gripper: float | None) -> Any:
         if self.change is not None:
             q, self.changed_at = self.change(q), self.changed_at or time.monotonic()
+        sent_at = time.monotonic()
         done = self._driver.command(q, gripper)
         if done.code != REFUSED:
             self.rushed += done.t_sent < self.heard_at + 1 / self._driver.limits.rate_hz - 1e-4
-            self.sent_at, self.heard_at = done.t_sent, done.t_heard
+            self.sent_at, self.heard_at = sent_at, done.t_heard
         return done
 
     def stop(self, reason: str) -> None:

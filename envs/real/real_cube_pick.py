@@ -150,6 +150,8 @@ class RealCubePick(gymnasium.Env):
     def ready(self, seed: int | None = None, options: Mapping[str, Any] | None = None) -> Placing:
         """What `reset` does before an episode: the arm stands stopped at its start, the cube is laid."""
         self._end()
+        if not self.runtime.confirmed:
+            self.runtime.stand("before the operator comes near")
         super().reset(seed=seed)
         placing = self._sample(seed, options or {})
         fault = self.runtime.fault
@@ -221,7 +223,7 @@ class RealCubePick(gymnasium.Env):
         try:
             there = self.runtime.go_to(goal)
         finally:
-            self.runtime.driver.stop("at the start")
+            self.runtime.stand("at the start")
         if not there:
             raise EnvError("reset: stopped on the way to the start")
 

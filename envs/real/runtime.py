@@ -12,6 +12,7 @@ Deployment, evaluation and recording on an arm, and `RealCubePick`, are each a s
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from s2robot.envs.real.control.move import move_slowly
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.senses import Camera
 from s2robot.envs.real.control.subscriber import Several, Silent, Subscriber
-from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.people.stop import Stop
 
@@ -76,10 +77,12 @@ class ArmRuntime:
         clock: Clock = REAL,
         disagreement: Callable[[], float] = lambda: 0.0,
     ):
-        self.config, self.driver, self.clock = config or RuntimeConfig(), driver, clock
+        self.config, self.clock = config or RuntimeConfig(), clock
+        self._arm = WatchedArm(driver, lambda: self._supervisor)
+        self.driver = cast(ArmDriver, self._arm)
         self.live = self.config.loop.live
         self.loop = ControlLoop(
-            driver, cameras, act, SafetyFilter(driver.limits, points, self.config.safety), self.config.loop,
+            self.driver, cameras, act, SafetyFilter(driver.limits, points, self.config.safety), self.config.loop,
             self.config.watchdog, Several(_Heart(self.beat), *subscribers), clock, disagreement,
         )  # fmt: skip
         self.stop = stop or Stop()
@@ -91,13 +94,18 @@ class ArmRuntime:
 
     @contextmanager
     def watched(self, make_driver: Callable[[], ArmDriver], limit_s: float) -> Iterator[None]:
-        """Beside a supervisor of its own (see there for the arguments); the arm is stopped at the end."""
+        """Beside a supervisor of its own (see there for the arguments); the arm is stopped at the end.
+
+        Signals to end this process are the operator's stop meanwhile, see `Stop.on_signals`.
+        """
         try:
-            with Supervisor(make_driver, limit_s) as self._supervisor:
-                yield
+            with self.stop.on_signals(), Supervisor(make_driver, limit_s) as self._supervisor:
+                try:
+                    yield
+                finally:
+                    self.driver.stop("end of the session")
         finally:
             self._supervisor = None
-            self.driver.stop("end of the session")
 
     def beat(self) -> None:
         """Tell the supervisor that this process lives. Raises EnvError if that one does not."""
@@ -121,10 +129,34 @@ class ArmRuntime:
         """The operator has looked at the arm and says so."""
         self.loop.watchdog.clear(self.clock.now())
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether the arm acknowledged the last stop."""
+        return self._arm.confirmed
+
+    @property
+    def known(self) -> str:
+        """What is known of an arm after a stop, for the screen."""
+        return "The arm is stopped." if self.confirmed else UNCONFIRMED
+
+    def stand(self, reason: str) -> None:
+        """Stop the arm because people come near. Raises EnvError if it does not acknowledge that."""
+        if not self.driver.stop(reason):
+            raise EnvError(f"stop ({reason}): {UNCONFIRMED}")
+
     def arm(self) -> None:
-        """Enable motion; nothing without `live`. Raises EnvError where an error is pending."""
+        """Enable motion; nothing without `live`. A stop that was requested before counts no more.
+
+        Raises:
+            EnvError: an error is pending.
+        """
+        self.loop.clear_stop()
         if self.live:
-            self.driver.arm()
+            try:
+                self.driver.arm()
+            except BaseException:
+                self.driver.stop("could not be armed")
+                raise
 
     def at(self, goal: Array) -> bool:
         """Whether the arm stands at joints (7,) with its gripper open."""
@@ -136,7 +168,8 @@ class ArmRuntime:
         try:
             return move_slowly(
                 self.driver, self.loop.safety, goal, 1.0, self.config.home_speed, self.loop.subscriber.on_beat,
-                self.stop.asked, self.clock,
+                lambda: self.stop.asked() or self.loop.stop_requested, self.clock,
+                2 * self.config.watchdog.state_fault,
             )  # fmt: skip
         finally:
             self.rest()

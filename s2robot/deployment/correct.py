@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from omegaconf import DictConfig
@@ -42,7 +42,7 @@ from s2robot.envs.real.control.safety import Verdict
 from s2robot.envs.real.control.subscriber import Silent
 from s2robot.envs.real.people.handover import HANDOVER_HELP, Buttons, Handover, Led, Shared
 from s2robot.envs.real.people.operator import Operator
-from s2robot.envs.real.people.teach import TeachConfig, Teaching
+from s2robot.envs.real.people.teach import LedArm, TeachConfig, Teaching
 from s2robot.envs.real.people.teleop import HELP, Keyboard, SpaceMouse, Teleoperator
 from s2robot.policies import check_contract
 
@@ -180,9 +180,11 @@ class ArmCorrection:
         if person.device == "hand":
             teach = TeachConfig(self.policy.rate_hz, self.size, loop.max_delta, loop.ready_s)
             self._on_key = self.handover.on_key
+            runtime = self.env.runtime
             self._teaching = Teaching(
-                arm.driver, arm.readers, Led(self.handover), teach, bridge.watchdog, hears
-            )
+                cast(LedArm, runtime.driver), arm.readers, Led(self.handover), teach, bridge.watchdog, hears,
+                beat=runtime.beat, rest=runtime.rest,
+            )  # fmt: skip
         else:
             teleoperator = self._make_teleoperator(arm, loop, stack)
         self.shared = Shared(

@@ -92,7 +92,7 @@ class LiveSession(Silent):
                 if fault or self.stop.asked():
                     break
         if fault:
-            print(f"FAULT: {fault}\nThe arm is stopped. Look at it before anything else.", flush=True)
+            print(f"FAULT: {fault}\n{self.runtime.known} Look at it before anything else.", flush=True)
         done = len(self.log.records)
         print(f"{self.board.successes} of {done} episodes succeeded: {self.out / 'summary.json'}", flush=True)
         if self.stop.interrupted:
@@ -106,7 +106,6 @@ class LiveSession(Silent):
         try:
             with (
                 nullcontext() if store is None else store,
-                self.stop.on_signals(),
                 self.rig.arm.watched(self.runtime),
             ):
                 self.runtime.arm()
@@ -123,7 +122,7 @@ class LiveSession(Silent):
         self.log.begin()
         self.operator.begin()
         if self.operator.person:
-            self.rig.arm.driver.stop("the operator is at the table")  # hands come near
+            self.runtime.stand("the operator is at the table")  # hands come near
         if not self.operator.wait_to_start(i, self.settings.episodes):
             self.stop.ask()
             return ""

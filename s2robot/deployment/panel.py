@@ -10,7 +10,6 @@ import re
 import select
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -22,6 +21,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from s2robot.envs.real.cameras.camera import CameraReader
+from s2robot.envs.real.control.clock import REAL
 from s2robot.envs.real.control.safety import Safe, Verdict
 from s2robot.envs.real.control.subscriber import Silent
 from s2robot.envs.real.control.watchdog import State
@@ -69,7 +69,7 @@ class Board(Silent):
 
     def on_beat(self) -> None:
         """See `Subscriber`."""
-        now = time.monotonic()
+        now = REAL.now()
         if self._beats and now - self._beats[-1] > _PAUSE_S:
             self._beats.clear()
         self._beats.append(now)
@@ -117,7 +117,7 @@ class Board(Silent):
 
     def panel(self) -> Panel:
         """For a terminal."""
-        now = time.monotonic()
+        now = REAL.now()
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold")
         table.add_column()
@@ -144,7 +144,7 @@ class Board(Silent):
 
     def line(self) -> str:
         """For a log."""
-        now = time.monotonic()
+        now = REAL.now()
         rate = self.rate(now)
         oldest = max((r.age(now) for r in self._readers.values()), default=0.0)
         return ", ".join(
@@ -196,10 +196,14 @@ def keys(on_key: Callable[[str], None]) -> Iterator[None]:
             if not ready:
                 begun = ""  # a terminal sends the rest at once: what comes later was typed
             if ready and not ended.is_set():
+                sent = b""
                 with suppress(OSError):
-                    pressed, begun = typed(begun + os.read(descriptor, 4096).decode(errors="ignore"))
-                    for key in pressed:
-                        on_key(key)
+                    sent = os.read(descriptor, 4096)
+                if not sent:
+                    return  # the terminal has gone, which SIGHUP tells
+                pressed, begun = typed(begun + sent.decode(errors="ignore"))
+                for key in pressed:
+                    on_key(key)
 
     thread = threading.Thread(target=read, daemon=True, name="keys")
     try:
@@ -209,4 +213,5 @@ def keys(on_key: Callable[[str], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(2.0)
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)  # a key too many answers no question
+        with suppress(termios.error):  # the terminal has gone
+            termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)  # a key too many answers no question

@@ -12,6 +12,7 @@ session may be broken off and taken up again.
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from omegaconf import DictConfig
 
@@ -28,7 +29,7 @@ from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.people.operator import Operator, Through
-from s2robot.envs.real.people.teach import TeachConfig, Teaching
+from s2robot.envs.real.people.teach import LedArm, TeachConfig, Teaching
 from s2robot.envs.real.people.teleop import CONTROLS_HELP, HELP, Controls, Keyboard, SpaceMouse, Teleoperator
 
 DEVICES = ("keyboard", "spacemouse")
@@ -143,7 +144,11 @@ class ArmRecording:
         if wanted.kind == "teach":
             teach = TeachConfig(world.rate_hz, world.image_size, loop.max_delta, loop.ready_s)
             limits = arm.bridge.watchdog
-            self._teaching = Teaching(arm.driver, arm.readers, self.controls, teach, limits, self.recorder)
+            runtime = self.env.runtime
+            self._teaching = Teaching(
+                cast(LedArm, runtime.driver), arm.readers, self.controls, teach, limits, self.recorder,
+                beat=runtime.beat, rest=runtime.rest,
+            )  # fmt: skip
         else:
             self._teleoperator = self._make_teleoperator(arm, loop, stack)
 

@@ -69,7 +69,7 @@ class ArmLimits:
 
 
 @contextmanager
-def arming(stop: Callable[[str], None], last_stop: Callable[[], object]) -> Iterator[None]:
+def arming(stop: Callable[[str], object], last_stop: Callable[[], object]) -> Iterator[None]:
     """What an arm goes through until it is ready; a part of it may leave the box ready, and so is stopped.
 
     Args:
@@ -109,7 +109,7 @@ class ArmState:
     tau: Array  # (7,) N m, as far as the arm tells
     tcp: Array  # (6,) m and rad: x, y, z, roll, pitch, yaw
     gripper: float  # opening, 0 closed to 1 open
-    t_mono: float  # s, host's monotonic clock, when the reading was asked for: it is not older than that
+    t_mono: float  # s, host's clock (`control.clock.now`), when the reading was asked for: it is not older than that
     mode: int  # the arm's own number
     error: int  # the arm's own number; 0 = none
 
@@ -119,7 +119,7 @@ class CommandResult:
     """What became of one command."""
 
     code: int  # OK, REFUSED, or the arm's own number
-    t_sent: float  # s, host's monotonic clock
+    t_sent: float  # s, host's clock
     t_ack: float  # s
 
     @property
@@ -159,8 +159,11 @@ class ArmDriver(Protocol):
     def hold(self) -> None:
         """Command the measured joints."""
 
-    def stop(self, reason: str) -> None:
-        """Stop in a controlled way; may be repeated, from any thread. No emergency stop."""
+    def stop(self, reason: str) -> bool:
+        """Stop in a controlled way, no emergency stop; may be repeated, from any thread. Never raises.
+
+        Returns: whether the arm acknowledged it. After False the arm may go on to its last target and stay enabled.
+        """
 
     def status(self) -> DriverStatus:
         """Cheap, never blocks on the arm."""

@@ -32,6 +32,7 @@ from s2robot.envs.real.arms.driver import (
     DriverStatus,
     arming,
 )
+from s2robot.envs.real.control.clock import now
 
 MOVING = 2  # franky's RobotMode.Move: a controller runs
 GONE = 1  # CommandResult.code: the controller has ended, by an error or a stop
@@ -206,7 +207,7 @@ class FrankaDriver:
         """
         if self._robot is None:
             raise EnvError(f"franka {self.ip}: found no connection, expected connect first")
-        asked = time.monotonic()
+        asked = now()
         try:
             s = self._robot.state
             q, dq, tau = (np.array(values, float) for values in (s.q, s.dq, s.tau_J))
@@ -224,7 +225,7 @@ class FrankaDriver:
 
     def status(self) -> DriverStatus:
         """From the last reading."""
-        age = time.monotonic() - self._heard
+        age = now() - self._heard
         return DriverStatus(self._robot is not None and age < 1.0, self._error, 0, self._mode, age)
 
     # ---------------------------------------------------------------- move
@@ -235,7 +236,7 @@ class FrankaDriver:
         REFUSED, and nothing is sent: before `arm`, after `stop`, joints that are not 7 finite numbers or out of range,
         a step too wide, an opening that is not within 0 to 1. GONE: the controller has ended.
         """
-        begin = time.monotonic()
+        begin = now()
         target = self._sendable(q)
         opening_ok = gripper is None or (isinstance(gripper, int | float | np.number) and 0 <= gripper <= 1)
         with self._lock:
@@ -247,7 +248,7 @@ class FrankaDriver:
             self._last = target
             if gripper is not None:
                 self._wanted = float(gripper)
-        return CommandResult(OK, begin, time.monotonic())
+        return CommandResult(OK, begin, now())
 
     def _sendable(self, q: Any) -> Array | None:
         try:
@@ -264,22 +265,27 @@ class FrankaDriver:
         self._last = self.read().q
         self.command(self._last, None)
 
-    def stop(self, reason: str) -> None:
-        """Brake and end the controller; does not wait for rest, never raises. Until `arm`, `command` refuses."""
+    def stop(self, reason: str) -> bool:
+        """Brake and end the controller; does not wait for rest, never raises. Until `arm`, `command` refuses.
+
+        Returns: whether the arm took it, or no controller was running.
+        """
         self._last_stop = object()
         with self._lock:
             self._stopped, self._wanted = reason or "stopped", None
             robot, tracker = self._robot, self._tracker
             if robot is None or tracker is None:
-                return
+                return robot is not None
             with suppress(Exception):
                 import franky
 
                 if robot.is_in_control:
                     robot.move(franky.TorqueStopMotion(), asynchronous=True)
-                return
+                return True
         with suppress(Exception):  # the braking was refused: end the motion as it is
             robot.stop()
+            return True
+        return False
 
     @property
     def stopped(self) -> str:
@@ -291,7 +297,7 @@ class FrankaDriver:
     def _look_at_hand(self) -> None:
         state = self._hand.state
         self._opening = float(np.clip(state.width / max(state.max_width, 1e-6), 0.0, 1.0))
-        self._hand_heard = time.monotonic()
+        self._hand_heard = now()
 
     def _tend_hand(self) -> None:
         """Ten times a second: begin a changed motion, ask for the width."""

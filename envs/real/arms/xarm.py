@@ -36,6 +36,7 @@ from s2robot.envs.real.arms.driver import (
 )
 from s2robot.envs.real.arms.sdk import BoxPorts, client_ports, connect, import_sdk, probe
 from s2robot.envs.real.arms.xarm_gripper import XArmGripper
+from s2robot.envs.real.control.clock import now
 
 SERVO, ONLINE = 1, 6  # modes: stream of set points; planned by the box with limited speed and acceleration
 MANUAL = 2  # mode: a person leads the arm by hand
@@ -252,7 +253,7 @@ class XArmDriver:
         Raises:
             EnvError: no answer in time, an answer that is no number, or no word from the gripper for 2 s.
         """
-        sdk, asked = self._connected(), time.monotonic()
+        sdk, asked = self._connected(), now()
         code, states = sdk.get_joint_states(num=3)
         self._check("get_joint_states", code)
         code, pose = sdk.get_position()
@@ -292,7 +293,7 @@ class XArmDriver:
         REFUSED, and nothing is sent: before `arm`, after `stop`, joints that are not 7 finite numbers or out of
         range, a step too wide for a stream, an opening that is not within 0 to 1.
         """
-        begin = time.monotonic()
+        begin = now()
         target = self._sendable(q)
         opening_ok = gripper is None or (isinstance(gripper, int | float | np.number) and 0 <= gripper <= 1)
         if self._stopped or target is None or not opening_ok:
@@ -300,7 +301,7 @@ class XArmDriver:
         if gripper is not None and self._gripper is not None:
             self._gripper.want(gripper)
         sdk, joints = self._connected(), target.tolist()
-        sent = time.monotonic()
+        sent = now()
         if self.mode == SERVO:
             code = sdk.set_servo_angle_j(joints)
         else:
@@ -309,7 +310,7 @@ class XArmDriver:
             answer = inner.arm_cmd.move_joint(joints, self.speed, self.acceleration, 0)
             code = inner._check_code(answer[0], is_move_cmd=True, mode=ONLINE)
         self._last = target
-        return CommandResult(OK if code in (0, 2) else int(code), sent, time.monotonic())
+        return CommandResult(OK if code in (0, 2) else int(code), sent, now())
 
     def _sendable(self, q: Any) -> Array | None:
         try:
@@ -326,10 +327,12 @@ class XArmDriver:
         self._last = self.read().q
         self.command(self._last, None)
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> bool:
         """State 4 over the connection that nothing else uses; over the other if that one fails. Never raises.
 
         Until `arm` is called again, `command` refuses.
+
+        Returns: whether the box acknowledged it.
         """
         self._last_stop = object()
         self._stopped, self._led = reason or "stopped", False
@@ -342,7 +345,8 @@ class XArmDriver:
                 with suppress(Exception):
                     # errors and warnings pending (1, 2) and "not ready" (9) are answers: the box has stopped
                     if arm._arm.arm_cmd.set_state(STOPPED)[0] in (0, 1, 2, 9):
-                        return
+                        return True
+        return False
 
     @property
     def stopped(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.control.clock import now
 
 PULSES = 850  # open
 SPEED = 5000  # pulses/s of its register, the highest
@@ -24,7 +25,7 @@ class XArmGripper:
         timeout_s: for an answer.
         end: s, monotonic, until when the first answer has to be there.
 
-    Attributes: `opening` (measured, 0 closed to 1 open), `heard` (s, monotonic, when it was), `code` (of the last word).
+    Attributes: `opening` (measured, 0 closed to 1 open), `heard` (s, when it was), `code` (of the last word).
 
     Raises:
         EnvError: no second port, or no answer.
@@ -83,4 +84,4 @@ class XArmGripper:
             self.code = code
             if code == 0 and pulses is not None:
                 self.opening = float(np.clip(pulses / PULSES, 0.0, 1.0))
-                self.heard = time.monotonic()
+                self.heard = now()

@@ -3,11 +3,11 @@
     camera = CameraReader("hand", lambda: OpenCVCamera("/dev/v4l/by-id/usb-...", 640, 480, 30))
     camera.start(10.0)
     frame = camera.latest()        # never waits
-    frame.age(time.monotonic())    # s since it was taken
+    frame.age(now())               # s since it was taken
 
 A source is anything with `read()` -> (time of capture, picture), which waits for the next frame, and `close()`.
-It is made and used in the reader's thread. Pictures are uint8 (H, W, 3), RGB and upright; times are the host's
-monotonic clock, s.
+It is made and used in the reader's thread. Pictures are uint8 (H, W, 3), RGB and upright; times are those of
+`s2robot.envs.real.control.clock.now`, s.
 """
 
 import threading

@@ -8,6 +8,7 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.cameras.camera import load_cv2
+from s2robot.envs.real.control.clock import from_monotonic
 
 
 class OpenCVCamera:
@@ -82,7 +83,7 @@ class OpenCVCamera:
         # V4L2 stamps on the monotonic clock; drivers that do not give nonsense, and then the receipt counts
         stamp = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
         captured = stamp if 0 <= now - stamp < 1 else now
-        return captured, self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB)
+        return from_monotonic(captured), self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB)
 
     def close(self) -> None:
         self._capture.release()

@@ -6,6 +6,7 @@ from contextlib import suppress
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.control.clock import now
 
 
 class RealSenseCamera:
@@ -50,10 +51,9 @@ class RealSenseCamera:
             frame = self._pipeline.wait_for_frames(1000).get_color_frame()
         except RuntimeError as error:
             raise EnvError(f"camera {self.serial}: gave no frame ({error})") from None
-        now = time.monotonic()
-        captured = now
+        captured = received = now()
         if frame.get_frame_timestamp_domain() == self._rs.timestamp_domain.global_time:
-            captured = now - min(max(time.time() - frame.get_timestamp() / 1000, 0.0), 1.0)
+            captured = received - min(max(time.time() - frame.get_timestamp() / 1000, 0.0), 1.0)
         return captured, np.array(frame.get_data())
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.control.clock import now
 
 
 class ReplayCamera:
@@ -27,6 +28,6 @@ class ReplayCamera:
         self._due = max(self._due + self._period, time.monotonic())
         image = self._images[self._next % len(self._images)]
         self._next += 1
-        return time.monotonic(), np.asarray(image)
+        return now(), np.asarray(image)
 
     def close(self) -> None: ...

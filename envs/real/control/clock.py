@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 
 class Condition(AbstractContextManager, Protocol):
     """As `threading.Condition`: a lock, and waiting for what it guards."""
@@ -28,7 +30,7 @@ class Thread(Protocol):
 
 
 class Clock(Protocol):
-    """Monotonic time in s, and all waiting."""
+    """Time in s that never runs backwards and counts a machine's sleep, and all waiting."""
 
     def now(self) -> float: ...
 
@@ -41,12 +43,22 @@ class Clock(Protocol):
         """Start a daemon thread."""
 
 
+def now() -> float:
+    """Return the host's clock, s: monotonic, and it counts the time for which the machine sleeps (Linux)."""
+    return time.clock_gettime(_CLOCK)
+
+
+def from_monotonic(seconds: float) -> float:
+    """Return a time of `time.monotonic` on the clock of `now`; exact if the machine has not slept since then."""
+    return now() - (time.monotonic() - seconds)
+
+
 class RealClock:
     """The machine's."""
 
     def now(self) -> float:
-        """s, monotonic."""
-        return time.monotonic()
+        """See `Clock`."""
+        return now()
 
     def sleep(self, seconds: float) -> None:
         """See `Clock`."""

@@ -10,7 +10,8 @@ next waypoint, due a period later. Without `live` all of this happens but for th
 
 A period begins when the last command was sent, or, after a stall of the wire, when it was answered. A late one is
 never caught up with: two commands closer together than a period would move the arm faster than the filter allowed.
-After a long gap the stream begins from rest, as the arm does.
+After a gap of 0.05 s the stream begins from rest, as the arm does. After one that no answer of the arm explains, this
+process was suspended or its machine slept: a fault, before the next command.
 """
 
 import threading
@@ -57,6 +58,7 @@ class _Episode:
     void_before: float  # answers to older observations are not wanted
     next_tick: float  # when the next observation is due
     acted: float  # the last action was taken up
+    alive: float  # the last time that a command was about to be sent
     cause: str = ""  # of its end, once it has one
     unsure: bool = False  # it holds because the members disagree
     steps: int = 0
@@ -120,9 +122,18 @@ class ControlLoop:
     def request_stop(self) -> None:
         """End the episode with the arm braked and stopped; from any thread, or a signal handler.
 
-        Between two episodes it ends the next one before anything moves: a stop is never lost.
+        It stays requested: every further episode ends before anything moves, until `clear_stop`.
         """
         self._stop = True
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a stop was requested since the last `clear_stop`."""
+        return self._stop
+
+    def clear_stop(self) -> None:
+        """Drop the request; for whoever arms the arm again."""
+        self._stop = False
 
     def request_end(self) -> None:
         """End the episode as after its last step: the arm brakes and stays ready; from any thread."""
@@ -149,11 +160,12 @@ class ControlLoop:
             self._prepare(worker)
             return self._run(worker, max_steps)
         except BaseException as error:
+            if isinstance(error, Exception) and self.watchdog.state in (State.RUNNING, State.HOLD):
+                self.watchdog.fault(self.clock.now(), str(error))
             if self.config.live:
                 self.driver.stop(f"{type(error).__name__} in the loop")
             raise
         finally:
-            self._stop = False
             worker.close()
 
     def _prepare(self, worker: PolicyWorker) -> None:
@@ -176,7 +188,8 @@ class ControlLoop:
     def _run(self, worker: PolicyWorker, max_steps: int) -> Result:
         now = self.clock.now()
         self.watchdog.start(self.clock.now())
-        episode = _Episode(max_steps, void_before=now, next_tick=now, acted=self.clock.now())
+        begin = self.clock.now()
+        episode = _Episode(max_steps, void_before=now, next_tick=now, acted=begin, alive=begin)
         while not episode.cause:
             self._period(episode, worker)
         self._come_to_rest(episode)
@@ -215,11 +228,25 @@ class ControlLoop:
             return
         episode.work += 0.1 * (clock.now() - begin - episode.work)
         clock.sleep(episode.sent_last + dt - clock.now())
+        if self._stood_still(episode):
+            episode.cause = "fault"
+            return
         self._send(episode, safe)
         self.subscriber.on_period(now, state, safe)
         if safe.verdict == Verdict.STOP:
             self.watchdog.fault(now, f"safety stop: {safe.reasons[0]}")
             episode.cause = "fault"
+
+    def _stood_still(self, episode: _Episode) -> bool:
+        """Whether this process did not run for a while: then it must not move the arm. A fault."""
+        now, limit = self.clock.now(), self.watchdog.limits.state_fault
+        gap, episode.alive = now - episode.alive, now
+        assert self.senses.state is not None
+        # a period holds two exchanges with the arm, and either may take as long as that
+        still = gap > 2 * limit or now - self.senses.state.t_mono > limit
+        if still:
+            self.watchdog.fault(now, f"the control loop stood still for {gap:.1f} s")
+        return still
 
     def _still_acting(self, episode: _Episode, now: float, state: State) -> State:
         """The state; a fault where no action comes for too long."""
@@ -309,11 +336,13 @@ class ControlLoop:
         self._brake(episode.sent_last)
         if self._stop:  # also one that came in the last moment
             episode.cause = "stopped"
-        if live and episode.cause == "stopped":
-            self.driver.stop("operator")
-        elif live and self.watchdog.state != State.FAULT:
+        if live and episode.cause != "stopped" and self.watchdog.state != State.FAULT:
             with suppress(EnvError):  # an arm that does not answer shows at the next start
                 self.driver.hold()  # where it is, not where it was sent: it no longer presses on anything
+            if self._stop:
+                episode.cause = "stopped"
+        if live and episode.cause == "stopped":
+            self.driver.stop("operator")
         self.watchdog.pause(self.clock.now())
 
     def _brake(self, last: float) -> None:

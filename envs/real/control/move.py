@@ -32,12 +32,14 @@ def move_slowly(
     beat: Callable[[], None] = lambda: None,
     stopped: Callable[[], bool] = lambda: False,
     clock: Clock = REAL,
+    gap_s: float = 0.5,
 ) -> bool:
     """Bring the armed arm to `target` (7,) rad at `speed` rad/s and the gripper to `opening`.
 
     Args:
         beat: called every period.
         stopped: asked every period; True brakes and stops the arm.
+        gap_s: s between two commands after which this process was suspended, and the arm is stopped.
 
     Returns: whether it arrived; False after a stop.
 
@@ -47,7 +49,7 @@ def move_slowly(
     """
     if not 0 < speed < np.inf:
         raise EnvError(f"home.speed: found {speed}, expected a speed above 0 rad/s")
-    move = _Move(driver, safety, np.asarray(target, float), opening, speed, beat, clock)
+    move = _Move(driver, safety, np.asarray(target, float), opening, speed, beat, clock, gap_s)
     try:
         there = False
         while not there:
@@ -69,10 +71,10 @@ class _Move:
 
     def __init__(
         self, driver: ArmDriver, safety: SafetyFilter, target: Array, opening: float | None, speed: float,
-        beat: Callable[[], None], clock: Clock,
+        beat: Callable[[], None], clock: Clock, gap_s: float,
     ):  # fmt: skip
         self._driver, self._safety, self._target, self._opening = driver, safety, target, opening
-        self._beat, self._clock = beat, clock
+        self._beat, self._clock, self._gap = beat, clock, gap_s
         self._state = driver.read()
         safety.reset(self._state.q)
         # its own speed limit, so that what a busy machine delays is not made up for in a hurry
@@ -104,6 +106,8 @@ class _Move:
             raise EnvError(f"move: found a safety stop ({safe.reasons[0]}), expected a free way")
         if safe.verdict != Verdict.PASS:
             self._path.follow(safe.q, safety.dq_last)
+        if (gap := self._clock.now() - max(self.sent, self._begin)) > self._gap:
+            raise EnvError(f"move: found {gap:.1f} s between two commands, expected at most {self._gap:g}")
         done = driver.command(safe.q, safe.gripper)
         self.sent = done.t_heard
         if done.code != OK:

@@ -1,31 +1,47 @@
 """A process that stops the arm when the control loop no longer beats.
 
     with Supervisor(partial(XArmDriver, "192.168.1.200"), limit_s=0.3) as supervisor:
-        loop = ControlLoop(..., beat=supervisor.beat)
+        arm = WatchedArm(driver, lambda: supervisor)
+        loop = ControlLoop(arm, ..., beat=supervisor.beat)
 
-It has a connection of its own, opened beforehand. A loop that hangs, or a process that was killed, stops beating;
-the pipe tells of the latter at once. If that connection breaks it could not stop anything any more: it ends, and
-the loop's next beat fails; the same if it hangs itself, which shows in beats without an answer. From the first beat
-on, only `rest` and `close` end the watch without a stop; the next beat begins it again. It is software on the same
-machine: no emergency stop.
+The process has a session and a connection of its own, both opened beforehand: no signal to the loop's process group and
+no closing terminal reaches it. It stops the arm when
+
+- no beat comes for `limit_s`. From a beat on, only `rest` and `close` end that watch; the next beat begins it again;
+- the loop's process ends without `close`, at once, also while it rests: the arm may still be enabled;
+- it is asked to (`stop`), because the arm did not acknowledge the loop's own stop.
+
+It repeats a stop that is not acknowledged. If its connection breaks, it ends, and the loop's next beat fails; the same
+if it hangs, which shows in beats without an answer. It is software on the same machine: no emergency stop.
 """
 
+import atexit
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from typing import Any
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmDriver
+from s2robot.envs.real.control.clock import now
 
 ANSWER_S = 1.0  # s beyond the limit that it may take to answer a word
-_READY, _BEAT, _REST, _BYE = b"ready", b"beat", b"rest", b"bye"
+REPEAT_S = 10.0  # s for which an unacknowledged stop is repeated
+UNCONFIRMED = "The arm has NOT confirmed a stop and may still be enabled: press the hardware emergency stop."
+_READY, _BEAT, _REST, _STOP, _STOPPED, _BYE = b"ready", b"beat", b"rest", b"stop", b"stopped", b"bye"
+_PARENT_S = 0.5  # s between two checks that the loop's process lives, while no beat is due
+# what a terminal or a service manager sends to everybody: the loop's to handle, or its end is noticed
+_IGNORED = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM", "SIGTSTP", "SIGTTIN", "SIGTTOU")
 
 
 class Supervisor:
-    """Starts the process and waits until it has reached the arm.
+    """Starts the process and waits until it has reached the arm. Its methods may be called from any thread.
 
     Args:
         make_driver: makes an unconnected driver in that process; has to be picklable.
@@ -42,12 +58,16 @@ class Supervisor:
         context = get_context("spawn")  # a fork would share the parent's sockets
         self._pipe, theirs = context.Pipe()
         self._patience = limit_s + ANSWER_S
-        self._unanswered: float | None = None  # s, monotonic, the earliest word since the last answer
+        self._unanswered: float | None = None  # s, the earliest word since the last answer
+        self._lock = threading.Lock()
         self.process = context.Process(
             target=_supervise, args=(make_driver, theirs, limit_s, start_s), daemon=True, name="supervisor"
         )
         self.process.start()
         theirs.close()  # so that the end of this process closes the pipe
+        atexit.register(
+            self._pipe.close
+        )  # before multiprocessing waits for the process, which ignores its SIGTERM
         message = b"no answer"
         with suppress(EOFError):
             if self._pipe.poll(start_s):
@@ -66,30 +86,50 @@ class Supervisor:
         """Say that the arm stands and that no beat follows for now; raises as `beat`."""
         self._say(_REST)
 
-    def _say(self, word: bytes) -> None:
-        now = time.monotonic()
-        try:
+    def stop(self) -> bool:
+        """Stop the arm over the supervisor's connection; whether the arm acknowledged that in time. Never raises.
+
+        After False the supervisor goes on trying for `REPEAT_S`, and ends if that is in vain.
+        """
+        with self._lock, suppress(OSError, EOFError):
             while self._pipe.poll():
                 self._pipe.recv_bytes()
-                self._unanswered = None
-            if self._unanswered is not None and now - self._unanswered > self._patience:
+            self._pipe.send_bytes(_STOP)
+            end = now() + ANSWER_S
+            while (left := end - now()) > 0 and self._pipe.poll(left):
+                if self._pipe.recv_bytes() == _STOPPED:
+                    self._unanswered = None
+                    return True
+        return False
+
+    def _say(self, word: bytes) -> None:
+        with self._lock:
+            said = now()
+            try:
+                while self._pipe.poll():
+                    self._pipe.recv_bytes()
+                    self._unanswered = None
+                if self._unanswered is not None and said - self._unanswered > self._patience:
+                    raise EnvError(
+                        f"supervisor: found no answer for {self._patience:g} s, expected it to watch; no motion "
+                        "without it"
+                    )
+                self._pipe.send_bytes(word)
+            except (OSError, EOFError):
                 raise EnvError(
-                    f"supervisor: found no answer for {self._patience:g} s, expected it to watch; no motion "
-                    "without it"
-                )
-            self._pipe.send_bytes(word)
-        except (OSError, EOFError):
-            raise EnvError("supervisor: found it gone, expected it to watch; no motion without it") from None
-        if self._unanswered is None:
-            self._unanswered = now
+                    "supervisor: found it gone, expected it to watch; no motion without it"
+                ) from None
+            if self._unanswered is None:
+                self._unanswered = said
 
     def close(self) -> None:
-        """End the watch; the arm is left as it is. May be repeated."""
+        """End the watch; the arm is left as it is, unless a stop is still being repeated. May be repeated."""
         with suppress(OSError):
             self._pipe.send_bytes(_BYE)
-        self.process.join(5.0)
+        self.process.join(REPEAT_S + 1)
         if self.process.is_alive():
-            self.process.terminate()
+            self.process.kill()
+        atexit.unregister(self._pipe.close)
         self._pipe.close()
 
     def __enter__(self) -> "Supervisor":
@@ -99,10 +139,41 @@ class Supervisor:
         self.close()
 
 
+class WatchedArm:
+    """A driver whose `stop` is the supervisor's where the arm does not acknowledge the driver's own.
+
+    Args:
+        driver: an `ArmDriver`; all but `stop` is passed on to it.
+        supervisor: gives the present one, if any.
+
+    Attributes: `confirmed`, whether the last stop was acknowledged.
+    """
+
+    def __init__(self, driver: Any, supervisor: Callable[[], Supervisor | None]):
+        self._driver, self._supervisor = driver, supervisor
+        self.confirmed = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+    def stop(self, reason: str) -> bool:
+        """See `ArmDriver`; says on stderr what to do if nobody can stop the arm."""
+        before, confirmed = self.confirmed, bool(self._driver.stop(reason))
+        if not confirmed and (supervisor := self._supervisor()) is not None:
+            confirmed = supervisor.stop()
+        self.confirmed = confirmed
+        if before and not confirmed:
+            with suppress(OSError):  # the terminal may have gone
+                print(UNCONFIRMED, file=sys.stderr, flush=True)
+        return confirmed
+
+
 def _supervise(
     make_driver: Callable[[], ArmDriver], pipe: Connection, limit_s: float, start_s: float
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the loop's to handle
+    for name in _IGNORED:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    os.setsid()
     driver = make_driver()
     try:
         driver.connect(start_s)
@@ -111,26 +182,45 @@ def _supervise(
         return
     try:
         pipe.send_bytes(_READY)
-        reason = _watch(pipe, limit_s, lambda: driver.status().connected)
+        reason = _watch(pipe, limit_s, driver)
         if reason:
-            driver.stop(reason)
+            _stop(driver, reason)
     finally:
         driver.close()
 
 
-def _watch(pipe: Connection, limit_s: float, connected: Callable[[], bool]) -> str:
-    """Why to stop; empty if the loop said good-bye, or ended while no beat was due."""
-    begun = False
+def _stop(driver: ArmDriver, reason: str) -> bool:
+    """Stop until the arm acknowledges it, or cannot any more."""
+    end = now() + REPEAT_S
+    while not driver.stop(reason):
+        if now() > end or not driver.status().connected:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _watch(pipe: Connection, limit_s: float, driver: ArmDriver) -> str:
+    """Why to stop; empty if the loop said good-bye, or the arm cannot be stopped."""
+    parent, due, heard = os.getppid(), False, now()
     while True:
         try:
-            if not pipe.poll(limit_s if begun else None):
-                return f"no heartbeat for {limit_s:g} s"
+            if not pipe.poll(limit_s if due else _PARENT_S):
+                if due:
+                    return f"no heartbeat for {limit_s:g} s"
+                if os.getppid() != parent:
+                    return "the loop's process ended"
+                continue
             word = pipe.recv_bytes()
             if word == _BYE:
                 return ""
-            if not connected():
+            if due and now() - heard > limit_s + ANSWER_S:
+                return f"no heartbeat for {now() - heard:.1f} s"  # the machine slept
+            if word == _STOP:
+                if not _stop(driver, "the arm has not acknowledged the loop's stop"):
+                    return ""
+            elif not driver.status().connected:
                 return "the supervisor's connection to the arm broke"
-            pipe.send_bytes(word)  # a bare echo: that the watch lives
+            pipe.send_bytes(_STOPPED if word == _STOP else word)  # a bare echo: that the watch lives
         except (EOFError, OSError):
-            return "the loop's process ended" if begun else ""
-        begun = word == _BEAT
+            return "the loop's process ended"
+        due, heard = word == _BEAT, now()

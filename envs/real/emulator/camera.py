@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.control.clock import from_monotonic
 from s2robot.envs.real.emulator.frames import Frame
 from s2robot.envs.real.emulator.ports import HOST
 
@@ -70,7 +71,7 @@ class EmulatedCamera:
         except OSError as error:
             raise EnvError(f"emulator camera {self._client.camera}: gave no frame ({error})") from None
         self._seq = frame.seq
-        return frame.time, frame.image
+        return from_monotonic(frame.time), frame.image
 
     def close(self) -> None:
         self._client.close()

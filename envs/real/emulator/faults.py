@@ -26,7 +26,7 @@ class Faults:
     def __init__(self) -> None:
         self.controller: Controller | None = None
         self.known_cameras: tuple[str, ...] = ()  # set by the emulator
-        self.close_connections: Callable[[], None] = lambda: None  # set by the server
+        self.close_connections: Callable[[list[int] | None], None] = lambda clients: None  # set by the server
         self.clear()
 
     def clear(self) -> None:
@@ -54,10 +54,13 @@ class Faults:
 
     # --------------------------------------------------------------------------------------------- network
 
-    def drop(self, refuse: bool = False) -> None:
-        """Close every connection; with ``refuse``, new ones too until cleared."""
+    def drop(self, refuse: bool = False, clients: list[int] | None = None) -> None:
+        """Close every connection, or those that clients have made from the ports ``clients``; with ``refuse``, new
+        ones too until cleared."""
+        if clients is not None and not isinstance(clients, list):
+            raise EnvError(f"fault drop: found clients {clients!r}, expected a list of ports")
         self.accepts = not refuse
-        self.close_connections()
+        self.close_connections(clients)
 
     def hang(self) -> None:
         """The box stops answering, reporting and obeying; the arm goes on to its last target.

@@ -99,9 +99,9 @@ class Server:
         """End :meth:`run`."""
         self._stop.set()
 
-    def close_connections(self) -> None:
-        """Reset all connections of the box itself, at once."""
-        self._close(everything=False)
+    def close_connections(self, clients: list[int] | None = None) -> None:
+        """Reset the connections of the box itself, at once; all, or those from the ports ``clients``."""
+        self._close(everything=False, clients=clients)
 
     def connections(self) -> dict[int, int]:
         """Open connections by port."""
@@ -109,10 +109,12 @@ class Server:
 
     # -------------------------------------------------------------------------------------------- sockets
 
-    def _close(self, everything: bool) -> None:
+    def _close(self, everything: bool, clients: list[int] | None = None) -> None:
         for port, writers in self._writers.items():
             if everything or port not in self._extra:
                 for writer in list(writers):
+                    if clients is not None and writer.get_extra_info("peername")[1] not in clients:
+                        continue
                     with contextlib.suppress(OSError):  # linger 0: a reset, as when a cable is pulled
                         option = struct.pack("ii", 1, 0)
                         writer.get_extra_info("socket").setsockopt(

@@ -1,5 +1,6 @@
 """The operator's wish to stop, from a key or a signal."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -26,10 +27,19 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM: the first brakes the arm, the second one, or one while it stands, ends at once."""
+        """Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm, the second one, or one while it stands, ends at once.
+
+        After SIGHUP nobody reads the terminal: what is printed to it is dropped, or printing would raise.
+        """
+        shown = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
         def handle(number: int, frame: object) -> None:
-            again, self.interrupted = self.interrupted, True
+            if number == signal.SIGHUP:
+                for descriptor in shown:
+                    with open(os.devnull, "w") as nowhere:
+                        os.dup2(nowhere.fileno(), descriptor)
+            again = self.interrupted and number != signal.SIGHUP  # a terminal that closes may send two
+            self.interrupted = True
             if again or not self.moving:
                 raise KeyboardInterrupt
             self.ask()
@@ -37,7 +47,8 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
         finally:

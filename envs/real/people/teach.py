@@ -9,7 +9,7 @@ were taught. A hand faster than an action may be is caught up with in the next s
 at the step's end. A stale picture or a fault ends the episode, and it is not to be kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +31,7 @@ class LedArm(Protocol):
     def grip(self, opening: float) -> None: ...
     def read(self) -> ArmState: ...
     def status(self) -> DriverStatus: ...
-    def stop(self, reason: str) -> None: ...
+    def stop(self, reason: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Teaching:
         subscriber: hears of each step: images, proprio, action, time, time_action, camera_age (see
             `s2robot.envs.real.control.recorder`).
         clock: of everything but the driver and the cameras.
+        beat, rest: of the supervisor, which stops the arm when this process no longer beats (`ArmRuntime`).
     """
 
     def __init__(
@@ -67,9 +68,12 @@ class Teaching:
         limits: WatchdogLimits | None = None,
         subscriber: Subscriber | None = None,
         clock: Clock = REAL,
+        beat: Callable[[], None] = lambda: None,
+        rest: Callable[[], None] = lambda: None,
     ):
         self.driver, self.cameras, self.controls, self.clock = driver, dict(cameras), controls, clock
         self.config, self._limits = config or TeachConfig(), limits or WatchdogLimits()
+        self._beat, self._rest = beat, rest
         self._subscriber = Silent() if subscriber is None else subscriber
 
     def run(self, max_steps: int) -> str:
@@ -78,11 +82,12 @@ class Teaching:
         Raises:
             EnvError: the arm refuses, or frames or joints are not fresh.
         """
-        self.driver.lead()
         try:
+            self.driver.lead()
             return self._run(max_steps)
         finally:
             self.driver.stop("teaching has ended")
+            self._rest()
 
     def _run(self, max_steps: int) -> str:
         watchdog, clock = Watchdog(self._limits, self.config.mode), self.clock
@@ -112,6 +117,7 @@ class Teaching:
     def _wait(self, due: float) -> float:
         """Until a time, s, while the gripper obeys; the time then."""
         while (now := self.clock.now()) < due:
+            self._beat()
             if self.controls.closed != self._closed:  # at once, not at the next step
                 self._closed = self.controls.closed
                 self.driver.grip(0.0 if self._closed else 1.0)
@@ -120,6 +126,7 @@ class Teaching:
 
     def _watch(self) -> State:
         """Joints, and the watchdog's view of them; those of a while ago are none."""
+        self._beat()
         self._senses.forget()
         return self._senses.watch()
 

@@ -113,7 +113,7 @@ def test_the_example_refuses_what_is_no_target(arm, box, q, gripper):
 
 def test_the_example_stops_and_never_clears(arm, box):
     arm.arm()
-    arm.stop("test")
+    assert arm.stop("test")
     assert box.asked[-1] == "stop" and arm.command(HOME, None).code == REFUSED
     box.state["error"] = 31
     with pytest.raises(EnvError, match="error 31 pending"):
@@ -121,7 +121,7 @@ def test_the_example_stops_and_never_clears(arm, box):
     arm.close()
     with pytest.raises(EnvError, match="connect first"):
         arm.read()
-    arm.stop("never raises")
+    assert not arm.stop("never raises")
     with pytest.raises(EnvError, match="found no arm"):
         example()("127.0.0.1", 1, XARM7_LIMITS).connect(1.0)
 

@@ -136,7 +136,7 @@ class FakeArm:
         self.q, self.sent, self.times, self.stops, self.holds = self.start.copy(), [], [], [], 0
         self.error, self.mode, self.code, self.gripper = 0, 1, OK, 1.0
         self.silent, self.stuck, self.reads = lambda arm: False, False, 0
-        self.stopped = False
+        self.stopped, self.acknowledges = False, True
 
     def connect(self, timeout_s): ...
     def close(self): ...
@@ -173,6 +173,7 @@ class FakeArm:
     def stop(self, reason):
         self.stopped = True
         self.stops.append(reason)
+        return self.acknowledges
 
     def status(self):
         return DriverStatus(True, self.error, 0, self.mode, 0.0)

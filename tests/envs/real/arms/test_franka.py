@@ -32,7 +32,7 @@ def test_without_franky_it_is_one_line(monkeypatch):
     with pytest.raises(EnvError, match="expected connect first"):
         driver.read()
     assert driver.command(HOME, None).code == REFUSED and not driver.status().connected
-    driver.stop("never raises")
+    assert not driver.stop("never raises")
     driver.close()
 
 
@@ -77,8 +77,8 @@ def test_a_stream_is_followed_and_a_stop_ends_it(arm):
         time.sleep(0.01)
     wait_for(lambda: np.abs(arm.read().q - goal).max() < 0.05, "the goal")
     assert arm.status().mode == MOVING and arm.status().report_age_s < 1.0
-    arm.stop("test")
-    arm.stop("again")
+    assert arm.stop("test")
+    assert arm.stop("again")
     assert arm.command(goal, None).code == REFUSED and arm.stopped == "again"
     wait_for(lambda: np.abs(arm.read().dq).max() < 0.02, "rest")
     wait_for(lambda: not arm._robot.is_in_control, "the controller's end")

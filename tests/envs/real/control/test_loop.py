@@ -161,8 +161,46 @@ def test_a_stop_between_two_episodes_is_not_lost(arm, cameras):
     loop.request_stop()
     assert loop.run(max_steps=5).cause == "stopped"
     assert len(arm.sent) == sent and arm.stops == ["operator"]
-    arm.arm(), arm.stops.clear()
-    assert loop.run(max_steps=1).cause == "steps"  # and holds for one episode
+    arm.arm()
+    assert loop.run(max_steps=5).cause == "stopped" and len(arm.sent) == sent  # until it is cleared
+    arm.arm(), loop.clear_stop()
+    assert loop.run(max_steps=1).cause == "steps"
+
+
+def test_a_stop_while_the_arm_is_told_to_hold_counts(arm, cameras):
+    """At the end of an episode the loop waits for the arm's answer: a stop that comes then is no earlier one's."""
+    loop = made(arm, cameras, lambda o: SLOWLY)
+    hold = arm.hold
+    arm.hold = lambda: (loop.request_stop(), hold())
+    assert loop.run(max_steps=1).cause == "stopped" and arm.stops == ["operator"]
+    sent = len(arm.sent)
+    arm.arm()  # whoever arms the driver alone has not cleared the stop
+    assert loop.run(max_steps=80).cause == "stopped" and len(arm.sent) == sent
+
+
+@pytest.mark.parametrize("when", ["between two periods", "after the reading", "in the command"])
+def test_after_a_gap_the_loop_does_not_move_again(arm, cameras, clock, when):
+    """A process that was suspended, or whose machine slept, wakes anywhere in its period."""
+    gone, gap = [], 1.0
+
+    def away(here):
+        if here == when and len(arm.sent) > 30 and not gone:
+            gone.append(len(arm.sent))
+            clock.sleep(gap)
+
+    read, command = arm.read, arm.command
+    arm.read = lambda: (read(), away("after the reading"))[0]
+    arm.command = lambda q, gripper: (command(q, gripper), away("in the command"))[0]
+    heard = Calls(beat=lambda: away("between two periods"))
+    limits = replace(
+        CALM, state_hold=0.2, state_fault=0.25
+    )  # frames and policy of a busy machine are no matter
+    loop = made(arm, cameras, lambda o: SLOWLY, limits=limits, subscriber=heard)
+    result = loop.run(max_steps=80)
+    assert (result.cause, result.state) == ("fault", State.FAULT)
+    assert len(arm.sent) == gone[0] and len(arm.stops) == 1
+    with pytest.raises(EnvError, match="found fault"):
+        loop.run(max_steps=1)
 
 
 def test_a_stop_in_an_episode_s_last_moment_counts(arm, cameras):

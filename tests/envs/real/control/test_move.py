@@ -128,8 +128,8 @@ class Pipe:
         """The supervisor's answer."""
 
 
-def test_no_beat_is_due_while_the_loop_rests():
+def test_no_beat_is_due_while_the_loop_rests(arm):
     pipe = Pipe(_BEAT, _REST, _BEAT)
-    assert _watch(pipe, 0.3, lambda: True) == "no heartbeat for 0.3 s"
-    assert pipe.waits == [None, 0.3, None, 0.3]
-    assert _watch(Pipe(_BEAT, _REST, _BYE), 0.3, lambda: True) == ""
+    assert _watch(pipe, 0.3, arm) == "no heartbeat for 0.3 s"
+    assert pipe.waits == [0.5, 0.3, 0.5, 0.3]
+    assert _watch(Pipe(_BEAT, _REST, _BYE), 0.3, arm) == ""

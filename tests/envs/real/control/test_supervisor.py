@@ -5,15 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.fault_processes import own_ports
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.xarm import XArmDriver
-from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
 from s2robot.envs.real.emulator.ports import free_ports
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import PATIENCE, wait_for
@@ -37,14 +39,20 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def moving(emulator, monkeypatch):
-    """The emulator with an arm that is ready to move."""
+def armed(emulator, monkeypatch):
+    """The loop's own driver."""
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
     emulator.side("place_arm", joints=HOME.tolist())
     with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
         driver.connect(PATIENCE)
         driver.arm()
-        yield emulator
+        yield driver
+
+
+@pytest.fixture
+def moving(armed, emulator):
+    """The emulator with an arm that is ready to move."""
+    return emulator
 
 
 def make(emulator):
@@ -110,21 +118,84 @@ def test_saying_good_bye_stops_nothing(moving):
     assert ready(moving)
 
 
-def test_a_killed_loop_is_stopped(moving):
-    environment = os.environ | {"PYTHONPATH": ROOT}
+VICTIM_AT_REST = VICTIM.replace(
+    "        while True:\n            s.beat()", "        s.rest()\n        sys.stdin.read()"
+)
+
+
+@contextmanager
+def victim(emulator, code=VICTIM):
+    """A loop in a process group of its own, whose beats the supervisor has heard."""
     process = subprocess.Popen(
-        [sys.executable, "-c", VICTIM, moving.ports.to_json()],
-        stdout=subprocess.PIPE,
-        env=environment,
-        cwd=ROOT,
-    )
-    lines = iter(process.stdout.readline, b"")
-    wait_for(lambda: next(lines).strip().isdigit(), "the victim")
-    assert ready(moving)
-    process.send_signal(signal.SIGKILL)
-    process.wait(PATIENCE)
-    wait_for(lambda: not ready(moving), "a stop")
-    process.stdout.close()
+        [sys.executable, "-c", code, emulator.ports.to_json()], cwd=ROOT, env=os.environ | {"PYTHONPATH": ROOT},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0,
+    )  # fmt: skip
+    try:
+        lines = iter(process.stdout.readline, b"")
+        wait_for(lambda: next(lines).strip().isdigit(), "the victim")
+        assert ready(emulator)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("name", ["SIGQUIT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_signal_to_the_loops_process_group_leaves_the_supervisor(moving, name):
+    with victim(moving) as process:
+        os.killpg(process.pid, signal.Signals[name])
+        assert process.wait(PATIENCE) == -signal.Signals[name]
+        wait_for(lambda: not ready(moving), "a stop")
+
+
+def test_a_suspended_loop_is_stopped_and_finds_that_out(moving):
+    """Ctrl-Z: the whole group is suspended; the supervisor is in none of its own terminal's."""
+    with victim(moving) as process:
+        os.killpg(process.pid, signal.SIGTSTP)
+        wait_for(lambda: not ready(moving), "a stop")
+        os.killpg(process.pid, signal.SIGCONT)
+        assert process.wait(PATIENCE) == 1  # its next beat has failed
+
+
+def test_a_loop_that_is_killed_while_it_rests_leaves_no_arm_enabled(moving):
+    with victim(moving, VICTIM_AT_REST) as process:
+        time.sleep(1.0)
+        assert ready(moving)
+        process.kill()
+        wait_for(lambda: not ready(moving), "a stop")
+
+
+def test_the_supervisor_stops_an_arm_that_does_not_acknowledge(armed, moving, capsys):
+    """Every connection of this process is cut, and the supervisor's is not."""
+    with Supervisor(make(moving), limit_s=9.0) as supervisor:
+        arm = WatchedArm(armed, lambda: supervisor)
+        supervisor.beat()
+        moving.side.fault("drop", clients=own_ports())
+        wait_for(lambda: not armed.status().connected, "the loss")
+        assert ready(moving) and not armed.stop("without a supervisor") and ready(moving)
+        assert arm.stop("operator") and arm.confirmed and not ready(moving)
+        supervisor.rest()  # it is still there, for the next episode
+        assert capsys.readouterr().err == ""
+
+
+def test_a_stop_that_nobody_acknowledges_is_said(armed, moving, capsys):
+    with Supervisor(make(moving), limit_s=9.0) as supervisor:
+        arm = WatchedArm(armed, lambda: supervisor)
+        moving.side.fault("drop")
+        wait_for(lambda: not armed.status().connected, "the loss")
+        assert not arm.stop("operator") and not arm.confirmed and ready(moving)
+        assert not arm.stop("once more")
+        assert capsys.readouterr().err.splitlines() == [UNCONFIRMED]
+
+
+def test_a_supervisor_outlives_the_request_to_end_that_everybody_gets(moving):
+    supervisor = Supervisor(make(moving), limit_s=2.0)
+    supervisor.beat()
+    for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SIGTSTP", "SIGTTIN", "SIGTTOU"):
+        os.kill(supervisor.process.pid, signal.Signals[name])
+    assert os.getsid(supervisor.process.pid) == supervisor.process.pid
+    wait_for(lambda: not ready(moving), "a stop")  # it misses the beats as before
+    supervisor.close()
 
 
 def test_no_arm_no_supervisor():
