@@ -85,11 +85,17 @@ class Terminal:
                 end += PATIENCE
         return self.said, self.process.wait(PATIENCE)
 
+    def hang_up(self):
+        """The terminal goes, as a window that is closed."""
+        os.close(self._ours)
+        self._ours = None
+
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        os.close(self._ours)
+        if self._ours is not None:
+            os.close(self._ours)
 
     def _read(self):
         """False once nobody can say anything any more."""
@@ -187,6 +193,29 @@ def test_the_box_plans_where_it_is_asked_to_and_ctrl_c_at_a_question_loses_nothi
     assert (record["cause"], record["steps"], record["success"]) == ("steps", 2, False)
     found = arrived(box, begin)
     assert {c["name"] for c in found} == {"MOVE_JOINT"} and not any(c["unsafe"] for c in found)
+
+
+def test_whatever_ends_the_session_in_mid_episode_stops_the_arm(terminal, box, tmp_path):
+    """A dropped connection to the machine, a closed pane, Ctrl-\\, a service manager: long before a beat is missed."""
+    for way in ("closed terminal", "SIGTERM", "SIGQUIT"):
+        deploy = terminal("bridge.loop.max_steps=1000", f"hydra.run.dir='{way}'")
+        deploy.answer("to go on: ", "move\n")
+        deploy.answer("Enter: go on, q: end. ", "\n")
+        deploy.until("step 3 of 1000")
+        assert box.side("status")["ready"]
+        begin = time.monotonic()
+        if way == "closed terminal":
+            deploy.hang_up()
+        else:
+            os.killpg(deploy.process.pid, signal.Signals[way])
+        while box.side("status")["ready"]:
+            assert time.monotonic() < begin + 5, way
+        status = deploy.process.wait(PATIENCE)
+        assert status == (-signal.SIGQUIT if way == "SIGQUIT" else 130), way
+        assert not any(c["unsafe"] for c in arrived(box, begin)) and not box.side("status")["ready"]
+        if way != "SIGQUIT":  # which nothing is to survive
+            (record,) = json.loads((tmp_path / way / "summary.json").read_text())["records"]
+            assert record["cause"] == "stopped", way
 
 
 ASK = """

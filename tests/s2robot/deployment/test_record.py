@@ -1,8 +1,13 @@
 """`s2robot record` on the emulated arm with its cameras: lifted by hand and by teleoperation, then on to training."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +26,12 @@ from s2robot.envs.real.emulator.camera import EmulatedCamera
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.emulator.side import SideChannel
+from tests import forks
 from tests.envs.real.patience import PATIENCE, wait_for
 
 pytest.importorskip("xarm")
 
+ROOT = Path(__file__).resolve().parents[3]
 SIZE, SEED = 64, 1
 LOOKS = [f"env.image_size={SIZE}", "env.cameras=[hand,left]"]
 # a busy machine is no fault
@@ -250,6 +257,49 @@ def test_a_discarded_episode_is_not_written_and_a_no_ends_it(emulator, tmp_path)
 
     with SideChannel(emulator.ports.side) as side, pytest.raises(EnvError, match="the operator said no"):
         ArmRecording(config(emulator, out, "recording=teach"), Unwilling(side), person(regret)).run()
+
+
+@pytest.mark.parametrize(
+    "kind, mode, name, code",
+    [
+        ("teach", 2, "SIGKILL", -signal.SIGKILL),  # a hand leads the arm: nothing holds it up but the box
+        ("teach", 2, "SIGSTOP", None),
+        ("teach", 2, "SIGTERM", 130),
+        ("teleop", 1, "SIGTERM", 130),
+        ("teleop", 1, "SIGHUP", 130),
+    ],
+)
+def test_whatever_ends_a_recording_stops_the_arm(emulator, tmp_path, kind, mode, name, code):
+    words = [
+        f"recording={kind}",
+        "bridge=emulator",
+        f"bridge.emulator.port={emulator.ports.side}",
+        "episodes=1",
+    ]
+    process = forks.Popen(
+        [sys.executable, "-m", "s2robot", "record", *words, *LOOKS, *CALM, "bridge.supervisor_s=1.5", "out=out.zarr"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    said = ""
+    while "Enter: end" not in said:
+        said += (line := process.stdout.readline())
+        assert line, said
+    wait_for(lambda: emulator.side("status")["mode"] == mode and emulator.side("status")["ready"], "the arm")
+    try:
+        time.sleep(0.5)  # until the first beat
+        begin = time.monotonic()
+        os.kill(process.pid, signal.Signals[name])
+        while emulator.side("status")["ready"]:
+            assert time.monotonic() < begin + 6
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGCONT)
+        out = process.communicate(timeout=PATIENCE)[0]
+        assert process.returncode == code or (code is None and "supervisor" in out), out
+    finally:
+        process.kill()
+        process.wait()
+    assert not emulator.side("status")["ready"]
 
 
 @pytest.mark.parametrize(
