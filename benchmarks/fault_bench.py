@@ -5,9 +5,6 @@ The judge of what reached the arm is the box's own journal; the store holds earl
 
 import json
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +17,7 @@ import numpy as np
 
 from benchmarks.fault_bridge import MOVING, PATIENCE_S, SIZE, Swing, assemble
 from benchmarks.fault_judge import digest, intact, unsafe
+from benchmarks.fault_processes import Victim
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, XARM7_LIMITS
@@ -29,9 +27,9 @@ from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.emulator.camera import FrameClient
 from s2robot.envs.real.emulator.launch import Launched
 
-ROOT = Path(__file__).resolve().parents[1]
 START = np.array((-0.4, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))  # rad, 0.4 to the right of home
 STILL = 0.01  # rad/s
+STOP_S = 0.4  # s that a stop may take to reach the box: the supervisor's limit of 0.3 s, and its way there
 ATTRIBUTES = {
     "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 10, "cameras": ["hand"],
     "camera_geometry": {"hand": {"size": [SIZE, SIZE]}}, "action_frame": "joint_delta_commanded",
@@ -52,7 +50,8 @@ class Case:
     watch_s: float = 3.0  # how long the reaction is waited for; an episode that goes on is ended after it
     scene: bool = False  # needs the emulator's cameras
     start: Mapping[int, float] | None = None  # joints that start elsewhere
-    process: str = ""  # how a loop in a process of its own is hit: a signal's name
+    process: str = ""  # how a loop in a process of its own is hit, see benchmarks/fault_processes.py
+    stopped: bool = False  # the box itself is to be stopped afterwards
     server: bool = False  # needs a policy server
     released_s: float | None = None  # s after the fault, from when on motion is allowed again
     commands_go_on: bool = False  # by design: the stream repeats where the arm stands
@@ -153,7 +152,7 @@ class Bench:
             except EnvError as error:  # the wire's time-outs are those of an operation
                 out.problem, out.record_intact = f"no bridge: {error}", True
                 return out
-            self.bridge, loop, recorder = bridge, bridge.loop, bridge.recorder
+            self.bridge, loop, recorder = bridge, bridge.runtime.loop, bridge.recorder
 
             def strike() -> None:
                 try:
@@ -173,7 +172,7 @@ class Bench:
             striker = threading.Thread(target=strike)
             striker.start()
             try:
-                result = loop.run(10_000)
+                result = bridge.runtime.run(10_000)
                 cause, out.reasons = result.cause, result.reasons
             except EnvError as error:
                 cause, out.reasons = "raised", (str(error),)
@@ -189,6 +188,8 @@ class Bench:
                 self.notes["mismatch"] = (
                     f"{bridge.driver.rushed} commands sooner than a period after the last"
                 )
+            if case.stopped and side("status")["ready"]:
+                self.notes["mismatch"] = f"the box is not stopped; {bridge.runtime.known}"
             self._latched(out, loop)
         end = time.monotonic()
         out.record_intact = intact(self.path, before, grown=whole)
@@ -201,47 +202,37 @@ class Bench:
         return out
 
     def _run_process(self, case: Case) -> Outcome:
-        """The loop in a process of its own, which gets a signal."""
+        """The loop in a process of its own, which is hit as a whole."""
         out, side = Outcome(case.name), self.emulator.side
         side("clear")
         side("place_arm", joints=self._start(case).tolist())
         begin, before = time.monotonic(), digest(self.path)
         words = [self.emulator.ports.to_json(), str(self.path), str(self.patience)]
-        victim = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.fault_victim", *words],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert victim.stdout is not None
-        try:
+        with Victim(words, terminal=case.process == "terminal closed") as victim:
+            assert victim.stdout is not None
             if not victim.stdout.readline():
                 out.problem = f"no fault: the loop's process ended with {victim.wait(PATIENCE_S)}"
                 return out
             time.sleep(self.rng.uniform(0, 0.1))
             fault = time.monotonic()
-            victim.send_signal(signal.Signals[case.process])
+            victim.hit(case.process)
             end = fault + case.watch_s * self.patience
             while time.monotonic() < end and side("status")["ready"]:
                 time.sleep(0.005)
             time.sleep(0.25)
-            victim.send_signal(signal.SIGCONT)  # a loop that comes back finds the arm stopped
+            victim.hit("group SIGCONT")  # a loop that comes back finds the arm stopped
             said = json.loads(victim.stdout.readline() or "{}")
             victim.wait(PATIENCE_S)
-        finally:
-            victim.kill()
-            victim.wait()
-            victim.stdout.close()
         end = time.monotonic()
-        if case.designed == "STOPPED":  # a loop that is gone leaves no state but the box's own
-            out.state = "READY" if side("status")["ready"] else "STOPPED"
-        else:
-            out.state = said.get("state", "gone")
+        # a loop that is gone leaves no state but the box's own
+        out.state = "STOPPED" if case.designed == "STOPPED" else said.get("state", "gone")
+        out.state = "READY" if side("status")["ready"] else out.state
         out.reasons = tuple(said.get("reasons", ()))
         self.notes = {"history": []}
         out.record_intact = intact(self.path, before, grown=False)
         self._measure(out, case, begin, fault, end)
+        if (out.stop_command or 0) > (limit := STOP_S * self.patience):
+            self.notes["mismatch"] = f"stopped after {out.stop_command:.2f} s, expected {limit:g} s at most"
         self._judge(out, case)
         return out
 

@@ -21,14 +21,15 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.cameras.replay import ReplayCamera
-from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
+from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
-from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.subscriber import Several, Silent
+from s2robot.envs.real.control.safety import SafetyConfig
+from s2robot.envs.real.control.subscriber import Silent
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.emulator.camera import EmulatedCamera
 from s2robot.envs.real.emulator.ports import Ports
+from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
 
 SWING = np.array((0.05, 0.0, 0.0, 0.0, 0.03, 0.0, 0.06, 1.0))  # an action: up to 0.6 rad/s
 TURN = 16  # actions in one direction, then as many back
@@ -80,9 +81,9 @@ class Tampered:
             self.sent_at, self.heard_at = sent_at, done.t_heard
         return done
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> bool:
         self.stopped_at = time.monotonic() if self.stopped_at < 0 else self.stopped_at
-        self._driver.stop(reason)
+        return self._driver.stop(reason)
 
 
 @dataclass
@@ -90,10 +91,9 @@ class Bridge:
     """What one episode runs on."""
 
     driver: Tampered
-    loop: ControlLoop
+    runtime: ArmRuntime
     policy: Swing
     recorder: EpisodeRecorder
-    supervisor: Supervisor
 
 
 def assemble(
@@ -148,21 +148,14 @@ def assemble(
     )  # None is off
 
     class Watch(Silent):
-        def on_beat(self) -> None:
-            supervisors[0].beat()
-
         def on_period(self, now: float, state: State, safe: Any) -> None:
-            speed = np.abs(loop.safety.dq_last).max()
+            speed = np.abs(runtime.loop.safety.dq_last).max()
             if state == State.RUNNING and 6 <= policy.calls <= 10 and speed > MOVING:
                 on_ripe()
 
-    loop = ControlLoop(
-        driver,
-        {"hand": camera},
-        policy,
-        SafetyFilter(arm.limits, points, SafetyConfig(state_age_max=limits.state_hold)),
-        LoopConfig(live=True, image_size=SIZE),
-        limits,
-        Several(Watch(), recorder),
+    safety = SafetyConfig(state_age_max=limits.state_hold)
+    config = RuntimeConfig(LoopConfig(live=True, image_size=SIZE), limits, safety)
+    runtime = ArmRuntime(
+        driver, {"hand": camera}, policy, points, config, [Watch(), recorder], supervisor=supervisors[0]
     )
-    return Bridge(driver, loop, policy, recorder, supervisors[0])
+    return Bridge(driver, runtime, policy, recorder)

@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.fault_bench import Bench, Case
 from benchmarks.fault_bridge import PATIENCE_S
+from benchmarks.fault_processes import own_ports
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.xarm import XArmDriver
 
@@ -124,6 +125,11 @@ def _kill_server(bench: Bench) -> float:
     return at
 
 
+def _cut(bench: Bench) -> float:
+    """This process's connections break; the supervisor's do not."""
+    return bench.emulator.side.fault("drop", clients=own_ports())
+
+
 def _signal(bench: Bench) -> float:
     raise NotImplementedError("the bench sends signals itself")
 
@@ -164,7 +170,16 @@ CASES = (
     Case("error_31", "controller error 31 (collision)", "FAULT", "arm error 31|command code", _box("error", code=31)),
     Case("error_24", "controller error 24 (overspeed)", "FAULT", "arm error 24|command code", _box("error", code=24)),
     Case("mode", "mode changed behind our back", "FAULT", "mode 0|command code", _box("mode", mode=0)),
+    Case("cut", "the loop's connections cut, the supervisor's intact", "FAULT",
+         "connection lost|command code|joint state is (stale|gone)", _cut, stopped=True),
     Case("sigint", "SIGINT of the loop", "IDLE", "", _signal, process="SIGINT"),
     Case("sigkill", "SIGKILL of the loop", "STOPPED", "", _signal, process="SIGKILL"),
     Case("sigstop", "loop hangs (SIGSTOP), then goes on", "STOPPED", "", _signal, process="SIGSTOP"),
+    Case("group_int", "SIGINT of the process group", "IDLE", "", _signal, process="group SIGINT"),
+    Case("group_term", "SIGTERM of the process group", "IDLE", "", _signal, process="group SIGTERM"),
+    Case("group_hup", "SIGHUP of the process group", "IDLE", "", _signal, process="group SIGHUP"),
+    Case("group_quit", "SIGQUIT of the process group (Ctrl-\\)", "STOPPED", "", _signal, process="group SIGQUIT"),
+    Case("group_kill", "SIGKILL of the process group", "STOPPED", "", _signal, process="group SIGKILL"),
+    Case("suspended", "process group suspended (Ctrl-Z), then resumed", "STOPPED", "", _signal, process="group SIGTSTP"),
+    Case("terminal", "terminal closed", "IDLE", "", _signal, process="terminal closed"),
 )  # fmt: skip

@@ -7,7 +7,6 @@ Prints a line once the arm is under way, and how the episode ended if it lives t
 
 import json
 import os
-import signal
 import sys
 
 
@@ -34,9 +33,11 @@ def main(ports: str, store: str, patience: str) -> None:
         where = Ports.from_json(ports)
         points = ArmPoints("xarm7")
         bridge = assemble(stack, where, Path(store), Swing(), float(patience), points, False, ripe)
-        signal.signal(signal.SIGINT, lambda *_: bridge.loop.request_stop())
+        stop = bridge.runtime.stop
+        stack.enter_context(stop.on_signals())
+        stop.moving = True
         try:
-            result = bridge.loop.run(10_000)
+            result = bridge.runtime.run(10_000)
             state, reasons = result.state.name, result.reasons
         except EnvError as error:  # for one, no supervisor any more
             state, reasons = "STOPPED", (str(error),)

@@ -20,6 +20,7 @@ from s2robot.common.errors import UserError
 from s2robot.demos.inspect import describe
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
+from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.operator import EmulatedOperator
@@ -274,6 +275,7 @@ def test_an_emulator_that_is_killed_is_a_fault_without_a_traceback(config, tmp_p
         thread.join()
     out, err = capfd.readouterr()
     assert not [r for r in raised if r.exc_type is not SystemExit], raised
+    assert UNCONFIRMED in out and UNCONFIRMED in err and "The arm is stopped" not in out + err
     assert "FAULT: " in out and "Traceback" not in out + err and "judge" not in out + err, err
     assert json.loads((tmp_path / "summary.json").read_text())["records"][0]["cause"] == "fault"
 

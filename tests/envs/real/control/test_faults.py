@@ -30,6 +30,10 @@ TWINS = (
     "limit_wire",
     "table",
     "policy_hung",
+    "group_int",
+    "group_term",
+    "group_hup",
+    "group_kill",
 )
 
 
