@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fault_bridge import MOVING, PATIENCE_S, SIZE, Swing, assemble
-from benchmarks.fault_judge import digest, intact, unsafe
+from benchmarks.fault_judge import digest, intact, unfiltered, unsafe
 from benchmarks.fault_processes import Victim
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
@@ -56,6 +56,7 @@ class Case:
     released_s: float | None = None  # s after the fault, from when on motion is allowed again
     commands_go_on: bool = False  # by design: the stream repeats where the arm stands
     passing: str = ""  # pattern of what may make the watchdog hold meanwhile
+    steps: int = 10_000  # of the episode
     deaf: bool = False  # the box hears what was sent only after the fault: the sender's times count
 
 
@@ -65,7 +66,7 @@ class Outcome:
 
     case: str
     speed: float = np.nan  # rad/s, fastest measured joint when the fault came
-    unsafe: int = 0  # commands on the wire outside limits, in the whole run
+    unsafe: int = 0  # commands on the wire outside limits or past the filter, in the whole run
     peak: float = np.nan  # rad/s, fastest measured joint from the fault on
     last_command: float | None = None  # the last motion; of a stream that goes on, the last that changes
     stop_command: float | None = None  # the first stop on the wire
@@ -172,13 +173,13 @@ class Bench:
             striker = threading.Thread(target=strike)
             striker.start()
             try:
-                result = bridge.runtime.run(10_000)
+                result = bridge.runtime.run(case.steps)
                 cause, out.reasons = result.cause, result.reasons
             except EnvError as error:
                 cause, out.reasons = "raised", (str(error),)
                 ripe.set()
             striker.join()
-            whole = cause == "stopped" and loop.watchdog.state != State.FAULT
+            whole = cause in ("stopped", "ended", "steps") and loop.watchdog.state != State.FAULT
             if whole:
                 recorder.finish(success=False, seed=0)
             else:
@@ -191,6 +192,8 @@ class Bench:
             if case.stopped and side("status")["ready"]:
                 self.notes["mismatch"] = f"the box is not stopped; {bridge.runtime.known}"
             self._latched(out, loop)
+            if cause == "raised" and bridge.driver.stopped:
+                out.state = out.state if out.state == "FAULT" else "STOPPED"
         end = time.monotonic()
         out.record_intact = intact(self.path, before, grown=whole)
         if failed or not fault_at:
@@ -267,6 +270,8 @@ class Bench:
         motion = side("motion", since=fault - 0.1)["motion"]
         until = end if case.released_s is None else fault + case.released_s * self.patience
         out.unsafe = unsafe(commands, self._start(case), XARM7_LIMITS, self.points)
+        if not case.process:
+            out.unsafe += unfiltered(commands, self.bridge.passed)
         times = np.array([m["time"] for m in motion])
         speeds = np.abs([m["velocities"] for m in motion]).max(1)
         out.speed = float(speeds[times <= fault][-1])

@@ -23,7 +23,7 @@ from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.cameras.replay import ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
-from s2robot.envs.real.control.safety import SafetyConfig
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import Silent
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
@@ -55,6 +55,19 @@ class Swing:
             return self._act(observation)
         sign = 1 if self.calls // TURN % 2 == 0 else -1
         return np.append(sign * SWING[:7], SWING[7])
+
+
+def noted(safety: SafetyFilter) -> list[np.ndarray]:
+    """A list to which a filter adds all joints (7,) that it lets through."""
+    passed: list[np.ndarray] = []
+    advance = safety._advance
+
+    def advanced(q: np.ndarray, speed: np.ndarray, places: np.ndarray | None) -> None:
+        advance(q, speed, places)
+        passed.append(q)
+
+    safety._advance = advanced  # type: ignore[method-assign]
+    return passed
 
 
 class Tampered:
@@ -94,6 +107,7 @@ class Bridge:
     runtime: ArmRuntime
     policy: Swing
     recorder: EpisodeRecorder
+    passed: list[np.ndarray]  # joints that the filter let through
 
 
 def assemble(
@@ -158,4 +172,4 @@ def assemble(
     runtime = ArmRuntime(
         driver, {"hand": camera}, policy, points, config, [Watch(), recorder], supervisor=supervisors[0]
     )
-    return Bridge(driver, runtime, policy, recorder)
+    return Bridge(driver, runtime, policy, recorder, noted(runtime.loop.safety))

@@ -134,6 +134,33 @@ def _signal(bench: Bench) -> float:
     raise NotImplementedError("the bench sends signals itself")
 
 
+def _end(how: str) -> Callable[[Bench], float]:
+    """The episode ends without a fault: by `request_end` or `request_stop` of the loop."""
+
+    def inject(bench: Bench) -> float:
+        at = time.monotonic()
+        getattr(bench.bridge.runtime.loop, how)()
+        return at
+
+    return inject
+
+
+def _end_pressing(bench: Bench) -> float:
+    """The arm no longer follows, as one that presses on something, and the episode ends soon after."""
+    at = bench.emulator.side.fault("freeze_joints")
+    time.sleep(0.05)
+    _end("request_end")(bench)
+    return at
+
+
+def _raise(bench: Bench) -> float:
+    def beat() -> None:
+        raise EnvError("an exception in the loop")
+
+    bench.bridge.runtime._supervisor.beat = beat
+    return time.monotonic()
+
+
 CASES = (
     Case("nan", "NaN action", "FAULT", "policy: found action", _policy(lambda: np.full(8, np.nan))),
     Case("inf", "inf action", "FAULT", "policy: found action", _policy(lambda: np.full(8, np.inf))),
@@ -172,6 +199,11 @@ CASES = (
     Case("mode", "mode changed behind our back", "FAULT", "mode 0|command code", _box("mode", mode=0)),
     Case("cut", "the loop's connections cut, the supervisor's intact", "FAULT",
          "connection lost|command code|joint state is (stale|gone)", _cut, stopped=True),
+    Case("end_steps", "end: all steps done", "IDLE", "", lambda bench: time.monotonic(), steps=14),
+    Case("end_judged", "end: judged, discarded, or no more demonstrations", "IDLE", "", _end("request_end")),
+    Case("end_stop", "end: the operator's stop", "IDLE", "", _end("request_stop")),
+    Case("end_pressing", "end: while the arm does not follow", "IDLE", "", _end_pressing),
+    Case("end_raised", "end: an exception in the loop", "STOPPED", "", _raise),
     Case("sigint", "SIGINT of the loop", "IDLE", "", _signal, process="SIGINT"),
     Case("sigkill", "SIGKILL of the loop", "STOPPED", "", _signal, process="SIGKILL"),
     Case("sigstop", "loop hangs (SIGSTOP), then goes on", "STOPPED", "", _signal, process="SIGSTOP"),

@@ -1,4 +1,5 @@
-"""What benchmarks/faults.py holds against a run: commands outside limits, and a store that has changed."""
+"""What benchmarks/faults.py holds against a run: commands outside limits or past the filter, and a store that has
+changed."""
 
 import hashlib
 from pathlib import Path
@@ -28,6 +29,17 @@ def unsafe(commands: list[dict], start: np.ndarray, limits: ArmLimits, points: A
     bad |= ~(inside.all(2) | ~points.in_box).all(1)
     bad |= ~(places[..., 2] >= limits.table_z + limits.table_clearance + points.radius - 1e-5).all(1)
     return int(bad.sum())
+
+
+def unfiltered(commands: list[dict], passed: list[np.ndarray]) -> int:
+    """How many of the motion commands on the wire are not, in order, joints (7,) that the filter has let through."""
+    at = bad = 0
+    for command in commands:
+        q = np.asarray(command["values"][:7], np.float32)
+        rest = range(at, len(passed))
+        found = next((i for i in rest if np.array_equal(q, passed[i].astype(np.float32))), None)
+        at, bad = (at, bad + 1) if found is None else (found + 1, bad)
+    return bad
 
 
 def digest(path: Path, episodes: int | None = None) -> tuple[int, str]:

@@ -156,9 +156,6 @@ class ArmDriver(Protocol):
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         """Send absolute joints (7,) rad and, unless None, a gripper opening 0 to 1; does not wait for motion."""
 
-    def hold(self) -> None:
-        """Command the measured joints."""
-
     def stop(self, reason: str) -> bool:
         """Stop in a controlled way, no emergency stop; may be repeated, from any thread. Never raises.
 

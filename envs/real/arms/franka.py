@@ -260,11 +260,6 @@ class FrankaDriver:
             return None
         return target if (np.abs(target - self._last) <= self.limits.step_max).all() else None
 
-    def hold(self) -> None:
-        """Command the measured joints. Raises EnvError where they cannot be read."""
-        self._last = self.read().q
-        self.command(self._last, None)
-
     def stop(self, reason: str) -> bool:
         """Brake and end the controller; does not wait for rest, never raises. Until `arm`, `command` refuses.
 

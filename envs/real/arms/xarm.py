@@ -322,11 +322,6 @@ class XArmDriver:
             return None
         return target if (np.abs(target - self._last) <= self._step_max).all() else None
 
-    def hold(self) -> None:
-        """Command the measured joints. Raises EnvError where they cannot be read."""
-        self._last = self.read().q
-        self.command(self._last, None)
-
     def stop(self, reason: str) -> bool:
         """State 4 over the connection that nothing else uses; over the other if that one fails. Never raises.
 

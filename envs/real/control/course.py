@@ -77,6 +77,11 @@ class Course:
         self._rest_at(safe.q)
         return safe
 
+    def release(self, now: float, q: Array) -> None:
+        """From rest, go to joints (7,) in the time of an action."""
+        self._rest_at(self.safety.q_last)
+        self.path.push(now, now + self._period, np.clip(q, self._low, self._high))
+
     def take(
         self,
         now: float,

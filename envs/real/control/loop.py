@@ -35,6 +35,9 @@ from s2robot.envs.real.control.watchdog import UNSURE, State, Watchdog, Watchdog
 __all__ = ["STOOD_S", "ControlLoop", "LoopConfig", "Result"]
 
 STOOD_S = 0.05  # s without a command, after which the arm has come to rest at its last one
+SETTLE_S = 0.1  # s after braking until the arm stands where it will
+PRESSES = 5e-3  # rad between the last command and an arm that stands: something holds it
+RELEASE_S = 1.0  # s that moving back from there may take
 
 
 @dataclass
@@ -333,32 +336,55 @@ class ControlLoop:
             if live:
                 self.driver.stop("; ".join(self.watchdog.reasons))
             return
-        self._brake(episode.sent_last)
+        self._brake(episode)
+        if live and not self._stop:
+            with suppress(EnvError):  # an arm that does not answer is found at the next start
+                self._release(episode)
         if self._stop:  # also one that came in the last moment
             episode.cause = "stopped"
-        if live and episode.cause != "stopped" and self.watchdog.state != State.FAULT:
-            with suppress(EnvError):  # an arm that does not answer shows at the next start
-                self.driver.hold()  # where it is, not where it was sent: it no longer presses on anything
-            if self._stop:
-                episode.cause = "stopped"
         if live and episode.cause == "stopped":
             self.driver.stop("operator")
         self.watchdog.pause(self.clock.now())
 
-    def _brake(self, last: float) -> None:
-        """To rest, in periods, along the way that the filter has checked."""
-        while self.safety.dq_last.any():
-            self.clock.sleep(last + self.safety.dt - self.clock.now())
-            safe = self.safety.hold("end of the episode")
-            last = self.clock.now()
-            self.subscriber.on_beat()
-            if self.config.live:
-                done = self.driver.command(safe.q, None)
-                last = done.t_heard
-                if done.code != OK:
-                    self.watchdog.fault(last, f"command code {done.code}")
-                    self.driver.stop(f"command code {done.code}")
-                    return
+    def _brake(self, episode: _Episode) -> None:
+        """Brake to rest along the way that the filter has checked."""
+        while self.safety.dq_last.any() and self.watchdog.state != State.FAULT:
+            self._send_at_end(episode, lambda: self.safety.hold("end of the episode"))
+
+    def _release(self, episode: _Episode) -> None:
+        """Move, filtered as ever, to where the arm stands if that is not where it was sent: it presses on something."""
+        self.clock.sleep(SETTLE_S)
+        stands = self.driver.read().q
+        if np.abs(stands - self.safety.q_last).max() < PRESSES:
+            return
+        begin, arrived = self.clock.now(), False
+        self.course.release(begin, stands)
+
+        def follow() -> Safe:
+            nonlocal arrived
+            state = self.driver.read()
+            safe, arrived = self.course.next(self.clock.now(), state)
+            return safe
+
+        while not (arrived or self._stop or self.clock.now() - begin > RELEASE_S):
+            self._send_at_end(episode, follow)
+            if self.watchdog.state == State.FAULT:
+                return
+        self._brake(episode)
+
+    def _send_at_end(self, episode: _Episode, decide: Callable[[], Safe]) -> None:
+        """One period after the episode's last; a code or a stop of the filter is a fault."""
+        self.clock.sleep(episode.sent_last + self.safety.dt - self.clock.now())
+        self.subscriber.on_beat()
+        safe, code = decide(), OK
+        episode.sent_last = self.clock.now()
+        if self.config.live:
+            done = self.driver.command(safe.q, None)
+            code, episode.sent_last = done.code, done.t_heard
+        if code != OK or safe.verdict == Verdict.STOP:
+            why = f"command code {code}" if code != OK else f"safety stop: {safe.reasons[0]}"
+            self.watchdog.fault(self.clock.now(), why)
+            self.driver.stop(why)
 
     def _finish_step(self) -> None:
         step = self.course.finish()

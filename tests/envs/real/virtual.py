@@ -133,7 +133,7 @@ class FakeArm:
 
     def __init__(self, clock, q=HOME, limits=XARM7_LIMITS):
         self.clock, self.limits, self.start = clock, limits, np.array(q)
-        self.q, self.sent, self.times, self.stops, self.holds = self.start.copy(), [], [], [], 0
+        self.q, self.sent, self.times, self.stops = self.start.copy(), [], [], []
         self.error, self.mode, self.code, self.gripper = 0, 1, OK, 1.0
         self.silent, self.stuck, self.reads = lambda arm: False, False, 0
         self.stopped, self.acknowledges = False, True
@@ -146,9 +146,6 @@ class FakeArm:
             raise EnvError(f"found error {self.error} pending, expected none")
         self.clock.sleep(0.02)  # a handful of calls
         self.stopped = False
-
-    def hold(self):
-        self.holds += 1
 
     def read(self):
         self.reads += 1

@@ -115,9 +115,8 @@ def test_one_that_only_stops_leaves_the_gripper_alone(arm, emulator):
     assert arm.command(HOME, None).code not in (OK, REFUSED)
 
 
-def test_hold_and_close(arm, emulator):
+def test_close(arm, emulator):
     arm.command(HOME + 0.02, None)
-    arm.hold()
     arm.close()
     arm.close()
     assert arm.status().connected is False

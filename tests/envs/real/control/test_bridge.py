@@ -1,6 +1,7 @@
 """Loop, driver, the vendor's SDK and the emulated box together; what reached the wire is judged by the box."""
 
 import time
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.cameras.replay import ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
-from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State
 from tests.envs.real.home import HOME
@@ -20,6 +21,9 @@ from tests.envs.real.patience import CALM, PATIENCE
 from tests.envs.real.virtual import SLOWLY, Calls
 
 pytest.importorskip("xarm")
+
+from benchmarks.fault_bridge import Noted
+from benchmarks.fault_judge import unfiltered
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 
@@ -31,10 +35,12 @@ def bridge(driver):
     camera.start(PATIENCE)
     driver.arm()
 
-    def run(act, steps, **settings):
-        safety = SafetyFilter(XARM7_LIMITS, ArmPoints("xarm7"), SafetyConfig(state_age_max=3.0))
+    def run(act, steps, on_loop=lambda loop: None, **settings):
+        safety = Noted(XARM7_LIMITS, ArmPoints("xarm7"), SafetyConfig(state_age_max=3.0))
         config = LoopConfig(live=True, image_size=16)
-        return ControlLoop(driver, {"hand": camera}, act, safety, config, CALM, **settings).run(steps)
+        run.loop = ControlLoop(driver, {"hand": camera}, act, safety, config, CALM, **settings)
+        on_loop(run.loop)
+        return run.loop.run(steps)
 
     yield run
     camera.close()
@@ -54,6 +60,54 @@ def test_an_episode(bridge, emulator):
     assert len(commands) > 20 and not any(c["unsafe"] for c in commands)
     np.testing.assert_allclose(emulator.side("status")["joints"], HOME + 0.08, atol=2e-3)
     assert emulator.side("status")["opening"] < 0.1
+
+
+FAST = np.append(np.full(7, 0.04), 1.0)  # an action
+
+
+@pytest.mark.parametrize(
+    "end", ["steps", "judged", "stopped", "policy", "camera", "arm", "pressing", "exception", "interrupted"]
+)
+def test_every_command_on_the_wire_has_passed_the_filter(bridge, emulator, end):
+    """However an episode ends, and whatever holds the arm back then."""
+    begin, calls, loop = time.monotonic(), [], []
+
+    def act(observation):
+        calls.append(1)
+        if len(calls) != 6 or end == "steps":
+            return FAST
+        if end == "pressing":
+            emulator.side.fault("freeze_joints")
+            time.sleep(0.05)
+        if end in ("judged", "pressing"):
+            loop[0].request_end()
+        elif end == "stopped":
+            loop[0].request_stop()
+        elif end == "camera":
+            loop[0].senses.cameras["hand"].age = lambda now: np.inf
+        elif end == "arm":
+            emulator.side.fault("error", code=31)
+        return FAST[:7] if end == "policy" else FAST
+
+    def beat():
+        if len(calls) >= 6 and end in ("exception", "interrupted"):
+            raise KeyboardInterrupt if end == "interrupted" else RuntimeError("in the loop")
+
+    raised = (KeyboardInterrupt, RuntimeError) if end in ("exception", "interrupted") else ()
+    with suppress(*raised):
+        result = bridge(act, 6, loop.append, subscriber=Calls(beat=beat))
+        assert result.cause == {
+            "steps": "steps",
+            "judged": "ended",
+            "pressing": "ended",
+            "stopped": "stopped",
+        }.get(end, "fault")
+    time.sleep(0.3)
+    commands = since(emulator, begin)
+    assert len(commands) > 20 and not any(c["unsafe"] for c in commands)
+    assert unfiltered(commands, bridge.loop.safety.passed) == 0
+    if end == "pressing":  # the command has come back to where the arm says that it stands
+        np.testing.assert_allclose(commands[-1]["values"][:7], bridge.loop.senses.state.q, atol=3e-3)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ TWINS = (
     "group_term",
     "group_hup",
     "group_kill",
+    "end_steps",
+    "end_judged",
+    "end_stop",
 )
 
 

@@ -58,7 +58,6 @@ def test_actions_move_the_arm_and_are_recorded(arm, cameras):
     assert resets == [1]  # after the warm-up, before the first action
     arm.lawful()
     assert arm.stops == [] and not loop.safety.dq_last.any()
-    assert arm.holds == 1  # rests where it is, and presses on nothing
     np.testing.assert_allclose(arm.q, HOME + 6 * 0.01, atol=1e-6)
     assert arm.gripper == 0.0
     assert set(result.verdicts) == {"PASS"} and len(result.latencies) == 6
@@ -129,7 +128,7 @@ def test_a_dry_run_sends_nothing_and_says_what_it_would(arm, cameras):
     heard = Calls(period=lambda now, state, safe: would.append(safe))
     loop = made(arm, cameras, lambda o: SLOWLY, live=False, subscriber=heard)
     result = loop.run(max_steps=4)
-    assert result.cause == "steps" and arm.sent == [] and arm.stops == [] and not arm.holds
+    assert result.cause == "steps" and arm.sent == [] and arm.stops == []
     assert max(np.abs(safe.q - HOME).max() for safe in would if safe) > 0.002
 
 
