@@ -8,11 +8,14 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.cameras.camera import load_cv2
-from s2robot.envs.real.control.clock import from_monotonic
+from s2robot.envs.real.control.clock import now
 
 
 class OpenCVCamera:
     """A V4L2 camera through OpenCV, with its format checked after it was set.
+
+    V4L2 stamps frames on the monotonic clock. A driver whose first stamp is on no such clock gives no times of capture:
+    its frames count as old as the receipt of the frame before, so that one that waited in a queue is never new.
 
     Args:
         device: path, best one of /dev/v4l/by-id, which survives replugging.
@@ -42,6 +45,9 @@ class OpenCVCamera:
         cv2 = load_cv2()
         cv2.setNumThreads(1)  # decoding must not take the cores from the control loop
         self._cv2, self.device = cv2, device
+        self._stamped: bool | None = None  # whether stamps are on the monotonic clock; None before the first
+        self._received = now()
+        self._offset = self._received - time.monotonic()
         self._capture = capture(device) if capture else cv2.VideoCapture(device, cv2.CAP_V4L2)
         if not self._capture.isOpened():
             raise EnvError(f"camera {device}: found none, expected a V4L2 device (ls /dev/v4l/by-id)")
@@ -77,13 +83,16 @@ class OpenCVCamera:
     def read(self) -> tuple[float, np.ndarray]:
         """The next frame. Raises EnvError where the camera gives none."""
         good, image = self._capture.read()
-        now = time.monotonic()
         if not good or image is None:
             raise EnvError(f"camera {self.device}: gave no frame")
-        # V4L2 stamps on the monotonic clock; drivers that do not give nonsense, and then the receipt counts
         stamp = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
-        captured = stamp if 0 <= now - stamp < 1 else now
-        return from_monotonic(captured), self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB)
+        if self._stamped is None:  # the first frame is fresh
+            self._stamped = 0 <= time.monotonic() - stamp < 1
+        # the clocks' distance is that before this frame came: a machine that has slept since makes it older, not newer
+        captured = stamp + self._offset if self._stamped else self._received
+        self._received = now()
+        self._offset = self._received - time.monotonic()
+        return captured, self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB)
 
     def close(self) -> None:
         self._capture.release()

@@ -24,6 +24,7 @@ class RealSenseCamera:
                 f"camera {serial}: found no pyrealsense2, expected it (pip install 's2robot[realsense]')"
             ) from None
         self.serial, self._rs = serial, rs
+        self._received = now()
         self._pipeline, config = rs.pipeline(), rs.config()
         config.enable_device(serial)
         config.enable_stream(rs.stream.color, width, height, rs.format.rgb8, fps)
@@ -51,9 +52,11 @@ class RealSenseCamera:
             frame = self._pipeline.wait_for_frames(1000).get_color_frame()
         except RuntimeError as error:
             raise EnvError(f"camera {self.serial}: gave no frame ({error})") from None
-        captured = received = now()
+        before, self._received = self._received, now()
         if frame.get_frame_timestamp_domain() == self._rs.timestamp_domain.global_time:
-            captured = received - min(max(time.time() - frame.get_timestamp() / 1000, 0.0), 1.0)
+            captured = self._received - max(time.time() - frame.get_timestamp() / 1000, 0.0)
+        else:  # the camera's own clock: no older than the receipt of the frame before
+            captured = before
         return captured, np.array(frame.get_data())
 
     def close(self) -> None:

@@ -181,6 +181,40 @@ def test_opencv_frames_are_rgb_with_their_time_of_capture():
     assert 0.01 < time.monotonic() - captured < PATIENCE
 
 
+def test_a_frame_that_waited_is_as_old_as_its_stamp_says():
+    """However long ago: after a stall or a machine's sleep a queue gives what was taken before it."""
+    fake = FakeCapture()
+    camera = opened(fake)
+    camera.read()
+    for age in (0.9, 1.5, 60.0):
+        fake.stamp = time.monotonic() - age
+        assert time.monotonic() - camera.read()[0] >= age
+    fake.stamp = time.monotonic() + 5  # a clock that jumps ahead is not this one
+    assert not 0 <= time.monotonic() - camera.read()[0]
+
+
+def test_a_frame_from_before_the_machine_slept_is_old(monkeypatch):
+    """The monotonic clock stands still while a machine sleeps; the one that ages are counted on does not."""
+    slept = [0.0]
+    monkeypatch.setattr("s2robot.envs.real.cameras.opencv.now", lambda: time.monotonic() + slept[0])
+    fake = FakeCapture()
+    camera = opened(fake)
+    camera.read()
+    slept[0] = 30.0
+    assert (
+        time.monotonic() + 30 - camera.read()[0] > 29
+    )  # stamped 0.02 s ago: before the sleep, for all we know
+    assert time.monotonic() + 30 - camera.read()[0] < 1
+
+
+def test_an_unstamped_frame_is_as_old_as_the_receipt_of_the_one_before():
+    camera = opened(FakeCapture(stamp=0.001))
+    camera.read()
+    received = time.monotonic()
+    time.sleep(0.2)  # a stall: the next frame waited in the queue
+    assert camera.read()[0] <= received
+
+
 @pytest.mark.parametrize("stamp", [1.0e9, 0.001])
 def test_a_stamp_of_another_clock_is_not_believed(stamp):
     before = time.monotonic()
@@ -220,11 +254,11 @@ def test_a_real_capture_is_verified_and_read(tmp_path):
     for image in pictures:
         writer.write(image[..., ::-1])
     writer.release()
+    begin = time.monotonic()
     camera = OpenCVCamera(path, 96, 72, 20, capture=cv2.VideoCapture)
     for expected in pictures:
-        before = time.monotonic()
         captured, image = camera.read()
-        assert np.abs(image.astype(float) - expected).mean() < 6 and captured >= before
+        assert np.abs(image.astype(float) - expected).mean() < 6 and begin <= captured <= time.monotonic()
     with pytest.raises(EnvError, match="gave no frame"):
         camera.read()
     camera.close()
@@ -260,8 +294,11 @@ def test_realsense_frames_are_rgb_with_their_time_of_capture(realsense):
         np.testing.assert_array_equal(image, realsense.pictures[i])
         assert 0.01 < time.monotonic() - captured < PATIENCE
     assert realsense.options == {"global time": 1}
+    realsense.late_s = 2.5
+    captured = camera.read()[0]
+    assert time.monotonic() - captured >= 2.5
     realsense.domain, before = "hardware", time.monotonic()  # a clock of its own says nothing
-    assert camera.read()[0] >= before
+    assert camera.read()[0] <= before <= camera.read()[0]
     realsense.gone = True
     with pytest.raises(EnvError, match="camera 0042: gave no frame"):
         camera.read()
