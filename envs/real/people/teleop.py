@@ -87,19 +87,21 @@ class SpaceMouse:
 
     Args:
         controls: gets the buttons.
-        device: anything whose `read()` gives the newest state (x, y, z, yaw from -1 to 1, and buttons); the first
-            SpaceMouse on USB if not given.
+        device: anything whose `read()` gives the newest state (x, y, z, yaw from -1 to 1, buttons, and `t`, another
+            number with each report); the first SpaceMouse on USB if not given.
         dead: readings up to this count as 0.
+        stale_s: without a report for so long the cap counts as let go: a moved one reports about 100 times a second.
 
     Raises:
         EnvError: no library, or no device.
     """
 
-    def __init__(self, controls: Controls, device: Any = None, dead: float = 0.1):
-        self._controls, self._dead = controls, dead
+    def __init__(self, controls: Controls, device: Any = None, dead: float = 0.1, stale_s: float = 0.2):
+        self._controls, self._dead, self._stale = controls, dead, stale_s
         self._device = device or _open_spacemouse()
         self._buttons: tuple[int, ...] = ()
         self._velocity = np.zeros(4)
+        self._report, self._heard = None, -np.inf  # the last report's `t`, and when it came, s
         self._error = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="spacemouse")
@@ -109,7 +111,7 @@ class SpaceMouse:
         """See `Mover`. Raises EnvError when the device has gone: a cap that is stuck must not go on moving."""
         if self._error:
             raise EnvError(f"spacemouse: {self._error}")
-        return self._velocity
+        return self._velocity if time.monotonic() - self._heard <= self._stale else np.zeros(4)
 
     def close(self) -> None:
         """Let go of the device."""
@@ -127,7 +129,9 @@ class SpaceMouse:
                 return
 
     def take(self, state: Any) -> None:
-        """One state of the device."""
+        """Take one state of the device."""
+        if state.t != self._report:
+            self._report, self._heard = state.t, time.monotonic()
         axes = np.clip([state.x, state.y, state.z, state.yaw], -1, 1).astype(float)
         beyond = np.maximum(np.abs(axes) - self._dead, 0) / (1 - self._dead)
         self._velocity = np.sign(axes) * beyond

@@ -154,12 +154,14 @@ class Cap:
     """A SpaceMouse of the library's shape."""
 
     def __init__(self):
-        self.state = SimpleNamespace(x=0.0, y=0.0, z=0.0, roll=0.9, pitch=0.9, yaw=0.0, buttons=[0, 0])
+        self.silent = False
+        self.state = SimpleNamespace(t=0, x=0.0, y=0.0, z=0.0, roll=0.9, pitch=0.9, yaw=0.0, buttons=[0, 0])
         self.gone, self.closed = False, False
 
     def read(self):
         if self.gone:
             raise OSError("unplugged")
+        self.state.t += not self.silent
         return self.state
 
     def close(self):
@@ -183,6 +185,20 @@ def test_a_spacemouse():
         wait_for(lambda: mouse.velocity() is None)
     mouse.close()
     assert cap.closed
+
+
+def test_a_spacemouse_that_falls_silent_moves_nothing():
+    """Its last report stays the newest; a wireless one that loses its link looks like this."""
+    cap = Cap()
+    mouse = SpaceMouse(Controls(), cap, stale_s=0.2)
+    cap.state.x = 1.0
+    wait_for(lambda: mouse.velocity()[0] == 1.0)
+    cap.silent = True
+    time.sleep(0.3)
+    assert not mouse.velocity().any()
+    cap.silent = False
+    wait_for(lambda: mouse.velocity()[0] == 1.0)
+    mouse.close()
 
 
 def test_no_spacemouse_is_one_line(monkeypatch):
