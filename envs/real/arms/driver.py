@@ -34,7 +34,7 @@ class ArmLimits:
     margin: float = 0.05  # rad, kept from q_min and q_max
     # m from the table to the lowest that a finger tip gets at any opening; below zero, a command may press closing
     # fingers this far into the table: tips reach 12 mm lower while they close
-    table_clearance: float = -0.01
+    table_clearance: float = -0.001
     point_speed: float = 1.0  # m/s of TCP, fingers, wrist, elbow; xArm's own error 60 comes at about 1 m/s
     step_max: float = 0.1  # rad, a target further than this from the last command is a jump, and stops
     lag_max: float = 0.15  # rad between commanded and measured joints: more means blocked or not following
@@ -169,14 +169,14 @@ class ArmDriver(Protocol):
         """Let go of the arm; may be repeated."""
 
 
-# The joint range is the vendor's (also in robosuite's model of the arm); speeds and accelerations stay below its
-# 3.14 rad/s and 20 rad/s². Box and table belong to the cube-pick scene, with the arm's base 0.46 m behind the
+# The joint range is the vendor's (also in robosuite's model of the arm); speeds and accelerations stay well below its
+# 3.14 rad/s and 20 rad/s². All but the range equals `limits` of configs/bridge/default.yaml (a test compares). Box and table belong to the cube-pick scene, with the arm's base 0.46 m behind the
 # table's centre and 0.112 m above its top: another bench needs its own.
 XARM7_LIMITS = ArmLimits(
     q_min=(-6.28318, -2.059, -6.28318, -0.19198, -6.28318, -1.69297, -6.28318),
     q_max=(6.28318, 2.0944, 6.28318, 3.927, 6.28318, 3.14159, 6.28318),
-    dq_max=(2.6,) * 7,
-    ddq_max=(20.0,) * 7,
+    dq_max=(1.8,) * 7,
+    ddq_max=(14.0,) * 7,
     box=((0.15, 0.75), (-0.40, 0.40), (-0.13, 0.50)),
     table_z=-0.112,
 )

@@ -25,7 +25,7 @@ class LoopConfig:
     image_size: ImageSize = 256  # pixels, as the policy wants them
     max_delta: float = 0.25  # rad an action may move a joint, as in the simulated world
     ready_s: float = 5.0  # s to wait for fresh frames and joints before an episode
-    gripper_hold: int = 0  # so many actions after a gripper command cannot reverse it
+    gripper_hold: int = 5  # so many actions after a gripper command cannot reverse it
     warm_up_s: float = 30.0  # s that the policy's first answer may take, before motion begins
     frozen_s: float = 1.0  # s that a picture may stay the same ...
     frozen_motion: float = 0.05  # rad ... while a joint moves so far

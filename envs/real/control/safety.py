@@ -52,7 +52,7 @@ class SafetyConfig:
     state_age_max: float = 0.05  # s, a measured state older than this is no state
     # a clamped target counts 1, one that passes takes `clamps_leak` back; at `clamps_max` it stops: the policy pushes
     # at a limit. With 0.25 the count grows wherever more than a fifth of the targets are clamped
-    clamps_max: int = 100
+    clamps_max: int = 200
     clamps_leak: float = 0.25
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ class State(Enum):
 class WatchdogLimits:
     """When to hold and when to give up. All but the last in seconds."""
 
-    camera_hold: float = 0.10  # age of the oldest camera's newest frame: the policy would act on the past
+    camera_hold: float = 0.15  # age of the oldest camera's newest frame: the policy would act on the past
     camera_fault: float = 0.50  # a camera that is gone
     state_hold: float = 0.05  # age of the measured joints
     state_fault: float = 0.25  # an arm that no longer answers

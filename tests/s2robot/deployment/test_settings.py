@@ -1,5 +1,6 @@
 """What a deployment is told, and what a box that plans makes of it."""
 
+import inspect
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -15,15 +16,36 @@ from s2robot.deployment import check as deploy_check
 from s2robot.deployment.cameras import start_cameras
 from s2robot.deployment.emulate import EmulateSettings
 from s2robot.deployment.preflight import WARNING
-from s2robot.deployment.settings import read_bridge
-from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT
+from s2robot.deployment.settings import CameraSettings, read_bridge
+from s2robot.envs.real.arms.driver import XARM7_LIMITS
+from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT, XArmDriver
 from s2robot.envs.real.control.interpolate import Interpolator
+from s2robot.envs.real.control.loop import LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig
+from s2robot.envs.real.control.supervisor import Supervisor
+from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.emulator.motion import Motion, Plan
+from s2robot.envs.real.runtime import RuntimeConfig
 
 
 def configured(*overrides):
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         return read_bridge(compose("deploy", [*overrides, "run_dir=none"]).bridge)
+
+
+def test_defaults_are_the_same_in_code_and_config():
+    """Every field of every safety setting; whoever builds a loop without a config gets the rehearsed values."""
+    bridge = configured()
+    assert bridge.arm_limits() == XARM7_LIMITS
+    assert bridge.safety == SafetyConfig() and bridge.watchdog == WatchdogLimits()
+    assert bridge.loop_config(10.0, 256, live=False) == LoopConfig()
+    assert set(bridge.cameras) == {"hand", "left", "right"}
+    assert all(camera == CameraSettings() for camera in bridge.cameras.values())
+    assert bridge.home.speed == RuntimeConfig().home_speed
+    driver, supervisor = (inspect.signature(cls).parameters for cls in (XArmDriver, Supervisor))
+    arm = {name: driver[name].default for name in ("sensitivity", "speed", "acceleration", "mode")}
+    assert arm == {**{name: getattr(bridge.arm, name) for name in arm}, "mode": bridge.arm.number}
+    assert supervisor["limit_s"].default == bridge.supervisor_s
 
 
 def test_a_camera_of_another_name_needs_its_kind_and_device_alone():

@@ -27,7 +27,7 @@ from s2robot.envs.real.arms.driver import XARM7_LIMITS
         {"rate_hz": 0.0},
         {"lag_max": np.nan},
         {"point_lag_max": 0.0},
-        {"step_max": 0.025},  # a stream at full speed would be stopped
+        {"step_max": 0.017},  # a stream at full speed would be stopped
     ],
 )
 def test_senseless_limits_are_refused_by_name(wrong):

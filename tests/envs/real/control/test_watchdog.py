@@ -24,8 +24,8 @@ def running() -> Watchdog:
 @pytest.mark.parametrize(
     "change, state, reason",
     [
-        ({"camera_age": {"hand": 0.02, "left": 0.10}}, State.RUNNING, None),
-        ({"camera_age": {"hand": 0.02, "left": 0.11}}, State.HOLD, "camera left is stale"),
+        ({"camera_age": {"hand": 0.02, "left": 0.15}}, State.RUNNING, None),
+        ({"camera_age": {"hand": 0.02, "left": 0.16}}, State.HOLD, "camera left is stale"),
         ({"camera_age": {"hand": 0.51, "left": 0.02}}, State.FAULT, "camera hand is gone"),
         ({"camera_age": {"hand": np.nan, "left": 0.02}}, State.FAULT, "camera hand is gone"),
         ({"frozen_cameras": ("left",)}, State.FAULT, "camera left is frozen"),

@@ -72,7 +72,7 @@ def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, c
     loop = ControlLoop(
         driver, cameras, lambda o: left.pop(0),
         SafetyFilter(XARM7_LIMITS, ArmPoints(), SafetyConfig(state_age_max=3.0)),
-        LoopConfig(live=True, image_size=16), CALM, Calls(step=played.append),
+        LoopConfig(live=True, image_size=16, gripper_hold=0), CALM, Calls(step=played.append),
     )  # fmt: skip
     result = loop.run(len(actions))
     assert (result.cause, result.steps) == ("steps", len(actions))

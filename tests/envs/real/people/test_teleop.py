@@ -190,7 +190,7 @@ def test_a_spacemouse():
 def test_a_spacemouse_that_falls_silent_moves_nothing():
     """Its last report stays the newest; a wireless one that loses its link looks like this."""
     cap = Cap()
-    mouse = SpaceMouse(Controls(), cap, stale_s=0.2)
+    mouse = SpaceMouse(Controls(), cap)
     cap.state.x = 1.0
     wait_for(lambda: mouse.velocity()[0] == 1.0)
     cap.silent = True
