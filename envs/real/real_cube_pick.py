@@ -11,7 +11,7 @@ later. Between two episodes the arm is stopped; a fault stays until the operator
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -54,6 +54,8 @@ class RealCubePick(gymnasium.Env):
         home_speed: rad/s of the way to the start.
         stop: the operator's wish to stop, on that way and in an episode.
         clock: of the loop.
+        act, disagreement: of a policy, as of `ControlLoop`. With it an episode is `ready` and then `runtime.run`, which is
+            what a deployment runs; `reset` and `step` are for actions from outside.
 
     ``info``: `is_success`, `steps` (actions executed; one that came while the arm was held is not), `executed`
     (whether the last one was), `state` (the watchdog's: idle, running, hold, fault), `reasons` (of a fault, or why the
@@ -84,6 +86,8 @@ class RealCubePick(gymnasium.Env):
         stop: Stop | None = None,
         render_mode: str | None = None,
         clock: Clock = REAL,
+        act: Callable[[dict], np.ndarray] | None = None,
+        disagreement: Callable[[], float] = lambda: 0.0,
     ):
         self.config = config or CubePickConfig(cameras=tuple(cameras))
         self.render_mode = render_mode
@@ -93,9 +97,10 @@ class RealCubePick(gymnasium.Env):
         self._home = np.array(robot_spec(self.config.robot).home)  # (7,)
         self._turns, self._notes = Turns(clock), _Notes(self)
         self.runtime = ArmRuntime(
-            driver, cameras, self._turns.act, points or ArmPoints(self.config.robot),
+            driver, cameras, act or self._turns.act, points or ArmPoints(self.config.robot),
             RuntimeConfig(settings, watchdog or WatchdogLimits(), safety or SafetyConfig(), home_speed),
-            [self._turns, self._notes, *([] if subscriber is None else [subscriber])], stop, supervisor, clock,
+            [*([self._turns] if act is None else []), self._notes, *([] if subscriber is None else [subscriber])],
+            stop, supervisor, clock, disagreement,
         )  # fmt: skip
         self.loop = self.runtime.loop
         sizes = sizes_of(self.config.image_size, self.config.cameras)

@@ -4,8 +4,8 @@
     s2robot evaluate --live evaluate=arm checkpoint=<folder> bridge=emulator     # beside a running `s2robot emulate`
 
 The operator lays each cube where it is asked for, says when the arm may move, and judges; on the emulator nobody has
-to. The policy acts in `RealCubePick`, so each rule of the control loop holds. A fault fails its episode: the arm is
-stopped, and the operator is asked before the next one. Each record is on disk when its episode ends; the same command
+to. The policy acts as in `s2robot deploy`, through the same runtime. A fault fails its episode: the arm is stopped, and
+the operator is asked before the next one. Each record is on disk when its episode ends; the same command
 in the same run folder goes on with those that are missing.
 """
 
@@ -13,8 +13,9 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ from s2robot.deployment.scene import Scene
 from s2robot.deployment.settings import read_bridge
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.people.operator import Operator
+from s2robot.envs.real.control.safety import Safe, Verdict
+from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.watchdog import State
+from s2robot.envs.real.people.operator import Operator, Placing
 from s2robot.envs.real.people.stop import Stop
 from s2robot.evaluation.journal import Journal, write_records
 from s2robot.evaluation.records import summarise
@@ -150,42 +154,40 @@ class ArmEvaluation:
         return summary
 
     def _run(self, todo: list[int]) -> None:
-        arm, loop = self.rig.arm, self.rig.loop_config(live=True)
+        arm, policy, loop = self.rig.arm, self.rig.policy, self.rig.loop_config(live=True)
         slowed = replace(self.config, rate_hz=loop.policy_hz)  # type: ignore[arg-type]  # may be no whole number
         self.rate = loop.policy_hz
-        self.env = arm.cube_pick(slowed, self.operator, loop, stop=self.stop)
-        with self.stop.on_signals(), arm.watched(self.env.runtime):
+        self.told = _Told(policy.reset)
+        self.env = arm.cube_pick(
+            slowed, self.operator, loop, stop=self.stop, subscriber=self.told, act=policy.act,
+            disagreement=policy.disagreement,
+        )  # fmt: skip
+        self.runtime = self.env.runtime
+        with self.stop.on_signals(), arm.watched(self.runtime):
             try:
                 for episode in todo:
                     self._episode(episode)
             finally:
-                self.env.close()
                 self.operator.rest()
 
     # ---------------------------------------------------------------- an episode
 
     def _episode(self, episode: int) -> None:
         """One position, from the operator's word to the record on disk."""
-        operator, seed = self.operator, self.settings.seed + episode
-        observation, info = self._begin(seed)
-        if operator.person:
-            print(f"The policy acts. {KEYS_HELP}", flush=True)
-        begun, told = time.monotonic(), _Told([observation["images"]])
-        info, fault = self._act(observation, info, told)
+        operator, told, seed = self.operator, self.told, self.settings.seed + episode
+        placing, cause, fault = self._attempts(seed)
         ended = operator.t_end or time.monotonic()
         operator.rest()
         if self.stop.asked():  # neither a success nor a failure
             raise KeyboardInterrupt
-        if not operator.judged:
-            fault = fault or "; ".join(info["reasons"]) or "the control loop has ended"
-        self.timing["acting"] += ended - begun
-        success, cube = bool(info["is_success"]), info["cube_asked"]
+        self.timing["acting"] += ended - told.begun
+        success = cause != "fault" and operator.success()
         record = {
-            "episode": episode, "seed": seed, "cube_xy": [round(float(v), 5) for v in cube[:2]],
-            "cube_yaw": round(float(cube[2]), 5), "success": success,
+            "episode": episode, "seed": seed, "cube_xy": [round(float(v), 5) for v in placing.cube_xy],
+            "cube_yaw": round(float(placing.cube_yaw), 5), "success": success,
             "stage": "held" if success else operator.stage(), "steps": len(told.actions),
             # on an arm an end that nobody told is that of the last step
-            "time_to_success_s": round(ended - begun, 3) if success and operator.t_end else None,
+            "time_to_success_s": round(ended - told.begun, 3) if success and operator.t_end else None,
             "closest_m": None if operator.closest is None else round(operator.closest, 5), "video": None,
             "world": self.world, "speed": self.rig.arm.bridge.speed, "fault": fault, "holds": told.holds,
             "verdicts": dict(told.verdicts),
@@ -195,21 +197,48 @@ class ArmEvaluation:
         operator.trouble = fault
         self._keep(record, told)
 
-    def _act(self, observation: dict, info: dict, told: "_Told") -> tuple[dict, str]:
-        """The policy's part: the last step's info, and why the policy could not go on; empty if it could."""
-        over = False
-        while not over:
-            asked = time.monotonic()
+    def _attempts(self, seed: int) -> tuple[Placing, str, str]:
+        """The scene, the cause of the episode's end, and its fault; what goes wrong before motion is tried again."""
+        for attempt in range(1, TRIES + 1):
+            start = time.monotonic()
+            self.operator.begin()
+            self.told.begin()
             try:
-                action = self.rig.policy.act(observation)
-            except Exception as error:  # whatever a policy raises stops the arm, as in a deployment
-                self.env.close()
-                return info, f"policy: {type(error).__name__}: {' '.join(str(error).split())}"
-            self.timing["policy"] += time.monotonic() - asked
-            observation, _, terminated, truncated, info = self.env.step(action)
-            over = terminated or truncated
-            told.add(action, observation, info)
-        return info, ""
+                placing = self.env.ready(seed)
+                return placing, *self._act()
+            except EnvError as error:
+                self.operator.rest()
+                if self.stop.asked():
+                    raise KeyboardInterrupt from None
+                if self.operator.refused:
+                    raise UserError("the operator said no, expected a yes before the arm moves") from None
+                if self.told.begun:
+                    return placing, "fault", str(error)
+                if attempt == TRIES:
+                    raise
+                print(f"attempt {attempt} of {TRIES} at the start of seed {seed}: {error}", flush=True)
+                self.operator.trouble = str(error)
+            finally:
+                self.timing["reset"] += (self.told.begun or time.monotonic()) - start
+        raise AssertionError("the last attempt returns or raises")
+
+    def _act(self) -> tuple[str, str]:
+        """The policy's part, as `s2robot deploy` runs it: the cause of its end, and the fault."""
+        runtime = self.runtime
+        try:
+            runtime.arm()
+            if self.stop.asked():
+                raise KeyboardInterrupt
+            if self.operator.person:
+                print(f"The policy acts. {KEYS_HELP}", flush=True)
+            with runtime.ends_when(self.operator.ended):
+                result = runtime.run(self.config.max_steps)
+            self.timing["policy"] += float(result.latencies.sum())
+            return result.cause if result.state != State.FAULT else "fault", "; ".join(result.reasons)
+        finally:
+            runtime.driver.stop("end of the episode")
+            if self.told.begun:
+                self.told.see(runtime.loop.senses.observe(self.config.image_size)["images"])
 
     def _keep(self, record: dict[str, Any], told: "_Told") -> None:
         """The record on disk, with its actions, and the video."""
@@ -218,29 +247,6 @@ class ArmEvaluation:
         if self.settings.videos:
             path, size = self.out / _video_of(record["episode"]), self.settings.video_size
             write_video(path, told.frames, record, rate=self.rate, height=size)
-
-    def _begin(self, seed: int) -> tuple[dict, dict]:
-        """The first observation of an episode, and its info; what goes wrong before it is tried again."""
-        start = time.monotonic()
-        for attempt in range(1, TRIES + 1):
-            self.operator.begin()
-            self.rig.policy.reset()
-            try:
-                observation, info = self.env.reset(seed=seed)
-                break
-            except EnvError as error:
-                self.operator.rest()
-                if self.stop.asked():
-                    raise KeyboardInterrupt from None
-                if self.operator.refused:
-                    raise UserError("the operator said no, expected a yes before the arm moves") from None
-                if attempt == TRIES:
-                    raise
-                print(f"attempt {attempt} of {TRIES} at the start of seed {seed}: {error}", flush=True)
-                self.operator.trouble = str(error)
-        self.operator.trouble = ""
-        self.timing["reset"] += time.monotonic() - start
-        return observation, info
 
     def _tell(self, record: dict[str, Any]) -> None:
         done = [r for e, r in self.journal.records.items() if e < self.settings.episodes]
@@ -301,22 +307,43 @@ def _video_of(episode: int) -> str:
     return f"videos/episode_{episode:04d}.mp4"
 
 
-@dataclass
-class _Told:
-    """What an episode's steps tell."""
+class _Told(Silent):
+    """What an episode's steps tell. `begun`: s, monotonic, when the policy began to act; 0 before.
 
-    frames: list[dict]
-    actions: list[np.ndarray] = field(default_factory=list)  # those that were executed
-    verdicts: Counter[str] = field(default_factory=Counter)
-    holds: int = 0  # steps before which the arm had to wait
+    Args:
+        forget: makes the policy begin anew.
+    """
 
-    def add(self, action: np.ndarray, observation: dict, info: dict) -> None:
-        """A step, and what came of it."""
-        if info["executed"]:
-            self.frames.append(observation["images"])
-            self.actions.append(np.asarray(action, np.float32))
-        self.verdicts[info["verdict"]] += 1
-        self.holds += int(info["held"])
+    def __init__(self, forget: Callable[[], None]):
+        self._forget = forget
+        self.begin()
+
+    def begin(self) -> None:
+        """A new attempt."""
+        self.frames: list[dict] = []
+        self.actions: list[np.ndarray] = []
+        self.verdicts: Counter[str] = Counter()
+        self.holds, self.begun, self._held = 0, 0.0, False  # holds: steps before which the arm had to wait
+
+    def on_begin(self) -> None:
+        """See `Subscriber`."""
+        self._forget()
+        self.begun = time.monotonic()
+
+    def on_period(self, now: float, state: State, safe: Safe | None) -> None:
+        """See `Subscriber`."""
+        self._held |= state == State.HOLD
+
+    def on_step(self, step: dict) -> None:
+        """See `Subscriber`."""
+        self.see({k.removeprefix("images_"): v for k, v in step.items() if k.startswith("images_")})
+        self.actions.append(step["action_raw"])
+        self.verdicts[Verdict(step["verdict"]).name] += 1
+        self.holds, self._held = self.holds + self._held, False
+
+    def see(self, images: dict) -> None:
+        """A frame of the video."""
+        self.frames.append(images)
 
 
 def _check_world(config: CubePickConfig, scene: Scene | None) -> None:

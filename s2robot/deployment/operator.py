@@ -50,8 +50,7 @@ class WatchingOperator(Through):
         read_keys: calls a function with each key while its context lasts.
         on_verdict: called when a key has judged.
 
-    Attributes, of the episode under way: `judging` (whether y and n count), `refused` (the operator said no), `judged`
-    (the episode came to its regular end), `t_end` (s, monotonic, when its end was seen; None: not before its steps
+    Attributes, of the episode under way: `judging` (whether y and n count), `refused` (the operator said no), `t_end` (s, monotonic, when its end was seen; None: not before its steps
     were over), `trouble` (of the attempt before, told with the next question).
     """
 
@@ -70,7 +69,7 @@ class WatchingOperator(Through):
 
     def begin(self) -> None:
         """A new episode."""
-        self.refused = self.judged = self.judging = False
+        self.refused = self.judging = False
         self.t_end: float | None = None
         self._verdict: bool | None = None
 
@@ -103,7 +102,7 @@ class WatchingOperator(Through):
         if key in " q":
             self._stop.ask()
         elif key in "yn" and self.person and self.judging and self._verdict is None:
-            self._verdict = key == "y"
+            self._verdict, self.t_end = key == "y", time.monotonic()
             self._on_verdict()
 
     # ---------------------------------------------------------------- Operator
@@ -126,13 +125,12 @@ class WatchingOperator(Through):
         """See `Operator`; by key, too."""
         over = self._verdict is not None or self._operator.ended()
         if over:
-            self.t_end = time.monotonic()
+            self.t_end = self.t_end or time.monotonic()
         return over
 
     def success(self) -> bool:
         """See `Operator`; a key has answered already."""
         self.rest()
-        self.judged = True
         if self._verdict is not None:
             return self._verdict
         return self._operator.success()

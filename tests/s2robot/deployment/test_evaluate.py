@@ -28,7 +28,6 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.people.operator import Placing, TerminalOperator
 from s2robot.envs.real.people.stop import Stop
-from s2robot.envs.real.real_cube_pick import RealCubePick
 from s2robot.evaluation.records import read_records
 
 pytest.importorskip("xarm")
@@ -111,7 +110,9 @@ def test_a_success_ends_its_episode_and_has_a_time(config, emulator, tmp_path, m
         config("env.max_steps=50", "evaluate.episodes=1", "evaluate.videos=false"), tmp_path
     )
     (r,) = records(tmp_path)
-    assert (r["success"], r["stage"], r["steps"], r["video"]) == (True, "held", 3, None)
+    actions = np.load(tmp_path / "actions/episode_0000.npy")
+    assert 0 < len(actions) < 50
+    assert (r["success"], r["stage"], r["steps"], r["video"]) == (True, "held", len(actions), None)
     assert 0.3 < r["time_to_success_s"] < 30 and summary["median_time_to_success_s"] == r["time_to_success_s"]
     assert summary["successes"] == 1 and not (tmp_path / "videos").exists()
 
@@ -130,47 +131,75 @@ def test_a_policy_on_another_machine(config, served, tmp_path):
 # ---------------------------------------------------------------- what goes wrong
 
 
+def acting(found, on_call):
+    """Lets `on_call`, given the number of the call from 1, happen before the policy acts."""
+    act, calls = found.rig.policy.act, []
+
+    def acts(observation):
+        calls.append(threading.current_thread().name)
+        on_call(len(calls))
+        return act(observation)
+
+    found.rig.policy.act = acts
+    return calls
+
+
+def test_it_runs_what_deploy_runs(config, emulator, tmp_path):
+    """The policy acts in a worker of its own, after an answer that warms up and moves nothing."""
+    first, begin = [], time.monotonic()
+    with ExitStack() as stack:
+        found = evaluation(stack, config("evaluate.episodes=1", "evaluate.videos=false"))
+        resets = []
+        reset = found.rig.policy.reset
+        found.rig.policy.reset = lambda: resets.append(len(calls)) or reset()
+        # where the arm stands: at its start
+        calls = acting(found, lambda n: n == 2 and first.append(np.array(emulator("status")["velocities"])))
+        found.run()
+    (r,) = records(tmp_path)
+    assert r["steps"] == 3 and len(calls) >= 4 and set(calls) == {"policy"}
+    assert resets == [1] and np.abs(first[0]).max() < 0.01
+    assert not any(c["unsafe"] for c in commands(emulator, begin))
+
+
+def test_it_holds_where_members_disagree_as_deploy_does(config, emulator, save_untrained, tmp_path):
+    pair = save_untrained(tmp_path / "pair", members=2)
+    limit = ["bridge.watchdog.disagreement=1e-9", "bridge.watchdog.hold_fault=2"]
+    cfg = config(f"checkpoint='{pair}'", "evaluate.episodes=1", "evaluate.videos=false", *limit)
+    assert evaluate_on_arm(cfg, tmp_path)["faults"] == 1
+    (r,) = records(tmp_path)
+    assert r["steps"] == 0 and "members disagree" in r["fault"] and r["disagreement"] > 0
+
+
 def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_path, monkeypatch):
-    steps = []
-    step = RealCubePick.step
-
-    def collide(self, action):
-        steps.append(1)
-        if len(steps) == 3:
-            emulator.fault("error", code=31)
-            time.sleep(0.3)
-        return step(self, action)
-
-    monkeypatch.setattr(RealCubePick, "step", collide)
     asked = []
     free = EmulatedOperator.free
     monkeypatch.setattr(
         EmulatedOperator, "free", lambda self, fault: asked.append(fault) or free(self, fault)
     )
-    summary = evaluate_on_arm(config("env.max_steps=8"), tmp_path)
+    with ExitStack() as stack:
+        found = evaluation(stack, config("env.max_steps=8"))
+        acting(found, lambda n: n == 4 and emulator.fault("error", code=31))
+        summary = found.run()
     first, second = records(tmp_path)
-    assert not first["success"] and "arm error 31" in first["fault"] and first["steps"] < 8
+    assert not first["success"] and re.search("arm error 31|command code", first["fault"])
+    assert 1 < first["steps"] < 8
     assert second["fault"] == "" and second["steps"] == 8
     assert summary["faults"] == 1 and summary["episodes"] == 2
-    assert any("arm error 31" in reason for reason in asked[-1])  # told before the arm moved again
+    assert asked[-1] == tuple(first["fault"].split("; "))  # told before the arm moved again
 
 
 def test_a_policy_that_fails_stops_the_arm_and_fails_its_episode(config, emulator, tmp_path):
+    def fail(n):
+        if n == 4:
+            raise RuntimeError("out\nof memory")
+
     begin = time.monotonic()
     with ExitStack() as stack:
         found = evaluation(stack, config("env.max_steps=8"))
-        act, calls = found.rig.policy.act, []
-
-        def fail(observation):
-            calls.append(1)
-            if len(calls) == 3:
-                raise RuntimeError("out\nof memory")
-            return act(observation)
-
-        found.rig.policy.act = fail
+        acting(found, fail)
         summary = found.run()
     first, second = records(tmp_path)
-    assert (first["fault"], first["steps"]) == ("policy: RuntimeError: out of memory", 2)
+    assert (first["fault"], first["steps"]) == ("policy: RuntimeError: out", 2)
     assert (second["fault"], second["steps"], summary["faults"]) == ("", 8, 1)
     assert not any(c["unsafe"] for c in commands(emulator, begin))
 
@@ -312,12 +341,12 @@ def test_keys_judge_and_stop_while_the_arm_moves_and_questions_are_for_when_it_s
     assert operator.place(PLACING) and stop.moving and not operator.ended()
     person.press("n")
     assert operator.ended() and operator.t_end is not None
-    assert not operator.success() and operator.judged and not stop.moving and person.press is None
+    assert not operator.success() and not stop.moving and person.press is None
     person.answers = ["", "x", "2"]  # asked until it is answered
     assert operator.stage() == "lift" and len(person.asked) == 5
     operator.begin()
     person.answers = ["y", "maybe", "Y"]
-    assert operator.place(PLACING) and not operator.judged and operator.t_end is None
+    assert operator.place(PLACING) and operator.t_end is None
     assert operator.success() and operator.closest is None  # the steps were over
     operator.begin()
     operator.trouble = "move: found arm error 31"
