@@ -5,8 +5,6 @@
 Format: real-stanford/diffusion_policy, `common/replay_buffer.py`: `data/<key>` end to end, `meta/episode_ends`.
 """
 
-import json
-import re
 import zipfile
 from collections.abc import Iterator
 from itertools import islice
@@ -15,10 +13,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-import zarr
-from zarr.storage import LocalStore, ZipStore
 
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.kept import NAME, Kept
 from s2robot.demos.formats.robot_videos import cameras_of, frames_at, size_of
 from s2robot.demos.formats.source import (
@@ -31,9 +27,11 @@ from s2robot.demos.formats.source import (
     finite,
     left_out,
     part_of,
-    require,
     steps_of,
 )
+from s2robot.demos.formats.zarr2 import Group2
+
+_EXPECTED = "zarr 2 with data/ and meta/episode_ends"
 
 
 class ReplayBuffer(Source):
@@ -42,8 +40,18 @@ class ReplayBuffer(Source):
     def __init__(self, path: Path, choice: Choice):
         super().__init__(path)
         inside = path / "replay_buffer.zarr"
-        self._arrays, self._meta, text = _opened(inside if inside.is_dir() else path)
-        ends = self._meta["episode_ends"]
+        group = _opened(inside if inside.is_dir() else path)
+        self._arrays, self._meta = (
+            {
+                unquote(k[5:]) if kind == "meta/" else k[5:]: a
+                for k, a in group.arrays.items()
+                if k[:5] == kind
+            }
+            for kind in ("data/", "meta/")
+        )
+        self.notes += [f"{key} ({why}) is left out" for key, why in group.left_out.items()]
+        text = group.attributes.get(NAME)
+        ends = self._meta["episode_ends"][:]
         if ends.ndim != 1 or not len(ends) or (np.diff(ends, prepend=0) <= 0).any():
             raise mismatch(f"{path}: meta/episode_ends", ends.tolist()[:5], "ends that rise")
         for key, array in self._arrays.items():
@@ -63,19 +71,18 @@ class ReplayBuffer(Source):
         else:
             self._kept = None
             self._name(choice)
-        self._check_chunks(inside if inside.is_dir() else path, ours=bool(text))
+        self._check_chunks(ours=bool(text))
 
-    def _check_chunks(self, path: Path, ours: bool) -> None:
+    def _check_chunks(self, ours: bool) -> None:
         """A chunk that is not there reads as its fill value: a lost one, or one of nothing else that was left out.
 
         Our writer leaves none out, and neither does anybody who tells of no fill value.
         """
         for name in dict.fromkeys(k for keys in self._keys.values() for k in keys):
-            array: Any = self._arrays[name]
-            there, count = _chunks(path, name, array.cdata_shape), array.nchunks
+            array = self._arrays[name]
+            there, count, fill = len(array.files), array.chunk_count, array.fill
             if there == count:
                 continue
-            fill = array.metadata.fill_value
             if ours or fill is None:
                 raise mismatch(f"{self.path}: data/{name}", f"{there} of {count} chunks", "all of them")
             self.notes.append(
@@ -142,7 +149,8 @@ class ReplayBuffer(Source):
     def values(self, i: int) -> dict[str, Any]:
         if self._kept is None:
             return {}
-        return self._kept.episode_values({k: v[i] for k, v in self._meta.items()}, f"{self.path}: meta")
+        found = {k: v[i : i + 1][0] for k, v in self._meta.items() if k in self._kept.values and v.ndim}
+        return self._kept.episode_values(found, f"{self.path}: meta")
 
     def pieces(self, i: int) -> Iterator[Piece]:
         start, stop = int(self._ends[i]) - self.length(i), int(self._ends[i])
@@ -192,48 +200,13 @@ class ReplayBuffer(Source):
         return pictures if pictures.dtype == np.uint8 else np.rint(pictures).clip(0, 255).astype(np.uint8)
 
 
-def _opened(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], str | None]:
-    """The arrays over time by name, the values of episodes and where these end, and what a writer of ours left."""
+def _opened(path: Path) -> Group2:
     try:
-        store = ZipStore(path, mode="r") if path.is_file() else LocalStore(path, read_only=True)
-        root = zarr.open_group(store, mode="r", zarr_format=2)
-        data: Any = root["data"]
-        meta: Any = root["meta"]
-        _need_codecs(path)
-        arrays = {name: data[name] for name in sorted(data.array_keys())}
-        values = {unquote(name): np.asarray(meta[name][...]) for name in {"episode_ends", *meta.array_keys()}}
-        return arrays, values, root.attrs.get(NAME)  # type: ignore[return-value]
-    except DatasetError:
-        raise
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+        group = Group2(path)
+    except (KeyError, OSError, zipfile.BadZipFile) as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise mismatch(
-            path, f"no replay buffer ({text})", "zarr 2 with data/ and meta/episode_ends"
-        ) from None
-
-
-def _chunks(path: Path, name: str, grid: tuple[int, ...]) -> int:
-    """How many of an array's chunks are there; zarr's own count takes minutes for a chunk a picture."""
-    if path.is_dir():
-        folder = path / "data" / name
-        names = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
-    else:
-        with zipfile.ZipFile(path) as file:
-            start = f"data/{name}/"
-            names = [n.removeprefix(start) for n in file.namelist() if n.startswith(start)]
-    places = {tuple(map(int, re.split("[./]", n))) for n in names if re.fullmatch(r"\d+([./]\d+)*", n)}
-    return sum(len(p) == len(grid) and all(i < n for i, n in zip(p, grid, strict=True)) for p in places)
-
-
-def _need_codecs(path: Path) -> None:
-    """JPEG 2000 and JPEG XL, as image caches have them, come with a package of their own."""
-    if path.is_dir():
-        texts = [f.read_text("utf-8") for f in path.glob("data/*/.zarray")]
-    else:
-        with zipfile.ZipFile(path) as file:
-            texts = [file.read(n).decode() for n in file.namelist() if n.endswith(".zarray")]
-    if any("imagecodecs" in text for text in texts):
-        require("imagecodecs", extra="imagecodecs")
-        from imagecodecs.numcodecs import register_codecs
-
-        register_codecs(verbose=False)
+        raise mismatch(path, f"no replay buffer ({text})", _EXPECTED) from None
+    if "meta/episode_ends" not in group.arrays or not any(k.startswith("data/") for k in group.arrays):
+        found = ", ".join(group.arrays) or "no arrays of numbers"
+        raise mismatch(path, f"no replay buffer ({found[:160]})", _EXPECTED)
+    return group

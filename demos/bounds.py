@@ -1,0 +1,93 @@
+"""Limits on what a foreign dataset may make this machine do, checked before anything is unpacked.
+
+Arrays hold plain numbers, their codecs only unpack bytes, and the memory that a read takes follows from the bytes that are
+there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numcodecs
+import numpy as np
+
+from s2robot.demos.errors import mismatch
+
+FREE = 256 << 20  # bytes that a read may always take: constant images compress without limit
+RATIO = 2000  # bytes in memory for each stored byte beyond that; deflate ends at 1032
+CODECS = ("blosc", "zstd", "lz4", "zlib", "gzip")
+IMAGE_CODECS = ("imagecodecs_jpeg2k", "imagecodecs_jpegxl")  # of diffusion_policy's image caches
+
+
+def check_size(where: object, size: int, stored: int) -> None:
+    """Refuse a read whose size does not follow from the data.
+
+    Args:
+        where: file or key, for the message.
+        size: bytes in memory.
+        stored: bytes on disk that they are unpacked from.
+
+    Raises:
+        DatasetError: more than FREE bytes, and more than RATIO for each stored one.
+    """
+    if size > max(FREE, RATIO * stored):
+        raise mismatch(where, f"{size} bytes in {stored} stored ones", f"at most {RATIO} for each")
+
+
+def number_type(where: object, name: object) -> np.dtype:
+    """Return the dtype that foreign metadata names.
+
+    Raises:
+        DatasetError: it is not a plain number of up to 8 bytes.
+    """
+    try:
+        dtype = np.dtype(name)  # type: ignore[call-overload]
+    except (TypeError, ValueError, SyntaxError):
+        dtype = np.dtype(object)
+    if not isinstance(name, str | np.dtype) or dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise mismatch(where, f"dtype {name!r}"[:80], "numbers")
+    return dtype
+
+
+def unpack(
+    where: object, codec: Mapping[str, Any], data: bytes, shape: tuple[int, ...], dtype: np.dtype, order: Any
+) -> np.ndarray:
+    """Return the numbers of a chunk, decoded into a buffer of its size: more than that is never allocated.
+
+    Args:
+        codec: its zarr 2 configuration, `id` one of CODECS or IMAGE_CODECS; {}: the bytes as they are.
+
+    Raises:
+        DatasetError: the chunk holds more or fewer bytes, or is broken.
+    """
+    chunk = np.empty(shape, dtype, order)
+    kind = codec.get("id", "")
+    told = _told_size(kind, data)
+    if told not in (None, chunk.nbytes):
+        raise mismatch(where, f"a chunk of {told} bytes", f"{chunk.nbytes}")
+    try:
+        if kind:
+            numcodecs.get_codec(dict(codec)).decode(data, out=chunk)
+        else:
+            chunk = np.frombuffer(data, dtype).reshape(shape, order=order)
+    except Exception as error:  # codecs raise many kinds for bad bytes
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise mismatch(where, f"{len(data)} bytes that cannot be read ({text})", "a whole chunk") from None
+    return chunk
+
+
+def _told_size(codec: str, head: bytes) -> int | None:
+    """How many bytes a chunk says it unpacks to, -1 where it leaves that open; None for a codec without such a field."""
+    if codec == "blosc":
+        return int.from_bytes(head[4:8], "little")
+    if codec == "lz4":
+        return int.from_bytes(head[:4], "little")
+    if codec != "zstd":
+        return None
+    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
+        return -1
+    single, width = head[4] >> 5 & 1, (0, 2, 4, 8)[head[4] >> 6]
+    start = 5 + (1 - single) + (0, 1, 2, 4)[head[4] & 3]
+    if not width and not single:
+        return -1
+    size = int.from_bytes(head[start : start + max(width, 1)], "little")
+    return size + 256 if width == 2 else size
