@@ -33,6 +33,13 @@ def check_size(where: object, size: int, stored: int) -> None:
         raise mismatch(where, f"{size} bytes in {stored} stored ones", f"at most {RATIO} for each")
 
 
+def check_frame(where: object, found: tuple[int, int], told: tuple[int, int], stored: int) -> None:
+    """Refuse a picture, by the size (H, W) in its head, that is larger than the dataset says or than its bytes explain."""
+    if found[0] * found[1] > told[0] * told[1]:
+        raise mismatch(where, f"{found[0]} x {found[1]} px", f"{told[0]} x {told[1]} as the dataset says")
+    check_size(where, 3 * found[0] * found[1], stored)
+
+
 def number_type(where: object, name: object) -> np.dtype:
     """Return the dtype that foreign metadata names.
 

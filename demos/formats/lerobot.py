@@ -77,7 +77,7 @@ class LeRobot(Source):
         found, missing = episodes_of(path, info, tuple(self._videos))
         if choice.mask is not None:
             kept = in_split(info, choice.mask, path)
-            found = [episode for episode in found if episode.index in kept]
+            found = [episode for episode in found if any(episode.index in numbers for numbers in kept)]
             if not found:
                 raise mismatch(f"{path}: mask '{choice.mask}'", "none of its episodes here", "one or more")
         self._episodes = found[: choice.episodes]
@@ -245,11 +245,11 @@ class LeRobot(Source):
         step = steps_of(sum(h * w * 3 for h, w in sizes.values()))
         whole = self.version != "v3.0"
         streams = {
-            f"images_{name}": video.frames(*episode.videos[key], episode.length, self.fps, whole)
+            f"images_{name}": video.frames(*episode.videos[key], episode.length, self.fps, whole, sizes[key])
             for key, name in self._videos.items()
         }
         streams |= {
-            f"images_{n}": pictures(self.path, episode.data, episode.index, key)
+            f"images_{n}": pictures(self.path, episode.data, episode.index, key, sizes[key])
             for key, n in self._images.items()
         }
         for start in range(0, episode.length, step):

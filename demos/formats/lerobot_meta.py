@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.formats.parquet import short
+from s2robot.demos.formats.parquet import inside, read_table
 
 MARKER = "meta/s2robot.json"  # what a writer of ours left: see kept.py
 
@@ -34,7 +34,7 @@ def v2_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
     for row in rows:
         i = int(row["episode_index"])
         at = {"episode_index": i, "episode_chunk": i // size}
-        data = path / _filled(info, "data_path", path, **at)
+        data = inside(path, _filled(info, "data_path", path, **at))
         if not data.is_file():
             continue
         videos = {
@@ -47,27 +47,18 @@ def v2_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
 
 def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[list[Episode], str]:
     """The episodes of v3.0 whose parquet is here, and what to say of the others."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     files = sorted((path / "meta/episodes").rglob("*.parquet"))
     if not files:
         raise mismatch(path / "meta/episodes", "no parquet file", "the table of episodes")
     rows: list[dict] = []
     for file in files:
-        try:
-            names = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
-            rows += pq.read_table(file, columns=names).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise mismatch(
-                file, f"a parquet file that cannot be read ({short(error)})", "a whole one"
-            ) from None
+        rows += read_table(file, lambda name: not name.startswith("stats/")).to_pylist()
     rows.sort(key=lambda row: entry(row, "episode_index", files[0]))
     _check_order([row["episode_index"] for row in rows], path)
     found = []
     for row in rows:
         at = {"chunk_index": row.get("data/chunk_index", 0), "file_index": row.get("data/file_index", 0)}
-        data = path / _filled(info, "data_path", path, **at)
+        data = inside(path, _filled(info, "data_path", path, **at))
         if not data.is_file():
             continue
         videos = {}
@@ -80,16 +71,16 @@ def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
     return found, _missing(path, len(found), len(rows))
 
 
-def in_split(info: Mapping[str, Any], name: str, path: Path) -> set[int]:
+def in_split(info: Mapping[str, Any], name: str, path: Path) -> list[range]:
     """Numbers of the episodes of a split of info.json, whose values are such as "0:40" or "0:40,50:60"."""
     where, splits = f"{path}/meta/info.json: splits", info.get("splits") or {}
     if name not in splits:
         raise mismatch(where, ", ".join(splits) or "none", f"'{name}' among them")
-    found: set[int] = set()
+    found = []
     for piece in str(splits[name]).split(","):
         if not re.fullmatch(r"\s*\d+:\d+\s*", piece):
             raise mismatch(f"{where}.{name}", repr(splits[name]), "ranges of episodes such as 0:40")
-        found |= set(range(*map(int, piece.split(":"))))
+        found.append(range(*map(int, piece.split(":"))))
     return found
 
 
@@ -113,6 +104,7 @@ def _tasks(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _existing(path: Path, name: str) -> Path:
     """A video, also where the folder is called `video` instead of `videos`, or the other way round."""
+    inside(path, name)
     first, _, rest = name.partition("/")
     other = path / {"videos": "video", "video": "videos"}.get(first, first) / rest
     return other if not (path / name).is_file() and other.is_file() else path / name
@@ -121,8 +113,10 @@ def _existing(path: Path, name: str) -> Path:
 def _filled(info: Mapping[str, Any], name: str, path: Path, **values: Any) -> str:
     template = entry(info, name, path)
     try:
+        if re.search(r"\{[^{}]*(\d{3}|\{)", str(template)):  # a number of so many digits fills the memory
+            raise ValueError
         return str(template).format(**values)
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, AttributeError):
         expected = f"{{...}} of {', '.join(values)}"
         raise mismatch(f"{path}/meta/info.json: {name}", repr(template), expected) from None
 
@@ -141,12 +135,21 @@ def positive(info: Mapping[str, Any], name: str, path: Path, kind: Any = (int, f
     return found
 
 
-def json_object(file: Path) -> dict[str, Any]:
+def _text(file: Path) -> str:
     try:
-        found = json.loads(file.read_text("utf-8"))
+        if file.exists() and not file.is_file():  # a device or a pipe would be read for ever
+            raise mismatch(file, "something else", "a file")
+        return file.read_text("utf-8")
     except OSError as error:
         raise mismatch(file, error.strerror, "a file") from None
-    except ValueError as error:
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(file))
+    except DatasetError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise mismatch(file, f"broken JSON ({error})", "JSON") from None
     if not isinstance(found, dict):
         raise mismatch(file, type(found).__name__, "a JSON object")
@@ -155,10 +158,10 @@ def json_object(file: Path) -> dict[str, Any]:
 
 def json_lines(file: Path) -> list[dict[str, Any]]:
     try:
-        found = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise mismatch(file, error.strerror, "a file") from None
-    except ValueError as error:
+        found = [json.loads(line) for line in _text(file).splitlines() if line.strip()]
+    except DatasetError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{file}: broken JSON ({error})") from None
     for row in found:
         if not isinstance(row, dict):

@@ -2,15 +2,17 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from s2robot.demos.errors import mismatch
+from s2robot.demos.bounds import check_frame, check_size
+from s2robot.demos.errors import DatasetError, mismatch
 
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow would start a PostScript interpreter for others
 PNG_LEVEL = 1  # larger ones cost much time and save little
 
 
@@ -24,15 +26,29 @@ def read_columns(path: Path, columns: tuple[str, ...], shared: bool) -> dict[str
     return _cached_table(path, columns, path.stat().st_mtime_ns) if shared else _read_table(path, columns)
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_table(path: Path, wanted: Callable[[str], bool]) -> Any:
+    """The columns of a parquet file whose names are wanted, as a table of pyarrow's.
+
+    Raises:
+        DatasetError: it cannot be read, or claims more rows than its bytes explain.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        there = pq.read_schema(path).names
-        table = pq.read_table(path, columns=[c for c in columns if c in there])
+        with pq.ParquetFile(path) as file:
+            about = file.metadata
+            groups = (about.row_group(g) for g in range(about.num_row_groups))
+            columns = [group.column(c) for group in groups for c in range(group.num_columns)]
+            claimed = sum(max(8 * c.num_values, c.total_uncompressed_size) for c in columns)
+            check_size(path, max(claimed, 8 * about.num_rows), path.stat().st_size)
+            return file.read([name for name in file.schema_arrow.names if wanted(name)])
     except (pa.ArrowException, OSError) as error:
         raise mismatch(path, f"a parquet file that cannot be read ({short(error)})", "a whole one") from None
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+    table = read_table(path, columns.__contains__)
     return {name: _column(table.column(name), path, name) for name in table.column_names}
 
 
@@ -63,8 +79,13 @@ def _column(column: Any, path: Path, name: str) -> np.ndarray:
     return flat.reshape(rows, -1) if nested else flat
 
 
-def pictures(root: Path, path: Path, episode: int, column: str) -> Iterator[np.ndarray]:
-    """The pictures of an episode in a parquet file (PNG or JPEG in a struct of bytes and path).  # uint8 (H, W, 3)"""
+def pictures(
+    root: Path, path: Path, episode: int, column: str, size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """The pictures of an episode in a parquet file (PNG or JPEG in a struct of bytes and path).  # uint8 (H, W, 3)
+
+    size: what they are told to have (H, W); one of more pixels is not decoded.
+    """
     import pyarrow.parquet as pq
     from PIL import Image, UnidentifiedImageError
 
@@ -80,11 +101,18 @@ def pictures(root: Path, path: Path, episode: int, column: str) -> Iterator[np.n
                 if row is None or (row["bytes"] is None and row["path"] is None):
                     raise mismatch(f"{path}: {column}", "a row without a picture", "PNG")
                 try:
-                    raw = row["bytes"] if row["bytes"] is not None else (root / row["path"]).read_bytes()
-                    picture = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
-                except (UnidentifiedImageError, OSError, SyntaxError) as error:  # the last: PNG's checksums
+                    raw = row["bytes"] if row["bytes"] is not None else inside(root, row["path"]).read_bytes()
+                    picture = Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS)
+                    check_frame(f"{path}: {column}", (picture.height, picture.width), size, len(raw))
+                    frame = np.asarray(picture.convert("RGB"))
+                except DatasetError:
+                    raise
+                # SyntaxError: PNG's checksums
+                except (
+                    UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError
+                ) as error:  # fmt: skip
                     raise mismatch(f"{path}: {column}", f"a broken picture ({error})", "PNG") from None
-                yield picture
+                yield frame
 
 
 def _may_hold(file: Any, group: int, episode: int) -> bool:
@@ -95,6 +123,16 @@ def _may_hold(file: Any, group: int, episode: int) -> bool:
         if column.path_in_schema == "episode_index" and column.is_stats_set and column.statistics.has_min_max:
             return column.statistics.min <= episode <= column.statistics.max
     return True
+
+
+def inside(root: Path, name: str) -> Path:
+    """A file of the dataset folder; DatasetError for a name that leads out of it, or to something else than a file."""
+    path = root / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise mismatch(root, f"the name {name[:120]!r}", "one below this folder")
+    if path.exists() and not path.is_file():
+        raise mismatch(path, "something else", "a file")
+    return path
 
 
 def short(error: BaseException) -> str:

@@ -7,6 +7,7 @@ Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Actions of robosu
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.demos.bounds import check_size, number_type
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.kept import EXACT, NAME, SCALE, Kept
 from s2robot.demos.formats.source import (
@@ -31,6 +33,7 @@ from s2robot.demos.formats.source import (
     steps_of,
 )
 
+FILTERS = (1, 2, 3, 32000)  # of hdf5: deflate, shuffle, checksum, lzf
 HAND = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # what `task=robosuite` tells a policy
 Scale = tuple[np.ndarray, np.ndarray]  # ours = theirs * first + second
 
@@ -248,16 +251,42 @@ def demos_of(file: Any, path: Path, choice: Choice) -> list[str]:
     """Names of the demos that are asked for, in the order of their numbers."""
     if not hasattr(file.get("data"), "keys"):
         raise mismatch(path, f"groups {', '.join(file) or 'none'}", "'data' among them")
+    _check_inside(file["data"], path)
     names = sorted((n for n in file["data"] if re.fullmatch(r"demo_\d+", n)), key=number_of)
     if not names:
         raise mismatch(f"{path}: data", f"{', '.join(file['data']) or 'nothing'}", "demo_0, demo_1 ...")
     if choice.mask is not None:
+        import h5py
+
         chosen([choice.mask], list(file.get("mask", {})), "mask", path)
-        kept = {n.decode() if isinstance(n, bytes) else str(n) for n in file["mask"][choice.mask][:]}
+        mask = _check_inside(file["mask"][choice.mask], path)
+        if (
+            mask.dtype.kind not in "SO"
+            or mask.dtype.hasobject
+            and h5py.check_string_dtype(mask.dtype) is None
+        ):
+            raise mismatch(f"{path}: mask/{choice.mask}", f"dtype {mask.dtype}", "names")
+        check_size(f"{path}: mask/{choice.mask}", mask.nbytes, mask.id.get_storage_size())
+        kept = {
+            n.decode() if isinstance(n, bytes) else str(n) for n in mask
+        }  # one by one: they may share their bytes
         if not kept:
             raise mismatch(f"{path}: mask/{choice.mask}", "no demos", "one or more")
         names = sorted(chosen(sorted(kept), names, f"mask/{choice.mask}", path), key=number_of)
-    return names[: choice.episodes]
+    names = names[: choice.episodes]
+    for name in names:
+        _check_inside(file["data"][name], path)
+    return names
+
+
+def _check_inside(found: Any, path: Path) -> Any:
+    """The group or array; DatasetError where a link led to another file, or the array's values lie outside this one."""
+    where = f"{path}: {(found.name or '').strip('/')}"
+    if Path(found.file.filename) != path:
+        raise mismatch(where, f"a link to {found.file.filename}", "everything in this file")
+    if getattr(found, "is_virtual", False) or getattr(found, "external", None):
+        raise mismatch(where, "values in other files", "all in this one")
+    return found
 
 
 def env_args(data: Any, path: Path) -> dict[str, Any]:
@@ -299,11 +328,17 @@ def array_of(demo: Any, key: str, path: Path, count: int | None = None) -> Any:
     """An array of a demo, of so many steps; DatasetError where it is not there or of others."""
     if key not in demo:
         raise mismatch(f"{path}: {demo.name.strip('/')}", f"no {key}", "one")
-    found = demo[key]
+    found = _check_inside(demo[key], path)
+    where = f"{path}: {demo.name.strip('/')}: {key}"
     if not hasattr(found, "shape") or not found.ndim:
-        raise mismatch(f"{path}: {demo.name.strip('/')}: {key}", "no array over time", "one")
+        raise mismatch(where, "no array over time", "one")
+    plist, item = found.id.get_create_plist(), number_type(where, found.dtype).itemsize
+    used = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    if not {*used} <= {*FILTERS}:
+        raise mismatch(where, f"hdf5 filters {used}", f"some of {FILTERS}")
+    # a chunk that is not stored is filled in
+    stored = min(found.id.get_storage_size(), path.stat().st_size)
+    check_size(where, item * (math.prod(found.shape) + math.prod(found.chunks or ())), stored)
     if count is not None and len(found) != count:
-        raise mismatch(
-            f"{path}: {demo.name.strip('/')}: {key}", f"{len(found)} steps", f"{count} as in actions"
-        )
+        raise mismatch(where, f"{len(found)} steps", f"{count} as in actions")
     return found

@@ -5,14 +5,13 @@ stands in for a few steps.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.source import require
+from s2robot.demos.formats.video import opened
 
 EARLY = 1e-5  # of a step: how much before its time a frame may be
 MISSING = 10  # steps that a last frame may stand in for
@@ -26,7 +25,8 @@ def cameras_of(folder: Path) -> dict[str, str]:
 
 def size_of(path: Path) -> tuple[int, int]:
     """(H, W) of a video. Raises as :func:`frames_at`."""
-    with _video(path) as (_, stream):
+    require("av")
+    with opened(path) as (_, stream):
         return stream.codec_context.height, stream.codec_context.width
 
 
@@ -38,7 +38,7 @@ def frames_at(path: Path, times: np.ndarray) -> Iterator[np.ndarray]:
     """
     step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
     done, frame = 0, None
-    with _video(path) as (container, stream):
+    with opened(path) as (container, stream):
         for frame in container.decode(stream):
             picture = None
             while done < len(times) and float(frame.time or 0.0) >= times[done] - EARLY * step:
@@ -52,22 +52,3 @@ def frames_at(path: Path, times: np.ndarray) -> Iterator[np.ndarray]:
         raise mismatch(path, end, f"some until {times[-1]:.3f} s as the episode has steps")
     for _ in times[done:]:
         yield frame.to_ndarray(format="rgb24")
-
-
-@contextmanager
-def _video(path: Path) -> Iterator[tuple[Any, Any]]:
-    require("av")
-    import av
-
-    if not path.is_file():
-        raise mismatch(path, "no such file", "a video of the episode")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise mismatch(path, "no video stream", "a video of the episode")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            stream.codec_context.thread_count = 2
-            yield container, stream
-    except av.error.FFmpegError as error:
-        raise mismatch(path, f"a file that cannot be decoded ({error.strerror})", "a video") from None

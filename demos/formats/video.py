@@ -2,61 +2,91 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from s2robot.demos.bounds import FREE, RATIO, check_frame
 from s2robot.demos.errors import DatasetError, mismatch
 
 NEAR = 0.4  # of a frame's duration: what a frame's time may be off to be still that frame's
+SLACK = 128  # px
 
 
-def frames(path: Path, start_s: float, count: int, rate: float, whole: bool = False) -> Iterator[np.ndarray]:
+@contextmanager
+def opened(path: Path, size: tuple[int, int] | None = None) -> Iterator[tuple[Any, Any]]:
+    """A video's container and stream, to decode frames of the `size` (H, W) that the dataset says, at most.
+
+    Raises:
+        DatasetError: no such file, one that cannot be decoded, or frames that are larger or that its bytes do not explain.
+    """
+    import av
+
+    if not path.is_file():
+        raise mismatch(path, "no such file", "a video")
+    stored = path.stat().st_size
+    # slack: codecs round sizes up to their blocks
+    most = (size[0] + SLACK) * (size[1] + SLACK) if size else max(FREE, RATIO * stored) // 3
+    options = {"max_pixels": str(min(most, 2**31 - 1))}
+    try:
+        # by its format: others, as playlists, would open further files
+        with av.open(str(path), format="mp4", options=options) as container:
+            if not container.streams.video:
+                raise mismatch(path, "no video stream", "a video")
+            stream: Any = container.streams.video[0]
+            stream.thread_type, stream.codec_context.options = "AUTO", options
+            stream.codec_context.thread_count = 2
+            seen = stream.codec_context.height, stream.codec_context.width
+            check_frame(path, seen, size or seen, stored)
+            yield container, stream
+    except av.error.FFmpegError as error:
+        raise mismatch(path, f"a file that cannot be decoded ({error.strerror})", "a video") from None
+
+
+def frames(
+    path: Path,
+    start_s: float,
+    count: int,
+    rate: float,
+    whole: bool = False,
+    size: tuple[int, int] | None = None,
+) -> Iterator[np.ndarray]:
     """`count` frames from the time `start_s` on, one each 1 / `rate` s.  # uint8 (H, W, 3)
 
-    whole: the file must hold no further ones.
+    Args:
+        whole: the file must hold no further ones.
+        size: (H, W) of a frame at most.
 
     Raises:
         DatasetError: no such file, one that cannot be decoded, fewer or more frames, or one at another time.
     """
-    import av
     from av.video.reformatter import VideoReformatter
 
-    if not path.is_file():
-        raise mismatch(path, "no such file", f"a video of {count} frames")
     colours = VideoReformatter()  # one for all frames: a frame's own is made anew for each
     done = 0
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise mismatch(path, "no video stream", f"a video of {count} frames")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            stream.codec_context.thread_count = 2
-            if start_s > 0 and stream.time_base:
-                container.seek(int((start_s - 0.5 / rate) / stream.time_base), stream=stream, backward=True)
-            first: float | None = None if start_s > 0 else 0.0
-            for frame in container.decode(stream):
-                now = float(frame.time or 0.0)
-                if first is None or done == 0:
-                    if now < start_s - NEAR / rate:
-                        continue
-                    first = start_s
-                if done == count:
-                    if whole:
-                        more = 1 + sum(1 for _ in container.decode(stream))
-                        raise mismatch(path, f"{count + more} frames", f"{count} as the table has steps")
-                    return
-                due = first + done / rate
-                if abs(now - due) > NEAR / rate:
-                    raise mismatch(path, f"frame {done} at {now:.4f} s", f"{due:.4f} s ({rate:g} a second)")
-                yield colours.reformat(frame, format="rgb24").to_ndarray()
-                done += 1
-    except av.error.FFmpegError as error:
-        raise mismatch(path, f"a file that cannot be decoded ({error.strerror})", "a video") from None
+    with opened(path, size) as (container, stream):
+        if start_s > 0 and stream.time_base:
+            container.seek(int((start_s - 0.5 / rate) / stream.time_base), stream=stream, backward=True)
+        first: float | None = None if start_s > 0 else 0.0
+        for frame in container.decode(stream):
+            now = float(frame.time or 0.0)
+            if first is None or done == 0:
+                if now < start_s - NEAR / rate:
+                    continue
+                first = start_s
+            if done == count:
+                if whole:
+                    more = 1 + sum(1 for _ in container.decode(stream))
+                    raise mismatch(path, f"{count + more} frames", f"{count} as the table has steps")
+                return
+            due = first + done / rate
+            if abs(now - due) > NEAR / rate:
+                raise mismatch(path, f"frame {done} at {now:.4f} s", f"{due:.4f} s ({rate:g} a second)")
+            yield colours.reformat(frame, format="rgb24").to_ndarray()
+            done += 1
     if done < count:
         raise mismatch(path, f"{done} frames from {start_s:g} s on", f"{count} as the table has steps")
 

@@ -22,7 +22,10 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
     """What to tell the user about `error`; None if it is a fault of the program, which needs a traceback."""
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from PIL.Image import DecompressionBombError
 
+    if isinstance(error, MemoryError | DecompressionBombError):
+        return f"not enough memory: {error}"
     if isinstance(error, UserError) or getattr(type(error), "user_error", False):
         return str(error)
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:

@@ -140,7 +140,8 @@ class _Image:
 def read_image(file: Path, mode: str | None = None) -> Image.Image:
     """An image with its pixels, in Pillow's `mode` or its own; UserError names a file that cannot be read."""
     try:
-        with Image.open(file) as image:
+        # by its format: Pillow would start a PostScript interpreter for what only is called .png
+        with Image.open(file, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF")) as image:
             image.load()
             if mode == "RGB" and image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
                 return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert(
