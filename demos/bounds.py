@@ -30,7 +30,9 @@ def check_size(where: object, size: int, stored: int) -> None:
         DatasetError: more than FREE bytes, and more than RATIO for each stored one.
     """
     if size > max(FREE, RATIO * stored):
-        raise mismatch(where, f"{size} bytes in {stored} stored ones", f"at most {RATIO} for each")
+        raise mismatch(
+            where, f"{size} bytes of values in {stored} stored bytes", f"at most {RATIO} times as many"
+        )
 
 
 def check_frame(where: object, found: tuple[int, int], told: tuple[int, int], stored: int) -> None:

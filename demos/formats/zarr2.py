@@ -56,15 +56,12 @@ class Array2:
         check_size(self.where, size, sum(stored for _, _, stored in found))
         out = np.full(shape, 0 if self.fill is None else self.fill, self.dtype)
         for at, name, _ in found:
+            where = f"{self.where.rpartition(':')[0]}: {name}"
+            chunk = unpack(where, self.codec, self.read(name), self.chunks, self.dtype, self.order)
             begin = [i * c for i, c in zip(at, self.chunks, strict=True)]
             begin[0] -= start
-            data = self.read(name)
-            chunk = unpack(f"{self.where}: {name}", self.codec, data, self.chunks, self.dtype, self.order)[
-                (slice(max(-begin[0], 0), None), *[slice(None)] * (self.ndim - 1))
-            ]
-            into = tuple(slice(max(b, 0), b + c) for b, c in zip(begin, self.chunks, strict=True))
-            room = out[into]
-            room[...] = chunk[tuple(slice(n) for n in room.shape)]
+            room = out[tuple(slice(max(b, 0), b + c) for b, c in zip(begin, self.chunks, strict=True))]
+            room[...] = chunk[max(-begin[0], 0) :][tuple(slice(n) for n in room.shape)]
         return out
 
 

@@ -62,7 +62,7 @@ def test_what_is_broken_is_one_line(tmp_path, folder):
     out = tmp_path / "out.zarr"
     chunk = folder / "data/action/1.0"
     chunk.write_bytes(chunk.read_bytes()[:10])
-    with pytest.raises(DatasetError, match=r"in.zarr: data/action: found steps that cannot be read"):
+    with pytest.raises(DatasetError, match=r"in.zarr: data/action/1.0: found 10 bytes that cannot"):
         convert(folder, out)
     with pytest.raises(DatasetError, match=r"proprio: found 'hand', expected some of action, agent_pos"):
         convert(folder, out, Choice(proprio=("hand",)))

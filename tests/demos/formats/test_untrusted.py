@@ -1,0 +1,469 @@
+"""Datasets made to harm: code that would run, more memory than there is, files outside them. Each is one line or is read."""
+
+import json
+import os
+import pickle
+import resource
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import h5py
+import numcodecs
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from numcodecs.registry import codec_registry
+from PIL import Image
+
+from s2robot.common.config_errors import one_line
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.found import read
+from s2robot.demos.formats.source import Choice
+from s2robot.demos.store import EpisodeStore
+from tests.demos.formats import made
+
+HUGE = 1 << 34
+
+
+@pytest.fixture(autouse=True)
+def little_memory():
+    """A read may take 2 GiB more than there is now, so that a limit that fails is an error and no killed machine."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (2 << 30), limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def refused(path: Path, *words: str, choice: Choice | None = None) -> str:
+    """The one line that a conversion ends in, which names each of `words`."""
+    out = path.with_name("refused.zarr")
+    with pytest.raises(DatasetError) as caught:
+        convert(path, out, choice)
+    text = str(caught.value)
+    assert "\n" not in text and not out.exists() and all(word in text for word in words), text
+    return text
+
+
+# -------------------------------------------------------------------- zarr
+
+
+class Payload:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def group2(path: Path) -> Path:
+    """A replay buffer of four steps."""
+    root = zarr.open_group(str(path), mode="w", zarr_format=2)
+    for key, values in {
+        "data/action": np.ones((4, 2), "f4"),
+        "data/agent_pos": np.ones((4, 2), "f4"),
+    }.items():
+        root.create_array(key, shape=values.shape, dtype=values.dtype, chunks=values.shape)[:] = values
+    root.create_array("data/timestamp", shape=(4,), dtype="f8")[:] = np.arange(4) / 10
+    root.create_array("meta/episode_ends", shape=(1,), dtype="i8")[:] = [4]
+    root.create_array("data/front_image", shape=(4, 6, 8, 3), dtype="u1", chunks=(4, 6, 8, 3))[:] = 7
+    return path
+
+
+def array2(path: Path, chunk: bytes | None, **about) -> None:
+    """Put an array into a replay buffer by hand; without a chunk it holds none."""
+    plain = {
+        "zarr_format": 2, "shape": [4], "chunks": [4], "dtype": "<f4", "compressor": None, "filters": None,
+        "fill_value": 0, "order": "C",
+    }  # fmt: skip
+    path.mkdir(parents=True, exist_ok=True)
+    for old in path.iterdir():
+        old.unlink()
+    (path / ".zarray").write_text(json.dumps(plain | about))
+    if chunk is not None:
+        shape = (plain | about)["shape"]
+        (path / ".".join("0" for _ in shape)).write_bytes(chunk)
+
+
+def zipped(path: Path) -> Path:
+    file = path.with_suffix(".zip")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+        for f in sorted(p for p in path.rglob("*") if p.is_file()):
+            out.write(f, f.relative_to(path).as_posix())
+    return file
+
+
+@pytest.mark.parametrize("place", ["data/action", "meta/note"])
+@pytest.mark.parametrize("codec", sorted(codec_registry))
+def test_no_codec_runs_code(tmp_path, codec, place):
+    """As compressor and as filter, alone and beside one that makes objects, in a folder, a zip and by consolidated metadata."""
+    trap = tmp_path / "made-by-a-pickle"
+    chunk = pickle.dumps(Payload(trap))
+    entry = {"id": codec}
+    for number, about in enumerate(
+        (
+            {"compressor": {"id": "pickle", "protocol": 5}, "filters": [entry]},
+            {"compressor": entry, "filters": [{"id": "pickle", "protocol": 5}]},
+            {"compressor": entry},
+            {"filters": [entry]},
+        )
+    ):
+        for dtype in ("|O", "<f4"):
+            path = group2(tmp_path / f"{number}{dtype[1]}")
+            array2(path / place, chunk, dtype=dtype, fill_value="" if dtype == "|O" else 0, **about)
+            metadata = {
+                f.relative_to(path).as_posix(): json.loads(f.read_text()) for f in path.rglob(".z[ag]*")
+            }
+            (path / ".zmetadata").write_text(
+                json.dumps({"zarr_consolidated_format": 1, "metadata": metadata})
+            )
+            for form in (path, zipped(path)):
+                try:
+                    source = read(form, Choice())
+                    list(source.pieces(0))
+                except DatasetError as error:
+                    assert "\n" not in str(error)
+                else:  # what a dataset holds beside the numbers that are wanted is not read
+                    assert place == "meta/note"
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("codec", sorted(codec_registry))
+def test_no_codec_runs_code_in_a_store_of_ours(tmp_path, codec):
+    trap = tmp_path / "made-by-a-pickle"
+    made.store(tmp_path / "in.zarr")
+    folder = tmp_path / "in.zarr/meta/task"
+    about = json.loads((folder / "zarr.json").read_text())
+    (folder / "c.0").write_bytes(pickle.dumps(Payload(trap)))
+    for codecs in (
+        [{"name": f"numcodecs.{codec}", "configuration": {}}],
+        [{"name": "bytes"}, {"name": f"numcodecs.{codec}", "configuration": {}}],
+        [{"name": f"numcodecs.{codec}", "configuration": {}}, {"name": "vlen-utf8"}],
+        [{"name": codec}, *about["codecs"]],
+    ):
+        for kind in ("int64", "string", "variable_length_bytes"):
+            (folder / "zarr.json").write_text(json.dumps(about | {"codecs": codecs, "data_type": kind}))
+            with pytest.raises(DatasetError):
+                EpisodeStore.open(tmp_path / "in.zarr")
+    assert not trap.exists()
+
+
+def zstd_of_zeros(size: int) -> bytes:
+    """A frame that says its size and holds so many zeros, 4 bytes for each 128 KiB."""
+    head = b"\x28\xb5\x2f\xfd" + bytes([0b11000000, 0x58]) + struct.pack("<Q", size)
+    blocks, rest = divmod(size, 1 << 17)
+    sizes = [1 << 17] * blocks + [rest] * bool(rest)
+    body = (
+        struct.pack("<I", n << 3 | 1 << 1 | (i == len(sizes) - 1))[:3] + b"\0" for i, n in enumerate(sizes)
+    )
+    return head + b"".join(body)
+
+
+ZSTD, BLOSC = {"id": "zstd", "level": 1}, numcodecs.Blosc("lz4")
+FLOATS = np.ones((4, 2), "f4").tobytes()
+
+
+def test_the_frame_of_zeros_is_one(tmp_path):
+    assert numcodecs.Zstd().decode(zstd_of_zeros(300_000)) == bytes(300_000)
+
+
+@pytest.mark.parametrize("form", [lambda path: path, zipped])
+@pytest.mark.parametrize(
+    ("place", "chunk", "about"),
+    [
+        ("data/action", None, {"shape": [HUGE, 2], "chunks": [HUGE, 2]}),
+        ("meta/episode_ends", None, {"shape": [HUGE], "chunks": [HUGE], "dtype": "<i8", "fill_value": 1}),
+        ("meta/episode_ends", None, {"shape": [HUGE], "chunks": [1], "dtype": "<i8", "fill_value": 1}),
+        ("meta/episode_ends", b"", {"shape": [1], "chunks": [HUGE], "dtype": "<i8", "compressor": ZSTD}),
+        ("data/action", FLOATS, {"shape": [4, 2], "chunks": [4, HUGE]}),
+        ("data/action", FLOATS * 9, {"shape": [4, 2], "chunks": [4, 2]}),
+        ("data/action", FLOATS[:9], {"shape": [4, 2], "chunks": [4, 2]}),
+        ("data/action", zstd_of_zeros(HUGE), {"shape": [4, 2], "chunks": [4, 2], "compressor": ZSTD}),
+        # a second frame behind one of the right size
+        (
+            "data/action",
+            zstd_of_zeros(32) + zstd_of_zeros(1 << 32),
+            {"shape": [4, 2], "chunks": [4, 2], "compressor": ZSTD},
+        ),
+        (
+            "data/action",
+            zlib.compress(bytes(1 << 28)),
+            {"shape": [4, 2], "chunks": [4, 2], "compressor": {"id": "zlib", "level": 1}},
+        ),
+        # blosc and lz4, whose head says more than the chunk holds
+        (
+            "data/action",
+            BLOSC.encode(bytes(32))[:4] + b"\xff\xff\xff\x7f" + BLOSC.encode(bytes(32))[8:],
+            {"shape": [4, 2], "chunks": [4, 2], "compressor": {"id": "blosc", "cname": "lz4"}},
+        ),
+        (
+            "data/action",
+            b"\xff\xff\xff\x7f" + numcodecs.LZ4().encode(bytes(32))[4:],
+            {"shape": [4, 2], "chunks": [4, 2], "compressor": {"id": "lz4"}},
+        ),
+        ("data/action", FLOATS, {"shape": [4, 2], "chunks": [0, 2]}),
+        ("data/action", FLOATS, {"shape": [4, -2], "chunks": [4, 2]}),
+        ("data/action", FLOATS, {"shape": "4", "chunks": [4, 2]}),
+    ],
+)
+def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, place, chunk, about, form):
+    path = group2(tmp_path / "in.zarr")
+    array2(path / place, chunk, **about)
+    refused(form(path))
+
+
+def test_a_file_of_zeros_without_end_is_no_chunk(tmp_path):
+    path = group2(tmp_path / "in.zarr")
+    (path / "data/action/0.0").unlink()
+    (path / "data/action/0.0").symlink_to("/dev/zero")
+    assert "0 of 1 chunks" in convert(path, tmp_path / "out.zarr").notes[0]
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"shape": [HUGE, 4], "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [HUGE, 4]}}},
+        {
+            "shape": [12, HUGE],
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [12, HUGE]}},
+        },
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [12, 1]}}},
+        {},
+    ],
+)
+def test_a_store_that_claims_more_than_it_holds(tmp_path, about):
+    """The last: a chunk that says it holds 16 GiB of zeros, in half a megabyte."""
+    made.store(tmp_path / "in.zarr")
+    folder = tmp_path / "in.zarr/data/proprio"
+    file = folder / "zarr.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | about))
+    if not about:
+        (folder / "c.0.0").write_bytes(zstd_of_zeros(HUGE))
+    with pytest.raises(DatasetError, match="proprio"):
+        EpisodeStore.open(tmp_path / "in.zarr")
+
+
+def test_constant_pictures_are_no_harm(tmp_path):
+    """64 MB of one colour in a few kilobytes, and chunks that were left out."""
+    path, size = group2(tmp_path / "in.zarr"), (4, 2000, 2500, 3)
+    data = zarr.open_group(str(path), mode="r+", zarr_format=2)["data"]
+    data.create_array("top_image", shape=size, dtype="u1", chunks=(1, *size[1:]))[:2] = 9
+    convert(path, tmp_path / "out.zarr")
+    assert EpisodeStore.open(tmp_path / "out.zarr")["images_top"][:, 7, 7, 0].tolist() == [9, 9, 0, 0]
+
+
+# -------------------------------------------------------------------- hdf5
+
+
+def file5(path: Path) -> h5py.File:
+    """A robomimic file of one demo, open."""
+    file = h5py.File(path, "w")
+    demo = file.create_group("data/demo_0")
+    demo["actions"] = np.ones((4, 7))
+    demo["obs/robot0_eef_pos"] = np.ones((4, 3))
+    demo["obs/front_image"] = np.ones((4, 6, 8, 3), np.uint8)
+    return file
+
+
+def _unstored(demo: h5py.Group, path: Path) -> None:
+    del demo["obs/robot0_eef_pos"]
+    demo.create_dataset("obs/robot0_eef_pos", (4, HUGE), "f8", chunks=(1, 1024))
+
+
+def _unstored_chunk(demo: h5py.Group, path: Path) -> None:
+    del demo["obs/robot0_eef_pos"]
+    demo.create_dataset("obs/robot0_eef_pos", (4, 3), "f8", chunks=(4, 1 << 26), maxshape=(None, None))
+
+
+def _contiguous(demo: h5py.Group, path: Path) -> None:
+    del demo["obs/front_image"]
+    demo.create_dataset("obs/front_image", (4, 60000, 60000, 3), "u1")
+
+
+def _external_values(demo: h5py.Group, path: Path) -> None:
+    secret = path.with_name("secret")
+    secret.write_bytes(bytes(4 * 3 * 8))
+    del demo["obs/robot0_eef_pos"]
+    demo.create_dataset("obs/robot0_eef_pos", (4, 3), "f8", external=[(str(secret), 0, 96)])
+
+
+def _virtual(demo: h5py.Group, path: Path) -> None:
+    layout = h5py.VirtualLayout((4, 3), "f8")
+    layout[:] = h5py.VirtualSource(str(path.with_name("other.hdf5")), "data/demo_0/actions", (4, 7))[:, :3]
+    del demo["obs/robot0_eef_pos"]
+    demo.create_virtual_dataset("obs/robot0_eef_pos", layout)
+
+
+def _link(name: str, soft: bool):
+    def put(demo: h5py.Group, path: Path) -> None:
+        link = h5py.ExternalLink(str(path.with_name("other.hdf5")), f"data/demo_0/{name}".rstrip("/"))
+        place = f"data/demo_0/{name}".rstrip("/")
+        file = demo.file
+        del file[place]
+        file["out" if soft else place] = link
+        if soft:
+            file[place] = h5py.SoftLink("/out")
+
+    return put
+
+
+def _objects(demo: h5py.Group, path: Path) -> None:
+    del demo["obs/robot0_eef_pos"]
+    demo.create_dataset("obs/robot0_eef_pos", (4, 3), h5py.vlen_dtype(np.float64))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _unstored, _unstored_chunk, _contiguous, _external_values, _virtual, _objects,
+        _link("obs/robot0_eef_pos", False), _link("actions", True), _link("obs", False), _link("", False),
+        _link("", True),
+    ],
+)  # fmt: skip
+def test_an_hdf5_file_reads_itself_alone(tmp_path, spoil):
+    file5(tmp_path / "other.hdf5").close()
+    with file5(tmp_path / "in.hdf5") as file:
+        spoil(file["data/demo_0"], tmp_path / "in.hdf5")
+    refused(
+        tmp_path / "in.hdf5", choice=Choice(proprio=("robot0_eef_pos",)) if spoil is not _objects else None
+    )
+
+
+def test_a_mask_in_another_file(tmp_path):
+    with file5(tmp_path / "other.hdf5") as file:
+        file["mask/train"] = np.array([b"demo_0"])
+    with file5(tmp_path / "in.hdf5") as file:
+        file["mask/train"] = h5py.ExternalLink("other.hdf5", "/mask/train")
+    refused(tmp_path / "in.hdf5", "other.hdf5", choice=Choice(mask="train"))
+
+
+# -------------------------------------------------------------------- LeRobot: parquet, pictures, videos, names
+
+
+def test_a_table_of_more_rows_than_its_bytes_explain(tmp_path):
+    path = made.lerobot_v30(tmp_path / "in")
+    rows = pa.table({"episode_index": pa.array(np.zeros(80_000_000, "i1"))})
+    for place in ("data", "meta/episodes"):
+        file = path / place / "chunk-000/file-000.parquet"
+        pq.write_table(rows, file.with_name("many.parquet"))
+        before = file.read_bytes()
+        os.replace(file.with_name("many.parquet"), file)
+        refused(path, "file-000.parquet", "bytes")
+        file.write_bytes(before)
+
+
+def png(width: int, height: int) -> bytes:
+    """A grey picture of that size by its head; it holds none of it."""
+
+    def part(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(b"")) + part(b"IEND", b"")
+
+
+def with_pictures(path: Path, rows: list[dict], shape: list[int]) -> Path:
+    """A LeRobot dataset whose camera is a column of pictures."""
+    made.lerobot_v21(path)
+    about = json.loads((path / "meta/info.json").read_text())
+    key = "observation.images.top"
+    about["features"][key] |= {"dtype": "image", "shape": shape}
+    (path / "meta/info.json").write_text(json.dumps(about))
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    for i in range(2):
+        file = path / f"data/chunk-000/episode_{i:06d}.parquet"
+        table = pq.read_table(file)
+        pq.write_table(table.append_column(key, pa.array((rows * len(table))[: len(table)], kind)), file)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "words"),
+    [
+        ({"bytes": png(made.W + 1, made.H), "path": None}, [made.H, made.W, 3], "px"),
+        ({"bytes": png(12_000, 9_000), "path": None}, [9_000, 12_000, 3], "stored"),
+        ({"bytes": png(60_000, 60_000), "path": None}, [60_000, 60_000, 3], "picture"),
+        (
+            {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 16\n", "path": None},
+            [16, 24, 3],
+            "picture",
+        ),
+        ({"bytes": None, "path": "../secret.png"}, [made.H, made.W, 3], "../secret.png"),
+        ({"bytes": None, "path": "/dev/zero"}, [made.H, made.W, 3], "/dev/zero"),
+        ({"bytes": None, "path": "zeros.png"}, [made.H, made.W, 3], "zeros.png"),
+    ],
+)
+def test_pictures_that_are_none(tmp_path, row, shape, words):
+    Image.new("RGB", (made.W, made.H)).save(tmp_path / "secret.png")
+    path = with_pictures(tmp_path / "in", [row], shape)
+    (path / "zeros.png").symlink_to("/dev/zero")
+    refused(path, words)
+
+
+def test_a_video_of_larger_frames_than_the_dataset_says(tmp_path):
+    path = made.lerobot_v21(tmp_path / "in")
+    for i in range(2):
+        file = path / f"videos/chunk-000/observation.images.top/episode_{i:06d}.mp4"
+        made.video(file, made.frames(i, (64, 96)))
+    refused(path, "64 x 96 px", "16 x 24")
+
+
+def test_a_playlist_is_no_video(tmp_path):
+    """FFmpeg would open the files that it names."""
+    path = made.lerobot_v21(tmp_path / "in")
+    for i in range(2):
+        file = path / f"videos/chunk-000/observation.images.top/episode_{i:06d}.mp4"
+        os.replace(file, tmp_path / file.name)
+        file.write_text(f"ffconcat version 1.0\nfile '../../../../{file.name}'\n")
+    refused(path, "mp4")
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"data_path": "../out/{episode_index}"},
+        {"data_path": "/dev/zero"},
+        {"data_path": "data/{episode_index:9999999999}"},
+        {"data_path": "data/{episode_index:{episode_chunk}}"},
+        {"data_path": "data/{episode_index.real.__class__.__mro__}"},
+        {"video_path": "../{video_key}.mp4"},
+    ],
+)
+def test_names_stay_in_the_dataset(tmp_path, about):
+    path = made.lerobot_v21(tmp_path / "in")
+    file = path / "meta/info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | about))
+    refused(path)
+
+
+def test_a_split_of_very_many_episodes(tmp_path):
+    path = made.lerobot_v21(tmp_path / "in")
+    file = path / "meta/info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"splits": {"train": "1:99999999999"}}))
+    convert(path, tmp_path / "out.zarr", Choice(mask="train"))
+    assert EpisodeStore.open(tmp_path / "out.zarr").meta("source_episode").tolist() == [1]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_json_that_is_nested_without_end(tmp_path, text):
+    (made.lerobot_v21(tmp_path / "in") / "meta/info.json").write_text(text)
+    refused(tmp_path / "in", "info.json")
+    made.store(tmp_path / "in.zarr")
+    (tmp_path / "in.zarr/zarr.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"zarr\.json"):
+        EpisodeStore.open(tmp_path / "in.zarr")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 14.9 GiB"), Image.DecompressionBombError("x")]
+)
+def test_memory_that_is_not_there_is_one_line(error):
+    text = one_line("inspect", [], error)
+    assert text and "\n" not in text
