@@ -8,12 +8,16 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[1]
+T = TypeVar("T")
 
 # Lowest floor first. A wing imports from floors below its own, and from itself; never from its neighbours.
 FLOORS: tuple[tuple[str, ...], ...] = (
@@ -109,6 +113,26 @@ def graph(found: dict[str, Path] | None = None) -> dict[str, list[Import]]:
     """Every room's imports."""
     found = found or rooms()
     return {room: imports(room, found) for room in found}
+
+
+def functions(found: dict[str, Path]) -> dict[str, int]:
+    """Lines of every function: `file:name` -> the longest of that name."""
+    lines: dict[str, int] = {}
+    for path in found.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{path.relative_to(ROOT).as_posix()}:{node.name}"
+                lines[name] = max(lines.get(name, 0), (node.end_lineno or 0) - node.lineno + 1)
+    return lines
+
+
+def in_own_process(function: Callable[[dict[str, Path]], T], found: dict[str, Path]) -> T:
+    """Return `function(found)` from a fresh process.
+
+    CPython 3.11 raises SystemError in `ast.parse` when another thread or a destructor parses at the same time.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, found).result()
 
 
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
