@@ -124,7 +124,7 @@ class Members(nn.Module):
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
         """As a network's; all members have the same."""
         self.pooling.set_moments(mean, std)
-        for name, value in self._template[0].named_buffers():
+        for name, value in self.pooling.named_buffers(prefix="pooling"):
             self.get_buffer(name.replace(".", "/")).copy_(value)
 
     def _each(self, what: str, given: tuple, dims: tuple) -> Any:

@@ -10,6 +10,7 @@ scale per step of the chunk). Binary parts are left as they are: 0 and 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,9 +111,7 @@ class Normaliser(nn.Module):
         offset, scale = self._spread(parts.inner(torch.from_numpy(a)).numpy(), parts, ACTION_FLOOR, often_a)
         self.action.set(offset, scale)
         # what is beyond an end comes after all that counts
-        targets = parts.targets(torch.from_numpy(wanted), self.cumulative).numpy()
-        if starts is not None:
-            targets = targets - starts[:, None]
+        targets = self._targets(wanted, starts)
         offsets, scales = np.tile(offset, (self.chunk, 1)), np.tile(scale, (self.chunk, 1))  # (K, W)
         for step in range(self.chunk):
             real = ~pad[:, step]
@@ -123,22 +122,47 @@ class Normaliser(nn.Module):
         self.target.set(offsets, scales)
         self.fitted.fill_(True)
 
+    def range_of(
+        self, chunks: np.ndarray, chunk_pad: np.ndarray | None, starts: np.ndarray | None
+    ) -> tuple[Tensor, Tensor]:
+        """Least and largest of the normalised targets of `fit` at each step, and at a step beyond all ends those before it.
+
+        Shapes: (K, W) each.
+        """
+        pad = np.zeros(chunks.shape[:2], bool) if chunk_pad is None else np.asarray(chunk_pad, bool)
+        targets = self.target(torch.from_numpy(self._targets(np.asarray(chunks, np.float64), starts)).float())
+        low, high = (
+            targets.masked_fill(torch.from_numpy(pad)[..., None], sign * math.inf) for sign in (1, -1)
+        )
+        low, high = low.amin(0), high.amax(0)
+        for step in range(1, self.chunk):
+            if pad[:, step].all():
+                low[step], high[step] = low[step - 1], high[step - 1]
+        return low, high
+
+    def _targets(self, chunks: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
+        """What is predicted of chunks (W, K, A) in real units, from the starts on.  # (W, K, width inside)"""
+        targets = self.parts["action"].targets(torch.from_numpy(chunks), self.cumulative).numpy()
+        return targets if starts is None else targets - starts[:, None]
+
     def _spread(
         self, x: np.ndarray, parts: Parts, floor: float, often: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Offset and scale of each number of x (N, W), whose rows count `often` (N,)."""
-        offset, scale = _moments(x, self.mode, often)
+        offset, scale = _moments(x, self.mode, often, floor)
         for part, at in parts.inside:
             if part.kind == "binary":
                 offset[at], scale[at] = 0.0, 1.0
                 continue
             if (mode := self.modes.get(part.name, self.mode)) != self.mode:
-                offset[at], scale[at] = _moments(x[:, at], mode, often)
+                offset[at], scale[at] = _moments(x[:, at], mode, often, floor)
             scale[at] = np.maximum(scale[at], floor)
         return offset, scale
 
 
-def _moments(x: np.ndarray, mode: str, often: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _moments(
+    x: np.ndarray, mode: str, often: np.ndarray | None, floor: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Middle and half width of each column of x (N, W), whose rows count `often`."""
     if mode == "standard":
         if often is None:
@@ -151,7 +175,10 @@ def _moments(x: np.ndarray, mode: str, often: np.ndarray | None) -> tuple[np.nda
         low, high = np.quantile(x, (0.01, 0.99), axis=0)
     else:
         low, high = _quantiles(x, (0.01, 0.99), often)
-    return (high + low) / 2, (high - low) / 2
+    offset, scale = (high + low) / 2, (high - low) / 2
+    if mode == "quantile" and (narrow := scale < floor).any():  # constant but for what the quantiles cut off
+        offset[narrow], scale[narrow] = _moments(x[:, narrow], "standard", often, floor)
+    return offset, scale
 
 
 def _quantiles(x: np.ndarray, shares: Sequence[float], often: np.ndarray) -> list[np.ndarray]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.policies.errors import PolicyError
+from s2robot.policies.heads.head import signed
 from s2robot.policies.network import Members, Network
 from s2robot.policies.normalise import Normaliser, Weights
 from s2robot.policies.spec import PolicySpec
@@ -71,13 +72,9 @@ class ChunkPolicy(nn.Module):
         """
         self.normaliser.fit(proprio, actions, chunks, chunk_pad, weights)
         if self.spec.from_last:
-            if before is None:
-                raise PolicyError(
-                    "policy.from_last needs the action before each chunk: give before=(last, first)"
-                )
-            last, first, state = (torch.as_tensor(np.ascontiguousarray(x)) for x in (*before, proprio))
-            starts = self._start(last.float(), first, state.float())
-            self.normaliser.fit(proprio, actions, chunks, chunk_pad, weights, starts.double().numpy())
+            starts = self._starts_of(proprio, before)
+            self.normaliser.fit(proprio, actions, chunks, chunk_pad, weights, starts)
+        self.fit_range(proprio, chunks, chunk_pad, before)
         if self.network.pooling.norms[0].kind != "channel":
             return
         want = (len(self.spec.cameras), self.spec.dim)
@@ -87,6 +84,34 @@ class ChunkPolicy(nn.Module):
         if tuple(mean.shape) != want or tuple(std.shape) != want:
             raise PolicyError(f"feature_moments have shape {tuple(mean.shape)}, expected {want}")
         self.network.set_moments(mean, std)
+
+    @torch.no_grad()
+    def fit_range(
+        self,
+        proprio: np.ndarray,
+        chunks: np.ndarray,
+        chunk_pad: np.ndarray | None = None,
+        before: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        """Widen the range that a head clips its chunks to by these, in the normalisation that is set; as `fit_normaliser`."""
+        bounds = {name.replace("/", "."): x for name, x in self.network.named_buffers()}
+        if "head.low" not in bounds:
+            return
+        starts = self._starts_of(proprio, before) if self.spec.from_last else None
+        ends = self.normaliser.range_of(chunks, chunk_pad, starts)
+        low, high = (signed(x.to(bounds["head.low"]), self.spec.action.slots) for x in ends)
+        for name, found, wider in (("head.low", low, torch.minimum), ("head.high", high, torch.maximum)):
+            bound = bounds[name]
+            bound.copy_(torch.where(bound.isfinite(), wider(bound, found), found))
+
+    def _starts_of(self, proprio: np.ndarray, before: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+        """Where the targets of chunks start from (W, width inside), see `_start`."""
+        if before is None:
+            raise PolicyError(
+                "policy.from_last needs the action before each chunk: give before=(last, first)"
+            )
+        last, first, state = (torch.as_tensor(np.ascontiguousarray(x)) for x in (*before, proprio))
+        return self._start(last.float(), first, state.float()).double().numpy()
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The same as `loss`, so that a wrapper such as DDP sees the call."""

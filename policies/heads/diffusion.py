@@ -3,7 +3,8 @@
 As in Diffusion Policy: `train_steps` levels of noise on the squared-cosine schedule (Nichol & Dhariwal, 2021), the
 network predicts the noise or the chunk itself, and DDIM without noise of its own visits every
 `train_steps / steps`-th level. The guess of the chunk is clipped at every step, since at high levels a small error of
-the noise is a large one of the chunk; `clip` is in normalised units, which reach beyond 1 with `normalise: standard`.
+the noise is a large one of the chunk: to the range of the demos at each step and number (buffers `low` and `high`, which
+`ChunkPolicy.fit_range` sets), or to one bound, `clip`, in normalised units.
 """
 
 import math
@@ -26,7 +27,7 @@ class DiffusionSettings(DenoiserSettings):
     train_steps: int = 100
     steps: int = 10
     predicts: str = "sample"
-    clip: float = 4.0
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,8 +42,8 @@ class DiffusionSettings(DenoiserSettings):
             )
         if self.predicts not in PREDICTS:
             raise PolicyError(f"policy.head.predicts is '{self.predicts}', expected {' or '.join(PREDICTS)}")
-        if not 0 < self.clip < math.inf:
-            raise PolicyError(f"policy.head.clip is {self.clip}, expected a value above 0")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise PolicyError(f"policy.head.clip is {self.clip}, expected null or a value above 0")
 
 
 class DiffusionHead(Head):
@@ -55,6 +56,11 @@ class DiffusionHead(Head):
         self.net = settings.build(sizes)
         self.register_buffer("kept", squared_cosine(settings.train_steps), persistent=False)
         self.kept: Tensor  # (train_steps,)
+        if settings.clip is None:
+            for name, none in (("low", -math.inf), ("high", math.inf)):
+                self.register_buffer(name, torch.full(self.noise_shape, none))
+        self.low: Tensor  # (K, A) of what the demos hold, binary numbers as -1 and 1
+        self.high: Tensor
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         target = signed(target, self.slots)
@@ -86,7 +92,8 @@ class DiffusionHead(Head):
             clean, epsilon = (noisy - (1 - kept).sqrt() * found) / kept.sqrt(), found
         else:
             clean, epsilon = found, (noisy - kept.sqrt() * found) / (1 - kept).sqrt()
-        return clean.clamp(-self.settings.clip, self.settings.clip), epsilon
+        low, high = (self.low, self.high) if (clip := self.settings.clip) is None else (-clip, clip)
+        return clean.clamp(low, high), epsilon
 
 
 def squared_cosine(steps: int) -> Tensor:

@@ -16,7 +16,7 @@ from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec, check_contrac
 _FREE = {
     "execute", "ensemble", "binary_gripper", "joint_loss", "huber_delta", "gripper_weight", "loss_discount",
     "proprio_noise", "proprio_dropout", "pooling.feature_noise", "pooling.token_dropout", "pooling.feature_dropout",
-    "head.kl_weight", "head.steps", "head.clip",
+    "head.kl_weight", "head.steps",
 }  # fmt: skip
 
 

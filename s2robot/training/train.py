@@ -116,6 +116,7 @@ def train(
     windows = make_windows(store, training, spec.context, spec.chunk)
     if settings.from_:
         begin_from(policy, settings.from_, contract)
+        policy.fit_range(*_chunks(policy, store, windows))
     elif fabric.is_global_zero:  # a pass over all features; DDP gives the others what the first has
         seen = Through(features, tail.to(fabric.device)) if tail else features
         _fit(policy, store, training, windows, seen)
@@ -156,20 +157,18 @@ def _fit(
         moments = mixed_moments(each, store.shares)
     else:
         moments = channel_moments(features, rows=rows, tokens=counts)
-    policy.fit_normaliser(
-        store["proprio"][windows.steps],
-        store["action"][rows],
-        windows.actions,
-        windows.action_pad,
-        moments,
-        weights,
-        _before(store, windows) if policy.spec.from_last else None,
-    )
+    states, chunks, pad, before = _chunks(policy, store, windows)
+    policy.fit_normaliser(states, store["action"][rows], chunks, pad, moments, weights, before)
 
 
-def _before(store: EpisodeStore, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """The action (W, A) before each window, and where there is none (W,)."""
-    return store["action"][windows.context[:, -2]], windows.pad[:, -2]
+def _chunks(
+    policy: ChunkPolicy, store: EpisodeStore, windows: Windows
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """States (W, P), chunks (W, K, A), their pad (W, K), and with `from_last` the action before each and where none is."""
+    before = None
+    if policy.spec.from_last:
+        before = store["action"][windows.context[:, -2]], windows.pad[:, -2]
+    return store["proprio"][windows.steps], windows.actions, windows.action_pad, before
 
 
 class _Run:

@@ -2,18 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from s2robot.policies import (
     BatchActor,
+    ChunkPolicy,
     PolicyError,
+    PolicySpec,
     load_checkpoint,
     save_checkpoint,
 )
 from s2robot.policies.heads import HEADS, HeadSizes, build_head
 from s2robot.policies.heads.diffusion import squared_cosine
-from s2robot.policies.heads.head import unsigned
+from s2robot.policies.heads.head import signed, unsigned
 from s2robot.policies.parts import Parts
 from tests.policies.test_checkpoint import CONTRACT
 
@@ -220,6 +223,53 @@ def test_diffusion_finds_the_chunk_that_a_perfect_network_knows(predicts):
     head.net = torch.nn.Module()
     head.net.forward = perfect
     torch.testing.assert_close(head.sample(torch.zeros(2, 2), noise_of(head, 2)), unsigned(wanted, slots(3)))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"members": 2}, {"kind": "transformer", "context": 3, "from_last": True}]
+)
+@pytest.mark.parametrize("normalise", ["standard", "quantile", "minmax"])
+def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
+    """An action that is rare in the demos lies many deviations from their mean: it is not cut, and nothing beyond it is planned."""
+    spec = {"cameras": ("hand",), "dim": 2, "tokens": 1, "chunk": 4, "action_dim": 3, "proprio_dim": 2}
+    policy = ChunkPolicy(
+        PolicySpec(
+            **spec, normalise=normalise, head={"kind": "diffusion", "width": 8, "layers": 1}, **settings
+        )
+    )
+    rng = np.random.default_rng(0)
+    chunks = rng.normal(0, 0.01, (500, 4, 3))
+    chunks[::100, :, 0] = 0.7  # 20 deviations away with "standard"
+    chunks[..., -1] = rng.integers(0, 2, (500, 4))
+    states, before = rng.normal(size=(500, 2)), (chunks[:, 0], np.zeros(500, bool))
+    moments = (np.zeros((1, 2)), np.ones((1, 2)))
+    policy.fit_normaliser(states, chunks[:, 0], chunks, None, moments, before=before)
+    start = policy._starts_of(states, before) if policy.spec.from_last else None
+    wanted = signed(policy.normaliser.target(policy._to_target(
+        torch.from_numpy(chunks), None if start is None else torch.from_numpy(start)).float()), policy.spec.action.slots)  # fmt: skip
+    head, bounds = policy.network.head, dict(policy.network.named_buffers())
+    low, high = (
+        next(v for k, v in bounds.items() if k.replace("/", ".") == f"head.{end}") for end in ("low", "high")
+    )
+    if policy.spec.members > 1:
+        assert torch.equal(low[0], low[1])
+        low, high = low[0], high[0]
+    head.low, head.high = low, high
+    kept = head.kept[0]
+    assert torch.equal(head._split(wanted, wanted, kept)[0], wanted)
+    assert torch.equal(head._split(wanted, wanted + 100, kept)[0], high.expand_as(wanted))
+
+
+def test_the_range_of_a_diffusion_policy_travels_and_widens(make_policy, tmp_path):
+    policy = make_policy(head=small("diffusion"))
+    again, _ = load_checkpoint(save_checkpoint(tmp_path / "policy", policy, CONTRACT))
+    low, high = again.network.head.low.clone(), again.network.head.high.clone()
+    assert torch.equal(low, policy.network.head.low) and bool((low[:, :-1] < high[:, :-1]).all())
+    spec = again.spec
+    again.fit_range(np.zeros((1, spec.proprio_dim)), np.full((1, spec.chunk, spec.action_dim), 0.5))
+    assert torch.equal(again.network.head.low, low) and bool(
+        (again.network.head.high[:, :-1] > high[:, :-1]).all()
+    )
 
 
 @pytest.mark.parametrize("steps", [3, 34, 51, 60, 100])

@@ -107,3 +107,14 @@ def test_channel_moments_of_maps_of_two_shapes():
     mean, std = channel_moments(x, tokens=[4, 3])
     assert np.array_equal(mean, np.concatenate([m for m, _ in own]))
     assert np.array_equal(std, np.concatenate([s for _, s in own]))
+
+
+def test_what_the_quantiles_cut_off_is_not_blown_up():
+    """A number that is 0 but in every 500th step gets its standard deviation; one that never moves gets the floor."""
+    x = np.zeros((1000, 3))
+    x[::500, 0], x[:, 1] = 0.3, np.linspace(0, 1, 1000)
+    n = Normaliser("quantile", *parts(3, 3), 2)
+    n.fit(x, x, np.stack([x, x], 1))
+    np.testing.assert_allclose(n.proprio.scale, [x[:, 0].std(), 0.49, PROPRIO_FLOOR], rtol=1e-5)
+    np.testing.assert_allclose(n.proprio.offset, [x[:, 0].mean(), 0.5, 0], atol=1e-6)
+    assert n.action(torch.tensor([0.3, 0.5, 0]))[0] < 25

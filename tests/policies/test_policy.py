@@ -227,7 +227,7 @@ def test_spec_round_trip(make_policy):
         ),
         (
             {"head": {"kind": "diffusion", "clip": math.nan}},
-            "policy.head.clip is nan, expected a value above 0",
+            "policy.head.clip is nan, expected null or a value above 0",
         ),
         ({"head": {"kind": [1]}}, r"policy.head.kind is '\[1\]', expected one of regression"),
     ],
