@@ -3,7 +3,7 @@
 One robot or environment, as in the contract:
 
     actor = Actor(policy, encoder.encode)
-    actor.reset()
+    actor.reset()                                        # actor.seed: of what a head draws in this episode
     action = actor.act(observation)                      # (8,)
 
 Many episodes side by side, one network call for all that need a plan:
@@ -20,6 +20,7 @@ With a context of 1 that is all. With a longer one (`actor.every_step`) each ste
 from __future__ import annotations
 
 import math
+import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -180,10 +181,16 @@ class Actor:
         self.sizes, self._map_of = dict(sizes or {}), map_of
         self._warned: set[str] = set()
         self._queue: list[np.ndarray] = []
+        self.reset()
 
-    def reset(self, seed: int = 0) -> None:
-        """Begin an episode; the seed is that of all that a head draws in it."""
-        self.batch.reset([0], [seed])
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode.
+
+        Args:
+            seed: of all that a head draws in it; None draws a new one. `seed` stores it, to repeat the episode by.
+        """
+        self.seed = secrets.randbits(32) if seed is None else seed
+        self.batch.reset([0], [self.seed])
         self._queue = []
 
     @property

@@ -114,8 +114,13 @@ class Policy(NamedTuple):
         """Of the frames that it wants, see `image_size_of`."""
         return image_size_of(self.contract, self.encoder)
 
-    def reset(self, seed: int = 0) -> None:
-        """Begin an episode; the seed is that of all that a head draws in it."""
+    @property
+    def seed(self) -> int:
+        """Of all that a head draws in this episode."""
+        return self.actor.seed
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode; the seed is that of all that a head draws in it, None for a new one."""
         self.actor.reset(seed)
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:

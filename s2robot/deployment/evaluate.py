@@ -190,7 +190,7 @@ class ArmEvaluation:
             "time_to_success_s": round(ended - told.begun, 3) if success and operator.t_end else None,
             "closest_m": None if operator.closest is None else round(operator.closest, 5), "video": None,
             "world": self.world, "speed": self.rig.arm.bridge.speed, "fault": fault, "holds": told.holds,
-            "verdicts": dict(told.verdicts),
+            "verdicts": dict(told.verdicts), "policy_seed": self.rig.policy.seed(),
         }  # fmt: skip
         if (disagreement := self.rig.policy.mean_disagreement()) is not None:
             record["disagreement"] = round(disagreement, 6)

@@ -169,6 +169,7 @@ class LiveSession(Silent):
         self.board.judged += 1
         self.board.successes += success
         record = self.log.note(i, seed, success, cause, fault, result, self.runtime.loop.watchdog)
+        record["policy_seed"] = self.rig.policy.seed()
         if (disagreement := self.rig.policy.mean_disagreement()) is not None:
             record["disagreement"] = round(disagreement, 6)
         print(

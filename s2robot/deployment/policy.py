@@ -26,6 +26,7 @@ class Policy:
     contract: dict[str, Any]
     image_size: ImageSize  # pixels, of the frames that it wants of each camera
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
+    seed: Callable[[], int]  # of all that its head draws in this episode
     disagreement: Callable[[], float] = lambda: 0.0  # of its members about the newest plan, rad
     mean_disagreement: Callable[[], float | None] = lambda: (
         None
@@ -73,7 +74,7 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
 
     return Policy(
         act, actor.plan, actor.reset, contract, image_size_of(contract, encoder), encoder.fingerprint,
-        lambda: actor.disagreement, lambda: actor.mean_disagreement,
+        lambda: actor.seed, lambda: actor.disagreement, lambda: actor.mean_disagreement,
     )  # fmt: skip
 
 
@@ -91,7 +92,9 @@ def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
     stack.callback(remote.close)
     hold = bridge.watchdog.policy_hold + 1.5 / bridge.speed / 10
     act = partial(_hold_first, remote.act, hold)
-    return Policy(act, remote.plan, remote.reset, remote.contract, remote.image_size, None)
+    return Policy(
+        act, remote.plan, remote.reset, remote.contract, remote.image_size, None, lambda: remote.seed
+    )
 
 
 def _hold_first(act: Callable[[Mapping], np.ndarray], hold_s: float, observation: Mapping) -> np.ndarray:

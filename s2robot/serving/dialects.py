@@ -34,9 +34,8 @@ class Dialect(Protocol):
 class Own:
     """Our own protocol: `id` and `after` take the policy's memory back to the last answer that was used."""
 
-    def __init__(self, actor: Actor, fresh: Any):
-        self.actor, self._fresh = actor, fresh
-        self.calls = 0
+    def __init__(self, actor: Actor):
+        self.actor, self.calls = actor, 0
         self._memories: dict[int, Any] = {}  # answer's number -> what the policy knew after it
 
     def hello(self, facts: Mapping[str, Any]) -> bytes:
@@ -52,12 +51,16 @@ class Own:
         number, after = request.id, request.after
         if request.error:
             return {"id": number, "error": request.error}
-        memory = self._fresh if after == 0 else self._memories.get(after)
-        if memory is None or number in self._memories:
+        memory = self._memories.get(after)
+        if (after and memory is None) or number in self._memories:
             known = ", ".join(map(str, sorted(self._memories))) or "none"
             return {"id": number, "error": f"request {number} after {after}: answers in memory are {known}"}
         start = time.perf_counter()
-        self.actor.restore(memory)
+        if after:
+            self.actor.restore(memory)
+        else:
+            self.actor.reset(request.seed)
+            memory = self.actor.remember()
         actions, error = _planned(self.actor, request.observation)
         if error:
             return {"id": number, "error": error}
@@ -70,8 +73,8 @@ class OpenPi:
     """openpi's: an observation in, a chunk of actions out. Its client says nothing of episodes: one begins with the
     connection, and where an observation says `reset: true`."""
 
-    def __init__(self, actor: Actor, fresh: Any, keys: Mapping[str, str]):
-        self.actor, self._fresh, self._keys = actor, fresh, keys
+    def __init__(self, actor: Actor, keys: Mapping[str, str]):
+        self.actor, self._keys = actor, keys
         self.calls, self._new = 0, True
 
     def hello(self, facts: Mapping[str, Any]) -> bytes:
@@ -89,7 +92,7 @@ class OpenPi:
     def answer(self, request: Mapping[str, Any]) -> bytes | str:
         start = time.perf_counter()
         if self._new or request.get("reset") is True:
-            self.actor.restore(self._fresh)
+            self.actor.reset()
             self._new = False
         try:
             observation = observation_of(request, self.actor.cameras, self._keys)

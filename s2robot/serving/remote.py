@@ -10,6 +10,7 @@ on from the last action that was received, on the server too. This side needs no
 """
 
 import math
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +46,8 @@ class RemotePolicy:
         connect_s: of the connection, its greeting included.
 
     Attributes: `contract` (the checkpoint's), `cameras`, `image_size` (of the frames that the policy wants: one
-    side, or (H, W) of each camera), `actions` (the most that a plan holds), `server_s` (seconds that the last plan took there).
+    side, or (H, W) of each camera), `actions` (the most that a plan holds), `server_s` (seconds that the last plan took there),
+    `seed` (of all that the policy's head draws in this episode).
 
     Raises:
         UserError: a wrong URL, no token, a deadline that is none.
@@ -66,6 +68,7 @@ class RemotePolicy:
             self._link.close()
             raise
         self.server_s = math.nan
+        self.seed = secrets.randbits(32)  # of all that the policy's head draws in this episode
         self._asked = 0  # number of the last request
         self._answered = 0  # of the last one that was answered in this episode; 0 = none
         self._queue: list[np.ndarray] = []
@@ -106,7 +109,7 @@ class RemotePolicy:
 
     def reset(self) -> None:
         """Begin an episode. The server hears of it with the next call, so this one cannot fail."""
-        self._answered = 0
+        self._answered, self.seed = 0, secrets.randbits(32)
         self._queue = []
 
     def act(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
@@ -147,6 +150,7 @@ class RemotePolicy:
         request = {
             "id": self._asked,
             "after": self._answered,
+            "seed": self.seed,
             "images": {name: np.asarray(images[name]) for name in self.cameras},
             "proprio": np.asarray(observation["proprio"], np.float32),
         }

@@ -21,6 +21,9 @@ class Question:
         default_factory=dict
     )  # as `Actor.plan` takes it; copies of what came
     error: str = ""  # what is wrong with the observation, in its place
+    seed: int | None = (
+        None  # of all that a head draws in an episode that begins here; None: the server's choice
+    )
 
 
 def read_request(data: bytes | str, cameras: tuple[str, ...], proprio_dim: int) -> Question:
@@ -38,14 +41,16 @@ def read_request(data: bytes | str, cameras: tuple[str, ...], proprio_dim: int) 
         value = request.get(key)
         if type(value) is not int or value < least:  # True is an int too
             raise WireError(f"{key}: expected a whole number from {least} on")
-    number, after = request["id"], request["after"]
+    number, after, seed = request["id"], request["after"], request.get("seed")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 1 << 63):
+        raise WireError("seed: expected a whole number from 0 on")
     images: Any = request.get("images")
     proprio: Any = request.get("proprio")
     if error := _wrong_images(images, cameras) or _wrong_proprio(proprio, proprio_dim):
         return Question(number, after, error=error)
     # views of the message are read-only, which torch does not like
     frames = {name: images[name].copy() for name in cameras}
-    return Question(number, after, {"images": frames, "proprio": proprio.copy()})
+    return Question(number, after, {"images": frames, "proprio": proprio.copy()}, seed=seed)
 
 
 def _wrong_images(images: Any, cameras: tuple[str, ...]) -> str:

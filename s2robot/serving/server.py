@@ -116,8 +116,6 @@ class PolicyServer:
         self._client: tuple[str, float] | None = None  # who is connected, since when
         self._session: asyncio.Task | None = None
         self._failure: UserError | None = None
-        actor.reset()
-        self._fresh = actor.remember()
 
     @property
     def calls(self) -> int:
@@ -221,8 +219,8 @@ class PolicyServer:
     def _dialect_of(self, ws: ServerConnection) -> Dialect:
         given = ws.request.headers.get("Authorization", "") if ws.request else ""
         if given.startswith(_OPENPI):
-            return OpenPi(self.actor, self._fresh, self.settings.keys)
-        return Own(self.actor, self._fresh)
+            return OpenPi(self.actor, self.settings.keys)
+        return Own(self.actor)
 
     async def _converse(self, ws: ServerConnection, dialect: Dialect) -> tuple[int, str]:
         """Greet and answer until there is a reason to end: its websocket code and text."""

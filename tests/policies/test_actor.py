@@ -183,3 +183,19 @@ def test_errors(make_policy):
         batch.plan([0], torch.zeros(1, 2, 9, 4), np.zeros((1, 8)))
     with pytest.raises(PolicyError, match="planned action holds NaN"):
         batch.plan([0], torch.full((1, 2, 9, 5), float("nan")), np.zeros((1, 8)))
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "flow", "gmm", "act"])
+def test_every_episode_draws_its_own_noise_and_its_seed_repeats_it(make_policy, kind):
+    more = {"draw": True} if kind == "act" else {"spread": 0.5} if kind == "gmm" else {}
+    policy = make_policy(head={"kind": kind, **more})
+    plans = []
+    for actor in (Actor(policy, fake_encode), Actor(policy, fake_encode)):
+        plans.append((actor.seed, actor.plan(observation(0))))  # never reset: as in a program that begins
+        for _ in range(2):
+            actor.reset()
+            plans.append((actor.seed, actor.plan(observation(0))))
+    assert len({seed for seed, _ in plans}) == len({plan.tobytes() for _, plan in plans}) == 6
+    for seed, plan in plans:
+        actor.reset(seed)
+        assert actor.seed == seed and actor.plan(observation(0)).tobytes() == plan.tobytes()

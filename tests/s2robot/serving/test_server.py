@@ -140,6 +140,26 @@ def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
         assert np.array_equal(policy.plan(second), local.plan(second))  # what is left
 
 
+def test_an_episode_on_a_server_has_noise_of_its_own_and_says_its_seed(save_untrained, tmp_path):
+    folder = save_untrained(tmp_path / "policy", head={"kind": "flow", "width": 8, "layers": 1})
+    local, _, _ = load_policy(folder, "cpu")
+    first, second = observations(2)
+    slow = Slow(load_policy(folder, "cpu")[0])
+    with serving(folder, slow) as (_, url, _), connect(url) as policy:
+        seeds = set()
+        for late in (False, True, False):
+            policy.reset()
+            if late:  # the first question of an episode again: the same noise
+                slow.seconds.put(0.3)
+                with pytest.raises(PolicyLate):
+                    policy.plan(first, deadline_s=0.1)
+            local.reset(policy.seed)
+            assert np.array_equal(policy.plan(first), local.plan(first))
+            assert np.array_equal(policy.plan(second), local.plan(second))
+            seeds.add(policy.seed)
+    assert len(seeds) == 3
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_plans_are_the_actions_one_by_one_and_memory_comes_back(checkpoints, kind):
     one, _, _ = load_policy(checkpoints[kind], "cpu")
