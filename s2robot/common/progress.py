@@ -37,16 +37,20 @@ def bar(title: str) -> Iterator[Update]:
         TextColumn("{task.fields[note]}"),
     )
     start = printed = time.monotonic()
+    begun: tuple[int, float] | None = None  # done, and when, at the first update: a resumed step starts late
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
-            nonlocal printed
+            nonlocal printed, begun
             progress.update(task, completed=done, total=total, note=note)
             now = time.monotonic()
+            begun = begun or (done, now)
             if not console.is_terminal and (done == total or now - printed > _LINE_SECONDS):
                 printed = now
-                print(f"{title:<22} {done}/{total}  {now - start:.0f} s  {note}", flush=True)
+                rate = (now - begun[1]) / max(1, done - begun[0])  # s
+                left = f", {rate * (total - done):.0f} s left" if rate and done < total else ""
+                print(f"{title:<22} {done}/{total}  {now - start:.0f} s{left}  {note}", flush=True)
 
         _shown = True
         try:

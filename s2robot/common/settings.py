@@ -1,14 +1,17 @@
 """A config's nodes, read once at the door."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from s2robot.common.config_errors import IN_SECONDS, SECONDS, key_of
 from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir, shipped_demos
 from s2robot.common.progress import bar
@@ -117,6 +120,23 @@ class DemosSettings:
             )
         return self.episodes
 
+    def elsewhere(self) -> bool:
+        """Whether some are of no simulated task of ours: imported, of a program of the user's, or recorded on an arm."""
+        if self.mix is not None:
+            return any(member.elsewhere() for member in self.members())
+        if not self.path or not Path(self.path).exists():
+            return False
+        about = EpisodeStore.open(self.folder()).attrs
+        return ("source" in about or not about["env_config"]) and about.get("source") != "emulator"
+
+    def usual_validation(self) -> float:
+        """Share of the episodes to hold out where no other is given: a tenth of ten or more that come from elsewhere."""
+        if self.mix is not None:
+            return min(member.usual_validation() for member in self.members())
+        if self.split is not None or not self.elsewhere():
+            return 0.0
+        return 0.1 if len(self.select(self.open(), 0.0, 0)[0]) >= 10 else 0.0
+
     def own_world(self) -> dict[str, Any]:
         """Robot, rate, cameras and action frame of demos that come from elsewhere; {} of those of our worlds."""
         if self.mix is not None:
@@ -140,6 +160,31 @@ class _Member(DemosSettings):
         super().__post_init__()
         if self.mix is not None or not (self.path or self.name):
             raise UserError("demos.mix: found a dataset without a path, expected {path: a.zarr, weight: 1}")
+
+
+def typed() -> dict[str, str]:
+    """What was typed for the verb that runs: key -> value; {} where a program called it."""
+    if not HydraConfig.initialized():
+        return {}
+    overrides = HydraConfig.get().overrides.task
+    return {key_of(override): override.partition("=")[2] for override in overrides}
+
+
+def in_steps(policy: Mapping[str, Any], rate_hz: float) -> dict[str, Any]:
+    """A policy's settings with times such as `0.8s` as steps of the demos.
+
+    Raises:
+        UserError: a time of no whole step.
+    """
+    found = dict(policy)
+    for key in IN_SECONDS:
+        if isinstance(value := found.get(key), str):
+            if not re.fullmatch(SECONDS, value) or (steps := round(float(value.rstrip(" s")) * rate_hz)) < 1:
+                raise UserError(
+                    f"policy.{key}: expected steps, or a time such as 0.8s of at least {1 / rate_hz:g}s, got {value}"
+                )
+            found[key] = steps
+    return found
 
 
 def read(cls: type[S], cfg: DictConfig | Mapping[str, Any], where: str) -> S:

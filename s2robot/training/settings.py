@@ -4,8 +4,9 @@ settings = read(TrainSettings, cfg.train, "train")         # s2robot.common.sett
 TrainSettings(steps=500).batch_size                        # 64
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require
@@ -71,13 +72,14 @@ class TrainSettings:
     """configs/train/default.yaml says what each is."""
 
     steps: int = 2000
+    epochs: float | None = None
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
     grad_clip: float | None = 1.0
     ema: float = 0.995
-    validation: float = 0.0
+    validation: float | None = None
     seed: int = 0
     from_: str | None = None  # in a config: from
     resume: bool = True
@@ -105,8 +107,16 @@ class TrainSettings:
         for name in ("ema", "validation"):
             if getattr(self, name) == 1:
                 raise UserError(f"train.{name}: found 1, expected a value below 1")
+        if self.epochs is not None:
+            check_positive(self, "train", "epochs")
         if self.from_ == "":
             raise UserError("train.from: found '', expected a checkpoint's folder, or null to begin anew")
         if self.seed > 10**12:  # of which a generator's seed is made for every step
             raise UserError(f"train.seed: found {self.seed}, expected at most 10 to the 12th")
         check_loggers(self.loggers)
+
+    def over(self, windows: int) -> "TrainSettings":
+        """The same with `epochs` over so many windows as steps."""
+        if self.epochs is None:
+            return self
+        return replace(self, steps=math.ceil(self.epochs * windows / self.batch_size), epochs=None)

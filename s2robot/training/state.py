@@ -60,8 +60,10 @@ def load_state(path: Path, identity: Mapping[str, Any], device: torch.device | s
         raise UserError(f"{path}: found the state of another version; remove it or choose another folder")
     for key, value in identity.items():
         if key in saved and (difference := _difference(key, saved[key], value)):
+            more = f"; train.from={path.parent / 'checkpoint'} begins with its weights"
             raise UserError(
                 f"{path}: found the state of another run; remove it or choose another folder ({difference})"
+                + (more if key == "train.steps" else "")
             )
     return state
 

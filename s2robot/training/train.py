@@ -12,6 +12,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ from s2robot.training.schedule import warm_up_then_cosine
 from s2robot.training.settings import TrainSettings
 from s2robot.training.start import begin_from
 from s2robot.training.state import load_state, save_state, told
+from s2robot.training.stops import Stops
 from s2robot.training.tuned import Through, TunedPolicy, groups_of, policy_of, save, tuned_of
 
 Row = dict[str, float]
@@ -110,10 +112,11 @@ def train(
             f"train.rollouts.every: found {settings.rollouts.every}, expected 0: nothing was given that rolls out"
         )
     fabric = launch(settings, "train")
-    training, held_out = episodes or store.split(settings.validation, settings.seed)
+    training, held_out = episodes or store.split(settings.validation or 0.0, settings.seed)
     torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
     windows = make_windows(store, training, spec.context, spec.chunk)
+    settings = settings.over(len(windows))
     if settings.from_:
         begin_from(policy, settings.from_, contract)
         policy.fit_range(*_chunks(policy, store, windows))
@@ -125,16 +128,13 @@ def train(
     causal = policy.network.body.causal
     batches = Batches(store, features, windows, fabric.device, causal, views, takes, settings.shards)
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
-    validation = None if unseen is None else batches.over(unseen)
     with alone(fabric, out), together(fabric, "train"):
         about: dict[str, Any] = {"views": batches.ways - 1} if views is not None else {}
         about |= {"held_out_episodes": held_out.tolist()} if len(held_out) else {}
         contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out), **about}}
         model = TunedPolicy(policy, tail) if tail else policy
-        run = _Run(settings, model, batches, validation, contract, out, fabric, progress, rollout)
-        run.go_on()
-        learn(run.learner, run.steps, run.batch, run.after)
-        run.close()
+        validation = None if unseen is None else batches.over(unseen)
+        _Run(settings, model, batches, validation, contract, out, fabric, progress, rollout).run()
     return out / "checkpoint"
 
 
@@ -224,6 +224,14 @@ class _Run:
         self.began = time.monotonic()
         self.since = self.saved = 0  # the step that the next row counts from; that of the state on disk
         self.loggers: Loggers | None = None  # of the process that writes
+        self.stops = Stops()
+
+    def run(self) -> None:
+        """All steps that are left. A process alone saves its state on Ctrl-C and SIGTERM before it ends."""
+        self.go_on()
+        with self.stops.listening() if self.fabric.world_size == 1 else nullcontext():
+            learn(self.learner, self.steps, self.batch, self.after)
+        self.close()
 
     @property
     def averaged(self) -> ChunkPolicy | TunedPolicy:
@@ -238,7 +246,7 @@ class _Run:
             state = load_state(path, self.identity, self.fabric.device)
             self.learner.load_state_dict(state)
             self.history, self.best, done = state["history"], state["best"], state["step"]
-            self.since = self.saved = done
+            self.since, self.saved, self.totals = state.get("since", done), done, state.get("totals", {})
         self.learner.model.train()
         if self.fabric.is_global_zero:
             if not done:  # begun anew: nothing of an earlier training stays beside it
@@ -253,6 +261,7 @@ class _Run:
 
     def batch(self, step: int) -> tuple[dict[str, Tensor]]:
         """The batch of a step, which seeds its dropout and noise, too."""
+        self.stops.inside = True
         seed, rank = self.settings.seed, self.fabric.global_rank
         torch.manual_seed(seed * 100_003 + step + rank * _RANK_SEED)
         return (self.batches.step(step, self.settings.batch_size, seed, rank, self.fabric.world_size),)
@@ -266,14 +275,18 @@ class _Run:
             self.totals[name] = self.totals.get(name, 0) + value.double()
         step = self.learner.step
         due = self.settings.rollouts.due(step)
+        self.stops.inside = False
         if step % self.settings.log_every == 0 or step == self.steps or due:
             self._end_row(step)
+        if self.stops.asked:
+            self._save(step)
+            raise KeyboardInterrupt
 
     def _end_row(self, step: int) -> None:
         """A row of metrics over the steps since the last one."""
         count = step - self.since
         mean = {name: mean_of_all(self.fabric, total / count).item() for name, total in self.totals.items()}
-        row: Row = {"step": step}
+        row: Row = {"step": step, "passes": step * self.settings.batch_size / self.batches.count}
         row |= {_COLUMNS.get(name, f"train_{name}"): value for name, value in mean.items()}
         row |= {f"val_{name}": value for name, value in self._validate().items()}
         for value in (row["train_loss"], row.get("val_loss", 0.0)):
@@ -323,19 +336,24 @@ class _Run:
             self.best = row["val_loss"]
             self._save_checkpoint("checkpoint_best")
         if step == self.steps or "success" in row or step - self.saved >= self.settings.checkpoint_every:
-            self.saved = step
-            self._save_checkpoint()
-            with told(self.out / "metrics.json"):
-                write_json(self.out / "metrics.json", self.history)
-            state = {"identity": self.identity, **self.learner.state_dict(), "history": self.history,
-                     "best": self.best}  # fmt: skip
-            save_state(self.out / "training_state.pt", state)
+            self._save(step)
             if "success" in row:  # after the state: what it may go back to is never removed
                 with told(self.out):
                     keep_best(self.out, self.history, self.settings.rollouts.keep)
 
+    def _save(self, step: int) -> None:
+        """The checkpoint and all that the next steps need; `totals` are of the row under way."""
+        self.saved = step
+        self._save_checkpoint()
+        with told(self.out / "metrics.json"):
+            write_json(self.out / "metrics.json", self.history)
+        own = {"history": self.history, "best": self.best, "since": self.since, "totals": self.totals}
+        save_state(
+            self.out / "training_state.pt", {"identity": self.identity, **self.learner.state_dict(), **own}
+        )
+
     def _save_checkpoint(self, name: str = "checkpoint") -> None:
-        row = self.history[-1]
+        row = self.history[-1] if self.history else {}
         kept = ("step", "train_loss", "val_loss")
         told = {k: row[k] for k in row if k in kept or (k.startswith("val_") and k.endswith("_error"))}
         training = {**self.contract["training"], **told}

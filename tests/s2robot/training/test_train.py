@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -103,6 +104,67 @@ def test_a_killed_run_goes_on_exactly(data, tmp_path, kind):
         assert {k: v for k, v in a.items() if k not in TIMES} == {
             k: v for k, v in b.items() if k not in TIMES
         }
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [2, 7, 9])
+def test_a_stopped_run_has_saved_its_last_step_and_goes_on_exactly(data, tmp_path, monkeypatch, number, at):
+    """Before any state is due, between two rows, and at a row; the signal comes in the middle of a step."""
+    store, features = data
+    spec = make_spec(proprio_noise=0.1)
+    whole = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "whole")
+    usual, step = signal.getsignal(number), Batches.step
+
+    def signalled(self, i, *rest):
+        if i == at:
+            os.kill(os.getpid(), number)
+        return step(self, i, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Batches, "step", signalled)
+        train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut")
+    assert signal.getsignal(number) is usual
+    assert torch.load(tmp_path / "cut/training_state.pt", weights_only=True)["step"] == at + 1
+    load_checkpoint(tmp_path / "cut/checkpoint")
+    cut = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut")
+    assert same(weights(whole), weights(cut))
+    assert same(weights(tmp_path / "whole/checkpoint_best"), weights(tmp_path / "cut/checkpoint_best"))
+    history = [json.loads((p.parent / "metrics.json").read_text()) for p in (whole, cut)]
+    bare = [[{k: v for k, v in row.items() if k not in TIMES} for row in rows] for rows in history]
+    assert bare[0] == bare[1]
+
+
+def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
+    store, features = data
+    progress = lambda done, *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=progress)
+    assert torch.load(tmp_path / "training_state.pt", weights_only=True)["step"] == 5
+
+
+@pytest.mark.parametrize("epochs", [0.5, 3])
+def test_passes_are_counted_and_may_be_given(data, tmp_path, epochs):
+    store, features = data
+    rows = []
+    train(
+        make_settings(epochs=epochs, steps=9999, validation=None), make_spec(), store, features, CONTRACT, tmp_path,
+        progress=lambda done, steps, row: rows.append((done, steps, row)),
+    )  # fmt: skip
+    windows = len(make_windows(store, np.arange(8), 1, 4))
+    steps = math.ceil(epochs * windows / 16)
+    assert rows[-1][:2] == (steps, steps)
+    assert [row["passes"] for *_, row in rows] == [done * 16 / windows for done, *_ in rows]
+    whole = train(
+        make_settings(steps=steps, validation=0.0), make_spec(), store, features, CONTRACT, tmp_path / "a"
+    )
+    assert same(weights(whole), weights(tmp_path / "checkpoint"))
+
+
+def test_more_steps_in_the_same_folder_name_how_to_go_on(data, tmp_path):
+    store, features = data
+    train(make_settings(steps=5), make_spec(), store, features, CONTRACT, tmp_path)
+    with pytest.raises(UserError, match=f"train.from={tmp_path / 'checkpoint'}"):
+        train(make_settings(steps=10), make_spec(), store, features, CONTRACT, tmp_path)
 
 
 def test_a_finished_run_is_not_trained_again(data, tmp_path):
@@ -410,7 +472,7 @@ def test_without_validation_every_episode_is_trained_on(data, tmp_path, monkeypa
     rows = json.loads((tmp_path / "metrics.json").read_text())
     trained = {"loss", "joint_loss", "gripper_loss", "gripper_accuracy", "joint_error_rad"}
     assert [set(row) for row in rows] == [
-        {"step", "lr", "grad_norm", *TIMES} | {f"train_{name}" for name in trained}
+        {"step", "passes", "lr", "grad_norm", *TIMES} | {f"train_{name}" for name in trained}
     ] * 2
 
 
