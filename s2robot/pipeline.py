@@ -51,7 +51,7 @@ from s2robot.envs.trace import tracing
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, wide
-from s2robot.policies import ChunkPolicy, PolicySpec
+from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec
 from s2robot.policies.card import write_card
 from s2robot.policies.rays import with_geometry
 from s2robot.training.settings import TrainSettings
@@ -79,6 +79,8 @@ class Task:
     def open_demos(self) -> EpisodeStore:
         """The dataset, checked against the robot, the action frame and the cameras."""
         store = self.demos.open()
+        if not self.cameras:
+            raise UserError(f"{store.path}: found no cameras, expected at least one to encode")
         store.check(self.robot, self.action_frame, self.cameras, self.rate_hz)
         return store
 
@@ -294,6 +296,22 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
     }
 
 
+def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder) -> None:
+    """Refuse a dataset whose policy could not act in the world that will evaluate it, before encoding and training.
+
+    Raises:
+        PolicyError, UserError: another task, robot, rate, action or state, or a camera that the world lacks.
+    """
+    from s2robot.evaluation.evaluate import world_for
+    from s2robot.loading import image_size_of
+
+    contract = contract_of(task, store, encoder)
+    try:
+        world_for(task.world, contract, image_size_of(contract, encoder))
+    except (PolicyError, UserError) as error:
+        raise type(error)(f"{store.path}: {error}; `s2robot train` trains without evaluating") from None
+
+
 def _seeds_of(store: EpisodeStore) -> list[int]:
     """The positions that the demos were recorded at, each once; none of demos that know of none."""
     return sorted(set(store.meta("seed").tolist())) if "seed" in store.meta_keys else []
@@ -366,6 +384,7 @@ def _run(cfg: DictConfig) -> None:
             record_demos(cfg, cfg.recording, out / "demos.zarr")
     store = task.open_demos()
     refuse_positions_of_demos({"dataset": {"seeds": _seeds_of(store)}}, evaluation.positions, store.path)
+    check_world(task, store, encoder)
     with timed("encode"):
         features, _ = encode(task, store, encoder)
     with timed("train"):

@@ -209,9 +209,11 @@ def train(cfg: DictConfig) -> None:
 
 def _encoded(task: "Task") -> "tuple[EpisodeStore, S2Encoder, Any, list[FeatureCache]]":
     from s2robot.encoders.build import build_encoder
-    from s2robot.pipeline import encode
+    from s2robot.pipeline import check_world, encode
 
     store, encoder = task.open_demos(), build_encoder(task.encoder)
+    if task.train.rollouts.every:
+        check_world(task, store, encoder)
     return store, encoder, *encode(task, store, encoder)
 
 

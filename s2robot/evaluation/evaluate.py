@@ -106,7 +106,7 @@ def evaluate_checkpoint(
     start, e = time.monotonic(), settings or EvaluateSettings()
     # the workers' device may be one that this process has not
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), weights)
-    config, changes = _world_of(world, contract, image_size_of(contract, encoder))
+    config, changes = world_for(world, contract, image_size_of(contract, encoder))
     if changes:
         print(f"note: this world is not the demos': {'; '.join(changes)}")
     refuse_positions_of_demos(contract, e.positions, checkpoint)
@@ -127,7 +127,7 @@ def evaluate_checkpoint(
     return summary
 
 
-def _world_of(
+def world_for(
     world: TaskSettings | None, contract: Mapping[str, Any], image_size: ImageSize
 ) -> tuple[TaskSettings, list[str]]:
     """The world to evaluate in, with the policy's cameras, and in what it differs from that of the demos."""

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.singleton import Singleton
 
+from s2robot import cli
 from s2robot.common.paths import configs_dir
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.policies import ChunkPolicy, PolicySpec, save_checkpoint
 from tests import forks
+from tests.inline import do_inline
 from tests.s2robot.pictures import write_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +31,28 @@ CALM = (
     "bridge.watchdog.hold_fault=60", "bridge.watchdog.report_fault=30", "bridge.safety.state_age_max=9",
     "bridge.supervisor_s=9", "bridge.arm.connect_s=60", "bridge.speed=0.2", "bridge.home.speed=1",
 )  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Run `s2robot <arguments>` in this process, in a folder of its own, and leave no trace of Hydra in it.
+
+    A process of its own imports torch and the simulator first, which costs more than most commands here.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
+    do_inline(monkeypatch)
+    singletons, argv = Singleton.get_state(), sys.argv
+
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        words = list(map(str, args))
+        capsys.readouterr()
+        status = cli.main(words)
+        assert sys.argv is argv
+        return subprocess.CompletedProcess(words, status, *capsys.readouterr())
+
+    yield run
+    Singleton.set_state(singletons)
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.singleton import Singleton
 
-from s2robot import cli, pipeline, verbs
+from s2robot import pipeline, verbs
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import task_settings
@@ -23,7 +22,6 @@ from s2robot.features import FeaturesSettings
 from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint
 from tests import forks
-from tests.inline import do_inline
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = [  # small enough to be trained in a second
@@ -51,28 +49,6 @@ def command(tmp_path_factory):
         )  # fmt: skip
 
     return run
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
-    """Run `s2robot <arguments>` in this process, in a folder of its own, and leave no trace of Hydra in it.
-
-    A process of its own imports torch and the simulator first, which costs more than most commands here.
-    """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
-    do_inline(monkeypatch)
-    singletons, argv = Singleton.get_state(), sys.argv
-
-    def run(*args: object) -> subprocess.CompletedProcess[str]:
-        words = list(map(str, args))
-        capsys.readouterr()
-        status = cli.main(words)
-        assert sys.argv is argv
-        return subprocess.CompletedProcess(words, status, *capsys.readouterr())
-
-    yield run
-    Singleton.set_state(singletons)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import PickerConfig
 from s2robot.envs.gym_config import GymSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
-from s2robot.evaluation.evaluate import _world_of, evaluate_policy
+from s2robot.evaluation.evaluate import evaluate_policy, world_for
 from s2robot.evaluation.film import film, film_some
 from s2robot.evaluation.planners import LearnedPlanner, NearestDemo
 from s2robot.evaluation.records import read_records, summarise
@@ -368,7 +368,7 @@ def test_cameras_that_moved_since_the_demos_are_told(checkpoint, tmp_path, capsy
 def test_the_demos_own_world_is_that_of_the_contract(checkpoint):
     contract = json.loads((checkpoint / "policy.json").read_text())["contract"]
     contract["env_config"] |= {"max_steps": 9, "side_cameras": {"left": [[0.5, 0, 0.5], [0, 0, 0], 40.0]}}
-    world, changes = _world_of(None, contract, 128)
+    world, changes = world_for(None, contract, 128)
     assert (world.max_steps, world.image_size, world.cameras, changes) == (9, 128, CAMERAS, [])
     assert world.side_cameras == {"left": ((0.5, 0, 0.5), (0, 0, 0), 40.0)}
 
@@ -378,7 +378,7 @@ def test_a_policy_of_other_actions_is_refused(checkpoint):
     contract["action_parts"] = [{"name": "position", "size": 3, "kind": "delta"}]
     words = r"the policy's action is position \(3 delta\), given is joints \(7 delta\), gripper \(1 binary\)"
     with pytest.raises(PolicyError, match=words):
-        _world_of(None, contract, 128)
+        world_for(None, contract, 128)
 
 
 def test_a_world_whose_settings_have_no_defaults_is_compared():
@@ -393,7 +393,7 @@ def test_a_world_whose_settings_have_no_defaults_is_compared():
 def test_another_world_of_the_same_simulator_is_refused():
     trained = {"env_config": json.loads(json.dumps(asdict(RobosuiteSettings(env="Stack"))))}
     with pytest.raises(UserError, match="task: found robosuite:Lift, expected robosuite:Stack"):
-        _world_of(RobosuiteSettings(env="Lift"), trained, 128)
+        world_for(RobosuiteSettings(env="Lift"), trained, 128)
 
 
 def test_camera_changes_are_of_what_both_sides_know():
