@@ -180,6 +180,7 @@ class Actor:
         self.cameras = policy.spec.cameras
         self.sizes, self._map_of = dict(sizes or {}), map_of
         self._warned: set[str] = set()
+        self._accepted: set[tuple] = set()  # camera, dtype and shape of frames that have passed
         self._queue: list[np.ndarray] = []
         self.reset()
 
@@ -210,19 +211,18 @@ class Actor:
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
 
-        Raises PolicyError for what is missing, of another shape or not finite.
+        Every call checks the whole observation: PolicyError for what is missing, of another shape or type, or not finite.
         """
         for key in ("images", "proprio"):
-            if key not in observation:
+            if observation.get(key) is None:
                 raise PolicyError(
                     f"observation: '{key}' is missing, found {', '.join(observation) or 'nothing'}"
                 )
-        proprio = np.asarray(observation["proprio"], np.float32)[None]
-        self._compare(proprio[0])
+        proprio, frames = self._state(observation["proprio"]), self._frames(observation["images"])
         if not self._queue:
-            self._queue = list(self.batch.plan([0], self._features(observation), proprio)[0])
+            self._queue = list(self.batch.plan([0], self._features(frames), proprio[None])[0])
         elif self.batch.every_step:
-            self.batch.observe([0], self._features(observation), proprio)
+            self.batch.observe([0], self._features(frames), proprio[None])
         action = self._queue.pop(0)
         self.batch.record_actions([0], action[None])
         return action
@@ -249,12 +249,25 @@ class Actor:
             tensor.copy_(old)
         self._queue = list(queue)
 
-    def _compare(self, proprio: np.ndarray) -> None:
-        """Warn of a state (P,) that is far from all that the normalisation was fitted on."""
+    def _state(self, given: Any) -> np.ndarray:
+        """The proprioception (P,), checked; warns of one that is far from all that the normalisation was fitted on."""
         policy = self.batch.policy
         scaler, parts = policy.normaliser.proprio, policy.spec.proprio
+        try:
+            proprio = np.asarray(given, np.float32)
+        except (TypeError, ValueError):
+            raise PolicyError(
+                f"observation: proprio: expected {parts.size} numbers, got {type(given).__name__}"
+            ) from None
         if proprio.shape != (parts.size,):
-            return  # told where the batch is put together
+            raise PolicyError(
+                f"observation: proprio: expected {parts.size} numbers, got shape {proprio.shape}"
+            )
+        if not np.isfinite(proprio).all():
+            raise PolicyError("observation: proprio holds NaN or infinity")
+        parts.check_rotations(torch.from_numpy(proprio)[None], "observation: proprio")
+        if "proprio" in self._warned:
+            return proprio
         state = parts.inner(torch.from_numpy(proprio))
         middle, spread = scaler.offset.cpu(), scaler.scale.cpu()
         away = (state - middle).abs() / spread
@@ -267,15 +280,17 @@ class Actor:
                 f"observation: proprio[{i}] is {state[i]:.4g}, in the policy's demos it was "
                 f"{middle[i]:.3g} ± {spread[i]:.2g}; {told}",
             )
+        return proprio
 
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=4)
 
-    @torch.no_grad()
-    def _features(self, observation: Mapping[str, Any]) -> Tensor:
-        images = observation["images"]
+    def _frames(self, images: Any) -> list[np.ndarray]:
+        """The cameras' frames in the policy's order, checked."""
+        if not isinstance(images, Mapping):
+            raise PolicyError(f"observation: images: expected camera -> frame, got {type(images).__name__}")
         missing = [name for name in self.cameras if name not in images]
         if missing:
             raise PolicyError(
@@ -284,7 +299,14 @@ class Actor:
             )
         frames = [np.asarray(images[name]) for name in self.cameras]
         for i, (name, frame) in enumerate(zip(self.cameras, frames, strict=True)):
+            if (i, frame.dtype, frame.shape) in self._accepted:
+                continue
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+                raise PolicyError(
+                    f"observation: camera '{name}': expected uint8 (H, W, 3), got {frame.dtype} {frame.shape}"
+                )
             self._check_shape(i, name, frame)
+            self._accepted.add((i, frame.dtype, frame.shape))
             found, wanted = frame.shape[:2], tuple(self.sizes.get(name, frame.shape[:2]))
             if found != wanted:
                 self._warn(
@@ -292,6 +314,10 @@ class Actor:
                     f"observation: camera '{name}' has {found[0]} x {found[1]} px, the policy's demos had "
                     f"{wanted[0]} x {wanted[1]}",
                 )
+        return frames
+
+    @torch.no_grad()
+    def _features(self, frames: Sequence[np.ndarray]) -> Tensor:
         if len({frame.shape for frame in frames}) == 1:
             return torch.as_tensor(self.encode(np.stack(frames)))[None]  # (1, C, N, D)
         tokens = [torch.as_tensor(self.encode(frame[None]))[0] for frame in frames]  # (N_c, D) each
@@ -299,8 +325,8 @@ class Actor:
 
     def _check_shape(self, i: int, name: str, frame: np.ndarray) -> None:
         """Refuse a frame whose token map is not the policy's: one of another shape."""
-        if self._map_of is None or frame.ndim != 3:
-            return  # told by the encoder
+        if self._map_of is None:
+            return
         maps = self.batch.policy.spec.maps
         side = math.isqrt(maps) if isinstance(maps, int) else 0
         wanted = (side, side) if isinstance(maps, int) else maps[i]

@@ -125,6 +125,17 @@ class RemotePolicy:
             PolicyRefused: the server says why it has no action for this observation.
             UserError: an observation without one of the cameras or that cannot be sent.
         """
+        for key in ("images", "proprio"):
+            if observation.get(key) is None:
+                raise UserError(
+                    f"observation: '{key}' is missing, found {', '.join(observation) or 'nothing'}"
+                )
+        missing = [name for name in self.cameras if observation["images"].get(name) is None]
+        if missing:
+            raise UserError(
+                f"observation: camera '{missing[0]}' is missing, found {', '.join(observation['images'])}, "
+                f"the policy needs {', '.join(self.cameras)}"
+            )
         if not self._queue:
             self._queue = list(self._ask(observation, deadline_s))
         return self._queue.pop(0)
@@ -140,12 +151,6 @@ class RemotePolicy:
             "deadline_s", self.deadline_s if deadline_s is None else deadline_s
         )
         images = observation["images"]
-        missing = [name for name in self.cameras if name not in images]
-        if missing:
-            raise UserError(
-                f"observation: camera '{missing[0]}' is missing, found {', '.join(images)}, "
-                f"the policy needs {', '.join(self.cameras)}"
-            )
         self._asked += 1
         request = {
             "id": self._asked,

@@ -360,6 +360,9 @@ def test_a_client_checks_its_own_observations(checkpoint):
         with pytest.raises(PolicyRefused, match="proprio holds NaN"):
             policy.act(observation | {"proprio": np.full(8, np.nan)})
         assert policy.act(observation).shape == (8,) and server.calls == 1
+        for gone in ({"proprio": None}, {"images": {"hand": observation["images"]["hand"]}}):
+            with pytest.raises(UserError, match="is missing"):  # while the plan lasts, too
+                policy.act(observation | gone)
 
 
 def test_a_policy_that_fails_says_so_and_goes_on(checkpoint, capsys):
