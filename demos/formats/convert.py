@@ -132,15 +132,12 @@ def as_store(
         DatasetError: as :func:`convert`.
     """
     choice = choice or Choice()
-    if not path.exists() or format_of(path) == "s2robot":
-        # a size of pictures is of the way out, too
-        wrong = next(
-            (k for k, v in asdict(replace(choice, image_size=None)).items() if v != getattr(Choice(), k)),
-            None,
-        )
-        if wrong:
-            raise mismatch(wrong, getattr(choice, wrong), "nothing: an episode store is taken whole")
+    if not path.exists():
         return path  # what is wrong with one that is not there, the store says best
+    if format_of(path) == "s2robot":
+        choice = replace(choice, image_size=None)  # a size of pictures is of the way out, too
+        if choice == Choice():
+            return path
     key = hashlib.sha256(json.dumps([READER, asdict(choice), _files(path)]).encode()).hexdigest()[:16]
     out = cache / f"{path.name.split('.')[0]}-{key}.zarr"
     if not out.exists():

@@ -59,7 +59,7 @@ class ReplayBuffer(Source):
                 raise mismatch(
                     f"{path}: data/{key}", f"{array.shape[0]} steps", f"{ends[-1]} by episode_ends"
                 )
-        self._ends = ends[: choice.episodes]
+        self._ends = ends
         self._videos: dict[str, str] = {}  # camera -> its file in an episode's folder
         self._kept = Kept.of(text, f"{path}: {NAME}") if text else None
         if self._kept and self._kept.fits(choice):

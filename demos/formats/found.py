@@ -1,9 +1,14 @@
 """What lies at a path: our store, LeRobot, robomimic or diffusion_policy, by looking and never by the name alone."""
 
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from s2robot.demos.errors import mismatch
-from s2robot.demos.formats.source import Choice, Source, readable
+from s2robot.demos.formats.source import Choice, Chosen, Piece, Source, readable, steps_of
+from s2robot.demos.store import EpisodeStore
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = b"PK\x03\x04"
@@ -43,7 +48,7 @@ def read(path: Path, choice: Choice) -> Source:
     """
     kind = format_of(path)
     with readable(path, kind):
-        return _read(path, kind, choice)
+        return Chosen(_read(path, kind, choice), choice.episodes)
 
 
 def _read(path: Path, kind: str, choice: Choice) -> Source:
@@ -70,7 +75,41 @@ def _read(path: Path, kind: str, choice: Choice) -> Source:
         from s2robot.demos.formats.diffusion_policy import ReplayBuffer
 
         return ReplayBuffer(path, choice)
-    raise mismatch(path, "an episode store already", "a data set of another format")
+    if choice.episodes is None:
+        raise mismatch(path, "an episode store already", "a data set of another format, or episodes=[...]")
+    for key, value in asdict(choice).items():
+        if key != "episodes" and value != getattr(Choice(), key):
+            raise mismatch(key, value, "nothing: of an episode store only episodes can be chosen")
+    return Stored(path)
+
+
+class Stored(Source):
+    """An episode store, to take some episodes of."""
+
+    def __init__(self, path: Path):
+        self._store = EpisodeStore.open(path)
+        super().__init__(path, {k: v for k, v in self._store.attrs.items() if k != "schema_version"})
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def length(self, i: int) -> int:
+        return int(self._store.lengths[i])
+
+    def values(self, i: int) -> dict[str, Any]:
+        return {key: self._store.meta(key)[i] for key in self._store.meta_keys}
+
+    def pieces(self, i: int) -> Iterator[Piece]:
+        store, rows = self._store, self._store.episode_slice(i)
+        step = steps_of(
+            sum(
+                math.prod(store.shape(f"images_{name}"))
+                for name in store.cameras
+                if f"images_{name}" in store.keys
+            )
+        )
+        for start in range(rows.start, rows.stop, step):
+            yield {key: store.read(key, start, min(start + step, rows.stop)) for key in store.keys}
 
 
 def _has_observations(path: Path, choice: Choice) -> bool:

@@ -80,8 +80,8 @@ class LeRobot(Source):
             found = [episode for episode in found if any(episode.index in numbers for numbers in kept)]
             if not found:
                 raise mismatch(f"{path}: mask '{choice.mask}'", "none of its episodes here", "one or more")
-        self._episodes = found[: choice.episodes]
-        if missing and choice.episodes is None:
+        self._episodes = found
+        if missing:
             self.notes.append(missing)
         if several := sum(len(e.tasks) > 1 for e in self._episodes):
             self.notes.append(
@@ -106,6 +106,9 @@ class LeRobot(Source):
         if self._episodes[i].tasks:
             known["task"] = self._tasks.index(self._episodes[i].tasks[0])
         return known
+
+    def missing(self, i: int) -> Path | None:
+        return next((file for file, _ in self._episodes[i].videos.values() if not file.is_file()), None)
 
     # ---------------------------------------------------------------- what the features are
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.parquet import inside, read_table
+from s2robot.demos.formats.source import as_ranges
 
 MARKER = "meta/s2robot.json"  # what a writer of ours left: see kept.py
 
@@ -42,7 +43,7 @@ def v2_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
             for key in video_keys
         }
         found.append(Episode(i, int(entry(row, "length", path)), _tasks(row), data, videos))
-    return found, _missing(path, len(found), len(rows))
+    return found, _missing(path, found, len(rows))
 
 
 def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[list[Episode], str]:
@@ -68,7 +69,7 @@ def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
             videos[key] = file, float(entry(row, f"videos/{key}/from_timestamp", files[0]))
         length = int(entry(row, "length", files[0]))
         found.append(Episode(row["episode_index"], length, _tasks(row), data, videos))
-    return found, _missing(path, len(found), len(rows))
+    return found, _missing(path, found, len(rows))
 
 
 def in_split(info: Mapping[str, Any], name: str, path: Path) -> list[range]:
@@ -90,11 +91,16 @@ def _check_order(indices: list[int], path: Path) -> None:
             raise mismatch(f"{path}/meta: episode_index", index, f"{due}: no gaps, no repeats")
 
 
-def _missing(path: Path, found: int, told: int) -> str:
+def _missing(path: Path, found: Sequence[Episode], told: int) -> str:
     """What to say of episodes that are not here."""
     if not found:
         raise mismatch(path / "data", "no episode's parquet", f"some of the {told} that meta tells of")
-    return f"{found} of {told} episodes are here; the others were not downloaded" if found < told else ""
+    if len(found) == told:
+        return ""
+    return (
+        f"{len(found)} of {told} episodes are here ({as_ranges([episode.index for episode in found])}); the others were "
+        f"not downloaded. `episodes` counts those that are here, 0 to {len(found) - 1}"
+    )
 
 
 def _tasks(row: Mapping[str, Any]) -> tuple[str, ...]:

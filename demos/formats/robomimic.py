@@ -273,7 +273,6 @@ def demos_of(file: Any, path: Path, choice: Choice) -> list[str]:
         if not kept:
             raise mismatch(f"{path}: mask/{choice.mask}", "no demos", "one or more")
         names = sorted(chosen(sorted(kept), names, f"mask/{choice.mask}", path), key=number_of)
-    names = names[: choice.episodes]
     for name in names:
         _check_inside(file["data"][name], path)
     return names

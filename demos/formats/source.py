@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.selection import numbers
 
 PIECE_BYTES = 32 << 20  # of pictures in a piece: memory does not grow with an episode
 AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
@@ -35,7 +36,7 @@ class Choice:
     cameras: tuple[str, ...] | None = None  # which of them, by their keys or short names
     action_kind: str = "absolute"  # of actions of which the format says nothing: absolute | delta
     rate_hz: float | None = None  # control steps a second, where the format does not say
-    episodes: int | None = None  # the first so many
+    episodes: Any = None  # the first so many, or a list of numbers and ranges "0:40"
     mask: str | None = None  # only the demos of this filter key (robomimic) or split (LeRobot)
     tolerance_s: float = 1e-4  # of a time stamp
     image_size: int | None = (
@@ -47,7 +48,7 @@ class Choice:
             raise DatasetError(f"action_kind: found '{self.action_kind}', expected {' or '.join(KINDS)}")
         if self.rate_hz is not None and not self.rate_hz > 0:
             raise DatasetError(f"rate_hz: found {self.rate_hz}, expected more than 0")
-        if self.episodes is not None and self.episodes < 1:
+        if isinstance(self.episodes, int) and (self.episodes < 1 or isinstance(self.episodes, bool)):
             raise DatasetError(f"episodes: found {self.episodes}, expected 1 or more, or null for all")
         if self.image_size is not None and self.image_size < 1:
             raise DatasetError(f"image_size: found {self.image_size}, expected 1 or more")
@@ -78,6 +79,51 @@ class Source(ABC):
     def values(self, i: int) -> dict[str, Any]:
         """One value a key of episode ``i``."""
         return {}
+
+    def missing(self, i: int) -> Path | None:
+        """A file of episode ``i`` that is not there."""
+        return None
+
+
+class Chosen(Source):
+    """Some episodes of a source.
+
+    Raises:
+        DatasetError: an episode that is not there, or a file of one; says how to leave it out.
+    """
+
+    def __init__(self, inner: Source, episodes: Any):
+        super().__init__(inner.path, inner.attributes, inner.notes)
+        total = len(inner)
+        if episodes is None or isinstance(episodes, int):
+            self._taken = list(range(total if episodes is None else min(total, episodes)))
+        else:
+            self._taken = sorted(numbers(episodes, total, "episodes"))
+        self._inner = inner
+        gone = {i: file for i in self._taken if (file := inner.missing(i))}
+        if gone:
+            more = f" (and of {len(gone) - 1} more episodes)" if len(gone) > 1 else ""
+            file = next(iter(gone.values()))
+            raise DatasetError(f"{file}: found no such file{more}, expected one{self._without(set(gone))}")
+
+    def _without(self, bad: set[int]) -> str:
+        rest = as_ranges([i for i in self._taken if i not in bad])
+        return f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)' if rest else ""
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def length(self, i: int) -> int:
+        return self._inner.length(self._taken[i])
+
+    def values(self, i: int) -> dict[str, Any]:
+        return self._inner.values(self._taken[i])
+
+    def pieces(self, i: int) -> Iterator[Piece]:
+        try:
+            yield from self._inner.pieces(self._taken[i])
+        except DatasetError as error:
+            raise DatasetError(f"{error}{self._without({self._taken[i]})}") from error
 
 
 @contextmanager
@@ -115,6 +161,16 @@ def require(*modules: str, extra: str = "data") -> None:
     for module in modules:
         if find_spec(module) is None:
             raise DatasetError(f"{module} is not installed: pip install 's2robot[{extra}]'")
+
+
+def as_ranges(found: Sequence[int]) -> str:
+    """
+    >>> as_ranges([0, 1, 2, 5])
+    '0:3,5'
+    """
+    starts = [i for i in found if i - 1 not in found]
+    ends = [i + 1 for i in found if i + 1 not in found]
+    return ",".join(str(a) if b == a + 1 else f"{a}:{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def steps_of(frame_bytes: int) -> int:

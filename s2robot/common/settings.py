@@ -70,7 +70,7 @@ class DemosSettings:
         if self.mix is not None:
             raise UserError("demos.mix: this verb takes one dataset, expected demos.path")
         path = Path(self.path) if self.path else shipped_demos(str(self.name))
-        if (path / "zarr.json").exists():
+        if not self.foreign:
             if self.mask is not None:
                 raise UserError(
                     f"demos.mask: found '{self.mask}', expected null: {self.path or self.name} is an episode store; "
@@ -78,7 +78,7 @@ class DemosSettings:
                 )
             return path
         with bar("converting demos") as update:
-            choice = Choice(mask=self.mask)
+            choice = Choice(mask=self.mask, episodes=self.episodes)
             return as_store(path, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
 
     def open(self) -> EpisodeStore:
@@ -95,13 +95,19 @@ class DemosSettings:
             DatasetError: an episode that is not there, twice or in both, none to train on, a file that is no split.
         """
         if not isinstance(store, Mix):
-            return select(store, self.episodes, self.split, fraction, seed)
+            episodes = None if self.foreign else self.episodes  # those were chosen while they were read
+            return select(store, episodes, self.split, fraction, seed)
         each = [
             tuple(part + first for part in member.select(own, fraction, seed))
             for member, own, first in zip(self.members(), store.members, store.firsts, strict=False)
         ]
         train, held_out = (np.concatenate(parts) for parts in zip(*each, strict=True))
         return train, held_out
+
+    @property
+    def foreign(self) -> bool:
+        """Whether they are of another format, of which only the chosen episodes are read."""
+        return self.path is not None and not (Path(self.path) / "zarr.json").exists()
 
     @property
     def plain(self) -> bool:
@@ -114,6 +120,8 @@ class DemosSettings:
 
     def first(self) -> int | None:
         """How many episodes are meant, None for all, where a verb takes no other choice (UserError)."""
+        if self.foreign and self.split is None:
+            return None
         if not self.plain:
             raise UserError(
                 "demos: this verb takes the first episodes of one dataset, expected demos.episodes=<number>"

@@ -1,7 +1,12 @@
 """Datasets of other formats through the verbs: what does not fit is refused before anything is encoded."""
 
+import json
+import re
+
+import numpy as np
 import pytest
 
+from s2robot.demos.store import EpisodeStore
 from tests.demos.formats.made import lerobot_v21, store
 from tests.s2robot.test_pipeline import EVALUATION, POLICY, refused
 
@@ -44,3 +49,40 @@ def test_demos_without_cameras_are_refused(here, words, tmp_path):
     assert here("convert", "data=aloha", "out=blind.zarr", "cameras=[]").returncode == 0
     line = refused(here("train", "demos.path=blind.zarr", *words), "train")
     assert "blind.zarr: found no cameras" in line
+
+
+def test_a_missing_video_is_left_out_by_what_the_message_says(here, words, tmp_path):
+    lerobot_v21(tmp_path / "aloha")
+    (tmp_path / "aloha/videos/chunk-000/observation.images.top/episode_000000.mp4").unlink()
+    line = refused(here("convert", "data=aloha", "out=out.zarr"), "convert")
+    assert "episode_000000.mp4" in line
+    (typed,) = re.findall(r'"(episodes=\S+)"', line)
+    assert here("convert", "data=aloha", "out=out.zarr", typed).returncode == 0
+    assert EpisodeStore.open(tmp_path / "out.zarr").meta("source_episode").tolist() == [1]
+    result = here("inspect", "data=aloha", f"demos.{typed}", "videos.write=false")
+    assert result.returncode == 0 and "odd: " in result.stdout
+    assert here("train", "demos.path=aloha", f"demos.{typed}", *words, "hydra.run.dir=run").returncode == 0
+    contract = json.loads((tmp_path / "run/checkpoint/policy.json").read_text())["contract"]
+    assert contract["dataset"]["episodes"] == 1
+
+
+def test_a_video_that_breaks_off_is_left_out_by_what_the_message_says(here, tmp_path):
+    lerobot_v21(tmp_path / "aloha")
+    video = tmp_path / "aloha/videos/chunk-000/observation.images.top/episode_000001.mp4"
+    video.write_bytes(video.read_bytes()[:200])
+    line = refused(here("convert", "data=aloha", "out=out.zarr"), "convert")
+    (typed,) = re.findall(r'"(episodes=\S+)"', line)
+    assert typed == "episodes=[0]" and here("convert", "data=aloha", "out=out.zarr", typed).returncode == 0
+
+
+@pytest.mark.parametrize("target", ["out.zarr", "out.zarr.zip"])
+def test_some_episodes_of_a_store_are_taken(here, tmp_path, target):
+    whole = store(tmp_path / "own.zarr")
+    assert here("convert", "data=own.zarr", f"out={target}", "episodes=[1]").returncode == 0
+    if target != "out.zarr":
+        assert here("convert", f"data={target}", "out=out.zarr").returncode == 0
+    part = EpisodeStore.open(tmp_path / "out.zarr")
+    assert len(part) == 1 and part.attrs == whole.attrs and part.meta("seed").tolist() == [8]
+    for key in whole.keys:
+        np.testing.assert_array_equal(part[key], whole.episode(1)[key])
+    assert "episode 2" in refused(here("convert", "data=own.zarr", "out=no.zarr", "episodes=[2]"), "convert")

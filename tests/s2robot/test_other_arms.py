@@ -76,5 +76,5 @@ def test_it_acts_as_its_parts_say_also_behind_a_server(checkpoint):
 
 def test_a_state_of_another_arm_is_refused(checkpoint):
     actor, _, _ = load_policy(checkpoint, "cpu")
-    with pytest.raises(PolicyError, match=r"proprio has shape \(1, 8\), expected \(1, 9\)"):
+    with pytest.raises(PolicyError, match=r"proprio: .*\(8,\)"):
         actor.act({**observation(0), "proprio": np.zeros(8, np.float32)})

@@ -56,8 +56,8 @@ def test_a_number_that_is_none_is_named_and_nothing_is_left(tmp_path, store):
 
 def test_a_store_is_taken_whole(store):
     assert as_store(store.path, store.path.parent) == store.path
-    with pytest.raises(DatasetError, match=r"^episodes: found 1, expected nothing: an episode store"):
-        as_store(store.path, store.path.parent, Choice(episodes=1))
+    with pytest.raises(DatasetError, match=r"^rate_hz: found 5, "):
+        as_store(store.path, store.path.parent, Choice(rate_hz=5, episodes=1))
 
 
 def test_a_size_of_what_is_drawn(tmp_path, store, recorded):

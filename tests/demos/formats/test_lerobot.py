@@ -153,7 +153,7 @@ def told(**changes):
     "broken, words",
     [
         (truncated, "episode_000001.parquet: found a parquet file that cannot be read"),
-        (no_video, "episode_000001.mp4: found no such file, expected a video"),
+        (no_video, 'episode_000001.mp4: found no such file, expected one; "episodes=[0]"'),
         (short_video, "found 5 frames from 0 s on, expected 7 as the table has steps"),
         (long_table, "episode 1: found 7 rows, expected 8 by the table of episodes"),
         (gap, "episode_index: found 2, expected 1: no gaps, no repeats"),
