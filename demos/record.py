@@ -79,7 +79,7 @@ def _step(env: Task, action: np.ndarray, perturbed: bool) -> list[tuple[str, Any
     """What a demo holds of a step, by key."""
     seen = [("state", env.get_state())] if env.has_state else []
     if not env.has_state:
-        seen = [(f"images_{name}", frame) for name, frame in env.render_cameras().items()]
+        seen = [(f"images_{name}", frame) for name, frame in env.frames().items()]
     return [
         *seen,
         ("proprio", env.proprio),

@@ -257,7 +257,24 @@ class Task(gymnasium.Env):
 
     def observe(self) -> dict[str, Any]:
         """The present observation."""
-        return {"images": self.render_cameras() if self.draw else {}, "proprio": self.proprio}
+        return {"images": self.frames() if self.draw else {}, "proprio": self.proprio}
+
+    def frames(self) -> dict[str, np.ndarray]:
+        """:meth:`render_cameras`, checked.
+
+        Raises:
+            EnvError: a camera is missing, or its frame is of another type or size than the settings say.
+        """
+        frames = self.render_cameras()
+        spaces: Any = self.observation_space["images"] if frames else {}  # type: ignore[index]
+        for name, box in spaces.items():
+            found = frames.get(name)
+            if found is None or found.dtype != np.uint8 or found.shape != box.shape:
+                got = "none" if found is None else f"{found.dtype} {found.shape}"
+                raise EnvError(
+                    f"task {self.settings.task}: render_cameras: '{name}': expected uint8 {box.shape}, got {got}"
+                )
+        return frames
 
     def info(self) -> dict[str, Any]:
         """What is known of the episode so far."""

@@ -68,6 +68,9 @@ def own_settings(name: str, target: str) -> type[TaskSettings]:
     world = _found(target, "task.class")
     if not (isinstance(world, type) and issubclass(world, Task)):
         raise EnvError(f"task.class: found {target}, which is no subclass of s2robot.envs.task.Task")
+    lacking = [n for n in dir(world) if getattr(getattr(world, n), "__isabstractmethod__", False)]
+    if lacking:
+        raise EnvError(f"task.class: {target} lacks {', '.join(lacking)}, which every task defines")
     _OWN[name] = world.Settings
     return world.Settings
 
@@ -120,10 +123,12 @@ def _found(target: str, where: str = "task") -> Any:
     try:
         # ".pusher" would be relative to a package, and there is none
         found = importlib.import_module(module) if module and name and module[0] != "." else None
-    except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0] and error.name != module:
-            raise EnvError(f"{where}: {module} needs {error.name}, which is not installed") from None
+    except ImportError as error:
+        if not (isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")):
+            raise EnvError(f"{where}: {module} cannot be imported: {error}") from None
         found = None
-    if found is None or not hasattr(found, name):
+    if found is None:
         raise EnvError(f"{where}: found '{target}', expected module:Class that Python finds from here")
+    if not hasattr(found, name):
+        raise EnvError(f"{where}: found '{target}', but {found.__file__} defines no {name}")
     return getattr(found, name)

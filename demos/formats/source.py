@@ -108,7 +108,9 @@ class Chosen(Source):
 
     def _without(self, bad: set[int]) -> str:
         rest = as_ranges([i for i in self._taken if i not in bad])
-        return f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)' if rest else ""
+        return (
+            f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)' if rest else ""
+        )
 
     def __len__(self) -> int:
         return len(self._taken)

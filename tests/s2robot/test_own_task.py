@@ -122,6 +122,42 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
         sys.modules.pop(name)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "import mujoco",
+            "import notinstalled",
+            "cannot be imported: No module named 'notinstalled'",
+        ),
+        ("import mujoco", "from mujoco import Nothing", "cannot be imported: cannot import name"),
+        ("def apply(", "def applied(", "lacks apply"),
+        ("is_success = property", "succeeded = property", "lacks is_success"),
+        (
+            'self.task_spec.cameras["top"]',
+            "(32, 32)",
+            "'top': expected uint8 (64, 64, 3), got uint8 (32, 32, 3)",
+        ),
+        ('{"top": self._r', '{"front": self._r', "'top': expected uint8 (64, 64, 3), got none"),
+    ],
+)
+def test_a_fault_in_the_file_is_named(tmp_path, monkeypatch, capsys, old, new, words):
+    module = f"pusher_{abs(hash(new))}"  # another name each time: bytecode is cached by time and size
+    code = (FOLDER / "pusher.py").read_text(encoding="utf-8")
+    assert old in code
+    (tmp_path / f"{module}.py").write_text(code.replace(old, new), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    do_inline(monkeypatch)
+    where = [f"task.class={module}:Pusher", "workers=1", "episodes=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    try:
+        assert main(["record", *TASK, *where]) == 2
+    finally:
+        sys.modules.pop(module, None)
+        tasks._OWN.clear()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert words in line
+
+
 def test_a_task_that_is_not_there_is_one_line(tmp_path, capsys):
     assert main(["evaluate", "task=juggling", "checkpoint=x", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert "task: found 'juggling', expected one of: can, cube_pick, gym" in capsys.readouterr().err
