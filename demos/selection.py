@@ -7,7 +7,7 @@ select(store, None, Path("split.json"), 0.0, 0)   # {"train": ["0:40"], "validat
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,24 @@ from typing import Any
 import numpy as np
 
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.store import EpisodeStore
-
-Split = tuple[np.ndarray, np.ndarray]  # numbers of episodes to train on and to validate on, sorted
+from s2robot.demos.store import EpisodeStore, Split
 
 
-def select(store: EpisodeStore, episodes: Any, split: str | Path | None, fraction: float, seed: int) -> Split:
+def select(
+    store: EpisodeStore,
+    episodes: Any,
+    split: str | Path | None,
+    fraction: float,
+    seed: int,
+    spent: Collection[int] = (),
+) -> Split:
     """Episodes to train on and to validate on.
 
     Args:
         episodes: None for all, the number of the first ones, or a list of numbers and ranges "0:40".
         split: a JSON file with "train" and "validation", lists likewise; instead of the two others.
         fraction: of the episodes held out, drawn by the seed.
+        spent: those that a drawn split does not hold out.
 
     Raises:
         DatasetError: an episode that is not there, or twice; nothing to train on; a file that is none.
@@ -36,8 +42,8 @@ def select(store: EpisodeStore, episodes: Any, split: str | Path | None, fractio
     if isinstance(episodes, int) and (isinstance(episodes, bool) or episodes < 1):
         raise mismatch("demos.episodes", episodes, "the number of the first ones, a list, or null for all")
     if episodes is None or isinstance(episodes, int):
-        return store.split(fraction, seed, episodes)
-    return store.split(fraction, seed, sorted(numbers(episodes, len(store), "demos.episodes")))
+        return store.split(fraction, seed, episodes, spent)
+    return store.split(fraction, seed, sorted(numbers(episodes, len(store), "demos.episodes")), spent)
 
 
 def numbers(given: Any, total: int, where: str) -> list[int]:

@@ -22,7 +22,7 @@ import os
 import shutil
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ try:
     import fcntl
 except ImportError:  # Windows has no flock: two writers at once are the user's care there
     fcntl = None  # type: ignore[assignment]
+
+Split = tuple[np.ndarray, np.ndarray]  # numbers of episodes to train on and to validate on, sorted
 
 
 class EpisodeStore:
@@ -345,14 +347,12 @@ class EpisodeStore:
                 digest.update(np.ascontiguousarray(rows).tobytes())
         return digest.hexdigest()
 
-    def split(
-        self, fraction: float, seed: int, chosen: int | list[int] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def split(self, fraction: float, seed: int, chosen: Any = None, spent: Collection[int] = ()) -> Split:
         """Episodes to train on and to validate on, drawn by the seed and sorted: at least one each, none to validate
-        on with a fraction of 0. Only the ``chosen`` take part if given: the first so many, or those of a list.
+        on with a fraction of 0. ``chosen``: only these take part, the first so many or a list. ``spent`` are trained on.
 
         Raises:
-            DatasetError: fewer than two episodes (one with a fraction of 0), or a fraction outside 0 to 1.
+            DatasetError: too few episodes, all of them spent, or a fraction outside 0 to 1.
         """
         pool = np.array(chosen) if isinstance(chosen, list) else np.arange(len(self))[:chosen]
         total, least = len(pool), 2 if fraction else 1
@@ -360,8 +360,12 @@ class EpisodeStore:
             found = f"{total} episodes and a validation fraction of {fraction}"
             raise mismatch(self.path, found, f"at least {least} and a fraction from 0 to 1")
         count = min(max(round(fraction * total), 1), total - 1) if fraction else 0
-        order = np.random.default_rng(seed).permutation(total)
-        return np.sort(pool[order[count:]]), np.sort(pool[order[:count]])
+        order = pool[np.random.default_rng(seed).permutation(total)]
+        held_out = order[~np.isin(order, list(spent))][:count]
+        if count and not len(held_out):
+            found = f"{total} episodes that the policy of train.from was trained on, or that are there twice"
+            raise mismatch(self.path, found, "some to hold out, or train.validation=0")
+        return np.setdiff1d(order, held_out), np.sort(held_out)
 
     def check(self, robot=None, action_frame=None, cameras=None, rate_hz=None) -> None:
         """Refuse a dataset that is not of the given robot, action frame or rate, or lacks one of the cameras.
@@ -374,12 +378,8 @@ class EpisodeStore:
                 raise mismatch(self.path, f"{name} {self._attrs[name]!r}", repr(expected))
         for camera in cameras or ():
             if camera not in self.cameras:
-                has = ", ".join(self.cameras) or "none"
-                use = (
-                    f"; env.cameras=[{','.join(self.cameras)}] takes those that it has"
-                    if self.cameras
-                    else ""
-                )
+                has, names = ", ".join(self.cameras) or "none", ",".join(self.cameras)
+                use = f"; env.cameras=[{names}] takes those that it has" if names else ""
                 raise mismatch(self.path, f"cameras {has}", f"'{camera}' among them{use}")
 
     # ---------------------------------------------------------------- inside

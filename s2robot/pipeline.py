@@ -35,9 +35,9 @@ from s2robot.common.settings import (
     typed,
 )
 from s2robot.common.timeline import Stages
+from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix
 from s2robot.demos.schema import PARTS
-from s2robot.demos.selection import Split
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
@@ -51,7 +51,7 @@ from s2robot.envs.trace import tracing
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, wide
-from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec
+from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.card import write_card
 from s2robot.policies.rays import with_geometry
 from s2robot.training.settings import TrainSettings
@@ -85,8 +85,24 @@ class Task:
         return store
 
     def split(self, store: EpisodeStore) -> Split:
-        """Numbers of the episodes to train on, and of those held out."""
-        return self.demos.select(store, self.train.validation or 0.0, self.train.seed)
+        """Episodes to train on, and those held out, which no ancestor of the policy was trained on."""
+        return self.demos.select(store, self.train.validation or 0.0, self.train.seed, self._ancestors(store))
+
+    def lineage(self, store: EpisodeStore | None = None) -> Lineage:
+        """What the policy will have met: its ancestors' episodes and positions, its own demos' and its rollouts'."""
+        found, rollouts = self._ancestors(store), self.train.rollouts
+        if store is not None:
+            found = found.trained_on(store, self.split(store)[0])
+        return found.selected_by(rollouts.positions) if rollouts.every else found
+
+    def _ancestors(self, store: EpisodeStore | None) -> Lineage:
+        """Of the policy that the training begins with; UserError where that is none."""
+        if not (parent := self.train.from_):
+            return Lineage()
+        try:
+            return Lineage.of(load_checkpoint(parent)[1], store, parent)
+        except PolicyError as error:
+            raise UserError(f"train.from: {parent}: {error}") from error
 
 
 def read_task(cfg: DictConfig) -> Task:
@@ -191,6 +207,8 @@ def encode(
 def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
     """Train the task's policy; returns the checkpoint folder."""
     contract = contract_of(task, store, encoder)
+    if is_first() and (note := Lineage.of(contract).note):
+        print(f"note: train.from: {note}", flush=True)
     frames = frame_sizes(store, encoder, task.cameras)
     maps = token_maps(encoder, frames)
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": max(map(math.prod, maps))}
@@ -241,11 +259,10 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
         return None
     require_simulator()
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
-    from s2robot.evaluation.summary import refuse_positions_of_demos
 
     if why := task.world.undrawn():
         raise UserError(f"train.rollouts.every: found {settings.every}, expected 0: {why}")
-    refuse_positions_of_demos(contract, settings.positions, "this training", "train.rollouts.seed")
+    Lineage.of(contract).refuse(settings.positions, "this training", "train.rollouts.seed", TRAINING)
     how = EvaluateSettings(episodes=settings.episodes, seed=settings.seed, workers=settings.workers, videos=0)
 
     def success(checkpoint: Path) -> float:
@@ -253,7 +270,7 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
         known = folder / "episodes.settings.json"
         if known.is_file() and read_json(known).get("policy") != policy_sha256(checkpoint):
             shutil.rmtree(folder)  # of a training that was begun anew: that policy is no more
-        tried = evaluate_checkpoint(checkpoint, folder, how, task.world)
+        tried = evaluate_checkpoint(checkpoint, folder, how, task.world, selects=True)
         return float(tried["success"])
 
     return success
@@ -288,9 +305,9 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "name": store.path.name,
             "fingerprint": store.fingerprint,
             "episodes": len(store),
-            "seeds": _seeds_of(store),
             **_selection(task, store),
         },
+        "lineage": task.lineage(store).stored(),
         "versions": versions(),
         **{name: about[name] for name in PARTS.values() if name in about},
     }
@@ -310,11 +327,6 @@ def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder) -> None:
         world_for(task.world, contract, image_size_of(contract, encoder))
     except (PolicyError, UserError) as error:
         raise type(error)(f"{store.path}: {error}; `s2robot train` trains without evaluating") from None
-
-
-def _seeds_of(store: EpisodeStore) -> list[int]:
-    """The positions that the demos were recorded at, each once; none of demos that know of none."""
-    return sorted(set(store.meta("seed").tolist())) if "seed" in store.meta_keys else []
 
 
 def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
@@ -366,7 +378,6 @@ def run(cfg: DictConfig) -> None:
 
 def _run(cfg: DictConfig) -> None:
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
-    from s2robot.evaluation.summary import refuse_positions_of_demos
 
     only_simulated(cfg)
     evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
@@ -376,14 +387,14 @@ def _run(cfg: DictConfig) -> None:
     if cfg.record:
         cfg.demos.path = str(out / "demos.zarr")
     task = read_task(cfg)
-    _refuse_shared_positions(task, evaluation.positions)
+    task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
     encoder = build_encoder(task.encoder)
     timed = Stages(out / "stages.json")
     if cfg.record and is_first():
         with timed("record"):
             record_demos(cfg, cfg.recording, out / "demos.zarr")
     store = task.open_demos()
-    refuse_positions_of_demos({"dataset": {"seeds": _seeds_of(store)}}, evaluation.positions, store.path)
+    task.lineage(store).refuse(evaluation.positions, store.path, "evaluate.seed")
     check_world(task, store, encoder)
     with timed("encode"):
         features, _ = encode(task, store, encoder)
@@ -395,16 +406,6 @@ def _run(cfg: DictConfig) -> None:
         summary = evaluate_policy(cfg, checkpoint, out)
     write_card(checkpoint, summary)
     finish(summary, out, timed)
-
-
-def _refuse_shared_positions(task: Task, reported: range) -> None:
-    """UserError if checkpoints are chosen by success at a position that the run then reports."""
-    tried = task.train.rollouts
-    if tried.every and set(tried.positions) & set(reported):
-        raise UserError(
-            f"train.rollouts.seed: found {tried.seed}, whose positions are among those of the evaluation "
-            f"({reported.start} to {reported.stop - 1}); expected others"
-        )
 
 
 def finish(summary: dict[str, Any], out: Path, timed: Stages | None = None) -> None:

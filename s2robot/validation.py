@@ -19,12 +19,13 @@ from s2robot.common.progress import bar
 from s2robot.common.provenance import command, policy_sha256, versions
 from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.common.settings import DemosSettings, path_of, plain, read
+from s2robot.demos.lineage import Lineage
 from s2robot.demos.selection import numbers
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.evaluation.open_loop import mean_action, measure, predict, remembered_mean
-from s2robot.evaluation.validation import summarise, unseen_episodes, write_csv
+from s2robot.evaluation.validation import summarise, write_csv
 from s2robot.evaluation.validation_page import Episode, worst_first, write_pages
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.loading import device_of, load_networks
@@ -61,6 +62,9 @@ def validate(cfg: DictConfig) -> None:
         given.episodes,
         cfg.encoder.checkpoint,
     )
+    for name, text in summary["facts"]:
+        if name == "unseen":
+            print(f"note: {text}")
     print(f"\n{summary['verdict']}\nreport: {(Path(cfg.run_dir) / 'report.html').resolve()}")
 
 
@@ -85,9 +89,9 @@ def validate_checkpoint(
     settings = settings or ValidateSettings()
     policy, encoder, contract = load_networks(checkpoint, device_of(settings.device), weights)
     _check(store, contract, policy, encoder)
-    chosen, trained = unseen_episodes(store, contract, checkpoint)
-    if episodes is not None:
-        chosen = _chosen(numbers(_listed(episodes), len(store), "demos.episodes"), chosen, store)
+    lineage = Lineage.of(contract, store, checkpoint)
+    trained = lineage.seen(store)
+    chosen = _chosen(episodes, trained, store, checkpoint)
     dtype = contract["encoder"]["features_dtype"]
     encoded, _ = encode_demos(
         store, encoder, policy.spec.cameras, replace(features or FeaturesSettings(), dtype=dtype)
@@ -96,16 +100,16 @@ def validate_checkpoint(
     with bar("predicting") as update:
         plans = predict(actor, store, encoded, chosen, lambda done, total: update(done, total, "episodes"))
     actions = store["action"]
-    rows = np.concatenate([actions[store.episode_slice(i)] for i in trained or chosen])
-    middle = remembered_mean(policy, rows) if trained is None else mean_action(policy, rows)
+    middle = _mean_action(policy, store, trained, chosen, contract)
     measured = measure(policy, store, plans, middle)
     summary = {
         **summarise(policy, measured),
-        "facts": _facts(store, len(measured.episodes), trained),
+        "facts": _facts(store, len(measured.episodes), lineage),
         "dataset": {
             "path": str(store.path),
             "fingerprint": store.fingerprint,
-            "trained_on": trained is not None,
+            "trained_on": bool(trained),
+            "unseen": "unknown" if lineage.unknown else True,
         },
         "policy": {
             **policy.spec.to_dict(),
@@ -130,20 +134,45 @@ def _listed(episodes: Any) -> Any:
     return [episodes] if isinstance(episodes, int) else episodes
 
 
-def _chosen(wanted: list[int], unseen: list[int], store: EpisodeStore) -> list[int]:
-    """The wanted episodes; UserError names one that the policy was trained on."""
+def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: Path) -> list[int]:
+    """The wanted episodes (None: all) that are unseen; UserError names one that was trained on."""
+    unseen = [i for i in range(len(store)) if i not in set(trained)]
+    wanted = unseen if episodes is None else numbers(_listed(episodes), len(store), "demos.episodes")
     if seen := sorted(set(wanted) - set(unseen)):
+        some = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")
         raise UserError(
-            f"demos.episodes: found {seen[0]}, which is none of the {len(unseen)} episodes of {store.path} that were held "
-            f"out: {', '.join(map(str, unseen[:10]))}{', ...' if len(unseen) > 10 else ''}"
+            f"demos.episodes: expected some of the {len(unseen)} episodes of {store.path} that neither the policy nor an "
+            f"ancestor was trained on ({some or 'none'}), got {seen[0]}"
+        )
+    if not wanted:
+        raise UserError(
+            f"{checkpoint}: trained on all {len(trained)} episodes of {store.path}, so none is held out: train with "
+            "train.validation=0.1 or demos.split=<file>, or name other data with demos.path"
         )
     return wanted
 
 
-def _facts(store: EpisodeStore, count: int, trained: list[int] | None) -> list[tuple[str, Any]]:
-    whose = "held out of the training" if trained is not None else "of data that it was not trained on"
+def _mean_action(
+    policy: ChunkPolicy,
+    store: EpisodeStore,
+    trained: list[int],
+    chosen: list[int],
+    contract: Mapping[str, Any],
+) -> np.ndarray:
+    """The mean action of the training, where all of its episodes are here; else what its normalisation knows.  # (A,)"""
+    whole = len(trained) >= (contract.get("training") or {}).get("demos", 1)
+    actions = store["action"]
+    rows = np.concatenate([actions[store.episode_slice(i)] for i in (trained if whole else chosen)])
+    return mean_action(policy, rows) if whole else remembered_mean(policy, rows)
+
+
+def _facts(store: EpisodeStore, count: int, lineage: Lineage) -> list[tuple[str, Any]]:
     return [
-        ("episodes", f"{count} {whose}"),
+        (
+            "episodes",
+            f"{count} that {'may be known' if lineage.unknown else 'neither it nor an ancestor was trained on'}",
+        ),
+        *([("unseen", lineage.note)] if lineage.unknown else []),
         ("data", store.path.name),
         ("rate", f"{store.attrs['rate_hz']:g} Hz"),
     ]

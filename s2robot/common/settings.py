@@ -17,9 +17,10 @@ from s2robot.common.paths import cache_dir, shipped_demos
 from s2robot.common.progress import bar
 from s2robot.demos.formats.convert import as_store
 from s2robot.demos.formats.source import Choice
+from s2robot.demos.lineage import Lineage
 from s2robot.demos.mix import Mix
-from s2robot.demos.selection import Split, select
-from s2robot.demos.store import EpisodeStore
+from s2robot.demos.selection import select
+from s2robot.demos.store import EpisodeStore, Split
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, own_settings, settings_class
 from s2robot.policies.settings import read_settings
@@ -88,21 +89,31 @@ class DemosSettings:
         members = self.members()
         return Mix([member.open() for member in members], [member.weight for member in members])
 
-    def select(self, store: EpisodeStore, fraction: float, seed: int) -> Split:
+    def select(
+        self, store: EpisodeStore, fraction: float, seed: int, ancestors: Lineage | None = None
+    ) -> Split:
         """Numbers of the episodes of `open` to train on, and of those held out; of a mix both from each dataset.
 
         Raises:
-            DatasetError: an episode that is not there, twice or in both, none to train on, a file that is no split.
+            DatasetError: an episode that is not there, twice or in both, none to train on, a file that is no split, or
+                one held out that the `ancestors` were trained on.
         """
-        if not isinstance(store, Mix):
-            episodes = None if self.foreign else self.episodes  # those were chosen while they were read
-            return select(store, episodes, self.split, fraction, seed)
-        each = [
-            tuple(part + first for part in member.select(own, fraction, seed))
-            for member, own, first in zip(self.members(), store.members, store.firsts, strict=False)
-        ]
-        train, held_out = (np.concatenate(parts) for parts in zip(*each, strict=True))
+        ancestors = ancestors or Lineage()
+        spent = ancestors.spent(store) if fraction else []
+        if isinstance(store, Mix):
+            each = [
+                [part + at for part in member._select(own, fraction, seed, [i - at for i in spent])]
+                for member, own, at in zip(self.members(), store.members, store.firsts, strict=False)
+            ]
+            train, held_out = (np.concatenate(parts) for parts in zip(*each, strict=True))
+        else:
+            train, held_out = self._select(store, fraction, seed, spent)
+        ancestors.check_held_out(store, train, held_out)
         return train, held_out
+
+    def _select(self, store: EpisodeStore, fraction: float, seed: int, spent: list[int]) -> Split:
+        episodes = None if self.foreign else self.episodes  # those were chosen while they were read
+        return select(store, episodes, self.split, fraction, seed, spent)
 
     @property
     def foreign(self) -> bool:

@@ -21,6 +21,7 @@ from s2robot.common.provenance import policy_sha256
 from s2robot.dagger.episode import VISITED, Course, corrected_episode
 from s2robot.dagger.takeover import REASONS, TakeoverSettings
 from s2robot.demos.corrections import began_with, left_to_try
+from s2robot.demos.lineage import CORRECTIONS
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
@@ -146,7 +147,7 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
 
 def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> None:
     """Note beside the episodes how these positions are tried, or refuse where some were begun otherwise (UserError)."""
-    file = out / "corrections.json"
+    file = out / CORRECTIONS
     now: dict[str, Any] = {
         "positions": [positions.start, positions.stop],
         "policy": policy_sha256(Path(str(settings.checkpoint))),

@@ -27,6 +27,7 @@ from s2robot.common.files import read_json, write_json
 from s2robot.common.provenance import policy_sha256
 from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.common.settings import read, task_settings
+from s2robot.demos.lineage import Lineage
 from s2robot.deployment.operator import KEYS_HELP, WatchingOperator, check_operator
 from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.rig import Rig
@@ -41,7 +42,7 @@ from s2robot.envs.real.people.operator import Operator, Placing
 from s2robot.envs.real.people.stop import Stop
 from s2robot.evaluation.journal import Journal, write_records
 from s2robot.evaluation.records import summarise
-from s2robot.evaluation.summary import facts, refuse_positions_of_demos, world_changes
+from s2robot.evaluation.summary import facts, world_changes
 from s2robot.evaluation.video import write_video
 from s2robot.policies import check_contract
 
@@ -123,7 +124,10 @@ class ArmEvaluation:
         self.config = replace(world, cameras=tuple(arm.readers), image_size=rig.policy.image_size)
         _check_world(self.config, arm.scene)
         positions = range(settings.seed, settings.seed + settings.episodes)
-        refuse_positions_of_demos(contract, positions, rig.source.name)
+        lineage = Lineage.of(contract, name=rig.source.name)
+        lineage.refuse(positions, rig.source.name, "evaluate.seed")
+        if lineage.note:
+            print(f"note: {lineage.note}")
         self.changes = world_changes(contract.get("env_config", {}), self.config)
         self.world = EMULATED if arm.scene else ARM
         self.stop = Stop()

@@ -19,6 +19,7 @@ from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.provenance import policy_sha256
 from s2robot.common.settings import open_demos, read, task_settings
+from s2robot.demos.lineage import TRAINING, USES, Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.selective import SelectiveEncoder, select
@@ -30,7 +31,7 @@ from s2robot.evaluation.journal import write_records
 from s2robot.evaluation.planners import LearnedPlanner, NearestDemo, Planner
 from s2robot.evaluation.records import summarise
 from s2robot.evaluation.rollouts import Rollouts, run_episodes
-from s2robot.evaluation.summary import camera_changes, facts, refuse_positions_of_demos, world_changes
+from s2robot.evaluation.summary import camera_changes, facts, world_changes
 from s2robot.loading import image_size_of, load_networks
 from s2robot.policies import ChunkPolicy, check_contract
 
@@ -88,6 +89,7 @@ def evaluate_checkpoint(
     world: TaskSettings | None = None,
     weights: str | Path | None = None,
     demos: EpisodeStore | None = None,
+    selects: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint; writes episodes.jsonl, videos/ and summary.json into `out`, and returns the summary.
 
@@ -98,10 +100,11 @@ def evaluate_checkpoint(
         world: where, its cameras at least the policy's; the world of the policy's demos if not given.
         weights: the encoder's weights file, if it lies elsewhere than at training time.
         demos: what control `nearest_demo` replays.
+        selects: the result chooses among checkpoints, at positions that a report may not use.
 
     Raises:
         PolicyError, UserError: a checkpoint that is damaged or of another robot, rate, encoder or cameras; positions
-            that the demos were recorded at; episodes of other settings in `out`.
+            that the policy or an ancestor was trained on or selected by; episodes of other settings in `out`.
     """
     start, e = time.monotonic(), settings or EvaluateSettings()
     # the workers' device may be one that this process has not
@@ -109,7 +112,10 @@ def evaluate_checkpoint(
     config, changes = world_for(world, contract, image_size_of(contract, encoder))
     if changes:
         print(f"note: this world is not the demos': {'; '.join(changes)}")
-    refuse_positions_of_demos(contract, e.positions, checkpoint)
+    lineage = Lineage.of(contract, name=checkpoint)
+    lineage.refuse(e.positions, checkpoint, "evaluate.seed", TRAINING if selects else tuple(USES))
+    if lineage.note and not selects:
+        print(f"note: {lineage.note}")
     seeing = select(encoder, e.selective)  # the encoder itself if no budget is set
     planner = _planner(e, policy, seeing, contract, demos, config)
     rollouts = _roll_out(e, config, planner, _identity(e, config, checkpoint, policy, contract, demos), out)

@@ -4,10 +4,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, replace
-from pathlib import Path
 from typing import Any
 
-from s2robot.common.errors import UserError
 from s2robot.common.provenance import command, versions
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT
@@ -33,18 +31,6 @@ def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str],
         "versions": versions(),
         "command": command(),
     }
-
-
-def refuse_positions_of_demos(
-    contract: Mapping[str, Any], positions: range, policy: str | Path, key: str = "evaluate.seed"
-) -> None:
-    """UserError if one of the positions (seeds) that `key` sets is one that the policy's demos were recorded at."""
-    overlap = set((contract.get("dataset") or {}).get("seeds", [])) & set(positions)
-    if overlap:
-        raise UserError(
-            f"{key}: positions {positions.start} to {positions.stop - 1} hold {len(overlap)} that the demos "
-            f"of {policy} were recorded at (first {min(overlap)}); choose another {key}"
-        )
 
 
 def world_changes(trained: Mapping[str, Any], config: Any) -> list[str]:

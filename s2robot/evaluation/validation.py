@@ -1,6 +1,5 @@
-"""What an open-loop validation says: which episodes are unseen, figures with their intervals, one line for a verdict.
+"""What an open-loop validation says: figures with their intervals, one line for a verdict.
 
-    chosen, trained = unseen_episodes(store, contract, checkpoint)
     summary = summarise(policy, measured)
     summary["verdict"]      # "joints 0.012 rad, 0.41 of repeating the last action, 0.15 of the mean: below both"
 
@@ -17,46 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
 from s2robot.common.files import write_text
-from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.open_loop import METHODS, OVERALL, Measured
 from s2robot.policies import ChunkPolicy, Part
 
 WORDS = {"policy": "policy", "repeat": "repeating the last action", "mean": "the mean action"}
-
-
-def unseen_episodes(
-    store: EpisodeStore, contract: Mapping[str, Any], checkpoint: Path
-) -> tuple[list[int], list[int] | None]:
-    """Episodes of a dataset that a policy was not trained on, and those that it was; None for another dataset.
-
-    Where the training held some out, they are the first; a dataset that grew since then is known again.
-
-    Raises:
-        UserError: there are none, or the checkpoint does not say which.
-    """
-    about, training = contract["dataset"], contract.get("training") or {}
-    count, chosen = int(about["episodes"]), about.get("selection")
-    # the fingerprint is of the whole dataset, `episodes` may be the first of it that were trained on
-    known = {count, len(about.get("seeds") or [])}
-    grown = any(len(store) > n > 0 and store.fingerprint_of_first(n) == about["fingerprint"] for n in known)
-    if store.fingerprint != about["fingerprint"] and not grown:
-        return list(range(len(store))), None
-    held_out = training.get("held_out_episodes") or []
-    if training.get("held_out") and not held_out:
-        raise UserError(
-            f"{checkpoint}: {training['held_out']} episodes were held out, but an earlier version did not note which; "
-            "train again, or name other data with demos.path"
-        )
-    trained = chosen["train"] if chosen else sorted(set(range(count)) - set(held_out))
-    rest = held_out or sorted(set(range(len(store))) - set(trained))
-    if not rest:
-        raise UserError(
-            f"{checkpoint}: trained on all {len(trained)} episodes of {store.path}, so none is held out: train with "
-            "train.validation=0.1 or demos.split=<file>, or name other data with demos.path"
-        )
-    return rest, trained
 
 
 def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:

@@ -327,9 +327,12 @@ class _Newest:
 
 
 def _packed(node: Any) -> Any:
-    """A contract whose lists of an entry an episode are arrays, where they would not fit into a message: 130,000 do."""
+    """A contract whose lists of an entry an episode are arrays, where they would not fit into a message: 130,000 do.
+
+    The hashes of episodes are left out: only a dataset is compared with them.
+    """
     if isinstance(node, dict):
-        return {key: _packed(value) for key, value in node.items()}
+        return {key: _packed(value) for key, value in node.items() if key != "episode_hashes"}
     long = isinstance(node, list) and len(node) > MAX_ITEMS and all(type(n) is int for n in node)
     return np.array(node, np.int64) if long else node
 

@@ -25,8 +25,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.provenance import policy_sha256
 from s2robot.demos.mix import Mix
-from s2robot.demos.selection import Split
-from s2robot.demos.store import EpisodeStore
+from s2robot.demos.store import EpisodeStore, Split
 from s2robot.demos.windows import Windows, make_windows
 from s2robot.encoders.joined import Joined
 from s2robot.encoders.tuning import Tail
@@ -130,7 +129,6 @@ def train(
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
     with alone(fabric, out), together(fabric, "train"):
         about: dict[str, Any] = {"views": batches.ways - 1} if views is not None else {}
-        about |= {"held_out_episodes": held_out.tolist()} if len(held_out) else {}
         contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out), **about}}
         model = TunedPolicy(policy, tail) if tail else policy
         validation = None if unseen is None else batches.over(unseen)

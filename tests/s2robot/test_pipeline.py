@@ -16,6 +16,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import task_settings
 from s2robot.demos.errors import DatasetError
+from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
 from s2robot.features import FeaturesSettings
@@ -96,8 +97,10 @@ def test_run_ends_with_a_report_and_a_figure(finished, recorded):
     policy, contract = load_checkpoint(out / "checkpoint")
     store = EpisodeStore.open(recorded)
     assert contract["dataset"] == {
-        "name": "demos.zarr", "fingerprint": store.fingerprint, "episodes": 3, "seeds": [500, 501, 502],
+        "name": "demos.zarr", "fingerprint": store.fingerprint, "episodes": 3,
     }  # fmt: skip
+    assert contract["lineage"]["positions"] == {"recorded": [500, 501, 502]}
+    assert Lineage.of(contract).seen(store) == [0, 1, 2]
     assert contract["cameras"] == ["hand", "left", "right"] and contract["robot"] == "xarm7"
     assert policy.spec.dim == 128 and policy.spec.tokens == 16 and contract["encoder"]["sizes"] == [32, 64]
     assert [row["step"] for row in json.loads((out / "metrics.json").read_text())] == [2]
@@ -314,7 +317,12 @@ def test_a_policy_is_tried_while_it_is_trained(here, recorded, tiny_encoder, tmp
     line = refused(here("train", *words, *tried, "train.rollouts.seed=502"), "train")
     assert "train.rollouts.seed: positions 502 to 502 hold 1 that the demos of this training" in line
     line = refused(here("run", *words, *tried, "train.rollouts.seed=10001"), "run")
-    assert "train.rollouts.seed: found 10001, whose positions are among those of the evaluation" in line
+    assert "evaluate.seed: positions 10000 to 10127 hold 1 that chose among the checkpoints" in line
+    line = refused(here("evaluate", f"checkpoint={out / 'checkpoint'}", "evaluate.seed=30000"), "evaluate")
+    assert "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints" in line
+    child = [f"train.from={out / 'checkpoint'}", "train.rollouts.seed=31000"]
+    line = refused(here("run", *words, *child, "evaluate.seed=30000"), "run")
+    assert "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints" in line
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,9 @@ def test_rounds_of_correcting_and_training_end_with_a_report(config, demos, tmp_
         200000,
         200001,
     ]
-    about = [load_checkpoint(out / f"round_{i}" / "checkpoint")[1]["dataset"] for i in range(3)]
-    assert [a["seeds"] for a in about] == [[503], [503, 200000], [503, 200000, 200001]]
+    met = [load_checkpoint(out / f"round_{i}" / "checkpoint")[1]["lineage"]["positions"] for i in range(3)]
+    assert [a["recorded"] for a in met] == [[503], [503, 200000], [503, 200000, 200001]]
+    assert [a.get("corrected") for a in met] == [None, [200000], [200000, 200001]]
     assert read_summary(out / "summary.json")["dataset"]["episodes"] == 3 and (out / "report.html").is_file()
     names = [stage["stage"] for stage in json.loads((out / "stages.json").read_text())]
     assert names == ["start", "encode", "train", *["record", "encode", "train"] * 2, "evaluate"]

@@ -49,7 +49,7 @@ def test_demos_that_a_run_recorded_are_those_of_its_folder(tmp_path):
 def test_figures_table_and_pages_agree(validated, checkpoint):
     found = json.loads((validated / "validation.json").read_text())
     noted = json.loads((checkpoint / "policy.json").read_text())["contract"]["training"]
-    assert found["episodes"] == noted["held_out_episodes"] and noted["held_out"] == 1
+    assert noted["held_out"] == 1 and found["dataset"]["unseen"] is True
     (number,) = found["episodes"]
     assert found["steps"] == made.LENGTHS[number] - 1  # the first has no action before it
     (part,) = found["parts"]
@@ -98,7 +98,7 @@ def test_other_parts_and_a_checkpoint_without_its_run_are_one_line(checkpoint, c
 def test_a_mix_of_datasets_by_share_and_split(home, tiny_encoder, checkpoint, capsys):
     """What stands on the command line arrives, and what each of two datasets held out is validated."""
     split, other = home / "split.json", made.lerobot_v30(home / "koch3")
-    split.write_text(json.dumps({"train": [1], "validation": ["0:1"]}))
+    split.write_text(json.dumps({"train": ["0:1"], "validation": [1]}))
     mix = f"[{{path: '{home / 'koch'}', episodes: [0]}}, {{path: '{other}', weight: 2, split: '{split}'}}]"
     args = [
         "train", f"demos.mix={mix}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=4",
@@ -107,14 +107,13 @@ def test_a_mix_of_datasets_by_share_and_split(home, tiny_encoder, checkpoint, ca
     assert cli.main(args) == 0
     made_of = json.loads((home / "mixed/checkpoint/policy.json").read_text())["contract"]["dataset"]
     assert [part["share"] for part in made_of["mix"]] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
-    assert made_of["selection"] == {"train": [0, 2], "validation": [1]}
+    assert made_of["selection"] == {"train": [0, 2], "validation": [3]}
     out = home / "mixed_out"
     assert cli.main(["validate", f"checkpoint={home / 'mixed/checkpoint'}", f"hydra.run.dir={out}"]) == 0
-    assert json.loads((out / "validation.json").read_text())["episodes"] == [1]
+    # of the two copies of one episode, one was held out and the other left out
+    assert json.loads((out / "validation.json").read_text())["episodes"] == [1, 3]
     for zero in ("[0]", "0"):
         line = refused(capsys, f"checkpoint={home / 'mixed/checkpoint'}", f"demos.episodes={zero}")
-        assert "demos.episodes: found 0, which is none of the 1 episodes of" in line and line.endswith(
-            "held out: 1"
-        )
+        assert "demos.episodes: expected some of the 2 episodes of" in line and line.endswith("(1, 3), got 0")
     assert cli.main(["train", "demos.episodes=[0:2,7]", f"demos.path={home / 'koch'}", *args[2:7]]) == 2
     assert "episodes: found episode 7, expected some of the 2, 0 to 1" in capsys.readouterr().err

@@ -7,9 +7,9 @@ from scipy import stats
 
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.open_loop import mean_action, measure, predict, remembered_mean
-from s2robot.evaluation.validation import interval, summarise, unseen_episodes
+from s2robot.evaluation.validation import interval, summarise
 from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec
-from tests.s2robot.training.small import CONTRACT, make_data, make_spec
+from tests.s2robot.training.small import make_data, make_spec
 
 PARTS = [
     {"name": "slide", "size": 1, "kind": "absolute"},
@@ -153,29 +153,3 @@ def test_one_episode_has_no_interval_and_a_baseline_without_error_no_ratio():
     assert interval(np.array([2.0]), np.array([4.0])) == {"value": 0.5, "low": None, "high": None}
     assert interval(np.array([2.0, 1]), np.zeros(2))["value"] is None
     assert interval(np.zeros(2), np.ones(2))["value"] == 0
-
-
-def about(store, **training):
-    return {**CONTRACT, "dataset": {"fingerprint": store.fingerprint, "episodes": 8}, "training": training}
-
-
-def test_which_episodes_are_unseen(tmp_path):
-    store, _ = make_data(tmp_path / "demos.zarr")
-    contract = about(store, demos=6, held_out=2, held_out_episodes=[3, 5])
-    assert unseen_episodes(store, contract, tmp_path) == ([3, 5], [0, 1, 2, 4, 6, 7])
-    with pytest.raises(
-        Exception, match="trained on all 8 episodes of .*, so none is held out: train with train"
-    ):
-        unseen_episodes(store, about(store, demos=8, held_out=0), tmp_path)
-    with pytest.raises(
-        Exception, match="2 episodes were held out, but an earlier version did not note which"
-    ):
-        unseen_episodes(store, about(store, demos=6, held_out=2), tmp_path)
-    first = about(store) | {"dataset": {"fingerprint": store.fingerprint, "episodes": 5}}
-    assert unseen_episodes(store, first, tmp_path) == ([5, 6, 7], [0, 1, 2, 3, 4])
-    other = about(store) | {"dataset": {"fingerprint": "another", "episodes": 5}}
-    assert unseen_episodes(store, other, tmp_path) == (list(range(8)), None)
-    grown = about(store) | {"dataset": {"fingerprint": store.fingerprint_of_first(6), "episodes": 6}}
-    assert unseen_episodes(store, grown, tmp_path)[0] == [6, 7]
-    some = {"fingerprint": store.fingerprint_of_first(6), "episodes": 2, "seeds": [*range(6)]}
-    assert unseen_episodes(store, about(store) | {"dataset": some}, tmp_path)[0] == [2, 3, 4, 5, 6, 7]

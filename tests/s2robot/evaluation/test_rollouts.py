@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
+from s2robot.demos.errors import DatasetError
 from s2robot.demos.record import record_episode
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
@@ -312,7 +313,7 @@ def config(*overrides: str):
 
 def test_positions_of_the_demos_are_refused(checkpoint, tmp_path):
     words = "evaluate.seed: positions 499 to 500 hold 1 that the demos .* recorded at .first 500."
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(DatasetError, match=words):
         evaluate_policy(config("evaluate.seed=499"), checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,184 @@
+"""Which episodes and positions a policy and its ancestors were trained on, whatever format the episodes are in.
+
+    lineage = Lineage.of(contract, store)                                  # as a checkpoint stores it
+    lineage.seen(store)                                                    # episodes that were trained on
+    lineage.refuse(range(10_000, 10_128), "run/checkpoint", "evaluate.seed")
+
+An episode has two keys: a hash of its actions and one of its proprioception, both as float32 and whatever the order of
+the columns. Names, formats, dtypes, images (video is lossy) and the rate have no part in them. One equal key is a match,
+so a copy with other actions, such as absolute targets, is known by its states.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.mix import Mix
+from s2robot.demos.store import EpisodeStore
+
+CORRECTIONS = "corrections.json"  # in a dataset: which positions a policy tried in rounds of corrections
+# how positions were used, and the words of an error
+USES = {
+    "recorded": "the demos of {} were recorded at",
+    "corrected": "were tried in the rounds of corrections of {}",
+    "selected": "chose among the checkpoints of {}",
+}
+TRAINING = ("recorded", "corrected")
+Keys = tuple[str, ...]
+
+
+def episode_keys(store: EpisodeStore) -> list[Keys]:
+    """The keys of each episode. An array that never changes identifies nothing, so it has none of its own."""
+    arrays = [
+        np.asarray(store[name], np.float32).reshape(store.num_steps, -1) + 0.0  # + 0.0: there is no -0
+        for name in ("action", "proprio")
+        if name in store.keys
+    ]
+    return [_keys([array[store.episode_slice(i)] for array in arrays]) for i in range(len(store))]
+
+
+def _keys(arrays: list[np.ndarray]) -> Keys:
+    changing = [array for array in arrays if (array != array[0]).any()]
+    return tuple(map(_digest, changing or [np.concatenate(arrays, 1)]))
+
+
+def _digest(array: np.ndarray) -> str:
+    columns = sorted(hashlib.sha256(np.ascontiguousarray(column)).digest() for column in array.T)
+    return hashlib.sha256(b"".join(columns)).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a policy, its ancestors included, was trained on and selected by.
+
+    hashes: keys of the episodes that were trained on.
+    positions: a key of USES -> seeds.
+    unknown: checkpoints among them that do not store all of it.
+    """
+
+    hashes: frozenset[str] = frozenset()
+    positions: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, contract: Mapping[str, Any], store: EpisodeStore | None = None, name: str | Path = ""
+    ) -> "Lineage":
+        """As a checkpoint stores it.
+
+        Args:
+            contract: the checkpoint's.
+            store: whose episodes an older checkpoint may know by their numbers.
+            name: the checkpoint, for messages.
+        """
+        if (found := contract.get("lineage")) is None:
+            return cls._of_older(contract, store, str(name))
+        positions = {use: frozenset(map(int, seeds)) for use, seeds in found["positions"].items()}
+        return cls(frozenset(found.get("episode_hashes", ())), positions, tuple(found["unknown"]))
+
+    @classmethod
+    def _of_older(cls, contract: Mapping[str, Any], store: EpisodeStore | None, name: str) -> "Lineage":
+        """Numbers of episodes count only in the dataset that they were numbered in; ancestors are not stored."""
+        about, training = contract.get("dataset") or {}, contract.get("training") or {}
+        seeds = list(about.get("seeds") or ())
+        hashes: set[str] = set()
+        # the fingerprint is of the whole dataset, `episodes` may be the first of it
+        for count in {int(about.get("episodes", 0)), len(seeds)} if store is not None else ():
+            if len(store) >= count > 0 and store.fingerprint_of_first(count) == about["fingerprint"]:
+                first = set(range(int(about["episodes"]))) - set(training.get("held_out_episodes") or ())
+                keys = episode_keys(store)
+                hashes = {k for i in (about.get("selection") or {}).get("train", first) for k in keys[i]}
+        return cls(frozenset(hashes), {"recorded": frozenset(seeds)}, (name or "the policy",))
+
+    def stored(self) -> dict[str, Any]:
+        """What `of` reads, JSON types."""
+        positions = {use: sorted(seeds) for use, seeds in self.positions.items() if seeds}
+        return {
+            "episode_hashes": sorted(self.hashes),
+            "positions": positions,
+            "unknown": list(self.unknown),
+        }
+
+    def trained_on(self, store: EpisodeStore, episodes: Collection[int]) -> "Lineage":
+        """With these episodes of a dataset, and all positions that it was recorded at."""
+        keys = episode_keys(store)
+        found = self._with_positions("recorded", seeds_of(store))._with_positions("corrected", _tried(store))
+        more = {key for i in episodes for key in keys[i]}
+        return Lineage(self.hashes | more, found.positions, self.unknown)
+
+    def selected_by(self, positions: Collection[int]) -> "Lineage":
+        """With positions whose results chose among its checkpoints."""
+        return self._with_positions("selected", positions)
+
+    def _with_positions(self, use: str, seeds: Collection[int]) -> "Lineage":
+        together = self.positions.get(use, frozenset()) | frozenset(seeds)
+        return Lineage(self.hashes, {**self.positions, use: together}, self.unknown)
+
+    # ---------------------------------------------------------------- questions
+
+    def seen(self, store: EpisodeStore) -> list[int]:
+        """Numbers of the episodes that were trained on."""
+        return [i for i, keys in enumerate(episode_keys(store)) if self.hashes.intersection(keys)]
+
+    def spent(self, store: EpisodeStore) -> list[int]:
+        """Numbers of the episodes that cannot be held out: those seen, and those that the dataset holds twice."""
+        keys = episode_keys(store)
+        counts = Counter(keys)
+        return [i for i, own in enumerate(keys) if counts[own] > 1 or self.hashes.intersection(own)]
+
+    def check_held_out(self, store: EpisodeStore, train: np.ndarray, held_out: np.ndarray) -> None:
+        """Refuse to hold out an episode that was trained on, or whose copy is trained on (DatasetError)."""
+        keys = episode_keys(store) if len(held_out) else []
+        copies = {keys[i]: i for i in train} if len(held_out) else {}
+        for i in held_out:
+            why = f"is also episode {copies[keys[i]]}, which is trained on" if keys[i] in copies else ""
+            if self.hashes.intersection(keys[i]):
+                why = "train.from's policy was trained on"
+            if why:
+                raise DatasetError(
+                    f"{store.path}: expected unseen episodes to hold out, got {i}, which {why}"
+                )
+
+    def refuse(
+        self, positions: range, policy: str | Path, key: str, uses: Collection[str] = tuple(USES)
+    ) -> None:
+        """Refuse positions (seeds), which `key` sets, where a policy or an ancestor met one of them (DatasetError)."""
+        for use in uses:
+            if met := self.positions.get(use, frozenset()).intersection(positions):
+                raise DatasetError(
+                    f"{key}: positions {positions.start} to {positions.stop - 1} hold {len(met)} that "
+                    f"{USES[use].format(policy)} (first {min(met)}); choose another {key}"
+                )
+
+    @property
+    def note(self) -> str:
+        """What is unknown, as a line for the user; empty where all is known."""
+        return (
+            f"unknown whether all of this is unseen: {', '.join(self.unknown)} does not store what it and its ancestors "
+            "were trained on"
+            if self.unknown
+            else ""
+        )
+
+
+def seeds_of(store: EpisodeStore) -> list[int]:
+    """The positions that a dataset was recorded at; none of one that stores none."""
+    return [int(seed) for part in _parts(store) if "seed" in part.meta_keys for seed in part.meta("seed")]
+
+
+def _tried(store: EpisodeStore) -> list[int]:
+    """The positions that rounds of corrections tried, those that needed none among them."""
+    files = [part.path / CORRECTIONS for part in _parts(store)]
+    rounds = [each for file in files if file.is_file() for each in json.loads(file.read_text("utf-8"))]
+    return [seed for each in rounds for seed in range(*each["positions"])]
+
+
+def _parts(store: EpisodeStore) -> list[EpisodeStore]:
+    return list(store.members) if isinstance(store, Mix) else [store]

@@ -1,0 +1,166 @@
+"""Episodes are known again by what was done and measured in them, whatever format they went through."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.export import ExportSettings, export
+from s2robot.demos.lineage import Lineage, episode_keys
+from s2robot.demos.mix import Mix
+from s2robot.demos.store import EpisodeStore
+from tests.demos.formats import made
+
+OUTS = [
+    ("lerobot", "out"),
+    ("lerobot_v21", "out"),
+    ("robomimic", "out.hdf5"),
+    ("diffusion_policy", "out.zarr"),
+    ("diffusion_policy", "out.zarr.zip"),
+]
+MARKS = {"lerobot": "meta/s2robot.json", "lerobot_v21": "meta/s2robot.json", "diffusion_policy": ".zattrs"}
+
+
+def matches(one: EpisodeStore, other: EpisodeStore) -> list[list[int]]:
+    """By episode of `one`, those of `other` that share a key."""
+    theirs = episode_keys(other)
+    return [[i for i, keys in enumerate(theirs) if {*keys} & {*own}] for own in episode_keys(one)]
+
+
+@pytest.mark.parametrize("to, name", OUTS)
+@pytest.mark.parametrize("marked", [True, False])
+def test_an_episode_is_known_again_in_every_format(tmp_path, to, name, marked):
+    """With what only our writers leave in a file, and without."""
+    store, out = made.store(tmp_path / "in.zarr"), tmp_path / name
+    export(store, out, to, ExportSettings(action_range="data"))
+    if not marked and to == "robomimic":
+        with h5py.File(out, "a") as file:
+            del file["data"].attrs["s2robot"]
+    elif not marked and not name.endswith(".zip"):
+        (out / MARKS[to]).unlink()
+    convert(out, tmp_path / "back.zarr")
+    back = EpisodeStore.open(tmp_path / "back.zarr")
+    assert matches(store, back) == [[0], [1]]
+    if marked:
+        assert episode_keys(back) == episode_keys(store)
+
+
+def test_a_chain_of_formats_keeps_the_keys(tmp_path):
+    store = made.store(tmp_path / "0.zarr")
+    last = store
+    for i, (to, name) in enumerate(OUTS[:4]):
+        export(last, tmp_path / f"{i}_{name}", to, ExportSettings(action_range="data"))
+        convert(tmp_path / f"{i}_{name}", tmp_path / f"{i + 1}.zarr")
+        last = EpisodeStore.open(tmp_path / f"{i + 1}.zarr")
+    assert episode_keys(last) == episode_keys(store)
+
+
+def changed(store: EpisodeStore, path, change, **about) -> EpisodeStore:
+    """A copy with other arrays."""
+    attributes = {k: v for k, v in store.attrs.items() if k != "schema_version"} | about
+    with EpisodeStore.create(path, attributes) as copy:
+        for i in range(len(store)):
+            copy.append(change(store.episode(i)), {"seed": i})
+    return copy
+
+
+def test_types_rate_pictures_and_order_of_columns_do_not_matter(tmp_path):
+    store = made.store(tmp_path / "in.zarr")
+
+    def wide(arrays):
+        own = {key: arrays[key].astype("f8") for key in ("action", "proprio")}
+        own["proprio"] = own["proprio"][:, ::-1].copy()
+        own["action"][own["action"] == 0] = -0.0
+        return arrays | own | {"images_hand": 255 - arrays["images_hand"]}
+
+    assert episode_keys(changed(store, tmp_path / "wide.zarr", wide, rate_hz=50)) == episode_keys(store)
+    cut = changed(store, tmp_path / "cut.zarr", lambda arrays: {k: v[:-1] for k, v in arrays.items()})
+    assert matches(store, cut) == [[], []]
+
+
+def test_other_actions_are_known_by_the_states_and_a_constant_array_by_nothing(tmp_path):
+    store = made.store(tmp_path / "in.zarr")
+
+    def summed(arrays):
+        return arrays | {"action": arrays["action"].cumsum(0).astype("f4").clip(-9, 1)}
+
+    assert matches(store, changed(store, tmp_path / "summed.zarr", summed)) == [[0], [1]]
+    still = {k: np.zeros((4, n), "f4") for k, n in (("action", 3), ("proprio", 4))}
+
+    def moved(value):
+        def change(arrays):
+            rest = {k: v[:4] for k, v in arrays.items()} | still
+            return rest | {"proprio": still["proprio"] + value}
+
+        return change
+
+    a, b = (changed(store, tmp_path / f"{value}.zarr", moved(value)) for value in (0, 1))
+    assert matches(a, a) == [[0, 1], [0, 1]] and matches(a, b) == [[], []]
+
+
+def test_what_is_stored_comes_back(tmp_path):
+    store = made.store(tmp_path / "in.zarr")
+    (store.path / "corrections.json").write_text('[{"positions": [20, 23]}, {"positions": [22, 24]}]')
+    lineage = Lineage().trained_on(store, [1]).selected_by(range(5, 7))
+    text = json.dumps(lineage.stored())
+    assert Lineage.of({"lineage": json.loads(text)}) == lineage and lineage.seen(store) == [1]
+    for seed, use in ((7, "recorded"), (8, "recorded"), (23, "corrected"), (6, "selected")):
+        assert seed in lineage.positions[use]
+        with pytest.raises(DatasetError, match=f"^evaluate.seed: .*first {seed}"):
+            lineage.refuse(range(seed, seed + 1), "this", "evaluate.seed")
+    lineage.refuse(range(9, 20), "this", "evaluate.seed")
+    lineage.refuse(range(5, 7), "this", "train.rollouts.seed", ("recorded", "corrected"))
+
+
+def test_an_older_checkpoint_knows_numbers_and_says_what_it_does_not_know(tmp_path):
+    store = made.store(tmp_path / "in.zarr")
+    about = {"fingerprint": store.fingerprint_of_first(1), "episodes": 1, "seeds": [7]}
+    older = Lineage.of({"dataset": about}, store, "old/checkpoint")
+    assert older.seen(store) == [0] and older.unknown == ("old/checkpoint",) and older.note
+    with pytest.raises(DatasetError, match="evaluate.seed: positions 6 to 8"):
+        older.refuse(range(6, 9), "old", "evaluate.seed")
+    child = Lineage.of({"lineage": older.trained_on(store, [1]).stored()})
+    assert child.seen(store) == [0, 1] and child.unknown == ("old/checkpoint",)
+    other = Lineage.of({"dataset": {**about, "fingerprint": "another"}}, store, "old/checkpoint")
+    assert other.seen(store) == [] and other.note
+    whole = {"fingerprint": store.fingerprint, "episodes": 2}
+    chosen = {**whole, "selection": {"train": [1], "validation": [0]}}
+    held_out = {"held_out_episodes": [1]}
+    assert Lineage.of({"dataset": chosen}, store).seen(store) == [1]
+    assert Lineage.of({"dataset": whole, "training": held_out}, store).seen(store) == [0]
+    assert not Lineage().note
+
+
+def test_no_episode_is_held_out_whose_copy_is_trained_on(tmp_path):
+    store = made.store(tmp_path / "in.zarr")
+    export(store, tmp_path / "out", "lerobot", ExportSettings(pictures="png"))
+    convert(tmp_path / "out", tmp_path / "back.zarr")
+    mix = Mix([store, EpisodeStore.open(tmp_path / "back.zarr")], [1, 1])
+    assert Lineage().spent(mix) == [0, 1, 2, 3] and Lineage().spent(store) == []
+    with pytest.raises(DatasetError, match="got 2, which is also episode 0, which is trained on"):
+        Lineage().check_held_out(mix, np.array([0, 3]), np.array([2]))
+    Lineage().check_held_out(mix, np.array([0, 2]), np.array([1]))
+    met = Lineage().trained_on(store, [0])
+    with pytest.raises(DatasetError, match="got 0, which train.from's policy was trained on"):
+        met.check_held_out(store, np.array([1]), np.array([0]))
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5])
+def test_a_drawn_split_holds_out_none_that_is_spent(tmp_path, fraction):
+    with EpisodeStore.create(
+        tmp_path / "a.zarr",
+        {k: v for k, v in made.store(tmp_path / "in.zarr").attrs.items() if k != "schema_version"},
+    ) as store:
+        for _ in range(4):
+            store.append_all(EpisodeStore.open(tmp_path / "in.zarr"))
+    for seed in range(5):
+        train, held_out = store.split(fraction, seed, None, [0, 2, 3, 7])
+        assert {*held_out} <= {1, 4, 5, 6} and len(held_out) == round(8 * fraction)
+        assert sorted([*train, *held_out]) == list(range(8))
+        few = store.split(fraction, seed, None, range(1, 8))
+        assert few[1].tolist() == [0] and few[0].tolist() == list(range(1, 8))
+    with pytest.raises(DatasetError, match="expected some to hold out, or train.validation=0"):
+        store.split(fraction, 0, [1, 2], [1, 2])

@@ -1,0 +1,138 @@
+"""What a policy or an ancestor was trained on is never held out, under whatever name and format it comes back."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from s2robot import cli
+from s2robot.demos.formats.export import ExportSettings, export
+from s2robot.demos.store import EpisodeStore
+from tests.demos.formats import made
+
+SMALL = [
+    "train.steps=1", "train.batch_size=4", "policy.members=1", "policy.network.hidden=[8]", "train.threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("lineage")
+
+
+@pytest.fixture(scope="module")
+def demos(home):
+    """Six episodes of pictures that came from elsewhere."""
+    about = {
+        "robot": "koch", "joint_names": [], "rate_hz": 10, "seed": 0, "cameras": ["top"], "camera_geometry": {},
+        "action_frame": "parts", "env_version": "mine", "env_config": {}, "kind": "images", "source": {"name": "koch"},
+        **made.PARTS,
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    with EpisodeStore.create(home / "koch.zarr", about) as store:
+        for _ in range(6):
+            n = int(rng.integers(5, 9))
+            action = np.append(rng.normal(size=(n, 2)), rng.integers(0, 2, (n, 1)), 1).astype("f4")
+            frames = rng.integers(0, 256, (n, 16, 24, 3), np.uint8)
+            store.append(
+                {
+                    "action": action,
+                    "proprio": rng.normal(size=(n, 4)).astype("f4"),
+                    "images_top": frames,
+                }
+            )
+    return EpisodeStore.open(store.path)
+
+
+@pytest.fixture(scope="module")
+def train(home, tiny_encoder):
+    """Trains in a folder of a name; the folder's checkpoint, or None where the command is refused."""
+
+    def run(name, *words):
+        out = home / name
+        args = ["train", f"encoder.checkpoint={tiny_encoder}", *SMALL, *words, f"hydra.run.dir={out}"]
+        return out / "checkpoint" if cli.main(list(map(str, args))) == 0 else None
+
+    return run
+
+
+def split(home, train, validation):
+    file = home / f"split_{train}_{validation}.json".replace(" ", "")
+    file.write_text(json.dumps({"train": train, "validation": validation}))
+    return f"demos.split='{file}'"
+
+
+@pytest.fixture(scope="module")
+def parent(home, demos, train):
+    """Trained on episodes 0 to 2; 3 is held out."""
+    return train("parent", f"demos.path={demos.path}", split(home, [0, 1, 2], [3]))
+
+
+@pytest.fixture(scope="module")
+def child(home, demos, train, parent):
+    """Goes on from there with 3 and 4."""
+    return train("child", f"demos.path={demos.path}", f"train.from={parent}", split(home, [3, 4], [5]))
+
+
+def validated(home, checkpoint, *words) -> dict:
+    out = home / "validated"
+    shutil.rmtree(out, ignore_errors=True)
+    args = ["validate", f"checkpoint={checkpoint}", "validate.pages=0", *words, f"hydra.run.dir={out}"]
+    assert cli.main(list(map(str, args))) == 0
+    return json.loads((out / "validation.json").read_text())
+
+
+def test_episodes_of_an_ancestor_are_not_validated(home, demos, parent, child, capsys):
+    assert validated(home, parent)["episodes"] == [3, 4, 5]
+    assert validated(home, child)["episodes"] == [5]
+    capsys.readouterr()
+    for seen in (0, 3):
+        assert cli.main(["validate", f"checkpoint={child}", f"demos.path={demos.path}", f"demos.episodes=[{seen}]"]) == 2  # fmt: skip
+        assert f"(5), got {seen}" in capsys.readouterr().err
+
+
+def test_none_is_held_out_that_an_ancestor_was_trained_on(home, demos, train, parent, capsys):
+    words = [f"demos.path={demos.path}", f"train.from={parent}"]
+    for seed in range(2):
+        found = train(f"drawn_{seed}", *words, "train.validation=0.5", f"train.seed={seed}")
+        assert validated(home, found)["episodes"] == [3, 4, 5]
+        assert json.loads((found / "policy.json").read_text())["contract"]["training"]["held_out"] == 3
+    capsys.readouterr()
+    assert train("asked", *words, split(home, [3], [1])) is None
+    assert "expected unseen episodes to hold out, got 1, which train.from's" in capsys.readouterr().err
+    assert train("none", *words, "demos.episodes=3", "train.validation=0.5") is None
+    assert "expected some to hold out, or train.validation=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to, name", [("lerobot", "koch_v3"), ("robomimic", "koch.hdf5"), ("diffusion_policy", "koch_buffer")])  # fmt: skip
+def test_a_converted_copy_is_known(home, demos, parent, to, name):
+    export(demos, home / name, to, ExportSettings(pictures="png", action_range="data"))
+    assert validated(home, parent, f"demos.path={home / name}")["episodes"] == [3, 4, 5]
+
+
+def test_a_member_of_a_mix_and_a_masked_dataset_are_known(home, demos, train):
+    export(demos, home / "masked", "lerobot", ExportSettings(pictures="png"))
+    info = home / "masked/meta/info.json"
+    info.write_text(info.read_text().replace('"train": "0:6"', '"train": "0:4", "rest": "4:6"'))
+    masked = train("mask", f"demos.path={home / 'masked'}", "demos.mask=train")
+    assert validated(home, masked, f"demos.path={home / 'masked'}")["episodes"] == [4, 5]
+    mix = f"[{{path: '{home / 'masked'}', mask: rest}}, {{path: '{demos.path}', episodes: [1, 2]}}]"
+    mixed = train("mix", f"demos.mix={mix}")
+    assert validated(home, mixed, f"demos.path={demos.path}")["episodes"] == [0, 3]
+
+
+def test_an_ancestor_without_a_lineage_makes_it_unknown(home, demos, train, parent, capsys):
+    older = home / "older/checkpoint"
+    shutil.copytree(parent, older)
+    record = json.loads((older / "policy.json").read_text())
+    del record["contract"]["lineage"]
+    (older / "policy.json").write_text(json.dumps(record))
+    found = validated(home, older, f"demos.path={demos.path}")
+    assert found["episodes"] == [3, 4, 5] and found["dataset"]["unseen"] == "unknown"
+    assert "unknown" in capsys.readouterr().out
+    heir = train("heir", f"demos.path={demos.path}", f"train.from={older}", split(home, [3], [4]))
+    assert "unknown" in capsys.readouterr().out
+    found = validated(home, heir, f"demos.path={demos.path}")
+    assert found["episodes"] == [4, 5] and found["dataset"]["unseen"] == "unknown"
+    assert validated(home, parent, f"demos.path={demos.path}")["dataset"]["unseen"] is True
