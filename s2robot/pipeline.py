@@ -38,7 +38,7 @@ from s2robot.common.timeline import Stages
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix
 from s2robot.demos.schema import PARTS
-from s2robot.demos.store import EpisodeStore
+from s2robot.demos.store import EpisodeStore, Split
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps

@@ -60,8 +60,8 @@ def convert(cfg: DictConfig) -> None:
     from s2robot.demos.formats.source import Choice
 
     choice, data, out = read_among(Choice, cfg, ""), path_of(cfg, "data"), path_of(cfg, "out")
+    settings = read_among(ExportSettings, cfg, "")
     if to := format_for(out, cfg.to):
-        settings = read_among(ExportSettings, cfg, "")
         with bar("reading") as update:
             path = as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
         store = EpisodeStore.open(path)
@@ -70,6 +70,10 @@ def convert(cfg: DictConfig) -> None:
         with bar("converting") as update:
             notes = export(store, out, to, settings, lambda *n: update(*n, "steps"))
         counts = len(store), store.num_steps
+    elif settings.actions != "recorded":
+        raise UserError(
+            f"actions: expected recorded on the way into an episode store, got {settings.actions}"
+        )
     else:
         with bar("converting") as update:
             source = read_in(data, out, choice, lambda *n: update(*n, "steps"))

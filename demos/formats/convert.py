@@ -19,7 +19,7 @@ from s2robot.demos.formats.found import format_of, read
 from s2robot.demos.formats.source import Choice, Source, readable
 from s2robot.demos.store import EpisodeStore
 
-READER = 3  # raised when the same files are read into another store, so that cached ones are made again
+READER = 4  # raised when the same files are read into another store, so that cached ones are made again
 Progress = Callable[[int, int], None]  # steps done, of how many
 
 

@@ -45,7 +45,7 @@ def features_of(store: EpisodeStore, pictures: str) -> Features:
         feature: {
             "dtype": str(store.read(key, 0, 1).dtype),
             "shape": list(store.shape(key)) or [1],
-            "names": number_names(parts_of(store.attrs, key)) if key in NAMES else None,
+            "names": _names(parts_of(store.attrs, key)) if key in NAMES else None,
         }
         for key, feature in numbers.items()
     }
@@ -58,6 +58,16 @@ def features_of(store: EpisodeStore, pictures: str) -> Features:
     for name in AUTOMATIC:
         told[name] = {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
     return Features(numbers, cameras, told)
+
+
+def _names(parts: list[dict[str, Any]]) -> list[str]:
+    """A name for each number, `delta_` in front of those that are steps."""
+    steps = [part["kind"] == "delta" or part.get("relative") for part in parts]
+    return [
+        f"delta_{name}" if step else name
+        for part, step in zip(parts, steps, strict=True)
+        for name in number_names([part])
+    ]
 
 
 def _feature(key: str) -> str:

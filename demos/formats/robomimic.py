@@ -96,7 +96,8 @@ class Robomimic(DemosOfFile):
             known = {name: key for key, name in cameras.items()}
             wanted = chosen(choice.cameras, [*known, *cameras], "cameras", self.path)
             cameras = {known.get(w, w): cameras[known.get(w, w)] for w in wanted}
-        habit = [k for k in HAND if k in numbers] or [k for k in numbers if k.startswith("robot")] or numbers
+        hands = [k.replace("robot0", f"robot{i}") for i in range(4) for k in HAND]
+        habit = [k for k in hands if k in numbers] or [k for k in numbers if k.startswith("robot")] or numbers
         proprio = habit if choice.proprio is None else chosen(choice.proprio, numbers, "proprio", self.path)
         action = list(chosen(choice.action or ("actions",), list(demo), "action", self.path))
         self._keys = {"action": tuple(action), "proprio": tuple(f"obs/{k}" for k in proprio)}
@@ -165,38 +166,71 @@ class Robomimic(DemosOfFile):
 
 
 def osc_parts(kwargs: Mapping[str, Any], size: int) -> tuple[list[dict] | None, str]:
-    """The parts of an action of one arm with OSC_POSE in deltas, as `task=robosuite` has them, and its action frame."""
-    config = kwargs.get("controller_configs") or {}
-    if isinstance(config, list) and len(config) == 1:
-        config = config[0]
-    if isinstance(config, dict) and "body_parts" in config:
-        parts = config["body_parts"]
-        config = parts.get("right") or (parts.get("arms") or {}).get("right") or {}
-    most: Any = config.get("output_max") if isinstance(config, dict) else None
-    delta = bool(config.get("control_delta", config.get("input_type", "delta") == "delta")) if most else False
-    if not delta or config.get("type") != "OSC_POSE" or size != 7 or np.shape(most) != (6,):
+    """The parts of an action of arms with OSC_POSE in deltas, as `task=robosuite` has them, and its action frame."""
+    arms, left = divmod(size, 7)
+    prefixes, controllers = _prefixes(kwargs, arms), _controllers(kwargs, arms)
+    if left or not prefixes or len(controllers) != arms:
         return None, ""
-    limits = [{"low": [-v for v in m], "high": list(m)} for m in (most[:3], most[3:])]
-    return [
-        {"name": "position", "size": 3, "kind": "delta", **limits[0]},
-        {
-            "name": "rotation",
-            "size": 3,
-            "kind": "rotation",
-            **limits[1],
-            "form": "axis_angle",
-            "relative": True,
-        },
-        {"name": "gripper", "size": 1, "kind": "binary", "low": [0.0], "high": [1.0]},
-    ], "robosuite:OSC_POSE"
+    parts: list[dict] = []
+    for prefix, config in zip(prefixes, controllers, strict=True):
+        most: Any = config.get("output_max")
+        if not _moves(config) or config.get("type") != "OSC_POSE" or np.shape(most) != (6,):
+            return None, ""
+        limits = [{"low": [-v for v in m], "high": list(m)} for m in (most[:3], most[3:])]
+        turn = {"form": "axis_angle", "relative": True}
+        parts += [
+            {"name": f"{prefix}position", "size": 3, "kind": "delta", **limits[0]},
+            {"name": f"{prefix}rotation", "size": 3, "kind": "rotation", **limits[1], **turn},
+            {"name": f"{prefix}gripper", "size": 1, "kind": "binary", "low": [0.0], "high": [1.0]},
+        ]
+    return parts, "robosuite:OSC_POSE"
+
+
+def _prefixes(kwargs: Mapping[str, Any], arms: int) -> list[str]:
+    """What the parts of each arm's action begin with; none where their order is unknown."""
+    robots = kwargs.get("robots")
+    count = len(robots) if isinstance(robots, list) else 1
+    if count == arms:
+        return [f"robot{i}_" for i in range(arms)] if arms > 1 else [""]
+    config = kwargs.get("controller_configs")
+    both = (
+        count == 1
+        and arms == 2
+        and "body_parts" not in (config[0] if isinstance(config, list) else config or {})
+    )
+    return ["right_", "left_"] if both else []  # robosuite 1.4: each arm with its gripper
+
+
+def _controllers(kwargs: Mapping[str, Any], arms: int) -> list[dict]:
+    """The settings of each arm's controller; one stands for all."""
+    given = kwargs.get("controller_configs") or {}
+    several = given if isinstance(given, list) else [given]
+    found = []
+    for config in several * arms if len(several) == 1 else several:
+        if isinstance(config, dict) and "body_parts" in config:
+            parts = config["body_parts"]
+            config = parts.get("right") or (parts.get("arms") or {}).get("right") or {}
+        found.append(config if isinstance(config, dict) else {})
+    return found
+
+
+def _moves(config: Mapping[str, Any]) -> bool:
+    """Whether a controller's actions are steps."""
+    known = str(config.get("type")).startswith(("OSC", "IK", "JOINT_POSITION")) and "output_max" in config
+    return known and bool(config.get("control_delta", config.get("input_type", "delta") == "delta"))
 
 
 def action_parts(
     kwargs: Mapping[str, Any], demo: Any, keys: list[str], choice: Choice
 ) -> tuple[list[dict], str]:
     """The parts of a demo's actions and their frame, which is empty where nothing is known of them."""
-    parts, frame = osc_parts(kwargs, demo["actions"].shape[1]) if keys == ["actions"] else (None, "")
-    return parts or [part_of(k, demo[k].shape[1], choice.action_kind) for k in keys], frame
+    kind = choice.action_kind
+    if keys == ["actions"]:
+        parts, frame = osc_parts(kwargs, demo["actions"].shape[1])
+        if parts:
+            return parts, frame
+        kind = "delta" if any(map(_moves, _controllers(kwargs, 1))) else kind
+    return [part_of(k, demo[k].shape[1], kind) for k in keys], ""
 
 
 def scale_of(attributes: Mapping[str, Any]) -> Scale | None:

@@ -19,9 +19,11 @@ from zarr.storage import LocalStore
 
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.convert import Progress
-from s2robot.demos.formats.export import ExportSettings, pieces
+from s2robot.demos.formats.export import ExportSettings, pieces, rates_of
 from s2robot.demos.formats.kept import NAME, of_store
+from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.parts import words
 
 CHUNK_BYTES = 2_000_000  # of numbers
 NAMES = {"proprio": "agent_pos"}
@@ -48,7 +50,8 @@ def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None
         if other := next((k for k, n in places.items() if n == name and k != key), None):
             raise mismatch(store.path, f"{key} and {other}, both '{name}' there", "different names")
     kept = of_store(store, {key: [name] for key, name in places.items()})
-    root = zarr.create_group(LocalStore(target), zarr_format=2, attributes={NAME: kept.text()})
+    about = {NAME: kept.text(), "actions": words(parts_of(store.attrs, "action"))}
+    root = zarr.create_group(LocalStore(target), zarr_format=2, attributes=about)
     data, steps = root.create_group("data"), store.num_steps
     made = {
         key: _array(data, name, (steps, *kept.arrays[key][1]), kept.arrays[key][0])
@@ -61,7 +64,8 @@ def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None
     }.items():
         _array(meta, name, values.shape, str(values.dtype))[:] = values
     if "timestamp" not in places.values():  # their real robot's: s since the episode began
-        times = np.concatenate([np.arange(count) for count in store.lengths]) / store.attrs["rate_hz"]
+        each = zip(store.lengths, rates_of(store), strict=True)
+        times = np.concatenate([np.arange(count) / rate for count, rate in each])
         _array(data, "timestamp", times.shape, "float64")[:] = times
     at = 0
     for i in range(len(store)):

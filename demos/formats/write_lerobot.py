@@ -22,7 +22,7 @@ import numpy as np
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats import statistics
 from s2robot.demos.formats.convert import Progress
-from s2robot.demos.formats.export import ExportSettings, pieces
+from s2robot.demos.formats.export import ExportSettings, pieces, rate_of
 from s2robot.demos.formats.kept import of_store
 from s2robot.demos.formats.lerobot_features import features_of
 from s2robot.demos.formats.lerobot_meta import MARKER
@@ -30,7 +30,9 @@ from s2robot.demos.formats.parquet import ParquetWriter, write_indexed, write_ro
 from s2robot.demos.formats.source import require
 from s2robot.demos.formats.video import VideoWriter, about_video, check_codec, pix_fmt
 from s2robot.demos.replay import camera_sizes
+from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.parts import words
 from s2robot.envs.tasks import DEFAULT
 
 CHUNK = 1000  # files in a folder
@@ -50,6 +52,8 @@ configs:
 
 {episodes} episodes of {robot}, {steps} steps, {fps} a second, in the form of
 [LeRobot](https://github.com/huggingface/lerobot) {version}, written by s2robot.
+
+Actions: {actions}. A delta is added to what was commanded before.
 
 What to do:
 
@@ -128,7 +132,7 @@ class _Writer:
     def __init__(self, version: Version, store: EpisodeStore, target: Path, settings: ExportSettings):
         self._version, self._store, self._target, self._settings = version, store, target, settings
         self._attributes = store.attrs
-        rate = self._attributes["rate_hz"]
+        rate = rate_of(store)
         if rate != int(rate):
             raise mismatch(f"{store.path}: rate_hz", rate, "a whole number: LeRobot knows no other")
         self._fps = int(rate)
@@ -297,6 +301,7 @@ class _Writer:
             steps=self._store.num_steps,
             fps=self._fps,
             version=self._version.name,
+            actions=words(parts_of(self._attributes, "action")),
             tasks="\n".join(f"- {text}" for text in self._tasks),
         )
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.convert import Progress
-from s2robot.demos.formats.export import ExportSettings, pieces
+from s2robot.demos.formats.export import ExportSettings, pieces, rate_of
 from s2robot.demos.formats.kept import EXACT, NAME, SCALE, of_store
 from s2robot.demos.formats.source import require
 from s2robot.demos.replay import world_of_demos
@@ -199,7 +199,9 @@ def _env_args(store: EpisodeStore, world: Any) -> dict[str, Any]:
     """What makes the world again in robomimic, or its name alone."""
     about = store.attrs
     if "env_args" in about:
-        return about["env_args"]
-    if world is None:
-        return {"env_name": about["env_version"], "env_version": "", "type": 2, "env_kwargs": {}}  # a gym's
-    return {"env_name": world.settings.env, "type": 1, **world.arguments()}
+        return about["env_args"]  # its controllers say what an action is
+    told = {"action_parts": parts_of(about, "action")}  # what the numbers are, before they became -1..1
+    if world is None:  # a gym's
+        rate = {"control_freq": rate_of(store)}
+        return {"env_name": about["env_version"], "env_version": "", "type": 2, "env_kwargs": rate, **told}
+    return {"env_name": world.settings.env, "type": 1, **world.arguments(), **told}

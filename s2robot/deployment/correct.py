@@ -47,6 +47,7 @@ from s2robot.envs.real.people.teleop import HELP, Keyboard, SpaceMouse, Teleoper
 from s2robot.policies import check_contract
 
 DEVICES = ("keyboard", "spacemouse", "hand")
+VALUES = {"seed", "success", "cause", "speed"}  # what is known of a corrected episode
 # what a corrected step has beside its pictures; `recorder` of envs/real/control says what each is
 _STEP = {
     "action",
@@ -153,7 +154,7 @@ class ArmCorrection:
                 raise UserError(f"{failed.check}: {failed.text}")
             store = stack.enter_context(open_corrections(Path(wanted.out), self.demos, self.first))
             self.operator = self._asked or arm.operator()
-            self._corrections = _Corrections(store)
+            self._corrections = _Corrections(store, self.bench.bridge.speed)
             self._recorder = EpisodeRecorder(self._corrections)
             self._make_world(arm, stack)
             positions = range(wanted.seed, wanted.seed + wanted.episodes)
@@ -178,7 +179,7 @@ class ArmCorrection:
         self._teaching: Teaching | None = None
         teleoperator = None
         if person.device == "hand":
-            teach = TeachConfig(self.policy.rate_hz, self.size, loop.max_delta, loop.ready_s)
+            teach = TeachConfig(rate, self.size, loop.max_delta, loop.ready_s)
             self._on_key = self.handover.on_key
             runtime = self.env.runtime
             self._teaching = Teaching(
@@ -287,12 +288,12 @@ class _Same(Silent):
 class _Corrections:
     """A `Sink` that marks the policy's steps."""
 
-    def __init__(self, store: EpisodeStore):
-        self._store = store
+    def __init__(self, store: EpisodeStore, speed: float):
+        self._store, self._speed = store, speed
         self.wanted = set(store.keys) - {"perturbed"}
         self.persons: list[bool] = []
         known = _STEP | {f"images_{camera}" for camera in store.cameras}
-        if other := sorted(self.wanted - known) + sorted(set(store.meta_keys) - {"seed", "success", "cause"}):
+        if other := sorted(self.wanted - known) + sorted(set(store.meta_keys) - VALUES):
             raise UserError(
                 f"{store.path}: found demos with {', '.join(other)}, which corrections do not have; expected those of an arm"
             )
@@ -300,8 +301,9 @@ class _Corrections:
     def append(self, episode: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
         """See `Sink`."""
         policy = ~np.array(self.persons, bool)
+        meta = {**(meta or {}), "speed": self._speed}
         if "cause" in self._store.meta_keys:  # demos that a deployment has recorded
-            meta = {**(meta or {}), "cause": CAUSES.index("ended")}
+            meta["cause"] = CAUSES.index("ended")
         self._store.append({**episode, "perturbed": policy.astype(np.uint8)}, meta)
 
 

@@ -64,7 +64,8 @@ def open_store(
 def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -> EpisodeStore:
     """The dataset that corrections are appended to; where it is not there, a copy of the (first) demos.
 
-    Each of its episodes says in `perturbed` which steps are not to be imitated: none of the demos', where they do not say.
+    Each of its episodes says in `perturbed` which steps are not to be imitated (none of the demos', where they do not say),
+    and in `speed` how fast it was, as a share of `rate_hz`.
 
     Raises:
         DatasetError, UserError: one that does not begin with the demos.
@@ -78,11 +79,14 @@ def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -
             for i in range(count):
                 arrays = demos.episode(i)
                 arrays.setdefault("perturbed", np.zeros(len(arrays["action"]), np.uint8))
-                copy.append(arrays, {key: demos.meta(key)[i] for key in demos.meta_keys})
+                values = {"speed": float(demos.attrs.get("speed", 1))}
+                copy.append(arrays, values | {key: demos.meta(key)[i] for key in demos.meta_keys})
         os.rename(part, out)
     store = EpisodeStore.open(out)
     if store.attrs.get("began_with") != began["began_with"]:
         raise UserError(
             f"{out}: found other episodes, expected a dataset that begins with the {count} of {demos.path}"
         )
+    if "speed" not in store.meta_keys:
+        raise UserError(f"{out}: expected a speed of each episode, got none: begin another out")
     return EpisodeStore.open(out, "a")

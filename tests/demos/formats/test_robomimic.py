@@ -153,3 +153,50 @@ def test_what_is_broken_is_one_line(tmp_path, file):
     with pytest.raises(DatasetError, match="in.hdf5: found an hdf5 file that cannot be read"):
         convert(file, tmp_path / "out.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["in.hdf5"]
+
+
+@pytest.mark.parametrize(
+    ("robots", "controllers", "prefixes"),
+    [
+        (["Panda", "Sawyer"], [OSC, OSC], ["robot0_", "robot1_"]),
+        (["Panda", "Panda"], OSC, ["robot0_", "robot1_"]),
+        (["Panda", "Panda"], [{"body_parts": {"right": OSC}}] * 2, ["robot0_", "robot1_"]),
+        (["Baxter"], [OSC], ["right_", "left_"]),
+    ],
+)
+def test_two_arms_move_by_deltas_too(tmp_path, robots, controllers, prefixes):
+    kwargs = {"robots": robots, "control_freq": 20, "controller_configs": controllers}
+    path, rng = tmp_path / "two.hdf5", np.random.default_rng(0)
+    with h5py.File(path, "w") as made:
+        made.create_group("data").attrs["env_args"] = json.dumps(ARGS | {"env_kwargs": kwargs})
+        demo = made["data"].create_group("demo_0")
+        actions = demo["actions"] = rng.uniform(-1, 1, (4, 14))
+        for i in range(2):
+            demo[f"obs/robot{i}_eef_pos"] = rng.normal(size=(4, 3))
+    convert(path, tmp_path / "out.zarr")
+    store = EpisodeStore.open(tmp_path / "out.zarr")
+    assert [(p["name"], p["kind"]) for p in store.attrs["action_parts"]] == [
+        (f"{prefix}{name}", kind)
+        for prefix in prefixes
+        for name, kind in (("position", "delta"), ("rotation", "rotation"), ("gripper", "binary"))
+    ]
+    scale, offset = np.tile([0.05] * 3 + [0.5] * 4, 2), np.tile([0.0] * 6 + [0.5], 2)
+    np.testing.assert_allclose(store["action"], actions * scale + offset, rtol=1e-6, atol=1e-8)
+    assert [p["name"] for p in store.attrs["proprio_parts"]] == ["robot0_eef_pos", "robot1_eef_pos"]
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"type": "JOINT_POSITION", "output_max": 0.05}, "delta"),
+        ({"type": "OSC_POSITION", "output_max": [0.05] * 3, "input_type": "delta"}, "delta"),
+        ({"type": "OSC_POSITION", "output_max": [0.05] * 3, "control_delta": False}, "absolute"),
+        ({"type": "JOINT_VELOCITY", "output_max": 1}, "absolute"),
+    ],
+)
+def test_other_controllers_say_whether_they_move_by_deltas(tmp_path, file, config, kind):
+    kwargs = ARGS["env_kwargs"] | {"controller_configs": config}
+    with h5py.File(file, "a") as made:
+        made["data"].attrs["env_args"] = json.dumps(ARGS | {"env_kwargs": kwargs})
+    convert(file, tmp_path / "out.zarr")
+    assert EpisodeStore.open(tmp_path / "out.zarr").attrs["action_parts"][0]["kind"] == kind

@@ -122,3 +122,16 @@ def test_a_lost_chunk_of_ours_is_no_picture_of_zeros(tmp_path, store, key):
     with pytest.raises(DatasetError, match=words):
         convert(path, tmp_path / "back.zarr")
     assert not (tmp_path / "back.zarr").exists()
+
+
+def test_time_stamps_are_each_episode_s_own(tmp_path):
+    source = made.store(tmp_path / "source.zarr")
+    about = {k: v for k, v in source.attrs.items() if k != "schema_version"}
+    with EpisodeStore.create(tmp_path / "in.zarr", about) as store:
+        for i, speed in enumerate((1.0, 0.7)):
+            store.append(source.episode(i), {"speed": speed})
+    root = zarr.open_group(str(written(store, tmp_path / "out.zarr")), mode="r")
+    stamps = np.split(np.asarray(root["data/timestamp"]), made.LENGTHS[:1])
+    for found, count, rate in zip(stamps, made.LENGTHS, (10, 7), strict=True):
+        np.testing.assert_allclose(found, np.arange(count) / rate)
+    assert "joints (2 delta)" in root.attrs["actions"]

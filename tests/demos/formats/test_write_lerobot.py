@@ -98,7 +98,11 @@ def test_what_info_says(tmp_path, version):
         "total_tasks": 2, "chunks_size": 1000, "fps": 10, "splits": {"train": "0:2"},
         **({"data_files_size_in_mb": 100, "video_files_size_in_mb": 200} if v3 else {"total_videos": 4, "total_chunks": 1}),
     }  # fmt: skip
-    assert features["action"] == {"dtype": "float32", "shape": [3], "names": ["elbow", "wrist", "gripper"]}
+    assert features["action"] == {
+        "dtype": "float32",
+        "shape": [3],
+        "names": ["delta_elbow", "delta_wrist", "gripper"],
+    }
     assert features["observation.state"]["names"] == ["pose 1", "pose 2", "pose 3", "pose 4"]
     assert features["force_left"] == {"dtype": "float64", "shape": [1], "names": None}
     assert (features["grid"]["shape"], features["index"]["dtype"]) == ([2, 3], "int64")
@@ -208,3 +212,15 @@ def test_the_shipped_demos_go_out_and_come_back(tmp_path):
         drawn = episode_frames(store.path, i, store.cameras, 256)
         for camera, frames in zip(store.cameras, drawn, strict=True):
             assert min(map(psnr, back.episode(i)[f"images_{camera}"], frames)) > 38
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_arm_that_was_slowed_goes_out_in_its_own_time(tmp_path, version):
+    store = made.store(tmp_path / "in.zarr", speed=0.7)
+    export(store, tmp_path / "out", version, ExportSettings(pictures="png"))
+    assert json.loads((tmp_path / "out/meta/info.json").read_text())["fps"] == 7
+    (file, *_) = sorted((tmp_path / "out/data").rglob("*.parquet"))
+    stamps = pq.read_table(file, columns=["timestamp"])["timestamp"].to_numpy()[: made.LENGTHS[0]]
+    np.testing.assert_allclose(stamps, np.arange(made.LENGTHS[0]) / 7, rtol=1e-6)
+    convert(tmp_path / "out", tmp_path / "back.zarr")
+    assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint

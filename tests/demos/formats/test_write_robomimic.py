@@ -161,3 +161,11 @@ def test_what_others_made_of_our_file_is_one_line(tmp_path, store):
         with pytest.raises(DatasetError, match=words.replace("out", "broken")):
             convert(broken, tmp_path / "back.zarr")
         assert not (tmp_path / "back.zarr").exists()
+
+
+def test_what_the_numbers_are_and_how_fast_stands_in_env_args(tmp_path):
+    path = written(made.store(tmp_path / "slow.zarr", speed=0.7), tmp_path / "out.hdf5", action_range="data")
+    with h5py.File(path) as file:
+        args = json.loads(file["data"].attrs["env_args"])
+    assert args["env_kwargs"]["control_freq"] == 7
+    assert [part["kind"] for part in args["action_parts"]] == ["delta", "binary"]

@@ -10,6 +10,7 @@ import pytest
 from s2robot import verbs
 from s2robot.common.errors import UserError
 from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats.export import rate_of, rates_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.deployment.arm import JOINT_NAMES
@@ -204,7 +205,7 @@ def test_wrong_settings_are_one_line(words, told, demos, tmp_path):
 def test_steps_led_by_hand_go_into_demos_of_any_arm(demos, tmp_path):
     """A led step knows nothing of what was sent; teleoperated demos hold it."""
     source = EpisodeStore.open(demos())
-    corrections = _Corrections(open_corrections(tmp_path / "out.zarr", source))
+    corrections = _Corrections(open_corrections(tmp_path / "out.zarr", source), 0.7)
     recorder = EpisodeRecorder(corrections)
     blank, picture = np.ones(8, np.float32), np.zeros((SIZE, SIZE, 3), np.uint8)
     step = {
@@ -225,6 +226,24 @@ def test_steps_led_by_hand_go_into_demos_of_any_arm(demos, tmp_path):
     assert made["action_sent"][:, 0].tolist() == [3, 1] and made["action_raw"][:, 0].tolist() == [2, 1]
 
 
+def test_each_episode_stores_how_fast_it_was(demos, tmp_path):
+    """Corrections on a slowed arm stand beside demos at full speed; each keeps its own time."""
+    source, out = EpisodeStore.open(demos()), tmp_path / "out.zarr"
+    corrections = _Corrections(open_corrections(out, source), 0.7)
+    corrections.persons = [True] * 6
+    corrections.append(source.episode(0), {"seed": 3, "success": True})
+    store = EpisodeStore.open(out)
+    assert store.meta("speed").tolist() == [1, 1, 0.7] and rates_of(store).tolist() == [10, 10, 7]
+    with pytest.raises(DatasetError, match="speed: found episodes at 7 and at 10 Hz, expected one rate"):
+        rate_of(store)
+    slow = tmp_path / "slow.zarr"
+    with EpisodeStore.create(slow, {**source.attrs, "speed": 0.5}) as store:
+        store.append(source.episode(0), {"seed": 3, "success": True})
+    assert rate_of(EpisodeStore.open(slow)) == 5
+    copy = open_corrections(tmp_path / "of_slow.zarr", EpisodeStore.open(slow))
+    assert copy.meta("speed").tolist() == [0.5]
+
+
 def test_demos_that_a_deployment_recorded_are_corrected_and_others_refused(demos, tmp_path):
     source = EpisodeStore.open(demos())
     for name, meta, arrays in (
@@ -233,20 +252,20 @@ def test_demos_that_a_deployment_recorded_are_corrected_and_others_refused(demos
     ):
         with EpisodeStore.create(tmp_path / f"{name}.zarr", source.attrs) as store:
             store.append({**source.episode(0), **arrays}, {"seed": 1, "success": True, **meta})
-    live = _Corrections(EpisodeStore.open(tmp_path / "live.zarr", "a"))
+    live = _Corrections(EpisodeStore.open(tmp_path / "live.zarr", "a"), 1.0)
     live.persons = [True] * 6
     episode = {key: value for key, value in source.episode(1).items()}
     with pytest.raises(DatasetError, match="perturbed"):  # only a copy says whose the steps are
         live.append(episode, {"seed": 2, "success": True})
     copy = open_corrections(tmp_path / "copy.zarr", EpisodeStore.open(tmp_path / "live.zarr"))
-    live = _Corrections(copy)
+    live = _Corrections(copy, 1.0)
     live.persons = [True] * 6
     live.append(episode, {"seed": 2, "success": True})
     assert EpisodeStore.open(copy.path).meta("cause").tolist() == [1, CAUSES.index("ended")]
     with pytest.raises(
         UserError, match="odd.zarr: found demos with force, grade, which corrections do not have"
     ):
-        _Corrections(EpisodeStore.open(tmp_path / "odd.zarr"))
+        _Corrections(EpisodeStore.open(tmp_path / "odd.zarr"), 1.0)
 
 
 def test_other_pictures_are_refused_before_an_episode(demos):
