@@ -81,8 +81,6 @@ ROWS = {
             "attention": "policy.pooling.kind=attention",
             "attention, one scale": "policy.pooling.kind=attention s2=single",
             "points": "policy.pooling.points=true",
-            "views": "features.views=3",
-            "fine": "s2.fine=true",
             "one scale": "s2=single",
             "one scale, two blocks": "s2=single train.tune.blocks=2",
             "one scale, LoRA": "s2=single train.tune.blocks=2 train.tune.lora=8",

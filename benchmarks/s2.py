@@ -2,7 +2,7 @@
 
     python benchmarks/s2.py
     python benchmarks/s2.py --quick --models base --batches 1
-    python benchmarks/s2.py --threads 2 --parallel --json s2.json
+    python benchmarks/s2.py --threads 2 --json s2.json
 
 Models: tiny (mvp-tiny's form), small (mvp-small's), base (timm's vit_base_patch16_224), all with random
 weights, at once and twice the size that they know. Rows:
@@ -11,11 +11,7 @@ weights, at once and twice the size that they know. Rows:
 * ours fp32, ours default: `s2robot.backbones.inference.prepare` in float32 and in the machine's default type, all tiles
   in one call. pooled: the default with the mean of the map only, which no map is put together for.
 * frames: S2Encoder in the default type from uint8 frames of the larger size, area averaging and normalising
-  included. selective: the same with half of the fine tiles computed, chosen by change of pixels or of coarse
-  tokens. Every tile of every frame differs from the one before, so nothing is reused: at scales 1 and 2 it can
-  be at most (1 + 4) / (1 + 2) = 1.67 times as fast as frames. Where nothing moves it is faster.
-* frames 1 2 3, selective 1 2 3 (batch 1 only): three scales, and 6 of their 13 fine tiles: at most 2 times.
-* parallel (with --parallel): the default's tiles spread over a process a thread, each with one thread.
+  included. frames 1 2 3 (batch 1 only): the same at three scales.
 
 The arms take turns (A B C A B C ...), so that a disturbance meets all of them; times are medians. GFLOP counts
 multiply-adds, as papers do. The last columns set two operations for each against the machine's own rate in the
@@ -25,12 +21,10 @@ Nothing else should run meanwhile.
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,10 +39,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from s2robot.backbones.inference import PackedLinear, default_dtype, packs, prepare
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.encoders.encoder import DTYPES, S2Encoder
-from s2robot.encoders.selective import Selective, SelectiveEncoder
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import square
-from s2robot.s2.parallel import TileParallel
 from s2robot.s2.reference import forward
 
 SPECS = {"tiny": ViTSpec(128, 16, 192, 6, 6), "small": ViTSpec(128, 16, 256, 12, 8)}
@@ -107,13 +99,11 @@ def multiply_adds(model: nn.Module, tile: int) -> float:
     return counter.get_total_flops() / 2
 
 
-def arms(
-    vit: nn.Module, tile: int, batch: int, parallel: int, stack: ExitStack
-) -> dict[str, tuple[Callable[[], Tensor], torch.dtype, int]]:
+def arms(vit: nn.Module, tile: int, batch: int) -> dict[str, tuple[Callable[[], Tensor], torch.dtype, int]]:
     """What is compared: a call without arguments, the type that it multiplies in, the tiles a frame."""
     size, default = 2 * tile, default_dtype()
     images = torch.randn(batch, 3, tile, tile)
-    frames = [torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8) for _ in range(2)]
+    frames = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
 
     layout = square((tile, size), tile, PATCH)
 
@@ -127,23 +117,6 @@ def arms(
     fast = prepare(Plain(vit), default)
     name = {v: k for k, v in DTYPES.items()}[default]
     encoder = S2Encoder(vit, (tile, size), dtype=name)
-    streams = list(range(batch))
-
-    def budget(encoder: S2Encoder, pictures: list[Tensor], tiles: int, choose: str) -> Callable[[], Tensor]:
-        selective = SelectiveEncoder(encoder, Selective(tiles=tiles, choose=choose))
-        selective.encode(pictures[0], streams)  # the first frame of a stream is computed in full
-        turn = itertools.cycle((1, 0))
-
-        def call() -> Tensor:
-            out = selective.encode(pictures[next(turn)], streams)
-            if selective.counts["computed"] != (1 + tiles) * batch:
-                raise RuntimeError(
-                    f"selective computed {selective.counts}, expected {1 + tiles} tiles a frame"
-                )
-            return out
-
-        return call
-
     rows: dict[str, tuple[Callable[[], Tensor], torch.dtype, int]] = {
         "reference": (
             lambda: forward(vit.forward_features, images, scales=[1, 2], num_prefix_token=PREFIX),
@@ -153,33 +126,26 @@ def arms(
         "ours fp32": (ours(prepare(Plain(vit), torch.float32)), torch.float32, 5),
         "ours default": (ours(fast), default, 5),
         "pooled": (ours(fast, "pooled"), default, 5),
-        "frames": (lambda: encoder.encode(frames[0]), default, 5),
-        "selective change": (budget(encoder, frames, 2, "change"), default, 3),
-        "selective coarse": (budget(encoder, frames, 2, "coarse"), default, 3),
+        "frames": (lambda: encoder.encode(frames), default, 5),
     }
     if batch == 1:  # at 32 frames of 14 tiles the larger models take too long
         three = S2Encoder(vit, (tile, size, 3 * tile), dtype=name)
-        larger = [torch.randint(0, 256, (1, 3 * tile, 3 * tile, 3), dtype=torch.uint8) for _ in range(2)]
-        rows["frames 1 2 3"] = (lambda: three.encode(larger[0]), default, 14)
-        rows["selective 1 2 3"] = (budget(three, larger, 6, "coarse"), default, 7)
-    if parallel > 1:
-        spread = stack.enter_context(TileParallel(fast, processes=parallel, threads=1))
-        rows[f"parallel {parallel} x 1"] = (ours(spread), default, 5)
+        larger = torch.randint(0, 256, (1, 3 * tile, 3 * tile, 3), dtype=torch.uint8)
+        rows["frames 1 2 3"] = (lambda: three.encode(larger), default, 14)
     return rows
 
 
 def measure(name: str, batch: int, args: argparse.Namespace, peaks: dict[torch.dtype, float]) -> list[dict]:
     vit, tile = build(name)
     per_tile = multiply_adds(vit, tile)
-    with ExitStack() as stack:
-        compared = arms(vit, tile, batch, torch.get_num_threads() if args.parallel else 0, stack)
-        outputs = {arm: call() for arm, (call, _, _) in compared.items()}  # warms up, too
-        round_s = sum(clock(call) for call, _, _ in compared.values())
-        rounds = max(args.least, min(args.most, int(args.budget / round_s)))
-        seconds: dict[str, list[float]] = {arm: [] for arm in compared}
-        for _ in range(rounds):
-            for arm, (call, _, _) in compared.items():
-                seconds[arm].append(clock(call))
+    compared = arms(vit, tile, batch)
+    outputs = {arm: call() for arm, (call, _, _) in compared.items()}  # warms up, too
+    round_s = sum(clock(call) for call, _, _ in compared.values())
+    rounds = max(args.least, min(args.most, int(args.budget / round_s)))
+    seconds: dict[str, list[float]] = {arm: [] for arm in compared}
+    for _ in range(rounds):
+        for arm, (call, _, _) in compared.items():
+            seconds[arm].append(clock(call))
     truth = outputs["reference"][:, PREFIX:]  # (B, N, 2 * D)
     rows = []
     for arm, (_, dtype, tiles) in compared.items():
@@ -201,19 +167,12 @@ def measure(name: str, batch: int, args: argparse.Namespace, peaks: dict[torch.d
                 r / s for r, s in zip(seconds["reference"], seconds[arm], strict=True)
             ),
         }
-        if not arm.startswith(("frames", "selective")):  # those look at other images
+        if not arm.startswith("frames"):  # these take other images
             out = outputs[arm] if arm != "reference" else truth
             against = truth.mean(dim=1) if arm == "pooled" else truth
             row["cosine"] = F.cosine_similarity(out, against, dim=-1).min().item()
             row["largest_difference"] = (out - against).abs().max().item()
         rows.append(row)
-    for row in rows:
-        if row["arm"].startswith("selective"):
-            full = "frames 1 2 3" if row["arm"].endswith("3") else "frames"
-            row["ratio_to_frames"] = statistics.median(
-                f / s for f, s in zip(seconds[full], seconds[row["arm"]], strict=True)
-            )
-            row["most"] = compared[full][2] / compared[row["arm"]][2]
     return rows
 
 
@@ -229,8 +188,6 @@ def show(rows: list[dict]) -> None:
             f"{r['arm']:<18}{r['dtype']:>9}{r['ms']:>10.1f}{r['frames_per_s']:>10.1f}{r['ratio']:>6.2f} x"
             f"{r['gflop_per_frame']:>8.2f}{r['of_peak']:>8.0%} {same}"
         )
-        if "ratio_to_frames" in r:
-            print(f"{'':<18}{r['ratio_to_frames']:.2f} x the full frames, at most {r['most']:.2f}")
 
 
 def main() -> None:
@@ -242,7 +199,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds a table, if 5 repeats fit (60)")
     parser.add_argument("--quick", action="store_true", help="3 repeats, batches of at most 4")
-    parser.add_argument("--parallel", action="store_true", help="also spread tiles over a process a thread")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
     models = args.models.split(",")
@@ -254,8 +210,6 @@ def main() -> None:
         batches = list(dict.fromkeys(min(b, 4) for b in batches))
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.parallel and torch.get_num_threads() < 2:
-        parser.error("--parallel needs at least 2 threads")
 
     types = dict.fromkeys((torch.float32, default_dtype()))
     with torch.inference_mode():

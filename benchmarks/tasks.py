@@ -44,7 +44,6 @@ SUMS = "policy.action_target=cumulative"  # what these tasks were trained with u
 ROWS = {task: Row(task) for task in TASKS}
 ROWS |= {f"{task}, one scale": Row(task, "s2=single") for task in TASKS}
 ROWS |= {f"{task}, sums": Row(task, SUMS) for task in TASKS}
-ROWS |= {f"{task}, fine": Row(task, "s2.fine=true train.steps=3000") for task in TASKS}
 # With sums, Lift succeeds where plans of every step are averaged (positions 20000 to 20063).
 AVERAGED = f"policy.ensemble=0.05 {SUMS}"
 ROWS |= {

@@ -1,4 +1,4 @@
-"""The features of demos: out of the cache, or drawn and encoded; of a mix from the caches of each of its datasets."""
+"""Get the features of a dataset: from the cache, or by rendering and encoding its frames."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,6 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
-from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.demos.mix import Mix
 from s2robot.demos.replay import (
     camera_sizes,
@@ -30,7 +29,6 @@ from s2robot.encoders.cache import FeatureCache, Frames
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.joined import Joined
-from s2robot.encoders.views import Views
 from s2robot.envs.frames import ImageSize, as_image_size
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.trace import span
@@ -40,25 +38,21 @@ from s2robot.loading import device_of
 
 @dataclass(frozen=True)
 class FeaturesSettings:
-    """configs/features/default.yaml says what each is."""
+    """configs/features/default.yaml documents each field."""
 
     cache: str | None = None
     workers: int | None = None
     dtype: str = "float16"
     device: str = "auto"
     threads: int | None = None
-    views: int = 0
-    shift: float = 0.02
-    colour: float = 0.2
 
     def __post_init__(self) -> None:
-        check_ranges(self, "features", views=(0, INFINITY), shift=(0, 0.5), colour=(0, 1))
         for name in ("workers", "threads"):
             if (found := getattr(self, name)) is not None and found < 1:
                 raise UserError(f"features.{name}: found {found}, expected 1 or more, or null")
 
     def shares(self) -> tuple[int, int]:
-        """Processes, and threads of each: threads wait for each other and spin, so that a core each is left to processes."""
+        """Return the number of processes and the threads of each; threads spin while they wait, so one by default."""
         threads = self.threads or 1
         return self.workers or max(1, (os.cpu_count() or 1) // threads), threads
 
@@ -68,22 +62,20 @@ def encode_demos(
     encoder: S2Encoder,
     cameras: tuple[str, ...],
     settings: FeaturesSettings,
-    views: Views | None = None,
     episodes: np.ndarray | None = None,
 ) -> tuple[Any, list[FeatureCache]]:
-    """The features of a dataset, (steps, cameras, tokens, dim), from the cache or newly encoded; and the caches.
+    """Return the features of a dataset (steps, cameras, tokens, dim) and their caches, one for each dataset of a mix.
 
-    With ``views`` those of other views of the frames, (steps, views * cameras, tokens, dim); with ``episodes`` those of
-    these alone, and what the rows of others hold is not said.
+    With ``episodes`` only those are encoded; the other rows are undefined.
     """
     if not isinstance(store, Mix):
-        features, cache = _encode(store, encoder, cameras, settings, views, episodes)
+        features, cache = _encode(store, encoder, cameras, settings, episodes)
         return features, [cache]
-    frame_sizes(store, encoder, cameras)  # refuses what cannot be one array
+    frame_sizes(store, encoder, cameras)  # rejects datasets that do not fit into one array
     found = []
     for member, first in zip(store.members, store.firsts, strict=False):
         own = None if episodes is None else np.intersect1d(episodes, first + np.arange(len(member))) - first
-        found.append(_encode(member, encoder, cameras, settings, views, own))
+        found.append(_encode(member, encoder, cameras, settings, own))
     return Joined([features for features, _ in found]), [cache for _, cache in found]
 
 
@@ -92,22 +84,21 @@ def _encode(
     encoder: S2Encoder,
     cameras: tuple[str, ...],
     settings: FeaturesSettings,
-    views: Views | None,
     episodes: np.ndarray | None,
 ) -> tuple[np.ndarray, FeatureCache]:
     sizes = frame_sizes(store, encoder, cameras)
     cache = FeatureCache(
         settings.cache or cache_dir("features"),
         store.fingerprint,
-        f"{encoder.fingerprint}, {views.key}" if views else encoder.fingerprint,
-        views.names(cameras) if views else cameras,
+        encoder.fingerprint,
+        cameras,
         store.lengths.tolist(),
         max(rows * columns for rows, columns in token_maps(encoder, sizes)),
         encoder.dim,
         settings.dtype,
         {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)},
         drawn_by(store),
-        wide(sizes),
+        non_square(sizes),
         episodes,
     )
     device = device_of(settings.device)
@@ -116,16 +107,14 @@ def _encode(
         return cache.features, cache
     if store.attrs["kind"] == "states":
         require_simulator()
-    work = _Work(store, cache, encoder, cameras, as_image_size(sizes), settings, views)
+    work = _Work(store, cache, encoder, cameras, as_image_size(sizes), settings)
     before = torch.get_num_threads()
     torch.set_num_threads(work.threads)
-    if cache.adopt(work.frames, encoder.encode):
-        print(f"features: drawn and encoded as the cached ones of version 0.1, which serve: {cache.path}")
-    apart = engine_in_use().far or device.type == "cpu"
-    with bar(f"encoding {views.count} views" if views else "encoding frames") as update:
+    in_workers = engine_in_use().far or device.type == "cpu"
+    with bar("encoding frames") as update:
         features = cache.build(
-            work.values if apart else work.frames,
-            None if apart else encoder.encode,
+            work.values if in_workers else work.frames,
+            None if in_workers else encoder.encode,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
             store.fingerprint_of_first,
         )
@@ -134,10 +123,9 @@ def _encode(
 
 
 class _Work:
-    """What is to be drawn and encoded, in either of two ways: frames that come here, where a GPU has them, or values.
+    """Render and encode missing episodes: `frames` brings frames to a GPU here, `values` encodes in the workers.
 
-    A processor encodes where it has drawn: frames are more bytes than features, and no core waits for another, whichever
-    of the two is the slower.
+    A CPU worker encodes what it renders: features are fewer bytes than frames, and no core waits for another.
     """
 
     def __init__(
@@ -148,23 +136,21 @@ class _Work:
         cameras: tuple[str, ...],
         size: ImageSize,
         settings: FeaturesSettings,
-        views: Views | None,
     ) -> None:
-        self.store, self.cache, self.encoder, self.views = store, cache, encoder, views
+        self.store, self.cache, self.encoder = store, cache, encoder
         self.cameras, self.size, self.device = cameras, size, settings.device
         self.workers, self.threads = settings.shares()
 
     def frames(self, episodes: list[int]) -> Frames:
-        """As `FeatureCache.build` encodes them."""
-        drawn = render_episodes(self.store, episodes, self.cameras, self.size, self.workers)
-        return self.views.frames(drawn) if self.views else drawn
+        """Yield episodes and their frames, for `FeatureCache.build`."""
+        return render_episodes(self.store, episodes, self.cameras, self.size, self.workers)
 
     def values(self, episodes: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Episodes and their features, as they are done."""
+        """Yield episodes and their features, in the order in which they finish."""
         world = world_of_demos(self.store) if self.store.attrs["kind"] == "states" else None
         how = self.cameras, self.size, world
         far = engine_in_use().far
-        state = partial(Encoding, self.cache, self.encoder.to("cpu"), self.device, self.threads, self.views)
+        state = partial(Encoding, self.cache, self.encoder.to("cpu"), self.device, self.threads)
         run: Any = Encoding.run if far else Encoding.run_here
         tasks = ((i, *(seen_of(self.store, i, *how) if far else (self.store.path, *how))) for i in episodes)
         with worker_pool(self.workers, state, encodes=True, anywhere=far) as pool:
@@ -173,25 +159,21 @@ class _Work:
 
 
 class Encoding:
-    """Draws and encodes: what a worker holds that does both."""
+    """The state of a worker that renders and encodes."""
 
-    def __init__(
-        self, cache: FeatureCache, encoder: S2Encoder, device: str, threads: int, views: Views | None
-    ) -> None:
+    def __init__(self, cache: FeatureCache, encoder: S2Encoder, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.cache, self.encoder, self.views = cache, encoder.to(device_of(device)), views
+        self.cache, self.encoder = cache, encoder.to(device_of(device))
 
     def run(self, episode: int, seen: list[np.ndarray], world: TaskSettings | None) -> np.ndarray:
-        """The features of an episode as they stand in the cache; ``seen``, ``world``: of :func:`seen_of`."""
+        """Return an episode's features as the cache stores them; ``seen``, ``world``: see :func:`seen_of`."""
         return self._values(episode, frames_of(seen, world, episode))
 
     def run_here(self, episode: int, path: Path, *how: Any) -> np.ndarray:
-        """As `run`, on the machine that has the dataset; ``how``: as of :func:`episode_frames`."""
+        """Do the same on the machine that holds the dataset; ``how``: see :func:`episode_frames`."""
         return self._values(episode, episode_frames(path, episode, *how))
 
     def _values(self, episode: int, frames: Sequence[np.ndarray]) -> np.ndarray:
-        if self.views:
-            _, frames = next(self.views.frames([(episode, frames)]))
         with span("encode", episode=episode):
             return self.cache.checked(episode, frames, self.encoder.encode)
 
@@ -199,10 +181,10 @@ class Encoding:
 def frame_sizes(
     store: EpisodeStore, encoder: S2Encoder, cameras: Sequence[str]
 ) -> dict[str, tuple[int, int]]:
-    """(H, W) of each camera's frames as they are encoded: those recorded, or drawn as the encoder wants them.
+    """Return (H, W) of each camera's frames as they are encoded: as recorded, or as the encoder asks the renderer.
 
     Raises:
-        UserError: of a mix, two datasets whose frames are not of one size.
+        UserError: two datasets of a mix differ in frame size.
     """
     if isinstance(store, Mix):
         first, *others = [frame_sizes(member, encoder, cameras) for member in store.members]
@@ -221,6 +203,6 @@ def frame_sizes(
     return {name: encoder.frame_size(*size) for name, size in sizes.items()}
 
 
-def wide(sizes: Mapping[str, tuple[int, int]]) -> dict[str, list[int]]:
-    """Those of them that are no squares, as JSON types; with none all is as it was when frames had to be squares."""
+def non_square(sizes: Mapping[str, tuple[int, int]]) -> dict[str, list[int]]:
+    """Return the sizes that are not square, as JSON types; caches and checkpoints store only these."""
     return {name: [height, width] for name, (height, width) in sizes.items() if height != width}

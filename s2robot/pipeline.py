@@ -44,13 +44,12 @@ from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.tuning import Tail, build_entering
-from s2robot.encoders.views import Views
 from s2robot.envs.parts import size_of
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.trace import tracing
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
-from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, wide
+from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square
 from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.card import write_card
 from s2robot.policies.rays import with_geometry
@@ -191,9 +190,7 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
     return EpisodeStore.open(out)
 
 
-def encode(
-    task: Task, store: EpisodeStore, encoder: S2Encoder, views: Views | None = None
-) -> tuple[Any, list[FeatureCache]]:
+def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, list[FeatureCache]]:
     """The features of the demos that the task trains on or holds out; see :func:`encode_demos`.
 
     Where blocks of the encoder are trained, what enters them.
@@ -201,7 +198,7 @@ def encode(
     if blocks := task.train.tune.blocks:
         encoder = build_entering(task.encoder, blocks)
     chosen = np.concatenate(task.split(store))
-    return encode_demos(store, encoder, task.cameras, task.features, views, chosen)
+    return encode_demos(store, encoder, task.cameras, task.features, chosen)
 
 
 def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
@@ -214,9 +211,6 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": max(map(math.prod, maps))}
     if any(rows != columns for rows, columns in maps) or len(set(maps)) > 1:
         sizes["grids"] = [list(shape) for shape in maps]
-    views = None
-    if others := views_of(task.features):
-        views, _ = encode(task, store, encoder, others)
     tune, tail = task.train.tune, None
     if tune.blocks and task.policy.get("zero_features"):
         raise UserError(
@@ -238,14 +232,8 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             task.split(store),
             lambda step, steps, row: update(step, steps, _passes(step, steps, row) + losses(row)),
             rollout_of(task, contract, out),
-            views,
             tail,
         )
-
-
-def views_of(features: FeaturesSettings) -> Views | None:
-    """Which other views of a frame a training draws from, if any."""
-    return Views(features.views, features.shift, features.colour) if features.views else None
 
 
 def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Path], float] | None:
@@ -290,8 +278,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "features_dtype": "float32" if tune.blocks else task.features.dtype,
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
-            **({"frames": wide(frames)} if wide(frames) else {}),
-            **({"views": asdict(others)} if (others := views_of(task.features)) else {}),
+            **({"frames": non_square(frames)} if non_square(frames) else {}),
             **({"tuned": {**asdict(tune), "cached": task.features.dtype}} if tune.blocks else {}),
         },
         "cameras": list(task.cameras),

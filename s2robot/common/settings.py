@@ -273,8 +273,6 @@ def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
     if settings["checkpoint"] == "":
         raise UserError("encoder.checkpoint: found '', expected a weights file, or null")
-    if cfg.s2.get("fine"):  # left out otherwise: a checkpoint without is that of before there was a choice
-        settings["fine"] = True
     if settings["checkpoint"]:  # a checkpoint is used from other folders too
         settings["checkpoint"] = str(Path(settings["checkpoint"]).resolve())
     return settings

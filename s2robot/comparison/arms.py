@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from s2robot.common.config_errors import key_of, of_record
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.common.settings import encoder_settings, open_demos, plain, task_settings
+from s2robot.common.settings import encoder_settings, open_demos, task_settings
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
@@ -61,7 +61,6 @@ class Known:
     about: Mapping[str, Any]  # what compare.json says of it
     encoder: str  # fingerprint
     world: TaskSettings  # it is evaluated in, drawn as large as a video
-    selective: Mapping[str, Any]  # scale-selective S2
     device: str
     threads: int | None
 
@@ -171,9 +170,7 @@ def look_up(arm: Arm, common: Sequence[str]) -> Known:
         "gflops_per_frame": round(encoder.gflops_per_image, 3),
     }
     e = evaluation.evaluate
-    return Known(
-        facts, encoder.fingerprint, world, selective=plain(e.selective), device=e.device, threads=e.threads
-    )
+    return Known(facts, encoder.fingerprint, world, device=e.device, threads=e.threads)
 
 
 def demos_of(arm: Arm, common: Sequence[str]) -> EpisodeStore:

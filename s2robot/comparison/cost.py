@@ -8,21 +8,18 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
-from s2robot.encoders.selective import select
 from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.loading import image_size_of, load_networks
 
 
 def ms_per_action(
     checkpoints: Mapping[str, Path],
-    selective: Mapping[str, Mapping[str, Any]],
     store: EpisodeStore,
     device: str = "auto",
     rounds: int = 3,
@@ -33,7 +30,6 @@ def ms_per_action(
 
     Args:
         checkpoints: arm -> folder of a trained policy.
-        selective: arm -> its evaluate.selective.
         store: whose frames are seen; recorded states are drawn.
         threads: of torch; None: as they are.
     """
@@ -44,9 +40,8 @@ def ms_per_action(
     frames: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}  # (T, H, W, 3) a camera, and proprio (T, 8)
     for arm, folder in checkpoints.items():
         policy, encoder, contract = load_networks(folder, torch.device("cpu"))
-        seeing = select(encoder, dict(selective[arm]))
         cameras = contract["cameras"]
-        planners[arm] = LearnedPlanner(policy, seeing, cameras, device=device)
+        planners[arm] = LearnedPlanner(policy, encoder, cameras, device=device)
         drawn = episode_frames(store.path, 0, tuple(cameras), image_size_of(contract, encoder))
         frames[arm] = drawn, store.episode(0)["proprio"][:steps]
     times: dict[str, list[float]] = {arm: [] for arm in planners}
@@ -63,8 +58,7 @@ def ms_per_action(
 
 
 def _observations(cameras: Sequence[str], frames: Sequence[np.ndarray], proprio: np.ndarray):
-    """One step each, as the evaluation hands it to a planner (count = 1; the gripper's place unknown)."""
-    points = {camera: np.full(2, np.nan, np.float32) for camera in cameras}
+    """Yield one observation per step, as the evaluation passes it to a planner (count = 1)."""
     for step in range(len(proprio)):
         images = {camera: seen[step][None] for camera, seen in zip(cameras, frames, strict=True)}
-        yield {"images": images, "proprio": proprio[step][None], "count": 1, "points": points}
+        yield {"images": images, "proprio": proprio[step][None], "count": 1}

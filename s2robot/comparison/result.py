@@ -1,6 +1,5 @@
 """What compare.json says of a comparison whose episodes are there."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ def result_of(
             **plan.known[arm.name].about,
             **figures.arm_figures(outcomes[arm.name], plan.seeds, names, looked),
         }
-        row["gflops_per_frame"] = round(row["gflops_per_frame"] * _computed(folders), 3)
         arms.append({**row, "ms_per_action": cost[arm.name]})
     alpha = None if looked is None else looked / len(plan.pairs)  # the pairs share it
     readout = settings.readout_run
@@ -48,16 +46,6 @@ def result_of(
     }
 
 
-def _computed(folders: Iterable[Path]) -> float:
-    """Share of the tiles that scale-selective S2 computed; 1 without it."""
-    shares = []
-    for folder in folders:
-        found = read_json(folder / "summary.json").get("selective")
-        if found and found["frames"]:
-            shares.append(found["computed_per_frame"] / found["tiles_per_frame"])
-    return sum(shares) / len(shares) if shares else 1.0
-
-
 def _cost(plan: Plan) -> dict[str, float]:
     """Milliseconds per action of each arm, measured once for a run folder."""
     path = plan.out / "cost.json"
@@ -65,10 +53,9 @@ def _cost(plan: Plan) -> dict[str, float]:
     if path.exists() and (found := read_json(path)).get("arms") == identity:
         return found["ms_per_action"]
     checkpoints = {arm.name: plan.folder(plan.main, arm, plan.seeds[0]) / "checkpoint" for arm in plan.arms}
-    selective = {name: known.selective for name, known in plan.known.items()}
     first = plan.known[plan.arms[0].name]
     store = demos_of(plan.arms[0], plan.common)
-    cost = ms_per_action(checkpoints, selective, store, first.device, threads=first.threads)
+    cost = ms_per_action(checkpoints, store, first.device, threads=first.threads)
     write_json(path, {"arms": identity, "ms_per_action": cost})
     return cost
 

@@ -40,7 +40,6 @@ class EncoderSettings:
         sizes: image sides in pixels, or
         scales: the same as multiples of the tile (1 and 2).
         resolution: of the larger sizes: native, or upsampled from the first.
-        fine: keep all tokens of the largest size.
         pool: tokens, or mean.
         dtype: of the arithmetic, float32 or bfloat16.
         block: the block whose output is taken, 1 = the first; None = the last.
@@ -53,7 +52,6 @@ class EncoderSettings:
     sizes: tuple[int, ...] | None = None
     scales: tuple[float, ...] | None = None
     resolution: str | None = None
-    fine: bool = False
     pool: str | None = None
     dtype: str | None = None
     block: int | None = None
@@ -97,7 +95,6 @@ def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
         "sizes": settings.sizes or [round(scale * backbone.tile[0]) for scale in settings.scales or (1, 2)],
         "name": settings.name,
         "describe": {"timm": timm} if timm else {},
-        "fine": settings.fine,
         **{key: value for key, value in given.items() if value is not None},
     }
 

@@ -1,16 +1,16 @@
-"""Features on disk: every frame of a dataset is encoded once, never once an epoch.
+"""Cache a dataset's features on disk, so that every frame is encoded once and not once per epoch.
 
     cache = FeatureCache(root, dataset.fingerprint, encoder.fingerprint, cameras, lengths, encoder.num_tokens,
                          encoder.dim)
-    cache.build(make_frames, encoder.encode)   # encodes what is missing; goes on after a kill
-    cache.features.shape                       # (T, cameras, N, D), all episodes one after the other
+    cache.build(make_frames, encoder.encode)   # encodes what is missing; resumes after a kill
+    cache.features.shape                       # (T, cameras, N, D), all episodes concatenated
 
-N is that of the camera with the most tokens; zeros fill up the others.
+N is the token count of the camera that has the most; the other cameras are padded with zeros.
 
-A cache is one folder named by a hash of dataset, encoder, cameras, number format and what drew the frames, holding `features.bin`
-(raw little-endian numbers) and `index.json` (what they are, which episodes are done). An episode is marked
-as done after its features are safe on disk, so a kill at any moment loses at most the episode in progress. While a cache is
-built its marks are lines of `done.txt`: an index of all episodes, written after each, would cost the square of their number.
+A cache is a folder named by a hash of dataset, encoder, cameras, number format and renderer. `features.bin` holds raw
+little-endian numbers, `index.json` the identity and the finished episodes. An episode is marked after its features are
+safe on disk, so a kill loses at most the episode in progress. During a build the marks are lines of `done.txt`:
+rewriting the index after every episode would cost quadratic time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,11 +39,10 @@ DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dt
 VERSION = 1
 JOURNAL = "done.txt"
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-_ROUNDING = 2e-3  # of the largest feature: float16 rounds to half of that; other pixels differ by a hundred times more
 
 
 def as_stored(tokens: Tensor, dtype: str = "float16") -> Tensor:
-    """Float tokens rounded as the cache rounds them: what a policy trained from the cache must see."""
+    """Round tokens as the cache does: a policy that was trained from the cache must see the same."""
     return tokens.half().to(tokens.dtype) if dtype == "float16" else tokens
 
 
@@ -53,18 +51,18 @@ class FeatureCache:
 
     Args:
         root: folder of all caches.
-        dataset, encoder: fingerprints (any strings); other ones mean another cache.
+        dataset, encoder: fingerprints (any strings), part of the key.
         cameras: names, in the order of the frames.
         episode_lengths: steps of every episode.
-        tokens, dim: tokens of a frame (the most of any camera) and their width.
+        tokens, dim: tokens of a frame (the largest count of any camera) and their width.
         dtype: "float16" or "float32", of the numbers on disk.
-        about: JSON-able notes for people, not part of the key.
-        drawn: JSON-able facts of what draws the frames from the dataset's states; none where the dataset's
-            fingerprint tells all. None: nothing can draw here, so a cache of this dataset and encoder is taken whatever drew it.
-        wide: (H, W) of the frames of each camera whose frames are no squares; version 0.1 cut squares out of them.
-        wanted: episodes without which it is not whole; None: all. Rows of others may hold nothing.
+        about: JSON-able notes, not part of the key.
+        drawn: JSON-able facts about the renderer, part of the key; empty where the dataset holds frames. None: this
+            machine cannot render, so a complete cache of this dataset and encoder is used whatever rendered it.
+        shapes: (H, W) of each camera whose frames are not square, part of the key.
+        wanted: required episodes; None: all. Rows of other episodes may be empty.
 
-    Whatever is on disk and does not match all of this is never read: it is encoded again.
+    Data on disk that does not match all of this is never read; it is encoded again.
     """
 
     def __init__(
@@ -79,7 +77,7 @@ class FeatureCache:
         dtype: str = "float16",
         about: Mapping[str, Any] | None = None,
         drawn: Mapping[str, Any] | None = NOTHING,
-        wide: Mapping[str, Sequence[int]] = NOTHING,
+        shapes: Mapping[str, Sequence[int]] = NOTHING,
         wanted: Iterable[int] | None = None,
     ) -> None:
         if dtype not in DTYPES:
@@ -100,15 +98,13 @@ class FeatureCache:
             "episode_lengths": lengths,
         }
         named = {k: self.identity[k] for k in ("version", "dataset", "encoder", "cameras", "dtype")}
-        if wide:
-            named["wide"] = self.identity["wide"] = {name: list(size) for name, size in wide.items()}
-        self._bare = Path(root) / _key(named)  # of version 0.1, and of frames that nothing has drawn
-        self.path = self._bare
+        if shapes:
+            named["wide"] = self.identity["wide"] = {name: list(size) for name, size in shapes.items()}
         if drawn:
-            self.identity["drawn"] = json.loads(json.dumps(drawn))
-            self.path = Path(root) / _key(named | {"drawn": drawn})
-        elif drawn is None:
-            self.path = next((p for p in sorted(Path(root).glob("*/")) if self._fits(p)), self._bare)
+            named["drawn"] = self.identity["drawn"] = json.loads(json.dumps(drawn))
+        self.path = Path(root) / _key(named)
+        if drawn is None:
+            self.path = next((p for p in sorted(Path(root).glob("*/")) if self._is_complete(p)), self.path)
         self.about = dict(about or {})
 
     @property
@@ -117,53 +113,24 @@ class FeatureCache:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def done(self) -> set[int]:
-        """Episodes whose features are on disk, valid and of this dataset and encoder."""
-        return self._done(self.path, self.identity)
+        """Return the episodes whose features are on disk, valid and of this dataset and encoder."""
+        return self._done(self.path)
 
-    def _done(self, path: Path, identity: Mapping[str, Any]) -> set[int]:
+    def _done(self, path: Path) -> set[int]:
         try:
             index = _index(path)
             size = (path / "features.bin").stat().st_size
         except (OSError, ValueError):
-            return set()  # none yet, or a damaged index: encode again
-        if size != self.nbytes:
-            return set()
-        if any(index.get(key) != value for key, value in identity.items()):
-            return set()
-        return index["done"]
+            return set()  # no index, or a damaged one: encode again
+        same = size == self.nbytes and all(index.get(key) == value for key, value in self.identity.items())
+        return index["done"] if same else set()
 
-    def _fits(self, path: Path) -> bool:
-        done = self._done(path, self.identity)
+    def _is_complete(self, path: Path) -> bool:
+        done = self._done(path)
         return bool(done) and done.issuperset(self.wanted)
 
-    def adopt(
-        self,
-        make_frames: Callable[[list[int]], Frames],
-        encode: Callable[[np.ndarray], Tensor | np.ndarray],
-    ) -> bool:
-        """Take over a whole cache of version 0.1, which did not note what drew its frames; True if there is one.
-
-        Its shortest episode is drawn and encoded again: if that gives the same features to rounding, what draws here
-        is what drew there. Otherwise it is left alone, and everything is encoded again.
-        """
-        identity = {k: v for k, v in self.identity.items() if k != "drawn"}
-        ready = self.path != self._bare and not self.done()
-        if not ready or len(self._done(self._bare, identity)) != len(self.ends) or not self.nbytes:
-            return False
-        shortest = int(np.argmin(self.ends - self.starts))
-        there = np.memmap(self._bare / "features.bin", self.dtype, "r", shape=self.shape)
-        old = there[self.starts[shortest] : self.ends[shortest]].astype(np.float32)
-        _, frames = next(iter(make_frames([shortest])))
-        new = self.checked(shortest, frames, encode).astype(np.float32)
-        if np.abs(new - old).max() > _ROUNDING * np.abs(old).max():
-            return False
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._write_index(set(range(len(self.ends))), self._bare)
-        os.rename(self._bare, self.path)
-        return True
-
     def missing(self) -> list[int]:
-        """Episodes still to be encoded."""
+        """Return the wanted episodes that are not encoded yet."""
         done = self.done()
         return [i for i in self.wanted if i not in done]
 
@@ -190,13 +157,13 @@ class FeatureCache:
 
         Args:
             make_frames: given the missing episodes, yields (episode, one uint8 (T_ep, H, W, 3) a camera) in any order.
-            encode: uint8 (B, H, W, 3) -> (B, N, D); None: `make_frames` yields what `checked` gave elsewhere.
-            progress: called with (steps done, steps in all), at the start and after every episode.
-            dataset_of_first: the fingerprint of the dataset when it had only the first so many episodes. What a cache
-                of then holds is copied.
+            encode: uint8 (B, H, W, 3) -> (B, N, D). None: `make_frames` yields results of `checked`.
+            progress: called with (steps done, steps in total), at the start and after every episode.
+            dataset_of_first: returns the fingerprint that the dataset had with its first n episodes only; features
+                of that earlier dataset are copied.
 
-        Another process that builds the same cache is waited for. Raises UserError for frames or features of a
-        wrong shape, features that float16 cannot hold, an episode not delivered, and a full disk.
+        Waits for another process that builds the same cache. Raises UserError for frames or features of a wrong
+        shape, features that float16 cannot hold, a missing episode and a full disk.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -226,7 +193,7 @@ class FeatureCache:
         total = int(lengths[self.wanted].sum())
         steps = int(sum(lengths[i] for i in self.wanted if i in done))
         progress(steps, total)
-        self._close_journal(done)  # of a build that was killed, whose last line may be cut off
+        self._close_journal(done)  # a killed build may leave half a line
         if not missing:
             return
         with (
@@ -241,7 +208,7 @@ class FeatureCache:
                 offset = int(self.starts[i]) * int(np.prod(self.shape[1:])) * self.dtype.itemsize
                 with span("write features", episode=i):
                     _write_all(file.fileno(), values.reshape(-1).view(np.uint8).data, offset)
-                    os.fsync(file.fileno())  # features before the mark that they are there
+                    os.fsync(file.fileno())  # features before their mark
                     journal.write(f"{i}\n".encode())
                     os.fsync(journal.fileno())
                     done.add(i)
@@ -252,7 +219,7 @@ class FeatureCache:
             raise UserError(f"{self.path}: no frames came for {len(left)} episodes (first {left[0]})")
 
     def _take_over(self, dataset_of_first: Callable[[int], str] | None) -> None:
-        """Copy what the cache of the longest earlier state of the dataset holds."""
+        """Copy the features of the longest earlier state of the dataset."""
         if dataset_of_first is None:
             return
         found = [(count, path) for path in self.path.parent.glob("*/") if (count := self._grew_from(path))]
@@ -264,11 +231,11 @@ class FeatureCache:
             old = np.memmap(path / "features.bin", self.dtype, "r", shape=shape)
             new = np.memmap(self.path / "features.bin", self.dtype, "r+", shape=self.shape)
             new[: len(old)] = old
-            new.flush()  # features before the mark that they are there
+            new.flush()  # features before their mark
             return self._write_index(index["done"])
 
     def _grew_from(self, path: Path) -> int:
-        """How many episodes a cache of fewer than ours has that differs in nothing but the dataset; else 0."""
+        """Return the episode count of a cache that holds a prefix of this one, else 0."""
         try:
             index = _index(path)
             lengths, size = index["episode_lengths"], (path / "features.bin").stat().st_size
@@ -286,7 +253,7 @@ class FeatureCache:
     def checked(
         self, i: int, frames: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor | np.ndarray]
     ) -> np.ndarray:
-        """Features of episode i in the cache's format, (T_ep, C, N, D), with every mismatch a UserError."""
+        """Encode episode i in the cache's format, (T_ep, C, N, D); every mismatch is a UserError."""
         length, cameras = int(self.ends[i] - self.starts[i]), self.shape[1]
         for seen in frames:
             if seen.dtype != np.uint8 or seen.ndim != 4 or len(seen) != length:
@@ -312,7 +279,7 @@ class FeatureCache:
         return values
 
     def _start(self) -> None:
-        """A file of the right size and an empty index; claims the space now, so a full disk shows at once."""
+        """Allocate the file and write an empty index; a full disk shows at once."""
         (self.path / "index.json").unlink(missing_ok=True)
         (self.path / JOURNAL).unlink(missing_ok=True)
         with (self.path / "features.bin").open("wb") as file:
@@ -320,28 +287,28 @@ class FeatureCache:
                 os.posix_fallocate(file.fileno(), 0, self.nbytes)
         self._write_index(set())
 
-    def _write_index(self, done: set[int], path: Path | None = None) -> None:
+    def _write_index(self, done: set[int]) -> None:
         index = {**self.identity, "about": self.about, "done": sorted(done)}
-        write_text((path or self.path) / "index.json", json.dumps(index))
+        write_text(self.path / "index.json", json.dumps(index))
 
     def _close_journal(self, done: set[int]) -> None:
-        """What it says goes into the index; a kill between leaves it said twice."""
+        """Move the journal into the index."""
         if (self.path / JOURNAL).exists():
             self._write_index(done)
             (self.path / JOURNAL).unlink()
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Held by one process at a time, and let go by the system when that process dies."""
+        """Hold the build lock; the system releases it when the process dies."""
         with (self.path / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
 def _index(path: Path) -> dict[str, Any]:
-    """What a cache says of itself. Raises OSError or ValueError where it says nothing that can be read."""
+    """Read a cache's index and journal. Raises OSError or ValueError if they are missing or damaged."""
     whole: list[str] = []
-    # read first: who builds writes the index before it takes the journal away
+    # journal first: a build writes the index before it removes the journal
     with suppress(FileNotFoundError):
         whole = (path / JOURNAL).read_text().split("\n")[:-1]
     index = json.loads((path / "index.json").read_text())

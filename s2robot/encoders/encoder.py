@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Unpack
 
@@ -61,8 +61,6 @@ class S2Encoder(nn.Module):
         frames_per_call: frames that go through the model at once; 4 by default on a CPU (its cache), else 64, or as many
             as the GPU's memory holds.
         resolution: of the larger sizes: "native", or "upsampled" from the first one, which adds no information.
-        fine: keep all tokens of the largest size, and repeat those of the smaller ones beside them; otherwise the
-            larger sizes' tokens are averaged to the grid of the first.
         given: tile, num_prefix_tokens, mean, std and the like, where the model does not tell (`find_backbone`).
 
     The model itself is left as it is; what computes is a copy, `model`, made by `inference.prepare`.
@@ -79,7 +77,6 @@ class S2Encoder(nn.Module):
         dtype: str = "float32",
         frames_per_call: int | None = None,
         resolution: str = "native",
-        fine: bool = False,
         **given: Unpack[Given],
     ) -> None:
         super().__init__()
@@ -98,9 +95,7 @@ class S2Encoder(nn.Module):
             )
         backbone = model if isinstance(model, Backbone) else find_backbone(model, **given)
         self.sizes = tuple(int(size) for size in sizes)
-        # one size is the same either way, and so is a mean
-        self.fine, self._patch = fine and pool == "tokens" and len(self.sizes) > 1, backbone.patch
-        self.layout = self._gridded(_layout(backbone, self.sizes, name))
+        self.layout = _layout(backbone, self.sizes, name)
         self.tile, self.grid = backbone.tile[0], self.layout.grid[0]
         self._plan = Sizes(backbone.tile, backbone.patch, sizes=self.sizes)  # of frames that are not square
         self._layouts: dict[tuple[int, int], Layout] = {}
@@ -152,15 +147,8 @@ class S2Encoder(nn.Module):
         if (height, width) not in self._layouts:
             if self._plan.tile[0] % self._plan.patch:
                 raise UserError(_rest(self.name, self._plan.tile[0], self._plan.patch))
-            self._layouts[height, width] = self._gridded(self._plan.layout(height, width))
+            self._layouts[height, width] = self._plan.layout(height, width)
         return self._layouts[height, width]
-
-    def _gridded(self, layout: Layout) -> Layout:
-        """The layout whose result has the grid that is wanted: of the last level, if `fine`."""
-        if not self.fine:
-            return layout
-        height, width = layout.levels[-1].frame
-        return replace(layout, grid=(-(-height // self._patch), -(-width // self._patch)))
 
     def map_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the tokens of a frame of height x width pixels; (1, 1) for pool="mean"."""
@@ -215,8 +203,6 @@ class S2Encoder(nn.Module):
         }
         if self.upsampled:  # left out otherwise: native features are those of before there was a choice
             parts["resolution"] = "upsampled"
-        if self.fine:
-            parts["grid"] = "fine"
         if self._structure:
             parts["structure"] = self._structure
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

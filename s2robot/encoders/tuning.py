@@ -63,7 +63,7 @@ def build_entering(cfg: Mapping[str, Any], blocks: int) -> Entering:
     depth = len(whole.model.blocks)  # type: ignore[arg-type]
     backbone = backbone_of(replace(settings, block=depth - blocks))  # a copy of its own
     backbone.model.norm = nn.Identity()
-    how = arguments(replace(settings, pool="tokens", fine=False), backbone)
+    how = arguments(replace(settings, pool="tokens"), backbone)
     return Entering(backbone, **how | {"describe": {**how["describe"], "enters": depth - blocks + 1}})
 
 

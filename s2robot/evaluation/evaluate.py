@@ -7,7 +7,7 @@ summary["success"], summary["low"], summary["high"]
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from s2robot.common.settings import open_demos, read, task_settings
 from s2robot.demos.lineage import TRAINING, USES, Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.encoders.selective import SelectiveEncoder, select
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, make, settings_of
@@ -52,7 +51,6 @@ class EvaluateSettings:
     control: str | None = None
     device: str = "auto"
     threads: int = 1
-    selective: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         least = {"episodes": 1, "seed": 0, "workers": 1, "videos": 0, "video_size": 16, "threads": 1}
@@ -116,8 +114,7 @@ def evaluate_checkpoint(
     lineage.refuse(e.positions, checkpoint, "evaluate.seed", TRAINING if selects else tuple(USES))
     if lineage.note and not selects:
         print(f"note: {lineage.note}")
-    seeing = select(encoder, e.selective)  # the encoder itself if no budget is set
-    planner = _planner(e, policy, seeing, contract, demos, config)
+    planner = _planner(e, policy, encoder, contract, demos, config)
     rollouts = _roll_out(e, config, planner, _identity(e, config, checkpoint, policy, contract, demos), out)
     seconds = {name: value for name, value in rollouts.spent.items() if name.endswith("_s")}
     seconds["wall_s"] = time.monotonic() - start
@@ -125,7 +122,6 @@ def evaluate_checkpoint(
         **summarise(rollouts.records, config.stages),
         "policy": {**policy.spec.to_dict(), "parameters": sum(p.numel() for p in policy.parameters())},
         **facts(config, contract, changes, e.seed),
-        **({"selective": seeing.report(rollouts.spent)} if isinstance(seeing, SelectiveEncoder) else {}),
         "control": e.control,
         "timing": {name: round(value, 2) for name, value in seconds.items()},
     }
@@ -160,7 +156,7 @@ def world_for(
 def _planner(
     e: EvaluateSettings,
     policy: ChunkPolicy,
-    encoder: S2Encoder | SelectiveEncoder,
+    encoder: S2Encoder,
     contract: Mapping[str, Any],
     demos: EpisodeStore | None,
     config: TaskSettings,
@@ -210,7 +206,6 @@ def _identity(
     demos: EpisodeStore | None,
 ) -> dict[str, Any]:
     """All that decides an episode of an evaluation besides its number."""
-    budget = e.selective.get("tiles") is not None or e.selective.get("milliseconds") is not None
     return {
         "policy": policy_sha256(checkpoint),
         "policy.spec": policy.spec.to_dict(),  # execute, ensemble and steps of a head leave the weights as they are
@@ -218,7 +213,6 @@ def _identity(
         "features_dtype": contract["encoder"]["features_dtype"],
         "evaluate.seed": e.seed,
         "evaluate.control": e.control,
-        "evaluate.selective": e.selective if budget else None,
         "env": asdict(config),  # type: ignore[call-overload]
         **({"demos": demos.fingerprint} if demos is not None else {}),
     }

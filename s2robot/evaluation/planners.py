@@ -11,9 +11,8 @@ from s2robot.common.errors import UserError
 from s2robot.demos.layouts import starts
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
-from s2robot.encoders.cameras import encode_cameras, stack_padded
+from s2robot.encoders.cameras import encode_cameras
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.encoders.selective import SelectiveEncoder
 from s2robot.envs.task import TaskSettings
 from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
@@ -43,7 +42,7 @@ class LearnedPlanner:
 
     Args:
         policy: its own; put on the device at the first episode, as the encoder.
-        encoder: the encoder it was trained with, or a selective one around it.
+        encoder: the encoder it was trained with.
         cameras: in the policy's order.
         dtype: to which features are rounded.
         device: as :func:`device_of` takes it, where the episodes run.
@@ -53,7 +52,7 @@ class LearnedPlanner:
     def __init__(
         self,
         policy: ChunkPolicy,
-        encoder: S2Encoder | SelectiveEncoder,
+        encoder: S2Encoder,
         cameras: Sequence[str],
         dtype: str = "float16",
         device: str = "cpu",
@@ -74,15 +73,12 @@ class LearnedPlanner:
             if self.threads:
                 torch.set_num_threads(self.threads)
             device = device_of(self.device)
-            whole = self.encoder.encoder if isinstance(self.encoder, SelectiveEncoder) else self.encoder
-            whole.to(device)
+            self.encoder.to(device)
             self._actor = BatchActor(self.policy.to(device), 1)
         return self._actor
 
     def reset(self, info) -> None:
         self.actor.reset([0], [info["seed"]])
-        if isinstance(self.encoder, SelectiveEncoder):
-            self.encoder.reset()
         self._last = None
 
     def about(self) -> dict[str, float]:
@@ -90,12 +86,13 @@ class LearnedPlanner:
         return {} if found is None else {"disagreement": round(found, 6)}
 
     def spent(self) -> dict[str, float]:
-        return self._seconds | (self.encoder.totals if isinstance(self.encoder, SelectiveEncoder) else {})
+        return self._seconds.copy()
 
     def plan(self, observation) -> np.ndarray:
         start = time.monotonic()
         count = observation["count"]
-        tokens = as_stored(self._encode(observation), self.dtype)  # (count, C, N, D)
+        frames = [observation["images"][camera][:count] for camera in self.cameras]  # (count, H, W, 3) each
+        tokens = as_stored(encode_cameras(self.encoder.encode, frames), self.dtype)  # (count, C, N, D)
         self._seconds["encode_s"] += time.monotonic() - start
         start = time.monotonic()
         if self.every_step:
@@ -104,30 +101,6 @@ class LearnedPlanner:
         self._last = action
         self._seconds["policy_s"] += time.monotonic() - start
         return action
-
-    def _encode(self, observation: Mapping) -> torch.Tensor:
-        """Tokens (count, C, N, D) of the new frames; a selective encoder's stream is a camera."""
-        count, encoder = observation["count"], self.encoder
-        frames = [observation["images"][c][:count] for c in self.cameras]  # (count, H, W, 3) each
-        if not isinstance(encoder, SelectiveEncoder):
-            return encode_cameras(encoder.encode, frames)
-        alike = len({seen.shape for seen in frames}) == 1  # then all go through the model in one call
-        tokens = []
-        for group in [self.cameras] if alike else [(camera,) for camera in self.cameras]:
-            streams = [camera for _ in range(count) for camera in group]
-            points = None
-            if encoder.settings.choose == "gripper":
-                if not observation["points"]:
-                    raise UserError(
-                        "evaluate.selective.choose: found gripper, expected another choice: the task does not say where "
-                        "its cameras see the gripper"
-                    )
-                # known of the newest frame only: the frames between two plans are taken to be close to it
-                points = np.stack([observation["points"][camera] for camera in streams])
-            images = np.stack([observation["images"][c][:count] for c in group], 1)  # (count, group, H, W, 3)
-            found = encoder.encode(images.reshape(-1, *images.shape[2:]), streams, points)
-            tokens += found.unflatten(0, images.shape[:2]).unbind(1)  # (count, N_c, D) each
-        return stack_padded(tokens)
 
     def _catch_up(self, observation: Mapping, tokens: torch.Tensor) -> None:
         """Put the steps between two plans into the context, each after the action that led to it."""

@@ -106,8 +106,6 @@ def _head(summary: Mapping[str, Any]) -> dict[str, Any]:
     facts.append(("median time to success", f"{median:.1f} s" if is_number(median) else None))
     wall = _timing(summary).get("wall_s")
     facts.append(("evaluation took", None if wall is None else duration(wall)))
-    if isinstance(selective := summary.get("selective"), Mapping):
-        facts.append(("tiles computed per frame", selective.get("computed_per_frame")))
     # the figures are kept together on one line where the window is wide enough
     words, figures = headline(summary).replace(" %", "\N{NO-BREAK SPACE}%").split(": ")
     return {

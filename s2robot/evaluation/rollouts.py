@@ -98,7 +98,7 @@ class World:
         while not over:
             began = time.monotonic()
             with span("plan"):
-                executed.append(self.planner.plan({**observation, "points": info.get("grip_points", {})}))
+                executed.append(self.planner.plan(observation))
             planning += time.monotonic() - began
             observation, _, success, late, info = self.env.step(executed[-1])
             over = success or late

@@ -31,8 +31,6 @@ class Batches:
     With `product`, what a step gives of its frames is only what the pooling `takes`: the tokens in that number format,
     and their means, made of a few frames at a time. So a training holds its share of the features once.
 
-    With `views` (M, K * C, N, D), K others of each frame, a step of a training draws one of the 1 + K for each window.
-
     What a step draws does not depend on how many processes share it. With `shards`, the windows lie in so many parts, one
     behind the other, and a step draws as many from each: a process that has whole parts never reads the others' frames.
     """
@@ -44,7 +42,6 @@ class Batches:
         windows: Windows,
         device: torch.device,
         every: bool = False,
-        views: np.ndarray | Joined | None = None,
         product: torch.dtype | None = None,
         shards: int = 1,
     ):
@@ -52,8 +49,6 @@ class Batches:
         self._mix = store if isinstance(store, Mix) else None
         self.product = product if device.type == "cpu" else None  # elsewhere that is the device's work
         self.features = _shared(features)  # (M, C, N, D) float16
-        self.views = None if views is None else _shared(views)  # (M, K * C, N, D)
-        self.ways = 1 if views is None else 1 + views.shape[1] // features.shape[1]
         self.proprio = torch.from_numpy(store["proprio"])  # (M, 8)
         self.action = torch.from_numpy(store["action"])  # (M, 8)
         self._set_windows(windows)
@@ -91,26 +86,20 @@ class Batches:
         return other
 
     def take(
-        self,
-        rows: Tensor,
-        every: bool = False,
-        way: Tensor | None = None,
-        product: torch.dtype | None = None,
+        self, rows: Tensor, every: bool = False, product: torch.dtype | None = None
     ) -> dict[str, Tensor]:
         """The batch of these windows, with the keys that ChunkPolicy.loss reads.
 
-        way: which view each window (B,) is seen in; 0, and none given, is the frame itself.
         product: number format of the features, with their means beside them; None leaves them as they are stored.
         """
         context, pad = self._tables["context"][rows], self._tables["pad"][rows]
-        seen = context if way is None else context * self.ways + way[:, None]
-        shown, frames = torch.unique(seen, return_inverse=True)  # (F,), (B, T)
+        shown, frames = torch.unique(context, return_inverse=True)  # (F,), (B, T)
         asked, action_pad = self._asked(rows, every)
         batch = {
             **(
-                self._seen(shown, way is not None)
-                if product is None
-                else self._rounded(shown, way is not None, product)
+                self._rounded(shown, product)
+                if product
+                else {"features": self.features.index_select(0, shown)}
             ),
             "frames": frames,  # (B, T)
             "proprio": self.proprio[context],  # (B, T, 8)
@@ -136,12 +125,9 @@ class Batches:
         at each place of a chunk, so that the mean of their losses is the loss of the whole.
         """
         size = self.windows_of(size)
-        drawn, way = self._drawn(step, size, seed), None
+        drawn = self._drawn(step, size, seed)
         mine = slice(rank * size // world, (rank + 1) * size // world)
-        if self.views is not None:
-            generator = torch.Generator().manual_seed(seed * 100_003 + step * size)
-            way = torch.randint(self.ways, (size,), generator=generator)[mine]
-        batch = self.take(drawn[mine], self.every, way, self.product)
+        batch = self.take(drawn[mine], self.every, self.product)
         if world > 1:
             batch["kept"] = moved((~self._asked(drawn, self.every)[1]).sum(0) / world, self.device)
         return batch
@@ -164,32 +150,17 @@ class Batches:
                 rows.append(mixed(part, own, places))
         return torch.cat(rows)
 
-    def _seen(self, shown: Tensor, views: bool) -> dict[str, Tensor]:
-        """The features (F, C, N, D) of frames, told with their view if there are views."""
-        return {"features": self._in_views(shown) if views else self.features.index_select(0, shown)}
-
-    def _rounded(self, shown: Tensor, views: bool, product: torch.dtype) -> dict[str, Tensor]:
-        """The same in another number format, a camera's in one piece, and the means (F, C, D) of the tokens."""
+    def _rounded(self, shown: Tensor, product: torch.dtype) -> dict[str, Tensor]:
+        """Features (F, C, N, D) in another number format, contiguous per camera, and their means (F, C, D)."""
         c, n, d = self.features.shape[1:]
         features = torch.empty(c, len(shown), n, d, dtype=product).transpose(0, 1)  # (F, C, N, D)
         means, kept = torch.empty(len(shown), c, d), torch.empty(_AT_ONCE, c, n, d)
         for begin in range(0, len(shown), _AT_ONCE):
             part = slice(begin, begin + _AT_ONCE)
-            seen = self._seen(shown[part], views)["features"]
+            seen = self.features.index_select(0, shown[part])
             features[part] = frames = kept[: len(seen)].copy_(seen)
             torch.sum(frames, 2, out=means[part])
         return {"features": features, "means": means.div_(n)}
-
-    def _in_views(self, shown: Tensor) -> Tensor:
-        """Features of frames that are told with their view, as frame * ways + view."""
-        assert self.views is not None
-        frame, way = shown // self.ways, shown % self.ways
-        features = self.features.index_select(0, frame)  # (F, C, N, D)
-        cameras = features.shape[1]
-        for view in range(1, self.ways):
-            block = self.views.narrow(1, (view - 1) * cameras, cameras)
-            features[way == view] = block.index_select(0, frame[way == view])
-        return features
 
 
 def shuffled(count: int, seed: int, places: Sequence[int]) -> Tensor:

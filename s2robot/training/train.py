@@ -86,7 +86,6 @@ def train(
     episodes: Split | None = None,
     progress: Callable[[int, int, Row], None] = lambda step, steps, row: None,
     rollout: Callable[[Path], float] | None = None,
-    views: np.ndarray | Joined | None = None,
     tail: Tail | None = None,
 ) -> Path:
     """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; where episodes are held out, the
@@ -99,8 +98,7 @@ def train(
         episodes: numbers of those to train on and of those held out; without it all, and `settings.validation` of them.
         progress: called every `log_every` steps with a row of metrics.
         rollout: tries a checkpoint folder and gives its share of successes; called as `settings.rollouts` says.
-        views: features of K other views of each frame (steps, K * cameras, tokens, dim); a window is seen in one.
-        tail: of the encoder, trained too; `features` and `views` are what enters it.
+        tail: of the encoder, trained too; `features` are what enters it.
 
     Raises:
         UserError: a checkpoint to begin from that is none, or of another policy; a state file of another run, another
@@ -125,11 +123,10 @@ def train(
     takes = policy.network.pooling.multiply_in(product_of(settings))
     takes = None if tail else takes  # what the tail gives
     causal = policy.network.body.causal
-    batches = Batches(store, features, windows, fabric.device, causal, views, takes, settings.shards)
+    batches = Batches(store, features, windows, fabric.device, causal, takes, settings.shards)
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
     with alone(fabric, out), together(fabric, "train"):
-        about: dict[str, Any] = {"views": batches.ways - 1} if views is not None else {}
-        contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out), **about}}
+        contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
         model = TunedPolicy(policy, tail) if tail else policy
         validation = None if unseen is None else batches.over(unseen)
         _Run(settings, model, batches, validation, contract, out, fabric, progress, rollout).run()
@@ -213,7 +210,6 @@ class _Run:
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
             "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,
             "train.precision": f"{precision_of(settings)}, {product_of(settings)}",
-            "features.views": batches.ways - 1,
             "processes": world,
         }
         self.history: list[Row] = []

@@ -128,16 +128,13 @@ def test_with_rate_0_the_encoder_stays_as_it_is(demos, tiny_encoder, tmp_path):
     torch.testing.assert_close(*moments, atol=1e-6, rtol=1e-6)
 
 
-def test_a_causal_body_with_views_of_a_mix_is_tuned_too(demos, tiny_encoder, tmp_path):
+def test_a_causal_body_on_a_mix_is_tuned_too(demos, tiny_encoder, tmp_path):
     body = {"kind": "transformer", "context": 3, "network": {"width": 16, "blocks": 1, "heads": 2}}
     task = task_of(demos, tiny_encoder, policy=body, steps=5)
     mix = ({"path": str(demos)}, {"path": str(make_demos(tmp_path / "more.zarr")), "weight": 2.0})
-    task = replace(task, features=replace(task.features, views=1), demos=DemosSettings(mix=mix))
+    task = replace(task, demos=DemosSettings(mix=mix))
     contract = load_checkpoint(trained(task, tmp_path / "run"))[1]
-    assert (
-        contract["training"]["views"] == contract["encoder"]["views"]["count"] == 1
-        and contract["encoder"]["tuned"]["blocks"] == 1
-    )
+    assert contract["encoder"]["tuned"]["blocks"] == 1
 
 
 def job(folder: Path) -> None:

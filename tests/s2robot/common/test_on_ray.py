@@ -22,7 +22,6 @@ from s2robot.common.on_ray import Ray, RaySettings
 from s2robot.common.provenance import versions
 from s2robot.demos.record import record
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.views import Views
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_picker import PickerConfig
 from s2robot.envs.processes import Process
@@ -67,16 +66,16 @@ def bytes_of(folder: Path, pattern: str) -> dict[str, bytes]:
 def test_episodes_are_those_of_this_machine(started, encoder, untrained, tmp_path, monkeypatch):
     """Recorded, encoded, and those of an evaluation, which goes on with the journal of another engine."""
     planner = partial(LearnedPlanner, untrained(encoder), encoder, CAMERAS, threads=1)
-    settings, views = FeaturesSettings(cache=str(tmp_path / "ray"), threads=1), Views(1, 0.1, 0.2)
+    settings = FeaturesSettings(cache=str(tmp_path / "ray"), threads=1)
     with running_on(started):
         store = record(tmp_path / "ray.zarr", CubePickConfig(), PickerConfig(), 1, 500)
-        features, _ = encode_demos(store, encoder, CAMERAS[:1], settings, views)
+        features, _ = encode_demos(store, encoder, CAMERAS[:1], settings)
         first = run_episodes(WORLD, planner(), 1, 9000, 2, tmp_path / "ray/episodes.jsonl", settings=ABOUT)
     do_inline(monkeypatch)
     again = record(tmp_path / "here.zarr", CubePickConfig(), PickerConfig(), 1, 500)
     assert bytes_of(tmp_path / "ray.zarr", "*") == bytes_of(tmp_path / "here.zarr", "*")
     settings = FeaturesSettings(cache=str(tmp_path / "here"), threads=1)
-    assert np.array_equal(features, encode_demos(again, encoder, CAMERAS[:1], settings, views)[0])
+    assert np.array_equal(features, encode_demos(again, encoder, CAMERAS[:1], settings)[0])
     here = run_episodes(WORLD, planner(), 1, 9000, 2, tmp_path / "here/episodes.jsonl", settings=ABOUT)
     assert first.records == here.records
     assert bytes_of(tmp_path / "ray", "*.npy") == bytes_of(tmp_path / "here", "*.npy")

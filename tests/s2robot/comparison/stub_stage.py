@@ -25,7 +25,7 @@ def main(verb: str, words: list[str]) -> None:
             }  # fmt: skip
             lines.append(json.dumps(record) + "\n")
         (folder / "episodes.jsonl").write_text("".join(lines))
-        (folder / "summary.json").write_text(json.dumps({"selective": None}))
+        (folder / "summary.json").write_text("{}")
 
 
 if __name__ == "__main__":

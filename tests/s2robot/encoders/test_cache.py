@@ -266,16 +266,18 @@ def test_cameras_of_two_shapes_fill_one_array_and_have_a_key_of_their_own(tmp_pa
         return torch.from_numpy(images[:, 0].astype(np.float32)).repeat(1, 1, 2)[..., :5] + 1
 
     given = {"episode_lengths": [3], "tokens": 8}
-    cache = make_cache(tmp_path, **given, wide={"hand": (4, 8)})
+    cache = make_cache(tmp_path, **given, shapes={"hand": (4, 8)})
     features = cache.build(lambda missing: [(0, frames)], tokens)
     assert features.shape == (3, 2, 8, 5)
     assert np.array_equal(features[:, 0], tokens(frames[0])) and np.array_equal(
         features[:, 1, :4], tokens(frames[1])
     )
     assert not features[:, 1, 4:].any()
-    others = [make_cache(tmp_path, **given, wide=wide) for wide in ({}, {"hand": (4, 9)}, {"left": (4, 8)})]
+    others = [
+        make_cache(tmp_path, **given, shapes=shapes) for shapes in ({}, {"hand": (4, 9)}, {"left": (4, 8)})
+    ]
     assert len({other.path for other in (cache, *others)}) == 4
-    assert not make_cache(tmp_path, **given, wide={"hand": (4, 8)}).missing()
+    assert not make_cache(tmp_path, **given, shapes={"hand": (4, 8)}).missing()
 
 
 def test_the_key_of_square_frames_is_that_of_version_0_1(tmp_path):
@@ -316,41 +318,9 @@ def test_where_nothing_draws_a_cache_is_taken_whatever_drew_it(tmp_path):
     assert make_cache(tmp_path, drawn=None, encoder="other").missing() == [0, 1, 2]
 
 
-def test_a_cache_of_before_serves_where_the_same_frames_are_drawn(tmp_path):
-    old = make_cache(tmp_path)  # its key and its index say nothing of what drew the frames
-    old.build(make_frames, encode)
-    before = (old.path / "features.bin").read_bytes()
-    cache = make_cache(tmp_path, drawn=MUJOCO_3)
-    drawn: list[list[int]] = []
-    look = lambda wanted: drawn.append(wanted) or make_frames(wanted)  # noqa: E731
-
-    assert not cache.adopt(look, lambda x: encode(x) * 1.01) and cache.missing() == [0, 1, 2]
-    assert (
-        cache.adopt(look, lambda x: encode(x) * 1.0001) and cache.missing() == []
-    )  # as rounding may have it
-    assert drawn == [[1], [1]] and (cache.path / "features.bin").read_bytes() == before
-    assert not cache.adopt(look, encode)  # once
-    assert make_cache(tmp_path, drawn=MUJOCO_4).missing() == [0, 1, 2] and not old.path.exists()
-    assert not make_cache(tmp_path, drawn=MUJOCO_4).adopt(look, encode)
-
-
-def test_half_a_cache_of_before_is_encoded_again(tmp_path):
-    with pytest.raises(UserError, match="no frames came"):
-        make_cache(tmp_path).build(lambda missing: make_frames(missing[:1]), encode)
-    assert not make_cache(tmp_path, drawn=MUJOCO_3).adopt(make_frames, encode)
-
-
 def building(folder) -> None:
     """Encode; over half of a cache, as a kill may leave it."""
     make_cache(folder, drawn=MUJOCO_3).build(make_frames, encode)
-
-
-def adopting(folder) -> None:
-    cache = make_cache(folder, drawn=MUJOCO_3)
-    if cache.missing() and not make_cache(folder).done():
-        make_cache(folder).build(make_frames, encode)
-    cache.adopt(make_frames, encode)
-    cache.build(make_frames, encode)
 
 
 def growing(folder) -> None:
@@ -396,13 +366,13 @@ def test_of_an_unfinished_cache_what_is_there_is_taken_over(tmp_path):
 
 def all_three(folder) -> None:
     """In one process: what it imports first takes longer than all else."""
-    for job in (building, adopting, growing):
+    for job in (building, growing):
         job(folder / job.__name__)
 
 
 def test_a_kill_at_any_write_changes_nothing(tmp_path):
     killed = kill_at_every_write(all_three, tmp_path)
-    for job in (building, adopting, growing):
+    for job in (building, growing):
         assert sum(f"/{job.__name__}/" in f"/{write.split()[-1]}/" for write in killed) >= 8, list(killed)
         whole = make_cache(tmp_path / "whole" / job.__name__, drawn=MUJOCO_3)
         for write, folder in killed.items():

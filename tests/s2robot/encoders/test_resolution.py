@@ -11,10 +11,8 @@ from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.common.settings import encoder_settings
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.encoders.selective import Selective, SelectiveEncoder
 from s2robot.features import encode_demos
 from s2robot.loading import load_networks
 from s2robot.pipeline import read_task, train_policy
@@ -68,46 +66,6 @@ def test_the_first_scale_is_the_same_and_the_larger_hold_nothing_new(tiny_encode
     for level in levels[1:]:
         enlarged = F.interpolate(levels[0], level.shape[-2:], mode="bicubic")
         torch.testing.assert_close(level, enlarged, rtol=0, atol=0)
-
-
-def test_a_selective_encoder_sees_the_same(tiny_encoder, frames):
-    upsampled = build(tiny_encoder, resolution="upsampled")
-    seeing = SelectiveEncoder(upsampled, Selective(tiles=4))
-    assert seeing.image_size == 32
-    found = seeing.encode(frames, ["a", "b", "c"])
-    torch.testing.assert_close(found, upsampled.encode(frames), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("resolution", ["native", "upsampled"])
-def test_fine_tokens_are_those_that_are_averaged_otherwise(tiny_encoder, frames, resolution):
-    fine, plain = (
-        build(tiny_encoder, resolution=resolution, fine=True),
-        build(tiny_encoder, resolution=resolution),
-    )
-    assert (fine.num_tokens, fine.dim) == (
-        4 * plain.num_tokens,
-        plain.dim,
-    ) and fine.fingerprint != plain.fingerprint
-    grid = fine.encode(frames).unflatten(1, (plain.grid, 2, plain.grid, 2))  # (3, g, 2, g, 2, 2 * 64)
-    torch.testing.assert_close(grid.mean((2, 4)).flatten(1, 2), plain.encode(frames), rtol=1e-5, atol=1e-5)
-    assert grid[..., 64:].std((2, 4)).min() > 0  # four different ones
-    assert (grid[..., :64] == grid[:, :, :1, :, :1, :64]).all()  # of the first scale the same one, repeated
-    wide = np.random.default_rng(1).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
-    rows, columns = fine.map_of(64, 96)
-    assert fine.encode(wide).shape == (1, rows * columns, 128) and (rows, columns) == tuple(
-        2 * n for n in plain.map_of(64, 96)
-    )
-
-
-def test_fine_tokens_leave_no_trace_where_there_are_none(tiny_encoder):
-    same = build(tiny_encoder, (1,), fine=True), build(tiny_encoder, pool="mean", fine=True)
-    other = build(tiny_encoder, (1,)), build(tiny_encoder, pool="mean")
-    assert [e.fingerprint for e in same] == [e.fingerprint for e in other]
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        plain, fine = (encoder_settings(compose("train", [f"s2.fine={on}"])) for on in ("false", "true"))
-    assert fine == {**plain, "fine": True} and "fine" not in plain
-    with pytest.raises(UserError, match="selective: found an encoder with s2.fine=true"):
-        SelectiveEncoder(build(tiny_encoder, fine=True), Selective(tiles=4))
 
 
 def test_another_resolution_is_refused(tiny_encoder):

@@ -30,7 +30,6 @@ def settings(tiny_encoder, **changes) -> dict:
     [
         {},
         {"scales": [1]},
-        {"fine": True},
         {"pool": "mean"},
         {"resolution": "upsampled"},
         {"dtype": "bfloat16"},
@@ -109,9 +108,7 @@ def test_what_enters_has_a_fingerprint_of_its_own(tiny_encoder):
         build_encoder(given | {"block": 1}).fingerprint, build_entering(given | {"scales": [1]}, 1).fingerprint,
     }  # fmt: skip
     assert len(prints) == 4
-    same = [
-        build_entering(given | change, 1).fingerprint for change in ({}, {"pool": "mean"}, {"fine": True})
-    ]
+    same = [build_entering(given | change, 1).fingerprint for change in ({}, {"pool": "mean"})]
     assert len(set(same)) == 1
 
 

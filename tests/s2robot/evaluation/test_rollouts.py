@@ -19,7 +19,6 @@ from s2robot.demos.errors import DatasetError
 from s2robot.demos.record import record_episode
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.selective import SelectiveEncoder, select
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import PickerConfig
@@ -204,44 +203,6 @@ def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_p
     assert np.allclose(batched.actions[0], np.stack(alone), atol=1e-4)
 
 
-@pytest.mark.parametrize("choose", ["change", "gripper"])
-def test_a_selective_encoder_of_all_tiles_changes_nothing(encoder, untrained, tmp_path, choose, in_process):
-    """And it is told which camera of which episode a frame is of, when one begins, and where the gripper is."""
-    calls, forgotten = [], []
-    encode, reset = SelectiveEncoder.encode, SelectiveEncoder.reset
-    network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0}
-    policy = untrained(encoder, kind="transformer", context=3, network=network)
-    seeing = select(encoder, {"tiles": 4, "choose": choose})
-    with pytest.MonkeyPatch.context() as spy:
-        spy.setattr(
-            SelectiveEncoder,
-            "encode",
-            lambda self, *given: (calls.append(given), encode(self, *given))[1],
-        )
-        spy.setattr(
-            SelectiveEncoder,
-            "reset",
-            lambda self: (forgotten.append(len(calls)), reset(self)),
-        )
-        few = rollouts(seeing, policy, tmp_path, workers=1)
-    assert all(len(images) == len(streams) for images, streams, _ in calls)
-    assert few.records == rollouts(encoder, policy, tmp_path).records
-    assert [c[1] for c in calls[:2]] == [["hand", "left"], ["hand", "left"] * 2]  # two steps a plan
-    assert forgotten == [0, 7, 14]  # three episodes of 14 steps
-    assert few.spent["filled"] == 0 and few.spent["frames"] == sum(len(c[1]) for c in calls)
-    if choose == "change":
-        return
-    env = CubePick(CONFIG)
-    for index, (episode, steps) in {0: (0, 0), 1: (0, 2), 7: (1, 0), 14: (2, 0)}.items():
-        env.render_cameras = dict
-        env.reset(seed=SEED + episode)
-        for action in few.actions[episode][:steps]:
-            env.step_physics(action)
-        points = calls[index][2]
-        assert points[0] == pytest.approx(env.project(env.grip_position)["hand"], abs=1e-6)
-        assert points[1] == pytest.approx(env.project(env.grip_position)["left"], abs=1e-6)
-
-
 def scripted(path: Path, seeds) -> EpisodeStore:
     """Demos recorded at these seeds."""
     config = CubePickConfig()
@@ -341,7 +302,6 @@ def test_another_encoder_is_refused(checkpoint, tmp_path):
         ("evaluate.threads=0", "evaluate.threads: found 0, expected 1 or more"),
         ("evaluate.seed=-1", "evaluate.seed: found -1, expected 0 or more"),
         ("evaluate.workers=many", "evaluate.workers: found 'many', expected int"),
-        ("evaluate.selective.tiles=-2", "selective.tiles: found -2, expected a number of at least 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
@@ -408,26 +368,12 @@ def test_camera_changes_are_of_what_both_sides_know():
     assert camera_changes(here, carried) == ["camera left on world -> robot0_right_hand"]
 
 
-def test_a_summary_says_which_tiles_were_computed(checkpoint, tmp_path, in_process):
-    cfg = config(
-        "evaluate.workers=1", "evaluate.episodes=1", "evaluate.videos=0", "env.max_steps=4",
-        "evaluate.threads=1", "evaluate.selective.tiles=1", "evaluate.selective.fill=coarse",
-    )  # fmt: skip
-    found = evaluate_policy(cfg, checkpoint, tmp_path)["selective"]
-    assert found["tiles"] == 1 and found["fill"] == "coarse" and found["frames"] == 4  # 2 plans, 2 cameras
-    rates = [found[f"{what}_per_frame"] for what in ("computed", "reused", "filled")]
-    assert (
-        sum(rates) == pytest.approx(found["tiles_per_frame"]) and 2.5 < rates[0] <= 3.5
-    )  # 5, then 2 at most
-
-
 def test_a_summary_says_all_that_a_report_needs(checkpoint, tmp_path, in_process):
     cfg = config(
         "evaluate.workers=1", "evaluate.episodes=1", "evaluate.videos=0", "env.max_steps=4",
         "evaluate.control=blind", "evaluate.threads=1",
     )  # fmt: skip
     summary = evaluate_policy(cfg, checkpoint, tmp_path)
-    assert "selective" not in summary
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert (summary["episodes"], summary["control"], summary["robot"]) == (1, "blind", "xarm7")
     assert summary["cameras"] == list(CAMERAS) and summary["seed"] == 10000

@@ -34,7 +34,7 @@ def test_settings_of_commands_exist(page):
     text = re.sub(r"\\\n +", "", page.read_text())  # a command over two lines
     lines = re.findall(r"^(?: {4})?(s2robot \w+ .*=.*)$", text, re.MULTILINE)
     lines += re.findall(r"`(s2robot \w+ [^`]*=[^`]*)`", text)
-    assert lines or page.name not in ("README.md", "encoders.md", "s2.md", "policies.md")
+    assert lines or page.name not in ("README.md", "encoders.md", "policies.md")
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         for line in lines:
             verb, *words = shlex.split(re.sub(r"<[^>]*>", "x", line))[1:]

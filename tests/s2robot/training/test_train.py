@@ -303,9 +303,8 @@ def test_more_shards_than_windows_are_refused(data, tmp_path):
 
 def test_processes_with_shards_of_their_own_share_no_frame_and_no_batch_depends_on_them(data):
     store, features = data
-    views = np.concatenate([features + np.float16(k) for k in (100, 200)], 1)
     windows = make_windows(store, np.arange(8), 1, 4)
-    batches = Batches(store, features, windows, torch.device("cpu"), views=views, shards=4)
+    batches = Batches(store, features, windows, torch.device("cpu"), shards=4)
     rows, took, take = [set() for _ in range(4)], [], batches.take
     batches.take = lambda drawn, *rest: took.append(drawn) or take(drawn, *rest)
     epoch = -(-batches.count // 4)  # steps of one window a shard
@@ -316,7 +315,7 @@ def test_processes_with_shards_of_their_own_share_no_frame_and_no_batch_depends_
             for name in ("actions", "pad", "proprio"):
                 assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
             seen = torch.cat([part["features"][part["frames"]] for part in parts])
-            assert torch.equal(seen, whole["features"][whole["frames"]])  # in the same views
+            assert torch.equal(seen, whole["features"][whole["frames"]])
             for rank, drawn in enumerate(took[-world:]):
                 rows[rank] |= set(drawn.tolist()) if world == 4 else set()
     assert set.union(*rows) == set(range(batches.count))
@@ -350,10 +349,8 @@ def test_a_frame_that_several_windows_show_is_read_once(data):
 
 
 @pytest.mark.parametrize("members", [1, 2])
-@pytest.mark.parametrize("seen", [False, True])
-def test_a_step_that_rounds_its_frames_itself_is_the_same_to_the_bit(data, members, seen):
+def test_a_step_that_rounds_its_frames_itself_is_the_same_to_the_bit(data, members):
     store, features = data
-    views = features + np.float16(1) if seen else None
     windows = make_windows(store, np.arange(8), 1, 4)
     losses = []
     for rounds in (False, True):
@@ -364,7 +361,7 @@ def test_a_step_that_rounds_its_frames_itself_is_the_same_to_the_bit(data, membe
         policy.network.pooling.multiply_in(torch.bfloat16)
         takes = policy.network.pooling.takes if rounds else None
         assert takes == (torch.bfloat16 if rounds else None)
-        batch = Batches(store, features, windows, torch.device("cpu"), False, views, takes).step(3, 16, 0)
+        batch = Batches(store, features, windows, torch.device("cpu"), False, takes).step(3, 16, 0)
         assert ("means" in batch) == rounds and batch["features"].dtype == (takes or torch.float16)
         torch.manual_seed(1)
         loss, _ = policy(batch)
