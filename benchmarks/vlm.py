@@ -38,15 +38,7 @@ TOWERS = {
         hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384, patch_size=14
     ),
 }  # fmt: skip
-CASES = (
-    ((1,), "square", (1, 1), None, None),
-    ((1, 2), "square", (2, 2), None, None),
-    ((1, 2, 3), "square", (3, 3), None, None),
-    ((1, 2, 3), "square", (3, 3), None, 1),
-    ((1, 2, 3), "dynamic", (2, 5), None, 1),
-    ((1, 2, 3), "dynamic", (6, 2), None, 1),
-    ((1, 2, 3), "dynamic", (3, 4), 1, 1),
-)  # scales, layout, rows and columns of the picture in tiles, pool, tiles at once
+CASES = (((1,), None), ((1, 2), None), ((1, 2, 3), None), ((1, 2, 3), 1))  # scales, tiles at once
 
 
 class Alive(TorchDispatchMode):
@@ -88,23 +80,18 @@ def llava(vision: dict[str, int], kind: str, attention: str) -> LlavaForConditio
 
 def measure(vision: dict[str, int], kind: str, case: tuple) -> dict[str, Any]:
     """Tokens, operations and memory of one picture through tower and projector."""
-    scales, layout, (rows, columns), pool, at_once = case
-    tile, flops = vision["image_size"], 0
+    scales, at_once = case
+    side, flops = vision["image_size"] * scales[-1], 0
     for attention in ("eager", "sdpa"):  # only eager's products are counted; only sdpa is what one runs
         with FakeTensorMode(), torch.no_grad():
-            model = s2_llava(
-                llava(vision, kind, attention), scales, layout=layout, pool=pool, tiles_at_once=at_once
-            )
-            picture = torch.empty(1, 3, rows * tile, columns * tile, dtype=torch.float16)
+            model = s2_llava(llava(vision, kind, attention), scales, tiles_at_once=at_once)
+            picture = torch.empty(1, 3, side, side, dtype=torch.float16)
             with FlopCounterMode(display=False) as counter, Alive() as alive:
                 (tokens,) = model.model.get_image_features(picture).pooler_output
         flops = flops or counter.get_total_flops()
-    plan = model.model.vision_tower.plan
     return {
-        "scales": ", ".join(str(scale * tile) for scale in scales),
-        "layout": layout + ("" if pool is None else f", pool={pool}"),
-        "picture": f"{rows * tile} x {columns * tile}",
-        "tiles": plan.layout_of(rows * tile, columns * tile).tiles,
+        "scales": ", ".join(str(scale * vision["image_size"]) for scale in scales),
+        "tiles": model.model.vision_tower.layout.tiles,
         "at once": at_once or "all",
         "image tokens": tokens.shape[0],
         "channels": model.config.vision_config.hidden_size,

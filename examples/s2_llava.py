@@ -44,7 +44,6 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[int, ...]]:
     parser.add_argument("--model", help="a Llava of the hub, or its folder; none: a small random one")
     parser.add_argument("--image", help="a picture; none: a grey one of 800 x 1600 px")
     parser.add_argument("--prompt", default="<image> what is this")
-    parser.add_argument("--layout", choices=("square", "dynamic"), default="square")
     args = parser.parse_args(argv)
     if args.model:
         model = hf.LlavaForConditionalGeneration.from_pretrained(args.model, dtype="auto")
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[int, ...]]:
         model, processor = small()
     picture = Image.open(args.image) if args.image else Image.new("RGB", (1600, 800), (128, 128, 128))
 
-    model = s2_llava(model.eval(), layout=args.layout, tiles_at_once=4)
+    model = s2_llava(model.eval(), tiles_at_once=4)
     processor = s2_processor(processor, model)
     inputs = processor(images=picture, text=args.prompt, return_tensors="pt").to(model.dtype)
     tokens = int((inputs["input_ids"] == model.config.image_token_index).sum())

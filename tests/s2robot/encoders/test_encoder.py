@@ -387,7 +387,7 @@ def test_missing_weights_name_the_command(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="s2robot pretrain pretrain=mvp-small"):
         build_encoder({"name": "mvp-small"})
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
-    monkeypatch.setattr(mvp, "_SCHEMES", ())  # no address may be fetched
+    monkeypatch.setitem(mvp.URLS, "vitb-mae-egosoup", (tmp_path / "none").as_uri())
     with pytest.raises(UserError, match="mae_pretrain_egosoup_vit_base.pth"):
         build_encoder({"name": "vitb-mae-egosoup"})
 

@@ -17,7 +17,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
-@pytest.mark.parametrize("name", ["s2.md", "s2-in-a-vlm.md"])
+@pytest.mark.parametrize("name", ["s2.md"])
 def test_code_blocks_run(name):
     pytest.importorskip("transformers")
     text = (DOCS / name).read_text()
