@@ -1,9 +1,10 @@
-"""The rooms of the house and who imports whom, read from the code's own imports.
+"""Packages, layers, imports and sizes, read from the code.
 
-    python docs/house.py            # draw docs/images/house.svg anew
-    python docs/house.py --print    # floors, rooms and counts as text
+    python docs/house.py            # redraw docs/images/house.svg
+    python docs/house.py --print    # layers, packages and sizes as text
+    python docs/house.py --budget   # sizes against their limits
 
-`tests/test_house.py` holds the code against :data:`FLOORS` and the rules beside it.
+`tests/test_house.py` checks the code against :data:`LAYERS`, :data:`BUDGETS` and the rules beside them.
 """
 
 import ast
@@ -19,10 +20,11 @@ from xml.sax.saxutils import escape
 ROOT = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
 
-# Lowest floor first. A wing imports from floors below its own, and from itself; never from its neighbours.
-FLOORS: tuple[tuple[str, ...], ...] = (
-    ("configs", "envs", "policies"),  # import nothing of ours
-    ("demos",),  # imports envs alone
+# Lowest layer first. A package imports from layers below its own and from itself, never from its neighbours.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("core", "configs"),  # import nothing of ours
+    ("envs", "policies"),  # import core alone
+    ("demos",),  # imports envs and core
     ("common",),
     ("reporting",),
     ("backbones", "inspection"),
@@ -40,14 +42,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("job", "__main__"),
 )
-FLOOR = {wing: level for level, wings in enumerate(FLOORS) for wing in wings}
-DOORS = (
+LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
+FACADES = (
     "s2robot",
     "s2robot.mvp",
-)  # public names that stand for a room: they import it, and nothing imports them
+)  # public names that stand for a module: they import it, and nothing imports them
 TOPS = ("envs", "demos", "policies", "configs")  # folders at the top level that are packages below s2robot
 
-# The rooms that draw or move the simulated world: the only ones that need the extra `sim` to be imported.
+# The modules that draw or move the simulated world: the only ones that need the extra `sim` to be imported.
 SIMULATED = {"robosuite", "mujoco", "mink", "fast_simplification"}
 
 
@@ -55,14 +57,14 @@ SIMULATED = {"robosuite", "mujoco", "mink", "fast_simplification"}
 class Import:
     """One imported name: `at` is `file:line`; `lazy` where it runs in a function; `typing` where types alone need it."""
 
-    room: str
+    module: str
     name: str
     at: str
     lazy: bool
     typing: bool
 
 
-def rooms(root: Path = ROOT) -> dict[str, Path]:
+def modules(root: Path = ROOT) -> dict[str, Path]:
     """Every module of the package: its import name -> its file."""
     found = {}
     for top in ("s2robot", *TOPS):
@@ -75,17 +77,17 @@ def rooms(root: Path = ROOT) -> dict[str, Path]:
     return found
 
 
-def wing(room: str) -> str:
+def package_of(module: str) -> str:
     """`s2robot.envs.real.arms.ik` -> `envs`; `s2robot.pipeline` -> `pipeline`."""
-    return room.split(".")[1]
+    return module.split(".")[1]
 
 
-def imports(room: str, found: dict[str, Path]) -> list[Import]:
-    """All that a room imports, ours and others'; `from package import module` counts as that module."""
-    file = found[room]
+def imports(module: str, found: dict[str, Path]) -> list[Import]:
+    """All that a module imports, ours and others'; `from package import module` counts as that module."""
+    file = found[module]
     where = file.relative_to(ROOT).as_posix()
     return [
-        Import(room, name, f"{where}:{line}", lazy, typing)
+        Import(module, name, f"{where}:{line}", lazy, typing)
         for name, line, lazy, typing in _walk(
             ast.parse(file.read_text(encoding="utf-8")), found, False, False
         )
@@ -110,9 +112,9 @@ def _walk(node: ast.AST, found: dict[str, Path], lazy: bool, typing: bool) -> It
 
 
 def graph(found: dict[str, Path] | None = None) -> dict[str, list[Import]]:
-    """Every room's imports."""
-    found = found or rooms()
-    return {room: imports(room, found) for room in found}
+    """Every module's imports."""
+    found = found or modules()
+    return {module: imports(module, found) for module in found}
 
 
 def functions(found: dict[str, Path]) -> dict[str, int]:
@@ -135,38 +137,38 @@ def in_own_process(function: Callable[[dict[str, Path]], T], found: dict[str, Pa
         return pool.submit(function, found).result()
 
 
-def circles(edges: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of rooms that reach each other, by Tarjan's algorithm."""
+def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other, by Tarjan's algorithm."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
     out: list[list[str]] = []
 
-    def visit(room: str) -> None:
-        index[room] = low[room] = len(index)
-        stack.append(room)
-        for other in sorted(edges[room]):
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in sorted(edges[module]):
             if other not in index:
                 visit(other)
-                low[room] = min(low[room], low[other])
+                low[module] = min(low[module], low[other])
             elif other in stack:
-                low[room] = min(low[room], index[other])
-        if low[room] == index[room]:
-            group = stack[stack.index(room) :]
-            del stack[stack.index(room) :]
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            group = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
             if len(group) > 1:
                 out.append(sorted(group))
 
-    for room in edges:
-        if room not in index:
-            visit(room)
+    for module in edges:
+        if module not in index:
+            visit(module)
     return out
 
 
-def loaded(room: str, imported: dict[str, list[Import]]) -> dict[str, str]:
-    """What importing a room imports in turn: name -> who asked for it (an import in a function waits)."""
-    asked = {room: ""}
-    queue = [room]
+def loaded(module: str, imported: dict[str, list[Import]]) -> dict[str, str]:
+    """What importing a module imports in turn: name -> who asked for it (an import in a function waits)."""
+    asked = {module: ""}
+    queue = [module]
     while queue:
         here = queue.pop()
         if here not in imported:
@@ -182,7 +184,7 @@ def loaded(room: str, imported: dict[str, list[Import]]) -> dict[str, str]:
     return asked
 
 
-def way(name: str, asked: dict[str, str]) -> str:
+def import_chain(name: str, asked: dict[str, str]) -> str:
     """`mujoco <- s2robot.envs.renderer <- ...`: how a name came to be imported."""
     steps = [name]
     while asked[steps[-1]]:
@@ -190,39 +192,42 @@ def way(name: str, asked: dict[str, str]) -> str:
     return " <- ".join(steps)
 
 
-def purpose(room: str, found: dict[str, Path]) -> str:
-    """The first line of a room's docstring."""
-    text = ast.get_docstring(ast.parse(found[room].read_text(encoding="utf-8"))) or ""
+def purpose(module: str, found: dict[str, Path]) -> str:
+    """The first line of a module's docstring."""
+    text = ast.get_docstring(ast.parse(found[module].read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0].rstrip(".").replace("`", "")
 
 
-def wings() -> dict[str, tuple[int, int, str, list[str]]]:
-    """wing -> rooms, lines, purpose, the wings that it imports; lowest floor first."""
-    found = rooms()
+def packages() -> dict[str, tuple[int, int, str, list[str]]]:
+    """package -> modules, lines, purpose, the packages that it imports; lowest layer first."""
+    found = modules()
     imported = graph(found)
     out = {}
-    for name in FLOOR:
-        own = [room for room in found if room not in DOORS and wing(room) == name]
-        lines = sum(len(found[room].read_text(encoding="utf-8").splitlines()) for room in own)
+    for name in LAYER:
+        own = [module for module in found if module not in FACADES and package_of(module) == name]
+        lines = sum(len(found[module].read_text(encoding="utf-8").splitlines()) for module in own)
         below = {
-            wing(i.name) for room in own for i in imported[room] if i.name in found and i.name not in DOORS
+            package_of(i.name)
+            for module in own
+            for i in imported[module]
+            if i.name in found and i.name not in FACADES
         }
         out[name] = (
             len(own),
             lines,
             purpose(f"s2robot.{name}", found),
-            sorted(below - {name}, key=lambda w: (FLOOR[w], w)),
+            sorted(below - {name}, key=lambda name: (LAYER[name], name)),
         )
     return out
 
 
 def drawing() -> str:
-    """The floor plan as SVG: a row a floor, the lowest at the bottom; imports go downwards only."""
+    """The layers as SVG, the lowest at the bottom; imports go downwards only."""
     wide, high, gap = 1060, 62, 10
-    facts = wings()
+    facts = packages()
     out = []
-    for level, names in enumerate(FLOORS):
-        top = (len(FLOORS) - 1 - level) * (high + gap) + gap
+    for level, names in enumerate(LAYERS):
+        top = (len(LAYERS) - 1 - level) * (high + gap) + gap
         width = (wide - gap * (len(names) + 1)) / len(names)
         for n, name in enumerate(names):
             _, _, what, below = facts[name]
@@ -236,7 +241,7 @@ def drawing() -> str:
                 f'<text x="{left + 12:.0f}" y="{top + 22}"><tspan class="n">{name}</tspan> <tspan class="s">{escape(what)}</tspan></text>'
                 f'<text class="w" x="{left + 12:.0f}" y="{top + 44}">{uses}</text></g>'
             )
-    height = len(FLOORS) * (high + gap) + gap
+    height = len(LAYERS) * (high + gap) + gap
     style = (
         "rect{fill:#eef3f8;stroke:#5b7a99}text{font:13px sans-serif;fill:#1b2733}"
         ".n{font-weight:bold;font-size:15px}.s{fill:#5b6b7b}.w{font-size:12px}"
@@ -249,11 +254,84 @@ def drawing() -> str:
     )
 
 
+# Lines of code, comments and docstrings included, that each group of packages may have; behind it the goal.
+# The first group with a matching prefix counts a module.
+BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
+    "arm": (("envs.real", "deployment"), 99999),  # 7000
+    "envs": (("envs",), 99999),  # 3700
+    "demos": (("demos", "inspection"), 99999),  # 4000
+    "policies": (("policies",), 99999),  # 3000
+    "vision": (("backbones", "s2", "encoders", "vlm", "features", "mvp"), 99999),  # 3600
+    "training": (("training", "pretraining"), 99999),  # 1800
+    "evaluation": (("evaluation", "comparison", "dagger", "validation", "reporting"), 99999),  # 4000
+    "probing": (("probing",), 99999),  # 1600
+    "serving": (("serving",), 99999),  # 600
+    "core": (("",), 99999),  # 2700: core, common, the command line and the pipeline
+}
+MAX_TEST_LINES = 99999  # 22000
+MAX_BENCHMARK_LINES = 9999  # 3000
+MAX_DOC_WORDS, MAX_README_WORDS = 99999, 900  # 24000, README included and the changelog not
+
+
+def sizes() -> dict[str, int]:
+    """Lines of the product by group of :data:`BUDGETS`, of tests and of benchmarks; words of the documentation."""
+    found = modules()
+    lines = {name: _lines(path) for name, path in found.items()}
+    groups = dict.fromkeys(BUDGETS, 0)
+    for name, count in lines.items():
+        path = name.partition(".")[2]
+        groups[next(g for g, (begins, _) in BUDGETS.items() if path.startswith(begins))] += count
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    return groups | {
+        "tests": sum(map(_lines, (ROOT / "tests").rglob("*.py"))),
+        "benchmarks": sum(map(_lines, (ROOT / "benchmarks").rglob("*.py"))),
+        "documentation, words": sum(len(page.read_text(encoding="utf-8").split()) for page in pages),
+        "README, words": len((ROOT / "README.md").read_text(encoding="utf-8").split()),
+    }
+
+
+def limits() -> dict[str, int]:
+    """The limit of each of :func:`sizes`."""
+    return {group: limit for group, (_, limit) in BUDGETS.items()} | {
+        "tests": MAX_TEST_LINES,
+        "benchmarks": MAX_BENCHMARK_LINES,
+        "documentation, words": MAX_DOC_WORDS,
+        "README, words": MAX_README_WORDS,
+    }
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def counts() -> dict[str, int]:
+    """Product files, verbs, classes of settings, and errors that the code raises for a user's input."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules().values()]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    raised = [ast.unparse(n.exc).partition("(")[0] for n in nodes if isinstance(n, ast.Raise) and n.exc]
+    user = {"UserError", "EnvError", "PolicyError", "DatasetError", "mismatch", "invalid"}
+    return {
+        "product lines": sum(map(_lines, modules().values())),
+        "product files": len(trees),
+        "verbs": (ROOT / "s2robot/cli.py").read_text(encoding="utf-8").count(" Verb("),
+        "settings classes": sum(
+            isinstance(n, ast.ClassDef) and n.name.endswith(("Settings", "Config", "Limits")) for n in nodes
+        ),
+        "guards": sum(name in user for name in raised),
+    }
+
+
 if __name__ == "__main__":
-    if "--print" in sys.argv:
-        for name, (count, lines, what, below) in reversed(wings().items()):
+    if "--budget" in sys.argv:
+        most = limits()
+        for name, size in sizes().items():
+            print(f"{name:<24}{size:>7} of {most[name]}{'  over' if size > most[name] else ''}")
+        for name, count in counts().items():
+            print(f"{name:<24}{count:>7}")
+    elif "--print" in sys.argv:
+        for name, (count, lines, what, below) in reversed(packages().items()):
             print(
-                f"{FLOOR[name]:2} {name:<12} {count:3} rooms {lines:5} lines  {what}  <- {', '.join(below)}"
+                f"{LAYER[name]:2} {name:<12} {count:3} modules {lines:5} lines  {what}  <- {', '.join(below)}"
             )
     else:
         (ROOT / "docs/images/house.svg").write_text(drawing(), encoding="utf-8")

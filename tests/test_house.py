@@ -1,4 +1,4 @@
-"""The house stands as docs/architecture.md says: folders, floors, no circle, a light core, rooms of a human size."""
+"""The structure that docs/architecture.md describes: layers, no import cycle, a core without the simulator, limited sizes."""
 
 import subprocess
 import sys
@@ -6,26 +6,28 @@ import tomllib
 from functools import cache
 
 from docs.house import (
-    DOORS,
-    FLOOR,
+    FACADES,
+    LAYER,
     ROOT,
     SIMULATED,
     TOPS,
-    circles,
+    cycles,
     drawing,
     functions,
     graph,
+    import_chain,
     in_own_process,
+    limits,
     loaded,
-    rooms,
-    way,
-    wing,
+    modules,
+    package_of,
+    sizes,
 )
 
-MOST_LINES, MOST_FILE_LINES = 60, 400
-# Where arm and stand-in are put together: the only rooms outside the emulator that may name it.
+MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
+# Where arm and stand-in are put together: the only modules outside the emulator that may name it.
 COMPOSES = {"s2robot.deployment.emulate"}
-# Rooms that are of no use without the simulated world. Everything else imports without the extra `sim`.
+# Modules that are of no use without the simulated world. Everything else imports without the extra `sim`.
 DRAWS = {
     "s2robot.comparison.compare",
     "s2robot.comparison.result",
@@ -50,7 +52,7 @@ DRAWS = {
     "s2robot.probing.moments",
     "s2robot.probing.readout",
 }
-# Rooms whose classes derive from those of an extra; the room that imports them asks for it first.
+# Modules whose classes derive from those of an extra; the module that imports them asks for it first.
 DERIVES = {"s2robot.vlm.tower"}
 # Packages that the light core does without (extras, or what only tests and examples need).
 EXTRAS = SIMULATED | {
@@ -67,24 +69,24 @@ EXTRAS = SIMULATED | {
     "pyarrow",
 }
 
-FOUND = rooms()
+FOUND = modules()
 
 
 @cache
 def imported() -> dict[str, list]:
-    """What each room imports: not looked up where these tests are collected only."""
+    """What each module imports: not looked up where these tests are collected only."""
     return in_own_process(graph, FOUND)
 
 
-def ours(room: str) -> list:
-    """A room's imports from rooms of the package, of the package's own door apart."""
-    return [i for i in imported()[room] if i.name in FOUND and i.name not in DOORS and i.name != room]
+def ours(module: str) -> list:
+    """A module's imports from this package, without its facade."""
+    return [i for i in imported()[module] if i.name in FOUND and i.name not in FACADES and i.name != module]
 
 
 def test_pyproject_lists_the_folders_that_hold_code():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folders = {
-        room if file.name == "__init__.py" else room.rpartition(".")[0] for room, file in FOUND.items()
+        module if file.name == "__init__.py" else module.rpartition(".")[0] for module, file in FOUND.items()
     }
     assert sorted(listed["packages"]) == sorted(folders)
     assert listed["package-dir"] == {f"s2robot.{top}": top for top in TOPS}
@@ -97,32 +99,32 @@ def test_every_folder_with_code_is_a_package():
     assert not bare, sorted(bare)
 
 
-def test_every_wing_has_a_floor_and_every_floor_a_wing():
-    assert {wing(room) for room in FOUND if room not in DOORS} == set(FLOOR)
+def test_every_package_has_a_layer_and_every_layer_a_package():
+    assert {package_of(module) for module in FOUND if module not in FACADES} == set(LAYER)
 
 
-def test_the_picture_is_of_the_house_as_it_is():
+def test_the_diagram_is_up_to_date():
     drawn = (ROOT / "docs/images/house.svg").read_text(encoding="utf-8")
-    assert drawn == drawing(), "docs/images/house.svg is of another day: python docs/house.py"
+    assert drawn == drawing(), "docs/images/house.svg is outdated: python docs/house.py"
 
 
 def test_no_import_upward_or_sideways():
     wrong = [
-        f"{i.at}: {wing(room)} imports {i.name}"
-        for room in set(FOUND) - set(DOORS)
-        for i in ours(room)
-        if wing(room) != wing(i.name) and FLOOR[wing(room)] <= FLOOR[wing(i.name)]
+        f"{i.at}: {package_of(module)} imports {i.name}"
+        for module in set(FOUND) - set(FACADES)
+        for i in ours(module)
+        if package_of(module) != package_of(i.name) and LAYER[package_of(module)] <= LAYER[package_of(i.name)]
     ]
     assert not wrong, wrong
 
 
-def test_demos_import_envs_alone():
+def test_demos_import_envs_and_core_only():
     wrong = [
         i.at
-        for room in FOUND
-        if room.startswith("s2robot.demos")
-        for i in ours(room)
-        if wing(i.name) not in ("demos", "envs")
+        for module in FOUND
+        if module.startswith("s2robot.demos")
+        for i in ours(module)
+        if package_of(i.name) not in ("demos", "envs", "core")
     ]
     assert not wrong, wrong
 
@@ -134,19 +136,19 @@ def test_doors_open_a_room_each_and_nobody_leans_on_them():
     }
     assert all(i.lazy or i.typing for i in imported()["s2robot"] if i.name.startswith("s2robot"))
     assert {i.name for i in imported()["s2robot.mvp"]} == {"s2robot.backbones.mvp"}
-    assert not [i.at for room in FOUND for i in imported()[room] if i.name == "s2robot.mvp"]
+    assert not [i.at for module in FOUND for i in imported()[module] if i.name == "s2robot.mvp"]
 
 
 def test_no_circle_between_rooms():
-    found = circles({room: {i.name for i in ours(room)} for room in FOUND})
+    found = cycles({module: {i.name for i in ours(module)} for module in FOUND})
     assert not found, found
 
 
 def test_no_room_is_imported_by_its_top_folder_or_relatively():
     wrong = [
         i.at
-        for room in FOUND
-        for i in imported()[room]
+        for module in FOUND
+        for i in imported()[module]
         if i.name.split(".")[0] in ("", *TOPS, "tests", "benchmarks")
     ]
     assert not wrong, wrong
@@ -155,33 +157,37 @@ def test_no_room_is_imported_by_its_top_folder_or_relatively():
 def test_product_code_imports_no_stand_in():
     wrong = [
         i.at
-        for room in FOUND
-        for i in ours(room)
-        if ".real.emulator" in i.name and ".real.emulator" not in room and room not in COMPOSES
+        for module in FOUND
+        for i in ours(module)
+        if ".real.emulator" in i.name and ".real.emulator" not in module and module not in COMPOSES
     ]
     assert not wrong, wrong
 
 
 def test_light_rooms_load_no_simulator():
-    asked = {room: loaded(room, imported()) for room in set(FOUND) - DRAWS}
-    heavy = {way(n, names) for names in asked.values() for n in names if n.split(".")[0] in SIMULATED}
+    asked = {module: loaded(module, imported()) for module in set(FOUND) - DRAWS}
+    heavy = {
+        import_chain(n, names) for names in asked.values() for n in names if n.split(".")[0] in SIMULATED
+    }
     assert not heavy, sorted(heavy)
-    idle = [room for room in DRAWS if not SIMULATED & {n.split(".")[0] for n in loaded(room, imported())}]
+    idle = [
+        module for module in DRAWS if not SIMULATED & {n.split(".")[0] for n in loaded(module, imported())}
+    ]
     assert not idle, f"light by now: {idle}"
 
 
 def test_rooms_of_an_extra_are_imported_in_functions_alone():
-    eager = [i.at for room in FOUND for i in ours(room) if i.name in DERIVES and not (i.lazy or i.typing)]
+    eager = [i.at for module in FOUND for i in ours(module) if i.name in DERIVES and not (i.lazy or i.typing)]
     assert not eager, eager
 
 
 def test_light_rooms_import_where_no_extra_is_installed():
-    light = set(FOUND) - DRAWS - DERIVES - {room for room in FOUND if room.endswith("__main__")}
+    light = set(FOUND) - DRAWS - DERIVES - {module for module in FOUND if module.endswith("__main__")}
     script = (
         "import importlib, sys\n"
         f"for name in {sorted(EXTRAS)!r}: sys.modules[name] = None\n"  # importing it raises ModuleNotFoundError
-        f"for room in {sorted(light)!r}:\n"
-        "    importlib.import_module(room)\n"
+        f"for module in {sorted(light)!r}:\n"
+        "    importlib.import_module(module)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, cwd=ROOT
@@ -191,11 +197,17 @@ def test_light_rooms_import_where_no_extra_is_installed():
 
 def test_functions_fit_a_screen_and_files_have_one_job():
     sizes = in_own_process(functions, FOUND)
-    long = {name: lines for name, lines in sizes.items() if lines > MOST_LINES}
+    long = {name: lines for name, lines in sizes.items() if lines > MAX_FUNCTION_LINES}
     for path in FOUND.values():
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MOST_FILE_LINES:
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_FILE_LINES:
             long[path.relative_to(ROOT).as_posix()] = lines
     assert not long, long
+
+
+def test_every_size_is_within_its_budget():
+    most = limits()
+    over = {name: f"{size} of {most[name]}" for name, size in sizes().items() if size > most[name]}
+    assert not over, over
 
 
 def test_tests_mirror_the_folders():
