@@ -10,6 +10,7 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.subscriber import Several
+from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.control.turns import Turns
 from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.people.stop import Stop
@@ -36,6 +37,10 @@ class Watch:
 
     def rest(self):
         self.heard.append("rest")
+
+    def stop(self):
+        self.heard.append("stop")
+        return not self.gone
 
 
 def made(arm, act=None, config=CONFIG, **settings):
@@ -114,6 +119,48 @@ def test_a_fault_stays_until_it_is_cleared(arm):
     assert runtime.fault[0].startswith("policy: found action") and arm.stopped
     runtime.clear()
     assert runtime.fault == ()
+
+
+def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
+    watch = Watch()
+    runtime = made(arm, supervisor=watch)
+    arm.acknowledges = False
+    runtime.stand("hands come near")
+    assert watch.heard == ["stop"] and runtime.confirmed and runtime.known != UNCONFIRMED
+    watch.gone = True
+    with pytest.raises(EnvError, match="emergency stop"):
+        runtime.stand("hands come near")
+    assert not runtime.confirmed and runtime.known == UNCONFIRMED and UNCONFIRMED in capsys.readouterr().err
+    arm.acknowledges = True
+    runtime.stand("hands come near")
+    assert runtime.confirmed and watch.heard == ["stop", "stop"]
+
+
+def test_an_arm_that_cannot_be_armed_is_stopped_by_whoever_can(arm):
+    watch = Watch()
+    runtime = made(arm, supervisor=watch)
+    arm.error, arm.acknowledges = 31, False
+    with pytest.raises(EnvError, match="error 31 pending"):
+        runtime.arm()
+    assert watch.heard == ["stop"] and runtime.confirmed
+
+
+def test_a_requested_stop_counts_until_the_arm_is_armed_again(arm):
+    runtime = made(arm)
+    runtime.loop.request_stop()
+    assert not runtime.go_to(HOME + 0.1) and runtime.run(5).cause == runtime.run(5).cause == "stopped"
+    assert arm.sent == []
+    runtime.arm()
+    assert runtime.run(1).cause == "steps"
+
+
+def test_a_lost_supervisor_in_mid_episode_is_a_fault_that_stays(arm):
+    watch = Watch()
+    runtime = made(arm, supervisor=watch)
+    arm.clock.at(0.5, lambda: setattr(watch, "gone", True))
+    with pytest.raises(EnvError, match="found it gone"):
+        runtime.run(1000)
+    assert arm.stopped and "found it gone" in runtime.fault[0]
 
 
 def test_an_episode_in_a_thread_of_its_own(arm):

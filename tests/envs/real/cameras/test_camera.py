@@ -12,10 +12,35 @@ from s2robot.envs.real.cameras.camera import CameraReader, fitted
 from s2robot.envs.real.cameras.opencv import OpenCVCamera
 from s2robot.envs.real.cameras.realsense import RealSenseCamera
 from s2robot.envs.real.cameras.replay import ReplayCamera
-from s2robot.envs.real.control.clock import now
+from s2robot.envs.real.control.clock import REAL, from_monotonic, now
 from tests.envs.real.patience import PATIENCE, wait_for
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), np.uint8)
+
+
+def test_the_age_of_a_frame_counts_the_machines_sleep(read, monkeypatch):
+    class Still:
+        """One frame, then none."""
+
+        def __init__(self):
+            self._one, self._closed = ReplayCamera(NOISE, 30), threading.Event()
+            self._given = False
+
+        def read(self):
+            if self._given:
+                self._closed.wait(PATIENCE)
+            self._given = True
+            return self._one.read()
+
+        def close(self):
+            self._closed.set()
+
+    reader = read(Still)
+    clock = time.clock_gettime
+    slept = {time.CLOCK_BOOTTIME: 100.0}  # and the monotonic clock has not
+    monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + slept.get(which, 0.0))
+    assert 100 <= reader.age(REAL.now()) < 100 + PATIENCE
+    assert abs(from_monotonic(time.monotonic()) - now()) < 1.0
 
 
 @pytest.fixture

@@ -111,6 +111,21 @@ def test_an_episode_ends_early_with_the_arm_ready(arm):
     assert loop.run(1).cause == "steps"  # the wish does not outlast its episode
 
 
+def test_after_a_gap_the_move_does_not_go_on(arm):
+    """A process that was suspended finds the arm stopped by its supervisor."""
+    safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=9.0))
+    sent = []
+
+    def beat():
+        if len(arm.sent) == 30 and not sent:
+            sent.append(30)
+            arm.clock.sleep(1.0)
+
+    with pytest.raises(EnvError, match="between two commands"):
+        move_slowly(arm, safety, HOME, beat=beat, clock=arm.clock)
+    assert len(arm.sent) == 30 and arm.stopped
+
+
 class Pipe:
     """What a loop said, word by word; then silence."""
 

@@ -126,6 +126,30 @@ def test_the_gripper_closes_at_once_and_the_end_is_the_end_of_the_step(led):
     assert led.stops == ["teaching has ended"]
 
 
+def test_the_supervisor_hears_of_a_led_arm_as_often_as_of_one_that_is_driven(led):
+    beats, controls, gone = [], Controls(), []
+
+    def beat():
+        if gone:
+            raise EnvError("supervisor: found it gone, expected it to watch")
+        beats.append(led.clock.now())
+
+    cameras = {"hand": Film(led.clock, NOISE, 30)}
+    rests = []
+    teaching = Teaching(
+        led, cameras, controls, CONFIG, CALM, None, led.clock, beat, lambda: rests.append(led.clock.now())
+    )
+    led.clock.at(0.85, lambda: controls.on_key("\n"))
+    begin = led.clock.now()
+    assert teaching.run(300) == ""
+    assert max(np.diff([begin, *beats, led.clock.now()])) < 0.05 and len(rests) == 1
+    led.clock.at(0.5, lambda: gone.append(True))
+    controls.reset()
+    with pytest.raises(EnvError, match="found it gone"):
+        teaching.run(300)
+    assert led.stopped and len(rests) == 2
+
+
 def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
     steps, controls = [], Controls()
 
