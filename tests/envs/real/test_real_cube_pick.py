@@ -161,6 +161,17 @@ def test_spaces_and_draws_are_those_of_the_simulated_world(made):
         np.testing.assert_allclose(placing.cube_xy, simulated.cube_pose[:2], atol=1e-3)
 
 
+def test_nobody_is_asked_near_an_arm_that_has_not_stopped(made, arm):
+    env = made()
+    env.reset(seed=0)
+    arm.acknowledges = False
+    env.close()
+    made.operator.asked.clear()
+    with pytest.raises(EnvError, match="emergency stop"):
+        env.reset(seed=0)
+    assert made.operator.asked == []
+
+
 def test_the_end_that_the_operator_sees(made, arm):
     env = made()
     env.reset(seed=0)
