@@ -1,6 +1,7 @@
 """RealCubePick: the simulated task's interface on an arm.
 
-    env = gymnasium.make("s2robot/RealCubePick-v0", driver=driver, cameras=readers, loop=LoopConfig(live=True))
+    env = gymnasium.make("s2robot/RealCubePick-v0", driver=driver, cameras=readers, loop=LoopConfig(live=True),
+                         supervisor=supervisor)
     observation, info = env.reset(seed=0)      # asks the operator, moves to the start, asks for the cube
     observation, reward, terminated, truncated, info = env.step(action)
 
@@ -49,7 +50,7 @@ class RealCubePick(gymnasium.Env):
         loop: `live=True` moves the arm; otherwise all happens but motion. Rate and image size are the config's.
         watchdog, safety: limits of the loop and of its filter.
         points: of the arm, for the filter; the config's robot's if not given.
-        supervisor: stops the arm when this process no longer does.
+        supervisor: stops the arm when this process no longer does; a live arm needs one (or `runtime.watched`).
         subscriber: hears of the loop's episodes: a recorder.
         home_speed: rad/s of the way to the start.
         stop: the operator's wish to stop, on that way and in an episode.

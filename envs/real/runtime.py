@@ -57,7 +57,7 @@ class ArmRuntime:
         config: see there.
         subscribers: hear of the loop's episodes.
         stop: the operator's; on the way to a start it is asked every period, in an episode it stops the loop.
-        supervisor: stops the arm when this process no longer does; or see `watched`.
+        supervisor: stops the arm when this process no longer does; or see `watched`. Without one a live arm stays still.
         clock: of everything but the driver and the cameras.
         disagreement: of the members of who acts, as of `ControlLoop`.
 
@@ -108,9 +108,17 @@ class ArmRuntime:
             self._supervisor = None
 
     def beat(self) -> None:
-        """Tell the supervisor that this process lives. Raises EnvError if that one does not."""
+        """Tell the supervisor that this process lives; raises EnvError if that one does not, or if there is none."""
+        self._check_watched()
         if self._supervisor is not None:
             self._supervisor.beat()
+
+    def _check_watched(self) -> None:
+        if self.live and self._supervisor is None:
+            raise EnvError(
+                "supervisor: found none, expected a process that stops the arm when this one cannot (`watched`, or "
+                "`supervisor=`)"
+            )
 
     def rest(self) -> None:
         """Tell the supervisor that the arm stands, and that no beat follows for now."""
@@ -148,8 +156,9 @@ class ArmRuntime:
         """Enable motion; nothing without `live`. A stop that was requested before counts no more.
 
         Raises:
-            EnvError: an error is pending.
+            EnvError: an error is pending, or there is no supervisor.
         """
+        self._check_watched()
         self.loop.clear_stop()
         if self.live:
             try:

@@ -17,6 +17,7 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
 
+_YES_NO = {"y": "y", "yes": "y", "n": "n", "no": "n"}
 _LISTEN_S = 0.2  # s that a Ctrl-C may wait while a question stands
 
 
@@ -163,8 +164,7 @@ class TerminalOperator:
 
     def success(self) -> bool:
         """See `Operator`."""
-        answers = {"y": "y", "yes": "y", "n": "n", "no": "n"}
-        return self._one_of("Did the episode succeed? [y/n]", answers) == "y"
+        return self._one_of("Did the episode succeed? [y/n]", _YES_NO) == "y"
 
     def stage(self) -> str:
         """The furthest stage of a failed episode, as the simulated world names them."""
@@ -172,8 +172,8 @@ class TerminalOperator:
         return self._one_of(question, {"0": "approach", "1": "grasp", "2": "lift"})
 
     def keep(self) -> bool:
-        """See `Operator`."""
-        return self._yes("Keep it?")
+        """See `Operator`: asked until it is answered, for a no throws the demonstration away."""
+        return self._one_of("Keep it? [y/n]", _YES_NO) == "y"
 
 
 class Through:

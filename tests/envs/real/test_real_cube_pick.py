@@ -32,7 +32,7 @@ from s2robot.envs.real.people.stop import Stop
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE
-from tests.envs.real.virtual import SLOWLY, Calls, Film
+from tests.envs.real.virtual import SLOWLY, Calls, Film, Watch
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 CONFIG = CubePickConfig(cameras=("hand",), image_size=16, max_steps=4)
@@ -80,7 +80,12 @@ def made(arm, clock):
 
     def make(limits=CALM, loop=LIVE, **settings):
         make.operator = Nodding()
-        settings = {"driver": arm, "cameras": {"hand": Film(clock, NOISE, 30)}, "clock": clock} | settings
+        settings = {
+            "driver": arm,
+            "cameras": {"hand": Film(clock, NOISE, 30)},
+            "clock": clock,
+            "supervisor": Watch(),
+        } | settings
         env = gymnasium.make(
             "s2robot/RealCubePick-v0", config=CONFIG, operator=make.operator, loop=loop, watchdog=limits,
             safety=SafetyConfig(state_age_max=3.0), **settings,
@@ -392,3 +397,5 @@ def test_the_terminal_asks_and_takes_only_yes():
         "Yes",
     ]
     assert operator.success() and not operator.ended()
+    answers[:] = ["", "maybe", "y", "", "n"]  # asked until it is answered: a no throws the demonstration away
+    assert operator.keep() and not operator.keep() and not answers

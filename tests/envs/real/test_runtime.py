@@ -1,6 +1,7 @@
 """What drives an arm, in virtual time: to the start, an episode, its early end, a stop, a fault."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,31 +17,12 @@ from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.people.stop import Stop
 from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
 from tests.envs.real.home import HOME
-from tests.envs.real.virtual import SLOWLY, Calls, Film
+from tests.envs.real.virtual import SLOWLY, Calls, Film, Watch
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 CONFIG = RuntimeConfig(
     LoopConfig(live=True, image_size=16), WatchdogLimits(), SafetyConfig(state_age_max=0.1), home_speed=0.5
 )
-
-
-class Watch:
-    """A supervisor that only listens."""
-
-    def __init__(self):
-        self.heard, self.gone = [], False
-
-    def beat(self):
-        if self.gone:
-            raise EnvError("supervisor: found it gone, expected it to watch")
-        self.heard.append("beat")
-
-    def rest(self):
-        self.heard.append("rest")
-
-    def stop(self):
-        self.heard.append("stop")
-        return not self.gone
 
 
 def made(arm, act=None, config=CONFIG, **settings):
@@ -49,6 +31,7 @@ def made(arm, act=None, config=CONFIG, **settings):
         return SLOWLY
 
     cameras = {"hand": Film(arm.clock, NOISE, 30)}
+    settings = {"supervisor": Watch()} | settings
     return ArmRuntime(arm, cameras, act or slowly, ArmPoints("xarm7"), config, clock=arm.clock, **settings)
 
 
@@ -111,6 +94,17 @@ def test_without_a_supervisor_that_watches_nothing_moves(arm):
     with pytest.raises(EnvError, match="found it gone"):
         runtime.run(1)
     assert arm.sent == [] and arm.stopped
+
+
+def test_a_live_arm_without_a_supervisor_is_not_armed_and_does_not_move(arm):
+    runtime = made(arm, supervisor=None)
+    for move in (runtime.arm, lambda: runtime.go_to(HOME + 0.1), lambda: runtime.run(1)):
+        with pytest.raises(EnvError, match="^supervisor: found none"):
+            move()
+    assert arm.sent == []
+    made(arm, config=replace(CONFIG, loop=LoopConfig(image_size=16)), supervisor=None).run(
+        1
+    )  # a dry run needs none
 
 
 def test_a_fault_stays_until_it_is_cleared(arm):

@@ -235,6 +235,25 @@ class Film:
         return self.latest().age(now)
 
 
+class Watch:
+    """A supervisor that only listens."""
+
+    def __init__(self):
+        self.heard, self.gone = [], False
+
+    def beat(self):
+        if self.gone:
+            raise EnvError("supervisor: found it gone, expected it to watch")
+        self.heard.append("beat")
+
+    def rest(self):
+        self.heard.append("rest")
+
+    def stop(self):
+        self.heard.append("stop")
+        return not self.gone
+
+
 class Calls(Silent):
     """A subscriber made of functions: `begin`, `beat`, `period`, `step`."""
 
