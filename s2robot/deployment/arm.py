@@ -30,7 +30,8 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
     print(f"what the arm's SDK says: {log}", flush=True)
     return partial(
         logged_driver, log, str(ip), limits=limits, mode=arm.number, ports=scene.ports if scene else None,
-        sensitivity=arm.sensitivity, speed=arm.speed, acceleration=arm.acceleration,
+        sensitivity=arm.sensitivity, speed=arm.speed, acceleration=arm.acceleration, payload=arm.payload,
+        tcp_offset=arm.tcp_offset and tuple(arm.tcp_offset),
     )  # fmt: skip
 
 

@@ -54,11 +54,14 @@ class ArmSettings:
     sensitivity: int
     speed: float
     acceleration: float
+    payload: float | None
+    tcp_offset: Any
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"bridge.arm.mode: found '{self.mode}', expected one of {', '.join(MODES)}")
         check_positive(self, "bridge.arm", "connect_s", "speed", "acceleration")
+        check_ranges(self, "bridge.arm", payload=(0, 3.5))
         check_ranges(self, "bridge.arm", sensitivity=(1, 5))  # 0 would switch collision detection off
 
     @property

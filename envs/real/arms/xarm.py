@@ -11,7 +11,7 @@ stop waits for its turn, so stopping has a connection of its own, and so has the
 it may reboot the tool and clear errors on the way: that check is off. Readings come from `get_joint_states`,
 because reports may hold commanded joints. Units on its side are mm and 850 gripper pulses.
 
-The native limits that `arm` sets are a second line. Nothing here is an emergency stop.
+The native limits that `arm` sets are a second line; `close` puts back what was there. Nothing here is an emergency stop.
 """
 
 import socket
@@ -35,6 +35,7 @@ from s2robot.envs.real.arms.driver import (
     arming,
 )
 from s2robot.envs.real.arms.sdk import BoxPorts, client_ports, connect, import_sdk, probe
+from s2robot.envs.real.arms.xarm_box import PAYLOAD, TCP_OFFSET, BoxSettings
 from s2robot.envs.real.arms.xarm_gripper import XArmGripper
 from s2robot.envs.real.control.clock import now
 
@@ -45,7 +46,6 @@ GRIPPER_LOST = 2.0  # s without a word from the gripper
 # s, an answer later than this is none: longer than the stalls of 0.19 s that users report, shorter than the 0.3 s
 # after which the supervisor misses the loop. Meanwhile the arm stands at its last target, a period away at most
 WIRE_TIMEOUT = 0.25
-HAND_REACH = 0.2  # m from the flange to the farthest that the box's limits leave to the hand
 
 
 class XArmDriver:
@@ -59,6 +59,8 @@ class XArmDriver:
         sensitivity: of the box's collision detection, 1 to 5.
         speed, acceleration: of ONLINE motions, rad/s and rad/s².
         gripper: False for one that only stops: it leaves the gripper alone, and its opening is NaN.
+        payload, tcp_offset: kg; x, y, z (m), roll, pitch, yaw (rad): what the box has to be set to, or it is not armed;
+            None: not compared.
     """
 
     def __init__(
@@ -71,7 +73,11 @@ class XArmDriver:
         speed: float = 0.8,
         acceleration: float = 4.0,
         gripper: bool = True,
+        payload: float | None = PAYLOAD,
+        tcp_offset: tuple[float, ...] | None = TCP_OFFSET,
     ):
+        if tcp_offset is not None and (len(tcp_offset) != 6 or not np.isfinite(tcp_offset).all()):
+            raise EnvError(f"bridge.arm.tcp_offset: expected 6 finite numbers, got {tcp_offset}")
         if mode not in (SERVO, ONLINE):
             raise EnvError(f"xarm.mode: found {mode}, expected {SERVO} (servo) or {ONLINE} (online planning)")
         if sensitivity not in range(1, 6):
@@ -84,7 +90,7 @@ class XArmDriver:
             )
         self.ip, self.limits, self.mode, self.ports = ip, limits, mode, ports
         self.sensitivity, self.speed, self.acceleration = sensitivity, speed, acceleration
-        self._has_gripper = gripper
+        self._has_gripper, self.payload, self.tcp_offset = gripper, payload, tcp_offset
         # five periods at full speed: more is no stream, whatever asks for it
         self._step_max = 5 * np.array(limits.dq_max) / limits.rate_hz
         self._sdk: Any = None  # streams and reads
@@ -120,6 +126,7 @@ class XArmDriver:
                 self._redirected.enter_context(client_ports(self.ports))
             probe(self.ip, config.TCP_CONTROL_PORT, end)
             self._sdk = connect(self.ip, WIRE_TIMEOUT, end, report_type="rich")
+            self._box = BoxSettings(self.ip, self._sdk)
             if self._sdk.axis != 7:
                 raise EnvError(f"xarm {self.ip}: found an arm of {self._sdk.axis} joints, expected 7")
             self._stopper = connect(self.ip, WIRE_TIMEOUT, end, enable_report=False)
@@ -132,11 +139,13 @@ class XArmDriver:
             socket.setdefaulttimeout(default_timeout)
 
     def close(self) -> None:
-        """Stop, if it was armed, and let go of all connections."""
+        """Stop, if it was armed, put the box's own limits back, and let go of all connections."""
         if self._sdk is not None and (self._led or not self._stopped):
             self.stop("closed")
         if self._gripper is not None:
             self._gripper.close()
+        if self._sdk is not None:
+            self._box.restore()
         for arm in (self._sdk, self._stopper):
             if arm is not None:
                 with suppress(Exception):
@@ -190,29 +199,11 @@ class XArmDriver:
             raise EnvError(
                 f"xarm {self.ip}: found error {error} pending; look at the arm, then clear it in UFACTORY Studio"
             )
-        low, high = self._range()
-        (x0, x1), (y0, y1), (z0, z1) = self.limits.box
-        reach = HAND_REACH
-        fence = [x1 + reach, x0 - reach, y1 + reach, y0 - reach, z1 + reach, z0 - reach]  # of the flange, m
-        # bare bus calls where the SDK's own would wait for motion or set the state by the way
-        bus = sdk._arm.arm_cmd
+        self._box.check_tool(self.payload, self.tcp_offset)
         for name, call in (
             ("set_state", lambda: sdk.set_state(STOPPED)),
             ("motion_enable", lambda: sdk.motion_enable(True)),
-            ("set_collision_sensitivity", lambda: bus.set_collis_sens(self.sensitivity)[0]),
-            ("set_self_collision_detection", lambda: sdk.set_self_collision_detection(True)),
-            ("set_reduced_max_joint_speed", lambda: sdk.set_reduced_max_joint_speed(max(self.limits.dq_max))),
-            (
-                "set_reduced_max_tcp_speed",
-                lambda: sdk.set_reduced_max_tcp_speed(self.limits.point_speed * 1000),
-            ),
-            (
-                "set_reduced_joint_range",
-                lambda: sdk.set_reduced_joint_range(np.stack([low, high], 1).ravel().tolist()),
-            ),
-            ("set_reduced_tcp_boundary", lambda: sdk.set_reduced_tcp_boundary([x * 1000 for x in fence])),
-            ("set_reduced_mode", lambda: sdk.set_reduced_mode(True)),
-            ("set_fence_mode", lambda: sdk.set_fence_mode(True)),
+            *self._box.steps(self.limits, self.sensitivity),
             *(self._gripper.steps() if self._gripper is not None else ()),
             ("set_mode", lambda: sdk.set_mode(mode)),
             ("set_state", lambda: sdk.set_state(0)),

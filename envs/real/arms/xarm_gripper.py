@@ -13,6 +13,7 @@ from s2robot.envs.real.control.clock import now
 PULSES = 850  # open
 SPEED = 5000  # pulses/s of its register, the highest
 PERIOD = 0.1  # s between two words with it
+STROKE_S = 1.0  # s after a target in which fingers that stand may be about to move
 
 
 class XArmGripper:
@@ -35,7 +36,7 @@ class XArmGripper:
         self._sdk, self._ours = sdk, ours
         self._wanted: int | None = None  # pulses
         self.opening, self.heard, self.code = np.nan, -np.inf, 0
-        self._closing = threading.Event()
+        self._closing, self._news = threading.Event(), threading.Event()
         if sdk.set_rs485_use_503_port() != 0:
             raise EnvError(f"xarm {ip}: found no second port for the gripper, expected one (502 + 1)")
         sdk._arm.arm_cmd_503.set_timeout(timeout_s)
@@ -51,8 +52,9 @@ class XArmGripper:
             time.sleep(0.01)
 
     def want(self, opening: float | None) -> None:
-        """The target, 0 closed to 1 open; None: none."""
+        """The target, 0 closed to 1 open; None: none, and fingers under way halt (those that hold something stay)."""
         self._wanted = None if opening is None else round(float(opening) * PULSES)
+        self._news.set()
 
     def steps(self) -> tuple[tuple[str, Callable[[], Any]], ...]:
         """What arming it takes: the SDK's calls by name."""
@@ -66,22 +68,33 @@ class XArmGripper:
     def close(self) -> None:
         """End the thread; may be repeated."""
         self._closing.set()
+        self._news.set()
         self._thread.join(2.0)
 
     def _tend(self) -> None:
-        sdk, sent = self._sdk, None
-        while not self._closing.wait(PERIOD):
+        sdk, sent, sent_at, before = self._sdk, None, -np.inf, None
+        closing = False
+        while not closing:
+            self._news.wait(PERIOD)
+            self._news.clear()
+            closing = self._closing.is_set()  # a stop that came before is still obeyed
             try:
                 wanted, ours = self._wanted, self._ours()
                 if wanted != sent and wanted is not None and ours:
                     if sdk.set_gripper_position(wanted, wait=False, no_check=True) == 0:
-                        sent = wanted
-                elif not ours:
-                    sent = None
+                        sent, sent_at = wanted, time.monotonic()
                 code, pulses = sdk.get_gripper_position(check_baud=False)
+                if not ours and sent is not None and code == 0 and pulses is not None:
+                    under_way = pulses != before or time.monotonic() - sent_at < STROKE_S
+                    if pulses == sent or not under_way or self._halt(pulses):
+                        sent = None
             except Exception:  # whatever the SDK makes of a broken answer
                 code, pulses = -1, None
-            self.code = code
+            self.code, before = code, pulses
             if code == 0 and pulses is not None:
                 self.opening = float(np.clip(pulses / PULSES, 0.0, 1.0))
                 self.heard = now()
+
+    def _halt(self, pulses: int) -> bool:
+        """Make where the fingers are their target; whether the gripper took it."""
+        return self._sdk.set_gripper_position(pulses, wait=False, no_check=True) == 0

@@ -47,6 +47,7 @@ class Controller:
         self.gripper = Gripper()
         self.motion = Motion(plant.joints)
         self.settings = Report()  # what clients configure, under the names of the report
+        self.settings.load = np.array([0.82, 0.0, 0.0, 48.0])  # its own gripper
         self.settings.boundary = (10000, -10000, 10000, -10000, 10000, -10000)
         self.settings.reduced_ranges = np.stack([reach.JOINT_LOW, reach.JOINT_HIGH], axis=1).reshape(-1)
         self.mode, self.error, self.warning = POSITION, 0, 0

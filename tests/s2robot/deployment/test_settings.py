@@ -43,8 +43,9 @@ def test_defaults_are_the_same_in_code_and_config():
     assert all(camera == CameraSettings() for camera in bridge.cameras.values())
     assert bridge.home.speed == RuntimeConfig().home_speed
     driver, supervisor = (inspect.signature(cls).parameters for cls in (XArmDriver, Supervisor))
-    arm = {name: driver[name].default for name in ("sensitivity", "speed", "acceleration", "mode")}
+    arm = {name: driver[name].default for name in ("sensitivity", "speed", "acceleration", "mode", "payload")}
     assert arm == {**{name: getattr(bridge.arm, name) for name in arm}, "mode": bridge.arm.number}
+    assert list(driver["tcp_offset"].default) == bridge.arm.tcp_offset
     assert supervisor["limit_s"].default == bridge.supervisor_s
 
 

@@ -92,6 +92,98 @@ def test_the_gripper_moves_on_change_only(arm, emulator):
     wait_for(lambda: arm.read().gripper > 0.95, "opening")
 
 
+def close_from_open(arm):
+    """Returns while the fingers are under way."""
+    arm.command(HOME, 1.0)
+    wait_for(lambda: arm.read().gripper > 0.95, "opening")
+    arm.command(HOME, 0.0)
+    wait_for(lambda: arm.read().gripper < 0.9, "closing")
+
+
+def test_a_stop_halts_fingers_under_way_and_leaves_those_that_stand(arm, emulator):
+    close_from_open(arm)
+    arm.stop("test")
+    halted = [0.0]
+    wait_for(lambda: halted.append(arm.read().gripper) or halted[-1] == halted[-2] != 0.0, "a halt")
+    time.sleep(0.6)  # the whole way takes 0.5 s
+    assert arm.read().gripper == pytest.approx(halted[-1], abs=0.01) and halted[-1] > 0.02
+    arm.arm()
+    arm.command(HOME, 0.0)  # the same opening is a new wish
+    wait_for(lambda: arm.read().gripper < 0.02, "closing")
+    time.sleep(1.2)
+    count = len(arrived(emulator, "gripper"))
+    arm.stop("test")  # what it may hold stays held
+    time.sleep(0.4)
+    assert len(arrived(emulator, "gripper")) == count
+
+
+def test_closing_the_driver_halts_fingers_too(arm, emulator):
+    close_from_open(arm)
+    arm.close()
+    time.sleep(0.7)
+    assert emulator.side("status")["opening"] > 0.02
+
+
+@pytest.mark.parametrize(
+    "tool, text",
+    [
+        ({"payload": 0.2}, "bridge.arm.payload: expected the box's 0.82 kg, got 0.2"),
+        (
+            {"tcp_offset": (0, 0, 0.172, 0, 0, 0)},
+            r"bridge.arm.tcp_offset: expected the box's \[0.0, 0.0, 0.0, ",
+        ),
+    ],
+)
+def test_a_box_that_is_set_to_another_tool_is_not_armed(emulator, tool, text):
+    reset(emulator)
+    with XArmDriver("127.0.0.1", ports=emulator.ports, **tool) as driver:
+        driver.connect(PATIENCE)
+        for arm in (driver.arm, driver.lead):
+            with pytest.raises(EnvError, match=text):
+                arm()
+        assert driver.command(HOME, None).code == REFUSED
+    assert emulator.side("status")["state"] >= 4
+
+
+def test_a_tool_that_is_not_compared(emulator):
+    reset(emulator)
+    with XArmDriver("127.0.0.1", ports=emulator.ports, payload=None, tcp_offset=None) as driver:
+        driver.connect(PATIENCE)
+        driver.arm()
+    with pytest.raises(EnvError, match="tcp_offset: expected 6 finite numbers, got"):
+        XArmDriver("127.0.0.1", tcp_offset=(0.0, np.nan))
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_the_box_s_own_limits_are_put_back(emulator, on):
+    def told(driver):
+        code, states = driver._sdk.get_reduced_states()
+        assert code == 0
+        return states
+
+    reset(emulator)
+    with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
+        driver.connect(PATIENCE)
+        sdk = driver._sdk
+        sdk.set_reduced_max_tcp_speed(321), sdk.set_reduced_max_joint_speed(1.25)
+        sdk.set_reduced_tcp_boundary([700, -700, 600, -600, 500, -500])
+        sdk.set_reduced_mode(on), sdk.set_fence_mode(on), sdk.set_collision_sensitivity(4)
+        wait_for(lambda: sdk.collision_sensitivity == 4, "a report")
+        before = told(driver)
+        driver.arm()
+        assert told(driver)[:2] != before[:2]
+        driver.stop("test")
+        driver.arm()  # what is put back is what was there before the first
+        driver.close()
+        driver.connect(PATIENCE)
+        after = told(driver)
+        assert after[:2] == before[:2] and after[2:4] == pytest.approx(before[2:4])
+        assert after[4] == pytest.approx(before[4]) and bool(after[5]) == on
+        wait_for(lambda: driver._sdk.collision_sensitivity == 4, "a report")
+        for restore in (driver._sdk.set_reduced_mode, driver._sdk.set_fence_mode):
+            restore(False)
+
+
 def test_native_limits_are_set(connected):
     sdk = connected._sdk
     assert sdk.set_self_collision_detection(False) == 0  # as somebody may have left it
