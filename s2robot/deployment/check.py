@@ -52,12 +52,14 @@ def check_all(
     cameras: Cameras,
     demos: DemosSettings,
     picture: Path,
+    live: bool = False,
 ) -> list[Finding]:
     """Contract, arm, observation, pictures and latency; writes `picture`.
 
     Args:
         state: the arm's, read now.
         demos: whose pictures the cameras' are compared with.
+        live: whether the arm is to move: exchanged cameras then stop it.
     """
     contract, failed, speed = policy.contract, cameras.failed, bench.bridge.speed
     # fewer than two commands between two decisions are no path
@@ -73,7 +75,7 @@ def check_all(
     observation = observe(cameras.readers, state, policy.image_size)
     gone = {finding.check.replace("camera", "frame") for finding in failed}
     findings += [f for f in check_observation(contract, robot, observation) if f.check not in gone]
-    findings += _views(demos, policy, observation["images"], picture)
+    findings += _views(demos, policy, observation["images"], picture, live)
     if not any(f.stops for f in findings):  # a policy is not asked about what it cannot see
         findings.append(_latency(policy, observation, robot.rate_hz * speed))
     return findings
@@ -103,7 +105,7 @@ def _arm(limits: ArmLimits, state: ArmState) -> list[Finding]:
 
 
 def _views(
-    demos: DemosSettings, policy: Policy, frames: Mapping[str, np.ndarray], picture: Path
+    demos: DemosSettings, policy: Policy, frames: Mapping[str, np.ndarray], picture: Path, live: bool
 ) -> list[Finding]:
     """The cameras' pictures beside the demos'."""
     findings: list[Finding] = []
@@ -120,7 +122,7 @@ def _views(
         findings.append(Finding(WARNING, "demos", f"no pictures to compare with: {error}"))
     if frames:
         views.draw(frames, pictures, picture)
-        findings += views.compare(frames, pictures)
+        findings += views.compare(frames, pictures, live)
     return findings
 
 

@@ -44,7 +44,7 @@ def deploy(cfg: DictConfig) -> int:
     out = Path(cfg.run_dir)
     with ExitStack() as stack:
         rig = Rig.connect(cfg, stack)
-        rig.check(out / "camera_check.png")
+        rig.check(out / "camera_check.png", settings.live)
         good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)
         return 0 if good else FAULT_EXIT
 

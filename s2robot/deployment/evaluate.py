@@ -93,7 +93,7 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
     settings = ArmEvaluationSettings.of(cfg)
     with ExitStack() as stack:
         rig = Rig.connect(cfg, stack)
-        rig.check(out / "camera_check.png")
+        rig.check(out / "camera_check.png", live=True)
         return ArmEvaluation(rig, settings, task_settings(cfg), out).run()
 
 

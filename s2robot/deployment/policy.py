@@ -90,7 +90,7 @@ def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
         )
     remote = RemotePolicy(host.url, read_token(host.token_file), host.deadline_s, host.connect_s)
     stack.callback(remote.close)
-    hold = bridge.watchdog.policy_hold + 1.5 / bridge.speed / 10
+    hold = bridge.watchdog.policy_hold + 1.5 / (bridge.speed * float(remote.contract["rate_hz"]))
     act = partial(_hold_first, remote.act, hold)
     return Policy(
         act, remote.plan, remote.reset, remote.contract, remote.image_size, None, lambda: remote.seed

@@ -122,15 +122,15 @@ class Rig:
         arm = ConnectedArm.reach(bench, policy.contract["cameras"], stack, policy.image_size)
         return cls(source, policy, demos, arm)
 
-    def check(self, picture: Path) -> None:
-        """The pre-flight, printed; the cameras' pictures go to `picture`.
+    def check(self, picture: Path, live: bool = False) -> None:
+        """The pre-flight, printed; the cameras' pictures go to `picture`. `live`: before the arm moves.
 
         Raises:
             UserError: something forbids to go on.
         """
         arm = self.arm
         findings = check_all(
-            arm.bench, self.policy, arm.limits, arm.driver.read(), arm.cameras, self.demos, picture
+            arm.bench, self.policy, arm.limits, arm.driver.read(), arm.cameras, self.demos, picture, live
         )
         for finding in findings:
             print(finding)

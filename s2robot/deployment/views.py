@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from s2robot.common.extras import require_simulator
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment.preflight import OK, WARNING, Finding
+from s2robot.deployment.preflight import OK, STOP, WARNING, Finding
 from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.real.cameras.camera import fitted
 from s2robot.reporting.style import save_figure
@@ -70,8 +70,13 @@ def demo_pictures(
     return {c: np.stack([images[c] for images in drawn]) for c in cameras}
 
 
-def compare(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray]) -> list[Finding]:
-    """A camera's frame (H, W, 3) against the demos' pictures of all cameras; a finding each."""
+def compare(
+    frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], live: bool = False
+) -> list[Finding]:
+    """A camera's frame (H, W, 3) against the demos' pictures of all cameras; a finding each.
+
+    live: the arm is to move; a camera that looks like another one is then no warning but a stop.
+    """
     means = {name: np.mean([_small(x) for x in pictures], 0) for name, pictures in demos.items()}
     findings = []
     for name, frame in frames.items():
@@ -86,7 +91,7 @@ def compare(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray]) -
         what, best = max((others | turned).items(), key=lambda item: item[1])
         if best > plain + MARGIN:
             text = f"looks {'like ' if what in others else ''}{what} (correlation {best:.2f}, as it is {plain:.2f})"
-            findings.append(Finding(WARNING, check, text))
+            findings.append(Finding(STOP if live and what in others else WARNING, check, text))
         elif plain < LOW:
             text = f"looks unlike the demos (correlation {plain:.2f}); compare the pictures"
             findings.append(Finding(WARNING, check, text))

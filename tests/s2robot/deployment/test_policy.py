@@ -1,5 +1,6 @@
 """The policy of a deployment, as far as its members may disagree."""
 
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.deployment.policy import make_policy
 from s2robot.deployment.settings import PolicySettings, read_bridge, read_policy
+from s2robot.serving.link import PolicyLost
 
 
 def settings(checkpoint, *overrides) -> tuple[PolicySettings, object]:
@@ -75,3 +77,26 @@ def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_
     words = r"^policy: actions: the policy's are joints \(7 absolute\), gripper \(1 binary\), the arm's joints \(7 delta\)"
     with pytest.raises(UserError, match=words):
         made(checkpoint)
+
+
+def test_a_lost_answer_comes_after_the_loop_has_held_whatever_the_rate(monkeypatch):
+    lost = PolicyLost("gone")
+
+    class Remote:
+        contract, image_size = {"rate_hz": 2}, 64
+
+        def __init__(self, *_):
+            self.plan = self.reset = self.close = lambda: None
+
+        def act(self, observation):
+            raise lost
+
+    monkeypatch.setattr("s2robot.serving.remote.RemotePolicy", Remote)
+    source, bridge = settings("x", "checkpoint=null", "policy.url=ws://nowhere:1")
+    with ExitStack() as stack:
+        policy = make_policy(source, bridge, stack)
+        begin = time.monotonic()
+        with pytest.raises(PolicyLost):
+            policy.act({})
+    period = 1 / (2 * bridge.speed)
+    assert time.monotonic() - begin > period + bridge.watchdog.policy_hold

@@ -11,7 +11,7 @@ from s2robot.common.settings import DemosSettings
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import check as deploy_check
 from s2robot.deployment import views as camera_check
-from s2robot.deployment.preflight import OK, WARNING
+from s2robot.deployment.preflight import OK, STOP, WARNING
 
 CAMERAS = ("hand", "left", "right")
 
@@ -52,6 +52,11 @@ def test_exchanged_cameras_are_told(demos):
     for a, b in (("left", "right"), ("right", "left"), ("hand", "left")):
         (found,) = camera_check.compare({a: demos[b][0]}, demos)
         assert found.level == WARNING and f"looks like what '{b}' saw" in found.text
+        assert camera_check.compare({a: demos[b][0]}, demos, live=True)[0].level == STOP
+    turned = np.ascontiguousarray(demos["left"][0][::-1, ::-1])
+    assert (
+        camera_check.compare({"left": turned}, demos, live=True)[0].level == WARNING
+    )  # for the operator's eye
 
 
 def test_the_picture_is_drawn_with_and_without_demos(demos, tmp_path):
@@ -69,6 +74,8 @@ def test_demos_that_have_to_be_drawn_are_a_warning_without_the_simulator(demos, 
     monkeypatch.setattr("s2robot.deployment.views.require_simulator", missing)
     policy = types.SimpleNamespace(contract={}, image_size=64)
     frames = {name: demos[name][0] for name in CAMERAS}
-    found = deploy_check._views(DemosSettings("xarm7_cube", None), policy, frames, tmp_path / "views.png")
+    found = deploy_check._views(
+        DemosSettings("xarm7_cube", None), policy, frames, tmp_path / "views.png", True
+    )
     assert [f.level for f in found] == [WARNING] * 2 and "pip install 's2robot[sim]'" in found[-1].text
     assert (tmp_path / "views.png").stat().st_size > 5000
