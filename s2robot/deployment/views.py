@@ -91,7 +91,8 @@ def compare(
         what, best = max((others | turned).items(), key=lambda item: item[1])
         if best > plain + MARGIN:
             text = f"looks {'like ' if what in others else ''}{what} (correlation {best:.2f}, as it is {plain:.2f})"
-            findings.append(Finding(STOP if live and what in others else WARNING, check, text))
+            exchanged = what in others and best >= LOW
+            findings.append(Finding(STOP if live and exchanged else WARNING, check, text))
         elif plain < LOW:
             text = f"looks unlike the demos (correlation {plain:.2f}); compare the pictures"
             findings.append(Finding(WARNING, check, text))

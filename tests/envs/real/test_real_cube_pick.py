@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import s2robot.envs  # noqa: F401 (registers the id)
+from benchmarks.fault_bridge import Noted
+from benchmarks.fault_judge import unfiltered
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
@@ -140,16 +142,22 @@ def test_an_episode_as_in_the_simulated_world(made, arm):
 
 
 @pytest.mark.realtime
-def test_an_episode_over_the_vendor_s_sdk(made, emulator, driver):
+def test_an_episode_over_the_vendor_s_sdk(made, emulator, driver, monkeypatch):
     pytest.importorskip("xarm")
     camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
     camera.start(PATIENCE)
-    begin = time.monotonic()
+    begin, filters = time.monotonic(), []
+    monkeypatch.setattr(
+        "s2robot.envs.real.runtime.SafetyFilter", lambda *args: filters.append(Noted(*args)) or filters[-1]
+    )
     own = {"driver": driver, "cameras": {"hand": camera}, "clock": REAL}
     run_episodes(made, [], driver, lambda: emulator.side("status")["joints"], **own)
     camera.close()
     commands = [c for c in emulator.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
     assert len(commands) > 50 and not any(c["unsafe"] for c in commands)
+    assert (
+        unfiltered(commands, filters[0].passed) == 0
+    )  # on the way to the start, in the episodes, at their ends
     assert emulator.side("status")["state"] >= 4  # stopped while hands are near
 
 

@@ -53,6 +53,8 @@ def test_exchanged_cameras_are_told(demos):
         (found,) = camera_check.compare({a: demos[b][0]}, demos)
         assert found.level == WARNING and f"looks like what '{b}' saw" in found.text
         assert camera_check.compare({a: demos[b][0]}, demos, live=True)[0].level == STOP
+    noise = np.random.default_rng(0).integers(0, 256, demos["left"][0].shape, np.uint8)
+    assert camera_check.compare({"left": noise}, demos, live=True)[0].level == WARNING  # like nothing
     turned = np.ascontiguousarray(demos["left"][0][::-1, ::-1])
     assert (
         camera_check.compare({"left": turned}, demos, live=True)[0].level == WARNING

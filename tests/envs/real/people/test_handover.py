@@ -13,7 +13,7 @@ from s2robot.envs.real.people.handover import Buttons, Handover, Led, Shared
 from s2robot.envs.real.people.teleop import Teleoperator
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from tests.envs.real.patience import CALM
-from tests.envs.real.virtual import SLOWLY, Calls, Film
+from tests.envs.real.virtual import SLOWLY, Calls, Film, Watch
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 
@@ -44,7 +44,7 @@ def world(arm, clock):
     env = RealCubePick(
         arm, {"hand": Film(clock, NOISE, 30)}, CubePickConfig(cameras=("hand",), image_size=16, max_steps=12),
         Willing(None, False), LoopConfig(live=True, image_size=16), CALM, SafetyConfig(state_age_max=3.0),
-        subscriber=Calls(step=steps.append), clock=clock,
+        subscriber=Calls(step=steps.append), clock=clock, supervisor=Watch(),
     )  # fmt: skip
     env.steps = steps
     yield env
