@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import s2robot.envs  # noqa: F401 (registers the id)
-from benchmarks.fault_bridge import Noted
+from benchmarks.fault_bridge import note
 from benchmarks.fault_judge import unfiltered
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
@@ -100,10 +100,11 @@ def made(arm, clock):
         env.close()
 
 
-def run_episodes(made, steps, arm, joints, **settings):
+def run_episodes(made, steps, arm, joints, on_made=lambda env: None, **settings):
     """An episode of success and one without, with all that the interface promises of them."""
     # gymnasium.make checks reset, step and spaces
     env = made(subscriber=Calls(step=steps.append), render_mode="rgb_array", **settings)
+    on_made(env)
     start = HOME + np.linspace(-0.1, 0.1, 7)
     observation, info = env.reset(seed=3, options={"start_joints": start})
     assert observation in env.observation_space
@@ -142,22 +143,18 @@ def test_an_episode_as_in_the_simulated_world(made, arm):
 
 
 @pytest.mark.realtime
-def test_an_episode_over_the_vendor_s_sdk(made, emulator, driver, monkeypatch):
+def test_an_episode_over_the_vendor_s_sdk(made, emulator, driver):
     pytest.importorskip("xarm")
     camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
     camera.start(PATIENCE)
-    begin, filters = time.monotonic(), []
-    monkeypatch.setattr(
-        "s2robot.envs.real.runtime.SafetyFilter", lambda *args: filters.append(Noted(*args)) or filters[-1]
-    )
+    begin, passed = time.monotonic(), []
     own = {"driver": driver, "cameras": {"hand": camera}, "clock": REAL}
-    run_episodes(made, [], driver, lambda: emulator.side("status")["joints"], **own)
+    hear = lambda env: passed.append(note(env.unwrapped.loop.safety))  # noqa: E731
+    run_episodes(made, [], driver, lambda: emulator.side("status")["joints"], hear, **own)
     camera.close()
     commands = [c for c in emulator.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
     assert len(commands) > 50 and not any(c["unsafe"] for c in commands)
-    assert (
-        unfiltered(commands, filters[0].passed) == 0
-    )  # on the way to the start, in the episodes, at their ends
+    assert unfiltered(commands, passed[0]) == 0  # on the way to the start, in the episodes, at their ends
     assert emulator.side("status")["state"] >= 4  # stopped while hands are near
 
 

@@ -13,7 +13,7 @@ from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.cameras.replay import ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
-from s2robot.envs.real.control.safety import SafetyConfig
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State
 from tests.envs.real.home import HOME
@@ -22,7 +22,7 @@ from tests.envs.real.virtual import SLOWLY, Calls
 
 pytest.importorskip("xarm")
 
-from benchmarks.fault_bridge import Noted
+from benchmarks.fault_bridge import note
 from benchmarks.fault_judge import unfiltered
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
@@ -36,9 +36,10 @@ def bridge(driver):
     driver.arm()
 
     def run(act, steps, on_loop=lambda loop: None, **settings):
-        safety = Noted(XARM7_LIMITS, ArmPoints("xarm7"), SafetyConfig(state_age_max=3.0))
+        safety = SafetyFilter(XARM7_LIMITS, ArmPoints("xarm7"), SafetyConfig(state_age_max=3.0))
         config = LoopConfig(live=True, image_size=16)
         run.loop = ControlLoop(driver, {"hand": camera}, act, safety, config, CALM, **settings)
+        run.passed = note(safety)
         on_loop(run.loop)
         return run.loop.run(steps)
 
@@ -105,7 +106,7 @@ def test_every_command_on_the_wire_has_passed_the_filter(bridge, emulator, end):
     time.sleep(0.3)
     commands = since(emulator, begin)
     assert len(commands) > 20 and not any(c["unsafe"] for c in commands)
-    assert unfiltered(commands, bridge.loop.safety.passed) == 0
+    assert unfiltered(commands, bridge.passed) == 0
     if end == "pressing":  # the command has come back to where the arm says that it stands
         np.testing.assert_allclose(commands[-1]["values"][:7], bridge.loop.senses.state.q, atol=3e-3)
 
