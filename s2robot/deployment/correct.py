@@ -102,7 +102,7 @@ class CorrectionSettings:
     def policy(self) -> PolicySettings:
         """What acts, in this process."""
         return PolicySettings(
-            self.checkpoint, self.weights, Host(None, None, 1.0, 10.0, self.device, threads=None)
+            self.checkpoint, self.weights, Host(None, None, None, 1.0, 10.0, self.device, threads=None)
         )
 
 

@@ -88,7 +88,9 @@ def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
         raise UserError(
             f"bridge.watchdog.disagreement: found {limit}, expected null: a server does not tell it"
         )
-    remote = RemotePolicy(host.url, read_token(host.token_file), host.deadline_s, host.connect_s)
+    remote = RemotePolicy(
+        host.url, read_token(host.token_file), host.deadline_s, host.connect_s, host.ca_file
+    )
     stack.callback(remote.close)
     hold = bridge.watchdog.policy_hold + 1.5 / (bridge.speed * float(remote.contract["rate_hz"]))
     act = partial(_hold_first, remote.act, hold)

@@ -228,6 +228,7 @@ class Host:
 
     url: str | None
     token_file: str | None
+    ca_file: str | None
     deadline_s: float
     connect_s: float
     device: str

@@ -9,6 +9,7 @@ Why not the package's own client: its `send` and `close` know no deadline (webso
 import logging
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -60,22 +61,26 @@ class Link:
     """A connection to `url`, made by `until` (as of `time.monotonic`).
 
     Args:
-        url: `ws://host:port`.
+        url: `ws://host:port`, or `wss://host:port` with TLS.
         headers: of the HTTP request that opens the connection.
         max_bytes: of a message that comes in.
+        ca_file: certificates (PEM) that the server's is checked with; None: those that the system trusts.
 
     Raises:
-        UserError: another kind of URL.
+        UserError: another kind of URL, or no such certificates.
         PolicyLate, PolicyLost, PolicyMalformed, PolicyRefused: no connection.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], max_bytes: int, until: float):
+    def __init__(
+        self, url: str, headers: Mapping[str, str], max_bytes: int, until: float, ca_file: Any = None
+    ):
         try:
             uri = parse_uri(url)
         except (InvalidURI, ValueError) as error:
-            raise UserError(f"policy url: found '{url}', expected ws://<host>:<port>") from error
-        if uri.secure or uri.user_info:
-            raise UserError(f"policy url: found '{url}', expected ws://<host>:<port> without TLS or password")
+            raise UserError(f"policy url: found '{url}', expected ws://<host>:<port> or wss://") from error
+        if uri.user_info:
+            raise UserError(f"policy url: found '{url}', expected ws://<host>:<port> without a password")
+        context = _trust(ca_file) if uri.secure else None
         self.url = url
         self._protocol = ClientProtocol(uri, max_size=max_bytes, logger=_quiet)
         self._unsent: deque[memoryview] = deque()
@@ -83,6 +88,8 @@ class Link:
         self._parts: list[bytes] = []  # of a message in several frames
         self._why = ""  # what ended the connection
         self._socket = _connect(uri.host, uri.port, url, until)
+        if context:
+            self._socket = _secured(self._socket, context, uri.host, url, until)
         request = self._protocol.connect()
         request.headers.update(headers)
         self._protocol.send_request(request)
@@ -146,10 +153,10 @@ class Link:
         if left <= 0:
             raise PolicyLate(f"{self.url}: {late} by the deadline")
         wanted = select.POLLIN | (select.POLLOUT if self._unsent else 0)
-        poll = select.poll()
-        poll.register(self._socket, wanted)
-        found = poll.poll(int(left * 1000))  # rounded down: early by up to 1 ms, then asked again
-        happened = found[0][1] if found else 0
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():  # decrypted already
+            happened = select.POLLIN
+        else:
+            happened = _poll(self._socket, wanted, left)
         try:
             if happened & ~select.POLLOUT:  # first: it may hold the reason why nothing can be written
                 data = self._socket.recv(_READ)
@@ -163,7 +170,7 @@ class Link:
                 sent = self._socket.send(piece)
                 if sent < len(piece):
                     self._unsent.appendleft(piece[sent:])
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError as error:
             self._end(PolicyLost(f"{self.url}: {error.strerror or error}"))
@@ -206,6 +213,50 @@ class Link:
     def _end(self, error: RemoteError) -> None:
         self.close(str(error).removeprefix(f"{self.url}: "))
         raise error
+
+
+def _poll(made: socket.socket, wanted: int, seconds: float) -> int:
+    """What happened of it, or 0 when the time is over."""
+    poll = select.poll()
+    poll.register(made, wanted)
+    found = poll.poll(int(seconds * 1000))  # rounded down: early by up to 1 ms, then asked again
+    return found[0][1] if found else 0
+
+
+def _trust(ca_file: Any) -> ssl.SSLContext:
+    """Checks a server's certificate and name."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ValueError) as error:
+        text = error.strerror if isinstance(error, FileNotFoundError) else "no certificate in it"
+        raise UserError(f"ca_file: found {ca_file} ({text}), expected a PEM file of certificates") from error
+
+
+def _secured(
+    made: socket.socket, context: ssl.SSLContext, host: str, url: str, until: float
+) -> socket.socket:
+    """The connection with TLS, made by the deadline."""
+    secured = context.wrap_socket(made, server_hostname=host, do_handshake_on_connect=False)
+    wanted = 0
+    try:
+        while True:
+            try:
+                secured.do_handshake()
+                return secured
+            except ssl.SSLWantReadError:
+                wanted = select.POLLIN
+            except ssl.SSLWantWriteError:
+                wanted = select.POLLOUT
+            if (left := until - time.monotonic()) <= 0:
+                raise PolicyLate(f"{url}: no TLS by the deadline")
+            _poll(secured, wanted, left)
+    except OSError as error:
+        secured.close()
+        why = getattr(error, "verify_message", "") or error.strerror or error
+        raise PolicyLost(f"{url}: no TLS with this server ({why})") from error
+    except BaseException:
+        secured.close()
+        raise
 
 
 def _connect(host: str, port: int, url: str, until: float) -> socket.socket:

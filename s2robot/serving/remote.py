@@ -13,6 +13,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,11 @@ class RemotePolicy:
     """A policy behind `s2robot serve`. Not for several threads at once.
 
     Args:
-        url: `ws://host:port`.
+        url: `ws://host:port`, or `wss://host:port` of a server with a certificate.
         token: the secret that the server was given, see `s2robot.serving.token.read_token`.
         deadline_s: of a call that asks the server, its encoding included.
         connect_s: of the connection, its greeting included.
+        ca_file: certificates (PEM) that a `wss://` server's is checked with; None: those that the system trusts.
 
     Attributes: `contract` (the checkpoint's), `cameras`, `image_size` (of the frames that the policy wants: one
     side, or (H, W) of each camera), `actions` (the most that a plan holds), `server_s` (seconds that the last plan took there),
@@ -55,13 +57,20 @@ class RemotePolicy:
         PolicyLate, PolicyLost, PolicyMalformed: no server there by `connect_s`, or something else.
     """
 
-    def __init__(self, url: str, token: str | None, deadline_s: float = 0.25, connect_s: float = 5.0):
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        deadline_s: float = 0.25,
+        connect_s: float = 5.0,
+        ca_file: str | Path | None = None,
+    ):
         if not token:
             raise UserError("no token: give the server's in $S2ROBOT_TOKEN or in the token file")
         self.deadline_s = _seconds("deadline_s", deadline_s)
         until = time.monotonic() + _seconds("connect_s", connect_s)
         headers = {"Authorization": f"Bearer {token}", PROTOCOL_HEADER: str(PROTOCOL)}
-        self._link = Link(url, headers, MAX_ANSWER, until)
+        self._link = Link(url, headers, MAX_ANSWER, until, ca_file)
         try:
             self._greet(self._message(until))
         except BaseException:

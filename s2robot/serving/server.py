@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -39,6 +40,7 @@ from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import Actor
 from s2robot.serving.dialects import Dialect, OpenPi, Own
+from s2robot.serving.gate import Gate, gates, tls_of
 from s2robot.serving.token import token_for
 from s2robot.serving.wire import MAX_ITEMS, PROTOCOL, PROTOCOL_HEADER, WireError
 
@@ -71,6 +73,8 @@ class ServeSettings:
     call_s: float = 30
     token_file: str | None = None
     keys: dict[str, str] = field(default_factory=dict)
+    certificate: str | None = None
+    key: str | None = None
     device: str = "auto"
     threads: int | None = None
 
@@ -81,6 +85,8 @@ class ServeSettings:
         for key in ("max_message_mb", "open_s", "send_s", "idle_s", "call_s"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise UserError(f"serve.{key}: found {getattr(self, key)}, expected a number above 0")
+        if self.key and not self.certificate:
+            raise UserError("serve.key: found a file without serve.certificate, expected both or neither")
 
 
 class PolicyServer:
@@ -116,6 +122,7 @@ class PolicyServer:
         self._client: tuple[str, float] | None = None  # who is connected, since when
         self._session: asyncio.Task | None = None
         self._failure: UserError | None = None
+        self._gates: list[Gate] = []
 
     @property
     def calls(self) -> int:
@@ -139,26 +146,16 @@ class PolicyServer:
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
         await self._worker.do(self.warm_up)
-        try:
-            listener = await listen(
-                self._serve_client,
-                s.host,
-                s.port,
-                process_request=self._admit,
-                origins=[None],  # no web page
-                compression=None,  # frames do not compress, and it costs time
-                open_timeout=s.open_s,
-                close_timeout=1,
-                ping_interval=None,  # TCP's keepalive finds dead clients, and idle ones need no thread to answer
-                max_size=int(s.max_message_mb * 1e6),
-                max_queue=2,
-                server_header=None,
-                logger=_log,
-            )
-        except OSError as error:
-            raise UserError(f"serve: {s.host} port {s.port}: {error.strerror or error}") from error
-        async with listener:
-            ready(next(iter(listener.sockets)).getsockname()[1])
+        tls = tls_of(s.certificate, s.key)
+        times = {"ssl_handshake_timeout": s.open_s, "ssl_shutdown_timeout": 1} if tls else {}
+        async with AsyncExitStack() as listeners:
+            try:
+                self._gates = gates(s.host, s.port)  # in the end their servers close them
+                for gate in self._gates:
+                    await listeners.enter_async_context(self._listen(gate, ssl=tls, **times))
+            except OSError as error:
+                raise UserError(f"serve: {s.host} port {s.port}: {error.strerror or error}") from error
+            ready(self._gates[0].getsockname()[1])
             try:
                 await self._stop.wait()
             finally:
@@ -169,6 +166,24 @@ class PolicyServer:
         if self._failure:
             raise self._failure
 
+    def _listen(self, gate: Gate, **tls: Any) -> Any:
+        s = self.settings
+        return listen(
+            self._serve_client,
+            sock=gate,
+            process_request=self._admit,
+            origins=[None],  # no web page
+            compression=None,  # frames do not compress, and it costs time
+            open_timeout=s.open_s,
+            close_timeout=1,
+            ping_interval=None,  # TCP's keepalive finds dead clients, and idle ones need no thread to answer
+            max_size=int(s.max_message_mb * 1e6),
+            max_queue=2,
+            server_header=None,
+            logger=_log,
+            **tls,
+        )
+
     def stop(self) -> None:
         """End `run`; to be called in its event loop."""
         self._stop.set()
@@ -178,7 +193,7 @@ class PolicyServer:
         given = request.headers.get_all("Authorization")
         offered = given[0].encode("utf-8", "surrogateescape") if len(given) == 1 else b""
         if hmac.compare_digest(offered, f"{_OPENPI} {self._token}".encode()):
-            return None
+            return self._admitted(connection)
         if not hmac.compare_digest(offered, f"Bearer {self._token}".encode()):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "the token is missing or wrong")
         version = request.headers.get_all(PROTOCOL_HEADER)
@@ -186,7 +201,11 @@ class PolicyServer:
             found = f"version {version[0][:20]}" if version else "no version"
             text = f"this server speaks version {PROTOCOL} of the protocol, the client {found}"
             return connection.respond(HTTPStatus.UPGRADE_REQUIRED, text)
-        return None
+        return self._admitted(connection)
+
+    def _admitted(self, connection: ServerConnection) -> None:
+        for gate in self._gates:
+            gate.admit(connection.remote_address)
 
     async def _serve_client(self, ws: ServerConnection) -> None:
         if self._client is not None:
@@ -342,6 +361,13 @@ def _name(ws: ServerConnection) -> str:
     return f"{address[0]} port {address[1]}" if address else "a client"
 
 
+def _open_logs() -> None:
+    """Let the run's log file open now: when no file can be opened any more, a message to it would end the server."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logging.makeLogRecord({"name": __name__, "levelname": "INFO", "msg": "serving"}))
+
+
 def run_serve(cfg: DictConfig) -> None:
     """`s2robot serve`: host a checkpoint's policy until Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -349,6 +375,9 @@ def run_serve(cfg: DictConfig) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = read(ServeSettings, cfg.serve, "serve")
     token, place = token_for(settings.host, settings.token_file)
+    tls_of(
+        settings.certificate, settings.key
+    )  # whatever is wrong with them shows before the policy is loaded
     if settings.threads:
         torch.set_num_threads(settings.threads)
     actor, encoder, contract = load_policy(
@@ -358,8 +387,10 @@ def run_serve(cfg: DictConfig) -> None:
 
     def ready(port: int) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        print(f"{cfg.checkpoint}: {contract['robot']} policy at ws://{host}:{port}", flush=True)
+        scheme = "wss" if settings.certificate else "ws"
+        print(f"{cfg.checkpoint}: {contract['robot']} policy at {scheme}://{host}:{port}", flush=True)
         print(f"token: {place}", flush=True)
 
+    _open_logs()
     asyncio.run(server.run(ready))
     print(f"stopped after {server.calls} plans")

@@ -1,0 +1,240 @@
+"""A policy server on a network that others are on: floods of unfinished connections, and TLS."""
+
+import contextlib
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from s2robot.common.errors import UserError
+from s2robot.serving.gate import ALL, PER_ADDRESS, gates, tls_of
+from s2robot.serving.remote import PolicyLost, PolicyRefused, RemoteError, RemotePolicy
+from tests.s2robot.serving.test_server import PATIENT, TOKEN, command, connect, observations, serving
+
+pytestmark = pytest.mark.realtime
+# opens connections from several addresses, says half of a request or nothing, and replaces those that end
+FLOOD = """
+import resource, socket, sys, time
+port, count, end = int(sys.argv[1]), int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_NOFILE, (count + 100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+held, made = [], 0
+while time.monotonic() < end:
+    try:
+        one = socket.create_connection(("127.0.0.1", port), 1, source_address=(f"127.0.0.{2 + made % 5}", 0))
+        made += 1
+        if made % 2:
+            one.send(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n")
+        held.append(one)
+    except OSError:
+        time.sleep(0.01)
+    while len(held) > count:
+        held.pop(0).close()
+print(made)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(save_untrained, tmp_path_factory):
+    return save_untrained(tmp_path_factory.mktemp("checkpoint") / "chunks")
+
+
+@contextlib.contextmanager
+def few_files(more: int):
+    """This process may open so many files more than it holds now."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@contextlib.contextmanager
+def flood(url: str, count: int, seconds: float):
+    port = url.rpartition(":")[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", FLOOD, port, str(count), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_flood_of_unfinished_connections(checkpoint, certificate, tmp_path, encrypted):
+    """A client that is connected gets its answers meanwhile, and a new one is let in, during the flood and after it."""
+    key = certificate.with_name("key.pem")
+    files = [f"serve.certificate={certificate}", f"serve.key={key}"] if encrypted else []
+    more = {"ca_file": certificate} if encrypted else {}
+    seen = observations(1)[0]
+    with command(checkpoint, tmp_path, "serve.open_s=2", *files) as (server, url, token):
+        files = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (ALL + 160, files[1]))
+        with RemotePolicy(url, token, PATIENT, PATIENT, **more) as client:
+            with flood(url, 600, 8) as process:
+                wanted, end, plans = client.plan(seen), time.monotonic() + 5, 0
+                while time.monotonic() < end:
+                    client.reset()
+                    np.testing.assert_array_equal(client.plan(seen), wanted)
+                    plans += 1
+                client.close()
+                with admitted(url, token, **more) as other:
+                    np.testing.assert_array_equal(other.plan(seen), wanted)
+                made = int(process.communicate(timeout=PATIENT)[0])
+        assert plans > 20 and made > 600, (plans, made)
+        with admitted(url, token, **more) as other:
+            np.testing.assert_array_equal(other.plan(seen), wanted)
+        assert server.poll() is None
+
+
+def admitted(url, token, **more):
+    """A client, once the one before it has gone."""
+    end = time.monotonic() + PATIENT
+    while True:
+        try:
+            return RemotePolicy(url, token, PATIENT, 5, **more)
+        except PolicyRefused:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def test_the_oldest_pending_connection_ends():
+    (gate,) = gates("127.0.0.1", 0)
+    gate.listen(100)
+    made = [socket.create_connection(gate.getsockname(), PATIENT) for _ in range(PER_ADDRESS + 2)]
+    accepted = [gate.accept()[0] for _ in range(PER_ADDRESS)]
+    first = made[0].getsockname()
+    gate.admit(first)
+    assert len(gate.pending) == PER_ADDRESS - 1 and first not in gate.pending
+    accepted += [gate.accept()[0] for _ in range(2)]
+    assert len(gate.pending) == PER_ADDRESS and made[1].getsockname() not in gate.pending
+    assert made[1].recv(1) == b""  # at its end
+    made[0].settimeout(0.1)
+    with pytest.raises(TimeoutError):  # one that was admitted stays
+        made[0].recv(1)
+    for one in (*made, *accepted, gate):
+        one.close()
+
+
+def test_no_file_is_left_for_a_connection():
+    """The pending ones make room for it."""
+    (gate,) = gates("127.0.0.1", 0)
+    gate.listen(100)
+    made = [socket.create_connection(gate.getsockname(), PATIENT) for _ in range(3)]
+    accepted = [gate.accept()[0] for _ in range(2)]
+    others = []
+    with few_files(10):
+        with contextlib.suppress(OSError):
+            while True:
+                others.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(BlockingIOError):
+            gate.accept()
+    for other in others:
+        os.close(other)
+    assert not gate.pending and [one.recv(1) for one in made[:2]] == [b"", b""]
+    assert gate.accept()[1] == made[2].getsockname()
+    for one in (*made, *accepted, gate):
+        one.close()
+
+
+# ---------------------------------------------------------------- TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Of 127.0.0.1, made here, with its key beside it."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl")
+    return made_certificate(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1")
+
+
+def made_certificate(folder, names):
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=policy",
+    ]
+    command += ["-addext", f"subjectAltName={names}", "-keyout", "key.pem", "-out", "certificate.pem"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "certificate.pem"
+
+
+def test_the_same_actions_with_tls(checkpoint, certificate, tmp_path):
+    key = certificate.with_name("key.pem")
+    both = tmp_path / "both.pem"
+    both.write_text(certificate.read_text() + key.read_text())
+    seen = observations(3)
+    with serving(checkpoint) as (_, url, _), connect(url) as plain:
+        wanted = [plain.plan(one) for one in seen]
+    for files in ({"certificate": str(certificate), "key": str(key)}, {"certificate": str(both)}):
+        with serving(checkpoint, **files) as (_, url, _):
+            secure = url.replace("ws:", "wss:")
+            with connect(secure, ca_file=certificate) as client:
+                for one, plan in zip(seen, wanted, strict=True):
+                    np.testing.assert_array_equal(client.plan(one), plan)
+                big = {"hand": np.zeros((1000, 1000, 3), np.uint8), "left": np.zeros((64, 64, 3), np.uint8)}
+                assert np.isfinite(client.plan({"images": big, "proprio": seen[0]["proprio"]})).all()
+
+
+def test_who_is_not_trusted_is_not_talked_to(checkpoint, certificate, tmp_path):
+    files = {"certificate": str(certificate), "key": str(certificate.with_name("key.pem"))}
+    other = made_certificate(tmp_path, "DNS:somebody.example")
+    with serving(checkpoint, **files) as (server, url, errors):
+        secure = url.replace("ws:", "wss:")
+        for ca_file in (None, other):
+            with pytest.raises(PolicyLost, match="certificate"):
+                RemotePolicy(secure, TOKEN, ca_file=ca_file)
+        with pytest.raises(RemoteError):  # a client that does not encrypt
+            RemotePolicy(url, TOKEN, connect_s=2)
+        assert server.calls == 0 and not errors
+    with serving(checkpoint) as (_, url, _), pytest.raises(RemoteError):  # a server that does not
+        RemotePolicy(url.replace("ws:", "wss:"), TOKEN, connect_s=2, ca_file=certificate)
+    files = {"certificate": str(other), "key": str(other.with_name("key.pem"))}
+    with serving(checkpoint, **files) as (_, url, _), pytest.raises(PolicyLost, match="127.0.0.1"):
+        RemotePolicy(url.replace("ws:", "wss:"), TOKEN, ca_file=other)
+
+
+def test_a_server_that_is_silent_is_late(certificate):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        with pytest.raises(RemoteError):
+            RemotePolicy(
+                f"wss://127.0.0.1:{silent.getsockname()[1]}", TOKEN, connect_s=0.3, ca_file=certificate
+            )
+        assert time.monotonic() - start < PATIENT / 2
+
+
+def test_files_that_are_no_certificate(certificate, tmp_path):
+    text, locked = tmp_path / "text.pem", tmp_path / "locked.pem"
+    text.write_text("no certificate")
+    key = certificate.with_name("key.pem")
+    command = ["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", str(key), "-out", str(locked)]
+    subprocess.run(command, check=True, capture_output=True)
+    for files in (
+        ("no-such.pem", None),
+        (str(text), None),
+        (str(certificate), None),
+        (str(certificate), str(locked)),
+    ):
+        with pytest.raises(UserError, match=r"^serve\.certificate: ") as caught:
+            tls_of(*files)
+        assert "\n" not in str(caught.value)
+    for ca_file in (tmp_path / "none.pem", text):
+        with pytest.raises(UserError, match=r"^ca_file: "):
+            RemotePolicy("wss://127.0.0.1:1", TOKEN, ca_file=ca_file)
