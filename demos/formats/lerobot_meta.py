@@ -43,7 +43,7 @@ def v2_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
             for key in video_keys
         }
         found.append(Episode(i, int(entry(row, "length", path)), _tasks(row), data, videos))
-    return found, _missing(path, found, len(rows))
+    return found, _missing(path, found, len(rows), info)
 
 
 def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[list[Episode], str]:
@@ -69,7 +69,7 @@ def v3_episodes(path: Path, info: Mapping, video_keys: Sequence[str]) -> tuple[l
             videos[key] = file, float(entry(row, f"videos/{key}/from_timestamp", files[0]))
         length = int(entry(row, "length", files[0]))
         found.append(Episode(row["episode_index"], length, _tasks(row), data, videos))
-    return found, _missing(path, found, len(rows))
+    return found, _missing(path, found, len(rows), info)
 
 
 def in_split(info: Mapping[str, Any], name: str, path: Path) -> list[range]:
@@ -91,15 +91,18 @@ def _check_order(indices: list[int], path: Path) -> None:
             raise mismatch(f"{path}/meta: episode_index", index, f"{due}: no gaps, no repeats")
 
 
-def _missing(path: Path, found: Sequence[Episode], told: int) -> str:
-    """What to say of episodes that are not here."""
+def _missing(path: Path, found: Sequence[Episode], listed: int, info: Mapping[str, Any]) -> str:
+    """A note about episodes that are not here."""
     if not found:
-        raise mismatch(path / "data", "no episode's parquet", f"some of the {told} that meta tells of")
-    if len(found) == told:
+        raise mismatch(path / "data", "no episode's parquet", f"some of the {listed} that meta lists")
+    here = f"{len(found)} of {listed} episodes are here"
+    if info.get("total_episodes", listed) != listed:
+        return f"{here}; meta/info.json counts {info['total_episodes']}"
+    if len(found) == listed:
         return ""
     return (
-        f"{len(found)} of {told} episodes are here ({as_ranges([episode.index for episode in found])}); the others were "
-        f"not downloaded. `episodes` counts those that are here, 0 to {len(found) - 1}"
+        f"{here} ({as_ranges([episode.index for episode in found])}); the others were not downloaded. `episodes` counts "
+        f"those that are here, 0 to {len(found) - 1}"
     )
 
 

@@ -7,6 +7,7 @@ what makes the world again, so that robomimic's scripts can draw and play them. 
 `data/demo_N/s2robot` and in attributes called so: see kept.py.
 """
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
     plan = {key: _places(store, key, world) for key in _keys(store)}
     _check_names(plan, store.path)
     kept = of_store(store, {key: [name for name, _ in found] for key, found in plan.items()})
-    with h5py.File(target, "w") as file:
+    with _Disk(target) as disk, h5py.File(disk, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = store.num_steps
         data.attrs["env_args"] = json.dumps(_env_args(store, world))
@@ -62,9 +63,43 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
                     piece["states"] = piece["state"][:, : 1 + world.model.nq + world.model.nv]
                 piece["action"] = scaling.theirs(piece["action"])
                 _put(demo, plan, piece, at, count)
+                disk.check()
                 at, done = at + steps, done + steps
                 progress(done, store.num_steps)
         _masks(file, store, settings.valid)
+
+
+class _Disk(io.FileIO):
+    """A file for hdf5 to write, which does not hear when the disk refuses: from there it cannot go on, and crashes the
+    process at its end. `check` raises instead, and so does the end of a `with`."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self.refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.refusal = self.refusal or error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.refusal = self.refusal or error
+            return size or 0
+
+    def check(self) -> None:
+        if self.refusal:
+            raise self.refusal from None
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+        self.check()
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,14 @@ def test_numbers_pictures_and_tasks_arrive(tmp_path, make):
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
 
+@pytest.mark.parametrize("make", [made.lerobot_v21, made.lerobot_v30])
+def test_a_count_of_episodes_that_is_another_is_told(tmp_path, make):
+    file = make(tmp_path / "in") / "meta/info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"total_episodes": 9}))
+    (note,) = convert(tmp_path / "in", tmp_path / "out.zarr").notes
+    assert "9" in note and "info.json" in note
+
+
 def test_a_partial_download_with_another_video_folder_arrives(tmp_path, v21):
     copy = shutil.copytree(v21, tmp_path / "in")
     (copy / "data/chunk-000/episode_000000.parquet").unlink()

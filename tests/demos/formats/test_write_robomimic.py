@@ -1,6 +1,9 @@
 """Our episodes as robomimic's file: what lies where, actions within -1..1, masks, and the same store when it comes back."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -14,6 +17,8 @@ from s2robot.demos.formats.source import Choice
 from s2robot.demos.formats.write_robomimic import write
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def silent(done: int, total: int) -> None:
@@ -169,3 +174,28 @@ def test_what_the_numbers_are_and_how_fast_stands_in_env_args(tmp_path):
         args = json.loads(file["data"].attrs["env_args"])
     assert args["env_kwargs"]["control_freq"] == 7
     assert [part["kind"] for part in args["action_parts"]] == ["delta", "binary"]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from s2robot.demos.errors import DiskError
+from s2robot.demos.formats.export import ExportSettings, export
+from s2robot.demos.store import EpisodeStore
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try:
+    export(EpisodeStore.open(sys.argv[1]), Path(sys.argv[2]), "robomimic", ExportSettings(action_range="data"))
+except DiskError:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("room", [0, 1000, 10_000, 20_000, 30_000])
+def test_a_disk_that_is_full(tmp_path, room):
+    """The process lives on; hdf5 crashes at its end where it was told of a write that failed."""
+    made.store(tmp_path / "in.zarr", sizes={"hand": (64, 64)})
+    words = [sys.executable, "-c", FULL, str(tmp_path / "in.zarr"), str(tmp_path / "out.hdf5"), str(room)]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.zarr"]
