@@ -50,7 +50,7 @@ def _keys(arrays: list[np.ndarray]) -> Keys:
 
 
 def _digest(array: np.ndarray) -> str:
-    columns = sorted(hashlib.sha256(np.ascontiguousarray(column)).digest() for column in array.T)
+    columns = sorted(hashlib.sha256(column.tobytes()).digest() for column in array.T)
     return hashlib.sha256(b"".join(columns)).hexdigest()[:16]
 
 
@@ -90,8 +90,12 @@ class Lineage:
         seeds = list(about.get("seeds") or ())
         hashes: set[str] = set()
         # the fingerprint is of the whole dataset, `episodes` may be the first of it
-        for count in {int(about.get("episodes", 0)), len(seeds)} if store is not None else ():
-            if len(store) >= count > 0 and store.fingerprint_of_first(count) == about["fingerprint"]:
+        for count in {int(about.get("episodes", 0)), len(seeds)}:
+            if (
+                store is not None
+                and len(store) >= count > 0
+                and store.fingerprint_of_first(count) == about["fingerprint"]
+            ):
                 first = set(range(int(about["episodes"]))) - set(training.get("held_out_episodes") or ())
                 keys = episode_keys(store)
                 hashes = {k for i in (about.get("selection") or {}).get("train", first) for k in keys[i]}

@@ -122,7 +122,9 @@ def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipelin
     task = pipeline.read_task(cfg)
     read_among(DaggerSettings, cfg.recording, "recording")  # before the first training, not after it
     task.demos.first()
-    picker_of(EpisodeStore.open(task.demos.folder()))
+    demos = EpisodeStore.open(task.demos.folder())
+    picker_of(demos)
+    task.lineage(demos).refuse(evaluation.positions, demos.path, "evaluate.seed")
     _same_as_before(cfg, out / "rounds.settings.json")
     rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
     if len(rows) < rounds and (out / "summary.json").exists() and cfg.evaluate.resume:

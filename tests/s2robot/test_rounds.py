@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from s2robot import rounds, verbs
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
+from s2robot.demos.errors import DatasetError
 from s2robot.demos.record import record_episode
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
@@ -109,6 +110,13 @@ def test_positions_that_are_reported_are_not_corrected(config):
         UserError, match="recording.seed: found 9999, whose positions up to 10000 hold some of the eva"
     ):
         rounds.dagger(config("dagger", "recording.seed=9999", "recording.rounds=2"))
+
+
+def test_positions_of_the_demos_are_not_reported(config, tmp_path):
+    """Refused before the first training."""
+    with pytest.raises(DatasetError, match="evaluate.seed: positions 503 to .* hold 1 that the demos"):
+        rounds.dagger(config("dagger", "evaluate.seed=503"))
+    assert not (tmp_path / "out/round_0").exists()
 
 
 def test_a_wrong_word_is_told_before_anything_is_trained_or_kept(config, tmp_path):
