@@ -1,8 +1,7 @@
 """How often the intervals of a comparison hold, and how wide they are: simulated, with the truth known.
 
-    python -m benchmarks.interval_coverage                # about 3 minutes; three tables
+    python -m benchmarks.interval_coverage                # about 3 minutes; four tables
     python -m benchmarks.interval_coverage runs=500       # a rougher one
-    python -m benchmarks.interval_coverage bound=true     # and what no interval of three seeds can do
 
 Success of seed and position: a normal latent of which a position gives the share `hard`, and a level of the seed
 from a Beta distribution whose mean is the truth; `spread` is its standard deviation in units of sqrt(p (1 - p)), so
@@ -14,17 +13,25 @@ import sys
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 from scipy.special import ndtri
 
 from s2robot.comparison.intervals import bounds
 from s2robot.comparison.paired import estimate
 from s2robot.comparison.sequential import _log_evidence
+from s2robot.probing.ridge import resample
+from s2robot.probing.scaling_figures import seeds_interval
 
 RATES = (0.5, 0.9, 0.95, 0.98, 0.99)
 SEEDS = (3, 5, 10)
-WORLDS = ((0.0, 0.0), (0.0, 0.3), (0.05, 0.3), (0.1, 0.3))  # spread, hard
-POSITIONS, LOOK = 128, 16
+WORLDS = (
+    (0.0, 0.0),
+    (0.0, 0.3),
+    (0.05, 0.3),
+    (0.1, 0.3),
+    (0.2, 0.0),
+)  # spread, hard; the last: seeds dominate
+POSITIONS, LOOK, PICTURES = 128, 16, 1000
 
 
 def draw(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: Any, positions: int = POSITIONS) -> np.ndarray:  # fmt: skip
@@ -41,8 +48,8 @@ def draw(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: Any,
 def arms(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: float) -> dict[str, float]:
     """Coverage of an arm's interval, its width by Wilson's (median and mean), effective episodes (median)."""
     x = draw(rng, runs, seeds, rate, spread, hard)
-    low, high, episodes, _ = bounds(x)
-    pooled_low, pooled_high, *_ = bounds(x.reshape(runs, 1, -1))
+    low, high, episodes = bounds(x)
+    pooled_low, pooled_high, _ = bounds(x.reshape(runs, 1, -1))
     ratio = (high - low) / (pooled_high - pooled_low)
     covered = float(((low <= rate) & (rate <= high)).mean())
     return {"covered": covered, "median": float(np.median(ratio)), "mean": float(ratio.mean()), "episodes": float(np.median(episodes))}  # fmt: skip
@@ -72,29 +79,19 @@ def looks(rng: Any, runs: int, seeds: int, rate: float, hard: float) -> tuple[fl
     return 1 - float(np.mean(lost)), float(inside.mean())
 
 
-def best_coverage(seeds: int, wider: float) -> float:
-    """The most that any interval covers at its worst spread, if on average it is `wider` times Wilson's without any.
-
-    Normal limit: half width q(X) of the ratio X of mean squares, which is s chi²/(seeds - 1) where the variance of
-    a seed's mean is s times what chance brings. Maximises the least coverage over s >= 1 by linear constraints on q.
-    """
-    x = np.concatenate([np.linspace(0.01, 6, 60), np.geomspace(6.3, 80, 30)])
-    s = np.geomspace(1, 10, 12)
-    edges = np.concatenate([[0.0], (x[1:] + x[:-1]) / 2, [np.inf]])
-    weights = np.diff(stats.chi2.cdf(edges / s[:, None] * (seeds - 1), seeds - 1))  # (s, x)
-
-    def covered(q: np.ndarray) -> np.ndarray:
-        return (weights * (2 * stats.norm.cdf(q / np.sqrt(s)[:, None]) - 1)).sum(1)
-
-    rules = [
-        lambda z: 100 * (covered(z[:-1]) - z[-1]),
-        lambda z: wider * 1.96 - weights[0] @ z[:-1],
-        lambda z: np.diff(z[:-1]),
-    ]
-    start = np.append(1.96 * np.sqrt(np.maximum(1, x)), 0.8)
-    constraints = [{"type": "ineq", "fun": rule} for rule in rules]
-    found = optimize.minimize(lambda z: -z[-1], start, constraints=constraints, method="SLSQP", options={"maxiter": 200})  # fmt: skip
-    return float(found.x[-1])
+def scores(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: float) -> dict[str, float]:
+    """Coverage of a score of pictures and seeds, and mean widths: the t interval, and a bootstrap over both."""
+    x, weights = draw(rng, runs, seeds, rate, spread, hard, PICTURES), resample(PICTURES, 300, 0) / PICTURES
+    turns = resample(seeds, 300, 1) / seeds  # (1 + B, S)
+    ends = np.empty((2, 2, runs))  # method, end
+    for i, one in enumerate(x):
+        drawn = weights @ one.T  # (1 + B, S)
+        found = seeds_interval(drawn)
+        ends[0, :, i] = found["low"], found["high"]
+        ends[1, :, i] = np.percentile((turns * drawn).sum(1)[1:], (2.5, 97.5))
+    covered = ((ends[:, 0] <= rate) & (rate <= ends[:, 1])).mean(-1)
+    width = (ends[:, 1] - ends[:, 0]).mean(-1)
+    return {"t": covered[0], "bootstrap": covered[1], "wider": width[0] / width[1]}
 
 
 def main(words: list[str]) -> None:
@@ -118,9 +115,14 @@ def main(words: list[str]) -> None:
     for seeds in (1, 3):
         cells = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
         print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in cells))
-    if given.get("bound") == "true":
-        for seeds in SEEDS:
-            print(f"{seeds} seeds, 1.15 times Wilson's: at most {100 * best_coverage(seeds, 1.15):.1f} % at the worst spread")  # fmt: skip
+    print(
+        "A score of pictures and seeds: coverage % of the t interval, of the bootstrap, width t / bootstrap"
+    )
+    for seeds in SEEDS:
+        for spread, hard in ((0.0, 0.8), *WORLDS[2:]):
+            cells = [scores(rng, max(200, runs // 10), seeds, rate, spread, hard) for rate in RATES[:3]]
+            texts = [f"{100 * c['t']:4.1f} {100 * c['bootstrap']:4.1f} {c['wider']:4.2f}" for c in cells]
+            print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(texts))
 
 
 if __name__ == "__main__":

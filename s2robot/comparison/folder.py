@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import read_json
-from s2robot.comparison.paired import outcomes_of
+from s2robot.comparison.paired import holm, outcomes_of
 from s2robot.core.settings import Stored, invalid, read
 from s2robot.evaluation.records import Known, known_of, read_records, read_summary
 
@@ -85,6 +85,7 @@ class Pair(Stored):
     mcnemar: McNemar
     only_a: tuple[int, ...]
     only_b: tuple[int, ...]
+    p_holm: Fraction | None = None  # over all pairs, computed from their p
 
 
 class Point(Stored):
@@ -234,7 +235,10 @@ def read_comparison(run_dir: Path) -> Comparison:
     key, an unknown arm or position, and episodes that are not those that compare.json counted.
     """
     path = run_dir / "compare.json"
-    return _joined(read(Facts, read_json(path), f"{path}: "), run_dir)
+    facts = read(Facts, read_json(path), f"{path}: ")
+    adjusted = zip(facts.pairs, holm([pair.p for pair in facts.pairs]), strict=True)
+    pairs = tuple(pair.model_copy(update={"p_holm": p}) for pair, p in adjusted)
+    return _joined(facts.model_copy(update={"pairs": pairs}), run_dir)
 
 
 def _joined(facts: Facts, run_dir: Path) -> Comparison:

@@ -14,50 +14,41 @@ from scipy import stats
 from s2robot.comparison.paired import Array, fraction, noise
 from s2robot.comparison.sequential import sequential
 
-_PRELIMINARY = 0.25  # level of the F test that seeds differ: a level near 5 % would miss spreads that matter
-
 
 def success_interval(outcomes: Array, confidence: float = 0.95) -> tuple[float, float, str]:
     """Interval of an arm's success for new training seeds and new positions, and its method in words.
 
     Wilson 1927; with two seeds or more as of so many independent episodes as would give the same variance
-    (Kish 1965, design effect), see `bounds`.
+    (Kish 1965, design effect) and with Student's quantile, see `bounds`.
     """
-    low, high, episodes, quantile = (float(v) for v in bounds(np.asarray(outcomes, dtype=float), confidence))
+    low, high, episodes = (float(v) for v in bounds(np.asarray(outcomes, dtype=float), confidence))
     if len(outcomes) == 1:
         return low, high, "Wilson"
-    apart = quantile > stats.norm.ppf(0.5 + confidence / 2) + 1e-9
-    seeds = "training seeds differ: t quantile" if apart else "training seeds differ no more than by chance"
-    return low, high, f"Wilson, as of {episodes:.0f} independent episodes; {seeds}"
+    return low, high, f"Wilson, as of {episodes:.0f} independent episodes, with Student's quantile"
 
 
-def bounds(x: Any, confidence: float = 0.95) -> tuple[Any, Any, Any, Any]:
-    """Low, high, effective episodes and quantile (...) of outcomes x (..., seeds, positions) in 0 and 1.
+def bounds(x: Any, confidence: float = 0.95) -> tuple[Any, Any, Any]:
+    """Low, high and effective episodes (...) of outcomes x (..., seeds, positions) in 0 and 1.
 
-    Variance of the mean = that of the positions' means, + what seeds add. So few seeds show little of how they
-    differ, so a preliminary F test asks whether they do: if not, they add nothing and the quantile is normal; if so,
-    it is Student's (Satterthwaite 1946). Level of that test: Bancroft & Han 1983. Unlike `difference` no
-    pseudo-counts: Wilson's form keeps its width at 0 and 1. No rule for three seeds holds for any spread and is,
-    on average, near Wilson's where there is none (docs/compare.md).
+    Variance of the mean = that of the positions' means + what seeds add, as in `paired.estimate`; degrees of freedom by
+    Satterthwaite 1946. Unlike `difference` no pseudo-counts: Wilson's form keeps its width at 0 and 1.
     """
     fraction("confidence", confidence)
     k, positions = x.shape[-2:]
     p, most = x.mean((-2, -1)), float(k * positions)
     episodes, quantile = np.full_like(p, most), np.full_like(p, stats.norm.ppf(0.5 + confidence / 2))
     if k > 1:
-        rest = noise(x) / most
         between = x.mean(-1).var(-1, ddof=1) / k
-        apart = between > rest * stats.f.isf(_PRELIMINARY, k - 1, (k - 1) * max(1, positions - 1))
         variance = x.mean(-2).var(-1, ddof=1 if positions > 1 else 0) / positions
-        variance = np.maximum(variance + np.where(apart, between - rest, 0), 1e-12)
+        variance = np.maximum(variance + np.maximum(between - noise(x) / most, 0), 1e-12)
         chance = p * (1 - p)
         episodes = np.where(chance > 0, np.clip(chance / variance, 1e-9, most), most)
         df = np.maximum((k - 1) * (variance / np.maximum(between, 1e-12)) ** 2, k - 1)
-        quantile = np.where(apart, stats.t.ppf(0.5 + confidence / 2, df), quantile)
+        quantile = stats.t.ppf(0.5 + confidence / 2, df)
     z = quantile**2 / episodes
     centre = (p + z / 2) / (1 + z)
     half = quantile * np.sqrt(p * (1 - p) / episodes + z / (4 * episodes)) / (1 + z)
-    return np.maximum(0, np.minimum(p, centre - half)), np.minimum(1, np.maximum(p, centre + half)), episodes, quantile  # fmt: skip
+    return np.maximum(0, np.minimum(p, centre - half)), np.minimum(1, np.maximum(p, centre + half)), episodes
 
 
 def success_sequence(outcomes: Array, alpha: float = 0.05) -> tuple[float, float, str]:

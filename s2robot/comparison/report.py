@@ -129,7 +129,7 @@ def _pairs(comparison: Comparison) -> dict[str, Any]:
                 {True: "differ", False: "not told apart", None: "borderline"}[verdict(pair)],
                 points(pair.difference),
                 f"{points(pair.low)} to {points(pair.high)}",
-                p_text(pair.p),
+                p_text(pair.p_holm),
                 str(pair.episodes),
                 f"{test.wins} / {test.losses}",
                 p_text(test.p),
@@ -141,7 +141,9 @@ def _pairs(comparison: Comparison) -> dict[str, Any]:
         "McNemar's test counts the cases that only one arm solved.",
     ]
     if len(pairs) > 1:
-        notes.append(f"The p values are not corrected for there being {len(pairs)} pairs.")
+        notes.append(
+            f"The p values of the test are adjusted for {len(pairs)} pairs (Holm); intervals and McNemar's are not."
+        )
     return {
         "heads": (
             *("first arm − second", "verdict", "points", "95 % interval", "test", "episodes"),

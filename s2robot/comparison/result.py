@@ -30,13 +30,12 @@ def result_of(
             **figures.arm_figures(outcomes[arm.name], plan.seeds, names, looked),
         }
         arms.append({**row, "ms_per_action": cost[arm.name]})
-    alpha = None if looked is None else looked / len(plan.pairs)  # the pairs share it
     readout = settings.readout_run
     return {
         "title": settings.experiment.title,
         "question": settings.experiment.question,
         "arms": arms,
-        "pairs": [figures.pair_figures(outcomes, positions, a, b, alpha) for a, b in plan.pairs],
+        "pairs": figures.all_pairs(outcomes, positions, plan.pairs, looked),
         "stopping": stopping,
         "information": None if settings.information_run is None else information(settings.information_run),
         "readout": None if readout is None else read_json(readout / "readout.json"),

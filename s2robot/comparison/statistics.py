@@ -16,7 +16,7 @@ import numpy as np
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_text
 from s2robot.comparison.intervals import success_interval, success_sequence
-from s2robot.comparison.paired import POSITIONS, difference, mcnemar
+from s2robot.comparison.paired import POSITIONS, difference, holm, mcnemar
 from s2robot.comparison.power import Design, needed, power_text
 from s2robot.comparison.sequential import sequential, tally
 from s2robot.comparison.settings import Power
@@ -26,7 +26,7 @@ Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> trainin
 
 GAPS = (0.03, 0.05, 0.08, 0.10, 0.15, 0.20, 0.30)  # of the power table
 SUMMARY_ARM = ("name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action")  # fmt: skip
-SUMMARY_PAIR = ("a", "b", "difference", "low", "high", "p", "episodes")
+SUMMARY_PAIR = ("a", "b", "difference", "low", "high", "p", "p_holm", "episodes")
 COLUMNS = ("arm", "training_seed", "axis", "value", "position", "layout", "success", "stage", "steps", "time_to_success_s")  # fmt: skip
 
 
@@ -80,6 +80,18 @@ def pair_figures(
     }  # fmt: skip
 
 
+def all_pairs(
+    outcomes: Mapping[str, np.ndarray],
+    positions: Sequence[int],
+    pairs: Sequence[tuple[str, str]],
+    looked: float | None = None,
+) -> list[dict[str, Any]]:
+    """`pair_figures` of a family of pairs, each with `p_holm`, by which it is decided; ``looked`` is their common alpha."""
+    share = None if looked is None else looked / len(pairs)  # of intervals that hold together
+    rows = [pair_figures(outcomes, positions, a, b, share) for a, b in pairs]
+    return [row | {"p_holm": p} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
+
+
 def positions_of(runs: Runs) -> list[int]:
     """Seeds of the positions, rising, as the columns of `outcomes_of`."""
     episodes = next(iter(next(iter(runs.values())).values()))
@@ -125,12 +137,14 @@ def _needed(gap: float, design: Design, power: float) -> int | None:
 def look_at(
     outcomes: Mapping[str, np.ndarray], pairs: Iterable[tuple[str, str]], alpha: float
 ) -> dict[str, Any]:
-    """One look of a sequential comparison; ``stop`` if every pair is decided at alpha / number of pairs."""
+    """One look of a sequential comparison; ``stop`` if every pair is decided, by Holm's rule on p values that hold at
+    every look. The intervals hold together, each at alpha / number of pairs."""
     pairs = list(pairs)
-    rows = []
-    for a, b in pairs:
-        look = sequential(tally(outcomes[a], outcomes[b]), alpha / len(pairs))
-        rows.append({"a": a, "b": b, "p": look.p, "low": look.low, "high": look.high, "stop": look.stop})
+    looks = [sequential(tally(outcomes[a], outcomes[b]), alpha / len(pairs)) for a, b in pairs]
+    rows = [
+        {"a": a, "b": b, "p": look.p, "p_holm": p, "low": look.low, "high": look.high, "stop": p <= alpha}
+        for (a, b), look, p in zip(pairs, looks, holm([look.p for look in looks]), strict=True)
+    ]
     positions = next(iter(outcomes.values())).shape[1]
     return {"positions": int(positions), "pairs": rows, "stop": all(row["stop"] for row in rows)}
 
@@ -168,7 +182,7 @@ def headline(pair: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     """ "Base + S²: +9.4 points [2.1, 16.6] against Base, p = 0.012, N = 128 positions." """
     sign = "+" if pair["difference"] >= 0 else "\N{MINUS SIGN}"
     points = [f"{100 * pair[k]:.1f}".replace("-", "\N{MINUS SIGN}") for k in ("low", "high")]
-    p = "p < 0.001" if pair["p"] < 0.001 else f"p = {pair['p']:.3f}"
+    p = "p < 0.001" if pair["p_holm"] < 0.001 else f"p = {pair['p_holm']:.3f}"
     return (
         f"{labels[pair['a']]}: {sign}{100 * abs(pair['difference']):.1f} points [{', '.join(points)}] against "
         f"{labels[pair['b']]}, {p}, N = {pair['positions']} positions"

@@ -15,14 +15,14 @@ def sentence(comparison: Comparison, pair: Pair) -> str:
     a, b = comparison.label(pair.a), comparison.label(pair.b)
     text = (
         f"{a} {points(pair.difference)}{NBSP}points against {b} [{points(pair.low)}, "
-        f"{points(pair.high)}], {p_text(pair.p)}, N{NBSP}={NBSP}{pair.episodes}"
+        f"{points(pair.high)}], {p_text(pair.p_holm)}, N{NBSP}={NBSP}{pair.episodes}"
     )
     return {True: "", False: "No clear difference: ", None: "Borderline: "}[verdict(pair)] + text
 
 
 def verdict(pair: Pair) -> bool | None:
     """Whether the arms differ: True if interval and test both say so, False if neither does, None otherwise."""
-    outside, rejected = pair.low > 0 or pair.high < 0, pair.p < LEVEL
+    outside, rejected = pair.low > 0 or pair.high < 0, pair.p_holm < LEVEL
     return outside if outside == rejected else None
 
 
@@ -33,7 +33,7 @@ def explanation(comparison: Comparison, pair: Pair) -> str:
     if verdict(pair) is None:
         return (
             f"Interval and test disagree, so the result stands on the edge: the interval reaches from {low} to {high}, "
-            f"and {p_text(pair.p)}."
+            f"and {p_text(pair.p_holm)}."
         )
     if not verdict(pair):
         return (

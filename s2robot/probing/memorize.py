@@ -6,7 +6,7 @@
 Three vision transformers see the same number of pictures: a base one, the base one with S2 in its training, and a large one.
 `instances` asks each for the number of the picture, so what it reports is what was learnt by heart. `classes` asks for the
 class and reports held-out pictures too; a fourth arm puts S2 on the trained, frozen base model and trains a head alone.
-Intervals are 95 % percentile bootstrap over pictures and seeds, paired in differences.
+Intervals are 95 % t intervals over pictures and seeds, paired in differences.
 """
 
 import csv
@@ -39,9 +39,8 @@ from s2robot.common.settings import plain, read
 from s2robot.pretraining.objects import ObjectsSettings
 from s2robot.probing.heads import Classify
 from s2robot.probing.pictures import Pictures
-from s2robot.probing.ridge import interval
 from s2robot.probing.scaling import gather
-from s2robot.probing.scaling_figures import samples
+from s2robot.probing.scaling_figures import samples, seeds_interval
 from s2robot.probing.scaling_settings import Result, ScalingSettings
 from s2robot.reporting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, save_figure, styled
 from s2robot.s2.module import RESIZES, S2
@@ -240,10 +239,10 @@ def _compare(
             for part in found[0]:
                 results = [Result(np.arange(len(f[part])), f[part], 0.0, 0) for f in found]
                 figures, by_seed = samples(results, Classify(classes), _resampled(settings))
-                row[part] = {m: interval(v) for m, v in figures.items()} | {"by_seed": by_seed}
+                row[part] = {m: seeds_interval(v) for m, v in figures.items()} | {"by_seed": by_seed}
                 for other in ARMS[settings.task]:
                     if less := drawn.get((count, other, part)):
-                        apart = {m: interval(figures[m] - less[m]) for m in less}
+                        apart = {m: seeds_interval(figures[m] - less[m]) for m in less}
                         differences.append(
                             {"arm": arm, "minus": other, "pictures": count, "part": part, **apart}
                         )

@@ -10,8 +10,7 @@ features and judged on held-out pictures. A model runs once at all scales, and e
 all arms of a model see the same picture at scale 1. `resize` says what the larger scales see: `upsample` enlarges what
 scale 1 sees, as in the paper, and adds no information; `native` takes the picture as it is.
 
-Intervals are 95 % percentile bootstrap over held-out pictures and over seeds (of the head and of the split), paired
-between arms.
+Intervals are 95 % t intervals over held-out pictures and seeds (of the head and of the split), paired between arms.
 """
 
 import hashlib

@@ -78,7 +78,7 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
         (("train", "--cfg", "job", "zzz=1"), "unknown key 'zzz'"),
         (
             ("train", "encoder=vitb"),
-            "encoder: found 'vitb', expected one of: mvp-small, mvp-tiny, mvp-tiny-s2, timm",
+            "encoder: found 'vitb', expected one of: dinov2_s, efficientnet_lite0, mvp-small, mvp-tiny, mvp-tiny-s2, timm",
         ),
         (("train", "encoder=mvp-tny"), "did you mean 'mvp-tiny'?"),
         (("run", "preset=fats"), "preset: found 'fats', expected one of: fast"),
@@ -103,7 +103,7 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
         (("train", "policy.kind=transformer"), "chosen whole, as policy=transformer"),
         (("train", "policy.head.kind=flow"), "chosen whole, as policy/head=flow"),
         (("evaluate", "checkpoint=x", "engine.name=ray"), "chosen whole, as engine=ray"),
-        (("train", "encoder=0"), "encoder: found '0', expected one of: mvp-small"),
+        (("train", "encoder=0"), "encoder: found '0', expected one of: dinov2_s"),
         (("deploy", "robot=[1,2]"), "robot: found '[1,2]', expected one of: panda, xarm7"),
         (("deploy", "bridge.arm=[]"), "bridge.arm: found '[]', expected a group of keys"),
         (("train", "demos.path="), "demos.path: found '', expected a dataset, or null"),
@@ -202,7 +202,7 @@ def test_configs_hold_what_the_code_takes(policy):
 def test_help_lists_groups(tmp_path):
     result = s2robot("train", "--help", cwd=tmp_path)
     assert result.returncode == 0
-    assert "encoder: mvp-small, mvp-tiny, mvp-tiny-s2, timm" in result.stdout
+    assert "mvp-small, mvp-tiny, mvp-tiny-s2, timm" in result.stdout
 
 
 def test_answers_without_the_heavy_libraries(tmp_path):

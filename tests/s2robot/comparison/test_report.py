@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
 from s2robot.comparison import wording
-from s2robot.comparison.paired import difference, mcnemar
+from s2robot.comparison.paired import difference, holm, mcnemar
 from s2robot.comparison.power import Design, needed
 from s2robot.comparison.report import write_compare_report
 from s2robot.comparison.wording import MINUS, points
@@ -201,18 +201,19 @@ def undrawn(monkeypatch):
 def test_the_page_says_what_compare_json_says(tmp_path):
     facts = make_comparison(tmp_path)
     page = Page(write_compare_report(tmp_path))
-    for pair in facts["pairs"]:
+    adjusted = holm([pair["p"] for pair in facts["pairs"]])
+    for pair, p in zip(facts["pairs"], adjusted, strict=True):
         a, b = (ARMS[pair[key]][0] for key in ("a", "b"))
         found = (
             f"{a} {points(pair['difference'])} points against {b} [{points(pair['low'])}, {points(pair['high'])}], "
-            f"{p_text(pair['p'])}, N = 384"
+            f"{p_text(p)}, N = 384"
         )
         assert found in page.text
         row = page.row(f"{a} − {b}")
         assert row[2:5] == [
             points(pair["difference"]),
             f"{points(pair['low'])} to {points(pair['high'])}",
-            p_text(pair["p"]),
+            p_text(p),
         ]
         assert row[5:] == [
             "384",

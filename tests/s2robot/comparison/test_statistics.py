@@ -5,17 +5,21 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import ndtri
 from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from s2robot.common.errors import UserError
 from s2robot.comparison.intervals import success_interval, success_sequence
-from s2robot.comparison.paired import difference, outcomes_of
+from s2robot.comparison.paired import difference, holm, outcomes_of
 from s2robot.comparison.settings import Power
 from s2robot.comparison.statistics import (
     COLUMNS,
+    all_pairs,
     arm_figures,
     csv_rows,
     headline,
@@ -153,17 +157,54 @@ def test_looks_decide_and_keep_to_all_pairs():
     assert pair["method"] == "confidence sequence (sequential)"
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_that_of_statsmodels(p):
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("looked", [None, 0.05])
+def test_any_false_positive_among_all_pairs_is_as_rare_as_alpha(looked):
+    """Four arms of one success: six pairs, at the end or at every look."""
+    rng = np.random.default_rng(7)
+    pairs = [(a, b) for i, a in enumerate("abcd") for b in "abcd"[:i]]
+    plain = adjusted = 0
+    for _ in range(250):
+        outcomes = outcomes_of(runs(rng, dict.fromkeys("abcd", 0.5), 1, 96))
+        if looked is None:
+            rows = all_pairs(outcomes, list(range(96)), pairs)
+            plain += min(row["p"] for row in rows) < 0.05
+            adjusted += min(row["p_holm"] for row in rows) < 0.05
+        else:
+            parts = [{arm: x[:, :n] for arm, x in outcomes.items()} for n in range(16, 97, 16)]
+            looks = [row for part in parts for row in look_at(part, pairs, looked)["pairs"]]
+            adjusted += any(row["stop"] for row in looks)
+    assert adjusted <= binom.ppf(0.999, 250, 0.05)
+    assert looked or plain > 25
+
+
+def test_a_look_decides_what_holm_does_and_bonferroni_does_not():
+    """Both pairs differ; the second needs no more than alpha once the first is decided."""
+    rng = np.random.default_rng(3)
+    x = {"a": rng.random((1, 64)) < 0.95, "b": rng.random((1, 64)) < 0.2, "c": np.zeros((1, 64), bool)}
+    pairs = [("a", "b"), ("b", "c")]
+    found = [look_at({k: v[:, :n] for k, v in x.items()}, pairs, 0.05) for n in range(4, 65)]
+    alone = [[row["p"] <= 0.025 for row in look["pairs"]] for look in found]
+    assert all(all(a) <= look["stop"] for a, look in zip(alone, found, strict=True))
+    assert any(look["stop"] and not all(a) for a, look in zip(alone, found, strict=True))
+
+
 def test_summary_and_csv_hold_what_they_should(tmp_path):
     rng = np.random.default_rng(4)
     records = runs(rng, {"base": 0.5, "s2": 0.8}, 2, 8)
     outcomes = outcomes_of(records)
     about = {"encoder": "mvp-tiny", "scales": [1], "gflops_per_frame": 0.2, "parameters": 5, "ms_per_action": 9.0, "label": "x"}  # fmt: skip
     arms = [{"name": n, **about, **arm_figures(x, [0, 1], ["r0", "r1"])} for n, x in outcomes.items()]
-    pairs = [pair_figures(outcomes, positions_of(records), "s2", "base")]
+    pairs = all_pairs(outcomes, positions_of(records), [("s2", "base")])
+    assert pairs[0]["p_holm"] == pairs[0]["p"]
     summary = summary_of({"arms": arms, "pairs": pairs})
     assert list(summary["arms"][0]) == ["name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action"]  # fmt: skip
     assert list(summary["arms"][0]["seeds"][0]) == ["seed", "episodes", "successes"]
-    assert list(summary["pairs"][0]) == ["a", "b", "difference", "low", "high", "p", "episodes"]
+    assert list(summary["pairs"][0]) == ["a", "b", "difference", "low", "high", "p", "p_holm", "episodes"]
     assert sum(s["successes"] for s in summary["arms"][1]["seeds"]) == int(outcomes["s2"].sum())
 
     write_csv(tmp_path / "episodes.csv", [*csv_rows(records), *csv_rows(records, "demos", 15)])
@@ -211,5 +252,5 @@ def test_the_figures_of_a_small_pair_are_those_counted_by_hand():
     ],
 )
 def test_the_headline_of_a_pair(figures, text):
-    pair = dict(zip(("difference", "low", "high", "p"), figures, strict=True))
+    pair = dict(zip(("difference", "low", "high", "p_holm"), figures, strict=True))
     assert headline({"a": "b", "b": "a", "positions": 128, **pair}, {"a": "A", "b": "B"}) == text
