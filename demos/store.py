@@ -94,7 +94,7 @@ class EpisodeStore:
             os.rename(fresh, path)  # the folder appears whole or not at all
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
-            raise DatasetError(f"{path}: cannot be created ({error.strerror or error})") from None
+            raise disk_error(path, error, "nothing was written") from None
         return cls(path, "a")
 
     @classmethod

@@ -39,7 +39,7 @@ class GymSettings(CommonSettings):
         if not self.success:
             raise EnvError(
                 f"task.success: found none, expected what tells that {self.id} has succeeded: an entry of its info "
-                "such as is_success, 'reward>=1', or terminated"
+                "such as is_success, terminated, or 'task.success=\"reward>=1\"' with both kinds of quotes"
             )
         name, sign, least = self.success.partition(">=")
         if sign and name.strip() == "reward" and not _is_number(least):

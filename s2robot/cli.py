@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 from s2robot import __version__
 from s2robot.common.config_errors import (
+    as_known,
     check_choices,
     check_complete,
     check_types,
     check_world,
     did_you_mean,
     key_of,
-    of_record,
     one_line,
 )
 from s2robot.common.engine import engine_of
@@ -175,8 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides: list[str] = []
     try:
         overrides = _translated(VERBS[verb], args[1:])
-        if verb == "record":
-            overrides = [of_record(o) for o in overrides]
+        overrides = [as_known(verb, o) for o in overrides]
         check_choices(overrides)
         status = _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:

@@ -155,7 +155,7 @@ def inspect(cfg: DictConfig) -> None:
 
     if "class" in cfg.task:
         task_settings(cfg)  # makes a task of the user's own known
-    demos = read(DemosSettings, plain(cfg.demos), "demos")  # `data` resolved
+    demos = read(DemosSettings, cfg.demos, "demos")
     settings = read_among(InspectSettings, cfg, "")
     print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir))}")
 

@@ -219,6 +219,7 @@ def part_of(key: str, size: int, kind: str, names: Sequence[str] | None = None) 
 
 def chosen(wanted: Sequence[str], known: Sequence[str], what: str, path: Path) -> list[str]:
     """The wanted keys; DatasetError names one that is not there."""
+    known = list(dict.fromkeys(known))  # a camera's name may be its key
     for key in wanted:
         if key not in known:
             more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""

@@ -3,6 +3,7 @@
 import errno
 import re
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2robot.common.errors import UserError
@@ -89,6 +90,22 @@ def key_of(override: str) -> str:
 def of_record(override: str) -> str:
     """An override of other verbs' group `recording` as `record` knows it, which has that group at its top level."""
     return re.sub(r"^([+~]*)recording\.", r"\1", override)
+
+
+def as_known(verb: str, override: str) -> str:
+    """An override under the key that the verb has for it: ``data`` is the dataset and ``checkpoint`` the policy (or the
+    run folder that holds it) in every verb that takes one."""
+    sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
+    takes_demos = re.search(r"^(  - )?demos:", (configs_dir() / f"{verb}.yaml").read_text("utf-8"), re.M)
+    if verb == "dagger" and key == "checkpoint":
+        key = "recording.checkpoint"
+    elif key == "data" and takes_demos:
+        key = "demos.path"
+    folder = Path(value[1:]) / "checkpoint"
+    if key in ("checkpoint", "recording.checkpoint", "train.from") and (folder / "policy.json").is_file():
+        value = f"={folder}"
+    override = f"{sign}{key}{value}"
+    return of_record(override) if verb == "record" else override
 
 
 def _dotted(node: Any, prefix: str = "") -> list[str]:

@@ -390,7 +390,7 @@ def test_create_overwrites_nothing(tmp_path):
     assert_holds(EpisodeStore.open(path), 2)
     (tmp_path / "file").write_text("mine")
     assert "nothing was overwritten" in error(EpisodeStore.create, tmp_path / "file", ATTRIBUTES)
-    assert "cannot be created" in error(EpisodeStore.create, tmp_path / "file" / "b.zarr", ATTRIBUTES)
+    assert "nothing was written" in error(EpisodeStore.create, tmp_path / "file" / "b.zarr", ATTRIBUTES)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "file"]
 
 

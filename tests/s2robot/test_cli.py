@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from s2robot.cli import VERBS, main
-from s2robot.common.config_errors import check_choices
+from s2robot.common.config_errors import as_known, check_choices
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from tests import forks
@@ -112,6 +113,9 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
         (("train", "s2.scales=[1,nan]"), "s2.scales: found [1, nan], expected one scale or more above 0"),
         (("train", "s2.scales=null"), "s2.scales: found None, expected one scale or more above 0"),
         (("inspect", "=3"), "cannot read '=3', expected key=value"),
+        (("train", "data=nope"), "nope: does not exist"),
+        (("dagger", "checkpoint="), "recording.checkpoint: found ''"),
+        (("train", "task=gym", "task.id=Pendulum-v1"), "'task.success=\"reward>=1\"'"),
         (("inspect", "data=nope", "odd=null"), "odd: found None, expected keys and values"),
         (("train", "policy.pooling.heads=0"), "policy.pooling.heads: found 0, expected 1 or more"),
         (("train", "policy.execute=99"), "policy.execute 99 is more than policy.chunk 8"),
@@ -146,6 +150,37 @@ def test_wrong_input_is_one_line(tmp_path, args, text):
     line = refused(s2robot(*args, cwd=tmp_path))
     assert line.startswith("s2robot train: error: ") or args[0] != "train"
     assert text in line
+
+
+@pytest.mark.parametrize(
+    ("verb", "typed", "known"),
+    [
+        ("train", "data=a", "demos.path=a"),
+        ("inspect", "data=a", "demos.path=a"),
+        ("validate", "data=a", "demos.path=a"),
+        ("convert", "data=a", "data=a"),
+        ("dagger", "checkpoint=a", "recording.checkpoint=a"),
+        ("record", "recording.checkpoint=a", "checkpoint=a"),
+        ("evaluate", "checkpoint=run", "checkpoint=run/checkpoint"),
+        ("dagger", "checkpoint=run", "recording.checkpoint=run/checkpoint"),
+        ("train", "train.from=run", "train.from=run/checkpoint"),
+        ("evaluate", "encoder.checkpoint=run", "encoder.checkpoint=run"),
+        ("train", "--multirun", "--multirun"),
+    ],
+)
+def test_dataset_and_checkpoint_have_one_name_in_all_verbs(tmp_path, monkeypatch, verb, typed, known):
+    """A run folder stands for the checkpoint in it."""
+    (tmp_path / "run/checkpoint").mkdir(parents=True)
+    (tmp_path / "run/checkpoint/policy.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert as_known(verb, typed) == known
+
+
+def test_what_gymnasium_success_suggests_can_be_typed(tmp_path):
+    line = refused(s2robot("train", "task=gym", "task.id=Pendulum-v1", cwd=tmp_path))
+    (typed,) = re.findall(r"'(task\.success=.*)'", line)
+    result = s2robot("train", "--cfg", "job", "task=gym", "task.id=Pendulum-v1", typed, cwd=tmp_path)
+    assert yaml.safe_load(result.stdout)["task"]["success"] == "reward>=1"
 
 
 def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():

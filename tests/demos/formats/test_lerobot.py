@@ -75,6 +75,23 @@ def test_other_peoples_pictures_are_packed_quickly_and_ours_as_ever(tmp_path, v2
         assert about["codecs"][-1] == {"name": "zstd", "configuration": {"level": level, "checksum": True}}
 
 
+def test_a_folder_that_cannot_be_written_is_not_the_sources_fault(tmp_path, v21):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DatasetError) as caught:
+        convert(v21, tmp_path / "file/out.zarr")
+    assert str(caught.value).startswith(f"{tmp_path / 'file/out.zarr'}: ") and str(v21) not in str(
+        caught.value
+    )
+
+
+def test_a_camera_called_as_its_key_is_named_once(tmp_path, v21):
+    copy = shutil.copytree(v21, tmp_path / "in")
+    text = (copy / "meta/info.json").read_text().replace("observation.images.top", "image")
+    (copy / "meta/info.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"cameras: found 'top', expected some of image$"):
+        convert(copy, tmp_path / "out.zarr", Choice(cameras=("top",)))
+
+
 def test_it_is_converted_once_and_again_when_it_changes(tmp_path, v21):
     copy, said = shutil.copytree(v21, tmp_path / "in"), []
     first = as_store(copy, tmp_path / "cache", said=said.append)

@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from s2robot.cli import VERBS
+from s2robot.common.config_errors import as_known
 from s2robot.common.paths import configs_dir
 
 torch.set_num_threads(1)
@@ -43,5 +44,6 @@ def test_settings_of_commands_exist(page):
                 continue  # of a task of one's own: its page is run as it stands
             sweep = "--multirun" in words  # compose takes one value only
             settings = [word.split(",")[0] if sweep else word for word in words if "=" in word]
+            settings = [as_known(verb, word) for word in settings]
             placeholders = ("hydra.", "hydra/", "task=x")  # launchers come with an extra
             compose(verb, [word for word in settings if not word.startswith(placeholders)])
