@@ -21,6 +21,7 @@ HABITS = ("nearest", "left", "right", "either")  # faces of the cube that a pick
 # cameras that the world of CubePick has beside the side cameras: the hand's, robosuite's table's and its robot's
 _TAKEN = ("hand", "frontview", "birdview", "agentview", "sideview", "robot0_robotview", "robot0_eye_in_hand")
 SHUT = 0.15  # the gripper's opening below which, where it touches nothing, it has closed on nothing
+GRIPPERS_OPEN = 0.08  # m, the least of the robots'
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,10 @@ class CubePickConfig(TaskSettings):
         for name in ("cube_size", "stiffness"):
             if not is_number(found := getattr(self, name)) or not found > 0:
                 raise EnvError(f"env.{name}: found {found!r}, expected more than 0")
+        if self.cube_size > GRIPPERS_OPEN:
+            raise EnvError(
+                f"env.cube_size: found {self.cube_size}, expected at most {GRIPPERS_OPEN} m, what grippers open to"
+            )
 
     def views(self) -> dict[str, tuple]:
         """The side cameras, as far away as is asked for."""

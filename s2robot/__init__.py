@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from s2robot.s2.module import S2 as S2
 
 __version__ = "0.2.0.dev0"
+__all__ = ["S2", "__version__", "load_policy"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from inspect import signature
 from operator import index
 from typing import Any, Unpack
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.facts import Given
 from s2robot.backbones.inference import prepare
+from s2robot.common.config_errors import did_you_mean
 from s2robot.common.errors import UserError
 from s2robot.s2.engine import OUTPUTS, encode
 from s2robot.s2.layout import Layout, Sizes, scales_of, several
@@ -44,7 +46,7 @@ class S2(nn.Module):
 
     Args:
         model: a timm, torchvision or Hugging Face model, a `Backbone`, or a callable (`find_backbone`).
-        scales: multiples of the base size, smallest first; the result has the grid of the first.
+        scales: multiples of the base size, smallest first; the result has the grid of the first. Default: (1, 2).
         sizes: instead of scales, the levels in pixels: a side (of a frame that is not square, the shorter) or
             (height, width).
         output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns), or "pooled"
@@ -78,7 +80,7 @@ class S2(nn.Module):
     def __init__(
         self,
         model: Any,
-        scales: Sequence[float] = (1, 2),
+        scales: Sequence[float] | None = None,
         *,
         sizes: Sequence[Size] | None = None,
         output: str = "tokens",
@@ -94,13 +96,20 @@ class S2(nn.Module):
         for name, value, known in (("output", output, OUTPUTS), ("resize", resize, RESIZES)):
             if value not in known:
                 raise UserError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
+        if unknown := sorted(given.keys() - Given.__annotations__.keys()):
+            hint = did_you_mean(unknown[0], signature(S2).parameters)
+            raise TypeError(f"S2() got an unexpected keyword argument '{unknown[0]}'{hint}")
+        if scales is not None and sizes is not None:
+            raise UserError("sizes: expected either scales or sizes, got both")
         backbone = _backbone_of(model, given)
         if prefix and (output != "tokens" or not backbone.num_prefix_tokens):
             raise UserError(
                 f"prefix: found output {output!r} and {backbone.num_prefix_tokens} prefix tokens, expected "
                 "'tokens' and at least 1"
             )
-        self.scales = scales_of(scales)
+        self.scales = scales_of((1, 2) if scales is None else scales)
+        if list(self.scales) != sorted(self.scales):
+            raise UserError(f"scales: expected the smallest first, got {self.scales}")
         self.sizes = None if sizes is None else several(sizes, "sizes", "(224, 448)")
         self.base, self.output, self.resize = base, output, resize
         self.cover, self.overlap, self.frozen, self.prefix = cover, overlap, frozen, prefix
@@ -192,6 +201,9 @@ class S2(nn.Module):
                 f"S2 takes float images in 0 to 1, found a value of {most:g}; divide by 255, or give uint8 (B, H, W, 3)",
                 stacklevel=4,
             )
+
+    def __repr__(self) -> str:
+        return f"S2({self.backbone.extra_repr()}, {self.extra_repr()})"
 
     def extra_repr(self) -> str:
         levels = f"scales={self.scales}" if self.sizes is None else f"sizes={self.sizes}"

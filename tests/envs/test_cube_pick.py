@@ -356,6 +356,7 @@ def test_describe_is_json_and_says_what_a_dataset_must_know(env):
         ("max_steps", -1, "1 or more"),
         ("cube_size", 0.0, "more than 0"),
         ("cube_size", np.inf, "more than 0"),
+        ("cube_size", 0.5, "at most 0.08"),
         ("start_noise", np.inf, "0 or more"),
         ("success_hold", np.inf, "0 or more"),
         ("rate_hz", 501, "at most 500"),

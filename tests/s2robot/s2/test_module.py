@@ -81,7 +81,7 @@ class Local(nn.Module):
         return F.avg_pool2d(x, 4).square().flatten(2).transpose(1, 2)
 
 
-def make(scales=(1, 2), model=None, **kwargs) -> S2:
+def make(scales=None, model=None, **kwargs) -> S2:
     model = model or Tokens()
     facts = {"patch": model.patch, "num_prefix_tokens": model.prefix, "mean": MEAN, "std": STD}
     if model.kind == "map":
@@ -105,7 +105,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     height=st.integers(11, 70),
     width=st.integers(11, 70),
     patch=st.integers(1, 4),
-    scales=st.lists(st.sampled_from([1, 1.3, 1.5, 2, 3]), min_size=1, max_size=4),
+    scales=st.lists(st.sampled_from([1, 1.3, 1.5, 2, 3]), min_size=1, max_size=4).map(sorted),
     prefix=st.integers(0, 5),
     kind=st.sampled_from(["tokens", "map", "output"]),
     cover=st.sampled_from(["overlap", "pad"]),
@@ -131,7 +131,9 @@ def test_shapes_and_means(batch, height, width, patch, scales, prefix, kind, cov
 
 @settings(max_examples=20, deadline=None)
 @given(
-    k=st.integers(1, 4), prefix=st.integers(0, 5), scales=st.lists(st.integers(1, 4), min_size=1, max_size=4)
+    k=st.integers(1, 4),
+    prefix=st.integers(0, 5),
+    scales=st.lists(st.integers(1, 4), min_size=1, max_size=4).map(sorted),
 )
 def test_square_frames_are_what_the_drop_in_gives(k, prefix, scales):
     """Upsampling from the base frame is `forward`; so is the native way, level by level."""
@@ -338,7 +340,10 @@ def test_a_backbone_can_be_given_and_the_name_is_exported():
     backbone = find_backbone(Tokens(prefix=1).eval(), tile=16, patch=4, num_prefix_tokens=1)
     s2 = s2robot.S2(backbone, frozen=False)
     assert s2.backbone is backbone and (s2.dim, s2.grid, s2.num_tokens) == (12, (4, 4), 16)
-    assert "scales=(1, 2)" in repr(s2) and "tile 16 x 16" in repr(s2)
+    assert "scales=(1, 2)" in repr(s2) and "tile 16 x 16" in repr(s2) and "\n" not in repr(s2)
+    assert {"S2", "load_policy"} <= set(dir(s2robot))
+    with pytest.raises(TypeError, match=r"S2\(\) got .*'scale', did you mean 'scales'"):
+        make(scale=(1, 2, 3))
     with pytest.raises(AttributeError, match="no attribute 'S3'"):
         _ = s2robot.S3
 
@@ -359,6 +364,8 @@ def test_a_backbone_can_be_given_and_the_name_is_exported():
             lambda: make(sizes=((32, 8),))(frames(1, 32, 8)),
             "level 32 x 8 px is smaller than the tile 16 x 16",
         ),
+        (lambda: make((2, 1)), "scales: .*smallest first"),
+        (lambda: make((1, 2), sizes=(16, 32)), "sizes: .*got both"),
         (lambda: make(sizes=(16, 34)), "34 .*patches of 4 px; nearest is 32"),
         (lambda: make(sizes=(16, 32), base=16), "not both"),
         (lambda: make(prefix=True), "'tokens' and 0 prefix tokens"),
