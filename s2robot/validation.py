@@ -195,7 +195,7 @@ def _of_training(checkpoint: Path) -> DemosSettings:
     for each in [found, *mixed]:
         each |= {"path": str(where / each["path"])} if each.get("path") else {}
     found |= {"mix": mixed or None}
-    whole = ("name", "path", "mask", "mix")  # which episodes were trained on, the checkpoint says
+    whole = ("name", "path", "mask", "rate_hz", "mix")  # which episodes were trained on, the checkpoint says
     return read(DemosSettings, {key: found[key] for key in whole if key in found}, "demos")
 
 

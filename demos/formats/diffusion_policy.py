@@ -136,7 +136,7 @@ class ReplayBuffer(Source):
             raise mismatch(
                 f"{self.path}: data",
                 "no timestamp",
-                "control steps a second: `s2robot convert` with rate_hz=10",
+                "the control steps a second: rate_hz=10",
             )
         return round(1 / float(np.median(np.diff(np.asarray(stamps[: int(self._ends[0])]).ravel()))), 2)
 

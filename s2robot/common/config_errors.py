@@ -93,14 +93,16 @@ def of_record(override: str) -> str:
 
 
 def as_known(verb: str, override: str) -> str:
-    """An override under the key that the verb has for it: ``data`` is the dataset and ``checkpoint`` the policy (or the
-    run folder that holds it) in every verb that takes one."""
+    """An override under the key that the verb has for it: ``data`` is the dataset, ``rate_hz`` its rate and ``checkpoint``
+    the policy (or the run folder that holds it) in every verb that takes one; ``task.kwargs`` takes any key."""
     sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
     takes_demos = re.search(r"^(  - )?demos:", (configs_dir() / f"{verb}.yaml").read_text("utf-8"), re.M)
     if verb == "dagger" and key == "checkpoint":
         key = "recording.checkpoint"
-    elif key == "data" and takes_demos:
-        key = "demos.path"
+    elif key in ("data", "rate_hz") and takes_demos:
+        key = {"data": "demos.path", "rate_hz": "demos.rate_hz"}[key]
+    elif key.startswith("task.kwargs.") and not sign:
+        sign = "++"
     folder = Path(value[1:]) / "checkpoint"
     if key in ("checkpoint", "recording.checkpoint", "train.from") and (folder / "policy.json").is_file():
         value = f"={folder}"

@@ -37,6 +37,7 @@ class DemosSettings:
     episodes: Any = None
     split: str | None = None
     mask: str | None = None
+    rate_hz: float | None = None
     mix: tuple[dict[str, Any], ...] | None = None
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class DemosSettings:
             return
         if not self.mix:
             raise UserError("demos.mix: found no dataset, expected some: [{path: a.zarr, weight: 1}, ...]")
-        for key in ("path", "episodes", "split", "mask"):
+        for key in ("path", "episodes", "split", "mask", "rate_hz"):
             if (found := getattr(self, key)) is not None:
                 raise UserError(
                     f"demos.{key}: found {found} beside demos.mix, expected it with one of its datasets"
@@ -77,9 +78,13 @@ class DemosSettings:
                     f"demos.mask: found '{self.mask}', expected null: {self.path or self.name} is an episode store; "
                     "demos.split and demos.episodes choose its episodes"
                 )
+            if self.rate_hz is not None:
+                raise UserError(
+                    f"demos.rate_hz: found {self.rate_hz:g}, expected null: the episode store {path} has a rate"
+                )
             return path
         with bar("converting demos") as update:
-            choice = Choice(mask=self.mask, episodes=self.episodes)
+            choice = Choice(mask=self.mask, episodes=self.episodes, rate_hz=self.rate_hz)
             return as_store(path, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
 
     def open(self) -> EpisodeStore:

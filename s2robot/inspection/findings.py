@@ -38,6 +38,7 @@ class Thresholds:
     frozen_motion: float = 0.05
     dark: float = 5.0
     bright: float = 250.0
+    contrast: float = 8.0
     flat: float = 1.0
     clock: float = 0.5
     jump_times: float = 5.0
@@ -184,7 +185,9 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     may well close in one: what happens in every episode is no jump, so the lower median over the episodes of the largest
     step is what is ordinary. One episode alone gives nothing to compare with.
     """
+    turn = _turns(state.values)
     steps = [np.diff(own.astype(np.float64), axis=0) for own in episodes_of(state.values, ends)]
+    steps = [own - turn * np.round(own / np.where(turn, turn, np.inf)) for own in steps]
     largest = [np.abs(own).max(0) for own in steps if len(own)]
     if len(largest) < 2:
         return
@@ -197,6 +200,19 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
             worst = int(np.argmax(np.where(which, alone[t] / np.maximum(bound, 1e-12), 0)))
             by = f"by {abs(own[t, worst]):.3g} in a step, ordinary episodes by {usual[worst]:.3g} at most"
             yield Finding("jump", f"{_names(state, which)}: {by}", i, t + 1)
+
+
+def _turns(values: np.ndarray) -> np.ndarray:
+    """A full turn in the unit of each column of angles (T, columns), which may wrap within a step; 0 of other columns.
+
+    >>> _turns(np.array([[0.0, 0.0, 0.0], [6.25, 3.0, 355.0]])).round(2)
+    array([  6.28,   0.  , 360.  ])
+    """
+    span = _range(values)
+    found = np.zeros(len(span))
+    for turn in (2 * np.pi, 360.0):
+        found[(span > 0.9 * turn) & (span <= 1.001 * turn)] = turn
+    return found
 
 
 def _alone(steps: np.ndarray) -> np.ndarray:
@@ -235,7 +251,8 @@ def _range(values: np.ndarray) -> np.ndarray:
 def _blank(pictures: Sequence[Mapping[str, Pictures]], limits: Thresholds) -> Iterator[Finding]:
     for i, cameras in enumerate(pictures):
         for camera, seen in cameras.items():
-            dark, bright = seen.mean < limits.dark, seen.mean > limits.bright
+            empty = seen.deviation < limits.contrast  # a white page with a drawing is not overexposed
+            dark, bright = empty & (seen.mean < limits.dark), empty & (seen.mean > limits.bright)
             flat = (seen.deviation < limits.flat) & ~dark & ~bright
             for what, where in (("black", dark), ("overexposed", bright), ("of one colour", flat)):
                 for start, end in runs(where):

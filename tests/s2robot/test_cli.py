@@ -166,6 +166,9 @@ def test_wrong_input_is_one_line(tmp_path, args, text):
         ("train", "train.from=run", "train.from=run/checkpoint"),
         ("evaluate", "encoder.checkpoint=run", "encoder.checkpoint=run"),
         ("train", "--multirun", "--multirun"),
+        ("inspect", "rate_hz=10", "demos.rate_hz=10"),
+        ("convert", "rate_hz=10", "rate_hz=10"),
+        ("train", "task.kwargs.obs_type=state", "++task.kwargs.obs_type=state"),
     ],
 )
 def test_dataset_and_checkpoint_have_one_name_in_all_verbs(tmp_path, monkeypatch, verb, typed, known):

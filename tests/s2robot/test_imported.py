@@ -86,3 +86,11 @@ def test_some_episodes_of_a_store_are_taken(here, tmp_path, target):
     for key in whole.keys:
         np.testing.assert_array_equal(part[key], whole.episode(1)[key])
     assert "episode 2" in refused(here("convert", "data=own.zarr", "out=no.zarr", "episodes=[2]"), "convert")
+
+
+def test_a_rate_reaches_the_reader_of_the_dataset(here, tmp_path):
+    lerobot_v21(tmp_path / "aloha")
+    line = refused(here("inspect", "data=aloha", "rate_hz=5", "videos.write=false"), "inspect")
+    assert "fps: found 10, expected 5" in line
+    store(tmp_path / "own.zarr")
+    assert "demos.rate_hz: found 5" in refused(here("inspect", "data=own.zarr", "rate_hz=5"), "inspect")

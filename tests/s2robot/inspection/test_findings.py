@@ -119,6 +119,23 @@ def test_blank_pictures(mean, deviation, what):
     assert (found.episode, found.step, found.steps, found.text) == (1, 5, 3, f"camera hand: {what}")
 
 
+def test_a_drawing_on_white_or_black_is_not_blank():
+    data = Data()
+    for place, mean in ((0, 252), (1, 3)):
+        data.pictures[place]["hand"].mean[:], data.pictures[place]["hand"].deviation[:] = mean, 17
+    assert data.found() == []
+
+
+@pytest.mark.parametrize("turn", [2 * np.pi, 360.0])
+def test_an_angle_that_wraps_is_not_a_jump(turn):
+    data = Data()
+    t = np.arange(EPISODES * STEPS)
+    data.state[:, 0] = (0.2 + np.sin(t / 6)) * turn / 20 % turn  # a little to both sides of 0
+    assert np.ptp(data.state[:, 0]) > 0.9 * turn and data.found() == []
+    data.state[3 * STEPS + 10 :, 0] = (data.state[3 * STEPS + 10 :, 0] + turn / 3) % turn
+    assert planted("jump", data).episode == 3
+
+
 def test_a_jump_is_large_beside_what_the_number_does_in_other_episodes():
     data = Data()
     data.state[4 * STEPS + 20 :, 1] += 0.15
