@@ -1,23 +1,22 @@
-"""Any vision model as one kind of thing: normalised images in, tokens out, and the facts S2 needs.
+"""Wrap any vision model: normalised images in, tokens out, with the facts that S2 needs.
 
     backbone = find_backbone(timm.create_model("vit_small_patch14_reg4_dinov2", img_size=224), block=8)
     backbone.tile, backbone.patch, backbone.num_prefix_tokens, backbone.dim    # (224, 224), 14, 5, 384
     backbone(images).shape                 # (B, 5 + 16 * 16, 384), prefix tokens first
 
-Known are timm models, torchvision classifiers, Hugging Face vision models and DINOv2 from torch.hub; of any
-other callable the facts are given by hand, and what is not given is found by a dry run on zeros.
+timm models, torchvision classifiers, Hugging Face vision models and DINOv2 from torch.hub are recognised. For any
+other callable you give the facts; a dry run on zeros finds the rest.
 
-Without `block` the tokens are what the library returns as its features: timm's forward_features, torchvision's
-features before the pooling, Hugging Face's last_hidden_state. Nearly always that is after the final norm.
-`block=k` is the output after the k-th block of a transformer or the k-th stage of a CNN or Swin, counted from
-1. The later blocks are not in the backbone: they cost neither memory nor time. A transformer's final norm still
-follows; a stage comes as it is, without the norms and convolutions that follow the last stage.
+Without `block` the tokens are the library's features: timm's forward_features, torchvision's features before the
+pooling, Hugging Face's last_hidden_state; nearly always that is after the final norm. `block=k` is the output of the
+k-th block of a transformer or the k-th stage of a CNN or Swin, counted from 1. Later blocks are removed and cost neither
+memory nor time. A transformer's final norm still runs; the norms and convolutions after a CNN's last stage do not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
@@ -26,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.backbones.facts import Facts, Given, Size
+from s2robot.backbones.inference import shared_copy
 from s2robot.backbones.libraries import Source, read_model
 from s2robot.backbones.outputs import as_tokens, features
-from s2robot.backbones.twin import twin
 from s2robot.common.errors import UserError
 
 PROBE = (256, 384)  # for models that take any size: not square, and a multiple of every usual stride
@@ -43,8 +42,7 @@ class Backbone(nn.Module):
 
     def __init__(self, source: Source, facts: Facts) -> None:
         super().__init__()
-        if facts.tile is None or facts.patch is None or facts.num_prefix_tokens is None or facts.dim is None:
-            raise UserError(f"{facts.name}: tile, patch, prefix tokens or dim are not known: {facts}")
+        assert facts.tile and facts.patch and facts.num_prefix_tokens is not None and facts.dim
         self.model, self._run, self._channels_last = source.model, source.run, bool(facts.channels_last)
         self.name, self.depth, self.block = facts.name, facts.depth, facts.block
         self.any_size = facts.any_size
@@ -53,29 +51,18 @@ class Backbone(nn.Module):
         self.mean, self.std = _three(facts.mean, "mean", facts.name), _three(facts.std, "std", facts.name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (B, 3, h, w) to tokens (B, P + N, D): prefix first, then row by row."""
+        """Map normalised images (B, 3, h, w) to tokens (B, P + N, D): prefix first, then row by row."""
         return as_tokens(self._run(self.model, x), self._channels_last, self.num_prefix_tokens)
 
     def frozen(self) -> Backbone:
-        """The same weights in modules of their own: in evaluation mode, without gradients, the model left as it is.
+        """Return a copy that shares the weights, in evaluation mode and without gradients.
 
         Raises UserError for a model that cannot be copied.
         """
         try:
-            return twin(self).requires_grad_(False).eval()
+            return shared_copy(self).requires_grad_(False).eval()
         except UserError as error:
-            raise UserError(f"{error}; freeze it yourself and say frozen=False") from error
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
-        """As in any module; a GPU that is not there is a UserError instead of torch's assertion."""
-        try:
-            return super()._apply(fn, recurse)
-        except (AssertionError, RuntimeError) as error:
-            if torch.cuda.is_available() or "CUDA" not in str(error) and "NVIDIA" not in str(error):
-                raise
-            raise UserError(
-                f"{self.name} cannot move to a GPU: torch {torch.__version__} finds none; stay on 'cpu'"
-            ) from error
+            raise UserError(f"{error}; freeze it yourself and pass frozen=False") from error
 
     def extra_repr(self) -> str:
         return (
@@ -85,25 +72,23 @@ class Backbone(nn.Module):
 
 
 def find_backbone(model: Any, **given: Unpack[Given]) -> Backbone:
-    """The model as a `Backbone`, with its facts found and checked by a dry run on zeros.
+    """Wrap the model as a `Backbone`; a dry run on zeros finds and checks its facts.
 
     Args:
         model: a timm, torchvision or Hugging Face vision model, DINOv2 from torch.hub, or any callable
-            (B, 3, h, w) -> tokens (B, P + N, D), a map (B, D, rows, columns) or (B, rows, columns, D), or what
-            holds either (`outputs.features`).
-        tile: image side, or (height, width), in pixels. Needed for other callables. For the rest it is the
-            model's own (torchvision's CNNs do not tell: 224; a CNN's is rounded to whole strides), and another
-            one makes transformers that can interpolate their position table, in a copy where that is stored.
-        patch, num_prefix_tokens, mean, std: where they are not found or not right. A callable has no prefix
-            tokens and ImageNet's mean and std unless told otherwise.
-        block: take the tokens after this block, 1 to the model's depth; see the head of this file.
-        processor: a Hugging Face image processor; its image_mean and image_std are used. Without one they are
-            those of the family's published checkpoints.
+            (B, 3, h, w) -> tokens (B, P + N, D), a map (B, D, rows, columns) or (B, rows, columns, D), or an object
+            that holds either (`outputs.features`).
+        tile: image side, or (height, width), in pixels; required for other callables. Default: the model's own (224
+            for torchvision's CNNs; a CNN's is rounded to whole strides). Another tile interpolates a transformer's
+            position table, in a copy.
+        patch, num_prefix_tokens, mean, std: to correct the facts. Defaults for a callable: no prefix tokens,
+            ImageNet's mean and std.
+        block: return the tokens after this block, 1 to the model's depth.
+        processor: a Hugging Face image processor, for its image_mean and image_std. Default: those of the family's
+            published checkpoints.
 
-    The model given is not changed. Without `block` the backbone shares its modules; with `block` it holds a
-    deep copy of those that it needs. Dry runs are made in evaluation mode, which is then set back.
-
-    Raises UserError if a fact can neither be found nor is given, or does not fit what the model returns.
+    The model given is not changed. Without `block` the backbone shares its modules; with `block` it holds a deep copy
+    of those that it needs. Raises UserError if a fact is missing or does not fit the model's output.
     """
     asked = Facts().corrected(given)
     source = read_model(model, asked.block, asked.tile)
@@ -126,7 +111,7 @@ def find_backbone(model: Any, **given: Unpack[Given]) -> Backbone:
 
 
 def _read_at_tile(source: Source, facts: Facts, made_for: Size | None) -> Facts:
-    """The facts that a dry run at the tile adds; UserError if the model fails there or they do not fit."""
+    """Add the facts that a dry run at the tile finds; UserError if the model fails there or they do not fit."""
     size = facts.tile or (0, 0)
     try:
         shape = _dry_run(source, facts, size)
@@ -142,7 +127,7 @@ def _read_at_tile(source: Source, facts: Facts, made_for: Size | None) -> Facts:
 
 
 def _check_rest(facts: Facts, by_hand: bool) -> None:
-    """UserError for a tile by hand whose last rows or columns are in no token (a model's own may have a rest)."""
+    """Reject a given tile whose last rows or columns are in no token (a model's own tile may have a rest)."""
     (height, width), patch = facts.tile or (0, 0), facts.patch or 1
     if by_hand and (height % patch or width % patch):
         less, more = (
@@ -156,7 +141,7 @@ def _check_rest(facts: Facts, by_hand: bool) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """What the shape of an output tells."""
+    """The facts in the shape of an output."""
 
     patch: int
     num_prefix_tokens: int
@@ -165,17 +150,12 @@ class Found:
     channels_last: bool = False
 
     def added_to(self, facts: Facts) -> Facts:
-        return replace(
-            facts,
-            patch=self.patch,
-            num_prefix_tokens=self.num_prefix_tokens,
-            dim=self.dim,
-            channels_last=self.channels_last,
-        )
+        known = {"patch": self.patch, "num_prefix_tokens": self.num_prefix_tokens, "dim": self.dim}
+        return replace(facts, **known, channels_last=self.channels_last)
 
 
 def _try_other_size(source: Source, facts: Facts) -> Found | None:
-    """What an image of another size and shape gives, or None if the model takes its own only."""
+    """Return what an image of another size and shape gives, or None if the model accepts only its own."""
     other = PROBE
     if (p := facts.patch) is not None:  # a small one is quick
         other = (2 * p, 3 * p) if facts.tile != (2 * p, 3 * p) else (3 * p, 2 * p)
@@ -186,7 +166,7 @@ def _try_other_size(source: Source, facts: Facts) -> Found | None:
 
 
 def _dry_run(source: Source, facts: Facts, size: Size) -> tuple[int, ...]:
-    """Shape of the features of one black image."""
+    """Return the shape of the features of one black image."""
     like = next(source.model.parameters(), torch.empty(0))
     zeros = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
     with torch.no_grad():
@@ -194,7 +174,7 @@ def _dry_run(source: Source, facts: Facts, size: Size) -> tuple[int, ...]:
 
 
 def _read(facts: Facts, shape: tuple[int, ...], size: Size) -> Found:
-    """What an output's shape says beside what is known; UserError if it does not fit."""
+    """Read the facts in an output's shape; UserError if they contradict the known ones."""
     if len(shape) == 3:
         return _read_tokens(facts, shape, size)
     if len(shape) == 4:
@@ -250,7 +230,7 @@ def _whole_strides(side: int, stride: int) -> int:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; each module's own mode again afterwards."""
+    """Switch to evaluation mode, and back to each module's own mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -261,14 +241,12 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _three(values: Any, what: str, name: str) -> tuple[float, ...]:
-    """A mean or a std, as a sequence or an array; UserError for what images cannot be normalised with."""
+    """Check a mean or std, given as a sequence or an array."""
     try:
         numbers = tuple(float(v) for v in values)
     except (TypeError, ValueError):  # one number, or no numbers
-        raise UserError(f"{name}: {what}: found {values!r}, expected 3 numbers (RGB in 0 to 1)") from None
-    if len(numbers) != 3:
-        raise UserError(f"{name}: found {len(numbers)} numbers as {what}, expected 3 (RGB in 0 to 1)")
-    if not all(math.isfinite(v) and (what == "mean" or v > 0) for v in numbers):
+        raise UserError(f"{name}: {what}: expected 3 numbers (RGB in 0 to 1), got {values!r}") from None
+    if len(numbers) != 3 or not all(math.isfinite(v) and (what == "mean" or v > 0) for v in numbers):
         kind = "finite" if what == "mean" else "positive"
-        raise UserError(f"{name}: {what}: found {numbers}, expected 3 {kind} numbers (RGB in 0 to 1)")
+        raise UserError(f"{name}: {what}: expected 3 {kind} numbers (RGB in 0 to 1), got {numbers}")
     return numbers

@@ -1,7 +1,7 @@
-"""Tensors on their way to a device, and batches that its memory holds.
+"""Move tensors to a device, and find the batch size that fits its memory.
 
 moved(images, torch.device("cuda"))                  # through pinned memory, without waiting
-outputs, most = fitting(encode, images, 64)          # 64 images a call, fewer where the memory is full
+outputs, most = fitting(encode, images, 64)          # 64 images a call, fewer if the memory is full
 """
 
 from collections.abc import Callable
@@ -13,20 +13,16 @@ from s2robot.common.errors import UserError
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; to a GPU through pinned memory, so that nobody waits for the copy."""
+    """Move a tensor to the device; to a GPU asynchronously, through pinned memory."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def fitting(call: Callable[[Tensor], Tensor], rows: Tensor, at_once: int) -> tuple[list[Tensor], int]:
-    """`call` on the rows (B, ...), so many at once; half as many from where a GPU's memory is full.
+    """Call a function on the rows (B, ...) in batches; halve the batch when a GPU's memory is full.
 
-    Returns:
-        What the calls gave, and how many rows the last of them were allowed.
-
-    Raises:
-        UserError: a single row is too much.
+    Returns the outputs and the last batch size. Raises UserError if a single row does not fit.
     """
     outputs: list[Tensor] = []
     begin = 0
@@ -35,8 +31,8 @@ def fitting(call: Callable[[Tensor], Tensor], rows: Tensor, at_once: int) -> tup
         if out is None:
             if at_once == 1:
                 raise UserError(
-                    f"the GPU's memory does not hold one frame of {tuple(rows.shape[1:])}; smaller encoder.sizes or a "
-                    "smaller encoder will do, or features.device=cpu"
+                    f"the GPU's memory is too small for one frame of {tuple(rows.shape[1:])}; use smaller "
+                    "encoder.sizes, a smaller encoder, or features.device=cpu"
                 )
             at_once = (at_once + 1) // 2
             continue
@@ -49,6 +45,6 @@ def _tried(call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor | None:
     try:
         return call(rows)
     except torch.cuda.OutOfMemoryError:
-        pass  # what the failed call held is let go of with its traceback, here
+        pass  # leaving this block releases the memory that the traceback holds
     torch.cuda.empty_cache()
     return None

@@ -1,4 +1,4 @@
-"""What S2 has to know of a vision model: the facts, told by its library, given by hand or found by a dry run."""
+"""The facts that S2 needs about a vision model, from its library, from the user or from a dry run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Given(TypedDict, total=False):
-    """The facts that may be given by hand, as keywords of `find_backbone`, `S2` and `S2Encoder`; None is not given."""
+    """Facts that the user may give as keywords of `find_backbone`, `S2` and `S2Encoder`; None means not given."""
 
     tile: int | Size | None
     patch: int | None
@@ -27,19 +27,19 @@ class Given(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a vision model; None is not known, or still to be found.
+    """The facts of a vision model; None means unknown.
 
     Attributes:
-        name: for people.
+        name: for messages.
         tile: (height, width) in pixels that the model was made for.
-        patch: side in pixels of the square that a token stands for (the stride).
+        patch: side in pixels of a token's square (the stride).
         num_prefix_tokens: CLS, distillation and register tokens at the front, P.
         dim: channels of a token, D.
         mean, std: of RGB in 0 to 1, as the model was trained with.
-        depth: how many blocks `block` can count in the model as it came.
-        block: the block after which the tokens are taken; None for the model's own end.
+        depth: the number of blocks that `block` can select.
+        block: the block after which the tokens are taken; None for the model's end.
         channels_last: of maps, (B, rows, columns, D).
-        any_size: images of other sizes, whole multiples of the patch, are taken too.
+        any_size: whether the model accepts other sizes, in multiples of the patch.
     """
 
     name: str = "model"
@@ -55,24 +55,22 @@ class Facts:
     any_size: bool = False
 
     def corrected(self, given: Given) -> Facts:
-        """With what was given by hand in place of what was told."""
+        """Return these facts with those of the user in their place."""
         processor = given.get("processor")
         processor = getattr(processor, "image_processor", processor)
-        told = {} if processor is None else {"mean": processor.image_mean, "std": processor.image_std}
-        told |= {k: v for k, v in given.items() if v is not None and k != "processor"}
-        if "tile" in told:
-            told["tile"] = pair(told["tile"], "tile")
+        new = {} if processor is None else {"mean": processor.image_mean, "std": processor.image_std}
+        new |= {k: v for k, v in given.items() if v is not None and k != "processor"}
+        if "tile" in new:
+            new["tile"] = pair(new["tile"], "tile")
         for name, least in (("patch", 1), ("num_prefix_tokens", 0)):
-            if name in told and not (hasattr(told[name], "__index__") and told[name] >= least):
-                raise UserError(f"{name}: found {told[name]!r}, expected a whole number of at least {least}")
-        return replace(self, **told)
+            if name in new and not (hasattr(new[name], "__index__") and new[name] >= least):
+                raise UserError(f"{name}: expected an integer >= {least}, got {new[name]!r}")
+        return replace(self, **new)
 
 
 def pair(size: Any, what: str) -> Size:
-    """A side or (height, width) as (height, width); UserError, naming `what`, unless both are whole and at least 1."""
+    """Return a side or (height, width) as (height, width); UserError, naming `what`, unless both are integers >= 1."""
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or not all(hasattr(side, "__index__") and side >= 1 for side in sides):
-        raise UserError(
-            f"{what}: found {size!r}, expected a positive whole number of pixels or (height, width)"
-        )
+        raise UserError(f"{what}: expected pixels >= 1, an integer or (height, width), got {size!r}")
     return int(sides[0]), int(sides[1])

@@ -1,30 +1,29 @@
-"""Frozen models in the form that is fastest on this device, with the same features.
+"""Copy a frozen model into the fastest form for its device, with the same features.
 
-    fast = prepare(vit)                            # the default mode: bfloat16 where the device multiplies in it
+    fast = prepare(vit)                            # bfloat16 where the device supports it in hardware
     fast = prepare(vit, dtype=torch.float32)       # features equal to 1e-5
-    fast(images)                                   # same call, same type of result as vit(images)
+    fast(images)                                   # same call, same dtype of the result as vit(images)
 
-What is done on a CPU, and why (figures in docs/s2.md, from benchmarks/s2.py):
+On a CPU (figures from benchmarks/s2.py):
 
-* Weights of linear layers are packed once for oneDNN. In float32 torch calls MKL otherwise, which keeps to AVX2 on
-  AMD processors and so to half the rate. A GELU behind a linear layer is computed as its results are stored.
-* Attention of timm's transformers in bfloat16 is two batched products with a softmax between, a few images at
-  a time: the fused kernel of the CPU multiplies at a seventh of the machine's rate.
+* Weights of linear layers are packed once for oneDNN. In float32 torch would call MKL, which uses only AVX2 on AMD
+  processors, at half the speed. A GELU after a linear layer is fused into it.
+* Attention of timm's transformers in bfloat16 is two batched products and a softmax, a few images at a time: the
+  fused CPU kernel runs at a seventh of the machine's speed.
 * Convolutional networks run in channels-last order.
-* Large batches are computed in parts whose activations stay in the cache.
+* Large batches are split into parts whose activations stay in the cache.
 
-By hand, since torch's own packing (torch.utils.mkldnn, inductor's freezing) changes a model in place or compiles it.
-Nothing is compiled: torch.compile with frozen weights was no faster on ViT-B and takes 10 s and a C++ compiler.
-A prepared model may be compiled all the same; then its layers are the plain ones. Nothing is timed either, so
-that one machine always computes the same features.
+Nothing is compiled (torch.compile with frozen weights was no faster on ViT-B) and nothing is timed, so a machine always
+computes the same features. A compiled prepared model uses plain layers.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +31,15 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from s2robot.backbones.twin import Module, twin
 from s2robot.common.errors import UserError
 
 PIXELS_PER_CALL = 10 * 224 * 224  # on a CPU; ViT-B is at its best from 4 to 10 tiles
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where the device multiplies matrices in it (CPU with avx512_bf16 or AMX, NVIDIA from Ampere on),
-    else float32."""
+    """Return bfloat16 if the device multiplies in it (CPU with avx512_bf16 or AMX, NVIDIA since Ampere), else float32."""
     device = torch.device(device)
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -66,27 +64,23 @@ def packs() -> bool:
 
 
 def prepare(model: Module, dtype: Any = "auto") -> Module:
-    """A copy of a model for inference in the fastest form that keeps its features.
+    """Copy a model for inference into the fastest form that keeps its features.
 
     Args:
-        model: on the device where it is to run. It is left as it is; the copy has its class and attributes.
+        model: on the device where it will run. It is not changed; the copy has its class and attributes.
         dtype: "auto" for `default_dtype` of that device, or torch.float32, torch.bfloat16, torch.float16.
 
-    The copy is in evaluation mode and no parameter has a gradient. It takes floating point images of any type
-    and gives the type that it was given. Features in float32 differ by up to 1e-5, those in bfloat16 have a
-    cosine of 0.999 or more to them. It shares no memory with the model, so what the model learns later is not in it:
-    packed, reordered and converted weights could not follow, and those of one moment belong together. Packed weights
-    take as much memory again. Raises UserError for another dtype, for what is no module and for a model that cannot be
-    copied.
+    The copy is in evaluation mode without gradients. It accepts floating point images of any dtype and returns that
+    dtype. Features in float32 differ by up to 1e-5, those in bfloat16 have a cosine of at least 0.999. The copy shares
+    no memory with the model, because packed weights could not follow later changes. Packed weights take as much memory
+    again. Raises UserError for another dtype and for a model that cannot be copied.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"prepare: found a {type(model).__name__}, expected an nn.Module")
     first = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0))
     if dtype == "auto":
         dtype = default_dtype(first.device)
     if dtype not in DTYPES:
         known = ", ".join(str(d) for d in DTYPES)
-        raise UserError(f"inference dtype: found {dtype!r}, expected 'auto' or one of {known}")
+        raise UserError(f"dtype: expected 'auto' or one of {known}, got {dtype!r}")
     fast = _converted(model, dtype).eval()
     on_cpu = first.device.type == "cpu"
     layout = torch.contiguous_format
@@ -103,7 +97,7 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
 
 
 def _timm_layers() -> Any:
-    """Our module on timm's layers; None if timm is not loaded, when no model can be of its kind."""
+    """Import `timm_layers`, or return None if timm is not loaded and so no model can use it."""
     if "timm.models.vision_transformer" not in sys.modules:
         return None  # importing it takes longer than torch
     from s2robot.backbones import timm_layers
@@ -112,15 +106,32 @@ def _timm_layers() -> Any:
 
 
 def _converted(model: Module, dtype: torch.dtype) -> Module:
-    """A copy whose tensors are of a type, all of them new. Batch statistics keep theirs: rounding them would shift whole
-    channels."""
+    """Copy all tensors to a dtype, except batch norms: rounding their statistics would shift whole channels."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    kept = {id(t) for m in norms for t in (*m.parameters(), *m.buffers())}
+    exact = {id(t) for m in norms for t in (*m.parameters(), *m.buffers())}
 
     def converted(t: Tensor) -> Tensor:
-        return t.to(dtype if t.is_floating_point() and id(t) not in kept else t.dtype, copy=True)
+        return t.to(dtype if t.is_floating_point() and id(t) not in exact else t.dtype, copy=True)
 
-    return twin(model, converted)
+    return shared_copy(model, converted)
+
+
+def shared_copy(model: Module, convert: Callable[[Tensor], Tensor] = lambda t: t) -> Module:
+    """Copy a model without gradients; its tensors share the model's memory unless `convert` returns new ones.
+
+    Raises UserError for a model that cannot be copied.
+    """
+    memo: dict[int, Any] = {}  # deepcopy does not copy what is in its memo
+    for t in (*model.parameters(), *model.buffers()):
+        new = convert(t).detach()
+        memo[id(t)] = nn.Parameter(new, requires_grad=False) if isinstance(t, nn.Parameter) else new
+    try:
+        with torch.no_grad():  # scripted modules clone what is not in the memo
+            return copy.deepcopy(model, memo)
+    except Exception as error:  # modules may hold anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        name = getattr(model, "name", None) or type(model).__name__
+        raise UserError(f"{name} cannot be copied ({reason})") from error
 
 
 def _forward(
@@ -130,10 +141,7 @@ def _forward(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """The model's forward on images (B, 3, h, w) of any floating type, on a CPU in parts of `PIXELS_PER_CALL`.
-
-    Where they are counts, not where the model was prepared: it may have been moved to a GPU since.
-    """
+    """Run the model on images (B, 3, h, w) of any floating dtype, on a CPU in parts of `PIXELS_PER_CALL`."""
     given = next(a.dtype for a in (*args, *kwargs.values(), torch.empty(0)) if _is_float(a))
 
     def cast(x: Any) -> Any:
@@ -165,15 +173,15 @@ def _is_float(x: Any) -> bool:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer, with a GELU behind it if so asked, whose weight oneDNN has packed. Plain on another device,
-    in another type, while compiling and where a gradient is wanted."""
+    """A linear layer with a packed weight and an optional GELU. Runs as a plain layer on another device, in another
+    dtype, while compiling and with gradients."""
 
     _packed: Tensor | None
     gelu: str | None  # "none" (exact) or "tanh"
 
     @staticmethod
     def from_linear(layer: nn.Linear, gelu: str | None = None) -> None:
-        """Turn a linear layer into a packed one, in place: whoever holds it keeps it."""
+        """Turn a linear layer into a packed one, in place."""
         layer.__class__ = PackedLinear
         assert isinstance(layer, PackedLinear)  # for the type checker
         layer.gelu = gelu
@@ -210,7 +218,7 @@ class PackedLinear(nn.Linear):
 
 
 def _pack(model: nn.Module) -> None:
-    """Pack every plain linear layer, in place; a GELU that takes its output directly becomes part of it."""
+    """Pack every plain linear layer, in place, together with a GELU that takes its output directly."""
     timm_layers = _timm_layers()
     for module in list(model.modules()):
         pairs: list[tuple[nn.Module, str]] = []

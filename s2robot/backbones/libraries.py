@@ -1,12 +1,10 @@
-"""What timm, torchvision, Hugging Face and torch.hub tell of their vision models before one has run.
+"""Read the facts of a timm, torchvision, Hugging Face or torch.hub vision model without running it.
 
     source = read_model(timm.create_model("resnet18"), block=3)
-    source.run(source.model, images)       # the output of the third stage; the fourth is not there
+    source.run(source.model, images)       # the output of the third stage; the fourth is removed
 
-By hand, since each library has a way of its own (timm's forward_intermediates, torchvision's feature_extraction,
-transformers' AutoBackbone) and none reads another's models; blocks that are cut off here take no memory either.
-`s2robot.backbones.backbone.find_backbone` is what to use; this file knows the libraries' names and layouts for it.
-transformers is not imported: its models are known by their config.
+`s2robot.backbones.backbone.find_backbone` is the interface. transformers is not imported: its models are recognised by
+their config.
 """
 
 from __future__ import annotations
@@ -29,35 +27,41 @@ Run = Callable[[nn.Module, Tensor], Any]
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Mean and std of the published checkpoints of a Hugging Face family, by config.model_type. "vit" is Google's;
-# Facebook's (DINO, MAE) have ImageNet's, which only their name tells.
+# Facebook's (DINO, MAE) use ImageNet's, which only their name shows.
 HUGGING_FACE = (
     dict.fromkeys(("vit", "beit", "siglip_vision_model", "siglip2_vision_model"), HALF)
     | dict.fromkeys(("clip_vision_model", "metaclip_2_vision_model"), CLIP)
     | dict.fromkeys(("deit", "vit_msn", "ijepa", "dinov2", "dinov2_with_registers", "dinov3_vit"), IMAGENET)
     | dict.fromkeys(("dinov3_convnext", "convnext", "convnextv2", "resnet", "swin"), IMAGENET)
 )
-STAGES = ("blocks", "stages", "layers")  # where timm's models keep their blocks
-LIBRARIES = ("torch.nn.", "timm.", "torchvision.", "transformers.", "dinov2.", "s2robot.")  # code by version
+STAGES = ("blocks", "stages", "layers")  # the attribute that holds a timm model's blocks
+LIBRARIES = (
+    "torch.nn.",
+    "timm.",
+    "torchvision.",
+    "transformers.",
+    "dinov2.",
+    "s2robot.",
+)  # source not in `structure`
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model, how to get its features, and what its library tells of it."""
+    """A model, a function that runs it, and the facts that its library provides."""
 
     model: nn.Module
     run: Run
     facts: Facts
-    try_sizes: bool = True  # may be run on another size to see if it takes it
+    try_sizes: bool = True  # may be run on another size
 
 
 def read_model(model: Any, block: int | None = None, size: Size | None = None) -> Source:
-    """What is known of a model, cut after `block` and made for images of `size` where it can be.
+    """Read a model, cut after `block` and resampled for images of `size` where possible, in a copy.
 
-    The model is not changed: what has to be cut or resampled is copied first.
-    Raises UserError for what is no model, and for a block that it does not have.
+    Raises UserError for an object that is not callable, and for a missing block.
     """
     if not callable(model):
-        raise UserError(f"expected a model or another callable, found a {type(model).__name__}")
+        raise UserError(f"model: expected a model or another callable, got a {type(model).__name__}")
     if isinstance(model, nn.Module):
         if any(c.__module__.startswith("torchvision.models.") for c in type(model).__mro__):
             return (
@@ -89,15 +93,15 @@ class Function(nn.Module):
         return self.function(x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Function:
-        return Function(self.function)  # a method's copy would bring a copy of all that it belongs to
+        return Function(self.function)  # a method's deep copy would copy its object
 
 
 def structure(model: nn.Module) -> str | None:
-    """What a model's code and settings make of its weights, the same on every machine; None where its code is not found.
+    """Describe a model's code and settings, the same on every machine; None if its source is not available.
 
-    Of a library's layers it is their names and numbers: attention heads are in no weight and in no layer's text. What
-    holds names of its library's version or of this machine (`fused_attn`, the path of a checkpoint) is left out. Of
-    classes from elsewhere it is the source as well, but not that of functions which they call.
+    Contains the layers' names and numbers (attention heads appear in no weight), without names that depend on the
+    library's version or the machine (`fused_attn`, a checkpoint's path), and the source of classes that come from no
+    known library, without the functions that they call.
     """
     modules = dict(model.named_modules())
     bases = {
@@ -108,15 +112,15 @@ def structure(model: nn.Module) -> str | None:
         return None
     try:
         code = sorted(inspect.getsource(base) for base in own)
-    except (OSError, TypeError):  # typed into an interpreter, or made by a program
+    except (OSError, TypeError):  # defined in an interpreter, or generated
         return None
     numbers = {
         name: {key: value for key, value in vars(module).items() if key[0] != "_" and _are_numbers(value)}
         for name, module in modules.items()
     }
-    told: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()  # Hugging Face's
-    told = {key: value for key, value in told.items() if key[0] != "_" and key != "transformers_version"}
-    return json.dumps([repr(model), numbers, told, code], sort_keys=True, default=str)
+    config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()  # Hugging Face's
+    config = {key: value for key, value in config.items() if key[0] != "_" and key != "transformers_version"}
+    return json.dumps([repr(model), numbers, config, code], sort_keys=True, default=str)
 
 
 def _are_numbers(value: Any) -> bool:
@@ -129,7 +133,7 @@ def _forward_features(model: Any, x: Tensor) -> Any:
 
 
 def _timm(model: Any, block: int | None, size: Size | None) -> Source:
-    """timm, our MVPViT (which is timm's ViT), and DINOv2 from torch.hub, which is close to it."""
+    """timm, our MVPViT (a subclass of timm's ViT), and DINOv2 from torch.hub."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     name = str(cfg.get("architecture") or type(model).__name__)
     embed: Any = getattr(model, "patch_embed", None) or getattr(model, "stem", None)  # MLP-Mixer: stem
@@ -160,13 +164,13 @@ def _timm(model: Any, block: int | None, size: Size | None) -> Source:
 
 
 def _timm_stages(model: Any) -> tuple[list[str], bool]:
-    """Names of the model's blocks or stages, and whether all give the same shape, as a transformer's do."""
+    """Return the names of the blocks or stages, and whether all have the same output shape, as in a transformer."""
     container = next(
         (a for a in STAGES if isinstance(getattr(model, a, None), nn.Sequential | nn.ModuleList)), None
     )
     if container:
         stages = [f"{container}.{child}" for child, _ in getattr(model, container).named_children()]
-    else:  # ResNet and RegNet keep theirs side by side
+    else:  # ResNet and RegNet: direct children
         stages = [child for child, _ in model.named_children() if child[:-1] in ("layer", "s")]
     if getattr(model, "chunked_blocks", False):  # torch.hub's DINOv2: each holds several blocks
         stages = []
@@ -183,10 +187,7 @@ def _interpolated(model: nn.Module, x: Tensor) -> Any:
 
 
 def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
-    """The part of the model that gives `last_hidden_state`, as the library gives it.
-
-    In CLIP that is before post_layernorm, elsewhere after the final norm.
-    """
+    """The part of the model that returns `last_hidden_state`: in CLIP before, elsewhere after the final norm."""
     model = getattr(model, "vision_model", model)  # of CLIP, SigLIP with their text side
     if "For" in type(model).__name__:  # ViTForImageClassification and the like: without the head
         model = model.base_model
@@ -233,7 +234,7 @@ def _torchvision_vit(model: Any, block: int | None) -> Source:
 
 
 def _torchvision(model: Any, block: int | None) -> Source:
-    """A torchvision classifier: the modules before its pooling, one after the other; the tile is 224 px."""
+    """A torchvision classifier: the modules before its pooling, in sequence; the tile is 224 px."""
     name = type(model).__name__
     steps: list[nn.Module] = []
     ends: list[int] = []  # after how many of the steps a stage is complete
@@ -273,21 +274,23 @@ def _check_block(name: str, block: int, depth: int) -> None:
 
 
 def _up_to(model: nn.Module, stages: Sequence[str], block: int, name: str, tail: bool) -> nn.Module:
-    """A deep copy without the stages (dotted names) after the block and, unless `tail`, what follows them."""
+    """Copy a model without the stages (dotted names) after the block and, unless `tail`, without what follows them."""
     _check_block(name, block, len(stages))
     gone = list(stages[block:])
     if not tail:
         children = [child for child, _ in model.named_children()]
         gone += children[children.index(stages[-1].split(".")[0]) + 1 :]
-    kept = {id(model.get_submodule(stage)) for stage in stages[:block]}
-    # deepcopy takes what stands in its memo for copied: what is removed costs no memory even for a moment
-    memo: dict[int, Any] = {id(m): nn.Identity() for m in map(model.get_submodule, gone) if id(m) not in kept}
-    twin = copy.deepcopy(model, memo)
+    needed = {id(model.get_submodule(stage)) for stage in stages[:block]}
+    # deepcopy does not copy what is in its memo, so removed modules cost no memory
+    memo: dict[int, Any] = {
+        id(m): nn.Identity() for m in map(model.get_submodule, gone) if id(m) not in needed
+    }
+    cut = copy.deepcopy(model, memo)
     path, in_container, _ = stages[0].rpartition(".")
     if in_container:
-        owner, attribute = twin.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+        owner, attribute = cut.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
         setattr(owner, attribute, getattr(owner, attribute)[:block])
-    return twin
+    return cut
 
 
 def _square(patch: Any, name: str) -> int:

@@ -1,4 +1,4 @@
-"""What vision models return, read in one way for all users of them."""
+"""Read the output of any vision model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from s2robot.common.errors import UserError
 
 
 def features(out: Any, num_prefix_tokens: int | None = None) -> Tensor:
-    """The features in what a model returned: a tensor, or the one that an object, mapping or tuple holds.
+    """Return the features in a model's output: a tensor, or the one that an object, mapping or tuple holds.
 
-    Taken in this order: the attribute or key last_hidden_state (Hugging Face), DINOv2's and v3's mapping from
-    torch.hub, the keys features and out, a mapping's only tensor, the first of a tuple.
+    In this order: the attribute or key last_hidden_state (Hugging Face), DINOv2's and v3's mapping from torch.hub, the
+    keys features and out, a mapping's only tensor, the first item of a tuple.
 
-    num_prefix_tokens: only DINO's mapping holds CLS and registers apart from the patches. They are put in front,
-    or left out if 0 is expected; None takes what there is.
-
-    Raises UserError that says what was found.
+    num_prefix_tokens: DINO's mapping holds CLS and registers apart from the patches; they come first, or are left out
+    if 0 is expected. None accepts any number.
     """
     if isinstance(out, Tensor):
         return out
@@ -43,13 +41,13 @@ def features(out: Any, num_prefix_tokens: int | None = None) -> Tensor:
     elif isinstance(out, tuple | list) and out and isinstance(out[0], Tensor):
         return out[0]
     raise UserError(
-        f"the model gives a {found}, expected a tensor or one as last_hidden_state; "
-        "wrap it in a function that returns its tokens"
+        f"the model's output: expected a tensor or an object with last_hidden_state, got a {found}; wrap the model in a "
+        "function that returns its tokens"
     )
 
 
 def _dino(parts: Mapping[str, Tensor], wanted: int | None) -> Tensor:
-    """CLS, registers and patches of one mapping in a row, (B, P + N, D)."""
+    """Concatenate CLS, registers and patches of a mapping, (B, P + N, D)."""
     patches = parts["x_norm_patchtokens"]
     if wanted == 0:
         return patches
@@ -57,14 +55,14 @@ def _dino(parts: Mapping[str, Tensor], wanted: int | None) -> Tensor:
     front = torch.cat([parts["x_norm_clstoken"][:, None], *registers], dim=1)  # (B, P, D)
     if wanted not in (None, front.shape[1]):
         raise UserError(
-            f"num_prefix_tokens: found {wanted}, the model gives {front.shape[1]} (CLS and "
-            f"{front.shape[1] - 1} registers); expected {front.shape[1]}, or 0 to leave them out"
+            f"num_prefix_tokens: expected {front.shape[1]} (CLS and {front.shape[1] - 1} registers), or 0 to leave "
+            f"them out, got {wanted}"
         )
     return torch.cat([front, patches], dim=1)
 
 
 def as_tokens(out: Any, channels_last: bool = False, num_prefix_tokens: int | None = None) -> Tensor:
-    """Tokens (B, P + N, D) from what a model returned: tokens, a map (4 dimensions), or what holds either."""
+    """Return tokens (B, P + N, D) from a model's output: tokens, a map, or an object that holds either."""
     out = features(out, num_prefix_tokens)
     if out.ndim == 4:
         return out.flatten(1, 2) if channels_last else out.flatten(2).transpose(1, 2)  # (B, N, D)

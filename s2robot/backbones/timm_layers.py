@@ -1,8 +1,4 @@
-"""timm's layers in their fast form. Apart from `inference`, which imports timm only for models that came from it.
-
-`torch.nn.functional.scaled_dot_product_attention` does the same; on a CPU in bfloat16 its kernel is slower by the
-figure in `inference`.
-"""
+"""Fast forms of timm's layers, in a module that imports timm; `inference` does so only for timm's models."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-_SCORES = 2**21  # attention scores at a time, 4 MiB in bfloat16: softmax finds them in the cache
+_SCORES = 2**21  # attention scores at a time: 4 MiB in bfloat16 stay in the cache
 
 
 class SplitAttention(Attention):
@@ -28,7 +24,7 @@ class SplitAttention(Attention):
         h, d = self.num_heads, self.head_dim
         outputs = []
         for qkv in self.qkv(x).view(b, n, 3, h, d).split(max(1, _SCORES // (h * n * n))):
-            # contiguous before the transposition below: the product takes it as it is, without a slow copy
+            # contiguous before the transposition below, which then needs no copy
             q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2).unbind(0)  # (b * h, N, d)
             scores = torch.bmm(q * self.scale, k.transpose(1, 2)).softmax(dim=-1)  # (b * h, N, N)
             out = torch.bmm(scores, v).view(-1, h, n, d).transpose(1, 2)  # (b, N, h, d)
@@ -37,7 +33,7 @@ class SplitAttention(Attention):
 
 
 def is_plain(attention: Attention) -> bool:
-    """Nothing but qkv, softmax and proj; what newer versions of timm may add is off."""
+    """Whether the attention is only qkv, softmax and proj, without options of newer timm versions."""
     parts = (attention.q_norm, attention.k_norm, getattr(attention, "norm", None))
     return getattr(attention, "gate", None) is None and all(
         part is None or isinstance(part, nn.Identity) for part in parts
@@ -52,5 +48,5 @@ def split_attention(model: nn.Module) -> None:
 
 
 def gelu_behind(module: nn.Module) -> tuple[nn.Module, str] | None:
-    """The linear layer of timm's MLP whose results go to its activation alone, and the activation's name."""
+    """Return the first layer of timm's MLP and the name of the activation behind it."""
     return (module.fc1, "act") if type(module) is Mlp else None

@@ -1,13 +1,13 @@
-"""Vision transformers in MVP's form, and the files their weights come in.
+"""MVP's vision transformers, and the files of their weights.
 
     vit = MVPViT(ViTSpec(img_size=128, patch_size=16, dim=192, depth=6, heads=6))
     vit(images).shape                      # (B, 1 + 64, 192), the CLS token first
     vit = load_mvp("vitb-mae-egosoup", "mae_pretrain_egosoup_vit_base.pth")
     vit, recipe = load_encoder("mvp-tiny.safetensors")
 
-The architecture is timm's VisionTransformer as used by MVP (https://github.com/ir413/mvp): LayerNorm eps 1e-6
-and a fixed sin-cos position table. MVP's ViT-S has 12 heads where timm's has 6; weights fit either, the
-features do not, so the specs are spelled out here.
+The architecture is timm's VisionTransformer as MVP uses it (https://github.com/ir413/mvp): LayerNorm eps 1e-6 and a
+fixed sin-cos position table. MVP's ViT-S has 12 heads, timm's has 6. The weights fit both, but the features differ, so
+the specs are explicit here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from s2robot.common.errors import UserError
 from s2robot.common.files import replacing
 
-RECIPE_KEY = "s2robot"  # the key in a safetensors header under which the recipe (JSON) travels
+RECIPE_KEY = "s2robot"  # the key of the recipe (JSON) in a safetensors header
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,15 @@ class ViTSpec:
 
     def __post_init__(self) -> None:
         for key, value in asdict(self).items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"encoder.{key}: found {value!r}, expected a whole number of at least 1")
-        if self.img_size % self.patch_size:
-            raise UserError(
-                f"encoder.img_size {self.img_size} is not a multiple of patch_size {self.patch_size}"
-            )
-        if self.dim % self.heads:
-            raise UserError(f"encoder.dim {self.dim} is not a multiple of heads {self.heads}")
-        if self.dim % 4:
-            raise UserError(f"encoder.dim {self.dim} is not a multiple of 4, which the position table needs")
+            if type(value) is not int or value < 1:
+                raise UserError(f"encoder.{key}: expected an integer >= 1, got {value!r}")
+        for key, of, divisor in (
+            ("img_size", "patch_size", self.patch_size),
+            ("dim", "heads", self.heads),
+            ("dim", "the position table", 4),
+        ):
+            if (found := getattr(self, key)) % divisor:
+                raise UserError(f"encoder.{key}: expected a multiple of {divisor} ({of}), got {found}")
 
     @property
     def grid(self) -> int:
@@ -63,7 +62,7 @@ class ViTSpec:
 
 @dataclass(frozen=True)
 class Published:
-    """A checkpoint that MVP published: its spec, its file name and that file's md5."""
+    """The spec, file name and md5 of a checkpoint that MVP published."""
 
     spec: ViTSpec
     file: str
@@ -80,18 +79,13 @@ PUBLISHED: dict[str, Published] = {
         ("vits-mae-in", _SMALL, "mae_pretrain_imagenet_vit_small", "29a004bd4332f97cd22f55c1da26bc15"),
         ("vits-sup-in", _SMALL, "sup_pretrain_imagenet_vit_small", "f8f23ba960af1017783c9b975875d36d"),
         ("vitb-mae-egosoup", _BASE, "mae_pretrain_egosoup_vit_base", "526093597ac1dc55df618bcbdfe8da4a"),
-        (
-            "vitl-256-mae-egosoup",
-            _LARGE,
-            "mae_pretrain_egosoup_vit_large_256",
-            "5352b0b6c04f044f67eba41b667fcde6",
-        ),
+        ("vitl-256-mae-egosoup", _LARGE, "mae_pretrain_egosoup_vit_large_256", "5352b0b6c04f044f67eba41b667fcde6"),
     )
-}
+}  # fmt: skip
 
 
 def sincos_2d(dim: int, grid: int, cls_token: bool = True) -> Tensor:
-    """MAE's fixed position table, (1, cls + grid * grid, dim) float32; the CLS row is zero.
+    """Return MAE's fixed position table, (1, cls + grid * grid, dim) float32; the CLS row is zero.
 
     As in MAE, the first half of the channels encodes the column and the second half the row.
     """
@@ -129,10 +123,7 @@ class MVPViT(VisionTransformer):
         self.pos_embed.requires_grad_(False)
 
     def forward(self, x: Tensor, block: int | None = None) -> Tensor:
-        """Images (B, 3, H, W), normalised, to tokens (B, 1 + N, D): CLS first, after the final norm.
-
-        With `block` = k the tokens are taken after the k-th block (1 to depth) instead of the last.
-        """
+        """Map normalised images (B, 3, H, W) to tokens (B, 1 + N, D): CLS first, after block `block` and the final norm."""
         x = self._pos_embed(self.patch_embed(x))  # (B, 1 + N, D)
         for layer in self.blocks[:block]:
             x = layer(x)
@@ -140,7 +131,7 @@ class MVPViT(VisionTransformer):
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash of names, types, shapes and values of a state dict, whatever file it came from."""
+    """Hash the names, dtypes, shapes and values of a state dict."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -150,7 +141,7 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights; anything missing, unexpected or of another shape is a UserError that names it."""
+    """Load weights; a missing, unexpected or differently shaped tensor is a UserError that names it."""
     own = model.state_dict()
     problems = []
     if missing := sorted(set(own) - set(state)):
@@ -173,7 +164,7 @@ def _some(names: list[str], limit: int = 4) -> str:
 
 
 def read_torch(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a .pth file, bare or under "model"; no pickled code runs."""
+    """Read the state dict in a .pth file, bare or under "model"; no pickled code runs."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
@@ -184,21 +175,20 @@ def read_torch(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a readable weights file: {reason[0]}") from error
     state = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        found = type(content).__name__
-        raise UserError(f'{path}: expected {{"model": state_dict}}, found a {found} of another form')
+        raise UserError(f'{path}: expected {{"model": state_dict}}, got another {type(content).__name__}')
     return dict(state)
 
 
 def is_pretraining_key(name: str) -> bool:
-    """True for what an MAE checkpoint holds beyond the encoder: decoder, mask token, classifier head."""
+    """Whether a key of an MAE checkpoint is not the encoder's: decoder, mask token, classifier head."""
     return name == "mask_token" or name.startswith(("decoder_", "decoder.", "head."))
 
 
 def load_mvp(name: str, path: str | Path, check_md5: bool = True) -> tuple[MVPViT, list[str]]:
-    """One of MVP's published checkpoints from a local file, and the names of the keys left out.
+    """Load one of MVP's published checkpoints from a local file; returns it and the names of the dropped keys.
 
-    Decoder, mask token and head are left out; any other difference is a UserError, as is another md5
-    than the published one unless `check_md5` is False.
+    Decoder, mask token and head are dropped; any other difference is a UserError, and so is another md5 unless
+    `check_md5` is False.
     """
     published = PUBLISHED[name]
     path = Path(path)
@@ -219,10 +209,7 @@ def load_mvp(name: str, path: str | Path, check_md5: bool = True) -> tuple[MVPVi
 def save_encoder(
     vit: MVPViT, path: str | Path, recipe: Mapping[str, object], dtype: torch.dtype = torch.float32
 ) -> str:
-    """Write weights and recipe to one safetensors file, atomically; returns the weights' sha256.
-
-    With dtype bfloat16 the file is half as large, and an encoder that computes in bfloat16 loses nothing.
-    """
+    """Write weights and recipe to one safetensors file, atomically; returns the weights' sha256."""
     path = Path(path)
     state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in vit.state_dict().items()}
     sha256 = weights_sha256(state)
@@ -233,7 +220,7 @@ def save_encoder(
 
 
 def load_encoder(path: str | Path) -> tuple[MVPViT, dict]:
-    """An encoder that `save_encoder` wrote, and its recipe; the weights are checked against their sha256."""
+    """Load an encoder that `save_encoder` wrote, and its recipe; the weights' sha256 is checked."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such encoder file; `s2robot pretrain` makes one")
@@ -249,10 +236,8 @@ def load_encoder(path: str | Path) -> tuple[MVPViT, dict]:
         recipe = json.loads(header)
         spec, sha256 = ViTSpec(**recipe["spec"]), recipe["sha256"]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: found a header that is no recipe of `s2robot pretrain` ({type(error).__name__}: {error}), expected "
-            "one with spec and sha256"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: expected a recipe with spec and sha256, got another ({reason})") from error
     vit = MVPViT(spec)
     load_strict(vit, state, str(path))
     if (found := weights_sha256(state)) != sha256:

@@ -1,4 +1,4 @@
-"""The encoder that a config describes.
+"""Build the encoder that a config describes.
 
 build_encoder({"name": "mvp-tiny", "scales": [1, 2]})
 build_encoder({"name": "timm:vit_small_patch14_dinov2", "checkpoint": "dinov2.safetensors", "img_size": 112})
@@ -26,12 +26,12 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.policies.settings import read_settings
 from s2robot.s2.layout import scales_of
 
-OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # made by `s2robot pretrain`
+OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # from `s2robot pretrain`
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What a config says of an encoder; `null` is the default of each.
+    """The settings of an encoder; `null` selects each default.
 
     Args:
         name: "mvp-tiny", "mvp-tiny-s2", "mvp-small", "efficientnet_lite0", a published MVP checkpoint or "timm:<model>".
@@ -41,10 +41,10 @@ class EncoderSettings:
         scales: the same as multiples of the tile (1 and 2).
         resolution: of the larger sizes: native, or upsampled from the first.
         pool: tokens, or mean.
-        dtype: of the arithmetic, float32 or bfloat16.
-        block: the block whose output is taken, 1 = the first; None = the last.
-        img_size: the tile, for timm models alone, if it is not the model's own.
-        check_md5: refuse an MVP file whose md5 is not the published one.
+        dtype: of the computation, float32 or bfloat16.
+        block: the block whose output is used, 1 = the first; None = the last.
+        img_size: the tile, for timm models, if it is not the model's own.
+        check_md5: reject an MVP file whose md5 is not the published one.
     """
 
     name: str
@@ -66,18 +66,16 @@ class EncoderSettings:
             raise UserError(f"encoder: give sizes {list(self.sizes)} or scales {list(self.scales)}, not both")
         if self.scales is not None:
             scales_of(self.scales, "encoder.scales")
-        if self.checkpoint == "":  # a shell's variable that is not set
+        if self.checkpoint == "":  # an unset shell variable
             raise UserError("encoder.checkpoint: found '', expected a weights file, or null for the default")
         if self.img_size is not None and not self.name.startswith("timm:"):
             raise UserError(f"encoder.img_size: {self.name} has its own; the key is for timm models")
 
 
 def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = None) -> S2Encoder:
-    """The encoder that a config describes: the keys of `EncoderSettings`.
+    """Build the encoder of a config with the keys of `EncoderSettings`; UserError names a wrong key.
 
-    tuned: weights that a training has changed, by the model's names, in place of those of the file.
-
-    Raises UserError naming the key, what was found and what was expected.
+    tuned: fine-tuned weights, by the model's names, that replace those of the file.
     """
     settings = read_settings(EncoderSettings, cfg, "encoder", UserError)
     backbone = backbone_of(settings)
@@ -88,7 +86,7 @@ def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = N
 
 
 def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
-    """Those of `S2Encoder` besides the model."""
+    """Return the arguments of `S2Encoder` besides the model."""
     timm = WHEELS[settings.name][0] if settings.name in WHEELS else settings.name.partition("timm:")[2]
     given = {key: getattr(settings, key) for key in ("pool", "dtype", "resolution")}
     return {
@@ -100,7 +98,7 @@ def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
 
 
 def backbone_of(settings: EncoderSettings) -> Backbone:
-    """The model alone, with the weights of its file."""
+    """Return the model alone, with the weights of its file."""
     name, checkpoint = settings.name, settings.checkpoint
     model: nn.Module
     if name.startswith("timm:"):
@@ -127,7 +125,7 @@ def backbone_of(settings: EncoderSettings) -> Backbone:
 
 
 def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
-    """A timm model with weights from a local .safetensors or .pth file; without one those of timm, from its hub."""
+    """Load a timm model with weights from a local .safetensors or .pth file, or else from timm's hub."""
     import timm  # takes longer than torch
 
     if not timm.is_model(name):
@@ -157,7 +155,7 @@ def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
         state = as_timm(read_torch(path))
     head = model.default_cfg.get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
-    # counters of training, which some files leave out; nothing reads them
+    # counters of training, missing in some files and never read
     counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
     dropped = {f"{part}.{kind}" for part in heads for kind in ("weight", "bias")}
     load_strict(model, counters | {k: v for k, v in state.items() if k not in dropped}, str(path))
@@ -165,11 +163,11 @@ def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
 
 
 def _own(name: str, checkpoint: str | Path | None) -> MVPViT:
-    """An encoder that `s2robot pretrain` made, from a file or from the package."""
+    """Load an encoder that `s2robot pretrain` wrote, from a file or from the package."""
     shipped = weights_dir() / f"{name}.safetensors"
     if checkpoint is None and not shipped.is_file():
         raise UserError(
-            f"encoder {name}: found no {shipped}; take it from the repository (an installed wheel leaves the largest "
-            f"weights out) or make it with `s2robot pretrain pretrain={name}`, and name it as encoder.checkpoint"
+            f"encoder {name}: {shipped} does not exist (the wheel does not contain the largest weights); set "
+            f"encoder.checkpoint to the repository's file or to that of `s2robot pretrain pretrain={name}`"
         )
     return load_encoder(checkpoint or shipped)[0]

@@ -1,9 +1,9 @@
-"""The frames of several cameras, each of its own size, as one array of features.
+"""Encode the frames of several cameras, each of its own size, into one array.
 
     encode_cameras(encoder.encode, [hand, top]).shape     # uint8 (B, 64, 64, 3) and (B, 48, 64, 3) -> (B, 2, N, D)
 
-A camera of another shape has a token map of another size. N is the most that any has; the others are filled up with
-zeros, and what reads them knows how many are each camera's own (`PolicySpec.counts`).
+N is the token count of the camera that has the most; the others are padded with zeros. `PolicySpec.counts` stores each
+camera's own count.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ Encode = Callable[[np.ndarray], Any]  # uint8 (B, H, W, 3) -> (B, N, D)
 
 
 def encode_cameras(encode: Encode, frames: Sequence[np.ndarray]) -> Tensor:
-    """One uint8 (B, H, W, 3) a camera -> features (B, cameras, N, D)."""
+    """Encode one uint8 (B, H, W, 3) a camera into features (B, cameras, N, D)."""
     if len({seen.shape for seen in frames}) == 1:
         together = np.stack(frames, 1)  # (B, C, H, W, 3)
         tokens = torch.as_tensor(encode(together.reshape(-1, *together.shape[2:])))
@@ -28,11 +28,11 @@ def encode_cameras(encode: Encode, frames: Sequence[np.ndarray]) -> Tensor:
 
 
 def stack_padded(tokens: Sequence[Tensor]) -> Tensor:
-    """Tokens (B, N_c, D) of each camera -> (B, cameras, N, D), zeros behind the fewer ones."""
+    """Stack tokens (B, N_c, D) of each camera as (B, cameras, N, D), padded with zeros."""
     most = max(x.shape[1] for x in tokens)
     return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, most - x.shape[1])) for x in tokens], 1)
 
 
 def token_maps(encoder: S2Encoder, sizes: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]]:
-    """Rows and columns of each camera's token map, from (H, W) of its frames."""
+    """Return rows and columns of each camera's token map, from (H, W) of its frames."""
     return [encoder.map_of(*size) for size in sizes.values()]

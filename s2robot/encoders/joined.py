@@ -1,4 +1,4 @@
-"""The features of several datasets as one array, each where it lies: on disk, shared by all that map the file.
+"""Index the features of several datasets as one array, without copying the memory-mapped files.
 
 features = Joined([cache_a.features, cache_b.features])
 features.shape                      # (M_a + M_b, C, N, D)
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Joined:
-    """Arrays (M_i, ...) whose rows are alike, along their first axis. `index_select` and `narrow` are as a tensor's."""
+    """Arrays (M_i, ...) concatenated along the first axis; `index_select` as in a tensor."""
 
     def __init__(self, arrays: Sequence[np.ndarray]):
         self.arrays = tuple(arrays)
@@ -28,7 +28,7 @@ class Joined:
         return int(self._ends[-1])
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """A copy of the rows: a slice, a list or an array of numbers (n,).  # (n, ...)"""
+        """Copy the rows of a slice, list or array of indices (n,).  # (n, ...)"""
         wanted = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
         out = np.empty((len(wanted), *self.shape[1:]), self.arrays[0].dtype)
         which = np.searchsorted(self._ends, wanted, "right")
@@ -41,7 +41,3 @@ class Joined:
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
         assert dim == 0
         return torch.from_numpy(self[rows.numpy()])
-
-    def narrow(self, dim: int, start: int, length: int) -> "Joined":
-        assert dim == 1
-        return Joined([a[:, start : start + length] for a in self.arrays])

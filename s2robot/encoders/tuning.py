@@ -1,12 +1,12 @@
-"""The last blocks of a vision transformer, trained with a policy: what enters them is cached, they run in every step.
+"""Train the last blocks of a vision transformer with a policy: their input is cached, they run in every step.
 
-    encoder = build_entering(settings, blocks=2)                # its features are what enters the last two blocks
+    encoder = build_entering(settings, blocks=2)                # its features are the input of the last two blocks
     tail = Tail(settings, [(256, 256)] * 3, blocks=2)           # these blocks, the final norm and S2's merge
     tail(encoder's features)                                    # (F, C, tiles * (P + n), D) -> (F, C, N, dim), with gradients
-    build_encoder(settings, tail.tuned())                       # the encoder that a policy trained so acts with
+    build_encoder(settings, tail.tuned())                       # the encoder of the trained policy
 
-The tail computes in the encoder's own number format, with weights that are kept and changed in float32. LoRA (arXiv
-2106.09685) by hand: products are added to weights where they are used, so that what is saved is weights like any others.
+The tail computes in the encoder's dtype, with master weights in float32. LoRA (arXiv 2106.09685) adds its products to
+the weights, so a checkpoint holds plain weights.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from s2robot.policies.settings import read_settings
 from s2robot.s2.engine import Model, assemble
 from s2robot.s2.layout import Layout
 
-_TILES = 128  # that go through the blocks at once: their activations stay in the processor's cache
+_TILES = 128  # per call of the blocks: their activations stay in the processor's cache
 
 
 class Entering(S2Encoder):
-    """An encoder whose features are what enters a block: all tokens of all tiles, prefix tokens too, (B, tiles * (P + n), D)."""
+    """An encoder whose features are a block's input: all tokens of all tiles with prefix, (B, tiles * (P + n), D)."""
 
     def __init__(self, backbone: Backbone, **how: Any) -> None:
         super().__init__(backbone, **how)
@@ -55,9 +55,9 @@ class Entering(S2Encoder):
 
 
 def build_entering(cfg: Mapping[str, Any], blocks: int) -> Entering:
-    """Of the encoder that a config describes, as `build_encoder` takes it, the part before its last `blocks` blocks.
+    """Build the part of a config's encoder before its last `blocks` blocks.
 
-    Raises UserError for an encoder that is no plain vision transformer of ours or timm's, or has no more blocks.
+    Raises UserError for an encoder that is not MVP's or timm's plain vision transformer, or has too few blocks.
     """
     settings, whole = _read(cfg, blocks)
     depth = len(whole.model.blocks)  # type: ignore[arg-type]
@@ -74,18 +74,16 @@ def _read(cfg: Mapping[str, Any], blocks: int) -> tuple[EncoderSettings, Backbon
     plain = isinstance(model, VisionTransformer)
     if not plain or type(model).forward_features is not VisionTransformer.forward_features:
         raise UserError(
-            f"train.tune.blocks: found {blocks}, expected 0: encoder {settings.name} is a {type(model).__name__}, and only "
-            "the blocks of MVP's and timm's VisionTransformer can be trained"
+            f"train.tune.blocks: expected 0 for encoder {settings.name}, got {blocks}: a {type(model).__name__} is not "
+            "MVP's or timm's VisionTransformer"
         )
     if not blocks < (depth := len(model.blocks)):
-        raise UserError(
-            f"train.tune.blocks: found {blocks}, expected 0 to {depth - 1}: of {depth} blocks one is frozen"
-        )
+        raise UserError(f"train.tune.blocks: expected 0 to {depth - 1} of {depth} blocks, got {blocks}")
     return settings, backbone
 
 
 class Last(nn.Module):
-    """The last blocks of a transformer and its final norm; parameters have the names that they have in it."""
+    """The last blocks of a transformer and its final norm, with the same parameter names."""
 
     def __init__(self, model: VisionTransformer, blocks: int) -> None:
         super().__init__()
@@ -95,23 +93,23 @@ class Last(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks.values():
-            # the processor's fused kernel in bfloat16 is slower than the plain products
+            # the CPU's fused kernel in bfloat16 is slower than the plain products
             block.attn.fused_attn = x.device.type != "cpu"  # type: ignore[union-attr, assignment]
             x = block(x)
         return self.norm(x)
 
 
 class Tail(nn.Module):
-    """What comes behind `Entering`, with gradients: from its features to those of the whole encoder.
+    """Compute the whole encoder's features from those of `Entering`, with gradients.
 
     Args:
-        cfg: as `build_encoder` takes it.
+        cfg: as for `build_encoder`.
         frames: (H, W) of each camera's frames.
-        blocks: how many are trained, with the final norm.
-        lora: rank of what is added to the weights of their linear layers, which alone is trained then; 0: all is trained.
-        seed: of the first values.
+        blocks: number of trained blocks; the final norm is trained too.
+        lora: rank of the LoRA of their linear layers, which alone is trained then; 0 trains all weights.
+        seed: of the LoRA's initial values.
 
-    Stays in evaluation mode: nothing is dropped. Raises UserError as `build_entering`.
+    Stays in evaluation mode (no dropout). Raises UserError as `build_entering`.
     """
 
     def __init__(
@@ -144,7 +142,7 @@ class Tail(nn.Module):
         return super().train(False)
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights of the blocks and the norm, by the model's names, as they are used."""
+        """Return the effective weights of the blocks and the norm, by the model's names."""
         weights: dict[str, Tensor] = dict(self.last.named_parameters())
         for name, into, out_of in zip(self.layers, self.into, self.out_of, strict=True):
             weights[name] = weights[name] + out_of @ into
@@ -152,12 +150,12 @@ class Tail(nn.Module):
 
     @torch.no_grad()
     def tuned(self) -> dict[str, Tensor]:
-        """Those of them that a training changes: what a checkpoint keeps."""
+        """Return the trained weights, for a checkpoint."""
         weights = self.weights()
         return {name: weights[name].detach().cpu().contiguous() for name in self.layers or weights}
 
     def forward(self, entering: Tensor) -> Tensor:
-        """What `Entering` gave of each camera, zeros behind the fewer ones, as the encoder's float32 features."""
+        """Map the padded features of `Entering` to the encoder's float32 features."""
         each = self.front + math.prod(self.layouts[0].cells)
         tiles = [
             entering[:, i, : layout.tiles * each].unflatten(1, (layout.tiles, each)).transpose(0, 1)
@@ -167,8 +165,9 @@ class Tail(nn.Module):
         weights = {name: value.to(self.dtype) for name, value in self.weights().items()}
         out = torch.cat([functional_call(self.last, weights, (part,)) for part in x.split(_TILES)]).float()
         features = []
-        for of, layout in zip(out.split([len(t) * t.shape[1] for t in tiles]), self.layouts, strict=True):
-            parts = of.unflatten(0, (layout.tiles, -1)).split([level.count for level in layout.levels])
+        sizes = [len(t) * t.shape[1] for t in tiles]
+        for tokens, layout in zip(out.split(sizes), self.layouts, strict=True):
+            parts = tokens.unflatten(0, (layout.tiles, -1)).split([level.count for level in layout.levels])
             found = assemble(parts, layout, self.front, self.output)
             features.append(found[:, None] if self.output == "pooled" else found)
         return stack_padded(features)  # (F, C, N, dim)

@@ -1,14 +1,17 @@
-"""Random crops of a bank's frames, as batches in the encoder's units."""
+"""Random crops of a bank's frames as batches, and an image of their reconstruction."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from s2robot.backbones.libraries import IMAGENET
+from s2robot.backbones.facts import IMAGENET
 from s2robot.pretraining.frames import FrameBank
+from s2robot.pretraining.mae import MAE
 from s2robot.pretraining.settings import CropSettings, PretrainSettings
 
 ALL = slice(None)
@@ -16,7 +19,7 @@ MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
 
 
 def crop_box(height: int, width: int, u: Tensor, crop: CropSettings) -> tuple[int, int, int, int]:
-    """Four uniform numbers u -> (top, left, height, width) of a crop; side and ratio are log-uniform."""
+    """Map four uniform numbers u to (top, left, height, width) of a crop; side and ratio are log-uniform."""
     size, aspect, y, x = u.tolist()
     low, high = math.log(crop.min), math.log(crop.max)
     side = min(height, width) * math.exp(low + size * (high - low))
@@ -34,10 +37,10 @@ def make_batch(
     pool: ThreadPoolExecutor,
     share: slice = ALL,
 ) -> Tensor:
-    """Random crops as uint8 (B, 3, S, S); antialiased where they shrink.
+    """Return random crops as uint8 (B, 3, S, S), antialiased where they shrink.
 
-    S is the encoder's image size times the largest scale. What is drawn is drawn for the whole batch, whatever `share` of it
-    is made.
+    S is the encoder's image size times the largest scale. Crops are drawn for the whole batch, whatever `share` of it
+    is returned.
     """
     size, batch = settings.encoder.img_size * max(settings.scales), settings.batch_size
     rows = torch.randint(len(bank), (batch,), generator=generator).tolist()
@@ -58,9 +61,9 @@ def make_batch(
 def normalise(
     images: Tensor, jitter: float, generator: torch.Generator, whole: int | None = None, share: slice = ALL
 ) -> Tensor:
-    """uint8 (B, 3, S, S) -> float32 in ImageNet's units, after random brightness and contrast.
+    """Convert uint8 (B, 3, S, S) to float32 in ImageNet's units, after random brightness and contrast.
 
-    whole: pictures of the batch that these are a `share` of, if they are not all.
+    whole: the size of the batch, if the images are only a `share` of it.
     """
     x = images.contiguous().float().div_(255)
     if jitter:
@@ -69,3 +72,13 @@ def normalise(
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         x = ((x - mean) * gain[0] + mean * gain[1]).clamp_(0, 1)
     return x.sub_(MEAN).div_(STD)
+
+
+def save_reconstruction(mae: MAE, images: Tensor, path: Path, rows: int = 8) -> None:
+    """Save an image with a row for each input: the input, its visible patches, the reconstruction."""
+    images = images[:rows]
+    masked, filled = mae.picture(images.to(mae.mask_token.device), torch.Generator().manual_seed(0))
+    strip = torch.cat([images, masked.cpu(), filled.cpu()], dim=3)  # (rows, 3, S, 3 * S)
+    strip = strip * STD + MEAN
+    sheet = torch.cat(list(strip), dim=1).clamp(0, 1).mul(255).round().byte()  # (3, rows * S, 3 * S)
+    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)

@@ -1,13 +1,13 @@
-"""Frames to learn from, one after the other, whatever they are stored as.
+"""Read the frames of a pre-training from arrays, images, videos or demos.
 
     bank = FrameBank("scenes")                 # frames.npy, as `s2robot scenes` writes it
     bank = FrameBank("photos")                 # .png, .jpg and videos of any sizes, in any sub-folders
-    bank = FrameBank("kitchen.mp4", every=10)  # each tenth frame of a video
-    bank = FrameBank("demos.zarr")             # every camera at every step; states are drawn
+    bank = FrameBank("kitchen.mp4", every=10)  # every tenth frame of a video
+    bank = FrameBank("demos.zarr")             # every camera at every step; states are rendered
     len(bank), bank[7].shape                   # bank[7] is uint8 (H, W, 3), RGB
 
-What cannot be read at random (videos, recorded states) is turned into pixels once, in a file of the user's
-cache that is memory-mapped. So `bank[i]` is always the same, and may be called from threads and forks.
+Videos and recorded states are decoded once into a memory-mapped file of the user's cache, so `bank[i]` is always the same
+and may be called from threads and forks.
 """
 
 from __future__ import annotations
@@ -17,21 +17,18 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import re
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import replacing
+from s2robot.common.extras import require
+from s2robot.common.files import read_json, replacing
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.demos.errors import DatasetError
@@ -42,28 +39,25 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 
 
 class FrameBank:
-    """Frames to learn from; what is at `path` says how they are read.
+    """Frames by index; the kind of `path` decides how they are read.
 
-    A folder with frames.npy (uint8, N x H x W x 3; it is memory-mapped), a demo store, an image, a video, or a
-    folder of images and videos, taken in the order of their paths; sizes may differ from file to file. A
-    meta.json in the folder (how the frames were made) goes into the recipe of the encoder.
+    `path` is a folder with frames.npy (uint8, N x H x W x 3, memory-mapped), a demo store, an image, a video, or a
+    folder of images and videos in the order of their paths, of any sizes. The recipe of the encoder stores a meta.json
+    of the folder.
 
-    every: of a video's frames, each how many-th is taken. workers: processes that draw recorded states.
-    progress: show how videos are decoded and states drawn.
-    Raises UserError, in one line that names the file, for anything that cannot be read. Images are opened when
-    they are asked for, so a broken one shows only then.
+    every: use every n-th frame of a video. workers: processes that render recorded states. progress: show decoding and
+    rendering. Raises UserError that names a file that cannot be read; a broken image shows when it is opened.
     """
 
     def __init__(self, path: str | Path, *, every: int = 1, workers: int = 2, progress: bool = False) -> None:
         self.path, self.every, self.made = Path(path), every, None
-        if every < 1:
-            raise UserError(f"{self.path}: found every {every}, expected a whole number of at least 1")
         array = self.path if self.path.suffix == ".npy" else self.path / "frames.npy"
         self.sources: Sequence[_Image | _StoreImages | np.ndarray]
         if array.is_file():
             self.sources = [_open_array(array)]
         elif (self.path / "zarr.json").is_file() or self.path.suffix == ".zarr":
-            store = _read(lambda: EpisodeStore.open(self.path))
+            with _user_errors():
+                store = EpisodeStore.open(self.path)
             self.sources = [_store_frames(store, workers, progress)]
             about = {key: store.attrs[key] for key in ("robot", "kind", "cameras", "env_version")}
             self.made = {**about, "dataset": store.fingerprint}
@@ -72,8 +66,8 @@ class FrameBank:
         self.ends = np.cumsum([len(source) for source in self.sources], dtype=np.int64)
         if not len(self):
             raise UserError(
-                f"{self.path}: expected frames.npy, images ({' '.join(IMAGES)}), videos ({' '.join(VIDEOS)}) "
-                f"or a demo store, found {'none' if self.path.exists() else 'no such file or folder'}"
+                f"{self.path}: expected frames.npy, images ({' '.join(IMAGES)}), videos ({' '.join(VIDEOS)}) or a demo "
+                f"store, got {'none' if self.path.exists() else 'no such file or folder'}"
             )
 
     def _files(self, progress: bool) -> list[_Image | _StoreImages | np.ndarray]:
@@ -81,15 +75,15 @@ class FrameBank:
         sources: list[_Image | _StoreImages | np.ndarray] = []
         digest, videos = hashlib.sha256(), 0
         for file in files:
-            if file.name.startswith("."):  # half-written files and the notes of file managers
+            if file.name.startswith("."):  # partial files and notes of file managers
                 continue
             if file.suffix.lower() in IMAGES:
                 sources.append(_Image(file))
             elif file.suffix.lower() in VIDEOS:
-                sha256 = _sha256(file)
-                key = {"video": sha256, "every": self.every}
+                with file.open("rb") as content:
+                    sha256 = hashlib.file_digest(content, "sha256").hexdigest()
                 frames = islice(_video_frames(file), 0, None, self.every)
-                sources.append(_cached(key, frames, file, None, progress))
+                sources.append(_cached({"video": sha256, "every": self.every}, frames, file, None, progress))
                 digest.update(sha256.encode())
                 videos += 1
         if videos:
@@ -100,10 +94,7 @@ class FrameBank:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Frame i (from the end if negative), uint8 (H, W, 3).
-
-        From a mapped file it is a view, so that a crop reads no more than its rows.
-        """
+        """Return frame i, uint8 (H, W, 3), as a view where it is memory-mapped."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.path}: frame {i} of {len(self)}")
         i %= len(self)
@@ -111,21 +102,14 @@ class FrameBank:
         return self.sources[source][i - int(self.ends[source])]  # counted from the source's end
 
     def describe(self) -> dict[str, Any]:
-        """For the recipe: number and size of the frames, and how they were made if that is known; no path."""
-        meta, made = self.path / "meta.json", self.made
-        if meta.is_file():
-            try:
-                made = json.loads(meta.read_text("utf-8"))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{meta}: not readable as JSON: {error}") from error
+        """Return the number and size of the frames and how they were made, without paths, for the recipe."""
+        meta = self.path / "meta.json"
+        made = read_json(meta) if meta.is_file() else self.made
         return {"frames": len(self), "shape": list(self[0].shape), "made": made}
 
 
-# ---------------------------------------------------------------- sources: a length, and frames by number
-
-
 class _Image:
-    """The one frame of an image file."""
+    """The frame of an image file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -138,15 +122,14 @@ class _Image:
 
 
 def read_image(file: Path, mode: str | None = None) -> Image.Image:
-    """An image with its pixels, in Pillow's `mode` or its own; UserError names a file that cannot be read."""
+    """Read an image in Pillow's `mode` or its own; UserError names a file that cannot be read."""
     try:
         # by its format: Pillow would start a PostScript interpreter for what only is called .png
         with Image.open(file, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF")) as image:
             image.load()
-            if mode == "RGB" and image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-                return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert(
-                    mode
-                )
+            if mode == "RGB" and image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+                grey = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
+                return Image.fromarray(grey).convert(mode)
             return image.convert(mode) if mode else image.copy()
     # Pillow raises many kinds for broken files, SyntaxError among them
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
@@ -158,36 +141,32 @@ class _StoreImages:
 
     def __init__(self, store: EpisodeStore) -> None:
         self.store, self.cameras = store, store.cameras
-        for camera in self.cameras:
-            first = self._rows(camera, 0, 1)
-            if first.dtype != np.uint8 or first.ndim != 4 or first.shape[-1] != 3:
-                found = f"{first.dtype} {first.shape[1:]}"
-                raise UserError(f"{store.path}: images_{camera}: found {found}, expected uint8 (H, W, 3)")
+        for i in range(len(self.cameras)):
+            if (first := self[i]).dtype != np.uint8 or first.ndim != 3 or first.shape[-1] != 3:
+                raise UserError(
+                    f"{store.path}: images_{self.cameras[i]}: expected uint8 (H, W, 3), got {first.dtype} {first.shape}"
+                )
 
     def __len__(self) -> int:
         return self.store.num_steps * len(self.cameras)
 
     def __getitem__(self, i: int) -> np.ndarray:
         step, camera = divmod(i % len(self), len(self.cameras))
-        return self._rows(self.cameras[camera], step, step + 1)[0]
-
-    def _rows(self, camera: str, start: int, stop: int) -> np.ndarray:
-        return _read(lambda: self.store.read(f"images_{camera}", start, stop))
+        with _user_errors():
+            return self.store.read(f"images_{self.cameras[camera]}", step, step + 1)[0]
 
 
 def _store_frames(store: EpisodeStore, workers: int, progress: bool) -> _StoreImages | np.ndarray:
-    """Every camera at every step, read or, where the store holds states only, drawn at its own image size."""
+    """Every camera at every step: read, or rendered at the store's image size if it holds states only."""
     if not len(store) or not store.cameras:
         raise UserError(f"{store.path}: found {len(store)} episodes of {len(store.cameras)} cameras")
     if store.attrs["kind"] == "images":
         return _StoreImages(store)
-    from s2robot.demos.replay import (
-        render_episodes,
-        world_of_demos,
-    )  # loads the simulator, which nothing else here needs
+    from s2robot.demos.replay import render_episodes, world_of_demos  # loads the simulator
 
-    size = _read(lambda: world_of_demos(store)).image_size
-    # another mujoco may draw other pixels
+    with _user_errors():
+        size = world_of_demos(store).image_size
+    # another mujoco may render other pixels
     drawn_by = {"mujoco": importlib.metadata.version("mujoco"), "size": size}
     key = {"dataset": store.fingerprint, "cameras": list(store.cameras), **drawn_by}
 
@@ -200,83 +179,47 @@ def _store_frames(store: EpisodeStore, workers: int, progress: bool) -> _StoreIm
 
 
 def _video_frames(file: Path) -> Iterator[np.ndarray]:
-    """Every frame as it was stored, uint8 (H, W, 3), turned upright as the file says.
+    """Yield every frame, uint8 (H, W, 3), upright. UserError for a damaged video, which would give grey frames."""
+    require("av", "data")
+    import av
 
-    Raises UserError for a file with any error: a cut or damaged video would give grey or repeated frames.
-    """
     try:
-        program = imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError as error:
-        raise UserError(f"{file}: videos need ffmpeg: {_line(error)}") from error
-    # stops at the first error; "file:" so that no name passes for an address
-    command = [program, "-v", "error", "-nostdin", "-xerror", "-i", f"file:{file}", "-map", "0:V:0"]
-    # each picture with its own size, none left out or repeated to even out the rate
-    command += ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"]
-    with (
-        tempfile.TemporaryFile() as messages,
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages
-        ) as ffmpeg,
-    ):
-        try:
-            assert ffmpeg.stdout is not None
-            while (frame := _read_ppm(ffmpeg.stdout)) is not None:
-                yield frame
-            ffmpeg.wait()
-            messages.seek(0)
-            said = messages.read().decode("utf-8", "replace").strip().splitlines()
-            if ffmpeg.returncode or said:
-                reason = re.sub(r"^\[.*?\] *", "", said[0]) if said else f"ffmpeg gives {ffmpeg.returncode}"
-                raise UserError(f"{file}: not a readable video: {reason}")
-        finally:
-            ffmpeg.kill()  # where the reader stopped early
-
-
-def _read_ppm(stream: Any) -> np.ndarray | None:
-    """The next picture of ffmpeg's stream (P6, width height, 255, pixels); None at its end."""
-    head = [stream.readline() for _ in range(3)]
-    if not head[2]:
-        return None
-    width, height = (int(number) for number in head[1].split())
-    pixels = stream.read(width * height * 3)
-    if len(pixels) < width * height * 3:
-        return None
-    return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
-
-
-# ---------------------------------------------------------------- the cache
+        with av.open(f"file:{file}") as video:  # "file:" so that no name is taken for an address
+            if not video.streams.video:
+                raise UserError(f"{file}: not a readable video: no video stream")
+            stream = video.streams.video[0]
+            stream.codec_context.options = {"err_detect": "explode"}
+            for frame in video.decode(stream):
+                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+    except av.error.FFmpegError as error:
+        raise UserError(f"{file}: not a readable video: {error.strerror}") from error
 
 
 def _cached(
     key: dict[str, Any], frames: Iterable[np.ndarray], source: Path, total: int | None, progress: bool
 ) -> np.ndarray:
-    """Frames that are taken from `frames` once and from the user's cache ever after, (N, H, W, 3) mapped.
-
-    Another process that does the same is waited for.
-    """
+    """Write frames to the user's cache once and map them from there, (N, H, W, 3); locked against other processes."""
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir("frames")
     path = folder / f"{name}.npy"
     try:
-        with (folder / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system when this process dies
+        with _user_errors(), (folder / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when the process dies
             if not path.is_file():
                 with replacing(path) as part, part.open("wb") as file:
                     _write_array(file, frames, source, total, progress)
     except OSError as error:
         raise UserError(
-            f"{source}: its frames cannot be kept as {path}: {error.strerror or error}; make room, name "
-            "another cache with S2ROBOT_CACHE=<folder>, or take fewer frames of a video (every)"
+            f"{source}: its frames cannot be written to {path}: {error.strerror or error}; make room, set "
+            "S2ROBOT_CACHE=<folder>, or use fewer frames of a video (every)"
         ) from error
-    except DatasetError as error:
-        raise UserError(str(error)) from error
     return _open_array(path)
 
 
 def _write_array(
     file: BinaryIO, frames: Iterable[np.ndarray], source: Path, total: int | None, progress: bool
 ) -> None:
-    """Frames of one size as a .npy file, whose header is written again when their number is known."""
+    """Write frames of one size as a .npy file; its header is rewritten when their number is known."""
     count = 0
     shape: tuple[int, ...] = ()
     with bar(f"frames of {source.name}") if progress else nullcontext(lambda *args: None) as update:
@@ -285,20 +228,17 @@ def _write_array(
                 shape = frame.shape
                 _write_header(file, 0, shape)
             elif frame.shape != shape:
-                raise UserError(
-                    f"{source}: frame {count} is {frame.shape[1]} x {frame.shape[0]} px, "
-                    f"expected {shape[1]} x {shape[0]} as the first"
-                )
+                raise UserError(f"{source}: frame {count}: expected {shape} as the first, got {frame.shape}")
             file.write(np.ascontiguousarray(frame).data)
             count += 1
             update(count, total)
         update(count, count)
         if not count:
-            raise UserError(f"{source}: found no frames, expected at least 1")
+            raise UserError(f"{source}: expected at least 1 frame, got none")
         file.seek(0)
         _write_header(file, count, shape)
         file.flush()
-        os.fsync(file.fileno())  # whole before it gets its name, also after a power cut
+        os.fsync(file.fileno())  # complete before the rename, also after a power cut
 
 
 def _write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
@@ -312,22 +252,15 @@ def _open_array(path: Path) -> np.ndarray:
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: not a readable array: {error}") from error
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-        raise UserError(f"{path}: found {frames.dtype} {frames.shape}, expected uint8 (N, H, W, 3)")
+        raise UserError(f"{path}: expected uint8 (N, H, W, 3), got {frames.dtype} {frames.shape}")
     return frames
 
 
-def _sha256(path: Path) -> str:
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turn a dataset's error into a UserError."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _read(get: Callable[[], Any]) -> Any:
-    """What `get` returns, a dataset's error being one of ours."""
-    try:
-        return get()
+        yield
     except DatasetError as error:
         raise UserError(str(error)) from error
 

@@ -4,15 +4,12 @@
     loss, pred, mask = mae(images, torch.Generator().manual_seed(0))
     mae.vit.state_dict()                   # exactly the encoder's
 
-Three quarters of the patches are hidden; the encoder sees the rest only, a light decoder predicts the pixels
-of the hidden ones, each patch normalised by its own mean and standard deviation. Nothing is computed that the
-loss does not need: hidden patches are never embedded and visible ones never predicted.
+Three quarters of the patches are hidden. The encoder sees the rest; a light decoder predicts the pixels of the hidden
+ones, each patch normalised by its own mean and deviation. Hidden patches are never embedded, visible ones never predicted.
 
-With several scales S2 is part of the pre-training (arXiv 2403.13043, Section 4.3; the paper does it with a
-classifier, masked autoencoding is our reading of it). What is hidden is a cell of the base grid: with it go the
-s x s patches that lie over it at scale s. The encoder runs on what is left of every tile of every scale, the
-tokens of a cell are averaged and joined on the channel axis as S2 does, and the decoder, which sees these
-multi-scale tokens only, predicts the hidden cells at all scales.
+With several scales S2 is part of the pre-training (arXiv 2403.13043, Section 4.3, which uses a classifier). A cell of the
+base grid is hidden together with the s x s patches over it at scale s. The encoder runs on the rest of every tile of every
+scale, a cell's tokens are averaged and concatenated as S2 does, and the decoder predicts the hidden cells at all scales.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ def unpatchify(patches: Tensor, patch: int) -> Tensor:
 
 
 def cell_tokens(grid: int, scale: int) -> tuple[Tensor, Tensor]:
-    """Where the cells of the base grid lie at a scale: their tile (N,) and their patches in it (N, s * s)."""
+    """Return the tile (N,) of each cell of the base grid at a scale, and its patches in that tile (N, s * s)."""
     row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     row, column = row.flatten() * scale, column.flatten() * scale  # first fine patch of each cell
     block = row // grid * scale + column // grid
@@ -60,8 +57,8 @@ def cell_tokens(grid: int, scale: int) -> tuple[Tensor, Tensor]:
 class MAE(nn.Module):
     """An encoder and the decoder that pre-trains it.
 
-    `scales` are whole numbers, 1 first, each a divisor of the next and of the encoder's grid; images are
-    max(scales) times as large as what the encoder sees.
+    `scales` are integers, 1 first, each a divisor of the next and of the encoder's grid; images are max(scales) times
+    the encoder's image size.
     """
 
     def __init__(
@@ -76,21 +73,23 @@ class MAE(nn.Module):
         super().__init__()
         spec = vit.spec
         if decoder_dim % 4 or decoder_dim % decoder_heads:
-            raise UserError(f"decoder.dim {decoder_dim} is not a multiple of 4 and of heads {decoder_heads}")
+            raise UserError(
+                f"pretrain.decoder.dim: expected a multiple of 4 and of {decoder_heads} (heads), got {decoder_dim}"
+            )
         self.scales = tuple(int(scale) for scale in scales)
         nested = all(b % a == 0 and b > a for a, b in pairwise(self.scales))
         if self.scales[:1] != (1,) or not nested or spec.grid % self.scales[-1]:
             raise UserError(
-                f"pretrain.scales: found {list(scales)}, expected 1 first, each a divisor of the next and the "
-                f"last of the encoder's grid {spec.grid}, as in [1, 2]"
+                f"pretrain.scales: expected 1 first, each a divisor of the next, the last of the encoder's grid "
+                f"{spec.grid}, got {list(scales)}"
             )
         self.patches = spec.grid**2
-        self.blocks = self.scales[-1] ** 2  # every tile of the largest scale keeps the same number of cells
+        self.blocks = self.scales[-1] ** 2  # tiles of the largest scale, each with as many visible cells
         self.visible = int(self.patches * (1 - mask_ratio))
         if not 1 <= self.visible < self.patches or self.visible % self.blocks:
             raise UserError(
-                f"mask_ratio {mask_ratio} leaves {self.visible} of {self.patches} patches in view, expected a "
-                f"multiple of {self.blocks} (tiles of the largest scale) between 1 and {self.patches - 1}"
+                f"pretrain.mask_ratio: expected a multiple of {self.blocks} visible patches from 1 to {self.patches - 1}, "
+                f"got {mask_ratio}, which leaves {self.visible}"
             )
         self.vit = vit
         norm = partial(nn.LayerNorm, eps=1e-6)
@@ -111,7 +110,7 @@ class MAE(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """MAE's initialisation: Xavier for every Linear, the patch projection included, and small tokens."""
+        """Initialise as MAE does: Xavier for every Linear and the patch projection, small tokens."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -122,14 +121,14 @@ class MAE(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def draw_mask(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Cells to keep (B, K) and to hide (B, N - K), sorted; as many in every tile of the largest scale.
+        """Draw cells to keep (B, K) and to hide (B, N - K), sorted, as many in every tile of the largest scale.
 
-        Drawn on the CPU so that every device hides the same cells.
+        Drawn on the CPU, so that every device hides the same cells.
         """
         noise = torch.rand(batch, self.patches, generator=generator)
-        if self.blocks > 1:  # rank the cells within their tile, then take the first ranks of all tiles
+        if self.blocks > 1:  # rank the cells within their tile; the first ranks of all tiles are kept
             block = self.get_buffer(f"block_{self.scales[-1]}").cpu()
-            by_block = (noise + block).argsort(dim=1)  # (B, N): the tiles one after the other
+            by_block = (noise + block).argsort(dim=1)  # (B, N), tile by tile
             rank = torch.arange(self.patches) % (self.patches // self.blocks)
             noise = torch.empty_like(noise).scatter(1, by_block, rank.to(noise).expand(batch, -1))
             order = noise.argsort(dim=1, stable=True)
@@ -139,14 +138,11 @@ class MAE(nn.Module):
         return keep, order[:, self.visible :].sort(dim=1).values
 
     def cells(self, images: Tensor) -> list[Tensor]:
-        """Images -> for every scale s the patches over each cell of the base grid, (B, N, s * s, P)."""
+        """Return for every scale s the patches over each cell of the base grid, (B, N, s * s, P)."""
         spec = self.vit.spec
         side = spec.img_size * self.scales[-1]
         if images.shape[-2:] != (side, side):
-            height, width = images.shape[-2:]
-            raise UserError(
-                f"the encoder at scales {list(self.scales)} takes {side} px, found {height}x{width}"
-            )
+            raise UserError(f"images: expected {side} px a side, got {tuple(images.shape[-2:])}")
         out = []
         for scale in self.scales:
             level = resize(images, spec.img_size * scale)
@@ -156,10 +152,10 @@ class MAE(nn.Module):
         return out
 
     def encode_visible(self, cells: Sequence[Tensor], keep: Tensor) -> Tensor:
-        """The kept cells (B, K) of every scale -> S2 tokens (B, 1 + K, D * scales) after the final norm.
+        """Encode the kept cells (B, K) of every scale to S2 tokens (B, 1 + K, D * scales) after the final norm.
 
-        At scale s each of the s * s tiles keeps K / (s * s) cells of s * s patches: K tokens, whatever s is. So
-        the tiles of all scales go through the blocks together.
+        At scale s each of the s * s tiles keeps K / (s * s) cells of s * s patches, so K tokens at every scale: the
+        tiles of all scales go through the blocks in one batch.
         """
         vit = self.vit
         proj = vit.patch_embed.proj  # a convolution with kernel = stride is a Linear over patches
@@ -189,21 +185,11 @@ class MAE(nn.Module):
         return torch.cat(out, dim=-1)
 
     def decode(self, tokens: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
-        """Encoder tokens (B, 1 + K, D * scales) -> predicted pixels of the hidden cells (B, N - K, P * patches).
-
-        The decoder's tokens stand in the order CLS, visible, hidden: attention does not mind the order, and
-        the hidden ones can be cut off at the end without a gather.
-        """
+        """Predict the pixels of the hidden cells (B, N - K, P * patches) from tokens (B, 1 + K, D * scales)."""
         x = self.decoder_embed(tokens)  # (B, 1 + K, d)
-        position = self.decoder_pos[0]
-        x = torch.cat(
-            [
-                x[:, :1] + position[:1],
-                x[:, 1:] + position[1:][keep],
-                self.mask_token + position[1:][hidden],
-            ],
-            dim=1,
-        )  # (B, 1 + N, d)
+        first, rest = self.decoder_pos[0, :1], self.decoder_pos[0, 1:]
+        # in the order CLS, visible, hidden: the hidden ones are the last
+        x = torch.cat([x[:, :1] + first, x[:, 1:] + rest[keep], self.mask_token + rest[hidden]], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x[:, 1 + keep.shape[1] :]))
@@ -211,11 +197,10 @@ class MAE(nn.Module):
     def forward(
         self, images: Tensor, cells: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised images (B, 3, S, S) -> loss, pred (B, N - K, patches, P), mask (B, N), True where hidden.
+        """Return loss, pred (B, N - K, patches, P) and mask (B, N, True = hidden) of normalised images (B, 3, S, S).
 
-        cells: those to keep and to hide, as `draw_mask` gives them; None draws them.
-        `pred` holds the patches of each hidden cell, scale after scale, in the units of each patch's own mean
-        and deviation, in the order of the places where `mask` is True. Every scale weighs the same in the loss.
+        cells: the result of `draw_mask`; None draws it. `pred` holds the patches of each hidden cell, by scale,
+        normalised by each patch's mean and deviation. Every scale has the same weight in the loss.
         """
         keep, hidden = (x.to(images.device) for x in cells or self.draw_mask(len(images), None))
         seen = self.cells(images)
@@ -231,10 +216,7 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def picture(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """(masked, reconstruction) at the largest scale, both like the images (B, 3, S, S).
-
-        Hidden patches are 0 in the first and predicted in the second.
-        """
+        """Return the images (B, 3, S, S) with hidden patches set to 0, and with hidden patches predicted."""
         spec, scale = self.vit.spec, self.scales[-1]
         _, pred, mask = self(images, self.draw_mask(len(images), generator))
         patches = self.cells(images)[-1]  # (B, N, s * s, P)

@@ -1,10 +1,10 @@
-"""Pre-train an encoder by masked autoencoding on a bank of frames: MVP's recipe at the size of two cores.
+"""Pre-train an encoder by masked autoencoding on a bank of frames, with MVP's recipe.
 
     pretrain(PretrainSettings(data="scenes", out="runs/mae"))
 
-Every step draws its frames, crops and masks from a generator seeded by (seed, step), for all processes together: a run that
-was killed goes on from its checkpoint exactly as if nothing had happened, and several processes see what one would; only with `max_minutes` does the
-clock enter, through the learning rate. Each setting is explained in configs/pretrain/default.yaml.
+Every step draws its frames, crops and masks from a generator seeded by (seed, step), for all processes together. So a
+killed run resumes exactly, and several processes see the same batches as one. Only `max_minutes` depends on the clock,
+through the learning rate. configs/pretrain/default.yaml documents each setting.
 """
 
 from __future__ import annotations
@@ -30,18 +30,16 @@ from s2robot.backbones.vit import MVPViT, save_encoder
 from s2robot.common.errors import UserError
 from s2robot.common.progress import bar
 from s2robot.encoders.encoder import DTYPES
-from s2robot.pretraining.crops import make_batch, normalise
+from s2robot.pretraining.crops import make_batch, normalise, save_reconstruction
 from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.mae import MAE
-from s2robot.pretraining.pictures import pretraining_plot, save_picture
 from s2robot.pretraining.settings import PretrainSettings
-from s2robot.reporting.style import save_figure
 from s2robot.training.loop import Learner, learn, parameter_groups
 from s2robot.training.processes import alone, check_shares, launch, mean_of_all, together
 from s2robot.training.schedule import cosine_with_warm_up
 from s2robot.training.state import load_state, save_state, told
 
-# a checkpoint made with another value of one of these is of another run
+# a checkpoint with another value of one of these belongs to another run
 _DECIDING = ("encoder", "decoder", "scales", "batch_size", "mask_ratio", "weight_decay", "crop", "flip", "jitter",
              "seed", "precision")  # fmt: skip
 _RECIPE = (*_DECIDING, "lr", "warmup_steps", "store")
@@ -49,28 +47,28 @@ Update = Callable[[int, int, str], None]
 
 
 def pretrain(settings: PretrainSettings, progress: bool = True) -> Path:
-    """Run (or go on with) a pre-training; returns the path of the encoder, `out`/encoder.safetensors.
+    """Run or resume a pre-training; returns the path of the encoder, `out`/encoder.safetensors.
 
-    The encoder is also written at every checkpoint, so that an unfinished run can be tried out.
-    Raises UserError for unreadable data, a checkpoint of another run, another pre-training in `out`, a loss that is
-    not finite, a full disk and the end of one of several processes.
+    Every checkpoint also writes the encoder. Raises UserError for unreadable data, a checkpoint of another run, another
+    pre-training in `out`, a loss that is not finite, a full disk and the end of one of several processes.
     """
     fabric = launch(settings, "pretrain")
     progress = progress and fabric.is_global_zero
     bank = FrameBank(settings.data, every=settings.every, progress=progress)
     fabric.seed_everything(settings.seed, verbose=False)
+    decoder = settings.decoder
     mae = MAE(
         MVPViT(settings.encoder),
-        settings.decoder.dim,
-        settings.decoder.depth,
-        settings.decoder.heads,
+        decoder.dim,
+        decoder.depth,
+        decoder.heads,
         settings.mask_ratio,
         settings.scales,
     )
     if fabric.device.type == "cpu":
         for module in mae.modules():
             if isinstance(module, Attention):
-                module.fused_attn = False  # slow there where tokens are few: a third of a step
+                module.fused_attn = False  # slow on a CPU with few tokens: a third of a step
     with (
         alone(fabric, Path(settings.out)),
         together(fabric, "pretrain"),
@@ -84,7 +82,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> Path:
 
 
 class _Run:
-    """The steps of one pre-training: batches, curves, pictures and the state on disk."""
+    """The steps of one pre-training: batches, scalars, reconstructions and the state on disk."""
 
     def __init__(
         self,
@@ -100,14 +98,13 @@ class _Run:
         groups = parameter_groups(mae, settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
         self.budget = math.inf if settings.max_minutes is None else settings.max_minutes * 60  # s
-        self.elapsed = 0.0  # s, by the first process's clock, of all runs together
+        self.elapsed = 0.0  # s, by the first process's clock, including earlier runs
         self.learner = Learner(fabric, mae, optimizer, self._rate)
         self.identity = {key: asdict(settings)[key] for key in _DECIDING}
         self.identity |= {"processes": fabric.world_size, "pictures": bank.describe()}
         self.loss: float | None = None  # running mean
-        self.history: list[list[float]] = []  # step, loss, learning rate
         self.images = torch.empty(0)
-        self.ahead: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}  # what a step will see, drawn early
+        self.ahead: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}  # batches that were drawn early
         check_shares(fabric, "pretrain.batch_size", settings.batch_size, settings.batch_size)
         self.share = settings.batch_size // fabric.world_size
         self.writer: SummaryWriter | None = None
@@ -119,19 +116,17 @@ class _Run:
         return self.out / "checkpoint.pt"
 
     def _rate(self, step: int) -> float:
-        """Down to zero at whichever end comes first: of the steps or of the time."""
+        """Decay to zero at the end of the steps or of the time, whichever comes first."""
         done = max(step / self.settings.steps, self.elapsed / self.budget)
         return cosine_with_warm_up(step, done, self.settings.warmup_steps)
 
     def go_on(self) -> None:
-        """Take up the checkpoint in `out`, if there is one."""
+        """Load the checkpoint in `out`, if there is one."""
         if self.checkpoint.is_file():
             if not self.settings.resume:
-                raise UserError(
-                    f"{self.checkpoint} exists: set resume=true to go on with it or choose another out"
-                )
+                raise UserError(f"{self.checkpoint} exists: set resume=true or choose another out")
             state = load_state(self.checkpoint, self.identity, self.fabric.device)
-            self.elapsed, self.loss, self.history = state["seconds"], state["loss"], state.get("history", [])
+            self.elapsed, self.loss = state["seconds"], state["loss"]
             self.learner.load_state_dict(state)
         self.start, self.ticked = time.monotonic() - self.elapsed, self.learner.step
         if self.fabric.is_global_zero:
@@ -139,20 +134,20 @@ class _Run:
                 self.writer = SummaryWriter(str(self.out), purge_step=self.learner.step)
 
     def is_time_up(self) -> bool:
-        """Process 0's clock counts, so that all stop at the same step and learn at the same rate."""
+        """Check the time budget by process 0's clock, so that all processes stop at the same step."""
         if math.isinf(self.budget):
             return False
         self.elapsed = float(self.fabric.broadcast(time.monotonic() - self.start))
         return self.elapsed >= self.budget
 
     def batch(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """This process's share of what a step sees: pictures, and the cells that are kept and hidden."""
+        """Return this process's share of a batch: images, and the cells to keep and to hide."""
         self.images, cells = self.ahead.pop(step) if step in self.ahead else self._draw(step)
         device = self.fabric.device
         return moved(self.images, device), (moved(cells[0], device), moved(cells[1], device))
 
     def _draw(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Crops and masks of a step, drawn for all processes together."""
+        """Draw the crops and masks of a step, for all processes together."""
         clock, settings, rank = time.monotonic(), self.settings, self.fabric.global_rank
         whole, mine = settings.batch_size, slice(rank * self.share, (rank + 1) * self.share)
         generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 1024)
@@ -163,10 +158,10 @@ class _Run:
         return images, (keep[mine], hidden[mine])
 
     def after(self, loss: Tensor, rest: Any) -> None:
-        """Curves, pictures and checkpoints, each at its steps; the checkpoint last."""
+        """Write scalars, reconstructions and checkpoints at their steps; the checkpoint last."""
         step, settings = self.learner.step, self.settings
         if self.fabric.device.type == "cuda" and step < settings.steps:
-            self.ahead[step] = self._draw(step)  # while the GPU still computes: the loss waits for it
+            self.ahead[step] = self._draw(step)  # while the GPU still computes
         value = mean_of_all(self.fabric, loss).item()
         if not math.isfinite(value):
             raise UserError(
@@ -179,7 +174,7 @@ class _Run:
             self._log(step, self.loss)
         if step % settings.picture_every == 0:
             with told(self.out):
-                save_picture(self.mae, self.images, self.out / f"reconstruction_{step:06d}.png")
+                save_reconstruction(self.mae, self.images, self.out / f"reconstruction_{step:06d}.png")
         if step % settings.checkpoint_every == 0:
             self._save()
 
@@ -188,7 +183,6 @@ class _Run:
         now = time.monotonic()
         rate = (step - self.ticked) * self.settings.batch_size / (now - self.tick)
         shares = {"images_per_second": rate, "data_share": self.data_seconds / (now - self.tick)}
-        self.history.append([step, loss, self.learner.lr])
         with told(self.out):
             for name, scalar in ({"loss": loss, "lr": self.learner.lr} | shares).items():
                 self.writer.add_scalar(name, scalar, step)
@@ -196,28 +190,19 @@ class _Run:
         self.tick, self.ticked, self.data_seconds = now, step, 0.0
 
     def _save(self) -> None:
-        """Encoder and curve, then the state: a kill in between leaves it behind them, not ahead."""
-        seconds = time.monotonic() - self.start
+        """Write the encoder, then the state, so that a kill in between leaves an older state."""
+        seconds, dtype = time.monotonic() - self.start, DTYPES[self.settings.store]
         with told(self.out):
-            save_encoder(
-                self.mae.vit,
-                self.out / "encoder.safetensors",
-                self._recipe(seconds),
-                DTYPES[self.settings.store],
-            )
-            if self.history:
-                save_figure(pretraining_plot(self.history), self.out / "loss.png")
-        state = {"identity": self.identity, **self.learner.state_dict(), "seconds": seconds, "loss": self.loss,
-                 "history": self.history}  # fmt: skip
-        save_state(self.checkpoint, state)
+            save_encoder(self.mae.vit, self.out / "encoder.safetensors", self._recipe(seconds), dtype)
+        state = {"identity": self.identity, "seconds": seconds, "loss": self.loss}
+        save_state(self.checkpoint, state | self.learner.state_dict())
         self.saved = self.learner.step
 
     def _recipe(self, seconds: float) -> dict[str, Any]:
-        """How the encoder was made, for its file."""
+        """Describe how the encoder was made, for its file."""
         settings, step = asdict(self.settings), self.learner.step
         return {
-            "recipe": "masked autoencoding (MAE, as in MVP)"
-            + (" with S2" if len(settings["scales"]) > 1 else ""),
+            "recipe": "masked autoencoding (MAE, as in MVP)" + " with S2" * (len(settings["scales"]) > 1),
             "steps": step,
             "images_seen": step * settings["batch_size"],
             "minutes": round(seconds / 60, 1),
@@ -228,12 +213,12 @@ class _Run:
         }
 
     def close(self) -> Path:
-        """The last picture and checkpoint; the path of the encoder."""
+        """Write the last reconstruction and checkpoint; returns the path of the encoder."""
         if self.fabric.is_global_zero:
             generator = torch.Generator().manual_seed(self.settings.seed)
             sample = normalise(make_batch(self.bank, self.settings, generator, self.pool), 0.0, generator)
             with told(self.out):
-                save_picture(self.mae, sample, self.out / "reconstruction.png")
+                save_reconstruction(self.mae, sample, self.out / "reconstruction.png")
                 if self.writer is not None:
                     self.writer.close()
             if self.saved != self.learner.step:

@@ -1,11 +1,10 @@
-"""Rendered scenes for masked pre-training: tasks with a scripted expert seen from everywhere, in every colour and light.
+"""Render frames for masked pre-training: tasks with a scripted expert in random colours, lights and camera poses.
 
     s2robot scenes scenes.frames=20000          # writes <out>/frames.npy and <out>/meta.json
     s2robot scenes scenes.tasks=[cube_pick,lift,stack,can,square]
 
-Each scene is a moment of an expert's episode drawn from the task's cameras moved about, with colours and lights of
-its own; in the first task of either robot, and with a cube of any size. No demo of any dataset is used, so the
-encoder has not seen the frames a policy is trained or tested on.
+Each frame shows a step of an expert's episode from the task's cameras in random poses; the first task also varies the
+robot and the cube's size. No demo is used, so the encoder has not seen the frames that policies are trained or tested on.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,14 +23,14 @@ from s2robot.envs.task import acted
 from s2robot.envs.tasks import DEFAULT, make, settings_class
 from s2robot.envs.workers import worker_pool
 
-_FREE = 0  # mujoco.mjtJoint.mjJNT_FREE; its import comes after the choice of OpenGL
-_FRAMES_A_SEED = 60  # about one episode's moments, so that a worker's task is some seconds long
-_EVERY = 4  # steps between moments: neighbours look alike, and the end of an episode is to be seen, too
+_FREE = 0  # mujoco.mjtJoint.mjJNT_FREE; mujoco is imported after OpenGL is chosen
+_FRAMES_A_SEED = 60  # about one episode: a worker's task takes some seconds
+_EVERY = 4  # steps between frames: neighbours look alike
 
 
 @dataclass(frozen=True)
 class ScenesSettings:
-    """configs/scenes.yaml says what each is."""
+    """configs/scenes.yaml documents each field."""
 
     out: str
     tasks: tuple[str, ...] = ("cube_pick",)
@@ -53,19 +52,19 @@ class ScenesSettings:
 
 
 class _Look:
-    """Colours, lights and cameras of one model, and how to vary them."""
+    """The colours, lights and cameras of a model, and their variation."""
 
     def __init__(self, env, vary: float, rng: np.random.Generator):
         self.env, self.vary, self.rng = env, vary, rng
         m = env.model
-        # of a camera on the hand; robosuite's hangs so near to the hand that 2 cm bring it inside
+        # of a camera on the hand; robosuite's is so close that 2 cm move it inside
         self.held = 0.3 if env.settings.task == DEFAULT else 0.1
         names = ("mat_rgba", "light_diffuse", "light_pos", "cam_pos", "cam_quat", "cam_fovy")
         self.stock = {name: getattr(m, name).copy() for name in names}
         self.stock["headlight"] = m.vis.headlight.diffuse.copy()
         free = m.jnt_bodyid[m.jnt_type == _FREE]
         things = m.geom_matid[np.isin(m.geom_bodyid, free)]
-        self.things = [material for material in things if material >= 0]  # of what lies about
+        self.things = [material for material in things if material >= 0]  # of free objects
 
     def restore(self) -> None:
         m = self.env.model
@@ -74,7 +73,7 @@ class _Look:
             target[:] = value
 
     def draw(self) -> None:
-        """A new look; with probability 1 - vary the colours and lights stay stock, cameras move a little."""
+        """Set a new look; with probability 1 - vary only the cameras move, and little."""
         self.restore()
         m, rng = self.env.model, self.rng
         wild = rng.random() < self.vary
@@ -96,7 +95,7 @@ class _Look:
 
 
 def _moments(env: Any, seed: int) -> Iterator[None]:
-    """Run one episode of the expert; yields at every step with the env in that state."""
+    """Run one episode of the expert; yields after every step."""
     env.reset(seed=seed)
     expert = env.expert(np.random.default_rng([seed, 7]))
     for _ in range(env.settings.max_steps):
@@ -107,28 +106,26 @@ def _moments(env: Any, seed: int) -> Iterator[None]:
 
 
 def _world(task: str, robot: str, image_size: int, rng: np.random.Generator) -> Any:
-    """A task's world, not drawn; the first task's of a robot, and with a cube of any size."""
+    """Make a task's world without a renderer; the first task's with this robot and a random cube size."""
     if task == DEFAULT:
         size = float(rng.choice([0.04, 0.04, rng.uniform(0.025, 0.055)]))
-        chosen = {"robot": robot, "cube_size": round(size, 3)}
-    else:
-        chosen = {}
+    chosen = {"robot": robot, "cube_size": round(size, 3)} if task == DEFAULT else {}
     usual: Any = settings_class(task)()
     env = make(replace(usual, image_size=image_size, **chosen), draw=False)
     if not hasattr(env, "model"):
-        raise UserError(f"scenes.tasks: found '{task}', expected tasks in MuJoCo with a scripted expert")
+        raise UserError(f"scenes.tasks: expected tasks in MuJoCo with a scripted expert, got '{task}'")
     return env
 
 
 def render_scenes(
     seed: int, tasks: tuple[str, ...], robots: tuple[str, ...], image_size: int, vary: float
 ) -> np.ndarray:
-    """The frames of one seed: episodes of one task, every camera.  # uint8 (N, S, S, 3)"""
+    """Render the frames of one seed: episodes of one task, every camera.  # uint8 (N, S, S, 3)"""
     rng = np.random.default_rng([seed, 11])
     env = _world(tasks[seed % len(tasks)], robots[seed // len(tasks) % len(robots)], image_size, rng)
     look = _Look(env, vary, rng)
     frames: list[np.ndarray] = []
-    episode = seed * 1000 + 500_000_000  # far from the seeds of demos and evaluations
+    episode = seed * 1000 + 500_000_000  # not a seed of demos or evaluations
     while len(frames) < _FRAMES_A_SEED:
         for _ in islice(_moments(env, episode), 0, None, _EVERY):
             look.draw()

@@ -1,7 +1,4 @@
-"""The settings of a pre-training, read once from configs/pretrain and checked there.
-
-settings = read(PretrainSettings, cfg, "pretrain")         # s2robot.common.settings.read
-"""
+"""The settings of a pre-training; configs/pretrain/default.yaml documents each."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,7 +11,7 @@ from s2robot.encoders.encoder import DTYPES
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """What reconstructs the pixels; thrown away afterwards."""
+    """The decoder, which is dropped after the pre-training."""
 
     dim: int = 128
     depth: int = 2
@@ -27,7 +24,7 @@ class DecoderSettings:
 
 @dataclass(frozen=True)
 class CropSettings:
-    """Sizes of the crops, as shares of a frame's shorter side, and their width over height."""
+    """The sides of the crops, as shares of a frame's shorter side, and their width over height."""
 
     min: float = 0.43
     max: float = 1.0
@@ -36,14 +33,12 @@ class CropSettings:
     def __post_init__(self) -> None:
         for name, (low, high) in {"min": (self.min, self.max), "ratio": self.ratio}.items():
             if not 0 < low <= high < math.inf:
-                raise UserError(
-                    f"pretrain.crop.{name}: found {low} up to {high}, expected 0 < least <= largest"
-                )
+                raise UserError(f"pretrain.crop.{name}: expected 0 < least <= largest, got {low} and {high}")
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """configs/pretrain/default.yaml says what each is."""
+    """configs/pretrain/default.yaml documents each field."""
 
     data: str
     out: str
@@ -80,9 +75,9 @@ class PretrainSettings:
         if self.max_minutes is not None:
             check_positive(self, "pretrain", "max_minutes")
         check_ranges(
-            self, "pretrain", batch_size=many, steps=many, threads=many, devices=many, num_nodes=many, checkpoint_every=many,
+            self, "pretrain", every=many, batch_size=many, steps=many, threads=many, devices=many, num_nodes=many, checkpoint_every=many,
             picture_every=many, log_every=many, warmup_steps=any_number, weight_decay=any_number,
             seed=any_number, mask_ratio=share, flip=share, jitter=share,
         )  # fmt: skip
         if self.store not in DTYPES:
-            raise UserError(f"pretrain.store: found {self.store!r}, expected one of {', '.join(DTYPES)}")
+            raise UserError(f"pretrain.store: expected one of {', '.join(DTYPES)}, got {self.store!r}")

@@ -1,12 +1,11 @@
-"""The one way from the levels of an image to S2 features: tiles, model, map, join.
+"""Turn the levels of an image into S2 features: split into tiles, run the model, merge maps, concatenate.
 
     layout = square((128, 256), tile=128, patch=16)
     encode(vit, levels, layout, front=1).shape                    # (B, 64, 2 * D), all tiles in one call of the model
-    encode(vit, levels, layout, front=1, output="pooled").shape   # (B, 2 * D), without putting a map together
+    encode(vit, levels, layout, front=1, output="pooled").shape   # (B, 2 * D), without merging a map
 
-`s2robot.s2.module.S2` and the pipeline's encoders are this with levels of their own making. The selective encoder
-keeps what the model gave for a tile and calls `assemble`; the reference-compatible `forward` calls the model level
-by level and ends in `finish`.
+`s2robot.s2.module.S2` and the pipeline's encoders make the levels and call `encode`; the reference-compatible `forward`
+calls the model once a level and ends in `finish`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def encode(
     output: str = "tokens",
     prefix: bool = False,
 ) -> Tensor:
-    """Normalised levels, (B, 3, height, width) each, to S2 features; arguments and result as `assemble`'s."""
+    """Encode normalised levels, (B, 3, height, width) each; arguments and result as in `assemble`."""
     tiles = torch.cat([plan.split(x) for plan, x in zip(layout.levels, levels, strict=True)])
     outputs = model(tiles)  # (tiles * B, P + N, D)
     rows, columns = layout.cells
@@ -49,14 +48,14 @@ def encode(
 def assemble(
     parts: Sequence[Tensor], layout: Layout, front: int = 0, output: str = "tokens", prefix: bool = False
 ) -> Tensor:
-    """The model's tokens of all tiles, (count, B, P + N, D) a level, as S2 features.
+    """Assemble S2 features from the tokens of all tiles, (count, B, P + N, D) a level.
 
     Args:
         front: P, the prefix tokens (CLS, registers) at the front.
         output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns) or "pooled" (B, D * levels).
         prefix: put the prefix tokens, averaged over tiles, in front of the tokens.
 
-    Means are taken in float32; the result has the type of the parts.
+    Means are computed in float32; the result has the dtype of the parts.
     """
     if output == "pooled":
         means = [
@@ -80,25 +79,20 @@ def as_map(tokens: Tensor, cells: tuple[int, int]) -> Tensor:
 def finish(
     maps: Sequence[Tensor], grid: Sequence[int], output: str = "tokens", fronts: Sequence[Tensor] = ()
 ) -> Tensor:
-    """The levels' maps (B, D, h, w), and prefix tokens (B, P, D) where they are wanted, as one result."""
-    out = join(maps, grid)
+    """Concatenate the levels' maps (B, D, h, w) on the grid, with prefix tokens (B, P, D) in front if given."""
+    size = (grid[0], grid[1])
+    even = [  # the mean of areas, in float32
+        m if m.shape[-2:] == size else F.interpolate(m.float(), size, mode="area").to(m.dtype) for m in maps
+    ]
+    out = torch.cat(even, dim=1)
     if output == "map":
         return out
     out = out.flatten(2).transpose(1, 2)  # (B, N, D * levels)
     return torch.cat([torch.cat(list(fronts), dim=-1).to(out.dtype), out], dim=1) if fronts else out
 
 
-def join(maps: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
-    """Maps (B, D, h, w) of any size -> (B, D * maps, *grid): the mean of areas, taken in float32."""
-    size = (grid[0], grid[1])
-    even = [
-        m if m.shape[-2:] == size else F.interpolate(m.float(), size, mode="area").to(m.dtype) for m in maps
-    ]
-    return torch.cat(even, dim=1)
-
-
 def _pool(tokens: Tensor, plan: Tiling, cells: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """The mean of a level's map from its tiles' tokens (count, B, N, D), in float32 (B, D), without the map."""
+    """Average a level's map from its tiles' tokens (count, B, N, D), in float32 (B, D), without merging it."""
     if plan.even(*cells, grid):
         return tokens.float().mean(dim=2).mean(dim=0)
     weights = plan.weights(*cells, grid).to(tokens.device)  # (count, N)

@@ -1,4 +1,4 @@
-"""Which sizes of a frame S2 looks at, and how each is tiled.
+"""Plan the sizes of a frame that S2 uses, and the tiling of each.
 
 plan = Sizes(tile=(224, 224), patch=16, scales=(1, 2))
 layout = plan.layout(480, 640)         # levels of 224 x 304 and 448 x 608 px
@@ -17,12 +17,12 @@ from s2robot.backbones.facts import pair
 from s2robot.common.errors import UserError
 from s2robot.s2.tiling import Size, Tiling, plan_tiles
 
-LONGEST = 16  # times the shorter side: a longer frame was most likely given with its axes in another order
+LONGEST = 16  # times the shorter side: the axes of a longer frame are most likely in another order
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What S2 makes of a frame: one tiling a level, and the grids (rows, columns) of a tile and of the result."""
+    """One tiling a level, and the grids (rows, columns) of a tile and of the result."""
 
     levels: tuple[Tiling, ...]
     cells: tuple[int, int]
@@ -30,12 +30,12 @@ class Layout:
 
     @property
     def tiles(self) -> int:
-        """Tiles a frame over all levels: what the model has to compute."""
+        """Tiles of a frame over all levels."""
         return sum(level.count for level in self.levels)
 
 
 def square(sizes: Sequence[int], tile: int, patch: int) -> Layout:
-    """Of square frames whose levels are whole multiples of the tile; UserError for other sizes."""
+    """Plan square frames whose levels are multiples of the tile; UserError for other sizes."""
     if not sizes:
         raise UserError("S2 sizes are empty, expected at least one")
     for size in sizes:
@@ -47,7 +47,7 @@ def square(sizes: Sequence[int], tile: int, patch: int) -> Layout:
 
 @dataclass(frozen=True)
 class Sizes:
-    """S2's levels for frames of any shape: multiples of a base size, or sizes by hand.
+    """The levels for frames of any shape: multiples of a base size, or explicit sizes.
 
     Attributes: as the arguments of `s2robot.s2.module.S2`; tile and patch are the model's, in pixels.
     """
@@ -68,11 +68,11 @@ class Sizes:
 
     @property
     def count(self) -> int:
-        """Levels a frame."""
+        """Number of levels."""
         return len(self.scales if self.sizes is None else self.sizes)
 
     def layout(self, height: int, width: int) -> Layout:
-        """The tilings of a frame of height x width pixels; UserError if a level cannot be tiled."""
+        """Plan a frame of height x width pixels; UserError if a level cannot be tiled."""
         (th, tw), patch = self.tile, self.patch
         if th % patch or tw % patch:
             raise UserError(
@@ -93,7 +93,7 @@ class Sizes:
         )
 
     def one(self, height: int, width: int) -> tuple[int, int]:
-        """The size of scale 1: the given one, or the smallest of the frame's shape that covers the tile."""
+        """Return the size of scale 1: the given one, or the smallest of the frame's shape that covers the tile."""
         if self.base is not None:
             return self._sized(self.base, height, width)
         _check_shape(height, width)
@@ -102,7 +102,7 @@ class Sizes:
         return max(th, self._whole(height * ratio)), max(tw, self._whole(width * ratio))
 
     def _sized(self, size: Size, height: int, width: int) -> tuple[int, int]:
-        """A size by hand; a number is the shorter side of something of the shape height x width."""
+        """Return an explicit size as (height, width); an integer is the shorter side of the frame's shape."""
         side, other = pair(size, "S2 size")
         if isinstance(size, Sequence) or height == width:
             return side, other
@@ -114,7 +114,7 @@ class Sizes:
         )
 
     def _whole(self, pixels: float) -> int:
-        """Rounded to whole patches."""
+        """Round to whole patches."""
         return int(pixels / self.patch + 0.5) * self.patch
 
 

@@ -1,11 +1,8 @@
-"""An image at several sizes.
+"""Resize an image to several sizes.
 
-    pyramid(images, [(128, 128), (256, 256)])                     # each level from the image itself
-    pyramid(images, sizes, first=(256, 256))                      # from the largest: render once, then average
-    pyramid(images, sizes, first=(128, 128), enlarge=True)        # the S2 paper's: nothing new in the larger ones
-
-On the way down areas are averaged (exactly, where sides are whole multiples) or the image is antialiased; torch's
-`interpolate` does both, but its area mode has no antialiasing for other ratios, so `resize` chooses.
+pyramid(images, [(128, 128), (256, 256)])                     # each level from the image itself
+pyramid(images, sizes, first=(256, 256))                      # from the largest: render once, then average
+pyramid(images, sizes, first=(128, 128), enlarge=True)        # as in the S2 paper: nothing new in the larger ones
 """
 
 from __future__ import annotations
@@ -23,10 +20,7 @@ from s2robot.s2.tiling import Size
 
 
 def resize(images: Tensor, size: Size) -> Tensor:
-    """Float (B, C, H, W) -> (B, C, *size): exact mean of areas if H and W are multiples, else antialiased.
-
-    An int stands for a square. Enlarging is bilinear.
-    """
+    """Resize float (B, C, H, W) to (B, C, *size): exact area mean if H and W are multiples, else antialiased bilinear."""
     height, width = (size, size) if isinstance(size, int) else size
     h, w = images.shape[-2:]
     if (h, w) == (height, width):
@@ -40,14 +34,14 @@ def resize(images: Tensor, size: Size) -> Tensor:
 
 
 def _halved(images: Tensor) -> Tensor:
-    """F.avg_pool2d(images, 2) to the last bit, in half its time: it adds in the same order, a row of pixels at once."""
+    """F.avg_pool2d(images, 2) to the last bit, in half the time: the same additions, a row of pixels at once."""
     top, bottom = images[..., ::2, :], images[..., 1::2, :]
     total = top[..., ::2] + top[..., 1::2]
     return total.add_(bottom[..., ::2]).add_(bottom[..., 1::2]).mul_(0.25)
 
 
 def bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The reference's resize: float32, no antialiasing, cast back. Integers saturate (the reference wraps)."""
+    """Resize as the reference does: in float32, without antialiasing. Integers saturate (the reference wraps)."""
     if tuple(images.shape[-2:]) == size:
         return images
     x = F.interpolate(images.float(), size=size, mode="bicubic")
@@ -63,29 +57,31 @@ def pyramid(
     first: tuple[int, int] | None = None,
     enlarge: bool = False,
 ) -> list[Tensor]:
-    """Float (B, C, H, W) -> one (B, C, *size) a size.
+    """Resize float (B, C, H, W) to one (B, C, *size) a size.
 
-    first: the size that the images are brought to before all others; None takes each level from them as they are.
-    enlarge: the others are made from the first as `forward` makes them, bicubic and without antialiasing.
+    first: resize the images to this size before all others; None makes each level from the images.
+    enlarge: make the levels as `forward` does, bicubic without antialiasing.
     """
     x = images if first is None else resize(images, first)
     return [bicubic(x, size) if enlarge else resize(x, size) for size in sizes]
 
 
 def tensor_of(images: Any, device: torch.device | None = None) -> Tensor:
-    """A tensor as it is, or a numpy array as one on the device; UserError for anything else."""
+    """Return a tensor as it is, or a numpy array as a tensor on the device; UserError for anything else."""
     if isinstance(images, Tensor):
         return images
     if isinstance(images, np.ndarray) and images.dtype.kind in "uif":
-        return torch.as_tensor(np.ascontiguousarray(images), device=device)  # flipped views have no tensor
+        return torch.as_tensor(np.ascontiguousarray(images), device=device)  # torch rejects flipped views
     found = (
-        f"a numpy array of {images.dtype}" if isinstance(images, np.ndarray) else f"a {type(images).__name__}"
+        f"{type(images).__name__} of {images.dtype}"
+        if isinstance(images, np.ndarray)
+        else type(images).__name__
     )
-    raise UserError(f"expected images as a tensor or a numpy array of numbers, found {found}")
+    raise UserError(f"images: expected a tensor or a numpy array of numbers, got a {found}")
 
 
 def channels_first(images: Tensor) -> Tensor:
-    """uint8 RGB (B, H, W, 3) -> float32 (B, 3, H, W), 0 to 255; UserError for another type or shape."""
+    """Convert uint8 RGB (B, H, W, 3) to float32 (B, 3, H, W), 0 to 255; UserError for another type or shape."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(f"expected images uint8 (B, H, W, 3), found {images.dtype} {tuple(images.shape)}")
-    return images.permute(0, 3, 1, 2).contiguous().float()  # moved while they are bytes
+        raise UserError(f"images: expected uint8 (B, H, W, 3), got {images.dtype} {tuple(images.shape)}")
+    return images.permute(0, 3, 1, 2).contiguous().float()  # permuted as bytes, which is faster

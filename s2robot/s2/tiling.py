@@ -1,12 +1,11 @@
-"""Tiles that cover a frame of any size, and the way back from the tiles' maps to one map.
+"""Cover a frame of any size with tiles, and merge the tiles' maps into one map.
 
     plan = plan_tiles((448, 608), tile=224, patch=16)        # 2 x 3 tiles; columns start at 0, 192 and 384 px
     tiles = plan.split(images)                               # (6 * B, 3, 224, 224), tiles outside, batch inside
     plan.merge(maps)                                         # (6 * B, C, 14, 14) -> (B, C, 28, 38)
 
-Where a side is no multiple of the tile, tiles overlap evenly (their offsets are whole patches) and the maps
-are blended linearly across the overlap, or the frame is padded and the padding's tokens are cut off.
-By hand, since torch's unfold and fold neither spread tiles evenly nor blend, and einops does the even case alone.
+If a side is not a multiple of the tile, tiles overlap evenly (at offsets of whole patches) and the maps are blended
+linearly across the overlap, or the frame is padded and the padding's tokens are cut off.
 `merge(split(x))` is x, bit by bit: blending is a + w * (b - a), which is exact where both tiles agree.
 """
 
@@ -27,7 +26,7 @@ COVERS = ("overlap", "pad")
 
 
 def _blend(parts: Sequence[Tensor], starts: Sequence[int], dim: int) -> Tensor:
-    """Put parts that begin at `starts` (in cells) next to each other along dim, cross-fading where they overlap."""
+    """Concatenate parts that start at `starts` (in cells) along dim, blending where they overlap."""
     out = parts[0]
     for part, start in zip(parts[1:], starts[1:], strict=True):
         both = out.shape[dim] - start
@@ -44,7 +43,7 @@ def _blend(parts: Sequence[Tensor], starts: Sequence[int], dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Where the tiles of a frame lie. Sizes and offsets are (height, width) in pixels; `plan_tiles` makes one."""
+    """The tiles of a frame, from `plan_tiles`. Sizes and offsets are (height, width) in pixels."""
 
     frame: tuple[int, int]
     tile: tuple[int, int]
@@ -53,7 +52,7 @@ class Tiling:
 
     @property
     def count(self) -> int:
-        """Tiles an image."""
+        """Number of tiles."""
         return len(self.rows) * len(self.columns)
 
     @property
@@ -68,7 +67,7 @@ class Tiling:
         return len(self.rows) * th != height or len(self.columns) * tw != width
 
     def split(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (count * B, C, th, tw): tiles row by row outside, batch inside.
+        """Split (B, C, H, W) into (count * B, C, th, tw): tiles row by row outside, batch inside.
 
         Padding repeats the last row and column. Raises UserError for images of another size.
         """
@@ -86,7 +85,7 @@ class Tiling:
         return grid.permute(2, 4, 0, 1, 3, 5).reshape(self.count * b, c, th, tw)
 
     def cells(self, height: int, width: int) -> tuple[int, int]:
-        """The map's size, padding cut off, if a tile gives height x width tokens; UserError if they do not fit."""
+        """Return the map's size without padding, for height x width tokens a tile; UserError if they do not fit."""
         for start, side, cells in [(s, self.tile[0], height) for s in self.rows] + [
             (s, self.tile[1], width) for s in self.columns
         ]:
@@ -97,7 +96,7 @@ class Tiling:
         return -(-self.frame[0] * height // self.tile[0]), -(-self.frame[1] * width // self.tile[1])
 
     def merge(self, maps: Tensor) -> Tensor:
-        """The inverse of `split` for tokens or pixels: (count * B, C, h, w) -> (B, C, rows, columns)."""
+        """Invert `split` for tokens or pixels: (count * B, C, h, w) -> (B, C, rows, columns)."""
         n, c, h, w = maps.shape
         height, width = self.cells(h, w)
         b, kh, kw = n // self.count, len(self.rows), len(self.columns)
@@ -105,7 +104,7 @@ class Tiling:
         if self.overlaps:
             x = _blend(x.unbind(1), self._starts(w, 1), dim=-1)  # (kh, B, C, h, columns)
             x = _blend(x.unbind(0), self._starts(h, 0), dim=-2)  # (B, C, rows, columns)
-        elif maps.stride(1) == 1:  # a transformer's tokens lie so: whole ones are moved
+        elif maps.stride(1) == 1:  # a transformer's tokens are contiguous: copy whole ones
             x = x.permute(2, 0, 4, 1, 5, 3).reshape(b, kh * h, kw * w, c).permute(0, 3, 1, 2)
         else:
             x = x.permute(2, 3, 0, 4, 1, 5).reshape(b, c, kh * h, kw * w)
@@ -115,7 +114,7 @@ class Tiling:
         return [start * cells // self.tile[axis] for start in (self.rows, self.columns)[axis]]
 
     def even(self, height: int, width: int, grid: tuple[int, int]) -> bool:
-        """Whether every token weighs the same in the mean of the merged map that is area-pooled to `grid`."""
+        """Whether every token has the same weight in the mean of the map pooled to `grid`."""
         rows, columns = self.cells(height, width)
         return (
             not self.overlaps
@@ -125,7 +124,7 @@ class Tiling:
         )
 
     def weights(self, height: int, width: int, grid: tuple[int, int]) -> Tensor:
-        """Weights (count, height * width), sum 1: the tokens' share in the mean of the map pooled to `grid`."""
+        """Return each token's weight (count, height * width), sum 1, in the mean of the map pooled to `grid`."""
         axes = []
         for axis, (cells, kept) in enumerate(zip((height, width), self.cells(height, width), strict=True)):
             k = len((self.rows, self.columns)[axis])
@@ -137,7 +136,7 @@ class Tiling:
 
 
 def _axis(size: int, tile: int, patch: int, overlap: int, pad: bool, name: str) -> tuple[int, ...]:
-    """Offsets of the tiles along one side."""
+    """Return the offsets of the tiles along one side."""
     if pad:
         return tuple(range(0, size, tile))
     if size < tile:
@@ -150,21 +149,21 @@ def _axis(size: int, tile: int, patch: int, overlap: int, pad: bool, name: str) 
     free, step = (
         (size - tile) // patch,
         (tile - overlap) // patch,
-    )  # in patches: what the tiles have to move over, and how far at once
-    moves = -(-free // step)  # tiles beside the first
+    )  # in patches: the way, and the longest step
+    moves = -(-free // step)  # tiles after the first
     return tuple((i * free + moves // 2) // moves * patch if moves else 0 for i in range(moves + 1))
 
 
 def plan_tiles(frame: Size, tile: Size, patch: Size = 1, cover: str = "overlap", overlap: int = 0) -> Tiling:
-    """The fewest tiles that cover a frame, evenly spread, at offsets of whole patches.
+    """Plan the fewest tiles that cover a frame, evenly spread, at offsets of whole patches.
 
     Args:
         frame, tile: a side or (height, width) in pixels.
-        patch: the same of what one token stands for; the tile is a multiple of it.
+        patch: the same of one token; the tile is a multiple of it.
         cover: "overlap" (the frame is a multiple of the patch and at least a tile), or "pad" (any frame).
         overlap: least overlap of neighbours in pixels, rounded up to whole patches. Only with "overlap".
 
-    Raises UserError with both numbers where that is impossible.
+    Raises UserError if that is impossible.
     """
     (height, width), (th, tw), (ph, pw) = pair(frame, "frame"), pair(tile, "tile"), pair(patch, "patch")
     if cover not in COVERS:

@@ -183,12 +183,6 @@ def test_frozen_means_every_parameter_and_eval(small):
     assert not small.encode(noise(1, 16, 16, 3)).requires_grad
 
 
-def test_features_can_feed_a_head_that_learns(small):
-    head = torch.nn.Linear(24, 2)
-    head(small.encode(noise(2, 16, 16, 3), pool="mean")).sum().backward()
-    assert head.weight.grad.abs().sum() > 0
-
-
 @settings(deadline=None, max_examples=15)
 @given(st.integers(16, 70), st.integers(16, 70))
 def test_any_size_is_resized_with_antialiasing(height, width):
@@ -205,27 +199,12 @@ def test_any_size_is_resized_with_antialiasing(height, width):
     torch.testing.assert_close(encoder.encode(image), vit(normed).detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_fine_stripes_become_grey_not_aliased(small):
-    stripes = np.zeros((1, 160, 160, 3), np.uint8)
-    stripes[:, :, ::2] = 255
-    grey = np.full((1, 16, 16, 3), 127, np.uint8)
-    black = np.zeros((1, 16, 16, 3), np.uint8)
-    near, far = ((small.encode(stripes) - small.encode(other)).abs()[:, 1:].mean() for other in (grey, black))
-    assert near < 0.1 * far
-
-
-@pytest.mark.parametrize(
-    ("images", "pool", "words"),
-    [
-        (np.zeros((1, 16, 16, 3), np.float32), "tokens", r"uint8 \(B, H, W, 3\), found torch.float32"),
-        (np.zeros((1, 3, 16, 16), np.uint8), "tokens", r"found torch.uint8 \(1, 3, 16, 16\)"),
-        (np.zeros((16, 16, 3), np.uint8), "tokens", r"found torch.uint8 \(16, 16, 3\)"),
-        (np.zeros((1, 16, 16, 3), np.uint8), "max", "found 'max', expected one of tokens, mean, cls"),
-    ],
-)
-def test_wrong_input(small, images, pool, words):
-    with pytest.raises(UserError, match=words):
-        small.encode(images, pool=pool)
+def test_wrong_input(small):
+    for shape, dtype in (((1, 16, 16, 3), np.float32), ((1, 3, 16, 16), np.uint8), ((16, 16, 3), np.uint8)):
+        with pytest.raises(UserError, match=rf"images uint8 \(B, H, W, 3\), found .*{shape[-1]}\)"):
+            small.encode(np.zeros(shape, dtype))
+    with pytest.raises(UserError, match="pool: .*'max'"):
+        small.encode(np.zeros((1, 16, 16, 3), np.uint8), pool="max")
 
 
 def test_no_images_and_half_precision(small):

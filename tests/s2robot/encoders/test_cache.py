@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ import torch
 
 from s2robot.common.errors import UserError
 from s2robot.encoders.cache import FeatureCache, as_stored
-from tests import forks
 from tests.kills import kill_at_every_write
 
 LENGTHS, CAMERAS, TOKENS, DIM = [3, 1, 4], ("hand", "left"), 2, 5
@@ -55,32 +52,17 @@ def expected(dtype=np.float16) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_exact_on_reread(tmp_path, dtype):
     steps = []
-    built = make_cache(tmp_path, dtype=dtype).build(
-        make_frames, encode, lambda done, total: steps.append((done, total))
-    )
+    built = make_cache(tmp_path, dtype=dtype).build(make_frames, encode, lambda *done: steps.append(done))
     assert steps == [(0, 8), (4, 8), (5, 8), (8, 8)]
+    make_cache(tmp_path, dtype=dtype).build(make_frames, lambda images: 1 / 0)  # nothing is encoded twice
     again = make_cache(tmp_path, dtype=dtype)
     assert again.missing() == [] and again.features.dtype == dtype and again.features.shape == (8, 2, 2, 5)
     assert np.array_equal(built, expected(dtype)) and np.array_equal(again.features, expected(dtype))
-    assert np.array_equal(again.features[4:], expected(dtype)[4:])
+    if dtype == "float16":  # rollouts see what training saw
+        live = as_stored(encode(frames_of(0).reshape(-1, 4, 4, 3))).numpy()
+        assert np.array_equal(live, built[: LENGTHS[0]].reshape(-1, TOKENS, DIM))
     with pytest.raises(ValueError, match="read-only"):
         again.features[0] = 0
-
-
-def test_rollouts_can_see_what_training_saw(tmp_path):
-    make_cache(tmp_path).build(make_frames, encode)
-    live = as_stored(encode(frames_of(0).reshape(-1, 4, 4, 3)))
-    stored = torch.from_numpy(make_cache(tmp_path).features[: LENGTHS[0]].astype(np.float32)).flatten(0, 1)
-    assert torch.equal(live, stored)
-
-
-def test_nothing_is_encoded_twice(tmp_path):
-    make_cache(tmp_path).build(make_frames, encode)
-
-    def never(_):
-        raise AssertionError("encoded again")
-
-    make_cache(tmp_path).build(make_frames, never)
 
 
 def test_only_what_is_wanted_is_encoded_and_the_rest_later(tmp_path):
@@ -118,27 +100,6 @@ def test_goes_on_after_a_failure(tmp_path):
     cache.build(make_frames, dies)
     assert len(calls) == 4
     assert np.array_equal(cache.features, expected())
-
-
-def test_goes_on_after_kill_9(tmp_path):
-    script = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[2]); import test_cache as t\n"
-        "n = []\n"
-        "def encode(x):\n"
-        "    n.append(1)\n"
-        "    if len(n) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return t.encode(x)\n"
-        "t.make_cache(sys.argv[1]).build(t.make_frames, encode)\n"
-    )
-    path = os.pathsep.join(p for p in (os.getcwd(), os.environ.get("PYTHONPATH", "")) if p)
-    folder = os.path.dirname(os.path.abspath(__file__))
-    killed = forks.run(
-        [sys.executable, "-c", script, str(tmp_path), folder], env={**os.environ, "PYTHONPATH": path}
-    )
-    assert killed.returncode == -signal.SIGKILL
-    cache = make_cache(tmp_path)
-    assert cache.missing() == [0]
-    assert np.array_equal(cache.build(make_frames, encode), expected())
 
 
 def test_an_episode_costs_a_line_and_no_new_index(tmp_path):
@@ -179,36 +140,22 @@ def test_another_key_is_another_cache(tmp_path, changes):
     assert make_cache(tmp_path).missing() == []
 
 
-def damage_index(path):
-    (path / "index.json").write_text((path / "index.json").read_text()[:20])
-
-
-def change_index(path):
+def rewrite_index(path, **changes):
     index = json.loads((path / "index.json").read_text())
-    (path / "index.json").write_text(json.dumps(index | {"encoder": "stale"}))
+    (path / "index.json").write_text(json.dumps(index | changes))
 
 
-def cut_features(path):
-    os.truncate(path / "features.bin", 7)
+DAMAGES = [
+    lambda path: (path / "index.json").write_text((path / "index.json").read_text()[:20]),
+    lambda path: rewrite_index(path, encoder="stale"),
+    lambda path: rewrite_index(path, done=None),
+    lambda path: rewrite_index(path, done=[None, 1]),
+    lambda path: os.truncate(path / "features.bin", 7),
+    lambda path: (path / "features.bin").unlink(),
+]
 
 
-def remove_features(path):
-    (path / "features.bin").unlink()
-
-
-def no_list(path):
-    index = json.loads((path / "index.json").read_text())
-    (path / "index.json").write_text(json.dumps(index | {"done": None}))
-
-
-def no_numbers(path):
-    index = json.loads((path / "index.json").read_text())
-    (path / "index.json").write_text(json.dumps(index | {"done": [None, 1]}))
-
-
-@pytest.mark.parametrize(
-    "damage", [damage_index, change_index, cut_features, remove_features, no_list, no_numbers]
-)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_caches_are_never_read(tmp_path, damage):
     cache = make_cache(tmp_path)
     cache.build(make_frames, encode)
@@ -351,17 +298,6 @@ def test_what_a_dataset_held_before_it_grew_is_not_encoded_again(tmp_path):
     grown = make_cache(tmp_path, drawn=MUJOCO_3)
     built = grown.build(frames, encode, dataset_of_first="d{}".format)
     assert seen == [[1, 2]] and not built[:3].any() and np.array_equal(built[3:], expected()[3:])
-
-
-def test_of_an_unfinished_cache_what_is_there_is_taken_over(tmp_path):
-    earlier = make_cache(tmp_path, dataset="d2", episode_lengths=LENGTHS[:2])
-    with pytest.raises(UserError, match="no frames came"):
-        earlier.build(lambda missing: make_frames([1]), encode)
-    seen = []
-    make_cache(tmp_path).build(
-        lambda missing: seen.extend(missing) or make_frames(missing), encode, None, "d{}".format
-    )
-    assert seen == [0, 2] and np.array_equal(make_cache(tmp_path).features, expected())
 
 
 def all_three(folder) -> None:

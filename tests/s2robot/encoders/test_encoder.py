@@ -1,6 +1,5 @@
 """Encoders: what they return, what changes their fingerprint, and every file they refuse."""
 
-import hashlib
 import json
 from dataclasses import asdict
 
@@ -19,7 +18,6 @@ from s2robot.backbones.vit import (
     Published,
     ViTSpec,
     load_encoder,
-    load_mvp,
     save_encoder,
     sincos_2d,
 )
@@ -123,16 +121,8 @@ def test_a_frame_has_the_same_features_in_any_company(images):
     assert encoder.encode(images[:0]).shape == (0, 16, 48)
     assert encoder.encode(np.zeros((0, 48, 64, 3), np.uint8)).shape == (0, 20, 48)
     assert S2Encoder(make_vit(), (16, 32), pool="mean").encode(images[:0]).shape == (0, 1, 48)
-    with pytest.raises(UserError, match=r"expected images uint8 \(B, H, W, 3\), found torch.uint8 \(0, 3\)"):
+    with pytest.raises(UserError, match=r"images: .* torch.uint8 \(0, 3\)"):
         encoder.encode(np.zeros((0, 3), np.uint8))
-
-
-@pytest.mark.parametrize("number", [-1, 0, 2.5])
-def test_frames_per_call_is_a_whole_number(number):
-    with pytest.raises(
-        UserError, match=f"frames_per_call: found {number}, expected a whole number of at least 1"
-    ):
-        S2Encoder(make_vit(), (16, 32), frames_per_call=number)
 
 
 def test_larger_frames_are_averaged_by_area(images):
@@ -205,17 +195,10 @@ def test_fingerprint_of_a_model_of_ones_own_changes_with_what_no_weight_tells():
 def test_fingerprint_of_code_that_cannot_be_read_needs_a_description():
     exec("class Typed(torch.nn.Module):\n    forward = Patches.forward", globals(), names := {})
     for model in (Patches().forward, torch.jit.trace(Patches(), torch.zeros(1, 3, 8, 8)), names["Typed"]()):
-        with pytest.raises(UserError, match=r"describe: found none .* such as \{'version': 1\}"):
+        with pytest.raises(UserError, match="describe: "):
             _ = S2Encoder(model, (8, 16), tile=8).fingerprint
         one, two = (S2Encoder(model, (8, 16), tile=8, describe={"version": v}).fingerprint for v in (1, 2))
         assert one != two
-
-
-def test_bfloat16_is_close(images):
-    exact = S2Encoder(make_vit(), (16, 32)).encode(images)
-    rough = S2Encoder(make_vit(), (16, 32), dtype="bfloat16").encode(images)
-    assert rough.dtype == torch.float32
-    assert (rough - exact).abs().mean() < 0.02 * exact.std()
 
 
 class Patches(torch.nn.Module):
@@ -249,43 +232,6 @@ def test_mvp_tiny_round_trip(tiny_file, images):
     )
 
 
-def test_published_checkpoint(tmp_path, small_published, monkeypatch):
-    path, state = tmp_path / "hoi.pth", make_vit().state_dict()
-    extra = {
-        "mask_token": torch.zeros(1),
-        "decoder_pos_embed": torch.zeros(1),
-        "decoder_blocks.0.norm1.bias": torch.zeros(1),
-    }
-    torch.save({"model": state | extra}, path)
-    with pytest.raises(UserError, match="md5 .* but vits-mae-hoi .*has 0000"):
-        load_mvp("vits-mae-hoi", path)
-    model, dropped = load_mvp("vits-mae-hoi", path, check_md5=False)
-    assert dropped == sorted(extra)
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(PUBLISHED, "vits-mae-hoi", Published(SPEC, "hoi.pth", md5))
-    assert build_encoder({"name": "vits-mae-hoi", "checkpoint": path}).sizes == (16, 32)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda s: s.pop("norm.weight"), "missing norm.weight"),
-        (lambda s: s.update({"fc.weight": torch.zeros(1)}), "unexpected fc.weight"),
-        (
-            lambda s: s.update({"cls_token": torch.zeros(1, 1, 7)}),
-            r"cls_token \(1, 1, 7\), expected \(1, 1, 24\)",
-        ),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, small_published, change, words):
-    state = dict(make_vit().state_dict())
-    change(state)
-    torch.save({"model": state}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=words):
-        load_mvp("vits-mae-hoi", tmp_path / "x.pth", check_md5=False)
-
-
 def test_broken_files_are_one_line(tmp_path, tiny_file, small_published):
     bad = tmp_path / "bad.pth"
     bad.write_bytes(b"not a checkpoint")
@@ -311,75 +257,55 @@ def test_broken_files_are_one_line(tmp_path, tiny_file, small_published):
         assert "\n" not in str(error.value) and path.name in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "words"),
-    [
-        ("{", "JSONDecodeError: Expecting property name"),
+def test_a_header_that_is_no_recipe_is_one_line(tmp_path):
+    path = tmp_path / "odd.safetensors"
+    for recipe, words in (
+        ("{", "JSONDecodeError"),
         ("[1]", "TypeError: list indices"),
         ('{"sha256": "0"}', "KeyError: 'spec'"),
         ('{"spec": {"img_size": 16}, "sha256": "0"}', "TypeError: .* missing 4 required"),
         (json.dumps({"spec": asdict(SPEC)}), "KeyError: 'sha256'"),
-        (
-            json.dumps({"spec": asdict(SPEC) | {"dim": "24"}, "sha256": "0"}),
-            "UserError: encoder.dim: found '24'",
-        ),
-    ],
-)
-def test_a_header_that_is_no_recipe_is_one_line(tmp_path, recipe, words):
-    path = tmp_path / "odd.safetensors"
-    save_file(make_vit().state_dict(), path, metadata={"s2robot": recipe})
-    with pytest.raises(
-        UserError, match=rf"odd.safetensors: .*\({words}.*expected one with spec and sha256"
-    ) as error:
-        load_encoder(path)
-    assert "\n" not in str(error.value)
+        (json.dumps({"spec": asdict(SPEC) | {"dim": "24"}, "sha256": "0"}), "encoder.dim: .* got '24'"),
+    ):
+        save_file(make_vit().state_dict(), path, metadata={"s2robot": recipe})
+        with pytest.raises(UserError, match=rf"odd.safetensors: .*\(.*{words}") as error:
+            load_encoder(path)
+        assert "\n" not in str(error.value)
 
 
-def test_pickled_code_does_not_run(tmp_path, small_published):
-    class Attack:
-        def __reduce__(self):
-            return (tmp_path.joinpath("ran").touch, ())
-
-    torch.save({"model": {"x": Attack()}}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="not a readable weights file"):
-        load_mvp("vits-mae-hoi", tmp_path / "x.pth", check_md5=False)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("cfg", "words"),
-    [
+def test_config_errors(tiny_file):
+    for cfg, words in (
         ({"name": "mvp-tny"}, "nearest: mvp-tiny"),
         ({"name": "vitb-egosoup"}, "nearest: vitb-mae-egosoup"),
-        ({"name": "mvp-tiny", "size": [16]}, "encoder: unknown key .size., did you mean .sizes."),
-        ({"name": "mvp-tiny", "sizes": [16, 40]}, "S2 size 40 .* tile 16"),
-        ({"name": "mvp-tiny", "sizes": [32, 16]}, "smallest first"),
-        ({"name": "mvp-tiny", "sizes": [32, 48]}, "S2 size 48 .* first size 32"),
-        ({"name": "mvp-tiny", "sizes": [16], "scales": [1]}, "not both"),
-        ({"name": "mvp-tiny", "sizes": []}, "encoder.sizes: found none, expected one or more, or null"),
-        ({"name": "mvp-tiny", "scales": []}, "encoder.scales: found none, expected one or more, or null"),
-        ({"name": "mvp-tiny", "scales": [1, 1.5]}, "S2 size 24 .* tile 16"),
-        ({"name": "mvp-tiny", "pool": "max"}, "encoder.pool: found 'max'"),
-        ({"name": "mvp-tiny", "dtype": "int8"}, "encoder.dtype: found 'int8'"),
-        ({"name": "mvp-tiny", "block": 3}, "encoder mvp-tiny: .*block=3, expected 1 to 2"),
-        ({"name": "mvp-tiny", "img_size": 32}, "encoder.img_size"),
-        ({"name": "mvp-tiny", "img_size": 0}, "encoder.img_size: mvp-tiny has its own"),
-        ({"name": "mvp-tiny", "scales": [np.nan]}, "encoder.scales: found nan, expected positive numbers"),
-        ({"name": "mvp-tiny", "scales": [1, np.inf]}, "encoder.scales: found inf, expected positive numbers"),
-        ({"name": "mvp-tiny", "pool": ""}, "encoder.pool: found '', expected one of tokens, mean"),
-        ({"name": "mvp-tiny", "dtype": ""}, "encoder.dtype: found '', expected one of float32, bfloat16"),
-        ({"name": "mvp-tiny", "resolution": ""}, "encoder.resolution: found '', expected one of native"),
-        (
-            {"name": "mvp-tiny", "checkpoint": ""},
-            "encoder.checkpoint: found '', expected a weights file, or null",
-        ),
+        ({"name": None}, "encoder.name: "),
         ({"name": "timm:vit_tiny_patch16_22"}, "nearest: vit_tiny_patch16_224"),
         ({"name": "timm:resnet18"}, "do not fit ResNet"),
-    ],
-)
-def test_config_errors(tiny_file, cfg, words):
-    with pytest.raises(UserError, match=words):
-        build_encoder({"checkpoint": tiny_file, **cfg})
+        ({"size": [16]}, "encoder: .*'size'"),
+        ({"sizes": [16, 40]}, "S2 size 40 .* tile 16"),
+        ({"sizes": [32, 16]}, r"encoder.sizes: .*\[32, 16\]"),
+        ({"sizes": [32, 48]}, "S2 size 48 .* first size 32"),
+        ({"sizes": [16], "scales": [1]}, "not both"),
+        ({"sizes": []}, "encoder.sizes: "),
+        ({"sizes": ["big"]}, r"encoder.sizes\[0\]: .*'big'"),
+        ({"scales": []}, "encoder.scales: "),
+        ({"scales": 2}, "encoder.scales: .*2"),
+        ({"scales": [1, 1.5]}, "S2 size 24 .* tile 16"),
+        ({"scales": [np.nan]}, "encoder.scales: .*nan"),
+        ({"scales": [1, np.inf]}, "encoder.scales: .*inf"),
+        ({"pool": "max"}, "encoder.pool: .*'max'"),
+        ({"pool": ""}, "encoder.pool: .*''"),
+        ({"dtype": "int8"}, "encoder.dtype: .*'int8'"),
+        ({"resolution": "fine"}, "encoder.resolution: .*'fine'"),
+        ({"block": 3}, "encoder mvp-tiny: .*block=3, expected 1 to 2"),
+        ({"block": "last"}, "encoder.block: .*'last'"),
+        ({"img_size": 0}, "encoder.img_size"),
+        ({"checkpoint": ""}, "encoder.checkpoint: .*''"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file} | cfg)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="encoder: .*'name'"):
+        build_encoder({"checkpoint": tiny_file})
 
 
 def test_missing_weights_name_the_command(monkeypatch, tmp_path):
@@ -426,19 +352,12 @@ def test_timm_model_from_a_file(tmp_path, suffix):
     assert smaller.grid == 4
 
 
-@pytest.mark.parametrize("size", [0, 60, 100])
-def test_an_image_size_that_is_no_multiple_of_the_patch_is_refused(tmp_path, size):
+def test_an_image_size_that_is_no_multiple_of_the_patch_is_rejected(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path)
-    words = rf"encoder.img_size timm:vit_tiny_patch16_224: .*tile {size} x {size} px .* patches of 16 px"
-    words = (
-        words
-        if size
-        else "encoder.img_size timm:vit_tiny_patch16_224: tile: found 0, expected a positive whole"
-    )
-    with pytest.raises(UserError, match=words) as error:
-        build_encoder({"name": "timm:vit_tiny_patch16_224", "checkpoint": path, "img_size": size})
-    assert "\n" not in str(error.value)
+    for size, words in ((0, "tile: .* got 0"), (60, "60 x 60 px .* of 16 px"), (100, "100 x 100 px")):
+        with pytest.raises(UserError, match=f"encoder.img_size timm:vit_tiny_patch16_224: .*{words}"):
+            build_encoder({"name": "timm:vit_tiny_patch16_224", "checkpoint": path, "img_size": size})
 
 
 def test_a_models_own_rest_is_no_place_for_a_seam():
@@ -452,23 +371,6 @@ def test_a_models_own_rest_is_no_place_for_a_seam():
     assert S2Encoder(model, (378, 756), tile=378).grid == 27
 
 
-@pytest.mark.parametrize(
-    ("cfg", "words"),
-    [
-        ({"scales": 2}, "encoder.scales: found 2"),
-        ({"sizes": ["big"]}, r"encoder.sizes\[0\]: found 'big', expected tuple"),
-        ({"block": "last"}, "encoder.block: found 'last'"),
-        ({"name": None}, "encoder.name: found None, expected str"),
-    ],
-)
-def test_settings_of_another_type_are_refused_in_a_line(tiny_file, cfg, words):
-    with pytest.raises(UserError, match=words) as error:
-        build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file, **cfg})
-    assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="encoder: key 'name' is missing"):
-        build_encoder({"checkpoint": tiny_file})
-
-
 def test_header_is_plain_json(tiny_file):
     length = int.from_bytes(tiny_file.read_bytes()[:8], "little")
     header = json.loads(tiny_file.read_bytes()[8 : 8 + length])
@@ -477,12 +379,10 @@ def test_header_is_plain_json(tiny_file):
 
 def test_impossible_specs():
     for bad, words in [
-        ((16, 5, 24, 1, 3), "img_size 16 .* patch_size 5"),
-        ((16, 4, 24, 1, 5), "dim 24 .* heads 5"),
-        ((16, 4, 24, 0, 3), "encoder.depth: found 0"),
-        ((16, 4, 6, 1, 3), "dim 6 .* 4"),
-    ]:
-        with pytest.raises(UserError, match=words):
+        ((16, 5, 24, 1, 3), "img_size: .* 5 .* got 16"), ((16, 4, 24, 1, 5), "dim: .* 5 .* got 24"),
+        ((16, 4, 24, 0, 3), "depth: .* got 0"), ((16, 4, 6, 1, 3), "dim: .* 4 .* got 6"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=f"encoder.{words}"):
             ViTSpec(*bad)
 
 

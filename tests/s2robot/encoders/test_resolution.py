@@ -9,7 +9,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 
-from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
@@ -66,13 +65,6 @@ def test_the_first_scale_is_the_same_and_the_larger_hold_nothing_new(tiny_encode
     for level in levels[1:]:
         enlarged = F.interpolate(levels[0], level.shape[-2:], mode="bicubic")
         torch.testing.assert_close(level, enlarged, rtol=0, atol=0)
-
-
-def test_another_resolution_is_refused(tiny_encoder):
-    with pytest.raises(
-        UserError, match=r"encoder.resolution: found 'fine', expected one of native, upsampled"
-    ):
-        build(tiny_encoder, resolution="fine")
 
 
 def test_features_and_checkpoints_remember_it(tiny_encoder, recorded, tmp_path, monkeypatch):

@@ -25,7 +25,6 @@ def what_is_left(folder: Path) -> dict:
         "encoder": recipe["sha256"],
         "recipe": {key: value for key, value in recipe.items() if key != "minutes"},
         "model": {key: value.tolist() for key, value in state["model"].items()},
-        "history": state["history"],
         "pictures": {path.name: path.read_bytes() for path in (folder / "out").glob("reconstruction*.png")},
         "files": {path.name for path in (folder / "out").iterdir() if not path.name.startswith("events")},
     }

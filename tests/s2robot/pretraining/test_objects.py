@@ -62,10 +62,10 @@ def test_folders_hold_pictures_masks_and_depth_and_are_kept(tmp_path, monkeypatc
     before = first.stat().st_mtime_ns
     make_objects(settings, tmp_path)
     assert first.stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="meta.json: pictures of other settings"):
+    with pytest.raises(UserError, match="meta.json: "):
         make_objects(ObjectsSettings(train=4, test=3, image_size=96), tmp_path)
     (tmp_path / "meta.json").write_text("{")
-    with pytest.raises(UserError, match="meta.json: broken JSON .*; remove it or choose another folder"):
+    with pytest.raises(UserError, match="meta.json: broken JSON"):
         make_objects(settings, tmp_path)
 
 

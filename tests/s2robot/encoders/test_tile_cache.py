@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s2robot.encoders.repeats import Repeats
+from s2robot.encoders.tile_cache import TileCache
 
 
 class Model:
@@ -23,7 +23,7 @@ class Model:
 def test_what_repeats_within_a_call_and_from_call_to_call_is_computed_once(dtype, side):
     torch.manual_seed(0)
     tiles, counting = torch.randn(5, 3, side, side).to(dtype), Model()
-    model = Repeats(counting)
+    model = TileCache(counting)
     for rows, new in (([0, 1, 0, 2], 3), ([2, 3, 3], 1), ([4, 0, 1], 1)):
         before, given = counting.tiles, tiles[rows]
         assert torch.equal(model(given), Model()(given))
@@ -33,18 +33,18 @@ def test_what_repeats_within_a_call_and_from_call_to_call_is_computed_once(dtype
 def test_tiles_of_the_same_sum_are_not_the_same():
     tiles, counting = torch.randn(1, 3, 4, 4), Model()
     tiles = torch.cat([tiles, tiles.flip(1)])  # the same numbers elsewhere
-    model = Repeats(counting)
+    model = TileCache(counting)
     for given in (tiles, tiles.flip(0), tiles):
         assert torch.equal(model(given), Model()(given))
 
 
 def test_the_tiles_seen_last_are_kept():
     tiles, counting = torch.randn(4, 3, 2, 2), Model()
-    model = Repeats(counting, most=2)
+    model = TileCache(counting, size=2)
     for rows, seen in (([0, 1], 2), ([0], 2), ([2], 3), ([0], 3), ([1], 4), ([0], 4), ([0, 1, 2, 3], 6)):
         assert torch.equal(model(tiles[rows]), Model()(tiles[rows]))
         assert counting.tiles == seen
-    assert len(model._known) == 2
+    assert len(model._entries) == 2
 
 
 def test_a_call_that_failed_leaves_nothing_behind():
@@ -56,7 +56,7 @@ def test_a_call_that_failed_leaves_nothing_behind():
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return counting(given)
 
-    model = Repeats(full)
+    model = TileCache(full)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         model(tiles)
     assert torch.equal(torch.cat([model(tiles[:2]), model(tiles[2:])]), Model()(tiles))
