@@ -1,4 +1,4 @@
-"""Peak memory of `s2robot scaling` on folders of 1,000 and of 50,000 pictures.
+"""Peak memory of `s2robot probe probe=scaling` on folders of 1,000 and of 50,000 pictures.
 
     python benchmarks/scaling_memory.py                 # prints a line a folder
     python benchmarks/scaling_memory.py 1000 200000     # other sizes
@@ -38,18 +38,18 @@ def write_pictures(folder: Path, count: int) -> None:
 def peak_mb(folder: Path, weights: Path, out: Path) -> tuple[float, float]:
     """Peak resident set in MB and CPU seconds of one comparison."""
     words = [
-        f"scaling.data={folder}", "scaling.tasks=[classify]", "~scaling.models.tiny", "~scaling.models.small",
-        f"+scaling.models.test={{name: timm:{MODEL}, checkpoint: {weights}}}", "scaling.families=[]",
-        "scaling.scales=[[1]]", "scaling.resize=[native]", "scaling.seeds=[0]", "scaling.head.steps=200",
-        f"scaling.cache={out / 'cache'}", "scaling.resamples=100", f"hydra.run.dir={out / 'run'}",
+        f"probe.data={folder}", "probe.tasks=[classify]", "~probe.models.tiny", "~probe.models.small",
+        f"+probe.models.test={{name: timm:{MODEL}, checkpoint: {weights}}}", "probe.families=[]",
+        "probe.scales=[[1]]", "probe.resize=[native]", "probe.seeds=[0]", "probe.head.steps=200",
+        f"probe.cache={out / 'cache'}", "probe.resamples=100", f"hydra.run.dir={out / 'run'}",
     ]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "s2robot", "scaling", *words], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "s2robot", "probe", "probe=scaling", *words], stdout=subprocess.DEVNULL
     )
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"s2robot scaling ended with {process.returncode}")
+        raise SystemExit(f"s2robot probe ended with {process.returncode}")
     return used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
 
 

@@ -137,22 +137,10 @@ VERBS = {
         simulates=True,
         goes_on=True,
     ),
-    "readout": Verb(
-        "s2robot.probing.readout:run_readout",
-        "read layout, depth and segments out of frozen features, linearly",
-        simulates=True,
-    ),
-    "information": Verb(
-        "s2robot.probing.information:run_information", "find one encoder in another, linearly", simulates=True
-    ),
-    "scaling": Verb(
-        "s2robot.probing.scaling:run_scaling",
-        "score against cost: model size against S2, on classes, segments and depth",
-        goes_on=True,
-    ),
-    "memorize": Verb(
-        "s2robot.probing.memorize:run_memorize",
-        "train classifiers end to end: how much a model learns by heart, and S2 in its training",
+    "probe": Verb(
+        "s2robot.probing:run_probe",
+        "what frozen features hold, score against cost, what models memorize: probe=readout, information, "
+        "scaling, memorize",
         goes_on=True,
     ),
     "report": Verb("s2robot.verbs:report", "write report.html of an evaluation or a comparison"),

@@ -29,8 +29,6 @@ MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 COMPOSES = {"s2robot.deployment.emulate"}
 # Modules that are of no use without the simulated world. Everything else imports without the extra `sim`.
 DRAWS = {
-    "s2robot.comparison.compare",
-    "s2robot.comparison.result",
     "s2robot.envs.cube_picker",
     "s2robot.envs.cube_pick",
     "s2robot.envs.experts.can",
@@ -47,10 +45,9 @@ DRAWS = {
     "s2robot.envs.robosuite_task",
     "s2robot.envs.still_life",
     "s2robot.envs.world",
-    "s2robot.probing.cells",
-    "s2robot.probing.information",
-    "s2robot.probing.moments",
+    "s2robot.probing.frames",
     "s2robot.probing.readout",
+    "s2robot.probing.tokens",
 }
 # Modules whose classes derive from those of an extra; the module that imports them asks for it first.
 DERIVES = {"s2robot.vlm.tower"}

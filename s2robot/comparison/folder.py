@@ -135,7 +135,7 @@ class Stopping(Stored):
 
 
 class Information(Stored):
-    """A table as `s2robot information` writes it."""
+    """A table as `s2robot probe probe=information` writes it."""
 
     columns: tuple[Text, ...]
     rows: tuple[tuple[Any, ...], ...]

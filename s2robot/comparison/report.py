@@ -36,7 +36,7 @@ from s2robot.comparison.wording import (
     span,
     verdict,
 )
-from s2robot.probing.readout_report import CELLS_SHOWN, JOINED, NO_POOL, SHOWN, readout_plot
+from s2robot.probing.report import READOUT_COLUMNS, is_joined, plot, readout_points, tables_of
 from s2robot.reporting.page import VIDEO_BYTES, Film, as_text, drawing, embed, flatten, write_page
 from s2robot.reporting.style import page_colours
 
@@ -48,7 +48,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
 
     Videos are embedded in the order of compare.json up to about `video_bytes` of text; those left out are named.
     Raises UserError, and leaves an earlier report as it is, for what `read_comparison` refuses and for a
-    `readout` that `s2robot readout` did not write.
+    `readout` that `s2robot probe` did not write.
     """
     run_dir = Path(run_dir)
     comparison = read_comparison(run_dir)
@@ -188,44 +188,19 @@ def _information(information: Information | None) -> dict[str, Any] | None:
 
 
 def _readout(report: Mapping[str, Any] | None, path: Path) -> dict[str, Any] | None:
-    """The read-out's own picture, and its figures with all cameras joined."""
+    """Return the plot of a readout, and its tables with all cameras joined."""
     if report is None:
         return None
-    shown = {"position_mean_cm": "position (cm)", "position_r2": "position R²", "yaw_mean_deg": "yaw (°)"}
     try:
-        svg = drawing(readout_plot(report), "readout")
-        rows = [
-            [
-                _compared(row),
-                "" if row["pool"] == NO_POOL else row["pool"],
-                SHOWN[row["subset"]],
-                *(measured(row[metric]) for metric in shown),
-            ]
-            for row in [*report["results"], *report["differences"]]
-            if row["cameras"] in (JOINED, NO_POOL) and row["subset"] in SHOWN
-        ]
-        cells = report.get("cells") or {"results": [], "differences": []}  # an older read-out has none
-        dense = [
-            [_compared(row), *(measured(row[metric]) for metric in CELLS_SHOWN)]
-            for row in [*cells["results"], *cells["differences"]]
-            if row["cameras"] == JOINED
-        ]
+        svg = drawing(plot(readout_points(report), READOUT_COLUMNS), "readout")
+        parts = [report, report.get("cells") or {"results": [], "differences": []}]
+        rows = [row for part in parts for name in ("results", "differences") for row in part[name]]
+        tables = tables_of([row for row in rows if is_joined(row)])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
-            f"{path}: 'readout' is broken ({type(error).__name__}: {error}), expected what `s2robot readout` writes"
+            f"{path}: readout: expected what `s2robot probe` writes, got {type(error).__name__}: {error}"
         ) from error
-    return {
-        "svg": svg,
-        "heads": ("encoder", "pool", "frames", *shown.values()),
-        "rows": rows,
-        "cell_heads": ("encoder", *CELLS_SHOWN.values()),
-        "cells": dense,
-    }
-
-
-def _compared(row: Mapping[str, Any]) -> str:
-    """The encoder of a read-out's row, or the two that it compares."""
-    return row["encoder"] + (f" {MINUS} {row['minus']}" if "minus" in row else "")
+    return {"svg": svg, "tables": tables}
 
 
 def _power(power: Power | None) -> dict[str, Any] | None:

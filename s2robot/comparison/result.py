@@ -12,7 +12,7 @@ from s2robot.comparison.cost import ms_per_action
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.plan import Plan, Runs
 from s2robot.comparison.settings import Compare
-from s2robot.probing.information import table_of
+from s2robot.probing.report import tables_of
 
 
 def result_of(
@@ -60,14 +60,14 @@ def _cost(plan: Plan) -> dict[str, float]:
 
 
 def information(folder: Path) -> dict[str, Any]:
-    """The table of a run of `s2robot information`, as columns and rows. Raises UserError that names the file."""
+    """Return the table of a run of `s2robot probe probe=information`; UserError names the file."""
     path = folder / "information.json"
     if not path.is_file():
-        raise UserError(f"information_run: {path}: no such file; `s2robot information` writes it")
+        raise UserError(f"information_run: {path}: no such file; `s2robot probe probe=information` writes it")
     try:
-        columns, *rows = table_of(read_json(path))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        columns, *rows = tables_of(read_json(path)["results"])[0]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
-            f"information_run: {path}: {type(error).__name__}: {error}, expected what `s2robot information` writes"
+            f"information_run: {path}: expected what `s2robot probe` writes, got {type(error).__name__}: {error}"
         ) from error
     return {"columns": columns, "rows": rows}

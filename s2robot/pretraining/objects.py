@@ -1,4 +1,4 @@
-"""Render images of objects with masks and depth, as folders that `s2robot scaling` reads like any dataset.
+"""Render images of objects with masks and depth, as folders that `s2robot probe probe=scaling` reads like any dataset.
 
     s2robot scenes kind=objects                        # writes into <run_dir>
 

@@ -1,1 +1,52 @@
-"""What a frozen feature holds, read linearly: cube, depth, segments, another encoder."""
+"""`s2robot probe`: what frozen features hold, how scores grow with cost, and what models memorize."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def run_probe(cfg: "DictConfig") -> None:
+    """Run the probe that `probe=<kind>` chooses; write its files and print its tables."""
+    from s2robot.common.settings import plain
+    from s2robot.probing.report import write_outcome
+
+    start, out, node = time.monotonic(), Path(cfg.run_dir), plain(cfg.probe)
+    kind = node.pop("kind")
+    measure = _on_frames if kind in ("readout", "information") else _on_images
+    print(write_outcome(measure(kind, node, cfg), time.monotonic() - start, out))
+    print(f"{kind}: {out / kind}.html, .json, .csv, .png")
+
+
+def _on_frames(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
+    from s2robot.common.extras import require_simulator
+    from s2robot.common.settings import read, task_settings
+    from s2robot.encoders.build import build_encoder
+
+    require_simulator()
+    from s2robot.probing.readout import ReadoutSettings, readout
+    from s2robot.probing.tokens import InformationSettings, information
+
+    described, target = node.pop("encoders" if kind == "readout" else "sources"), node.pop("target", None)
+    settings: Any = read(ReadoutSettings if kind == "readout" else InformationSettings, node, "probe")
+    settings = replace(settings, world=task_settings(cfg))  # its text is part of the key of drawn frames
+    encoders = {name: build_encoder(facts) for name, facts in described.items()}
+    if isinstance(settings, InformationSettings):
+        return information(build_encoder(target), encoders, settings)
+    return readout(encoders, settings)
+
+
+def _on_images(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
+    from s2robot.common.settings import read
+    from s2robot.pretraining.objects import ObjectsSettings
+    from s2robot.probing.memorize import MemorizeSettings, memorize
+    from s2robot.probing.scaling import ScalingSettings, scaling
+
+    objects, out = read(ObjectsSettings, cfg.objects, "objects"), Path(cfg.run_dir)
+    if kind == "memorize":
+        return memorize(read(MemorizeSettings, node, "probe"), objects, out)
+    models = node.pop("models")
+    return scaling(models, read(ScalingSettings, node, "probe"), objects, out)

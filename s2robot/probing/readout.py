@@ -1,315 +1,230 @@
-"""What frozen features hold, read out linearly: the cube's x, y, height and yaw; depth and segments of each cell.
+"""The cube's pose from whole frames, depth and segments from single tokens: what frozen features hold of a pick.
 
-    s2robot readout                                       # mvp-tiny at one scale and with S2
-    s2robot readout '+readout.encoders.mine={name: mvp-tiny, checkpoint: my.safetensors, scales: [1, 2]}'
+    s2robot probe
+    s2robot probe '+probe.encoders.mine={name: mvp-tiny, checkpoint: my.safetensors, scales: [1, 2]}'
 
-    result = readout({"tiny": encoder}, ReadoutConfig(), Path("out"))   # writes readout.json, .csv and .png
+Ridge maps are fitted on some episodes and judged on others. Intervals are 95 % percentile bootstrap over held-out
+episodes; they do not include the variance of the training episodes.
 
-Ridge regression from the features of single frames, fitted on some episodes and judged on others. The episodes
-are scripted picks of their own seeds: no demo, evaluation or pre-training scene. All encoders see the same
-frames, so their differences are paired. Every frame counts, also those in which the gripper hides or holds the
-cube; subsets are judged apart, by the same map: `in_view` (at least half of the cube's picture is not hidden, in
-some camera of those read), `apart` (the gripper is far from the cube) and `held` (both fingers touch it).
-
-The arm moves towards the cube, so a picture of the arm alone tells much of the cube's place. Two rows show how
-much: "gripper pose" reads the cube from the gripper's true pose instead of an image, "mean" reads nothing.
-
-Intervals are 95 % percentile bootstrap over held-out episodes (frames of one are alike); they do not
-contain the luck of the training episodes. Yaw counts modulo 90 degrees, for a cube looks the same every quarter
-turn: sin and cos of four times the yaw are read, and a guess is 22.5 degrees off on average.
-
-Depth and segments: `s2robot.probing.cell_maps`.
+Yaw counts modulo 90 degrees, since a cube looks the same every quarter turn: 22.5 degrees is chance. "gripper pose"
+predicts from the gripper's true pose instead of an image, "mean" and "no image" from nothing.
 """
 
-from __future__ import annotations
-
-import hashlib
-import json
-import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
-from omegaconf import DictConfig
+from scipy.spatial.transform import Rotation
 
 from s2robot.common.errors import UserError
-from s2robot.common.paths import cache_dir
-from s2robot.common.progress import bar
-from s2robot.common.provenance import command, versions
-from s2robot.common.settings import plain, read, task_settings
-from s2robot.encoders.build import build_encoder
-from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.envs.cube_config import CubePickConfig
-from s2robot.loading import device_of
-from s2robot.probing.cell_maps import PLACE, Split, read_cells
-from s2robot.probing.cells import CellBank
-from s2robot.probing.moments import FIRST_SEED, LAST_SEED, MomentBank
-from s2robot.probing.readout_report import CONTROLS, JOINED, NO_POOL, summary_text, write_readout
-from s2robot.probing.ridge import METRICS, Fit, interval, kernels, resample, ridge, scores, targets_of
+from s2robot.probing.frames import FrameFeatures, FrameSettings, columns_of, describe
+from s2robot.probing.report import (
+    JOINED,
+    NO_POOL,
+    PLACE,
+    READOUT_COLUMNS,
+    Outcome,
+    Samples,
+    check_choices,
+    compare,
+    earlier,
+    is_joined,
+    readout_points,
+)
+from s2robot.probing.tokens import read_cells
+
+GRIPPER, MEAN = "gripper pose", "mean"  # rows that see no image
+GROUPS = {"position": [0, 1], "height": [2], "yaw": [3, 4]}  # pose targets that share a penalty
+PENALTIES = 10.0 ** np.linspace(-8, 4, 37)  # times the mean eigenvalue of the kernel
+_BLOCK = 4096  # features standardised at once
+_FLAT = 1e-3  # m, or 1 of sin and cos: below this spread R² is undefined
+_FAR = 0.10  # m between grip centre and cube centre
 
 
 @dataclass(frozen=True)
-class ReadoutConfig:
-    """All that decides a read-out besides the encoders; configs/readout/default.yaml says what each is."""
+class ReadoutSettings(FrameSettings):
+    """configs/probe/readout.yaml describes each."""
 
-    world: CubePickConfig = field(default_factory=CubePickConfig)
-    image_size: int | None = None
-    train_episodes: int = 100
-    test_episodes: int = 60
-    frames: int = 6
-    train_seed: int = 300_000
-    test_seed: int = 400_000
     pools: tuple[str, ...] = ("tokens", "mean")
-    in_view: float = 0.5
-    apart: float = 0.10
-    cells: int | None = 8
-    resamples: int = 2000
-    seed: int = 0
-    cache: str | None = None
-    dtype: str = "float16"
-    workers: int | None = None
-    device: str = "auto"
 
     def __post_init__(self) -> None:
-        least = {"train_episodes": 2, "test_episodes": 2, "frames": 1, "resamples": 100, "seed": 0}
-        for key, low in least.items():
-            if getattr(self, key) < low:
-                raise UserError(f"readout.{key}: found {getattr(self, key)}, expected at least {low}")
-        for name in ("train", "test"):
-            first = getattr(self, f"{name}_seed")
-            last = first + getattr(self, f"{name}_episodes") - 1
-            if first < FIRST_SEED or last > LAST_SEED:
-                raise UserError(
-                    f"readout.{name}_seed: found seeds {first} to {last}, expected them in {FIRST_SEED} to "
-                    f"{LAST_SEED}: others belong to demos, evaluations and pre-training"
-                )
-        if both := set(self.seeds("train")) & set(self.seeds("test")):
-            raise UserError(
-                f"readout: {len(both)} seeds (first {min(both)}) are in the training and in the held-out "
-                "episodes, expected none: move train_seed or test_seed"
-            )
-        if not self.pools or set(self.pools) - {"tokens", "mean"}:
-            raise UserError(f"readout.pools: found {list(self.pools)}, expected some of tokens, mean")
-
-    def seeds(self, part: str) -> range:
-        """Seeds of the "train" or "test" episodes."""
-        first = getattr(self, f"{part}_seed")
-        return range(first, first + getattr(self, f"{part}_episodes"))
-
-    @property
-    def split(self) -> Split:
-        return Split(self.frames, self.train_episodes, self.resamples, self.seed)
+        super().__post_init__()
+        check_choices(self, "probe", pools=("tokens", "mean"))
 
 
-# --- the whole comparison ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one linear map read on the held-out frames."""
-
-    encoder: str
-    pool: str
-    cameras: str
-    fit: Fit
-
-
-def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutConfig, out: Path) -> dict[str, Any]:
-    """Compare encoders on the same frames; writes readout.json, readout.csv and readout.png into `out`.
-
-    Returns what readout.json holds: "results", each metric as {"value", "low", "high"} for every encoder, pool,
-    camera ("all" = joined) and subset, "differences" of every two encoders (second minus first), and "cells", what
-    `read_cells` returns (None where no encoder gives tokens, or cells is null). Frames and features are kept in the
-    cache: another run draws and encodes only what is new. Raises UserError for no encoders, a reserved name, and
-    what MomentBank and FeatureCache refuse.
-    """
-    start = time.monotonic()
-    if not encoders:
-        raise UserError("readout.encoders: found none, expected at least 1")
-    for name in set(encoders) & {*CONTROLS, PLACE}:
-        raise UserError(f"readout.encoders: '{name}' is the name of a row without images; choose another")
-    size = cfg.image_size or max(encoder.image_size for encoder in encoders.values())
-    root = Path(cfg.cache) if cfg.cache else cache_dir()
-    bank = MomentBank(root / "readout", replace(cfg.world, image_size=size), cfg.frames)
-    seeds = [*cfg.seeds("train"), *cfg.seeds("test")]
-    truth = _draw(bank, seeds, cfg, any(encoder.pool == "tokens" for encoder in encoders.values()))
-    drawn = time.monotonic()
-    known, asked = bank.labels(cfg.seeds("train")), bank.labels(cfg.seeds("test"))
-    targets, true = targets_of(known["cube_pose"]), targets_of(asked["cube_pose"])
-    rows = _controls(known, asked, targets, true)
-    dense: dict[str, np.ndarray] = {}
-    for name, encoder in encoders.items():
-        features = features_of(name, encoder, bank, seeds, cfg, root)
-        if encoder.pool == "tokens":
-            dense[name] = features
-        for pool in cfg.pools:
-            rows += _read(name, pool, features, targets, known["episode"], cfg)
-    subsets = {c: _subsets(asked, i, cfg) for c, i in _columns(cfg.world.cameras).items()}
-    times = resample(cfg.test_episodes, cfg.resamples, cfg.seed)[:, asked["episode"]]  # (1 + B, m)
-    results, differences = _judge(rows, list(encoders), true, subsets, times, asked["episode"])
+def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutSettings) -> Outcome:
+    """Compare encoders on the same frames; raise UserError for no encoders or a reserved name."""
+    if not encoders or {GRIPPER, MEAN, PLACE} & set(encoders):
+        raise UserError(f"probe.encoders: expected names but {GRIPPER}, {MEAN}, {PLACE}, got {[*encoders]}")
+    data = FrameFeatures(cfg, [*encoders.values()])
+    features = {name: data.encode(name, encoder) for name, encoder in encoders.items()}
+    train, test = data.labels("train"), data.labels("test")
+    samples = read_poses(features, train, test, cfg)
+    pairs = earlier(samples, without=(GRIPPER, MEAN))
+    results, differences = compare(samples, ("encoder", "pool", "cameras", "subset"), pairs)
+    dense = {name: found for name, found in features.items() if encoders[name].pool == "tokens"}
+    cells = read_cells(dense, np.concatenate([train["cells"], test["cells"]]), cfg) if dense else None
     report = {
-        "settings": json.loads(json.dumps({**asdict(cfg), "image_size": size, "cache": None})),
-        "frames": {"train": len(targets), "test": len(true), **_shares(subsets, cfg.world.cameras)},
+        "settings": asdict(data.cfg),
         "encoders": {name: describe(encoder) for name, encoder in encoders.items()},
         "results": results,
         "differences": differences,
-        "cells": None if truth is None else read_cells(dense, truth, cfg.world.cameras, cfg.split),
-        "seconds": {"frames": round(drawn - start, 1), "all": round(time.monotonic() - start, 1)},
-        "versions": versions(),
-        "command": command(),
+        "cells": cells,
     }
-    write_readout(report, out)
-    return report
+    return Outcome("readout", report, readout_points(report), READOUT_COLUMNS, is_joined)
 
 
-def _draw(bank: MomentBank, seeds: Sequence[int], cfg: ReadoutConfig, tokens: bool) -> np.ndarray | None:
-    """Draw what is missing; the cells' truth (T, cameras, cells, 6), None if it is not asked for."""
-    workers = cfg.workers or max(1, (os.cpu_count() or 1) // 2)
-    with bar("drawing frames") as update:
-        bank.fill(seeds, workers, update)
-    if cfg.cells is None or not tokens:
-        return None
-    cells = CellBank(bank, cfg.cells)
-    with bar("drawing depth and segments") as update:
-        cells.fill(seeds, workers, update)
-    return cells.targets(seeds)
+def read_poses(
+    features: Mapping[str, np.ndarray],
+    train: Mapping[str, np.ndarray],
+    test: Mapping[str, np.ndarray],
+    cfg: ReadoutSettings,
+) -> Samples:
+    """Fit the pose for each encoder, pool and set of cameras.
+
+    Args:
+        features: (T, cameras, N, D) each, training frames first.
+        train, test: labels of `FrameFeatures`.
+
+    Returns:
+        `pose_scores` by (encoder, pool, cameras, subset).
+    """
+    targets, true = pose_targets(train["cube_pose"]), pose_targets(test["cube_pose"])
+    n, cameras = len(targets), columns_of(cfg.world.cameras)
+    sources = {(GRIPPER, NO_POOL, NO_POOL): kernels(train["gripper"], test["gripper"])}
+    for name, found in features.items():
+        for pool in cfg.pools:
+            parts = []
+            for i in cameras[JOINED]:
+                tokens = found[:, i] if pool == "tokens" else found[:, i].mean(1, dtype=np.float64)
+                flat = tokens.reshape(len(tokens), -1)
+                parts.append(kernels(flat[:n], flat[n:]))
+            for camera, chosen in cameras.items():  # the kernel of several cameras is the sum of theirs
+                own, cross = (np.sum([parts[i][j] for i in chosen], 0) for j in (0, 1))
+                sources[name, pool, camera] = own, cross
+    weights = cfg.weights()["test"][:, test["episode"]]  # (1 + B, m)
+    subsets = {"all": np.ones(len(true), bool), "apart": test["distance"] > _FAR}
+    episodes, groups = train["episode"], [*GROUPS.values()]
+    poses = {(MEAN, NO_POOL, NO_POOL): np.broadcast_to(targets.mean(0), true.shape)}
+    poses |= {key: fit_frames(*pair, targets, episodes, groups).predictions for key, pair in sources.items()}
+    samples = {}
+    for (key, predicted), (subset, keep) in product(poses.items(), subsets.items()):
+        samples[*key, subset] = pose_scores(predicted[keep], true[keep], weights[:, keep])
+    return samples
 
 
-def _controls(
-    known: Mapping[str, np.ndarray], asked: Mapping[str, np.ndarray], targets: np.ndarray, true: np.ndarray
-) -> list[Row]:
-    """The rows that see no image: the gripper's true pose, and nothing at all."""
-    sources = (known["gripper"], asked["gripper"]), (targets[:, :0], true[:, :0])
-    return [
-        Row(name, NO_POOL, NO_POOL, ridge(*kernels(*source), targets, known["episode"]))
-        for name, source in zip(CONTROLS, sources, strict=True)
-    ]
+def kernels(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return products of standardised features: (n, F), (m, F) -> float64 (n, n), (m, n).
+
+    Each feature is centred and scaled by the training rows; a feature that is constant there counts as zero.
+    """
+    n = len(train)
+    own, cross = np.zeros((n, n)), np.zeros((len(test), n))
+    for start in range(0, train.shape[1], _BLOCK):
+        a, b = (part[:, start : start + _BLOCK].astype(np.float64) for part in (train, test))
+        mean, std = a.mean(0), a.std(0)
+        varies = std > 1e-9 * (np.abs(mean) + 1e-30)
+        scale = np.where(varies, 1 / np.where(varies, std, 1), 0)
+        a, b = (a - mean) * scale, (b - mean) * scale
+        own += a @ a.T
+        cross += b @ a.T
+    return own, cross
 
 
-def _shares(
-    subsets: Mapping[str, Mapping[str, np.ndarray]], cameras: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Which share of the held-out frames each subset keeps, and in which share each camera sees the cube."""
-    joined = subsets[JOINED].items()
-    return {
-        "shares": {name: round(float(keep.mean()), 4) for name, keep in joined if name != "all"},
-        "in_view": {c: round(float(subsets[c]["in_view"].mean()), 4) for c in cameras},
-    }
+class FrameFit(NamedTuple):
+    """Predictions (m, k), the penalty of each group, and the left-out squared errors by penalty (P, k)."""
+
+    predictions: np.ndarray
+    penalties: list[float]
+    left_out: np.ndarray
 
 
-def describe(encoder: S2Encoder) -> dict[str, Any]:
-    return {
-        "name": encoder.name,
-        "sizes": list(encoder.sizes),
-        "tokens": encoder.num_tokens,
-        "dim": encoder.dim,
-        "dtype": encoder.dtype,
-        "parameters": encoder.num_parameters,
-        "gflops_per_frame": round(encoder.gflops_per_image, 3),
-        "fingerprint": encoder.fingerprint,
-    }
-
-
-def features_of(
-    name: str, encoder: S2Encoder, bank: MomentBank, seeds: list[int], cfg: ReadoutConfig, root: Path
-) -> np.ndarray:
-    """Features as a policy would see them, from the cache or newly encoded.  # (T, cameras, N, D)"""
-    dataset = hashlib.sha256(json.dumps([bank.key, seeds]).encode()).hexdigest()
-    cache = FeatureCache(
-        root / "features",
-        f"readout {dataset}",
-        encoder.fingerprint,
-        cfg.world.cameras,
-        [cfg.frames] * len(seeds),
-        encoder.num_tokens,
-        encoder.dim,
-        cfg.dtype,
-        {"encoder": name, "sizes": list(encoder.sizes)},
-    )
-    encoder.to(device_of(cfg.device))
-    with bar(f"encoding {name}") as update:
-        return cache.build(
-            lambda missing: ((i, list(bank.images(seeds[i]).swapaxes(0, 1))) for i in missing),
-            encoder.encode,
-            update,
-        )
-
-
-def _columns(cameras: Sequence[str]) -> dict[str, list[int]]:
-    """Which cameras are read: each alone, then all of them joined."""
-    return {**{name: [i] for i, name in enumerate(cameras)}, JOINED: list(range(len(cameras)))}
-
-
-def _read(
-    name: str, pool: str, features: np.ndarray, targets: np.ndarray, episodes: np.ndarray, cfg: ReadoutConfig
-) -> Iterable[Row]:
-    """One map a camera and one for all cameras, whose kernel is the sum of theirs."""
-    n = len(targets)
-    parts = []
-    for i in range(len(cfg.world.cameras)):
-        tokens = features[:, i]  # (T, N, D)
-        if pool == "mean":
-            tokens = tokens.mean(1, dtype=np.float64)
-        flat = tokens.reshape(len(tokens), -1)
-        parts.append(kernels(flat[:n], flat[n:]))
-    for cameras, chosen in _columns(cfg.world.cameras).items():
-        own, cross = (np.sum([parts[i][j] for i in chosen], axis=0) for j in (0, 1))
-        yield Row(name, pool, cameras, ridge(own, cross, targets, episodes))
-
-
-def _subsets(
-    labels: Mapping[str, np.ndarray], cameras: list[int], cfg: ReadoutConfig
-) -> dict[str, np.ndarray]:
-    """Which held-out frames each subset keeps.  # name: bool (m,)"""
-    return {
-        "all": np.ones(len(labels["held"]), bool),
-        "in_view": (labels["visible"][:, cameras] >= cfg.in_view).any(1),
-        "apart": labels["distance"] > cfg.apart,
-        "held": labels["held"].astype(bool),
-    }
-
-
-def _judge(
-    rows: Sequence[Row],
-    encoders: Sequence[str],
-    true: np.ndarray,
-    subsets: Mapping[str, Mapping[str, np.ndarray]],
-    weights: np.ndarray,
+def fit_frames(
+    own: np.ndarray,
+    cross: np.ndarray,
+    targets: np.ndarray,
     episodes: np.ndarray,
-) -> tuple[list[dict], list[dict]]:
-    """Every metric of every row and subset, and the differences of every two encoders on the same frames."""
-    results, differences = [], []
-    sampled: dict[tuple, dict[str, np.ndarray]] = {}
-    for row in rows:
-        for subset, keep in subsets[JOINED if row.cameras == NO_POOL else row.cameras].items():
-            place = (row.pool, row.cameras, subset)
-            facts: dict[str, Any] = dict(zip(("pool", "cameras", "subset"), place, strict=True))
-            found = scores(row.fit.read[keep], true[keep], weights[:, keep]) if keep.any() else {}
-            facts |= {"frames": int(keep.sum()), "episodes": len(np.unique(episodes[keep]))}
-            measured = {m: interval(found.get(m, np.full(2, np.nan))) for m in METRICS}
-            results.append(
-                {"encoder": row.encoder, **facts, **measured, "penalties": list(row.fit.penalties)}
-            )
-            for other in encoders:
-                if found and (other, *place) in sampled:
-                    apart = {m: interval(found[m] - sampled[other, *place][m]) for m in METRICS}
-                    differences.append({"encoder": row.encoder, "minus": other, **facts, **apart})
-            sampled[row.encoder, *place] = found
-    return results, differences
+    groups: Sequence[list[int]],
+    penalties: np.ndarray = PENALTIES,
+) -> FrameFit:
+    """Fit ridge regression with an unpenalised intercept, leaving out one training episode at a time.
+
+    Args:
+        own, cross: `kernels`, (n, n) and (m, n).
+        targets: (n, k).
+        episodes: (n,), which frames belong together.
+        groups: columns of the targets that share a penalty.
+        penalties: candidates, relative to the mean eigenvalue of `own`.
+
+    The left-out errors need no refit: with R the matrix that maps targets to residuals, they are R_ee^-1 r_e for the
+    rows e of an episode.
+    """
+    n = len(own)
+    # Centred features leave the constant vector without an eigenvalue. It gets the largest, so it comes last.
+    values, vectors = np.linalg.eigh(own + 2 * (np.trace(own) + 1) / n)
+    values, vectors = np.maximum(values[:-1], 0), vectors[:, :-1]
+    mean = targets.mean(0)
+    inner = vectors.T @ (targets - mean)  # (n - 1, k)
+    absolute = penalties * max(np.trace(own) / n, 1e-6)  # above rounding
+    places = [np.flatnonzero(episodes == e) for e in np.unique(episodes)]
+    left_out = np.zeros((len(penalties), targets.shape[1]))
+    for p, penalty in enumerate(absolute):
+        shrunk = penalty / (values + penalty)  # (n - 1,)
+        residuals = vectors @ (shrunk[:, None] * inner)  # (n, k)
+        for e in places:
+            block = (vectors[e] * shrunk) @ vectors[e].T  # (n_e, n_e)
+            left_out[p] += (np.linalg.solve(block, residuals[e]) ** 2).sum(0)
+    predictions, chosen = np.empty((len(cross), targets.shape[1])), []
+    for columns in groups:
+        best = int(left_out[:, columns].sum(1).argmin())
+        dual = vectors @ (inner[:, columns] / (values + absolute[best])[:, None])
+        predictions[:, columns] = mean[columns] + cross @ dual
+        chosen.append(float(penalties[best]))
+    return FrameFit(predictions, chosen, left_out)
 
 
-def run_readout(cfg: DictConfig) -> None:
-    """`s2robot readout`: build the encoders of the config, compare them, print the main figures."""
-    settings = plain(cfg.readout)
-    described = settings.pop("encoders")
-    # the world last: read as every verb reads it, for its words are part of the frames' key
-    config = replace(read(ReadoutConfig, settings, "readout"), world=task_settings(cfg))
-    encoders = {name: build_encoder(facts) for name, facts in described.items()}
-    out = Path(cfg.run_dir)
-    report = readout(encoders, config, out)
-    print(summary_text(report))
-    print(f"read-out: {out / 'readout.json'}, readout.csv, readout.png")
+def pose_targets(cube_pose: np.ndarray) -> np.ndarray:
+    """Return x, y, height (m, table frame), sin and cos of 4 yaw: (n, 7) -> (n, 5).
+
+    The yaw is that of the upright faces, so it also holds for a cube that has tipped over.
+    """
+    rotation = Rotation.from_quat(cube_pose[:, [4, 5, 6, 3]]).as_matrix()  # (n, 3, 3)
+    rows, upright = np.arange(len(rotation)), np.abs(rotation[:, 2]).argmax(1)
+    turn = np.zeros((len(rotation), 2))
+    for step in (1, 2):  # the two level axes are a quarter turn apart: equal at four times the angle
+        axis = rotation[rows, :, (upright + step) % 3]  # (n, 3)
+        angle = 4 * np.arctan2(axis[:, 1], axis[:, 0])
+        turn += np.stack([np.sin(angle), np.cos(angle)], 1)
+    turn /= np.linalg.norm(turn, axis=1, keepdims=True)
+    return np.concatenate([cube_pose[:, :3], turn], 1)
+
+
+def yaw_errors(found: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Return degrees between two yaws modulo 90, given sin and cos of 4 yaw: (n, 2) -> (n,), 0 to 45."""
+    apart = np.arctan2(found[:, 0], found[:, 1]) - np.arctan2(true[:, 0], true[:, 1])
+    return np.abs(np.degrees(np.arctan2(np.sin(apart), np.cos(apart)))) / 4
+
+
+def pose_scores(found: np.ndarray, true: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Return mean error and R² of position, height and yaw: (n, 5), (n, 5), (B, n) -> (B,) each.
+
+    A metric is NaN where it is undefined. Position is the horizontal distance; R² compares with the best constant.
+    """
+    errors = {
+        "position_mean_cm": 100 * np.linalg.norm(found[:, :2] - true[:, :2], axis=1),
+        "height_mean_cm": 100 * np.abs(found[:, 2] - true[:, 2]),
+        "yaw_mean_deg": yaw_errors(found[:, 3:], true[:, 3:]),
+    }
+    count = weights.sum(1)
+    count = np.where(count > 0, count, np.nan)  # (B,)
+    scores: dict[str, np.ndarray] = {}
+    for (key, error), (name, columns) in zip(errors.items(), GROUPS.items(), strict=True):
+        scores[key] = weights @ error / count
+        centred = true[:, columns] - true[:1, columns]
+        missed = weights @ ((found - true)[:, columns] ** 2).sum(1) / count
+        spread = (weights @ centred**2 / count[:, None] - (weights @ centred / count[:, None]) ** 2).sum(1)
+        scores[f"{name}_r2"] = 1 - missed / np.where(spread > _FLAT**2, spread, np.nan)
+    return scores

@@ -1,306 +1,297 @@
-"""Scores of frozen encoders against their cost: model size against S2, on classes, segments and depth.
+"""Score against cost of frozen encoders, model size against S2: Figures 2 and 6 of the S2 paper.
 
-    s2robot scaling                                              # mvp-tiny and mvp-small on rendered pictures
-    s2robot scaling scaling.data=photos scaling.tasks=[classify]
-    s2robot scaling '+scaling.models.dino={name: timm:vit_small_patch14_dinov2, checkpoint: dino.safetensors,
-        img_size: 112, block: 8}'
+    s2robot probe probe=scaling                                  # mvp-tiny and mvp-small on rendered images
+    s2robot probe probe=scaling probe.data=photos probe.tasks=[classify]
 
-Figures 2 and 6 of the S2 paper: an arm is a model with a set of scales; its backbone is frozen, a head is trained on its
-features and judged on held-out pictures. A model runs once at all scales, and each arm reads the channels of its own, so
-all arms of a model see the same picture at scale 1. `resize` says what the larger scales see: `upsample` enlarges what
-scale 1 sees, as in the paper, and adds no information; `native` takes the picture as it is.
+An arm is a model with a set of scales. Its backbone is frozen; a head is trained on its features and judged on
+held-out images. A model runs once at all scales and each arm reads the channels of its own, so all arms of a model
+see the same image at scale 1. `resize` says what larger scales see: `upsample` enlarges what scale 1 sees, as in the
+paper, and adds no information; `native` is the image as it is.
 
-Intervals are 95 % t intervals over held-out pictures and seeds (of the head and of the split), paired between arms.
+Intervals are 95 % t intervals over held-out images and seeds, paired between arms.
 """
 
 import hashlib
 import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import replacing, write_json
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
-from s2robot.common.provenance import command, versions
-from s2robot.common.settings import plain, read
+from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.loading import device_of
 from s2robot.pretraining.objects import ObjectsSettings, make_objects
-from s2robot.probing.heads import (
-    FIT,
-    TEST,
-    VALIDATE,
-    Classify,
-    Depth,
-    Segment,
-    Task,
-    fit,
-    tally,
-)
-from s2robot.probing.pictures import Pictures, open_pictures
-from s2robot.probing.rows import Rows, encode_pictures, largest_label, mean_rows, truth_rows
-from s2robot.probing.scaling_figures import judge
-from s2robot.probing.scaling_settings import RESIZES, Arm, Outcome, Result, ScalingSettings
+from s2robot.probing import heads as fitting
+from s2robot.probing.heads import FIT, TEST, VALIDATE, Classify, Data, Depth, HeadSettings, Segment, Task
+from s2robot.probing.images import Images, Rows, count_labels, encode_images, open_images, truth_rows
+from s2robot.probing.report import Outcome, Point, check_choices, compare, resample
 from s2robot.s2.layout import square
 
-VERSION = 2  # of how a head is trained and judged
+TASKS: dict[str, Any] = {"classify": Classify, "segment": Segment, "depth": Depth}
+HEADS = ("linear", "conv")
+RESIZES = {"upsample": "upsampled", "native": "native"}  # here: encoder.resolution
+_VERSION = 3  # of how a head is trained and judged
+Truths = dict[str, tuple[Task, Rows | np.ndarray]]
+Stored = Sequence[Mapping[str, np.ndarray]]  # a fitted head a seed: rows (n,), tallies (n, width), train_loss
 
 
-# --- data --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class HeadKinds:
+    """The heads of the dense tasks."""
+
+    segment: tuple[str, ...] = ("linear", "conv")
+    depth: tuple[str, ...] = ("linear", "conv")
+
+    def __post_init__(self) -> None:
+        check_choices(self, "probe.heads", segment=HEADS, depth=HEADS)
 
 
-def roles_of(pictures: Pictures, settings: ScalingSettings, seed: int) -> np.ndarray:
-    """FIT, VALIDATE or TEST for each picture, class by class; held-out parts of the folder are TEST for any seed."""
+@dataclass(frozen=True)
+class ScalingSettings:
+    """configs/probe/scaling.yaml describes each."""
+
+    scales: tuple[Any, ...] = ((1,), (1, 2), (1, 2, 3))
+    resize: tuple[str, ...] = ("upsample", "native")
+    tasks: tuple[str, ...] = ("classify", "segment", "depth")
+    heads: HeadKinds = field(default_factory=HeadKinds)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    data: str | None = None
+    ignore: int | None = 255
+    metre: float = 0.001
+    points: int = 96
+    held_out: float = 0.3
+    validation: float = 0.2
+    seeds: tuple[int, ...] = (0, 1, 2)
+    resamples: int = 1000
+    families: tuple[Any, ...] = (("tiny", "small"),)
+    cache: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "probe", points=(8, INFINITY), held_out=(0.01, 0.99), validation=(0, 0.9))
+        check_ranges(self, "probe", resamples=(100, INFINITY))
+        check_choices(self, "probe", tasks=TASKS, resize=RESIZES)
+        if not all(isinstance(each, tuple) and each for each in (self.seeds, *self.scales, *self.families)):
+            raise UserError("probe: expected seeds such as [0], scales and families such as [[1], [1, 2]]")
+        if not self.scales or any(self.all_scales[0] not in chosen for chosen in self.scales):
+            raise UserError(f"probe.scales: expected the smallest in each set, got {self.scales}")
+
+    @property
+    def all_scales(self) -> tuple[float, ...]:
+        return tuple(sorted({scale for chosen in self.scales for scale in chosen}))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model with a set of scales, on a task with a head."""
+
+    model: str
+    scales: tuple[float, ...]
+    task: str
+    head: str
+    resize: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return f"{self.model} {'+'.join(f'{s:g}' for s in self.scales)}", self.task, self.head, self.resize
+
+
+def gather(data: str | None, tasks: Sequence[str], objects: ObjectsSettings, root: Path) -> Images:
+    """Return the images of a folder, or rendered ones below `root`."""
+    if data is not None:
+        return open_images(Path(data), tasks)
+    key = hashlib.sha256(json.dumps(objects.recipe, sort_keys=True).encode()).hexdigest()[:12]
+    with bar("rendering objects") as update:
+        return open_images(make_objects(objects, root / "objects" / key, update), tasks)
+
+
+def roles_of(images: Images, settings: ScalingSettings, seed: int) -> np.ndarray:
+    """Return FIT, VALIDATE or TEST for each image, drawn class by class; a test folder is TEST for any seed."""
     rng = np.random.default_rng([seed, 37])
-    roles = np.full(len(pictures), TEST, np.int8)
-    for label in np.unique(pictures.labels):
-        places = rng.permutation(np.flatnonzero((pictures.labels == label) & (pictures.parts != 1)))
-        mixed = len(places) > 1 and pictures.parts[places[0]] == -1
+    roles = np.full(len(images), TEST, np.int8)
+    for label in np.unique(images.labels):
+        places = rng.permutation(np.flatnonzero((images.labels == label) & (images.parts != 1)))
+        mixed = len(places) > 1 and images.parts[places[0]] == -1
         tested = min(len(places) - 1, max(1, round(settings.held_out * len(places)))) if mixed else 0
-        learnt = places[tested:]
-        validated = int(settings.validation * len(learnt))
-        roles[learnt[:validated]], roles[learnt[validated:]] = VALIDATE, FIT
+        validated = tested + int(settings.validation * (len(places) - tested))
+        roles[places[tested:validated]], roles[places[validated:]] = VALIDATE, FIT
+    for role, what in ((FIT, "learn from"), (TEST, "be judged on")):
+        if not (roles == role).any():
+            raise UserError(f"{images.root}: expected images to {what}, got none")
     return roles
 
 
-def check_roles(pictures: Pictures, settings: ScalingSettings) -> None:
-    """Refuse pictures of which none is learnt, or none is held out (UserError)."""
-    for role, what in ((FIT, "learn from"), (TEST, "be judged on")):
-        if not all((roles_of(pictures, settings, seed) == role).any() for seed in settings.seeds):
-            raise UserError(f"{pictures.root}: found no picture to {what}, expected 1 or more")
-
-
-def gather(
-    settings: ScalingSettings, objects: ObjectsSettings, root: Path
-) -> tuple[Pictures, dict[str, tuple[Task, Rows | np.ndarray]]]:
-    """The pictures, rendered if need be, and each task with its truth; UserError as `scaling`."""
-    pictures = _pictures(settings, objects, root)
-    return pictures, {name: _truth(name, pictures, settings, root) for name in settings.tasks}
-
-
-def _pictures(settings: ScalingSettings, objects: ObjectsSettings, root: Path) -> Pictures:
-    if settings.data is None:
-        key = hashlib.sha256(json.dumps(objects.recipe, sort_keys=True).encode()).hexdigest()[:12]
-        with bar("rendering objects") as update:
-            folder = make_objects(objects, root / "objects" / key, update)
-    else:
-        folder = Path(settings.data)
-    pictures = open_pictures(folder, settings.tasks)
-    if settings.skip_unreadable:
-        with bar("trying pictures") as update:
-            pictures, said = pictures.readable(settings.tasks, update)
-        for line in said:
-            print(f"left out: {line}", flush=True)
-    return pictures
-
-
-def _truth(
-    name: str, pictures: Pictures, settings: ScalingSettings, root: Path
-) -> tuple[Task, Rows | np.ndarray]:
-    """A task of these pictures and its truth."""
-    if name == "classify":
-        return Classify(len(pictures.classes)), pictures.labels
-    if name == "depth":
-        return Depth(settings.metre), truth_rows(pictures, name, settings.points, root)
-    known = pictures.about.get("labels")
-    labels = settings.labels or (len(known) if isinstance(known, list) else None)
-    truth = truth_rows(pictures, name, settings.points, root, labels)
-    largest = largest_label(truth, settings.ignore, pictures, labels)
-    return Segment(labels or largest + 1, settings.ignore), truth
-
-
-# --- the whole comparison ----------------------------------------------------------------------------------
+def truths_of(images: Images, settings: ScalingSettings, root: Path) -> Truths:
+    """Return each task with its truth."""
+    found: Truths = {"classify": (Classify(len(images.classes)), images.labels)}
+    dense = {
+        name: truth_rows(images, name, settings.points, root) for name in settings.tasks if name not in found
+    }
+    if "segment" in dense:
+        labels = count_labels(images, dense["segment"], settings.ignore)
+        found["segment"] = Segment(labels, settings.ignore), dense["segment"]
+    if "depth" in dense:
+        found["depth"] = Depth(settings.metre), dense["depth"]
+    return {name: found[name] for name in settings.tasks}
 
 
 def scaling(
     models: Mapping[str, Mapping[str, Any]], settings: ScalingSettings, objects: ObjectsSettings, out: Path
 ) -> Outcome:
-    """Train and judge a head for each arm and seed; writes scaling.json.
+    """Train and judge a head for each arm and seed; each leaves a file in `out`/fits.
 
-    Each fitted head leaves a file in `out`/fits, so a killed run goes on. Raises UserError for models that cannot be
-    built or lack the asked block, for pictures and truths that `open_pictures` and `Pictures` refuse.
+    Raises:
+        UserError: models that cannot be built or lack the asked block, and images that cannot be used.
     """
-    start = time.monotonic()
-    _refuse(models, settings)
+    if not models or {name for family in settings.families for name in family} - set(models):
+        raise UserError(
+            f"probe.families: expected names of probe.models, got {settings.families}, {[*models]}"
+        )
     root = Path(settings.cache) if settings.cache else cache_dir()
     for name, facts in models.items():
-        _encoder(name, facts, settings, "native")  # a wrong one is refused before anything is drawn
-    pictures, tasks = gather(settings, objects, root)
-    check_roles(pictures, settings)
-    read_in = time.monotonic()
-    results: dict[Arm, list[Result]] = {}
-    facts_of: dict[str, Any] = {}
-    for resize in settings.resize:
-        for name, facts in models.items():
-            encoder = _encoder(name, facts, settings, resize).to(device_of(settings.device))
-            rows = encode_pictures(f"{name}, {resize}", encoder, pictures, root)
-            facts_of[name] = _described(encoder, settings)
-            results |= _fit_model(name, resize, encoder, rows, pictures, tasks, settings, out / "fits")
+        _encoder(name, facts, settings, "native")  # a wrong one is rejected before anything is drawn
+    images = gather(settings.data, settings.tasks, objects, root)
+    truths = truths_of(images, settings, root)
+    roles = {seed: roles_of(images, settings, seed) for seed in settings.seeds}
+    results: dict[Arm, Stored] = {}
+    described: dict[str, Any] = {}
+    for resize, (name, facts) in product(settings.resize, models.items()):
+        encoder = _encoder(name, facts, settings, resize).to(device_of(settings.device))
+        described[name] = _described(encoder, settings)
+        rows = encode_images(f"{name}, {resize}", encoder, images, root)
+        kinds = [(task, kind) for task in truths for kind in getattr(settings.heads, task, HEADS[:1])]
+        arms = [
+            Arm(name, tuple(s), task, kind, resize) for (task, kind), s in product(kinds, settings.scales)
+        ]
+        with bar(f"heads of {name}, {resize}") as update:
+            for done, arm in enumerate(arms, 1):
+                key = [_VERSION, encoder.fingerprint, images.fingerprint, *arm.key[1:], arm.scales]
+                data = [
+                    _data(arm, rows, truths[arm.task][1], settings, roles[seed]) for seed in settings.seeds
+                ]
+                results[arm] = _fitted(arm, truths[arm.task][0], data, settings, key, out / "fits")
+                update(done, len(arms), arm.key[0])
+    tasks = {name: task for name, (task, _) in truths.items()}
     report = {
-        "settings": json.loads(json.dumps({**asdict(settings), "cache": None})),
+        "settings": asdict(replace(settings, cache=None)),
         "objects": None if settings.data else objects.recipe,
-        "pictures": _counted(pictures, settings),
-        "models": facts_of,
-        **judge(results, {name: task for name, (task, _) in tasks.items()}, facts_of, settings),
-        "seconds": {"pictures": round(read_in - start, 1), "all": round(time.monotonic() - start, 1)},
-        "versions": versions(),
-        "command": command(),
+        "images": {"classes": list(images.classes), "count": len(images), "fingerprint": images.fingerprint},
+        "models": described,
+        **judge(results, tasks, described, settings),
     }
-    write_json(out / "scaling.json", report)
-    return Outcome(report, results, pictures)
-
-
-def _refuse(models: Mapping[str, Any], settings: ScalingSettings) -> None:
-    if not models:
-        raise UserError("scaling.models: found none, expected at least 1")
-    for family in settings.families:
-        for name in family:
-            if name not in models:
-                raise UserError(
-                    f"scaling.families: found '{name}', expected names of scaling.models: {', '.join(models)}"
-                )
+    points: list[Point] = []
+    related = {name for family in settings.families for name in family if len(family) > 1}
+    for row in report["results"]:
+        metric = tasks[row["task"]].metrics[0]
+        series = [f"S² from {row['model']}, {row['resize']}"]
+        series += ["model size"] if len(row["scales"]) == 1 and row["model"] in related else []
+        points += [
+            (f"{row['task']}, {row['head']}: {metric}", name, row["gflops"], row[metric]) for name in series
+        ]
+    return Outcome("scaling", report, points, len(tasks))
 
 
 def _encoder(name: str, facts: Mapping[str, Any], settings: ScalingSettings, resize: str) -> S2Encoder:
-    """A model at all scales; the mean alone is kept where no head asks for more."""
-    needs_mean = settings.tasks == ("classify",) and settings.heads.classify == ("linear",)
-    wanted = {"scales": list(settings.all_scales), "resolution": RESIZES[resize]}
+    """Return a model at all scales; the mean alone is stored where no head asks for more."""
+    pool = "mean" if settings.tasks == ("classify",) else "tokens"
+    wanted = {"scales": list(settings.all_scales), "resolution": RESIZES[resize], "pool": pool}
     try:
-        return build_encoder({**facts, **wanted, "pool": "mean" if needs_mean else "tokens"})
+        return build_encoder({**facts, **wanted})
     except UserError as error:
-        raise UserError(f"scaling.models.{name}: {error}") from error
+        raise UserError(f"probe.models.{name}: {error}") from error
 
 
 def _described(encoder: S2Encoder, settings: ScalingSettings) -> dict[str, Any]:
-    """Of a model, and of each set of scales what it costs."""
-    patch = encoder.tile // square((encoder.tile,), encoder.tile, encoder._patch).cells[0]
+    """Return facts of a model, and what each set of scales costs."""
+    tile = encoder.tile
+    patch = tile // square((tile,), tile, encoder._patch).cells[0]
     a_tile = encoder.gflops_per_image / encoder.layout.tiles
-    costs = []
-    for scales in settings.scales:
-        sizes = [round(scale * encoder.tile) for scale in scales]
-        costs.append({"sizes": sizes, "gflops": round(a_tile * square(sizes, encoder.tile, patch).tiles, 4)})
+    sizes = [[round(scale * tile) for scale in scales] for scales in settings.scales]
+    gflops = [round(a_tile * square(each, tile, patch).tiles, 4) for each in sizes]
+    facts = {"name": encoder.name, "tile": tile, "dtype": encoder.dtype, "parameters": encoder.num_parameters}
+    facts |= {"block": encoder.describe.get("block"), "fingerprint": encoder.fingerprint}
+    return facts | {"sizes": sizes, "gflops": gflops}
+
+
+def _data(
+    arm: Arm, rows: Rows, truth: Rows | np.ndarray, settings: ScalingSettings, roles: np.ndarray
+) -> Data:
+    """Return what an arm's head is trained on: the channels of its scales, for classes the mean token's."""
+    width = rows.shape[2] // len(settings.all_scales)
+    places = [settings.all_scales.index(scale) for scale in arm.scales]
+    columns = np.concatenate([np.arange(i * width, (i + 1) * width) for i in places])
+    return Data(replace(rows, pooled=arm.task == "classify"), columns, truth, roles)
+
+
+def _fitted(
+    arm: Arm, task: Task, data: Sequence[Data], settings: ScalingSettings, key: Sequence[Any], folder: Path
+) -> Stored:
+    """Return a head a seed: read from `folder`, or trained, judged and stored there."""
+    truth = data[0].truth
+    decides = [repr(task), asdict(settings.head), settings.held_out, settings.validation]
+    decides += [truth.path.name if isinstance(truth, Rows) else None]
+
+    def fit(own: Data, seed: int) -> dict[str, Any]:
+        head, curve = fitting.fit_head(task, arm.head, own, settings.head, seed)
+        loss = min(curve, key=lambda check: check[2])[1]
+        tallies, rows = fitting.tally(task, head, own), np.flatnonzero(own.roles == TEST)
+        return {"rows": rows, "tallies": tallies, "train_loss": loss}
+
+    pairs = zip(data, settings.seeds, strict=True)
+    return [fitting.stored(folder, [*key, *decides, seed], partial(fit, own, seed)) for own, seed in pairs]
+
+
+def judge(
+    results: Mapping[Arm, Stored],
+    tasks: Mapping[str, Task],
+    models: Mapping[str, Any],
+    settings: ScalingSettings,
+) -> dict[str, Any]:
+    """Return "results", every metric of an arm with its interval, and "differences" of `pairs`."""
+    samples, rest = {}, {}
+    for arm, found in results.items():
+        samples[arm.key] = samples_of(found, tasks[arm.task], settings.resamples)
+        loss = float(np.mean([x["train_loss"] for x in found]))
+        gflops = models[arm.model]["gflops"][settings.scales.index(arm.scales)]
+        rest[arm.key] = {"model": arm.model, "scales": arm.scales, "gflops": gflops, "train_loss": loss}
+    paired = [(arm.key, less.key) for arm, less in pairs([*results], settings)]
+    rows, differences = compare(samples, ("arm", "task", "head", "resize"), paired)
     return {
-        "name": encoder.name,
-        "tile": encoder.tile,
-        "block": encoder.describe.get("block"),
-        "dtype": encoder.dtype,
-        "parameters": encoder.num_parameters,
-        "costs": costs,
-        "fingerprint": encoder.fingerprint,
+        "results": [row | rest[key] for key, row in zip(rest, rows, strict=True)],
+        "differences": differences,
     }
 
 
-def _fit_model(
-    model: str,
-    resize: str,
-    encoder: S2Encoder,
-    rows: Rows,
-    pictures: Pictures,
-    tasks: Mapping[str, tuple[Task, Rows | np.ndarray]],
-    settings: ScalingSettings,
-    folder: Path,
-) -> dict[Arm, list[Result]]:
-    """All arms of a model on its features."""
-    width = encoder.dim // len(settings.all_scales)
-    means: Rows | None = None
-    arms = [
-        Arm(model, tuple(scales), resize, task, kind)
-        for task in tasks
-        for kind in getattr(settings.heads, task)
-        for scales in settings.scales
-    ]
-    found: dict[Arm, list[Result]] = {}
-    with bar(f"heads of {model}, {resize}") as update:
-        for done, arm in enumerate(arms):
-            task, truth = tasks[arm.task]
-            places = [settings.all_scales.index(scale) for scale in arm.scales]
-            columns = np.concatenate([np.arange(i * width, (i + 1) * width) for i in places])
-            if (arm.task, arm.head) == ("classify", "linear"):
-                means = means or mean_rows(rows, settings.head.batch)
-            source = means if (arm.task, arm.head) == ("classify", "linear") else rows
-            assert source is not None
-            key = [VERSION, encoder.fingerprint, pictures.fingerprint, arm.scales, arm.head, repr(task)]
-            key += [asdict(settings.head), settings.points, settings.held_out, settings.validation]
-            key += [truth.file.name if isinstance(truth, Rows) else None]
-            found[arm] = [
-                _result(
-                    task,
-                    arm.head,
-                    source,
-                    columns,
-                    truth,
-                    roles_of(pictures, settings, seed),
-                    settings,
-                    seed,
-                    folder,
-                    key,
-                )
-                for seed in settings.seeds
-            ]
-            update(done + 1, len(arms), arm.label)
-    return found
+def samples_of(found: Stored, task: Task, resamples: int) -> dict[str, np.ndarray]:
+    """Return every metric of every seed, resampled over images, the first as it is.  # (1 + B, S)"""
+    images = np.unique(np.concatenate([result["rows"] for result in found]))
+    times = resample(len(images), resamples)  # (1 + B, n)
+    scores = []
+    for result in found:
+        weights = times[:, np.searchsorted(images, result["rows"])]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scores.append(task.scores(weights @ result["tallies"].astype(np.float64), weights.sum(1)))
+    return {m: np.stack([score[m] for score in scores], 1) for m in task.metrics}
 
 
-def _result(
-    task: Task,
-    kind: str,
-    rows: Rows,
-    columns: np.ndarray,
-    truth: Rows | np.ndarray,
-    roles: np.ndarray,
-    settings: ScalingSettings,
-    seed: int,
-    folder: Path,
-    key: Sequence[Any],
-) -> Result:
-    """Of one head: read from `folder`, or fitted, judged and kept there."""
-    name = hashlib.sha256(json.dumps([*key, seed]).encode()).hexdigest()[:16]
-    path = folder / f"{name}.npz"
-    if not path.is_file():
-        fitted = fit(task, kind, rows, columns, truth, roles, settings.head, seed)
-        tallies = tally(task, fitted.head, rows, columns, truth, roles == TEST)
-        losses = {step: loss for step, loss, _ in fitted.curve}
-        with replacing(path) as part, part.open("wb") as file:
-            np.savez(file, tallies=tallies, train_loss=losses[fitted.step], step=fitted.step)
-    with np.load(path, allow_pickle=False) as kept:
-        return Result(
-            np.flatnonzero(roles == TEST), kept["tallies"], float(kept["train_loss"]), int(kept["step"])
-        )
-
-
-def _counted(pictures: Pictures, settings: ScalingSettings) -> dict[str, Any]:
-    roles = roles_of(pictures, settings, settings.seeds[0])
-    return {
-        "folder": str(pictures.root) if settings.data else "rendered",
-        "classes": list(pictures.classes),
-        "fit": int((roles == FIT).sum()),
-        "validate": int((roles == VALIDATE).sum()),
-        "test": int((roles == TEST).sum()),
-        "fingerprint": pictures.fingerprint,
-    }
-
-
-def run_scaling(cfg: DictConfig) -> None:
-    """`s2robot scaling`: the comparison, its table and its page."""
-    from s2robot.probing.examples import examples, write_examples
-    from s2robot.probing.scaling_report import summary_text, write_scaling
-
-    node = plain(cfg.scaling)
-    models = node.pop("models")
-    settings = read(ScalingSettings, node, "scaling")
-    out = Path(cfg.run_dir)
-    outcome = scaling(models, settings, read(ObjectsSettings, cfg.objects, "objects"), out)
-    write_scaling(outcome.report, out)
-    shown = write_examples(examples(outcome, settings), outcome.pictures, out) if settings.examples else None
-    print(summary_text(outcome.report))
-    print(
-        f"scaling: {out / 'scaling.html'}, scaling.json, scaling.csv, scaling.png{', examples.html' if shown else ''}"
-    )
+def pairs(arms: Sequence[Arm], settings: ScalingSettings) -> Iterator[tuple[Arm, Arm]]:
+    """Yield what is compared, first minus second: S2 and its own model at one scale, a larger model and a smaller one
+    at one scale, S2 from a smaller model and a larger model at one scale."""
+    single = min(settings.scales, key=len)
+    for arm in arms:
+        for family in [f for f in settings.families if arm.model in f] or [(arm.model,)]:
+            for model in family[family.index(arm.model) :]:
+                other = replace(arm, model=model, scales=single)
+                if len(arm.scales) > len(single):
+                    yield arm, other
+                elif model != arm.model:
+                    yield other, arm

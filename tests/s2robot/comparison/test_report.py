@@ -19,10 +19,9 @@ from s2robot.comparison import wording
 from s2robot.comparison.paired import difference, holm, mcnemar
 from s2robot.comparison.power import Design, needed
 from s2robot.comparison.report import write_compare_report
-from s2robot.comparison.wording import MINUS, points
+from s2robot.comparison.wording import points
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.video import Side, write_pair
-from s2robot.probing.cell_maps import CELL_METRICS
 from s2robot.verbs import report
 from tests.s2robot.html_page import Page
 
@@ -164,7 +163,7 @@ def _write_video(path: Path, position: int, first: bool) -> None:
 
 
 def make_readout() -> dict:
-    """What `s2robot readout` writes, as far as a page shows it."""
+    """What `s2robot probe` writes, as far as a page shows it."""
     rng = np.random.default_rng(1)
     cameras, pools = ["hand", "left", "right"], ["tokens", "mean"]
     results = []
@@ -179,11 +178,11 @@ def make_readout() -> dict:
                         {"encoder": encoder, "pool": pool, "cameras": camera, "subset": subset, **found}
                     )
     encoders = {"base": {}, "base-s2": {}}
-    figures = {m: {"value": 0.5, "low": 0.4, "high": 0.6} for m in CELL_METRICS}
+    figures = {f"metric {i}": {"value": 0.5, "low": 0.4, "high": 0.6} for i in range(5)}
     dense = [
         {"encoder": name, "cameras": camera, **figures} for name in encoders for camera in ("hand", "all")
     ]
-    cells = {"results": dense, "differences": [{**dense[-1], "minus": "base"}]}
+    cells = {"results": dense, "differences": [{"encoder": "base-s2", "minus": "base", **dense[-1]}]}
     return {
         "cells": cells,
         "settings": {"pools": pools, "world": {"cameras": cameras}},
@@ -387,17 +386,17 @@ def test_a_readout_is_drawn_and_a_broken_one_refused(tmp_path, request):
     page = Page(write_compare_report(tmp_path))
     joined = next(r for r in facts["readout"]["results"] if r["cameras"] == "all" and r["pool"] == "tokens")
     row = next(row for row in page.rows if row[:2] == ["base", "tokens"])
-    assert row[3].startswith(f"{joined['position_mean_cm']['value']:.3g} [")
-    assert [row[0] for row in page.rows if row[1:] == ["0.5 [0.4, 0.6]"] * 5] == [
-        "base", "base-s2", f"base-s2 {MINUS} base",
+    assert row[4].startswith(f"{joined['position_mean_cm']['value']:.3g} [")
+    assert [row[:2] for row in page.rows if row[-5:] == ["0.5 [0.4, 0.6]"] * 5] == [
+        ["base", "all"], ["base-s2", "all"], ["base-s2", "base"],
     ]  # fmt: skip
     request.getfixturevalue("undrawn")
     del facts["readout"]["cells"]  # as of an earlier version
     save(tmp_path, facts)
-    assert "Depth and segments" not in Page(write_compare_report(tmp_path)).text
+    assert not any(row[-1] == "0.5 [0.4, 0.6]" for row in Page(write_compare_report(tmp_path)).rows)
     del facts["readout"]["results"][0]["encoder"]
     save(tmp_path, facts)
-    with pytest.raises(UserError, match=r"compare.json: 'readout' is broken .KeyError: 'encoder'."):
+    with pytest.raises(UserError, match=r"compare.json: readout: .* got KeyError: 'encoder'"):
         write_compare_report(tmp_path)
 
 

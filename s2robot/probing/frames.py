@@ -1,0 +1,247 @@
+"""Frames of scripted cube picks with the simulator's truth, and features of encoders on them.
+
+    data = FrameFeatures(FrameSettings(), [encoder])   # draws missing frames, a file an episode
+    data.encode("tiny", encoder).shape                 # (T, cameras, N, D), from the feature cache
+    data.labels("train")["cube_pose"].shape            # (600, 7)
+
+Training and held-out episodes have seeds that neither demos, evaluations nor pre-training use. All encoders see the
+same frames, so their differences are paired.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2robot.common.errors import UserError
+from s2robot.common.files import replacing
+from s2robot.common.paths import cache_dir
+from s2robot.common.progress import bar
+from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.encoders.cache import FeatureCache
+from s2robot.encoders.encoder import S2Encoder
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker, PickerConfig
+from s2robot.envs.renderer import OffscreenRenderer
+from s2robot.envs.tasks import kept
+from s2robot.envs.workers import worker_pool
+from s2robot.loading import device_of
+from s2robot.probing.report import JOINED, resample
+
+# Lower seeds belong to evaluations (10000, 20000) and demos (100000), higher ones to pre-training scenes.
+FIRST_SEED, LAST_SEED = 200_000, 499_999_999
+CLASSES = ("background", "table", "arm", "gripper", "cube")
+_BODIES = {"table": "table", "robot": "arm", "fixed_mount": "arm", "gripper": "gripper"}  # prefix -> class
+_CELL_PIXELS = 16  # rendered along a side of a cell
+_VERSION = 2  # of what a file holds and how its frames are drawn
+_renderers: dict[str, tuple[CubePick, OffscreenRenderer]] = {}  # kept by a worker between episodes
+
+
+def draw_episode(world: CubePickConfig, seed: int, count: int, grid: int) -> dict[str, np.ndarray]:
+    """Render one scripted pick, with its kicks and misses, at random moments.
+
+    Returns:
+        images, uint8 (count, cameras, S, S, 3); cells: `draw_cells` of each frame; cube_pose (count, 7) as
+        `CubePick.cube_pose`; gripper (count, 6): grip centre x, y, z (m, table frame), sin and cos of four times its
+        yaw, opening; distance (count,): grip centre to cube centre, m; step (count,).
+    """
+    rows = []
+    for env, step in moments(world, seed, count):
+        rotation = env.data.site_xmat[env.grip_site].reshape(3, 3)
+        yaw = 4 * np.arctan2(rotation[1, 1], rotation[0, 1])
+        row = {"images": np.stack([*env.render_cameras().values()]), "cells": draw_cells(env, grid)}
+        row |= {"cube_pose": env.cube_pose, "distance": np.linalg.norm(env.grip_position - env.cube_pose[:3])}
+        row |= {
+            "gripper": np.array([*env.grip_position, np.sin(yaw), np.cos(yaw), env.opening]),
+            "step": step,
+        }
+        rows.append(row)
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def moments(world: CubePickConfig, seed: int, count: int) -> Iterator[tuple[CubePick, int]]:
+    """Yield a scripted pick's simulation at `count` of its steps, drawn without repetition, and the step."""
+    env: Any = kept(world, draw=False)
+    picker = Picker(env)
+    env.reset(seed=seed)
+    picker.reset(seed)
+    states = [env.get_state()]
+    while len(states) <= world.max_steps and not env.is_success:
+        env.step_physics(picker.act()[0])
+        states.append(env.get_state())
+    if count > len(states):
+        raise UserError(
+            f"probe.frames: expected at most {len(states)}, the steps of seed {seed}, got {count}"
+        )
+    rng = np.random.default_rng([seed, 13])  # independent of the picker's own stream
+    for step in np.sort(rng.choice(len(states), count, replace=False)):
+        env.set_state(states[step])
+        yield env, int(step)
+
+
+def draw_cells(env: CubePick, grid: int) -> np.ndarray:
+    """Return mean depth (m) and shares of CLASSES in each cell of the frames.  # (cameras, grid * grid, 6)"""
+    size, classes = grid * _CELL_PIXELS, geom_classes(env)
+    key = f"{size} {env.config!r}"
+    if key not in _renderers or _renderers[key][0] is not env:
+        _renderers[key] = env, OffscreenRenderer(env.model, (size, size))
+    cells = []
+    for camera in env.camera_ids.values():
+        depth, geoms = _renderers[key][1].truth(env.data, camera)
+        pixels = np.concatenate([depth[..., None], np.eye(len(CLASSES))[classes[geoms]]], -1)  # (S, S, 6)
+        blocks = pixels.reshape(grid, _CELL_PIXELS, grid, _CELL_PIXELS, -1).mean((1, 3))
+        cells.append(blocks.reshape(grid * grid, -1))
+    return np.stack(cells).astype(np.float32)
+
+
+def geom_classes(env: CubePick) -> np.ndarray:
+    """Return the class of each geom, and at index -1 that of no geom.  # (ngeom + 1,)"""
+    classes = np.zeros(env.model.ngeom + 1, int)
+    for geom in range(env.model.ngeom):
+        body = env.model.body(env.model.geom_bodyid[geom]).name
+        name = next((name for prefix, name in _BODIES.items() if body.startswith(prefix)), "background")
+        classes[geom] = CLASSES.index("cube" if geom in env._cube_geoms else name)
+    return classes
+
+
+def _draw_to(path: Path, world: CubePickConfig, seed: int, count: int, grid: int) -> None:
+    arrays = draw_episode(world, seed, count, grid)
+    with replacing(path, shared=True) as part:
+        np.savez_compressed(part, **arrays)
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """configs/probe/readout.yaml describes each."""
+
+    world: CubePickConfig = field(default_factory=CubePickConfig)
+    image_size: int | None = None
+    train_episodes: int = 100
+    test_episodes: int = 60
+    frames: int = 6
+    cells: int = 8
+    train_seed: int = 300_000
+    test_seed: int = 400_000
+    resamples: int = 2000
+    cache: str | None = None
+    workers: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        two, one = (2, INFINITY), (1, INFINITY)
+        check_ranges(self, "probe", train_episodes=two, test_episodes=two, frames=one, cells=one, workers=one)
+        for part in ("train", "test"):
+            last = LAST_SEED - len(self.seeds(part))
+            check_ranges(self, "probe", resamples=(100, INFINITY), **{f"{part}_seed": (FIRST_SEED, last)})
+        if both := set(self.seeds("train")) & set(self.seeds("test")):
+            raise UserError(f"probe.test_seed: expected no training episodes, got {len(both)} of them")
+
+    def seeds(self, part: str) -> range:
+        """Return the seeds of the "train" or "test" episodes."""
+        first = getattr(self, f"{part}_seed")
+        return range(first, first + getattr(self, f"{part}_episodes"))
+
+    @property
+    def parts(self) -> dict[str, range]:
+        """Places of the training and the held-out episodes."""
+        train = self.train_episodes
+        return {"train": range(train), "test": range(train, train + self.test_episodes)}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return how often each episode counts in each resample; training episodes count once."""
+        test = resample(self.test_episodes, self.resamples)
+        return {"train": np.ones((1, self.train_episodes)), "test": test}
+
+
+class FrameFeatures:
+    """The frames of a probe and features of encoders on them, in files that later runs use again.
+
+    Args:
+        cfg: what is drawn; missing episodes are drawn at once.
+        encoders: frames are as large as the largest takes, unless `cfg` has a size.
+    """
+
+    def __init__(self, cfg: FrameSettings, encoders: Sequence[S2Encoder]) -> None:
+        self.root = Path(cfg.cache) if cfg.cache else cache_dir()
+        size = cfg.image_size or max(encoder.image_size for encoder in encoders)
+        self.cfg = replace(cfg, image_size=size, cache=None)
+        self.seeds = [*cfg.seeds("train"), *cfg.seeds("test")]
+        world = replace(cfg.world, image_size=size)
+        facts = [_VERSION, repr(world), repr(PickerConfig()), cfg.frames, cfg.cells, version("mujoco")]
+        self.key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        missing = [seed for seed in self.seeds if not self._read(seed)]
+        jobs = [(self._file(seed), world, seed, cfg.frames, cfg.cells) for seed in missing]
+        if jobs:
+            workers = min(cfg.workers or max(1, (os.cpu_count() or 1) // 2), len(jobs))
+            with worker_pool(workers) as pool, bar("drawing frames") as update:
+                for done, _ in enumerate(pool.in_order(_draw_to, jobs), 1):
+                    update(done, len(jobs))
+
+    def labels(self, part: str) -> dict[str, np.ndarray]:
+        """Return `draw_episode`'s labels of a part's n frames, and "episode" (n,), its place in the part."""
+        rows = [self._read(seed) for seed in self.cfg.seeds(part)]
+        labels = {name: np.concatenate([row[name] for row in rows]) for name in rows[0] if name != "images"}
+        return {**labels, "episode": np.repeat(np.arange(len(rows)), self.cfg.frames)}
+
+    def encode(self, name: str, encoder: S2Encoder) -> np.ndarray:
+        """Return features from the cache, or newly encoded.  # (T, cameras, N, D)"""
+        dataset = hashlib.sha256(json.dumps([self.key, self.seeds]).encode()).hexdigest()
+        names, lengths = self.cfg.world.cameras, [self.cfg.frames] * len(self.seeds)
+        shape = encoder.num_tokens, encoder.dim
+        about = {"encoder": name, "sizes": list(encoder.sizes)}
+        cache = FeatureCache(
+            self.root / "features",
+            f"readout {dataset}",
+            encoder.fingerprint,
+            names,
+            lengths,
+            *shape,
+            about=about,
+        )
+        encoder.to(device_of(self.cfg.device))
+
+        def images(episodes: list[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
+            for i in episodes:
+                yield i, list(self._read(self.seeds[i])["images"].swapaxes(0, 1))
+
+        with bar(f"encoding {name}") as update:
+            return cache.build(images, encoder.encode, update)
+
+    def _file(self, seed: int) -> Path:
+        return self.root / "readout" / self.key / f"{seed}.npz"
+
+    def _read(self, seed: int) -> Mapping[str, np.ndarray]:
+        """Return an episode; {} if it is missing or damaged."""
+        try:
+            with np.load(self._file(seed), allow_pickle=False) as file:
+                return dict(file)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return {}
+
+
+def columns_of(cameras: Sequence[str]) -> dict[str, list[int]]:
+    """Return which cameras are read: each alone, then all of them joined."""
+    return {name: [i] for i, name in enumerate(cameras)} | {JOINED: list(range(len(cameras)))}
+
+
+def describe(encoder: S2Encoder) -> dict[str, Any]:
+    """Return what a report stores of an encoder."""
+    names = (
+        "name",
+        "sizes",
+        "num_tokens",
+        "dim",
+        "dtype",
+        "num_parameters",
+        "gflops_per_image",
+        "fingerprint",
+    )
+    return {name: getattr(encoder, name) for name in names}
