@@ -150,8 +150,13 @@ class Found:
     channels_last: bool = False
 
     def added_to(self, facts: Facts) -> Facts:
-        known = {"patch": self.patch, "num_prefix_tokens": self.num_prefix_tokens, "dim": self.dim}
-        return replace(facts, **known, channels_last=self.channels_last)
+        return replace(
+            facts,
+            patch=self.patch,
+            num_prefix_tokens=self.num_prefix_tokens,
+            dim=self.dim,
+            channels_last=self.channels_last,
+        )
 
 
 def _try_other_size(source: Source, facts: Facts) -> Found | None:

@@ -85,7 +85,7 @@ class Pair(Stored):
     mcnemar: McNemar
     only_a: tuple[int, ...]
     only_b: tuple[int, ...]
-    p_holm: Fraction | None = None  # over all pairs, computed from their p
+    p_holm: Fraction = 1.0  # over all pairs, computed from their p when the file is read
 
 
 class Point(Stored):

@@ -56,7 +56,7 @@ class Own:
             known = ", ".join(map(str, sorted(self._memories))) or "none"
             return {"id": number, "error": f"request {number} after {after}: answers in memory are {known}"}
         start = time.perf_counter()
-        if after:
+        if after and memory is not None:
             self.actor.restore(memory)
         else:
             self.actor.reset(request.seed)

@@ -193,7 +193,8 @@ class PolicyServer:
         given = request.headers.get_all("Authorization")
         offered = given[0].encode("utf-8", "surrogateescape") if len(given) == 1 else b""
         if hmac.compare_digest(offered, f"{_OPENPI} {self._token}".encode()):
-            return self._admitted(connection)
+            self._admitted(connection)
+            return None
         if not hmac.compare_digest(offered, f"Bearer {self._token}".encode()):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "the token is missing or wrong")
         version = request.headers.get_all(PROTOCOL_HEADER)
@@ -201,7 +202,8 @@ class PolicyServer:
             found = f"version {version[0][:20]}" if version else "no version"
             text = f"this server speaks version {PROTOCOL} of the protocol, the client {found}"
             return connection.respond(HTTPStatus.UPGRADE_REQUIRED, text)
-        return self._admitted(connection)
+        self._admitted(connection)
+        return None
 
     def _admitted(self, connection: ServerConnection) -> None:
         for gate in self._gates:
