@@ -18,9 +18,11 @@ import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import read_json, write_json
 from s2robot.common.ranges import INFINITY, check_positive, check_ranges
 from s2robot.common.settings import DemosSettings, read, read_among, task_settings
 from s2robot.demos.corrections import began_with, left_to_try
+from s2robot.demos.lineage import CORRECTIONS
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.log import CAUSES
@@ -158,6 +160,7 @@ class ArmCorrection:
             self._recorder = EpisodeRecorder(self._corrections)
             self._make_world(arm, stack)
             positions = range(wanted.seed, wanted.seed + wanted.episodes)
+            _note_positions(store, positions)
             todo, _ = left_to_try(store, began_with(self.demos, self.first), positions)
             for seed in todo:
                 print(
@@ -305,6 +308,14 @@ class _Corrections:
         if "cause" in self._store.meta_keys:  # demos that a deployment has recorded
             meta["cause"] = CAUSES.index("ended")
         self._store.append({**episode, "perturbed": policy.astype(np.uint8)}, meta)
+
+
+def _note_positions(store: EpisodeStore, positions: range) -> None:
+    """Store beside the episodes which positions are tried, whether or not they need help."""
+    file, now = store.path / CORRECTIONS, {"positions": [positions.start, positions.stop]}
+    before = read_json(file) if file.exists() else []
+    if now not in before:
+        write_json(file, [*before, now])
 
 
 def correct_on_arm(cfg: DictConfig) -> EpisodeStore:

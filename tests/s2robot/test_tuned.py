@@ -31,9 +31,9 @@ POLICY = {
 }  # fmt: skip
 
 
-def make_demos(path: Path) -> Path:
+def make_demos(path: Path, seed: int = 0) -> Path:
     """Four episodes of 8 steps in pictures of a bright square; the actions say where it is."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     with EpisodeStore.create(path, about("images")) as store:
         for i in range(4):
             at = rng.integers(0, 48, (8, 2))
@@ -131,7 +131,7 @@ def test_with_rate_0_the_encoder_stays_as_it_is(demos, tiny_encoder, tmp_path):
 def test_a_causal_body_on_a_mix_is_tuned_too(demos, tiny_encoder, tmp_path):
     body = {"kind": "transformer", "context": 3, "network": {"width": 16, "blocks": 1, "heads": 2}}
     task = task_of(demos, tiny_encoder, policy=body, steps=5)
-    mix = ({"path": str(demos)}, {"path": str(make_demos(tmp_path / "more.zarr")), "weight": 2.0})
+    mix = ({"path": str(demos)}, {"path": str(make_demos(tmp_path / "more.zarr", 1)), "weight": 2.0})
     task = replace(task, demos=DemosSettings(mix=mix))
     contract = load_checkpoint(trained(task, tmp_path / "run"))[1]
     assert contract["encoder"]["tuned"]["blocks"] == 1

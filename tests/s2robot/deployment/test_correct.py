@@ -11,6 +11,7 @@ from s2robot import verbs
 from s2robot.common.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.export import rate_of, rates_of
+from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.deployment.arm import JOINT_NAMES
@@ -113,6 +114,8 @@ def test_the_corrected_part_is_appended_to_a_copy(
     correction = ArmCorrection(cfg, None, person(leave_it, help_it))
     store = correction.run()
     assert len(store) == 3 and list(store.meta("seed")) == [1, 2, SEED + 1]  # the first needed no help
+    assert Lineage().trained_on(store, [0]).positions["corrected"] == {SEED, SEED + 1}
+    assert store.meta("speed").tolist() == [1, 1, correction.bench.bridge.speed]
     assert len(EpisodeStore.open(source)) == 2 and "perturbed" not in EpisodeStore.open(source).keys
     episode = store.episode(2)
     policy = episode["perturbed"].astype(bool)
