@@ -113,6 +113,12 @@ def test_what_is_stored_comes_back(tmp_path):
             lineage.refuse(range(seed, seed + 1), "this", "evaluate.seed")
     lineage.refuse(range(9, 20), "this", "evaluate.seed")
     lineage.refuse(range(5, 7), "this", "train.rollouts.seed", ("recorded", "corrected"))
+    child = Lineage.of({"lineage": json.loads(text)}).trained_on(
+        changed(store, tmp_path / "more.zarr", dict), [0]
+    )
+    for seed in (1, 7, 23, 6):  # its own, and its parent's
+        with pytest.raises(DatasetError, match=f"first {seed}"):
+            child.refuse(range(seed, seed + 1), "child", "evaluate.seed")
 
 
 def test_an_older_checkpoint_knows_numbers_and_says_what_it_does_not_know(tmp_path):
