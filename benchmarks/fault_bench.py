@@ -29,7 +29,7 @@ from s2robot.envs.real.emulator.launch import Launched
 
 START = np.array((-0.4, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))  # rad, 0.4 to the right of home
 STILL = 0.01  # rad/s
-STOP_S = 0.4  # s that a stop may take to reach the box: the supervisor's limit of 0.3 s, and its way there
+STOP_S = 0.5  # s that a stop may take to reach the box: the supervisor's limit of 0.3 s, and its way there
 ATTRIBUTES = {
     "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 10, "cameras": ["hand"],
     "camera_geometry": {"hand": {"size": [SIZE, SIZE]}}, "action_frame": "joint_delta_commanded",

@@ -29,7 +29,7 @@ def safe(verdict, *reasons):
 def clock(monkeypatch):
     """The panel's clock, moved by hand."""
     clock = types.SimpleNamespace(now=100.0)
-    monkeypatch.setattr("s2robot.deployment.panel.time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("s2robot.deployment.panel.REAL", types.SimpleNamespace(now=lambda: clock.now))
     return clock
 
 
