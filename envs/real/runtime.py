@@ -98,14 +98,17 @@ class ArmRuntime:
 
         Signals to end this process are the operator's stop meanwhile, see `Stop.on_signals`.
         """
-        try:
-            with self.stop.on_signals(), Supervisor(make_driver, limit_s) as self._supervisor:
+        with self.stop.on_signals():
+            self._supervisor = supervisor = Supervisor(make_driver, limit_s)
+            confirmed = False  # a signal may interrupt the stop
+            try:
+                yield
+            finally:
                 try:
-                    yield
+                    confirmed = self.driver.stop("end of the session")
                 finally:
-                    self.driver.stop("end of the session")
-        finally:
-            self._supervisor = None
+                    self._supervisor = None
+                    supervisor.close(confirmed)
 
     def beat(self) -> None:
         """Tell the supervisor that this process lives; raises EnvError if that one does not, or if there is none."""

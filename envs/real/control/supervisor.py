@@ -122,10 +122,18 @@ class Supervisor:
             if self._unanswered is None:
                 self._unanswered = said
 
-    def close(self) -> None:
-        """End the watch; the arm is left as it is, unless a stop is still being repeated. May be repeated."""
-        with suppress(OSError):
-            self._pipe.send_bytes(_BYE)
+    def close(self, confirmed: bool = True) -> None:
+        """End the watch; may be repeated.
+
+        Args:
+            confirmed: the arm has acknowledged a stop, or was never armed; it is left as it is. False: the supervisor
+                stops it first.
+        """
+        if confirmed:
+            with suppress(OSError):
+                self._pipe.send_bytes(_BYE)
+        else:
+            self._pipe.close()
         self.process.join(REPEAT_S + 1)
         if self.process.is_alive():
             self.process.kill()

@@ -198,6 +198,13 @@ def test_a_supervisor_outlives_the_request_to_end_that_everybody_gets(moving):
     supervisor.close()
 
 
+def test_a_session_that_ends_without_a_confirmed_stop_leaves_that_to_the_supervisor(moving):
+    supervisor = Supervisor(make(moving), limit_s=9.0)
+    supervisor.close(confirmed=False)
+    assert not ready(moving)
+    supervisor.close()
+
+
 def test_no_arm_no_supervisor():
     with pytest.raises(EnvError, match="found xarm 127.0.0.1:.*no control box"):
         Supervisor(partial(XArmDriver, "127.0.0.1", ports=free_ports(), gripper=False))
