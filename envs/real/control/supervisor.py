@@ -65,9 +65,8 @@ class Supervisor:
         )
         self.process.start()
         theirs.close()  # so that the end of this process closes the pipe
-        atexit.register(
-            self._pipe.close
-        )  # before multiprocessing waits for the process, which ignores its SIGTERM
+        # at exit multiprocessing sends SIGTERM, which is ignored, and waits: the process ends with the pipe
+        atexit.register(self._pipe.close)
         message = b"no answer"
         with suppress(EOFError):
             if self._pipe.poll(start_s):
