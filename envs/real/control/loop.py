@@ -337,9 +337,8 @@ class ControlLoop:
                 self.driver.stop("; ".join(self.watchdog.reasons))
             return
         self._brake(episode)
-        if live and not self._stop:
-            with suppress(EnvError):  # an arm that does not answer is found at the next start
-                self._release(episode)
+        if live and episode.sent and not self._stop and self.watchdog.state != State.FAULT:
+            self._release(episode)
         if self._stop:  # also one that came in the last moment
             episode.cause = "stopped"
         if live and episode.cause == "stopped":
@@ -354,15 +353,19 @@ class ControlLoop:
     def _release(self, episode: _Episode) -> None:
         """Move, filtered as ever, to where the arm stands if that is not where it was sent: it presses on something."""
         self.clock.sleep(SETTLE_S)
-        stands = self.driver.read().q
-        if np.abs(stands - self.safety.q_last).max() < PRESSES:
+        try:
+            state = self.driver.read()
+        except EnvError:  # an arm that does not answer is found at the next start
+            return
+        if np.abs(state.q - self.safety.q_last).max() < PRESSES:
             return
         begin, arrived = self.clock.now(), False
-        self.course.release(begin, stands)
+        self.course.release(begin, state.q)
 
         def follow() -> Safe:
-            nonlocal arrived
-            state = self.driver.read()
+            nonlocal arrived, state
+            with suppress(EnvError):  # the filter holds when the last state is old
+                state = self.driver.read()
             safe, arrived = self.course.next(self.clock.now(), state)
             return safe
 
@@ -373,17 +376,24 @@ class ControlLoop:
         self._brake(episode)
 
     def _send_at_end(self, episode: _Episode, decide: Callable[[], Safe]) -> None:
-        """One period after the episode's last; a code or a stop of the filter is a fault."""
+        """Send once more after the episode's last; a gap, a code or a stop of the filter is a fault."""
         self.clock.sleep(episode.sent_last + self.safety.dt - self.clock.now())
         self.subscriber.on_beat()
-        safe, code = decide(), OK
-        episode.sent_last = self.clock.now()
-        if self.config.live:
+        safe, why = decide(), ""
+        now = self.clock.now()
+        gap, episode.sent_last = now - episode.sent_last, now
+        if (
+            gap > 2 * self.watchdog.limits.state_fault
+        ):  # this process did not run: it must not move the arm now
+            why = f"the control loop stood still for {gap:.1f} s"
+        elif self.config.live:
             done = self.driver.command(safe.q, None)
-            code, episode.sent_last = done.code, done.t_heard
-        if code != OK or safe.verdict == Verdict.STOP:
-            why = f"command code {code}" if code != OK else f"safety stop: {safe.reasons[0]}"
-            self.watchdog.fault(self.clock.now(), why)
+            episode.sent_last = done.t_heard
+            why = f"command code {done.code}" if done.code != OK else ""
+        if safe.verdict == Verdict.STOP:
+            why = why or f"safety stop: {safe.reasons[0]}"
+        if why:
+            self.watchdog.fault(now, why)
             self.driver.stop(why)
 
     def _finish_step(self) -> None:

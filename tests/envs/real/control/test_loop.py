@@ -14,7 +14,7 @@ from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import Several
 from s2robot.envs.real.control.watchdog import UNSURE, State, WatchdogLimits
 from tests.envs.real.home import HOME
-from tests.envs.real.virtual import SLOWLY, Calls, Film, Stalling
+from tests.envs.real.virtual import SLOWLY, Calls, FakeArm, Film, Stalling
 
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 24, 32, 3), np.uint8)
 POINTS = ArmPoints("xarm7")
@@ -201,6 +201,45 @@ def test_after_a_gap_the_loop_does_not_move_again(arm, cameras, clock, when):
     assert len(arm.sent) == gone[0] and len(arm.stops) == 1
     with pytest.raises(EnvError, match="found fault"):
         loop.run(max_steps=1)
+
+
+class Blocked(FakeArm):
+    """Something is in the way of joint 7: it stays where it is then."""
+
+    wall = HOME[6] + 0.03
+
+    def read(self):
+        state = super().read()
+        return replace(state, q=np.append(state.q[:6], min(state.q[6], self.wall)))
+
+
+def test_an_arm_that_presses_on_something_at_the_end_is_led_back_within_limits(clock, cameras):
+    arm = Blocked(clock)
+    result = made(arm, cameras, lambda o: np.eye(8)[6] * 0.04).run(max_steps=3)
+    assert (result.state, result.cause) == (State.IDLE, "steps") and arm.stops == []
+    assert max(q[6] for q in arm.sent) > arm.wall + 0.05
+    np.testing.assert_allclose(arm.sent[-1], np.append(HOME[:6], arm.wall), atol=1e-3)
+    arm.lawful()
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
+    """A process that was suspended while it braked, or led the arm back, does not move it when it goes on."""
+    arm, at = Blocked(clock) if blocked else FakeArm(clock), []
+
+    def beat():
+        ended = (
+            loop.course.step is not None and loop._end.is_set() and not loop.safety.dq_last.any() == blocked
+        )
+        if ended and not at:
+            at.append(len(arm.sent))
+            clock.sleep(30.0)
+
+    act = after(5, lambda: loop.request_end() or np.eye(8)[6] * 0.04, lambda: np.eye(8)[6] * 0.04)
+    loop = made(arm, cameras, act, replace(CALM, state_fault=1.0), subscriber=Calls(beat=beat))
+    result = loop.run(max_steps=100)
+    assert at and len(arm.sent) == at[0] > 10
+    assert result.state == State.FAULT and "stood still for 3" in result.reasons[0] and len(arm.stops) == 1
 
 
 def test_a_stop_in_an_episode_s_last_moment_counts(arm, cameras):
