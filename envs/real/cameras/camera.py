@@ -21,6 +21,7 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 
+_SINCE_S = 0.1  # s by which a frame may be newer than the time at which its age is asked for
 _PROBE = 16  # every 16th row and column tells whether two pictures are the same
 
 
@@ -79,9 +80,10 @@ class CameraReader:
         return self._frame
 
     def age(self, now: float) -> float:
-        """Age of the newest frame, s; inf without one."""
+        """Age of the newest frame, s; inf without one. One that has come since `now` was read is new."""
         frame = self._frame
-        return np.inf if frame is None else frame.age(now)
+        age = np.inf if frame is None else frame.age(now)
+        return 0.0 if -_SINCE_S < age < 0 else age
 
     @property
     def error(self) -> str:

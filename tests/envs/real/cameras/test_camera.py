@@ -104,6 +104,16 @@ def test_equal_pictures_keep_the_time_of_the_first(read):
     source.go.release()
 
 
+def test_a_frame_that_came_since_the_clock_was_read_is_new_and_one_of_the_future_is_none(read):
+    source = Scripted([(5.0, NOISE[0])])
+    source.go.release()
+    reader = read(lambda: source)
+    assert reader.age(4.99) == 0.0 and reader.age(5.25) == 0.25
+    assert reader.age(1.0) == -4.0  # which the watchdog takes for no frame
+    source.frames.append(EnvError("unplugged"))
+    source.go.release()
+
+
 def test_a_source_that_fails_leaves_an_ageing_frame_and_its_reason(read):
     source = Scripted([(time.monotonic(), NOISE[0]), RuntimeError("unplugged")])
     source.go.release()
