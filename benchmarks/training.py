@@ -2,6 +2,7 @@
 
     python benchmarks/training.py
     python benchmarks/training.py --commit 0c3b294 --threads 1 --seconds 10 --rounds 3
+    python benchmarks/training.py --busy --threads 2      # this code alone: quiet, and beside a process that keeps one core busy
 
 Each side's own `train` fits its own default policy and batch size on the shipped demos, with features of the right size
 that hold noise, from one memory-mapped file; `policy=transformer policy.context=16` likewise. The sides take turns, a
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 
 from versions import ROOT, checked_out
@@ -112,6 +115,38 @@ def in_tree(tree: Path, *arguments: object) -> float:
     return float(done.stdout.split()[-1])
 
 
+def beside(features: Path, policy: list[str], threads: int, args: argparse.Namespace) -> None:
+    """This code's training quiet and beside a busy process, in turns: with threads that sleep, as the command line sets
+    them, and with those that spin."""
+    from s2robot.cli import yield_while_waiting
+
+    rates: dict[tuple[str, bool], list[float]] = {}
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        os.environ.pop(name, None)
+    for _ in range(args.rounds):
+        for waits, busy in product(("sleep", "spin"), (False, True)):
+            other = [sys.executable, "-c", "while True: pass"]
+            process = subprocess.Popen(other) if busy else None
+            try:
+                if waits == "sleep":
+                    yield_while_waiting()
+                given = (policy, features, threads, args.warm, args.seconds, args.clock, args.members)
+                rates.setdefault((waits, busy), []).append(in_tree(ROOT, *given))
+            finally:
+                os.environ.pop("OMP_WAIT_POLICY", None)
+                if process:
+                    process.kill()
+                    process.wait()
+    for waits in ("sleep", "spin"):
+        quiet, busy = (statistics.median(rates[waits, b]) for b in (False, True))
+        spread = "; ".join(", ".join(f"{v:.0f}" for v in rates[waits, b]) for b in (False, True))
+        print(
+            f"threads that {waits:<5} {threads} quiet {quiet:7.0f}  beside a busy process {busy:7.0f} windows a second  "
+            f"{quiet / busy:.2f} times as long  ({spread})",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -125,6 +160,9 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--only", choices=list(POLICIES))
     parser.add_argument("--batch", type=int, help="windows a step on both sides (default: each side's own)")
+    parser.add_argument(
+        "--busy", action="store_true", help="this code alone, quiet and beside a busy process"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -138,7 +176,10 @@ def main() -> None:
     from s2robot.demos.store import EpisodeStore
 
     batch = [f"train.batch_size={args.batch}"] if args.batch else []
-    with tempfile.TemporaryDirectory() as folder, checked_out(args.commit) as other:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        nullcontext(ROOT) if args.busy else checked_out(args.commit) as other,
+    ):
         features = Path(folder) / "features.f16"
         noise = np.random.default_rng(0).standard_normal((64, 3, 64, 384), np.float32).astype(np.float16)
         steps = EpisodeStore.open(shipped_demos("xarm7_cube")).num_steps
@@ -147,6 +188,9 @@ def main() -> None:
                 file.write(noise[: steps - begin].tobytes())
         for name in [args.only] if args.only else POLICIES:
             for threads in args.threads:
+                if args.busy:
+                    beside(features, POLICIES[name] + batch, threads, args)
+                    continue
                 rates: dict[Path, list[float]] = {other: [], ROOT: []}
                 for _ in range(args.rounds):
                     for tree in rates:

@@ -149,6 +149,7 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the process's exit code. `argv` defaults to the process's own arguments."""
+    yield_while_waiting()
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -178,6 +179,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(program, message)
     return status
+
+
+def yield_while_waiting() -> None:
+    """Let OpenMP's threads sleep where they wait for each other, unless the environment says what they do.
+
+    By default they spin. Beside another busy process that takes many times as long: each burns the time that the other
+    needs. The runtime reads this when torch is imported; worker processes inherit it. Results are the same to the bit.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _go_on(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: processes of its own, config composition only (no verb does its work)."""
 
+import json
 import logging
 import os
 import re
@@ -421,3 +422,24 @@ def test_options_of_the_users_own_may_have_any_name():
     for chosen in ("0", "-1.5", "1e3", "[a]", "{a: 1}", "", "Null"):
         with pytest.raises(UserError, match="encoder: found '"):
             check_choices([f"encoder={chosen}"])
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", None])
+def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(name, monkeypatch):
+    """Set before torch is imported, by the command line alone, and handed to workers."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+    env = {key: value for key, value in os.environ.items() if key not in names} | (
+        {name: "7"} if name else {}
+    )
+    script = (
+        "import json, os, sys, s2robot, s2robot.cli\n"
+        f"told = lambda: {{name: os.environ.get(name) for name in {names}}}\n"
+        "before = told()\n"
+        "assert 'torch' not in sys.modules\n"
+        "s2robot.cli.main(['--version'])\n"
+        "print(json.dumps([before, told()]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    before, after = json.loads(done.stdout.splitlines()[-1])
+    own = dict.fromkeys(names) | ({name: "7"} if name else {})
+    assert before == own and after == (own if name else own | {"OMP_WAIT_POLICY": "PASSIVE"})
