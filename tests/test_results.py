@@ -10,7 +10,7 @@ import pytest
 
 from docs.results_page import PAGE, page
 from s2robot.comparison.intervals import success_interval
-from s2robot.comparison.paired import difference
+from s2robot.comparison.paired import difference, holm
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
 ARM = {"name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action"}  # fmt: skip
@@ -57,6 +57,8 @@ def test_arms(summary, outcomes):
 
 def test_pairs(summary, outcomes):
     assert len(summary["pairs"]) == 3
+    adjusted = holm([pair["p"] for pair in summary["pairs"]])
+    assert [pair["p_holm"] for pair in summary["pairs"]] == pytest.approx(adjusted, abs=1e-9)
     for pair in summary["pairs"]:
         found = difference(outcomes[pair["a"]], outcomes[pair["b"]])
         for key in ("difference", "low", "high", "p"):

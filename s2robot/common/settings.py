@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from s2robot.common.config_errors import IN_SECONDS, SECONDS, key_of
@@ -188,6 +187,8 @@ class _Member(DemosSettings):
 
 def typed() -> dict[str, str]:
     """What was typed for the verb that runs: key -> value; {} where a program called it."""
+    from hydra.core.hydra_config import HydraConfig
+
     if not HydraConfig.initialized():
         return {}
     overrides = HydraConfig.get().overrides.task
