@@ -33,6 +33,7 @@ from s2robot.common.config_errors import (
     check_types,
     check_world,
     did_you_mean,
+    explained,
     key_of,
     one_line,
 )
@@ -60,6 +61,10 @@ class Verb:
     simulates: bool = False  # whatever its settings; the others ask for the simulator where they need it
 
 
+_HYDRA_FLAGS = (
+    "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--shell-completion",
+    "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info",
+)  # fmt: skip
 _LIVE = {"--live": "live=true", "--episodes": "episodes={}", "--record": "record={}"}
 
 VERBS = {
@@ -160,6 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = args[0]
     if verb not in VERBS:
         return _fail("s2robot", f"unknown verb '{verb}'{did_you_mean(verb, VERBS)}; `s2robot` lists them")
+    if set(args[1:]) & {"-h", "--help"}:
+        about = VERBS[verb]
+        print(explained(verb, about.word, about.flags, about.summary, args[1:]))
+        return 0
     program = f"s2robot {verb}"
     overrides: list[str] = []
     try:
@@ -222,6 +231,9 @@ def _translated(verb: Verb, args: list[str]) -> list[str]:
             elif equals:
                 raise UserError(f"{flag}: found a value '{value}', expected none")
             overrides.append(override)
+        elif arg[:2] == "--" and flag not in _HYDRA_FLAGS:
+            name, value = flag[2:].replace("-", "_"), value or next(given, "<value>")
+            raise UserError(f"{flag}: unknown flag; write {name}={value}")
         else:
             overrides.append(arg)
     return overrides

@@ -1,7 +1,9 @@
-"""What is wrong with what a user typed, in one line: an unknown key, a value of another type, one that is missing."""
+"""What is wrong with what a user typed, in one line: an unknown key, a value of another type, one that is missing; and the
+help of a verb."""
 
 import errno
 import re
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,3 +262,32 @@ def _expected(default: Any, given: Any) -> str | None:
             fits = isinstance(given, accepted) and isinstance(given, bool) == (kinds is bool)  # type: ignore[arg-type]
             return None if fits else words
     return None
+
+
+def explained(verb: str, word: str, flags: Mapping[str, str], summary: str, asked: Sequence[str]) -> str:
+    """The help of a verb: its flags, its settings as its config and the comments there explain them, and its groups.
+
+    asked: also explains the settings of the groups among these, ``policy`` or ``policy=transformer``.
+    """
+    root = configs_dir()
+    own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in flags.items()]
+    usage = " ".join(["usage: s2robot", verb, *([word] if word else []), "[key=value ...]", *own])
+    text = (root / f"{'deploy' if verb == 'robot' else verb}.yaml").read_text(encoding="utf-8")
+    defaults, _, settings = text.partition("  - _self_\n")
+    groups = dict(re.findall(r"^  - ([a-z0-9/]+)(?:@\w+)?: ([\w-]+)", defaults, re.M))
+    if "policy" in groups:
+        groups["policy/head"] = "regression"
+    lines = [usage, summary]
+    if settings.strip():
+        lines += ["", "Settings and their defaults:", "", *settings.strip().splitlines()]
+    if groups:
+        lines += ["", f"Groups of settings (`s2robot {verb} --help <group>` explains them):", ""]
+    for group, default in groups.items():
+        options = ", ".join(sorted(file.stem for file in (root / group).glob("*.yaml")))
+        lines.append(f"  {f'{group}={default}':<22}  {group}: {options}")
+    for group, _, chosen in (word.partition("=") for word in asked):
+        file = root / group / f"{chosen or groups.get(group)}.yaml"
+        if group in groups and file.is_file():
+            lines += ["", f"{group}={file.stem}: type {group.replace('/', '.')}.<key>=<value>", ""]
+            lines += file.read_text(encoding="utf-8").strip().splitlines()
+    return "\n".join([*lines, "", f"`--cfg job` prints all values. The files with all settings: {root}"])

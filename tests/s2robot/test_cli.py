@@ -242,6 +242,38 @@ def test_help_lists_groups(tmp_path):
     result = s2robot("train", "--help", cwd=tmp_path)
     assert result.returncode == 0
     assert "mvp-small, mvp-tiny, mvp-tiny-s2, timm" in result.stdout
+    assert str(configs_dir()) in result.stdout and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_names_flags_and_explains_settings(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in VERBS[verb].flags) and VERBS[verb].word in text
+    config = yaml.safe_load((configs_dir() / f"{verb}.yaml").read_text())
+    groups = [str(*each).partition("@")[0] for each in config.pop("defaults") if isinstance(each, dict)]
+    for key in [*config, *groups]:
+        assert re.search(rf"^ *{key}[:=]", text, re.M), key
+
+
+def test_help_explains_a_group(capsys):
+    assert main(["train", "--help", "train", "policy=transformer"]) == 0
+    text = capsys.readouterr().out
+    for name in ("train/default", "policy/transformer"):
+        assert (configs_dir() / f"{name}.yaml").read_text().strip() in text
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["--checkpoint", "X"], "checkpoint=X"),
+        (["--train-steps=3"], "train_steps=3"),
+        (["--live"], "live=<value>"),
+    ],
+)
+def test_an_unknown_flag_says_what_to_type(words, typed, capsys):
+    assert main(["train", *words]) == 2
+    assert capsys.readouterr().err.rstrip().endswith(f"write {typed}")
 
 
 def test_answers_without_the_heavy_libraries(tmp_path):
