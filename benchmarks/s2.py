@@ -9,7 +9,7 @@ weights, at once and twice the size that they know. Rows:
 
 * reference: the authors' algorithm on the timm model, one call a scale, float32. All ratios are to it.
 * ours fp32, ours default: `s2robot.backbones.inference.prepare` in float32 and in the machine's default type, all tiles
-  in one call. pooled: the default with the mean of the map only, which no map is put together for.
+  in one call. pooled: the default with the mean of the map only.
 * frames: S2Encoder in the default type from uint8 frames of the larger size, area averaging and normalising
   included. frames 1 2 3 (batch 1 only): the same at three scales.
 

@@ -100,11 +100,9 @@ def find_backbone(model: Any, **given: Unpack[Given]) -> Backbone:
     with evaluation(source.model):
         if source.try_sizes and (found := _try_other_size(source, facts)):
             facts = replace(found.added_to(facts), any_size=True)
-            if found.is_map and asked.tile is None and facts.tile is not None:
-                height, width = facts.tile
-                facts = replace(
-                    facts, tile=(_whole_strides(height, found.patch), _whole_strides(width, found.patch))
-                )
+            if found.is_map and asked.tile is None:  # 240 px are 7.5 strides of EfficientNet-B1: 256
+                height, width = (max(1, int(side / found.patch + 0.5)) * found.patch for side in facts.tile)
+                facts = replace(facts, tile=(height, width))
         facts = _read_at_tile(source, facts, made_for)
     _check_rest(facts, by_hand=asked.tile is not None)
     return Backbone(source, facts)
@@ -226,11 +224,6 @@ def _read_tokens(facts: Facts, shape: tuple[int, ...], size: Size) -> Found:
         f"{facts.name}: gives {count} tokens for {height} x {width} pixels, without {prefix} prefix tokens "
         f"{count - prefix}, which is no {grid}{hint}"
     )
-
-
-def _whole_strides(side: int, stride: int) -> int:
-    """The nearest multiple: 240 px are 7.5 strides of EfficientNet-B1, which becomes 256."""
-    return max(1, int(side / stride + 0.5)) * stride
 
 
 @contextmanager

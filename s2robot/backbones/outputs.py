@@ -20,11 +20,9 @@ def features(out: Any, num_prefix_tokens: int | None = None) -> Tensor:
     num_prefix_tokens: DINO's mapping holds CLS and registers apart from the patches; they come first, or are left out
     if 0 is expected. None accepts any number.
     """
+    out = getattr(out, "last_hidden_state", out)
     if isinstance(out, Tensor):
         return out
-    hidden = getattr(out, "last_hidden_state", None)
-    if isinstance(hidden, Tensor):
-        return hidden
     found = type(out).__name__
     if isinstance(out, Mapping):
         tensors = {key: value for key, value in out.items() if isinstance(value, Tensor)}

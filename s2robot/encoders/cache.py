@@ -8,9 +8,8 @@
 N is the token count of the camera that has the most; the other cameras are padded with zeros.
 
 A cache is a folder named by a hash of dataset, encoder, cameras, number format and renderer. `features.bin` holds raw
-little-endian numbers, `index.json` the identity and the finished episodes. An episode is marked after its features are
-safe on disk, so a kill loses at most the episode in progress. During a build the marks are lines of `done.txt`:
-rewriting the index after every episode would cost quadratic time.
+little-endian numbers, `index.json` the identity, `done.txt` a line for every finished episode. An episode is marked after
+its features are safe on disk, so a kill loses at most the episode in progress.
 """
 
 from __future__ import annotations
@@ -193,9 +192,9 @@ class FeatureCache:
         total = int(lengths[self.wanted].sum())
         steps = int(sum(lengths[i] for i in self.wanted if i in done))
         progress(steps, total)
-        self._close_journal(done)  # a killed build may leave half a line
         if not missing:
             return
+        self._mark(done)  # a killed build may leave half a line
         with (
             (self.path / "features.bin").open("r+b", buffering=0) as file,
             (self.path / JOURNAL).open("ab", buffering=0) as journal,
@@ -214,7 +213,6 @@ class FeatureCache:
                     done.add(i)
                 steps += int(lengths[i])
                 progress(steps, total)
-        self._close_journal(done)
         if left := [i for i in missing if i not in done]:
             raise UserError(f"{self.path}: no frames came for {len(left)} episodes (first {left[0]})")
 
@@ -232,7 +230,7 @@ class FeatureCache:
             new = np.memmap(self.path / "features.bin", self.dtype, "r+", shape=self.shape)
             new[: len(old)] = old
             new.flush()  # features before their mark
-            return self._write_index(index["done"])
+            return self._mark(index["done"])
 
     def _grew_from(self, path: Path) -> int:
         """Return the episode count of a cache that holds a prefix of this one, else 0."""
@@ -254,28 +252,18 @@ class FeatureCache:
         self, i: int, frames: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor | np.ndarray]
     ) -> np.ndarray:
         """Encode episode i in the cache's format, (T_ep, C, N, D); every mismatch is a UserError."""
-        length, cameras = int(self.ends[i] - self.starts[i]), self.shape[1]
-        for seen in frames:
-            if seen.dtype != np.uint8 or seen.ndim != 4 or len(seen) != length:
-                raise UserError(
-                    f"episode {i}: found frames {seen.dtype} {seen.shape}, expected uint8 ({length} steps, H, W, 3)"
-                )
-        if len(frames) != cameras:
-            raise UserError(f"episode {i}: found frames of {len(frames)} cameras, expected {cameras}")
-        if not length:
-            return np.zeros((0, *self.shape[1:]), self.dtype)
+        shape = (int(self.ends[i] - self.starts[i]), *self.shape[1:])
+        if (found := [len(seen) for seen in frames]) != [shape[0]] * shape[1]:
+            raise UserError(f"episode {i}: expected {shape[0]} frames of {shape[1]} cameras, got {found}")
+        if not shape[0]:
+            return np.zeros(shape, self.dtype)
         tokens = encode_cameras(encode, frames).cpu().numpy()  # (T_ep, C, N, D)
-        if tokens.shape[2:] != self.shape[2:]:
-            raise UserError(
-                f"episode {i}: the encoder gives tokens {tokens.shape[2:]}, the cache is for {self.shape[2:]}"
-            )
+        if tokens.shape != shape:
+            raise UserError(f"episode {i}: expected tokens {shape}, got {tokens.shape}")
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(tokens, dtype=self.dtype)
         if not np.isfinite(values).all():
-            largest = np.abs(tokens).max()
-            raise UserError(
-                f"episode {i}: features are not finite as {self.dtype.name} (largest {largest:g})"
-            )
+            raise UserError(f"episode {i}: expected finite {self.dtype.name}, got {np.abs(tokens).max():g}")
         return values
 
     def _start(self) -> None:
@@ -285,17 +273,10 @@ class FeatureCache:
         with (self.path / "features.bin").open("wb") as file:
             if self.nbytes:
                 os.posix_fallocate(file.fileno(), 0, self.nbytes)
-        self._write_index(set())
+        write_text(self.path / "index.json", json.dumps({**self.identity, "about": self.about}))
 
-    def _write_index(self, done: set[int]) -> None:
-        index = {**self.identity, "about": self.about, "done": sorted(done)}
-        write_text(self.path / "index.json", json.dumps(index))
-
-    def _close_journal(self, done: set[int]) -> None:
-        """Move the journal into the index."""
-        if (self.path / JOURNAL).exists():
-            self._write_index(done)
-            (self.path / JOURNAL).unlink()
+    def _mark(self, done: Iterable[int]) -> None:
+        write_text(self.path / JOURNAL, "".join(f"{i}\n" for i in sorted(done)))
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -307,17 +288,12 @@ class FeatureCache:
 
 def _index(path: Path) -> dict[str, Any]:
     """Read a cache's index and journal. Raises OSError or ValueError if they are missing or damaged."""
-    whole: list[str] = []
-    # journal first: a build writes the index before it removes the journal
-    with suppress(FileNotFoundError):
-        whole = (path / JOURNAL).read_text().split("\n")[:-1]
     index = json.loads((path / "index.json").read_text())
-    if not isinstance(index, dict):
-        raise ValueError(f"{path}: found an index of {type(index).__name__}, expected a table")
-    done = index.get("done", [])
-    if not isinstance(done, list) or not all(type(i) is int for i in done):
-        raise ValueError(f"{path}: found done {done!r}, expected numbers of episodes")
-    return index | {"done": {*done, *map(int, whole)}}
+    lines: list[str] = []
+    with suppress(FileNotFoundError):
+        lines = (path / JOURNAL).read_text().split("\n")[:-1]
+    # older caches hold the finished episodes in the index
+    return index | {"done": {*map(int, lines), *index.get("done", [])}}
 
 
 def _key(named: Mapping[str, Any]) -> str:

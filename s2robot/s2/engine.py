@@ -2,7 +2,7 @@
 
     layout = square((128, 256), tile=128, patch=16)
     encode(vit, levels, layout, front=1).shape                    # (B, 64, 2 * D), all tiles in one call of the model
-    encode(vit, levels, layout, front=1, output="pooled").shape   # (B, 2 * D), without merging a map
+    encode(vit, levels, layout, front=1, output="pooled").shape   # (B, 2 * D), the mean of the map
 
 `s2robot.s2.module.S2` and the pipeline's encoders make the levels and call `encode`; the reference-compatible `forward`
 calls the model once a level and ends in `finish`.
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
 from s2robot.s2.layout import Layout
-from s2robot.s2.tiling import Tiling
 
 OUTPUTS = ("tokens", "map", "pooled")
 
@@ -57,12 +56,6 @@ def assemble(
 
     Means are computed in float32; the result has the dtype of the parts.
     """
-    if output == "pooled":
-        means = [
-            _pool(part[:, :, front:], plan, layout.cells, layout.grid)
-            for part, plan in zip(parts, layout.levels, strict=True)
-        ]
-        return torch.cat(means, dim=-1).to(parts[0].dtype)
     maps = [
         plan.merge(as_map(part[:, :, front:].flatten(0, 1), layout.cells))
         for part, plan in zip(parts, layout.levels, strict=True)
@@ -80,20 +73,13 @@ def finish(
     maps: Sequence[Tensor], grid: Sequence[int], output: str = "tokens", fronts: Sequence[Tensor] = ()
 ) -> Tensor:
     """Concatenate the levels' maps (B, D, h, w) on the grid, with prefix tokens (B, P, D) in front if given."""
-    size = (grid[0], grid[1])
-    even = [  # the mean of areas, in float32
-        m if m.shape[-2:] == size else F.interpolate(m.float(), size, mode="area").to(m.dtype) for m in maps
-    ]
-    out = torch.cat(even, dim=1)
+    size, dtype = (grid[0], grid[1]), maps[0].dtype
+    # the mean of areas, in float32
+    even = [m if m.shape[-2:] == size else F.interpolate(m.float(), size, mode="area") for m in maps]
+    if output == "pooled":
+        return torch.cat([m.float().mean(dim=(2, 3)) for m in even], dim=1).to(dtype)
+    out = torch.cat([m.to(dtype) for m in even], dim=1)
     if output == "map":
         return out
     out = out.flatten(2).transpose(1, 2)  # (B, N, D * levels)
     return torch.cat([torch.cat(list(fronts), dim=-1).to(out.dtype), out], dim=1) if fronts else out
-
-
-def _pool(tokens: Tensor, plan: Tiling, cells: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Average a level's map from its tiles' tokens (count, B, N, D), in float32 (B, D), without merging it."""
-    if plan.even(*cells, grid):
-        return tokens.float().mean(dim=2).mean(dim=0)
-    weights = plan.weights(*cells, grid).to(tokens.device)  # (count, N)
-    return (tokens.float() * weights[:, None, :, None]).sum(dim=(0, 2))

@@ -127,16 +127,16 @@ def _check_shape(height: int, width: int) -> None:
 
 
 def several(values: Any, what: str, example: str) -> tuple:
-    """A sequence as a tuple; UserError, naming `what`, for anything else, such as the bare number 2."""
+    """Return a sequence as a tuple; UserError, naming `what`, for anything else, such as the number 2."""
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise UserError(f"{what}: found {values!r}, expected several, such as {example}")
+        raise UserError(f"{what}: expected a sequence, such as {example}, got {values!r}")
     return tuple(values)
 
 
 def scales_of(values: Any, what: str = "scales") -> tuple[float, ...]:
-    """Multiples of the base size as a tuple; UserError, naming `what`, unless they are positive numbers."""
+    """Return multiples of the base size as a tuple; UserError, naming `what`, unless they are positive numbers."""
     scales = several(values, what, "(1, 2)")
     for scale in scales:
-        if isinstance(scale, str) or not hasattr(scale, "__float__") or not 0 < scale < math.inf:
-            raise UserError(f"{what}: found {scale!r}, expected positive numbers, such as (1, 2)")
+        if not hasattr(scale, "__float__") or not 0 < scale < math.inf:
+            raise UserError(f"{what}: expected positive numbers, such as (1, 2), got {scale!r}")
     return scales

@@ -5,9 +5,8 @@
     s2(camera).shape                       # uint8 (B, 480, 640, 3) -> tokens (B, 14 * 19, 768)
     S2(model, scales=(1, 2, 3), block=8, output="pooled")(frames).shape      # (B, 3 * 384)
 
-Numerics are those of `s2robot.s2.reference.forward`. What differs is where the large image comes from: by default the
-frame's own pixels, antialiased on the way down; `resize="upsample"` is the paper's experiment, in which the
-large image is an enlargement of the small one and holds nothing new.
+Numerics are those of `s2robot.s2.reference.forward`, but each level comes from the frame's own pixels, antialiased.
+`resize="upsample"` enlarges the small image instead, as in the paper's experiments, and adds no information.
 """
 
 from __future__ import annotations
@@ -47,34 +46,25 @@ class S2(nn.Module):
     Args:
         model: a timm, torchvision or Hugging Face model, a `Backbone`, or a callable (`find_backbone`).
         scales: multiples of the base size, smallest first; the result has the grid of the first. Default: (1, 2).
-        sizes: instead of scales, the levels in pixels: a side (of a frame that is not square, the shorter) or
-            (height, width).
-        output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns), or "pooled"
-            (B, D * levels), the map's mean, for which no map is put together.
-        resize: "native" resizes the frame itself to each level: exact mean of areas where the frame is a whole
-            multiple, antialiased otherwise. "upsample" brings it to the base size first and enlarges that,
-            bicubic and without antialiasing, as in the paper's experiments.
-        cover: where a level is no whole multiple of the tile, let tiles "overlap" (blended) or "pad" it.
+        sizes: instead of scales, the levels in pixels: a side (the frame's shorter one) or (height, width).
+        output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns), or "pooled" (B, D * levels), the
+            map's mean.
+        resize: "native" resizes the frame to each level (exact area mean at whole multiples, else antialiased);
+            "upsample" resizes it to the base size and enlarges that, bicubic, as in the paper's experiments.
+        cover: how tiles cover a level that is not a multiple of the tile: "overlap" (blended) or "pad".
         overlap: least overlap of neighbouring tiles in pixels, with cover="overlap": smoother seams, more tiles.
-        frozen: no parameter has a gradient, and norms and dropout stay in evaluation mode after `train()`.
-            The model given stays as it is: what is frozen are modules of S2's own, which use its weights in memory.
-        prefix: put the prefix tokens (CLS, registers), averaged over tiles, in front of the tokens.
-        base: the size of scale 1, a side or (height, width) in pixels; every frame is brought to it. Default:
-            shorter side = tile, longer side from the frame's shape, rounded to whole patches.
-        given: block (take the features after this block, 1 to the model's depth; later ones are not computed),
-            and, where the model does not tell, tile, patch, num_prefix_tokens, mean, std, processor: see
-            `find_backbone`.
+        frozen: no gradients, and evaluation mode also after `train()`, in a copy that shares the model's weights.
+        prefix: put the prefix tokens (CLS, registers), averaged over tiles, before the tokens.
+        base: the size of scale 1, a side or (height, width) in pixels. Default: shorter side = tile, longer side from
+            the frame's shape, rounded to whole patches.
+        given: block, tile, patch, num_prefix_tokens, mean, std, processor: see `find_backbone`.
 
-    Input: uint8 RGB (B, H, W, 3), or float RGB (B, 3, H, W) in 0 to 1, as a tensor or a numpy array.
-    Normalisation with the model's mean and std happens inside: do not do it before. Resizing is in float32, also
-    under autocast; the result has the dtype of the model's tokens, and means are taken in float32. All tiles of all
-    levels go through the model in one call. Without `frozen` the model is shared, not copied (but for `block`), and
-    its mode (train or eval) is left as it is.
+    Input: uint8 RGB (B, H, W, 3), or float RGB (B, 3, H, W) in 0 to 1, as a tensor or a numpy array, not normalised.
+    Resizing and means are in float32, also under autocast; the result has the dtype of the model's tokens. All tiles of
+    all levels go through the model in one call. Without `frozen` the model is shared and its mode stays as it is.
 
-    Attributes: dim (channels of the result); grid and num_tokens (for frames of the tile's shape, or for all
-    if base or sizes are (height, width); other frames: `layout(height, width)`); backbone.
-
-    Raises UserError for arguments that do not fit together, and at the call for another type or shape.
+    Attributes: dim (channels of the result), grid and num_tokens (of frames of the tile's shape; of other frames see
+    `layout(height, width)`), backbone. Raises UserError for arguments that do not fit together or another input.
     """
 
     def __init__(
@@ -127,17 +117,16 @@ class S2(nn.Module):
         self._range_seen = False
 
     def train(self, mode: bool = True) -> S2:
-        """As in any module, but a frozen model stays in evaluation mode."""
+        """Set the mode; a frozen model stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
         return self
 
     def prepared(self, dtype: Any = "auto") -> S2:
-        """The same S2 for inference only, its model copied into the fastest form for this device.
+        """Return a copy for inference, its model in the fastest form for this device; see `inference.prepare`.
 
-        dtype: "auto" is bfloat16 where the device multiplies in it, else float32; or a torch dtype. See
-        `s2robot.backbones.inference.prepare`. The result has that type; this module is left as it is.
+        dtype: a torch dtype, or "auto": bfloat16 if the device multiplies in it, else float32.
         """
         fast = copy.copy(self)
         fast.__dict__ |= {
@@ -148,14 +137,11 @@ class S2(nn.Module):
         return fast.eval()
 
     def layout(self, height: int, width: int) -> Layout:
-        """The tilings of a frame of height x width pixels and the grid of the result.
-
-        Raises UserError if a level cannot be tiled, with its size and the tile's.
-        """
+        """Return the tilings and the grid of a frame of height x width pixels; UserError if it cannot be tiled."""
         return self.plan.layout(height, width)
 
     def forward(self, images: Tensor | np.ndarray) -> Tensor:
-        """uint8 RGB (B, H, W, 3), or float RGB (B, 3, H, W) in 0 to 1, to what `output` says."""
+        """Map uint8 RGB (B, H, W, 3), or float RGB (B, 3, H, W) in 0 to 1, to features."""
         images = tensor_of(images, self.scale.device)
         layout = self.layout(*self._frame_size(images))
         levels = self.levels(images, layout)
@@ -163,7 +149,7 @@ class S2(nn.Module):
         return encode(self.backbone, levels, layout, front, self.output, self.prefix)
 
     def levels(self, images: Tensor, layout: Layout) -> list[Tensor]:
-        """The normalised image at every level, (B, 3, height, width) in the dtype of the model."""
+        """Return the normalised image at every level, (B, 3, height, width) in the dtype of the model."""
         x = images
         if images.dtype == torch.uint8:
             x = images.permute(0, 3, 1, 2).float().contiguous() / 255
@@ -177,7 +163,7 @@ class S2(nn.Module):
             return [(y * self.scale + self.shift).to(dtype) for y in levels]
 
     def _frame_size(self, images: Tensor) -> tuple[int, int]:
-        """(H, W) of the images; UserError for another type or shape."""
+        """Return (H, W) of the images; UserError for another type or shape."""
         height, width = None, None
         if images.dtype == torch.uint8 and images.ndim == 4 and images.shape[3] == 3:
             height, width = images.shape[1:3]
@@ -192,13 +178,13 @@ class S2(nn.Module):
         )
 
     def _check_range(self, images: Tensor) -> None:
-        """Warn once if the first float images are in 0 to 255; later ones are not looked at, which would cost time."""
+        """Warn if the first float images are in 0 to 255; later ones are not checked, to save time."""
         if self._range_seen or torch.compiler.is_compiling() or not images.numel():
             return
         self._range_seen = True
         if (most := float(images.detach().amax())) > 2:
             warnings.warn(
-                f"S2 takes float images in 0 to 1, found a value of {most:g}; divide by 255, or give uint8 (B, H, W, 3)",
+                f"S2 expects float images in 0 to 1, found a value of {most:g}; divide by 255 or pass uint8 (B, H, W, 3)",
                 stacklevel=4,
             )
 
@@ -214,7 +200,7 @@ class S2(nn.Module):
 
 
 def _backbone_of(model: Any, given: Given) -> Backbone:
-    """The model as a backbone; UserError for facts given beside one."""
+    """Return the model as a backbone; UserError for facts given beside one."""
     if not isinstance(model, Backbone):
         return find_backbone(model, **given)
     if beside := [key for key, value in given.items() if value is not None]:

@@ -113,27 +113,6 @@ class Tiling:
     def _starts(self, cells: int, axis: int) -> list[int]:
         return [start * cells // self.tile[axis] for start in (self.rows, self.columns)[axis]]
 
-    def even(self, height: int, width: int, grid: tuple[int, int]) -> bool:
-        """Whether every token has the same weight in the mean of the map pooled to `grid`."""
-        rows, columns = self.cells(height, width)
-        return (
-            not self.overlaps
-            and self.canvas == self.frame
-            and not (rows % grid[0])
-            and not (columns % grid[1])
-        )
-
-    def weights(self, height: int, width: int, grid: tuple[int, int]) -> Tensor:
-        """Return each token's weight (count, height * width), sum 1, in the mean of the map pooled to `grid`."""
-        axes = []
-        for axis, (cells, kept) in enumerate(zip((height, width), self.cells(height, width), strict=True)):
-            k = len((self.rows, self.columns)[axis])
-            unit = torch.eye(k * cells).reshape(k * cells, k, cells)
-            line = _blend(unit.unbind(1), self._starts(cells, axis), dim=-1)[:, :kept]  # (k * cells, kept)
-            axes.append(F.adaptive_avg_pool1d(line[:, None], grid[axis]).mean(dim=(1, 2)).reshape(k, cells))
-        share = axes[0][:, None, :, None] * axes[1][None, :, None, :]  # (kh, kw, height, width)
-        return share.reshape(self.count, height * width)
-
 
 def _axis(size: int, tile: int, patch: int, overlap: int, pad: bool, name: str) -> tuple[int, ...]:
     """Return the offsets of the tiles along one side."""

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
 from s2robot.s2.tiling import plan_tiles
@@ -41,28 +40,6 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, rest, overlap, cove
             assert starts[-1] + side == length and max(moves, default=0) - min(moves, default=0) <= step
             least = (side - overlap) // step * step  # one tile fewer would not reach
             assert side + (len(starts) - 2) * least < length
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    cells=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    more=st.tuples(st.integers(0, 9), st.integers(0, 9)),
-    base=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    overlap=st.integers(0, 2),
-    cover=st.sampled_from(["overlap", "pad"]),
-)
-def test_the_pooled_maps_mean_is_a_weighted_mean_of_the_tiles(cells, more, base, overlap, cover):
-    frame = [3 * (c + m) for c, m in zip(cells, more, strict=True)]
-    overlap = 0 if cover == "pad" else min(3 * overlap, 3 * min(cells) - 3)
-    plan = plan_tiles(frame, [3 * c for c in cells], 3, cover, overlap)
-    tokens = torch.randn(plan.count, 1, 2, *cells, dtype=torch.float64)
-    pooled = F.adaptive_avg_pool2d(plan.merge(tokens.flatten(0, 1)), base).mean(dim=(2, 3))[0]
-    weights = plan.weights(*cells, base)
-    torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
-    got = torch.einsum("tdn,tn->d", tokens[:, 0].flatten(2), weights.double())
-    torch.testing.assert_close(got, pooled, rtol=1e-6, atol=1e-6)
-    if plan.even(*cells, base):
-        torch.testing.assert_close(tokens.mean(dim=(0, 1, 3, 4)), pooled)
 
 
 def test_the_camera_in_the_docs():

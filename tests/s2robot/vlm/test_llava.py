@@ -250,7 +250,7 @@ def refusals():
         (lambda: s2_llava(llava(), (1, 2.0)), "scales: .* got"),
         (lambda: s2_llava(llava(), (2, 3)), "scales: expected increasing integers from 1"),
         (lambda: s2_llava(llava(), ()), "scales: expected increasing integers from 1"),
-        (lambda: s2_llava(llava(), 2), "scales: .*2, expected"),
+        (lambda: s2_llava(llava(), 2), "scales: .* got 2"),
         (lambda: s2_llava(llava(), pool=0), "pool: expected an integer >= 1, got 0"),
         (lambda: s2_llava(llava(), pool=5), "pool: expected a divisor of 18 tokens .* got 5"),
         (lambda: s2_llava(llava(tile=27), pool=1), "pool: .* 18 tokens and 81 px"),
