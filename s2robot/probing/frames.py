@@ -1,11 +1,8 @@
 """Frames of scripted cube picks with the simulator's truth, and features of encoders on them.
 
-    data = FrameFeatures(FrameSettings(), [encoder])   # draws missing frames, a file an episode
-    data.encode("tiny", encoder).shape                 # (T, cameras, N, D), from the feature cache
-    data.labels("train")["cube_pose"].shape            # (600, 7)
-
-Training and held-out episodes have seeds that neither demos, evaluations nor pre-training use. All encoders see the
-same frames, so their differences are paired.
+data = FrameFeatures(FrameSettings(), [encoder])   # draws missing frames, a file an episode
+data.encode("tiny", encoder).shape                 # (T, cameras, N, D), from the feature cache
+data.labels("train")["cube_pose"].shape            # (600, 7)
 """
 
 import hashlib
@@ -48,10 +45,7 @@ _renderers: dict[str, tuple[CubePick, OffscreenRenderer]] = {}  # kept by a work
 def draw_episode(world: CubePickConfig, seed: int, count: int, grid: int) -> dict[str, np.ndarray]:
     """Render one scripted pick, with its kicks and misses, at random moments.
 
-    Returns:
-        images, uint8 (count, cameras, S, S, 3); cells: `draw_cells` of each frame; cube_pose (count, 7) as
-        `CubePick.cube_pose`; gripper (count, 6): grip centre x, y, z (m, table frame), sin and cos of four times its
-        yaw, opening; distance (count,): grip centre to cube centre, m; step (count,).
+    gripper (count, 6) is x, y, z (m, table frame), sin and cos of four times the yaw, opening; distance is in m.
     """
     rows = []
     for env, step in moments(world, seed, count):
@@ -162,12 +156,7 @@ class FrameSettings:
 
 
 class FrameFeatures:
-    """The frames of a probe and features of encoders on them, in files that later runs use again.
-
-    Args:
-        cfg: what is drawn; missing episodes are drawn at once.
-        encoders: frames are as large as the largest takes, unless `cfg` has a size.
-    """
+    """The frames of a probe, as large as the largest encoder takes, and features on them; later runs use them again."""
 
     def __init__(self, cfg: FrameSettings, encoders: Sequence[S2Encoder]) -> None:
         self.root = Path(cfg.cache) if cfg.cache else cache_dir()

@@ -36,22 +36,14 @@ _VERSION = 2  # of how images become frames
 
 @dataclass(frozen=True)
 class Images:
-    """Images of one folder, in mixed order.
-
-    Attributes:
-        names: paths below `root`, as the file system's bytes.  # (n,)
-        classes: names of the class folders; empty where images lie in none.
-        labels: place in `classes` of each image.  # int32 (n,)
-        parts: 0 for images of `train`, 1 of `test`; -1 in a folder without parts.  # int8 (n,)
-        fingerprint: changes with names, sizes and times of the image files.
-    """
+    """Images of one folder, in mixed order."""
 
     root: Path
-    names: np.ndarray
-    classes: tuple[str, ...]
-    labels: np.ndarray
-    parts: np.ndarray
-    fingerprint: str
+    names: np.ndarray  # (n,), paths below `root` as the file system's bytes
+    classes: tuple[str, ...]  # names of the class folders; empty where images lie in none
+    labels: np.ndarray  # (n,), place in `classes`
+    parts: np.ndarray  # (n,), 0 for `train`, 1 for `test`; -1 in a folder without parts
+    fingerprint: str  # changes with names, sizes and times of the files
 
     def __len__(self) -> int:
         return len(self.names)
@@ -73,11 +65,7 @@ class Images:
         return np.asarray(image)
 
     def truth(self, i: int, task: str, side: int) -> np.ndarray:
-        """Return labels or depth of the middle square at the nearest pixels.  # uint16 (side, side)
-
-        Raises:
-            UserError: missing, another size than the image's, several channels, or depth that is not 16-bit.
-        """
+        """Return labels or depth of the middle square at the nearest pixels.  # uint16 (side, side)"""
         path = self.path(i, task)
         image = read_image(path)
         with Image.open(self.path(i)) as shown:  # reads the header only
@@ -94,12 +82,7 @@ class Images:
 
 
 def open_images(root: Path, tasks: Sequence[str] = ("classify",)) -> Images:
-    """Return the images of a folder, for these tasks.
-
-    Raises:
-        UserError: no images, no folder of masks or depth, no class folders, a class without two images to learn from
-            (classify), or a `train` without `test`.
-    """
+    """Return the images of a folder; raise UserError where these tasks find no images, truths or classes in it."""
     folders = {-1: root}
     if (root / "train").is_dir():
         held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)

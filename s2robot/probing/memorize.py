@@ -70,10 +70,7 @@ class MemorizeSettings:
 
 
 class Classifier(nn.Module):
-    """A vision transformer at some scales and a linear layer on the mean token: uint8 (B, H, W, 3) -> (B, classes).
-
-    With `vit` given, that one is frozen and the layer alone learns.
-    """
+    """A vision transformer, or the frozen `vit`, at some scales and a linear layer: uint8 (B, H, W, 3) -> (B, classes)."""
 
     def __init__(
         self, spec: ViTSpec, scales: tuple[int, ...], resize: str, classes: int, vit: nn.Module | None = None
@@ -128,11 +125,7 @@ def tallies_of(model: Classifier, part: Part) -> np.ndarray:
 
 
 def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) -> Outcome:
-    """Train every arm for every count and seed; each leaves its tallies in `out`/fits.
-
-    Raises:
-        UserError: fewer images than a count, no held-out ones for classes, and what `open_images` rejects.
-    """
+    """Train every arm for every count and seed; each leaves its tallies in `out`/fits."""
     root = Path(settings.cache) if settings.cache else cache_dir()
     images = gather(settings.data, ("classify",), objects, root)
     learnt, test = (np.flatnonzero(keep) for keep in (images.parts != 1, images.parts == 1))

@@ -3,11 +3,8 @@
     s2robot probe
     s2robot probe '+probe.encoders.mine={name: mvp-tiny, checkpoint: my.safetensors, scales: [1, 2]}'
 
-Ridge maps are fitted on some episodes and judged on others. Intervals are 95 % percentile bootstrap over held-out
-episodes; they do not include the variance of the training episodes.
-
-Yaw counts modulo 90 degrees, since a cube looks the same every quarter turn: 22.5 degrees is chance. "gripper pose"
-predicts from the gripper's true pose instead of an image, "mean" and "no image" from nothing.
+Ridge maps are fitted on some episodes and judged on others. Yaw counts modulo 90 degrees, since a cube looks the same
+every quarter turn. "gripper pose" predicts from the gripper's true pose instead of an image, "mean" from nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,15 +80,7 @@ def read_poses(
     test: Mapping[str, np.ndarray],
     cfg: ReadoutSettings,
 ) -> Samples:
-    """Fit the pose for each encoder, pool and set of cameras.
-
-    Args:
-        features: (T, cameras, N, D) each, training frames first.
-        train, test: labels of `FrameFeatures`.
-
-    Returns:
-        `pose_scores` by (encoder, pool, cameras, subset).
-    """
+    """Return `pose_scores` by (encoder, pool, cameras, subset); features (T, cameras, N, D), training frames first."""
     targets, true = pose_targets(train["cube_pose"]), pose_targets(test["cube_pose"])
     n, cameras = len(targets), columns_of(cfg.world.cameras)
     sources = {(GRIPPER, NO_POOL, NO_POOL): kernels(train["gripper"], test["gripper"])}
@@ -117,10 +106,7 @@ def read_poses(
 
 
 def kernels(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return products of standardised features: (n, F), (m, F) -> float64 (n, n), (m, n).
-
-    Each feature is centred and scaled by the training rows; a feature that is constant there counts as zero.
-    """
+    """Return products of features standardised by the training rows: (n, F), (m, F) -> float64 (n, n), (m, n)."""
     n = len(train)
     own, cross = np.zeros((n, n)), np.zeros((len(test), n))
     for start in range(0, train.shape[1], _BLOCK):
@@ -135,11 +121,9 @@ def kernels(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 class FrameFit(NamedTuple):
-    """Predictions (m, k), the penalty of each group, and the left-out squared errors by penalty (P, k)."""
-
-    predictions: np.ndarray
-    penalties: list[float]
-    left_out: np.ndarray
+    predictions: np.ndarray  # (m, k)
+    penalties: list[float]  # of each group
+    left_out: np.ndarray  # squared errors by penalty (P, k)
 
 
 def fit_frames(
@@ -150,17 +134,10 @@ def fit_frames(
     groups: Sequence[list[int]],
     penalties: np.ndarray = PENALTIES,
 ) -> FrameFit:
-    """Fit ridge regression with an unpenalised intercept, leaving out one training episode at a time.
+    """Fit ridge regression from `kernels` to targets (n, k), leaving out one training episode at a time.
 
-    Args:
-        own, cross: `kernels`, (n, n) and (m, n).
-        targets: (n, k).
-        episodes: (n,), which frames belong together.
-        groups: columns of the targets that share a penalty.
-        penalties: candidates, relative to the mean eigenvalue of `own`.
-
-    The left-out errors need no refit: with R the matrix that maps targets to residuals, they are R_ee^-1 r_e for the
-    rows e of an episode.
+    Columns of a group share a penalty, relative to the mean eigenvalue of `own`. The left-out errors need no refit:
+    with R the matrix that maps targets to residuals, they are R_ee^-1 r_e for the rows e of an episode.
     """
     n = len(own)
     # Centred features leave the constant vector without an eigenvalue. It gets the largest, so it comes last.
@@ -187,10 +164,7 @@ def fit_frames(
 
 
 def pose_targets(cube_pose: np.ndarray) -> np.ndarray:
-    """Return x, y, height (m, table frame), sin and cos of 4 yaw: (n, 7) -> (n, 5).
-
-    The yaw is that of the upright faces, so it also holds for a cube that has tipped over.
-    """
+    """Return x, y, height (m), sin and cos of 4 yaw of the upright faces: (n, 7) -> (n, 5)."""
     rotation = Rotation.from_quat(cube_pose[:, [4, 5, 6, 3]]).as_matrix()  # (n, 3, 3)
     rows, upright = np.arange(len(rotation)), np.abs(rotation[:, 2]).argmax(1)
     turn = np.zeros((len(rotation), 2))
@@ -209,10 +183,7 @@ def yaw_errors(found: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def pose_scores(found: np.ndarray, true: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Return mean error and R² of position, height and yaw: (n, 5), (n, 5), (B, n) -> (B,) each.
-
-    A metric is NaN where it is undefined. Position is the horizontal distance; R² compares with the best constant.
-    """
+    """Return mean error and R² of position (horizontal), height and yaw, or NaN: (n, 5), (n, 5), (B, n) -> (B,)."""
     errors = {
         "position_mean_cm": 100 * np.linalg.norm(found[:, :2] - true[:, :2], axis=1),
         "height_mean_cm": 100 * np.abs(found[:, 2] - true[:, 2]),

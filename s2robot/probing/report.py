@@ -81,10 +81,7 @@ def seeds_interval(samples: np.ndarray) -> dict[str, float | None]:
 def compare(
     samples: Samples, keys: Sequence[str], pairs: Iterable[tuple[tuple, tuple]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return a row for each key of `samples` and one for each pair, every metric with its interval.
-
-    A row of a pair holds the second name under "minus" and the paired differences.
-    """
+    """Return a row for each key of `samples`, and one with paired differences for each pair."""
     results = [
         dict(zip(keys, key, strict=True)) | {m: interval(x) for m, x in found.items()}
         for key, found in samples.items()
@@ -105,20 +102,13 @@ def earlier(samples: Samples, without: Collection[str] = ()) -> list[tuple[tuple
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a probe measured.
-
-    Attributes:
-        facts: "settings", rows of "results" and "differences", optionally "cells" with the same, and anything else.
-        points: of the plot, see `plot`.
-        columns: panels side by side.
-        shown: which rows tables show; files hold all.
-    """
+    """What a probe measured."""
 
     kind: str
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # "settings", rows of "results" and "differences", "cells" with the same, and more
     points: Sequence[Point]
-    columns: int
-    shown: Callable[[Mapping[str, Any]], bool] = lambda row: True
+    columns: int  # of the plot's panels
+    shown: Callable[[Mapping[str, Any]], bool] = lambda row: True  # in tables; files hold all rows
 
 
 def write_outcome(outcome: Outcome, seconds: float, out: Path) -> str:

@@ -45,24 +45,13 @@ Stored = Sequence[Mapping[str, np.ndarray]]  # a fitted head a seed: rows (n,), 
 
 
 @dataclass(frozen=True)
-class HeadKinds:
-    """The heads of the dense tasks."""
-
-    segment: tuple[str, ...] = ("linear", "conv")
-    depth: tuple[str, ...] = ("linear", "conv")
-
-    def __post_init__(self) -> None:
-        check_choices(self, "probe.heads", segment=HEADS, depth=HEADS)
-
-
-@dataclass(frozen=True)
 class ScalingSettings:
     """configs/probe/scaling.yaml describes each."""
 
     scales: tuple[Any, ...] = ((1,), (1, 2), (1, 2, 3))
     resize: tuple[str, ...] = ("upsample", "native")
     tasks: tuple[str, ...] = ("classify", "segment", "depth")
-    heads: HeadKinds = field(default_factory=HeadKinds)
+    heads: tuple[str, ...] = HEADS
     head: HeadSettings = field(default_factory=HeadSettings)
     data: str | None = None
     ignore: int | None = 255
@@ -79,7 +68,7 @@ class ScalingSettings:
     def __post_init__(self) -> None:
         check_ranges(self, "probe", points=(8, INFINITY), held_out=(0.01, 0.99), validation=(0, 0.9))
         check_ranges(self, "probe", resamples=(100, INFINITY))
-        check_choices(self, "probe", tasks=TASKS, resize=RESIZES)
+        check_choices(self, "probe", tasks=TASKS, resize=RESIZES, heads=HEADS)
         if not all(isinstance(each, tuple) and each for each in (self.seeds, *self.scales, *self.families)):
             raise UserError("probe: expected seeds such as [0], scales and families such as [[1], [1, 2]]")
         if not self.scales or any(self.all_scales[0] not in chosen for chosen in self.scales):
@@ -147,11 +136,7 @@ def truths_of(images: Images, settings: ScalingSettings, root: Path) -> Truths:
 def scaling(
     models: Mapping[str, Mapping[str, Any]], settings: ScalingSettings, objects: ObjectsSettings, out: Path
 ) -> Outcome:
-    """Train and judge a head for each arm and seed; each leaves a file in `out`/fits.
-
-    Raises:
-        UserError: models that cannot be built or lack the asked block, and images that cannot be used.
-    """
+    """Train and judge a head for each arm and seed; each leaves a file in `out`/fits."""
     if not models or {name for family in settings.families for name in family} - set(models):
         raise UserError(
             f"probe.families: expected names of probe.models, got {settings.families}, {[*models]}"
@@ -168,7 +153,7 @@ def scaling(
         encoder = _encoder(name, facts, settings, resize).to(device_of(settings.device))
         described[name] = _described(encoder, settings)
         rows = encode_images(f"{name}, {resize}", encoder, images, root)
-        kinds = [(task, kind) for task in truths for kind in getattr(settings.heads, task, HEADS[:1])]
+        kinds = [(t, kind) for t in truths for kind in (HEADS[:1] if t == "classify" else settings.heads)]
         arms = [
             Arm(name, tuple(s), task, kind, resize) for (task, kind), s in product(kinds, settings.scales)
         ]
@@ -284,8 +269,7 @@ def samples_of(found: Stored, task: Task, resamples: int) -> dict[str, np.ndarra
 
 
 def pairs(arms: Sequence[Arm], settings: ScalingSettings) -> Iterator[tuple[Arm, Arm]]:
-    """Yield what is compared, first minus second: S2 and its own model at one scale, a larger model and a smaller one
-    at one scale, S2 from a smaller model and a larger model at one scale."""
+    """Yield S2 and its own model at one scale, a larger and a smaller model, S2 from the smaller and the larger model."""
     single = min(settings.scales, key=len)
     for arm in arms:
         for family in [f for f in settings.families if arm.model in f] or [(arm.model,)]:

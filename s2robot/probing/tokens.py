@@ -1,14 +1,9 @@
 """Linear maps from single tokens: depth and segments of a cell, and another encoder's features.
 
     s2robot probe probe=information                # Table 2 of the S2 paper: mvp-small from mvp-tiny, with and without S2
-    s2robot probe probe=information probe.target.name=mvp-tiny-s2
 
-One ridge map, the same for all places of a camera (cells) or of all cameras (information), turns each source token
-into what is true at its place. Its penalty is chosen on left-out folds of whole training episodes.
-
-With the map's loss l, the mean squared error over tokens and channels, and l0 that of the best constant,
-information is -log(l / l0); the ratio divides it by that of the upper bound. The paper trains the map by gradient
-descent; here it is exact. Its upper bound is a larger model; `upper: all` is all sources side by side instead.
+With the map's mean squared error l and l0 that of the best constant, information is -log(l / l0); the ratio divides it
+by that of the upper bound. The paper trains the map by gradient descent; here it is exact ridge regression.
 """
 
 import math
@@ -37,11 +32,7 @@ _FOLDS = 5  # of the training episodes, for the cells' maps
 def token_pairs(
     source: np.ndarray, target: np.ndarray, frames: int, episodes: range
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield (episode, x (n, D), y (n, K)): tokens at the same place, the source resampled to the target's map.
-
-    Args:
-        source, target: (T, C, N, D) and (T, C, M, K), `frames` rows an episode; N and M square unless equal.
-    """
+    """Yield (episode, x (n, D), y (n, K)) at the same places of source (T, C, N, D) and target (T, C, M, K)."""
     for episode in episodes:
         rows = slice(episode * frames, (episode + 1) * frames)
         x = regrid(source[rows], target.shape[2])
@@ -49,11 +40,7 @@ def token_pairs(
 
 
 def regrid(tokens: np.ndarray, count: int) -> np.ndarray:
-    """Average square token maps by area: (..., N, D) -> float64 (..., count, D).
-
-    Raises:
-        UserError: N or count is not a square number.
-    """
+    """Average square token maps by area: (..., N, D) -> float64 (..., count, D)."""
     *lead, old, dim = tokens.shape
     if old == count:
         return tokens.astype(np.float64)
@@ -66,12 +53,10 @@ def regrid(tokens: np.ndarray, count: int) -> np.ndarray:
 
 
 class TokenMap(NamedTuple):
-    """y = x @ weight + bias, the penalty of each group, and the left-out squared errors by penalty (P, K)."""
-
     weight: np.ndarray  # (D, K)
     bias: np.ndarray  # (K,)
-    penalties: list[float]
-    left_out: np.ndarray
+    penalties: list[float]  # of each group
+    left_out: np.ndarray  # squared errors by penalty (P, K)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         return x @ self.weight + self.bias
@@ -88,12 +73,8 @@ def fit_tokens(
 ) -> TokenMap:
     """Fit one ridge map for the tokens of all places, with an unpenalised bias.
 
-    Args:
-        source, target, frames, episodes: as for `token_pairs`.
-        folds: episode e belongs to fold e modulo `folds`; penalties are chosen on left-out folds.
-        groups: channels of the target that share a penalty.
-        penalties: (P,), relative to the mean eigenvalue of the standardised source's covariance. A constant source
-            channel counts as zero.
+    Episode e belongs to fold e modulo `folds`; channels of a group share the penalty that is best on left-out folds,
+    relative to the mean eigenvalue of the standardised source's covariance. A constant source channel counts as zero.
     """
     pairs = token_pairs(source, target, frames, episodes)
     sums = [(len(x), x.sum(0), (x**2).sum(0), y.sum(0)) for _, x, y in pairs]
@@ -127,15 +108,9 @@ def fit_tokens(
 
 
 def read_cells(features: Mapping[str, np.ndarray], targets: np.ndarray, cfg: FrameSettings) -> dict[str, Any]:
-    """Fit a map from single tokens to the cells' depth and class shares for each encoder and camera.
+    """Fit a map from tokens (T, cameras, N, D) to targets (T, cameras, cells, 6) for each encoder and camera.
 
-    Args:
-        features: name -> (episodes * frames, cameras, N, D).
-        targets: (episodes * frames, cameras, cells, 6).
-
-    Returns:
-        "classes", "results" and "differences". Cameras and table stand still, so `depth_r2` is of what each cell's
-        mean ("no image") leaves.
+    Cameras and table stand still, so `depth_r2` is of what each cell's mean ("no image") leaves.
     """
     samples: dict[tuple, dict[str, np.ndarray]] = {}
     cameras, weights = columns_of(cfg.world.cameras), cfg.weights()["test"]
@@ -151,9 +126,8 @@ def read_cells(features: Mapping[str, np.ndarray], targets: np.ndarray, cfg: Fra
 def _tallies(source: np.ndarray, target: np.ndarray, cfg: FrameSettings, blind: bool) -> np.ndarray:
     """Fit a camera's map, or take each cell's mean if `blind`; sum over the cells of each held-out episode.
 
-    Returns:
-        (E, 5 + 3 * classes): absolute and squared depth error, squared error of the cell's mean, cells whose largest
-        class is right, cells; min and max of predicted and true shares, true shares.
+    (E, 5 + 3 * classes): absolute and squared depth error, squared error of the cell's mean, cells whose largest class
+    is right, cells; min and max of predicted and true shares, true shares.
     """
     train, test = cfg.parts.values()
     mean = target[: len(train) * cfg.frames].mean(0, dtype=np.float64)[0]  # (cells, 6)
@@ -173,11 +147,7 @@ def _tallies(source: np.ndarray, target: np.ndarray, cfg: FrameSettings, blind: 
 
 
 def _cell_scores(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Return metrics (B,) from weighted sums (B, 5 + 3 * classes) of `_tallies`.
-
-    IoU is of shares: the sum of min(predicted, true) over that of max(predicted, true), so a cube smaller than a
-    cell counts too. Its mean is over the classes that occur.
-    """
+    """Return metrics (B,) from weighted sums of `_tallies`; IoU is of shares, its mean over classes that occur."""
     error, squared, left, right, cells = sums[:, :5].T
     both, either, there = np.split(sums[:, 5:], 3, axis=1)  # (B, classes)
     iou = np.where(there > 0, both / np.where(either > 0, either, 1), np.nan)
@@ -203,11 +173,7 @@ class InformationSettings(FrameSettings):
 
 
 def information(target: S2Encoder, sources: Mapping[str, S2Encoder], cfg: InformationSettings) -> Outcome:
-    """Reconstruct the target's tokens from each source's.
-
-    Raises:
-        UserError: no sources, a reserved or unknown name, pooled encoders, or a target that does not vary.
-    """
+    """Reconstruct the target's tokens from each source's; raise UserError for names and encoders that do not fit."""
     if not sources or {PLACE, ZERO, ALL} & set(sources):
         raise UserError(f"probe.sources: expected names but {PLACE}, {ZERO}, {ALL}, got {[*sources]}")
     if cfg.upper not in (None, ALL, *sources):
@@ -244,11 +210,7 @@ def side_by_side(sources: Sequence[np.ndarray], count: int) -> np.ndarray:
 def reconstruct(
     target: np.ndarray, sources: Mapping[str, np.ndarray], cfg: InformationSettings
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float]]:
-    """Fit a map from each source (T, C, N, D) to the target (T, C, M, K), training episodes first.
-
-    Returns:
-        losses of "l0", "no image" and every source by part and episode, and the penalties.
-    """
+    """Return losses of "l0", "no image" and every source by part and episode, and the penalties of the maps."""
     train, frames, groups = cfg.parts["train"], cfg.frames, [[*range(target.shape[3])]]
     means = target[: len(train) * frames].mean(0, dtype=np.float64).reshape(-1, target.shape[3])
     maps = {name: fit_tokens(x, target, frames, train, cfg.folds, groups) for name, x in sources.items()}
@@ -266,10 +228,7 @@ def reconstruct(
 def judge_information(
     losses: Mapping[str, Mapping[str, np.ndarray]], cfg: InformationSettings
 ) -> dict[str, Any]:
-    """Return "l0", and "results" and "differences" of loss, info and ratio by source and part.
-
-    A ratio is None where the upper bound's own information is not clearly above 0.
-    """
+    """Return "l0", "results" and "differences"; a ratio is None where the bound is not clearly above 0."""
     samples: dict[tuple, dict[str, np.ndarray]] = {}
     for part, weights in cfg.weights().items():
         loss = {name: weights @ found[part] / weights.sum(1) for name, found in losses.items()}  # (1 + B,)

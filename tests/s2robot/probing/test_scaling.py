@@ -266,7 +266,7 @@ def test_images_that_cannot_be_used_are_one_line(tmp_path):
         ({"resize": []}, "probe.resize: .*got none"),
         ({"scales": [[1.0], [2.0, 3.0]]}, "probe.scales: expected the smallest in each set"),
         ({"scales": [1, 2]}, "probe: expected .*scales"),
-        ({"heads": {"depth": ["mask2former"]}}, "probe.heads.depth: .*got mask2former"),
+        ({"heads": ["mask2former"]}, "probe.heads: .*got mask2former"),
         ({"head": {"steps": 0}}, "probe.head.steps: .*0"),
         ({"held_out": 1.0}, "probe.held_out: .*1.0"),
     ],
