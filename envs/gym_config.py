@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.error import Error
+from gymnasium.error import Error, NamespaceNotFound
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.task import CommonSettings
@@ -89,6 +89,11 @@ def spec_of(env_id: str) -> EnvSpec:
             import gymnasium_robotics  # registers its own
 
             gymnasium.register_envs(gymnasium_robotics)
-        return gymnasium.spec(name)
+        namespace = name.partition("/")[0] if "/" in name else ""
+        try:
+            return gymnasium.spec(name)
+        except NamespaceNotFound:
+            import_module(namespace)  # most packages are called as the namespace that they register
+            return gymnasium.spec(name)
     except (Error, ImportError) as error:
         raise EnvError(f"task.id: '{env_id}' is not installed: {' '.join(str(error).split())}") from None

@@ -36,6 +36,7 @@ from s2robot.common.config_errors import (
     explained,
     key_of,
     one_line,
+    take_stored_world,
 )
 from s2robot.common.engine import engine_of
 from s2robot.common.errors import UserError
@@ -272,8 +273,9 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
             _check_shared(overrides)
+            typed = list(HydraConfig.get().overrides.task)
+            take_stored_world(cfg, typed)
             with run_folder(folder, _about(cfg), keep=sweep, began=began):
-                typed = list(HydraConfig.get().overrides.task)
                 check_complete(cfg)
                 check_types(verb, cfg, typed)
                 check_world(cfg, typed)

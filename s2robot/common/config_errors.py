@@ -2,6 +2,7 @@
 help of a verb."""
 
 import errno
+import json
 import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
@@ -156,6 +157,26 @@ def check_choices(overrides: list[str]) -> None:
         for option in [chosen] if chosen[:1] in ("[", "{") else chosen.split(","):
             if _NO_NAME.fullmatch(option.strip()):
                 raise UserError(_unknown_option(group, option.strip() or "null"))
+
+
+def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
+    """With a checkpoint and without `task.id`, the world is that of the checkpoint, as far as nothing else is typed."""
+    from omegaconf import OmegaConf
+
+    if "task" not in cfg or not OmegaConf.is_missing(cfg.task, "id") or not cfg.get("checkpoint"):
+        return
+    try:
+        file = Path(str(cfg.get("checkpoint"))) / "policy.json"
+        stored = json.loads(file.read_text(encoding="utf-8"))["contract"]["env_config"]
+        known = (
+            {key: stored[key] for key in cfg.task if key in stored} if stored["task"] == cfg.task.name else {}
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # what is wrong with a checkpoint, its reader says
+    typed = {".".join(key_of(override).split(".")[:2]) for override in overrides}
+    for key, value in known.items():
+        if f"task.{key}" not in typed:
+            OmegaConf.update(cfg, f"task.{key}", value, merge=False)
 
 
 def check_complete(cfg: "DictConfig") -> None:

@@ -1,7 +1,7 @@
 """What an open-loop validation says: figures with their intervals, one line for a verdict.
 
     summary = summarise(policy, measured)
-    summary["verdict"]      # "joints 0.012 rad, 0.41 of repeating the last action, 0.15 of the mean: below both"
+    summary["verdict"]      # "joints: mean error 0.012 rad, 0.41 times that of repeating the last action and ...: better than both"
 
 Intervals are for new episodes: jackknife over those that were measured, with Student's quantile (for a mean that is the
 t interval; a ratio is taken by its logarithm). One episode has none.
@@ -34,7 +34,7 @@ def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:
     }
     better = not any(worse.values())
     return {
-        "verdict": ", ".join(map(_words, parts)) + ": " + _judged(worse, len(judged)),
+        "verdict": "; ".join(map(_words, parts)) + ": " + _judged(worse, len(judged)),
         "better": better,
         "parts": parts,
         "overall": overall,
@@ -109,9 +109,9 @@ def _words(part: Mapping[str, Any]) -> str:
     if part["measure"] == "accuracy":
         shares = [100 * part[method]["value"] for method in METHODS]
         return "{} right in {:.1f} % (repeating {:.1f} %, mean {:.1f} %)".format(part["part"], *shares)
-    unit = f" {part['unit']}" if part["unit"] else ""
-    ratios = [f"{share_words(part[f'of_{m}'])} of {WORDS[m]}" for m in METHODS[1:]]
-    return f"{part['part']} {part['policy']['value']:.3g}{unit}, {', '.join(ratios)}"
+    unit = part["unit"] or "in the data's unit"
+    ratios = [f"{share_words(part[f'of_{m}'])} times that of {WORDS[m]}" for m in METHODS[1:]]
+    return f"{part['part']}: mean error {part['policy']['value']:.3g} {unit}, {' and '.join(ratios)}"
 
 
 def share_words(figure: Mapping[str, Any]) -> str:

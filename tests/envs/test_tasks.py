@@ -109,6 +109,22 @@ def test_success_is_what_one_says():
         assert env.is_success is expected
 
 
+def test_an_id_with_a_namespace_finds_its_package(tmp_path, monkeypatch):
+    (tmp_path / "dial_room.py").write_text(
+        "import gymnasium\n"
+        "from tests.envs.test_tasks import Dial\n"
+        "gymnasium.register('dial_room/Dial-v0', Dial, max_episode_steps=7)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert GymSettings(id="dial_room/Dial-v0", success="terminated").max_steps == 7
+    finally:
+        gymnasium.registry.pop("dial_room/Dial-v0", None)
+        sys.modules.pop("dial_room", None)
+    with pytest.raises(EnvError, match="^task.id: 'nowhere/Dial-v0' is not installed"):
+        GymSettings(id="nowhere/Dial-v0", success="terminated")
+
+
 class Crash(Dial):
     """Ends at its third step, cannot be stepped after it, and would be rewarded for lying still; only a loss before."""
 

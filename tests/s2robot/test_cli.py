@@ -14,9 +14,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from s2robot.cli import VERBS, main
-from s2robot.common.config_errors import as_known, check_choices
+from s2robot.common.config_errors import as_known, check_choices, take_stored_world
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
+from s2robot.common.settings import task_settings
 from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,6 +186,36 @@ def test_what_gymnasium_success_suggests_can_be_typed(tmp_path):
     (typed,) = re.findall(r"'(task\.success=.*)'", line)
     result = s2robot("train", "--cfg", "job", "task=gym", "task.id=Pendulum-v1", typed, cwd=tmp_path)
     assert yaml.safe_load(result.stdout)["task"]["success"] == "reward>=1"
+
+
+def test_a_gymnasium_world_is_the_checkpoints_own(tmp_path):
+    stored = {
+        "task": "gym",
+        "id": "Pendulum-v1",
+        "success": "terminated",
+        "cameras": ["a"],
+        "kwargs": {"g": 9.0},
+    }
+    (tmp_path / "policy.json").write_text(
+        json.dumps({"contract": {"env_config": {**stored, "image_size": 8}}})
+    )
+
+    def composed(*words):
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            config = compose("evaluate", [f"checkpoint={tmp_path}", *words])
+        take_stored_world(config, list(words))
+        return config
+
+    world = task_settings(composed("task=gym", "task.image_size=16"))
+    assert (world.id, world.success, world.cameras, world.kwargs) == (
+        "Pendulum-v1",
+        "terminated",
+        ("a",),
+        {"g": 9.0},
+    )
+    assert world.image_size == 16  # what is typed counts
+    assert composed("task=gym", "task.id=Other-v0").task.success == ""
+    assert composed("task=stack").task.name == "stack"
 
 
 def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
