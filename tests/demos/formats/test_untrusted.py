@@ -319,10 +319,15 @@ def _objects(demo: h5py.Group, path: Path) -> None:
     demo.create_dataset("obs/robot0_eef_pos", (4, 3), h5py.vlen_dtype(np.float64))
 
 
+def _other_filter(demo: h5py.Group, path: Path) -> None:
+    del demo["obs/robot0_eef_pos"]
+    demo.create_dataset("obs/robot0_eef_pos", data=np.ones((4, 3)), scaleoffset=3)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
-        _unstored, _unstored_chunk, _contiguous, _external_values, _virtual, _objects,
+        _other_filter, _unstored, _unstored_chunk, _contiguous, _external_values, _virtual, _objects,
         _link("obs/robot0_eef_pos", False), _link("actions", True), _link("obs", False), _link("", False),
         _link("", True),
     ],
