@@ -64,7 +64,6 @@ class _Episode:
     alive: float  # the last time that a command was about to be sent
     cause: str = ""  # of its end, once it has one
     unsure: bool = False  # it holds because the members disagree
-    steps: int = 0
     sent_last: float = -np.inf
     work: float = 0.0  # s, moving average of what a period's work takes
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -348,7 +347,7 @@ class ControlLoop:
     def _brake(self, episode: _Episode) -> None:
         """Brake to rest along the way that the filter has checked."""
         while self.safety.dq_last.any() and self.watchdog.state != State.FAULT:
-            self._send_at_end(episode, lambda: self.safety.hold("end of the episode"))
+            self._send_at_end(episode, self.safety.hold("end of the episode"))
 
     def _release(self, episode: _Episode) -> None:
         """Move, filtered as ever, to where the arm stands if that is not where it was sent: it presses on something."""
@@ -357,30 +356,23 @@ class ControlLoop:
             state = self.driver.read()
         except EnvError:  # an arm that does not answer is found at the next start
             return
-        if np.abs(state.q - self.safety.q_last).max() < PRESSES:
-            return
-        begin, arrived = self.clock.now(), False
+        begin = self.clock.now()
+        arrived = bool(np.abs(state.q - self.safety.q_last).max() < PRESSES)
         self.course.release(begin, state.q)
-
-        def follow() -> Safe:
-            nonlocal arrived, state
+        while not (arrived or self._stop or self.clock.now() - begin > RELEASE_S):
             with suppress(EnvError):  # the filter holds when the last state is old
                 state = self.driver.read()
             safe, arrived = self.course.next(self.clock.now(), state)
-            return safe
-
-        while not (arrived or self._stop or self.clock.now() - begin > RELEASE_S):
-            self._send_at_end(episode, follow)
+            self._send_at_end(episode, safe)
             if self.watchdog.state == State.FAULT:
                 return
         self._brake(episode)
 
-    def _send_at_end(self, episode: _Episode, decide: Callable[[], Safe]) -> None:
+    def _send_at_end(self, episode: _Episode, safe: Safe) -> None:
         """Send once more after the episode's last; a gap, a code or a stop of the filter is a fault."""
         self.clock.sleep(episode.sent_last + self.safety.dt - self.clock.now())
         self.subscriber.on_beat()
-        safe, why = decide(), ""
-        now = self.clock.now()
+        now, why = self.clock.now(), ""
         gap, episode.sent_last = now - episode.sent_last, now
         if (
             gap > 2 * self.watchdog.limits.state_fault
@@ -390,11 +382,9 @@ class ControlLoop:
             done = self.driver.command(safe.q, None)
             episode.sent_last = done.t_heard
             why = f"command code {done.code}" if done.code != OK else ""
-        if safe.verdict == Verdict.STOP:
-            why = why or f"safety stop: {safe.reasons[0]}"
-        if why:
-            self.watchdog.fault(now, why)
-            self.driver.stop(why)
+        if why or safe.verdict == Verdict.STOP:
+            self.watchdog.fault(now, why or f"safety stop: {safe.reasons[0]}")
+            self.driver.stop("; ".join(self.watchdog.reasons))
 
     def _finish_step(self) -> None:
         step = self.course.finish()
