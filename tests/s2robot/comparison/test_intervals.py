@@ -41,10 +41,10 @@ def test_seeds_that_plainly_differ_get_students_quantile():
 @pytest.mark.parametrize("spread, hard", [(0.0, 0.8), (0.2, 0.3), (0.2, 0.0)])
 def test_a_score_of_pictures_and_three_seeds_is_covered(spread, hard):
     """Where seeds dominate a bootstrap over both covers too seldom; where pictures do, both are alike."""
-    found = scores(np.random.default_rng(6), 300, 3, 0.7, spread, hard)
-    assert found["t"] > 0.92
+    found = scores(np.random.default_rng(6), 300, 3, 0.5, spread, hard)
+    assert found["t"] > 0.95 - 0.035  # nearly three standard errors of 300 runs
     if spread:
-        assert found["bootstrap"] < 0.87
+        assert found["bootstrap"] < 0.8
     else:
         assert found["bootstrap"] > 0.92 and 0.9 < found["wider"] < 1.2
 
