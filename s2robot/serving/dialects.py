@@ -51,16 +51,16 @@ class Own:
         number, after = request.id, request.after
         if request.error:
             return {"id": number, "error": request.error}
-        memory = self._memories.get(after)
+        memory = self._memories.get(after) if after else None
         if (after and memory is None) or number in self._memories:
             known = ", ".join(map(str, sorted(self._memories))) or "none"
             return {"id": number, "error": f"request {number} after {after}: answers in memory are {known}"}
         start = time.perf_counter()
-        if after and memory is not None:
-            self.actor.restore(memory)
-        else:
+        if memory is None:
             self.actor.reset(request.seed)
             memory = self.actor.remember()
+        else:
+            self.actor.restore(memory)
         actions, error = _planned(self.actor, request.observation)
         if error:
             return {"id": number, "error": error}
