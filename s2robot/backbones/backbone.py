@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Unpack
 
 import torch
@@ -100,7 +100,9 @@ def find_backbone(model: Any, **given: Unpack[Given]) -> Backbone:
     with evaluation(source.model):
         if source.try_sizes and (found := _try_other_size(source, facts)):
             facts = replace(found.added_to(facts), any_size=True)
-            if found.is_map and asked.tile is None:  # 240 px are 7.5 strides of EfficientNet-B1: 256
+            if (
+                found.is_map and asked.tile is None and facts.tile
+            ):  # 240 px are 7.5 strides of EfficientNet-B1: 256
                 height, width = (max(1, int(side / found.patch + 0.5)) * found.patch for side in facts.tile)
                 facts = replace(facts, tile=(height, width))
         facts = _read_at_tile(source, facts, made_for)
@@ -148,13 +150,8 @@ class Found:
     channels_last: bool = False
 
     def added_to(self, facts: Facts) -> Facts:
-        return replace(
-            facts,
-            patch=self.patch,
-            num_prefix_tokens=self.num_prefix_tokens,
-            dim=self.dim,
-            channels_last=self.channels_last,
-        )
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "is_map"}
+        return replace(facts, **known)
 
 
 def _try_other_size(source: Source, facts: Facts) -> Found | None:
