@@ -3,8 +3,8 @@
     pretrain(PretrainSettings(data="scenes", out="runs/mae"))
 
 Every step draws its frames, crops and masks from a generator seeded by (seed, step), for all processes together. So a
-killed run resumes exactly, and several processes see the same batches as one. Only `max_minutes` depends on the clock,
-through the learning rate. configs/pretrain/default.yaml documents each setting.
+killed run resumes exactly, and several processes see the same batches as one. configs/pretrain/default.yaml documents
+each setting.
 """
 
 from __future__ import annotations
@@ -57,14 +57,8 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> Path:
     bank = FrameBank(settings.data, every=settings.every, progress=progress)
     fabric.seed_everything(settings.seed, verbose=False)
     decoder = settings.decoder
-    mae = MAE(
-        MVPViT(settings.encoder),
-        decoder.dim,
-        decoder.depth,
-        decoder.heads,
-        settings.mask_ratio,
-        settings.scales,
-    )
+    sizes = (decoder.dim, decoder.depth, decoder.heads)
+    mae = MAE(MVPViT(settings.encoder), *sizes, settings.mask_ratio, settings.scales)
     if fabric.device.type == "cpu":
         for module in mae.modules():
             if isinstance(module, Attention):
@@ -77,7 +71,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> Path:
     ):
         run = _Run(settings, bank, mae, fabric, pool, update)
         run.go_on()
-        learn(run.learner, settings.steps, run.batch, run.after, run.is_time_up)
+        learn(run.learner, settings.steps, run.batch, run.after)
         return run.close()
 
 
@@ -97,9 +91,12 @@ class _Run:
         self.pool, self.update, self.out = pool, update, Path(settings.out)
         groups = parameter_groups(mae, settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
-        self.budget = math.inf if settings.max_minutes is None else settings.max_minutes * 60  # s
-        self.elapsed = 0.0  # s, by the first process's clock, including earlier runs
-        self.learner = Learner(fabric, mae, optimizer, self._rate)
+        self.learner = Learner(
+            fabric,
+            mae,
+            optimizer,
+            lambda step: cosine_with_warm_up(step, step / settings.steps, settings.warmup_steps),
+        )
         self.identity = {key: asdict(settings)[key] for key in _DECIDING}
         self.identity |= {"processes": fabric.world_size, "pictures": bank.describe()}
         self.loss: float | None = None  # running mean
@@ -115,30 +112,19 @@ class _Run:
     def checkpoint(self) -> Path:
         return self.out / "checkpoint.pt"
 
-    def _rate(self, step: int) -> float:
-        """Decay to zero at the end of the steps or of the time, whichever comes first."""
-        done = max(step / self.settings.steps, self.elapsed / self.budget)
-        return cosine_with_warm_up(step, done, self.settings.warmup_steps)
-
     def go_on(self) -> None:
         """Load the checkpoint in `out`, if there is one."""
+        elapsed = 0.0  # s, of earlier runs
         if self.checkpoint.is_file():
             if not self.settings.resume:
                 raise UserError(f"{self.checkpoint} exists: set resume=true or choose another out")
             state = load_state(self.checkpoint, self.identity, self.fabric.device)
-            self.elapsed, self.loss = state["seconds"], state["loss"]
+            elapsed, self.loss = state["seconds"], state["loss"]
             self.learner.load_state_dict(state)
-        self.start, self.ticked = time.monotonic() - self.elapsed, self.learner.step
+        self.start, self.ticked = time.monotonic() - elapsed, self.learner.step
         if self.fabric.is_global_zero:
             with told(self.out):
                 self.writer = SummaryWriter(str(self.out), purge_step=self.learner.step)
-
-    def is_time_up(self) -> bool:
-        """Check the time budget by process 0's clock, so that all processes stop at the same step."""
-        if math.isinf(self.budget):
-            return False
-        self.elapsed = float(self.fabric.broadcast(time.monotonic() - self.start))
-        return self.elapsed >= self.budget
 
     def batch(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return this process's share of a batch: images, and the cells to keep and to hide."""

@@ -48,7 +48,6 @@ class PretrainSettings:
     every: int = 1
     batch_size: int = 128
     steps: int = 4088
-    max_minutes: float | None = None
     lr: float = 1e-3
     warmup_steps: int = 400
     weight_decay: float = 0.05
@@ -72,8 +71,6 @@ class PretrainSettings:
     def __post_init__(self) -> None:
         any_number, many, share = (0, INFINITY), (1, INFINITY), (0, 1)
         check_positive(self, "pretrain", "lr")
-        if self.max_minutes is not None:
-            check_positive(self, "pretrain", "max_minutes")
         check_ranges(
             self, "pretrain", every=many, batch_size=many, steps=many, threads=many, devices=many, num_nodes=many, checkpoint_every=many,
             picture_every=many, log_every=many, warmup_steps=any_number, weight_decay=any_number,
