@@ -88,7 +88,7 @@ class S2Encoder(nn.Module):
         backbone = model if isinstance(model, Backbone) else find_backbone(model, **given)
         self.sizes = tuple(int(size) for size in sizes)
         self.layout = _layout(backbone, self.sizes, name)
-        self.tile, self.grid = backbone.tile[0], self.layout.grid[0]
+        self.tile, self.grid, self._patch = backbone.tile[0], self.layout.grid[0], backbone.patch
         self._plan = Sizes(backbone.tile, backbone.patch, sizes=self.sizes)  # of frames that are not square
         self._layouts: dict[tuple[int, int], Layout] = {}
         self.upsampled = resolution == "upsampled" and len(self.sizes) > 1  # one size is the same either way
@@ -134,7 +134,7 @@ class S2Encoder(nn.Module):
         if height == width:
             return self.layout
         if (height, width) not in self._layouts:
-            _check_tile(self._plan.tile[0], self._plan.patch, self.name)
+            _check_tile(self.tile, self._patch, self.name)
             self._layouts[height, width] = self._plan.layout(height, width)
         return self._layouts[height, width]
 
