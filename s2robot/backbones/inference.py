@@ -157,8 +157,6 @@ def _forward(
         outputs = [run(part) for part in args[0].chunk(max(1, parts))]
     else:
         outputs = [run(*args, **kwargs)]
-    if isinstance(outputs[0], Tensor):
-        return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]).to(given)
 
     def join(*leaves: Any) -> Any:
         if not _is_float(leaves[0]):

@@ -10,15 +10,11 @@ from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 
 from s2robot.common.paths import configs_dir
+from s2robot.common.settings import encoder_settings
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.features import encode_demos
-from s2robot.loading import load_networks
-from s2robot.pipeline import read_task, train_policy
-from s2robot.policies.errors import PolicyError
 from s2robot.s2.pyramid import channels_first, pyramid
 from s2robot.s2.reference import forward
-from tests.inline import do_inline
 
 CPU = torch.device("cpu")
 
@@ -67,28 +63,9 @@ def test_the_first_scale_is_the_same_and_the_larger_hold_nothing_new(tiny_encode
         torch.testing.assert_close(level, enlarged, rtol=0, atol=0)
 
 
-def test_features_and_checkpoints_remember_it(tiny_encoder, recorded, tmp_path, monkeypatch):
-    do_inline(monkeypatch)
-    words = [
-        f"run_dir={tmp_path}", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "features.workers=1",
-        f"features.cache={tmp_path}", "policy.network.hidden=[16]", "policy.network.image_dim=8",
-        "policy.network.state_dim=8", "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.steps=1",
-        "train.batch_size=32", "demos.episodes=2",
-    ]  # fmt: skip
-    caches = []
-    for resolution in ("native", "upsampled"):
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            cfg = compose("train", [*words, f"s2.resolution={resolution}"])
-        task = read_task(cfg)
-        encoder, store = build_encoder(task.encoder), task.open_demos()
-        features, (cache,) = encode_demos(store, encoder, task.cameras, task.features)
-        caches.append(cache.path)
-        out = tmp_path / resolution
-        checkpoint = train_policy(task, store, encoder, features, out)
-        _, loaded, contract = load_networks(checkpoint, CPU)
-        assert loaded.upsampled == (resolution == "upsampled") and loaded.fingerprint == encoder.fingerprint
-    assert caches[0] != caches[1]
-    path = checkpoint / "policy.json"
-    path.write_text(path.read_text().replace('"resolution": "upsampled"', '"resolution": "native"'))
-    with pytest.raises(PolicyError, match="trained on encoder mvp-tiny .* the one given is mvp-tiny"):
-        load_networks(checkpoint, CPU)
+def test_the_config_decides_the_resolution(tiny_encoder):
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        words = [f"encoder.checkpoint={tiny_encoder}", "s2.resolution=upsampled"]
+        settings = encoder_settings(compose("train", words))
+    assert build_encoder(settings).upsampled
+    assert not build_encoder(settings | {"resolution": "native"}).upsampled

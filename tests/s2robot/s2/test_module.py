@@ -267,18 +267,6 @@ def test_frozen_means_norms_and_dropout_too():
     assert free.backbone.model.norm.num_batches_tracked > 0
 
 
-def test_block_takes_an_earlier_feature():
-    vit = timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, embed_dim=24, num_heads=3, depth=3, num_classes=0
-    )
-    s2, x = S2(vit, block=2), frames(1, 64, 64)
-    expected = vit.eval().get_intermediate_layers(
-        (resize(x.permute(0, 3, 1, 2).float() / 255, 32) - 0.5) / 0.5, n=[1], norm=True
-    )[0]
-    torch.testing.assert_close(s2(x)[..., :24], expected, rtol=1e-4, atol=1e-5)
-    assert s2.backbone.block == 2
-
-
 @pytest.mark.parametrize(
     ("output", "options"),
     [("tokens", {}), ("map", {"cover": "pad"}), ("pooled", {"resize": "upsample", "overlap": 4})],
