@@ -80,7 +80,6 @@ ROWS = {
         for what, typed in {
             "attention": "policy.pooling.kind=attention",
             "attention, one scale": "policy.pooling.kind=attention s2=single",
-            "points": "policy.pooling.points=true",
             "one scale": "s2=single",
             "one scale, two blocks": "s2=single train.tune.blocks=2",
             "one scale, LoRA": "s2=single train.tune.blocks=2 train.tune.lora=8",

@@ -189,7 +189,6 @@ def learn(
     from s2robot.features import encode_demos
     from s2robot.pipeline import contract_of, parts_of, read_task
     from s2robot.policies import PolicySpec
-    from s2robot.policies.rays import with_geometry
 
     out = Path(tempfile.mkdtemp(prefix=name, dir=place))
     words = [f"demos.path={demos}", f"env.cameras=[{','.join(cameras)}]", f"s2.scales={list(scales)}", TOP,
@@ -199,7 +198,7 @@ def learn(
     with watch("encode", store.num_steps * len(cameras)):
         features, _ = encode_demos(store, encoder, cameras, task.features)
     sizes = {"cameras": list(cameras), "dim": encoder.dim, "tokens": encoder.num_tokens, **parts_of(store)}
-    spec = PolicySpec.from_dict(with_geometry({**task.policy, **sizes}, store.attrs["camera_geometry"]))
+    spec = PolicySpec.from_dict({**task.policy, **sizes})
     return timed_training(watch, spec, store, features, contract_of(task, store, encoder), out)
 
 
@@ -226,7 +225,6 @@ def train_on_noise(place: Path, demos: int) -> dict[str, Any]:
     from s2robot.common.settings import plain
     from s2robot.demos.store import EpisodeStore
     from s2robot.policies import PolicySpec
-    from s2robot.policies.rays import with_geometry
 
     with tempfile.TemporaryDirectory(dir=place) as folder:
         source = EpisodeStore.open(place / "demos2.zarr")
@@ -238,9 +236,7 @@ def train_on_noise(place: Path, demos: int) -> dict[str, Any]:
         store, watch = EpisodeStore.open(Path(folder) / "d.zarr"), Watch()
         task = composed("train", [], Path(folder))
         sizes = {"cameras": ["hand"], "dim": 192, "tokens": 64}
-        spec = PolicySpec.from_dict(
-            with_geometry({**plain(task.policy), **sizes}, store.attrs["camera_geometry"])
-        )
+        spec = PolicySpec.from_dict({**plain(task.policy), **sizes})
         features = np.memmap(Path(folder) / "f", np.float16, "w+", shape=(store.num_steps, 1, 64, 192))
         features[::16] = np.random.default_rng(0).standard_normal((64, 192)).astype(np.float16)
         contract = {"encoder": {"name": "noise", "fingerprint": "n"}, "cameras": ["hand"], "robot": store.robot,

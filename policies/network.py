@@ -41,9 +41,7 @@ class Network(nn.Module):
             settings = read_settings(TransformerSettings, spec.network, "policy.network")
             self.body = TransformerBody(settings, *sizes)
         pooling = read_settings(PoolingSettings, spec.pooling, "policy.pooling")
-        self.pooling = CameraPooling(
-            pooling, len(spec.cameras), spec.dim, spec.maps, self.body.embed_dim, spec.cameras
-        )
+        self.pooling = CameraPooling(pooling, len(spec.cameras), spec.dim, spec.maps, self.body.embed_dim)
         losses = (spec.joint_loss, spec.huber_delta, spec.gripper_loss, spec.gripper_weight)
         self.head = build_head(
             spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.slots, self.body.queries, *losses)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from s2robot.policies.dense import Dense
 from s2robot.policies.errors import PolicyError
-from s2robot.policies.rays import Rays
 from s2robot.policies.settings import check_ranges
 
 KINDS = ("mean", "spatial_softmax", "attention")
@@ -45,9 +44,6 @@ class PoolingSettings:
     keep_mean: bool = (
         True  # spatial_softmax: the mean of all tokens (that are not hidden) beside the keypoints
     )
-    points: bool = False  # spatial_softmax: where each heat map lies in space, through the known cameras
-    # of `points`: camera -> fovy, size, body and, where that is "world", position and quaternion
-    geometry: dict[str, Any] = field(default_factory=dict)
     queries: int = 8  # attention: learned queries
     heads: int = 4  # attention: heads of a query
     width: int = 64  # attention: channels of keys and values, split over the heads
@@ -60,8 +56,6 @@ class PoolingSettings:
             raise PolicyError(f"pooling.kind is '{self.kind}', expected one of {', '.join(KINDS)}")
         if self.norm not in NORMS:
             raise PolicyError(f"pooling.norm is '{self.norm}', expected one of {', '.join(NORMS)}")
-        if self.points and self.kind != "spatial_softmax":
-            raise PolicyError(f"pooling.points needs pooling.kind spatial_softmax, found '{self.kind}'")
         many, any_ = (1, math.inf), (0, math.inf)
         check_ranges(
             self,
@@ -173,14 +167,9 @@ class SpatialSoftmax(nn.Module):
         self.log_temperature = nn.Parameter(torch.full((self.k,), math.log(settings.temperature)))
         self.register_buffer("places", map_places(tokens), persistent=False)
         self.dropout = nn.Dropout(settings.feature_dropout)
-        each = 2 + self.f + (4 if settings.points else 0)
-        self.out = Dense(self.k * each + (dim if settings.keep_mean else 0), out_dim)
+        self.out = Dense(self.k * (2 + self.f) + (dim if settings.keep_mean else 0), out_dim)
 
     def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN, mean: Tensor | None = None) -> Tensor:
-        return self.finish([self.look(tokens, norm, mean)])
-
-    def look(self, tokens: Tensor, norm: FeatureNorm = _PLAIN, mean: Tensor | None = None) -> Tensor:
-        """All that is pooled of tokens (M, N, D), the heat maps' places and values first: (M, k * (2 + f) [+ D])."""
         x, norm = _with_noise(self, tokens, norm)  # (M, N, D)
         weight, bias = self.project.weight, self.project.bias
         hot = weight[: self.k] * torch.exp(-self.log_temperature)[:, None]
@@ -199,15 +188,7 @@ class SpatialSoftmax(nn.Module):
         if self.settings.keep_mean:
             average = norm.average(x, hidden) if mean is None else norm(mean)
             pooled = torch.cat([pooled, average], -1)
-        return pooled
-
-    def places_of(self, looked: Tensor) -> Tensor:
-        """The expected places (M, k, 2) in what `look` gave."""
-        return looked[:, : self.k * (2 + self.f)].unflatten(1, (self.k, -1))[..., :2]
-
-    def finish(self, looked: Sequence[Tensor]) -> Tensor:
-        """What `look` gave, and what else is known of the heat maps (M, k * 4), as one vector (M, out_dim)."""
-        return self.out(self.dropout(looked[0] if len(looked) == 1 else torch.cat(list(looked), -1)))
+        return self.out(self.dropout(pooled))
 
 
 class AttentionPool(nn.Module):
@@ -269,7 +250,6 @@ class CameraPooling(nn.Module):
         dim: int,
         tokens: int | Sequence[tuple[int, int]],
         out_dim: int,
-        names: Sequence[str] = (),
     ):
         super().__init__()
         maps: list[Tokens] = [tokens] * cameras if isinstance(tokens, int) else list(tokens)
@@ -287,11 +267,6 @@ class CameraPooling(nn.Module):
         )
         self.out_dim = out_dim
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
-        self.rays: Rays | None = None
-        if settings.points:
-            if not names:
-                raise PolicyError("pooling.points needs the cameras' names")
-            self.rays = Rays(names, settings.geometry, [map_shape(m) for m in maps])
 
     def multiply_in(self, dtype: torch.dtype) -> torch.dtype | None:
         """Number format of the product with the tokens in a training; what acts multiplies in float32. Gives `takes`."""
@@ -330,20 +305,8 @@ class CameraPooling(nn.Module):
         seen: list[Any] = [(features[:, i, : self.counts[i]], norm) for i, norm in enumerate(self.norms)]
         if means is not None and self.settings.kind == "spatial_softmax":
             seen = [(*of, means[:, i]) for i, of in enumerate(seen)]
-        if self.rays is None:
-            pooled = [pool(*of) for pool, of in zip(pools, seen, strict=True)]
-        else:
-            pooled = self._with_points(pools, seen)  # type: ignore[arg-type]
-        out = torch.stack(pooled, 1)  # (M, C, out)
+        out = torch.stack([pool(*of) for pool, of in zip(pools, seen, strict=True)], 1)  # (M, C, out)
         return out if self.camera is None else out + self.camera
-
-    def _with_points(self, pools: Sequence[SpatialSoftmax], seen: Sequence[tuple[Any, ...]]) -> list[Tensor]:
-        """Each camera's vector (M, out), which knows where the heat maps of all cameras meet."""
-        assert self.rays is not None
-        looked = [pool.look(*of) for pool, of in zip(pools, seen, strict=True)]
-        places = [pool.places_of(x) for pool, x in zip(pools, looked, strict=True)]
-        points = self.rays(torch.stack(places, 1)).flatten(2)  # (M, C, k * 4)
-        return [pool.finish([x, points[:, i]]) for i, (pool, x) in enumerate(zip(pools, looked, strict=True))]
 
 
 def _hidden_tokens(module: nn.Module, tokens: Tensor) -> Tensor | None:

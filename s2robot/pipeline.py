@@ -52,7 +52,6 @@ from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square
 from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.card import write_card
-from s2robot.policies.rays import with_geometry
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 
@@ -154,9 +153,6 @@ def _refuse_usual_encoder(demos: DemosSettings) -> None:
 def _try(policy: dict[str, Any]) -> None:
     """Refuse settings of a policy before anything is recorded or encoded for it (PolicyError): a small one is built of them."""
     small = {"cameras": ["a"], "dim": 8, "tokens": 4, "normalise_parts": {}}
-    pooling = policy.get("pooling")
-    if isinstance(pooling, dict):
-        small["pooling"] = {**pooling, "points": False}  # the cameras are not known yet
     with torch.random.fork_rng(devices=[]):
         ChunkPolicy(replace(PolicySpec.from_dict({**policy, **small}), members=1))
 
@@ -222,7 +218,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
         return train(
             task.train,
             PolicySpec.from_dict(
-                with_geometry({**task.policy, **sizes, **parts_of(store)}, store.attrs["camera_geometry"]),
+                {**task.policy, **sizes, **parts_of(store)},
                 action_frame=store.attrs["action_frame"],
             ),
             store,
