@@ -1,7 +1,6 @@
 """How many positions a comparison needs, before it runs.
 
 needed(0.10, Design(base=0.5, seeds=3, seed_sd=0.03))   # positions for 80 % power
-smallest_gap(128, Design(base=0.5))                     # what 128 positions can see
 
 Gaps are fractions: 0.1 is 10 points of success.
 """
@@ -13,14 +12,14 @@ import numpy as np
 from scipy import stats
 
 from s2robot.common.errors import UserError
-from s2robot.comparison.paired import POSITIONS, SEEDS_AND_POSITIONS, Array, checked, fraction, noise
+from s2robot.comparison.paired import POSITIONS, SEEDS_AND_POSITIONS, fraction
 
 _MOST_POSITIONS = 1_000_000  # beyond this an evaluation is out of reach, and the search for N ends
 
 
 @dataclass(frozen=True)
 class Design:
-    """What a power analysis assumes; `pilot` estimates it from a first run.
+    """What a power analysis assumes.
 
     Correlations (phi) are of two policies' success on the same position. UserError for a value out of range.
     """
@@ -39,26 +38,6 @@ class Design:
         related = max(abs(self.correlation), abs(self.correlation_within or 0.0)) < 1
         if not related or self.seeds < 1 or not 0 <= self.seed_sd < 0.5:
             raise UserError(f"expected correlations in -1..1, seeds > 0, seed_sd in 0..0.5, found {self}")
-
-
-def pilot(a: Array, b: Array, seeds: int | None = None) -> Design:
-    """The design that a first run suggests, for `seeds` seeds an arm (default: as many as b has).
-
-    base stays half an episode off 0 and 1. With one seed an arm nothing is known about seeds: seed_sd is 0.
-    """
-    a, b = checked(a, b)
-    p, q = ((x.sum() + 0.5) / (x.size + 1) for x in (a, b))
-    covariance = (p + q - np.mean(a[:, None] != b[None])) / 2 - p * q
-    several = [(x, rate) for x, rate in ((a, p), (b, q)) if len(x) > 1]
-    spread = [x.mean(1).var(ddof=1) - noise(x) / x.shape[1] for x, _ in several]
-    within = [1 - noise(x) / (rate * (1 - rate)) for x, rate in several]
-    return Design(
-        base=float(min(p, q)),
-        correlation=float(np.clip(covariance / math.sqrt(p * (1 - p) * q * (1 - q)), -0.99, 0.99)),
-        correlation_within=float(np.clip(np.mean(within), -0.99, 0.99)) if within else None,
-        seeds=seeds or len(b),
-        seed_sd=min(math.sqrt(max(0.0, float(np.mean(spread)))), 0.49) if spread else 0.0,
-    )
 
 
 def power_at(gap: float, positions: int, design: Design) -> float:
@@ -124,22 +103,6 @@ def needed(gap: float, design: Design, power: float = 0.8) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power_at(gap, middle, design) >= power else (middle, high)
-    return high
-
-
-def smallest_gap(positions: int, design: Design, power: float = 0.8) -> float:
-    """The smallest gap (fraction) that `positions` can see with `power`; UserError if they can see none."""
-    fraction("power", power)
-    low, high = 0.0, 1 - design.base
-    if design.discordant is not None:  # what fits a 2 × 2 table
-        high = min(high, design.discordant, 2 - 2 * design.base - design.discordant)
-        low = max(0.0, design.discordant - 2 * design.base)
-    if (most := power_at(high, positions, design)) < power:
-        found = f"{100 * most:.0f} % power for {100 * high:.0f} points at {design.seeds} seeds"
-        raise UserError(f"{positions} positions: found {found}, expected {100 * power:g} %")
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (low, middle) if power_at(middle, positions, design) >= power else (middle, high)
     return high
 
 
