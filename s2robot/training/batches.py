@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from s2robot.backbones.device import moved
-from s2robot.common.errors import UserError
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows
 from s2robot.encoders.joined import Joined
 
 _MIXED = 1 << 40  # between the seeds of the groups of a mix and that of their common order
-_SHARDED = 1 << 20  # between the seeds of the shards
 _AT_ONCE = 2  # frames that are rounded together: they stay in the processor's cache
 
 
@@ -31,8 +29,7 @@ class Batches:
     With `product`, what a step gives of its frames is only what the pooling `takes`: the tokens in that number format,
     and their means, made of a few frames at a time. So a training holds its share of the features once.
 
-    What a step draws does not depend on how many processes share it. With `shards`, the windows lie in so many parts, one
-    behind the other, and a step draws as many from each: a process that has whole parts never reads the others' frames.
+    What a step draws does not depend on how many processes share it.
     """
 
     def __init__(
@@ -43,19 +40,14 @@ class Batches:
         device: torch.device,
         every: bool = False,
         product: torch.dtype | None = None,
-        shards: int = 1,
     ):
-        self.device, self.every, self.shards = device, every, shards
+        self.device, self.every = device, every
         self._mix = store if isinstance(store, Mix) else None
         self.product = product if device.type == "cpu" else None  # elsewhere that is the device's work
         self.features = _shared(features)  # (M, C, N, D) float16
         self.proprio = torch.from_numpy(store["proprio"])  # (M, 8)
         self.action = torch.from_numpy(store["action"])  # (M, 8)
         self._set_windows(windows)
-        if not all(self._parts):
-            raise UserError(
-                f"train.shards: found {shards}, expected fewer: {len(windows)} windows do not fill them"
-            )
 
     def _set_windows(self, windows: Windows) -> None:
         self.count = len(windows)
@@ -67,11 +59,6 @@ class Batches:
             found = [(share, torch.nonzero(which == i)[:, 0]) for i, share in enumerate(self._mix.shares)]
             there = sum(share for share, group in found if len(group))  # of a dataset none may be held out
             self.groups = [(share / there, group) for share, group in found if len(group)]
-        cut = [group.tensor_split(self.shards) for _, group in self.groups]
-        self._parts = [
-            [(share, part[s]) for (share, _), part in zip(self.groups, cut, strict=True) if len(part[s])]
-            for s in range(self.shards)
-        ]
         self._tables = {
             name: torch.from_numpy(np.ascontiguousarray(getattr(windows, name)))
             for name in ("context", "pad", "actions", "action_pad")
@@ -137,18 +124,9 @@ class Batches:
         return max(1, size // self._tables["context"].shape[1]) if self.every else size
 
     def _drawn(self, step: int, size: int, seed: int) -> Tensor:
-        """The windows of a step (size,), those of one shard behind those of another."""
-        each = size // self.shards
-        places = range(step * each, (step + 1) * each)
-        rows = []
-        for s, part in enumerate(self._parts):
-            own = seed + s * _SHARDED
-            if self._mix is None:
-                ((_, group),) = part
-                rows.append(group[shuffled(len(group), own, places)])
-            else:
-                rows.append(mixed(part, own, places))
-        return torch.cat(rows)
+        """Return the windows of a step.  # (size,)"""
+        places = range(step * size, (step + 1) * size)
+        return shuffled(self.count, seed, places) if self._mix is None else mixed(self.groups, seed, places)
 
     def _rounded(self, shown: Tensor, product: torch.dtype) -> dict[str, Tensor]:
         """Features (F, C, N, D) in another number format, contiguous per camera, and their means (F, C, D)."""
@@ -170,7 +148,7 @@ def shuffled(count: int, seed: int, places: Sequence[int]) -> Tensor:
     return torch.cat(orders)[places[0] - first * count : places[-1] + 1 - first * count]
 
 
-@lru_cache(maxsize=64)  # two epochs of every shard
+@lru_cache(maxsize=64)
 def _shuffle(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 

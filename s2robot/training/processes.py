@@ -4,7 +4,6 @@ Fabric's processes all run the whole command: the first comes as far as `launch`
 they come to the same place. `s2robot.common.run_folder.is_first()` says before that who is who.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -105,17 +104,16 @@ def together(fabric: Fabric, where: str) -> Iterator[None]:
         ) from error
 
 
-def check_shares(fabric: Fabric, key: str, found: int, whole: int, shards: int = 1) -> None:
-    """Refuse what the processes cannot share evenly: `whole` pictures or windows a step, drawn from so many shards.
+def check_shares(fabric: Fabric, key: str, found: int, whole: int) -> None:
+    """Refuse what the processes cannot share evenly: `whole` pictures or windows a step.
 
     Raises:
         UserError: names the key, its value and what would do.
     """
     world = fabric.world_size
-    if whole % math.lcm(world, shards):
+    if whole % world:
         raise UserError(
-            f"{key}: found {found}, that is {whole} a step, expected a multiple of {math.lcm(world, shards)} "
-            f"for {world} processes" + (f" and {shards} shards" if shards > 1 else "")
+            f"{key}: found {found}, that is {whole} a step, expected a multiple of {world} for {world} processes"
         )
 
 

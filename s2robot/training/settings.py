@@ -93,7 +93,6 @@ class TrainSettings:
     devices: int = 1
     num_nodes: int = 1
     strategy: str = "auto"
-    shards: int = 1
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -101,7 +100,7 @@ class TrainSettings:
         check_positive(self, "train", "lr")
         check_ranges(
             self, "train", steps=many, batch_size=many, log_every=many, checkpoint_every=many, num_nodes=many,
-            shards=many, threads=many, devices=many, weight_decay=(0, INFINITY), grad_clip=(0, INFINITY), seed=(0, INFINITY),
+            threads=many, devices=many, weight_decay=(0, INFINITY), grad_clip=(0, INFINITY), seed=(0, INFINITY),
             warmup=share, ema=share, validation=share,
         )  # fmt: skip
         for name in ("ema", "validation"):

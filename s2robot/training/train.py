@@ -72,7 +72,6 @@ _DECIDING = (
     "ema",
     "validation",
     "seed",
-    "shards",
 )
 
 
@@ -123,7 +122,7 @@ def train(
     takes = policy.network.pooling.multiply_in(product_of(settings))
     takes = None if tail else takes  # what the tail gives
     causal = policy.network.body.causal
-    batches = Batches(store, features, windows, fabric.device, causal, takes, settings.shards)
+    batches = Batches(store, features, windows, fabric.device, causal, takes)
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
     with alone(fabric, out), together(fabric, "train"):
         contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
@@ -186,7 +185,7 @@ class _Run:
         self.contract, self.out, self.fabric, self.progress = contract, out, fabric, progress
         self.steps, world = settings.steps, fabric.world_size
         whole = batches.windows_of(settings.batch_size)
-        check_shares(fabric, "train.batch_size", settings.batch_size, whole, settings.shards)
+        check_shares(fabric, "train.batch_size", settings.batch_size, whole)
         optimizer = torch.optim.AdamW(
             groups_of(model, settings.lr, settings.weight_decay, settings.tune.rate),
             lr=settings.lr,

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -292,35 +291,6 @@ def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data
     assert not torch.equal(first, second)
     across = shuffled(batches.count, 5, range(batches.count - 3, batches.count + 3))
     assert torch.equal(across, torch.cat([first[-3:], second[:3]]))
-
-
-def test_more_shards_than_windows_are_refused(data, tmp_path):
-    with pytest.raises(
-        UserError, match="train.shards: found 1024, expected fewer: .* windows do not fill them"
-    ):
-        train(make_settings(shards=1024, batch_size=1024), make_spec(), *data, CONTRACT, tmp_path)
-
-
-def test_processes_with_shards_of_their_own_share_no_frame_and_no_batch_depends_on_them(data):
-    store, features = data
-    windows = make_windows(store, np.arange(8), 1, 4)
-    batches = Batches(store, features, windows, torch.device("cpu"), shards=4)
-    rows, took, take = [set() for _ in range(4)], [], batches.take
-    batches.take = lambda drawn, *rest: took.append(drawn) or take(drawn, *rest)
-    epoch = -(-batches.count // 4)  # steps of one window a shard
-    for step in range(epoch):
-        whole = batches.step(step, 4, 5)
-        for world in (2, 4):
-            parts = [batches.step(step, 4, 5, rank, world) for rank in range(world)]
-            for name in ("actions", "pad", "proprio"):
-                assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
-            seen = torch.cat([part["features"][part["frames"]] for part in parts])
-            assert torch.equal(seen, whole["features"][whole["frames"]])
-            for rank, drawn in enumerate(took[-world:]):
-                rows[rank] |= set(drawn.tolist()) if world == 4 else set()
-    assert set.union(*rows) == set(range(batches.count))
-    assert sum(map(len, rows)) == batches.count  # no window is another's
-    assert all(max(a) < min(b) for a, b in pairwise(rows))  # each has one piece of the file
 
 
 def test_a_share_of_what_asks_every_step_says_how_many_targets_all_have(data):

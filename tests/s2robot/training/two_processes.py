@@ -57,14 +57,12 @@ def watch(seen: dict, number: int, fails: str) -> None:
     ChunkPolicy.loss, MAE.forward = watched_loss, watched_forward
 
 
-def whole_run(folder: Path, out: Path, job: str, devices: int, kind: str = "mlp", shards: int = 1) -> Path:
+def whole_run(folder: Path, out: Path, job: str, devices: int, kind: str = "mlp") -> Path:
     """A run without dropout and noise, so that only its data can tell how many processes share it."""
     if job == "pretrain":
         return pretrain(pretraining.make_settings(folder, out=str(out), devices=devices), progress=False)
     features = np.load(folder / "features.npy", mmap_mode="r")
-    settings = make_settings(
-        steps=15, log_every=1, devices=devices, shards=shards, batch_size=24, validation=0.0
-    )
+    settings = make_settings(steps=15, log_every=1, devices=devices, batch_size=24, validation=0.0)
     store = EpisodeStore.open(folder / "d.zarr")
     if kind == "tuned":
         return tuned_run(folder, out, store, settings)
