@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -293,7 +293,8 @@ def test_whatever_ends_a_recording_stops_the_arm(emulator, tmp_path, kind, mode,
         while emulator.side("status")["ready"]:
             assert time.monotonic() < begin + 6
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGCONT)
         out = process.communicate(timeout=PATIENCE)[0]
         assert process.returncode == code or (code is None and "supervisor" in out), out
     finally:
