@@ -111,7 +111,12 @@ class ArmRuntime:
                     supervisor.close(confirmed)
 
     def beat(self) -> None:
-        """Tell the supervisor that this process lives; raises EnvError if that one does not, or if there is none."""
+        """Tell the supervisor that this process lives.
+
+        Raises:
+            EnvError: the supervisor does not live, or there is none; see also `Stop.check`.
+        """
+        self.stop.check()
         self._check_watched()
         if self._supervisor is not None:
             self._supervisor.beat()

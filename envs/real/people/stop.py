@@ -25,6 +25,12 @@ class Stop:
         """Whether it was."""
         return self._asked.is_set()
 
+    def check(self) -> None:
+        """Raise a signal's KeyboardInterrupt anew if it was lost: the vendor's SDK swallows what is raised in its calls."""
+        lost = self.interrupted and not self.asked()
+        if lost and threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+
     @contextmanager
     def on_signals(self) -> Iterator[None]:
         """Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm, the second one, or one while it stands, ends at once.

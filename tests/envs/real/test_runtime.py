@@ -1,6 +1,8 @@
 """What drives an arm, in virtual time: to the start, an episode, its early end, a stop, a fault."""
 
+import signal
 import threading
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -128,6 +130,23 @@ def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
     arm.acknowledges = True
     runtime.stand("hands come near")
     assert runtime.confirmed and watch.heard == ["stop", "stop"]
+
+
+def test_a_signal_that_the_sdk_swallows_ends_the_session_at_the_next_beat(arm):
+    stop = Stop()
+    runtime = made(arm, stop=stop)
+    read = arm.read
+
+    def swallowed():
+        if len(arm.sent) == 20 and not stop.interrupted:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+        return read()
+
+    arm.read = swallowed
+    with stop.on_signals(), pytest.raises(KeyboardInterrupt):
+        runtime.go_to(HOME + 0.1)
+    assert arm.stopped and len(arm.sent) <= 21
 
 
 def test_an_arm_that_cannot_be_armed_is_stopped_by_whoever_can(arm):
