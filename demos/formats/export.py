@@ -28,7 +28,6 @@ from s2robot.envs.parts import usual, words
 
 WRITERS: dict[str, str] = {  # format -> "module:function", called with (store, target, settings, progress)
     "lerobot": "s2robot.demos.formats.write_lerobot:write",
-    "lerobot_v21": "s2robot.demos.formats.write_lerobot:write_v21",
     "robomimic": "s2robot.demos.formats.write_robomimic:write",
     "diffusion_policy": "s2robot.demos.formats.write_diffusion_policy:write",
 }

@@ -85,7 +85,7 @@ def together(episodes: Sequence[Mapping[str, Told]]) -> dict[str, Told]:
     return found
 
 
-def plain(told: Mapping[str, Told], quantiles: bool) -> dict[str, dict[str, Any]]:
+def plain(told: Mapping[str, Told]) -> dict[str, dict[str, Any]]:
     """As JSON and parquet take it."""
-    kept = {"min", "max", "mean", "std", "count"} | (set(QUANTILES) if quantiles else set())
+    kept = {"min", "max", "mean", "std", "count", *QUANTILES}
     return {f: {n: v.tolist() for n, v in stats.items() if n in kept} for f, stats in told.items()}

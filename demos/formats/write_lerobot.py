@@ -1,18 +1,18 @@
-"""LeRobot data sets written, v3.0 and v2.1.
+"""Write LeRobot v3.0 datasets.
 
     write(EpisodeStore.open("demos.zarr"), Path("demos"), ExportSettings(), progress)
 
 `action` and `proprio` become `action` and `observation.state`, with our parts as names; cameras `observation.images.<name>`;
-all other arrays keep their names. Both versions differ in what goes into one file: an episode, or as many as fill it. What
+all other arrays keep their names. What
 the format has no place for (what the numbers mean, values of an episode) stands in `meta/s2robot.json`, from which
 `lerobot.LeRobot` makes the same store again.
 
-Format: huggingface/lerobot, `src/lerobot/datasets`, wheels 0.3.3 (v2.1) and 0.4.4 (v3.0).
+Format: huggingface/lerobot, `src/lerobot/datasets`, wheel 0.4.4.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,13 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.parts import words
 from s2robot.envs.tasks import DEFAULT
 
+VERSION = "v3.0"
+DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+DATA_BYTES, VIDEO_BYTES = (
+    100 << 20,
+    200 << 20,
+)  # a new file is begun when the next episode would probably pass them
 CHUNK = 1000  # files in a folder
 MOST_SECONDS = 1000  # of a video: later the format's float32 time stamps are coarser than its own tolerance
 
@@ -61,61 +68,16 @@ What to do:
 """
 
 
-@dataclass(frozen=True)
-class Version:
-    """Where things lie; a new file is begun when the next episode is likely to fill one beyond its limit."""
-
-    name: str
-    data: str
-    video: str
-    data_bytes: int  # 0: a file an episode
-    video_bytes: int
-
-    def at(self, template: str, number: int, key: str = "") -> str:
-        """The path of file `number`."""
-        chunk, file = divmod(number, CHUNK)
-        return template.format(
-            chunk_index=chunk, file_index=file, episode_chunk=chunk, episode_index=number, video_key=key
-        )
-
-
-V30 = Version(
-    "v3.0",
-    "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-    "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-    100 << 20,
-    200 << 20,
-)
-V21 = Version(
-    "v2.1",
-    "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-    "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-    0,
-    0,
-)
-
-
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> list[str]:
-    """LeRobot v3.0. Returns notes for the user.
+    """Write a store as LeRobot v3.0; return notes for the user.
 
     Raises:
         DatasetError: a rate that is no whole number, two features of one name, an encoder that this PyAV lacks.
     """
-    return _write(V30, store, target, settings, progress)
-
-
-def write_v21(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> list[str]:
-    """LeRobot v2.1; as :func:`write`."""
-    return _write(V21, store, target, settings, progress)
-
-
-def _write(
-    version: Version, store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress
-) -> list[str]:
     require("pyarrow", "av")
     if settings.pictures != "png" and store.cameras:
         check_codec(settings.pictures)
-    writer = _Writer(version, store, target, settings)
+    writer = _Writer(store, target, settings)
     try:
         for i in range(len(store)):
             writer.episode(i)
@@ -126,11 +88,17 @@ def _write(
     return writer.notes
 
 
+def _at(template: str, number: int, key: str = "") -> str:
+    """Return the path of file `number`."""
+    chunk, file = divmod(number, CHUNK)
+    return template.format(chunk_index=chunk, file_index=file, video_key=key)
+
+
 class _Writer:
     """One data set in the making."""
 
-    def __init__(self, version: Version, store: EpisodeStore, target: Path, settings: ExportSettings):
-        self._version, self._store, self._target, self._settings = version, store, target, settings
+    def __init__(self, store: EpisodeStore, target: Path, settings: ExportSettings):
+        self._store, self._target, self._settings = store, target, settings
         self._attributes = store.attrs
         rate = rate_of(store)
         if rate != int(rate):
@@ -141,10 +109,10 @@ class _Writer:
         self._tasks, self._task_of = _tasks(store, settings.instruction)
         self._rows: list[dict[str, Any]] = []
         self._told: list[dict[str, statistics.Told]] = []
-        self._data = _Files(self._open_data, version.data_bytes)
+        self._data = _Files(self._open_data, DATA_BYTES)
         sizes = camera_sizes(store, store.cameras)
         self._videos = {
-            name: _Files(partial(self._open_video, name, sizes[name]), version.video_bytes, MOST_SECONDS * self._fps)
+            name: _Files(partial(self._open_video, name, sizes[name]), VIDEO_BYTES, MOST_SECONDS * self._fps)
             for name in ([] if self._png else store.cameras)
         }  # fmt: skip
         self.notes = [
@@ -154,10 +122,10 @@ class _Writer:
         ]
 
     def _open_data(self, number: int) -> ParquetWriter:
-        return ParquetWriter(self._target / self._version.at(self._version.data, number))
+        return ParquetWriter(self._target / _at(DATA, number))
 
     def _open_video(self, camera: str, size: tuple[int, int], number: int) -> VideoWriter:
-        path = self._version.at(self._version.video, number, self._features.cameras[camera])
+        path = _at(VIDEO, number, self._features.cameras[camera])
         crf = CRF[self._settings.pictures] if self._settings.crf is None else self._settings.crf
         return VideoWriter(self._target / path, self._settings.pictures, self._fps, size, crf)
 
@@ -230,42 +198,26 @@ class _Writer:
         """The tables, when all episodes are written."""
         folder = self._target / "meta"
         folder.mkdir()
-        told = [statistics.plain(each, quantiles=self._version is V30) for each in self._told]
-        if self._version is V30:
-            self._meta_v30(folder, told)
-        else:
-            self._meta_v21(folder, told)
+        rows = [
+            row
+            | {f"stats/{f}/{n}": x for f, stats in statistics.plain(each).items() for n, x in stats.items()}
+            | self._place("meta/episodes", 0)
+            for row, each in zip(self._rows, self._told, strict=True)
+        ]
+        write_rows(folder / "episodes/chunk-000/file-000.parquet", rows)
+        _json(folder / "stats.json", statistics.plain(statistics.together(self._told)))
+        write_indexed(folder / "tasks.parquet", "task", self._tasks, "task_index")
         _json(folder / "info.json", self._info())
         _json(self._target / MARKER, self._left())
         (self._target / "README.md").write_text(self._card(), "utf-8")
 
-    def _meta_v30(self, folder: Path, told: list[dict[str, Any]]) -> None:
-        rows = [
-            row
-            | {f"stats/{f}/{name}": value for f, stats in each.items() for name, value in stats.items()}
-            | self._place("meta/episodes", 0)
-            for row, each in zip(self._rows, told, strict=True)
-        ]
-        write_rows(folder / "episodes/chunk-000/file-000.parquet", rows)
-        _json(folder / "stats.json", statistics.plain(statistics.together(self._told), quantiles=True))
-        write_indexed(folder / "tasks.parquet", "task", self._tasks, "task_index")
-
-    def _meta_v21(self, folder: Path, told: list[dict[str, Any]]) -> None:
-        keys = "episode_index", "tasks", "length"
-        _lines(folder / "episodes.jsonl", [{key: row[key] for key in keys} for row in self._rows])
-        stats = [{"episode_index": i, "stats": each} for i, each in enumerate(told)]
-        _lines(folder / "episodes_stats.jsonl", stats)
-        tasks = [{"task_index": i, "task": text} for i, text in enumerate(self._tasks)]
-        _lines(folder / "tasks.jsonl", tasks)
-
     def _info(self) -> dict[str, Any]:
-        version, files = self._version, self._data.number + 1
         features = dict(self._features.told)
         for name, size in camera_sizes(self._store, self._videos).items():
             about = about_video(self._settings.pictures, self._fps, size)
             features[self._features.cameras[name]] |= {"info": about}
-        told = {
-            "codebase_version": version.name,
+        return {
+            "codebase_version": VERSION,
             "robot_type": self._attributes["robot"],
             "total_episodes": len(self._rows),
             "total_frames": self._store.num_steps,
@@ -273,15 +225,12 @@ class _Writer:
             "chunks_size": CHUNK,
             "fps": self._fps,
             "splits": {"train": f"0:{len(self._rows)}"},
-            "data_path": version.data,
-            "video_path": version.video if self._videos else None,
+            "data_path": DATA,
+            "video_path": VIDEO if self._videos else None,
             "features": features,
+            "data_files_size_in_mb": DATA_BYTES >> 20,
+            "video_files_size_in_mb": VIDEO_BYTES >> 20,
         }
-        if version is V30:
-            sizes = {"data": version.data_bytes, "video": version.video_bytes}
-            return told | {f"{what}_files_size_in_mb": size >> 20 for what, size in sizes.items()}
-        videos = len(self._videos) * len(self._rows)
-        return told | {"total_videos": videos, "total_chunks": -(-files // CHUNK)}
 
     def _left(self) -> dict[str, Any]:
         """What the format has no place for, for our own reader."""
@@ -300,7 +249,7 @@ class _Writer:
             episodes=len(self._rows),
             steps=self._store.num_steps,
             fps=self._fps,
-            version=self._version.name,
+            version=VERSION,
             actions=words(parts_of(self._attributes, "action")),
             tasks="\n".join(f"- {text}" for text in self._tasks),
         )
@@ -353,10 +302,6 @@ def _tasks(store: EpisodeStore, instruction: str | None) -> tuple[list[str], lis
 
 def _json(path: Path, content: Any) -> None:
     path.write_text(_text(path, content, 4) + "\n", "utf-8")
-
-
-def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(_text(path, row) + "\n" for row in rows), "utf-8")
 
 
 def _text(path: Path, content: Any, indent: int | None = None) -> str:

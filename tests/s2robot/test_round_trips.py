@@ -11,7 +11,6 @@ JOURNEYS = {
     "robomimic": ("out.hdf5",),
     "diffusion_policy": ("out.zarr.zip",),
     "lerobot": ("out", "to=lerobot", "pictures=png"),
-    "lerobot_v21": ("out", "to=lerobot_v21", "pictures=png"),
 }
 
 

@@ -105,10 +105,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from pathlib import Path
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.datasets.v30.convert_dataset_v21_to_v30 import convert_dataset
 
-for path in map(Path, (paths["v21"], paths["v21_png"])):
-    convert_dataset(path.name, root=path.parent, push_to_hub=False)
 read = {}
 for name, path in paths.items():
     data = LeRobotDataset("own/cube", root=path, video_backend="pyav", delta_timestamps={"action": [0, 0.1]})
@@ -132,18 +129,12 @@ def lerobot(tmp_path_factory):
 
 
 def test_lerobot_reads_our_folder(tmp_path, lerobot):
-    """v3.0 as it is, v2.1 through its own converter.
-
-    Its own environment takes some GB; S2ROBOT_LEROBOT_PYTHON=<its python> takes one that is there.
-    """
+    """Its own environment takes some GB; S2ROBOT_LEROBOT_PYTHON=<its python> takes one that is there."""
     store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
     paths = {}
-    for name, version, pictures in (
-        ("h264", "lerobot", "h264"), ("av1", "lerobot", "av1"), ("png", "lerobot", "png"),
-        ("v21", "lerobot_v21", "h264"), ("v21_png", "lerobot_v21", "png"),
-    ):  # fmt: skip
+    for name in ("h264", "av1", "png"):
         paths[name] = str(tmp_path / name)
-        export(store, tmp_path / name, version, ExportSettings(pictures=pictures))
+        export(store, tmp_path / name, "lerobot", ExportSettings(pictures=name))
     read = lerobot(LEROBOT, paths=paths)
     texts = [made.TASKS[i] for i in store.meta("task").repeat(store.lengths)]
     for name in paths:

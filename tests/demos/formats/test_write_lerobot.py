@@ -1,9 +1,8 @@
-"""Our episodes as LeRobot data sets, both versions, and back by our own reader."""
+"""Our episodes as LeRobot datasets, and back by our own reader."""
 
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -23,13 +22,10 @@ from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
 from tests.demos.formats.test_lerobot import psnr
 
-VERSIONS = ("lerobot", "lerobot_v21")
 
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_lossless_pictures_make_the_same_store_again(tmp_path, version):
+def test_lossless_pictures_make_the_same_store_again(tmp_path):
     store = made.store(tmp_path / "in.zarr")
-    export(store, tmp_path / "out", version, ExportSettings(pictures="png"))
+    export(store, tmp_path / "out", "lerobot", ExportSettings(pictures="png"))
     assert convert(tmp_path / "out", tmp_path / "back.zarr").notes == []
     assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint
 
@@ -42,11 +38,11 @@ def test_some_cameras_of_ours(tmp_path):
     np.testing.assert_array_equal(back["images_left.up"], made.frames(0, made.CAMERAS["left.up"]))
 
 
-@pytest.mark.parametrize("version, codec", [("lerobot", "h264"), ("lerobot", "av1"), ("lerobot_v21", "h264")])
-def test_video_keeps_numbers_exactly_and_pictures_nearly(tmp_path, version, codec):
+@pytest.mark.parametrize("codec", ["h264", "av1"])
+def test_video_keeps_numbers_exactly_and_pictures_nearly(tmp_path, codec):
     """Sides of odd length too."""
     store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
-    notes = export(store, tmp_path / "out", version, ExportSettings(pictures=codec))
+    notes = export(store, tmp_path / "out", "lerobot", ExportSettings(pictures=codec))
     odd = ["left/up: 97 x 63 pixels are kept as yuv444p, which browsers do not show"]
     assert notes == (odd if codec == "h264" else [])
     convert(tmp_path / "out", tmp_path / "back.zarr")
@@ -63,7 +59,7 @@ def test_files_are_begun_anew_when_they_are_full(tmp_path, monkeypatch):
     """Each second of video is a file's most: the second episode, 0.7 s after 0.5 s, begins one of its own."""
     monkeypatch.setattr(write_lerobot, "MOST_SECONDS", 1)
     monkeypatch.setattr(write_lerobot, "CHUNK", 1)
-    monkeypatch.setattr(write_lerobot, "V30", replace(write_lerobot.V30, data_bytes=1))
+    monkeypatch.setattr(write_lerobot, "DATA_BYTES", 1)
     store = made.store(tmp_path / "in.zarr")
     export(store, tmp_path / "out", "lerobot", ExportSettings())
     rows = pq.read_table(tmp_path / "out/meta/episodes/chunk-000/file-000.parquet").to_pylist()
@@ -86,17 +82,15 @@ def test_an_episode_begins_where_the_frames_before_it_end(tmp_path):
     assert [(row["dataset_from_index"], row["dataset_to_index"]) for row in rows] == [(0, 5), (5, 12)]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_what_info_says(tmp_path, version):
-    export(made.store(tmp_path / "in.zarr"), tmp_path / "out", version, ExportSettings(pictures="av1"))
+def test_what_info_says(tmp_path):
+    export(made.store(tmp_path / "in.zarr"), tmp_path / "out", "lerobot", ExportSettings(pictures="av1"))
     info = json.loads((tmp_path / "out/meta/info.json").read_text())
     features = info.pop("features")
-    v3 = version == "lerobot"
     assert info.pop("data_path").endswith(".parquet") and info.pop("video_path").endswith(".mp4")
     assert info == {
-        "codebase_version": "v3.0" if v3 else "v2.1", "robot_type": "xarm7", "total_episodes": 2, "total_frames": 12,
+        "codebase_version": "v3.0", "robot_type": "xarm7", "total_episodes": 2, "total_frames": 12,
         "total_tasks": 2, "chunks_size": 1000, "fps": 10, "splits": {"train": "0:2"},
-        **({"data_files_size_in_mb": 100, "video_files_size_in_mb": 200} if v3 else {"total_videos": 4, "total_chunks": 1}),
+        "data_files_size_in_mb": 100, "video_files_size_in_mb": 200,
     }  # fmt: skip
     assert features["action"] == {
         "dtype": "float32",
@@ -159,12 +153,12 @@ def test_tasks_are_what_pandas_calls_the_index(tmp_path):
 
 def test_an_edited_data_set_is_read_as_anybodys(tmp_path):
     """Their tools drop episodes: what we left about them would then be of others."""
-    export(made.store(tmp_path / "in.zarr"), tmp_path / "out", "lerobot_v21", ExportSettings())
+    export(made.store(tmp_path / "in.zarr"), tmp_path / "out", "lerobot", ExportSettings())
     info = tmp_path / "out/meta/info.json"
     info.write_text(info.read_text().replace('"total_frames": 12', '"total_frames": 11'))
     source = convert(tmp_path / "out", tmp_path / "back.zarr")
     assert source.notes == ["meta/s2robot.json tells of another data set and is not used"]
-    assert EpisodeStore.open(tmp_path / "back.zarr").attrs["source"]["format"] == "LeRobot v2.1"
+    assert EpisodeStore.open(tmp_path / "back.zarr").attrs["source"]["format"] == "LeRobot v3.0"
 
 
 def test_what_cannot_go_out_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
