@@ -60,8 +60,7 @@ class Classify:
     channels: int
     metrics: ClassVar = ("accuracy", "loss")
 
-    def loss(self, out: Tensor, truth: Tensor) -> Tensor:
-        """(B, C), (B,) -> ()"""
+    def loss(self, out: Tensor, truth: Tensor) -> Tensor:  # (B, C), (B,) -> ()
         return F.cross_entropy(out, truth.long())
 
     def tally(self, out: Tensor, truth: Tensor) -> Tensor:
@@ -82,8 +81,7 @@ class Segment:
     ignore: int | None
     metrics: ClassVar = ("miou", "loss")
 
-    def loss(self, out: Tensor, truth: Tensor) -> Tensor:
-        """(B, C, h, w), (B, P, P) -> ()"""
+    def loss(self, out: Tensor, truth: Tensor) -> Tensor:  # (B, C, h, w), (B, P, P) -> ()
         losses, known = self._losses(out, _thinned(truth))
         return losses.sum() / known.sum().clamp(min=1)
 
@@ -120,8 +118,7 @@ class Depth:
     channels: ClassVar = 1
     metrics: ClassVar = ("rmse_m", "delta_1.25", "loss")
 
-    def loss(self, out: Tensor, truth: Tensor) -> Tensor:
-        """(B, 1, h, w), (B, P, P) -> ()"""
+    def loss(self, out: Tensor, truth: Tensor) -> Tensor:  # (B, 1, h, w), (B, P, P) -> ()
         truth = _thinned(truth)
         known, errors = truth > 0, (_resized(out, truth)[:, 0] - self._log(truth)) ** 2
         return (errors * known).sum() / known.sum().clamp(min=1)
@@ -145,8 +142,7 @@ class Depth:
 Task = Classify | Segment | Depth
 
 
-def _resized(out: Tensor, truth: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, C, P, P)"""
+def _resized(out: Tensor, truth: Tensor) -> Tensor:  # (B, C, h, w) -> (B, C, P, P)
     return F.interpolate(out, truth.shape[-2:], mode="bilinear", align_corners=False)
 
 

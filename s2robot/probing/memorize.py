@@ -134,9 +134,9 @@ def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) ->
     if max(settings.counts) > len(learnt):
         raise UserError(f"probe.counts: expected at most {len(learnt)} images, got {max(settings.counts)}")
     side = max(settings.base.img_size, settings.large.img_size) * max(settings.scales)
-    places = {"train": learnt[: max(settings.counts)]} | (
-        {"test": test} if settings.task == "classes" else {}
-    )
+    places = {"train": learnt[: max(settings.counts)], "test": test}
+    if settings.task == "instances":
+        del places["test"]
     parts = {k: (np.stack([images.frame(i, side) for i in p]), images.labels[p]) for k, p in places.items()}
     samples, facts = {}, {}
     jobs = [(n, arm) for n in settings.counts for arm in ARMS[settings.task]]
@@ -146,10 +146,8 @@ def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) ->
             own, classes = parts | {"train": (frames, labels)}, len(images.classes)
             if settings.task == "instances":
                 own, classes = {"train": (frames, np.arange(n))}, n
-            found = [
-                _trained(arm, classes, own, settings, s, out / "fits", images.fingerprint)
-                for s in settings.seeds
-            ]
+            fixed = (arm, classes, own, settings, out / "fits", images.fingerprint)
+            found = [_trained(*fixed, seed) for seed in settings.seeds]
             for name in own:
                 tallies = [{"rows": np.arange(len(f[name])), "tallies": f[name]} for f in found]
                 key = (arm, n, name)
@@ -189,13 +187,7 @@ def _cost(arm: str, settings: MemorizeSettings) -> dict[str, float]:
 
 
 def _trained(
-    arm: str,
-    classes: int,
-    parts: Parts,
-    settings: MemorizeSettings,
-    seed: int,
-    folder: Path,
-    fingerprint: str,
+    arm: str, classes: int, parts: Parts, settings: MemorizeSettings, folder: Path, images: str, seed: int
 ) -> Mapping[str, np.ndarray]:
     """Return tallies on each part: read from `folder`, or trained and stored there."""
     ignored = ("counts", "seeds", "resamples", "cache", "data")
@@ -210,4 +202,4 @@ def _trained(
             train(model, parts["train"], settings, seed)
         return {name: tallies_of(model, part) for name, part in parts.items()}
 
-    return stored(folder, [_VERSION, fingerprint, arm, len(parts["train"][0]), seed, decides], make)
+    return stored(folder, [_VERSION, images, arm, len(parts["train"][0]), seed, decides], make)

@@ -82,11 +82,9 @@ def compare(
     samples: Samples, keys: Sequence[str], pairs: Iterable[tuple[tuple, tuple]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a row for each key of `samples`, and one with paired differences for each pair."""
-    results = [
-        dict(zip(keys, key, strict=True)) | {m: interval(x) for m, x in found.items()}
-        for key, found in samples.items()
-    ]
-    differences = []
+    results, differences = [], []
+    for key, found in samples.items():
+        results.append(dict(zip(keys, key, strict=True)) | {m: interval(x) for m, x in found.items()})
     for one, other in pairs:
         apart = {m: interval(x - samples[other][m]) for m, x in samples[one].items()}
         facts = dict(zip(keys[1:], one[1:], strict=True))
@@ -117,24 +115,18 @@ def write_outcome(outcome: Outcome, seconds: float, out: Path) -> str:
     report = json.loads(json.dumps(outcome.facts | about))
     parts = [part for part in (report, report.get("cells")) if part]
     rows = [row for part in parts for name in ("results", "differences") for row in part[name]]
-    tables, figure = (
-        tables_of([row for row in rows if outcome.shown(row)]),
-        plot(outcome.points, outcome.columns),
-    )
+    tables = tables_of([row for row in rows if outcome.shown(row)])
+    figure = plot(outcome.points, outcome.columns)
     write_json(out / f"{kind}.json", report)
     write_text(out / f"{kind}.csv", csv_of(rows))
     save_figure(figure, out / f"{kind}.png")
-    settings = flatten("probe", report["settings"])
-    svg, title = drawing(figure, kind), f"s2robot probe: {kind}"
-    write_page(
-        out / f"{kind}.html",
-        "probe.html.j2",
-        title=title,
-        svg=svg,
-        tables=tables,
-        settings=settings,
-        report=report,
-    )
+    shown = {
+        "title": f"s2robot probe: {kind}",
+        "svg": drawing(figure, kind),
+        "tables": tables,
+        "report": report,
+    }
+    write_page(out / f"{kind}.html", "probe.html.j2", **shown, settings=flatten("probe", report["settings"]))
     texts = []
     for heads, *lines in tables:
         widths = [max(map(len, column)) + 2 for column in zip(heads, *lines, strict=True)]
@@ -214,14 +206,9 @@ def is_joined(row: Mapping[str, Any]) -> bool:
 def readout_points(report: Mapping[str, Any]) -> list[Point]:
     """Return position and yaw error by encoder, for `plot`: a panel a pool and subset, a series a camera."""
     return [
-        (
-            f"{metric}, {row['subset']}, {pool}",
-            row["cameras"].replace(NO_POOL, PLACE),
-            row["encoder"],
-            row[metric],
-        )
+        (f"{m}, {row['subset']}, {pool}", row["cameras"].replace("-", PLACE), row["encoder"], row[m])
         for pool in report["settings"]["pools"]
-        for metric in ("position_mean_cm", "yaw_mean_deg")
+        for m in ("position_mean_cm", "yaw_mean_deg")
         for row in report["results"]
         if row["pool"] in (pool, NO_POOL)
     ]

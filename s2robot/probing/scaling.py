@@ -138,9 +138,7 @@ def scaling(
 ) -> Outcome:
     """Train and judge a head for each arm and seed; each leaves a file in `out`/fits."""
     if not models or {name for family in settings.families for name in family} - set(models):
-        raise UserError(
-            f"probe.families: expected names of probe.models, got {settings.families}, {[*models]}"
-        )
+        raise UserError(f"probe.families: expected some of {[*models]}, got {settings.families}")
     root = Path(settings.cache) if settings.cache else cache_dir()
     for name, facts in models.items():
         _encoder(name, facts, settings, "native")  # a wrong one is rejected before anything is drawn
@@ -154,16 +152,13 @@ def scaling(
         described[name] = _described(encoder, settings)
         rows = encode_images(f"{name}, {resize}", encoder, images, root)
         kinds = [(t, kind) for t in truths for kind in (HEADS[:1] if t == "classify" else settings.heads)]
-        arms = [
-            Arm(name, tuple(s), task, kind, resize) for (task, kind), s in product(kinds, settings.scales)
-        ]
+        arms = [Arm(name, tuple(s), t, kind, resize) for (t, kind), s in product(kinds, settings.scales)]
         with bar(f"heads of {name}, {resize}") as update:
             for done, arm in enumerate(arms, 1):
                 key = [_VERSION, encoder.fingerprint, images.fingerprint, *arm.key[1:], arm.scales]
-                data = [
-                    _data(arm, rows, truths[arm.task][1], settings, roles[seed]) for seed in settings.seeds
-                ]
-                results[arm] = _fitted(arm, truths[arm.task][0], data, settings, key, out / "fits")
+                task, truth = truths[arm.task]
+                data = [_data(arm, rows, truth, settings, roles[seed]) for seed in settings.seeds]
+                results[arm] = _fitted(arm, task, data, settings, key, out / "fits")
                 update(done, len(arms), arm.key[0])
     tasks = {name: task for name, (task, _) in truths.items()}
     report = {
@@ -236,24 +231,19 @@ def _fitted(
 
 
 def judge(
-    results: Mapping[Arm, Stored],
-    tasks: Mapping[str, Task],
-    models: Mapping[str, Any],
-    settings: ScalingSettings,
+    found_by_arm: Mapping[Arm, Stored], tasks: Mapping[str, Task], models: Mapping, settings: ScalingSettings
 ) -> dict[str, Any]:
     """Return "results", every metric of an arm with its interval, and "differences" of `pairs`."""
     samples, rest = {}, {}
-    for arm, found in results.items():
+    for arm, found in found_by_arm.items():
         samples[arm.key] = samples_of(found, tasks[arm.task], settings.resamples)
         loss = float(np.mean([x["train_loss"] for x in found]))
         gflops = models[arm.model]["gflops"][settings.scales.index(arm.scales)]
         rest[arm.key] = {"model": arm.model, "scales": arm.scales, "gflops": gflops, "train_loss": loss}
-    paired = [(arm.key, less.key) for arm, less in pairs([*results], settings)]
+    paired = [(arm.key, less.key) for arm, less in pairs([*found_by_arm], settings)]
     rows, differences = compare(samples, ("arm", "task", "head", "resize"), paired)
-    return {
-        "results": [row | rest[key] for key, row in zip(rest, rows, strict=True)],
-        "differences": differences,
-    }
+    results = [row | rest[key] for key, row in zip(rest, rows, strict=True)]
+    return {"results": results, "differences": differences}
 
 
 def samples_of(found: Stored, task: Task, resamples: int) -> dict[str, np.ndarray]:
