@@ -166,13 +166,15 @@ class Head(nn.Module):
         self.scale: Tensor
         self.register_buffer("mean", mean)
         self.register_buffer("scale", 1 / std)
-        self.read: nn.Module = nn.Linear(len(mean), task.channels)
+        self.read: nn.Module
         if kind == "conv":
             first, second = nn.Conv2d(len(mean), _WIDTH, 1), nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
             last, twice = nn.Conv2d(_WIDTH, task.channels, 1), nn.Upsample(scale_factor=2, mode="bilinear")
             self.read = nn.Sequential(first, nn.GELU(), twice, second, nn.GELU(), last)
         elif self.dense:
             self.read = nn.Conv2d(len(mean), task.channels, 1)
+        else:
+            self.read = nn.Linear(len(mean), task.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) * self.scale
