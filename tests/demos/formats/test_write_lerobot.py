@@ -208,10 +208,9 @@ def test_the_shipped_demos_go_out_and_come_back(tmp_path):
             assert min(map(psnr, back.episode(i)[f"images_{camera}"], frames)) > 38
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_an_arm_that_was_slowed_goes_out_in_its_own_time(tmp_path, version):
+def test_an_arm_that_was_slowed_goes_out_in_its_own_time(tmp_path):
     store = made.store(tmp_path / "in.zarr", speed=0.7)
-    export(store, tmp_path / "out", version, ExportSettings(pictures="png"))
+    export(store, tmp_path / "out", "lerobot", ExportSettings(pictures="png"))
     assert json.loads((tmp_path / "out/meta/info.json").read_text())["fps"] == 7
     (file, *_) = sorted((tmp_path / "out/data").rglob("*.parquet"))
     stamps = pq.read_table(file, columns=["timestamp"])["timestamp"].to_numpy()[: made.LENGTHS[0]]
