@@ -57,7 +57,7 @@ class Swing:
         return np.append(sign * SWING[:7], SWING[7])
 
 
-def noted(safety: SafetyFilter) -> list[np.ndarray]:
+def note(safety: SafetyFilter) -> list[np.ndarray]:
     """A list to which a filter adds all joints (7,) that it lets through."""
     passed: list[np.ndarray] = []
     advance = safety._advance
@@ -172,4 +172,4 @@ def assemble(
     runtime = ArmRuntime(
         driver, {"hand": camera}, policy, points, config, [Watch(), recorder], supervisor=supervisors[0]
     )
-    return Bridge(driver, runtime, policy, recorder, noted(runtime.loop.safety))
+    return Bridge(driver, runtime, policy, recorder, note(runtime.loop.safety))

@@ -19,8 +19,7 @@ from scipy.special import ndtri
 from s2robot.comparison.intervals import bounds
 from s2robot.comparison.paired import estimate
 from s2robot.comparison.sequential import _log_evidence
-from s2robot.probing.ridge import resample
-from s2robot.probing.scaling_figures import seeds_interval
+from s2robot.probing.report import resample, seeds_interval
 
 RATES = (0.5, 0.9, 0.95, 0.98, 0.99)
 SEEDS = (3, 5, 10)

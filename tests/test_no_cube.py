@@ -16,6 +16,7 @@ OWN = {
 EXCEPTIONS = {
     "envs/__init__.py": "registers CubePick with gymnasium",
     "envs/tasks.py": "the registry: names, and the task of datasets that name none",
+    "demos/formats/export.py": "joint targets from the deltas of that task's recordings",
     "envs/real": "the arm's scene: an operator lays the cube, the emulator simulates it",
     "s2robot/deployment": "the same scene on the arm: evaluation, recording, the emulator",
     "s2robot/probing": "read-outs of that scene's truth: where its cube is, which pixels are its",

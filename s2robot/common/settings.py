@@ -149,7 +149,10 @@ class DemosSettings:
             return any(member.elsewhere() for member in self.members())
         if not self.path or not Path(self.path).exists():
             return False
-        about = EpisodeStore.open(self.folder()).attrs
+        store = EpisodeStore.open(self.folder())
+        about = store.attrs
+        if not len(store):  # a recording of ours that was killed before its first episode
+            return False
         return ("source" in about or not about["env_config"]) and about.get("source") != "emulator"
 
     def usual_validation(self) -> float:

@@ -16,12 +16,11 @@ from tests.demos.formats import made
 
 OUTS = [
     ("lerobot", "out"),
-    ("lerobot_v21", "out"),
     ("robomimic", "out.hdf5"),
     ("diffusion_policy", "out.zarr"),
     ("diffusion_policy", "out.zarr.zip"),
 ]
-MARKS = {"lerobot": "meta/s2robot.json", "lerobot_v21": "meta/s2robot.json", "diffusion_policy": ".zattrs"}
+MARKS = {"lerobot": "meta/s2robot.json", "diffusion_policy": ".zattrs"}
 
 
 def matches(one: EpisodeStore, other: EpisodeStore) -> list[list[int]]:

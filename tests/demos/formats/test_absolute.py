@@ -38,7 +38,6 @@ def store(tmp_path):
     "to, name",
     [
         ("lerobot", "out"),
-        ("lerobot_v21", "out"),
         ("robomimic", "out.hdf5"),
         ("diffusion_policy", "out.zarr"),
     ],

@@ -25,7 +25,7 @@ def test_it_names_every_room():
 def test_the_drivers_that_it_names_do_all_that_is_asked_of_one(driver):
     assert driver.__name__ in real.__doc__
     wanted = [name for name, _ in inspect.getmembers(ArmDriver, inspect.isfunction) if name[0] != "_"]
-    assert len(wanted) == 8 and all(callable(getattr(driver, name)) for name in wanted)
+    assert len(wanted) == 7 and all(callable(getattr(driver, name)) for name in wanted)
 
 
 def test_the_filter_knows_the_arms_that_it_says():

@@ -7,7 +7,7 @@ from benchmarks.interval_coverage import LOOK, arms, draw, looks, scores
 from s2robot.common.errors import UserError
 from s2robot.comparison.intervals import bounds, success_interval, success_sequence
 from s2robot.evaluation.records import wilson
-from s2robot.probing.scaling_figures import seeds_interval
+from s2robot.probing.report import seeds_interval
 
 RATES = (0.5, 0.9, 0.95, 0.98, 0.99)
 ERROR = 0.008  # of a coverage from 3000 runs: two standard errors

@@ -166,11 +166,11 @@ def test_a_stop_between_two_episodes_is_not_lost(arm, cameras):
     assert loop.run(max_steps=1).cause == "steps"
 
 
-def test_a_stop_while_the_arm_is_told_to_hold_counts(arm, cameras):
-    """At the end of an episode the loop waits for the arm's answer: a stop that comes then is no earlier one's."""
+def test_a_stop_while_an_episode_comes_to_rest_counts(arm, cameras):
+    """At the end of an episode the loop waits for the arm's answers: a stop that comes then is no earlier one's."""
     loop = made(arm, cameras, lambda o: SLOWLY)
-    hold = arm.hold
-    arm.hold = lambda: (loop.request_stop(), hold())
+    release = loop._release
+    loop._release = lambda episode: (loop.request_stop(), release(episode))
     assert loop.run(max_steps=1).cause == "stopped" and arm.stops == ["operator"]
     sent = len(arm.sent)
     arm.arm()  # whoever arms the driver alone has not cleared the stop
