@@ -6,6 +6,7 @@ A process makes the checkpoint, so that no torch is loaded where the control loo
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,14 +32,13 @@ def make_checkpoint(folder: Path) -> Path:
 
 
 @contextmanager
-def served(checkpoint: Path) -> Iterator[Served]:
-    """`s2robot serve` and a client; both end with the context."""
-    from s2robot.serving.remote import RemotePolicy
-
+def start(checkpoint: Path, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`s2robot serve` on a free port, and its URL; it is killed at the end."""
+    paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     process = subprocess.Popen(
-        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{checkpoint}'", "serve.port=0",
-         "serve.device=cpu", "serve.threads=1"],
-        cwd=checkpoint.parent, env=os.environ | {"S2ROBOT_TOKEN": TOKEN, "PYTHONPATH": _paths()},
+        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{checkpoint.resolve()}'", "serve.port=0", "serve.device=cpu",
+         *options],
+        cwd=checkpoint.parent, env=os.environ | {"S2ROBOT_TOKEN": TOKEN, "PYTHONPATH": paths},
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -46,17 +46,21 @@ def served(checkpoint: Path) -> Iterator[Served]:
         line = process.stdout.readline()
         if "policy at ws://" not in line:
             raise RuntimeError("the policy server did not start")
-        with RemotePolicy(line.split()[-1], TOKEN, deadline_s=2.0, connect_s=30.0) as policy:
-            policy.reset()
-            yield Served(process, policy)
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
+        yield process, line.split()[-1]
     finally:
         process.kill()
         process.wait()
-        process.stdout.close()
 
 
-def _paths() -> str:
-    return os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+@contextmanager
+def served(checkpoint: Path) -> Iterator[Served]:
+    """`s2robot serve` and a client; both end with the context."""
+    from s2robot.serving.remote import RemotePolicy
+
+    with start(checkpoint, "serve.threads=1") as (process, url):
+        with RemotePolicy(url, TOKEN, deadline_s=2.0, connect_s=30.0) as policy:
+            yield Served(process, policy)
 
 
 def _make(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Latency of a policy behind `s2robot serve` on this machine, against the same policy in this process.
 
-    python benchmarks/serve.py runs/run/<date>/checkpoint
-    python benchmarks/serve.py runs/run/<date>/checkpoint --calls 500 --threads 1
+    python -m benchmarks.serve runs/run/<date>/checkpoint
+    python -m benchmarks.serve runs/run/<date>/checkpoint --calls 500 --threads 1
 
 The server is a process of its own on loopback; both run on the same cores with as many threads, and take turns, a
 call each: the same frames (noise, as large as the encoder reads, all cameras), so what differs is the way there and
@@ -12,33 +12,15 @@ meanwhile; the load of the machine is printed.
 
 import argparse
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.fault_server import TOKEN, start
 from s2robot.loading import load_policy
 from s2robot.serving.remote import RemotePolicy
-
-TOKEN = os.urandom(16).hex()
-
-
-def start_server(checkpoint: Path, threads: int, folder: str) -> tuple[subprocess.Popen[str], str]:
-    """`s2robot serve` and its URL."""
-    options = ["serve.port=0", "serve.device=cpu", f"serve.threads={threads}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{checkpoint.resolve()}'", *options],
-        cwd=folder, env=os.environ | {"S2ROBOT_TOKEN": TOKEN}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if "policy at ws://" not in line:
-        raise SystemExit("the server did not start")
-    return process, line.split()[-1]
 
 
 def main() -> None:
@@ -54,31 +36,26 @@ def main() -> None:
     size = encoder.image_size
     rng = np.random.default_rng(0)
     rows: dict[str, list[float]] = {"local": [], "remote": [], "server": [], "transport": []}
-    with tempfile.TemporaryDirectory() as folder:
-        process, url = start_server(args.checkpoint, args.threads, folder)
-        try:
-            with RemotePolicy(url, TOKEN, 10, 30) as remote:
-                for i in range(args.calls + 10):
-                    images = {c: rng.integers(0, 256, (size, size, 3), np.uint8) for c in local.cameras}
-                    observation = {"images": images, "proprio": rng.normal(size=8).astype(np.float32)}
-                    local.reset()
-                    remote.reset()
-                    start = time.perf_counter()
-                    expected = local.plan(observation)
-                    middle = time.perf_counter()
-                    found = remote.plan(observation)
-                    end = time.perf_counter()
-                    if found.tobytes() != expected.tobytes():
-                        raise SystemExit(f"call {i}: the server's actions are not the local ones")
-                    if i < 10:  # warm-up
-                        continue
-                    rows["local"].append(middle - start)
-                    rows["remote"].append(end - middle)
-                    rows["server"].append(remote.server_s)
-                    rows["transport"].append(end - middle - remote.server_s)
-        finally:
-            process.terminate()
-            process.wait(20)
+    options = (f"serve.threads={args.threads}",)
+    with start(args.checkpoint, *options) as (_, url), RemotePolicy(url, TOKEN, 10, 30) as remote:
+        for i in range(args.calls + 10):
+            images = {c: rng.integers(0, 256, (size, size, 3), np.uint8) for c in local.cameras}
+            observation = {"images": images, "proprio": rng.normal(size=8).astype(np.float32)}
+            local.reset()
+            remote.reset()
+            begin = time.perf_counter()
+            expected = local.plan(observation)
+            middle = time.perf_counter()
+            found = remote.plan(observation)
+            end = time.perf_counter()
+            if found.tobytes() != expected.tobytes():
+                raise SystemExit(f"call {i}: the server's actions are not the local ones")
+            if i < 10:  # warm-up
+                continue
+            rows["local"].append(middle - begin)
+            rows["remote"].append(end - middle)
+            rows["server"].append(remote.server_s)
+            rows["transport"].append(end - middle - remote.server_s)
     load = os.getloadavg()[0]
     print(f"{encoder.name} {list(encoder.sizes)}, {len(local.cameras)} frames of {size} x {size}, ", end="")
     print(f"{args.calls} calls each, {args.threads} threads, load {load:.1f}")

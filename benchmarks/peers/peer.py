@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from s2robot.serving.wire import decode, encode
+from s2robot.serving.wire import pack, unpack
 
 CAMERAS = ["hand", "left", "right"]
 ANSWERS = "PEER_ANSWERS"  # variable with the number of the pipe for answers
@@ -68,7 +68,7 @@ class Budget:
 
 def write(stream: BinaryIO, message: Any) -> None:
     """Send one message."""
-    data = encode(message)
+    data = pack(message)
     stream.write(struct.pack("<I", len(data)) + data)
     stream.flush()
 
@@ -80,7 +80,7 @@ def read(stream: BinaryIO) -> Any:
         return None
     size = struct.unpack("<I", head)[0]
     data = stream.read(size)
-    return decode(data) if len(data) == size else None
+    return unpack(data) if len(data) == size else None
 
 
 def serve(load: Callable[[], Any]) -> None:
@@ -96,8 +96,7 @@ def serve(load: Callable[[], Any]) -> None:
             policy.reset(message["reset"])
             continue
         start, cpu = time.perf_counter(), time.process_time()
-        images = {name: frame.copy() for name, frame in message["images"].items()}
-        action = np.asarray(policy.act(images, message["proprio"].copy()), np.float32).reshape(-1)
+        action = np.asarray(policy.act(message["images"], message["proprio"]), np.float32).reshape(-1)
         spent = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
         write(sink, {"action": action, **spent})
 

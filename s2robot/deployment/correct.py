@@ -103,9 +103,7 @@ class CorrectionSettings:
     @property
     def policy(self) -> PolicySettings:
         """What acts, in this process."""
-        return PolicySettings(
-            self.checkpoint, self.weights, Host(None, None, None, 1.0, 10.0, self.device, threads=None)
-        )
+        return PolicySettings(self.checkpoint, self.weights, Host(device=self.device, threads=None))
 
 
 class ArmCorrection:

@@ -17,6 +17,8 @@ from omegaconf import DictConfig
 from s2robot.common.errors import UserError
 from s2robot.common.ranges import INFINITY, check_positive, check_ranges
 from s2robot.common.settings import plain, read
+from s2robot.core import settings
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
 from s2robot.envs.real.arms.xarm import ONLINE, SERVO
@@ -222,21 +224,16 @@ class Bench:
     run_dir: Path
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(Settings, at="policy", file="host/default"):
     """`policy`: where the policy computes."""
 
-    url: str | None
-    token_file: str | None
-    ca_file: str | None
-    deadline_s: float
-    connect_s: float
-    device: str
-    threads: int | None
-
-    def __post_init__(self) -> None:
-        check_positive(self, "policy", "deadline_s", "connect_s")
-        check_ranges(self, "policy", threads=(1, INFINITY))
+    url: str | None = from_yaml()
+    token_file: str | None = from_yaml()
+    ca_file: str | None = from_yaml()
+    deadline_s: float = from_yaml(gt=0)
+    connect_s: float = from_yaml(gt=0)
+    device: str = from_yaml()
+    threads: int | None = from_yaml(ge=1)
 
 
 @dataclass(frozen=True)
@@ -294,4 +291,4 @@ def read_bench(cfg: DictConfig) -> Bench:
 
 def read_policy(cfg: DictConfig) -> PolicySettings:
     """`checkpoint`, `encoder.checkpoint` and `policy` of a config; UserError for what is wrong."""
-    return PolicySettings(cfg.checkpoint, cfg.encoder.checkpoint, read(Host, cfg.policy, "policy"))
+    return PolicySettings(cfg.checkpoint, cfg.encoder.checkpoint, settings.read(Host, cfg.policy))

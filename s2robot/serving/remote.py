@@ -1,60 +1,92 @@
-"""A policy that computes on another machine, with the face of `policies.Actor`.
+"""A policy on another machine, with the interface of `policies.Actor`.
 
     with RemotePolicy("ws://gpu:8765", read_token()) as policy:
         policy.reset()
-        action = policy.act(observation)                     # float32 (8,), or an error, by the deadline
+        action = policy.act(observation)                     # float32 (8,), or a RemoteError, by the deadline
 
-The server is `s2robot serve`. The policy's plan is executed here, action by action; the server is asked when it is
-used up (for a policy that must see every step, at every step). A call that failed leaves no trace: the next one goes
-on from the last action that was received, on the server too. This side needs no torch and no simulator.
+The server is `s2robot serve`. The client executes a plan action by action and asks the server when the plan is used up, or
+at every step if the policy must see every observation. After a failed call, the policy continues from the last action that
+the client received. The client needs neither torch nor a simulator.
 """
 
+import asyncio
+import json
+import logging
 import math
 import secrets
+import ssl
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
-from s2robot.serving.link import Link, PolicyLate, PolicyLost, PolicyMalformed, PolicyRefused, RemoteError
-from s2robot.serving.wire import PROTOCOL, PROTOCOL_HEADER, WireError, decode, encode
+from s2robot.serving.wire import PROTOCOL, WireError, pack, unpack
 
-__all__ = ["PolicyLate", "PolicyLost", "PolicyMalformed", "PolicyRefused", "RemoteError", "RemotePolicy"]
+try:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+    from websockets.uri import parse_uri
+except ImportError as error:
+    raise UserError("websockets is not installed; `pip install 's2robot[serve]'` brings it") from error
 
-MAX_ANSWER = 1 << 20  # bytes of a message from the server
-_CONTRACT = (
-    "encoder",
-    "cameras",
-    "robot",
-    "joint_names",
-    "action_frame",
-    "rate_hz",
-)  # what deployment checks
+MAX_ANSWER = 1 << 22  # bytes of a message from the server; the metadata lists every training episode
+_CLOSE_S = 0.2  # for the server to acknowledge the end of a connection
+_OUR_FAILURES = (1002, 1003, 1007, 1009)  # websocket codes with which this side rejects what it received
+_TRY_LATER = 1013
+# the keys of a contract that deployment compares with the arm
+_CONTRACT = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz")
+T = TypeVar("T")
+
+_quiet = logging.getLogger("s2robot.serving.remote.websockets")
+_quiet.setLevel(logging.CRITICAL)  # its errors are raised
+
+
+class RemoteError(RuntimeError):
+    """A remote policy returned no action; the text is one line."""
+
+    user_error = True
+
+
+class PolicyLate(RemoteError):
+    """No answer by the deadline. The next call may succeed."""
+
+
+class PolicyLost(RemoteError):
+    """The connection is gone, or was never made."""
+
+
+class PolicyMalformed(RemoteError):
+    """The answer holds no actions: wrong bytes, another shape, or numbers that are not finite."""
+
+
+class PolicyRefused(RemoteError):
+    """The server rejected the call: wrong token, another version, busy, or an observation that it cannot use."""
 
 
 class RemotePolicy:
     """A policy behind `s2robot serve`. Not for several threads at once.
 
     Args:
-        url: `ws://host:port`, or `wss://host:port` of a server with a certificate.
-        token: the secret that the server was given, see `s2robot.serving.token.read_token`.
-        deadline_s: of a call that asks the server, its encoding included.
-        connect_s: of the connection, its greeting included.
-        ca_file: certificates (PEM) that a `wss://` server's is checked with; None: those that the system trusts.
+        url: `ws://host:port`, or `wss://host:port` for a server with a certificate.
+        token: the server's secret, see `s2robot.serving.token.read_token`.
+        deadline_s: of a call that asks the server, including encoding.
+        connect_s: to connect and receive the metadata.
+        ca_file: PEM file of certificates that may sign the server's; None: those that the system trusts.
 
-    Attributes: `contract` (the checkpoint's), `cameras`, `image_size` (of the frames that the policy wants: one
-    side, or (H, W) of each camera), `actions` (the most that a plan holds), `server_s` (seconds that the last plan took there),
-    `seed` (of all that the policy's head draws in this episode).
+    Attributes: `contract` (the checkpoint's), `cameras`, `image_size` (of the frames that the policy expects: one side, or
+    (H, W) of each camera), `actions` (the most in a plan), `server_s` (seconds that the server needed for the last plan),
+    `seed` (of everything that the policy's head samples in this episode).
 
     Raises:
-        UserError: a wrong URL, no token, a deadline that is none.
-        PolicyRefused: wrong token, another version, or a server that has a client already.
-        PolicyLate, PolicyLost, PolicyMalformed: no server there by `connect_s`, or something else.
+        UserError: a wrong URL, no token, a wrong deadline.
+        PolicyRefused: wrong token, another version, or the server has a client already.
+        PolicyLate, PolicyLost, PolicyMalformed: no policy server answers by `connect_s`.
     """
 
     def __init__(
@@ -66,45 +98,18 @@ class RemotePolicy:
         ca_file: str | Path | None = None,
     ):
         if not token:
-            raise UserError("no token: give the server's in $S2ROBOT_TOKEN or in the token file")
+            raise UserError("no token: set $S2ROBOT_TOKEN to the server's, or copy its token file")
         self.deadline_s = _seconds("deadline_s", deadline_s)
-        until = time.monotonic() + _seconds("connect_s", connect_s)
-        headers = {"Authorization": f"Bearer {token}", PROTOCOL_HEADER: str(PROTOCOL)}
-        self._link = Link(url, headers, MAX_ANSWER, until, ca_file)
-        try:
-            self._greet(self._message(until))
-        except BaseException:
-            self._link.close()
-            raise
         self.server_s = math.nan
-        self.seed = secrets.randbits(32)  # of all that the policy's head draws in this episode
         self._asked = 0  # number of the last request
-        self._answered = 0  # of the last one that was answered in this episode; 0 = none
-        self._queue: list[np.ndarray] = []
-
-    def _greet(self, hello: Mapping[str, Any]) -> None:
-        if hello.get("protocol") != PROTOCOL:
-            raise PolicyRefused(
-                f"{self._link.url}: the server speaks version {hello.get('protocol')!r}, this side {PROTOCOL}"
-            )
-        contract, cameras = hello.get("contract"), hello.get("cameras")
-        sizes = [hello.get(key) for key in ("actions", "action_dim", "image_size", "max_bytes")]
-        if (
-            not isinstance(contract, dict)
-            or any(key not in contract for key in _CONTRACT)
-            or not isinstance(cameras, list)
-            or not all(isinstance(name, str) for name in cameras)
-            or not all(isinstance(size, int) and size > 0 for size in sizes)
-        ):
-            raise PolicyMalformed(f"{self._link.url}: the greeting lacks the policy's contract or sizes")
-        self.contract: dict[str, Any] = _lists(contract)
-        self.cameras = tuple(cameras)
-        self.actions, self._action_dim, side, self._max_bytes = (int(size or 0) for size in sizes)
-        try:  # a server of version 0.1 knows squares only
-            given = hello.get("sizes", side)
-            self.image_size: ImageSize = as_image_size(sizes_of(given, self.cameras)) if cameras else side
-        except EnvError as error:
-            raise PolicyMalformed(f"{self._link.url}: the greeting's sizes: {error}") from None
+        self.reset()
+        self._connection = _Connection(url)
+        try:
+            until = time.monotonic() + _seconds("connect_s", connect_s)
+            self._greet(self._connection.open(token, until, ca_file))
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> "RemotePolicy":
         return self
@@ -114,25 +119,27 @@ class RemotePolicy:
 
     def close(self) -> None:
         """End the connection; safe to call twice."""
-        self._link.close()
+        self._connection.close()
 
     def reset(self) -> None:
-        """Begin an episode. The server hears of it with the next call, so this one cannot fail."""
-        self._answered, self.seed = 0, secrets.randbits(32)
-        self._queue = []
+        """Begin an episode. The next call tells the server, so this one cannot fail."""
+        self.seed = secrets.randbits(32)
+        self._used = 0  # number of the last answer in this episode; 0 = none
+        self._queue: list[np.ndarray] = []
 
     def act(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
-        """Next action, float32 (A,), from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
+        """Return the next action, float32 (A,).
 
         Args:
-            deadline_s: instead of the one given at first.
+            observation: {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
+            deadline_s: replaces the policy's own.
 
         Raises:
-            PolicyLate: no answer by the deadline. It is dropped when it does come.
-            PolicyLost: the connection is gone; a new RemotePolicy is needed.
-            PolicyMalformed: the answer holds no action of the promised shape, or one that is not finite.
-            PolicyRefused: the server says why it has no action for this observation.
-            UserError: an observation without one of the cameras or that cannot be sent.
+            PolicyLate: no answer by the deadline. A later answer is dropped.
+            PolicyLost: the connection is gone; make a new RemotePolicy.
+            PolicyMalformed: the answer has another shape than the metadata promised, or numbers that are not finite.
+            PolicyRefused: the server's reason why it has no action for this observation.
+            UserError: an observation that lacks a camera or cannot be sent.
         """
         for key in ("images", "proprio"):
             if observation.get(key) is None:
@@ -150,84 +157,211 @@ class RemotePolicy:
         return self._queue.pop(0)
 
     def plan(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
-        """The next actions that need no further observation, float32 (k, A); raises as `act`."""
+        """Return the next actions that need no further observation, float32 (k, A); raises as `act`."""
         first = self.act(observation, deadline_s)
         rest, self._queue = self._queue, []
         return np.stack([first, *rest])  # (k, A)
 
+    def _greet(self, metadata: Mapping[str, Any]) -> None:
+        ours, url = metadata.get("s2robot"), self._connection.url
+        version = ours.get("protocol") if isinstance(ours, dict) else None
+        if version != PROTOCOL:
+            raise PolicyRefused(
+                f"{url}: expected a server of s2robot's protocol {PROTOCOL}, got {str(version)[:20]}"
+            )
+        counts = [metadata.get(key) for key in ("actions", "action_dim", "max_bytes")]
+        try:
+            contract, cameras = json.loads(metadata["contract"]), tuple(metadata["cameras"])
+            image_size = as_image_size(sizes_of(metadata["sizes"], cameras))
+            right = all(key in contract for key in _CONTRACT) and all(
+                type(n) is int and n > 0 for n in counts
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, EnvError):
+            right = False
+        if not right or not isinstance(contract, dict) or not all(isinstance(name, str) for name in cameras):
+            raise PolicyMalformed(f"{url}: the server's metadata holds no contract, cameras or sizes")
+        self.contract: dict[str, Any] = contract
+        self.cameras: tuple[str, ...] = cameras
+        self.image_size: ImageSize = image_size
+        self.actions, self._action_dim, self._max_bytes = (int(n or 0) for n in counts)
+
     def _ask(self, observation: Mapping[str, Any], deadline_s: float | None) -> np.ndarray:
-        until = time.monotonic() + _seconds(
-            "deadline_s", self.deadline_s if deadline_s is None else deadline_s
-        )
-        images = observation["images"]
+        seconds = _seconds("deadline_s", self.deadline_s if deadline_s is None else deadline_s)
+        until = time.monotonic() + seconds
         self._asked += 1
+        numbers = {"id": self._asked, "seed": self.seed} | ({"used": self._used} if self._used else {})
         request = {
-            "id": self._asked,
-            "after": self._answered,
-            "seed": self.seed,
-            "images": {name: np.asarray(images[name]) for name in self.cameras},
-            "proprio": np.asarray(observation["proprio"], np.float32),
+            "images": {name: np.asarray(observation["images"][name]) for name in self.cameras},
+            "state": np.asarray(observation["proprio"], np.float32),
+            "reset": not self._used,
+            "s2robot": numbers,
         }
         try:
-            data = encode(request)
+            data = pack(request)
         except WireError as error:
             raise UserError(f"observation: {error}") from error
         if len(data) > self._max_bytes:
-            raise UserError(f"observation: {len(data)} bytes, the server takes {self._max_bytes} at most")
-        self._link.send(data, until)
-        while True:
-            answer = self._message(until)
-            number = answer.get("id")
-            if not isinstance(number, int) or isinstance(number, bool) or not 0 < number <= self._asked:
-                raise PolicyMalformed(f"{self._link.url}: the answer is to no request of this side")
-            if number == self._asked:
-                break  # others are answers to requests that were given up
+            raise UserError(f"observation: expected at most {self._max_bytes} bytes, got {len(data)}")
+        answer = self._connection.ask(data, self._asked, until)
         if "error" in answer:
-            raise PolicyRefused(f"{self._link.url}: {str(answer['error'])[:500]}")
+            raise PolicyRefused(f"{self._connection.url}: {_text(answer['error'])}")
         actions = self._checked(answer.get("actions"))
-        seconds = answer.get("seconds")
-        self.server_s = seconds if isinstance(seconds, float) else math.nan
-        self._answered = number
+        timing = answer.get("server_timing")
+        took = timing.get("infer_ms") if isinstance(timing, dict) else None
+        self.server_s = took / 1000 if isinstance(took, float) else math.nan
+        self._used = self._asked
         return actions
 
-    def _message(self, until: float) -> dict[str, Any]:
-        data = self._link.receive(until)
-        try:
-            message = decode(data)
-        except WireError as error:
-            raise PolicyMalformed(f"{self._link.url}: {error}") from error
-        if not isinstance(message, dict):
-            raise PolicyMalformed(
-                f"{self._link.url}: found a {type(message).__name__}, expected keys and values"
-            )
-        return message
-
     def _checked(self, actions: Any) -> np.ndarray:
-        shape = getattr(actions, "shape", None)
-        if (
-            not isinstance(actions, np.ndarray)
-            or actions.dtype != np.float32
-            or actions.ndim != 2
-            or not 1 <= len(actions) <= self.actions
-            or actions.shape[1] != self._action_dim
-        ):
-            raise PolicyMalformed(
-                f"{self._link.url}: found actions of shape {shape}, expected float32 of 1 to {self.actions} by "
-                f"{self._action_dim}"
-            )
+        array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2
+        if not array or not 1 <= len(actions) <= self.actions or actions.shape[1] != self._action_dim:
+            expected = f"actions, float32 of 1 to {self.actions} by {self._action_dim}"
+            found = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else "none"
+            raise PolicyMalformed(f"{self._connection.url}: expected {expected}, got {found}")
         if not np.isfinite(actions).all():
-            raise PolicyMalformed(f"{self._link.url}: found an action with NaN or infinity")
-        return actions.copy()  # a view of the message's bytes is read-only
+            raise PolicyMalformed(f"{self._connection.url}: expected finite actions, got NaN or infinity")
+        return actions
 
 
-def _lists(node: Any) -> Any:
-    """A contract as its checkpoint has it: a server sends long lists of whole numbers as arrays."""
-    if isinstance(node, dict):
-        return {key: _lists(value) for key, value in node.items()}
-    return node.tolist() if isinstance(node, np.ndarray) else node
+class _Connection:
+    """websockets' asyncio client in a thread of its own. Every call ends by its deadline, as of `time.monotonic`."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            uri = parse_uri(url)
+        except (InvalidURI, ValueError) as error:
+            raise UserError(f"policy url: expected ws://<host>:<port> or wss://, got '{url}'") from error
+        if uri.user_info:
+            raise UserError("policy url: expected ws://<host>:<port> without a password, got one with")
+        self.url, self._secure = url, uri.secure
+        self._ws: Any = None
+        self._sending: asyncio.Future | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def open(self, token: str, until: float, ca_file: str | Path | None) -> dict[str, Any]:
+        """Connect, and return the server's metadata."""
+        options = {"ssl": _trust(ca_file)} if self._secure else {}
+        self._ws = self._run(self._connect(token, options), until, "the server did not open the connection")
+        return self._run(self._receive(), until, "no metadata")
+
+    async def _connect(self, token: str, options: Mapping[str, Any]) -> Any:
+        return await connect(
+            self.url,
+            additional_headers={"Authorization": f"Api-Key {token}"},
+            compression=None,
+            proxy=None,
+            open_timeout=None,  # each call has a deadline
+            ping_interval=None,
+            close_timeout=_CLOSE_S,
+            max_size=MAX_ANSWER,
+            logger=_quiet,
+            **options,
+        )
+
+    def ask(self, data: bytes, number: int, until: float) -> dict[str, Any]:
+        """Send a request and return the answer with its number. Answers to earlier requests are dropped."""
+        return self._run(self._exchange(data, number), until, "no answer")
+
+    async def _exchange(self, data: bytes, number: int) -> dict[str, Any]:
+        # websockets must not be interrupted while it sends: after a deadline, the next call waits for the rest
+        if self._sending is not None:
+            await asyncio.shield(self._sending)
+        self._sending = asyncio.ensure_future(self._ws.send(data))
+        await asyncio.shield(self._sending)
+        while True:
+            answer = await self._receive()
+            ours = answer.get("s2robot")
+            found = ours.get("id") if isinstance(ours, dict) else None
+            if type(found) is not int or not 0 < found <= number:
+                raise PolicyMalformed(f"{self.url}: expected an answer to request {number}, got another one")
+            if found == number:
+                return answer
+            await asyncio.sleep(0)  # a flood of old answers must not delay the deadline
+
+    async def _receive(self) -> dict[str, Any]:
+        data = await self._ws.recv()
+        if isinstance(data, str):  # how openpi's servers report an error
+            raise PolicyRefused(f"{self.url}: {_text(data)}")
+        try:
+            return unpack(data)
+        except WireError as error:
+            raise PolicyMalformed(f"{self.url}: {error}") from error
+
+    def close(self) -> None:
+        """End the connection; safe to call twice."""
+        if not self._thread.is_alive():
+            return
+
+        async def end() -> None:
+            try:
+                async with asyncio.timeout(_CLOSE_S):
+                    await self._ws.close()
+            except TimeoutError:
+                self._ws.transport.abort()
+
+        if self._ws is not None:
+            asyncio.run_coroutine_threadsafe(end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, T], until: float, late: str) -> T:
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise PolicyLost(f"{self.url}: closed by this side")
+
+        async def bounded() -> T:
+            async with asyncio.timeout(until - time.monotonic()):
+                return await coroutine
+
+        future = asyncio.run_coroutine_threadsafe(bounded(), self._loop)
+        try:
+            return future.result()
+        except TimeoutError:
+            raise PolicyLate(f"{self.url}: {late} by the deadline") from None
+        except (OSError, InvalidHandshake, ConnectionClosed) as error:
+            raise self._explained(error) from error
+        finally:
+            future.cancel()  # a Ctrl-C ends the wait, not the call
+
+    def _explained(self, error: Exception) -> RemoteError:
+        """Return the error that tells a user what happened to the connection."""
+        if isinstance(error, InvalidStatus):
+            body = _text(bytes(error.response.body or b""))
+            return PolicyRefused(f"{self.url}: HTTP {error.response.status_code}: {body}")
+        if isinstance(error, ConnectionClosed):
+            sent, received = error.sent, error.rcvd
+            if sent and sent.code in _OUR_FAILURES and not error.rcvd_then_sent:
+                return PolicyMalformed(f"{self.url}: not a message of a policy server: {_text(sent.reason)}")
+            why = _text(received.reason) if received else ""
+            kind = PolicyRefused if received and received.code == _TRY_LATER else PolicyLost
+            return kind(f"{self.url}: {why or 'the server ended the connection'}")
+        if isinstance(error, OSError):
+            why = getattr(error, "verify_message", "") or error.strerror or error
+            return PolicyLost(f"{self.url}: {_text(str(why))}")
+        if isinstance(error.__cause__, EOFError | ConnectionError):
+            return PolicyLost(f"{self.url}: the server ended the connection")
+        return PolicyMalformed(f"{self.url}: not the websocket of a policy server: {_text(str(error))}")
+
+
+def _trust(ca_file: str | Path | None) -> ssl.SSLContext:
+    """Return what checks a server's certificate and name."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ValueError) as error:
+        text = error.strerror if isinstance(error, FileNotFoundError) else "no certificate in it"
+        raise UserError(f"ca_file: expected a PEM file of certificates, got {ca_file} ({text})") from error
+
+
+def _text(raw: object) -> str:
+    """Return a server's words as one line of at most 400 visible characters."""
+    text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+    return "".join(c if c.isprintable() else " " for c in text[:400]).strip()
 
 
 def _seconds(name: str, value: float) -> float:
     if not 0 < value < math.inf:
-        raise UserError(f"{name}: found {value}, expected a number of seconds above 0")
+        raise UserError(f"{name}: expected a number of seconds > 0, got {value}")
     return float(value)

@@ -1,48 +1,43 @@
-"""A policy server: `s2robot serve checkpoint=runs/run/<date>/checkpoint`; its client is `s2robot.serving.remote`.
+"""`s2robot serve checkpoint=runs/run/<date>/checkpoint`: host a policy; the client is `s2robot.serving.remote` or openpi's.
 
-A client opens a websocket with the shared token and the protocol's version, is greeted with the checkpoint's
-contract, and sends one kind of request:
+A client opens a websocket with the header `Authorization: Api-Key <token>`, receives metadata, then sends observations:
 
-    {"id": 7, "after": 6, "images": {camera: uint8 (H, W, 3)}, "proprio": float32 (P,)}
-    {"id": 7, "actions": float32 (k, A), "seconds": 0.031}      or      {"id": 7, "error": "..."}
+    {"images": {camera: uint8 (H, W, 3)}, "state": float32 (P,), ...}
+    {"actions": float32 (k, A), "server_timing": {"infer_ms": 31.0}, ...}        or the reason why there is no answer
 
-`id` grows from request to request. `after` is the last answer that the client used, 0 at the start of an episode: the
-policy's memory goes back to that answer first, so a request whose answer was late or lost leaves no trace. Of several
-requests that wait only the newest is answered. One client at a time; others are told who is connected.
-
-A client that shows the token as `Api-Key` is openpi's own and is talked to as such (`s2robot.serving.openpi`).
+If several requests wait, only the newest is answered. The server accepts one client at a time and tells others who is connected.
 """
 
 import asyncio
 import hmac
+import json
 import logging
 import queue
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from pydantic import model_validator
 
-from s2robot.common.errors import UserError
-from s2robot.common.ranges import INFINITY, check_ranges
-from s2robot.common.settings import path_of, read
+from s2robot import __version__
+from s2robot.common.settings import path_of
+from s2robot.core.errors import UserError
+from s2robot.core.settings import Settings, from_yaml, invalid, read
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import Actor
-from s2robot.serving.dialects import Dialect, OpenPi, Own
 from s2robot.serving.gate import Gate, gates, tls_of
+from s2robot.serving.session import Session
 from s2robot.serving.token import token_for
-from s2robot.serving.wire import MAX_ITEMS, PROTOCOL, PROTOCOL_HEADER, WireError
+from s2robot.serving.wire import PROTOCOL, WireError, pack
 
 try:
     from websockets.asyncio.server import ServerConnection
@@ -52,41 +47,34 @@ try:
 except ImportError as error:
     raise UserError("websockets is not installed; `pip install 's2robot[serve]'` brings it") from error
 
-_OPENPI = "Api-Key"  # how openpi's client shows the token; ours says Bearer
 _GOING, _UNSUPPORTED, _INTERNAL, _TRY_LATER = 1001, 1003, 1011, 1013  # websocket close codes
-_KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # s, s, probes
 
 _log = logging.getLogger("s2robot.serving.server.websockets")
-_log.setLevel(logging.CRITICAL)  # a scanner's broken handshake is no news
+_log.setLevel(logging.CRITICAL)  # scanners and their broken handshakes would fill the log
 
 
-@dataclass(frozen=True)
-class ServeSettings:
-    """`serve` of configs/serve.yaml, where every value is explained. Times in s."""
+class ServeSettings(Settings, at="serve", file="serve"):
+    """`serve` of configs/serve.yaml, which documents every value. Times in s."""
 
-    host: str = "127.0.0.1"
-    port: int = 8765
-    max_message_mb: float = 16
-    open_s: float = 5
-    send_s: float = 5
-    idle_s: float = 600
-    call_s: float = 30
-    token_file: str | None = None
-    keys: dict[str, str] = field(default_factory=dict)
-    certificate: str | None = None
-    key: str | None = None
-    device: str = "auto"
-    threads: int | None = None
+    host: str = from_yaml()
+    port: int = from_yaml(ge=0, lt=65536)
+    token_file: str | None = from_yaml()
+    certificate: str | None = from_yaml()
+    key: str | None = from_yaml()
+    keys: dict[str, str] = from_yaml()
+    max_message_mb: float = from_yaml(gt=0)
+    open_s: float = from_yaml(gt=0)
+    send_s: float = from_yaml(gt=0)
+    idle_s: float = from_yaml(gt=0)
+    call_s: float = from_yaml(gt=0)
+    device: str = from_yaml()
+    threads: int | None = from_yaml(ge=1)
 
-    def __post_init__(self) -> None:
-        check_ranges(self, "serve", threads=(1, INFINITY))
-        if not 0 <= self.port < 65536:
-            raise UserError(f"serve.port: found {self.port}, expected 0 to 65535")
-        for key in ("max_message_mb", "open_s", "send_s", "idle_s", "call_s"):
-            if not 0 < getattr(self, key) < float("inf"):
-                raise UserError(f"serve.{key}: found {getattr(self, key)}, expected a number above 0")
+    @model_validator(mode="after")
+    def _key_needs_certificate(self) -> "ServeSettings":
         if self.key and not self.certificate:
-            raise UserError("serve.key: found a file without serve.certificate, expected both or neither")
+            raise invalid("certificate", "the file that belongs to serve.key", None)
+        return self
 
 
 class PolicyServer:
@@ -95,7 +83,7 @@ class PolicyServer:
     Args:
         actor: the policy.
         contract: its checkpoint's.
-        image_size: of the frames that it wants of each camera, pixels.
+        image_size: of each camera's frames, pixels.
         token: the shared secret.
     """
 
@@ -107,31 +95,40 @@ class PolicyServer:
         token: str,
         settings: ServeSettings,
     ):
-        self.actor, self.contract, self.settings = actor, contract, settings
-        self.sizes = sizes_of(image_size, actor.cameras)
+        self.actor, self.settings, self._token = actor, settings, token
+        self._sizes = sizes_of(image_size, actor.cameras)
         for key, camera in settings.keys.items():
             if camera not in actor.cameras:
-                raise UserError(
-                    f"serve.keys: found {key}: {camera}, expected one of {', '.join(actor.cameras)}"
-                )
-        self._given = 0  # plans, to clients that are gone
-        self._dialect: Dialect | None = None  # of the client that is connected
-        self.skipped = 0  # requests that a newer one overtook
-        self._token = token
+                expected = f"one of {', '.join(actor.cameras)}"
+                raise UserError(f"serve.keys.{key}: expected {expected}, got {camera}")
+        self._metadata = pack(
+            {
+                "s2robot": {"protocol": PROTOCOL, "version": __version__},
+                **{key: contract[key] for key in ("robot", "rate_hz")},
+                "cameras": list(actor.cameras),
+                "sizes": {name: list(size) for name, size in self._sizes.items()},
+                "actions": actor.batch.execute,  # the most in an answer
+                "action_dim": actor.batch.policy.spec.action_dim,
+                "max_bytes": int(settings.max_message_mb * 1e6),
+                "contract": _contract_text(contract),
+            }
+        )
+        self.skipped = 0  # requests that a newer one replaced
+        self._session = Session(actor, settings.keys)
         self._worker = _Worker()
-        self._client: tuple[str, float] | None = None  # who is connected, since when
-        self._session: asyncio.Task | None = None
+        self._client: tuple[str, float] | None = None  # address and time of connection
+        self._task: asyncio.Task | None = None  # of the client
         self._failure: UserError | None = None
         self._gates: list[Gate] = []
 
     @property
     def calls(self) -> int:
-        """Plans given."""
-        return self._given + (self._dialect.calls if self._dialect else 0)
+        """Plans so far."""
+        return self._session.calls
 
     def warm_up(self) -> None:
-        """Plan once on black frames, so that the first client does not wait longer than later ones."""
-        images = {name: np.zeros((*size, 3), np.uint8) for name, size in self.sizes.items()}
+        """Plan once on black frames, so that the first client waits no longer than later ones."""
+        images = {name: np.zeros((*size, 3), np.uint8) for name, size in self._sizes.items()}
         proprio = self.actor.batch.policy.spec.proprio.zeros().numpy()
         self.actor.plan({"images": images, "proprio": proprio})
 
@@ -139,7 +136,7 @@ class PolicyServer:
         """Serve until SIGTERM or cancelled; `ready` is called with the port.
 
         Raises:
-            UserError: the address cannot be listened on, or the policy hangs.
+            UserError: the address is not available, or the policy hangs.
         """
         s = self.settings
         self._stop = asyncio.Event()
@@ -150,7 +147,7 @@ class PolicyServer:
         times = {"ssl_handshake_timeout": s.open_s, "ssl_shutdown_timeout": 1} if tls else {}
         async with AsyncExitStack() as listeners:
             try:
-                self._gates = gates(s.host, s.port)  # in the end their servers close them
+                self._gates = gates(s.host, s.port)  # their servers close them
                 for gate in self._gates:
                     await listeners.enter_async_context(self._listen(gate, ssl=tls, **times))
             except OSError as error:
@@ -159,12 +156,15 @@ class PolicyServer:
             try:
                 await self._stop.wait()
             finally:
-                session = self._session
-                if session is not None:  # do not wait for a plan that nobody will get
-                    session.cancel()
-                    await asyncio.wait({session}, timeout=3)  # it tells its client why
+                if (task := self._task) is not None:  # do not wait for its plan
+                    task.cancel()
+                    await asyncio.wait({task}, timeout=3)  # it sends its client the reason
         if self._failure:
             raise self._failure
+
+    def stop(self) -> None:
+        """End `run`; call it in the event loop of `run`."""
+        self._stop.set()
 
     def _listen(self, gate: Gate, **tls: Any) -> Any:
         s = self.settings
@@ -173,10 +173,11 @@ class PolicyServer:
             sock=gate,
             process_request=self._admit,
             origins=[None],  # no web page
-            compression=None,  # frames do not compress, and it costs time
+            compression=None,  # images do not compress, and it costs time
             open_timeout=s.open_s,
             close_timeout=1,
-            ping_interval=None,  # TCP's keepalive finds dead clients, and idle ones need no thread to answer
+            ping_interval=10,  # finds a client whose machine died
+            ping_timeout=15,
             max_size=int(s.max_message_mb * 1e6),
             max_queue=2,
             server_header=None,
@@ -184,187 +185,122 @@ class PolicyServer:
             **tls,
         )
 
-    def stop(self) -> None:
-        """End `run`; to be called in its event loop."""
-        self._stop.set()
-
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Refuse who lacks the token or speaks another version, before any message is read."""
+        """Reject a client without the token before any message is read."""
         given = request.headers.get_all("Authorization")
         offered = given[0].encode("utf-8", "surrogateescape") if len(given) == 1 else b""
-        if hmac.compare_digest(offered, f"{_OPENPI} {self._token}".encode()):
-            self._admitted(connection)
-            return None
-        if not hmac.compare_digest(offered, f"Bearer {self._token}".encode()):
-            return connection.respond(HTTPStatus.UNAUTHORIZED, "the token is missing or wrong")
-        version = request.headers.get_all(PROTOCOL_HEADER)
-        if version != [str(PROTOCOL)]:
-            found = f"version {version[0][:20]}" if version else "no version"
-            text = f"this server speaks version {PROTOCOL} of the protocol, the client {found}"
-            return connection.respond(HTTPStatus.UPGRADE_REQUIRED, text)
-        self._admitted(connection)
-        return None
-
-    def _admitted(self, connection: ServerConnection) -> None:
+        if not hmac.compare_digest(offered, f"Api-Key {self._token}".encode()):
+            text = "expected the header 'Authorization: Api-Key <token>', the token is missing or wrong"
+            return connection.respond(HTTPStatus.UNAUTHORIZED, text)
         for gate in self._gates:
             gate.admit(connection.remote_address)
+        return None
 
     async def _serve_client(self, ws: ServerConnection) -> None:
         if self._client is not None:
             who, since = self._client
             await ws.close(_TRY_LATER, f"busy: {who} is connected for {time.monotonic() - since:.0f} s")
             return
-        who = _name(ws)
-        self._client, self._session = (who, time.monotonic()), asyncio.current_task()
-        skipped, dialect = self.skipped, self._dialect_of(ws)
-        self._dialect = dialect
+        who = "{} port {}".format(*ws.remote_address) if ws.remote_address else "a client"
+        self._client, self._task = (who, time.monotonic()), asyncio.current_task()
+        calls, skipped = self.calls, self.skipped
         code, reason = _GOING, "the server was stopped"
         print(f"{who}: connected", flush=True)
         try:
-            tcp = ws.transport.get_extra_info("socket")
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in _KEEPALIVE.items():
-                tcp.setsockopt(socket.IPPROTO_TCP, option, value)
-            code, reason = await self._converse(ws, dialect)
+            self._session.begin()
+            code, reason = await self._converse(ws)
         except ConnectionClosed:
             reason = "gone"
         except TimeoutError:
-            code, reason = _INTERNAL, f"took nothing for {self.settings.send_s:g} s"
+            code, reason = _INTERNAL, f"read nothing for {self.settings.send_s:g} s"
         finally:
-            self._client = self._session = self._dialect = None
-            self._given += dialect.calls
-            skipped = self.skipped - skipped
-            print(f"{who}: {reason}; {dialect.calls} plans, {skipped} requests overtaken", flush=True)
+            self._client = self._task = None
+            counts = f"{self.calls - calls} plans, {self.skipped - skipped} requests skipped"
+            print(f"{who}: {reason}; {counts}", flush=True)
             await ws.close(code, reason)
 
-    def _dialect_of(self, ws: ServerConnection) -> Dialect:
-        given = ws.request.headers.get("Authorization", "") if ws.request else ""
-        if given.startswith(_OPENPI):
-            return OpenPi(self.actor, self.settings.keys)
-        return Own(self.actor)
-
-    async def _converse(self, ws: ServerConnection, dialect: Dialect) -> tuple[int, str]:
-        """Greet and answer until there is a reason to end: its websocket code and text."""
-        facts = {
-            "contract": _packed(dict(self.contract)),
-            "cameras": list(self.actor.cameras),
-            "actions": self.actor.batch.execute,
-            "action_dim": self.actor.batch.policy.spec.action_dim,
-            "image_size": min(
-                min(size) for size in self.sizes.values()
-            ),  # all that clients of version 0.1 read
-            "sizes": {name: list(size) for name, size in self.sizes.items()},
-            "max_bytes": int(self.settings.max_message_mb * 1e6),
-        }
-        # asyncio.timeout, for Python 3.11's wait_for forgets a cancellation that comes as its task ends
-        async with asyncio.timeout(self.settings.open_s):
-            await ws.send(dialect.hello(facts))
-        newest = _Newest(ws)
+    async def _converse(self, ws: ServerConnection) -> tuple[int, str]:
+        """Answer until there is a reason to end: its websocket code and text."""
+        s = self.settings
+        # asyncio.timeout, as Python 3.11's wait_for loses a cancellation that arrives when its task ends
+        async with asyncio.timeout(s.open_s):
+            await ws.send(self._metadata)
+        newest: asyncio.Queue[bytes | str | None] = asyncio.Queue(1)
+        reader = asyncio.create_task(self._read(ws, newest))
         try:
             while True:
                 try:
-                    async with asyncio.timeout(self.settings.idle_s):
+                    async with asyncio.timeout(s.idle_s):
                         data = await newest.get()
                 except TimeoutError:
-                    return _GOING, f"idle for {self.settings.idle_s:g} s"
-                self.skipped += newest.take_skipped()
+                    return _GOING, f"idle for {s.idle_s:g} s"
                 if data is None:
                     return _GOING, "gone"
                 try:
-                    request = dialect.read(data)
-                except WireError as error:  # this is no client of ours
+                    async with asyncio.timeout(s.call_s):
+                        answer = await self._worker.do(self._session.answer, data)
+                except WireError as error:
                     return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
-                try:
-                    async with asyncio.timeout(self.settings.call_s):
-                        answer = await self._worker.do(partial(dialect.answer, request))
                 except TimeoutError:
-                    self._failure = UserError(
-                        f"the policy gave no plan in {self.settings.call_s:g} s; stopped"
-                    )
+                    self._failure = UserError(f"the policy gave no plan in {s.call_s:g} s; stopped")
                     self.stop()
                     return _INTERNAL, "the policy hangs"
-                async with asyncio.timeout(self.settings.send_s):
+                async with asyncio.timeout(s.send_s):
                     await ws.send(answer)
         finally:
-            newest.reader.cancel()
+            reader.cancel()
+
+    async def _read(self, ws: ServerConnection, newest: asyncio.Queue) -> None:
+        """Keep the newest message in the queue; None at the end."""
+        data: bytes | str | None = b""
+        while data is not None:
+            try:
+                data = await ws.recv()
+            except ConnectionClosed:
+                data = None
+            if newest.full():
+                newest.get_nowait()
+                self.skipped += 1
+            newest.put_nowait(data)
 
 
 class _Worker:
-    """A thread that computes while the server listens; as a daemon it does not outlive a Ctrl-C when it hangs."""
+    """A thread that computes while the server listens. It is a daemon: one that hangs does not survive a Ctrl-C."""
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Future, Callable[..., Any], tuple]] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def do(self, function: Callable[[], Any]) -> asyncio.Future:
-        """The function's result, to be awaited."""
+    def do(self, function: Callable[..., Any], *args: Any) -> asyncio.Future:
+        """Return the function's result, to be awaited."""
         future: Future = Future()
-        self._jobs.put((function, future))
+        self._jobs.put((future, function, args))
         return asyncio.wrap_future(future)
 
     def _run(self) -> None:
         while True:
-            function, future = self._jobs.get()
+            future, function, args = self._jobs.get()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(function())
+                future.set_result(function(*args))
             except BaseException as error:
                 future.set_exception(error)
 
 
-class _Newest:
-    """The newest message of a connection; it is read all the time, and older ones are dropped and counted."""
+def _contract_text(contract: Mapping[str, Any]) -> str:
+    """Return a contract as JSON. The hashes of episodes are left out: only a dataset is compared with them."""
 
-    def __init__(self, ws: ServerConnection) -> None:
-        self._data: bytes | str | None = None
-        self._skipped = 0
-        self._arrived = asyncio.Event()
-        self.reader = asyncio.create_task(self._read(ws))
+    def without(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {key: without(value) for key, value in node.items() if key != "episode_hashes"}
+        return node
 
-    async def _read(self, ws: ServerConnection) -> None:
-        try:
-            async for data in ws:
-                self._skipped += self._data is not None
-                self._data = data
-                self._arrived.set()
-        except ConnectionClosed:
-            pass
-        self._data = None
-        self._arrived.set()
-
-    async def get(self) -> bytes | str | None:
-        """The newest message that was not given yet; None once the connection has ended."""
-        await self._arrived.wait()
-        data, self._data = self._data, None
-        if not self.reader.done():
-            self._arrived.clear()
-        return data
-
-    def take_skipped(self) -> int:
-        """How many were dropped since the last call."""
-        skipped, self._skipped = self._skipped, 0
-        return skipped
-
-
-def _packed(node: Any) -> Any:
-    """A contract whose lists of an entry an episode are arrays, where they would not fit into a message: 130,000 do.
-
-    The hashes of episodes are left out: only a dataset is compared with them.
-    """
-    if isinstance(node, dict):
-        return {key: _packed(value) for key, value in node.items() if key != "episode_hashes"}
-    long = isinstance(node, list) and len(node) > MAX_ITEMS and all(type(n) is int for n in node)
-    return np.array(node, np.int64) if long else node
-
-
-def _name(ws: ServerConnection) -> str:
-    address = ws.remote_address
-    return f"{address[0]} port {address[1]}" if address else "a client"
+    return json.dumps(without(contract), separators=(",", ":"))
 
 
 def _open_logs() -> None:
-    """Let the run's log file open now: when no file can be opened any more, a message to it would end the server."""
+    """Open the log file of the run now: at a flood, when no file can be opened, a message to it would end the server."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(logging.makeLogRecord({"name": __name__, "levelname": "INFO", "msg": "serving"}))
@@ -373,18 +309,15 @@ def _open_logs() -> None:
 def run_serve(cfg: DictConfig) -> None:
     """`s2robot serve`: host a checkpoint's policy until Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # a script's `s2robot serve &` starts with Ctrl-C's signal ignored; who sends it means this server
+        # `s2robot serve &` in a script starts with Ctrl-C's signal ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    settings = read(ServeSettings, cfg.serve, "serve")
+    settings = read(ServeSettings, cfg.serve)
     token, place = token_for(settings.host, settings.token_file)
-    tls_of(
-        settings.certificate, settings.key
-    )  # whatever is wrong with them shows before the policy is loaded
+    tls_of(settings.certificate, settings.key)  # report their errors before the policy is loaded
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    actor, encoder, contract = load_policy(
-        path_of(cfg, "checkpoint"), settings.device, cfg.encoder.checkpoint
-    )
+    path = path_of(cfg, "checkpoint")
+    actor, encoder, contract = load_policy(path, settings.device, cfg.encoder.checkpoint)
     server = PolicyServer(actor, contract, image_size_of(contract, encoder), token, settings)
 
     def ready(port: int) -> None:

@@ -1,145 +1,122 @@
-"""Messages between a policy server and its client: msgpack with numpy arrays, and nothing that could run.
+"""Messages of a policy server and its clients: openpi's msgpack with numpy arrays, and nothing that could run code.
 
-    decode(encode({"id": 7, "proprio": np.zeros(8, np.float32)}))
+    unpack(pack({"state": np.zeros(8, np.float32)}))
 
-A message is made of dicts with text keys, lists, text, bytes, numbers, true, false, null, and arrays. An array is
-the msgpack extension 1: its dtype's number and its count of dimensions (a byte each), the dimensions (int64), then
-the values, row by row, all little-endian. Other extensions and other dtypes are refused, and so is a shape whose
-size is not that of the values. What is decoded takes little more memory than its bytes, however they were chosen.
-
-Why not msgpack-numpy: it unpickles arrays of objects (0.4.8), so a message could run code; openpi's copy of it refuses
-those, and bounds neither shapes nor the count of containers.
+An array is a map with the keys `__ndarray__`, `data`, `dtype` and `shape`, all bytes, as in openpi-client 0.1.2 (Apache-2.0;
+this module contains none of its code). Only plain numbers are accepted, a shape must match its bytes, and the number of
+containers is limited, so a message needs little more memory than its own bytes, whoever sent it. The msgpack-numpy package
+unpickles arrays of objects, and openpi's own module limits neither shapes nor containers.
 """
 
 import math
-import struct
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 try:
     import msgpack
 except ImportError as error:
     raise UserError("msgpack is not installed; `pip install 's2robot[serve]'` brings it") from error
 
-PROTOCOL = 1  # raised when a message changes its form or meaning; both sides must agree
-PROTOCOL_HEADER = "S2robot-Protocol"  # of the HTTP request that opens the connection
-ARRAY = 1  # msgpack's number of our extension
-DTYPES = {1: "|u1", 2: "<i8", 3: "<f4", 4: "<f8"}  # never change a number; add new ones at the end
+PROTOCOL = 2  # of the `s2robot` keys in openpi's messages; raise it when one changes its meaning
+MAX_ITEMS = 4096  # of one list or map, and of all lists and maps together
 MAX_DIMENSIONS = 8
-MAX_VALUES = 2**31  # of one array
-MAX_ITEMS = 4096  # of one list or dict, and of all lists and dicts together
-
-_NUMBERS = {np.dtype(name): number for number, name in DTYPES.items()}
+MAX_SIDE = 2**31  # of one dimension
+_DTYPES = {
+    np.dtype(name).str: np.dtype(name) for name in "? u1 u2 u4 u8 i1 i2 i4 i8 f2 f4 f8".split()
+}  # little-endian
 
 
 class WireError(ValueError):
-    """A message that cannot be sent, or bytes that are no message; its text is one clear line."""
+    """A message that cannot be sent, or bytes that are no message; the text is one line."""
 
 
-def encode(message: Any) -> bytes:
-    """A message as bytes. Raises WireError for what has no place in one."""
+def pack(message: Mapping[str, Any]) -> bytes:
+    """Return a message as bytes. Raises WireError for values that a message cannot hold."""
     try:
-        return msgpack.packb(message, default=_pack, strict_types=True)
+        return msgpack.packb(message, default=_array_to_map)
     except WireError:
         raise
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise WireError(f"cannot be sent: {_line(error)}") from error
 
 
-def decode(data: bytes) -> Any:
-    """The message of these bytes; its arrays are read-only views of them. Raises WireError for anything else."""
-
-    def table(found: dict[Any, Any]) -> dict[Any, Any]:
-        for key in found:
-            if not isinstance(key, str):
-                raise WireError(f"found a key of type {type(key).__name__}, expected text")
-        return found
-
-    return unpacked(data, table, "dicts", ext_hook=_unpack)
-
-
-def unpacked(data: bytes, table: Callable[[dict[Any, Any]], Any], tables: str, **hooks: Any) -> Any:
-    """What msgpack reads of bytes that anybody may have chosen.
-
-    Args:
-        table: what becomes of a map.
-        tables: what they are called, for messages.
-        hooks: more of `msgpack.unpackb`.
-
-    Raises:
-        WireError: no message, more than MAX_ITEMS containers, or what `table` refuses.
-    """
+def unpack(data: bytes | str) -> dict[str, Any]:
+    """Return the message of these bytes; its arrays are copies. Raises WireError for anything else."""
+    if isinstance(data, str):
+        raise WireError("expected bytes, got text")
     count = 0
 
-    def container(value: Any) -> Any:  # an empty list costs a byte on the wire and 64 in memory
+    def container(value: Any) -> Any:  # an empty list takes one byte in the message and 64 in memory
         nonlocal count
         count += 1
         if count > MAX_ITEMS:
-            raise WireError(f"found more than {MAX_ITEMS} lists and {tables}")
+            raise WireError(f"expected at most {MAX_ITEMS} lists and maps, got more")
         return value
 
+    def table(pairs: Any) -> Any:
+        found = container(dict(pairs))
+        if b"__ndarray__" in found:
+            return _map_to_array(found)
+        if b"__npgeneric__" in found:
+            return found.get(b"data")
+        if not all(isinstance(key, str) for key in found):
+            raise WireError("expected keys of text, got another type")
+        return found
+
     try:
-        return msgpack.unpackb(
+        message = msgpack.unpackb(
             data,
             list_hook=container,
-            object_pairs_hook=lambda pairs: table(container(dict(pairs))),
+            object_pairs_hook=table,
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
+            ext_hook=_reject_extension,
             timestamp=1,  # as a plain number
-            **hooks,
         )
     except WireError:
         raise
-    # What msgpack raises for bytes of its own kind that are wrong: all are ValueErrors but for these.
+    # msgpack raises one of these for bytes that are not msgpack
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"not a message: {_line(error)}") from error
+    if not isinstance(message, dict):
+        raise WireError(f"expected keys and values, got {type(message).__name__}")
+    return message
 
 
-def _pack(value: Any) -> msgpack.ExtType:
+def _array_to_map(value: Any) -> Any:
     if isinstance(value, np.generic):
-        value = np.asarray(value)
+        return value.item()
     if not isinstance(value, np.ndarray):
-        raise WireError(f"cannot be sent: found a {type(value).__name__}")
-    dtype = value.dtype.newbyteorder("<")
-    if dtype not in _NUMBERS:
-        raise WireError(f"cannot be sent: found dtype {value.dtype}, expected one of {_known()}")
-    if value.ndim > MAX_DIMENSIONS:
-        raise WireError(f"cannot be sent: found {value.ndim} dimensions, expected at most {MAX_DIMENSIONS}")
-    head = struct.pack(f"<BB{value.ndim}q", _NUMBERS[dtype], value.ndim, *value.shape)
-    return msgpack.ExtType(ARRAY, head + value.astype(dtype, copy=False).tobytes())
+        raise WireError(f"cannot be sent: got {type(value).__name__}")
+    array = value.astype(value.dtype.newbyteorder("<"), copy=False)
+    if array.dtype.str not in _DTYPES or array.ndim > MAX_DIMENSIONS:
+        raise WireError(f"cannot be sent: got an array of {value.dtype} with {value.ndim} dimensions")
+    shape = list(array.shape)
+    return {b"__ndarray__": True, b"data": array.tobytes(), b"dtype": array.dtype.str, b"shape": shape}
 
 
-def _unpack(kind: int, data: bytes) -> np.ndarray:
-    if kind != ARRAY:
-        raise WireError(f"found extension {kind}, expected {ARRAY} (an array)")
-    if len(data) < 2:
-        raise WireError(f"array: found {len(data)} bytes, expected at least 2")
-    number, ndim = data[0], data[1]
-    if number not in DTYPES:
-        raise WireError(f"array: found dtype number {number}, expected one of {list(DTYPES)} ({_known()})")
-    start = 2 + 8 * ndim
-    if ndim > MAX_DIMENSIONS or len(data) < start:
-        raise WireError(f"array: found {ndim} dimensions in {len(data)} bytes")
-    shape = struct.unpack_from(f"<{ndim}q", data, 2)
-    dtype = np.dtype(DTYPES[number])
-    if min(shape, default=0) < 0:
-        raise WireError(f"array: found a negative dimension in shape {shape}")
-    if (
-        math.prod(max(1, n) for n in shape) > MAX_VALUES
-    ):  # (0, 2**60) holds no value, yet numpy cannot take it
-        raise WireError(f"array: found shape {shape}, expected at most {MAX_VALUES} values")
-    room = len(data) - start
-    if math.prod(shape) * dtype.itemsize != room:
-        raise WireError(f"array: found {room} bytes of values, which is not the size of {dtype} {shape}")
-    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+def _map_to_array(found: Mapping[Any, Any]) -> np.ndarray:
+    data, name, shape = (found.get(key) for key in (b"data", b"dtype", b"shape"))
+    dtype = _DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is None:
+        raise WireError(f"array: expected a dtype of {', '.join(_DTYPES)}, got {str(name)[:40]!r}")
+    if not isinstance(data, bytes) or not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise WireError("array: expected data and a shape, got something else")
+    sides = all(type(n) is int and 0 <= n < MAX_SIDE for n in shape)
+    # zeros count as ones: numpy cannot take a shape such as (0, 2**30, 2**30, 2**30)
+    if not sides or math.prod(n or 1 for n in shape) >= 2**40:
+        raise WireError(f"array: expected a shape, got {str(shape)[:80]}")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise WireError(f"array: expected the bytes of {dtype} {shape}, got {len(data)}")
+    return np.frombuffer(data, dtype).reshape(shape).copy()
 
 
-def _known() -> str:
-    return ", ".join(np.dtype(name).name for name in DTYPES.values())
+def _reject_extension(kind: int, data: bytes) -> Any:
+    raise WireError(f"expected no msgpack extension, got number {kind}")
 
 
 def _line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.deployment.policy import make_policy
 from s2robot.deployment.settings import PolicySettings, read_bridge, read_policy
-from s2robot.serving.link import PolicyLost
+from s2robot.serving.remote import PolicyLost
 
 
 def settings(checkpoint, *overrides) -> tuple[PolicySettings, object]:
@@ -63,7 +63,7 @@ def test_a_limit_needs_members_in_this_process(slow_policy, pair):
     ):
         made(slow_policy, limit)
     source, bridge = settings(pair, limit)
-    served = replace(source, checkpoint=None, host=replace(source.host, url="ws://nowhere:1"))
+    served = replace(source, checkpoint=None, host=source.host.replace(url="ws://nowhere:1"))
     with ExitStack() as stack, pytest.raises(UserError, match="expected null: a server does not tell it$"):
         make_policy(served, bridge, stack)
 

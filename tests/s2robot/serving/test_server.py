@@ -1,4 +1,4 @@
-"""A policy behind a real websocket: the same actions, and whatever goes wrong a typed error by the deadline."""
+"""A policy behind a real websocket: the local policy's actions, and after any fault a typed error by the deadline."""
 
 import asyncio
 import contextlib
@@ -15,17 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from openpi_client.action_chunk_broker import ActionChunkBroker
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect as plain_connect
+from websockets.sync.server import serve as plain_serve
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import Actor
 from s2robot.serving import remote
 from s2robot.serving import token as shared_secret
 from s2robot.serving.remote import PolicyLate, PolicyLost, PolicyMalformed, PolicyRefused, RemotePolicy
-from s2robot.serving.server import PolicyServer, ServeSettings
+from s2robot.serving.server import PolicyServer, ServeSettings, _contract_text
 from s2robot.serving.token import is_loopback, token_for
-from s2robot.serving.wire import decode, encode
+from s2robot.serving.wire import PROTOCOL, pack, unpack
 from tests import forks
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -64,10 +69,10 @@ def observations(count: int, seed: int = 0):
 
 
 class Slow:
-    """An actor that waits before its next plans, as often as `seconds` holds a number."""
+    """An actor that waits before its next plans, as often as `seconds` holds a number, and that can fail."""
 
     def __init__(self, actor: Actor):
-        self.actor, self.seconds = actor, queue.SimpleQueue()
+        self.actor, self.seconds, self.fail = actor, queue.SimpleQueue(), False
 
     def __getattr__(self, name):
         return getattr(self.actor, name)
@@ -75,16 +80,16 @@ class Slow:
     def plan(self, observation):
         with contextlib.suppress(queue.Empty):
             time.sleep(self.seconds.get_nowait())
-        return self.actor.plan(observation)
+        plan = self.actor.plan(observation)
+        return 1 / 0 if self.fail else plan
 
 
 @contextlib.contextmanager
 def serving(checkpoint: Path, actor=None, **settings):
     """A server in a thread of this process: the server, its URL, and the list of errors that ended it."""
     own, encoder, contract = load_policy(checkpoint, "cpu")
-    server = PolicyServer(
-        actor or own, contract, image_size_of(contract, encoder), TOKEN, ServeSettings(port=0, **settings)
-    )
+    size, settings = image_size_of(contract, encoder), ServeSettings(port=0, **settings)
+    server = PolicyServer(actor or own, contract, size, TOKEN, settings)
     ports, loop, errors = queue.Queue(), asyncio.new_event_loop(), []
 
     def work():
@@ -115,6 +120,26 @@ def connect(url: str, deadline_s: float = PATIENT, **more) -> RemotePolicy:
     return RemotePolicy(url, TOKEN, deadline_s, **({"connect_s": PATIENT} | more))
 
 
+@contextlib.contextmanager
+def plain(url: str, **more):
+    """A bare websocket of an admitted client that has read the metadata."""
+    headers = {"Authorization": f"Api-Key {TOKEN}"}
+    with plain_connect(url, additional_headers=headers, proxy=None, **more) as ws:
+        unpack(ws.recv(timeout=PATIENT))
+        yield ws
+
+
+def request(number: int = 1, **changes) -> dict:
+    observation = observations(1)[0]
+    sent = {"images": observation["images"], "state": observation["proprio"], "reset": True}
+    return sent | {"s2robot": {"id": number}} | changes
+
+
+def ask(ws, message) -> dict:
+    ws.send(pack(message) if isinstance(message, dict) else message)
+    return unpack(ws.recv(timeout=PATIENT))
+
+
 # ---------------------------------------------------------------- the same policy
 
 
@@ -137,10 +162,10 @@ def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
         first, second = observations(2)
         assert np.array_equal(policy.plan(first), local.plan(first))
         assert np.array_equal(policy.act(second), local.act(second))
-        assert np.array_equal(policy.plan(second), local.plan(second))  # what is left
+        assert np.array_equal(policy.plan(second), local.plan(second))  # the rest
 
 
-def test_an_episode_on_a_server_has_noise_of_its_own_and_says_its_seed(save_untrained, tmp_path):
+def test_each_episode_has_its_own_noise_and_a_seed_that_repeats_it(save_untrained, tmp_path):
     folder = save_untrained(tmp_path / "policy", head={"kind": "flow", "width": 8, "layers": 1})
     local, _, _ = load_policy(folder, "cpu")
     first, second = observations(2)
@@ -149,7 +174,7 @@ def test_an_episode_on_a_server_has_noise_of_its_own_and_says_its_seed(save_untr
         seeds = set()
         for late in (False, True, False):
             policy.reset()
-            if late:  # the first question of an episode again: the same noise
+            if late:  # the first request of an episode again: the same noise
                 slow.seconds.put(0.3)
                 with pytest.raises(PolicyLate):
                     policy.plan(first, deadline_s=0.1)
@@ -161,14 +186,14 @@ def test_an_episode_on_a_server_has_noise_of_its_own_and_says_its_seed(save_untr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_plans_are_the_actions_one_by_one_and_memory_comes_back(checkpoints, kind):
+def test_plans_are_the_actions_one_by_one_and_memory_is_restored(checkpoints, kind):
     one, _, _ = load_policy(checkpoints[kind], "cpu")
     other, _, _ = load_policy(checkpoints[kind], "cpu")
     one.reset()
     other.reset()
     for observation in observations(4):
         memory = other.remember()
-        lost = other.plan(observation)  # an answer that never arrived
+        lost = other.plan(observation)
         other.restore(memory)
         plan = other.plan(observation)
         assert np.array_equal(lost, plan)
@@ -177,20 +202,27 @@ def test_plans_are_the_actions_one_by_one_and_memory_comes_back(checkpoints, kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_late_answer_is_dropped_and_leaves_no_trace(checkpoints, kind):
+def test_a_call_that_failed_leaves_no_trace(checkpoints, kind, capsys):
+    """Neither an answer that came late, nor a policy that failed after it had seen the observation."""
     local, _, _ = load_policy(checkpoints[kind], "cpu")
     slow = Slow(load_policy(checkpoints[kind], "cpu")[0])
     with serving(checkpoints[kind], slow) as (server, url, _), connect(url) as policy:
         first, unseen, *later = observations(6)
         assert np.array_equal(policy.plan(first), local.plan(first))
         slow.seconds.put(0.6)
-        start = time.monotonic()
+        begin = time.monotonic()
         with pytest.raises(PolicyLate, match="no answer by the deadline"):
             policy.plan(unseen, deadline_s=0.1)
-        assert 0.099 < time.monotonic() - start < 0.5
-        for observation in later:
+        assert 0.099 < time.monotonic() - begin < 0.5
+        assert np.array_equal(policy.plan(later[0]), local.plan(later[0]))
+        slow.fail = True
+        with pytest.raises(PolicyRefused, match="the policy failed: ZeroDivisionError: "):
+            policy.plan(unseen)
+        slow.fail = False
+        for observation in later[1:]:
             assert np.array_equal(policy.plan(observation), local.plan(observation))
         assert server.calls == 6  # the late one was computed
+    assert "ZeroDivisionError" in capsys.readouterr().err  # the operator of the server sees where
 
 
 def test_of_waiting_requests_only_the_newest_is_answered(checkpoint):
@@ -205,137 +237,153 @@ def test_of_waiting_requests_only_the_newest_is_answered(checkpoint):
         assert server.calls == 2 and server.skipped == 3
 
 
+# ---------------------------------------------------------------- openpi's client
+
+
+def as_openpi(observation: dict) -> dict:
+    images = {f"observation/{name}_image": image for name, image in observation["images"].items()}
+    return {**images, "observation/state": observation["proprio"], "prompt": "pick up the cube"}
+
+
+def test_openpis_client_gets_the_same_chunks(checkpoint):
+    local, _, _ = load_policy(checkpoint, "cpu")
+    with serving(checkpoint) as (server, url, _):
+        for key in (None, "another"):
+            with pytest.raises(Exception, match="401"):
+                WebsocketClientPolicy(url, api_key=key)
+        client = WebsocketClientPolicy(url, api_key=TOKEN)
+        known = client.get_server_metadata()
+        assert known["cameras"] == list(CAMERAS) and known["sizes"] == {name: [64, 64] for name in CAMERAS}
+        assert (known["actions"], known["action_dim"], known["rate_hz"]) == (3, 8, 10)
+        for observation in observations(3):
+            answer = client.infer(as_openpi(observation))
+            expected = local.plan(observation)
+            assert answer["actions"].dtype == np.float32 and np.array_equal(answer["actions"], expected)
+            assert answer["server_timing"]["infer_ms"] > 0
+        good = as_openpi(observations(1)[0])
+        assert ActionChunkBroker(client, action_horizon=3).infer(good)["actions"].shape == (8,)
+        for change, words in [
+            ({"observation/left_image": None}, "camera 'left'.*serve.keys"),
+            ({"observation/state": np.zeros(5)}, "proprio"),
+            ({"observation/hand_image": np.zeros((4, 6, 3), np.uint8)}, "camera 'hand' has 4 x 6 px"),
+        ]:
+            with pytest.raises(RuntimeError, match=words):
+                client.infer(good | change)
+        assert client.infer(good)["actions"].shape == (3, 8)  # the session continues
+        client._ws.close()
+        assert server.calls == 5
+
+
+def test_openpis_client_begins_an_episode_with_reset(checkpoints):
+    first = as_openpi(observations(1)[0])
+    with serving(checkpoints["context"]) as (_, url, _):
+        client = WebsocketClientPolicy(url, api_key=TOKEN)
+        fresh = client.infer(first)["actions"]
+        assert not np.array_equal(client.infer(first)["actions"], fresh)
+        assert np.array_equal(client.infer({**first, "reset": True})["actions"], fresh)
+        client._ws.close()
+
+
+def test_a_key_of_no_camera_is_rejected_at_the_start(checkpoint):
+    actor, _, contract = load_policy(checkpoint, "cpu")
+    settings = ServeSettings(keys={"observation/image": "top"})
+    with pytest.raises(UserError, match="^serve.keys.observation/image: .*hand, left, got top"):
+        PolicyServer(actor, contract, 64, TOKEN, settings)
+
+
 # ---------------------------------------------------------------- who may connect
 
 
 def test_a_wrong_token_is_refused(checkpoint):
     with serving(checkpoint) as (_, url, _):
-        for token in ("x" * 23, TOKEN + "x", TOKEN[:-1], "Bearer"):
-            with pytest.raises(PolicyRefused, match="HTTP 401: the token is missing or wrong") as caught:
+        for token in ("x" * 23, TOKEN + "x", TOKEN[:-1], "Api-Key"):
+            with pytest.raises(PolicyRefused, match="HTTP 401") as caught:
                 RemotePolicy(url, token, connect_s=PATIENT)
-            assert TOKEN not in str(caught.value) and token not in str(caught.value)
+            assert TOKEN not in str(caught.value) and token not in str(caught.value).replace("Api-Key", "", 1)
         for token in (None, ""):
-            with pytest.raises(UserError, match="no token: give the server's in .S2ROBOT_TOKEN"):
+            with pytest.raises(UserError, match="S2ROBOT_TOKEN"):
                 RemotePolicy(url, token)
+        with pytest.raises(InvalidStatus, match="403"):  # a web page, whatever its token
+            with plain(url, origin="http://evil.example"):
+                pass
         connect(url).close()
 
 
-def test_another_version_is_refused_on_both_sides(checkpoint, monkeypatch):
+def test_a_server_of_another_protocol_is_refused(checkpoint, monkeypatch):
     with serving(checkpoint) as (_, url, _):
-        monkeypatch.setattr(remote, "PROTOCOL", 2)
-        with pytest.raises(
-            PolicyRefused, match="this server speaks version 1 of the protocol, the client version 2"
-        ):
+        monkeypatch.setattr(remote, "PROTOCOL", PROTOCOL + 1)
+        with pytest.raises(PolicyRefused, match=f"protocol {PROTOCOL + 1}, got {PROTOCOL}"):
             connect(url)
-    with answering(encode({"protocol": 3})) as url:
-        with pytest.raises(PolicyRefused, match="the server speaks version 3, this side 2"):
-            connect(url)
+    with answering(pack({"some": "policy"})) as url, pytest.raises(PolicyRefused, match="got None"):
+        connect(url)
 
 
-def test_a_second_client_is_told_who_is_there(checkpoint):
-    with serving(checkpoint) as (server, url, _):
+def test_one_client_at_a_time_and_an_idle_one_makes_way(checkpoint):
+    with serving(checkpoint, idle_s=1) as (server, url, _):
         observation = observations(1)[0]
         with connect(url) as first:
             with pytest.raises(PolicyRefused, match="busy: 127.0.0.1 port [0-9]+ is connected for [0-9]+ s"):
                 connect(url)
             first.act(observation)
+        first.reset()
+        with pytest.raises(PolicyLost, match="closed"):
+            first.plan(observation)
         wait_until(lambda: server._client is None)
-        connect(url).close()  # the first has left
-
-
-def test_a_web_page_is_refused(checkpoint):
-    from websockets.exceptions import InvalidStatus
-    from websockets.sync.client import connect as plain_connect
-
-    with serving(checkpoint) as (_, url, _):
-        headers = {"Authorization": f"Bearer {TOKEN}", "S2robot-Protocol": "1"}
-        with pytest.raises(InvalidStatus, match="403"):
-            plain_connect(url, origin="http://evil.example", additional_headers=headers, proxy=None)
-
-
-def test_an_idle_client_makes_way(checkpoint):
-    with serving(checkpoint, idle_s=0.3) as (server, url, _), connect(url) as policy:
-        wait_until(lambda: server._client is None)
-        with pytest.raises(PolicyLost, match="idle for 0.3 s"):
-            policy.act(observations(1)[0])
-        with pytest.raises(PolicyLost, match="not connected any more .idle for 0.3 s"):
-            policy.act(observations(1)[0])
+        with connect(url) as policy:
+            wait_until(lambda: server._client is None)
+            for _ in range(2):
+                with pytest.raises(PolicyLost, match="idle for 1 s"):
+                    policy.act(observation)
 
 
 def test_a_client_that_does_not_read_is_dropped(checkpoint):
     """Its answers fill the buffers; the server waits `send_s`, not for ever."""
-    from websockets.sync.client import connect as plain_connect
-
-    headers = {"Authorization": f"Bearer {TOKEN}", "S2robot-Protocol": "1"}
     with serving(checkpoint, send_s=0.3) as (server, url, _):
         ours = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
-        with plain_connect(url, sock=ours, additional_headers=headers, proxy=None, max_queue=1) as ws:
+        with plain(url, sock=ours, max_queue=1) as ws:
             wait_until(lambda: server._client is not None)
             server.actor.plan = lambda observation: np.zeros((1_000_000, 8), np.float32)
-            request = {"after": 0, **observations(1)[0]}
             for number in range(1, 9):
                 with contextlib.suppress(Exception):
-                    ws.send(encode({"id": number, **request}))
+                    ws.send(pack(request(number)))
                 time.sleep(0.1)
             wait_until(lambda: server._client is None)
 
 
-# ---------------------------------------------------------------- bad observations
-
-
-def ask(ws, message) -> dict:
-    ws.send(message if isinstance(message, bytes | str) else encode(message))
-    return decode(ws.recv(timeout=PATIENT))
+# ---------------------------------------------------------------- bad requests
 
 
 def test_bad_observations_are_answered_with_the_reason(checkpoint):
-    from websockets.sync.client import connect as plain_connect
-
-    headers = {"Authorization": f"Bearer {TOKEN}", "S2robot-Protocol": "1"}
-    good = {"id": 1, "after": 0, **observations(1)[0]}
-    frame = good["images"]["left"]
+    frame = observations(1)[0]["images"]["left"]
     changes = [
-        ({"images": {"hand": frame}}, "camera 'left' is missing, found hand"),
-        ({"images": 3}, "images: found a int, expected frames by camera"),
-        ({"images": {"hand": frame, "left": frame.astype(np.float32)}}, "left is float32 .*expected uint8"),
-        ({"images": {"hand": frame, "left": frame[..., :1]}}, r"left is uint8 \(64, 64, 1\), expected"),
-        (
-            {"images": {"hand": frame, "left": np.zeros((1, 5000, 3), np.uint8)}},
-            "expected sides of 1 to 4096",
-        ),
-        ({"images": {"hand": frame, "left": np.zeros((0, 64, 3), np.uint8)}}, "expected sides of 1 to 4096"),
-        ({"proprio": np.zeros(7, np.float32)}, r"proprio: found float32 \(7,\), expected float32 \(8,\)"),
-        ({"proprio": np.zeros(8)}, r"proprio: found float64 \(8,\)"),
-        ({"proprio": [0.0] * 8}, "proprio: found list"),
-        ({"proprio": np.full(8, np.nan, np.float32)}, "proprio holds NaN or infinity"),
-        ({"after": 77}, "request 1 after 77: answers in memory are none"),
+        ({"images": {"hand": frame}}, "camera 'left'"),
+        ({"images": 3}, "camera 'hand'"),
+        ({"images": {"hand": frame, "left": frame[..., :1]}}, r"left: .*uint8 \(64, 64, 1\)"),
+        ({"state": np.zeros(7, np.float32)}, r"proprio: expected 8 numbers, got shape \(7,\)"),
+        ({"state": np.full(8, np.nan, np.float32)}, "proprio holds NaN or infinity"),
+        ({"reset": False, "s2robot": {"id": 1, "used": 77}}, "used: .*, got 77"),
     ]
-    with serving(checkpoint) as (server, url, _):
-        with plain_connect(url, additional_headers=headers, proxy=None) as ws:
-            decode(ws.recv(timeout=PATIENT))
-            for change, words in changes:
-                answer = ask(ws, good | change)
-                assert re.search(words, answer["error"]), answer["error"]
-                assert answer["id"] == 1 and "\n" not in answer["error"]
-            assert server.calls == 0
-            assert ask(ws, good)["actions"].shape == (3, 8)  # none of them did harm
-            assert "error" in ask(ws, good)  # the same number again
+    with serving(checkpoint) as (server, url, _), plain(url) as ws:
+        for change, words in changes:
+            assert ask(ws, request() | {"images": {}})["s2robot"] == {"id": 1}
+            answer = ask(ws, request() | change)
+            assert re.search(words, answer["error"]), answer["error"]
+            assert answer["s2robot"] == {"id": 1} and "\n" not in answer["error"]
+        assert server.calls == 0
+        assert ask(ws, request(2))["actions"].shape == (3, 8)  # none of them did harm
+        assert ask(ws, request(3, reset=False, s2robot={"id": 3, "used": 2}))["s2robot"] == {"id": 3}
 
 
 @pytest.mark.parametrize(
     "message",
-    [b"", b"\xc1", b"garbage", "text", [1], {}, {"id": 0, "after": 0}, {"id": True, "after": 0}, {"id": 1.5, "after": 0},
-     {"id": 1, "after": -1}, {"id": "1", "after": 0}, b"\x00" * 1_200_000],
+    [b"", b"\xc1", b"garbage", "text", b"\x90", pack({"s2robot": 1}), pack({"s2robot": {"id": 0}}),
+     pack({"s2robot": {"id": True}}), pack({"s2robot": {"id": 1.5}}), pack({"s2robot": {"id": 1, "used": -1}}),
+     pack({"s2robot": {"used": 1}}), b"\x00" * 1_200_000],
     ids=range(12),
 )  # fmt: skip
 def test_what_is_no_request_ends_the_session_and_not_the_server(checkpoint, message):
-    from websockets.exceptions import ConnectionClosed
-    from websockets.sync.client import connect as plain_connect
-
-    headers = {"Authorization": f"Bearer {TOKEN}", "S2robot-Protocol": "1"}
     with serving(checkpoint, max_message_mb=1) as (server, url, _):
-        with plain_connect(url, additional_headers=headers, proxy=None) as ws:
-            decode(ws.recv(timeout=PATIENT))
+        with plain(url) as ws:
             with pytest.raises(ConnectionClosed) as caught:
                 ask(ws, message)
             assert caught.value.rcvd is None or caught.value.rcvd.code in (1003, 1009)
@@ -347,34 +395,22 @@ def test_what_is_no_request_ends_the_session_and_not_the_server(checkpoint, mess
 def test_a_client_checks_its_own_observations(checkpoint):
     with serving(checkpoint, max_message_mb=0.1) as (server, url, _), connect(url) as policy:
         observation = observations(1)[0]
-        with pytest.raises(
-            UserError, match="camera 'left' is missing, found hand, the policy needs hand, left"
-        ):
-            policy.act(observation | {"images": {"hand": observation["images"]["hand"]}})
-        with pytest.raises(UserError, match="found dtype float16"):
-            policy.act(observation | {"images": dict.fromkeys(CAMERAS, np.zeros((2, 2, 3), np.float16))})
-        with pytest.raises(UserError, match="the server takes 100000 at most"):
-            policy.act(observation | {"images": dict.fromkeys(CAMERAS, np.zeros((200, 200, 3), np.uint8))})
-        with pytest.raises(UserError, match="deadline_s: found 0, expected a number of seconds above 0"):
+        hand = {"hand": observation["images"]["hand"]}
+        for change, words in [
+            ({"images": hand}, "camera 'left' is missing"),
+            ({"images": dict.fromkeys(CAMERAS, np.array([object()]))}, "^observation: .*object"),
+            ({"images": dict.fromkeys(CAMERAS, np.zeros((200, 200, 3), np.uint8))}, "at most 100000 bytes"),
+        ]:
+            with pytest.raises(UserError, match=words):
+                policy.act(observation | change)
+        with pytest.raises(UserError, match="^deadline_s: .*got 0"):
             policy.act(observation, deadline_s=0)
         with pytest.raises(PolicyRefused, match="proprio holds NaN"):
             policy.act(observation | {"proprio": np.full(8, np.nan)})
         assert policy.act(observation).shape == (8,) and server.calls == 1
-        for gone in ({"proprio": None}, {"images": {"hand": observation["images"]["hand"]}}):
+        for gone in ({"proprio": None}, {"images": hand}):
             with pytest.raises(UserError, match="is missing"):  # while the plan lasts, too
                 policy.act(observation | gone)
-
-
-def test_a_policy_that_fails_says_so_and_goes_on(checkpoint, capsys):
-    actor = load_policy(checkpoint, "cpu")[0]
-    with serving(checkpoint, actor) as (server, url, _), connect(url) as policy:
-        plan, actor.plan = actor.plan, lambda observation: 1 / 0
-        observation = observations(1)[0]
-        with pytest.raises(PolicyRefused, match="the policy failed: ZeroDivisionError: division by zero"):
-            policy.act(observation)
-        actor.plan = plan
-        assert policy.act(observation).shape == (8,)
-    assert "ZeroDivisionError" in capsys.readouterr().err  # the operator of the server sees where
 
 
 def test_a_policy_that_hangs_stops_the_server(checkpoint):
@@ -384,25 +420,28 @@ def test_a_policy_that_hangs_stops_the_server(checkpoint):
         with pytest.raises(PolicyLost, match="the policy hangs"):
             policy.act(observations(1)[0])
         wait_until(lambda: errors)
-    assert isinstance(errors[0], UserError) and "the policy gave no plan in 0.3 s; stopped" in str(errors[0])
+    assert isinstance(errors[0], UserError) and "0.3 s" in str(errors[0])
 
 
 # ---------------------------------------------------------------- bad servers
 
 
 HELLO = {
-    "protocol": 1, "cameras": list(CAMERAS), "actions": 3, "action_dim": 8, "image_size": 64, "max_bytes": 10**6,
-    "contract": {
-        "encoder": {"fingerprint": "f"}, "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [],
-        "action_frame": "joint_delta_commanded", "rate_hz": 10,
-    },
+    "s2robot": {"protocol": PROTOCOL}, "cameras": list(CAMERAS), "actions": 3, "action_dim": 8, "max_bytes": 10**6,
+    "sizes": {name: [64, 64] for name in CAMERAS}, "contract": _contract_text(
+        {"encoder": {}, "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [], "action_frame": "", "rate_hz": 10}
+    ),
 }  # fmt: skip
+ACTIONS = np.zeros((3, 8), np.float32)
+
+
+def answer(actions=ACTIONS, number=1, **more) -> bytes:
+    return pack({"actions": actions, "s2robot": {"id": number}} | more)
 
 
 @contextlib.contextmanager
 def answering(*messages, read: bool = True):
     """A server that greets with the first message and then answers each request with the next, then ends."""
-    from websockets.sync.server import serve as plain_serve
 
     def handle(ws):
         with contextlib.suppress(Exception):
@@ -423,58 +462,45 @@ def answering(*messages, read: bool = True):
         thread.join(10)
 
 
-ACTIONS = np.zeros((3, 8), np.float32)
-
-
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("data", "words"),
     [
-        (b"", "not a message"),
-        (b"\x93\x00", "not a message"),
-        (encode([1, 2]), "found a list, expected keys and values"),
-        (encode({}), "the answer is to no request of this side"),
-        (encode({"id": 2, "actions": ACTIONS}), "the answer is to no request"),
-        (encode({"id": True, "actions": ACTIONS}), "the answer is to no request"),
-        (encode({"id": 1}), "found actions of shape None, expected float32 of 1 to 3 by 8"),
-        (encode({"id": 1, "actions": [0.0] * 8}), "found actions of shape None"),
-        (encode({"id": 1, "actions": ACTIONS[0]}), r"found actions of shape \(8,\)"),
-        (encode({"id": 1, "actions": ACTIONS[:0]}), r"found actions of shape \(0, 8\)"),
-        (encode({"id": 1, "actions": np.zeros((4, 8), np.float32)}), r"found actions of shape \(4, 8\)"),
-        (encode({"id": 1, "actions": np.zeros((3, 7), np.float32)}), r"found actions of shape \(3, 7\)"),
-        (encode({"id": 1, "actions": np.zeros((3, 8))}), "expected float32"),
-        (encode({"id": 1, "actions": np.full((3, 8), np.nan, np.float32)}), "an action with NaN or infinity"),
-        (encode({"id": 1, "actions": np.full((3, 8), -np.inf, np.float32)}), "an action with NaN or infinity"),
-        ("text", "the server sent text, expected bytes"),
-        (b"x" * 2_000_000, "not a policy server's websocket"),
+        (b"", "not a message"), (b"\x93\x00", "not a message"), (b"\x92\x01\x02", "got list"),
+        (pack({"actions": ACTIONS}), "answer to request 1"), (answer(number=2), "answer to request 1"),
+        (answer(number=True), "answer to request 1"), (answer(None), "got none"), (answer([0.0] * 8), "got none"),
+        (answer(ACTIONS[0]), r"\(8,\)"), (answer(ACTIONS[:0]), r"\(0, 8\)"), (answer(np.zeros((4, 8), "f4")), r"\(4, 8\)"),
+        (answer(np.zeros((3, 7), "f4")), r"\(3, 7\)"), (answer(np.zeros((3, 8))), "float64"),
+        (answer(np.full((3, 8), np.nan, "f4")), "NaN"), (answer(np.full((3, 8), -np.inf, "f4")), "NaN or infinity"),
+        (b"x" * 5_000_000, "not a message of a policy server"),
     ],
-    ids=range(17),
+    ids=range(16),
 )  # fmt: skip
-def test_malformed_answers(answer, words):
-    with answering(encode(HELLO), answer) as url, connect(url) as policy:
+def test_malformed_answers(data, words):
+    with answering(pack(HELLO), data) as url, connect(url) as policy:
         with pytest.raises(PolicyMalformed, match=words) as caught:
             policy.act(observations(1)[0])
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", ["contract", "cameras", "actions", "action_dim", "max_bytes"])
-def test_malformed_greetings(missing):
-    hello = {key: value for key, value in HELLO.items() if key != missing}
-    with answering(encode(hello)) as url, pytest.raises(PolicyMalformed, match="the greeting lacks"):
+@pytest.mark.parametrize(
+    "change", [{key: value} for key in HELLO if key != "s2robot" for value in (None, "x", -1)] + [{"contract": "[" * 9999}]
+)  # fmt: skip
+def test_malformed_metadata(change):
+    with answering(pack(HELLO | change)) as url, pytest.raises(PolicyMalformed, match="metadata"):
         connect(url)
 
 
-def test_a_flood_of_old_answers_does_not_hold_a_call():
-    old = [encode({"id": 1, "actions": ACTIONS})] * 5000
-    good = encode({"id": 2, "actions": ACTIONS + 1})
-    with answering(encode(HELLO), b"\xc0", [*old, good]) as url, connect(url) as policy:
-        with pytest.raises(PolicyMalformed):
+def test_a_flood_of_old_answers_does_not_delay_a_call():
+    old = [answer()] * 5000
+    with answering(pack(HELLO), "an error", [*old, answer(ACTIONS + 1, 2)]) as url, connect(url) as policy:
+        with pytest.raises(PolicyRefused, match="an error"):  # as openpi's servers say it
             policy.act(observations(1)[0])
-        start = time.monotonic()
+        begin = time.monotonic()
         try:
             assert np.array_equal(policy.plan(observations(1)[0], deadline_s=0.2), ACTIONS + 1)
         except PolicyLate:
             pass
-        assert time.monotonic() - start < 0.6
+        assert time.monotonic() - begin < 0.6
 
 
 def listener() -> socket.socket:
@@ -485,41 +511,46 @@ def listener() -> socket.socket:
 def test_no_server_a_silent_one_and_one_of_another_kind():
     with listener() as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(PolicyLost, match="Connection refused"):
+    with pytest.raises(PolicyLost, match="Connect"):
         RemotePolicy(f"ws://127.0.0.1:{port}", TOKEN)
     with listener() as silent:
-        start = time.monotonic()
+        begin = time.monotonic()
         with pytest.raises(PolicyLate, match="did not open the connection by the deadline"):
             RemotePolicy(f"ws://127.0.0.1:{silent.getsockname()[1]}", TOKEN, connect_s=0.2)
-        assert time.monotonic() - start < 1
-    with listener() as other:
+        assert time.monotonic() - begin < 1
+    for words, kind in ((b"SSH-2.0-OpenSSH_9.2\r\n", PolicyMalformed), (b"", PolicyLost)):
+        with listener() as other:
 
-        def greet():
-            connection, _ = other.accept()
-            connection.recv(4096)
-            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
-            time.sleep(1)
-            connection.close()
+            def greet(other=other, words=words):
+                connection, _ = other.accept()
+                connection.recv(4096)
+                connection.sendall(words)
+                connection.close()
 
-        threading.Thread(target=greet, daemon=True).start()
-        with pytest.raises(PolicyMalformed, match="not a policy server's websocket"):
-            RemotePolicy(f"ws://127.0.0.1:{other.getsockname()[1]}", TOKEN, connect_s=PATIENT)
+            threading.Thread(target=greet, daemon=True).start()
+            with pytest.raises(kind):
+                RemotePolicy(f"ws://127.0.0.1:{other.getsockname()[1]}", TOKEN, connect_s=PATIENT)
     for url in ("http://x:1", "ws://user:pass@x:1", "nonsense"):
-        with pytest.raises(UserError, match="expected ws://<host>:<port>"):
+        with pytest.raises(UserError, match="^policy url: expected ws://<host>:<port>"):
             RemotePolicy(url, TOKEN)
 
 
-def test_a_server_that_does_not_read_holds_no_call_beyond_its_deadline():
-    """Frames fill the socket's buffers; a call that blocked in `send` would never end."""
-    with answering(encode(HELLO | {"max_bytes": 10**8}), read=False) as url, connect(url) as policy:
+def test_a_server_that_does_not_read_delays_no_call_beyond_its_deadline():
+    """Frames fill the socket's buffers; a call that blocked while sending would never end."""
+    with answering(pack(HELLO | {"max_bytes": 10**8}), read=False) as url, connect(url) as policy:
         images = dict.fromkeys(CAMERAS, np.zeros((2048, 2048, 3), np.uint8))
         observation = observations(1)[0] | {"images": images}
         for _ in range(3):
-            start = time.monotonic()
+            begin = time.monotonic()
             with pytest.raises(PolicyLate, match="by the deadline"):
                 policy.act(observation, deadline_s=0.3)
-            assert time.monotonic() - start < 1.5
-        assert sum(len(piece) for piece in policy._link._unsent) < 3e7  # one request waits, not three
+            assert time.monotonic() - begin < 1.5
+        transport = policy._connection._ws.transport
+        assert transport.get_write_buffer_size() < 3e7  # one request waits, not three
+        begin = time.monotonic()
+        policy.close()
+        policy.close()
+        assert time.monotonic() - begin < 1
 
 
 # ---------------------------------------------------------------- the token
@@ -572,10 +603,13 @@ def test_no_token_is_made_for_an_address_that_others_reach(tmp_path, monkeypatch
         is_loopback("no such host.invalid")
 
 
-@pytest.mark.parametrize(("key", "value"), [("port", 70000), ("call_s", 0), ("max_message_mb", float("inf"))])
-def test_bad_settings(key, value):
-    with pytest.raises(UserError, match=f"serve.{key}: found {value}, expected"):
-        ServeSettings(**{key: value})
+@pytest.mark.parametrize(
+    "changes", [{"port": 70000}, {"call_s": 0}, {"max_message_mb": float("inf")}, {"key": "k"}]
+)
+def test_bad_settings(changes):
+    key = {"key": "certificate"}.get(*changes, *changes)
+    with pytest.raises(UserError, match=f"^serve.{key}: expected "):
+        ServeSettings(**changes)
 
 
 def test_a_taken_port_is_one_line(checkpoint):
@@ -667,12 +701,11 @@ def test_a_killed_server_process(checkpoint, tmp_path):
             policy.plan(observation)
             process.kill()
             process.wait()
-            start = time.monotonic()
-            with pytest.raises(PolicyLost):
-                policy.plan(observation)
-            assert time.monotonic() - start < 5
-            with pytest.raises(PolicyLost, match="not connected any more"):
-                policy.plan(observation)
+            begin = time.monotonic()
+            for _ in range(2):
+                with pytest.raises(PolicyLost):
+                    policy.plan(observation)
+            assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize("absent", ["websockets", "msgpack"])
@@ -703,7 +736,7 @@ def test_the_client_needs_no_torch():
 
 def test_a_fuzzed_server_neither_crashes_nor_hangs(checkpoint):
     result = forks.run(
-        [sys.executable, str(ROOT / "benchmarks/serve_fuzz.py"), str(checkpoint), "--seconds", "5"],
+        [sys.executable, "-m", "benchmarks.serve_fuzz", str(checkpoint), "--seconds", "5"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,7 +1,4 @@
-"""The codec: what goes in comes out, and whatever bytes come in, an array or a WireError comes out."""
-
-import math
-import struct
+"""The codec and the observations in it: a round trip with openpi's packer, or a one-line error, whatever bytes come in."""
 
 import msgpack
 import numpy as np
@@ -9,23 +6,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from openpi_client import msgpack_numpy
 
-from s2robot.serving import wire
-from s2robot.serving.remote import MAX_ANSWER, _lists
-from s2robot.serving.server import _packed
-from s2robot.serving.wire import ARRAY, DTYPES, MAX_ITEMS, WireError, decode, encode
+from s2robot.serving.observation import observation_of
+from s2robot.serving.wire import _DTYPES, MAX_ITEMS, WireError, pack, unpack
 
+CAMERAS = ("hand", "left")
+HAND, LEFT = (np.full((4, 6, 3), value, np.uint8) for value in (1, 2))
+STATE = np.arange(8, dtype=np.float64)
 quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-any_array = st.sampled_from(list(DTYPES.values())).flatmap(
-    lambda name: arrays.arrays(
-        np.dtype(name), arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
-    )
+any_array = st.sampled_from(list(_DTYPES.values())).flatmap(
+    lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
 )
-plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary()
-message = st.recursive(
-    plain | any_array,
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
-    max_leaves=20,
+plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary()
+message = st.dictionaries(
+    st.text(),
+    st.recursive(
+        plain | any_array,
+        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
+        max_leaves=20,
+    ),
+    max_size=5,
 )
 
 
@@ -36,142 +37,131 @@ def same(a, b) -> bool:
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, float) and math.isnan(a):
-        return math.isnan(b)
     return type(a) is type(b) and a == b
 
 
-def raw(number: int, shape: tuple[int, ...], values: bytes, kind: int = ARRAY) -> bytes:
-    """An array on the wire, true or not."""
-    head = struct.pack(f"<BB{len(shape)}q", number, len(shape), *shape)
-    return msgpack.packb({"a": msgpack.ExtType(kind, head + values)})
+def array(dtype, shape, data: bytes) -> bytes:
+    """A message with an array, true or not."""
+    return msgpack.packb({"x": {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape}})
 
 
 @quick
 @given(message)
-def test_round_trip(value):
-    assert same(decode(encode(value)), value)
+def test_round_trips_also_with_openpis_packer(value):
+    assert same(unpack(pack(value)), value)
+    assert same(unpack(msgpack_numpy.packb(value)), value) and same(msgpack_numpy.unpackb(pack(value)), value)
 
 
 @pytest.mark.parametrize(
-    "make", [np.asfortranarray, lambda a: a[::-1], lambda a: a.T, lambda a: a.astype(">f4")]
+    "change", [np.asfortranarray, lambda a: a[::-1], lambda a: a.T, lambda a: a.astype(">f4")]
 )
-def test_any_layout_of_memory(make):
-    array = make(np.arange(30, dtype=np.float32).reshape(5, 6))
-    again = decode(encode(array))
-    assert again.dtype == np.float32 and np.array_equal(again, array) and not again.flags.writeable
-
-
-def test_the_bytes_of_an_array_stay_what_they_are():
-    """Another version of this program reads them."""
-    data = encode({"a": np.array([[1, 2], [3, 4]], np.float32)})
-    head = bytes([0x81, 0xA1, ord("a"), 0xC7, 34, 1, 3, 2]) + (2).to_bytes(8, "little") * 2
-    assert data == head + struct.pack("<4f", 1, 2, 3, 4)
+def test_any_layout_of_memory(change):
+    value = change(np.arange(30, dtype=np.float32).reshape(5, 6))
+    again = unpack(pack({"a": value, "scalar": value[0, 0]}))
+    assert again["a"].dtype == np.float32 and np.array_equal(again["a"], value) and again["a"].flags.writeable
+    assert again["scalar"] == value[0, 0]
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (np.array([object()]), "found dtype object, expected one of uint8, int64, float32, float64"),
-        (np.array([{"a": 1}, None]), "found dtype object"),
-        (np.array(["text"]), "found dtype <U4"),
-        (np.zeros(3, [("x", "f4")]), "found dtype"),
-        (np.zeros(3, "M8[s]"), "found dtype"),
-        (np.zeros(3, np.complex64), "found dtype complex64"),
-        (np.zeros((1,) * 9, np.uint8), "found 9 dimensions, expected at most 8"),
-        (object(), "found a object"),
-        ((1, 2), "found a tuple"),
-        (2**70, "found a int"),
-    ],
-)
-def test_what_cannot_be_sent(value, words):
-    with pytest.raises(WireError, match=words) as caught:
-        encode({"value": value})
+    "value",
+    [np.array([object()]), np.array(["text"]), np.zeros(3, [("x", "f4")]), np.zeros(3, "M8[s]"), np.zeros(3, "c8"),
+     np.zeros((1,) * 9, np.uint8), object(), 2**70],
+)  # fmt: skip
+def test_what_cannot_be_sent(value):
+    with pytest.raises(WireError, match="^cannot be sent: ") as caught:
+        pack({"value": value})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    "data",
     [
-        (raw(0, (1,), b"x"), "dtype number 0, expected one of"),
-        (raw(ord("O"), (1,), b"x" * 8), "dtype number 79"),
-        (raw(1, (-1,), b""), r"negative dimension in shape \(-1,\)"),
-        (raw(1, (-2, -3), b"x" * 6), "negative dimension"),
-        (raw(1, (2**62, 4), b"x" * 16), "expected at most"),
-        (raw(1, (2**32, 2**32), b""), "expected at most"),  # the product is 0 in 64 bits
-        (raw(1, (0, 2**60), b""), "expected at most"),
-        (raw(3, (4,), b"x" * 15), "found 15 bytes of values, which is not the size of float32"),
-        (raw(3, (4,), b"x" * 17), "found 17 bytes of values"),
-        (raw(1, (1,) * 9, b"x"), "found 9 dimensions"),
-        (msgpack.packb(msgpack.ExtType(ARRAY, b"\x01\x04")), "found 4 dimensions in 2 bytes"),
-        (msgpack.packb(msgpack.ExtType(ARRAY, b"\x01")), "found 1 bytes, expected at least 2"),
-        (raw(1, (1,), b"x", kind=2), "found extension 2, expected 1"),
-        (b"\x93NUMPY", "not a message"),
-        (b"", "not a message"),
-        (b"\xc1", "not a message"),
-        (b"\x01\x01", "not a message"),  # a second message behind the first
-        (b"\x81\xc0\xc0", "not a message"),  # a key that is null
-        (b"\x81\xc4\x01a\xc0", "found a key of type bytes, expected text"),
-        (b"\xdd\xff\xff\xff\xff", "not a message"),  # a list of 4 billion
-        (b"\x91" * 5000 + b"\xc0", "not a message"),  # 5000 lists in each other
-        (b"\xdc\x10\x00" + b"\x91\x90" * 4096, f"more than {MAX_ITEMS} lists and dicts"),
+        b"", b"\xc1", b"\x93NUMPY", "text", msgpack.packb([1]), msgpack.packb({1: 2}), b"\x81\xc0\xc0", b"\x80\x80",
+        array("<f4", [1], b"abc"), array("<f4", [1], b"x" * 5), array("|O", [0], b""), array("|O", [1], b"x" * 8),
+        array("<f4", [-1, 0], b""), array("<f4", [-2, -3], b"x" * 24), array(["<f4"], 3, b""), array("<f4", [True], b"x" * 4),
+        array("|u1", [2**31, 2**31, 4], b""), array("|u1", [0, 2**30, 2**30, 2**30], b""), array("|u1", [1] * 9, b"x"),
+        array("|u1", [1], "x"), msgpack.packb({"x": msgpack.ExtType(1, b"x")}),
+        b"\xdd\xff\xff\xff\xff", b"\x91" * 5000 + b"\xc0", b"\x81\xa1x\xdc\x10\x00" + b"\x91\x90" * MAX_ITEMS,
+        msgpack.packb({"x": [{}] * 4000, "y": [{}] * 4000}),
     ],
-)
-def test_what_is_refused(data, words):
-    with pytest.raises(WireError, match=words) as caught:
-        decode(data)
+    ids=range(25),
+)  # fmt: skip
+def test_bytes_that_are_no_message(data):
+    with pytest.raises(WireError) as caught:
+        unpack(data)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def readable(data: bytes) -> None:
-    try:
-        decode(data)
-    except WireError as error:
-        assert "\n" not in str(error)
-
-
 @quick
-@given(st.binary(max_size=300))
-def test_any_bytes_are_a_message_or_refused(data):
-    readable(data)
-
-
-@quick
-@given(message, st.data())
-def test_a_damaged_message_is_a_message_or_refused(value, data):
-    whole = bytearray(encode(value))
+@given(st.binary(max_size=300), message, st.data())
+def test_any_bytes_are_a_message_or_an_error(noise, value, data):
+    damaged = bytearray(pack(value))
     for _ in range(data.draw(st.integers(1, 4))):
-        if whole:
-            place = data.draw(st.integers(0, len(whole) - 1))
-            whole[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
-    readable(bytes(whole))
+        place = data.draw(st.integers(0, len(damaged) - 1)) if damaged else 0
+        damaged[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    for received in (noise, bytes(damaged)):
+        try:
+            assert isinstance(unpack(received), dict)
+        except WireError as error:
+            assert "\n" not in str(error)
+
+
+sides = st.integers(-1, 4) | st.integers(-(2**63), 2**63 - 1)
 
 
 @quick
-@given(
-    st.integers(0, 255),
-    st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 4), max_size=9),
-    st.binary(max_size=64),
-)
-def test_no_shape_gets_memory_that_was_not_sent(number, shape, values):
+@given(st.sampled_from(list(_DTYPES)), st.lists(sides, max_size=9), st.binary(max_size=64))
+def test_no_shape_takes_memory_that_was_not_sent(name, shape, values):
     try:
-        array = decode(raw(number, tuple(shape), values))["a"]
+        found = unpack(array(name, shape, values))["x"]
     except WireError:
         return
-    assert array.nbytes == len(values) and array.shape == tuple(shape) and array.dtype.str in DTYPES.values()
+    assert found.nbytes == len(values) and found.shape == tuple(shape) and found.dtype.str == name
 
 
-def test_msgpack_times_are_plain_numbers():
-    assert decode(msgpack.packb(msgpack.Timestamp(5))) == 5.0
-    assert wire.PROTOCOL == 1  # whoever changes the form of a message has to raise it
+# ---------------------------------------------------------------- observations
 
 
-def test_the_contract_of_a_policy_of_many_demos_fits_into_a_message():
-    for count in (3, MAX_ITEMS, MAX_ITEMS + 1, 130_000):
-        contract = {
-            "robot": "xarm7",
-            "dataset": {"seeds": list(range(count)), "name": "many"},
-            "cameras": ["hand"],
-        }
-        sent = encode(_packed(contract))
-        assert len(sent) < MAX_ANSWER and _lists(decode(sent)) == contract
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"images": {"hand": HAND, "left": LEFT}, "proprio": STATE},
+        {"hand": HAND, "left_image": LEFT, "state": STATE},
+        {"observation/images/hand": HAND, "observation.images.left": LEFT, "observation.state": STATE},
+        {"hand": HAND.transpose(2, 0, 1), "left": LEFT, "state": list(range(8))},
+        {"cam": HAND, "left": LEFT, "hand": LEFT, "state": STATE},
+    ],
+)
+def test_what_a_camera_may_be_called(sent):
+    keys = {"cam": "hand"} if "cam" in sent else {}
+    found = observation_of(unpack(msgpack_numpy.packb(sent)), CAMERAS, keys)
+    assert np.array_equal(found["images"]["hand"], HAND) and np.array_equal(found["images"]["left"], LEFT)
+    assert found["proprio"].dtype == np.float32 and np.array_equal(found["proprio"], STATE)
+
+
+def test_the_only_camera_is_the_image_and_renamed_ones_keep_their_own_name_in_images():
+    found = observation_of({"observation/image": HAND, "state": STATE}, ("observation.images.top",), {})
+    assert np.array_equal(found["images"]["observation.images.top"], HAND)
+    found = observation_of({"images": {"hand": HAND}, "state": STATE}, ("hand",), {"cam": "hand"})
+    assert np.array_equal(found["images"]["hand"], HAND)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"left": None}, "^camera 'left': .*serve.keys"),
+        ({"left": LEFT * 1.0}, r"^left: .*float64 \(4, 6, 3\)"),
+        ({"hand": HAND[:0]}, "^hand: "),
+        ({"hand": HAND[..., :1]}, "^hand: "),
+        ({"hand": np.zeros((1, 5000, 3), np.uint8)}, "^hand: "),
+        ({"state": STATE[None]}, r"^state: .*float64 \(1, 8\)"),
+        ({"state": [[1, 2], [3]]}, "^state: "),
+        ({"state": [[1.0]]}, "^state: "),
+        ({"state": "words"}, "^state: "),
+        ({}, "^state: .*proprio"),
+    ],
+)
+def test_observations_that_are_rejected(change, words):
+    sent = {"hand": HAND, "left": LEFT} | ({"state": STATE} if change else {}) | change
+    with pytest.raises(WireError, match=words):
+        observation_of(unpack(msgpack_numpy.packb(sent)), CAMERAS, {})
