@@ -10,7 +10,6 @@ the client received. The client needs neither torch nor a simulator.
 """
 
 import asyncio
-import json
 import logging
 import math
 import secrets
@@ -22,25 +21,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import Field, Json
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.uri import parse_uri
 
 from s2robot.core.errors import UserError
-from s2robot.envs.errors import EnvError
-from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
+from s2robot.core.settings import Stored, read
+from s2robot.envs.frames import ImageSize, as_image_size
 from s2robot.serving.wire import PROTOCOL, WireError, pack, unpack
 
-try:
-    from websockets.asyncio.client import connect
-    from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
-    from websockets.uri import parse_uri
-except ImportError as error:
-    raise UserError("websockets is not installed; `pip install 's2robot[serve]'` brings it") from error
-
 MAX_ANSWER = 1 << 22  # bytes of a message from the server; the metadata lists every training episode
+CONTRACT_KEYS = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz")  # for deployment
 _CLOSE_S = 0.2  # for the server to acknowledge the end of a connection
-_OUR_FAILURES = (1002, 1003, 1007, 1009)  # websocket codes with which this side rejects what it received
-_TRY_LATER = 1013
-# the keys of a contract that deployment compares with the arm
-_CONTRACT = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz")
+_TRY_LATER = 1013  # websocket close code of a busy server
 T = TypeVar("T")
 
 _quiet = logging.getLogger("s2robot.serving.remote.websockets")
@@ -67,6 +61,16 @@ class PolicyMalformed(RemoteError):
 
 class PolicyRefused(RemoteError):
     """The server rejected the call: wrong token, another version, busy, or an observation that it cannot use."""
+
+
+class _Metadata(Stored):
+    """What the client uses of the server's first message."""
+
+    sizes: dict[str, tuple[int, int]]  # (H, W) of each camera's frames, in the policy's order
+    actions: int = Field(gt=0)
+    action_dim: int = Field(gt=0)
+    max_bytes: int = Field(gt=0)
+    contract: Json[dict[str, Any]]
 
 
 class RemotePolicy:
@@ -99,17 +103,21 @@ class RemotePolicy:
     ):
         if not token:
             raise UserError("no token: set $S2ROBOT_TOKEN to the server's, or copy its token file")
-        self.deadline_s = _seconds("deadline_s", deadline_s)
+        self.deadline_s, until = _seconds("deadline_s", deadline_s), _until("connect_s", connect_s)
         self.server_s = math.nan
         self._asked = 0  # number of the last request
         self.reset()
         self._connection = _Connection(url)
         try:
-            until = time.monotonic() + _seconds("connect_s", connect_s)
-            self._greet(self._connection.open(token, until, ca_file))
+            metadata = self._connection.open(token, until, ca_file)
         except BaseException:
             self.close()
             raise
+        self.contract: dict[str, Any] = metadata.contract
+        self.cameras = tuple(metadata.sizes)
+        self.image_size: ImageSize = as_image_size(metadata.sizes)
+        self.actions, self._action_dim = metadata.actions, metadata.action_dim
+        self._max_bytes = metadata.max_bytes
 
     def __enter__(self) -> "RemotePolicy":
         return self
@@ -124,7 +132,7 @@ class RemotePolicy:
     def reset(self) -> None:
         """Begin an episode. The next call tells the server, so this one cannot fail."""
         self.seed = secrets.randbits(32)
-        self._used = 0  # number of the last answer in this episode; 0 = none
+        self._used: int | None = None  # number of the last answer in this episode
         self._queue: list[np.ndarray] = []
 
     def act(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
@@ -141,19 +149,14 @@ class RemotePolicy:
             PolicyRefused: the server's reason why it has no action for this observation.
             UserError: an observation that lacks a camera or cannot be sent.
         """
-        for key in ("images", "proprio"):
-            if observation.get(key) is None:
-                raise UserError(
-                    f"observation: '{key}' is missing, found {', '.join(observation) or 'nothing'}"
-                )
-        missing = [name for name in self.cameras if observation["images"].get(name) is None]
-        if missing:
-            raise UserError(
-                f"observation: camera '{missing[0]}' is missing, found {', '.join(observation['images'])}, "
-                f"the policy needs {', '.join(self.cameras)}"
-            )
+        images, proprio = observation.get("images") or {}, observation.get("proprio")
+        missing = [f"camera '{name}'" for name in self.cameras if images.get(name) is None]
+        if missing or proprio is None:
+            found = ", ".join([*images, *observation]) or "nothing"
+            raise UserError(f"observation: expected {[*missing, 'proprio'][0]}, got {found}")
         if not self._queue:
-            self._queue = list(self._ask(observation, deadline_s))
+            frames = {name: np.asarray(images[name]) for name in self.cameras}
+            self._queue = list(self._ask(frames, np.asarray(proprio, np.float32), deadline_s))
         return self._queue.pop(0)
 
     def plan(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
@@ -162,64 +165,29 @@ class RemotePolicy:
         rest, self._queue = self._queue, []
         return np.stack([first, *rest])  # (k, A)
 
-    def _greet(self, metadata: Mapping[str, Any]) -> None:
-        ours, url = metadata.get("s2robot"), self._connection.url
-        version = ours.get("protocol") if isinstance(ours, dict) else None
-        if version != PROTOCOL:
-            raise PolicyRefused(
-                f"{url}: expected a server of s2robot's protocol {PROTOCOL}, got {str(version)[:20]}"
-            )
-        counts = [metadata.get(key) for key in ("actions", "action_dim", "max_bytes")]
-        try:
-            contract, cameras = json.loads(metadata["contract"]), tuple(metadata["cameras"])
-            image_size = as_image_size(sizes_of(metadata["sizes"], cameras))
-            right = all(key in contract for key in _CONTRACT) and all(
-                type(n) is int and n > 0 for n in counts
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, EnvError):
-            right = False
-        if not right or not isinstance(contract, dict) or not all(isinstance(name, str) for name in cameras):
-            raise PolicyMalformed(f"{url}: the server's metadata holds no contract, cameras or sizes")
-        self.contract: dict[str, Any] = contract
-        self.cameras: tuple[str, ...] = cameras
-        self.image_size: ImageSize = image_size
-        self.actions, self._action_dim, self._max_bytes = (int(n or 0) for n in counts)
-
-    def _ask(self, observation: Mapping[str, Any], deadline_s: float | None) -> np.ndarray:
-        seconds = _seconds("deadline_s", self.deadline_s if deadline_s is None else deadline_s)
-        until = time.monotonic() + seconds
+    def _ask(self, images: dict[str, np.ndarray], state: np.ndarray, deadline_s: float | None) -> np.ndarray:
+        until = _until("deadline_s", self.deadline_s if deadline_s is None else deadline_s)
         self._asked += 1
-        numbers = {"id": self._asked, "seed": self.seed} | ({"used": self._used} if self._used else {})
-        request = {
-            "images": {name: np.asarray(observation["images"][name]) for name in self.cameras},
-            "state": np.asarray(observation["proprio"], np.float32),
-            "reset": not self._used,
-            "s2robot": numbers,
-        }
+        numbers = {"id": self._asked, "used": self._used, "seed": self.seed}
         try:
-            data = pack(request)
+            data = pack({"images": images, "state": state, "reset": self._used is None, "s2robot": numbers})
         except WireError as error:
             raise UserError(f"observation: {error}") from error
         if len(data) > self._max_bytes:
             raise UserError(f"observation: expected at most {self._max_bytes} bytes, got {len(data)}")
         answer = self._connection.ask(data, self._asked, until)
-        if "error" in answer:
-            raise PolicyRefused(f"{self._connection.url}: {_text(answer['error'])}")
-        actions = self._checked(answer.get("actions"))
+        actions = answer.get("actions")
+        array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2
+        if not array or not 1 <= len(actions) <= self.actions or actions.shape[1] != self._action_dim:
+            found = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else "none"
+            expected = f"actions, float32 of 1 to {self.actions} by {self._action_dim}"
+            raise PolicyMalformed(f"{self._connection.url}: expected {expected}, got {found}")
+        if not np.isfinite(actions).all():
+            raise PolicyMalformed(f"{self._connection.url}: expected finite actions, got NaN or infinity")
         timing = answer.get("server_timing")
         took = timing.get("infer_ms") if isinstance(timing, dict) else None
         self.server_s = took / 1000 if isinstance(took, float) else math.nan
         self._used = self._asked
-        return actions
-
-    def _checked(self, actions: Any) -> np.ndarray:
-        array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2
-        if not array or not 1 <= len(actions) <= self.actions or actions.shape[1] != self._action_dim:
-            expected = f"actions, float32 of 1 to {self.actions} by {self._action_dim}"
-            found = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else "none"
-            raise PolicyMalformed(f"{self._connection.url}: expected {expected}, got {found}")
-        if not np.isfinite(actions).all():
-            raise PolicyMalformed(f"{self._connection.url}: expected finite actions, got NaN or infinity")
         return actions
 
 
@@ -240,29 +208,42 @@ class _Connection:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def open(self, token: str, until: float, ca_file: str | Path | None) -> dict[str, Any]:
+    def open(self, token: str, until: float, ca_file: str | Path | None) -> _Metadata:
         """Connect, and return the server's metadata."""
         options = {"ssl": _trust(ca_file)} if self._secure else {}
-        self._ws = self._run(self._connect(token, options), until, "the server did not open the connection")
-        return self._run(self._receive(), until, "no metadata")
 
-    async def _connect(self, token: str, options: Mapping[str, Any]) -> Any:
-        return await connect(
-            self.url,
-            additional_headers={"Authorization": f"Api-Key {token}"},
-            compression=None,
-            proxy=None,
-            open_timeout=None,  # each call has a deadline
-            ping_interval=None,
-            close_timeout=_CLOSE_S,
-            max_size=MAX_ANSWER,
-            logger=_quiet,
-            **options,
-        )
+        async def made() -> Any:
+            return await connect(
+                self.url,
+                additional_headers={"Authorization": f"Api-Key {token}"},
+                compression=None,
+                proxy=None,
+                open_timeout=None,  # each call has a deadline
+                ping_interval=None,
+                max_size=MAX_ANSWER,
+                logger=_quiet,
+                **options,
+            )
+
+        self._ws = self._run(made(), until, "the server did not open the connection")
+        message = self._run(self._receive(), until, "no metadata")
+        ours = message.get("s2robot")
+        if not isinstance(ours, dict) or ours.get("protocol") != PROTOCOL:
+            raise PolicyRefused(f"{self.url}: expected protocol {PROTOCOL} of s2robot, got {str(ours)[:80]}")
+        try:
+            metadata = read(_Metadata, message, "metadata")
+        except UserError as error:
+            raise PolicyMalformed(f"{self.url}: {_text(error)}") from None
+        if missing := [key for key in CONTRACT_KEYS if key not in metadata.contract]:
+            raise PolicyMalformed(f"{self.url}: metadata.contract: expected {missing[0]}, got none")
+        return metadata
 
     def ask(self, data: bytes, number: int, until: float) -> dict[str, Any]:
         """Send a request and return the answer with its number. Answers to earlier requests are dropped."""
-        return self._run(self._exchange(data, number), until, "no answer")
+        answer = self._run(self._exchange(data, number), until, "no answer")
+        if "error" in answer:
+            raise PolicyRefused(f"{self.url}: {_text(answer['error'])}")
+        return answer
 
     async def _exchange(self, data: bytes, number: int) -> dict[str, Any]:
         # websockets must not be interrupted while it sends: after a deadline, the next call waits for the rest
@@ -293,16 +274,11 @@ class _Connection:
         """End the connection; safe to call twice."""
         if not self._thread.is_alive():
             return
-
-        async def end() -> None:
-            try:
-                async with asyncio.timeout(_CLOSE_S):
-                    await self._ws.close()
-            except TimeoutError:
-                self._ws.transport.abort()
-
-        if self._ws is not None:
-            asyncio.run_coroutine_threadsafe(end(), self._loop).result()
+        try:
+            if self._ws is not None:
+                self._run(self._ws.close(), time.monotonic() + _CLOSE_S, "not closed")
+        except PolicyLate:
+            self._loop.call_soon_threadsafe(self._ws.transport.abort)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -322,28 +298,28 @@ class _Connection:
         except TimeoutError:
             raise PolicyLate(f"{self.url}: {late} by the deadline") from None
         except (OSError, InvalidHandshake, ConnectionClosed) as error:
-            raise self._explained(error) from error
+            kind, why = _explained(error)
+            raise kind(f"{self.url}: {_text(why) or 'the server ended the connection'}") from error
         finally:
-            future.cancel()  # a Ctrl-C ends the wait, not the call
+            future.cancel()  # Ctrl-C ends the wait, not the call
 
-    def _explained(self, error: Exception) -> RemoteError:
-        """Return the error that tells a user what happened to the connection."""
-        if isinstance(error, InvalidStatus):
-            body = _text(bytes(error.response.body or b""))
-            return PolicyRefused(f"{self.url}: HTTP {error.response.status_code}: {body}")
-        if isinstance(error, ConnectionClosed):
-            sent, received = error.sent, error.rcvd
-            if sent and sent.code in _OUR_FAILURES and not error.rcvd_then_sent:
-                return PolicyMalformed(f"{self.url}: not a message of a policy server: {_text(sent.reason)}")
-            why = _text(received.reason) if received else ""
-            kind = PolicyRefused if received and received.code == _TRY_LATER else PolicyLost
-            return kind(f"{self.url}: {why or 'the server ended the connection'}")
-        if isinstance(error, OSError):
-            why = getattr(error, "verify_message", "") or error.strerror or error
-            return PolicyLost(f"{self.url}: {_text(str(why))}")
-        if isinstance(error.__cause__, EOFError | ConnectionError):
-            return PolicyLost(f"{self.url}: the server ended the connection")
-        return PolicyMalformed(f"{self.url}: not the websocket of a policy server: {_text(str(error))}")
+
+def _explained(error: Exception) -> tuple[type[RemoteError], object]:
+    """Return what happened to a connection, and why."""
+    if isinstance(error, InvalidStatus):
+        body = bytes(error.response.body or b"").decode("utf-8", "replace")
+        return PolicyRefused, f"HTTP {error.response.status_code}: {body}"
+    if isinstance(error, ConnectionClosed):
+        if error.sent and not error.rcvd_then_sent:  # websockets rejected what it received
+            return PolicyMalformed, f"not a message of a policy server: {error.sent.reason}"
+        received = error.rcvd
+        busy = received is not None and received.code == _TRY_LATER
+        return PolicyRefused if busy else PolicyLost, received.reason if received else ""
+    if isinstance(error, OSError):
+        return PolicyLost, getattr(error, "verify_message", "") or error.strerror or error
+    if isinstance(error.__cause__, EOFError | ConnectionError):
+        return PolicyLost, ""
+    return PolicyMalformed, f"not the websocket of a policy server: {error}"
 
 
 def _trust(ca_file: str | Path | None) -> ssl.SSLContext:
@@ -355,10 +331,13 @@ def _trust(ca_file: str | Path | None) -> ssl.SSLContext:
         raise UserError(f"ca_file: expected a PEM file of certificates, got {ca_file} ({text})") from error
 
 
-def _text(raw: object) -> str:
+def _text(words: object) -> str:
     """Return a server's words as one line of at most 400 visible characters."""
-    text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
-    return "".join(c if c.isprintable() else " " for c in text[:400]).strip()
+    return "".join(c if c.isprintable() else " " for c in str(words)[:400]).strip()
+
+
+def _until(name: str, seconds: float) -> float:
+    return time.monotonic() + _seconds(name, seconds)
 
 
 def _seconds(name: str, value: float) -> float:

@@ -26,6 +26,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from pydantic import model_validator
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as listen
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 
 from s2robot import __version__
 from s2robot.common.settings import path_of
@@ -38,14 +42,6 @@ from s2robot.serving.gate import Gate, gates, tls_of
 from s2robot.serving.session import Session
 from s2robot.serving.token import token_for
 from s2robot.serving.wire import PROTOCOL, WireError, pack
-
-try:
-    from websockets.asyncio.server import ServerConnection
-    from websockets.asyncio.server import serve as listen
-    from websockets.exceptions import ConnectionClosed
-    from websockets.http11 import Request, Response
-except ImportError as error:
-    raise UserError("websockets is not installed; `pip install 's2robot[serve]'` brings it") from error
 
 _GOING, _UNSUPPORTED, _INTERNAL, _TRY_LATER = 1001, 1003, 1011, 1013  # websocket close codes
 
@@ -105,7 +101,6 @@ class PolicyServer:
             {
                 "s2robot": {"protocol": PROTOCOL, "version": __version__},
                 **{key: contract[key] for key in ("robot", "rate_hz")},
-                "cameras": list(actor.cameras),
                 "sizes": {name: list(size) for name, size in self._sizes.items()},
                 "actions": actor.batch.execute,  # the most in an answer
                 "action_dim": actor.batch.policy.spec.action_dim,
@@ -114,17 +109,12 @@ class PolicyServer:
             }
         )
         self.skipped = 0  # requests that a newer one replaced
-        self._session = Session(actor, settings.keys)
+        self.session = Session(actor, settings.keys)
         self._worker = _Worker()
         self._client: tuple[str, float] | None = None  # address and time of connection
         self._task: asyncio.Task | None = None  # of the client
         self._failure: UserError | None = None
         self._gates: list[Gate] = []
-
-    @property
-    def calls(self) -> int:
-        """Plans so far."""
-        return self._session.calls
 
     def warm_up(self) -> None:
         """Plan once on black frames, so that the first client waits no longer than later ones."""
@@ -203,11 +193,11 @@ class PolicyServer:
             return
         who = "{} port {}".format(*ws.remote_address) if ws.remote_address else "a client"
         self._client, self._task = (who, time.monotonic()), asyncio.current_task()
-        calls, skipped = self.calls, self.skipped
+        calls, skipped = self.session.calls, self.skipped
         code, reason = _GOING, "the server was stopped"
         print(f"{who}: connected", flush=True)
         try:
-            self._session.begin()
+            self.session.begin()
             code, reason = await self._converse(ws)
         except ConnectionClosed:
             reason = "gone"
@@ -215,7 +205,7 @@ class PolicyServer:
             code, reason = _INTERNAL, f"read nothing for {self.settings.send_s:g} s"
         finally:
             self._client = self._task = None
-            counts = f"{self.calls - calls} plans, {self.skipped - skipped} requests skipped"
+            counts = f"{self.session.calls - calls} plans, {self.skipped - skipped} requests skipped"
             print(f"{who}: {reason}; {counts}", flush=True)
             await ws.close(code, reason)
 
@@ -238,7 +228,7 @@ class PolicyServer:
                     return _GOING, "gone"
                 try:
                     async with asyncio.timeout(s.call_s):
-                        answer = await self._worker.do(self._session.answer, data)
+                        answer = await self._worker.do(self.session.answer, data)
                 except WireError as error:
                     return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
                 except TimeoutError:
@@ -328,4 +318,4 @@ def run_serve(cfg: DictConfig) -> None:
 
     _open_logs()
     asyncio.run(server.run(ready))
-    print(f"stopped after {server.calls} plans")
+    print(f"stopped after {server.session.calls} plans")

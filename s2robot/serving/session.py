@@ -11,14 +11,28 @@ An episode begins with the connection and with each message that holds `reset: t
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from pydantic import Field
+
+from s2robot.core.errors import UserError
+from s2robot.core.settings import Stored, read
 from s2robot.policies import Actor, PolicyError
-from s2robot.serving.observation import observation_of
 from s2robot.serving.wire import WireError, pack, unpack
 
-_LEAST = {"id": 1, "used": 1, "seed": 0}
+STATES = ("proprio", "state", "observation/state", "observation.state", "observation/proprio")
+MAX_PIXELS = 4096  # of one side of a frame
+_PREFIXES = ("observation/images/", "observation.images.", "observation/", "observation.", "images/", "")
+
+
+class _Numbers(Stored):
+    """`s2robot` of a message."""
+
+    id: int = Field(ge=1, strict=True)
+    used: int | None = Field(None, ge=1, strict=True)
+    seed: int | None = Field(None, ge=0, lt=1 << 63, strict=True)
 
 
 class Session:
@@ -44,8 +58,12 @@ class Session:
         Raises:
             WireError: the bytes are no message, or its numbers are wrong: not a client of ours.
         """
-        message = unpack(data)
-        numbers = _numbers(message)
+        message, numbers = unpack(data), None
+        if "s2robot" in message:
+            try:
+                numbers = read(_Numbers, message["s2robot"], "s2robot")
+            except UserError as error:
+                raise WireError(str(error)[:200]) from None
         begin = time.perf_counter()
         try:
             actions = self._plan(message, numbers)
@@ -55,20 +73,21 @@ class Session:
             traceback.print_exc()
             text = f"the policy failed: {type(error).__name__}: {error}"[:400]
         else:
-            self.calls += 1
-            timing = {"infer_ms": 1000 * (time.perf_counter() - begin)}
-            return pack({"actions": actions, "server_timing": timing} | _number(numbers))
-        return pack({"error": text} | _number(numbers)) if "id" in numbers else text
+            self.calls, text = self.calls + 1, ""
+        number = {"s2robot": {"id": numbers.id}} if numbers else {}
+        if text:
+            return pack({"error": text} | number) if number else text
+        timing = {"infer_ms": 1000 * (time.perf_counter() - begin)}
+        return pack({"actions": actions, "server_timing": timing} | number)
 
-    def _plan(self, message: Mapping[str, Any], numbers: Mapping[str, int]) -> Any:
-        used = numbers.get("used")
+    def _plan(self, message: Mapping[str, Any], numbers: _Numbers | None) -> Any:
+        used = numbers.used if numbers else None
         if self._memories is None or message.get("reset") is True:
-            self.actor.reset(numbers.get("seed"))
+            self.actor.reset(numbers.seed if numbers else None)
             self._memories, used = {}, None
         elif used is not None:
             if used not in self._memories:
-                stored = ", ".join(str(number) for number in self._memories if number) or "none"
-                raise WireError(f"s2robot.used: expected a recent answer ({stored}), got {used}")
+                raise WireError(f"s2robot.used: expected one of the last two answers, got {used}")
             self.actor.restore(self._memories[used])
         observation = observation_of(message, self.actor.cameras, self._keys)
         before = self.actor.remember()
@@ -77,22 +96,70 @@ class Session:
         except BaseException:
             self.actor.restore(before)
             raise
-        self._memories = {used: before, numbers.get("id"): self.actor.remember()}
+        self._memories = {used: before, numbers.id if numbers else None: self.actor.remember()}
         return actions
 
 
-def _number(numbers: Mapping[str, int]) -> dict[str, Any]:
-    return {"s2robot": {"id": numbers["id"]}} if "id" in numbers else {}
+def observation_of(
+    message: Mapping[str, Any], cameras: Sequence[str], keys: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return {"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (P,)}.
+
+    Args:
+        message: images by key, uint8 (H, W, 3) or (3, H, W), at the top level or in a map `images`, and the state under one
+            of STATES. Other keys, such as `prompt`, are ignored.
+        cameras: of the policy. Camera `left` is the image `left`, `left_image`, `observation/left`,
+            `observation/left_image` or `observation.images.left`; the only camera is also `observation/image`.
+        keys: a client's key -> camera, if its names differ.
+
+    Raises:
+        WireError: a camera or the state is missing or has another type.
+    """
+    nested = message.get("images")
+    nested = nested if isinstance(nested, dict) else {}
+    flat = {**message, **nested}
+    renamed = {camera: key for key, camera in keys.items()}
+    images = {}
+    for camera in cameras:
+        names = [renamed[camera]] if camera in renamed else _names(camera, len(cameras) == 1)
+        key = next((key for key in names if isinstance(flat.get(key), np.ndarray)), camera)
+        image = flat.get(key) if key in names else nested.get(camera)
+        if not isinstance(image, np.ndarray):
+            expected = f"an image '{names[0]}', or serve.keys to name it"
+            raise WireError(f"camera '{camera}': expected {expected}, got {_keys(flat)}")
+        images[camera] = _image(key, image)
+    for key in STATES:
+        if key in message:
+            return {"images": images, "proprio": _state(key, message[key])}
+    raise WireError(f"state: expected one of the keys {', '.join(STATES)}, got {_keys(message)}")
 
 
-def _numbers(message: Mapping[str, Any]) -> dict[str, int]:
-    found = message.get("s2robot", {})
-    if not isinstance(found, dict):
-        raise WireError(f"s2robot: expected keys and values, got {type(found).__name__}")
-    numbers = {key: value for key, value in found.items() if key in _LEAST}
-    for key, value in numbers.items():
-        if type(value) is not int or not _LEAST[key] <= value < 1 << 63:  # a boolean is an int too
-            raise WireError(f"s2robot.{key}: expected an integer >= {_LEAST[key]}, got {str(value)[:20]}")
-    if numbers and "id" not in numbers:
-        raise WireError("s2robot.id: expected an integer >= 1, got nothing")
-    return numbers
+def _names(camera: str, only: bool) -> list[str]:
+    """What a client may call a camera's image."""
+    names = [camera, *(f"{p}{camera}{s}" for p in _PREFIXES for s in ("", "_image"))]
+    return names + ["observation/image", "observation.image", "image"] * only
+
+
+def _image(key: str, image: np.ndarray) -> np.ndarray:
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        image = np.ascontiguousarray(image.transpose(1, 2, 0))
+    right = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size
+    if not right or max(image.shape) > MAX_PIXELS:
+        sides = f"uint8 (H, W, 3) with sides of 1 to {MAX_PIXELS}"
+        raise WireError(f"{key}: expected {sides}, got {image.dtype} {image.shape}")
+    return image
+
+
+def _state(key: str, value: Any) -> np.ndarray:
+    try:
+        state = np.asarray(value)
+    except ValueError:  # lists of different lengths, or nested too deep
+        raise WireError(f"{key}: expected numbers (P,), got lists in lists") from None
+    if state.ndim != 1 or state.dtype.kind not in "fiu":
+        raise WireError(f"{key}: expected numbers (P,), got {state.dtype} {state.shape}")
+    with np.errstate(over="ignore"):  # the policy rejects a number that becomes infinite
+        return state.astype(np.float32)
+
+
+def _keys(message: Mapping[str, Any]) -> str:
+    return ", ".join(list(message)[:12])[:300] or "no keys"

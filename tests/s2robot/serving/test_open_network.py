@@ -202,7 +202,7 @@ def test_who_is_not_trusted_is_not_talked_to(checkpoint, certificate, tmp_path):
                 RemotePolicy(secure, TOKEN, ca_file=ca_file)
         with pytest.raises(RemoteError):  # a client that does not encrypt
             RemotePolicy(url, TOKEN, connect_s=2)
-        assert server.calls == 0 and not errors
+        assert server.session.calls == 0 and not errors
     with serving(checkpoint) as (_, url, _), pytest.raises(RemoteError):  # a server that does not
         RemotePolicy(url.replace("ws:", "wss:"), TOKEN, connect_s=2, ca_file=certificate)
     files = {"certificate": str(other), "key": str(other.with_name("key.pem"))}

@@ -156,7 +156,9 @@ def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
                 expected, found = local.act(observation), policy.act(observation)
                 assert found.dtype == np.float32 and found.tobytes() == expected.tobytes()
             assert policy.server_s > 0
-        assert server.calls == 2 * {"chunks": 3, "ensemble": 8, "context": 8}[kind]  # 3 of 4 actions a plan
+        assert (
+            server.session.calls == 2 * {"chunks": 3, "ensemble": 8, "context": 8}[kind]
+        )  # 3 of 4 actions a plan
         local.reset()
         policy.reset()
         first, second = observations(2)
@@ -221,7 +223,7 @@ def test_a_call_that_failed_leaves_no_trace(checkpoints, kind, capsys):
         slow.fail = False
         for observation in later[1:]:
             assert np.array_equal(policy.plan(observation), local.plan(observation))
-        assert server.calls == 6  # the late one was computed
+        assert server.session.calls == 6  # the late one was computed
     assert "ZeroDivisionError" in capsys.readouterr().err  # the operator of the server sees where
 
 
@@ -234,7 +236,7 @@ def test_of_waiting_requests_only_the_newest_is_answered(checkpoint):
                 policy.plan(observation, deadline_s=0.1)
         last = observations(5)[-1]
         assert np.array_equal(policy.plan(last), load_policy(checkpoint, "cpu")[0].plan(last))
-        assert server.calls == 2 and server.skipped == 3
+        assert server.session.calls == 2 and server.skipped == 3
 
 
 # ---------------------------------------------------------------- openpi's client
@@ -253,7 +255,7 @@ def test_openpis_client_gets_the_same_chunks(checkpoint):
                 WebsocketClientPolicy(url, api_key=key)
         client = WebsocketClientPolicy(url, api_key=TOKEN)
         known = client.get_server_metadata()
-        assert known["cameras"] == list(CAMERAS) and known["sizes"] == {name: [64, 64] for name in CAMERAS}
+        assert known["sizes"] == {name: [64, 64] for name in CAMERAS}
         assert (known["actions"], known["action_dim"], known["rate_hz"]) == (3, 8, 10)
         for observation in observations(3):
             answer = client.infer(as_openpi(observation))
@@ -271,7 +273,7 @@ def test_openpis_client_gets_the_same_chunks(checkpoint):
                 client.infer(good | change)
         assert client.infer(good)["actions"].shape == (3, 8)  # the session continues
         client._ws.close()
-        assert server.calls == 5
+        assert server.session.calls == 5
 
 
 def test_openpis_client_begins_an_episode_with_reset(checkpoints):
@@ -312,7 +314,7 @@ def test_a_wrong_token_is_refused(checkpoint):
 def test_a_server_of_another_protocol_is_refused(checkpoint, monkeypatch):
     with serving(checkpoint) as (_, url, _):
         monkeypatch.setattr(remote, "PROTOCOL", PROTOCOL + 1)
-        with pytest.raises(PolicyRefused, match=f"protocol {PROTOCOL + 1}, got {PROTOCOL}"):
+        with pytest.raises(PolicyRefused, match=f"protocol {PROTOCOL + 1} .*{PROTOCOL}"):
             connect(url)
     with answering(pack({"some": "policy"})) as url, pytest.raises(PolicyRefused, match="got None"):
         connect(url)
@@ -369,7 +371,7 @@ def test_bad_observations_are_answered_with_the_reason(checkpoint):
             answer = ask(ws, request() | change)
             assert re.search(words, answer["error"]), answer["error"]
             assert answer["s2robot"] == {"id": 1} and "\n" not in answer["error"]
-        assert server.calls == 0
+        assert server.session.calls == 0
         assert ask(ws, request(2))["actions"].shape == (3, 8)  # none of them did harm
         assert ask(ws, request(3, reset=False, s2robot={"id": 3, "used": 2}))["s2robot"] == {"id": 3}
 
@@ -397,7 +399,7 @@ def test_a_client_checks_its_own_observations(checkpoint):
         observation = observations(1)[0]
         hand = {"hand": observation["images"]["hand"]}
         for change, words in [
-            ({"images": hand}, "camera 'left' is missing"),
+            ({"images": hand}, "camera 'left', got hand"),
             ({"images": dict.fromkeys(CAMERAS, np.array([object()]))}, "^observation: .*object"),
             ({"images": dict.fromkeys(CAMERAS, np.zeros((200, 200, 3), np.uint8))}, "at most 100000 bytes"),
         ]:
@@ -407,9 +409,9 @@ def test_a_client_checks_its_own_observations(checkpoint):
             policy.act(observation, deadline_s=0)
         with pytest.raises(PolicyRefused, match="proprio holds NaN"):
             policy.act(observation | {"proprio": np.full(8, np.nan)})
-        assert policy.act(observation).shape == (8,) and server.calls == 1
+        assert policy.act(observation).shape == (8,) and server.session.calls == 1
         for gone in ({"proprio": None}, {"images": hand}):
-            with pytest.raises(UserError, match="is missing"):  # while the plan lasts, too
+            with pytest.raises(UserError, match="^observation: expected"):  # while the plan lasts, too
                 policy.act(observation | gone)
 
 
@@ -427,7 +429,7 @@ def test_a_policy_that_hangs_stops_the_server(checkpoint):
 
 
 HELLO = {
-    "s2robot": {"protocol": PROTOCOL}, "cameras": list(CAMERAS), "actions": 3, "action_dim": 8, "max_bytes": 10**6,
+    "s2robot": {"protocol": PROTOCOL}, "actions": 3, "action_dim": 8, "max_bytes": 10**6,
     "sizes": {name: [64, 64] for name in CAMERAS}, "contract": _contract_text(
         {"encoder": {}, "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [], "action_frame": "", "rate_hz": 10}
     ),
@@ -676,7 +678,7 @@ def test_a_stop_as_an_answer_leaves_is_no_later_than_any(checkpoint, monkeypatch
 
         async def send(ws, data):
             await sent(ws, data)
-            server._session.cancel()
+            server._task.cancel()
 
         monkeypatch.setattr(ServerConnection, "send", send)
         with pytest.raises(PolicyLost, match="the server was stopped"):
@@ -706,21 +708,6 @@ def test_a_killed_server_process(checkpoint, tmp_path):
                 with pytest.raises(PolicyLost):
                     policy.plan(observation)
             assert time.monotonic() - begin < 5
-
-
-@pytest.mark.parametrize("absent", ["websockets", "msgpack"])
-def test_without_the_extra_there_is_one_line(absent, tmp_path):
-    script = (
-        f"import sys; sys.modules['{absent}'] = None; from s2robot.cli import main;"
-        "sys.exit(main(['serve', 'checkpoint=x']))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert result.returncode == 2
-    expected = f"s2robot serve: error: {absent} is not installed; `pip install 's2robot[serve]'` brings it"
-    assert result.stderr.strip().splitlines() == [expected]
 
 
 def test_the_client_needs_no_torch():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from openpi_client import msgpack_numpy
 
-from s2robot.serving.observation import observation_of
+from s2robot.serving.session import observation_of
 from s2robot.serving.wire import _DTYPES, MAX_ITEMS, WireError, pack, unpack
 
 CAMERAS = ("hand", "left")
