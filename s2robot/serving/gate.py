@@ -1,20 +1,21 @@
-"""The sockets that a policy server listens on. Connections that did not show the token yet are few, whatever is sent."""
+"""The sockets that a policy server listens on. Few connections without the token may be open at a time."""
 
 import errno
 import socket
 import ssl
 import time
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
-PER_ADDRESS, ALL = 16, 64  # connections that may be unfinished at a time
+PER_ADDRESS, ALL = 16, 64  # connections without the token
+_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Gate(socket.socket):
     """A listening socket for asyncio, which calls `accept`.
 
-    A connection is pending from then until `admit`. Where too many are pending, the oldest one ends: a client that means it
-    needs milliseconds, one that floods never finishes. TLS handshakes count, which asyncio's protocols do not see.
+    A connection is pending from then until `admit`. If too many are pending, the oldest one ends: a client needs
+    milliseconds, and a flood never finishes. This includes TLS handshakes, which asyncio's protocols do not see.
     """
 
     def __init__(self, family: int, address: tuple) -> None:
@@ -30,14 +31,14 @@ class Gate(socket.socket):
             raise
 
     def accept(self) -> tuple[socket.socket, tuple]:
-        """The next connection; where the process has no file left for it, the pending ones end first."""
+        """Return the next connection. If the process can open no more files, the pending connections end first."""
         try:
             made, address = super().accept()
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            if error.errno not in _NO_RESOURCES:
                 raise
             if not self.pending:
-                time.sleep(0.01)  # nothing of ours to end: asyncio asks again at once
+                time.sleep(0.01)  # nothing to end, and asyncio tries again at once
             while self.pending:
                 self._end(next(iter(self.pending)))
             raise BlockingIOError from None  # asyncio tries again
@@ -51,18 +52,18 @@ class Gate(socket.socket):
         return made, address
 
     def admit(self, address: tuple) -> None:
-        """This connection has shown the token."""
+        """Stop counting a connection that has sent the token."""
         self.pending.pop(address, None)
 
     def _end(self, address: tuple) -> None:
         try:
-            self.pending.pop(address).shutdown(socket.SHUT_RDWR)  # its owner, asyncio, closes it then
+            self.pending.pop(address).shutdown(socket.SHUT_RDWR)  # asyncio, its owner, closes it then
         except OSError:  # it is gone
             pass
 
 
 def gates(host: str, port: int) -> list[Gate]:
-    """One for each address of a name. Raises OSError where one cannot be listened on."""
+    """Return one for each address of a name. Raises OSError if an address is not available."""
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     made: list[Gate] = []
     try:
@@ -76,20 +77,16 @@ def gates(host: str, port: int) -> list[Gate]:
 
 
 def tls_of(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """What encrypts connections; None without a certificate.
-
-    Raises:
-        UserError: the files hold no certificate and its key.
-    """
+    """Return what encrypts connections; None without a certificate. Raises UserError for files that are no PEM pair."""
     if not certificate:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # without an empty one, a key with a passphrase would ask for it on the terminal
+        # without the empty password, a key with a passphrase would ask for it on the terminal
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ValueError) as error:
-        files = f"{certificate} and {key}" if key else certificate
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         expected = "PEM files of a certificate and its key, without a passphrase"
-        raise UserError(f"serve.certificate: found {files} ({why}), expected {expected}") from error
+        got = f"{certificate} and {key}" if key else certificate
+        raise UserError(f"serve.certificate: expected {expected}, got {got} ({why})") from error
     return context

@@ -48,11 +48,11 @@ class RemoteError(RuntimeError):
 
 
 class PolicyLate(RemoteError):
-    """No answer by the deadline. The next call may succeed."""
+    """No answer by the deadline; a later one is dropped. The next call may succeed."""
 
 
 class PolicyLost(RemoteError):
-    """The connection is gone, or was never made."""
+    """The connection is gone, or was never made; a new RemotePolicy is needed."""
 
 
 class PolicyMalformed(RemoteError):
@@ -88,9 +88,8 @@ class RemotePolicy:
     `seed` (of everything that the policy's head samples in this episode).
 
     Raises:
-        UserError: a wrong URL, no token, a wrong deadline.
-        PolicyRefused: wrong token, another version, or the server has a client already.
-        PolicyLate, PolicyLost, PolicyMalformed: no policy server answers by `connect_s`.
+        UserError: a wrong URL, token, deadline or file.
+        RemoteError: no policy server accepts this client by `connect_s`.
     """
 
     def __init__(
@@ -99,12 +98,13 @@ class RemotePolicy:
         token: str | None,
         deadline_s: float = 0.25,
         connect_s: float = 5.0,
-        ca_file: str | Path | None = None,
+        ca_file: Any = None,
     ):
         if not token:
             raise UserError("no token: set $S2ROBOT_TOKEN to the server's, or copy its token file")
-        self.deadline_s, until = _seconds("deadline_s", deadline_s), _until("connect_s", connect_s)
-        self.server_s = math.nan
+        until = _until("connect_s", connect_s)
+        self.deadline_s, self.server_s = deadline_s, math.nan
+        _until("deadline_s", deadline_s)
         self._asked = 0  # number of the last request
         self.reset()
         self._connection = _Connection(url)
@@ -143,10 +143,7 @@ class RemotePolicy:
             deadline_s: replaces the policy's own.
 
         Raises:
-            PolicyLate: no answer by the deadline. A later answer is dropped.
-            PolicyLost: the connection is gone; make a new RemotePolicy.
-            PolicyMalformed: the answer has another shape than the metadata promised, or numbers that are not finite.
-            PolicyRefused: the server's reason why it has no action for this observation.
+            RemoteError: no action; see its kinds.
             UserError: an observation that lacks a camera or cannot be sent.
         """
         images, proprio = observation.get("images") or {}, observation.get("proprio")
@@ -337,10 +334,6 @@ def _text(words: object) -> str:
 
 
 def _until(name: str, seconds: float) -> float:
-    return time.monotonic() + _seconds(name, seconds)
-
-
-def _seconds(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise UserError(f"{name}: expected a number of seconds > 0, got {value}")
-    return float(value)
+    if not 0 < seconds < math.inf:
+        raise UserError(f"{name}: expected a number of seconds > 0, got {seconds}")
+    return time.monotonic() + seconds

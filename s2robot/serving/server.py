@@ -1,4 +1,4 @@
-"""`s2robot serve checkpoint=runs/run/<date>/checkpoint`: host a policy; the client is `s2robot.serving.remote` or openpi's.
+"""`s2robot serve`: host a checkpoint's policy for `s2robot.serving.remote` and openpi's client.
 
 A client opens a websocket with the header `Authorization: Api-Key <token>`, receives metadata, then sends observations:
 
@@ -12,12 +12,10 @@ import asyncio
 import hmac
 import json
 import logging
-import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from http import HTTPStatus
 from typing import Any
@@ -44,7 +42,6 @@ from s2robot.serving.token import token_for
 from s2robot.serving.wire import PROTOCOL, WireError, pack
 
 _GOING, _UNSUPPORTED, _INTERNAL, _TRY_LATER = 1001, 1003, 1011, 1013  # websocket close codes
-
 _log = logging.getLogger("s2robot.serving.server.websockets")
 _log.setLevel(logging.CRITICAL)  # scanners and their broken handshakes would fill the log
 
@@ -84,19 +81,13 @@ class PolicyServer:
     """
 
     def __init__(
-        self,
-        actor: Actor,
-        contract: Mapping[str, Any],
-        image_size: ImageSize,
-        token: str,
-        settings: ServeSettings,
+        self, actor: Actor, contract: Mapping, image_size: ImageSize, token: str, settings: ServeSettings
     ):
         self.actor, self.settings, self._token = actor, settings, token
         self._sizes = sizes_of(image_size, actor.cameras)
         for key, camera in settings.keys.items():
             if camera not in actor.cameras:
-                expected = f"one of {', '.join(actor.cameras)}"
-                raise UserError(f"serve.keys.{key}: expected {expected}, got {camera}")
+                raise UserError(f"serve.keys.{key}: expected one of {', '.join(actor.cameras)}, got {camera}")
         self._metadata = pack(
             {
                 "s2robot": {"protocol": PROTOCOL, "version": __version__},
@@ -105,12 +96,15 @@ class PolicyServer:
                 "actions": actor.batch.execute,  # the most in an answer
                 "action_dim": actor.batch.policy.spec.action_dim,
                 "max_bytes": int(settings.max_message_mb * 1e6),
-                "contract": _contract_text(contract),
+                "contract": contract_text(contract),
             }
         )
         self.skipped = 0  # requests that a newer one replaced
         self.session = Session(actor, settings.keys)
-        self._worker = _Worker()
+        self._worker = (
+            asyncio.new_event_loop()
+        )  # computes in a daemon thread, which Ctrl-C ends even if it hangs
+        threading.Thread(target=self._worker.run_forever, daemon=True).start()
         self._client: tuple[str, float] | None = None  # address and time of connection
         self._task: asyncio.Task | None = None  # of the client
         self._failure: UserError | None = None
@@ -132,7 +126,7 @@ class PolicyServer:
         self._stop = asyncio.Event()
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
-        await self._worker.do(self.warm_up)
+        await self._compute(self.warm_up)
         tls = tls_of(s.certificate, s.key)
         times = {"ssl_handshake_timeout": s.open_s, "ssl_shutdown_timeout": 1} if tls else {}
         async with AsyncExitStack() as listeners:
@@ -151,6 +145,14 @@ class PolicyServer:
                     await asyncio.wait({task}, timeout=3)  # it sends its client the reason
         if self._failure:
             raise self._failure
+
+    def _compute(self, function: Callable[..., Any], *args: Any) -> asyncio.Future:
+        """Return the function's result, to be awaited while the worker computes it."""
+
+        async def call() -> Any:
+            return function(*args)
+
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), self._worker))
 
     def stop(self) -> None:
         """End `run`; call it in the event loop of `run`."""
@@ -228,7 +230,7 @@ class PolicyServer:
                     return _GOING, "gone"
                 try:
                     async with asyncio.timeout(s.call_s):
-                        answer = await self._worker.do(self.session.answer, data)
+                        answer = await self._compute(self.session.answer, data)
                 except WireError as error:
                     return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
                 except TimeoutError:
@@ -254,39 +256,10 @@ class PolicyServer:
             newest.put_nowait(data)
 
 
-class _Worker:
-    """A thread that computes while the server listens. It is a daemon: one that hangs does not survive a Ctrl-C."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Future, Callable[..., Any], tuple]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def do(self, function: Callable[..., Any], *args: Any) -> asyncio.Future:
-        """Return the function's result, to be awaited."""
-        future: Future = Future()
-        self._jobs.put((future, function, args))
-        return asyncio.wrap_future(future)
-
-    def _run(self) -> None:
-        while True:
-            future, function, args = self._jobs.get()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(function(*args))
-            except BaseException as error:
-                future.set_exception(error)
-
-
-def _contract_text(contract: Mapping[str, Any]) -> str:
+def contract_text(node: Mapping[str, Any]) -> str:
     """Return a contract as JSON. The hashes of episodes are left out: only a dataset is compared with them."""
-
-    def without(node: Any) -> Any:
-        if isinstance(node, Mapping):
-            return {key: without(value) for key, value in node.items() if key != "episode_hashes"}
-        return node
-
-    return json.dumps(without(contract), separators=(",", ":"))
+    lineage = {key: value for key, value in node.get("lineage", {}).items() if key != "episode_hashes"}
+    return json.dumps({**node, **({"lineage": lineage} if lineage else {})}, separators=(",", ":"))
 
 
 def _open_logs() -> None:

@@ -28,7 +28,7 @@ from s2robot.policies import Actor
 from s2robot.serving import remote
 from s2robot.serving import token as shared_secret
 from s2robot.serving.remote import PolicyLate, PolicyLost, PolicyMalformed, PolicyRefused, RemotePolicy
-from s2robot.serving.server import PolicyServer, ServeSettings, _contract_text
+from s2robot.serving.server import PolicyServer, ServeSettings, contract_text
 from s2robot.serving.token import is_loopback, token_for
 from s2robot.serving.wire import PROTOCOL, pack, unpack
 from tests import forks
@@ -430,7 +430,7 @@ def test_a_policy_that_hangs_stops_the_server(checkpoint):
 
 HELLO = {
     "s2robot": {"protocol": PROTOCOL}, "actions": 3, "action_dim": 8, "max_bytes": 10**6,
-    "sizes": {name: [64, 64] for name in CAMERAS}, "contract": _contract_text(
+    "sizes": {name: [64, 64] for name in CAMERAS}, "contract": contract_text(
         {"encoder": {}, "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [], "action_frame": "", "rate_hz": 10}
     ),
 }  # fmt: skip
