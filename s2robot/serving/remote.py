@@ -173,7 +173,7 @@ class RemotePolicy:
         if len(data) > self._max_bytes:
             raise UserError(f"observation: expected at most {self._max_bytes} bytes, got {len(data)}")
         answer = self._connection.ask(data, self._asked, until)
-        actions = answer.get("actions")
+        actions: Any = answer.get("actions")
         array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2
         if not array or not 1 <= len(actions) <= self.actions or actions.shape[1] != self._action_dim:
             found = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else "none"
@@ -207,7 +207,7 @@ class _Connection:
 
     def open(self, token: str, until: float, ca_file: str | Path | None) -> _Metadata:
         """Connect, and return the server's metadata."""
-        options = {"ssl": _trust(ca_file)} if self._secure else {}
+        options: dict[str, Any] = {"ssl": _trust(ca_file)} if self._secure else {}
 
         async def made() -> Any:
             return await connect(
@@ -324,7 +324,7 @@ def _trust(ca_file: str | Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ValueError) as error:
-        text = error.strerror if isinstance(error, FileNotFoundError) else "no certificate in it"
+        text = "not found" if isinstance(error, FileNotFoundError) else "no certificate in it"
         raise UserError(f"ca_file: expected a PEM file of certificates, got {ca_file} ({text})") from error
 
 

@@ -139,7 +139,7 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
         (["bridge.cameras.hand.rotate=90"], "bridge.cameras.rotate: found 90, expected a value from 0 to 3"),
         (["bridge.emulator.port=0"], "bridge.emulator.port: found 0, expected a value from 1 to 65535"),
         (["bridge.safety.state_age_max=nan", "bridge.emulator.port=1"], "clamps_leak and state_age_max > 0"),
-        (["policy.deadline_s=0"], "policy.deadline_s: found 0.0, expected a number above 0"),
+        (["policy.deadline_s=0"], "policy.deadline_s: expected > 0, got 0"),
         (["robot=panda"], "robot: found 'panda', expected xarm7"),
         (["episodes=0"], "episodes: found 0"),
     ],

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import queue
 import re
@@ -185,22 +186,6 @@ def test_each_episode_has_its_own_noise_and_a_seed_that_repeats_it(save_untraine
             assert np.array_equal(policy.plan(second), local.plan(second))
             seeds.add(policy.seed)
     assert len(seeds) == 3
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_plans_are_the_actions_one_by_one_and_memory_is_restored(checkpoints, kind):
-    one, _, _ = load_policy(checkpoints[kind], "cpu")
-    other, _, _ = load_policy(checkpoints[kind], "cpu")
-    one.reset()
-    other.reset()
-    for observation in observations(4):
-        memory = other.remember()
-        lost = other.plan(observation)
-        other.restore(memory)
-        plan = other.plan(observation)
-        assert np.array_equal(lost, plan)
-        assert len(plan) == (3 if kind == "chunks" else 1)
-        assert np.array_equal(plan, [one.act(observation) for _ in plan])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -492,6 +477,13 @@ def test_malformed_metadata(change):
         connect(url)
 
 
+def test_the_contract_of_a_policy_of_many_demos_fits_into_a_message():
+    lineage = {"positions": {"recorded": list(range(130_000))}, "unknown": []}
+    contract = {"robot": "xarm7", "lineage": lineage | {"episode_hashes": ["0" * 64] * 130_000}}
+    text = contract_text(contract)
+    assert len(text) < remote.MAX_ANSWER // 2 and json.loads(text) == {"robot": "xarm7", "lineage": lineage}
+
+
 def test_a_flood_of_old_answers_does_not_delay_a_call():
     old = [answer()] * 5000
     with answering(pack(HELLO), "an error", [*old, answer(ACTIONS + 1, 2)]) as url, connect(url) as policy:
@@ -565,43 +557,31 @@ def test_a_token_file_is_made_once_and_is_its_owner_s(tmp_path, monkeypatch):
     token, place = token_for("127.0.0.1", None)
     assert place == str(tmp_path / "s2robot/token") and len(token) >= 32
     assert os.stat(place).st_mode & 0o777 == 0o600 and os.listdir(Path(place).parent) == ["token"]
-    assert token_for("localhost", None)[0] == token == shared_secret.read_token()
     shared_secret.make_token()
-    assert shared_secret.read_token() == token
+    assert token_for("localhost", None)[0] == token == shared_secret.read_token()
     os.chmod(place, 0o644)
-    with pytest.raises(UserError, match="found mode 0644, expected 0600"):
+    with pytest.raises(UserError, match="0644"):
         shared_secret.read_token()
-    monkeypatch.setenv("S2ROBOT_TOKEN", "short")
-    with pytest.raises(
-        UserError, match="S2ROBOT_TOKEN: found a token of 5 characters, expected at least 16"
-    ) as e:
-        shared_secret.read_token()
-    assert "short" not in str(e.value)
+    for wrong in ("short", "a token with spaces in it"):
+        monkeypatch.setenv("S2ROBOT_TOKEN", wrong)
+        with pytest.raises(UserError, match="^.S2ROBOT_TOKEN: ") as caught:
+            shared_secret.read_token()
+        assert wrong not in str(caught.value)
     monkeypatch.setenv("S2ROBOT_TOKEN", "x" * 20)
     assert token_for("127.0.0.1", None) == ("x" * 20, "$S2ROBOT_TOKEN")
-    other = tmp_path / "named"
-    other.write_text("a token with spaces in it")
-    other.chmod(0o600)
-    with pytest.raises(UserError, match="named: found a token with spaces"):
-        shared_secret.read_token(other)
 
 
 def test_no_token_is_made_for_an_address_that_others_reach(tmp_path, monkeypatch):
     monkeypatch.delenv("S2ROBOT_TOKEN", raising=False)
     for host in ("0.0.0.0", "", "::"):
         assert not is_loopback(host)
-        with pytest.raises(UserError, match="can be reached from other machines, and there is no token"):
+        with pytest.raises(UserError, match="^serve.host"):
             token_for(host, str(tmp_path / "token"))
-    assert (
-        is_loopback("127.0.0.1")
-        and is_loopback("127.8.0.1")
-        and is_loopback("::1")
-        and is_loopback("localhost")
-    )
     assert not list(tmp_path.iterdir())
+    assert all(map(is_loopback, ("127.0.0.1", "127.8.0.1", "::1", "localhost")))
     shared_secret.make_token(tmp_path / "token")
     assert len(token_for("0.0.0.0", str(tmp_path / "token"))[0]) >= 32
-    with pytest.raises(UserError, match="serve.host: found 'no such host.invalid'"):
+    with pytest.raises(UserError, match="^serve.host: "):
         is_loopback("no such host.invalid")
 
 
