@@ -261,14 +261,23 @@ def test_openpis_client_gets_the_same_chunks(checkpoint):
         assert server.session.calls == 5
 
 
-def test_openpis_client_begins_an_episode_with_reset(checkpoints):
-    first = as_openpi(observations(1)[0])
-    with serving(checkpoints["context"]) as (_, url, _):
+def test_openpis_client_begins_an_episode_with_reset_and_a_failure_leaves_no_trace(checkpoints):
+    local, _, _ = load_policy(checkpoints["context"], "cpu")
+    slow = Slow(load_policy(checkpoints["context"], "cpu")[0])
+    seen = observations(1)[0]
+    local.reset()
+    fresh, second = local.plan(seen), local.plan(seen)
+    assert not np.array_equal(fresh, second)
+    with serving(checkpoints["context"], slow) as (_, url, _):
         client = WebsocketClientPolicy(url, api_key=TOKEN)
-        fresh = client.infer(first)["actions"]
-        assert not np.array_equal(client.infer(first)["actions"], fresh)
-        assert np.array_equal(client.infer({**first, "reset": True})["actions"], fresh)
-        client._ws.close()
+        with contextlib.closing(client._ws):
+            for reset in ({}, {"reset": True}):
+                assert np.array_equal(client.infer(as_openpi(seen) | reset)["actions"], fresh)
+                slow.fail = True
+                with pytest.raises(RuntimeError, match="the policy failed"):
+                    client.infer(as_openpi(seen))
+                slow.fail = False
+                assert np.array_equal(client.infer(as_openpi(seen))["actions"], second)
 
 
 def test_a_key_of_no_camera_is_rejected_at_the_start(checkpoint):
