@@ -41,6 +41,13 @@ _quiet = logging.getLogger("s2robot.serving.remote.websockets")
 _quiet.setLevel(logging.CRITICAL)  # its errors are raised
 
 
+class _NoRedirect(connect):
+    """A connection that follows no redirect, which would show the token to another host."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
 class RemoteError(RuntimeError):
     """A remote policy returned no action; the text is one line."""
 
@@ -210,7 +217,7 @@ class _Connection:
         options: dict[str, Any] = {"ssl": _trust(ca_file)} if self._secure else {}
 
         async def made() -> Any:
-            return await connect(
+            return await _NoRedirect(
                 self.url,
                 additional_headers={"Authorization": f"Api-Key {token}"},
                 compression=None,

@@ -511,6 +511,14 @@ def listener() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
+def greeted(port: socket.socket, words: bytes) -> None:
+    """Answer the first message of the first client with some bytes, then close."""
+    connection, _ = port.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(words)
+
+
 def test_no_server_a_silent_one_and_one_of_another_kind():
     with listener() as closed:
         port = closed.getsockname()[1]
@@ -523,16 +531,19 @@ def test_no_server_a_silent_one_and_one_of_another_kind():
         assert time.monotonic() - begin < 1
     for words, kind in ((b"SSH-2.0-OpenSSH_9.2\r\n", PolicyMalformed), (b"", PolicyLost)):
         with listener() as other:
-
-            def greet(other=other, words=words):
-                connection, _ = other.accept()
-                connection.recv(4096)
-                connection.sendall(words)
-                connection.close()
-
-            threading.Thread(target=greet, daemon=True).start()
+            threading.Thread(target=greeted, args=(other, words), daemon=True).start()
             with pytest.raises(kind):
                 RemotePolicy(f"ws://127.0.0.1:{other.getsockname()[1]}", TOKEN, connect_s=PATIENT)
+    # a redirect would show the token to another host
+    moved = b"HTTP/1.1 302 Found\r\nLocation: ws://127.0.0.1:%d\r\nContent-Length: 0\r\n\r\n"
+    with listener() as elsewhere, listener() as other:
+        answer = moved % elsewhere.getsockname()[1]
+        threading.Thread(target=greeted, args=(other, answer), daemon=True).start()
+        with pytest.raises(PolicyRefused, match="HTTP 302"):
+            RemotePolicy(f"ws://127.0.0.1:{other.getsockname()[1]}", TOKEN, connect_s=PATIENT)
+        elsewhere.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
     for url in ("http://x:1", "ws://user:pass@x:1", "nonsense"):
         with pytest.raises(UserError, match="^policy url: expected ws://<host>:<port>"):
             RemotePolicy(url, TOKEN)
