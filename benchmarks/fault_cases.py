@@ -203,7 +203,7 @@ CASES = (
     Case("end_judged", "end: judged, discarded, or no more demonstrations", "IDLE", "", _end("request_end")),
     Case("end_stop", "end: the operator's stop", "IDLE", "", _end("request_stop")),
     Case("end_pressing", "end: while the arm does not follow", "IDLE", "", _end_pressing),
-    Case("end_raised", "end: an exception in the loop", "STOPPED", "", _raise),
+    Case("end_raised", "end: an exception in the loop", "FAULT", "an exception in the loop", _raise),
     Case("sigint", "SIGINT of the loop", "IDLE", "", _signal, process="SIGINT"),
     Case("sigkill", "SIGKILL of the loop", "STOPPED", "", _signal, process="SIGKILL"),
     Case("sigstop", "loop hangs (SIGSTOP), then goes on", "STOPPED", "", _signal, process="SIGSTOP"),

@@ -7,6 +7,7 @@ Prints a line once the arm is under way, and how the episode ended if it lives t
 
 import json
 import os
+import signal
 import sys
 
 
@@ -45,4 +46,5 @@ def main(ports: str, store: str, patience: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell ignores it for what it starts in the background
     main(*sys.argv[1:])

@@ -19,8 +19,9 @@ import pytest
 import s2robot.envs  # noqa: F401  chooses what draws, before a test imports mujoco
 from tests import forks
 
-# A shell's job behind `&` starts with Ctrl-C's signal ignored, and so would all that the tests start.
+# A shell's job behind `&` starts with the signals of Ctrl-C and Ctrl-\ ignored, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # Live by the wall clock: the emulated box and the vendor's SDK talk in real time, deadlines of a server pass. Tests that
 # give the box patience (deployment's do) run beside the others: they wait more than they compute.

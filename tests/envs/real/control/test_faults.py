@@ -113,8 +113,8 @@ def test_a_fault_that_is_none_is_a_mismatch(bench):
     "change, count",
     [
         (lambda q: q, 0),
-        (lambda q: q + 0.025, 0),
-        (lambda q: q + 0.03, 1),  # a step of 3 rad/s
+        (lambda q: q + 0.018, 0),
+        (lambda q: q + 0.02, 1),  # a step of 2 rad/s
         (lambda q: np.append(q[:6], np.nan), 1),
         (lambda q: np.append(q[:6], 6.4), 1),
         (lambda q: np.append(1.2, q[1:]), 1),  # the hand leaves the workspace to the left
