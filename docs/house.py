@@ -270,7 +270,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
 }
 MAX_TEST_LINES = 35700  # 22000
 MAX_BENCHMARK_LINES = 5620  # 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24000, 900  # 24000, README included and the changelog not
+MAX_DOC_WORDS, MAX_README_WORDS = 24150, 900  # 24000, README included and the changelog not
 
 
 def sizes() -> dict[str, int]:
