@@ -127,7 +127,7 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
         ),
         (("train", "+env.side_cameras.top=3"), "env.side_cameras.top: found 3, expected [[x, y, z], "),
         (("train", "env.box_x=[0.1]"), "env.box_x: found [0.1], expected a list of 2"),
-        (("serve", "checkpoint=x", "serve=null"), "serve: found None, expected keys and values"),
+        (("serve", "checkpoint=x", "serve=null"), "serve: expected keys and values, got null"),
         (("report", "run=2024"), "run: 2024: no such folder"),
         (("convert", "data=[a]", "out=b"), "data: found ['a'], expected a path"),
         (
