@@ -18,6 +18,11 @@ CODECS = ("blosc", "zstd", "lz4", "zlib", "gzip")
 IMAGE_CODECS = ("imagecodecs_jpeg2k", "imagecodecs_jpegxl")  # of diffusion_policy's image caches
 
 
+def most_bytes(stored: int) -> int:
+    """Return the bytes in memory that a read of so many stored bytes may take."""
+    return max(FREE, RATIO * stored)
+
+
 def check_size(where: object, size: int, stored: int) -> None:
     """Refuse a read whose size does not follow from the data.
 
@@ -29,7 +34,7 @@ def check_size(where: object, size: int, stored: int) -> None:
     Raises:
         DatasetError: more than FREE bytes, and more than RATIO for each stored one.
     """
-    if size > max(FREE, RATIO * stored):
+    if size > most_bytes(stored):
         raise mismatch(
             where, f"{size} bytes of values in {stored} stored bytes", f"at most {RATIO} times as many"
         )

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,14 @@ class Task:
         return found.selected_by(rollouts.positions) if rollouts.every else found
 
     def _ancestors(self, store: EpisodeStore | None) -> Lineage:
-        """Of the policy that the training begins with; UserError where that is none."""
-        if not (parent := self.train.from_):
-            return Lineage()
+        return Lineage.of(self._parent, store, self.train.from_) if self.train.from_ else Lineage()
+
+    @cached_property
+    def _parent(self) -> dict[str, Any]:  # the contract of train.from's policy, read once
         try:
-            return Lineage.of(load_checkpoint(parent)[1], store, parent)
+            return load_checkpoint(str(self.train.from_))[1]
         except PolicyError as error:
-            raise UserError(f"train.from: {parent}: {error}") from error
+            raise UserError(f"train.from: {self.train.from_}: {error}") from error
 
 
 def read_task(cfg: DictConfig) -> Task:

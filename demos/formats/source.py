@@ -170,8 +170,9 @@ def as_ranges(found: Sequence[int]) -> str:
     >>> as_ranges([0, 1, 2, 5])
     '0:3,5'
     """
-    starts = [i for i in found if i - 1 not in found]
-    ends = [i + 1 for i in found if i + 1 not in found]
+    known = set(found)
+    starts = [i for i in found if i - 1 not in known]
+    ends = [i + 1 for i in found if i + 1 not in known]
     return ",".join(str(a) if b == a + 1 else f"{a}:{b}" for a, b in zip(starts, ends, strict=True))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.demos.bounds import FREE, RATIO, check_frame
+from s2robot.demos.bounds import check_frame, most_bytes
 from s2robot.demos.errors import DatasetError, mismatch
 
 NEAR = 0.4  # of a frame's duration: what a frame's time may be off to be still that frame's
@@ -29,7 +29,7 @@ def opened(path: Path, size: tuple[int, int] | None = None) -> Iterator[tuple[An
         raise mismatch(path, "no such file", "a video")
     stored = path.stat().st_size
     # slack: codecs round sizes up to their blocks
-    most = (size[0] + SLACK) * (size[1] + SLACK) if size else max(FREE, RATIO * stored) // 3
+    most = (size[0] + SLACK) * (size[1] + SLACK) if size else most_bytes(stored) // 3
     options = {"max_pixels": str(min(most, 2**31 - 1))}
     try:
         # by its format: others, as playlists, would open further files

@@ -186,7 +186,7 @@ class ArmRuntime:
             return move_slowly(
                 self.driver, self.loop.safety, goal, 1.0, self.config.home_speed, self.loop.subscriber.on_beat,
                 lambda: self.stop.asked() or self.loop.stop_requested, self.clock,
-                2 * self.config.watchdog.state_fault,
+                self.config.watchdog.gap,
             )  # fmt: skip
         finally:
             self.rest()

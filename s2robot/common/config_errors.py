@@ -95,14 +95,17 @@ def of_record(override: str) -> str:
     return re.sub(r"^([+~]*)recording\.", r"\1", override)
 
 
+def _takes_demos(verb: str) -> bool:
+    return bool(re.search(r"^(  - )?demos:", (configs_dir() / f"{verb}.yaml").read_text("utf-8"), re.M))
+
+
 def as_known(verb: str, override: str) -> str:
     """An override under the key that the verb has for it: ``data`` is the dataset, ``rate_hz`` its rate and ``checkpoint``
     the policy (or the run folder that holds it) in every verb that takes one; ``task.kwargs`` takes any key."""
     sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
-    takes_demos = re.search(r"^(  - )?demos:", (configs_dir() / f"{verb}.yaml").read_text("utf-8"), re.M)
     if verb == "dagger" and key == "checkpoint":
         key = "recording.checkpoint"
-    elif key in ("data", "rate_hz") and takes_demos:
+    elif key in ("data", "rate_hz") and _takes_demos(verb):
         key = {"data": "demos.path", "rate_hz": "demos.rate_hz"}[key]
     elif key.startswith("task.kwargs.") and not sign:
         sign = "++"

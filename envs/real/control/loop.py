@@ -241,11 +241,10 @@ class ControlLoop:
 
     def _stood_still(self, episode: _Episode) -> bool:
         """Whether this process did not run for a while: then it must not move the arm. A fault."""
-        now, limit = self.clock.now(), self.watchdog.limits.state_fault
+        now, limits = self.clock.now(), self.watchdog.limits
         gap, episode.alive = now - episode.alive, now
         assert self.senses.state is not None
-        # a period holds two exchanges with the arm, and either may take as long as that
-        still = gap > 2 * limit or now - self.senses.state.t_mono > limit
+        still = gap > limits.gap or now - self.senses.state.t_mono > limits.state_fault
         if still:
             self.watchdog.fault(now, f"the control loop stood still for {gap:.1f} s")
         return still
@@ -374,9 +373,7 @@ class ControlLoop:
         self.subscriber.on_beat()
         now, why = self.clock.now(), ""
         gap, episode.sent_last = now - episode.sent_last, now
-        if (
-            gap > 2 * self.watchdog.limits.state_fault
-        ):  # this process did not run: it must not move the arm now
+        if gap > self.watchdog.limits.gap:  # this process did not run: it must not move the arm now
             why = f"the control loop stood still for {gap:.1f} s"
         elif self.config.live:
             done = self.driver.command(safe.q, None)

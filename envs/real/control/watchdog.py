@@ -52,6 +52,12 @@ class WatchdogLimits:
             if hold > fault:
                 raise EnvError(f"watchdog.{what}_hold: found {hold}, expected at most {what}_fault, {fault}")
 
+    @property
+    def gap(self) -> float:
+        """s between two commands after which this process was suspended: a period holds two exchanges with the arm, and
+        either may take as long as `state_fault`."""
+        return 2 * self.state_fault
+
 
 @dataclass(frozen=True)
 class Inputs:
