@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from benchmarks.rows import ROOT, keep
-from s2robot.common.on_ray import ASKED
+from s2robot.core.ray import ASKED
 
 SUMMARY = ROOT / "docs/results/scale/summary.json"
 STAGES = ("record", "encode", "evaluate")

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.trace import span
+from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.expert import expert_chunks
 from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, acted
 from s2robot.envs.tasks import kept, make
-from s2robot.envs.trace import span
-from s2robot.envs.workers import worker_pool
 
 
 def record_episode(

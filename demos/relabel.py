@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.record import begun, record_episode
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings, as_tuples
-from s2robot.envs.workers import worker_pool
 
 _SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, another picker in the first
 

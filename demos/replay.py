@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.trace import span
+from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.envs.task import Task, TaskSettings
 from s2robot.envs.tasks import kept, settings_of
-from s2robot.envs.trace import span
-from s2robot.envs.workers import worker_pool
 
 _OPEN: dict[str, EpisodeStore] = {}  # what a worker holds between episodes
 

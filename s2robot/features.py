@@ -14,6 +14,8 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
+from s2robot.core.trace import span
+from s2robot.core.workers import engine_in_use, worker_pool
 from s2robot.demos.mix import Mix
 from s2robot.demos.replay import (
     camera_sizes,
@@ -31,8 +33,6 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.joined import Joined
 from s2robot.envs.frames import ImageSize, as_image_size
 from s2robot.envs.task import TaskSettings
-from s2robot.envs.trace import span
-from s2robot.envs.workers import engine_in_use, worker_pool
 from s2robot.loading import device_of
 
 
@@ -110,7 +110,7 @@ def _encode(
     work = _Work(store, cache, encoder, cameras, as_image_size(sizes), settings)
     before = torch.get_num_threads()
     torch.set_num_threads(work.threads)
-    in_workers = engine_in_use().far or device.type == "cpu"
+    in_workers = engine_in_use().is_remote or device.type == "cpu"
     with bar("encoding frames") as update:
         features = cache.build(
             work.values if in_workers else work.frames,
@@ -149,7 +149,7 @@ class _Work:
         """Yield episodes and their features, in the order in which they finish."""
         world = world_of_demos(self.store) if self.store.attrs["kind"] == "states" else None
         how = self.cameras, self.size, world
-        far = engine_in_use().far
+        far = engine_in_use().is_remote
         state = partial(Encoding, self.cache, self.encoder.to("cpu"), self.device, self.threads)
         run: Any = Encoding.run if far else Encoding.run_here
         tasks = ((i, *(seen_of(self.store, i, *how) if far else (self.store.path, *how))) for i in episodes)

@@ -21,7 +21,6 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import read_json
 from s2robot.common.progress import bar
-from s2robot.common.provenance import policy_sha256, versions
 from s2robot.common.run_folder import is_first
 from s2robot.common.settings import (
     DemosSettings,
@@ -36,6 +35,8 @@ from s2robot.common.settings import (
     typed,
 )
 from s2robot.common.timeline import Stages
+from s2robot.core.provenance import policy_sha256, versions
+from s2robot.core.trace import tracing
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix
 from s2robot.demos.schema import PARTS
@@ -47,7 +48,6 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.tuning import Tail, build_entering
 from s2robot.envs.parts import size_of
 from s2robot.envs.task import TaskSettings
-from s2robot.envs.trace import tracing
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from s2robot.envs.workers import Local
+from s2robot.core.workers import Local
 
 
 class InlineWorker:

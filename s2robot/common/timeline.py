@@ -15,7 +15,7 @@ from typing import Any
 
 from s2robot.common.files import write_json
 from s2robot.common.run_folder import is_first
-from s2robot.envs.trace import span
+from s2robot.core.trace import span
 
 
 def processor_s() -> float:
@@ -37,7 +37,7 @@ def _children() -> list[str]:
 
 def _of_living(pid: str) -> float:
     """Processor seconds of a process and of those that it started and that have ended: workers end long before the one
-    that they are copies of (`s2robot.envs.processes`)."""
+    that they are copies of (`s2robot.core.processes`)."""
     with suppress(OSError):  # it has ended by now
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")

@@ -14,8 +14,8 @@ import numpy as np
 
 from s2robot.common.errors import UserError
 from s2robot.comparison.plan import Plan, Runs
+from s2robot.core.workers import worker_pool
 from s2robot.envs.task import TaskSettings
-from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.film import rerun
 from s2robot.evaluation.journal import read_actions
 from s2robot.evaluation.video import Side, write_pair

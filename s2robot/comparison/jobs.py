@@ -29,7 +29,7 @@ from hydra.core.hydra_config import HydraConfig
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.run_folder import held
-from s2robot.envs.workers import engine_in_use
+from s2robot.core.workers import engine_in_use
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +161,7 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
             raise UserError(f"{job.fresh}: exists already, expected a new path; nothing was overwritten")
         shutil.rmtree(job.fresh)
     job.note(False)
-    given = [*job.overrides, *(f"{key}={threads}" for key in job.threads), *engine_in_use().words()]
+    given = [*job.overrides, *(f"{key}={threads}" for key in job.threads), *engine_in_use().overrides()]
     words = [job.verb, *_own_configs(), *given]
     with job.log.open("a", encoding="utf-8") as log:
         print(f"$ {job.command}", file=log, flush=True)

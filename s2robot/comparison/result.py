@@ -5,13 +5,13 @@ from typing import Any
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import read_json, write_json
-from s2robot.common.provenance import command, versions
 from s2robot.comparison import statistics as figures
 from s2robot.comparison.arms import demos_of
 from s2robot.comparison.cost import ms_per_action
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.plan import Plan, Runs
 from s2robot.comparison.settings import Compare
+from s2robot.core.provenance import command, versions
 from s2robot.probing.report import tables_of
 
 

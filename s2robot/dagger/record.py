@@ -17,7 +17,8 @@ import torch
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import read_json, write_json
-from s2robot.common.provenance import policy_sha256
+from s2robot.core.provenance import policy_sha256
+from s2robot.core.workers import worker_pool
 from s2robot.dagger.episode import VISITED, Course, corrected_episode
 from s2robot.dagger.takeover import REASONS, TakeoverSettings
 from s2robot.demos.corrections import began_with, left_to_try
@@ -25,7 +26,6 @@ from s2robot.demos.lineage import CORRECTIONS
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
-from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.summary import world_changes
 from s2robot.loading import image_size_of, load_networks
 from s2robot.policies import ChunkPolicy, check_contract

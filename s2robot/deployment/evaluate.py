@@ -24,9 +24,9 @@ from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import read_json, write_json
-from s2robot.common.provenance import policy_sha256
 from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.common.settings import read, task_settings
+from s2robot.core.provenance import policy_sha256
 from s2robot.demos.lineage import Lineage
 from s2robot.deployment.operator import KEYS_HELP, WatchingOperator, check_operator
 from s2robot.deployment.panel import Keys, keys

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_text
+from s2robot.core.trace import span
 from s2robot.encoders.cameras import encode_cameras
-from s2robot.envs.trace import span
 
 Frames = Iterable[tuple[int, Sequence[np.ndarray]]]  # (episode, one uint8 (T_ep, H, W, 3) a camera)
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s2robot.common.errors import UserError
+from s2robot.core.workers import worker_pool
 from s2robot.envs.frames import at_height
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import make
-from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.video import write_video
 
 if TYPE_CHECKING:  # each process that films would load torch

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.trace import span
+from s2robot.core.workers import worker_pool
 from s2robot.envs.chunk import in_chunks
 from s2robot.envs.task import TaskSettings
-from s2robot.envs.trace import span
-from s2robot.envs.workers import worker_pool
 from s2robot.evaluation.journal import Journal
 from s2robot.evaluation.planners import Planner
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from typing import Any
 
-from s2robot.common.provenance import command, versions
+from s2robot.core.provenance import command, versions
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT
 

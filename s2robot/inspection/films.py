@@ -22,10 +22,10 @@ from s2robot.common.errors import UserError
 from s2robot.common.files import replacing
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import Update
+from s2robot.core.workers import worker_pool
 from s2robot.demos.replay import camera_sizes, drawn_by, episode_frames, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import at_height, sizes_of
-from s2robot.envs.workers import worker_pool
 from s2robot.inspection.findings import Pictures
 from s2robot.reporting.h264 import encode
 

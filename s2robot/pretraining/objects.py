@@ -23,7 +23,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import read_json, replacing, write_json
 from s2robot.common.ranges import INFINITY, check_ranges
-from s2robot.envs.workers import worker_pool
+from s2robot.core.workers import worker_pool
 
 FARTHEST = 10.0  # m, in depth images
 _FIRST_SEED = {"train": 0, "test": 1_000_000}  # of a part's images, plus 2 million times the seed

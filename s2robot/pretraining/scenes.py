@@ -19,9 +19,9 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import replacing, write_json
 from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.core.workers import worker_pool
 from s2robot.envs.task import acted
 from s2robot.envs.tasks import DEFAULT, make, settings_class
-from s2robot.envs.workers import worker_pool
 
 _FREE = 0  # mujoco.mjtJoint.mjJNT_FREE; mujoco is imported after OpenGL is chosen
 _FRAMES_A_SEED = 60  # about one episode: a worker's task takes some seconds

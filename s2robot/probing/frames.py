@@ -22,6 +22,7 @@ from s2robot.common.files import replacing
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.core.workers import worker_pool
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.cube_config import CubePickConfig
@@ -29,7 +30,6 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.renderer import OffscreenRenderer
 from s2robot.envs.tasks import kept
-from s2robot.envs.workers import worker_pool
 from s2robot.loading import device_of
 from s2robot.probing.report import JOINED, resample
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from s2robot.envs.trace import span
+from s2robot.core.trace import span
 from s2robot.training.averaging import averaged
 
 

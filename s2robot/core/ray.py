@@ -3,11 +3,10 @@
     with closing(Ray(RaySettings(address="auto"))) as engine, running_on(engine):
         ...                                     # pools whose tasks can run anywhere do so
 
-What a worker holds (a policy, an encoder with its weights) is put into Ray's store once for a pool, and comes to each
-node once. Tasks hold their states or frames, and results come home through the same store, each to whoever waits
-for it, so what is done with them is what is done with those of a process: the same journal, the same bytes. A
-worker that dies, alone or with its node, is an error that the pool knows (`s2robot.envs.workers`): its task goes to
-another one. Ray's own retries are off, as one task would be tried by both.
+The state of a pool's workers (a policy, an encoder with its weights) goes to Ray's store once, and to each node once.
+Tasks and results travel through the same store, so results are the same bytes as those of a local process. When a worker
+dies, alone or with its node, the pool (`s2robot.core.workers`) restarts its task elsewhere. Ray's own retries are off:
+else a task would be retried twice.
 """
 
 import logging
@@ -17,47 +16,45 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from s2robot.common.errors import UserError
-from s2robot.common.provenance import versions
-from s2robot.envs import processes, workers
+from pydantic import model_validator
 
-_ANSWERS_S = 5.0  # within which the other end of an address has to accept a connection
+from s2robot.core import processes, workers
+from s2robot.core.errors import UserError
+from s2robot.core.provenance import versions
+from s2robot.core.settings import Settings, from_yaml, invalid
+
+_CONNECT_S = 5.0  # timeout of a connection to an address
 ASKED = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
-    "RAY_worker_niceness": "0",  # 15 otherwise: whatever else runs on the machine would go first
+    "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing to its makers
+    "RAY_worker_niceness": "0",  # 15 otherwise: other processes would come first
 }
 
 
-@dataclass(frozen=True)
-class RaySettings:
-    """configs/engine/ray.yaml says what each is."""
+class RaySettings(Settings, at="engine", file="engine/ray"):
+    """configs/engine/ray.yaml documents each value."""
 
-    name: str = "ray"
-    address: str | None = None
-    workers: int | None = None
-    gpus_per_encoder: float = 0
-    cpus: int | None = None
-    store_mb: int | None = None
+    name: str = from_yaml()
+    address: str | None = from_yaml()
+    workers: int | None = from_yaml(ge=1)
+    gpus_per_encoder: float = from_yaml(ge=0)
+    cpus: int | None = from_yaml(ge=1)
+    store_mb: int | None = from_yaml(ge=80)
 
-    def __post_init__(self) -> None:
-        for key, least in (("workers", 1), ("gpus_per_encoder", 0), ("cpus", 1), ("store_mb", 80)):
-            if (found := getattr(self, key)) is not None and not found >= least:
-                raise UserError(f"engine.{key}: found {found}, expected {least} or more")
+    @model_validator(mode="after")
+    def _only_a_ray_started_here_has_a_size(self) -> "RaySettings":
         for key in ("cpus", "store_mb"):
-            if self.address is not None and getattr(self, key) is not None:
-                raise UserError(
-                    f"engine.{key}: found {getattr(self, key)} beside engine.address={self.address}, expected one of them"
-                )
+            if self.address is not None and (found := getattr(self, key)) is not None:
+                raise invalid(key, f"null with engine.address={self.address}", found)
+        return self
 
 
 class Ray:
-    """Connects when the first pool needs it. Of a Ray that this process has begun already, that one is used."""
+    """Connects when the first pool needs it; a Ray that this process has already started is reused."""
 
-    far = True
+    is_remote = True
 
     def __init__(self, settings: RaySettings) -> None:
         self.settings, self._ours = settings, False
@@ -66,7 +63,7 @@ class Ray:
     def workers(
         self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool
     ) -> Sequence[workers.Worker]:
-        """``count`` is of a machine's cores: here the cluster's say how many. Raises UserError where it has none."""
+        """As many as the cluster has CPUs: ``count`` suits one machine. Raises UserError if it has none."""
         if not anywhere:
             return workers.Local().workers(count, make, encodes, anywhere)
         ray, gpus = self._connected(), self.settings.gpus_per_encoder if encodes else 0
@@ -82,18 +79,18 @@ class Ray:
         seat = ray.remote(_seat()).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
         return [Actor(ray, seat, made) for _ in range(self.settings.workers or int(most))]
 
-    def words(self) -> tuple[str, ...]:
+    def overrides(self) -> tuple[str, ...]:
         given = {"workers": self.settings.workers, "gpus_per_encoder": self.settings.gpus_per_encoder or None}
         rest = (f"engine.{key}={value}" for key, value in given.items() if value is not None)
         return "engine=ray", f"engine.address={self.address()}", *rest
 
     def address(self) -> str:
-        """At which another process finds the same Ray."""
+        """Return the address at which another process finds the same Ray."""
         ray = self._connected()
         return self.settings.address or ray.get_runtime_context().gcs_address
 
     def close(self) -> None:
-        """Leave it, and end it if it was started here."""
+        """Disconnect, and stop Ray if it was started here."""
         if self._ours and self._ray is not None:
             self._ray.shutdown()
         self._ray, self._ours = None, False
@@ -112,7 +109,7 @@ class Ray:
 
 
 def _init(ray: Any, settings: RaySettings) -> None:
-    """Raises UserError: nothing is there, or another version."""
+    """Connect or start; UserError if nothing answers, or another version."""
     address, given = settings.address, dict[str, Any]()
     if address is None:
         store = settings.store_mb and settings.store_mb * 1_000_000
@@ -127,7 +124,7 @@ def _init(ray: Any, settings: RaySettings) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself tries for minutes."""
+    """Raise UserError at once where Ray itself would retry for minutes."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port
@@ -138,7 +135,7 @@ def _check_answers(address: str) -> None:
             f"engine.address: found '{address}', expected null, auto, <host>:<port> or ray://<host>:<port>"
         )
     try:
-        socket.create_connection((host, port), _ANSWERS_S).close()
+        socket.create_connection((host, port), _CONNECT_S).close()
     except OSError as error:
         raise UserError(
             f"engine.address: nothing answers at {address} ({error.strerror or error}), expected a Ray that runs: "
@@ -146,15 +143,15 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-# ---------------------------------------------------------------- a worker, seen from here
+# ---------------------------------------------------------------- a worker, in this process
 
 
 class Lost(UserError):
-    """A worker is no more: its process, or its node."""
+    """A worker is dead: its process, or its node."""
 
 
 class Actor:
-    """One of Ray's actors; a thread waits for it, as Ray's own callbacks may not call Ray."""
+    """An actor of Ray; a thread waits for it, as Ray's own callbacks must not call Ray."""
 
     died: tuple[type[BaseException], ...] = (Lost,)
 
@@ -174,7 +171,9 @@ class Actor:
         return self._thread.submit(self._called, function, given)
 
     def stop(self, kill: bool) -> None:
-        if kill or not (self._started and self._started.done()):  # it may wait for a node that never comes
+        if kill or not (
+            self._started and self._started.done()
+        ):  # it may be waiting for a node that never comes
             self._kill()
         self._thread.shutdown(wait=not kill, cancel_futures=True)
         self._kill()
@@ -182,7 +181,7 @@ class Actor:
     def _kill(self) -> None:
         actor, self._actor = self._actor, None
         if actor is not None:
-            with suppress(Exception):  # it may have ended by itself
+            with suppress(Exception):  # it may have ended already
                 self._ray.kill(actor)
 
     def _begun(self, actor: Any) -> None:
@@ -204,7 +203,7 @@ class Actor:
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, errors.ObjectStoreFullError | errors.OutOfDiskError):
                 raise _full(cause) from None
-            # an error of the task itself comes as a result; one around it will come again
+            # the task's own errors are results; an error in Ray's task machinery would recur
             kind = UserError if isinstance(error, errors.RayTaskError) else Lost
             raise kind(f"engine: Ray: {_words(cause)}") from None
 
@@ -224,37 +223,37 @@ def _full(error: BaseException) -> UserError:
 
 
 def _words(error: BaseException, most: int = 1) -> str:
-    """The first lines of what an error of Ray says: tables and tracebacks come after them."""
+    """Return the first lines of an error of Ray, before its tables and tracebacks."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:most]) or type(error).__name__
 
 
 def _versions(ray: Any) -> dict[str, str]:
-    """What has to be the same on all nodes for the same bytes; not which accelerator a package was built for."""
+    """Return the versions that must match on all nodes, without the accelerator a package was built for."""
     return {name: found.partition("+")[0] for name, found in versions().items()} | {"ray": ray.__version__}
 
 
-# ---------------------------------------------------------------- a worker, over there
+# ---------------------------------------------------------------- a worker, on its node
 
 
 def _seat() -> type:
-    """The class of the actors, made in a function so that it travels whole: a node without this package can say so."""
+    """Return the class of the actors, pickled by value so that a node without this package can report that."""
 
     class Seat:
         def begin(self, made: bytes, wanted: Mapping[str, str]) -> tuple[str, str | None]:
-            """The node, and why nothing can be done there."""
+            """Return the node, and why it cannot run tasks."""
             import os
             import socket
 
             try:
-                from s2robot.common import on_ray
+                from s2robot.core import ray as on_ray
             except ImportError as error:
                 return f"{socket.gethostname()}", f"s2robot is not installed there ({error})"
             os.environ.update({key: "1" for key in on_ray.processes.ONE_THREAD if key not in os.environ})
             return socket.gethostname(), on_ray.begin(made, wanted)
 
         def call(self, function: Callable, given: tuple) -> tuple[Any, Exception | None]:
-            from s2robot.envs.processes import call
+            from s2robot.core.processes import call
 
             try:
                 return call(function, given), None
@@ -265,7 +264,7 @@ def _seat() -> type:
 
 
 def begin(made: bytes, wanted: Mapping[str, str]) -> str | None:
-    """In an actor: be a worker; returns why it cannot be one."""
+    """Set up this actor as a worker; return why it cannot be one."""
     import ray
 
     here = _versions(ray)

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions of the packages, the command, the weights."""
+"""Provenance of a result: package versions, the command, the weights."""
 
 import hashlib
 import shlex
@@ -10,7 +10,7 @@ _VERSIONS = ("s2robot", "torch", "timm", "mujoco", "robosuite", "gymnasium", "nu
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a result depends on, and of Python."""
+    """Return the versions of Python and of the packages that a result depends on."""
     found = {"python": sys.version.split()[0]}
     for name in _VERSIONS:
         try:
@@ -21,11 +21,11 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """What the user typed, or would have typed instead of `python -m s2robot`."""
+    """Return the command line, with `s2robot` for `python -m s2robot`."""
     name = Path(sys.argv[0]).name
     return shlex.join(["s2robot" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def policy_sha256(checkpoint: Path) -> str:
-    """Of the weights and the normalisation of a checkpoint."""
+    """Return the hash of a checkpoint's weights and normalisation."""
     return hashlib.sha256((checkpoint / "policy.safetensors").read_bytes()).hexdigest()

@@ -1,9 +1,9 @@
-"""Spans of time from all processes of a run, as one trace that https://ui.perfetto.dev opens.
+"""Time spans of all processes of a run, as one trace for https://ui.perfetto.dev.
 
-    with tracing(Path("runs/mine/trace.json")):       # workers that start in here take part
+    with tracing(Path("runs/mine/trace.json")):       # workers that start inside take part
         with span("encode", episode=3): ...
 
-Nobody pays for it who does not ask: without :func:`tracing` a span does nothing.
+Without :func:`tracing` a span does nothing.
 """
 
 import json
@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_FOLDER = "S2ROBOT_TRACE"  # where each process puts down its spans, a line each
+_FOLDER = "S2ROBOT_TRACE"  # folder where each process writes its spans, one a line
 
 
 @contextmanager
 def span(name: str, **about: Any) -> Iterator[None]:
-    """What happens in here took this long; ``about``: JSON types, shown beside it."""
+    """Measure the time spent inside; ``about`` (JSON types) is shown beside it."""
     if not (folder := os.environ.get(_FOLDER)):
         yield
         return
@@ -31,7 +31,7 @@ def span(name: str, **about: Any) -> Iterator[None]:
     finally:
         row = {
             "name": name,
-            "ph": "X",  # a span that is whole
+            "ph": "X",  # a complete span
             "ts": start / 1e3,  # µs
             "dur": (time.time_ns() - start) / 1e3,
             "pid": os.getpid(),
@@ -44,7 +44,7 @@ def span(name: str, **about: Any) -> Iterator[None]:
 
 @contextmanager
 def tracing(file: Path) -> Iterator[None]:
-    """Gather the spans of this process, and of those that it starts in here, into a file in Chrome's trace format."""
+    """Write the spans of this process, and of those that it starts inside, to a file in Chrome's trace format."""
     folder = file.with_name(f".{file.name}.parts")
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     folder.mkdir(parents=True)
@@ -60,7 +60,7 @@ def tracing(file: Path) -> Iterator[None]:
 
 
 def _gathered(folder: Path) -> list[dict[str, Any]]:
-    """All spans by their beginnings, counted from the first, and the names of the processes."""
+    """Return all spans in the order of their starts, relative to the first, and the names of the processes."""
     rows: list[dict[str, Any]] = []
     for part in sorted(folder.glob("*.jsonl")):
         for line in part.read_text().splitlines():

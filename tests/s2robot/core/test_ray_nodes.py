@@ -5,15 +5,15 @@ from functools import partial
 
 import pytest
 
-from s2robot.common.on_ray import ASKED, Ray, RaySettings
+from s2robot.core.ray import ASKED, Ray, RaySettings
+from s2robot.core.workers import running_on
 from s2robot.demos.record import record
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_picker import PickerConfig
-from s2robot.envs.workers import running_on
 from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.rollouts import run_episodes
-from tests.s2robot.common.test_on_ray import ABOUT, CAMERAS, WORLD, bytes_of
+from tests.s2robot.core.test_ray import ABOUT, CAMERAS, WORLD, bytes_of
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 NODE = {"num_cpus": 1, "object_store_memory": 150_000_000}

@@ -1,12 +1,12 @@
-"""Workers side by side, and the engine that they run on: processes of this machine, or what was chosen at the door.
+"""Pools of workers, on the engine in use: processes of this machine, or Ray.
 
     with worker_pool(4) as pool:                              # a task is a call of a function
         for arrays in pool.in_order(record_episode, [(settings, seed) for seed in seeds]): ...
 
-    with worker_pool(4, partial(Places, config)) as pool:     # each worker makes itself a state, once
+    with worker_pool(4, partial(Places, config)) as pool:     # each worker makes its state once
         for (seed,), record in pool.as_done(Places.run, [(seed,) for seed in seeds]): ...   # state.run(seed)
 
-A worker that dies costs the task that it was at: another one gets it, from the start. What gave a result stays.
+If a worker dies, another worker restarts its task; finished results are kept.
 """
 
 from collections import deque
@@ -19,39 +19,42 @@ from itertools import islice
 from threading import RLock
 from typing import Any, Protocol
 
-from s2robot.envs.errors import EnvError
-from s2robot.envs.processes import Process
+from s2robot.core.errors import UserError
+from s2robot.core.processes import Process
+from s2robot.core.settings import Settings, from_yaml
 
-TRIES = 3  # of a task whose worker dies: the third death is its own doing, or the machine's
+TRIES = 3  # of a task whose worker dies: the third death is due to the task or the machine
 
 
 class Worker(Protocol):
-    """One worker of an engine; it does one task at a time."""
+    """One worker of an engine; it runs one task at a time."""
 
-    died: tuple[type[BaseException], ...]  # what a future raises when the worker is no more
+    died: tuple[type[BaseException], ...]  # errors of a future that mean that the worker is dead
 
     def start(self) -> Future:
-        """Begin, or begin anew after a death; done when the worker can take a task."""
+        """Start, or restart after a death; done when the worker can take a task."""
 
     def call(self, function: Callable, *given: Any) -> Future:
-        """`function(*given)`, or `function(state, *given)`, over there."""
+        """Run `function(*given)`, or `function(state, *given)`, in the worker."""
 
     def stop(self, kill: bool) -> None:
-        """End it; ``kill``: in the middle of its task."""
+        """Stop after the current task, or at once if ``kill``."""
 
 
 class Engine(Protocol):
     """Where workers run."""
 
-    far: bool  # on other machines too: what they draw they encode themselves, for features are fewer bytes than frames
+    is_remote: (
+        bool  # on other machines too: workers encode what they draw, as features are smaller than frames
+    )
 
     def workers(
         self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool
     ) -> Sequence[Worker]:
-        """So many that are not started yet, or as the engine knows better; the rest as :func:`worker_pool` has it."""
+        """``count`` workers, or the engine's own number, not started yet; arguments as in :func:`worker_pool`."""
 
-    def words(self) -> tuple[str, ...]:
-        """What to type for a command that this process starts, for it to run on the same engine."""
+    def overrides(self) -> tuple[str, ...]:
+        """Overrides that make a command run on the same engine."""
 
 
 @dataclass
@@ -63,19 +66,19 @@ class _Task:
 
 
 class Pool:
-    """Workers that take tasks in turn; a context, at whose end tasks that were not begun are dropped.
+    """Workers that share a queue of tasks; leaving the context drops tasks that have not begun.
 
-    Workers start when there is work for them. ``lost`` counts the tasks that had to be given to another one.
+    Workers start when there are tasks for them. ``lost`` counts tasks that had to be restarted.
     """
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.lost = 0
-        self._workers, self._idle = workers, list(workers)  # idle: not started
+        self._workers, self._not_started = workers, list(workers)
         self._free: list[Worker] = []
         self._queue: deque[_Task] = deque()
         self._lock, self._closed = RLock(), False
-        self._starts = 0  # that failed
-        self._broken: BaseException | None = None  # why no worker can do what is asked
+        self._failed_starts = 0
+        self._broken: BaseException | None = None  # why no worker can start
 
     def __enter__(self) -> "Pool":
         return self
@@ -89,18 +92,18 @@ class Pool:
             worker.stop(kill=kind is not None)
 
     def submit(self, function: Callable, *given: Any) -> Future:
-        """A task; its future has the result or the error. Raises EnvError where it cost too many workers."""
+        """Queue a task. Its future has the result or the error; UserError if it killed too many workers."""
         task = _Task(function, given)
         with self._lock:
             if self._broken is not None:
                 task.future.set_exception(self._broken)
             else:
                 self._queue.append(task)
-                self._go_on()
+                self._dispatch()
         return task.future
 
     def in_order(self, function: Callable, tasks: Iterable[tuple], ahead: int = 2) -> Iterator[Any]:
-        """The results in the tasks' order; at most ``ahead`` more than there are workers wait to be taken."""
+        """Yield results in the order of the tasks; at most ``ahead`` results beyond the workers' own wait."""
         left, waiting = iter(tasks), deque[Future]()
         while True:
             room = len(self._workers) + ahead - len(waiting)
@@ -112,7 +115,7 @@ class Pool:
     def as_done(
         self, function: Callable, tasks: Iterable[tuple], ahead: int = 0
     ) -> Iterator[tuple[tuple, Any]]:
-        """Each task and its result, as they come; ``ahead``: tasks that wait for a worker, so that none waits for one."""
+        """Yield each task and its result as it ends; ``ahead`` tasks are queued so that no worker waits."""
         left, running = iter(tasks), dict[Future, tuple]()
         while True:
             for task in islice(left, len(self._workers) + ahead - len(running)):
@@ -123,8 +126,8 @@ class Pool:
             for future in [future for future in running if future in done]:
                 yield running.pop(future), future.result()
 
-    def _go_on(self) -> None:
-        """Give tasks to whoever is free, and start who is needed for the rest."""
+    def _dispatch(self) -> None:
+        """Give tasks to free workers, and start workers for the rest."""
         while self._queue and self._free:
             task, worker = self._queue.popleft(), self._free.pop(0)
             if task.deaths or task.future.set_running_or_notify_cancel():
@@ -132,8 +135,8 @@ class Pool:
             else:
                 self._free.insert(0, worker)
         starting = len(self._queue)
-        while self._idle and starting > 0:
-            worker, starting = self._idle.pop(0), starting - 1
+        while self._not_started and starting > 0:
+            worker, starting = self._not_started.pop(0), starting - 1
             worker.start().add_done_callback(partial(self._started, worker))
 
     def _started(self, worker: Worker, started: Future) -> None:
@@ -143,11 +146,11 @@ class Pool:
                 return
             if error is None:
                 self._free.append(worker)
-                return self._go_on()
-            self._starts += 1
-            if isinstance(error, worker.died) and self._starts < TRIES * len(self._workers):
-                self._idle.append(worker)
-                return self._go_on()
+                return self._dispatch()
+            self._failed_starts += 1
+            if isinstance(error, worker.died) and self._failed_starts < TRIES * len(self._workers):
+                self._not_started.append(worker)
+                return self._dispatch()
             self._broken = error
             while self._queue:
                 self._queue.popleft().future.set_exception(error)
@@ -161,13 +164,13 @@ class Pool:
                 self._free.append(worker)
             else:
                 self.lost, task.deaths = self.lost + 1, task.deaths + 1
-                self._idle.append(worker)
+                self._not_started.append(worker)
                 if task.deaths < TRIES:
                     self._queue.appendleft(task)
-                    return self._go_on()
+                    return self._dispatch()
                 name = getattr(task.function, "__qualname__", "a task")
-                error = EnvError(f"{name}: {task.deaths} workers died of it one after another ({error})")
-            self._go_on()  # before whoever waits gives more
+                error = UserError(f"{name}: {task.deaths} workers died of it one after another ({error})")
+            self._dispatch()  # before the future's callbacks submit more
         if error is None:
             task.future.set_result(attempt.result())
         else:
@@ -177,26 +180,26 @@ class Pool:
 def worker_pool(
     workers: int, make: Callable[[], Any] | None = None, encodes: bool = False, anywhere: bool = False
 ) -> Pool:
-    """A pool on the engine in use.
+    """Return a pool on the engine in use.
 
     Args:
         workers: how many.
-        make: called in each worker before its first task; what it returns is the first argument of the functions.
-            Sent once to each, with all that it holds.
+        make: called in each worker before its first task; the result is the first argument of the functions.
+            Sent to each worker once, with everything that it holds.
         encodes: whether tasks can use an accelerator.
-        anywhere: whether another machine will do: tasks that neither read nor write this one's files.
+        anywhere: whether tasks may run on another machine: they use no files of this one.
     """
     return Pool(_engine.workers(max(1, workers), make, encodes, anywhere))
 
 
 def engine_in_use() -> Engine:
-    """Where pools that are made now run."""
+    """Return the engine of pools that are made now."""
     return _engine
 
 
 @contextmanager
 def running_on(engine: Engine) -> Iterator[None]:
-    """Pools that are made in here run on another engine."""
+    """Run pools that are made inside on another engine."""
     global _engine
     before, _engine = _engine, engine
     try:
@@ -205,10 +208,17 @@ def running_on(engine: Engine) -> Iterator[None]:
         _engine = before
 
 
-class Local:
-    """Processes of this machine, the default. ``count``: of every pool, whatever it asks for."""
+class LocalSettings(Settings, at="engine", file="engine/local"):
+    """configs/engine/local.yaml documents each value."""
 
-    far = False
+    name: str = from_yaml()
+    workers: int | None = from_yaml(ge=1)
+
+
+class Local:
+    """Processes of this machine, the default. ``count`` replaces the number that a pool asks for."""
+
+    is_remote = False
 
     def __init__(self, count: int | None = None) -> None:
         self.count = count
@@ -218,7 +228,7 @@ class Local:
     ) -> Sequence[Worker]:
         return [Process(make) for _ in range(self.count or count)]
 
-    def words(self) -> tuple[str, ...]:
+    def overrides(self) -> tuple[str, ...]:
         return () if self.count is None else (f"engine.workers={self.count}",)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from s2robot.envs.errors import EnvError
-from s2robot.envs.processes import SLOW_IMPORTS, one_thread_each
-from s2robot.envs.workers import TRIES, Pool, running_on, worker_pool
+from s2robot.core.errors import UserError
+from s2robot.core.processes import SLOW_IMPORTS, one_thread_each
+from s2robot.core.workers import TRIES, Pool, running_on, worker_pool
 from tests.inline import InlineWorker
 
 NAMES = ("LP_NUM_THREADS", "OMP_NUM_THREADS")
@@ -112,7 +112,7 @@ def test_a_dead_worker_costs_its_task_and_another_takes_it(tmp_path):
 
 def test_a_task_that_kills_every_worker_is_given_up(tmp_path):
     with worker_pool(1, partial(Made, tmp_path / "log")) as pool:
-        with pytest.raises(EnvError, match="Made.square: 3 workers died of it one after another") as caught:
+        with pytest.raises(UserError, match="Made.square: 3 workers died of it one after another") as caught:
             pool.submit(Made.square, 7, 99).result()
         assert "\n" not in str(caught.value) and pool.lost == TRIES
         assert pool.submit(Made.square, 8).result()[0] == 64  # the others go on
@@ -120,7 +120,7 @@ def test_a_task_that_kills_every_worker_is_given_up(tmp_path):
 
 INTERRUPTED = """
 import sys, time
-from s2robot.envs.workers import worker_pool
+from s2robot.core.workers import worker_pool
 print(flush=True)
 try:
     with worker_pool(2) as pool:
@@ -154,12 +154,12 @@ def test_what_cannot_be_sent_is_an_error_of_its_task():
             pool.submit(lambda: 1).result()
         with pytest.raises(Exception, match="pickle"):
             pool.submit(nothing_to_send, 1).result()
-        with pytest.raises(EnvError, match="SystemExit"):
+        with pytest.raises(UserError, match="SystemExit"):
             pool.submit(nothing_to_send, 0).result()
         with pytest.raises(ValueError, match="two") as caught:
             pool.submit(fails, 2).result()
         assert "in fails" in caught.value.__notes__[0]
-        with pytest.raises(EnvError, match="Odd: 1 is not 2") as caught:
+        with pytest.raises(UserError, match="Odd: 1 is not 2") as caught:
             pool.submit(is_odd).result()
         assert "in is_odd" in caught.value.__notes__[0]
         assert pool.submit(fails, 3).result() == 3 and pool.lost == 0
@@ -212,7 +212,10 @@ def test_a_worker_that_dies_while_it_starts_is_started_again():
         for x in (1, 3):  # not only those that waited
             with pytest.raises(ConnectionError, match="gone"):
                 pool.submit(fails, x).result(5)
-    with Pool([Late(2, EnvError("no simulator there"))]) as pool, pytest.raises(EnvError, match="simulator"):
+    with (
+        Pool([Late(2, UserError("no simulator there"))]) as pool,
+        pytest.raises(UserError, match="simulator"),
+    ):
         pool.submit(fails, 1).result(5)
 
 
