@@ -29,7 +29,6 @@ from s2robot.deployment.log import percentiles
 from s2robot.deployment.rig import Rig
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.emulator.launch import launch
-from s2robot.envs.task import as_tuples
 from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.rollouts import run_episodes
@@ -39,7 +38,7 @@ from s2robot.loading import load_networks
 def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[list[bool], dict[str, Any]]:
     """Plain simulation; successes in order, and the world's settings."""
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"))
-    config = as_tuples(contract["env_config"])
+    config = contract["env_config"]
     config = CubePickConfig(
         **{**config, "image_size": encoder.image_size, "cameras": tuple(contract["cameras"])}
     )

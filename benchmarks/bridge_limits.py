@@ -29,7 +29,6 @@ from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIME
 from s2robot.envs.real.emulator.motion import Motion
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
-from s2robot.envs.task import as_tuples
 from s2robot.loading import load_policy
 
 PLANNED, READY = 9, 1  # ticks of 10 ms from an observation to the first action of a plan, and to the others
@@ -154,7 +153,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     actor, encoder, contract = load_policy(args.checkpoint, "cpu")
-    config = replace(CubePickConfig(**as_tuples(contract["env_config"])), image_size=encoder.image_size)
+    config = CubePickConfig(**contract["env_config"] | {"image_size": encoder.image_size})
     seeds = range(args.seed, args.seed + args.episodes)
     good, most, lowest = asked_for(config, actor, seeds)
     print(

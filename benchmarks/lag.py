@@ -19,7 +19,6 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
 from s2robot.envs.real.emulator.motion import Motion, Plan
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
-from s2robot.envs.task import as_tuples
 from s2robot.loading import load_policy
 
 GRIPPER_HOLD = 5  # bridge.loop's
@@ -54,7 +53,7 @@ def main() -> None:
     if args.online:
         bridge_limits.Motion = Online
     actor, encoder, contract = load_policy(args.checkpoint, "cpu")
-    config = replace(CubePickConfig(**as_tuples(contract["env_config"])), image_size=encoder.image_size)
+    config = CubePickConfig(**contract["env_config"] | {"image_size": encoder.image_size})
     plant, points = ScenePlant(config), ArmPoints(config.robot)
     renderer = SceneRenderer(plant)
     print(

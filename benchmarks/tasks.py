@@ -73,9 +73,9 @@ def one(name: str, row: Row, seed: int, args: argparse.Namespace) -> dict[str, A
 
 def expert_outcome(task: str, seed: int) -> tuple[bool, int]:
     """Whether the expert of a task succeeds from a seed, pushed as in demos, and in how many steps."""
-    from s2robot.envs.tasks import kept, settings_class
+    from s2robot.envs.tasks import make_cached, settings_class
 
-    world: Any = kept(settings_class(task)(), draw=False)
+    world: Any = make_cached(settings_class(task)(), draw=False)
     world.reset(seed=seed)
     expert = world.expert(np.random.default_rng([seed, 7]))
     steps = 0

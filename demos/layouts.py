@@ -4,12 +4,12 @@ from typing import Any
 
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task_settings import TaskSettings
-from s2robot.envs.tasks import known_as
+from s2robot.envs.tasks import settings_class_or_base
 
 
 def task_of(store: EpisodeStore) -> type[TaskSettings]:
     """What is known of a dataset's task."""
-    return known_as(store.attrs["env_config"].get("task"))
+    return settings_class_or_base(store.attrs["env_config"].get("task"))
 
 
 def starts(store: EpisodeStore) -> list[dict[str, Any]]:

@@ -12,12 +12,13 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from s2robot.core.settings import Settings
 from s2robot.core.trace import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError
@@ -25,7 +26,7 @@ from s2robot.demos.expert import expert_chunks
 from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, acted
-from s2robot.envs.tasks import kept, make
+from s2robot.envs.tasks import make, make_cached
 
 
 def record_episode(
@@ -43,7 +44,9 @@ def record_episode(
     states: of a recording of this episode (T, S), to follow: another build of the simulator drifts away from it.
     """
     with span("record", seed=seed):
-        return _recorded(kept(settings, draw=False), expert_settings, seed, expert, imitate_kicks, states)
+        return _recorded(
+            make_cached(settings, draw=False), expert_settings, seed, expert, imitate_kicks, states
+        )
 
 
 def _recorded(
@@ -142,7 +145,7 @@ def record(
         EnvError: the task has no expert.
     """
     RecordingSettings(episodes, seed, workers, expert=expert)
-    if why := settings.unrecordable():
+    if why := settings.recording_problem():
         raise DatasetError(f"{path}: {why}")
     attributes = about_demos(settings, expert_settings, seed)
     if imitate_kicks:  # left out otherwise: demos are those of before there was a choice
@@ -170,8 +173,8 @@ def about_demos(settings: TaskSettings, expert_settings: Any, seed: int) -> dict
     _, info = env.reset(seed=seed)
     env.expert(np.random.default_rng(seed), expert_settings)
     env.close()
-    if is_dataclass(expert_settings) and not isinstance(expert_settings, type):
-        expert_settings = asdict(expert_settings)
+    if isinstance(expert_settings, Settings):
+        expert_settings = expert_settings.model_dump()
     names = _layout_names(env, info)
     return about | {"picker": expert_settings or {}} | ({"layout_names": names} if names else {})
 

@@ -19,7 +19,7 @@ from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.record import begun, record_episode
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.task import TaskSettings, as_tuples
+from s2robot.envs.task import TaskSettings
 
 _SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, another picker in the first
 
@@ -105,6 +105,6 @@ def picker_of(store: EpisodeStore) -> Any:
     kind = world_of_demos(store).Expert
     if kind is None:
         return given
-    if unknown := sorted(set(given) - set(kind.__dataclass_fields__)):
+    if unknown := sorted(set(given) - set(kind.model_fields)):
         raise mismatch(f"{store.path}: attribute picker", ", ".join(unknown), "settings of the expert")
-    return kind(**as_tuples(given))
+    return kind(**given)

@@ -6,13 +6,13 @@ succeed when they are executed as the environment executes a policy's, no policy
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from s2robot.core.errors import UserError
 from s2robot.core.trace import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError
@@ -20,7 +20,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.envs.task import Task, TaskSettings
-from s2robot.envs.tasks import kept, settings_of
+from s2robot.envs.tasks import make_cached, settings_of
 
 _OPEN: dict[str, EpisodeStore] = {}  # what a worker holds between episodes
 
@@ -33,7 +33,7 @@ def world_of_demos(store: EpisodeStore, **changes: Any) -> TaskSettings:
     """
     try:
         return settings_of(store.attrs["env_config"], f"{store.path}: env_config", **changes)
-    except EnvError as error:
+    except UserError as error:
         raise DatasetError(str(error)) from None
 
 
@@ -79,14 +79,14 @@ def seen_of(
     if store.attrs["kind"] != "states":
         return [store.read(f"images_{c}", rows.start, rows.stop) for c in cameras], None
     own: Any = world_of_demos(store) if world is None else world
-    return [store.read("state", rows.start, rows.stop)], replace(own, cameras=cameras, image_size=image_size)
+    return [store.read("state", rows.start, rows.stop)], own.replace(cameras=cameras, image_size=image_size)
 
 
 def frames_of(seen: list[np.ndarray], world: TaskSettings | None, episode: int = 0) -> list[np.ndarray]:
     """The frames of an episode, uint8 (T, H, W, 3) a camera, from what :func:`seen_of` gave; ``episode`` names it in a trace."""
     if world is None:
         return seen
-    env, drawn = kept(world), list[dict[str, np.ndarray]]()
+    env, drawn = make_cached(world), list[dict[str, np.ndarray]]()
     with span("draw", episode=episode):
         for state in seen[0]:
             env.set_state(state)
@@ -108,7 +108,7 @@ def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
         facts |= {"look": LOOK, "opengl": opengl()}
     except (ImportError, RuntimeError, EnvError):  # of MuJoCo where there is no screen and no EGL
         return None
-    return facts | world_of_demos(store).drawn_by()
+    return facts | world_of_demos(store).appearance()
 
 
 def render_episodes(

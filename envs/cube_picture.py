@@ -28,8 +28,8 @@ def plot_layout(axes: "Axes", groups: Sequence[Group], about: Mapping[str, Any],
     from matplotlib.patches import Rectangle
 
     ink = matplotlib.rcParams["text.color"]
-    given = _box(about)
-    (x0, x1), (y0, y1) = 100 * np.asarray(given or (CubePickConfig.box_x, CubePickConfig.box_y), float)  # cm
+    given, usual = _box(about), CubePickConfig()
+    (x0, x1), (y0, y1) = 100 * np.asarray(given or (usual.box_x, usual.box_y), float)  # cm
     all_x, all_y = [x0, x1], [y0, y1]
     for group in groups:
         found = [CubePickConfig.layout_of(record) for record in group.records]

@@ -1,65 +1,68 @@
 """Settings of any gymnasium environment; read and written where it is not installed, too."""
 
-import math
-from dataclasses import dataclass, field
+import re
 from importlib import import_module
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import Error, NamespaceNotFound
+from pydantic import Field, field_validator, model_validator
 
+from s2robot.core.settings import from_yaml, invalid
 from s2robot.envs.errors import EnvError
-from s2robot.envs.task import CommonSettings
+from s2robot.envs.frames import ImageSize
+from s2robot.envs.task_settings import CommonSettings
+
+_REWARD = re.compile(r"\s*reward\s*>=(.*)")
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+class GymSettings(CommonSettings, at="task", file="task/gym"):
+    """`task=gym task.id=FetchPickAndPlace-v4 task.success=is_success`; configs/task/gym.yaml documents each value."""
 
+    task: str = from_yaml(alias="name")
+    target: str = Field("s2robot.envs.gym_task:GymTask", alias="class")
+    robot: str = from_yaml()
+    rate_hz: float = from_yaml(gt=0)
+    cameras: tuple[str, ...] = from_yaml()
+    image_size: ImageSize = from_yaml()
+    max_steps: int | None = from_yaml(ge=1)  # type: ignore[assignment]  # replaced by the environment's limit
+    id: str = from_yaml(min_length=1)
+    success: str = from_yaml()
+    proprio: tuple[str, ...] | None = from_yaml()
+    kwargs: dict[str, Any] = from_yaml()
 
-@dataclass(frozen=True)
-class GymSettings(CommonSettings):
-    """`task=gym task.id=FetchPickAndPlace-v4 task.success=is_success`; configs/task/gym.yaml says what each is."""
+    failures = {"start": "did not get there"}
 
-    task: str = "gym"
-    target: str = "s2robot.envs.gym_task:GymTask"
-    id: str = ""
-    success: str = ""  # an entry of info, "reward>=x" or "terminated"
-    cameras: tuple[str, ...] = ("render",)  # `render`: its own picture; else keys of its observation
-    max_steps: int | None = None  # type: ignore[assignment]  # None: its own limit, found when they are read
-    proprio: tuple[str, ...] | None = None  # keys of its observation; None: all that are no pictures
-    kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of gymnasium.make
+    @field_validator("success")
+    @classmethod
+    def _is_a_rule(cls, success: str) -> str:
+        if not success:
+            rules = "an entry of the environment's info such as is_success, terminated, or '\"reward>=1\"' in both quotes"
+            raise ValueError(f"expected {rules}, got nothing")
+        if least := _REWARD.fullmatch(success):
+            try:
+                if abs(float(least[1])) < float("inf"):
+                    return success
+            except ValueError:
+                pass
+            raise ValueError(f"expected reward>=<number>, got '{success}'")
+        return success
 
-    def __post_init__(self) -> None:
-        if not self.id:
-            raise EnvError("task.id: found none, expected the id of a gymnasium environment")
-        if not self.success:
-            raise EnvError(
-                f"task.success: found none, expected what tells that {self.id} has succeeded: an entry of its info "
-                "such as is_success, terminated, or 'task.success=\"reward>=1\"' with both kinds of quotes"
-            )
-        name, sign, least = self.success.partition(">=")
-        if sign and name.strip() == "reward" and not _is_number(least):
-            raise EnvError(f"task.success: found '{self.success}', expected reward>=<number>")
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> "GymSettings":
         if self.max_steps is None:
             limit = spec_of(self.id).max_episode_steps
             if limit is None:
-                raise EnvError(
-                    f"task.max_steps: found none, expected a number: {self.id} has no limit of its own"
-                )
+                raise invalid("max_steps", f"a number, as {self.id} has no limit of its own", None)
             object.__setattr__(self, "max_steps", limit)
-        super().__post_init__()
+        return self
 
     @property
     def version(self) -> str:
         return f"gym:{self.id}"
 
-    @property
-    def action_frame(self) -> str:
-        return f"gym:{self.id}"
+    action_frame = version
 
     @property
     def success_text(self) -> str:
@@ -69,11 +72,9 @@ class GymSettings(CommonSettings):
     def success_rule(self) -> str:
         return self.success
 
-    failures = {"start": "did not get there"}
-
 
 def spec_of(env_id: str) -> EnvSpec:
-    """What gymnasium has registered for an id; those of gymnasium-robotics are found where it is installed.
+    """Return what gymnasium has registered for an id, gymnasium-robotics included if it is installed.
 
     Raises:
         EnvError: it is not installed.
@@ -82,7 +83,7 @@ def spec_of(env_id: str) -> EnvSpec:
     if package:
         try:
             import_module(package)  # registers its own
-        except (ImportError, TypeError, ValueError) as error:  # a name that begins with a dot is no module's
+        except (ImportError, TypeError, ValueError) as error:  # a name that begins with a dot
             raise EnvError(f"task.id: found '{env_id}', but {package} is not installed ({error})") from None
     try:
         if env_id.startswith(("Fetch", "Hand", "Adroit", "PointMaze", "AntMaze", "FrankaKitchen")):
@@ -93,7 +94,7 @@ def spec_of(env_id: str) -> EnvSpec:
         try:
             return gymnasium.spec(name)
         except NamespaceNotFound:
-            import_module(namespace)  # most packages are called as the namespace that they register
+            import_module(namespace)  # most packages have the name of their namespace
             return gymnasium.spec(name)
     except (Error, ImportError) as error:
         raise EnvError(f"task.id: '{env_id}' is not installed: {' '.join(str(error).split())}") from None

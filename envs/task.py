@@ -14,7 +14,7 @@ where no simulator is installed.
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import gymnasium
@@ -23,7 +23,7 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import image_space, side_by_side, sizes_of
 from s2robot.envs.parts import check_parts
-from s2robot.envs.task_settings import CommonSettings, Group, TaskSettings, as_tuples
+from s2robot.envs.task_settings import CommonSettings, Group, TaskSettings
 
 __all__ = [
     "CommonSettings",
@@ -33,7 +33,6 @@ __all__ = [
     "TaskSettings",
     "TaskSpec",
     "acted",
-    "as_tuples",
     "unchanged",
 ]
 
@@ -309,7 +308,7 @@ class Task(gymnasium.Env):
     def describe(self) -> dict[str, Any]:
         """What a dataset or a checkpoint must know of this world, as JSON types."""
         s = self.settings
-        values = asdict(s)
+        values = s.model_dump()
         about = {
             "robot": s.robot,
             "joint_names": list(self.joint_names),

@@ -1,12 +1,13 @@
-"""Settings of a task, which also tell what is known of it where no simulator is installed: stages, words, records."""
+"""Settings of a task, with the facts about it that need no simulator: stages, messages, records."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import Field, field_validator
 
-from s2robot.envs.errors import EnvError
+from s2robot.core.settings import Settings
 from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
 
 Record = Mapping[str, Any]  # of an episode: one line of episodes.jsonl
@@ -14,83 +15,99 @@ Record = Mapping[str, Any]  # of an episode: one line of episodes.jsonl
 
 @dataclass(frozen=True)
 class Group:
-    """Episodes that a picture shows alike."""
+    """Episodes that a plot shows with the same marker."""
 
     records: Sequence[Record]
     label: str  # for a legend
     marker: str
     colour: str
     size: float  # square points
-    front: int = 3  # what is drawn later hides what was before
+    front: int = 3  # matplotlib's zorder
     alpha: float = 1.0
     tick_alpha: float = 1.0
 
     def scatter(self, axes: Any, x: np.ndarray, y: np.ndarray) -> None:
-        """The marks, at x and y (n,) of the axes."""
+        """Draw the markers at x and y (n,)."""
         axes.scatter(
             x, y, s=self.size, marker=self.marker, color=self.colour, alpha=self.alpha, edgecolors="white",
             linewidths=0.5, label=self.label, zorder=self.front,
         )  # fmt: skip
 
 
-def _layout_is(value: Any) -> bool:
+def _is_layout(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
 
 
-class TaskSettings:
-    """All that decides an episode besides its seed, and what is known of the task without its simulator.
+class TaskSettings(Settings):
+    """All that decides an episode besides its seed, and the facts about the task that need no simulator.
 
-    Below it stand frozen dataclasses with at least the fields that are annotated here. What is a class variable may be
-    a property.
+    A class variable may be overridden by a property. A subclass has at least the fields that are annotated below.
     """
 
-    robot: str
-    rate_hz: Any
-    cameras: tuple[str, ...]
-    image_size: Any
-    max_steps: int
+    if TYPE_CHECKING:  # declared by subclasses, in the order in which their datasets store them
+        robot: str
+        rate_hz: Any
+        cameras: tuple[str, ...]
+        image_size: Any
+        max_steps: int
 
-    task: Any = ""  # its name, as in `task=<name>`
-    target: Any = ""  # the class of its world, "module:Class"
-    version: Any = "1"
-    action_frame: Any = "parts"  # what an action is; a policy acts only where it is the same
-    stages: Any = ("start", "success")
-    success_text: Any = "succeeded"
-    failures: ClassVar[Mapping[str, str]] = {}  # stage -> what an episode that got no further did
-    # what its records hold of layout and progress: key, check, and what was expected
+        @property
+        def task(self) -> str:
+            """Its name, as in `task=<name>`."""
+
+        @property
+        def target(self) -> str:
+            """The class of its world, "module:Class"."""
+
+    version: ClassVar[Any] = "1"
+    action_frame: ClassVar[Any] = "parts"  # meaning of an action; a policy acts only where it is the same
+    stages: ClassVar[Any] = ("start", "success")
+    success_text: ClassVar[Any] = "succeeded"
+    failures: ClassVar[Mapping[str, str]] = {}  # stage -> description of an episode that ended there
+    # keys of its records for layout and progress, each with a check and a description of valid values
     record_keys: ClassVar[Sequence[tuple[str, Callable[[Any], bool], str]]] = (
-        ("layout", _layout_is, "numbers by name"),
+        ("layout", _is_layout, "numbers by name"),
     )
-    # what draws the table with a mark for each record, "module:function" of (axes, groups, summary, small)
+    # "module:function" of (axes, groups, summary, small) that draws a marker for each record; "": one line per number
     plot_layout: ClassVar[str] = ""
-    placing_keys: ClassVar[tuple[str, ...]] = ()  # of :meth:`placement`: the picture shows them
-    columns_text: ClassVar[str] = ""  # what the columns of :meth:`table` are
+    placing_keys: ClassVar[tuple[str, ...]] = ()  # keys of :meth:`placement` that the plot shows
+    columns_text: ClassVar[str] = ""  # describes the columns of :meth:`table`
 
-    Expert: ClassVar[Any] = (
-        None  # settings of the scripted expert, a frozen dataclass; without, a plain dict of them
-    )
+    Expert: ClassVar[Any] = None  # class of the scripted expert's settings; None: they are a plain dict
 
-    def unrecordable(self) -> str:
-        """Why demos of this world could not be used; else empty."""
+    @field_validator("cameras", check_fields=False)
+    @classmethod
+    def _different_cameras(cls, cameras: tuple[str, ...]) -> tuple[str, ...]:
+        if not cameras or len(set(cameras)) != len(cameras):
+            raise ValueError(f"expected one or more different names, got {list(cameras)}")
+        return cameras
+
+    @field_validator("image_size", check_fields=False)
+    @classmethod
+    def _shortest_size(cls, image_size: ImageSize, info: Any) -> ImageSize:
+        return as_image_size(sizes_of(image_size, info.data.get("cameras", ("?",)), f"{cls.at}.image_size"))
+
+    def recording_problem(self) -> str:
+        """Return why demos of this world could not be used, or ""."""
         return ""
 
-    def drawn_by(self) -> dict[str, Any]:
-        """What decides frames drawn from states beside the renderer, the packages' versions and the settings."""
+    def appearance(self) -> dict[str, Any]:
+        """Return what decides the frames of a state besides renderer, package versions and these settings."""
         return {}
 
-    def undrawn(self) -> str:
-        """Why one of the cameras cannot be drawn, where that is known without the world; else empty."""
+    def camera_problem(self) -> str:
+        """Return why one of the cameras cannot be drawn, if that is known without the world, or ""."""
         return ""
 
     def about(self) -> dict[str, Any]:
-        """What a summary says of the task, for whoever reads it without the task."""
+        """Return what a summary stores of the task, for readers that lack the task."""
         return {
             "name": self.task, "version": self.version, "stages": list(self.stages), "success_text": self.success_text,
             "failures": dict(self.failures),
         }  # fmt: skip
 
     def placement(self) -> dict[str, Any]:
-        """What a summary says of where things are placed, by key."""
+        """Return what a summary stores of where objects are placed, by key."""
         return {}
 
     @property
@@ -100,46 +117,29 @@ class TaskSettings:
 
     @classmethod
     def layout_of(cls, record: Record) -> dict[str, float]:
-        """Where an episode began, from its record or the first step of its demo: numbers by name."""
+        """Return where an episode began, from its record or the first step of its demo: numbers by name."""
         return dict(record.get("layout") or {})
 
     @classmethod
     def placing(cls, layout: Mapping[str, float]) -> np.ndarray:
-        """A layout as a point, near that of layouts that are alike.  # (n,)"""
+        """Return a layout as a point, such that similar layouts are close.  # (n,)"""
         return np.array([layout[name] for name in sorted(layout)], float)
 
     @classmethod
     def table(cls, record: Record) -> dict[str, str]:
-        """What a report's table of failures says of where an episode began and how near it came: column -> text."""
+        """Return the start and the best progress of a failed episode for a report: column -> text."""
         cells = {name: f"{value:+z.3g}" for name, value in cls.layout_of(record).items()}
         best = record.get("progress")
         return cells | ({} if best is None else {"best progress": f"{best:.3g}"})
 
 
-@dataclass(frozen=True)
-class CommonSettings(TaskSettings):
-    """Settings that most tasks share; a task of one's own may add fields. Every value in YAML has a comment."""
+class CommonSettings(TaskSettings, at="task"):
+    """Settings that most tasks share; your own task may add fields. A value in its YAML wins over a default here."""
 
-    task: str = ""
-    target: str = ""
+    task: str = Field("", alias="name")
+    target: str = Field("", alias="class")
     robot: str = "none"  # whose arm it is: a policy acts only on the robot of its demos
-    rate_hz: float = 10  # control steps a second
+    rate_hz: float = Field(10, gt=0)  # control steps a second
     cameras: tuple[str, ...] = ("front",)  # in the order in which the policy gets them
     image_size: ImageSize = 256  # px: a side, (height, width), or {camera: either}
-    max_steps: int = 100  # after which an episode ends
-
-    def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise EnvError(f"task.max_steps: found {self.max_steps}, expected 1 or more")
-        if not self.rate_hz > 0:
-            raise EnvError(f"task.rate_hz: found {self.rate_hz}, expected more than 0")
-        if len(set(self.cameras)) != len(self.cameras) or not self.cameras:
-            raise EnvError(f"task.cameras: found {list(self.cameras)}, expected one or more different names")
-        sizes = sizes_of(self.image_size, self.cameras, "task.image_size")
-        if not isinstance(self.image_size, int):  # lists where they come from YAML or JSON
-            object.__setattr__(self, "image_size", as_image_size(sizes))
-
-
-def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings from YAML or JSON, whose lists become the tuples that frozen settings hold."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    max_steps: int = Field(100, ge=1)  # after which an episode ends

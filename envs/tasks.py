@@ -1,7 +1,6 @@
-"""The tasks by name: their settings, their worlds, and what is known of them where no simulator is installed.
+"""The tasks by name: their settings, and their worlds.
 
-settings = read_task({"name": "robosuite", "env": "Stack"}, read)
-make(settings).reset(seed=0)
+make(settings_class("robosuite")(env="Stack")).reset(seed=0)
 settings_of(store.attrs["env_config"])       # the world of a dataset or a checkpoint
 """
 
@@ -9,21 +8,20 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import check_gl
-from s2robot.envs.task import TaskSettings, as_tuples
+from s2robot.envs.task_settings import TaskSettings
 
 if TYPE_CHECKING:
     from s2robot.envs.task import Task
 
-_KEPT = 3  # worlds of 60 MB; a worker needs one for each kind of demos
-_worlds: dict[tuple[str, bool], "Task"] = {}  # the latest asked for last
-DEFAULT = "cube_pick"  # what a dataset, a checkpoint or a summary that names no task is of
-# name -> its settings; their class says where the world is
+_CACHED = 3  # worlds of 60 MB; a worker needs one for each kind of demos
+_worlds: dict[tuple[str, bool], "Task"] = {}  # least recently used first
+DEFAULT = "cube_pick"  # the task of a dataset, a checkpoint or a summary that names none
+# name -> its settings; their `target` is the class of the world
 SETTINGS = {
     "cube_pick": "s2robot.envs.cube_config:CubePickConfig",
     "robosuite": "s2robot.envs.robosuite_config:RobosuiteSettings",
@@ -33,29 +31,29 @@ SETTINGS = {
     "square": "s2robot.envs.robosuite_config:SquareSettings",
     "gym": "s2robot.envs.gym_config:GymSettings",
 }
-_OWN: dict[str, type[TaskSettings]] = {}  # tasks of the user's own that this process has read the settings of
+_USER_TASKS: dict[str, type[TaskSettings]] = {}  # registered by :func:`register_user_task`
 
 
 def settings_class(name: str) -> type[TaskSettings]:
-    """The settings of the task ``name``.
+    """Return the class of the settings of the task ``name``.
 
     Raises:
-        EnvError: there is none of that name; says which there are.
+        EnvError: an unknown name.
     """
-    if name in _OWN:
-        return _OWN[name]
+    if name in _USER_TASKS:
+        return _USER_TASKS[name]
     if name not in SETTINGS:
         near = get_close_matches(str(name), SETTINGS, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(SETTINGS)}"
-        raise EnvError(
-            f"task: found '{name}', {hint}; a task of your own names its class: task.class=module:Class"
-        )
-    return _found(SETTINGS[name])
+        raise EnvError(f"task: found '{name}', {hint}; your own task needs task.class=module:Class")
+    return _import_class(SETTINGS[name])
 
 
-def own_settings(name: str, target: str) -> type[TaskSettings]:
-    """The settings of a task of the user's own: ``target`` is "module:Class" of its world, found as Python finds it, the
-    current folder included.
+def register_user_task(name: str, target: str) -> type[TaskSettings]:
+    """Make a user's task known and return the class of its settings.
+
+    Args:
+        target: "module:Class" of its world; the current folder is searched too.
 
     Raises:
         EnvError: no such module or class, or one that is no task.
@@ -65,61 +63,61 @@ def own_settings(name: str, target: str) -> type[TaskSettings]:
     if name in SETTINGS:
         raise EnvError(f"task.name: found '{name}', which is a task of this package; expected another name")
     check_gl()
-    world = _found(target, "task.class")
+    world = _import_class(target, "task.class")
     if not (isinstance(world, type) and issubclass(world, Task)):
         raise EnvError(f"task.class: found {target}, which is no subclass of s2robot.envs.task.Task")
     lacking = [n for n in dir(world) if getattr(getattr(world, n), "__isabstractmethod__", False)]
     if lacking:
         raise EnvError(f"task.class: {target} lacks {', '.join(lacking)}, which every task defines")
-    _OWN[name] = world.Settings
+    _USER_TASKS[name] = world.Settings
     return world.Settings
 
 
-def known_as(name: str | None) -> type[TaskSettings]:
-    """What is known of the task that a record's summary names, :class:`TaskSettings` itself of one from elsewhere."""
+def settings_class_or_base(name: str | None) -> type[TaskSettings]:
+    """Return the settings class of the task that a summary names, or :class:`TaskSettings` if it is unknown here."""
     name = name or DEFAULT
-    return settings_class(name) if name in SETTINGS or name in _OWN else TaskSettings
+    return settings_class(name) if name in SETTINGS or name in _USER_TASKS else TaskSettings
 
 
 def settings_of(stored: Mapping[str, Any], where: str = "env_config", **changes: Any) -> TaskSettings:
-    """The settings that a dataset or a checkpoint holds of its world; ``changes`` win.
+    """Return the settings that a dataset or a checkpoint stores of its world; ``changes`` win.
 
     Raises:
-        EnvError: of a task that is not known here, or with keys that its settings lack. A task of the user's own is
-            known where its class was named (``task.class``): a dataset cannot name code to run.
+        UserError: an unknown task or key, or a wrong value. A user's task is known once its class was named
+            (``task.class``): a dataset cannot name code to run.
     """
     cls = settings_class(stored.get("task", DEFAULT))
     values = {**stored, **changes}
-    if unknown := sorted(set(values) - {f.name for f in fields(cls)}):  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(cls.model_fields)):
         raise EnvError(f"{where} holds {unknown}, expected keys of the task {stored.get('task', DEFAULT)}")
-    return cls(**as_tuples(values))
+    return cls(**values)
 
 
 def make(settings: TaskSettings, draw: bool = True) -> "Task":
-    """The world of these settings; without ``draw`` its observations hold no frames.
+    """Return the world of these settings; without ``draw`` its observations hold no frames.
 
     Raises:
-        EnvError: what the world refuses.
+        EnvError: the world cannot be made.
     """
     check_gl()
-    return _found(settings.target)(settings, draw=draw)
+    return _import_class(settings.target)(settings, draw=draw)
 
 
-def kept(settings: TaskSettings, draw: bool = True) -> "Task":
-    """:func:`make`, or the world of these settings that this process has from before; it keeps the last few."""
-    key = repr(settings), draw  # a table of cameras cannot be hashed
+def make_cached(settings: TaskSettings, draw: bool = True) -> "Task":
+    """As :func:`make`, but reuse one of the last few worlds of this process."""
+    key = repr(settings), draw  # a dict of cameras cannot be hashed
     world = _worlds.pop(key, None) or make(settings, draw)
-    if len(_worlds) >= _KEPT:
+    if len(_worlds) >= _CACHED:
         del _worlds[next(iter(_worlds))]
     _worlds[key] = world
     return world
 
 
-def _found(target: str, where: str = "task") -> Any:
-    """The class "module:Class"."""
+def _import_class(target: str, where: str = "task") -> Any:
+    """Return the class "module:Class"."""
     module, _, name = str(target).partition(":")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a program's own start leaves it out
+        sys.path.append(os.getcwd())  # a console script leaves it out
     try:
         # ".pusher" would be relative to a package, and there is none
         found = importlib.import_module(module) if module and name and module[0] != "." else None

@@ -246,7 +246,7 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
     require_simulator()
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 
-    if why := task.world.undrawn():
+    if why := task.world.camera_problem():
         raise UserError(f"train.rollouts.every: found {settings.every}, expected 0: {why}")
     Lineage.of(contract).refuse(settings.positions, "this training", "train.rollouts.seed", TRAINING)
     how = EvaluateSettings(episodes=settings.episodes, seed=settings.seed, workers=settings.workers, videos=0)
@@ -366,7 +366,7 @@ def _run(cfg: DictConfig) -> None:
 
     only_simulated(cfg)
     evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
-    if why := task_settings(cfg).undrawn():  # now, not in the evaluation after encoding and training
+    if why := task_settings(cfg).camera_problem():  # now, not in the evaluation after encoding and training
         raise UserError(why)
     out = Path(cfg.run_dir)
     if cfg.record:

@@ -203,7 +203,7 @@ def train(cfg: DictConfig) -> None:
     from s2robot import pipeline
 
     task = pipeline.read_task(cfg)
-    if (why := task_settings(cfg).undrawn()) and is_first():
+    if (why := task_settings(cfg).camera_problem()) and is_first():
         print(f"note: this policy can act on an arm, but not be evaluated in simulation: {why}", flush=True)
     store, encoder, features, _ = _encoded(task)
     checkpoint = pipeline.train_policy(task, store, encoder, features, Path(cfg.run_dir))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.robomimic import (
     HAND,
@@ -140,7 +141,7 @@ def _world(path: Path, args: dict[str, Any], choice: Choice) -> Any:
                 kwargs={k: v for k, v in kwargs.items() if k not in NOT_THE_WORLD},
             )
         )
-    except EnvError as error:
+    except UserError as error:
         raise DatasetError(
             f"{path}: env_args (of robosuite {args.get('env_version') or '?'}): {error}"
         ) from None

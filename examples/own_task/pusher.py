@@ -18,7 +18,6 @@ SCENE = f"""<mujoco><option timestep="0.01"/><worldbody><light pos="0 0 2"/><cam
 MARK = np.array([0.2, 0.0])
 
 
-@dataclass(frozen=True)
 class PusherSettings(CommonSettings):
     near: float = 0.03  # m, of the puck to the mark
     success_text = "pushed the puck onto the mark"

@@ -14,6 +14,7 @@ from s2robot.common.config_errors import IN_SECONDS, SECONDS, key_of
 from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir, shipped_demos
 from s2robot.common.progress import bar
+from s2robot.core import settings as core_settings
 from s2robot.demos.formats.convert import as_store
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.lineage import Lineage
@@ -21,7 +22,7 @@ from s2robot.demos.mix import Mix
 from s2robot.demos.selection import select
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.envs.task import TaskSettings
-from s2robot.envs.tasks import DEFAULT, own_settings, settings_class
+from s2robot.envs.tasks import DEFAULT, register_user_task, settings_class
 from s2robot.policies.settings import read_settings
 
 S = TypeVar("S")
@@ -242,25 +243,23 @@ def plain(cfg: Any) -> Any:
 
 
 def task_settings(cfg: DictConfig, **changes: Any) -> Any:
-    """The simulated world of a config, a dataclass below `TaskSettings`; ``changes`` win.
+    """Return the settings of the simulated world of a config; ``changes`` win.
 
-    Those of the first task stand in the groups `env` and `robot`, all others' beside the task's name.
+    `task=cube_pick` has them in the groups `env` and `robot`, any other task beside its name.
     """
     node = plain(cfg.task) if "task" in cfg else {"name": DEFAULT}
-    name, own = node.pop("name"), node.pop("class", None)
-    if own is not None:
-        values = {"task": name, "target": own, **node, **changes}
-        return read(own_settings(name, own), values, "task")
-    if name == DEFAULT:
-        return read(settings_class(name), {"robot": cfg.robot.name, **plain(cfg.env), **changes}, "env")
-    return read(settings_class(name), {**node, **changes}, "task")
+    name, target = node["name"], node.get("class")
+    if target is None and name == DEFAULT:
+        node = {"robot": cfg.robot.name, **plain(cfg.env)}
+    cls = settings_class(name) if target is None else register_user_task(name, target)
+    return core_settings.read(cls, {**node, **changes})
 
 
 def expert_settings(task: TaskSettings, recording: Any) -> Any:
     """Of the task's scripted expert: `picker` where it has settings of its own kind, else `expert_settings`."""
     if task.Expert is None:
         return dict(recording.expert_settings)
-    return read(task.Expert, recording.picker, "recording.picker")
+    return core_settings.read(task.Expert, recording.picker)
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:

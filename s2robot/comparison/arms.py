@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -158,7 +158,7 @@ def look_up(arm: Arm, common: Sequence[str]) -> Known:
         encoder = build_encoder(encoder_settings(train))
         world = task_settings(evaluation)
         shapes = at_height(world.image_size, world.cameras, evaluation.evaluate.video_size)
-        world = replace(world, image_size=shapes)
+        world = world.replace(image_size=shapes)
     facts = {
         "name": arm.name,
         "label": arm.label,

@@ -101,6 +101,17 @@ class Settings(_Frozen):
     def __pydantic_init_subclass__(cls, at: str = "", file: str = "", **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return the default of each field that has one, by the field's name."""
+        stored = yaml_defaults(cls.file, cls.at) if cls.file else {}
+        own = {
+            n: f.get_default(call_default_factory=True)
+            for n, f in cls.model_fields.items()
+            if not f.is_required()
+        }
+        return own | {n: stored[key] for n, f in cls.model_fields.items() if (key := f.alias or n) in stored}
+
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, values: Any) -> Any:
@@ -160,6 +171,11 @@ def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
         parts = parts[1:]
     for part in parts:
         node = node[part]
+    if "/" in file:  # `defaults: [robosuite, _self_]`: the other file's values, where this one has none
+        others = [name for name in node.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
+        node = {
+            k: v for other in others for k, v in yaml_defaults(f"{Path(file).parent}/{other}", at).items()
+        } | node
     return {
         key: value
         for key, value in node.items()

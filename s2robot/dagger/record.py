@@ -9,7 +9,7 @@ ends the episode, which is appended. Where the policy succeeds by itself there i
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
         raise UserError(f"env: found a world that is not the demos' ({'; '.join(other)}), expected theirs")
     return Course(
         settings.checkpoint,
-        replace(world, cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder)),
+        world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder)),
         picker,
         settings.takeover,
         demos.read("expert", 0, 1).shape[1],

@@ -10,7 +10,7 @@ Where the policy needs no help there is nothing to append.
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -172,7 +172,7 @@ class ArmCorrection:
         # slower than the demos where the bridge is; an action is what it was
         rate = self.policy.rate_hz * bridge.speed
         loop = bridge.loop_config(rate, self.size, live=True)
-        world = replace(self.world, cameras=tuple(arm.readers), image_size=self.size, rate_hz=rate)  # type: ignore[arg-type]  # may be no whole number
+        world = self.world.replace(cameras=tuple(arm.readers), image_size=self.size, rate_hz=rate)
         hears = _Same(self._recorder, self._corrections.wanted)
         self.env = arm.cube_pick(world, Quiet(self.operator, self.handover), loop, subscriber=hears)
         stack.enter_context(arm.watched(self.env.runtime))

@@ -15,7 +15,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class ArmEvaluation:
         self.rig, self.settings, self.out = rig, settings, out
         contract, arm = rig.policy.contract, rig.arm
         check_contract(contract, cameras=list(world.cameras), rate_hz=world.rate_hz)
-        self.config = replace(world, cameras=tuple(arm.readers), image_size=rig.policy.image_size)
+        self.config = world.replace(cameras=tuple(arm.readers), image_size=rig.policy.image_size)
         _check_world(self.config, arm.scene)
         positions = range(settings.seed, settings.seed + settings.episodes)
         lineage = Lineage.of(contract, name=rig.source.name)
@@ -159,7 +159,7 @@ class ArmEvaluation:
 
     def _run(self, todo: list[int]) -> None:
         arm, policy, loop = self.rig.arm, self.rig.policy, self.rig.loop_config(live=True)
-        slowed = replace(self.config, rate_hz=loop.policy_hz)  # type: ignore[arg-type]  # may be no whole number
+        slowed = self.config.replace(rate_hz=loop.policy_hz)
         self.rate = loop.policy_hz
         self.told = _Told(policy.reset)
         self.env = arm.cube_pick(
@@ -288,7 +288,7 @@ class ArmEvaluation:
             "policy.spec": self._spec,  # execute, ensemble and steps of a head leave the weights as they are
             "encoder": contract["encoder"]["fingerprint"],
             "evaluate.seed": self.settings.seed,
-            "env": asdict(self.config),
+            "env": self.config.model_dump(),
             "bridge": arm.bridge.described(),
         }
 
@@ -353,7 +353,7 @@ class _Told(Silent):
 def _check_world(config: CubePickConfig, scene: Scene | None) -> None:
     """Refuse settings that only a simulated world could follow."""
     if scene is None:
-        there, names, whose = asdict(CubePickConfig()), _LOOKS, "on an arm, where nothing is drawn"
+        there, names, whose = CubePickConfig().model_dump(), _LOOKS, "on an arm, where nothing is drawn"
     else:
         there = scene.world()
         names, whose = _LOOKS + _JUDGED, "as the running `s2robot emulate` has it"

@@ -7,7 +7,7 @@ summary["success"], summary["low"], summary["high"]
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def world_for(
         action_frame=given.action_frame,
         rate_hz=given.rate_hz,
     )
-    config = replace(given, cameras=tuple(contract["cameras"]), image_size=image_size)
+    config = given.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
     ours = make(config, draw=False).describe()
     check_contract(contract, **{key: ours.get(key) for key in ("action_parts", "proprio_parts")})
     changes = world_changes(contract["env_config"], config)
@@ -213,6 +213,6 @@ def _identity(
         "features_dtype": contract["encoder"]["features_dtype"],
         "evaluate.seed": e.seed,
         "evaluate.control": e.control,
-        "env": asdict(config),  # type: ignore[call-overload]
+        "env": config.model_dump(),
         **({"demos": demos.fingerprint} if demos is not None else {}),
     }

@@ -1,7 +1,6 @@
 """Episodes run again from seed and actions, to draw every step: videos of an evaluation, of a replayed demo."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,7 @@ def film_some(
     chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[:count]
     (out / "videos").mkdir(parents=True, exist_ok=True)
     shapes = at_height(env_config.image_size, env_config.cameras, size)
-    config: Any = replace(env_config, image_size=shapes)  # type: ignore[type-var]
+    config: Any = env_config.replace(image_size=shapes)
     names = {r["episode"]: f"videos/episode_{r['episode']:04d}.mp4" for r in chosen}
     tasks = [(config, r, rollouts.actions[r["episode"]], out / names[r["episode"]]) for r in chosen]
     with worker_pool(workers) as pool:

@@ -15,7 +15,7 @@ from typing import Any
 from s2robot.common.errors import UserError
 from s2robot.common.files import read_json, read_text
 from s2robot.envs.task import TaskSettings
-from s2robot.envs.tasks import DEFAULT, known_as
+from s2robot.envs.tasks import DEFAULT, settings_class_or_base
 
 Record = Mapping[str, Any]  # one line of episodes.jsonl
 
@@ -58,7 +58,7 @@ def known_of(summary: Mapping[str, Any]) -> Known:
     """The task of a summary; one that names none is of the first task of this package."""
     about = summary.get("task")
     name = about["name"] if about else DEFAULT
-    cls = known_as(name)
+    cls = settings_class_or_base(name)
     if not about:
         return Known(name, cls, cls.stages, cls.success_text, cls.failures)
     return Known(name, cls, tuple(about["stages"]), about["success_text"], about["failures"])

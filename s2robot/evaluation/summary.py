@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, replace
 from typing import Any
 
 from s2robot.core.provenance import command, versions
@@ -33,14 +32,12 @@ def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str],
     }
 
 
-def world_changes(trained: Mapping[str, Any], config: Any) -> list[str]:
+def world_changes(trained: Mapping[str, Any], config: TaskSettings) -> list[str]:
     """In what the evaluated world differs from the one that the demos were recorded in, a text each."""
-    newer = {  # settings that an older dataset lacks were what they are when nothing is said
-        f.name: f.default_factory() if f.default_factory is not MISSING else f.default
-        for f in fields(config)
-        if f.name not in trained and (f.default, f.default_factory) != (MISSING, MISSING)
-    }
-    ours, before = (json.loads(json.dumps(asdict(world))) for world in (config, replace(config, **newer)))
+    newer = {
+        key: value for key, value in config.defaults().items() if key not in trained
+    }  # an older dataset's
+    ours, before = (json.loads(json.dumps(w.model_dump())) for w in (config, config.replace(**newer)))
     trained = {**before, **trained}
     ignored = ("cameras", "image_size")  # checked by name, and drawn as the encoder needs them
     return [f"{k} {trained[k]} -> {v}" for k, v in ours.items() if k not in ignored and trained[k] != v]

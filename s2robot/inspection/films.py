@@ -113,7 +113,7 @@ def film_all(
     """
     world: Any = world_of_demos(store) if store.attrs["kind"] == "states" else None
     if world is not None and settings.draw is not None:
-        world = replace(world, image_size=at_height(world.image_size, store.cameras, settings.draw))
+        world = world.replace(image_size=at_height(world.image_size, store.cameras, settings.draw))
     job = Film(store.path, 0, store.cameras, world, drawn_by(store) or {}, store.attrs["rate_hz"], settings)
     found: list[dict[str, Pictures]] = []
     with worker_pool(min(workers, episodes)) as pool:
@@ -156,7 +156,7 @@ def _sizes(store: EpisodeStore, job: Film) -> dict[str, tuple[int, int]]:
 
 def _key(store: EpisodeStore, job: Film) -> str:
     """All that decides a video and what is noted of its frames."""
-    about = [MADE, job.cameras, str(job.world), job.drawn_by, job.rate, str(job.settings)]
+    about = [MADE, job.cameras, repr(job.world), job.drawn_by, job.rate, str(job.settings)]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for key in ("state",) if job.world is not None else [f"images_{c}" for c in job.cameras]:
         for piece in _pieces(store, key, job.episode):

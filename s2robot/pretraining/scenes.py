@@ -8,7 +8,7 @@ robot and the cube's size. No demo is used, so the encoder has not seen the fram
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def _world(task: str, robot: str, image_size: int, rng: np.random.Generator) -> 
         size = float(rng.choice([0.04, 0.04, rng.uniform(0.025, 0.055)]))
     chosen = {"robot": robot, "cube_size": round(size, 3)} if task == DEFAULT else {}
     usual: Any = settings_class(task)()
-    env = make(replace(usual, image_size=image_size, **chosen), draw=False)
+    env = make(usual.replace(image_size=image_size, **chosen), draw=False)
     if not hasattr(env, "model"):
         raise UserError(f"scenes.tasks: expected tasks in MuJoCo with a scripted expert, got '{task}'")
     return env

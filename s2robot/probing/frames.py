@@ -10,7 +10,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.renderer import OffscreenRenderer
-from s2robot.envs.tasks import kept
+from s2robot.envs.tasks import make_cached
 from s2robot.loading import device_of
 from s2robot.probing.report import JOINED, resample
 
@@ -63,7 +63,7 @@ def draw_episode(world: CubePickConfig, seed: int, count: int, grid: int) -> dic
 
 def moments(world: CubePickConfig, seed: int, count: int) -> Iterator[tuple[CubePick, int]]:
     """Yield a scripted pick's simulation at `count` of its steps, drawn without repetition, and the step."""
-    env: Any = kept(world, draw=False)
+    env: Any = make_cached(world, draw=False)
     picker = Picker(env)
     env.reset(seed=seed)
     picker.reset(seed)
@@ -116,7 +116,7 @@ def _draw_to(path: Path, world: CubePickConfig, seed: int, count: int, grid: int
 class FrameSettings:
     """configs/probe/readout.yaml describes each."""
 
-    world: CubePickConfig = field(default_factory=CubePickConfig)
+    world: Any = None  # CubePickConfig; None: its defaults
     image_size: int | None = None
     train_episodes: int = 100
     test_episodes: int = 60
@@ -130,6 +130,8 @@ class FrameSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.world is None:
+            object.__setattr__(self, "world", CubePickConfig())
         two, one = (2, INFINITY), (1, INFINITY)
         check_ranges(self, "probe", train_episodes=two, test_episodes=two, frames=one, cells=one, workers=one)
         for part in ("train", "test"):
@@ -163,7 +165,7 @@ class FrameFeatures:
         size = cfg.image_size or max(encoder.image_size for encoder in encoders)
         self.cfg = replace(cfg, image_size=size, cache=None)
         self.seeds = [*cfg.seeds("train"), *cfg.seeds("test")]
-        world = replace(cfg.world, image_size=size)
+        world = cfg.world.replace(image_size=size)
         facts = [_VERSION, repr(world), repr(PickerConfig()), cfg.frames, cfg.cells, version("mujoco")]
         self.key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         missing = [seed for seed in self.seeds if not self._read(seed)]

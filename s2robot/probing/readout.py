@@ -65,7 +65,7 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutSettings) -> Outcome:
     dense = {name: found for name, found in features.items() if encoders[name].pool == "tokens"}
     cells = read_cells(dense, np.concatenate([train["cells"], test["cells"]]), cfg) if dense else None
     report = {
-        "settings": asdict(data.cfg),
+        "settings": asdict(data.cfg) | {"world": data.cfg.world.model_dump()},
         "encoders": {name: describe(encoder) for name, encoder in encoders.items()},
         "results": results,
         "differences": differences,

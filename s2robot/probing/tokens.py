@@ -188,7 +188,7 @@ def information(target: S2Encoder, sources: Mapping[str, S2Encoder], cfg: Inform
         found[ALL] = side_by_side([*found.values()], wanted.shape[2])
     losses, penalties = reconstruct(wanted, found, cfg)
     report = {
-        "settings": asdict(data.cfg),
+        "settings": asdict(data.cfg) | {"world": data.cfg.world.model_dump()},
         "target": describe(target),
         "sources": {name: describe(encoder) for name, encoder in sources.items()},
         "penalties": penalties,

@@ -7,7 +7,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import s2robot.envs  # noqa: F401 (registers the id)
-from s2robot.envs.cube_config import _TAKEN, STAGES, CubePickConfig
+from s2robot.core.errors import UserError
+from s2robot.envs.cube_config import _RESERVED, STAGES
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.errors import EnvError
@@ -82,20 +83,6 @@ def test_cameras_of_other_shapes_see_the_same_and_more_at_the_sides():
     assert (64 * x - 8) / 48 == pytest.approx(expected["grip_points"]["left"][0], abs=1e-6)
     assert y == expected["grip_points"]["left"][1]
     wide.close(), plain.close()
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [
-        ({"hand": 64}, "found sizes of hand, expected one of 'left' too"),
-        ([64], r"found \[64\], expected a side"),
-        ({"hand": 64, "left": 64, "right": [64, 0]}, r"found \[64, 0\], expected"),
-        (64.5, "found 64.5"),
-    ],
-)
-def test_sizes_that_are_none(size, words):
-    with pytest.raises(EnvError, match=f"env.image_size: {words}"):
-        CubePickConfig(image_size=size)
 
 
 def test_it_ends_when_the_steps_are_used_up():
@@ -254,24 +241,6 @@ def test_bad_actions_are_refused_and_change_nothing(blind, bad):
     assert np.array_equal(before, blind.get_state())
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"robot": "ur5"}, "found 'ur5', expected one of xarm7, panda"),
-        ({"cameras": ("hand", "top")}, "found 'top', expected some of hand, left, right"),
-        ({"cube_sise": 0.05}, "found unknown setting cube_sise, expected one of robot, .*cube_size"),
-        ({"box_x": 3}, "^env.box_x: found 3, expected the least and the most$"),
-        ({"rate_hz": "10"}, "^env.rate_hz: found '10', expected 1 or more$"),
-        ({"lighting": "high"}, "^env.lighting: found high, expected a number from 0 to 5$"),
-        ({"cameras": 3}, "^env: found {'cameras': 3}, expected values as its defaults are: "),
-    ],
-)
-def test_unknown_settings_are_one_line(settings, words):
-    with pytest.raises(EnvError, match=words) as caught:
-        CubePick(**settings)
-    assert "\n" not in str(caught.value)
-
-
 # ---------------------------------------------------------------- success
 
 
@@ -349,51 +318,51 @@ def test_describe_is_json_and_says_what_a_dataset_must_know(env):
     assert about["env_config"]["box_x"] == [-0.12, 0.12]
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        ("image_size", 0, "a side of 1 or more"),
-        ("max_steps", -1, "1 or more"),
-        ("cube_size", 0.0, "more than 0"),
-        ("cube_size", np.inf, "more than 0"),
-        ("cube_size", 0.5, "at most 0.08"),
-        ("start_noise", np.inf, "0 or more"),
-        ("success_hold", np.inf, "0 or more"),
-        ("rate_hz", 501, "at most 500"),
-    ],
-)
-def test_settings_out_of_range_are_refused(key, value, expected):
-    with pytest.raises(EnvError, match=f"env.{key}: found {value}, expected {expected}"):
-        CubePickConfig(**{key: value})
-
-
-@pytest.mark.parametrize("key", ["box_x", "box_y", "yaw"])
-def test_a_range_without_an_end_is_refused(key):
-    with pytest.raises(EnvError, match=rf"^env.{key}: found \[-inf, inf\], expected the least and the most$"):
-        CubePickConfig(**{key: (-np.inf, np.inf)})
+ABOVE, BELOW = (0.1, 0, 0.8), (0, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("name", "view", "words"),
+    ("settings", "words"),
     [
-        ("top", [[0.1, 0, 0.8], [0, 0, 0], 200], "between 0 and 180"),
-        ("top", [[0.1, 0, 0.8], [0, 0, 0], 0], "between 0 and 180"),
-        ("top", [["a", 0, 0.8], [0, 0, 0], 45], "place, another one as target"),
-        ("top", [[0.1, 0, np.inf], [0, 0, 0], 45], "place, another one as target"),
-        ("top", [[0.1, [0], 0.8], [0, 0, 0], 45], "place, another one as target"),
-        ("top", [[0.1, 0, 0.8], [0.1, 0.0, 0.8], 45], "place, another one as target"),
-        ("hand", [[0.1, 0, 0.8], [0, 0, 0], 45], "a name that the world has a camera of"),
-        ("agentview", [[0.1, 0, 0.8], [0, 0, 0], 45], "a name that the world has a camera of"),
+        ({"robot": "ur5"}, "robot: found 'ur5', expected one of xarm7, panda"),
+        ({"cameras": ("hand", "top")}, "env.cameras: expected some of hand, left, right, got 'top'"),
+        ({"cameras": ("hand", "hand")}, "env.cameras: expected one or more different names"),
+        ({"cube_sise": 0.05}, "env.cube_sise: unknown key, expected cube_size"),
+        ({"image_size": 0}, "env.image_size: "),
+        ({"image_size": {"hand": 64}}, "env.image_size: found sizes of hand, expected one of 'left' too"),
+        ({"image_size": {"hand": 64, "left": 64, "right": [64, 0]}}, r"env.image_size: found \[64, 0\]"),
+        ({"image_size": [64]}, "env.image_size: "),
+        ({"image_size": 64.5}, "env.image_size: "),
+        ({"max_steps": -1}, "env.max_steps: expected >= 1, got -1"),
+        ({"cube_size": 0.0}, "env.cube_size: expected > 0, got 0.0"),
+        ({"cube_size": 0.5}, "env.cube_size: expected <= 0.08, got 0.5"),
+        ({"start_noise": np.inf}, "env.start_noise: expected a finite number"),
+        ({"rate_hz": 501}, "env.rate_hz: expected <= 500, got 501"),
+        ({"clutter": 9}, "env.clutter: expected <= 8, got 9"),
+        ({"clutter": 1.5}, "env.clutter: expected an integer, got 1.5"),
+        ({"lighting": -1}, "env.lighting: expected >= 0, got -1"),
+        ({"camera_distance": 0}, "env.camera_distance: expected >= 0.3, got 0"),
+        ({"camera_shift": 2}, "env.camera_shift: expected <= 0.5, got 2"),
+        ({"box_x": 3}, "env.box_x: "),
+        ({"box_y": (0.1, -0.1)}, r"env.box_y: .*got \[0.1, -0.1\]"),
+        ({"yaw": (-np.inf, np.inf)}, "env.yaw"),
+        ({"side_cameras": {"top": (ABOVE, BELOW, 180)}}, r"env.side_cameras.top\[2\]: expected < 180"),
+        ({"side_cameras": {"top": (ABOVE, BELOW, 0)}}, r"env.side_cameras.top\[2\]: expected > 0"),
+        ({"side_cameras": {"top": (("a", 0, 0.8), BELOW, 45)}}, r"env.side_cameras.top\[0\]\[0\]: expected a number"),
+        ({"side_cameras": {"top": (ABOVE, (0, 0, np.inf), 45)}}, r"env.side_cameras.top\[1\]\[2\]: "),
+        ({"side_cameras": {"top": (ABOVE, ABOVE, 45)}}, "env.side_cameras.top: "),
+        ({"side_cameras": {"agentview": (ABOVE, BELOW, 45)}}, "env.side_cameras: .*'agentview'"),
     ],
-)
-def test_a_side_camera_that_cannot_be_placed_is_refused(name, view, words):
-    with pytest.raises(EnvError, match=rf"^env.side_cameras.{name}: found [^\n]*{words}[^\n]*$"):
-        CubePickConfig(side_cameras={name: view}, cameras=(name,))
+)  # fmt: skip
+def test_wrong_settings_are_one_line(settings, words):
+    with pytest.raises(UserError, match=f"^{words}") as caught:
+        CubePick(**settings)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_names_that_no_side_camera_may_have_are_those_of_the_world(env):
     world = {env.model.camera(i).name for i in range(env.model.ncam)}
-    assert world == {*_TAKEN, *env.config.side_cameras}
+    assert world == {*_RESERVED, *env.config.side_cameras}
 
 
 def test_a_rehearsal_brings_the_judge_back(blind):

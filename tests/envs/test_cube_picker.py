@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from s2robot.core.errors import UserError
 from s2robot.demos.record import record_episode
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
-from s2robot.envs.errors import EnvError
+from s2robot.envs.experts.settings import ExpertSettings
 from s2robot.envs.parts import MAX_DELTA
 
 SEEDS = {"xarm7": range(700, 712), "panda": range(700, 708)}
@@ -104,8 +105,17 @@ def test_a_picker_has_the_habit_that_is_asked_for():
     assert any(ways) and not all(ways)
 
 
-def test_a_habit_that_is_none():
-    with pytest.raises(
-        EnvError, match=r"^recording.picker.habit: found 'up', expected one of nearest, left, right, either$"
-    ):
-        PickerConfig(habit="up")
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"habit": "up"}, "habit: expected 'nearest', 'left', 'right' or 'either', got 'up'"),
+        ({"kicks": (3, 1)}, r"kicks: expected the least and the most, got \[3, 1\]"),
+        ({"kicks": (0, 13)}, r"kicks\[1\]: expected <= 12, got 13"),
+        ({"kick_steps": (0, 1)}, r"kick_steps\[0\]: expected >= 1, got 0"),
+        ({"misses": 1.5}, "misses: expected <= 1, got 1.5"),
+    ],
+)
+def test_wrong_settings_are_one_line(settings, words):
+    for kind in (PickerConfig, ExpertSettings):
+        with pytest.raises(UserError, match=f"^recording.picker.{words if kind is PickerConfig else ''}"):
+            kind(**settings)

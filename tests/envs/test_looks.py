@@ -8,7 +8,6 @@ from s2robot.demos.record import record
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import PickerConfig
-from s2robot.envs.errors import EnvError
 from s2robot.envs.world import CLUTTER
 
 SIZE = 96
@@ -104,22 +103,7 @@ def test_clutter_is_seen_placed_by_the_seed_and_touches_nothing(usual):
     assert np.array_equal(env.joints, usual[1].joints) and np.array_equal(env.cube_pose, usual[1].cube_pose)
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ({"clutter": 9}, "env.clutter: found 9, expected a whole number from 0 to 8"),
-        ({"clutter": 1.5}, "env.clutter: found 1.5, expected a whole number"),
-        ({"lighting": -1}, "env.lighting: found -1, expected a number from 0 to 5"),
-        ({"camera_distance": 0}, "env.camera_distance: found 0, expected a number from 0.3 to 5"),
-        ({"camera_shift": 2}, "env.camera_shift: found 2, expected a number from -0.5 to 0.5"),
-    ],
-)
-def test_values_out_of_range_are_one_line(setting, words):
-    with pytest.raises(EnvError, match=words.replace(".", r"\.")):
-        CubePick(CubePickConfig(**setting))
-
-
 def test_demos_with_clutter_are_refused(tmp_path):
     config = CubePickConfig(clutter=2)
-    with pytest.raises(DatasetError, match=r"env\.clutter 2, expected 0"):
+    with pytest.raises(DatasetError, match=r"env\.clutter: expected 0"):
         record(tmp_path / "d.zarr", config, PickerConfig(), episodes=1, seed=1)

@@ -254,8 +254,8 @@ ctypes.util.find_library = lambda name: None
 import s2robot.envs
 from s2robot.cli import main
 from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.tasks import make, own_settings
-for world in (lambda: make(CubePickConfig(), draw=False), lambda: own_settings("mine", "nowhere:Mine")):
+from s2robot.envs.tasks import make, register_user_task
+for world in (lambda: make(CubePickConfig(), draw=False), lambda: register_user_task("mine", "nowhere:Mine")):
     try:
         world()
     except s2robot.envs.EnvError as error:

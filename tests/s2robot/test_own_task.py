@@ -57,7 +57,7 @@ def run(tmp_path_factory):
         where = [f"features.cache={folder / 'cache'}", f"hydra.run.dir={folder / 'run'}"]
         assert main(["run", *TASK, *small.split(), *few.split(), *where]) == 0
         yield folder / "run"
-    tasks._OWN.clear()
+    tasks._USER_TASKS.clear()
     sys.modules.pop("pusher", None)
 
 
@@ -108,7 +108,7 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
         main(["record", *task, "episodes=1", "expert=0", f"out={demos}", f"hydra.run.dir={tmp_path / 'a'}"])
         == 0
     )
-    tasks._OWN.clear()  # as a process that has read nothing but the dataset
+    tasks._USER_TASKS.clear()  # as a process that has read nothing but the dataset
     words = [f"demos.path={demos}", "expert=3", f"out={out}", f"hydra.run.dir={tmp_path / 'b'}"]
     assert main(["relabel", *task, *words]) == 0
     relabelled = EpisodeStore.open(out)
@@ -117,7 +117,7 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
         2,
     )
     assert relabelled.lengths.tolist() == EpisodeStore.open(demos).lengths.tolist()
-    tasks._OWN.clear()
+    tasks._USER_TASKS.clear()
     for name in ("asked", "pusher"):
         sys.modules.pop(name)
 
@@ -153,7 +153,7 @@ def test_a_fault_in_the_file_is_named(tmp_path, monkeypatch, capsys, old, new, w
         assert main(["record", *TASK, *where]) == 2
     finally:
         sys.modules.pop(module, None)
-        tasks._OWN.clear()
+        tasks._USER_TASKS.clear()
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert words in line
 

@@ -236,7 +236,7 @@ def test_a_camera_that_the_simulation_cannot_draw_is_told_before_any_work(record
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         run, train = compose("run", given), compose("train", given)
         placed = compose("run", [*given, "+env.side_cameras.wrist=[[0.3,0,0.5],[0,0,0.1],45]"])
-    words = r"env.cameras: found 'wrist', expected some of hand, left, right; .*'\+env.side_cameras.wrist="
+    words = r"env.cameras: expected some of hand, left, right, got 'wrist'; .*'\+env.side_cameras.wrist="
     with pytest.raises(UserError, match=words) as caught:
         pipeline.run(run)
     assert "\n" not in str(caught.value)
@@ -245,7 +245,7 @@ def test_a_camera_that_the_simulation_cannot_draw_is_told_before_any_work(record
     assert (
         "note: this policy can act on an arm, but not be evaluated in simulation" in capsys.readouterr().out
     )
-    assert task_settings(placed).undrawn() == ""
+    assert task_settings(placed).camera_problem() == ""
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -61,13 +61,8 @@ class Emulator:
     def _build_scene(self, config: EmulatorConfig):
         from s2robot.envs.cube_config import CubePickConfig
         from s2robot.envs.real.emulator.scene import ScenePlant  # mujoco and robosuite take seconds to import
-        from s2robot.envs.task import as_tuples
 
-        try:
-            env = CubePickConfig(**as_tuples(config.env))
-        except TypeError as error:
-            raise EnvError(f"env: {error}; expected settings of CubePickConfig") from None
-        return ScenePlant(env, config.seed)
+        return ScenePlant(CubePickConfig(**config.env), config.seed)
 
     def _build_frames(self, config: EmulatorConfig) -> FrameServer:
         from s2robot.envs.real.emulator.scene import SceneRenderer

@@ -179,13 +179,6 @@ def test_the_gripper_points_down_and_closes_where_it_is_told():
     assert nearest(-0.1, 6.2, 2 * np.pi) == pytest.approx(2 * np.pi - 0.1)
 
 
-def test_habits_are_the_first_pickers_alone():
-    with pytest.raises(
-        EnvError, match=r"^recording.picker.habit: found 'left', expected 'nearest' in a world"
-    ):
-        ExpertSettings(habit="left")
-
-
 def test_the_fingers_do_not_come_down_on_the_other_cube():
     """Faces that are free are taken, those nearest to how the fingers are turned where they are."""
     task = world("stack")

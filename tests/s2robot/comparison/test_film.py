@@ -18,7 +18,7 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from tests.inline import do_inline
 
-WORLD = replace(CubePickConfig(), image_size=64)
+WORLD = CubePickConfig(image_size=64)
 
 
 def attempt(label: str, seed: int, steps: int, push: float) -> Attempt:

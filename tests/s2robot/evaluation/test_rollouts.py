@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -344,15 +343,15 @@ def test_a_policy_of_other_actions_is_refused(checkpoint):
 
 def test_a_world_whose_settings_have_no_defaults_is_compared():
     world = GymSettings(id="Pendulum-v1", success="terminated", rate_hz=20)
-    trained = json.loads(json.dumps(asdict(world)))
+    trained = json.loads(json.dumps(world.model_dump()))
     assert world_changes(trained, world) == []
-    assert world_changes(trained, replace(world, max_steps=9)) == ["max_steps 200 -> 9"]
+    assert world_changes(trained, world.replace(max_steps=9)) == ["max_steps 200 -> 9"]
     del trained["rate_hz"]  # of a version that had no such setting
-    assert world_changes(trained, world) == ["rate_hz 10 -> 20"]
+    assert world_changes(trained, world) == ["rate_hz 10.0 -> 20.0"]
 
 
 def test_another_world_of_the_same_simulator_is_refused():
-    trained = {"env_config": json.loads(json.dumps(asdict(RobosuiteSettings(env="Stack"))))}
+    trained = {"env_config": json.loads(json.dumps(RobosuiteSettings(env="Stack").model_dump()))}
     with pytest.raises(UserError, match="task: found robosuite:Lift, expected robosuite:Stack"):
         world_for(RobosuiteSettings(env="Lift"), trained, 128)
 
