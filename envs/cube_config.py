@@ -124,7 +124,7 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
     success_height: float = from_yaml(ge=0)
     success_hold: float = from_yaml(ge=0)
     max_steps: int = from_yaml(ge=1)
-    stiffness: float = Field(1000.0, gt=0)  # joint controller, 1/s²
+    stiffness: float = Field(default=1000.0, gt=0)  # joint controller, 1/s²
     camera_distance: float = from_yaml(ge=0.3, le=5)
     camera_shift: float = from_yaml(ge=-0.5, le=0.5)
     lighting: float = from_yaml(ge=0, le=5)

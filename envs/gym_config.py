@@ -21,7 +21,7 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
     """`task=gym task.id=FetchPickAndPlace-v4 task.success=is_success`; configs/task/gym.yaml documents each value."""
 
     task: str = from_yaml(alias="name")
-    target: str = Field("s2robot.envs.gym_task:GymTask", alias="class")
+    target: str = Field(default="s2robot.envs.gym_task:GymTask", alias="class")
     robot: str = from_yaml()
     rate_hz: float = from_yaml(gt=0)
     cameras: tuple[str, ...] = from_yaml()
@@ -38,7 +38,7 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
     @classmethod
     def _is_a_rule(cls, success: str) -> str:
         if not success:
-            rules = "an entry of the environment's info such as is_success, terminated, or '\"reward>=1\"' in both quotes"
+            rules = "an entry of its info such as is_success, terminated, or 'task.success=\"reward>=1\"' in both quotes"
             raise ValueError(f"expected {rules}, got nothing")
         if least := _REWARD.fullmatch(success):
             try:

@@ -27,7 +27,7 @@ class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):
     """`task=robosuite task.env=Stack task.robot=Panda`; configs/task/robosuite.yaml documents each value."""
 
     task: str = from_yaml(alias="name")
-    target: str = Field("s2robot.envs.robosuite_task:RobosuiteTask", alias="class")
+    target: str = Field(default="s2robot.envs.robosuite_task:RobosuiteTask", alias="class")
     env: str = from_yaml()
     robot: str = from_yaml()
     controller: str = from_yaml()

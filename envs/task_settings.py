@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field, field_validator
 
-from s2robot.core.settings import Settings
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
 
 Record = Mapping[str, Any]  # of an episode: one line of episodes.jsonl
@@ -45,11 +45,11 @@ class TaskSettings(Settings):
     """
 
     if TYPE_CHECKING:  # declared by subclasses, in the order in which their datasets store them
-        robot: str
-        rate_hz: Any
-        cameras: tuple[str, ...]
-        image_size: Any
-        max_steps: int
+        robot: str = from_yaml()
+        rate_hz: Any = from_yaml()
+        cameras: tuple[str, ...] = from_yaml()
+        image_size: Any = from_yaml()
+        max_steps: int = from_yaml()
 
         @property
         def task(self) -> str:
@@ -136,10 +136,10 @@ class TaskSettings(Settings):
 class CommonSettings(TaskSettings, at="task"):
     """Settings that most tasks share; your own task may add fields. A value in its YAML wins over a default here."""
 
-    task: str = Field("", alias="name")
-    target: str = Field("", alias="class")
+    task: str = Field(default="", alias="name")
+    target: str = Field(default="", alias="class")
     robot: str = "none"  # whose arm it is: a policy acts only on the robot of its demos
-    rate_hz: float = Field(10, gt=0)  # control steps a second
+    rate_hz: float = Field(default=10, gt=0)  # control steps a second
     cameras: tuple[str, ...] = ("front",)  # in the order in which the policy gets them
     image_size: ImageSize = 256  # px: a side, (height, width), or {camera: either}
-    max_steps: int = Field(100, ge=1)  # after which an episode ends
+    max_steps: int = Field(default=100, ge=1)  # after which an episode ends

@@ -76,7 +76,7 @@ class CubeWorld(Lift):
         self,
         spec: RobotSpec,
         cube_half: float,
-        rate_hz: int,
+        rate_hz: float,
         side_cameras: dict,
         stiffness: float,
         clutter: tuple = (),
