@@ -12,13 +12,12 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from s2robot.core.settings import Settings
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.trace import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError
@@ -103,23 +102,17 @@ def _layout_names(env: Task, info: dict[str, Any]) -> list[str]:
     return [] if env.demo_fields() else sorted(info["layout"])
 
 
-@dataclass(frozen=True)
-class RecordingSettings:
-    """configs/recording/default.yaml says what each is."""
+class RecordingSettings(Settings, at="recording", file="recording/default"):
+    """Settings of scripted recording; configs/recording/default.yaml documents each value."""
 
-    episodes: int = 120
-    seed: int = 100000
-    workers: int = 2
-    picker: dict[str, Any] = field(default_factory=dict)
-    expert_settings: dict[str, Any] = field(default_factory=dict)
-    kind: str = "scripted"
-    expert: int = 16
-    imitate_kicks: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("workers", 1), ("seed", 0), ("expert", 0)):
-            if (found := getattr(self, name)) < least:
-                raise DatasetError(f"recording.{name}: found {found}, expected {least} or more")
+    episodes: int = from_yaml(ge=1)
+    seed: int = from_yaml(ge=0)
+    workers: int = from_yaml(ge=1)
+    picker: dict[str, Any] = from_yaml()
+    expert_settings: dict[str, Any] = from_yaml()
+    kind: str = from_yaml()
+    expert: int = from_yaml(ge=0)
+    imitate_kicks: bool = from_yaml()
 
 
 def record(
@@ -144,7 +137,7 @@ def record(
             often, or a number is out of range.
         EnvError: the task has no expert.
     """
-    RecordingSettings(episodes, seed, workers, expert=expert)
+    RecordingSettings(episodes=episodes, seed=seed, workers=workers, expert=expert)
     if why := settings.recording_problem():
         raise DatasetError(f"{path}: {why}")
     attributes = about_demos(settings, expert_settings, seed)

@@ -7,15 +7,15 @@ do what the dataset holds, or nothing is written.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import mismatch
 from s2robot.demos.record import begun, record_episode
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
@@ -24,19 +24,13 @@ from s2robot.envs.task import TaskSettings
 _SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, another picker in the first
 
 
-@dataclass(frozen=True)
-class RelabelSettings:
-    """configs/relabel.yaml says what each is."""
+class RelabelSettings(Settings, file="relabel"):
+    """Settings of `s2robot relabel`; configs/relabel.yaml documents each value."""
 
-    out: str
-    expert: int = 16
-    imitate_kicks: bool = False
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("expert", "workers"):
-            if (found := getattr(self, name)) < 1:
-                raise DatasetError(f"{name}: found {found}, expected 1 or more")
+    out: Path
+    expert: int = from_yaml(ge=1)
+    imitate_kicks: bool = from_yaml()
+    workers: int = from_yaml(ge=1)
 
 
 def relabel(
@@ -54,7 +48,7 @@ def relabel(
     if "expert" in source.keys:
         raise mismatch(source.path, "an expert's chunks", "a dataset without")
     chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
-    store = begun(Path(settings.out), {**source.attrs, **chosen}, len(source), settings.expert)
+    store = begun(settings.out, {**source.attrs, **chosen}, len(source), settings.expert)
     how = (world, picker, settings.expert, settings.imitate_kicks)
     try:
         with worker_pool(settings.workers) as pool:

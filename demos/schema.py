@@ -67,13 +67,7 @@ def checked_episode(
         if len(array) != len(arrays[first]):
             expected = f"{len(arrays[first])} as in {first}"
             raise mismatch(f"{where}: {key}", f"{len(array)} steps", expected)
-        if array.dtype.kind != "f":
-            continue
-        bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
-        if bad.any():
-            step = int(np.argmax(bad))
-            value = array[step][~np.isfinite(array[step])].flat[0]
-            raise mismatch(f"{where}: {key}", f"{value} at step {step}", "finite numbers")
+        check_finite(f"{where}: {key}", array)
     _check_use(where, arrays, about)
     if specs:
         if named.keys() != specs.keys():
@@ -88,6 +82,17 @@ def checked_episode(
             if not fits or row != shape:
                 raise mismatch(f"{where}: {name}", f"{array.dtype} {row}", f"{dtype} {shape}")
     return arrays, values
+
+
+def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:
+    """Refuse NaN and infinity (DatasetError); ``start``: number of the array's first step in the episode."""
+    if array.dtype.kind != "f":
+        return
+    bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
+    if bad.any():
+        step = int(bad.argmax())
+        value = array[step][~np.isfinite(array[step])].flat[0]
+        raise mismatch(where, f"{value} at step {start + step}", "finite numbers")
 
 
 def check_joints(path: Path, about: Mapping[str, Any]) -> None:

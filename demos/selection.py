@@ -10,12 +10,24 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator
 
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.store import EpisodeStore, Split
+
+
+def _count_or_list(episodes: Any) -> Any:
+    if isinstance(episodes, bool | float) or (isinstance(episodes, int) and episodes < 1):
+        raise ValueError(f"expected a count >= 1, a list of episodes, or null for all, got {episodes}")
+    return episodes
+
+
+Episodes = Annotated[
+    Any, AfterValidator(_count_or_list)
+]  # of settings: None, a count of the first ones, or a list
 
 
 def select(
@@ -39,8 +51,6 @@ def select(
     """
     if split is not None:
         return _split_of(store, Path(split), fraction)
-    if isinstance(episodes, int) and (isinstance(episodes, bool) or episodes < 1):
-        raise mismatch("demos.episodes", episodes, "the number of the first ones, a list, or null for all")
     if episodes is None or isinstance(episodes, int):
         return store.split(fraction, seed, episodes, spent)
     return store.split(fraction, seed, sorted(numbers(episodes, len(store), "demos.episodes")), spent)

@@ -30,12 +30,12 @@ from s2robot.common.settings import (
     only_simulated,
     plain,
     read,
-    read_among,
     task_settings,
     typed,
 )
 from s2robot.common.timeline import Stages
 from s2robot.core.provenance import policy_sha256, versions
+from s2robot.core.settings import read_some
 from s2robot.core.trace import tracing
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix
@@ -171,7 +171,7 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
     require_simulator()
     from s2robot.demos.record import RecordingSettings, record
 
-    settings, task = read_among(RecordingSettings, recording, "recording"), task_settings(cfg)
+    settings, task = read_some(RecordingSettings, recording), task_settings(cfg)
     with bar("recording demos") as update:
         store = record(
             out,

@@ -3,7 +3,6 @@
 Each imports what it alone needs: an arm's parts, the simulator, the plots, torch.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,10 @@ from s2robot.common.settings import (
     path_of,
     plain,
     read,
-    read_among,
     task_settings,
     world_of,
 )
+from s2robot.core.settings import Settings, from_yaml, read_some
 from s2robot.demos.store import EpisodeStore
 
 if TYPE_CHECKING:
@@ -59,8 +58,8 @@ def convert(cfg: DictConfig) -> None:
     from s2robot.demos.formats.export import ExportSettings, export, format_for
     from s2robot.demos.formats.source import Choice
 
-    choice, data, out = read_among(Choice, cfg, ""), path_of(cfg, "data"), path_of(cfg, "out")
-    settings = read_among(ExportSettings, cfg, "")
+    choice, data, out = read_some(Choice, cfg), path_of(cfg, "data"), path_of(cfg, "out")
+    settings = read_some(ExportSettings, cfg)
     if to := format_for(out, cfg.to):
         with bar("reading") as update:
             path = as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
@@ -77,7 +76,7 @@ def convert(cfg: DictConfig) -> None:
     else:
         with bar("converting") as update:
             source = read_in(data, out, choice, lambda *n: update(*n, "steps"))
-        notes, counts = source.notes, (len(source), sum(map(source.length, range(len(source)))))
+        notes, counts = source.notes, (len(source), source.steps)
     for note in notes:
         print(f"note: {note}")
     print("{} episodes, {} steps: {}".format(*counts, out))
@@ -88,7 +87,7 @@ def relabel(cfg: DictConfig) -> None:
     from s2robot.demos.relabel import RelabelSettings
     from s2robot.demos.relabel import relabel as write_copy
 
-    settings = read_among(RelabelSettings, cfg, "")
+    settings = read_some(RelabelSettings, cfg)
     if "class" in cfg.task:
         task_settings(cfg)  # makes a task of the user's own known
     source = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
@@ -99,12 +98,11 @@ def relabel(cfg: DictConfig) -> None:
     )
 
 
-@dataclass(frozen=True)
-class ReplaySettings:
-    """configs/replay.yaml says what each is."""
+class ReplaySettings(Settings, file="replay"):
+    """Settings of `s2robot replay`; configs/replay.yaml documents each value."""
 
-    episode: int | None = None
-    video: bool = True
+    episode: int | None = from_yaml()
+    video: bool = from_yaml()
 
 
 def replay(cfg: DictConfig) -> None:
@@ -113,7 +111,7 @@ def replay(cfg: DictConfig) -> None:
     from s2robot.envs.tasks import make
     from s2robot.evaluation.film import film
 
-    settings, store = read_among(ReplaySettings, cfg, ""), open_demos(cfg)
+    settings, store = read_some(ReplaySettings, cfg), open_demos(cfg)
     if (one := settings.episode) is not None and one not in range(len(store)):
         raise UserError(
             f"episode: found {one}, expected 0 to {len(store) - 1}, those of {store.path}, or null"
@@ -156,7 +154,7 @@ def inspect(cfg: DictConfig) -> None:
     if "class" in cfg.task:
         task_settings(cfg)  # makes a task of the user's own known
     demos = read(DemosSettings, cfg.demos, "demos")
-    settings = read_among(InspectSettings, cfg, "")
+    settings = read_some(InspectSettings, cfg)
     print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir))}")
 
 

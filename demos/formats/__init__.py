@@ -1,5 +1,4 @@
-"""Other people's data sets, read and written: LeRobot, robomimic, diffusion_policy.
+"""Datasets of LeRobot, robomimic and diffusion_policy.
 
-`convert.convert` is the door in, `export.export` the one out; `found.read` finds out what lies at a path and gives a
-`source.Source` of it.
+`convert.convert` reads one into a store, `export.export` writes a store as one; every reader is a `source.Source`.
 """

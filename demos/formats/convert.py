@@ -1,72 +1,166 @@
-"""Any data set into our store, streaming: memory holds a few steps, and a file appears whole or not at all.
+"""Read any dataset, and convert it into a store piece by piece; a file appears whole or not at all.
 
-convert(Path("aloha"), Path("aloha.zarr"))                     # LeRobot -> our store
-as_store(Path("aloha"), cache, Choice())                       # our store of it, made once
+read(Path("aloha"), Choice()).attributes                       # LeRobot, robomimic, diffusion_policy or our own store
+convert(Path("aloha"), Path("aloha.zarr"))                     # LeRobot -> a store
+as_store(Path("aloha"), cache, Choice())                       # a store of it, made once
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from s2robot.demos.errors import DatasetError, DiskError, disk_error, mismatch
-from s2robot.demos.formats.found import format_of, read
-from s2robot.demos.formats.source import Choice, Source, readable
+from s2robot.demos.formats.source import (
+    Choice,
+    Piece,
+    Progress,
+    Selected,
+    Source,
+    piece_slices,
+    readable,
+    silent,
+)
 from s2robot.demos.store import EpisodeStore
 
-READER = 4  # raised when the same files are read into another store, so that cached ones are made again
-Progress = Callable[[int, int], None]  # steps done, of how many
+READER = 4  # raised when the same files are read differently, so that cached stores are made again
 
 
-def silent(done: int, total: int) -> None:
-    """Nobody looks."""
+# -------------------------------------------------------------------- which format
 
 
-def convert(
-    path: Path,
-    out: Path,
-    choice: Choice | None = None,
-    progress: Progress = silent,
-) -> Source:
-    """Write the data set at `path` as `out`; returns what was read, whose `notes` say what was left out.
+def format_of(path: Path) -> str:
+    """Return s2robot, lerobot, robomimic or diffusion_policy, by the content and never by the name alone.
 
     Raises:
-        DatasetError: `out` is there already, `path` is no data set or a broken one, or a disk that refuses. Nothing
-            is left under the name `out` then.
+        DatasetError: nothing is there, or something else.
+    """
+    if path.is_dir():
+        if (path / "zarr.json").is_file():
+            return "s2robot"
+        if (path / "meta/info.json").is_file():
+            return "lerobot"
+        if (path / ".zgroup").is_file() or (path / "replay_buffer.zarr/.zgroup").is_file():
+            return "diffusion_policy"
+    elif path.is_file():
+        with path.open("rb") as file:
+            head = file.read(8)
+        if head == b"\x89HDF\r\n\x1a\n":
+            return "robomimic"
+        if head.startswith(b"PK\x03\x04"):
+            return "diffusion_policy"
+    expected = (
+        "a data set of s2robot (.zarr), LeRobot (meta/info.json), robomimic (.hdf5) or diffusion_policy"
+    )
+    raise mismatch(path, "something else" if path.exists() else "no such file or folder", expected)
+
+
+def read(path: Path, choice: Choice) -> Selected:
+    """Open a dataset.
+
+    Raises:
+        DatasetError: it is none, cannot be read, or `choice` must say more.
+    """
+    kind = format_of(path)
+    with readable(path, kind):
+        return Selected(_reader(path, kind, choice), choice.episodes, kind)
+
+
+def _reader(path: Path, kind: str, choice: Choice) -> Source:
+    if choice.mask is not None and kind not in ("robomimic", "lerobot"):
+        raise mismatch(
+            "mask", f"'{choice.mask}' for {path}", "null: robomimic and LeRobot have filter keys and splits"
+        )
+    if kind == "robomimic":
+        from s2robot.demos.formats.robomimic import Robomimic, has_observations
+
+        if not has_observations(path, choice):
+            from s2robot.demos.formats.robosuite_states import RobosuiteStates
+
+            return RobosuiteStates(path, choice)
+    if choice.image_size is not None:
+        raise mismatch("image_size", f"{choice.image_size} for {path}", "null: its pictures have their size")
+    if kind == "robomimic":
+        return Robomimic(path, choice)
+    if kind == "lerobot":
+        from s2robot.demos.formats.lerobot import LeRobot
+
+        return LeRobot(path, choice)
+    if kind == "diffusion_policy":
+        from s2robot.demos.formats.diffusion_policy import ReplayBuffer
+
+        return ReplayBuffer(path, choice)
+    if choice.episodes is None:
+        raise mismatch(path, "an episode store already", "a data set of another format, or episodes=[...]")
+    for key, default in Choice():
+        if key != "episodes" and (value := getattr(choice, key)) != default:
+            raise mismatch(key, value, "nothing: of an episode store only episodes can be chosen")
+    return _StoreSource(path)
+
+
+class _StoreSource(Source):
+    """A store, to copy some of its episodes."""
+
+    def __init__(self, path: Path):
+        self._store = EpisodeStore.open(path)
+        super().__init__(path, {k: v for k, v in self._store.attrs.items() if k != "schema_version"})
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def length(self, i: int) -> int:
+        return int(self._store.lengths[i])
+
+    def values(self, i: int) -> dict[str, Any]:
+        return {key: self._store.meta(key)[i] for key in self._store.meta_keys}
+
+    def pieces(self, i: int) -> Iterator[Piece]:
+        store, steps = self._store, self._store.episode_slice(i)
+        row = sum(math.prod(store.shape(key)) for key in store.keys if key.startswith("images_"))
+        for rows in piece_slices(steps.start, steps.stop, row):
+            yield {key: store.read(key, rows.start, rows.stop) for key in store.keys}
+
+
+# -------------------------------------------------------------------- into a store
+
+
+def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progress = silent) -> Selected:
+    """Write the dataset at `path` as a store; returns what was read, whose `notes` say what was left out.
+
+    Raises:
+        DatasetError: `out` exists, `path` is no dataset or a broken one, or a disk that rejects the write. Nothing is
+            left under the name `out` then.
     """
     source = read(path, choice or Choice())
-    write(source, out, progress)
+    write_store(source, out, progress)
     return source
 
 
-def write(source: Source, out: Path, progress: Progress = silent) -> None:
-    """Write a data set as our store. Raises as :func:`convert`."""
-    if os.path.lexists(out):
-        raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
-    with whole(out) as part:
+def write_store(source: Selected, out: Path, progress: Progress = silent) -> None:
+    """Write an open dataset as a store. Raises as :func:`convert`."""
+    source.progress = progress
+    with new_path(out) as part:
         try:
-            write_store(_Counted(source, progress), part)
+            with EpisodeStore.create(part, source.attributes) as store:
+                for i in range(len(source)):
+                    store.append_pieces(source.pieces(i), source.values(i))
         except DiskError as error:
             raise DiskError(str(error).replace(str(part), str(out))) from None
-        except DatasetError as error:  # what the store finds, it finds in what came from the source
+        except DatasetError as error:  # the store checks what comes from the source
             raise DatasetError(str(error).replace(str(part), str(source.path))) from error
 
 
-def write_store(source: Source, path: Path) -> None:
-    """Our own store."""
-    with EpisodeStore.create(path, source.attributes) as store:
-        for i in range(len(source)):
-            store.append_pieces(source.pieces(i), source.values(i))
-
-
 @contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A name to write a file or folder under, which becomes `out` at the end; nothing is left if that fails."""
+def new_path(out: Path) -> Iterator[Path]:
+    """Yield a temporary name that is renamed to `out` at the end, and removed if that fails (DatasetError)."""
+    if os.path.lexists(out):
+        raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
     part = out.with_name(f".{uuid.uuid4().hex}.partial.{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,44 +172,8 @@ def whole(out: Path) -> Iterator[Path]:
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:
-            with suppress(OSError):  # none was made, or what is above it is no folder
+            with suppress(OSError):  # it was never made, or its parent is no folder
                 part.unlink()
-
-
-class _Counted(Source):
-    """A source that tells how far its reading is, and in one line what cannot be read."""
-
-    def __init__(self, inner: Source, progress: Progress):
-        super().__init__(inner.path, inner.attributes, inner.notes)
-        self._inner, self._progress, self._done = inner, progress, 0
-        self._kind = format_of(inner.path)
-        self._total = sum(inner.length(i) for i in range(len(inner)))
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    def length(self, i: int) -> int:
-        return self._inner.length(i)
-
-    def values(self, i: int) -> dict:
-        with readable(self.path, self._kind):
-            return self._inner.values(i)
-
-    def pieces(self, i: int) -> Iterator[dict]:
-        if self.length(i) < 1:
-            raise mismatch(f"{self.path}: episode {i}", "no steps", "at least one")
-        pieces = self._inner.pieces(i)
-        while True:
-            with readable(self.path, self._kind):  # not what becomes of a piece
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            yield piece
-            self._done += len(next(iter(piece.values())))
-            self._progress(self._done, self._total)
-
-
-# -------------------------------------------------------------------- once, into a cache
 
 
 def as_store(
@@ -123,41 +181,41 @@ def as_store(
     cache: Path,
     choice: Choice | None = None,
     progress: Progress = silent,
-    said: Callable[[str], None] = print,
+    show: Callable[[str], None] = print,
 ) -> Path:
-    """The path of our store of a data set: itself if it is one, else a copy in `cache`, made at the first call.
+    """Return the path of a dataset's store: itself if it is one, else a copy in `cache`, made at the first call.
 
-    The copy's name holds names, sizes and times of all files of the source: it is made again where one changes.
+    The copy's name depends on names, sizes and times of all files of the source, so it is made again when one changes.
 
     Raises:
         DatasetError: as :func:`convert`.
     """
     choice = choice or Choice()
     if not path.exists():
-        return path  # what is wrong with one that is not there, the store says best
+        return path  # opening it as a store gives the best message
     if format_of(path) == "s2robot":
-        choice = replace(choice, image_size=None)  # a size of pictures is of the way out, too
+        choice = choice.replace(image_size=None)  # a size of images is also a setting of the export
         if choice == Choice():
             return path
-    key = hashlib.sha256(json.dumps([READER, asdict(choice), _files(path)]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([READER, choice.model_dump(), _files(path)]).encode()).hexdigest()[:16]
     out = cache / f"{path.name.split('.')[0]}-{key}.zarr"
     if not out.exists():
         source = read(path, choice)
         for note in source.notes:
-            said(f"note: {path}: {note}")
+            show(f"note: {path}: {note}")
         try:
-            write(source, out, progress)
+            write_store(source, out, progress)
         except DatasetError:
             if not out.exists():  # another process may have been first
                 raise
-        said(f"{path} ({source.attributes['env_version']}) as episodes: {out}")
+        show(f"{path} ({source.attributes['env_version']}) as episodes: {out}")
     return out
 
 
 def _files(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of each file of a data set."""
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    if not found:
+    """Name, size and time of each file of a dataset."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    if not files:
         raise mismatch(path, "an empty folder", "a data set")
-    facts = ((p, p.stat()) for p in found)
-    return [(str(p.relative_to(path.parent)), s.st_size, s.st_mtime_ns) for p, s in facts]
+    stats = ((p, p.stat()) for p in files)
+    return [(str(p.relative_to(path.parent)), s.st_size, s.st_mtime_ns) for p, s in stats]

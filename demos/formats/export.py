@@ -1,113 +1,92 @@
-"""Our episodes out to other people's formats: LeRobot, robomimic, diffusion_policy.
+"""Export a store to LeRobot, robomimic or diffusion_policy.
 
     export(EpisodeStore.open("demos.zarr"), Path("demos"), "lerobot", ExportSettings())
 
-A writer is `write_<name>.py` with `write(store, target, settings, progress)`: it makes the file or folder `target`, which
-is a temporary name that becomes the final one when the writer returns, so that nothing half-written is ever found. It
-takes the episodes from `pieces`, which draws the pictures of those that hold states alone. What it returns are notes for
-the user: what was left out.
+A writer is `write_<format>.py` with `write(store, target, settings, progress)`. It writes the file or folder `target`, a
+temporary name that is renamed when the writer returns, so no partial output is ever found. It reads the episodes through
+`pieces`, which draws the images of episodes that hold states only. It returns notes for the user.
 """
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.formats.convert import Progress, silent, whole
-from s2robot.demos.formats.source import Piece, finite, steps_of
+from s2robot.demos.formats.convert import new_path
+from s2robot.demos.formats.source import Piece, Progress, piece_slices, silent
 from s2robot.demos.replay import camera_sizes, episode_frames
-from s2robot.demos.schema import parts_of
+from s2robot.demos.schema import check_finite, parts_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.parts import usual, words
 
-WRITERS: dict[str, str] = {  # format -> "module:function", called with (store, target, settings, progress)
-    "lerobot": "s2robot.demos.formats.write_lerobot:write",
-    "robomimic": "s2robot.demos.formats.write_robomimic:write",
-    "diffusion_policy": "s2robot.demos.formats.write_diffusion_policy:write",
-}
+FORMATS = ("lerobot", "robomimic", "diffusion_policy")  # each with a module write_<format>
 ENDINGS = {".hdf5": "robomimic", ".h5": "robomimic", ".zarr.zip": "diffusion_policy"}
-PICTURES = ("h264", "av1", "png")
-RANGES = ("limits", "clip", "data")
-ACTIONS = ("recorded", "absolute")
-DELTAS = ("action_raw", "action_sent")  # of an arm's recording, which absolute targets do not go with
+Pictures = Literal["h264", "av1", "png"]
+PICTURES = get_args(Pictures)
+DELTAS = (
+    "action_raw",
+    "action_sent",
+)  # of an arm's recording: deltas too, so not kept beside absolute targets
 
 
-@dataclass(frozen=True)
-class ExportSettings:
-    """configs/convert.yaml says what each is."""
+class ExportSettings(Settings, file="convert"):
+    """Settings of the writers; configs/convert.yaml documents each value."""
 
-    pictures: str = "h264"
-    crf: int | None = None
-    instruction: str | None = None
-    action_range: str = "limits"
-    valid: float = 0.1
-    image_size: int | None = None
-    actions: str = "recorded"
-
-    def __post_init__(self) -> None:
-        if self.actions not in ACTIONS:
-            raise DatasetError(f"actions: expected {' or '.join(ACTIONS)}, got '{self.actions}'")
-        if self.pictures not in PICTURES:
-            raise DatasetError(f"pictures: found '{self.pictures}', expected one of {', '.join(PICTURES)}")
-        if self.crf is not None and not 0 <= self.crf <= 63:
-            raise DatasetError(f"crf: found {self.crf}, expected 0 to 63, or null")
-        if self.action_range not in RANGES:
-            raise DatasetError(
-                f"action_range: found '{self.action_range}', expected one of {', '.join(RANGES)}"
-            )
-        if not 0 <= self.valid < 1:
-            raise DatasetError(f"valid: found {self.valid}, expected a share from 0 to below 1")
-        if self.image_size is not None and self.image_size < 1:
-            raise DatasetError(f"image_size: found {self.image_size}, expected 1 or more")
+    pictures: Pictures = from_yaml()
+    crf: int | None = from_yaml(ge=0, le=63)
+    instruction: str | None = from_yaml()
+    action_range: Literal["limits", "clip", "data"] = from_yaml()
+    valid: float = from_yaml(ge=0, lt=1)
+    image_size: int | None = from_yaml(ge=1)
+    actions: Literal["recorded", "absolute"] = from_yaml()
 
 
 def format_for(out: Path, to: str | None) -> str | None:
-    """The format that `to` or, where it is None, the ending of `out` asks for; None for an episode store.
+    """Return the format that `to`, or without it the ending of `out`, specifies; None for an episode store.
 
     Raises:
         DatasetError: no such format.
     """
     if to is None:
         return next((name for ending, name in ENDINGS.items() if out.name.endswith(ending)), None)
-    if to not in WRITERS:
-        raise DatasetError(f"to: found '{to}', expected one of {', '.join(WRITERS)}, or null")
+    if to not in FORMATS:
+        raise DatasetError(f"to: found '{to}', expected one of {', '.join(FORMATS)}, or null")
     return to
 
 
 def export(
     store: EpisodeStore, out: Path, to: str, settings: ExportSettings, progress: Progress = silent
 ) -> list[str]:
-    """Write a store as `out`, in the format `to`; returns what the user should know of it.
+    """Write a store as `out`, in the format `to`; returns notes for the user.
 
     Raises:
-        DatasetError: `out` is there already, the store holds what the format cannot, or a disk that refuses. Nothing
-            is left under the name `out` then.
+        DatasetError: `out` exists, the format cannot hold something of the store, or a disk that rejects the write.
+            Nothing is left under the name `out` then.
     """
-    if os.path.lexists(out):
-        raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
     if not len(store):
         raise mismatch(store.path, "no episodes", "at least one")
     if settings.image_size is not None or settings.actions == "absolute":
-        store = Changed(store.path, settings.image_size, settings.actions == "absolute")
-    module, _, function = WRITERS[to].partition(":")
-    with whole(out) as part:
-        return getattr(import_module(module), function)(store, part, settings, progress) or []
+        store = ModifiedStore(store.path, settings.image_size, settings.actions == "absolute")
+    write = import_module(f"s2robot.demos.formats.write_{to}").write
+    with new_path(out) as part:
+        return write(store, part, settings, progress) or []
 
 
-class Changed(EpisodeStore):
-    """Episodes, to read only, as they go out.
+class ModifiedStore(EpisodeStore):
+    """A store to read, with images of another size or absolute actions.
 
-    side: px, pictures drawn from states at another size than their world's.
-    absolute: joint targets instead of deltas.
+    Args:
+        side: px, of images drawn from states; None: the size of their world.
+        absolute: joint targets instead of deltas.
 
     Raises:
-        DatasetError: pictures that are there already, of another size; actions that are no joint deltas.
+        DatasetError: recorded images of another size; actions that are no joint deltas.
     """
 
     _targets: np.ndarray | None = None  # float64 (steps, 7), rad
@@ -115,71 +94,70 @@ class Changed(EpisodeStore):
     def __init__(self, path: Path, side: int | None, absolute: bool):
         super().__init__(path, "r")
         if side is not None:
-            self._draw_at(side)
+            self._set_image_size(side)
         if absolute:
             self._make_absolute()
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
-        found = super().read(key, start, stop)
+        values = super().read(key, start, stop)
         if self._targets is None or key not in ("action", "expert"):
-            return found
-        at = slice(start, start + len(found))
+            return values
+        rows = slice(start, start + len(values))
         if key == "action":
-            return np.append(self._targets[at], found[:, 7:], 1).astype(found.dtype)
-        deltas = found[..., :7].astype(np.float64)  # (t, K, 7) on top of where the episode's own action began
-        begin = self._targets[at] - super().read("action", start, stop)[:, :7]
-        return np.append(begin[:, None] + deltas.cumsum(1), found[..., 7:], 2).astype(found.dtype)
+            return np.append(self._targets[rows], values[:, 7:], 1).astype(values.dtype)
+        deltas = values[..., :7].astype(np.float64)  # (t, K, 7), from where the episode's own action began
+        begin = self._targets[rows] - super().read("action", start, stop)[:, :7]
+        return np.append(begin[:, None] + deltas.cumsum(1), values[..., 7:], 2).astype(values.dtype)
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(k for k in super().keys if self._targets is None or k not in DELTAS)
 
-    def _draw_at(self, side: int) -> None:
+    def _set_image_size(self, side: int) -> None:
         if self._attrs["kind"] == "states":
             self._attrs["env_config"]["image_size"] = side
-            for about in self._attrs["camera_geometry"].values():
-                about["size"] = [side, side]
+            for geometry in self._attrs["camera_geometry"].values():
+                geometry["size"] = [side, side]
             return
         for name, size in camera_sizes(self, self.cameras).items():
             if size != (side, side):
                 found = f"{side} for {self.path}, whose camera {name} has {size[0]} x {size[1]} px"
                 raise mismatch(
-                    "image_size", found, "null: only what is drawn from states has a size to choose"
+                    "image_size", found, "null: only images drawn from states have a size to choose"
                 )
 
     def _make_absolute(self) -> None:
-        """A delta is added to the last commanded joints, which our simulated worlds record; elsewhere they are the first
-        measured joints and the deltas before."""
-        about = self._attrs
-        if about["action_frame"] != ACTION_FRAME or "action_parts" in about:
-            found = f"absolute for {self.path}, whose actions are {words(parts_of(about, 'action'))}"
+        """Add each delta to the last commanded joints where the state holds them, else sum up from the first measured ones."""
+        attrs = self._attrs
+        if attrs["action_frame"] != ACTION_FRAME or "action_parts" in attrs:
+            found = f"absolute for {self.path}, whose actions are {words(parts_of(attrs, 'action'))}"
             raise mismatch("actions", found, f"recorded, or joint deltas ({ACTION_FRAME})")
         deltas = self["action"][:, :7].astype(np.float64)
-        if about["env_version"] == ENV_VERSION and "state" in self.keys:
+        if attrs["env_version"] == ENV_VERSION and "state" in self.keys:
             self._targets = self["state"][:, -7:] + deltas
         else:
             first = [self["proprio"][self.episode_slice(i).start, :7] for i in range(len(self))]
             summed = [deltas[self.episode_slice(i)].cumsum(0) for i in range(len(self))]
             self._targets = np.concatenate([a + b for a, b in zip(first, summed, strict=True)])
         joints, gripper = usual("action_parts", 7)
-        about |= {
+        attrs |= {
             "action_frame": "parts",
-            "action_parts": [{**joints, "kind": "absolute", "names": about["joint_names"]}, gripper],
+            "action_parts": [{**joints, "kind": "absolute", "names": attrs["joint_names"]}, gripper],
             "proprio_parts": usual("proprio_parts", 7),
-            "source": {"format": "s2robot", "name": self.path.name, "of": about.get("source")},
+            "source": {"format": "s2robot", "name": self.path.name, "of": attrs.get("source")},
         }
 
 
 def rates_of(store: EpisodeStore) -> np.ndarray:
-    """Steps a second of each episode as time passed: an arm may have been slower than `rate_hz`.  # (episodes,)"""
-    about = store.attrs
+    """Return the real steps per second of each episode: an arm may run slower than `rate_hz`.  # (episodes,)"""
+    attrs = store.attrs
     each = "speed" in store.meta_keys
-    speeds = store.meta("speed") if each else np.full(len(store), about.get("speed", 1.0))
-    return np.round(about["rate_hz"] * speeds, 6)
+    speeds = store.meta("speed") if each else np.full(len(store), attrs.get("speed", 1.0))
+    return np.round(attrs["rate_hz"] * speeds, 6)
 
 
 def rate_of(store: EpisodeStore) -> float:
-    """That of all episodes; DatasetError where they differ."""
+    """Return the one rate of all episodes; DatasetError if they differ."""
     rates = np.unique(rates_of(store))
     if len(rates) > 1:
         found = f"episodes at {rates[0]:g} and at {rates[-1]:g} Hz"
@@ -187,28 +165,41 @@ def rate_of(store: EpisodeStore) -> float:
     return float(rates[0])
 
 
-def pieces(store: EpisodeStore, i: int) -> Iterator[Piece]:
-    """The arrays of episode ``i``, a few of its steps at a time, with an `images_<camera>` for each camera of the store.
+def array_keys(store: EpisodeStore) -> list[str]:
+    """All arrays of an exported store, drawn images included."""
+    images = [f"images_{name}" for name in store.cameras]
+    return [*images, *(key for key in store.keys if key not in images)]
 
-    Those of simulated demos without pictures are drawn, at the size that the store tells.
+
+def check_names(names: Iterable[tuple[str, str]], path: Path) -> None:
+    """Refuse two arrays of one name (DatasetError); ``names``: array and its name in the format."""
+    seen: dict[str, str] = {}
+    for key, name in names:
+        if name in seen:
+            raise mismatch(path, f"{seen[name]} and {key}, both '{name}' there", "different names")
+        seen[name] = key
+
+
+def pieces(store: EpisodeStore, i: int) -> Iterator[Piece]:
+    """Yield the arrays of an episode, a few steps at a time, with an `images_<camera>` for each camera.
+
+    Images of simulated episodes without them are drawn, at the size that the store specifies.
 
     Raises:
-        DatasetError: a number that is none, or pictures that cannot be drawn.
+        DatasetError: a number that is not finite, or images that cannot be drawn.
     """
-    rows = store.episode_slice(i)
-    step = steps_of(sum(height * width * 3 for height, width in camera_sizes(store, store.cameras).values()))
-    drawn = _drawn(store, i)
-    for at in range(rows.start, rows.stop, step):
-        stop = min(at + step, rows.stop)
-        piece = {key: store.read(key, at, stop) for key in store.keys}
-        piece |= {key: frames[at - rows.start : stop - rows.start] for key, frames in drawn.items()}
-        yield finite(piece, f"{store.path}: episode {i}", at - rows.start)
-
-
-def _drawn(store: EpisodeStore, i: int) -> dict[str, np.ndarray]:
-    """The pictures of an episode that the store holds states of."""
-    if store.attrs["kind"] == "images" or not store.cameras:
-        return {}
-    sizes = as_image_size(camera_sizes(store, store.cameras))
-    frames = episode_frames(store.path, i, store.cameras, sizes)
-    return {f"images_{name}": seen for name, seen in zip(store.cameras, frames, strict=True)}
+    steps = store.episode_slice(i)
+    sizes = camera_sizes(store, store.cameras)
+    drawn: dict[str, np.ndarray] = {}
+    if store.attrs["kind"] != "images" and store.cameras:
+        frames = episode_frames(store.path, i, store.cameras, as_image_size(sizes))
+        drawn = {f"images_{name}": images for name, images in zip(store.cameras, frames, strict=True)}
+    for rows in piece_slices(
+        steps.start, steps.stop, sum(height * width * 3 for height, width in sizes.values())
+    ):
+        first = rows.start - steps.start
+        piece = {key: store.read(key, rows.start, rows.stop) for key in store.keys}
+        piece |= {key: frames[first : rows.stop - steps.start] for key, frames in drawn.items()}
+        for key, array in piece.items():
+            check_finite(f"{store.path}: episode {i}: {key}", array, first)
+        yield piece

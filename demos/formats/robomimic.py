@@ -3,7 +3,7 @@
     Robomimic(Path("lift/ph/image.hdf5"), Choice())
 
 Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Actions of robosuite's OSC_POSE in -1..1 become m and rad
-(those of `task=robosuite`) where env_args tell the controller's scale. Files of states alone: robosuite_states.py.
+(as in `task=robosuite`) where env_args holds the controller's scale. Files without observations: robosuite_states.py.
 """
 
 import json
@@ -17,40 +17,39 @@ from typing import Any
 import numpy as np
 
 from s2robot.demos.bounds import check_size, number_type
-from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.formats.kept import EXACT, NAME, SCALE, Kept
+from s2robot.demos.errors import mismatch, one_line
+from s2robot.demos.formats.sidecar import EXACT, NAME, SCALE, Sidecar
 from s2robot.demos.formats.source import (
     Choice,
     Piece,
     Source,
-    about,
     chosen,
-    different,
-    finite,
+    chosen_cameras,
     left_out,
     part_of,
+    piece_slices,
     require,
-    steps_of,
+    store_attributes,
 )
 
 FILTERS = (1, 2, 3, 32000)  # of hdf5: deflate, shuffle, checksum, lzf
-HAND = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # what `task=robosuite` tells a policy
+HAND = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # the proprioception of `task=robosuite`
 Scale = tuple[np.ndarray, np.ndarray]  # ours = theirs * first + second
 
 
 def has_observations(path: Path, choice: Choice) -> bool:
-    """Whether a file holds what was seen, or states alone.
+    """Return whether a file holds observations, or states only.
 
     Raises:
         DatasetError: it cannot be read, or lacks the demos that `choice` asks for.
     """
     require("h5py")
-    with opened(path) as file:
-        return "obs" in file["data"][demos_of(file, path, choice)[0]]
+    with open_file(path) as file:
+        return "obs" in file["data"][demo_names(file, path, choice)[0]]
 
 
-class DemosOfFile(Source):
-    """What any of its kinds of files gives: `_demos` are the names of those that are asked for."""
+class DemoFile(Source):
+    """The chosen demos of an hdf5 file."""
 
     _demos: list[str]
     _lengths: list[int]
@@ -61,105 +60,103 @@ class DemosOfFile(Source):
     def length(self, i: int) -> int:
         return self._lengths[i]
 
+    def name(self, i: int) -> str:
+        return f"{self.path}: data/{self._demos[i]}"
+
     def values(self, i: int) -> dict[str, Any]:
         return {"source_episode": number_of(self._demos[i])}
 
 
-class Robomimic(DemosOfFile):
-    """A file with `obs`; see :class:`Source`."""
+class Robomimic(DemoFile):
+    """A file with observations; see :class:`Source`."""
 
     def __init__(self, path: Path, choice: Choice):
         super().__init__(path)
-        with opened(path) as file:
+        self._sidecar: Sidecar | None = None
+        self._scale: Scale | None = None
+        with open_file(path) as file:
             data = file["data"]
-            self._demos = demos_of(file, path, choice)
+            self._demos = demo_names(file, path, choice)
             self._lengths = [len(array_of(data[d], "actions", path)) for d in self._demos]
-            self._scale: Scale | None = None
-            self._kept = Kept.of(data.attrs[NAME], f"{path}: data: {NAME}") if NAME in data.attrs else None
-            if self._kept and self._kept.fits(choice):
-                self._kept = self._kept.as_asked(choice, path)
-                self._keys = {key: tuple(places) for key, places in self._kept.places.items()}
-                self.attributes = self._kept.attributes
-                self._scale = _kept_scale(data.attrs, path)
+            if NAME in data.attrs:
+                self._sidecar = Sidecar.parse(data.attrs[NAME], f"{path}: data: {NAME}").for_choice(
+                    choice, path
+                )
+            if self._sidecar:
+                self._keys = self._sidecar.places
+                self.attributes = self._sidecar.attributes
+                self._scale = _stored_scale(data.attrs, path)
             else:
-                self._kept = None
-                self._name(data[self._demos[0]], env_args(data, path), choice)
+                self._choose_arrays(data[self._demos[0]], env_args(data, path), choice)
 
-    def _name(self, demo: Any, args: dict[str, Any], choice: Choice) -> None:
-        """Decide what makes action and proprio, and what the arrays are called."""
-        obs = {name: found for name, found in demo["obs"].items() if hasattr(found, "ndim")}
-        pictures = {k: a for k, a in obs.items() if a.ndim == 4 and a.dtype == np.uint8 and a.shape[3] == 3}
+    def _choose_arrays(self, demo: Any, args: dict[str, Any], choice: Choice) -> None:
+        """Decide which arrays make action, proprio and cameras."""
+        obs = {name: array for name, array in demo["obs"].items() if hasattr(array, "ndim")}
+        images = {k: a for k, a in obs.items() if a.ndim == 4 and a.dtype == np.uint8 and a.shape[3] == 3}
         numbers = [k for k, a in obs.items() if a.ndim == 2 and a.dtype.kind == "f"]
-        cameras = {k: k.removesuffix("_image") for k in pictures}
-        different(cameras, self.path)
-        if choice.cameras is not None:
-            known = {name: key for key, name in cameras.items()}
-            wanted = chosen(choice.cameras, [*known, *cameras], "cameras", self.path)
-            cameras = {known.get(w, w): cameras[known.get(w, w)] for w in wanted}
+        cameras = chosen_cameras({k: k.removesuffix("_image") for k in images}, choice, self.path)
         hands = [k.replace("robot0", f"robot{i}") for i in range(4) for k in HAND]
-        habit = [k for k in hands if k in numbers] or [k for k in numbers if k.startswith("robot")] or numbers
-        proprio = habit if choice.proprio is None else chosen(choice.proprio, numbers, "proprio", self.path)
-        action = list(chosen(choice.action or ("actions",), list(demo), "action", self.path))
+        usual = [k for k in hands if k in numbers] or [k for k in numbers if k.startswith("robot")] or numbers
+        proprio = usual if choice.proprio is None else chosen(choice.proprio, numbers, "proprio", self.path)
+        action = chosen(choice.action or ("actions",), list(demo), "action", self.path)
         self._keys = {"action": tuple(action), "proprio": tuple(f"obs/{k}" for k in proprio)}
         self._keys |= {f"images_{name}": (f"obs/{key}",) for key, name in cameras.items()}
-        self.notes += left_out(
-            {f"obs/{k}": obs.get(k) for k in demo["obs"] if k not in (*proprio, *pictures)}
-        )
+        self.notes += left_out({f"obs/{k}": obs.get(k) for k in demo["obs"] if k not in (*proprio, *images)})
         kwargs = args.get("env_kwargs", {})
         parts, frame = action_parts(kwargs, demo, action, choice)
-        self.attributes = about(
+        robots = kwargs.get("robots")
+        self.attributes = store_attributes(
             self.path,
             str(args.get("env_name", "robomimic")),
-            robot_of(kwargs),
+            "+".join(robots) if isinstance(robots, list) else robots,
             choice.rate_hz or float(kwargs.get("control_freq", 20)),
-            {name: pictures[key].shape[1:3] for key, name in cameras.items()},
+            {name: images[key].shape[1:3] for key, name in cameras.items()},
             parts,
-            [_seen_part(k, obs[k].shape[1]) for k in proprio],
+            [_proprio_part(k, obs[k].shape[1]) for k in proprio],
             env_args=args,
-        )
-        if frame:
-            self.attributes["action_frame"] = frame
-            self._scale = scale_of(self.attributes)
+        ) | ({"action_frame": frame} if frame else {})
+        self._scale = scale_of(self.attributes)
 
     def values(self, i: int) -> dict[str, Any]:
-        if self._kept is None:
+        if self._sidecar is None:
             return super().values(i)
-        with opened(self.path) as file:
-            found = dict(file["data"][self._demos[i]].attrs)
-        found = {k.removeprefix(f"{NAME}:"): v for k, v in found.items() if k.startswith(f"{NAME}:")}
-        return self._kept.episode_values(found, f"{self.path}: data/{self._demos[i]}")
+        with open_file(self.path) as file:
+            attrs = dict(file["data"][self._demos[i]].attrs)
+        stored = {k.removeprefix(f"{NAME}:"): v for k, v in attrs.items() if k.startswith(f"{NAME}:")}
+        return self._sidecar.episode_values(stored, self.name(i))
 
     def pieces(self, i: int) -> Iterator[Piece]:
-        name, count = self._demos[i], self._lengths[i]
-        where = f"{self.path}: {name}"
-        with opened(self.path) as file:
-            demo = file["data"][name]
-            arrays = {key: [array_of(demo, k, self.path, count) for k in self._found(demo, keys)]
-                      for key, keys in self._keys.items()}  # fmt: skip
-            exact = EXACT in demo
+        count = self._lengths[i]
+        with open_file(self.path) as file:
+            demo = file["data"][self._demos[i]]
+            keys = dict(self._keys)
+            exact = self._sidecar is not None and keys["action"] == ("actions",) and EXACT in demo
+            if exact:
+                keys["action"] = (EXACT,)  # as they were, where scaling would change them
+            arrays = {
+                key: [array_of(demo, k, self.path, count) for k in names] for key, names in keys.items()
+            }
             row = sum(a[0].dtype.itemsize * int(np.prod(a[0].shape[1:])) for a in arrays.values())
-            for start in range(0, count, steps_of(row)):
-                at = slice(start, min(start + steps_of(row), count))
-                piece = {k: self._joined(k, [a[at] for a in several], exact) for k, several in arrays.items()}
-                yield finite(piece, where, start)
-
-    def _found(self, demo: Any, keys: tuple[str, ...]) -> tuple[str, ...]:
-        """Where they lie in a demo: our actions as they were, where -1..1 could not hold them."""
-        return (EXACT,) if self._kept and keys == ("actions",) and EXACT in demo else keys
+            for rows in piece_slices(0, count, row):
+                yield {k: self._joined(k, [a[rows] for a in several], exact) for k, several in arrays.items()}
 
     def _joined(self, key: str, arrays: list[np.ndarray], exact: bool) -> np.ndarray:
-        if key == "action" and not (self._kept and exact):
-            joined = np.concatenate(arrays, 1).astype(np.float64)
-            if self._scale:
-                joined = np.clip(joined, -1, 1) * self._scale[0] + self._scale[1]
-            return joined.astype(self._kept.arrays[key][0] if self._kept else np.float32)
-        if self._kept:
-            return self._kept.array(key, arrays)
+        if key == "action" and not exact:
+            dtype = self._sidecar.arrays[key][0] if self._sidecar else np.float32
+            return scaled(arrays, self._scale).astype(dtype)
+        if self._sidecar:
+            return self._sidecar.array(key, arrays)
         if key.startswith("images_"):
             return arrays[0]
         quats = [k.endswith("_quat") for k in self._keys[key]]
-        seen = [rot6d(a) if quat else a for a, quat in zip(arrays, quats, strict=True)]
-        return np.concatenate(seen, 1).astype(np.float32)
+        numbers = [rot6d(a) if quat else a for a, quat in zip(arrays, quats, strict=True)]
+        return np.concatenate(numbers, 1).astype(np.float32)
+
+
+def scaled(arrays: list[np.ndarray], scale: Scale | None) -> np.ndarray:
+    """Join the columns of an action, and convert -1..1 to our units.  # float64 (t, A)"""
+    joined = np.concatenate(arrays, 1).astype(np.float64)
+    return joined if scale is None else np.clip(joined, -1, 1) * scale[0] + scale[1]
 
 
 # -------------------------------------------------------------------- robosuite
@@ -252,36 +249,28 @@ def rot6d(quats: np.ndarray) -> np.ndarray:
     return np.stack([*first, *second], 1)
 
 
-def _seen_part(key: str, size: int) -> dict[str, Any]:
+def _proprio_part(key: str, size: int) -> dict[str, Any]:
     if key.endswith("_quat") and size == 4:
         return {"name": key.removesuffix("_quat"), "size": 6, "kind": "rotation", "form": "rot6d"}
     return part_of(key, size, "absolute")
-
-
-def robot_of(kwargs: Mapping[str, Any]) -> str | None:
-    robots = kwargs.get("robots")
-    return "+".join(robots) if isinstance(robots, list) else robots
 
 
 # -------------------------------------------------------------------- the file
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """The file, to read; DatasetError where it cannot be."""
+def open_file(path: Path) -> Iterator[Any]:
+    """Open the file to read; DatasetError if it is broken."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except DatasetError:
-        raise
     except (OSError, RuntimeError, KeyError) as error:
-        found = " ".join(str(error).split())[:160]
-        raise mismatch(path, f"an hdf5 file that cannot be read ({found})", "a whole one") from None
+        raise mismatch(path, f"an hdf5 file that cannot be read ({one_line(error)})", "a whole one") from None
 
 
-def demos_of(file: Any, path: Path, choice: Choice) -> list[str]:
+def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
     """Names of the demos that are asked for, in the order of their numbers."""
     if not hasattr(file.get("data"), "keys"):
         raise mismatch(path, f"groups {', '.join(file) or 'none'}", "'data' among them")
@@ -301,12 +290,11 @@ def demos_of(file: Any, path: Path, choice: Choice) -> list[str]:
         ):
             raise mismatch(f"{path}: mask/{choice.mask}", f"dtype {mask.dtype}", "names")
         check_size(f"{path}: mask/{choice.mask}", mask.nbytes, mask.id.get_storage_size())
-        kept = {
-            n.decode() if isinstance(n, bytes) else str(n) for n in mask
-        }  # one by one: they may share their bytes
-        if not kept:
+        # one by one: they may share their bytes
+        masked = {n.decode() if isinstance(n, bytes) else str(n) for n in mask}
+        if not masked:
             raise mismatch(f"{path}: mask/{choice.mask}", "no demos", "one or more")
-        names = sorted(chosen(sorted(kept), names, f"mask/{choice.mask}", path), key=number_of)
+        names = sorted(chosen(sorted(masked), names, f"mask/{choice.mask}", path), key=number_of)
     for name in names:
         _check_inside(file["data"][name], path)
     return names
@@ -346,7 +334,7 @@ def env_args(data: Any, path: Path) -> dict[str, Any]:
     return {"env_name": name, "env_version": version, "type": 1, "env_kwargs": {"control_freq": 20, **kwargs}}
 
 
-def _kept_scale(attrs: Mapping[str, Any], path: Path) -> Scale:
+def _stored_scale(attrs: Mapping[str, Any], path: Path) -> Scale:
     found = np.asarray(attrs.get(SCALE, ()), np.float64)
     if found.ndim != 2 or len(found) != 2:
         raise mismatch(f"{path}: data: {SCALE}", f"shape {found.shape}", "(2, numbers of an action)")

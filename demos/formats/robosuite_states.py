@@ -1,9 +1,9 @@
-"""Files of states alone: robosuite's own recordings, and robomimic's before its `dataset_states_to_obs.py`.
+"""hdf5 files without observations: robosuite's own recordings, and robomimic's before `dataset_states_to_obs.py`.
 
     RobosuiteStates(Path("demo.hdf5"), Choice(cameras=("agentview",), image_size=84))
 
-Each state is shown in the world that the file tells of, in the scene that its demo keeps (`model_file`); pictures and what
-the robot feels are taken there.
+Each state is set in the world that the file specifies, in the scene that its demo stores (`model_file`); images and
+proprioception are read there.
 """
 
 import json
@@ -17,20 +17,22 @@ from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.robomimic import (
     HAND,
-    DemosOfFile,
+    DemoFile,
     action_parts,
     array_of,
-    demos_of,
+    demo_names,
     env_args,
-    opened,
+    open_file,
     scale_of,
+    scaled,
 )
-from s2robot.demos.formats.source import Choice, Piece, about, finite, require, steps_of
+from s2robot.demos.formats.source import Choice, Piece, piece_slices, require, store_attributes
+from s2robot.demos.schema import check_finite
 from s2robot.envs.errors import EnvError
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make
 
-# of `env_kwargs`: how their world draws, and what `task=robosuite` has settings of its own for
+# of `env_kwargs`: rendering, and what `task=robosuite` has its own settings for
 NOT_THE_WORLD = (
     "env_name", "robots", "controller_configs", "control_freq", "renderer", "has_renderer", "has_offscreen_renderer",
     "render_camera", "render_gpu_device_id", "use_camera_obs", "use_object_obs", "reward_shaping", "hard_reset",
@@ -39,15 +41,15 @@ NOT_THE_WORLD = (
 )  # fmt: skip
 
 
-class RobosuiteStates(DemosOfFile):
+class RobosuiteStates(DemoFile):
     """One file; see :class:`Source`."""
 
     def __init__(self, path: Path, choice: Choice):
         require("robosuite", "mujoco", extra="sim")
         super().__init__(path)
-        with opened(path) as file:
+        with open_file(path) as file:
             data = file["data"]
-            self._demos = demos_of(file, path, choice)
+            self._demos = demo_names(file, path, choice)
             first, args = data[self._demos[0]], env_args(data, path)
             self._lengths = [len(array_of(data[d], "actions", path)) for d in self._demos]
             for name, count in zip(self._demos, self._lengths, strict=True):
@@ -59,39 +61,35 @@ class RobosuiteStates(DemosOfFile):
         self._keys, self._version = keys, str(args.get("env_version", "an unknown version"))
         self._world = _world(path, args, choice)
         self._scene = ""
-        s = self._world.settings
-        self.attributes = about(
+        world = self._world.settings
+        self.attributes = store_attributes(
             path,
-            s.env,
-            s.robot,
-            s.rate_hz,
+            world.env,
+            world.robot,
+            world.rate_hz,
             self._world.sizes,
             parts,
             self._world.proprio_parts,
             env_args=args,
-        )
-        if frame:
-            self.attributes["action_frame"] = frame
+        ) | ({"action_frame": frame} if frame else {})
         self._scale = scale_of(self.attributes)
 
     def pieces(self, i: int) -> Iterator[Piece]:
-        where, count = f"{self.path}: data/{self._demos[i]}", self._lengths[i]
-        with opened(self.path) as file:
+        where, count = self.name(i), self._lengths[i]
+        with open_file(self.path) as file:
             demo = file["data"][self._demos[i]]
-            states = finite({"states": demo["states"][:]}, where, 0)["states"]
-            self._show_scene(demo, where)
-            actions = np.concatenate([array_of(demo, k, self.path, count)[:] for k in self._keys], 1)
-            if self._scale:
-                actions = np.clip(actions, -1, 1) * self._scale[0] + self._scale[1]
-        step = steps_of(sum(height * width * 3 for height, width in self._world.sizes.values()))
-        for at in range(0, count, step):
-            seen = [self._seen(state, where) for state in states[at : at + step]]
-            piece = {key: np.stack([row[key] for row in seen]) for key in seen[0]}
-            piece["action"] = actions[at : at + step].astype(np.float32)
-            yield finite(piece, where, at)
+            states = demo["states"][:]
+            check_finite(f"{where}: states", states)
+            self._load_scene(demo, where)
+            actions = scaled([array_of(demo, k, self.path, count)[:] for k in self._keys], self._scale)
+        row = sum(height * width * 3 for height, width in self._world.sizes.values())
+        for rows in piece_slices(0, count, row):
+            steps = [self._observe(state, where) for state in states[rows]]
+            piece = {key: np.stack([step[key] for step in steps]) for key in steps[0]}
+            yield piece | {"action": actions[rows].astype(np.float32)}
 
-    def _show_scene(self, demo: Any, where: str) -> None:
-        """The scene of a demo, compiled where it is not that of the demo before."""
+    def _load_scene(self, demo: Any, where: str) -> None:
+        """Compile the scene of a demo, unless it is loaded already."""
         scene = demo.attrs.get("model_file")
         if scene is None or scene == self._scene:
             return
@@ -103,20 +101,20 @@ class RobosuiteStates(DemosOfFile):
             raise DatasetError(f"{where}: model_file (of robosuite {self._version}): {error}") from None
         self._scene = scene
 
-    def _seen(self, state: np.ndarray, where: str) -> Piece:
+    def _observe(self, state: np.ndarray, where: str) -> Piece:
         try:
             self._world.show(state)
         except EnvError as error:
             raise DatasetError(f"{where}: states (of robosuite {self._version}): {error}") from None
-        pictures = self._world.render_cameras()
-        return {"proprio": self._world.proprio} | {f"images_{k}": frame for k, frame in pictures.items()}
+        images = self._world.render_cameras()
+        return {"proprio": self._world.proprio} | {f"images_{k}": image for k, image in images.items()}
 
 
 def _world(path: Path, args: dict[str, Any], choice: Choice) -> Any:
-    """The world that a file tells of.
+    """Make the world that a file specifies.
 
     Raises:
-        DatasetError: it tells of none, of no robosuite's, or of one that is not installed.
+        DatasetError: the file specifies none, or one that the installed robosuite lacks.
     """
     name, kwargs = args.get("env_name"), dict(args.get("env_kwargs", {}))
     if args.get("type", 1) != 1 or not name:

@@ -1,7 +1,7 @@
-"""Pictures of diffusion_policy's real robots: `videos/<episode>/<camera>.mp4`, faster than its steps.
+"""Videos of diffusion_policy's real robots, `videos/<episode>/<camera>.mp4`, recorded faster than the control steps.
 
-As their `real_data_to_replay_buffer`: a step sees the first frame from its time on; where a video ends early, its last frame
-stands in for a few steps.
+As in their `real_data_to_replay_buffer`, a step gets the first frame at or after its time. If a video ends early, its last
+frame is repeated for a few steps.
 """
 
 from collections.abc import Iterator
@@ -11,22 +11,22 @@ import numpy as np
 
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.source import require
-from s2robot.demos.formats.video import opened
+from s2robot.demos.formats.video import open_video
 
 EARLY = 1e-5  # of a step: how much before its time a frame may be
-MISSING = 10  # steps that a last frame may stand in for
+MISSING = 10  # steps for which the last frame may be repeated
 
 
-def cameras_of(folder: Path) -> dict[str, str]:
-    """Name -> file name of each camera that an episode's folder holds; `0.mp4` is `camera_0`."""
+def camera_files(folder: Path) -> dict[str, str]:
+    """Return name -> file name of the cameras in an episode's folder; `0.mp4` is `camera_0`."""
     stems = sorted((p.stem for p in folder.glob("*.mp4")), key=lambda s: (len(s), s))
     return {f"camera_{stem}" if stem.isdigit() else stem: f"{stem}.mp4" for stem in stems}
 
 
-def size_of(path: Path) -> tuple[int, int]:
+def frame_size(path: Path) -> tuple[int, int]:
     """(H, W) of a video. Raises as :func:`frames_at`."""
     require("av")
-    with opened(path) as (_, stream):
+    with open_video(path) as (_, stream):
         return stream.codec_context.height, stream.codec_context.width
 
 
@@ -38,7 +38,7 @@ def frames_at(path: Path, times: np.ndarray) -> Iterator[np.ndarray]:
     """
     step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
     done, frame = 0, None
-    with opened(path) as (container, stream):
+    with open_video(path) as (container, stream):
         for frame in container.decode(stream):
             picture = None
             while done < len(times) and float(frame.time or 0.0) >= times[done] - EARLY * step:

@@ -1,4 +1,4 @@
-"""What every format gives and takes: a data set as episodes that come in pieces, with the attributes of our store.
+"""The common interface of the readers: a dataset as episodes that arrive in pieces, with the attributes of a store.
 
 source = read(Path("lift"), Choice())
 for piece in source.pieces(0):      # {"action": (t, A), "proprio": (t, P), "images_top": (t, H, W, 3)}
@@ -6,59 +6,50 @@ for piece in source.pieces(0):      # {"action": (t, A), "proprio": (t, P), "ima
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.selection import numbers
+from s2robot.core.settings import Settings, from_yaml
+from s2robot.demos.errors import DatasetError, mismatch, one_line
+from s2robot.demos.schema import check_finite
+from s2robot.demos.selection import Episodes, numbers
 
-PIECE_BYTES = 32 << 20  # of pictures in a piece: memory does not grow with an episode
+PIECE_BYTES = 32 << 20  # of images in a piece: memory does not grow with an episode
 AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
-KINDS = ("absolute", "delta")
 SHOWN = 12  # keys in a message
 
 Piece = dict[str, np.ndarray]
+Progress = Callable[[int, int], None]  # steps done, of how many
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a user may say of a data set that leaves it open; None: what the format's habits say."""
+def silent(done: int, total: int) -> None:
+    """Show no progress."""
 
-    action: tuple[str, ...] | None = None  # keys that make the action, in their order
-    proprio: tuple[str, ...] | None = None  # likewise the state that the policy is told
-    cameras: tuple[str, ...] | None = None  # which of them, by their keys or short names
-    action_kind: str = "absolute"  # of actions of which the format says nothing: absolute | delta
-    rate_hz: float | None = None  # control steps a second, where the format does not say
-    episodes: Any = None  # the first so many, or a list of numbers and ranges "0:40"
-    mask: str | None = None  # only the demos of this filter key (robomimic) or split (LeRobot)
-    tolerance_s: float = 1e-4  # of a time stamp
-    image_size: int | None = (
-        None  # px, of pictures that are drawn from states; None: what the file says, else 256
-    )
 
-    def __post_init__(self) -> None:
-        if self.action_kind not in KINDS:
-            raise DatasetError(f"action_kind: found '{self.action_kind}', expected {' or '.join(KINDS)}")
-        if self.rate_hz is not None and not self.rate_hz > 0:
-            raise DatasetError(f"rate_hz: found {self.rate_hz}, expected more than 0")
-        if isinstance(self.episodes, int) and (self.episodes < 1 or isinstance(self.episodes, bool)):
-            raise DatasetError(f"episodes: found {self.episodes}, expected 1 or more, or null for all")
-        if self.image_size is not None and self.image_size < 1:
-            raise DatasetError(f"image_size: found {self.image_size}, expected 1 or more")
-        if not self.tolerance_s > 0:
-            raise DatasetError(f"tolerance_s: found {self.tolerance_s}, expected more than 0")
+class Choice(Settings, file="convert"):
+    """What a user may choose of a dataset; configs/convert.yaml documents each value."""
+
+    action: tuple[str, ...] | None = from_yaml()
+    proprio: tuple[str, ...] | None = from_yaml()
+    cameras: tuple[str, ...] | None = from_yaml()
+    action_kind: Literal["absolute", "delta"] = from_yaml()
+    rate_hz: float | None = from_yaml(gt=0)
+    episodes: Episodes = from_yaml()
+    mask: str | None = from_yaml()
+    tolerance_s: float = from_yaml(gt=0)
+    image_size: int | None = from_yaml(ge=1)
 
 
 @dataclass
 class Source(ABC):
-    """A data set to read. `attributes` are those of an `EpisodeStore` of kind images."""
+    """A dataset to read. `attributes` are those of an `EpisodeStore` of kind images."""
 
     path: Path
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -80,111 +71,120 @@ class Source(ABC):
         """One value a key of episode ``i``."""
         return {}
 
-    def missing(self, i: int) -> Path | None:
-        """A file of episode ``i`` that is not there."""
+    def name(self, i: int) -> str:
+        """Episode ``i`` in messages."""
+        return f"{self.path}: episode {i}"
+
+    def missing_file(self, i: int) -> Path | None:
+        """A file of episode ``i`` that does not exist."""
         return None
 
 
-class Chosen(Source):
-    """Some episodes of a source.
+class Selected(Source):
+    """Some episodes of a source, checked while they are read; any error is one line.
 
     Raises:
-        DatasetError: an episode that is not there, or a file of one; says how to leave it out.
+        DatasetError: an episode or a file of one that does not exist; the text says how to leave it out.
     """
 
-    def __init__(self, inner: Source, episodes: Any):
+    def __init__(self, inner: Source, episodes: Any, kind: str):
         super().__init__(inner.path, inner.attributes, inner.notes)
         total = len(inner)
         if episodes is None or isinstance(episodes, int):
-            self._taken = list(range(total if episodes is None else min(total, episodes)))
+            self._numbers = list(range(total if episodes is None else min(total, episodes)))
         else:
-            self._taken = sorted(numbers(episodes, total, "episodes"))
-        self._inner = inner
-        gone = {i: file for i in self._taken if (file := inner.missing(i))}
-        if gone:
-            more = f" (and of {len(gone) - 1} more episodes)" if len(gone) > 1 else ""
-            file = next(iter(gone.values()))
-            raise DatasetError(f"{file}: found no such file{more}, expected one{self._without(set(gone))}")
+            self._numbers = sorted(numbers(episodes, total, "episodes"))
+        self._inner, self._kind, self._done = inner, kind, 0
+        self.progress: Progress = silent
+        missing = {i: file for i in self._numbers if (file := inner.missing_file(i))}
+        if missing:
+            more = f" (and of {len(missing) - 1} more episodes)" if len(missing) > 1 else ""
+            file = next(iter(missing.values()))
+            raise DatasetError(f"{file}: found no such file{more}, expected one{self._without(set(missing))}")
 
     def _without(self, bad: set[int]) -> str:
-        rest = as_ranges([i for i in self._taken if i not in bad])
+        rest = as_ranges([i for i in self._numbers if i not in bad])
         return (
             f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)' if rest else ""
         )
 
     def __len__(self) -> int:
-        return len(self._taken)
+        return len(self._numbers)
 
     def length(self, i: int) -> int:
-        return self._inner.length(self._taken[i])
+        return self._inner.length(self._numbers[i])
+
+    @property
+    def steps(self) -> int:
+        return sum(map(self.length, range(len(self))))
 
     def values(self, i: int) -> dict[str, Any]:
-        return self._inner.values(self._taken[i])
+        with readable(self.path, self._kind):
+            return self._inner.values(self._numbers[i])
 
     def pieces(self, i: int) -> Iterator[Piece]:
-        try:
-            yield from self._inner.pieces(self._taken[i])
-        except DatasetError as error:
-            raise DatasetError(f"{error}{self._without({self._taken[i]})}") from error
+        number, total = self._numbers[i], self.steps
+        if self.length(i) < 1:
+            raise mismatch(self._inner.name(number), "no steps", "at least one")
+        pieces, start = self._inner.pieces(number), 0
+        while True:
+            try:
+                with readable(self.path, self._kind):  # not what becomes of a piece
+                    piece = next(pieces, None)
+                    for key, array in (piece or {}).items():
+                        check_finite(f"{self._inner.name(number)}: {key}", array, start)
+            except DatasetError as error:
+                raise DatasetError(f"{error}{self._without({number})}") from error
+            if piece is None:
+                return
+            yield piece
+            steps = len(next(iter(piece.values())))
+            start, self._done = start + steps, self._done + steps
+            self.progress(self._done, total)
 
 
 @contextmanager
 def readable(path: Path, kind: str) -> Iterator[None]:
-    """Where a file of others is opened or read: what nobody foresaw in it is one line, too.
-
-    Raises:
-        DatasetError: for the errors that odd contents end in; one that is meant for the user passes as it is.
-    """
+    """Turn the errors that odd contents of a foreign file cause into one line (DatasetError)."""
     try:
         yield
     except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        OSError,
-        RecursionError,
-        SyntaxError,
-        TypeError,
+        ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RecursionError, SyntaxError, TypeError,
         ValueError,
-    ) as error:
+    ) as error:  # fmt: skip
         if getattr(error, "user_error", False):
             raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise DatasetError(f"{path}: cannot be read as {kind} ({text})") from error
+        raise DatasetError(f"{path}: cannot be read as {kind} ({one_line(error)})") from error
 
 
 def require(*modules: str, extra: str = "data") -> None:
-    """Refuse to go on without packages that the extra brings.
-
-    Raises:
-        DatasetError: one is not installed; the text holds the command that installs it.
-    """
+    """Raise DatasetError with the command that installs a missing package."""
     for module in modules:
         if find_spec(module) is None:
             raise DatasetError(f"{module} is not installed: pip install 's2robot[{extra}]'")
 
 
-def as_ranges(found: Sequence[int]) -> str:
+def as_ranges(episodes: Sequence[int]) -> str:
     """
     >>> as_ranges([0, 1, 2, 5])
     '0:3,5'
     """
-    known = set(found)
-    starts = [i for i in found if i - 1 not in known]
-    ends = [i + 1 for i in found if i + 1 not in known]
+    known = set(episodes)
+    starts = [i for i in episodes if i - 1 not in known]
+    ends = [i + 1 for i in episodes if i + 1 not in known]
     return ",".join(str(a) if b == a + 1 else f"{a}:{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def steps_of(frame_bytes: int) -> int:
-    """How many steps make a piece, where one has so many bytes of pictures."""
-    return (
-        int(np.clip(PIECE_BYTES // max(frame_bytes, 1), 4, 4096)) // 4 * 4
-    )  # 4 pictures in a chunk of a store
+def piece_slices(start: int, stop: int, frame_bytes: int) -> Iterator[slice]:
+    """Split steps into pieces, by the bytes of one step."""
+    # a chunk of a store holds 4 images
+    step = int(np.clip(PIECE_BYTES // max(frame_bytes, 1), 4, 4096)) // 4 * 4
+    for at in range(start, stop, step):
+        yield slice(at, min(at + step, stop))
 
 
-def ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The same pieces, each read by a thread while the one before it is used."""
+def read_ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Read each piece in a thread while the one before it is used."""
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, pieces, None)
         while (piece := waiting.result()) is not None:
@@ -192,74 +192,50 @@ def ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
             yield piece
 
 
-def flat_names(names: Any, size: int) -> list[str] | None:
-    """Names of numbers as they come in the wild (nested lists, a dict of lists), or None where they do not fit.
-
-    >>> flat_names([["a", "b"]], 2), flat_names({"motors": ["a"]}, 1), flat_names(["state"], 26)
-    (['a', 'b'], ['a'], None)
-    """
-
-    def walk(node: Any) -> Iterator[Any]:
-        if isinstance(node, Mapping):
-            node = list(node.values()) if all(isinstance(v, list) for v in node.values()) else list(node)
-        if isinstance(node, list):
-            for inner in node:
-                yield from walk(inner)
-        elif node is not None:
-            yield str(node)
-
-    found = list(walk(names))
-    return found if len(found) == size and len(set(found)) == size else None
-
-
 def part_of(key: str, size: int, kind: str, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """A part called as its key is, in letters, digits and _."""
+    """A part named after its key, in letters, digits and _."""
     name = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in key)
     return {"name": name, "size": size, "kind": kind} | ({"names": list(names)} if names else {})
 
 
-def chosen(wanted: Sequence[str], known: Sequence[str], what: str, path: Path) -> list[str]:
-    """The wanted keys; DatasetError names one that is not there."""
+def chosen(keys: Sequence[str], known: Sequence[str], what: str, path: Path) -> list[str]:
+    """The chosen keys; DatasetError names one that does not exist."""
     known = list(dict.fromkeys(known))  # a camera's name may be its key
-    for key in wanted:
+    for key in keys:
         if key not in known:
             more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
             raise mismatch(
                 f"{path}: {what}", f"'{key}'", f"some of {', '.join(known[:SHOWN]) or 'none'}{more}"
             )
-    return list(wanted)
+    return list(keys)
 
 
-def different(cameras: Mapping[str, str], path: Path) -> None:
-    """Refuse two cameras of one name; `cameras`: key -> name."""
-    seen: dict[str, str] = {}
+def chosen_cameras(cameras: Mapping[str, str], choice: Choice, path: Path) -> dict[str, str]:
+    """The chosen cameras, by key or name, in the chosen order.  # key -> name
+
+    Raises:
+        DatasetError: two cameras of one name, or no such camera.
+    """
+    keys: dict[str, str] = {}  # name -> key
     for key, name in cameras.items():
-        if name in seen:
-            raise mismatch(path, f"two cameras called '{name}': {seen[name]} and {key}", "different names")
-        seen[name] = key
+        if name in keys:
+            raise mismatch(path, f"two cameras called '{name}': {keys[name]} and {key}", "different names")
+        keys[name] = key
+    if choice.cameras is None:
+        return dict(cameras)
+    names = chosen(choice.cameras, [*keys, *cameras], "cameras", path)
+    return {keys.get(name, name): cameras[keys.get(name, name)] for name in names}
 
 
 def left_out(arrays: Mapping[str, Any]) -> list[str]:
-    """What to say of arrays over time that are not read, by their keys; None: something that is no array."""
+    """Notes about arrays that are not read; None: something that is no array."""
     return [
         f"{key} is left out" if a is None else f"{key} ({a.dtype} {list(a.shape[1:])} a step) is left out"
         for key, a in arrays.items()
     ]
 
 
-def finite(piece: Piece, where: str, start: int) -> Piece:
-    """The piece; DatasetError where one of its numbers is none.  `start`: its first step in the episode."""
-    for key, array in piece.items():
-        if array.dtype.kind == "f":
-            bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
-            if bad.any():
-                step = int(bad.argmax())
-                value = array[step][~np.isfinite(array[step])].flat[0]
-                raise mismatch(f"{where}: {key}", f"{value} at step {start + step}", "finite numbers")
-    return piece
-
-
-def about(
+def store_attributes(
     source: Path,
     kind: str,
     robot: str | None,
@@ -269,7 +245,7 @@ def about(
     proprio_parts: list[dict],
     **more: Any,
 ) -> dict[str, Any]:
-    """The attributes of a store; `cameras`: name -> (H, W), `kind`: what the source is."""
+    """The attributes of a store; `cameras`: name -> (H, W), `kind`: the source's format or world."""
     names = [n for part in proprio_parts for n in part.get("names") or []]
     return {
         "robot": robot or "unknown",

@@ -17,7 +17,7 @@ SLACK = 128  # px
 
 
 @contextmanager
-def opened(path: Path, size: tuple[int, int] | None = None) -> Iterator[tuple[Any, Any]]:
+def open_video(path: Path, size: tuple[int, int] | None = None) -> Iterator[tuple[Any, Any]]:
     """A video's container and stream, to decode frames of the `size` (H, W) that the dataset says, at most.
 
     Raises:
@@ -67,7 +67,7 @@ def frames(
 
     colours = VideoReformatter()  # one for all frames: a frame's own is made anew for each
     done = 0
-    with opened(path, size) as (container, stream):
+    with open_video(path, size) as (container, stream):
         if start_s > 0 and stream.time_base:
             container.seek(int((start_s - 0.5 / rate) / stream.time_base), stream=stream, backward=True)
         first: float | None = None if start_s > 0 else 0.0
@@ -117,7 +117,7 @@ def pix_fmt(codec: str, size: tuple[int, int]) -> str:
     return "yuv444p" if codec == "h264" and (size[0] % 2 or size[1] % 2) else "yuv420p"
 
 
-def about_video(codec: str, rate: int, size: tuple[int, int]) -> dict[str, Any]:
+def video_info(codec: str, rate: int, size: tuple[int, int]) -> dict[str, Any]:
     """What LeRobot's info.json says of a video."""
     return {
         "video.height": size[0],

@@ -2,17 +2,16 @@
 
     write(EpisodeStore.open("demos.zarr"), Path("demos"), ExportSettings(), progress)
 
-`action` and `proprio` become `action` and `observation.state`, with our parts as names; cameras `observation.images.<name>`;
-all other arrays keep their names. What
-the format has no place for (what the numbers mean, values of an episode) stands in `meta/s2robot.json`, from which
-`lerobot.LeRobot` makes the same store again.
+`action` and `proprio` become `action` and `observation.state`, with our parts as names; cameras become
+`observation.images.<name>`; all other arrays keep their names. What the format has no place for (the meaning of the numbers,
+values of an episode) goes into `meta/s2robot.json`, from which `lerobot.LeRobot` restores the same store.
 
 Format: huggingface/lerobot, `src/lerobot/datasets`, wheel 0.4.4.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,32 +19,27 @@ from typing import Any
 import numpy as np
 
 from s2robot.demos.errors import mismatch
-from s2robot.demos.formats import statistics
 from s2robot.demos.formats.convert import Progress
-from s2robot.demos.formats.export import ExportSettings, pieces, rate_of
-from s2robot.demos.formats.kept import of_store
-from s2robot.demos.formats.lerobot_features import features_of
+from s2robot.demos.formats.export import ExportSettings, check_names, pieces, rate_of
 from s2robot.demos.formats.lerobot_meta import MARKER
 from s2robot.demos.formats.parquet import ParquetWriter, write_indexed, write_rows
-from s2robot.demos.formats.source import require
-from s2robot.demos.formats.video import VideoWriter, about_video, check_codec, pix_fmt
+from s2robot.demos.formats.sidecar import Sidecar
+from s2robot.demos.formats.source import AUTOMATIC, require
+from s2robot.demos.formats.statistics import ImageStats, Stats, combined, number_stats
+from s2robot.demos.formats.video import VideoWriter, check_codec, pix_fmt, video_info
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.parts import words
+from s2robot.envs.parts import number_names, words
 from s2robot.envs.tasks import DEFAULT
 
-VERSION = "v3.0"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-DATA_BYTES, VIDEO_BYTES = (
-    100 << 20,
-    200 << 20,
-)  # a new file is begun when the next episode would probably pass them
+DATA_BYTES, VIDEO_BYTES = 100 << 20, 200 << 20  # of a file, about
 CHUNK = 1000  # files in a folder
-MOST_SECONDS = 1000  # of a video: later the format's float32 time stamps are coarser than its own tolerance
-
-CRF = {"h264": 18, "av1": 23}  # docs/datasets.md: what PSNR they give
+MOST_SECONDS = 1000  # of a video: beyond, float32 time stamps are coarser than LeRobot's own tolerance
+NAMES = {"action": "action", "proprio": "observation.state"}
+CRF = {"h264": 18, "av1": 23}  # docs/datasets.md lists their PSNR
 CARD = """---
 task_categories:
 - robotics
@@ -57,19 +51,19 @@ configs:
   data_files: data/*/*.parquet
 ---
 
-{episodes} episodes of {robot}, {steps} steps, {fps} a second, in the form of
-[LeRobot](https://github.com/huggingface/lerobot) {version}, written by s2robot.
+{episodes} episodes of {robot}, {steps} steps at {fps} Hz, as a [LeRobot](https://github.com/huggingface/lerobot) v3.0
+dataset written by s2robot.
 
-Actions: {actions}. A delta is added to what was commanded before.
+Actions: {actions}. A delta is added to the last commanded value.
 
-What to do:
+Tasks:
 
 {tasks}
 """
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> list[str]:
-    """Write a store as LeRobot v3.0; return notes for the user.
+    """Write a dataset folder. Returns notes for the user.
 
     Raises:
         DatasetError: a rate that is no whole number, two features of one name, an encoder that this PyAV lacks.
@@ -80,26 +74,68 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
     writer = _Writer(store, target, settings)
     try:
         for i in range(len(store)):
-            writer.episode(i)
+            writer.write_episode(i)
             progress(int(store.episode_ends[i]), store.num_steps)
     finally:
         writer.close()
-    writer.meta()
+    writer.write_meta()
     return writer.notes
 
 
-def _at(template: str, number: int, key: str = "") -> str:
-    """Return the path of file `number`."""
-    chunk, file = divmod(number, CHUNK)
-    return template.format(chunk_index=chunk, file_index=file, video_key=key)
+@dataclass(frozen=True)
+class Features:
+    """Names of the features, and what `info.json` says of each."""
+
+    numbers: Mapping[str, str]  # array -> feature
+    cameras: Mapping[str, str]  # camera -> feature
+    info: Mapping[str, dict[str, Any]]
+
+
+def features_of(store: EpisodeStore, dtype: str) -> Features:
+    """Name the features; ``dtype`` of the cameras: video or image.
+
+    Raises:
+        DatasetError: two arrays or cameras would be one feature.
+    """
+    arrays = [key for key in store.keys if key not in {f"images_{name}" for name in store.cameras}]
+    numbers = {  # LeRobot reserves its own columns, and no feature has a / in its name
+        k: NAMES.get(k, f"recorded.{k}" if k in AUTOMATIC else k.replace("/", "_")) for k in arrays
+    }
+    cameras = {name: f"observation.images.{name.replace('/', '_')}" for name in store.cameras}
+    check_names([*numbers.items(), *((f"camera {n}", f) for n, f in cameras.items())], store.path)
+    info: dict[str, dict[str, Any]] = {
+        feature: {
+            "dtype": str(store.read(key, 0, 1).dtype),
+            "shape": list(store.shape(key)) or [1],
+            "names": _number_names(parts_of(store.attrs, key)) if key in NAMES else None,
+        }
+        for key, feature in numbers.items()
+    }
+    for name, size in camera_sizes(store, store.cameras).items():
+        info[cameras[name]] = {
+            "dtype": dtype,
+            "shape": [*size, 3],
+            "names": ["height", "width", "channels"],
+        }
+    for name in AUTOMATIC:
+        info[name] = {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
+    return Features(numbers, cameras, info)
+
+
+def _number_names(parts: list[dict[str, Any]]) -> list[str]:
+    """Name each number, with the prefix `delta_` for steps."""
+    return [
+        f"delta_{name}" if part["kind"] == "delta" or part.get("relative") else name
+        for part in parts
+        for name in number_names([part])
+    ]
 
 
 class _Writer:
-    """One data set in the making."""
+    """One dataset being written."""
 
     def __init__(self, store: EpisodeStore, target: Path, settings: ExportSettings):
         self._store, self._target, self._settings = store, target, settings
-        self._attributes = store.attrs
         rate = rate_of(store)
         if rate != int(rate):
             raise mismatch(f"{store.path}: rate_hz", rate, "a whole number: LeRobot knows no other")
@@ -108,26 +144,23 @@ class _Writer:
         self._features = features_of(store, "image" if self._png else "video")
         self._tasks, self._task_of = _tasks(store, settings.instruction)
         self._rows: list[dict[str, Any]] = []
-        self._told: list[dict[str, statistics.Told]] = []
-        self._data = _Files(self._open_data, DATA_BYTES)
-        sizes = camera_sizes(store, store.cameras)
+        self._stats: list[dict[str, Stats]] = []
+        self._data = _Files(lambda number: ParquetWriter(target / _path(DATA, number)), DATA_BYTES)
+        self._sizes = {} if self._png else camera_sizes(store, store.cameras)
         self._videos = {
-            name: _Files(partial(self._open_video, name, sizes[name]), VIDEO_BYTES, MOST_SECONDS * self._fps)
-            for name in ([] if self._png else store.cameras)
-        }  # fmt: skip
+            name: _Files(partial(self._open_video, name), VIDEO_BYTES, MOST_SECONDS * self._fps)
+            for name in self._sizes
+        }
         self.notes = [
-            f"{name}: {sizes[name][0]} x {sizes[name][1]} pixels are kept as yuv444p, which browsers do not show"
-            for name in self._videos
-            if pix_fmt(settings.pictures, sizes[name]) == "yuv444p"
+            f"{name}: {size[0]} x {size[1]} pixels are kept as yuv444p, which browsers do not show"
+            for name, size in self._sizes.items()
+            if pix_fmt(settings.pictures, size) == "yuv444p"
         ]
 
-    def _open_data(self, number: int) -> ParquetWriter:
-        return ParquetWriter(self._target / _at(DATA, number))
-
-    def _open_video(self, camera: str, size: tuple[int, int], number: int) -> VideoWriter:
-        path = _at(VIDEO, number, self._features.cameras[camera])
-        crf = CRF[self._settings.pictures] if self._settings.crf is None else self._settings.crf
-        return VideoWriter(self._target / path, self._settings.pictures, self._fps, size, crf)
+    def _open_video(self, camera: str, number: int) -> VideoWriter:
+        path = self._target / _path(VIDEO, number, self._features.cameras[camera])
+        codec, crf = self._settings.pictures, self._settings.crf
+        return VideoWriter(path, codec, self._fps, self._sizes[camera], CRF[codec] if crf is None else crf)
 
     def close(self) -> None:
         for files in (self._data, *self._videos.values()):
@@ -135,54 +168,48 @@ class _Writer:
 
     # ---------------------------------------------------------------- an episode
 
-    def episode(self, i: int) -> None:
-        """Write episode i, in pieces."""
+    def write_episode(self, i: int) -> None:
         rows = self._store.episode_slice(i)
         length = rows.stop - rows.start
-        self._data.begin(length)
+        self._data.start_episode(length)
         row = {"episode_index": i, "tasks": [self._tasks[self._task_of[i]]], "length": length}
-        row |= self._place("data", self._data.number)
+        row |= _place("data", self._data.number)
         row |= {"dataset_from_index": rows.start, "dataset_to_index": rows.stop}
         for name, files in self._videos.items():
-            files.begin(length)
+            files.start_episode(length)
             key = f"videos/{self._features.cameras[name]}"
-            row |= self._place(key, files.number)
-            row[f"{key}/from_timestamp"] = files.count / self._fps
-            row[f"{key}/to_timestamp"] = (files.count + length) / self._fps
+            row |= _place(key, files.number)
+            row[f"{key}/from_timestamp"] = files.file.count / self._fps
+            row[f"{key}/to_timestamp"] = (files.file.count + length) / self._fps
         self._rows.append(row)
-        self._told.append(self._arrays(i, length, rows.start))
+        self._stats.append(self._write_arrays(i, length, rows.start))
 
-    def _place(self, what: str, number: int) -> dict[str, int]:
-        chunk, file = divmod(number, CHUNK)
-        return {f"{what}/chunk_index": chunk, f"{what}/file_index": file}
-
-    def _arrays(self, i: int, length: int, first: int) -> dict[str, statistics.Told]:
+    def _write_arrays(self, i: int, length: int, first: int) -> dict[str, Stats]:
         """Write an episode's arrays; returns their statistics."""
         cameras, data = self._features.cameras, self._data.file
-        seen = {feature: statistics.Pictures(length) for feature in cameras.values()}
-        kept: dict[str, list[np.ndarray]] = {feature: [] for feature in self._features.numbers.values()}
-        own, at = self._automatic(i, length, first), 0
+        image_stats = {feature: ImageStats(length) for feature in cameras.values()}
+        written: dict[str, list[np.ndarray]] = {feature: [] for feature in self._features.numbers.values()}
+        automatic, start = self._automatic_columns(i, length, first), 0
         for piece in pieces(self._store, i):
             numbers = {feature: piece[key] for key, feature in self._features.numbers.items()}
-            pictures = {feature: piece[f"images_{name}"] for name, feature in cameras.items()}
-            for feature, frames in pictures.items():
-                seen[feature].add(frames)
+            images = {feature: piece[f"images_{name}"] for name, feature in cameras.items()}
+            for feature, frames in images.items():
+                image_stats[feature].add(frames)
             for feature, values in numbers.items():
-                kept[feature].append(values)
-            stop = at + len(next(iter(piece.values())))
-            if self._png:  # an episode's pictures need not fit into memory
-                data.write(numbers | {name: values[at:stop] for name, values in own.items()}, pictures)
+                written[feature].append(values)
+            stop = start + len(next(iter(piece.values())))
+            if self._png:  # an episode's images need not fit into memory
+                data.write(numbers | {name: v[start:stop] for name, v in automatic.items()}, images)
             for name, files in self._videos.items():
                 files.file.write(piece[f"images_{name}"])
-            at = stop
-        whole = {feature: np.concatenate(values) for feature, values in kept.items()} | own
+            start = stop
+        columns = {feature: np.concatenate(values) for feature, values in written.items()} | automatic
         if not self._png:
-            data.write(whole, {})
-        told = {feature: statistics.of_numbers(values) for feature, values in whole.items()}
-        return told | {feature: pictures.told() for feature, pictures in seen.items()}
+            data.write(columns, {})
+        stats = {feature: number_stats(values) for feature, values in columns.items()}
+        return stats | {feature: images.stats() for feature, images in image_stats.items()}
 
-    def _automatic(self, i: int, length: int, first: int) -> dict[str, np.ndarray]:
-        """LeRobot's own columns of episode i."""
+    def _automatic_columns(self, i: int, length: int, first: int) -> dict[str, np.ndarray]:
         steps = np.arange(length)
         return {
             "timestamp": (steps / self._fps).astype(np.float32),
@@ -192,52 +219,54 @@ class _Writer:
             "task_index": np.full(length, self._task_of[i]),
         }
 
-    # ---------------------------------------------------------------- what is told of them
+    # ---------------------------------------------------------------- the tables
 
-    def meta(self) -> None:
-        """The tables, when all episodes are written."""
+    def write_meta(self) -> None:
+        """Write the tables, after all episodes."""
         folder = self._target / "meta"
         folder.mkdir()
         rows = [
             row
-            | {f"stats/{f}/{n}": x for f, stats in statistics.plain(each).items() for n, x in stats.items()}
-            | self._place("meta/episodes", 0)
-            for row, each in zip(self._rows, self._told, strict=True)
+            | {f"stats/{f}/{name}": v.tolist() for f, each in stats.items() for name, v in each.items()}
+            | _place("meta/episodes", 0)
+            for row, stats in zip(self._rows, self._stats, strict=True)
         ]
         write_rows(folder / "episodes/chunk-000/file-000.parquet", rows)
-        _json(folder / "stats.json", statistics.plain(statistics.together(self._told)))
+        stats = combined(self._stats)
+        _write_json(
+            folder / "stats.json", {f: {n: v.tolist() for n, v in s.items()} for f, s in stats.items()}
+        )
         write_indexed(folder / "tasks.parquet", "task", self._tasks, "task_index")
-        _json(folder / "info.json", self._info())
-        _json(self._target / MARKER, self._left())
+        _write_json(folder / "info.json", self._info())
+        _write_json(self._target / MARKER, self._sidecar())
         (self._target / "README.md").write_text(self._card(), "utf-8")
 
     def _info(self) -> dict[str, Any]:
-        features = dict(self._features.told)
-        for name, size in camera_sizes(self._store, self._videos).items():
-            about = about_video(self._settings.pictures, self._fps, size)
-            features[self._features.cameras[name]] |= {"info": about}
+        features = dict(self._features.info)
+        for name, size in self._sizes.items():
+            info = video_info(self._settings.pictures, self._fps, size)
+            features[self._features.cameras[name]] |= {"info": info}
         return {
-            "codebase_version": VERSION,
-            "robot_type": self._attributes["robot"],
+            "codebase_version": "v3.0",
+            "robot_type": self._store.robot,
             "total_episodes": len(self._rows),
             "total_frames": self._store.num_steps,
             "total_tasks": len(self._tasks),
             "chunks_size": CHUNK,
+            "data_files_size_in_mb": DATA_BYTES >> 20,
+            "video_files_size_in_mb": VIDEO_BYTES >> 20,
             "fps": self._fps,
             "splits": {"train": f"0:{len(self._rows)}"},
             "data_path": DATA,
             "video_path": VIDEO if self._videos else None,
             "features": features,
-            "data_files_size_in_mb": DATA_BYTES >> 20,
-            "video_files_size_in_mb": VIDEO_BYTES >> 20,
         }
 
-    def _left(self) -> dict[str, Any]:
-        """What the format has no place for, for our own reader."""
+    def _sidecar(self) -> dict[str, Any]:
         store, features = self._store, self._features
         places = {key: [feature] for key, feature in features.numbers.items()}
         places |= {f"images_{name}": [feature] for name, feature in features.cameras.items()}
-        return asdict(of_store(store, places)) | {
+        return Sidecar.of_store(store, places).model_dump() | {
             "episodes": {key: store.meta(key).tolist() for key in store.meta_keys},
             "total_episodes": len(store),
             "total_frames": store.num_steps,
@@ -245,20 +274,19 @@ class _Writer:
 
     def _card(self) -> str:
         return CARD.format(
-            robot=self._attributes["robot"],
+            robot=self._store.robot,
             episodes=len(self._rows),
             steps=self._store.num_steps,
             fps=self._fps,
-            version=VERSION,
-            actions=words(parts_of(self._attributes, "action")),
+            actions=words(parts_of(self._store.attrs, "action")),
             tasks="\n".join(f"- {text}" for text in self._tasks),
         )
 
 
 class _Files:
-    """Files of one kind, numbered, of which the last is being written: each holds as many episodes as fit.
+    """Numbered files of one kind, of which the last is being written.
 
-    An episode goes into the next one where the last is likely to grow beyond `limit` bytes, or would beyond `most` steps.
+    An episode starts a new file where the last one is likely to exceed `limit` bytes or would exceed `most` steps.
     """
 
     def __init__(self, make: Callable[[int], Any], limit: int, most: int | None = None):
@@ -266,13 +294,7 @@ class _Files:
         self.number, self._before = -1, 0
         self.file: Any = None
 
-    @property
-    def count(self) -> int:
-        """Steps in the last file."""
-        return self.file.count
-
-    def begin(self, length: int) -> None:
-        """Get ready for an episode of so many steps."""
+    def start_episode(self, length: int) -> None:
         if self.file is not None:
             likely = 2 * self.file.bytes - self._before  # one more like the last
             if likely < self._limit and (self._most is None or self.file.count + length <= self._most):
@@ -288,24 +310,30 @@ class _Files:
             self.file = None
 
 
+def _place(what: str, number: int) -> dict[str, int]:
+    return {f"{what}/chunk_index": number // CHUNK, f"{what}/file_index": number % CHUNK}
+
+
+def _path(template: str, number: int, key: str = "") -> str:
+    return template.format(chunk_index=number // CHUNK, file_index=number % CHUNK, video_key=key)
+
+
 def _tasks(store: EpisodeStore, instruction: str | None) -> tuple[list[str], list[int]]:
-    """What is to be done, each text once, and which of them each episode is of."""
+    """Return the different task texts, and the number of each episode's."""
     known = store.attrs.get("tasks") or []
     if known and "task" in store.meta_keys:
         texts = [str(known[i]) for i in store.meta("task")]
+        tasks = list(dict.fromkeys(known))
     else:
         name = store.attrs["env_config"].get("task", DEFAULT)
         texts = [instruction or str(name).replace("_", " ")] * len(store)
-    tasks = list(dict.fromkeys(known if known and "task" in store.meta_keys else texts))
+        tasks = texts[:1]
     return tasks, [tasks.index(text) for text in texts]
 
 
-def _json(path: Path, content: Any) -> None:
-    path.write_text(_text(path, content, 4) + "\n", "utf-8")
-
-
-def _text(path: Path, content: Any, indent: int | None = None) -> str:
+def _write_json(path: Path, content: Any) -> None:
     try:
-        return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
-    except ValueError:  # of an episode's values: those of steps have been looked at
+        text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # of an episode's values: those of steps were checked while they were written
         raise mismatch(path.name, "nan or inf among the values of episodes", "numbers") from None
+    path.write_text(text + "\n", "utf-8")

@@ -1,10 +1,10 @@
-"""Our episodes as a file of robomimic's.
+"""Write robomimic files.
 
     write(store, Path("mine.hdf5"), ExportSettings(), progress)
 
-Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Demos of robosuite's worlds keep its states, the scene and
-what makes the world again, so that robomimic's scripts can draw and play them. What the format has no place for lies in
-`data/demo_N/s2robot` and in attributes called so: see kept.py.
+Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Demos of robosuite's worlds keep states, scene and the
+world's arguments, so that robomimic's scripts can draw and replay them. What the format has no place for goes into
+`data/demo_N/s2robot` and attributes of that name: see sidecar.py.
 """
 
 import io
@@ -19,10 +19,9 @@ from urllib.parse import quote
 import numpy as np
 
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.formats.convert import Progress
-from s2robot.demos.formats.export import ExportSettings, pieces, rate_of
-from s2robot.demos.formats.kept import EXACT, NAME, SCALE, of_store
-from s2robot.demos.formats.source import require
+from s2robot.demos.formats.export import ExportSettings, array_keys, check_names, pieces, rate_of
+from s2robot.demos.formats.sidecar import EXACT, NAME, SCALE, Sidecar
+from s2robot.demos.formats.source import Progress, require
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
@@ -43,25 +42,26 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
     import h5py
 
     scaling, world, done = Scaling.of(store, settings.action_range), _world(store), 0
-    plan = {key: _places(store, key, world) for key in _keys(store)}
-    _check_names(plan, store.path)
-    kept = of_store(store, {key: [name for name, _ in found] for key, found in plan.items()})
+    plan = {key: _places(store, key, world) for key in array_keys(store)}
+    places = {key: [name for name, _ in columns] for key, columns in plan.items()}
+    check_names([(key, name) for key, names in places.items() for name in names], store.path)
+    sidecar = Sidecar.of_store(store, places)
     with _Disk(target) as disk, h5py.File(disk, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = store.num_steps
         data.attrs["env_args"] = json.dumps(_env_args(store, world))
-        data.attrs[NAME], data.attrs[SCALE] = kept.text(), np.stack([scaling.scale, scaling.offset])
+        data.attrs[NAME], data.attrs[SCALE] = sidecar.text(), np.stack([scaling.scale, scaling.offset])
         for i, count in enumerate(store.lengths.tolist()):
             demo, at = data.create_group(f"demo_{i}"), 0
             _begin(demo, store, i, world)
-            exact = scaling.loses(store.episode(i)["action"]) and settings.action_range != "clip"
+            exact = scaling.is_lossy(store.episode(i)["action"]) and settings.action_range != "clip"
             for piece in pieces(store, i):
                 steps = len(piece["action"])
                 if exact:
                     piece[EXACT] = piece["action"]
                 if world is not None and "state" in piece:
                     piece["states"] = piece["state"][:, : 1 + world.model.nq + world.model.nv]
-                piece["action"] = scaling.theirs(piece["action"])
+                piece["action"] = scaling.to_unit(piece["action"])
                 _put(demo, plan, piece, at, count)
                 disk.check()
                 at, done = at + steps, done + steps
@@ -70,12 +70,11 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
 
 
 class _Disk(io.FileIO):
-    """A file for hdf5 to write, which does not hear when the disk refuses: from there it cannot go on, and crashes the
-    process at its end. `check` raises instead, and so does the end of a `with`."""
+    """A file for hdf5, which crashes the process when a write fails: errors are stored, and raised by `check`."""
 
     def __init__(self, path: Path):
         super().__init__(path, "w+")
-        self.refusal: OSError | None = None
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         rest = memoryview(data).cast("B")
@@ -83,19 +82,19 @@ class _Disk(io.FileIO):
             while rest:
                 rest = rest[super().write(rest) :]
         except OSError as error:
-            self.refusal = self.refusal or error
+            self.error = self.error or error
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
         try:
             return super().truncate(size)
         except OSError as error:
-            self.refusal = self.refusal or error
+            self.error = self.error or error
             return size or 0
 
     def check(self) -> None:
-        if self.refusal:
-            raise self.refusal from None
+        if self.error:
+            raise self.error from None
 
     def __exit__(self, *_: Any) -> None:
         self.close()
@@ -108,7 +107,6 @@ class Scaling:
 
     scale: np.ndarray  # float64 (A,)
     offset: np.ndarray
-    clip: bool = False
 
     @classmethod
     def of(cls, store: EpisodeStore, how: str) -> "Scaling":
@@ -139,21 +137,16 @@ class Scaling:
             middles.append((high + low) / 2)
         return cls(np.concatenate(halves), np.concatenate(middles))
 
-    def theirs(self, actions: np.ndarray) -> np.ndarray:
+    def to_unit(self, actions: np.ndarray) -> np.ndarray:
         return np.clip((actions.astype(np.float64) - self.offset) / self.scale, -1, 1)
 
-    def loses(self, actions: np.ndarray) -> bool:
-        """Whether they come back as others."""
-        back = (self.theirs(actions) * self.scale + self.offset).astype(actions.dtype)
+    def is_lossy(self, actions: np.ndarray) -> bool:
+        """Whether scaling and back changes an action."""
+        back = (self.to_unit(actions) * self.scale + self.offset).astype(actions.dtype)
         return back.tobytes() != actions.tobytes()
 
 
 # -------------------------------------------------------------------- what goes where
-
-
-def _keys(store: EpisodeStore) -> list[str]:
-    pictures = [f"images_{name}" for name in store.cameras]
-    return [*pictures, *(key for key in store.keys if key not in pictures)]
 
 
 def _places(store: EpisodeStore, key: str, world: Any) -> list[tuple[str, slice]]:
@@ -169,16 +162,6 @@ def _places(store: EpisodeStore, key: str, world: Any) -> list[tuple[str, slice]
     elif key.startswith("images_"):
         name = f"obs/{quote(key.removeprefix('images_'), safe=' :')}_image"
     return [(name, slice(None))]
-
-
-def _check_names(plan: Plan, path: Path) -> None:
-    """Refuse two arrays of one name."""
-    seen: dict[str, str] = {}
-    for key, found in plan.items():
-        for name, _ in found:
-            if name in seen:
-                raise mismatch(path, f"{seen[name]} and {key}, both '{name}' there", "different names")
-            seen[name] = key
 
 
 def _put(demo: Any, plan: Plan, piece: Mapping[str, np.ndarray], at: int, count: int) -> None:
@@ -235,8 +218,8 @@ def _env_args(store: EpisodeStore, world: Any) -> dict[str, Any]:
     about = store.attrs
     if "env_args" in about:
         return about["env_args"]  # its controllers say what an action is
-    told = {"action_parts": parts_of(about, "action")}  # what the numbers are, before they became -1..1
+    parts = {"action_parts": parts_of(about, "action")}  # before scaling
     if world is None:  # a gym's
         rate = {"control_freq": rate_of(store)}
-        return {"env_name": about["env_version"], "env_version": "", "type": 2, "env_kwargs": rate, **told}
-    return {"env_name": world.settings.env, "type": 1, **world.arguments(), **told}
+        return {"env_name": about["env_version"], "env_version": "", "type": 2, "env_kwargs": rate, **parts}
+    return {"env_name": world.settings.env, "type": 1, **world.arguments(), **parts}

@@ -3,23 +3,24 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Self, TypeVar, get_type_hints
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, model_validator
 
 from s2robot.common.config_errors import IN_SECONDS, SECONDS, key_of
 from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir, shipped_demos
 from s2robot.common.progress import bar
-from s2robot.core import settings as core_settings
+from s2robot.core.settings import Settings, invalid
+from s2robot.core.settings import read as read_model
 from s2robot.demos.formats.convert import as_store
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.mix import Mix
-from s2robot.demos.selection import select
+from s2robot.demos.selection import Episodes, select
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, register_user_task, settings_class
@@ -28,114 +29,74 @@ from s2robot.policies.settings import read_settings
 S = TypeVar("S")
 
 
-@dataclass(frozen=True)
-class DemosSettings:
-    """configs/demos says what each is."""
+class Dataset(Settings, at="demos"):
+    """One dataset; configs/demos documents each value."""
 
     name: str | None = None
     path: str | None = None
-    episodes: Any = None
+    episodes: Episodes = None
     split: str | None = None
     mask: str | None = None
-    rate_hz: float | None = None
-    mix: tuple[dict[str, Any], ...] | None = None
+    rate_hz: float | None = Field(None, gt=0)
 
-    def __post_init__(self) -> None:
-        if self.path == "":  # a shell's variable that is not set
-            raise UserError("demos.path: found '', expected a dataset, or null for the shipped demos")
-        if isinstance(self.episodes, int) and (self.episodes < 1 or isinstance(self.episodes, bool)):
-            raise UserError(f"demos.episodes: found {self.episodes}, expected 1 or more, or null for all")
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.path == "":  # an unset variable of a shell
+            raise invalid("path", "a dataset, or null for the shipped demos", "")
         if self.split is not None and self.episodes is not None:
-            raise UserError(f"demos.episodes: found {self.episodes} beside demos.split, expected one of them")
-        if self.mix is None:
-            return
-        if not self.mix:
-            raise UserError("demos.mix: found no dataset, expected some: [{path: a.zarr, weight: 1}, ...]")
-        for key in ("path", "episodes", "split", "mask", "rate_hz"):
-            if (found := getattr(self, key)) is not None:
-                raise UserError(
-                    f"demos.{key}: found {found} beside demos.mix, expected it with one of its datasets"
-                )
-        self.members()
-
-    def members(self) -> "tuple[_Member, ...]":
-        """Of a mix."""
-        return tuple(read(_Member, each, f"demos.mix[{i}]") for i, each in enumerate(self.mix or ()))
+            raise invalid("episodes", "null beside split", self.episodes)
+        return self
 
     def folder(self) -> Path:
-        """Where they lie. Those of another format are converted once, into the cache.
+        """Return the store's path. Other formats are converted once, into the cache.
 
         Raises:
             UserError: no shipped demos of that name, or several datasets.
-            DatasetError: other demos that cannot be read.
+            DatasetError: a dataset of another format that cannot be read.
         """
-        if self.mix is not None:
-            raise UserError("demos.mix: this verb takes one dataset, expected demos.path")
         path = Path(self.path) if self.path else shipped_demos(str(self.name))
-        if not self.foreign:
-            if self.mask is not None:
-                raise UserError(
-                    f"demos.mask: found '{self.mask}', expected null: {self.path or self.name} is an episode store; "
-                    "demos.split and demos.episodes choose its episodes"
-                )
-            if self.rate_hz is not None:
-                raise UserError(
-                    f"demos.rate_hz: found {self.rate_hz:g}, expected null: the episode store {path} has a rate"
-                )
-            return path
-        with bar("converting demos") as update:
+        if self.foreign:
             choice = Choice(mask=self.mask, episodes=self.episodes, rate_hz=self.rate_hz)
-            return as_store(path, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
+            with bar("converting demos") as update:
+                return as_store(path, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
+        for key in ("mask", "rate_hz"):
+            if (value := getattr(self, key)) is not None:
+                raise UserError(f"demos.{key}: expected null, since {path} is an episode store, got {value}")
+        return path
 
     def open(self) -> EpisodeStore:
-        """The dataset, or the mix of several."""
-        if self.mix is None:
-            return EpisodeStore.open(self.folder())
-        members = self.members()
-        return Mix([member.open() for member in members], [member.weight for member in members])
+        return EpisodeStore.open(self.folder())
 
     def select(
         self, store: EpisodeStore, fraction: float, seed: int, ancestors: Lineage | None = None
     ) -> Split:
-        """Numbers of the episodes of `open` to train on, and of those held out; of a mix both from each dataset.
+        """Choose the episodes of `open` to train on and to hold out; of a mix both from each dataset.
 
         Raises:
-            DatasetError: an episode that is not there, twice or in both, none to train on, a file that is no split, or
+            DatasetError: an episode that does not exist, twice or in both, none to train on, a broken split file, or
                 one held out that the `ancestors` were trained on.
         """
         ancestors = ancestors or Lineage()
-        spent = ancestors.spent(store) if fraction else []
-        if isinstance(store, Mix):
-            each = [
-                [part + at for part in member._select(own, fraction, seed, [i - at for i in spent])]
-                for member, own, at in zip(self.members(), store.members, store.firsts, strict=False)
-            ]
-            train, held_out = (np.concatenate(parts) for parts in zip(*each, strict=True))
-        else:
-            train, held_out = self._select(store, fraction, seed, spent)
+        train, held_out = self._select(store, fraction, seed, ancestors.spent(store) if fraction else [])
         ancestors.check_held_out(store, train, held_out)
         return train, held_out
 
     def _select(self, store: EpisodeStore, fraction: float, seed: int, spent: list[int]) -> Split:
-        episodes = None if self.foreign else self.episodes  # those were chosen while they were read
+        episodes = None if self.foreign else self.episodes  # those were chosen during the conversion
         return select(store, episodes, self.split, fraction, seed, spent)
 
     @property
     def foreign(self) -> bool:
-        """Whether they are of another format, of which only the chosen episodes are read."""
+        """Whether it has another format, of which only the chosen episodes are read."""
         return self.path is not None and not (Path(self.path) / "zarr.json").exists()
 
     @property
     def plain(self) -> bool:
-        """Whether the first so many episodes of one dataset are meant, so that their number says which."""
-        return (
-            self.mix is None
-            and self.split is None
-            and (self.episodes is None or isinstance(self.episodes, int))
-        )
+        """Whether the choice is a count of first episodes, which alone identifies them."""
+        return self.split is None and (self.episodes is None or isinstance(self.episodes, int))
 
     def first(self) -> int | None:
-        """How many episodes are meant, None for all, where a verb takes no other choice (UserError)."""
+        """Return the count of episodes, None for all, for verbs that take no other choice (UserError)."""
         if self.foreign and self.split is None:
             return None
         if not self.plain:
@@ -145,48 +106,90 @@ class DemosSettings:
         return self.episodes
 
     def elsewhere(self) -> bool:
-        """Whether some are of no simulated task of ours: imported, of a program of the user's, or recorded on an arm."""
-        if self.mix is not None:
-            return any(member.elsewhere() for member in self.members())
+        """Whether some episodes come from no simulated task of ours: imported, from a user's program, or from an arm."""
         if not self.path or not Path(self.path).exists():
             return False
-        store = EpisodeStore.open(self.folder())
-        about = store.attrs
+        store = self.open()
         if not len(store):  # a recording of ours that was killed before its first episode
             return False
-        return ("source" in about or not about["env_config"]) and about.get("source") != "emulator"
+        attrs = store.attrs
+        return ("source" in attrs or not attrs["env_config"]) and attrs.get("source") != "emulator"
 
     def usual_validation(self) -> float:
-        """Share of the episodes to hold out where no other is given: a tenth of ten or more that come from elsewhere."""
-        if self.mix is not None:
-            return min(member.usual_validation() for member in self.members())
+        """Return the default share to hold out: a tenth of ten or more episodes that come from elsewhere."""
         if self.split is not None or not self.elsewhere():
             return 0.0
         return 0.1 if len(self.select(self.open(), 0.0, 0)[0]) >= 10 else 0.0
 
     def own_world(self) -> dict[str, Any]:
-        """Robot, rate, cameras and action frame of demos that come from elsewhere; {} of those of our worlds."""
-        if self.mix is not None:
-            return self.members()[0].own_world()
+        """Return robot, rate, cameras and action frame of an imported dataset; {} for our own tasks."""
         if not self.path or not Path(self.path).exists():
             return {}
-        about = EpisodeStore.open(self.folder()).attrs
-        if "source" not in about:
+        attrs = self.open().attrs
+        if "source" not in attrs:
             return {}
-        facts = {name: about[name] for name in ("robot", "rate_hz", "action_frame")}
-        return facts | {"cameras": tuple(about["cameras"])}
+        facts = {name: attrs[name] for name in ("robot", "rate_hz", "action_frame")}
+        return facts | {"cameras": tuple(attrs["cameras"])}
 
 
-@dataclass(frozen=True)
-class _Member(DemosSettings):
+class Member(Dataset):
     """One dataset of a mix."""
 
-    weight: float = 1.0
+    weight: float = Field(1.0, gt=0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mix is not None or not (self.path or self.name):
-            raise UserError("demos.mix: found a dataset without a path, expected {path: a.zarr, weight: 1}")
+    @model_validator(mode="after")
+    def _has_a_path(self) -> Self:
+        if not (self.path or self.name):
+            raise invalid("path", "a dataset", None)
+        return self
+
+
+class DemosSettings(Dataset):
+    """One dataset, or a mix of several."""
+
+    mix: tuple[Member, ...] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _choices_stand_with_the_members(self) -> Self:
+        for key in ("path", "episodes", "split", "mask", "rate_hz"):
+            if self.mix and (value := getattr(self, key)) is not None:
+                raise invalid(key, "null beside demos.mix, whose datasets have their own", value)
+        return self
+
+    def folder(self) -> Path:
+        if self.mix:
+            raise UserError("demos.mix: this verb takes one dataset, expected demos.path")
+        return super().folder()
+
+    def open(self) -> EpisodeStore:
+        if not self.mix:
+            return super().open()
+        return Mix([member.open() for member in self.mix], [member.weight for member in self.mix])
+
+    def _select(self, store: EpisodeStore, fraction: float, seed: int, spent: list[int]) -> Split:
+        if not isinstance(store, Mix) or not self.mix:
+            return super()._select(store, fraction, seed, spent)
+        each = [
+            [part + at for part in member._select(own, fraction, seed, [i - at for i in spent])]
+            for member, own, at in zip(self.mix, store.members, store.firsts, strict=False)
+        ]
+        train, held_out = (np.concatenate(parts) for parts in zip(*each, strict=True))
+        return train, held_out
+
+    @property
+    def plain(self) -> bool:
+        return not self.mix and super().plain
+
+    def elsewhere(self) -> bool:
+        return any(member.elsewhere() for member in self.mix) if self.mix else super().elsewhere()
+
+    def usual_validation(self) -> float:
+        if self.mix:
+            return min(member.usual_validation() for member in self.mix)
+        return super().usual_validation()
+
+    def own_world(self) -> dict[str, Any]:
+        return self.mix[0].own_world() if self.mix else super().own_world()
 
 
 def typed() -> dict[str, str]:
@@ -217,7 +220,9 @@ def in_steps(policy: Mapping[str, Any], rate_hz: float) -> dict[str, Any]:
 
 
 def read(cls: type[S], cfg: DictConfig | Mapping[str, Any], where: str) -> S:
-    """The node `where` of a config as the frozen dataclass `cls`; UserError names a wrong key or value."""
+    """The node `where` of a config as the frozen `cls`; UserError names a wrong key or value."""
+    if issubclass(cls, Settings):
+        return read_model(cls, cfg, where)
     return read_settings(cls, cfg, where, UserError)
 
 
@@ -252,14 +257,14 @@ def task_settings(cfg: DictConfig, **changes: Any) -> Any:
     if target is None and name == DEFAULT:
         node = {"robot": cfg.robot.name, **plain(cfg.env)}
     cls = settings_class(name) if target is None else register_user_task(name, target)
-    return core_settings.read(cls, {**node, **changes})
+    return read_model(cls, {**node, **changes})
 
 
 def expert_settings(task: TaskSettings, recording: Any) -> Any:
     """Of the task's scripted expert: `picker` where it has settings of its own kind, else `expert_settings`."""
     if task.Expert is None:
         return dict(recording.expert_settings)
-    return core_settings.read(task.Expert, recording.picker)
+    return read_model(task.Expert, recording.picker)
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:

@@ -118,7 +118,9 @@ class Settings(_Frozen):
         """Fill keys that were not given from the YAML file."""
         if not isinstance(values, Mapping) or not cls.file:
             return values
-        defaults, names = dict(yaml_defaults(cls.file, cls.at)), _names(cls)
+        names, own = _names(cls), {field.alias or name for name, field in cls.model_fields.items()}
+        # a file may hold the keys of several classes
+        defaults = {key: value for key, value in yaml_defaults(cls.file, cls.at).items() if key in own}
         for key, value in values.items():
             key = names.get(key) or key
             nested = isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping)

@@ -22,6 +22,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.files import replacing
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import Update
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
 from s2robot.demos.replay import camera_sizes, drawn_by, episode_frames, world_of_demos
 from s2robot.demos.store import EpisodeStore
@@ -38,24 +39,14 @@ GAP = 4  # px between them
 Frames = dict[str, np.ndarray]  # camera -> uint8 (H, W, 3)
 
 
-@dataclass(frozen=True)
-class FilmSettings:
-    """configs/inspect.yaml says what each is."""
+class FilmSettings(Settings, at="videos", file="inspect"):
+    """Settings of the videos; configs/inspect.yaml documents each value."""
 
-    write: bool = True
-    height: int = 480
-    draw: int | None = None
-    crf: int = 26
-    key_every: int = 5
-
-    def __post_init__(self) -> None:
-        for name in ("height", "draw"):
-            if (found := getattr(self, name)) is not None and found < 16:
-                raise UserError(f"videos.{name}: found {found}, expected 16 or more")
-        if not 0 <= self.crf <= 51:
-            raise UserError(f"videos.crf: found {self.crf}, expected 0 to 51")
-        if self.key_every < 1:
-            raise UserError(f"videos.key_every: found {self.key_every}, expected 1 or more")
+    write: bool = from_yaml()
+    height: int = from_yaml(ge=16)
+    draw: int | None = from_yaml(ge=16)
+    crf: int = from_yaml(ge=0, le=51)
+    key_every: int = from_yaml(ge=1)
 
 
 @dataclass(frozen=True)

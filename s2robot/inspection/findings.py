@@ -5,11 +5,11 @@ for found in find(tables, ends, rate, pictures, Thresholds()):
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from s2robot.common.errors import UserError
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.inspection.tables import Part, Table, episodes_of
 
 # kind -> what the page says of it
@@ -29,30 +29,23 @@ CLOCKS = ("timestamp", "timestamps", "time")  # keys of seconds
 GRIPPERS = ("grip", "claw", "opening")  # what the name of a gripper's number holds
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """configs/inspect.yaml says what each is."""
+class Thresholds(Settings, at="odd", file="inspect"):
+    """Thresholds of the rules; configs/inspect.yaml documents each value."""
 
-    frozen_steps: int = 3
-    frozen_change: float = 0.0
-    frozen_motion: float = 0.05
-    dark: float = 5.0
-    bright: float = 250.0
-    contrast: float = 8.0
-    flat: float = 1.0
-    clock: float = 0.5
-    jump_times: float = 5.0
-    jump_share: float = 0.2
-    saturated_steps: int = 10
-    gripper: float = 0.1
-    short: float = 0.4
-    long: float = 2.5
-
-    def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self)):
-            least = 1 if name.endswith("steps") else 0
-            if not getattr(self, name) >= least:
-                raise UserError(f"odd.{name}: found {getattr(self, name)}, expected {least} or more")
+    frozen_steps: int = from_yaml(ge=1)
+    frozen_change: float = from_yaml(ge=0)
+    frozen_motion: float = from_yaml(ge=0)
+    dark: float = from_yaml(ge=0)
+    bright: float = from_yaml(ge=0)
+    contrast: float = from_yaml(ge=0)
+    flat: float = from_yaml(ge=0)
+    clock: float = from_yaml(ge=0)
+    jump_times: float = from_yaml(ge=0)
+    jump_share: float = from_yaml(ge=0)
+    saturated_steps: int = from_yaml(ge=1)
+    gripper: float = from_yaml(ge=0)
+    short: float = from_yaml(ge=0)
+    long: float = from_yaml(ge=0)
 
 
 @dataclass(frozen=True)

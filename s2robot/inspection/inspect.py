@@ -1,13 +1,12 @@
 """A data set printed, looked through, and made into a page."""
 
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
 from s2robot.common.settings import DemosSettings
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.inspect import print_description
 from s2robot.demos.store import EpisodeStore
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
@@ -16,17 +15,12 @@ from s2robot.inspection.page import FOLDER, write_inspection
 from s2robot.inspection.tables import tables
 
 
-@dataclass(frozen=True)
-class InspectSettings:
-    """configs/inspect.yaml says what each is."""
+class InspectSettings(Settings, file="inspect"):
+    """Settings of `s2robot inspect`; configs/inspect.yaml documents each value."""
 
-    workers: int = 2
-    videos: FilmSettings = field(default_factory=FilmSettings)
-    odd: Thresholds = field(default_factory=Thresholds)
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"workers: found {self.workers}, expected 1 or more")
+    workers: int = from_yaml(ge=1)
+    videos: FilmSettings = from_yaml()
+    odd: Thresholds = from_yaml()
 
 
 def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) -> Path:

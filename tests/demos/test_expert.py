@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.expert import expert_chunks
 from s2robot.demos.record import begun, record, record_episode
@@ -132,7 +133,7 @@ def one(path, attributes: dict, arrays: dict) -> EpisodeStore:
 
 
 def test_a_copy_is_labelled_as_a_recording_is(tmp_path, source, labelled):
-    settings, seen = RelabelSettings(str(tmp_path / "copy.zarr"), STEPS), []
+    settings, seen = RelabelSettings(out=tmp_path / "copy.zarr", expert=STEPS), []
     copy = relabel(source, settings, lambda *c: seen.append(c))
     assert seen == [(1, 1)] and copy.attrs == source.attrs and copy.meta("seed").tolist() == [SEED]
     assert set(copy.keys) == {*source.keys, "expert", "imitate"}
@@ -142,7 +143,7 @@ def test_a_copy_is_labelled_as_a_recording_is(tmp_path, source, labelled):
     with pytest.raises(DatasetError, match="holds 3 steps of the expert, these settings say 2"):
         begun(tmp_path / "copy.zarr", source.attrs, 3, 2)
     with pytest.raises(DatasetError, match="found an expert's chunks, expected a dataset without"):
-        relabel(copy, RelabelSettings(str(tmp_path / "twice.zarr"), STEPS))
+        relabel(copy, RelabelSettings(out=tmp_path / "twice.zarr", expert=STEPS))
 
 
 def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
@@ -178,10 +179,11 @@ def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
     ):
         with pytest.raises(DatasetError, match=text):
             relabel(
-                one(tmp_path / name, attributes, episode), RelabelSettings(str(tmp_path / f"{name}.out"), 1)
+                one(tmp_path / name, attributes, episode),
+                RelabelSettings(out=tmp_path / f"{name}.out", expert=1),
             )
-    with pytest.raises(DatasetError, match="expert: found 0, expected 1 or more"):
-        RelabelSettings("x", 0)
+    with pytest.raises(UserError, match="expert: "):
+        RelabelSettings(out="x", expert=0)
 
 
 def test_a_recording_with_an_expert_goes_on_with_its_own_only(tmp_path, labelled, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from s2robot.core.errors import UserError
 from s2robot.demos import record as recorder
 from s2robot.demos import replay
 from s2robot.demos.errors import DatasetError
@@ -198,7 +199,7 @@ def test_a_recording_goes_on_in_its_own_store_only(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_numbers_out_of_range_are_refused(tmp_path, number):
-    with pytest.raises(DatasetError, match=f"episodes: found {number}, expected 1 or more"):
+    with pytest.raises(UserError, match="recording.episodes: "):
         record(tmp_path / "demos.zarr", CubePickConfig(), PickerConfig(), number, 500)
     with pytest.raises(DatasetError, match=f"workers: found {number}, expected 1 or more"):
         record(tmp_path / "demos.zarr", CubePickConfig(), PickerConfig(), 1, 500, number)

@@ -70,14 +70,6 @@ def test_the_first_ones_are_drawn_from_as_ever(store):
         )
 
 
-@pytest.mark.parametrize("episodes", [-1, 0, True, False])
-def test_a_number_of_the_first_ones_that_is_none_is_one_line(store, episodes):
-    with pytest.raises(
-        DatasetError, match=f"demos.episodes: found {episodes}, expected the number of the first"
-    ):
-        select(store, episodes, None, 0.0, 0)
-
-
 def test_a_share_of_a_list_is_held_out(store):
     train, held = lists(select(store, ["1:4", 8, 9], None, 0.4, 3))
     assert sorted(train + held) == [1, 2, 3, 8, 9] and len(held) == 2

@@ -6,7 +6,7 @@ import pytest
 from s2robot.common.paths import shipped_demos
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.convert import convert
-from s2robot.demos.formats.export import Changed, ExportSettings, export
+from s2robot.demos.formats.export import ExportSettings, ModifiedStore, export
 from s2robot.demos.lineage import episode_keys
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
@@ -62,7 +62,7 @@ def test_targets_come_back_and_the_episode_is_known(tmp_path, store, to, name):
 
 def test_targets_are_what_the_simulated_arm_was_sent_to():
     demos = EpisodeStore.open(shipped_demos("xarm7_cube"))
-    targets = Changed(demos.path, None, True)["action"]
+    targets = ModifiedStore(demos.path, None, True)["action"]
     env = make(world_of_demos(demos), draw=False)
     for episode in (0, 3):
         rows = demos.episode_slice(episode)
@@ -79,5 +79,3 @@ def test_other_actions_are_refused(tmp_path):
         DatasetError, match="actions: found absolute for .*odd.zarr, whose actions are joints"
     ):
         export(odd, tmp_path / "out", "lerobot", ABSOLUTE)
-    with pytest.raises(DatasetError, match="actions: expected recorded or absolute, got 'deltas'"):
-        ExportSettings(actions="deltas")

@@ -129,7 +129,7 @@ def args(**changes):
     [
         (replaced("data/demo_2/actions", np.ones(4)), "cannot be read as robomimic (IndexError: tuple index out"),
         (replaced("data/demo_2/obs", np.ones(4)), "cannot be read as robomimic (AttributeError: 'Dataset' object"),
-        (replaced("data/demo_10/actions", np.ones((0, 7))), "episode 1: found no steps, expected at least one"),
+        (replaced("data/demo_10/actions", np.ones((0, 7))), "data/demo_10: found no steps, expected at least one"),
         (args(control_freq="fast"), "cannot be read as robomimic (ValueError: could not convert string to float: 'fast')"),
         (args(robots=[1, 2]), "cannot be read as robomimic (TypeError: sequence item 0"),
         (args(control_freq=0), "attribute rate_hz: found 0.0, expected a rate above 0"),

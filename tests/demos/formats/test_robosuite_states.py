@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.convert import convert, read
 from s2robot.demos.formats.export import ExportSettings, pieces
-from s2robot.demos.formats.found import read
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.formats.write_robomimic import write
 from s2robot.demos.store import EpisodeStore

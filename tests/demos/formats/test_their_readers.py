@@ -103,9 +103,7 @@ LEROBOT = """
 import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
-from pathlib import Path
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
 read = {}
 for name, path in paths.items():
     data = LeRobotDataset("own/cube", root=path, video_backend="pyav", delta_timestamps={"action": [0, 0.1]})
@@ -132,9 +130,11 @@ def test_lerobot_reads_our_folder(tmp_path, lerobot):
     """Its own environment takes some GB; S2ROBOT_LEROBOT_PYTHON=<its python> takes one that is there."""
     store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
     paths = {}
-    for name in ("h264", "av1", "png"):
+    for name, version, pictures in (
+        ("h264", "lerobot", "h264"), ("av1", "lerobot", "av1"), ("png", "lerobot", "png"),
+    ):  # fmt: skip
         paths[name] = str(tmp_path / name)
-        export(store, tmp_path / name, "lerobot", ExportSettings(pictures=name))
+        export(store, tmp_path / name, version, ExportSettings(pictures=pictures))
     read = lerobot(LEROBOT, paths=paths)
     texts = [made.TASKS[i] for i in store.meta("task").repeat(store.lengths)]
     for name in paths:

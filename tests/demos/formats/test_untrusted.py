@@ -21,8 +21,7 @@ from PIL import Image
 
 from s2robot.common.config_errors import one_line
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.formats.convert import convert
-from s2robot.demos.formats.found import read
+from s2robot.demos.formats.convert import convert, read
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made

@@ -51,9 +51,7 @@ def test_demos_of_a_filter_key(tmp_path, monkeypatch):
 def test_a_filter_key_of_what_has_none(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     for demos in ({"path": str(store.path)}, {"name": "xarm7_cube"}):
-        with pytest.raises(
-            UserError, match="demos.mask: found 'train', expected null: .* is an episode store"
-        ):
+        with pytest.raises(UserError, match="demos.mask: "):
             DemosSettings(**demos, mask="train").folder()
 
 

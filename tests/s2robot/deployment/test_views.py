@@ -77,7 +77,7 @@ def test_demos_that_have_to_be_drawn_are_a_warning_without_the_simulator(demos, 
     policy = types.SimpleNamespace(contract={}, image_size=64)
     frames = {name: demos[name][0] for name in CAMERAS}
     found = deploy_check._views(
-        DemosSettings("xarm7_cube", None), policy, frames, tmp_path / "views.png", True
+        DemosSettings(name="xarm7_cube"), policy, frames, tmp_path / "views.png", True
     )
     assert [f.level for f in found] == [WARNING] * 2 and "pip install 's2robot[sim]'" in found[-1].text
     assert (tmp_path / "views.png").stat().st_size > 5000

@@ -5,10 +5,9 @@ import json
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
-from s2robot.common.settings import DemosSettings, read_among
+from s2robot.common.settings import DemosSettings
 from s2robot.demos.store import EpisodeStore
 from s2robot.inspection import films
 from s2robot.inspection.films import FilmSettings, tiles
@@ -138,12 +137,6 @@ def test_without_videos_no_picture_is_read(cups, tmp_path, monkeypatch):
     script = (page.parent / "episodes/0000.js").read_text()
     each, lines = json.loads(script.removeprefix("episode(0,").removesuffix(")\n"))
     assert each == 1 and len(lines) == 12 and len(lines[0]) == 12
-
-
-def test_settings_may_lean_on_others():
-    cfg = OmegaConf.create({"rate": 7, "odd": {"dark": "${rate}"}, "workers": "${rate}"})
-    settings = read_among(InspectSettings, cfg, "", workers=3)
-    assert settings.odd.dark == 7 and settings.workers == 3
 
 
 def test_the_first_episodes_alone(cups, tmp_path):

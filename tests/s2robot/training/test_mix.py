@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,19 +212,18 @@ def test_what_a_config_may_say_of_a_mix(data, tmp_path):
     assert (train_on.tolist(), held_out.tolist()) == ([1, 2, 3, 4, 8, 9], [10])
     assert not demos.plain and DemosSettings(name="x", episodes=3).plain
     for wrong, words in (
-        ({"mix": ()}, "demos.mix: found no dataset"),
-        ({"mix": ({"weight": 2.0},)}, "a dataset without a path"),
-        (
-            {"mix": ({"path": "a", "wieght": 2.0},)},
-            r"demos.mix\[0\]: unknown key 'wieght', did you mean 'weight'",
-        ),
-        ({"mix": ({"path": "a"},), "episodes": 3}, "demos.episodes: found 3 beside demos.mix"),
-        ({"split": "a", "episodes": 3}, "demos.episodes: found 3 beside demos.split"),
-        ({"episodes": 0}, "demos.episodes: found 0, expected 1 or more"),
+        ({"mix": ()}, "demos.mix: "),
+        ({"mix": ({"weight": 2.0},)}, r"demos.mix\[0\].path: "),
+        ({"mix": ({"path": "a", "weight": 0},)}, r"demos.mix\[0\].weight: "),
+        ({"mix": ({"path": "a", "wieght": 2.0},)}, r"demos.mix\[0\].wieght: unknown key, expected weight"),
+        ({"mix": ({"path": "a"},), "episodes": 3}, "demos.episodes: "),
+        ({"split": "a", "episodes": 3}, "demos.episodes: "),
+        *(({"episodes": wrong}, "demos.episodes: ") for wrong in (-1, 0, True, 2.5)),
+        ({"path": ""}, "demos.path: "),
     ):
         with pytest.raises(UserError, match=words):
             DemosSettings(**wrong)
-    for settings in (demos, replace(demos, mix=None, path=str(a.path), episodes="1:5")):
+    for settings in (demos, demos.replace(mix=None, path=str(a.path), episodes="1:5")):
         with pytest.raises(UserError, match="expected demos.episodes=<number>"):
             settings.first()
     with pytest.raises(UserError, match="takes one dataset"):
