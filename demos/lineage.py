@@ -1,6 +1,6 @@
 """Which episodes and positions a policy and its ancestors were trained on, whatever format the episodes are in.
 
-    lineage = Lineage.of(contract, store)                                  # as a checkpoint stores it
+    lineage = Lineage.of(contract)                                         # as a checkpoint stores it
     lineage.seen(store)                                                    # episodes that were trained on
     lineage.refuse(range(10_000, 10_128), "run/checkpoint", "evaluate.seed")
 
@@ -68,38 +68,14 @@ class Lineage:
     unknown: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls, contract: Mapping[str, Any], store: EpisodeStore | None = None, name: str | Path = ""
-    ) -> "Lineage":
-        """As a checkpoint stores it.
-
-        Args:
-            contract: the checkpoint's.
-            store: whose episodes an older checkpoint may know by their numbers.
-            name: the checkpoint, for messages.
-        """
-        if (found := contract.get("lineage")) is None:
-            return cls._of_older(contract, store, str(name))
-        positions = {use: frozenset(map(int, seeds)) for use, seeds in found["positions"].items()}
-        return cls(frozenset(found.get("episode_hashes", ())), positions, tuple(found["unknown"]))
-
-    @classmethod
-    def _of_older(cls, contract: Mapping[str, Any], store: EpisodeStore | None, name: str) -> "Lineage":
-        """Numbers of episodes count only in the dataset that they were numbered in; ancestors are not stored."""
-        about, training = contract.get("dataset") or {}, contract.get("training") or {}
-        seeds = list(about.get("seeds") or ())
-        hashes: set[str] = set()
-        # the fingerprint is of the whole dataset, `episodes` may be the first of it
-        for count in {int(about.get("episodes", 0)), len(seeds)}:
-            if (
-                store is not None
-                and len(store) >= count > 0
-                and store.fingerprint_of_first(count) == about["fingerprint"]
-            ):
-                first = set(range(int(about["episodes"]))) - set(training.get("held_out_episodes") or ())
-                keys = episode_keys(store)
-                hashes = {k for i in (about.get("selection") or {}).get("train", first) for k in keys[i]}
-        return cls(frozenset(hashes), {"recorded": frozenset(seeds)}, (name or "the policy",))
+    def of(cls, contract: Mapping[str, Any], name: str | Path = "the policy") -> "Lineage":
+        """Read it from a checkpoint's contract; ``name`` of the checkpoint, for the note if it stores none."""
+        if (stored := contract.get("lineage")) is None:
+            # a checkpoint from before lineage was stored names the positions of its own demos alone
+            seeds = (contract.get("dataset") or {}).get("seeds") or ()
+            return cls(positions={"recorded": frozenset(map(int, seeds))}, unknown=(str(name),))
+        positions = {use: frozenset(map(int, seeds)) for use, seeds in stored["positions"].items()}
+        return cls(frozenset(stored.get("episode_hashes", ())), positions, tuple(stored["unknown"]))
 
     def stored(self) -> dict[str, Any]:
         """What `of` reads, JSON types."""

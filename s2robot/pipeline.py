@@ -85,17 +85,17 @@ class Task:
 
     def split(self, store: EpisodeStore) -> Split:
         """Episodes to train on, and those held out, which no ancestor of the policy was trained on."""
-        return self.demos.select(store, self.train.validation or 0.0, self.train.seed, self._ancestors(store))
+        return self.demos.select(store, self.train.validation or 0.0, self.train.seed, self._ancestors())
 
     def lineage(self, store: EpisodeStore | None = None) -> Lineage:
         """What the policy will have met: its ancestors' episodes and positions, its own demos' and its rollouts'."""
-        found, rollouts = self._ancestors(store), self.train.rollouts
+        found, rollouts = self._ancestors(), self.train.rollouts
         if store is not None:
             found = found.trained_on(store, self.split(store)[0])
         return found.selected_by(rollouts.positions) if rollouts.every else found
 
-    def _ancestors(self, store: EpisodeStore | None) -> Lineage:
-        return Lineage.of(self._parent, store, self.train.from_) if self.train.from_ else Lineage()
+    def _ancestors(self) -> Lineage:
+        return Lineage.of(self._parent, self.train.from_) if self.train.from_ else Lineage()
 
     @cached_property
     def _parent(self) -> dict[str, Any]:  # the contract of train.from's policy, read once

@@ -89,7 +89,7 @@ def validate_checkpoint(
     settings = settings or ValidateSettings()
     policy, encoder, contract = load_networks(checkpoint, device_of(settings.device), weights)
     _check(store, contract, policy, encoder)
-    lineage = Lineage.of(contract, store, checkpoint)
+    lineage = Lineage.of(contract, checkpoint)
     trained = lineage.seen(store)
     chosen = _chosen(episodes, trained, store, checkpoint)
     dtype = contract["encoder"]["features_dtype"]

@@ -63,7 +63,6 @@ def write_inspection(
             write_text(script, f"episode({i},{json.dumps([each, lines], separators=(',', ':'))})\n")
         except OSError as error:
             raise UserError(f"{script}: cannot be written ({error.strerror})") from error
-    rate = store.attrs["rate_hz"]
     counted = Counter(finding.kind for finding in found)
     count, steps, source = len(ends), int(ends[-1]), store.attrs.get("source")
     name = (
@@ -74,7 +73,7 @@ def write_inspection(
         "inspect.html.j2",
         title=f"{name}: {_count(count, 'episode')}",
         headline=f"{name}: {_count(count, 'episode')}, {_count(steps, 'step')}",
-        facts=_facts(store, count, steps / rate, ends),
+        facts=facts_of(store, ends),
         kinds=[(kind, meaning, counted[kind]) for kind, meaning in KINDS.items() if counted[kind]],
         looked=[meaning for kind, meaning in KINDS.items() if kind not in ", ".join(unknown).split(", ")],
         unknown=unknown,
@@ -140,8 +139,9 @@ def _task(texts: Any, number: Any) -> str:
         return f"task {number}"
 
 
-def _facts(store: EpisodeStore, count: int, seconds: float, ends: np.ndarray) -> list[tuple[str, str]]:
-    lengths = np.diff(ends, prepend=0)
+def facts_of(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, str]]:
+    """Facts about a dataset, for page and terminal."""
+    lengths, seconds, count = np.diff(ends, prepend=0), ends[-1] / store.attrs["rate_hz"], len(ends)
     facts = [
         ("robot", store.robot),
         ("rate", f"{store.attrs['rate_hz']:g} Hz"),
@@ -155,8 +155,7 @@ def _facts(store: EpisodeStore, count: int, seconds: float, ends: np.ndarray) ->
 
 
 def _cells(table: Table) -> list[list[str]]:
-    keys = ("min", "p1", "median", "p99", "max")
-    return [[row["name"], *_numbers([row[key] for key in keys])] for row in table.ranges()]
+    return [[name, *_numbers(row)] for name, row in zip(table.names, table.ranges().T.tolist(), strict=True)]
 
 
 def _numbers(values: list[float]) -> list[str]:

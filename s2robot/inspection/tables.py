@@ -1,14 +1,14 @@
-"""The numbers of a data set as tables: what each column is called, its range, its curve in a page."""
+"""The numbers of a dataset as tables: names of the columns, their ranges, and their curves in a page."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from s2robot.demos.inspect import dimension_names, ranges
 from s2robot.demos.schema import PARTS, parts_of
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.parts import MAX_DELTA, size_of
+from s2robot.envs.parts import MAX_DELTA, number_names, size_of
 
 WIDEST = 64  # numbers a step: what is wider is for programs, a simulator's state for example
 MOST_LINES = 7  # in one plot: as many as colours that can be told apart
@@ -34,15 +34,16 @@ class Table:
     parts: list[Part]
     values: np.ndarray  # (steps, columns), floats
 
-    def ranges(self) -> list[dict[str, Any]]:
-        """Of each column the name, min, p1, median, p99 and max."""
-        return ranges(self.names, self.values)
+    def ranges(self) -> np.ndarray:
+        """Minimum, 1 %, median, 99 % and maximum of each column, NaN for a column without finite numbers.  # (5, columns)"""
+        finite = np.where(np.isfinite(self.values), self.values, np.nan).astype(np.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a column of NaN
+            return np.nanquantile(finite, [0, 0.01, 0.5, 0.99, 1], axis=0)
 
     def spread(self) -> np.ndarray:
-        """From 1 to 99 % of each column, or where that is nothing its whole range.  # (columns,)"""
-        low, first, last, high = (
-            np.array([r[k] for r in self.ranges()]) for k in ("min", "p1", "p99", "max")
-        )
+        """From 1 to 99 % of each column, or its whole range if those are equal.  # (columns,)"""
+        low, first, _, last, high = self.ranges()
         return np.where(last > first, last - first, high - low)
 
 
@@ -78,7 +79,9 @@ def _named(store: EpisodeStore, key: str, values: np.ndarray) -> tuple[list[str]
         own = values[:, at : at + part["size"]]
         made.append(Part(part["name"], at, part["size"], part["kind"], _limits(store, key, part, own)))
         at += part["size"]
-    return dimension_names(store, width, key), made
+    if PARTS[key] in store.attrs:
+        return number_names(parts), made
+    return [f"joint {i + 1}" for i in range(width - 1)] + ["gripper"], made
 
 
 def _limits(store: EpisodeStore, key: str, part: dict[str, Any], own: np.ndarray) -> np.ndarray | None:

@@ -120,22 +120,11 @@ def test_what_is_stored_comes_back(tmp_path):
             child.refuse(range(seed, seed + 1), "child", "evaluate.seed")
 
 
-def test_an_older_checkpoint_knows_numbers_and_says_what_it_does_not_know(tmp_path):
+def test_a_checkpoint_without_lineage_is_unknown_to_its_children_too(tmp_path):
     store = made.store(tmp_path / "in.zarr")
-    about = {"fingerprint": store.fingerprint_of_first(1), "episodes": 1, "seeds": [7]}
-    older = Lineage.of({"dataset": about}, store, "old/checkpoint")
-    assert older.seen(store) == [0] and older.unknown == ("old/checkpoint",) and older.note
-    with pytest.raises(DatasetError, match="evaluate.seed: positions 6 to 8"):
-        older.refuse(range(6, 9), "old", "evaluate.seed")
+    older = Lineage.of({}, "old/checkpoint")
     child = Lineage.of({"lineage": older.trained_on(store, [1]).stored()})
-    assert child.seen(store) == [0, 1] and child.unknown == ("old/checkpoint",)
-    other = Lineage.of({"dataset": {**about, "fingerprint": "another"}}, store, "old/checkpoint")
-    assert other.seen(store) == [] and other.note
-    whole = {"fingerprint": store.fingerprint, "episodes": 2}
-    chosen = {**whole, "selection": {"train": [1], "validation": [0]}}
-    held_out = {"held_out_episodes": [1]}
-    assert Lineage.of({"dataset": chosen}, store).seen(store) == [1]
-    assert Lineage.of({"dataset": whole, "training": held_out}, store).seen(store) == [0]
+    assert child.seen(store) == [1] and child.unknown == ("old/checkpoint",) and child.note
     assert not Lineage().note
 
 

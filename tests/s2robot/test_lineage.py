@@ -129,10 +129,10 @@ def test_an_ancestor_without_a_lineage_makes_it_unknown(home, demos, train, pare
     del record["contract"]["lineage"]
     (older / "policy.json").write_text(json.dumps(record))
     found = validated(home, older, f"demos.path={demos.path}")
-    assert found["episodes"] == [3, 4, 5] and found["dataset"]["unseen"] == "unknown"
+    assert found["episodes"] == [0, 1, 2, 3, 4, 5] and found["dataset"]["unseen"] == "unknown"
     assert "unknown" in capsys.readouterr().out
     heir = train("heir", f"demos.path={demos.path}", f"train.from={older}", split(home, [3], [4]))
     assert "unknown" in capsys.readouterr().out
     found = validated(home, heir, f"demos.path={demos.path}")
-    assert found["episodes"] == [4, 5] and found["dataset"]["unseen"] == "unknown"
+    assert found["episodes"] == [0, 1, 2, 4, 5] and found["dataset"]["unseen"] == "unknown"
     assert validated(home, parent, f"demos.path={demos.path}")["dataset"]["unseen"] is True

@@ -17,7 +17,6 @@ import pytest
 
 from s2robot.cli import main
 from s2robot.common.errors import UserError
-from s2robot.demos.inspect import describe
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.envs.real.control.supervisor import UNCONFIRMED
@@ -194,7 +193,6 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     assert store["images_left"].shape == (6, 64, 64, 3) and store.attrs["rate_hz"] == 10
     assert store.attrs["speed"] == 0.2
     assert store.meta("seed").tolist() == [10000, 10001] and not store.meta("success").any()
-    assert describe(store)["success"] == 0
     images = store["images_hand"]
     assert images.std() > 5  # pictures, not a blank
     summary = json.loads((tmp_path / "summary.json").read_text())
