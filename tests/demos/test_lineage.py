@@ -47,16 +47,6 @@ def test_an_episode_is_known_again_in_every_format(tmp_path, to, name, marked):
         assert episode_keys(back) == episode_keys(store)
 
 
-def test_a_chain_of_formats_keeps_the_keys(tmp_path):
-    store = made.store(tmp_path / "0.zarr")
-    last = store
-    for i, (to, name) in enumerate(OUTS[:4]):
-        export(last, tmp_path / f"{i}_{name}", to, ExportSettings(action_range="data"))
-        convert(tmp_path / f"{i}_{name}", tmp_path / f"{i + 1}.zarr")
-        last = EpisodeStore.open(tmp_path / f"{i + 1}.zarr")
-    assert episode_keys(last) == episode_keys(store)
-
-
 def changed(store: EpisodeStore, path, change, **about) -> EpisodeStore:
     """A copy with other arrays."""
     attributes = {k: v for k, v in store.attrs.items() if k != "schema_version"} | about

@@ -72,14 +72,6 @@ def test_what_is_broken_is_one_line(tmp_path, folder):
     assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
 
 
-def test_what_is_left_out_is_told(tmp_path, folder):
-    data = zarr.open_group(str(folder), mode="r+", zarr_format=2)["data"]
-    data.create_array("keypoint", shape=(7, 9, 2), dtype="f4")[:] = 1
-    assert convert(folder, tmp_path / "out.zarr").notes == [
-        "data/keypoint (float32 [9, 2] a step) is left out",
-    ]
-
-
 def test_pictures_of_0_to_1_are_not_made_black(tmp_path, folder):
     data = zarr.open_group(str(folder), mode="r+", zarr_format=2)["data"]
     data["img"][:] = DATA["img"] / 255
@@ -116,17 +108,6 @@ def test_a_chunk_that_is_not_there_is_told(tmp_path, folder):
             DatasetError, match=r"in.zarr.*: data/front_image: found 3 of 4 chunks, expected all of them"
         ):
             convert(form, tmp_path / "no.zarr")
-
-
-def test_pictures_in_codecs_that_are_not_installed(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("s2robot.demos.formats.source.find_spec", lambda name: None)
-    about = folder / "data/front_image/.zarray"
-    codec = {"id": "imagecodecs_jpegxl", "level": 99}
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"compressor": codec}))
-    with pytest.raises(
-        DatasetError, match=r"^imagecodecs is not installed: pip install 's2robot\[imagecodecs\]'$"
-    ):
-        convert(folder, tmp_path / "out.zarr")
 
 
 # -------------------------------------------------------------------- a real robot's folder

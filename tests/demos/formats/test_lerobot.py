@@ -68,31 +68,6 @@ def test_a_partial_download_with_another_video_folder_arrives(tmp_path, v21):
     assert store.meta("source_episode").tolist() == [1] and source.notes[0].startswith("1 of 2 episodes")
 
 
-def test_other_peoples_pictures_are_packed_quickly_and_ours_as_ever(tmp_path, v21):
-    convert(v21, tmp_path / "out.zarr", Choice(episodes=1))
-    made.store(tmp_path / "own.zarr")
-    for name, array, level in (("out", "images_top", 2), ("own", "images_hand", 5)):
-        about = json.loads((tmp_path / f"{name}.zarr/data/{array}/zarr.json").read_text())
-        assert about["codecs"][-1] == {"name": "zstd", "configuration": {"level": level, "checksum": True}}
-
-
-def test_a_folder_that_cannot_be_written_is_not_the_sources_fault(tmp_path, v21):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(DatasetError) as caught:
-        convert(v21, tmp_path / "file/out.zarr")
-    assert str(caught.value).startswith(f"{tmp_path / 'file/out.zarr'}: ") and str(v21) not in str(
-        caught.value
-    )
-
-
-def test_a_camera_called_as_its_key_is_named_once(tmp_path, v21):
-    copy = shutil.copytree(v21, tmp_path / "in")
-    text = (copy / "meta/info.json").read_text().replace("observation.images.top", "image")
-    (copy / "meta/info.json").write_text(text)
-    with pytest.raises(DatasetError, match=r"cameras: found 'top', expected some of image$"):
-        convert(copy, tmp_path / "out.zarr", Choice(cameras=("top",)))
-
-
 def test_it_is_converted_once_and_again_when_it_changes(tmp_path, v21):
     copy, said = shutil.copytree(v21, tmp_path / "in"), []
     first = as_store(copy, tmp_path / "cache", show=said.append)

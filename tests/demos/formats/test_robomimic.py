@@ -75,13 +75,6 @@ def test_a_file_goes_out_as_it_came(tmp_path, file):
             np.testing.assert_array_equal(back["obs/agentview_image"], there["obs/agentview_image"])
 
 
-def test_a_size_of_pictures_that_are_there(tmp_path, file):
-    with pytest.raises(
-        DatasetError, match="image_size: found 84 for .*in.hdf5, expected null: its pictures have"
-    ):
-        convert(file, tmp_path / "out.zarr", Choice(image_size=84))
-
-
 def test_keys_of_other_lengths_are_one_line(tmp_path, file):
     with h5py.File(file, "a") as made:
         del made["data/demo_10/obs/robot0_eef_pos"]

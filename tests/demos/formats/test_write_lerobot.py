@@ -16,7 +16,6 @@ from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats import write_lerobot
 from s2robot.demos.formats.convert import convert
 from s2robot.demos.formats.export import ExportSettings, export
-from s2robot.demos.formats.source import Choice
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
@@ -28,14 +27,6 @@ def test_lossless_pictures_make_the_same_store_again(tmp_path):
     export(store, tmp_path / "out", "lerobot", ExportSettings(pictures="png"))
     assert convert(tmp_path / "out", tmp_path / "back.zarr").notes == []
     assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint
-
-
-def test_some_cameras_of_ours(tmp_path):
-    export(made.store(tmp_path / "in.zarr"), tmp_path / "out", "lerobot", ExportSettings(pictures="png"))
-    convert(tmp_path / "out", tmp_path / "back.zarr", Choice(cameras=("left.up",), episodes=1))
-    back = EpisodeStore.open(tmp_path / "back.zarr")
-    assert back.cameras == ("left.up",) and "images_hand" not in back.keys and len(back) == 1
-    np.testing.assert_array_equal(back["images_left.up"], made.frames(0, made.CAMERAS["left.up"]))
 
 
 @pytest.mark.parametrize("codec", ["h264", "av1"])

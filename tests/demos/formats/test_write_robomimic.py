@@ -129,13 +129,6 @@ def test_actions_beyond_are_refused_cut_or_stretched(tmp_path):
     assert EpisodeStore.open(tmp_path / "stretched.zarr")["action"].tobytes() == numbers.tobytes()
 
 
-def test_names_that_meet_are_refused(tmp_path):
-    parts = [{"name": "hand_image", "size": 4, "kind": "absolute"}]
-    store = made.store(tmp_path / "in.zarr", proprio_parts=parts, **limited(-4, 6))
-    with pytest.raises(DatasetError, match=r"found images_hand and proprio, both 'obs/hand_image' there"):
-        written(store, tmp_path / "out.hdf5")
-
-
 def test_a_rate_or_kind_that_the_file_contradicts_is_refused(tmp_path, store):
     path = written(store, tmp_path / "out.hdf5")
     with pytest.raises(
