@@ -1,4 +1,4 @@
-"""The arrays of a dataset on disk: made, grown and read so that whatever is broken is told by its file.
+"""The arrays of a dataset on disk; errors name the file that is broken.
 
 stored = StoredArray.open(Path("demos.zarr"), "data/action")
 stored.read(0, 100)      # (100, 8)
@@ -19,7 +19,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
 from s2robot.demos.bounds import check_size, number_type, unpack
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import DatasetError, mismatch, one_line
 
 ENDS = "meta/episode_ends"
 ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
@@ -39,7 +39,7 @@ class StoredArray:
 
     @classmethod
     def open(cls, root: Path, name: str, mode: str = "r") -> "StoredArray":
-        """To read ("r") or also to write ("a"). Raises DatasetError where there is no array."""
+        """Open an array to read ("r") or also to write ("a"). Raises DatasetError without one."""
         place = folder_of(name)
         _check_layout(root / place, read_json(root, f"{place}/zarr.json"))
         storage = LocalStore(root, read_only=mode == "r")
@@ -48,17 +48,17 @@ class StoredArray:
             with zarr.config.set({"array.write_empty_chunks": True}):
                 array = zarr.open_array(storage, path=place, mode="r" if mode == "r" else "r+", zarr_format=3)
         except Exception as error:  # zarr raises many kinds for bad metadata
-            raise DatasetError(f"{root}/{place}/zarr.json: not a zarr array ({_line(error)})") from None
+            raise DatasetError(f"{root}/{place}/zarr.json: not a zarr array ({one_line(error)})") from None
         return cls(root, name, array)
 
     def chunk_files(self, rows: int, first: int = 0) -> Iterator[tuple[int, Path]]:
-        """Number and file of each chunk, from the chunk `first` on, that holds some of the first `rows` rows."""
+        """Yield number and file of the chunks of the first `rows` rows, from the chunk `first` on."""
         for i in range(first, -(-rows // self.array.chunks[0])):
             key = self.array.metadata.encode_chunk_key((i,) + (0,) * (self.array.ndim - 1))
             yield i, self.root / folder_of(self.name) / key
 
     def check(self, expected: int) -> None:
-        """Refuse an array of less than `expected` rows, or with a chunk that is gone or, up to VERIFY_BYTES, broken."""
+        """Refuse an array of fewer than `expected` rows, with a missing chunk, or, up to VERIFY_BYTES, a broken one."""
         array = self.array
         if array.shape[0] < expected:
             raise mismatch(
@@ -69,9 +69,9 @@ class StoredArray:
             self.read(0, expected)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop`. Raises DatasetError with the file of a chunk that is gone or cannot be read.
+        """Read rows `start` to `stop`. Raises DatasetError with the file of a missing or broken chunk.
 
-        zarr's own reader allocates what a chunk's head says, and reads a chunk that is gone as zeros.
+        zarr's own reader allocates the size in a chunk's header, and reads a missing chunk as zeros.
         """
         rows, stop = self.array.chunks[0], min(stop, self.array.shape[0])
         shape = (max(stop - start, 0), *self.array.shape[1:])
@@ -86,7 +86,7 @@ class StoredArray:
         return out
 
     def _stored(self, rows: int, first: int = 0) -> int:
-        """Bytes of the chunks of `chunk_files`; refuses one that is gone or empty."""
+        """Sum up the bytes of `chunk_files`; refuses a missing or empty one."""
         total = 0
         for _, file in self.chunk_files(rows, first):
             if not (size := file.stat().st_size if file.is_file() else 0):
@@ -96,12 +96,12 @@ class StoredArray:
         return total
 
     def extend(self, start: int, values: np.ndarray) -> None:
-        """Put rows behind the first `start` ones; whatever was there goes."""
+        """Write rows after the first `start` ones, and drop what was there."""
         self.array.resize((start + len(values), *self.array.shape[1:]))
         self.array[start:] = values
 
     def cut(self, rows: int) -> None:
-        """Drop what is beyond the first `rows` rows."""
+        """Drop all but the first `rows` rows."""
         if self.array.shape[0] > rows:
             self.array.resize((rows, *self.array.shape[1:]))
 
@@ -109,7 +109,7 @@ class StoredArray:
 def create_array(
     group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int, ...], level: int = LEVEL
 ) -> zarr.Array:
-    """An array of no rows, each of `shape`; one that is there goes."""
+    """Create an array without rows, each of `shape`; an existing one is overwritten."""
     row = dtype.itemsize * int(np.prod(shape))
     # a picture per row: a few in a chunk, for random reads
     rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))
@@ -128,7 +128,7 @@ def create_array(
 
 
 def define_arrays(root: Path, attributes: Mapping, specs: Mapping) -> dict[str, StoredArray]:
-    """The arrays that a first episode calls for, of no rows; leftovers of a lost first episode go.
+    """Create the arrays of a first episode, without rows; leftovers of a lost first episode are removed.
 
     Args:
         attributes: of the dataset; `specs`: name -> [dtype, shape of a row].
@@ -147,7 +147,7 @@ def define_arrays(root: Path, attributes: Mapping, specs: Mapping) -> dict[str, 
 
 
 def folder_of(name: str) -> str:
-    """Where an array lies in the dataset: a key may hold what a file's name may not.
+    """Return an array's folder in the dataset; keys may hold characters that file names may not.
 
     >>> folder_of("data/images_wrist/left")
     'data/images_wrist%2Fleft'
@@ -157,7 +157,7 @@ def folder_of(name: str) -> str:
 
 
 def _check_layout(folder: Path, about: Mapping[str, Any]) -> None:
-    """Refuse an array that no writer of ours makes: other than numbers in whole rows, packed by zstd alone."""
+    """Refuse an array that our writer never makes: anything but numbers in whole rows, packed by zstd."""
     where = folder / "zarr.json"
     number_type(where, about.get("data_type"))
     codecs = [c.get("name") if isinstance(c, dict) else c for c in about.get("codecs") or ()]
@@ -212,7 +212,3 @@ def read_json(root: Path, name: str) -> dict:
     if not isinstance(content, dict) or not isinstance(content.get("attributes", {}), dict):
         raise mismatch(file, "no zarr metadata", "a JSON object with attributes")
     return content
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,7 +1,6 @@
-"""Limits on what a foreign dataset may make this machine do, checked before anything is unpacked.
+"""Limits on what a foreign dataset can make this machine do, checked before anything is unpacked.
 
-Arrays hold plain numbers, their codecs only unpack bytes, and the memory that a read takes follows from the bytes that are
-there.
+Arrays hold plain numbers, codecs only unpack bytes, and the memory of a read is limited by the stored bytes.
 """
 
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any
 import numcodecs
 import numpy as np
 
-from s2robot.demos.errors import mismatch
+from s2robot.demos.errors import mismatch, one_line
 
 FREE = 256 << 20  # bytes that a read may always take: constant images compress without limit
 RATIO = 2000  # bytes in memory for each stored byte beyond that; deflate ends at 1032
@@ -40,10 +39,12 @@ def check_size(where: object, size: int, stored: int) -> None:
         )
 
 
-def check_frame(where: object, found: tuple[int, int], told: tuple[int, int], stored: int) -> None:
-    """Refuse a picture, by the size (H, W) in its head, that is larger than the dataset says or than its bytes explain."""
-    if found[0] * found[1] > told[0] * told[1]:
-        raise mismatch(where, f"{found[0]} x {found[1]} px", f"{told[0]} x {told[1]} as the dataset says")
+def check_frame(where: object, found: tuple[int, int], declared: tuple[int, int], stored: int) -> None:
+    """Refuse an image whose header declares more pixels (H, W) than the dataset, or than its bytes can hold."""
+    if found[0] * found[1] > declared[0] * declared[1]:
+        raise mismatch(
+            where, f"{found[0]} x {found[1]} px", f"{declared[0]} x {declared[1]} as the dataset says"
+        )
     check_size(where, 3 * found[0] * found[1], stored)
 
 
@@ -75,22 +76,22 @@ def unpack(
     """
     chunk = np.empty(shape, dtype, order)
     kind = codec.get("id", "")
-    told = _told_size(kind, data)
-    if told not in (None, chunk.nbytes):
-        raise mismatch(where, f"a chunk of {told} bytes", f"{chunk.nbytes}")
+    declared = _declared_size(kind, data)
+    if declared not in (None, chunk.nbytes):
+        raise mismatch(where, f"a chunk of {declared} bytes", f"{chunk.nbytes}")
     try:
         if kind:
             numcodecs.get_codec(dict(codec)).decode(data, out=chunk)
         else:
             chunk = np.frombuffer(data, dtype).reshape(shape, order=order)
     except Exception as error:  # codecs raise many kinds for bad bytes
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise mismatch(where, f"{len(data)} bytes that cannot be read ({text})", "a whole chunk") from None
+        found = f"{len(data)} bytes that cannot be read ({one_line(error)})"
+        raise mismatch(where, found, "a whole chunk") from None
     return chunk
 
 
-def _told_size(codec: str, head: bytes) -> int | None:
-    """How many bytes a chunk says it unpacks to, -1 where it leaves that open; None for a codec without such a field."""
+def _declared_size(codec: str, head: bytes) -> int | None:
+    """Return the unpacked size in a chunk's header, -1 if it is left open; None for a codec without such a field."""
     if codec == "blosc":
         return int.from_bytes(head[4:8], "little")
     if codec == "lz4":

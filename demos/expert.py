@@ -1,8 +1,7 @@
-"""What the picker would do next, for every step of an episode: the chunks that a policy imitates.
+"""The picker's next actions at every step of an episode: the chunks that a policy imitates.
 
-At a step that nobody pushed, the picker's chunk is what was executed from there, up to the next push; from the push on
-it is what it would have done instead, and at the episode's end it goes on. So the picker is asked where a push
-happens and at the end, not at every step.
+Up to the next push, the chunk of a step is what was executed. From the push on, and beyond the episode's end, it is what
+the picker would have done. So the picker is queried at each push and at the end only.
 """
 
 from collections.abc import Mapping

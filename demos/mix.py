@@ -7,7 +7,6 @@ mix.member_of(rows)          # which dataset a step is of
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,22 +15,19 @@ import numpy as np
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.store import EpisodeStore
 
-# of the attributes, what has to be the same for one policy to learn from both
+# attributes that must be equal for one policy to learn from all
 ALIKE = ("rate_hz", "cameras", "action_frame", "action_parts", "proprio_parts", "joint_names", "robot")
 
 
 class Mix(EpisodeStore):
-    """To read only; arrays and values that one of the datasets lacks are not there. Attributes are those of the first.
+    """Several datasets, to read only. Holds the arrays and values that all have, and the attributes of the first.
 
     Raises:
-        DatasetError: two that differ in an attribute of `ALIKE`, a dataset twice, or a weight that is not above 0.
+        DatasetError: two that differ in an attribute of `ALIKE`, or a dataset twice.
     """
 
     def __init__(self, members: Sequence[EpisodeStore], weights: Sequence[float]):
         self.members = tuple(members)
-        for member, weight in zip(self.members, weights, strict=True):
-            if not (weight > 0 and math.isfinite(weight)):
-                raise mismatch(f"demos.mix: {member.path}: weight", weight, "a number above 0")
         _check_alike(self.members)
         self.shares = tuple(float(w) for w in np.array(weights, float) / np.sum(weights))
         self.path, self.mode, self._lock = Path(" + ".join(m.path.name for m in self.members)), "r", None

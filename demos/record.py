@@ -78,7 +78,7 @@ def _recorded(
 
 
 def _step(env: Task, action: np.ndarray, perturbed: bool) -> list[tuple[str, Any]]:
-    """What a demo holds of a step, by key."""
+    """Return the arrays of one step, by key."""
     seen = [("state", env.get_state())] if env.has_state else []
     if not env.has_state:
         seen = [(f"images_{name}", frame) for name, frame in env.frames().items()]
@@ -92,13 +92,13 @@ def _step(env: Task, action: np.ndarray, perturbed: bool) -> list[tuple[str, Any
 
 
 def layout_of(env: Task, info: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What a dataset keeps of where an episode began, by `info` of its reset: {"layout": float (N,)}, or nothing."""
+    """Return the stored start of an episode, from `info` of its reset: {"layout": float (N,)}, or nothing."""
     names = _layout_names(env, info)
     return {"layout": np.array([info["layout"][name] for name in names], float)} if names else {}
 
 
 def _layout_names(env: Task, info: dict[str, Any]) -> list[str]:
-    """Of the layout that a dataset keeps of each episode; none where its steps tell it."""
+    """Return the names of the stored layout; none if the steps hold it."""
     return [] if env.demo_fields() else sorted(info["layout"])
 
 
@@ -140,10 +140,10 @@ def record(
     RecordingSettings(episodes=episodes, seed=seed, workers=workers, expert=expert)
     if why := settings.recording_problem():
         raise DatasetError(f"{path}: {why}")
-    attributes = about_demos(settings, expert_settings, seed)
+    attributes = demo_attributes(settings, expert_settings, seed)
     if imitate_kicks:  # left out otherwise: demos are those of before there was a choice
         attributes["imitate_kicks"] = True
-    store = begun(Path(path), attributes, episodes, expert)
+    store = create_or_resume(Path(path), attributes, episodes, expert)
     try:
         with worker_pool(workers, anywhere=True) as pool:
             how = (expert, imitate_kicks)
@@ -155,8 +155,8 @@ def record(
     return store
 
 
-def about_demos(settings: TaskSettings, expert_settings: Any, seed: int) -> dict[str, Any]:
-    """The attributes of scripted demos of a task.
+def demo_attributes(settings: TaskSettings, expert_settings: Any, seed: int) -> dict[str, Any]:
+    """Return the attributes of scripted demos of a task.
 
     Raises:
         EnvError: the task has no expert.
@@ -179,7 +179,7 @@ def _append_all(
     start: Callable[[int], Future],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Append the episodes that are missing, in the order of their seeds; what fails is replaced."""
+    """Append the missing episodes, in the order of their seeds; failures are replaced."""
     failed, next_seed = 0, seed
     if len(store):  # what failed before the last episode is known from its seed
         next_seed = int(store.meta("seed")[-1]) + 1
@@ -202,11 +202,11 @@ def _append_all(
         progress(len(store), failed)
 
 
-def begun(path: Path, attributes: dict, episodes: int, expert: int) -> EpisodeStore:
-    """The store to record into, new or one that an interrupted recording of the same settings left.
+def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -> EpisodeStore:
+    """Open the store to record into: a new one, or that of an interrupted recording of the same settings.
 
     Raises:
-        DatasetError: something else is there.
+        DatasetError: the path holds anything else.
     """
     if not os.path.lexists(path):
         for left_over in path.parent.glob(f".{path.name}.*.partial"):  # of a kill while it was created

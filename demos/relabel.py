@@ -1,9 +1,9 @@
-"""A copy of simulated demos with what the picker would do from every step.
+"""Copy simulated demos, and add what the scripted picker would do from every step.
 
     s2robot relabel demos.path=demos.zarr out=relabelled.zarr
 
-The picker follows each episode's states from its seed on, so that it knows of every push what it knew then; it has to
-do what the dataset holds, or nothing is written.
+The picker follows each episode's states from its seed, so it has the same knowledge of every push. Its actions must match
+the dataset, or nothing is written.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import numpy as np
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import mismatch
-from s2robot.demos.record import begun, record_episode
+from s2robot.demos.record import create_or_resume, record_episode
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
@@ -38,17 +38,17 @@ def relabel(
     settings: RelabelSettings,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EpisodeStore:
-    """Write the copy, or go on with an interrupted one; ``progress(episodes, all)`` is called after each episode.
+    """Write the copy, or resume an interrupted one; ``progress(episodes, all)`` is called after each episode.
 
     Raises:
-        DatasetError: the dataset has an expert's chunks already, is none of the scripted picker, or the picker does
-            something else; or `settings.out` holds anything else.
+        DatasetError: the dataset has an expert's chunks already or was not recorded by the scripted picker, the picker
+            acts differently, or `settings.out` holds anything else.
     """
     picker, world = picker_of(source), world_of_demos(source)
     if "expert" in source.keys:
         raise mismatch(source.path, "an expert's chunks", "a dataset without")
     chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
-    store = begun(settings.out, {**source.attrs, **chosen}, len(source), settings.expert)
+    store = create_or_resume(settings.out, {**source.attrs, **chosen}, len(source), settings.expert)
     how = (world, picker, settings.expert, settings.imitate_kicks)
     try:
         with worker_pool(settings.workers) as pool:

@@ -1,8 +1,7 @@
-"""From recorded states to pictures, and from recorded actions to motion.
+"""Draw recorded states, and replay recorded actions.
 
-``render_episodes`` gives the frames that the cameras saw, drawn again from the states (the same machine and
-renderer give the same bytes). ``replay_episode`` plays the actions back open loop: if a dataset's actions do not
-succeed when they are executed as the environment executes a policy's, no policy trained on them can.
+``render_episodes`` draws the cameras' frames from the states (byte by byte the same on the same machine and renderer).
+``replay_episode`` executes the actions open loop: if they fail, no policy trained on them can succeed.
 """
 
 from collections.abc import Iterable, Iterator

@@ -15,7 +15,6 @@ from urllib.parse import unquote
 import numpy as np
 
 from s2robot.demos.errors import mismatch, one_line
-from s2robot.demos.formats.robot_videos import camera_files, frame_size, frames_at
 from s2robot.demos.formats.sidecar import NAME, Sidecar
 from s2robot.demos.formats.source import (
     Choice,
@@ -28,6 +27,7 @@ from s2robot.demos.formats.source import (
     piece_slices,
     store_attributes,
 )
+from s2robot.demos.formats.video import camera_files, frame_size, frames_at
 from s2robot.demos.formats.zarr2 import Group2
 
 

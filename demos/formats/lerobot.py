@@ -16,7 +16,7 @@ import numpy as np
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats import video
 from s2robot.demos.formats.lerobot_meta import MARKER, Episode, Info, json_object, read_episodes, split_ranges
-from s2robot.demos.formats.parquet import pictures, read_columns
+from s2robot.demos.formats.parquet import images, read_columns
 from s2robot.demos.formats.sidecar import Sidecar
 from s2robot.demos.formats.source import (
     AUTOMATIC,
@@ -208,7 +208,7 @@ class LeRobot(Source):
         streams = {
             f"images_{name}": video.frames(*episode.videos[key], episode.length, fps, not v3, sizes[key])
             if self._is_video[key]
-            else pictures(self.path, episode.data, episode.index, key, sizes[key])
+            else images(self.path, episode.data, episode.index, key, sizes[key])
             for key, name in self._cameras.items()
         }
         for rows in piece_slices(0, episode.length, sum(h * w * 3 for h, w in sizes.values())):

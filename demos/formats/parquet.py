@@ -1,4 +1,4 @@
-"""Columns of parquet files as arrays, and arrays as columns."""
+"""Read columns of parquet files as arrays, and write arrays as columns."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.demos.bounds import check_frame, check_size
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import DatasetError, mismatch, one_line
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow would start a PostScript interpreter for others
 PNG_LEVEL = 1  # larger ones cost much time and save little
@@ -22,12 +22,12 @@ def _cached_table(path: Path, columns: tuple[str, ...], stamp: int) -> dict[str,
 
 
 def read_columns(path: Path, columns: tuple[str, ...], shared: bool) -> dict[str, np.ndarray]:
-    """Columns of a parquet file as arrays; a file that many episodes share is kept for the next one."""
+    """Read columns as arrays; a file that many episodes share is cached for the next one."""
     return _cached_table(path, columns, path.stat().st_mtime_ns) if shared else _read_table(path, columns)
 
 
-def read_table(path: Path, wanted: Callable[[str], bool]) -> Any:
-    """The columns of a parquet file whose names are wanted, as a table of pyarrow's.
+def read_table(path: Path, is_wanted: Callable[[str], bool]) -> Any:
+    """Read the wanted columns of a parquet file as a pyarrow table.
 
     Raises:
         DatasetError: it cannot be read, or claims more rows than its bytes explain.
@@ -37,14 +37,16 @@ def read_table(path: Path, wanted: Callable[[str], bool]) -> Any:
 
     try:
         with pq.ParquetFile(path) as file:
-            about = file.metadata
-            groups = (about.row_group(g) for g in range(about.num_row_groups))
+            metadata = file.metadata
+            groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
             columns = [group.column(c) for group in groups for c in range(group.num_columns)]
             claimed = sum(max(8 * c.num_values, c.total_uncompressed_size) for c in columns)
-            check_size(path, max(claimed, 8 * about.num_rows), path.stat().st_size)
-            return file.read([name for name in file.schema_arrow.names if wanted(name)])
+            check_size(path, max(claimed, 8 * metadata.num_rows), path.stat().st_size)
+            return file.read([name for name in file.schema_arrow.names if is_wanted(name)])
     except (pa.ArrowException, OSError) as error:
-        raise mismatch(path, f"a parquet file that cannot be read ({short(error)})", "a whole one") from None
+        raise mismatch(
+            path, f"a parquet file that cannot be read ({one_line(error)})", "a whole one"
+        ) from None
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -79,12 +81,10 @@ def _column(column: Any, path: Path, name: str) -> np.ndarray:
     return flat.reshape(rows, -1) if nested else flat
 
 
-def pictures(
-    root: Path, path: Path, episode: int, column: str, size: tuple[int, int]
-) -> Iterator[np.ndarray]:
-    """The pictures of an episode in a parquet file (PNG or JPEG in a struct of bytes and path).  # uint8 (H, W, 3)
+def images(root: Path, path: Path, episode: int, column: str, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Yield the images of an episode (PNG or JPEG in a struct of bytes and path).  # uint8 (H, W, 3)
 
-    size: what they are told to have (H, W); one of more pixels is not decoded.
+    size: (H, W) by info.json; an image of more pixels is not decoded.
     """
     import pyarrow.parquet as pq
     from PIL import Image, UnidentifiedImageError
@@ -135,10 +135,6 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-def short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
-
-
 # -------------------------------------------------------------------- writing
 
 
@@ -155,13 +151,13 @@ class ParquetWriter:
         """Written so far."""
         return self._file.tell()
 
-    def write(self, numbers: Mapping[str, np.ndarray], pictures: Mapping[str, np.ndarray]) -> None:
+    def write(self, numbers: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> None:
         """Rows to append.  # column -> (t, ...), uint8 (t, H, W, 3)"""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         columns = {name: column_of(values) for name, values in numbers.items()}
-        table = pa.table(columns | {name: png_column(frames) for name, frames in pictures.items()})
+        table = pa.table(columns | {name: png_column(frames) for name, frames in images.items()})
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._file, table.schema, compression="snappy")
         self._writer.write_table(table, row_group_size=len(table))
@@ -174,7 +170,7 @@ class ParquetWriter:
 
 
 def column_of(values: np.ndarray) -> Any:
-    """Values as LeRobot's columns hold them: numbers (T,), lists of one length (T, n), lists of lists (T, ...)."""
+    """Convert values to LeRobot's columns: numbers (T,), lists of one length (T, n), lists of lists (T, ...)."""
     import pyarrow as pa
 
     column = pa.array(values.reshape(-1))
@@ -187,7 +183,7 @@ def column_of(values: np.ndarray) -> Any:
 
 
 def png_column(frames: np.ndarray) -> Any:
-    """Pictures as LeRobot's `image` features hold them.  # uint8 (t, H, W, 3)"""
+    """Encode images as LeRobot's `image` features hold them.  # uint8 (t, H, W, 3)"""
     import pyarrow as pa
     from PIL import Image
 

@@ -171,7 +171,7 @@ def osc_parts(kwargs: Mapping[str, Any], size: int) -> tuple[list[dict] | None, 
     parts: list[dict] = []
     for prefix, config in zip(prefixes, controllers, strict=True):
         most: Any = config.get("output_max")
-        if not _moves(config) or config.get("type") != "OSC_POSE" or np.shape(most) != (6,):
+        if not _is_delta(config) or config.get("type") != "OSC_POSE" or np.shape(most) != (6,):
             return None, ""
         limits = [{"low": [-v for v in m], "high": list(m)} for m in (most[:3], most[3:])]
         turn = {"form": "axis_angle", "relative": True}
@@ -184,35 +184,32 @@ def osc_parts(kwargs: Mapping[str, Any], size: int) -> tuple[list[dict] | None, 
 
 
 def _prefixes(kwargs: Mapping[str, Any], arms: int) -> list[str]:
-    """What the parts of each arm's action begin with; none where their order is unknown."""
+    """Return the prefix of each arm's parts; none if the order of the arms is unknown."""
     robots = kwargs.get("robots")
     count = len(robots) if isinstance(robots, list) else 1
     if count == arms:
         return [f"robot{i}_" for i in range(arms)] if arms > 1 else [""]
     config = kwargs.get("controller_configs")
-    both = (
-        count == 1
-        and arms == 2
-        and "body_parts" not in (config[0] if isinstance(config, list) else config or {})
-    )
-    return ["right_", "left_"] if both else []  # robosuite 1.4: each arm with its gripper
+    first = (config[0] if isinstance(config, list) else config) or {}
+    # robosuite 1.4: one robot of two arms, each with its gripper
+    return ["right_", "left_"] if count == 1 and arms == 2 and "body_parts" not in first else []
 
 
 def _controllers(kwargs: Mapping[str, Any], arms: int) -> list[dict]:
-    """The settings of each arm's controller; one stands for all."""
-    given = kwargs.get("controller_configs") or {}
-    several = given if isinstance(given, list) else [given]
-    found = []
-    for config in several * arms if len(several) == 1 else several:
+    """Return the settings of each arm's controller; a single one is used for all arms."""
+    configs = kwargs.get("controller_configs") or {}
+    configs = configs if isinstance(configs, list) else [configs]
+    controllers = []
+    for config in configs * arms if len(configs) == 1 else configs:
         if isinstance(config, dict) and "body_parts" in config:
             parts = config["body_parts"]
             config = parts.get("right") or (parts.get("arms") or {}).get("right") or {}
-        found.append(config if isinstance(config, dict) else {})
-    return found
+        controllers.append(config if isinstance(config, dict) else {})
+    return controllers
 
 
-def _moves(config: Mapping[str, Any]) -> bool:
-    """Whether a controller's actions are steps."""
+def _is_delta(config: Mapping[str, Any]) -> bool:
+    """Whether a controller's actions are deltas."""
     known = str(config.get("type")).startswith(("OSC", "IK", "JOINT_POSITION")) and "output_max" in config
     return known and bool(config.get("control_delta", config.get("input_type", "delta") == "delta"))
 
@@ -220,18 +217,18 @@ def _moves(config: Mapping[str, Any]) -> bool:
 def action_parts(
     kwargs: Mapping[str, Any], demo: Any, keys: list[str], choice: Choice
 ) -> tuple[list[dict], str]:
-    """The parts of a demo's actions and their frame, which is empty where nothing is known of them."""
+    """Return the parts of a demo's actions and their frame, "" if the controller is unknown."""
     kind = choice.action_kind
     if keys == ["actions"]:
         parts, frame = osc_parts(kwargs, demo["actions"].shape[1])
         if parts:
             return parts, frame
-        kind = "delta" if any(map(_moves, _controllers(kwargs, 1))) else kind
+        kind = "delta" if any(map(_is_delta, _controllers(kwargs, 1))) else kind
     return [part_of(k, demo[k].shape[1], kind) for k in keys], ""
 
 
 def scale_of(attributes: Mapping[str, Any]) -> Scale | None:
-    """What makes ours of robosuite's -1..1, for actions of one of its controllers."""
+    """Return the scale from robosuite's -1..1 to our units, for actions of one of its controllers."""
     parts = attributes.get("action_parts") or []
     if not str(attributes.get("action_frame", "")).startswith("robosuite:") or not parts:
         return None
@@ -242,7 +239,7 @@ def scale_of(attributes: Mapping[str, Any]) -> Scale | None:
 
 
 def rot6d(quats: np.ndarray) -> np.ndarray:
-    """Quaternions x y z w as the first two columns of their matrices.  # (t, 4) -> (t, 6)"""
+    """Convert quaternions x y z w to the first two columns of their matrices.  # (t, 4) -> (t, 6)"""
     x, y, z, w = (quats / np.linalg.norm(quats, axis=1, keepdims=True)).T
     first = 1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)
     second = 2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)
@@ -271,7 +268,7 @@ def open_file(path: Path) -> Iterator[Any]:
 
 
 def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
-    """Names of the demos that are asked for, in the order of their numbers."""
+    """Return the names of the chosen demos, in the order of their numbers."""
     if not hasattr(file.get("data"), "keys"):
         raise mismatch(path, f"groups {', '.join(file) or 'none'}", "'data' among them")
     _check_inside(file["data"], path)
@@ -300,18 +297,18 @@ def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
     return names
 
 
-def _check_inside(found: Any, path: Path) -> Any:
-    """The group or array; DatasetError where a link led to another file, or the array's values lie outside this one."""
-    where = f"{path}: {(found.name or '').strip('/')}"
-    if Path(found.file.filename) != path:
-        raise mismatch(where, f"a link to {found.file.filename}", "everything in this file")
-    if getattr(found, "is_virtual", False) or getattr(found, "external", None):
+def _check_inside(node: Any, path: Path) -> Any:
+    """Return a group or array; DatasetError for a link to another file, or values outside this one."""
+    where = f"{path}: {(node.name or '').strip('/')}"
+    if Path(node.file.filename) != path:
+        raise mismatch(where, f"a link to {node.file.filename}", "everything in this file")
+    if getattr(node, "is_virtual", False) or getattr(node, "external", None):
         raise mismatch(where, "values in other files", "all in this one")
-    return found
+    return node
 
 
 def env_args(data: Any, path: Path) -> dict[str, Any]:
-    """What makes the world again: robomimic's `env_args`, or what robosuite's own script writes; {} of no known one.
+    """Read the world's arguments: robomimic's `env_args`, or the `env_info` of robosuite's own script; {} without them.
 
     Raises:
         DatasetError: text that is no JSON.
@@ -320,25 +317,26 @@ def env_args(data: Any, path: Path) -> dict[str, Any]:
     if name not in attrs:
         return {}
     try:
-        found = json.loads(attrs[name])
+        args = json.loads(attrs[name])
     except (TypeError, ValueError) as error:
         raise mismatch(f"{path}: data: {name}", f"text that is no JSON ({error})", "JSON") from None
-    if not isinstance(found, dict) or not isinstance(found.get("env_kwargs", {}), dict):
-        raise mismatch(f"{path}: data: {name}", f"{str(found)[:80]}", "an object")
+    if not isinstance(args, dict) or not isinstance(args.get("env_kwargs", {}), dict):
+        raise mismatch(f"{path}: data: {name}", f"{str(args)[:80]}", "an object")
     if name == "env_args":
-        return found
-    kwargs = found
-    name = kwargs.pop("env_name", None) or str(attrs.get("env"))
-    version = str(attrs.get("repository_version", ""))
-    # the script's own rate, which it does not write down
-    return {"env_name": name, "env_version": version, "type": 1, "env_kwargs": {"control_freq": 20, **kwargs}}
+        return args
+    return {
+        "env_name": args.pop("env_name", None) or str(attrs.get("env")),
+        "env_version": str(attrs.get("repository_version", "")),
+        "type": 1,
+        "env_kwargs": {"control_freq": 20, **args},  # the script does not store its rate
+    }
 
 
 def _stored_scale(attrs: Mapping[str, Any], path: Path) -> Scale:
-    found = np.asarray(attrs.get(SCALE, ()), np.float64)
-    if found.ndim != 2 or len(found) != 2:
-        raise mismatch(f"{path}: data: {SCALE}", f"shape {found.shape}", "(2, numbers of an action)")
-    return found[0], found[1]
+    scale = np.asarray(attrs.get(SCALE, ()), np.float64)
+    if scale.ndim != 2 or len(scale) != 2:
+        raise mismatch(f"{path}: data: {SCALE}", f"shape {scale.shape}", "(2, numbers of an action)")
+    return scale[0], scale[1]
 
 
 def number_of(name: str) -> int:
@@ -346,20 +344,20 @@ def number_of(name: str) -> int:
 
 
 def array_of(demo: Any, key: str, path: Path, count: int | None = None) -> Any:
-    """An array of a demo, of so many steps; DatasetError where it is not there or of others."""
+    """Return an array of a demo; DatasetError if it is missing or has another number of steps than ``count``."""
+    where = f"{path}: {demo.name.strip('/')}"
     if key not in demo:
-        raise mismatch(f"{path}: {demo.name.strip('/')}", f"no {key}", "one")
-    found = _check_inside(demo[key], path)
-    where = f"{path}: {demo.name.strip('/')}: {key}"
-    if not hasattr(found, "shape") or not found.ndim:
+        raise mismatch(where, f"no {key}", "one")
+    array, where = _check_inside(demo[key], path), f"{where}: {key}"
+    if not hasattr(array, "shape") or not array.ndim:
         raise mismatch(where, "no array over time", "one")
-    plist, item = found.id.get_create_plist(), number_type(where, found.dtype).itemsize
-    used = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
-    if not {*used} <= {*FILTERS}:
-        raise mismatch(where, f"hdf5 filters {used}", f"some of {FILTERS}")
-    # a chunk that is not stored is filled in
-    stored = min(found.id.get_storage_size(), path.stat().st_size)
-    check_size(where, item * (math.prod(found.shape) + math.prod(found.chunks or ())), stored)
-    if count is not None and len(found) != count:
-        raise mismatch(where, f"{len(found)} steps", f"{count} as in actions")
-    return found
+    plist, item = array.id.get_create_plist(), number_type(where, array.dtype).itemsize
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    if not {*filters} <= {*FILTERS}:
+        raise mismatch(where, f"hdf5 filters {filters}", f"some of {FILTERS}")
+    # a chunk that is not stored reads as the fill value
+    stored = min(array.id.get_storage_size(), path.stat().st_size)
+    check_size(where, item * (math.prod(array.shape) + math.prod(array.chunks or ())), stored)
+    if count is not None and len(array) != count:
+        raise mismatch(where, f"{len(array)} steps", f"{count} as in actions")
+    return array

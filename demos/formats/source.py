@@ -95,6 +95,7 @@ class Selected(Source):
         else:
             self._numbers = sorted(numbers(episodes, total, "episodes"))
         self._inner, self._kind, self._done = inner, kind, 0
+        self.steps = sum(map(inner.length, self._numbers))
         self.progress: Progress = silent
         missing = {i: file for i in self._numbers if (file := inner.missing_file(i))}
         if missing:
@@ -114,16 +115,12 @@ class Selected(Source):
     def length(self, i: int) -> int:
         return self._inner.length(self._numbers[i])
 
-    @property
-    def steps(self) -> int:
-        return sum(map(self.length, range(len(self))))
-
     def values(self, i: int) -> dict[str, Any]:
         with readable(self.path, self._kind):
             return self._inner.values(self._numbers[i])
 
     def pieces(self, i: int) -> Iterator[Piece]:
-        number, total = self._numbers[i], self.steps
+        number = self._numbers[i]
         if self.length(i) < 1:
             raise mismatch(self._inner.name(number), "no steps", "at least one")
         pieces, start = self._inner.pieces(number), 0
@@ -140,7 +137,7 @@ class Selected(Source):
             yield piece
             steps = len(next(iter(piece.values())))
             start, self._done = start + steps, self._done + steps
-            self.progress(self._done, total)
+            self.progress(self._done, self.steps)
 
 
 @contextmanager

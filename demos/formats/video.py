@@ -1,4 +1,4 @@
-"""Frames of a video file, and a file of frames, by PyAV."""
+"""Read and write the frames of video files, with PyAV."""
 
 import os
 from collections.abc import Iterator
@@ -11,9 +11,12 @@ import numpy as np
 
 from s2robot.demos.bounds import check_frame, most_bytes
 from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.formats.source import require
 
 NEAR = 0.4  # of a frame's duration: what a frame's time may be off to be still that frame's
 SLACK = 128  # px
+EARLY = 1e-5  # of a step: how much before its time a frame may be
+MISSING = 10  # steps for which the last frame may be repeated
 
 
 @contextmanager
@@ -57,7 +60,7 @@ def frames(
     """`count` frames from the time `start_s` on, one each 1 / `rate` s.  # uint8 (H, W, 3)
 
     Args:
-        whole: the file must hold no further ones.
+        whole: the file must hold no more frames.
         size: (H, W) of a frame at most.
 
     Raises:
@@ -91,7 +94,48 @@ def frames(
         raise mismatch(path, f"{done} frames from {start_s:g} s on", f"{count} as the table has steps")
 
 
-# our name -> FFmpeg's encoder and its options; a frame is sought from the one before it at most
+# diffusion_policy's real robots record `videos/<episode>/<camera>.mp4` faster than their control steps. As in their
+# `real_data_to_replay_buffer`, a step gets the first frame at or after its time; the last one is repeated for a few steps.
+
+
+def camera_files(folder: Path) -> dict[str, str]:
+    """Return name -> file name of the cameras in an episode's folder; `0.mp4` is `camera_0`."""
+    stems = sorted((p.stem for p in folder.glob("*.mp4")), key=lambda s: (len(s), s))
+    return {f"camera_{stem}" if stem.isdigit() else stem: f"{stem}.mp4" for stem in stems}
+
+
+def frame_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a video. Raises as :func:`frames_at`."""
+    require("av")
+    with open_video(path) as (_, stream):
+        return stream.codec_context.height, stream.codec_context.width
+
+
+def frames_at(path: Path, times: np.ndarray) -> Iterator[np.ndarray]:
+    """The frame of each time, s since the video's start (T,).  # uint8 (H, W, 3)
+
+    Raises:
+        DatasetError: no such file, one that cannot be decoded, or one that ends too early.
+    """
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
+    done, frame = 0, None
+    with open_video(path) as (container, stream):
+        for frame in container.decode(stream):
+            picture = None
+            while done < len(times) and float(frame.time or 0.0) >= times[done] - EARLY * step:
+                picture = frame.to_ndarray(format="rgb24") if picture is None else picture
+                yield picture
+                done += 1
+            if done == len(times):
+                return
+    if frame is None or len(times) - done > MISSING:
+        end = "no frames" if frame is None else f"frames until {float(frame.time or 0.0):.3f} s"
+        raise mismatch(path, end, f"some until {times[-1]:.3f} s as the episode has steps")
+    for _ in times[done:]:
+        yield frame.to_ndarray(format="rgb24")
+
+
+# our name -> FFmpeg's encoder and its options; with g=2 every second frame can be sought
 ENCODERS = {
     "h264": ("libx264", {"g": "2", "bf": "0", "preset": "veryfast"}),
     "av1": ("libsvtav1", {"g": "2", "preset": "8"}),
@@ -99,11 +143,7 @@ ENCODERS = {
 
 
 def check_codec(name: str) -> None:
-    """Refuse a codec that this PyAV cannot write.
-
-    Raises:
-        DatasetError: says which PyAV that is.
-    """
+    """Refuse a codec that the installed PyAV cannot write (DatasetError)."""
     import av
 
     encoder = ENCODERS[name][0]
@@ -113,12 +153,12 @@ def check_codec(name: str) -> None:
 
 
 def pix_fmt(codec: str, size: tuple[int, int]) -> str:
-    """How colours are kept: at half the resolution, but in full where H.264 cannot halve an odd side."""
+    """Colours at half the resolution, or at full where H.264 cannot halve an odd side."""
     return "yuv444p" if codec == "h264" and (size[0] % 2 or size[1] % 2) else "yuv420p"
 
 
 def video_info(codec: str, rate: int, size: tuple[int, int]) -> dict[str, Any]:
-    """What LeRobot's info.json says of a video."""
+    """The entry of a video in LeRobot's info.json."""
     return {
         "video.height": size[0],
         "video.width": size[1],
@@ -132,10 +172,10 @@ def video_info(codec: str, rate: int, size: tuple[int, int]) -> dict[str, Any]:
 
 
 class VideoWriter:
-    """A file of frames at a constant rate, each second one of which can be sought; `codec`: h264 or av1.
+    """A file of frames at a constant rate; `codec`: h264 or av1.
 
     Raises:
-        DatasetError: the encoder refuses, as it may pictures of such a size.
+        DatasetError: the encoder rejects images of this size.
     """
 
     def __init__(self, path: Path, codec: str, rate: int, size: tuple[int, int], crf: int):
@@ -155,7 +195,7 @@ class VideoWriter:
         except av.error.FFmpegError as error:
             raise self._refused(error) from None
         finally:
-            _keep(scheduling)
+            _restore(scheduling)
 
     def write(self, frames: np.ndarray) -> None:
         """The next ones.  # uint8 (t, H, W, 3)"""
@@ -197,9 +237,9 @@ def _scheduling() -> tuple[int, Any] | None:
     return (os.sched_getscheduler(0), os.sched_getparam(0)) if hasattr(os, "sched_getscheduler") else None
 
 
-def _keep(scheduling: tuple[int, Any] | None) -> None:
-    """Take back what SVT-AV1 does where it may, as root: it raises its threads and the caller's to the highest realtime
-    priority, after which nothing else runs on their cores, for as long as the process lives."""
+def _restore(scheduling: tuple[int, Any] | None) -> None:
+    """Undo what SVT-AV1 does as root: it gives its threads and the caller's the highest realtime priority, so nothing else
+    runs on their cores while the process lives."""
     if scheduling is None or os.sched_getscheduler(0) == scheduling[0]:
         return
     for task in Path("/proc/self/task").iterdir():

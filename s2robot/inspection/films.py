@@ -27,7 +27,7 @@ from s2robot.core.workers import worker_pool
 from s2robot.demos.replay import camera_sizes, drawn_by, episode_frames, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import at_height, sizes_of
-from s2robot.inspection.findings import Pictures
+from s2robot.inspection.findings import FrameStats
 from s2robot.reporting.h264 import encode
 
 MADE = 2  # raised when the same frames give another video or other facts: cached ones are made again
@@ -96,7 +96,7 @@ def film_all(
     workers: int,
     folder: Path,
     update: Update,
-) -> tuple[Tiles, list[dict[str, Pictures]]]:
+) -> tuple[Tiles, list[dict[str, FrameStats]]]:
     """Films of the first so many episodes in `folder` as `0000.mp4` and so on, and what their frames look like.
 
     Raises:
@@ -106,12 +106,12 @@ def film_all(
     if world is not None and settings.draw is not None:
         world = world.replace(image_size=at_height(world.image_size, store.cameras, settings.draw))
     job = Film(store.path, 0, store.cameras, world, drawn_by(store) or {}, store.attrs["rate_hz"], settings)
-    found: list[dict[str, Pictures]] = []
+    found: list[dict[str, FrameStats]] = []
     with worker_pool(min(workers, episodes)) as pool:
         tasks = [(replace(job, episode=i),) for i in range(episodes)]
         for i, (video, facts) in enumerate(pool.in_order(film, tasks)):
             _link(video, folder / f"{i:04d}.mp4")
-            found.append({c: Pictures(*map(np.array, rows)) for c, rows in facts.items()})
+            found.append({c: FrameStats(*map(np.array, rows)) for c, rows in facts.items()})
             update(i + 1, episodes, "episodes")
     return tiles(_sizes(store, job), settings.height), found
 
@@ -125,7 +125,7 @@ def film(job: Film) -> tuple[Path, dict[str, Any]]:
         with suppress(FileNotFoundError, ValueError):  # not there, or not whole: made again
             return video, json.loads(facts.read_text(encoding="utf-8"))
     layout = tiles(_sizes(store, job), job.settings.height)
-    seen = {camera: _Watch() for camera in job.cameras}
+    seen = {camera: _FrameObserver() for camera in job.cameras}
     pictures = _pictures(_frames(store, job), layout, seen)
     try:
         with replacing(video, shared=True) as part:
@@ -171,7 +171,9 @@ def _frames(store: EpisodeStore, job: Film) -> Iterator[Frames]:
         yield from (dict(zip(job.cameras, step, strict=True)) for step in zip(*pieces, strict=True))
 
 
-def _pictures(frames: Iterator[Frames], layout: Tiles, seen: "dict[str, _Watch]") -> Iterator[np.ndarray]:
+def _pictures(
+    frames: Iterator[Frames], layout: Tiles, seen: "dict[str, _FrameObserver]"
+) -> Iterator[np.ndarray]:
     for step in frames:
         canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
         for camera, (left, top, wide, high) in layout.places.items():
@@ -184,7 +186,7 @@ def _pictures(frames: Iterator[Frames], layout: Tiles, seen: "dict[str, _Watch]"
         yield canvas
 
 
-class _Watch:
+class _FrameObserver:
     """What the frames of a camera look like, one after the other."""
 
     def __init__(self) -> None:

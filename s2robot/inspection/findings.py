@@ -60,7 +60,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class FrameStats:
     """What the frames of one camera in one episode look like, a number a step: see films.py."""
 
     change: np.ndarray  # (T,) mean difference to the frame before, 0 to 255; 0 where each byte is the same
@@ -72,7 +72,7 @@ def find(
     tables: Sequence[Table],
     ends: np.ndarray,
     rate: float,
-    pictures: Sequence[Mapping[str, Pictures]],
+    pictures: Sequence[Mapping[str, FrameStats]],
     limits: Thresholds,
 ) -> list[Finding]:
     """All that is odd, ordered by kind and place.
@@ -113,7 +113,7 @@ def _joined(found: Sequence[Finding]) -> list[Finding]:
     return joined
 
 
-def not_looked_for(tables: Sequence[Table], ends: np.ndarray, pictures: Sequence) -> dict[str, str]:
+def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, pictures: Sequence) -> dict[str, str]:
     """Kinds, joined by commas, that `find` has nothing to tell by, and why."""
     named = {table.key: table for table in tables}
     action, state = named.get("action"), named.get("proprio")
@@ -221,7 +221,7 @@ def _alone(steps: np.ndarray) -> np.ndarray:
 
 
 def _frozen(
-    state: Table, ends: np.ndarray, pictures: Sequence[Mapping[str, Pictures]], limits: Thresholds
+    state: Table, ends: np.ndarray, pictures: Sequence[Mapping[str, FrameStats]], limits: Thresholds
 ) -> Iterator[Finding]:
     spread = np.where(state.spread() > 0, state.spread(), np.inf)
     for i, (own, cameras) in enumerate(zip(episodes_of(state.values, ends), pictures, strict=False)):
@@ -241,7 +241,7 @@ def _range(values: np.ndarray) -> np.ndarray:
     return np.fmax.reduce(values, axis=0) - np.fmin.reduce(values, axis=0)
 
 
-def _blank(pictures: Sequence[Mapping[str, Pictures]], limits: Thresholds) -> Iterator[Finding]:
+def _blank(pictures: Sequence[Mapping[str, FrameStats]], limits: Thresholds) -> Iterator[Finding]:
     for i, cameras in enumerate(pictures):
         for camera, seen in cameras.items():
             empty = seen.deviation < limits.contrast  # a white page with a drawing is not overexposed

@@ -17,7 +17,7 @@ from s2robot.demos.layouts import starts, task_of
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
-from s2robot.inspection.findings import Pictures, Thresholds, find, not_looked_for
+from s2robot.inspection.findings import FrameStats, Thresholds, find, unchecked_kinds
 from s2robot.inspection.page import FOLDER, facts_of, write_inspection
 from s2robot.inspection.tables import Table, tables
 
@@ -47,14 +47,14 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) ->
     ends, numbers = store.episode_ends[:count], tables(store, count)
     print_summary(store, numbers, ends)
     films: Tiles | None = None
-    pictures: list[dict[str, Pictures]] = []
+    pictures: list[dict[str, FrameStats]] = []
     if settings.videos.write and store.cameras:
         if store.attrs["kind"] == "states":
             require_simulator()
         with bar("videos") as update:
             films, pictures = film_all(store, count, settings.videos, settings.workers, out / FOLDER, update)
     findings = find(numbers, ends, store.attrs["rate_hz"], pictures, settings.odd)
-    unknown = not_looked_for(numbers, ends, pictures)
+    unknown = unchecked_kinds(numbers, ends, pictures)
     kinds = Counter(finding.kind for finding in findings)
     print("odd: " + (", ".join(f"{kind} {n}" for kind, n in kinds.items()) or "nothing"))
     return write_inspection(store, numbers, ends, films, findings, unknown, out / "inspect.html")

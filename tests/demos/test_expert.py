@@ -8,7 +8,7 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.expert import expert_chunks
-from s2robot.demos.record import begun, record, record_episode
+from s2robot.demos.record import create_or_resume, record, record_episode
 from s2robot.demos.relabel import RelabelSettings, relabel
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
@@ -141,7 +141,7 @@ def test_a_copy_is_labelled_as_a_recording_is(tmp_path, source, labelled):
     assert relabel(source, settings, lambda *c: seen.append(c)).fingerprint == copy.fingerprint
     assert len(seen) == 1  # nothing was left to do
     with pytest.raises(DatasetError, match="holds 3 steps of the expert, these settings say 2"):
-        begun(tmp_path / "copy.zarr", source.attrs, 3, 2)
+        create_or_resume(tmp_path / "copy.zarr", source.attrs, 3, 2)
     with pytest.raises(DatasetError, match="found an expert's chunks, expected a dataset without"):
         relabel(copy, RelabelSettings(out=tmp_path / "twice.zarr", expert=STEPS))
 

@@ -122,7 +122,7 @@ def instead_of_simulating(monkeypatch, width: int = 5) -> None:
     about = {"robot": "xarm7", "joint_names": list("abcdefg"), "rate_hz": 10, "cameras": list(CAMERAS), "camera_geometry": geometry,
              "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {}}  # fmt: skip
     told = lambda world, picker, seed: about | {"seed": seed, "kind": "states", "picker": asdict(picker)}  # noqa: E731
-    monkeypatch.setattr(recorder, "about_demos", told)
+    monkeypatch.setattr(recorder, "demo_attributes", told)
     do_inline(monkeypatch)
     monkeypatch.setattr(recorder, "record_episode", episode)
 

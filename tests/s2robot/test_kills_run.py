@@ -69,7 +69,7 @@ def running(folder: Path) -> None:
         )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2ROBOT_CACHE", str(folder / "cache"))
-        patch.setattr(recorder, "about_demos", about)
+        patch.setattr(recorder, "demo_attributes", about)
         do_inline(patch)
         patch.setattr(recorder, "record_episode", episode)
         patch.setattr(features, "drawn_by", lambda store: {"made": "up"})

@@ -12,8 +12,8 @@ import zarr
 
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.convert import convert
-from s2robot.demos.formats.robot_videos import frames_at
 from s2robot.demos.formats.source import Choice
+from s2robot.demos.formats.video import frames_at
 from s2robot.demos.store import EpisodeStore
 
 RNG = np.random.default_rng(0)

@@ -236,7 +236,7 @@ def test_pictures_of_two_sizes_are_one_line(tmp_path, monkeypatch):
     store = made.store(tmp_path / "own.zarr", sizes={"hand": (16, 16)})
     export(store, tmp_path / "in", "lerobot", ExportSettings(pictures="png"))
     sizes = iter([(16, 16), (16, 18)] * 6)
-    monkeypatch.setattr(lerobot, "pictures", lambda *_: (np.zeros((*next(sizes), 3), "u1") for _ in range(5)))
+    monkeypatch.setattr(lerobot, "images", lambda *_: (np.zeros((*next(sizes), 3), "u1") for _ in range(5)))
     with pytest.raises(
         DatasetError, match=r"images_hand: found a picture of \(16, 18, 3\), expected \(16, 16, 3\)"
     ):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from s2robot.demos.formats.export import ExportSettings, export
-from s2robot.demos.formats.robot_videos import frames_at
+from s2robot.demos.formats.video import frames_at
 from tests.demos.formats import made
 from tests.demos.formats.test_diffusion_policy import film
 from tests.demos.formats.test_lerobot import psnr

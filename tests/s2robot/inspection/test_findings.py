@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from s2robot.common.errors import UserError
-from s2robot.inspection.findings import Pictures, Thresholds, find, not_looked_for, runs
+from s2robot.inspection.findings import FrameStats, Thresholds, find, runs, unchecked_kinds
 from s2robot.inspection.tables import Part, Table
 
 EPISODES, STEPS = 5, 40
@@ -21,7 +21,7 @@ class Data:
         self.times = t % STEPS / 10
         steady = np.full(STEPS, 3.0)
         self.pictures = [
-            {"hand": Pictures(steady.copy(), np.full(STEPS, 120.0), np.full(STEPS, 40.0))}
+            {"hand": FrameStats(steady.copy(), np.full(STEPS, 120.0), np.full(STEPS, 40.0))}
             for _ in range(EPISODES)
         ]
 
@@ -212,7 +212,7 @@ def test_constant_numbers():
 
 def test_what_cannot_be_looked_for_is_told():
     targets = Table("action", ["turn"], [Part("turn", 0, 1, "absolute")], np.zeros((8, 1)))
-    assert not_looked_for([targets], np.array([8]), []) == {
+    assert unchecked_kinds([targets], np.array([8]), []) == {
         "frozen, blank": "no videos were made",
         "clock": "no key timestamp or timestamps or time",
         "jump": "no key proprio",
