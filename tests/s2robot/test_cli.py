@@ -135,7 +135,10 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
             "recording.picker.kicks: expected the least and the most, got [3, 1]",
         ),
         (("record", "task=lift", "picker.misses=2"), "recording.picker.misses: expected <= 1, got 2"),
-        (("record", "recording.picker.misses=2", "recording.episodes=0"), "recording.episodes: expected >= 1, got 0"),
+        (
+            ("record", "recording.picker.misses=2", "recording.episodes=0"),
+            "recording.episodes: expected >= 1, got 0",
+        ),
         (("run", "record=true", "recording.episodes=0"), "recording.episodes: expected >= 1, got 0"),
         (("run", "evaluate.episodes=0"), "evaluate.episodes: found 0, expected 1 or more"),
         (
