@@ -25,7 +25,7 @@ class Info(Stored):
     features: dict[str, dict[str, Any]]
     data_path: str
     video_path: str | None = None
-    chunks_size: int = Field(1000, gt=0)
+    chunks_size: int = Field(default=1000, gt=0)
     robot_type: str | None = None
     splits: dict[str, Any] | None = None
     total_episodes: int | None = None

@@ -75,7 +75,8 @@ class Sidecar(Stored):
             for key in places
         }
         values = {k: (str(v.dtype), v.shape[1:]) for k in store.meta_keys for v in [store.meta(k)]}
-        return cls(attributes=attributes, arrays=arrays, values=values, places=places)
+        tuples = {key: tuple(place) for key, place in places.items()}
+        return cls(attributes=attributes, arrays=arrays, values=values, places=tuples)
 
     def text(self) -> str:
         return json.dumps(self.model_dump())

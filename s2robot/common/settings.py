@@ -37,7 +37,7 @@ class Dataset(Settings, at="demos"):
     episodes: Episodes = None
     split: str | None = None
     mask: str | None = None
-    rate_hz: float | None = Field(None, gt=0)
+    rate_hz: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:
@@ -135,7 +135,7 @@ class Dataset(Settings, at="demos"):
 class Member(Dataset):
     """One dataset of a mix."""
 
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _has_a_path(self) -> Self:
@@ -147,7 +147,7 @@ class Member(Dataset):
 class DemosSettings(Dataset):
     """One dataset, or a mix of several."""
 
-    mix: tuple[Member, ...] | None = Field(None, min_length=1)
+    mix: tuple[Member, ...] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _choices_stand_with_the_members(self) -> Self:

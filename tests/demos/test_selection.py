@@ -8,16 +8,13 @@ import pytest
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.selection import numbers, select
 from s2robot.demos.store import EpisodeStore
+from tests.demos.test_store import ATTRIBUTES
 
 
 @pytest.fixture
 def store(tmp_path):
-    attributes = {
-        "robot": "r", "joint_names": [f"j{i}" for i in range(7)], "cameras": [], "action_frame": "f", "rate_hz": 10,
-        "camera_geometry": {}, "env_version": "none", "env_config": {}, "seed": 0, "kind": "states",
-    }  # fmt: skip
     row = np.zeros((1, 8), np.float32)
-    with EpisodeStore.create(tmp_path / "ten.zarr", attributes) as filling:
+    with EpisodeStore.create(tmp_path / "ten.zarr", ATTRIBUTES) as filling:
         for _ in range(10):
             filling.append({"action": row, "proprio": row})
     return EpisodeStore.open(tmp_path / "ten.zarr")

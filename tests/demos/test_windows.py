@@ -11,19 +11,7 @@ from hypothesis import strategies as st
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
-
-ATTRIBUTES = {
-    "robot": "xarm7",
-    "joint_names": [f"joint{i}" for i in range(1, 8)],
-    "rate_hz": 10,
-    "cameras": ["hand"],
-    "camera_geometry": {},
-    "action_frame": "joint_delta_commanded",
-    "env_version": "CubePick-v0",
-    "env_config": {},
-    "seed": 0,
-    "kind": "states",
-}
+from tests.demos.test_store import ATTRIBUTES
 
 
 def store_of(path: Path, episodes: list[list[int]], flagged: bool = True) -> EpisodeStore:
