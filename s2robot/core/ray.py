@@ -12,7 +12,9 @@ else a task would be retried twice.
 import logging
 import os
 import pickle
+import signal
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -116,8 +118,12 @@ def _init(ray: Any, settings: RaySettings) -> None:
         given = {"include_dashboard": False, "num_cpus": settings.cpus, "object_store_memory": store}
     elif address != "auto":
         _check_answers(address)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **given)
+        # Ray's handler exits at once and stays after `shutdown`: a training could not save its last step
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     except Exception as error:  # of many kinds, most of them plain RuntimeErrors
         ray.shutdown()
         raise UserError(f"engine.address: {address or 'a Ray started here'}: {_words(error, 6)}") from None

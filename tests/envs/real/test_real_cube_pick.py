@@ -172,7 +172,9 @@ def test_spaces_and_draws_are_those_of_the_simulated_world(made):
 
 
 def test_nobody_is_asked_near_an_arm_that_has_not_stopped(made, arm):
-    env = made()
+    watch = Watch()
+    watch.stop = lambda: False  # nor does the supervisor reach it
+    env = made(supervisor=watch)
     env.reset(seed=0)
     arm.acknowledges = False
     env.close()

@@ -5,6 +5,7 @@ One Ray of two CPUs is started here for the module.
 
 import math
 import os
+import signal
 import socket
 import sys
 from contextlib import closing
@@ -113,6 +114,12 @@ def test_what_cannot_be_is_one_line(on_ray_too, tmp_path, monkeypatch):
         f"engine: node {socket.gethostname()}: found python {sys.version.split()[0]}, expected 3.9.1; "
         f"s2robot {versions()['s2robot']}, expected 0.0.7 as on this machine"
     )
+
+
+def test_termination_is_still_handled_as_before(on_ray_too):
+    with worker_pool(1, anywhere=True) as pool:
+        assert pool.submit(abs, -1).result() == 1
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_full_store_is_one_line(on_ray_too):
