@@ -258,19 +258,19 @@ def drawing() -> str:
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "arm": (("envs.real", "deployment"), 11850),  # 7000
-    "envs": (("envs",), 5010),  # 3700
-    "demos": (("demos", "inspection"), 6760),  # 4000
+    "envs": (("envs",), 4390),  # 3700
+    "demos": (("demos", "inspection"), 6310),  # 4000
     "policies": (("policies",), 3790),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features", "mvp"), 4010),  # 3600
     "training": (("training", "pretraining"), 2540),  # 1800
     "evaluation": (("evaluation", "comparison", "dagger", "validation", "reporting"), 6000),  # 4000
     "probing": (("probing",), 1920),  # 1600
     "serving": (("serving",), 1120),  # 600
-    "core": (("",), 3200),  # 2700: core, common, the command line and the pipeline
+    "core": (("",), 3740),  # 2700: core, common, the command line and the pipeline
 }
-MAX_TEST_LINES = 35700  # 22000
+MAX_TEST_LINES = 35450  # 22000
 MAX_BENCHMARK_LINES = 5620  # 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24150, 900  # 24000, README included and the changelog not
+MAX_DOC_WORDS, MAX_README_WORDS = 24120, 900  # 24000, README included and the changelog not
 
 
 def sizes() -> dict[str, int]:
