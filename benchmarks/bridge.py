@@ -48,7 +48,7 @@ def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[li
 
 
 def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
-    """Through the bridge; the session holds the records."""
+    """OperatorProxy the bridge; the session holds the records."""
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         cfg = compose("deploy", [*overrides, f"run_dir='{out}'"])
     with ExitStack() as stack:

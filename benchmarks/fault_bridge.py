@@ -24,7 +24,7 @@ from s2robot.envs.real.cameras.replay import ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.emulator.camera import EmulatedCamera
@@ -161,7 +161,7 @@ def assemble(
         **{name: limit and limit * patience for name, limit in given.items()}
     )  # None is off
 
-    class Watch(Silent):
+    class Watch(Subscriber):
         def on_period(self, now: float, state: State, safe: Any) -> None:
             speed = np.abs(runtime.loop.safety.dq_last).max()
             if state == State.RUNNING and 6 <= policy.calls <= 10 and speed > MOVING:

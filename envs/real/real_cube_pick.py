@@ -27,13 +27,13 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import Safe, SafetyConfig, Verdict
-from s2robot.envs.real.control.senses import Camera
-from s2robot.envs.real.control.subscriber import Silent, Subscriber
+from s2robot.envs.real.control.sensors import Camera
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.turns import Turns
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
-from s2robot.envs.real.people.operator import Operator, Placing, TerminalOperator
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.prompts import Operator, Placing, TerminalOperator
+from s2robot.envs.real.operator.stop import Stop
 from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
 from s2robot.envs.robots import robot_spec
 
@@ -266,7 +266,7 @@ class RealCubePick(gymnasium.Env):
         }
 
 
-class _Notes(Silent):
+class _Notes(Subscriber):
     """What the loop did between two steps."""
 
     def __init__(self, env: RealCubePick):

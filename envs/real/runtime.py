@@ -23,11 +23,11 @@ from s2robot.envs.real.control.clock import REAL, Clock, Thread
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig, Result
 from s2robot.envs.real.control.move import move_slowly
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.senses import Camera
-from s2robot.envs.real.control.subscriber import Several, Silent, Subscriber
+from s2robot.envs.real.control.sensors import Camera
+from s2robot.envs.real.control.subscriber import Subscriber, Subscribers
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.stop import Stop
 
 AT = 0.02  # rad; within this the arm is where it is to be
 OPEN = 0.9  # of the gripper, likewise
@@ -83,7 +83,7 @@ class ArmRuntime:
         self.live = self.config.loop.live
         self.loop = ControlLoop(
             self.driver, cameras, act, SafetyFilter(driver.limits, points, self.config.safety), self.config.loop,
-            self.config.watchdog, Several(_Heart(self.beat), *subscribers), clock, disagreement,
+            self.config.watchdog, Subscribers(_Heart(self.beat), *subscribers), clock, disagreement,
         )  # fmt: skip
         self.stop = stop or Stop()
         self.stop.stop = self.loop.request_stop
@@ -259,7 +259,7 @@ class ArmRuntime:
             return bool(left.wait_for(lambda: done, _ASK_S))
 
 
-class _Heart(Silent):
+class _Heart(Subscriber):
     """Beats with the loop."""
 
     def __init__(self, beat: Callable[[], None]):

@@ -41,11 +41,17 @@ from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import Verdict
-from s2robot.envs.real.control.subscriber import Silent
-from s2robot.envs.real.people.handover import HANDOVER_HELP, Buttons, Handover, Led, Shared
-from s2robot.envs.real.people.operator import Operator
-from s2robot.envs.real.people.teach import LedArm, TeachConfig, Teaching
-from s2robot.envs.real.people.teleop import HELP, Keyboard, SpaceMouse, Teleoperator
+from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.operator.handover import (
+    HANDOVER_HELP,
+    Handover,
+    LedControls,
+    SharedControl,
+    SpaceMouseControls,
+)
+from s2robot.envs.real.operator.prompts import Operator
+from s2robot.envs.real.operator.teach import LedArm, TeachConfig, Teaching
+from s2robot.envs.real.operator.teleop import HELP, Keyboard, SpaceMouse, Teleoperator
 from s2robot.policies import check_contract
 
 DEVICES = ("keyboard", "spacemouse", "hand")
@@ -184,12 +190,12 @@ class ArmCorrection:
             self._on_key = self.handover.on_key
             runtime = self.env.runtime
             self._teaching = Teaching(
-                cast(LedArm, runtime.driver), arm.readers, Led(self.handover), teach, bridge.watchdog, hears,
+                cast(LedArm, runtime.driver), arm.readers, LedControls(self.handover), teach, bridge.watchdog, hears,
                 beat=runtime.beat, rest=runtime.rest,
             )  # fmt: skip
         else:
             teleoperator = self._make_teleoperator(arm, loop, stack)
-        self.shared = Shared(
+        self.shared = SharedControl(
             self.policy.act, self.policy.reset, self.handover, teleoperator, lambda: self.env.loop.commanded
         )
 
@@ -198,7 +204,7 @@ class ArmCorrection:
         mover: Keyboard | SpaceMouse = keyboard
         self._on_key = keyboard.on_key
         if person.device == "spacemouse":
-            mover = SpaceMouse(Buttons(self.handover))
+            mover = SpaceMouse(SpaceMouseControls(self.handover))
             stack.callback(mover.close)
         return Teleoperator(
             mover, self.handover, ToolIK(arm.bench.robot.name), arm.limits, loop.policy_hz, person.speed * speed,
@@ -264,7 +270,7 @@ class ArmCorrection:
         return self.handover.ended or self._left() < 1
 
 
-class _Same(Silent):
+class _Same(Subscriber):
     """Hears of steps by the loop and by hand, and passes on what the demos hold of them.
 
     Where a person leads the arm nothing is sent: what it did stands for what was said and sent, and nothing was wrong.

@@ -19,9 +19,9 @@ from s2robot.deployment.policy import Policy
 from s2robot.deployment.rig import Rig
 from s2robot.deployment.trace import Trace
 from s2robot.envs.real.control.loop import Result
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.stop import Stop
 
 FAULT_EXIT = 1  # exit code
 
@@ -49,7 +49,7 @@ def deploy(cfg: DictConfig) -> int:
         return 0 if good else FAULT_EXIT
 
 
-class _Fresh(Silent):
+class _Fresh(Subscriber):
     """A policy that begins anew with each episode."""
 
     def __init__(self, policy: Policy):

@@ -36,10 +36,10 @@ from s2robot.deployment.settings import read_bridge
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.safety import Safe, Verdict
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.people.operator import Operator, Placing
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.prompts import Operator, Placing
+from s2robot.envs.real.operator.stop import Stop
 from s2robot.evaluation.journal import Journal, write_records
 from s2robot.evaluation.records import summarise
 from s2robot.evaluation.summary import facts, world_changes
@@ -242,7 +242,7 @@ class ArmEvaluation:
         finally:
             runtime.driver.stop("end of the episode")
             if self.told.begun:
-                self.told.see(runtime.loop.senses.observe(self.config.image_size)["images"])
+                self.told.see(runtime.loop.sensors.observe(self.config.image_size)["images"])
 
     def _keep(self, record: dict[str, Any], told: "_Told") -> None:
         """The record on disk, with its actions, and the video."""
@@ -311,7 +311,7 @@ def _video_of(episode: int) -> str:
     return f"videos/episode_{episode:04d}.mp4"
 
 
-class _Told(Silent):
+class _Told(Subscriber):
     """What an episode's steps tell. `begun`: s, monotonic, when the policy began to act; 0 before.
 
     Args:

@@ -20,9 +20,9 @@ from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.store import open_store
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.loop import Result
-from s2robot.envs.real.control.subscriber import Silent
-from s2robot.envs.real.people.operator import ask
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.operator.prompts import ask
+from s2robot.envs.real.operator.stop import Stop
 
 WORD = "move"  # what the operator types before the arm moves
 
@@ -61,7 +61,7 @@ class DeploySettings:
         return settings
 
 
-class LiveSession(Silent):
+class LiveSession(Subscriber):
     """`--live`: runs the episodes and writes `summary.json`, and each one's commands, to `out`.
 
     Args:

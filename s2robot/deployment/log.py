@@ -11,13 +11,13 @@ from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.control.loop import Result
 from s2robot.envs.real.control.recorder import EpisodeRecorder, Sink
 from s2robot.envs.real.control.safety import Safe
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State, Watchdog
 
 CAUSES = ("steps", "ended", "stopped", "fault")  # how an episode ended; recorded as its place here
 
 
-class SessionLog(Silent):
+class SessionLog(Subscriber):
     """Hears of every episode and writes each one's commands to `out`/episodes.
 
     Attributes: `records` of the episodes so far; `steps` of the one under way.

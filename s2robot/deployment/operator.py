@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from s2robot.common.errors import UserError
 from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.settings import Bridge
-from s2robot.envs.real.people.operator import Operator, Placing, TerminalOperator, Through, ask
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.prompts import Operator, OperatorProxy, Placing, TerminalOperator, ask
+from s2robot.envs.real.operator.stop import Stop
 
 KEYS_HELP = "y: success, n: failure (both end the episode); space, q or Ctrl-C: brake and end the session"
 
@@ -41,8 +41,8 @@ class DeployOperator(TerminalOperator):
         return False  # the terminal has gone, and nobody says yes
 
 
-class WatchingOperator(Through):
-    """An `s2robot.envs.real.people.operator.Operator` who may also judge, and stop the arm, in the middle of an episode.
+class WatchingOperator(OperatorProxy):
+    """An `s2robot.envs.real.operator.prompts.Operator` who may also judge, and stop the arm, in the middle of an episode.
 
     Args:
         operator: who answers.

@@ -23,7 +23,7 @@ from rich.table import Table
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL
 from s2robot.envs.real.control.safety import Safe, Verdict
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
 
 Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]  # reads keys while its context lasts
@@ -39,7 +39,7 @@ _PAUSE_S = 0.5  # s without a period: the loop does not run
 _RECENT_S = 3.0  # s that a verdict other than PASS is still told
 
 
-class Board(Silent):
+class Board(Subscriber):
     """The present state, written by the control loop and read by whoever draws."""
 
     def __init__(self, readers: Mapping[str, CameraReader], live: bool, episodes: int, rate_hz: float):

@@ -28,9 +28,16 @@ from s2robot.deployment.store import open_store
 from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
-from s2robot.envs.real.people.operator import Operator, Through
-from s2robot.envs.real.people.teach import LedArm, TeachConfig, Teaching
-from s2robot.envs.real.people.teleop import CONTROLS_HELP, HELP, Controls, Keyboard, SpaceMouse, Teleoperator
+from s2robot.envs.real.operator.prompts import Operator, OperatorProxy
+from s2robot.envs.real.operator.teach import LedArm, TeachConfig, Teaching
+from s2robot.envs.real.operator.teleop import (
+    CONTROLS_HELP,
+    HELP,
+    Controls,
+    Keyboard,
+    SpaceMouse,
+    Teleoperator,
+)
 
 DEVICES = ("keyboard", "spacemouse")
 
@@ -64,7 +71,7 @@ class ArmRecordingSettings:
         return read(cls, {key: cfg[key] for key in cls.__dataclass_fields__ if key in cfg}, "")
 
 
-class Quiet(Through):
+class Quiet(OperatorProxy):
     """The operator while keys are read: what needs an answer on the terminal is asked afterwards."""
 
     def __init__(self, operator: Operator, controls: Controls):

@@ -25,8 +25,8 @@ from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.subscriber import Subscriber
-from s2robot.envs.real.people.operator import Operator, TerminalOperator
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.prompts import Operator, TerminalOperator
+from s2robot.envs.real.operator.stop import Stop
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
 

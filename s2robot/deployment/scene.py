@@ -13,7 +13,7 @@ from s2robot.deployment.settings import Bridge
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.sdk import BoxPorts
 from s2robot.envs.real.cameras.camera import Source
-from s2robot.envs.real.people.operator import Operator
+from s2robot.envs.real.operator.prompts import Operator
 
 STAND_INS = {
     "emulator": "s2robot.envs.real.emulator.stand_in:StandIn"

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from s2robot.common.files import write_json
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.control.safety import Safe, Verdict
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
 from s2robot.reporting.style import BLUE, INK, ORANGE, PURPLE, VERMILLION, save_figure
 
@@ -24,7 +24,7 @@ _COLOURS = {Verdict.PASS: BLUE, Verdict.CLAMP: ORANGE, Verdict.HOLD: PURPLE, Ver
 _ROOM = 0.15  # rad, of a joint's range that is shown around its way
 
 
-class Trace(Silent):
+class Trace(Subscriber):
     """Every period's joints and verdict."""
 
     def __init__(self, limits: ArmLimits):

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 
 
 class Sink(Protocol):
@@ -27,7 +27,7 @@ class Sink(Protocol):
         """Add one whole episode, or nothing."""
 
 
-class EpisodeRecorder(Silent):
+class EpisodeRecorder(Subscriber):
     """Collects the steps of one episode in memory; writes nothing while the arm moves."""
 
     def __init__(self, sink: Sink):

@@ -14,12 +14,12 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.real.control.clock import REAL, Clock
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 
 _STAY = np.zeros(8)
 
 
-class Turns(Silent):
+class Turns(Subscriber):
     """One observation, one answer, in turn; an answer that comes late is a policy that is late."""
 
     def __init__(self, clock: Clock = REAL):

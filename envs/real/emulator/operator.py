@@ -6,7 +6,7 @@ import numpy as np
 
 from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.real.emulator.side import SideChannel
-from s2robot.envs.real.people.operator import Placing
+from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.robots import robot_spec
 
 _HEARD_S = 1.0  # s; a driver hears of a cleared error with the next report, five a second

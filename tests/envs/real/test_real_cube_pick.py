@@ -29,8 +29,8 @@ from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.emulator.camera import opened
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.operator import EmulatedOperator
-from s2robot.envs.real.people.operator import Placing, TerminalOperator
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.prompts import Placing, TerminalOperator
+from s2robot.envs.real.operator.stop import Stop
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE

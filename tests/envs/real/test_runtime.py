@@ -12,11 +12,11 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
-from s2robot.envs.real.control.subscriber import Several
+from s2robot.envs.real.control.subscriber import Subscribers
 from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.control.turns import Turns
 from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.stop import Stop
 from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import SLOWLY, Calls, Film, Watch
@@ -203,6 +203,6 @@ def test_several_hear_in_their_order():
         )
         for i in (0, 1)
     ]
-    both = Several(*each)
+    both = Subscribers(*each)
     both.on_begin(), both.on_beat(), both.on_period(1.5, None, None), both.on_step({})
     assert heard == [(i, what) for what in ("begin", "beat", 1.5, {}) for i in (0, 1)]

@@ -9,7 +9,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS, ArmState, CommandResult, DriverStatus
 from s2robot.envs.real.cameras.camera import Frame
 from s2robot.envs.real.control.loop import STOOD_S
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 from tests.envs.real.home import HOME
 
 SLOWLY = np.append(np.full(7, 0.01), 1.0)  # an action
@@ -254,7 +254,7 @@ class Watch:
         return not self.gone
 
 
-class Calls(Silent):
+class Calls(Subscriber):
     """A subscriber made of functions: `begin`, `beat`, `period`, `step`."""
 
     def __init__(self, **functions):

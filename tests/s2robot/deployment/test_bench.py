@@ -219,7 +219,7 @@ def test_whatever_ends_the_session_in_mid_episode_stops_the_arm(terminal, box, t
 
 
 ASK = """
-from s2robot.envs.real.people.operator import ask
+from s2robot.envs.real.operator.prompts import ask
 while True:
     try:
         ask("Well? ")

@@ -26,8 +26,8 @@ from s2robot.deployment.rig import Rig
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.operator import EmulatedOperator
-from s2robot.envs.real.people.operator import Placing, TerminalOperator
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.prompts import Placing, TerminalOperator
+from s2robot.envs.real.operator.stop import Stop
 from s2robot.evaluation.records import read_records
 
 pytest.importorskip("xarm")
@@ -360,9 +360,9 @@ def test_keys_judge_and_stop_while_the_arm_moves_and_questions_are_for_when_it_s
 ON_A_TERMINAL = """
 import time
 import numpy as np
-from s2robot.envs.real.people.operator import Placing, TerminalOperator
+from s2robot.envs.real.operator.prompts import Placing, TerminalOperator
 from s2robot.deployment.operator import WatchingOperator
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.stop import Stop
 
 stop = Stop()
 operator = WatchingOperator(TerminalOperator(), stop)

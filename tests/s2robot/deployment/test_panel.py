@@ -13,7 +13,7 @@ from rich.console import Console
 from s2robot.deployment.panel import Board, keys, typed
 from s2robot.envs.real.control.safety import Safe, Verdict
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.people.operator import ask
+from s2robot.envs.real.operator.prompts import ask
 
 
 class Reader:

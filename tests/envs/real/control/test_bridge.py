@@ -85,7 +85,7 @@ def test_every_command_on_the_wire_has_passed_the_filter(bridge, emulator, end):
         elif end == "stopped":
             loop[0].request_stop()
         elif end == "camera":
-            loop[0].senses.cameras["hand"].age = lambda now: np.inf
+            loop[0].sensors.cameras["hand"].age = lambda now: np.inf
         elif end == "arm":
             emulator.side.fault("error", code=31)
         return FAST[:7] if end == "policy" else FAST
@@ -108,7 +108,7 @@ def test_every_command_on_the_wire_has_passed_the_filter(bridge, emulator, end):
     assert len(commands) > 5 and not any(c["unsafe"] for c in commands)
     assert unfiltered(commands, bridge.passed) == 0
     if end == "pressing":  # the command has come back to where the arm says that it stands
-        np.testing.assert_allclose(commands[-1]["values"][:7], bridge.loop.senses.state.q, atol=3e-3)
+        np.testing.assert_allclose(commands[-1]["values"][:7], bridge.loop.sensors.state.q, atol=3e-3)
 
 
 @pytest.mark.parametrize(

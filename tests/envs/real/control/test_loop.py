@@ -11,7 +11,7 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.subscriber import Several
+from s2robot.envs.real.control.subscriber import Subscribers
 from s2robot.envs.real.control.watchdog import UNSURE, State, WatchdogLimits
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import SLOWLY, Calls, FakeArm, Film, Stalling
@@ -51,7 +51,7 @@ def test_actions_move_the_arm_and_are_recorded(arm, cameras):
         return SLOWLY
 
     recorder, resets = EpisodeRecorder(Sink()), []
-    heard = Several(recorder, Calls(begin=lambda: resets.append(len(seen))))
+    heard = Subscribers(recorder, Calls(begin=lambda: resets.append(len(seen))))
     loop = made(arm, cameras, act, subscriber=heard)
     result = loop.run(max_steps=6)
     assert (result.state, result.cause, result.steps) == (State.IDLE, "steps", 6)
@@ -194,8 +194,8 @@ def test_after_a_gap_the_loop_does_not_move_again(arm, cameras, clock, when):
         CALM, state_hold=0.2, state_fault=0.25
     )  # frames and policy of a busy machine are no matter
     loop = made(arm, cameras, lambda o: SLOWLY, limits=limits, subscriber=heard)
-    follow = loop.course.next
-    loop.course.next = lambda *what: (follow(*what), away("before the command"))[0]
+    follow = loop.stream.next
+    loop.stream.next = lambda *what: (follow(*what), away("before the command"))[0]
     result = loop.run(max_steps=80)
     assert (result.cause, result.state) == ("fault", State.FAULT)
     assert len(arm.sent) == gone[0] and len(arm.stops) == 1
@@ -229,7 +229,7 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
 
     def beat():
         ended = (
-            loop.course.step is not None and loop._end.is_set() and not loop.safety.dq_last.any() == blocked
+            loop.stream.step is not None and loop._end.is_set() and not loop.safety.dq_last.any() == blocked
         )
         if ended and not at:
             at.append(len(arm.sent))
@@ -245,15 +245,15 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
 def test_a_stop_in_an_episode_s_last_moment_counts(arm, cameras):
     taken = []
     loop = made(arm, cameras, lambda o: SLOWLY, subscriber=Calls(step=taken.append))
-    follow = loop.course.next
+    follow = loop.stream.next
 
     def last(now, state):
         safe, arrived = follow(now, state)
-        if arrived and loop.course.step is not None:  # the only action is done: the loop ends after this
+        if arrived and loop.stream.step is not None:  # the only action is done: the loop ends after this
             loop.request_stop()
         return safe, arrived
 
-    loop.course.next = last
+    loop.stream.next = last
     assert loop.run(max_steps=1).cause == "stopped"
     assert arm.stops == ["operator"] and len(taken) == 1
 

@@ -9,8 +9,8 @@ from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.emulator.operator import EmulatedOperator
-from s2robot.envs.real.people.handover import Buttons, Handover, Led, Shared
-from s2robot.envs.real.people.teleop import Teleoperator
+from s2robot.envs.real.operator.handover import Handover, LedControls, SharedControl, SpaceMouseControls
+from s2robot.envs.real.operator.teleop import Teleoperator
 from s2robot.envs.real.real_cube_pick import RealCubePick
 from tests.envs.real.patience import CALM
 from tests.envs.real.virtual import SLOWLY, Calls, Film, Watch
@@ -61,7 +61,7 @@ def test_keys_say_who_acts():
     ):
         hand.on_key(key)
         assert (hand.person, hand.closed, hand.ended) == (person, closed, False)
-    buttons, led = Buttons(hand), Led(hand)
+    buttons, led = SpaceMouseControls(hand), LedControls(hand)
     buttons.on_key(" ")  # the first button of a SpaceMouse is the gripper
     assert hand.person and hand.closed and led.closed and not led.ended
     hand.on_key(" ")
@@ -80,7 +80,7 @@ def test_a_person_takes_over_and_gives_back_without_a_jump(world, arm):
         return SLOWLY  # closes the gripper
 
     teleoperator = Teleoperator(wish, hand, ToolIK(), XARM7_LIMITS, speed=0.05)
-    shared = Shared(policy, lambda: forgot.append(1), hand, teleoperator, lambda: world.loop.commanded)
+    shared = SharedControl(policy, lambda: forgot.append(1), hand, teleoperator, lambda: world.loop.commanded)
     observation, _ = world.reset(seed=1)
     shared.begin()
     before = len(arm.sent)
@@ -112,7 +112,7 @@ def test_a_person_takes_over_and_gives_back_without_a_jump(world, arm):
 
 def test_a_step_that_was_not_executed_is_nobody_s():
     hand = Handover()
-    shared = Shared(lambda o: SLOWLY, lambda: None, hand, None, lambda: np.zeros(7))
+    shared = SharedControl(lambda o: SLOWLY, lambda: None, hand, None, lambda: np.zeros(7))
     shared.act({})
     shared.acted(False)
     hand.on_key(" ")

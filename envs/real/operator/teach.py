@@ -18,10 +18,10 @@ import numpy as np
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import ArmState, DriverStatus
 from s2robot.envs.real.control.clock import REAL, Clock
-from s2robot.envs.real.control.senses import Camera, Senses
-from s2robot.envs.real.control.subscriber import Silent, Subscriber
+from s2robot.envs.real.control.sensors import Camera, Sensors
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State, Watchdog, WatchdogLimits
-from s2robot.envs.real.people.teleop import Controls
+from s2robot.envs.real.operator.teleop import Controls
 
 
 class LedArm(Protocol):
@@ -74,7 +74,7 @@ class Teaching:
         self.driver, self.cameras, self.controls, self.clock = driver, dict(cameras), controls, clock
         self.config, self._limits = config or TeachConfig(), limits or WatchdogLimits()
         self._beat, self._rest = beat, rest
-        self._subscriber = Silent() if subscriber is None else subscriber
+        self._subscriber = Subscriber() if subscriber is None else subscriber
 
     def run(self, max_steps: int) -> str:
         """One episode; why it broke off, or nothing. The arm is stopped when it returns.
@@ -91,8 +91,8 @@ class Teaching:
 
     def _run(self, max_steps: int) -> str:
         watchdog, clock = Watchdog(self._limits, self.config.mode), self.clock
-        self._senses = Senses(self.driver, self.cameras, watchdog, clock=clock)
-        state = self._senses.wait_ready(self._watch, self.config.ready_s, "teaching")
+        self._sensors = Sensors(self.driver, self.cameras, watchdog, clock=clock)
+        state = self._sensors.wait_ready(self._watch, self.config.ready_s, "teaching")
         watchdog.start(clock.now())
         self._closed = self.controls.closed
         commanded, before = state.q, self._look(state)
@@ -102,7 +102,7 @@ class Teaching:
             now = self._wait(due)
             due = max(due + period, now + period / 2)
             going_on = self._watch() == State.RUNNING
-            found = self._senses.state
+            found = self._sensors.state
             if found is None or not going_on:
                 return "; ".join(watchdog.reasons) or "no joints"
             delta = np.clip(found.q - commanded, -self.config.max_delta, self.config.max_delta)
@@ -127,16 +127,16 @@ class Teaching:
     def _watch(self) -> State:
         """Joints, and the watchdog's view of them; those of a while ago are none."""
         self._beat()
-        self._senses.forget()
-        return self._senses.watch()
+        self._sensors.forget()
+        return self._sensors.watch()
 
     def _look(self, state: ArmState) -> dict:
         """What a policy would see now."""
         now = self.clock.now()
-        seen = self._senses.observe(self.config.image_size)
+        seen = self._sensors.observe(self.config.image_size)
         return {
             **{f"images_{name}": image for name, image in seen["images"].items()},
             "proprio": seen["proprio"],
             "time": state.t_mono,
-            "camera_age": self._senses.ages(now),
+            "camera_age": self._sensors.ages(now),
         }

@@ -1,8 +1,8 @@
 """What is known of arm and cameras at a moment, and what the watchdog makes of it.
 
-senses = Senses(driver, cameras, watchdog)
-state = senses.watch()                  # every period: reads the arm, asks the watchdog
-observation = senses.observe(256)       # for the policy, or the record
+sensors = Sensors(driver, cameras, watchdog)
+state = sensors.watch()                  # every period: reads the arm, asks the watchdog
+observation = sensors.observe(256)       # for the policy, or the record
 """
 
 from collections import deque
@@ -35,7 +35,7 @@ class Camera(Protocol):
     def age(self, now: float) -> float: ...
 
 
-class Senses:
+class Sensors:
     """One arm and its cameras.
 
     Args:

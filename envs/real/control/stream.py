@@ -1,9 +1,9 @@
 """Where the arm is sent: actions become waypoints, waypoints a filtered stream, and each step its record.
 
-course = Course(driver.limits, safety, config)
-course.start(state.q)
-course.take(now, action, state, observation, t_observed, ages)   # ten times a second
-safe, arrived = course.next(now, state)                          # a hundred times
+stream = CommandStream(driver.limits, safety, config)
+stream.start(state.q)
+stream.take(now, action, state, observation, t_observed, ages)   # ten times a second
+safe, arrived = stream.next(now, state)                          # a hundred times
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class LoopConfig:
     mode: int = 1  # the arm's mode while it is ours
 
 
-class Course:
+class CommandStream:
     """The way of one episode.
 
     Args:

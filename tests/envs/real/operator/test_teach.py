@@ -13,8 +13,8 @@ from s2robot.envs.real.cameras.replay import ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.real.people.teach import TeachConfig, Teaching
-from s2robot.envs.real.people.teleop import Controls
+from s2robot.envs.real.operator.teach import TeachConfig, Teaching
+from s2robot.envs.real.operator.teleop import Controls
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE, wait_for
 from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock

@@ -22,7 +22,7 @@ from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.emulator.launch import launch
-from s2robot.envs.real.people.teleop import Controls, Keyboard, SpaceMouse, Teleoperator
+from s2robot.envs.real.operator.teleop import Controls, Keyboard, SpaceMouse, Teleoperator
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import PATIENCE, wait_for
 from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock

@@ -1,7 +1,7 @@
 """A policy acts, and a person takes over and gives back in the middle of an episode.
 
     handover = Handover()                            # space: who acts; g: the gripper; Enter, x: as of `Controls`
-    shared = Shared(policy.act, policy.reset, handover, teleoperator, lambda: env.loop.commanded)
+    shared = SharedControl(policy.act, policy.reset, handover, teleoperator, lambda: env.loop.commanded)
     shared.begin()
     action = shared.act(observation)                 # of whoever acts now
     shared.acted(executed)                           # after the step: `persons` tells who acted in it
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs.real.arms.driver import Array
-from s2robot.envs.real.people.teleop import Controls, Teleoperator
+from s2robot.envs.real.operator.teleop import Controls, Teleoperator
 
 HANDOVER_HELP = "space: take over, give back   g: gripper   Enter: end   x: end and discard"
 
@@ -47,7 +47,7 @@ class Handover(Controls):
         self.on_key("g" if key == " " else key)
 
 
-class Buttons(Controls):
+class SpaceMouseControls(Controls):
     """The controls that a SpaceMouse gets: its buttons, to a `Handover`."""
 
     def __init__(self, handover: Handover):
@@ -59,7 +59,7 @@ class Buttons(Controls):
         self._handover.button(key)
 
 
-class Led(Controls):
+class LedControls(Controls):
     """The controls of `Teaching` while a person leads the arm by hand: giving back ends that part, too."""
 
     def __init__(self, handover: Handover):  # what it would set is the hand-over's
@@ -74,7 +74,7 @@ class Led(Controls):
         return self._handover.ended or not self._handover.person
 
 
-class Shared:
+class SharedControl:
     """Who acts in an episode.
 
     Args:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -176,50 +176,11 @@ class TerminalOperator:
         return self._one_of("Keep it? [y/n]", _YES_NO) == "y"
 
 
-class Through:
-    """An operator in front of another: override what it does differently."""
+class OperatorProxy:
+    """Forwards to another operator; a subclass overrides what it does differently."""
 
     def __init__(self, operator: Operator):
         self._operator = operator
 
-    @property
-    def person(self) -> bool:
-        """See `Operator`."""
-        return self._operator.person
-
-    @property
-    def closest(self) -> float | None:
-        """See `Operator`."""
-        return self._operator.closest
-
-    def wait_to_start(self, episode: int, episodes: int) -> bool:
-        """See `Operator`."""
-        return self._operator.wait_to_start(episode, episodes)
-
-    def lay(self, seed: int) -> Array | None:
-        """See `Operator`."""
-        return self._operator.lay(seed)
-
-    def free(self, fault: tuple[str, ...]) -> bool:
-        """See `Operator`."""
-        return self._operator.free(fault)
-
-    def place(self, placing: Placing) -> bool:
-        """See `Operator`."""
-        return self._operator.place(placing)
-
-    def ended(self) -> bool:
-        """See `Operator`."""
-        return self._operator.ended()
-
-    def success(self) -> bool:
-        """See `Operator`."""
-        return self._operator.success()
-
-    def stage(self) -> str:
-        """See `Operator`."""
-        return self._operator.stage()
-
-    def keep(self) -> bool:
-        """See `Operator`."""
-        return self._operator.keep()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operator, name)
