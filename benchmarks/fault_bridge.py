@@ -29,7 +29,7 @@ from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.emulator.camera import EmulatedCamera
 from s2robot.envs.real.emulator.ports import Ports
-from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
+from s2robot.envs.real.runtime import ArmRuntime
 
 SWING = np.array((0.05, 0.0, 0.0, 0.0, 0.03, 0.0, 0.06, 1.0))  # an action: up to 0.6 rad/s
 TURN = 16  # actions in one direction, then as many back
@@ -168,8 +168,8 @@ def assemble(
                 on_ripe()
 
     safety = SafetyConfig(state_age_max=limits.state_hold)
-    config = RuntimeConfig(LoopConfig(live=True, image_size=SIZE), limits, safety)
+    loop = LoopConfig(live=True, image_size=SIZE)
     runtime = ArmRuntime(
-        driver, {"hand": camera}, policy, points, config, [Watch(), recorder], supervisor=supervisors[0]
-    )
+        driver, {"hand": camera}, policy, points, loop, limits, safety, [Watch(), recorder], supervisor=supervisors[0]
+    )  # fmt: skip
     return Bridge(driver, runtime, policy, recorder, note(runtime.loop.safety))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -29,12 +29,10 @@ from s2robot.deployment.log import CAUSES
 from s2robot.deployment.operator import check_operator
 from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.policy import make_policy
-from s2robot.deployment.record import Quiet
 from s2robot.deployment.rig import ConnectedArm
 from s2robot.deployment.settings import Host, PolicySettings, read_bench
 from s2robot.deployment.store import open_corrections
 from s2robot.envs.cube_config import ACTION_FRAME
-from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.real.arms.driver import OK
 from s2robot.envs.real.arms.ik import ToolIK
@@ -42,6 +40,7 @@ from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import Verdict
 from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.handover import (
     HANDOVER_HELP,
     Handover,
@@ -49,8 +48,8 @@ from s2robot.envs.real.operator.handover import (
     SharedControl,
     SpaceMouseControls,
 )
-from s2robot.envs.real.operator.prompts import Operator
-from s2robot.envs.real.operator.teach import LedArm, TeachConfig, Teaching
+from s2robot.envs.real.operator.prompts import Operator, Placing
+from s2robot.envs.real.operator.teach import teach
 from s2robot.envs.real.operator.teleop import HELP, Keyboard, SpaceMouse, Teleoperator
 from s2robot.policies import check_contract
 
@@ -162,7 +161,7 @@ class ArmCorrection:
             self.operator = self._asked or arm.operator()
             self._corrections = _Corrections(store, self.bench.bridge.speed)
             self._recorder = EpisodeRecorder(self._corrections)
-            self._make_world(arm, stack)
+            self._make_runtime(arm, stack)
             positions = range(wanted.seed, wanted.seed + wanted.episodes)
             _note_positions(store, positions)
             todo, _ = left_to_try(store, began_with(self.demos, self.first), positions)
@@ -172,32 +171,19 @@ class ArmCorrection:
                 )
             return EpisodeStore.open(store.path)
 
-    def _make_world(self, arm: ConnectedArm, stack: ExitStack) -> None:
-        """The environment, beside its supervisor, and who acts in it."""
-        person, bridge = self.settings.arm, arm.bridge
+    def _make_runtime(self, arm: ConnectedArm, stack: ExitStack) -> None:
+        """The arm's runtime, beside its supervisor, and who acts in it."""
         # slower than the demos where the bridge is; an action is what it was
-        rate = self.policy.rate_hz * bridge.speed
-        loop = bridge.loop_config(rate, self.size, live=True)
-        world = self.world.replace(cameras=tuple(arm.readers), image_size=self.size, rate_hz=rate)
-        hears = _Same(self._recorder, self._corrections.wanted)
-        self.env = arm.cube_pick(world, Quiet(self.operator, self.handover), loop, subscriber=hears)
-        stack.enter_context(arm.watched(self.env.runtime))
-        stack.callback(self.env.close)
-        self._teaching: Teaching | None = None
-        teleoperator = None
-        if person.device == "hand":
-            teach = TeachConfig(rate, self.size, loop.max_delta, loop.ready_s)
-            self._on_key = self.handover.on_key
-            runtime = self.env.runtime
-            self._teaching = Teaching(
-                cast(LedArm, runtime.driver), arm.readers, LedControls(self.handover), teach, bridge.watchdog, hears,
-                beat=runtime.beat, rest=runtime.rest,
-            )  # fmt: skip
-        else:
-            teleoperator = self._make_teleoperator(arm, loop, stack)
+        loop = arm.bridge.loop_config(self.policy.rate_hz * arm.bridge.speed, self.size, live=True)
+        self._steps = _Same(self._recorder, self._corrections.wanted)
+        self._on_key = self.handover.on_key
+        led = self.settings.arm.device == "hand"
         self.shared = SharedControl(
-            self.policy.act, self.policy.reset, self.handover, teleoperator, lambda: self.env.loop.commanded
-        )
+            self.policy.act, self.policy.reset, self.handover,
+            None if led else self._make_teleoperator(arm, loop, stack), lambda: self.runtime.loop.commanded,
+        )  # fmt: skip
+        self.runtime = arm.runtime(self.shared.act, loop, [self._steps, self.shared])
+        stack.enter_context(arm.watched(self.runtime))
 
     def _make_teleoperator(self, arm: ConnectedArm, loop: LoopConfig, stack: ExitStack) -> Teleoperator:
         person, keyboard, speed = self.settings.arm, Keyboard(self.handover), arm.bridge.speed
@@ -217,13 +203,13 @@ class ArmCorrection:
         """One position; what became of it."""
         self.handover.reset()
         self._recorder.discard()
-        observation, _ = self.env.reset(seed=seed)
+        self.runtime.ready(self.operator, Placing.draw(self.world, seed))
         self.shared.begin()
         print(f"The policy acts.   {HANDOVER_HELP}   {HELP}", flush=True)
         with self._read_keys(self._on_key):
-            broken = self._act(observation)
+            broken = self._act()
         steps = len(self._recorder)
-        if broken or self.handover.discarded or not self.shared.corrected:
+        if broken or self.handover.discarded or not any(self.shared.persons):
             why = broken or ("discarded" if self.handover.discarded else "the policy needed no help")
             return f"{steps} steps not kept ({why})"
         success = self.operator.success()
@@ -233,33 +219,23 @@ class ArmCorrection:
         self._recorder.finish(success=success, seed=seed)
         return f"corrected, {sum(self.shared.persons)} of {steps} steps by the person"
 
-    def _act(self, observation: dict) -> str:
+    def _act(self) -> str:
         """All steps of an episode; why it broke off."""
         while True:
-            if self.shared.leads:
-                if (broken := self._lead()) or self._done():
-                    return broken
-                observation, _ = self.env.resume(self._left())
-                continue
-            try:
-                action = self.shared.act(observation)
-            except EnvError:  # of the arm or a device
-                raise
-            except Exception as error:  # whatever a policy raises stops the arm, as in a deployment
-                self.env.close()
-                return f"policy: {type(error).__name__}: {' '.join(str(error).split())}"
-            observation, _, terminated, truncated, info = self.env.step(action)
-            self.shared.acted(info["executed"])
-            if terminated or truncated:
-                return "; ".join(info["reasons"]) if info["state"] == "fault" else ""
+            with self.runtime.ends_when(lambda: self.handover.ended or self.shared.leads):
+                result = self.runtime.episode(self._left())
+            if result.state == State.FAULT:
+                return "; ".join(result.reasons)
+            if self._done() or not self.shared.leads:
+                return ""
+            if (broken := self._lead()) or self._done():
+                return broken
 
     def _lead(self) -> str:
         """The person leads the arm until it is given back; why that broke off."""
-        assert self._teaching is not None
-        self.env.close()
         self.shared.take()
         before = len(self._recorder)
-        broken = self._teaching.run(self._left())
+        broken = teach(self.runtime, LedControls(self.handover), self._left(), self._steps)
         self.shared.led(len(self._recorder) - before)
         return broken
 

@@ -158,16 +158,10 @@ class ArmEvaluation:
         return summary
 
     def _run(self, todo: list[int]) -> None:
-        arm, policy, loop = self.rig.arm, self.rig.policy, self.rig.loop_config(live=True)
-        slowed = self.config.replace(rate_hz=loop.policy_hz)
-        self.rate = loop.policy_hz
-        self.told = _Told(policy.reset)
-        self.env = arm.cube_pick(
-            slowed, self.operator, loop, stop=self.stop, subscriber=self.told, act=policy.act,
-            disagreement=policy.disagreement,
-        )  # fmt: skip
-        self.runtime = self.env.runtime
-        with self.stop.on_signals(), arm.watched(self.runtime):
+        self.told = _Told(self.rig.policy.reset)
+        self.runtime = self.rig.runtime(True, [self.told], self.stop)
+        self.rate = self.runtime.loop.config.policy_hz
+        with self.rig.arm.watched(self.runtime):
             try:
                 for episode in todo:
                     self._episode(episode)
@@ -208,7 +202,8 @@ class ArmEvaluation:
             self.operator.begin()
             self.told.begin()
             try:
-                placing = self.env.ready(seed)
+                placing = Placing.draw(self.config, seed)
+                self.runtime.ready(self.operator, placing)
                 return placing, *self._act()
             except EnvError as error:
                 self.operator.rest()

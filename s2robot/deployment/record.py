@@ -12,7 +12,6 @@ session may be broken off and taken up again.
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from omegaconf import DictConfig
 
@@ -28,8 +27,9 @@ from s2robot.deployment.store import open_store
 from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
-from s2robot.envs.real.operator.prompts import Operator, OperatorProxy
-from s2robot.envs.real.operator.teach import LedArm, TeachConfig, Teaching
+from s2robot.envs.real.control.watchdog import State
+from s2robot.envs.real.operator.prompts import Operator, Placing
+from s2robot.envs.real.operator.teach import teach
 from s2robot.envs.real.operator.teleop import (
     CONTROLS_HELP,
     HELP,
@@ -71,22 +71,6 @@ class ArmRecordingSettings:
         return read(cls, {key: cfg[key] for key in cls.__dataclass_fields__ if key in cfg}, "")
 
 
-class Quiet(OperatorProxy):
-    """The operator while keys are read: what needs an answer on the terminal is asked afterwards."""
-
-    def __init__(self, operator: Operator, controls: Controls):
-        super().__init__(operator)
-        self._controls = controls
-
-    def ended(self) -> bool:
-        """See `Operator`: by key."""
-        return self._controls.ended
-
-    def success(self) -> bool:
-        """See `Operator`."""
-        return False
-
-
 class ArmRecording:
     """`s2robot record` with `recording=teach` or `teleop`.
 
@@ -122,7 +106,7 @@ class ArmRecording:
             store = stack.enter_context(self._open_store(arm))
             self.recorder = EpisodeRecorder(store)
             self.operator = self._asked or arm.operator()
-            self._make_world(arm, stack)
+            self._make_runtime(arm, stack)
             kept = 0
             # a new place for each attempt, in this session, and behind those kept in the ones before
             begin = (
@@ -138,26 +122,18 @@ class ArmRecording:
                     break
             return EpisodeStore.open(store.path)
 
-    def _make_world(self, arm: ConnectedArm, stack: ExitStack) -> None:
-        """The environment, beside its supervisor, and what moves the arm in it."""
+    def _make_runtime(self, arm: ConnectedArm, stack: ExitStack) -> None:
+        """The arm's runtime, beside its supervisor, and what moves the arm in it."""
         wanted, world = self.settings, self.world
         # a person who reverses the gripper means it
         loop = arm.bridge.loop_config(world.rate_hz, world.image_size, live=True, gripper_hold=0)
-        quiet = Quiet(self.operator, self.controls)
-        self.env = arm.cube_pick(world, quiet, loop, subscriber=self.recorder)
-        stack.enter_context(arm.watched(self.env.runtime))
-        stack.callback(self.env.close)
         self._on_key = self.controls.on_key
-        if wanted.kind == "teach":
-            teach = TeachConfig(world.rate_hz, world.image_size, loop.max_delta, loop.ready_s)
-            limits = arm.bridge.watchdog
-            runtime = self.env.runtime
-            self._teaching = Teaching(
-                cast(LedArm, runtime.driver), arm.readers, self.controls, teach, limits, self.recorder,
-                beat=runtime.beat, rest=runtime.rest,
-            )  # fmt: skip
-        else:
+        if wanted.kind == "teleop":
             self._teleoperator = self._make_teleoperator(arm, loop, stack)
+        self.runtime = arm.runtime(
+            lambda observation: self._teleoperator.act(self.runtime.loop.commanded), loop, [self.recorder]
+        )
+        stack.enter_context(arm.watched(self.runtime))
 
     def _make_teleoperator(self, arm: ConnectedArm, loop: LoopConfig, stack: ExitStack) -> Teleoperator:
         wanted, keyboard = self.settings, Keyboard(self.controls)
@@ -177,7 +153,8 @@ class ArmRecording:
         """One attempt; whether it was kept."""
         self.controls.reset()
         self.recorder.discard()
-        broken = self._teach(seed) if self.settings.kind == "teach" else self._teleoperate(seed)
+        self.runtime.ready(self.operator, Placing.draw(self.world, seed))
+        broken = self._teach() if self.settings.kind == "teach" else self._teleoperate()
         steps = len(self.recorder)
         if broken:
             print(f"episode of {steps} steps not kept: {broken}", flush=True)
@@ -191,24 +168,17 @@ class ArmRecording:
         self.recorder.finish(success=success, seed=seed)
         return True
 
-    def _teach(self, seed: int) -> str:
-        self.env.ready(seed=seed)
+    def _teach(self) -> str:
         print(f"Lead the arm by hand.   {CONTROLS_HELP}", flush=True)
         with self._read_keys(self._on_key):
-            return self._teaching.run(self.settings.max_steps)
+            return teach(self.runtime, self.controls, self.settings.max_steps, self.recorder)
 
-    def _teleoperate(self, seed: int) -> str:
-        observation, info = self.env.reset(seed=seed)
-        loop = self.env.loop
-        self._teleoperator.reset(loop.commanded)
+    def _teleoperate(self) -> str:
+        self._teleoperator.reset()
         print(f"{HELP}   {CONTROLS_HELP}", flush=True)
-        with self._read_keys(self._on_key):
-            over = False
-            while not over:
-                action = self._teleoperator.act(loop.commanded)
-                observation, _, terminated, truncated, info = self.env.step(action)
-                over = terminated or truncated
-        return "; ".join(info["reasons"]) if info["state"] == "fault" else ""
+        with self._read_keys(self._on_key), self.runtime.ends_when(lambda: self.controls.ended):
+            result = self.runtime.episode(self.settings.max_steps)
+        return "; ".join(result.reasons) if result.state == State.FAULT else ""
 
     # ---------------------------------------------------------------- files
 

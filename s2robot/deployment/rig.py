@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
@@ -17,7 +17,6 @@ from s2robot.deployment.check import check_all
 from s2robot.deployment.policy import Policy, make_policy
 from s2robot.deployment.scene import Scene, find_scene
 from s2robot.deployment.settings import Bench, Bridge, PolicySettings, read_bench, read_policy
-from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints
@@ -27,8 +26,7 @@ from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.operator.prompts import Operator, TerminalOperator
 from s2robot.envs.real.operator.stop import Stop
-from s2robot.envs.real.real_cube_pick import RealCubePick
-from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
+from s2robot.envs.real.runtime import ArmRuntime
 
 
 @dataclass
@@ -70,26 +68,27 @@ class ConnectedArm:
         """The cameras that give frames."""
         return self.cameras.readers
 
-    def config(self, loop: LoopConfig) -> RuntimeConfig:
-        """How the arm is driven, with this loop."""
-        return RuntimeConfig(loop, self.bridge.watchdog, self.bridge.safety, self.bridge.home.speed)
-
-    def cube_pick(
-        self, world: CubePickConfig, operator: Operator, loop: LoopConfig, **others: Any
-    ) -> RealCubePick:
-        """The task on this arm; for `others` see there.
+    def runtime(
+        self,
+        act: Callable[[dict], np.ndarray],
+        loop: LoopConfig,
+        subscribers: Sequence[Subscriber],
+        stop: Stop | None = None,
+        disagreement: Callable[[], float] | None = None,
+    ) -> ArmRuntime:
+        """Return the runtime in which `act` drives this arm.
 
         Raises:
-            UserError: the arm is to hold where members disagree, which nobody tells this loop.
+            UserError: the arm is to hold where members disagree, and nothing measures that.
         """
-        how = self.config(loop)
-        if "act" not in others and (found := how.watchdog.disagreement) is not None:
+        bridge = self.bridge
+        if disagreement is None and (found := bridge.watchdog.disagreement) is not None:
             raise UserError(
-                f"bridge.watchdog.disagreement: found {found}, expected null: a person's actions know none"
+                f"bridge.watchdog.disagreement: expected null beside a person's actions, got {found}"
             )
-        return RealCubePick(
-            self.driver, self.readers, world, operator, loop, how.watchdog, how.safety,
-            home_speed=how.home_speed, **others,
+        return ArmRuntime(
+            self.driver, self.readers, act, ArmPoints(self.bench.robot.name), loop, bridge.watchdog, bridge.safety,
+            subscribers, stop, home_speed=bridge.home.speed, disagreement=disagreement or (lambda: 0.0),
         )  # fmt: skip
 
     def watched(self, runtime: ArmRuntime) -> AbstractContextManager[None]:
@@ -147,8 +146,5 @@ class Rig:
 
     def runtime(self, live: bool, subscribers: Sequence[Subscriber], stop: Stop) -> ArmRuntime:
         """The policy drives the arm."""
-        arm = self.arm
-        return ArmRuntime(
-            arm.driver, arm.readers, self.policy.act, ArmPoints(arm.bench.robot.name),
-            arm.config(self.loop_config(live)), subscribers, stop, disagreement=self.policy.disagreement,
-        )  # fmt: skip
+        policy, loop = self.policy, self.loop_config(live)
+        return self.arm.runtime(policy.act, loop, subscribers, stop, policy.disagreement)

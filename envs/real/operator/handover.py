@@ -1,21 +1,22 @@
 """A policy acts, and a person takes over and gives back in the middle of an episode.
 
-    handover = Handover()                            # space: who acts; g: the gripper; Enter, x: as of `Controls`
-    shared = SharedControl(policy.act, policy.reset, handover, teleoperator, lambda: env.loop.commanded)
-    shared.begin()
-    action = shared.act(observation)                 # of whoever acts now
-    shared.acted(executed)                           # after the step: `persons` tells who acted in it
+    handover = Handover()                            # space: who acts; g: the gripper; Enter, x: as in `Controls`
+    shared = SharedControl(policy.act, policy.reset, handover, teleoperator, lambda: loop.commanded)
+    loop = ControlLoop(driver, cameras, shared.act, ..., subscriber=Subscribers(recorder, shared))
+    shared.persons                                   # who acted in each executed step
 
-Nothing jumps at a hand-over: the person's first wish starts at the commanded joints, the gripper stays as it was told
-last, and both act through the same loop, filter and watchdog.
+Nothing jumps at a handover: the person's motion starts at the commanded joints, the gripper keeps its last command,
+and both act through the same loop, filter and watchdog.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from s2robot.envs.real.arms.driver import Array
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.operator.teleop import Controls, Teleoperator
 
 HANDOVER_HELP = "space: take over, give back   g: gripper   Enter: end   x: end and discard"
@@ -24,17 +25,13 @@ HANDOVER_HELP = "space: take over, give back   g: gripper   Enter: end   x: end 
 class Handover(Controls):
     """Controls of a person beside a policy: `person` says whether the person acts."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.person = False
-
     def reset(self) -> None:
-        """For the next episode: the policy acts."""
+        """Prepare the next episode: the policy acts."""
         super().reset()
         self.person = False
 
     def on_key(self, key: str) -> None:
-        """Space: who acts. g: the gripper, while the person acts. The rest as of `Controls`."""
+        """Space: who acts. g: the gripper, while the person acts. The rest as in `Controls`."""
         if key == " ":
             self.person = not self.person
         elif key != "g":
@@ -42,27 +39,22 @@ class Handover(Controls):
         elif self.person:
             super().on_key(" ")
 
-    def button(self, key: str) -> None:
-        """A key of a device whose first button is the gripper, which it calls space."""
-        self.on_key("g" if key == " " else key)
-
 
 class SpaceMouseControls(Controls):
-    """The controls that a SpaceMouse gets: its buttons, to a `Handover`."""
+    """A SpaceMouse's buttons for a `Handover`: the first one is the gripper, not who acts."""
 
     def __init__(self, handover: Handover):
         super().__init__()
         self._handover = handover
 
     def on_key(self, key: str) -> None:
-        """See `Handover.button`."""
-        self._handover.button(key)
+        self._handover.on_key("g" if key == " " else key)
 
 
 class LedControls(Controls):
-    """The controls of `Teaching` while a person leads the arm by hand: giving back ends that part, too."""
+    """The controls of `teach` while a person leads the arm by hand: giving back ends that part, too."""
 
-    def __init__(self, handover: Handover):  # what it would set is the hand-over's
+    def __init__(self, handover: Handover):  # the handover stores the values
         self._handover = handover
 
     @property
@@ -74,15 +66,14 @@ class LedControls(Controls):
         return self._handover.ended or not self._handover.person
 
 
-class SharedControl:
-    """Who acts in an episode.
+class SharedControl(Subscriber):
+    """The policy of a loop in which a person may take over.
 
     Args:
         policy: observation -> action (8,).
-        forget: makes the policy begin anew; called before it acts again, for what it planned is of another state.
-        handover: what the person says.
-        teleoperator: turns the person's wishes into actions; None where the person leads the arm by hand, which is
-            no matter of actions.
+        forget: makes the policy start anew; called before it acts again, since it planned from another state.
+        handover: who acts.
+        teleoperator: the person's actions; None where the person leads the arm by hand, outside the loop.
         commanded: the joints (7,) rad that the next action is added to.
     """
 
@@ -96,27 +87,21 @@ class SharedControl:
     ):
         self._policy, self._forget, self._handover = policy, forget, handover
         self._teleoperator, self._commanded = teleoperator, commanded
-        self._person = self._closed = False
-        self.persons: list[bool] = []  # of each executed step
+        self.begin()
 
     def begin(self) -> None:
-        """An episode begins, with the policy."""
-        self._forget()
+        """Start an episode, with the policy."""
         self._person = self._closed = False
-        self.persons = []
-
-    @property
-    def corrected(self) -> bool:
-        """Whether the person has acted."""
-        return any(self.persons)
+        self.persons: list[bool] = []  # of each executed step
+        self._acts: deque[tuple[Any, bool]] = deque(maxlen=8)  # proprio of an observation, who acted upon it
 
     @property
     def leads(self) -> bool:
-        """Whether the person has taken the arm in hand, which is no matter of actions."""
+        """Whether the person has taken the arm in hand, outside the loop."""
         return self._teleoperator is None and self._handover.person
 
     def act(self, observation: Mapping[str, Any]) -> Array:
-        """The next action (8,) of whoever acts; the other one's part ends here."""
+        """Return the next action (8,) of whoever acts; the other one's part ends here."""
         person = self._handover.person and self._teleoperator is not None
         if person != self._person:
             self._person = person
@@ -129,22 +114,26 @@ class SharedControl:
             action = self._teleoperator.act(self._commanded())
         else:
             action = np.asarray(self._policy(observation), np.float32)
-        self._closed = bool(action[7] >= 0.5)
+        self._closed = action.shape == (8,) and bool(action[7] >= 0.5)
+        self._acts.append((observation["proprio"], person))
         return action
 
+    def on_begin(self) -> None:
+        """Start anew after the warm-up."""
+        self._forget()
+        self._person = False
+
+    def on_step(self, step: dict) -> None:
+        """Note who acted: answers that came while the arm was held were not executed."""
+        self.persons.append(next(person for seen, person in self._acts if seen is step["proprio"]))
+
     def take(self) -> None:
-        """The person begins where the policy has left off."""
+        """Begin the person's part where the policy's ended."""
         self._handover.closed = self._closed
         if self._teleoperator is not None:
-            self._teleoperator.reset(self._commanded())
-
-    def acted(self, executed: bool) -> None:
-        """The step with the last action is over; an action that came while the arm was held was not executed."""
-        if executed:
-            self.persons.append(self._person)
+            self._teleoperator.reset()
 
     def led(self, steps: int) -> None:
-        """The person has led the arm for so many steps; the policy acts next, if anybody does."""
+        """Note steps in which the person led the arm by hand; the policy acts next."""
         self.persons += [True] * steps
-        self._closed, self._person = self._handover.closed, False
-        self._forget()
+        self._closed = self._handover.closed

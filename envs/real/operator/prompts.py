@@ -13,9 +13,12 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+from gymnasium.utils.seeding import np_random
 
+from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
+from s2robot.envs.robots import robot_spec
 
 _YES_NO = {"y": "y", "yes": "y", "n": "n", "no": "n"}
 _LISTEN_S = 0.2  # s that a Ctrl-C may wait while a question stands
@@ -29,6 +32,15 @@ class Placing:
     cube_xy: tuple[float, float]  # m, table frame: x away from the robot, y to its left
     cube_yaw: float  # rad
     start_joints: Array  # (7,) rad, where the arm starts
+
+    @classmethod
+    def draw(cls, config: CubePickConfig, seed: int) -> "Placing":
+        """Draw the cube and the start of the simulated episode `seed`, in the order of `CubePick.begin`."""
+        rng, _ = np_random(seed)
+        xy = (rng.uniform(*config.box_x), rng.uniform(*config.box_y))
+        yaw = rng.uniform(*config.yaw)
+        noise = rng.uniform(-config.start_noise, config.start_noise, 7)
+        return cls(seed, xy, yaw, np.array(robot_spec(config.robot).home) + noise)
 
 
 class Operator(Protocol):

@@ -2,7 +2,6 @@
 
     controls = Controls()
     teleoperator = Teleoperator(Keyboard(controls), controls, ToolIK(), XARM7_LIMITS)
-    teleoperator.reset(q)
     action = teleoperator.act(q)        # float32 (8,), as a policy's: through loop, interpolator and safety filter
 
 Velocities are those of the point between the finger tips in the base's frame: x forward, y to the left, z up, and the
@@ -42,10 +41,10 @@ class Controls:
     """What a demonstrator says besides motion. `on_key` may be called from any thread."""
 
     def __init__(self) -> None:
-        self.closed = self.ended = self.discarded = False
+        self.reset()
 
     def reset(self) -> None:
-        """For the next episode: the gripper open, nothing ended."""
+        """Prepare the next episode: the gripper open, nothing ended."""
         self.closed = self.ended = self.discarded = False
 
     def on_key(self, key: str) -> None:
@@ -186,16 +185,20 @@ class Teleoperator:
         self._full = np.array([speed, speed, speed, turn_speed]) / rate_hz  # m and rad an action
         self._max_delta = max_delta
         self._limits, self._points = limits, points or ArmPoints()
-        self._position, self._upright, self._turn = np.full(3, np.nan), np.eye(3), 0.0
+        self._position: Array | None = None
 
-    def reset(self, q: Array) -> None:
-        """Start at joints (7,) rad."""
-        self._position, self._upright = self._ik.pose(q)
-        self._turn = 0.0  # rad about the vertical, since the start
-        self._low, self._high = self._room(q)
+    def reset(self) -> None:
+        """Start anew at the joints of the next action."""
+        self._position = None
 
     def act(self, q: Array) -> Array:
-        """The next action, to be added to commanded joints (7,) rad: `ControlLoop.commanded`.  # float32 (8,)"""
+        """Return the next action, to be added to commanded joints (7,) rad: `ControlLoop.commanded`.  # float32 (8,)"""
+        if np.isnan(q).any():  # the loop warms up: nothing is commanded yet, and nothing will be executed
+            return np.zeros(8, np.float32)
+        if self._position is None:
+            self._position, self._upright = self._ik.pose(q)
+            self._turn = 0.0  # rad about the vertical, since the start
+            self._low, self._high = self._room(q, self._position)
         step = self._mover.velocity() * self._full
         here, rotation = self._ik.pose(q)
         # the arm was held, or could not follow: what it is behind by is not owed
@@ -213,10 +216,10 @@ class Teleoperator:
         delta = delta / max(1.0, float(np.abs(delta).max()) / self._max_delta)
         return np.append(delta, float(self._controls.closed)).astype(np.float32)
 
-    def _room(self, q: Array) -> tuple[Array, Array]:
+    def _room(self, q: Array, position: Array) -> tuple[Array, Array]:
         """Where the tool may be with the gripper as it points at `q`, whatever its turn about the vertical.  # 2 x (3,)"""
         p, limits = self._points, self._limits
-        away = (p.at(q) - self._position)[p.in_box]  # (P, 3)
+        away = (p.at(q) - position)[p.in_box]  # (P, 3)
         radius = p.radius[p.in_box]
         wide = float((np.hypot(away[:, 0], away[:, 1]) + radius).max()) + _EDGE
         below, above = float((radius - away[:, 2]).max()) + _EDGE, float((radius + away[:, 2]).max()) + _EDGE

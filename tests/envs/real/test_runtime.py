@@ -3,38 +3,58 @@
 import signal
 import threading
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.subscriber import Subscribers
 from s2robot.envs.real.control.supervisor import UNCONFIRMED
-from s2robot.envs.real.control.turns import Turns
-from s2robot.envs.real.control.watchdog import WatchdogLimits
+from s2robot.envs.real.emulator.operator import EmulatedOperator
+from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.real.operator.stop import Stop
-from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
+from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import SLOWLY, Calls, Film, Watch
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-CONFIG = RuntimeConfig(
-    LoopConfig(live=True, image_size=16), WatchdogLimits(), SafetyConfig(state_age_max=0.1), home_speed=0.5
-)
+LIVE = LoopConfig(live=True, image_size=16)
+WORLD = CubePickConfig(cameras=("hand",))
 
 
-def made(arm, act=None, config=CONFIG, **settings):
+class Nodding(EmulatedOperator):
+    """Says yes, or not, and notes each question."""
+
+    def __init__(self):
+        super().__init__(None, scene=False)
+        self.asked, self.willing = [], True
+
+    def free(self, fault):
+        self.asked.append(("free", fault))
+        return self.willing
+
+    def place(self, placing):
+        self.asked.append(("place", placing))
+        return self.willing
+
+
+def made(arm, act=None, loop=LIVE, **settings):
     def slowly(observation):
         arm.clock.sleep(0.03)  # what an answer takes
         return SLOWLY
 
     cameras = {"hand": Film(arm.clock, NOISE, 30)}
-    settings = {"supervisor": Watch()} | settings
-    return ArmRuntime(arm, cameras, act or slowly, ArmPoints("xarm7"), config, clock=arm.clock, **settings)
+    settings = {
+        "supervisor": Watch(),
+        "safety": SafetyConfig(state_age_max=0.1),
+        "home_speed": 0.5,
+    } | settings
+    return ArmRuntime(arm, cameras, act or slowly, ArmPoints("xarm7"), loop, clock=arm.clock, **settings)
 
 
 def test_to_the_start_and_an_episode(arm):
@@ -104,17 +124,7 @@ def test_a_live_arm_without_a_supervisor_is_not_armed_and_does_not_move(arm):
         with pytest.raises(EnvError, match="^supervisor: found none"):
             move()
     assert arm.sent == []
-    made(arm, config=replace(CONFIG, loop=LoopConfig(image_size=16)), supervisor=None).run(
-        1
-    )  # a dry run needs none
-
-
-def test_a_fault_stays_until_it_is_cleared(arm):
-    runtime = made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY)
-    assert runtime.run(5).cause == "fault"
-    assert runtime.fault[0].startswith("policy: found action") and arm.stopped
-    runtime.clear()
-    assert runtime.fault == ()
+    made(arm, loop=LoopConfig(image_size=16), supervisor=None).run(1)  # a dry run needs none
 
 
 def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
@@ -176,20 +186,88 @@ def test_a_lost_supervisor_in_mid_episode_is_a_fault_that_stays(arm):
     assert arm.stopped and "found it gone" in runtime.fault[0]
 
 
-def test_an_episode_in_a_thread_of_its_own(arm):
-    turns = Turns(arm.clock)
-    runtime = made(arm, act=turns.act, subscribers=[turns])
-    assert not runtime.running and not runtime.join()
-    turns.begin()
-    runtime.start(3, turns.over)
-    seen = 0
-    while turns.wait(lambda: runtime.running) is not None:
-        seen += 1
-        turns.answer(SLOWLY)
-    assert seen == 3 and not runtime.running and runtime.result.steps == 3
-    assert runtime.join() and arm.stops == ["end of the episode"]
-    with pytest.raises(AssertionError):  # nobody answers, and nobody is left who could
-        arm.clock.wait(lambda: False, None)
+# ---------------------------------------------------------------- between episodes
+
+
+def test_the_start_of_an_episode_is_that_of_the_simulated_one():
+    simulated = CubePick(WORLD, draw=False)
+    for seed in (0, 7):
+        simulated.reset(seed=seed)
+        placing = Placing.draw(WORLD, seed)
+        np.testing.assert_allclose(placing.start_joints, simulated.commanded)
+        np.testing.assert_allclose(placing.cube_xy, simulated.cube_pose[:2], atol=1e-3)
+
+
+def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm):
+    runtime, operator, placing = made(arm), Nodding(), Placing.draw(WORLD, 3)
+    runtime.ready(operator, placing)
+    assert operator.asked == [("free", ()), ("place", placing)]
+    assert runtime.at(placing.start_joints) and arm.stopped
+    runtime.ready(operator, placing)  # it is there already
+    assert operator.asked[2:] == [("place", placing)]
+    assert runtime.episode(3).steps == 3 and arm.stopped
+    operator.willing = False
+    with pytest.raises(EnvError, match="the operator said no"):
+        runtime.ready(operator, Placing.draw(WORLD, 4))
+    assert operator.asked[3:] == [("free", ())]
+    arm.lawful()
+
+
+def test_a_dry_run_only_has_the_cube_placed(arm):
+    operator = Nodding()
+    made(arm, loop=LoopConfig(image_size=16)).ready(operator, Placing.draw(WORLD, 3))
+    assert [name for name, _ in operator.asked] == ["place"] and arm.sent == []
+
+
+def test_a_fault_stays_until_the_operator_says_that_it_is_cleared(arm):
+    runtime, operator = made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY), Nodding()
+    assert runtime.episode(5).cause == "fault"
+    operator.willing = False
+    with pytest.raises(EnvError, match="the operator said no"):
+        runtime.ready(operator, Placing.draw(WORLD, 3))
+    assert operator.asked == [("free", runtime.fault)] and runtime.fault[0].startswith("policy: found action")
+    operator.willing = True
+    runtime.ready(operator, Placing.draw(WORLD, 3))
+    assert runtime.fault == () and arm.stopped
+
+
+def test_nobody_is_asked_near_an_arm_that_has_not_stopped(arm):
+    runtime, operator = made(arm), Nodding()
+    arm.acknowledges = False
+    runtime._supervisor.gone = True
+    runtime.driver.stop("test")
+    with pytest.raises(EnvError, match="emergency stop"):
+        runtime.ready(operator, Placing.draw(WORLD, 3))
+    assert operator.asked == []
+
+
+def test_a_stop_on_the_way_to_the_start_or_in_an_episode_ends_the_session(arm):
+    runtime, operator = made(arm), Nodding()
+    arm.clock.at(0.2, runtime.stop.ask)
+    with pytest.raises(EnvError, match="stopped on the way"):
+        runtime.ready(operator, Placing(3, (0, 0), 0, HOME + 0.3))
+    assert arm.stopped and [name for name, _ in operator.asked] == ["free"]
+    runtime = made(arm)
+    arm.clock.at(0.5, runtime.stop.ask)
+    with pytest.raises(KeyboardInterrupt):
+        runtime.episode(1000)
+    assert arm.stopped and not runtime.stop.moving
+    arm.lawful()
+
+
+@pytest.mark.realtime
+def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver):
+    operator = EmulatedOperator(emulator.side, scene=False)
+    emulator.side("place_arm", joints=(HOME + 0.2).tolist())
+    emulator.side.fault("error", code=31)
+    assert (
+        operator.free(()) and emulator.side("status")["error"] == 31
+    )  # asked about the way, not about a fault
+    assert operator.free(("arm error 31",)) and emulator.side("status")["error"] == 0
+    np.testing.assert_allclose(emulator.side("status")["joints"], HOME, atol=1e-3)
+    driver.arm()
+    assert driver.read().error == 0
+    assert not operator.ended() and operator.stage() == "approach" and operator.closest is None
 
 
 def test_several_hear_in_their_order():

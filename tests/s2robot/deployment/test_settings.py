@@ -25,7 +25,6 @@ from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.emulator.motion import Motion, Plan
-from s2robot.envs.real.runtime import RuntimeConfig
 
 
 def configured(*overrides):
@@ -41,7 +40,6 @@ def test_defaults_are_the_same_in_code_and_config():
     assert bridge.loop_config(10.0, 256, live=False) == LoopConfig()
     assert set(bridge.cameras) == {"hand", "left", "right"}
     assert all(camera == CameraSettings() for camera in bridge.cameras.values())
-    assert bridge.home.speed == RuntimeConfig().home_speed
     driver, supervisor = (inspect.signature(cls).parameters for cls in (XArmDriver, Supervisor))
     arm = {name: driver[name].default for name in ("sensitivity", "speed", "acceleration", "mode", "payload")}
     assert arm == {**{name: getattr(bridge.arm, name) for name in arm}, "mode": bridge.arm.number}

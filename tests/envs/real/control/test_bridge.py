@@ -1,12 +1,16 @@
 """Loop, driver, the vendor's SDK and the emulated box together; what reached the wire is judged by the box."""
 
+import json
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import numpy as np
 import pytest
 
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
@@ -16,6 +20,11 @@ from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State
+from s2robot.envs.real.emulator.camera import opened
+from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.operator import EmulatedOperator
+from s2robot.envs.real.operator.prompts import Placing
+from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE
 from tests.envs.real.virtual import SLOWLY, Calls
@@ -150,3 +159,42 @@ def test_a_policy_that_crashes_stops_the_arm(bridge, emulator):
     assert result.state == State.FAULT and result.reasons[0].startswith("policy: found action")
     assert not any(c["unsafe"] for c in since(emulator, begin))
     assert emulator.side("status")["state"] >= 4
+
+
+@pytest.mark.realtime
+def test_actions_that_lift_the_cube_in_simulation_lift_it_over_the_bridge(monkeypatch):
+    """Open loop, through runtime, SDK, emulated box and its camera."""
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
+    config, seed = CubePickConfig(cameras=("hand",), image_size=32), 1
+    simulated = CubePick(config, draw=False)
+    simulated.reset(seed=seed)
+    picker, actions = (
+        Picker(simulated, PickerConfig(kicks=(0, 0), misses=0.0)),
+        [np.zeros(8)],
+    )  # the warm-up's
+    picker.reset(seed)
+    while not simulated.is_success:
+        actions.append(picker.act()[0])
+        simulated.step_physics(actions[-1])
+    looks = json.dumps({"cameras": ["hand"], "image_size": 32})
+    with launch("mujoco", "--env", looks, "--fps", "10") as emulator, ExitStack() as stack:
+        camera = CameraReader("hand", lambda: opened(emulator.ports.frames, "hand"))
+        camera.start(PATIENCE)
+        stack.callback(camera.close)
+        make = partial(XArmDriver, "127.0.0.1", ports=emulator.ports)
+        driver = stack.enter_context(make())
+        driver.connect(PATIENCE)
+        runtime = ArmRuntime(
+            driver, {"hand": camera}, lambda o: actions.pop(0), ArmPoints("xarm7"), LoopConfig(live=True, image_size=32),
+            CALM, SafetyConfig(state_age_max=3.0),
+        )  # fmt: skip
+        stack.enter_context(runtime.watched(partial(make, gripper=False), 9.0))
+        runtime.ready(EmulatedOperator(emulator.side), Placing.draw(config, seed))
+        simulated.reset(seed=seed)
+        np.testing.assert_allclose(
+            emulator.side("scene")["cube_pose"][:3], simulated.cube_pose[:3], atol=2e-3
+        )
+        np.testing.assert_allclose(driver.read().q, simulated.joints, atol=0.02)
+        result = runtime.episode(len(actions) - 1)
+        assert result.cause == "steps" and emulator.side("scene")["is_success"]

@@ -1,17 +1,15 @@
 """A person takes over from a policy and gives back, in virtual time: no jump, and who acted is known."""
 
 import numpy as np
-import pytest
 
-from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
+from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.ik import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
-from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.operator.handover import Handover, LedControls, SharedControl, SpaceMouseControls
 from s2robot.envs.real.operator.teleop import Teleoperator
-from s2robot.envs.real.real_cube_pick import RealCubePick
+from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.patience import CALM
 from tests.envs.real.virtual import SLOWLY, Calls, Film, Watch
 
@@ -25,30 +23,6 @@ class Wish:
 
     def velocity(self):
         return np.array([0, 0, self.up, 0])
-
-
-class Willing(EmulatedOperator):
-    """Says yes."""
-
-    def ended(self):
-        return False
-
-    def success(self):
-        return False
-
-
-@pytest.fixture
-def world(arm, clock):
-    """The environment with its arm; `world.steps` are those that were recorded."""
-    steps = []
-    env = RealCubePick(
-        arm, {"hand": Film(clock, NOISE, 30)}, CubePickConfig(cameras=("hand",), image_size=16, max_steps=12),
-        Willing(None, False), LoopConfig(live=True, image_size=16), CALM, SafetyConfig(state_age_max=3.0),
-        subscriber=Calls(step=steps.append), clock=clock, supervisor=Watch(),
-    )  # fmt: skip
-    env.steps = steps
-    yield env
-    env.close()
 
 
 def test_keys_say_who_acts():
@@ -72,71 +46,79 @@ def test_keys_say_who_acts():
     assert not (hand.person or hand.closed or hand.ended)
 
 
-def test_a_person_takes_over_and_gives_back_without_a_jump(world, arm):
-    asked, forgot, hand, wish = [], [], Handover(), Wish()
+def shared(arm, policy, steps, device=None):
+    """A runtime in which a person may take over, and its `SharedControl`; the executed steps go to `steps`."""
+    hand = Handover()
+    control = SharedControl(
+        policy, lambda: None, hand, device and device(hand), lambda: runtime.loop.commanded
+    )
+    runtime = ArmRuntime(
+        arm, {"hand": Film(arm.clock, NOISE, 30)}, control.act, ArmPoints("xarm7"),
+        LoopConfig(live=True, image_size=16), CALM, SafetyConfig(state_age_max=3.0),
+        [Calls(step=steps.append), control], supervisor=Watch(), clock=arm.clock,
+    )  # fmt: skip
+    return runtime, control, hand
+
+
+def test_a_person_takes_over_and_gives_back_without_a_jump(arm):
+    asked, steps, wish = [], [], Wish()
 
     def policy(observation):
         asked.append(observation)
         return SLOWLY  # closes the gripper
 
-    teleoperator = Teleoperator(wish, hand, ToolIK(), XARM7_LIMITS, speed=0.05)
-    shared = SharedControl(policy, lambda: forgot.append(1), hand, teleoperator, lambda: world.loop.commanded)
-    observation, _ = world.reset(seed=1)
-    shared.begin()
-    before = len(arm.sent)
-    actions = []
-    for step in range(12):
-        if step in (4, 8):
+    def press():
+        wish.up = float(len(steps) > 5)
+        if len(steps) in (3, 7) and len(steps) not in pressed:
+            pressed.append(len(steps))
             hand.on_key(" ")
-        wish.up = float(step > 5)
-        actions.append(shared.act(observation))
-        observation, _, _, truncated, info = world.step(actions[-1])
-        shared.acted(info["executed"])
-    assert truncated and shared.persons == [False] * 4 + [True] * 4 + [False] * 4
-    assert (
-        len(asked) == 8 and len(forgot) == 2 and shared.corrected
-    )  # the policy plans anew when it is given back
-    assert len(world.steps) == len(shared.persons)
-    # at the hand-over nothing is wished yet: the tool stays where it was commanded (the elbow may settle), closed
-    ik, q = ToolIK(), np.cumsum([world.steps[0]["proprio"][:7], *(s["action"][:7] for s in world.steps)], 0)
-    np.testing.assert_allclose(ik.pose(q[5])[0], ik.pose(q[4])[0], atol=1e-3)
-    assert np.abs(actions[4][:7]).max() < 0.02
-    assert [a[7] for a in actions] == [1.0] * 12 and arm.gripper == 0.0
-    rise = [s["proprio"][:7] for s in world.steps]
-    assert np.abs(rise[8] - rise[6]).max() > 0.003  # and then the person moved it
+
+    pressed = []
+    device = lambda hand: Teleoperator(wish, hand, ToolIK(), XARM7_LIMITS, speed=0.05)  # noqa: E731
+    runtime, control, hand = shared(arm, policy, steps, device)
+    forgot = []
+    control._forget = lambda: forgot.append(1)
+    runtime.loop.subscriber._subscribers += (Calls(beat=press),)
+    assert runtime.episode(12).cause == "steps"
+    assert len(control.persons) == len(steps) == 12
+    first, last = control.persons.index(True), 12 - control.persons[::-1].index(True)
+    assert control.persons == [False] * first + [True] * (last - first) + [False] * (12 - last)
+    assert first in (4, 5) and last in (8, 9)
+    assert len(forgot) == 2  # at the start, and when it is given back
+    # at the handover nothing is wished yet: the tool stays where it was commanded (the elbow may settle), closed
+    ik, q = ToolIK(), np.cumsum([steps[0]["proprio"][:7], *(s["action"][:7] for s in steps)], 0)
+    np.testing.assert_allclose(ik.pose(q[first + 1])[0], ik.pose(q[first])[0], atol=1e-3)
+    assert np.abs(steps[first]["action"][:7]).max() < 0.02
+    assert [s["action"][7] for s in steps] == [1.0] * 12 and arm.gripper == 0.0
+    rise = [s["proprio"][:7] for s in steps]
+    assert np.abs(rise[last] - rise[first + 2]).max() > 0.003  # and then the person moved it
     arm.lawful()
-    sent = np.array(arm.sent[before - 1 :])
-    assert np.abs(np.diff(sent, axis=0)).max() < 0.01  # rad a period: no jump in the stream
-    np.testing.assert_allclose([s["action"] for s in world.steps], actions, atol=2e-3)
+    assert np.abs(np.diff(arm.sent, axis=0)).max() < 0.01  # rad a period: no jump in the stream
 
 
-def test_a_step_that_was_not_executed_is_nobody_s():
-    hand = Handover()
-    shared = SharedControl(lambda o: SLOWLY, lambda: None, hand, None, lambda: np.zeros(7))
-    shared.act({})
-    shared.acted(False)
-    hand.on_key(" ")
-    assert shared.leads and shared.persons == [] and not shared.corrected
-    shared.act({})  # taken in hand between two questions: the policy's step is still the policy's
-    shared.acted(True)
-    shared.take()
+def test_an_episode_goes_on_where_the_arm_was_led_to(arm):
+    """Led by hand outside the loop: the policy's step is the policy's until the loop has ended."""
+    steps = []
+    runtime, control, hand = shared(arm, lambda o: SLOWLY, steps)
+    arm.clock.at(0.6, lambda: hand.on_key(" "))
+    with runtime.ends_when(lambda: control.leads):
+        assert runtime.episode(20).cause == "ended"
+    before = len(steps)
+    assert control.leads and control.persons == [False] * before and arm.stopped
+    control.take()
     assert hand.closed  # as the policy left the gripper
-    shared.led(3)
-    assert shared.persons == [False, True, True, True] and shared.corrected
-
-
-def test_an_episode_goes_on_where_the_arm_was_led_to(world, arm):
-    world.reset(seed=1)
-    for _ in range(3):
-        world.step(SLOWLY)
-    world.close()
-    assert arm.stopped
     arm.q = arm.q + 0.1  # by hand
     arm.sent.clear()
-    observation, info = world.resume(2)
-    np.testing.assert_allclose(observation["proprio"][:7], arm.q, atol=1e-6)
-    assert info["steps"] == 0
-    first, *_ = arm.sent or [arm.q]
-    np.testing.assert_allclose(first, arm.q, atol=2e-3)
-    assert not world.step(SLOWLY)[3] and world.step(SLOWLY)[3]  # the second is the last
-    assert len(world.steps) == 5 and arm.gripper == 0.0
+    control.led(3)
+    hand.on_key(" ")
+    assert runtime.episode(2).steps == 2
+    np.testing.assert_allclose(steps[before]["proprio"][:7], arm.sent[0], atol=2e-3)
+    assert control.persons == [False] * before + [True] * 3 + [False] * 2 and arm.gripper == 0.0
+    arm.start = arm.sent[0]
+
+
+def test_the_end_key_counts_while_the_arm_is_being_armed(arm):
+    runtime, control, hand = shared(arm, lambda o: SLOWLY, [])
+    hand.on_key("\n")
+    with runtime.ends_when(lambda: hand.ended):
+        assert runtime.episode(1000).cause == "ended"

@@ -1,28 +1,34 @@
 """A hand leads the emulated arm; what was recorded, played back through the bridge, reaches the same joints."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import REFUSED, XARM7_LIMITS
+from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.cameras.replay import ReplayCamera
-from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
-from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.real.operator.teach import TeachConfig, Teaching
+from s2robot.envs.real.control.loop import LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig
+from s2robot.envs.real.operator.teach import teach
 from s2robot.envs.real.operator.teleop import Controls
+from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE, wait_for
-from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock
+from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock, Watch
 
 pytest.importorskip("xarm")
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-CONFIG = TeachConfig(image_size=16)
+LIVE = LoopConfig(live=True, image_size=16, gripper_hold=0)
+
+
+def runtime_of(driver, cameras, act=None, loop=LIVE, limits=CALM, **settings):
+    settings = {"safety": SafetyConfig(state_age_max=3.0), "supervisor": Watch()} | settings
+    return ArmRuntime(driver, cameras, act, ArmPoints(), loop, limits, **settings)
 
 
 @pytest.fixture
@@ -51,8 +57,7 @@ def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, c
 
     person = threading.Thread(target=hand, daemon=True)
     person.start()
-    teaching = Teaching(driver, cameras, controls, CONFIG, CALM, Calls(step=steps.append))
-    assert teaching.run(300) == ""
+    assert teach(runtime_of(driver, cameras), controls, 300, Calls(step=steps.append)) == ""
     person.join(PATIENCE)
     assert emulator.side("status")["state"] >= 4 and driver.command(HOME, None).code == REFUSED
 
@@ -66,15 +71,11 @@ def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, c
     np.testing.assert_allclose(proprio[0, :7] + actions[:-1, :7].sum(0), proprio[-1, :7], atol=1e-4)
 
     emulator.side("place_arm", joints=HOME.tolist())
-    driver.arm()
     left = [np.zeros(8), *actions]  # the first answer only warms up
     played = []
-    loop = ControlLoop(
-        driver, cameras, lambda o: left.pop(0),
-        SafetyFilter(XARM7_LIMITS, ArmPoints(), SafetyConfig(state_age_max=3.0)),
-        LoopConfig(live=True, image_size=16, gripper_hold=0), CALM, Calls(step=played.append),
-    )  # fmt: skip
-    result = loop.run(len(actions))
+    act = lambda o: left.pop(0)  # noqa: E731
+    runtime = runtime_of(driver, cameras, act, subscribers=[Calls(step=played.append)])
+    result = runtime.episode(len(actions))
     assert (result.cause, result.steps) == ("steps", len(actions))
     np.testing.assert_allclose(emulator.side("status")["joints"], goals[-1], atol=5e-3)
     np.testing.assert_allclose(np.stack([s["action"] for s in played]), actions, atol=1e-5)
@@ -108,9 +109,9 @@ def led():
     return LedArm(VirtualClock())
 
 
-def taught(arm, controls, heard, config=CONFIG, limits=CALM, camera=None):
-    cameras = {"hand": camera or Film(arm.clock, NOISE, 30)}
-    return Teaching(arm, cameras, controls, config, limits, Calls(step=heard), arm.clock).run(300)
+def taught(arm, controls, heard, camera=None, **settings):
+    runtime = runtime_of(arm, {"hand": camera or Film(arm.clock, NOISE, 30)}, clock=arm.clock, **settings)
+    return teach(runtime, controls, 300, Calls(step=heard))
 
 
 def test_the_gripper_closes_at_once_and_the_end_is_the_end_of_the_step(led):
@@ -127,27 +128,21 @@ def test_the_gripper_closes_at_once_and_the_end_is_the_end_of_the_step(led):
 
 
 def test_the_supervisor_hears_of_a_led_arm_as_often_as_of_one_that_is_driven(led):
-    beats, controls, gone = [], Controls(), []
+    class Times(Watch):
+        def beat(self):
+            super().beat()
+            beats.append(led.clock.now())
 
-    def beat():
-        if gone:
-            raise EnvError("supervisor: found it gone, expected it to watch")
-        beats.append(led.clock.now())
-
-    cameras = {"hand": Film(led.clock, NOISE, 30)}
-    rests = []
-    teaching = Teaching(
-        led, cameras, controls, CONFIG, CALM, None, led.clock, beat, lambda: rests.append(led.clock.now())
-    )
+    watch, beats, controls = Times(), [], Controls()
     led.clock.at(0.85, lambda: controls.on_key("\n"))
     begin = led.clock.now()
-    assert teaching.run(300) == ""
-    assert max(np.diff([begin, *beats, led.clock.now()])) < 0.05 and len(rests) == 1
-    led.clock.at(0.5, lambda: gone.append(True))
+    assert taught(led, controls, lambda step: None, supervisor=watch) == ""
+    assert max(np.diff([begin, *beats, led.clock.now()])) < 0.05 and watch.heard[-1] == "rest"
+    led.clock.at(0.5, lambda: setattr(watch, "gone", True))
     controls.reset()
     with pytest.raises(EnvError, match="found it gone"):
-        teaching.run(300)
-    assert led.stopped and len(rests) == 2
+        taught(led, controls, lambda step: None, supervisor=watch)
+    assert led.stopped and watch.heard[-1] == "rest"
 
 
 def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
@@ -159,7 +154,7 @@ def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
             led.hand(HOME + 0.2)  # 0.8 rad/s against 0.2 rad/s
         controls.ended = len(steps) > 2 and abs(sum(s["action"][0] for s in steps) - 0.2) < 1e-3
 
-    assert taught(led, controls, add, TeachConfig(image_size=16, max_delta=0.02)) == ""
+    assert taught(led, controls, add, loop=replace(LIVE, max_delta=0.02)) == ""
     actions = np.stack([s["action"] for s in steps])
     assert np.abs(actions[:, :7]).max() <= 0.02 + 1e-6
     np.testing.assert_allclose(actions[:, :7].sum(0), np.full(7, 0.2), atol=2e-3)
@@ -171,9 +166,9 @@ def test_an_error_or_a_silent_camera_breaks_the_episode_off(led):
     with pytest.raises(EnvError, match="error 31 pending"):
         taught(led, Controls(), lambda step: None)
     led.error = 0
-    limits = WatchdogLimits(**{**CALM.__dict__, "camera_hold": 0.4})
     film = Film(led.clock, NOISE, 30)
-    assert taught(led, Controls(), lambda step: film.end(), CONFIG, limits, film) == "camera hand is stale"
+    stale = taught(led, Controls(), lambda step: film.end(), film, limits=replace(CALM, camera_hold=0.4))
+    assert stale == "camera hand is stale"
     led.silent = lambda arm: True
     with pytest.raises(EnvError, match=r"teaching: found idle \(joint state is stale\), expected ready"):
         taught(led, Controls(), lambda step: None)

@@ -42,9 +42,7 @@ class Wish:
 
 
 def made(mover, **settings):
-    teleoperator = Teleoperator(mover, Controls(), IK, XARM7_LIMITS, points=POINTS, **settings)
-    teleoperator.reset(HOME)
-    return teleoperator
+    return Teleoperator(mover, Controls(), IK, XARM7_LIMITS, points=POINTS, **settings)
 
 
 # ---------------------------------------------------------------- inverse kinematics
@@ -226,17 +224,13 @@ def moved_by(driver, camera, clock):
     )  # fmt: skip
     wish, steps = Wish((1, 0.5, -0.5, 0)), []
     teleoperator = made(wish)
-    calls = []
 
     def act(observation):
-        calls.append(1)
-        if len(calls) == 1:  # only warms up
-            return np.zeros(8)
-        if len(calls) > 11:
+        if len(steps) > 8:  # two more are under way
             wish.now = np.zeros(4)
         return teleoperator.act(loop.commanded)
 
-    heard = Calls(begin=lambda: teleoperator.reset(HOME), step=steps.append)
+    heard = Calls(begin=teleoperator.reset, step=steps.append)
     safety = SafetyFilter(XARM7_LIMITS, POINTS, SafetyConfig(state_age_max=3.0))
     config = LoopConfig(live=True, image_size=16)
     loop = ControlLoop(driver, {"hand": camera}, act, safety, config, calm, heard, clock)
