@@ -9,8 +9,7 @@ from s2robot.deployment.scene import Scene
 from s2robot.deployment.settings import Bench
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.real.arms.driver import ArmLimits
-from s2robot.envs.real.arms.logged import logged_driver
-from s2robot.envs.real.arms.sdk_log import LOG_FILE
+from s2robot.envs.real.arms.sdk import LOG_FILE
 from s2robot.envs.real.arms.xarm import XArmDriver
 
 JOINT_NAMES = tuple(f"joint{i}" for i in range(1, 8))
@@ -28,11 +27,7 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
         )
     arm, log = bench.bridge.arm, bench.run_dir / LOG_FILE
     print(f"what the arm's SDK says: {log}", flush=True)
-    return partial(
-        logged_driver, log, str(ip), limits=limits, mode=arm.number, ports=scene.ports if scene else None,
-        sensitivity=arm.sensitivity, speed=arm.speed, acceleration=arm.acceleration, payload=arm.payload,
-        tcp_offset=arm.tcp_offset and tuple(arm.tcp_offset),
-    )  # fmt: skip
+    return partial(XArmDriver, str(ip), limits, arm, scene.ports if scene else None, log=log)
 
 
 def robot_of(limits: ArmLimits, rate_hz: float) -> Robot:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import (
@@ -30,7 +31,9 @@ from s2robot.envs.real.arms.driver import (
     Array,
     CommandResult,
     DriverStatus,
-    arming,
+    StreamedArm,
+    finite,
+    made_within,
 )
 from s2robot.envs.real.control.clock import now
 
@@ -47,14 +50,12 @@ STIFFNESS = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)  # N m/rad
 FRANKA_LIMITS = ArmLimits(
     q_min=(-2.7437, -1.7628, -2.8973, -3.0421, -2.8065, 0.5445, -2.8973),
     q_max=(2.7437, 1.7628, 2.8973, -0.1518, 2.8065, 3.7525, 2.8973),
-    dq_max=(1.7,) * 7,
-    ddq_max=(7.5,) * 7,
-    box=((0.15, 0.75), (-0.40, 0.40), (-0.13, 0.50)),
-    table_z=-0.112,
+    dq_max=1.7,
+    ddq_max=7.5,
 )
 
 
-class FrankaDriver:
+class FrankaDriver(StreamedArm):
     """An `s2robot.envs.real.arms.driver.ArmDriver`; its `mode` while it is armed is MOVING.
 
     Args:
@@ -73,26 +74,18 @@ class FrankaDriver:
         realtime: bool = True,
         gripper: bool = True,
     ):
-        self.ip, self.limits, self.stiffness = ip, limits, stiffness
+        super().__init__(limits, limits.step_max)
+        self.ip, self.stiffness = ip, stiffness
         self._realtime, self._has_gripper = realtime, gripper
         self._robot: Any = None
         self._hand: Any = None
         self._tracker: Any = None
-        self._last = np.full(7, np.nan)  # rad, commanded last
-        self._stopped = "not armed"
-        self._last_stop = object()
         self._heard, self._mode, self._error = -np.inf, -1, 0
         self._lock = threading.Lock()  # between a stop and a command of another thread
         self._wanted: float | None = None  # opening
         self._opening, self._hand_heard = np.nan, -np.inf
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> "FrankaDriver":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # ---------------------------------------------------------------- connect
 
@@ -110,26 +103,13 @@ class FrankaDriver:
             raise EnvError(
                 f"franka: found no franky-control ({error}), expected it (pip install 's2robot[franka]')"
             ) from None
-        made: list[Any] = []
-        failed: list[BaseException] = []
 
-        def build() -> None:
-            try:
-                config = franky.RealtimeConfig
-                kind = config.Enforce if self._realtime else config.Ignore
-                robot = franky.Robot(self.ip, realtime_config=kind)
-                made.append((robot, franky.Gripper(self.ip) if self._has_gripper else None))
-            except BaseException as error:
-                failed.append(error)
+        def build() -> tuple[Any, Any]:
+            config = franky.RealtimeConfig
+            robot = franky.Robot(self.ip, realtime_config=config.Enforce if self._realtime else config.Ignore)
+            return robot, franky.Gripper(self.ip) if self._has_gripper else None
 
-        thread = threading.Thread(target=build, daemon=True, name="franka connect")
-        thread.start()
-        thread.join(timeout_s)
-        if failed:
-            raise EnvError(f"franka {self.ip}: cannot connect ({failed[0]})") from None
-        if not made:
-            raise EnvError(f"franka {self.ip}: found no answer within {timeout_s:g} s, expected an arm")
-        self._robot, self._hand = made[0]
+        self._robot, self._hand = made_within(timeout_s, build, lambda late: None, f"franka {self.ip}")
         try:
             if self._hand is not None:
                 self._look_at_hand()
@@ -143,7 +123,7 @@ class FrankaDriver:
 
     def close(self) -> None:
         """Stop, if it was armed, and let go."""
-        if self._robot is not None and not self._stopped:
+        if self._robot is not None and not self.stopped:
             self.stop("closed")
         if self._tracker is not None:
             with suppress(Exception):
@@ -164,9 +144,9 @@ class FrankaDriver:
         """
         if self.read().error:
             raise EnvError(f"franka {self.ip}: found {self.errors}; look at the arm, then recover in Desk")
-        with arming(self.stop, lambda: self._last_stop):
+        with self._arming():
             self._start()
-            self._last, self._stopped = self.read().q, ""
+            self._last, self.stopped = self.read().q, ""
 
     def _start(self) -> None:
         import franky
@@ -212,12 +192,12 @@ class FrankaDriver:
             s = self._robot.state
             q, dq, tau = (np.array(values, float) for values in (s.q, s.dq, s.tau_J))
             pose = s.O_T_EE
-            tcp = np.concatenate([np.ravel(pose.translation), _rpy(np.ravel(pose.quaternion))])
+            turn = Rotation.from_quat(np.ravel(pose.quaternion)).as_euler("xyz")
+            tcp = np.concatenate([np.ravel(pose.translation), turn])
             mode, error = int(s.robot_mode.value), ERROR if self._robot.has_errors else 0
         except Exception as failure:
             raise EnvError(f"franka {self.ip}: found no state ({failure})") from None
-        if not all(np.isfinite(x).all() for x in (q, dq, tau, tcp)):
-            raise EnvError(f"franka {self.ip}: found measured joints {q.tolist()}, expected finite numbers")
+        finite(self.ip, q, dq, tau, tcp)
         if self._hand is not None and asked - self._hand_heard > GRIPPER_LOST:
             raise EnvError(f"franka {self.ip}: found no answer from the hand for {GRIPPER_LOST:g} s")
         self._heard, self._mode, self._error = asked, mode, error
@@ -237,10 +217,8 @@ class FrankaDriver:
         a step too wide, an opening that is not within 0 to 1. GONE: the controller has ended.
         """
         begin = now()
-        target = self._sendable(q)
-        opening_ok = gripper is None or (isinstance(gripper, int | float | np.number) and 0 <= gripper <= 1)
         with self._lock:
-            if self._stopped or target is None or not opening_ok:
+            if (target := self._sendable(q, gripper)) is None:
                 return CommandResult(REFUSED, begin, begin)
             if not self._tracker.is_running:
                 return CommandResult(GONE, begin, begin)
@@ -250,16 +228,6 @@ class FrankaDriver:
                 self._wanted = float(gripper)
         return CommandResult(OK, begin, now())
 
-    def _sendable(self, q: Any) -> Array | None:
-        try:
-            target = np.array(q, float)
-        except (TypeError, ValueError):
-            return None
-        low, high = np.array(self.limits.q_min), np.array(self.limits.q_max)
-        if target.shape != (7,) or not ((target >= low) & (target <= high)).all():  # NaN fails both
-            return None
-        return target if (np.abs(target - self._last) <= self.limits.step_max).all() else None
-
     def stop(self, reason: str) -> bool:
         """Brake and end the controller; does not wait for rest, never raises. Until `arm`, `command` refuses.
 
@@ -267,7 +235,7 @@ class FrankaDriver:
         """
         self._last_stop = object()
         with self._lock:
-            self._stopped, self._wanted = reason or "stopped", None
+            self.stopped, self._wanted = reason or "stopped", None
             robot, tracker = self._robot, self._tracker
             if robot is None or tracker is None:
                 return robot is not None
@@ -281,11 +249,6 @@ class FrankaDriver:
             robot.stop()
             return True
         return False
-
-    @property
-    def stopped(self) -> str:
-        """Why `command` refuses; empty if it does not."""
-        return self._stopped
 
     # ---------------------------------------------------------------- hand
 
@@ -316,15 +279,3 @@ class FrankaDriver:
         if under_way is not None:
             with suppress(Exception):
                 under_way.wait(2.0)  # letting go of one that is under way waits for it without a limit
-
-
-def _rpy(quaternion: Array) -> Array:
-    """Roll, pitch, yaw of a quaternion (x, y, z, w).  # (3,)"""
-    x, y, z, w = quaternion
-    return np.array(
-        [
-            np.arctan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y)),
-            np.arcsin(np.clip(2 * (w * y - z * x), -1, 1)),
-            np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)),
-        ]
-    )

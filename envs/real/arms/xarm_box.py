@@ -17,8 +17,6 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmLimits
 
-PAYLOAD = 0.82  # kg, of the vendor's gripper
-TCP_OFFSET = (0.0,) * 6  # m and rad: fence, tool speed and poses are then of the flange
 HAND_REACH = 0.2  # m from the flange to the farthest that the box's limits leave to the hand
 _PAYLOAD_OFF, _OFFSET_OFF = 0.1, 2e-3  # kg; m and rad
 _REPORT_S = 0.5  # s until a report says what the box has; five come a second
@@ -71,18 +69,9 @@ class BoxSettings:
             if code == 0 and len(states) > 5:  # old firmware knows fewer, and keeps what it is given
                 self._before = states, int(sdk.collision_sensitivity), bool(sdk.self_collision_params[0])
         joints = np.stack([limits.q_min, limits.q_max], 1).ravel().tolist()
-        (x0, x1), (y0, y1), (z0, z1) = limits.box
-        reach = HAND_REACH
-        fence = [x1 + reach, x0 - reach, y1 + reach, y0 - reach, z1 + reach, z0 - reach]  # of the flange, m
-        reduced = [
-            True,
-            [x * 1000 for x in fence],
-            limits.point_speed * 1000,
-            max(limits.dq_max),
-            joints,
-            True,
-        ]
-        return self._calls(reduced, sensitivity, True)
+        fence = np.array(limits.box)[:, ::-1] + [HAND_REACH, -HAND_REACH]  # m, (high, low), of the flange
+        boundary, speed = (1000 * fence).ravel().tolist(), limits.point_speed * 1000
+        return self._calls([True, boundary, speed, max(limits.dq_max), joints, True], sensitivity, True)
 
     def restore(self) -> None:
         """Put the box's limits back; up to the first that fails, as where the connection is gone."""

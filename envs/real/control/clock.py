@@ -57,19 +57,15 @@ class RealClock:
     """The machine's."""
 
     def now(self) -> float:
-        """See `Clock`."""
         return now()
 
     def sleep(self, seconds: float) -> None:
-        """See `Clock`."""
         time.sleep(max(0.0, seconds))
 
     def condition(self) -> threading.Condition:
-        """See `Clock`."""
         return threading.Condition()
 
     def spawn(self, target: Callable[[], None], name: str) -> threading.Thread:
-        """See `Clock`."""
         thread = threading.Thread(target=target, daemon=True, name=name)
         thread.start()
         return thread

@@ -75,7 +75,6 @@ class Keyboard:
             self._controls.on_key(key)
 
     def velocity(self) -> Array:
-        """See `Mover`."""
         now = self._clock()
         held = [_KEYS[key] for key, since in self._pressed.copy().items() if now - since <= self._hold]
         return np.clip(np.sum([(0, 0, 0, 0), *held], 0).astype(float), -1, 1)

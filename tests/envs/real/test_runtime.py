@@ -65,7 +65,7 @@ def test_to_the_start_and_an_episode(arm):
     assert runtime.go_to(HOME + 0.1) and runtime.at(HOME + 0.1)
     assert watch.heard[-1] == "rest" and watch.heard.count("rest") == 1
     way = len(arm.sent)
-    assert np.abs(np.diff(arm.sent, axis=0)).max() * arm.limits.rate_hz <= 0.5
+    assert np.abs(np.diff(arm.sent, axis=0)).max() * arm.limits.rate_hz <= 0.5 + 1e-9
     assert runtime.run(5).cause == "steps" and len(heard) == 5
     assert watch.heard[-1] == "rest" and watch.heard.count("beat") >= len(arm.sent) > way
     arm.lawful()

@@ -1,7 +1,7 @@
 """The Franka driver against franky-sim, in an environment of its own (its pinocchio asks for numpy 2):
 
 python3 -m venv franka-venv
-franka-venv/bin/pip install franky-control franky-sim gymnasium pytest
+franka-venv/bin/pip install franky-control franky-sim gymnasium omegaconf pydantic pytest scipy
 franka-venv/bin/python -m pytest --noconftest -m slow tests/envs/real/arms/test_franka.py
 
 franky-sim accepts what an arm refuses and has no error model: nothing here is a claim about safety.

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS
-from s2robot.envs.real.arms.xarm import ONLINE, SERVO, XArmDriver
+from s2robot.envs.real.arms.xarm import ArmSettings, XArmDriver
 from s2robot.envs.real.control.clock import now
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import PATIENCE, wait_for
@@ -60,9 +61,9 @@ def test_connecting_moves_and_enables_nothing(connected, emulator):
     assert connected.status().connected and connected.status().report_age_s < PATIENCE
 
 
-@pytest.mark.parametrize("mode", [SERVO, ONLINE])
+@pytest.mark.parametrize("mode", ["servo", "online"])
 def test_a_stream_of_small_steps_is_followed(connected, mode):
-    connected.mode = mode
+    connected.settings = ArmSettings(mode=mode)
     connected.arm()
     goal = HOME + 0.1
     for part in np.linspace(0, 1, 40):
@@ -70,7 +71,7 @@ def test_a_stream_of_small_steps_is_followed(connected, mode):
         time.sleep(0.005)
     wait_for(lambda: np.abs(connected.read().q - goal).max() < 5e-3, "the goal")
     state = connected.read()
-    assert state.error == 0 and state.mode == mode
+    assert state.error == 0 and state.mode == connected.settings.number
     assert 0 <= now() - state.t_mono < PATIENCE
 
 
@@ -136,7 +137,7 @@ def test_closing_the_driver_halts_fingers_too(arm, emulator):
 )
 def test_a_box_that_is_set_to_another_tool_is_not_armed(emulator, tool, text):
     reset(emulator)
-    with XArmDriver("127.0.0.1", ports=emulator.ports, **tool) as driver:
+    with XArmDriver("127.0.0.1", settings=ArmSettings(**tool), ports=emulator.ports) as driver:
         driver.connect(PATIENCE)
         for arm in (driver.arm, driver.lead):
             with pytest.raises(EnvError, match=text):
@@ -147,11 +148,10 @@ def test_a_box_that_is_set_to_another_tool_is_not_armed(emulator, tool, text):
 
 def test_a_tool_that_is_not_compared(emulator):
     reset(emulator)
-    with XArmDriver("127.0.0.1", ports=emulator.ports, payload=None, tcp_offset=None) as driver:
+    tool = ArmSettings(payload=None, tcp_offset=None)
+    with XArmDriver("127.0.0.1", settings=tool, ports=emulator.ports) as driver:
         driver.connect(PATIENCE)
         driver.arm()
-    with pytest.raises(EnvError, match="tcp_offset: expected 6 finite numbers, got"):
-        XArmDriver("127.0.0.1", tcp_offset=(0.0, np.nan))
 
 
 @pytest.mark.parametrize("on", [False, True])
@@ -396,8 +396,15 @@ def test_connecting_leaves_the_process_its_socket_timeout(emulator, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mode": 0}, {"sensitivity": 0}, {"speed": np.nan}, {"acceleration": 50.0}]
+    "wrong",
+    [
+        {"mode": "fast"},
+        {"sensitivity": 0},
+        {"speed": np.nan},
+        {"acceleration": 50.0},
+        {"tcp_offset": (0, np.nan)},
+    ],
 )
 def test_senseless_settings_are_refused(wrong):
-    with pytest.raises(EnvError, match="xarm"):
-        XArmDriver("127.0.0.1", **wrong)
+    with pytest.raises(UserError, match=f"^bridge.arm.{next(iter(wrong))}"):
+        ArmSettings(**wrong)

@@ -110,7 +110,7 @@ def test_a_gripper_command_stands_for_a_while(arm, cameras):
 
 def test_a_first_answer_that_stopped_the_cameras_is_waited_out(arm, cameras):
     """What the policy's warm-up takes from the computer is no fault: the loop waits for fresh frames again."""
-    limits, calls = replace(CALM, camera_hold=0.2), []
+    limits, calls = CALM.replace(camera_hold=0.2), []
 
     def act(observation):
         calls.append(arm.clock.now())
@@ -190,8 +190,8 @@ def test_after_a_gap_the_loop_does_not_move_again(arm, cameras, clock, when):
     command = arm.command
     arm.command = lambda q, gripper: (command(q, gripper), away("in the command"))[0]
     heard = Calls(beat=lambda: away("between two periods"))
-    limits = replace(
-        CALM, state_hold=0.2, state_fault=0.25
+    limits = CALM.replace(
+        state_hold=0.2, state_fault=0.25
     )  # frames and policy of a busy machine are no matter
     loop = made(arm, cameras, lambda o: SLOWLY, limits=limits, subscriber=heard)
     follow = loop.stream.next
@@ -236,7 +236,7 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
             clock.sleep(30.0)
 
     act = after(5, lambda: loop.request_end() or np.eye(8)[6] * 0.04, lambda: np.eye(8)[6] * 0.04)
-    loop = made(arm, cameras, act, replace(CALM, state_fault=1.0), subscriber=Calls(beat=beat))
+    loop = made(arm, cameras, act, CALM.replace(state_fault=1.0), subscriber=Calls(beat=beat))
     result = loop.run(max_steps=100)
     assert at and len(arm.sent) == at[0] > 10
     assert result.state == State.FAULT and "stood still for 3" in result.reasons[0] and len(arm.stops) == 1
@@ -311,7 +311,7 @@ def test_a_first_answer_that_is_broken_moves_nothing(arm, cameras):
 
 
 def test_a_late_policy_holds_and_a_gone_one_is_a_fault(arm, cameras):
-    limits = replace(CALM, policy_hold=0.15, policy_fault=0.6)
+    limits = CALM.replace(policy_hold=0.15, policy_fault=0.6)
     calls = []
 
     def act(observation):
@@ -340,7 +340,7 @@ def unsure(arm, cameras, values, hold_fault=20.0):
         asked.append(next(said, 0.0))
         return SLOWLY
 
-    limits = replace(CALM, disagreement=0.05, hold_fault=hold_fault)
+    limits = CALM.replace(disagreement=0.05, hold_fault=hold_fault)
     safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
     config = LoopConfig(live=True, image_size=16, policy_hz=20.0)
     told = lambda: asked[-1] if asked else 0.0  # noqa: E731
@@ -372,7 +372,7 @@ def test_the_plan_that_ends_a_hold_is_executed_from_its_first_action(arm, camera
 
     hears = Calls(step=lambda step: executed.append(int(round(step["action_raw"][0] / 1e-4))))
     safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
-    limits, config = replace(CALM, disagreement=0.05, hold_fault=20.0), LoopConfig(live=True, image_size=16)
+    limits, config = CALM.replace(disagreement=0.05, hold_fault=20.0), LoopConfig(live=True, image_size=16)
     told = lambda: asked[-1] if asked else 0.0  # noqa: E731
     ControlLoop(arm, cameras, act, safety, config, limits, hears, arm.clock, told).run(max_steps=3)
     assert executed == [2, 5, 6]
@@ -388,7 +388,7 @@ def test_members_that_never_agree_are_a_fault(arm, cameras):
 
 
 def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):
-    limits = replace(CALM, policy_hold=0.05, policy_fault=20.0, hold_fault=1.5)
+    limits = CALM.replace(policy_hold=0.05, policy_fault=20.0, hold_fault=1.5)
     loop = made(arm, cameras, after(1, lambda: arm.clock.sleep(0.3) or SLOWLY), limits)
     result = loop.run(max_steps=100)
     states = [state for _, state, _ in loop.watchdog.history]
@@ -398,7 +398,7 @@ def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):
 
 
 def test_a_policy_that_still_hangs_begins_no_second_episode(arm, cameras, clock):
-    limits = replace(CALM, policy_hold=0.5, policy_fault=1.0)
+    limits = CALM.replace(policy_hold=0.5, policy_fault=1.0)
     come_back, inside, calls = [], [], []
 
     def act(observation):
@@ -450,7 +450,7 @@ def test_what_is_wrong_with_the_arm_is_a_fault_at_once(arm, cameras, change, rea
 
 
 def test_an_arm_that_no_longer_answers(arm, cameras):
-    limits = replace(CALM, state_hold=0.1, state_fault=0.4)
+    limits = CALM.replace(state_hold=0.1, state_fault=0.4)
 
     def act(observation):
         return SLOWLY
@@ -467,7 +467,7 @@ def test_an_arm_that_no_longer_answers(arm, cameras):
 @pytest.mark.parametrize("state_hold", [0.1, 1.0])
 def test_a_stall_of_the_wire_is_not_caught_up_with(clock, cameras, where, state_hold):
     arm = Stalling(clock, where)
-    limits = replace(CALM, state_hold=state_hold)
+    limits = CALM.replace(state_hold=state_hold)
     fast = np.append(np.full(7, 0.03), 0.0)  # 0.6 rad/s
     loop = made(arm, cameras, lambda o: fast, limits)
     result = loop.run(max_steps=15)
@@ -491,7 +491,7 @@ def test_an_arm_that_does_not_follow_is_stopped(arm, cameras):
 
 
 def test_a_camera_that_stops_holds_and_then_is_a_fault(arm, cameras):
-    limits = replace(CALM, camera_hold=0.3, camera_fault=0.8)
+    limits = CALM.replace(camera_hold=0.3, camera_fault=0.8)
 
     def act(observation):
         if len(arm.sent) > 15:
@@ -517,7 +517,7 @@ def test_a_frozen_camera_is_seen_while_the_arm_moves(arm, clock):
 def test_stale_frames_before_the_start_move_nothing(arm, cameras):
     cameras["hand"].end()
     arm.clock.sleep(0.1)
-    limits = replace(CALM, camera_hold=0.05)
+    limits = CALM.replace(camera_hold=0.05)
     with pytest.raises(EnvError, match="camera hand is stale"):
         made(arm, cameras, lambda o: SLOWLY, limits, config={"ready_s": 0.1}).run(1)
     assert arm.sent == []
