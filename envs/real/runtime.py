@@ -17,11 +17,11 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmDriver, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.interpolate import SHARE, Interpolator
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig, Result
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.sensors import Camera
 from s2robot.envs.real.control.subscriber import Subscriber, Subscribers
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
@@ -55,7 +55,7 @@ class ArmRuntime(Subscriber):
     def __init__(
         self,
         driver: ArmDriver,
-        cameras: Mapping[str, Camera],
+        cameras: Mapping[str, CameraReader],
         act: Callable[[dict], np.ndarray],
         points: ArmPoints,
         loop: LoopConfig | None = None,

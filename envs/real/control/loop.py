@@ -24,10 +24,11 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState, Array
+from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.policy_worker import Answer, PolicyWorker
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
-from s2robot.envs.real.control.sensors import Camera, Sensors
+from s2robot.envs.real.control.sensors import Sensors
 from s2robot.envs.real.control.stream import CommandStream, LoopConfig
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import UNSURE, State, Watchdog, WatchdogLimits
@@ -91,7 +92,7 @@ class ControlLoop:
     def __init__(
         self,
         driver: ArmDriver,
-        cameras: Mapping[str, Camera],
+        cameras: Mapping[str, CameraReader],
         act: Callable[[dict], np.ndarray],
         safety: SafetyFilter,
         config: LoopConfig | None = None,

@@ -11,8 +11,7 @@ the observation, and when its action was taken up), `verdict` (the worst of `s2r
 (the last of the arm that was not 0) and `camera_age` (s, in the cameras' order).
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +19,14 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.subscriber import Subscriber
 
 
-class Sink(Protocol):
-    """Where episodes go."""
-
-    def append(self, episode: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
-        """Add one whole episode, or nothing."""
-
-
 class EpisodeRecorder(Subscriber):
-    """Collects the steps of one episode in memory; writes nothing while the arm moves."""
+    """Collects the steps of one episode in memory; writes nothing while the arm moves.
 
-    def __init__(self, sink: Sink):
+    Args:
+        sink: an `EpisodeStore`, or anything with its `append`.
+    """
+
+    def __init__(self, sink: Any):
         self._sink = sink
         self._steps: list[dict] = []
 

@@ -7,32 +7,17 @@ observation = sensors.observe(256)       # for the policy, or the record
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
-from s2robot.envs.real.arms.driver import OK, ArmState, Array, DriverStatus
-from s2robot.envs.real.cameras.camera import Frame, fitted
+from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState, Array
+from s2robot.envs.real.cameras.camera import CameraReader, fitted
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.watchdog import Inputs, State, Watchdog
 
 POLL_S = 0.01  # s between two looks while everything is waited for
-
-
-class Readable(Protocol):
-    """The part of a driver that is asked here."""
-
-    def read(self) -> ArmState: ...
-    def status(self) -> DriverStatus: ...
-
-
-class Camera(Protocol):
-    """A started `CameraReader`, or what gives frames like one."""
-
-    def latest(self) -> Frame | None: ...
-    def age(self, now: float) -> float: ...
 
 
 class Sensors:
@@ -51,8 +36,8 @@ class Sensors:
 
     def __init__(
         self,
-        driver: Readable,
-        cameras: Mapping[str, Camera],
+        driver: ArmDriver,
+        cameras: Mapping[str, CameraReader],
         watchdog: Watchdog,
         frozen_s: float = np.inf,
         frozen_motion: float = np.inf,

@@ -94,9 +94,8 @@ def test_a_camera_fault_stops_the_arm_as_designed(scene_bench, name):
 
 
 def test_a_driver_without_its_check_is_found_out(bench, monkeypatch):
-    monkeypatch.setattr(
-        "s2robot.envs.real.arms.xarm.XArmDriver._sendable", lambda self, q: np.asarray(q, float)
-    )
+    unchecked = lambda self, q, gripper: np.asarray(q, float)  # noqa: E731
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.XArmDriver._sendable", unchecked)
     outcome = bench.run(KNOWN["jump_wire"])
     assert outcome.unsafe > 0 and not outcome.as_designed
     assert cells(row(KNOWN["jump_wire"], [outcome]))[3] == str(outcome.unsafe)

@@ -218,7 +218,7 @@ def test_a_senseless_limit_is_refused(limit):
 
 def test_its_process_loads_no_more_than_the_arm_needs():
     """It watches from the first moment on; torch alone would take seconds."""
-    code = "import sys, s2robot.envs.real.arms.logged, s2robot.envs.real.control.supervisor as s; " \
+    code = "import sys, s2robot.envs.real.arms.xarm, s2robot.envs.real.control.supervisor as s; " \
         "print(*sorted({'torch', 'zarr', 'cv2', 'hydra', 'mujoco'} & set(sys.modules)))"  # fmt: skip
     environment = os.environ | {"PYTHONPATH": ROOT}
     done = subprocess.run(
