@@ -134,12 +134,7 @@ def test_a_dry_run_sends_nothing_and_says_what_it_would(arm, cameras):
 
 def test_a_large_action_is_cut_to_what_the_simulated_world_takes(arm, cameras):
     steps = []
-    made(
-        arm,
-        cameras,
-        lambda o: np.eye(8)[6] * 9,
-        subscriber=Calls(step=steps.append),
-    ).run(1)
+    made(arm, cameras, lambda o: np.eye(8)[6] * 9, subscriber=Calls(step=steps.append)).run(1)
     assert steps[0]["action"][6] == pytest.approx(0.25) and steps[0]["action_raw"][6] == 9.0
     arm.lawful()
 
