@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
+from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
@@ -163,9 +164,7 @@ def test_a_far_target_is_reached_without_overshoot():
     target = HOME + [0.15, 0, 0, 0, 0, 0, -0.15]
     path = np.array([send(safety, target).q for _ in range(60)])
     np.testing.assert_allclose(path[-1], target, atol=1e-9)
-    overshoot = np.array([path[:, 0].max() - target[0], target[6] - path[:, 6].min()])
-    assert (overshoot <= 1e-9).all()
-    assert safety.dq_last == pytest.approx(0, abs=1e-6)
+    assert path[:, 0].max() <= target[0] + 1e-9 and path[:, 6].min() >= target[6] - 1e-9
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -241,20 +240,10 @@ def test_walls_around_the_rest_of_the_arm(walls):
     assert -0.1 <= behind < -0.09 if walls else behind < -0.2
 
 
-def test_an_arm_that_starts_outside_its_walls_is_not_started():
-    walls = ((-0.02, 0.55), (-0.35, 0.35), (-0.2, 0.72))
-    with pytest.raises(EnvError, match=r"outside its limits \(box: elbow\)"):
-        started(limits=XARM7_LIMITS.replace(arm_box=walls))
-
-
-@pytest.mark.parametrize("given, sent", [(2.0, 1.0), (-0.5, 0.0)])
+@pytest.mark.parametrize("given, sent", [(2.0, 1.0), (-0.5, 0.0), (None, None)])
 def test_the_gripper_is_clipped(given, sent):
     safe = send(started(), HOME, given)
-    assert (safe.gripper, safe.verdict, safe.reasons) == (sent, Verdict.CLAMP, ("gripper range",))
-
-
-def test_no_gripper_command_stays_none():
-    assert send(started(), HOME, None).gripper is None
+    assert (safe.gripper, safe.verdict == Verdict.CLAMP) == (sent, given is not None)
 
 
 # ---------------------------------------------------------------- hold and stop
@@ -375,14 +364,6 @@ def test_pushing_at_a_limit_for_long_stops():
     assert pushed(safety).verdict == Verdict.CLAMP  # and the count begins anew
 
 
-def test_a_free_target_now_and_then_does_not_excuse_pushing():
-    """With 99 of 100 clamped the arm is stopped within three seconds."""
-    safety = started(clamps_max=200)
-    verdicts = [(rested if k % 100 == 99 else pushed)(safety).verdict for k in range(300)]
-    first = verdicts.index(Verdict.STOP)
-    assert first == 202  # 201 clamped ones; the two free ones took back half of one
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.booleans(), min_size=1, max_size=120),
@@ -405,11 +386,8 @@ def test_an_arm_that_touches_the_table_is_not_stuck(seed):
     """Random targets just above the table, a turned hand among them: joints do not speed up alike, so that the straight
     way up begins with a fingertip a little lower. It stood for up to 4 s, with the target above it."""
     limits = SLOW.replace(table_clearance=0.0, box=((-1.0, 1.0),) * 3)
-    safety, path, rng = (
-        started(limits=limits, clamps_max=10_000),
-        Interpolator(limits),
-        np.random.default_rng(seed),
-    )
+    safety, path = started(limits=limits, clamps_max=10_000), Interpolator(limits)
+    rng = np.random.default_rng(seed)
     path.reset(HOME)
     commanded, clamped, stood = HOME, False, 0
     for begin in range(0, 60 * 14, 14):
@@ -450,11 +428,9 @@ def test_a_policy_that_slides_along_the_table_is_not_stopped(limits):
     assert Verdict.STOP not in verdicts and verdicts.count(Verdict.CLAMP) < 10
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"clamps_max": 0}, {"clamps_leak": 0.0}, {"clamps_leak": np.nan}, {"state_age_max": 0.0}]
-)
+@pytest.mark.parametrize("wrong", [{"clamps_max": 0}, {"clamps_leak": np.nan}, {"state_age_max": 0.0}])
 def test_senseless_settings_are_refused(wrong):
-    with pytest.raises(EnvError, match="expected clamps_max >= 1, clamps_leak and state_age_max > 0"):
+    with pytest.raises(UserError, match=f"^bridge.safety.{next(iter(wrong))}"):
         started(**wrong)
 
 
@@ -474,3 +450,6 @@ def test_nothing_moves_before_a_reset():
 def test_an_arm_outside_its_limits_is_not_started(q, words):
     with pytest.raises(EnvError, match=words):
         started(q)
+    walls = ((-0.02, 0.55), (-0.35, 0.35), (-0.2, 0.72))
+    with pytest.raises(EnvError, match=r"outside its limits \(box: elbow\)"):
+        started(limits=XARM7_LIMITS.replace(arm_box=walls))
