@@ -80,9 +80,6 @@ class ArmState:
     """One reading of the arm."""
 
     q: Array  # (7,) rad, measured
-    dq: Array  # (7,) rad/s
-    tau: Array  # (7,) N m, as far as the arm tells
-    tcp: Array  # (6,) m and rad: x, y, z, roll, pitch, yaw
     gripper: float  # opening, 0 closed to 1 open
     t_mono: float  # s, host's clock (`control.clock.now`), when the reading was asked for: it is not older than that
     mode: int  # the arm's own number
@@ -109,7 +106,6 @@ class DriverStatus:
 
     connected: bool
     error: int  # 0 = none
-    warn: int  # 0 = none
     mode: int
     report_age_s: float  # since the arm last said anything by itself; inf = never
 
@@ -145,7 +141,11 @@ class ArmDriver(Protocol):
 
 
 class StreamedArm:
-    """What drivers share: which commands are refused, and stops that come while the arm is being armed."""
+    """What drivers share: refused commands, and stops that come while the arm is being armed.
+
+    `command` refuses before `arm`, after `stop`, joints that are not 7 finite numbers or out of range, a step too wide,
+    and an opening that is not within 0 to 1.
+    """
 
     def __init__(self, limits: ArmLimits, step_max: Any):
         self.limits, self._step_max = limits, step_max  # rad a command may be from the last one
@@ -186,10 +186,11 @@ class StreamedArm:
             raise EnvError("arm: found a stop while it was armed, expected none")
 
 
-def finite(ip: str, *readings: Array) -> None:
-    """Raise EnvError unless all of an arm's readings are finite; the first one is the joints."""
-    if not all(np.isfinite(x).all() for x in readings):
-        raise EnvError(f"arm {ip}: found measured joints {readings[0].tolist()}, expected finite numbers")
+def measured(ip: str, q: Array) -> Array:
+    """Return an arm's measured joints. Raises EnvError unless they are finite."""
+    if not np.isfinite(q).all():
+        raise EnvError(f"arm {ip}: found measured joints {q.tolist()}, expected finite numbers")
+    return q
 
 
 def made_within(seconds: float, make: Callable[[], T], drop: Callable[[T], object], what: str) -> T:

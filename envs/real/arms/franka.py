@@ -7,11 +7,11 @@
 
 libfranka's 1 kHz loop runs in franky's own thread: a joint impedance controller follows the newest target, so the
 arm is soft, lags by a few hundredths of a radian under load, and goes on holding the last target if Python hangs.
-One client at a time may control the arm: there is no second connection, and no `s2robot.envs.real.control.supervisor`. If
-this process dies, the arm stops by itself because its commands no longer come.
+One client at a time may control the arm: there is no second connection, and no supervisor. If this process dies, the
+arm stops by itself because its commands no longer come.
 
-Tried against franky-sim, which accepts what a real arm refuses and knows no errors: no claim about safety rests on it.
-`s2robot.envs.real.arms.geometry` has no points for this arm yet, so the safety filter, and with it the control loop, refuses it.
+Tested against franky-sim, which accepts what a real arm refuses and knows no errors: no claim about safety rests on it.
+`s2robot.envs.real.arms.geometry` has no points for this arm yet, so the safety filter, and the control loop, refuse it.
 """
 
 import threading
@@ -20,7 +20,6 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import (
@@ -32,16 +31,16 @@ from s2robot.envs.real.arms.driver import (
     CommandResult,
     DriverStatus,
     StreamedArm,
-    finite,
     made_within,
+    measured,
 )
 from s2robot.envs.real.control.clock import now
 
 MOVING = 2  # franky's RobotMode.Move: a controller runs
 GONE = 1  # CommandResult.code: the controller has ended, by an error or a stop
-ERROR = 1  # ArmState.error: franky tells which in words, see `FrankaDriver.errors`
-GRIPPER_PERIOD = 0.1  # s between two looks at the hand
-GRIPPER_LOST = 2.0  # s without a word from the hand
+ERROR = 1  # ArmState.error: franky says which in words
+GRIPPER_PERIOD = 0.1  # s between two readings of the hand
+GRIPPER_LOST = 2.0  # s without an answer from the hand
 HAND_SPEED = 0.1  # m/s
 GRASP_FORCE = 40.0  # N
 STIFFNESS = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)  # N m/rad
@@ -60,9 +59,9 @@ class FrankaDriver(StreamedArm):
 
     Args:
         ip: the arm's address.
-        limits: what `command` never exceeds in range and step.
+        limits: `command` never exceeds their range and step.
         stiffness: of the impedance controller, N m/rad.
-        realtime: refuse a computer without a realtime kernel, as libfranka does by itself.
+        realtime: require a realtime kernel, as libfranka does.
         gripper: False for an arm without a hand; its opening is NaN.
     """
 
@@ -87,8 +86,6 @@ class FrankaDriver(StreamedArm):
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    # ---------------------------------------------------------------- connect
-
     def connect(self, timeout_s: float) -> None:
         """Reach arm and hand; moves nothing and recovers from no error.
 
@@ -112,7 +109,7 @@ class FrankaDriver(StreamedArm):
         self._robot, self._hand = made_within(timeout_s, build, lambda late: None, f"franka {self.ip}")
         try:
             if self._hand is not None:
-                self._look_at_hand()
+                self._read_hand()
                 self._closing.clear()
                 self._thread = threading.Thread(target=self._tend_hand, daemon=True, name="franka hand")
                 self._thread.start()
@@ -122,7 +119,7 @@ class FrankaDriver(StreamedArm):
             raise EnvError(f"franka {self.ip}: cannot connect ({error})") from None
 
     def close(self) -> None:
-        """Stop, if it was armed, and let go."""
+        """Stop, if it was armed, and disconnect."""
         if self._robot is not None and not self.stopped:
             self.stop("closed")
         if self._tracker is not None:
@@ -143,7 +140,8 @@ class FrankaDriver(StreamedArm):
                 `stop` was called meanwhile. The arm is stopped then.
         """
         if self.read().error:
-            raise EnvError(f"franka {self.ip}: found {self.errors}; look at the arm, then recover in Desk")
+            errors = self._robot.state.current_errors
+            raise EnvError(f"franka {self.ip}: found {errors}; look at the arm, then recover in Desk")
         with self._arming():
             self._start()
             self._last, self.stopped = self.read().q, ""
@@ -152,7 +150,7 @@ class FrankaDriver(StreamedArm):
         import franky
 
         try:
-            with suppress(franky.ControlException):  # what ended the motion before was told then
+            with suppress(franky.ControlException):  # what ended the motion before was reported then
                 self._robot.join_motion(2.0)
             self._tracker = franky.JointImpedanceTracker(
                 self._robot,
@@ -168,53 +166,35 @@ class FrankaDriver(StreamedArm):
                 raise EnvError(f"franka {self.ip}: found mode {self._mode} after arming, expected {MOVING}")
             time.sleep(0.01)
 
-    @property
-    def errors(self) -> str:
-        """What the arm complains about, in franky's words; empty if nothing."""
-        return (
-            str(self._robot.state.current_errors)
-            if self._robot is not None and self._robot.has_errors
-            else ""
-        )
-
-    # ---------------------------------------------------------------- read
-
     def read(self) -> ArmState:
-        """Measured joints and pose; the hand's opening is up to 0.2 s old.
+        """Return the measured joints; the hand's opening is up to 0.2 s old.
 
         Raises:
-            EnvError: no answer, one that is no number, or no word from the hand for 2 s.
+            EnvError: no answer, one that is no number, or no answer from the hand for 2 s.
         """
         if self._robot is None:
             raise EnvError(f"franka {self.ip}: found no connection, expected connect first")
         asked = now()
         try:
-            s = self._robot.state
-            q, dq, tau = (np.array(values, float) for values in (s.q, s.dq, s.tau_J))
-            pose = s.O_T_EE
-            turn = Rotation.from_quat(np.ravel(pose.quaternion)).as_euler("xyz")
-            tcp = np.concatenate([np.ravel(pose.translation), turn])
-            mode, error = int(s.robot_mode.value), ERROR if self._robot.has_errors else 0
+            state = self._robot.state
+            q = np.array(state.q, float)
+            mode, error = int(state.robot_mode.value), ERROR if self._robot.has_errors else 0
         except Exception as failure:
             raise EnvError(f"franka {self.ip}: found no state ({failure})") from None
-        finite(self.ip, q, dq, tau, tcp)
         if self._hand is not None and asked - self._hand_heard > GRIPPER_LOST:
             raise EnvError(f"franka {self.ip}: found no answer from the hand for {GRIPPER_LOST:g} s")
         self._heard, self._mode, self._error = asked, mode, error
-        return ArmState(q, dq, tau, tcp, self._opening, asked, mode, error)
+        return ArmState(measured(self.ip, q), self._opening, asked, mode, error)
 
     def status(self) -> DriverStatus:
         """From the last reading."""
         age = now() - self._heard
-        return DriverStatus(self._robot is not None and age < 1.0, self._error, 0, self._mode, age)
-
-    # ---------------------------------------------------------------- move
+        return DriverStatus(self._robot is not None and age < 1.0, self._error, self._mode, age)
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`.
 
-        REFUSED, and nothing is sent: before `arm`, after `stop`, joints that are not 7 finite numbers or out of range,
-        a step too wide, an opening that is not within 0 to 1. GONE: the controller has ended.
+        REFUSED, and nothing is sent: see `StreamedArm`. GONE: the controller has ended.
         """
         begin = now()
         with self._lock:
@@ -252,30 +232,30 @@ class FrankaDriver(StreamedArm):
 
     # ---------------------------------------------------------------- hand
 
-    def _look_at_hand(self) -> None:
+    def _read_hand(self) -> None:
         state = self._hand.state
         self._opening = float(np.clip(state.width / max(state.max_width, 1e-6), 0.0, 1.0))
         self._hand_heard = now()
 
     def _tend_hand(self) -> None:
-        """Ten times a second: begin a changed motion, ask for the width."""
+        """Ten times a second: begin a changed motion, read the width."""
         sent: float | None = None
         under_way: Any = None
         while not self._closing.wait(GRIPPER_PERIOD):
-            if self._wanted is None:  # stopped: the same opening is a new wish after it
+            if self._wanted is None:  # stopped: the same opening is a new command after it
                 sent = None
             with suppress(Exception):  # one motion that fails ends neither the next nor the reading
-                # a motion is let end first: franky-sim never answers one that was cut short
+                # a motion ends first: franky-sim never answers one that was cut short
                 free = under_way is None or under_way.wait(0.0)
                 if free and (wanted := self._wanted) is not None and wanted != sent:
                     if wanted < 0.5:
-                        # any width counts as grasped: what it holds is the policy's to see
+                        # any width counts as grasped: the policy sees what it holds
                         under_way = self._hand.grasp_async(0.0, HAND_SPEED, GRASP_FORCE, 1.0, 1.0)
                     else:
                         under_way = self._hand.move_async(wanted * self._hand.max_width, HAND_SPEED)
                     sent = wanted
             with suppress(Exception):
-                self._look_at_hand()
+                self._read_hand()
         if under_way is not None:
             with suppress(Exception):
-                under_way.wait(2.0)  # letting go of one that is under way waits for it without a limit
+                under_way.wait(2.0)  # destroying one that is under way waits for it without a limit

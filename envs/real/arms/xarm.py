@@ -35,7 +35,7 @@ from s2robot.envs.real.arms.driver import (
     CommandResult,
     DriverStatus,
     StreamedArm,
-    finite,
+    measured,
 )
 from s2robot.envs.real.arms.sdk import BoxPorts, client_ports, connect, import_sdk, log_to, probe
 from s2robot.envs.real.arms.xarm_box import BoxSettings
@@ -224,7 +224,7 @@ class XArmDriver(StreamedArm):
     # ---------------------------------------------------------------- read
 
     def read(self) -> ArmState:
-        """Measured joints, pose and the error, asked for now; the gripper's opening is up to 0.2 s old.
+        """Return the measured joints and the error, asked for now; the gripper's opening is up to 0.2 s old.
 
         Raises:
             EnvError: no answer in time, an answer that is no number, or no word from the gripper for 2 s.
@@ -232,16 +232,12 @@ class XArmDriver(StreamedArm):
         sdk, asked = self._connected(), now()
         code, states = sdk.get_joint_states(num=3)
         self._check("get_joint_states", code)
-        code, pose = sdk.get_position()
-        self._check("get_position", code)
-        q, dq, tau = (np.array(values, float) for values in states)
-        tcp = np.array([*np.divide(pose[:3], 1000), *pose[3:]])
-        finite(self.ip, q, dq, tau, tcp)
         gripper = self._gripper
         if gripper is not None and asked - gripper.heard > GRIPPER_LOST:
             raise EnvError(f"xarm {self.ip}: found no answer from the gripper (code {gripper.code})")
         opening = np.nan if gripper is None else gripper.opening
-        return ArmState(q, dq, tau, tcp, opening, asked, sdk.mode, self._error())
+        q = measured(self.ip, np.array(states[0], float))
+        return ArmState(q, opening, asked, sdk.mode, self._error())
 
     def _error(self) -> int:
         """The arm's error, asked for as soon as any answer has mentioned one; reports come up to 0.2 s later."""
@@ -256,18 +252,14 @@ class XArmDriver(StreamedArm):
         """See `ArmDriver`; no request."""
         sdk = self._sdk
         if sdk is None:
-            return DriverStatus(False, 0, 0, -1, np.inf)
+            return DriverStatus(False, 0, -1, np.inf)
         age = time.monotonic() - sdk._arm._last_report_time
-        return DriverStatus(bool(sdk.connected), int(sdk.error_code), int(sdk.warn_code), int(sdk.mode), age)
+        return DriverStatus(bool(sdk.connected), int(sdk.error_code), int(sdk.mode), age)
 
     # ---------------------------------------------------------------- move
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Send joints (7,) rad and an opening; see `ArmDriver`.
-
-        REFUSED, and nothing is sent: before `arm`, after `stop`, joints that are not 7 finite numbers or out of
-        range, a step too wide for a stream, an opening that is not within 0 to 1.
-        """
+        """Send joints (7,) rad and an opening; see `ArmDriver`, and `StreamedArm` for what is REFUSED."""
         begin, target = now(), self._sendable(q, gripper)
         if target is None:
             return CommandResult(REFUSED, begin, begin)

@@ -271,16 +271,10 @@ def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver
 
 
 def test_several_hear_in_their_order():
-    heard = []
-    each = [
-        Calls(
-            begin=lambda i=i: heard.append((i, "begin")),
-            beat=lambda i=i: heard.append((i, "beat")),
-            period=lambda now, state, safe, i=i: heard.append((i, now)),
-            step=lambda step, i=i: heard.append((i, step)),
-        )
-        for i in (0, 1)
-    ]
-    both = Subscribers(*each)
-    both.on_begin(), both.on_beat(), both.on_period(1.5, None, None), both.on_step({})
-    assert heard == [(i, what) for what in ("begin", "beat", 1.5, {}) for i in (0, 1)]
+    heard, events = [], {"begin": (), "beat": (), "period": (1.5, None, None), "step": ({},)}
+    both = Subscribers(
+        *(Calls(**{e: lambda *_, i=i, e=e: heard.append((i, e)) for e in events}) for i in (0, 1))
+    )
+    for event, values in events.items():
+        getattr(both, f"on_{event}")(*values)
+    assert heard == [(i, event) for event in events for i in (0, 1)]

@@ -83,20 +83,6 @@ def test_after_the_last_waypoint_the_arm_holds_there_however_late_the_next():
     np.testing.assert_allclose(onward[-1], HOME + 0.55, atol=1e-9)
 
 
-def test_a_waypoint_too_far_for_its_time_takes_longer():
-    path = at_rest()
-    path.push(0.0, 0.1, HOME + np.eye(7)[0])
-    q, _ = stream(path, 1.0)
-    bounded(q)
-    assert q[12, 0] < 0.4 and q[-1, 0] == pytest.approx(HOME[0] + 1, abs=1e-9)
-
-
-def test_nothing_pushed_means_holding_and_late():
-    q, late = stream(at_rest(), 0.1)
-    np.testing.assert_array_equal(q, np.broadcast_to(HOME, q.shape))
-    assert all(late)
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
