@@ -12,6 +12,7 @@ from s2robot.envs.real.control.loop import STOOD_S
 from s2robot.envs.real.control.subscriber import Subscriber
 from tests.envs.real.home import HOME
 
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)  # pictures
 SLOWLY = np.append(np.full(7, 0.01), 1.0)  # an action
 
 

@@ -24,14 +24,12 @@ from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.patience import CALM, PATIENCE
-from tests.envs.real.virtual import Calls
+from tests.envs.real.virtual import NOISE, Calls
 
 pytest.importorskip("xarm")
 
 from benchmarks.fault_bridge import note
 from benchmarks.fault_judge import unfiltered
-
-NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 
 
 @pytest.fixture

@@ -103,11 +103,8 @@ def test_changes_are_remembered_once_each():
     watchdog = running()
     for t in (1.0, 1.1, 1.2):
         watchdog.update(t, replace(GOOD, code=3))
-    assert [(t, s.value) for t, s, _ in watchdog.history] == [
-        (0.0, "ready"),
-        (0.0, "running"),
-        (1.0, "fault"),
-    ]
+    states = [(0.0, "ready"), (0.0, "running"), (1.0, "fault")]
+    assert [(t, s.value) for t, s, _ in watchdog.history] == states
 
 
 inputs = st.builds(

@@ -17,11 +17,10 @@ from s2robot.envs.real.operator.teleop import Controls
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE, wait_for
-from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock, Watch
+from tests.envs.real.virtual import NOISE, Calls, FakeArm, Film, VirtualClock, Watch
 
 pytest.importorskip("xarm")
 
-NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 LIVE = LoopConfig(live=True, image_size=16, gripper_hold=0)
 
 

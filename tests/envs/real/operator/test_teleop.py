@@ -19,9 +19,8 @@ from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.operator.teleop import Controls, Keyboard, SpaceMouse, Teleoperator
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, wait_for
-from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock
+from tests.envs.real.virtual import NOISE, Calls, FakeArm, Film, VirtualClock
 
-NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 POINTS, IK = ArmPoints(), ToolIK()
 
 
