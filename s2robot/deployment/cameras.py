@@ -16,9 +16,7 @@ from s2robot.deployment.scene import STAND_INS, Scene
 from s2robot.deployment.settings import Bridge, CameraSettings
 from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.real.cameras.camera import CameraReader, Source, part_seen
-from s2robot.envs.real.cameras.opencv import OpenCVCamera
-from s2robot.envs.real.cameras.realsense import RealSenseCamera
-from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.cameras.sources import OpenCVCamera, RealSenseCamera, ReplayCamera
 
 KINDS = ("opencv", "realsense", "replay", *STAND_INS)
 DEVICES = {

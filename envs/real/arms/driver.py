@@ -4,11 +4,12 @@ All positions are in the frame of the arm's base: x forward, y to its left, z up
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,45 +111,19 @@ class DriverStatus:
     report_age_s: float  # since the arm last said anything by itself; inf = never
 
 
-class ArmDriver(Protocol):
-    """An arm with a gripper. Only `stop` may be called from another thread than the rest."""
-
-    limits: ArmLimits
-
-    def connect(self, timeout_s: float) -> None:
-        """Reach the arm, move nothing. Raises EnvError after `timeout_s` at the latest."""
-
-    def arm(self) -> None:
-        """Enable motion. Clears no error: raises EnvError where one is pending."""
-
-    def read(self) -> ArmState:
-        """Measured state, asked for now. Raises EnvError where the arm does not answer in time."""
-
-    def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Send absolute joints (7,) rad and, unless None, a gripper opening 0 to 1; does not wait for motion."""
-
-    def stop(self, reason: str) -> bool:
-        """Stop in a controlled way, no emergency stop; may be repeated, from any thread. Never raises.
-
-        Returns: whether the arm acknowledged it. After False the arm may go on to its last target and stay enabled.
-        """
-
-    def status(self) -> DriverStatus:
-        """Cheap, never blocks on the arm."""
-
-    def close(self) -> None:
-        """Let go of the arm; may be repeated."""
-
-
-class StreamedArm:
-    """What drivers share: refused commands, and stops that come while the arm is being armed.
+class ArmDriver(ABC):
+    """An arm with a gripper. Only `stop` may be called from another thread than the rest.
 
     `command` refuses before `arm`, after `stop`, joints that are not 7 finite numbers or out of range, a step too wide,
-    and an opening that is not within 0 to 1.
+    and an opening that is not within 0 to 1 (`_sendable`).
+
+    Args:
+        limits: of the arm.
+        step_max: rad that a command may be from the last one.
     """
 
     def __init__(self, limits: ArmLimits, step_max: Any):
-        self.limits, self._step_max = limits, step_max  # rad a command may be from the last one
+        self.limits, self._step_max = limits, step_max
         self._last = np.full(7, np.nan)  # rad, commanded last
         self.stopped = "not armed"  # why `command` refuses; empty if it does not
         self._last_stop = object()  # made anew by each stop: one that comes from another thread is not lost
@@ -157,10 +132,41 @@ class StreamedArm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()  # type: ignore[attr-defined]
+        self.close()
+
+    @abstractmethod
+    def connect(self, timeout_s: float) -> None:
+        """Reach the arm, move nothing. Raises EnvError after `timeout_s` at the latest."""
+
+    @abstractmethod
+    def arm(self) -> None:
+        """Enable motion. Clears no error: raises EnvError where one is pending."""
+
+    @abstractmethod
+    def read(self) -> ArmState:
+        """Return the measured state, asked for now. Raises EnvError where the arm does not answer in time."""
+
+    @abstractmethod
+    def command(self, q: Array, gripper: float | None) -> CommandResult:
+        """Send absolute joints (7,) rad and, unless None, a gripper opening 0 to 1; does not wait for motion."""
+
+    @abstractmethod
+    def stop(self, reason: str) -> bool:
+        """Stop in a controlled way, no emergency stop; may be repeated, from any thread. Never raises.
+
+        Returns: whether the arm acknowledged it. After False the arm may go on to its last target and stay enabled.
+        """
+
+    @abstractmethod
+    def status(self) -> DriverStatus:
+        """Cheap, never blocks on the arm."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Disconnect; may be repeated."""
 
     def _sendable(self, q: Any, gripper: Any) -> Array | None:
-        """The joints to send; None if the arm is stopped, or if they or the opening are invalid."""
+        """Return the joints to send; None for a command to refuse."""
         try:
             target = np.array(q, float)
             good = gripper is None or 0 <= gripper <= 1
@@ -179,10 +185,10 @@ class StreamedArm:
         try:
             yield
         except BaseException:
-            self.stop("could not be armed")  # type: ignore[attr-defined]
+            self.stop("could not be armed")
             raise
         if self._last_stop is not before:
-            self.stop("stopped while it was armed")  # type: ignore[attr-defined]
+            self.stop("stopped while it was armed")
             raise EnvError("arm: found a stop while it was armed, expected none")
 
 

@@ -25,12 +25,12 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import (
     OK,
     REFUSED,
+    ArmDriver,
     ArmLimits,
     ArmState,
     Array,
     CommandResult,
     DriverStatus,
-    StreamedArm,
     made_within,
     measured,
 )
@@ -54,7 +54,7 @@ FRANKA_LIMITS = ArmLimits(
 )
 
 
-class FrankaDriver(StreamedArm):
+class FrankaDriver(ArmDriver):
     """An `s2robot.envs.real.arms.driver.ArmDriver`; its `mode` while it is armed is MOVING.
 
     Args:
@@ -194,7 +194,7 @@ class FrankaDriver(StreamedArm):
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`.
 
-        REFUSED, and nothing is sent: see `StreamedArm`. GONE: the controller has ended.
+        REFUSED, and nothing is sent: see there. GONE: the controller has ended.
         """
         begin = now()
         with self._lock:

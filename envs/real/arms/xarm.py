@@ -29,12 +29,12 @@ from s2robot.envs.real.arms.driver import (
     OK,
     REFUSED,
     XARM7_LIMITS,
+    ArmDriver,
     ArmLimits,
     ArmState,
     Array,
     CommandResult,
     DriverStatus,
-    StreamedArm,
     measured,
 )
 from s2robot.envs.real.arms.sdk import BoxPorts, client_ports, connect, import_sdk, log_to, probe
@@ -68,8 +68,8 @@ class ArmSettings(Settings, at="bridge.arm", file="bridge/default"):
         return {"servo": SERVO, "online": ONLINE}[self.mode]
 
 
-class XArmDriver(StreamedArm):
-    """An `s2robot.envs.real.arms.driver.ArmDriver`.
+class XArmDriver(ArmDriver):
+    """An xArm7.
 
     Args:
         ip: the control box's address.
@@ -259,7 +259,7 @@ class XArmDriver(StreamedArm):
     # ---------------------------------------------------------------- move
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Send joints (7,) rad and an opening; see `ArmDriver`, and `StreamedArm` for what is REFUSED."""
+        """Send joints (7,) rad and an opening; see `ArmDriver`."""
         begin, target = now(), self._sendable(q, gripper)
         if target is None:
             return CommandResult(REFUSED, begin, begin)

@@ -1,4 +1,4 @@
-"""What is known of arm and cameras at a moment, and what the watchdog makes of it.
+"""The readings of arm and cameras, and the watchdog's state that follows from them.
 
 sensors = Sensors(driver, cameras, watchdog)
 state = sensors.watch()                  # every period: reads the arm, asks the watchdog
@@ -26,10 +26,8 @@ class Sensors:
     Args:
         driver: connected.
         cameras: name -> started reader, in the policy's order.
-        watchdog: hears of everything.
         frozen_s, frozen_motion: a picture that stays the same for so long, s, while a joint moves so far, rad, is
-            frozen; inf: it is not looked for.
-        clock: of everything.
+            frozen; inf: not checked.
 
     `state` is the arm's last reading; None before the first.
     """
@@ -49,7 +47,7 @@ class Sensors:
         self._moves: deque[tuple[float, Array]] = deque()  # measured joints of the last seconds
 
     def forget(self) -> None:
-        """Nothing is known of the arm."""
+        """Drop all readings of the arm."""
         self.state = None
         self._moves.clear()
 

@@ -11,7 +11,7 @@ turn about the vertical. The gripper keeps pointing where it pointed at the star
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +28,6 @@ _KEYS = {
     "w": (1, 0, 0, 0), "s": (-1, 0, 0, 0), "a": (0, 1, 0, 0), "d": (0, -1, 0, 0),
     "r": (0, 0, 1, 0), "f": (0, 0, -1, 0), "q": (0, 0, 0, 1), "e": (0, 0, 0, -1),
 }  # fmt: skip
-
-
-class Mover(Protocol):
-    """Says where the gripper is to go."""
-
-    def velocity(self) -> Array:
-        """x, y, z and the turn about z, each -1 to 1 of the full speed.  # (4,)"""
 
 
 class Controls:
@@ -106,7 +99,7 @@ class SpaceMouse:
         self._thread.start()
 
     def velocity(self) -> Array:
-        """See `Mover`. Raises EnvError when the device has gone: a cap that is stuck must not go on moving."""
+        """Return the deflection. Raises EnvError when the device has gone: a cap that is stuck must not go on moving."""
         if self._error:
             raise EnvError(f"spacemouse: {self._error}")
         return self._velocity if time.monotonic() - self._heard <= self._stale else np.zeros(4)
@@ -157,7 +150,7 @@ class Teleoperator:
     """Turns wishes into actions.
 
     Args:
-        mover: where to.
+        mover: its `velocity()` is x, y, z and the turn about z, each -1 to 1 of the full speed.  # (4,)
         controls: the gripper.
         ik: of the arm.
         limits: of the arm; the gripper's way ends before the filter would stop it.
@@ -170,7 +163,7 @@ class Teleoperator:
 
     def __init__(
         self,
-        mover: Mover,
+        mover: Any,
         controls: Controls,
         ik: ToolIK,
         limits: ArmLimits,

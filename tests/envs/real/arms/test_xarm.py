@@ -93,7 +93,10 @@ def test_a_stop_halts_fingers_under_way_and_leaves_those_that_stand(arm, emulato
     close_from_open(arm)
     arm.stop("test")
     halted = [0.0]
-    wait_for(lambda: halted.append(arm.read().gripper) or halted[-1] == halted[-2] != 0.0, "a halt")
+    wait_for(
+        lambda: time.sleep(0.3) or halted.append(arm.read().gripper) or halted[-1] == halted[-2] != 0.0,
+        "a halt",
+    )
     time.sleep(0.6)  # the whole way takes 0.5 s
     assert arm.read().gripper == pytest.approx(halted[-1], abs=0.01) and halted[-1] > 0.02
     arm.arm()

@@ -10,9 +10,7 @@ import pytest
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.cameras.camera import CameraReader, fitted
-from s2robot.envs.real.cameras.opencv import OpenCVCamera
-from s2robot.envs.real.cameras.realsense import RealSenseCamera
-from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.cameras.sources import OpenCVCamera, RealSenseCamera, ReplayCamera
 from s2robot.envs.real.control.clock import REAL, from_monotonic, now
 from tests.envs.real.patience import PATIENCE, wait_for
 
@@ -200,7 +198,7 @@ def test_a_frame_that_waited_is_as_old_as_its_stamp_says():
 def test_a_frame_from_before_the_machine_slept_is_old(monkeypatch):
     """The monotonic clock stands still while a machine sleeps; the one that ages are counted on does not."""
     slept = [0.0]
-    monkeypatch.setattr("s2robot.envs.real.cameras.opencv.now", lambda: time.monotonic() + slept[0])
+    monkeypatch.setattr("s2robot.envs.real.cameras.sources.now", lambda: time.monotonic() + slept[0])
     camera = opened(FakeCapture())
     camera.read()
     slept[0] = 30.0

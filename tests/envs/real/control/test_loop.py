@@ -31,10 +31,10 @@ def cameras(clock):
     return {"hand": Film(clock, NOISE)}
 
 
-def made(arm, cameras, act, limits=CALM, live=True, subscriber=None, config=None):
+def made(arm, cameras, act, limits=CALM, live=True, subscriber=None, config=None, disagreement=lambda: 0.0):
     safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
     settings = LoopConfig(live=live, image_size=16, **{"policy_hz": 20.0} | (config or {}))
-    return ControlLoop(arm, cameras, act, safety, settings, limits, subscriber, arm.clock)
+    return ControlLoop(arm, cameras, act, safety, settings, limits, subscriber, arm.clock, disagreement)
 
 
 # ---------------------------------------------------------------- a regular episode
@@ -314,11 +314,8 @@ def unsure(arm, cameras, values, hold_fault=20.0):
         asked.append(next(said, 0.0))
         return SLOWLY
 
-    limits = CALM.replace(disagreement=0.05, hold_fault=hold_fault)
-    safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
-    config = LoopConfig(live=True, image_size=16, policy_hz=20.0)
-    told = lambda: asked[-1] if asked else 0.0  # noqa: E731
-    return ControlLoop(arm, cameras, act, safety, config, limits, None, arm.clock, told), asked
+    limits, told = CALM.replace(disagreement=0.05, hold_fault=hold_fault), lambda: asked[-1] if asked else 0.0
+    return made(arm, cameras, act, limits, disagreement=told), asked
 
 
 def test_the_arm_holds_where_members_disagree_and_goes_on_when_they_agree(arm, cameras):
@@ -345,10 +342,10 @@ def test_the_plan_that_ends_a_hold_is_executed_from_its_first_action(arm, camera
         return np.append(np.full(7, 1e-4 * len(asked)), 1.0)
 
     hears = Calls(step=lambda step: executed.append(int(round(step["action_raw"][0] / 1e-4))))
-    safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
-    limits, config = CALM.replace(disagreement=0.05, hold_fault=20.0), LoopConfig(live=True, image_size=16)
-    told = lambda: asked[-1] if asked else 0.0  # noqa: E731
-    ControlLoop(arm, cameras, act, safety, config, limits, hears, arm.clock, told).run(max_steps=3)
+    limits, told = CALM.replace(disagreement=0.05, hold_fault=20.0), lambda: asked[-1] if asked else 0.0
+    made(arm, cameras, act, limits, subscriber=hears, config={"policy_hz": 10.0}, disagreement=told).run(
+        max_steps=3
+    )
     assert executed == [2, 5, 6]
 
 
@@ -424,13 +421,8 @@ def test_what_is_wrong_with_the_arm_is_a_fault_at_once(arm, cameras, change, rea
 
 
 def test_an_arm_that_no_longer_answers(arm, cameras):
-    limits = CALM.replace(state_hold=0.1, state_fault=0.4)
-
-    def act(observation):
-        return SLOWLY
-
     arm.silent = lambda arm: len(arm.sent) > 15
-    loop = made(arm, cameras, act, limits)
+    loop = made(arm, cameras, lambda o: SLOWLY, CALM.replace(state_hold=0.1, state_fault=0.4))
     result = loop.run(max_steps=100)
     assert result.reasons == ("joint state is gone",) and len(arm.stops) == 1
     assert State.HOLD in [state for _, state, _ in loop.watchdog.history]
@@ -465,16 +457,9 @@ def test_an_arm_that_does_not_follow_is_stopped(arm, cameras):
 
 
 def test_a_camera_that_stops_holds_and_then_is_a_fault(arm, cameras):
-    limits = CALM.replace(camera_hold=0.3, camera_fault=0.8)
-
-    def act(observation):
-        if len(arm.sent) > 15:
-            cameras["hand"].end()
-        return SLOWLY
-
-    loop = made(arm, cameras, act, limits)
-    result = loop.run(max_steps=200)
-    assert result.reasons == ("camera hand is gone",)
+    act = lambda o: len(arm.sent) > 15 and cameras["hand"].end() or SLOWLY  # noqa: E731
+    loop = made(arm, cameras, act, CALM.replace(camera_hold=0.3, camera_fault=0.8))
+    assert loop.run(max_steps=200).reasons == ("camera hand is gone",)
     assert State.HOLD in [state for _, state, _ in loop.watchdog.history]
     arm.lawful()
 
