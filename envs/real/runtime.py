@@ -36,20 +36,14 @@ _POLL_S = 0.2  # s between two checks whether the episode is over
 
 
 class ArmRuntime(Subscriber):
-    """One arm with its cameras and a policy.
+    """One arm with its cameras and a policy; arguments as for `ControlLoop`, and
 
     Args:
-        driver: connected.
-        cameras: name -> started reader, in the policy's order.
-        act: observation -> action (8,), as for `ControlLoop`.
         points: of the arm, for the filter.
-        loop: `live=True` moves the arm; otherwise everything but motion happens.
         subscribers: receive the loop's events.
         stop: the operator's; it stops the way to a start as well as an episode.
         supervisor: stops the arm when this process hangs or dies; or see `watched`. A live arm needs one.
         home_speed: rad/s of the way to a start.
-        clock: of everything but the driver and the cameras.
-        disagreement: of the policy's members, as for `ControlLoop`.
     """
 
     def __init__(
@@ -99,12 +93,7 @@ class ArmRuntime(Subscriber):
                     supervisor.close(confirmed)
 
     def on_beat(self) -> None:
-        """Send the supervisor a heartbeat.
-
-        Raises:
-            EnvError: the supervisor is gone, or there is none.
-            KeyboardInterrupt: see `Stop.check`.
-        """
+        """Send the supervisor a heartbeat. Raises EnvError if it is gone or there is none; see also `Stop.check`."""
         self.stop.check()
         self._check_watched()
         if self._supervisor is not None:
@@ -152,8 +141,7 @@ class ArmRuntime(Subscriber):
     def arm(self) -> None:
         """Enable motion (nothing without `live`) and drop a stop that was requested before.
 
-        Raises:
-            EnvError: an error is pending, or there is no supervisor.
+        Raises EnvError: an error is pending, or there is no supervisor.
         """
         self._check_watched()
         self.loop.clear_stop()
@@ -170,15 +158,12 @@ class ArmRuntime(Subscriber):
         return bool(np.abs(state.q - goal).max() < AT and state.gripper > OPEN)
 
     def go_to(self, goal: Array) -> bool:
-        """Move slowly, on a straight line in joint space, to joints (7,) rad with the gripper open.
+        """Move slowly, on a straight line in joint space, to joints (7,) rad with the gripper open; False after a stop.
 
         A control loop without cameras streams it through the same filter and watchdog. Nothing plans around obstacles:
         table, workspace and speeds stop the move, everything else is the operator's to check.
 
-        Returns: whether it arrived; False after the operator's stop.
-
-        Raises:
-            EnvError: a fault, or the arm did not get there. The arm is stopped then.
+        Raises EnvError, with the arm stopped: a fault, or the arm did not arrive.
         """
         speed, main = self._home_speed, self.loop
         config = main.config.replace(policy_hz=_MOVE_HZ, max_delta=speed / _MOVE_HZ, gripper_hold=0)
@@ -220,8 +205,7 @@ class ArmRuntime(Subscriber):
     def ready(self, operator: Operator, placing: Placing) -> None:
         """Bring the arm to the start of an episode and have the cube placed; the arm is stopped afterwards.
 
-        Raises:
-            EnvError: the operator says no or stops the arm, or the arm refuses or does not get there.
+        Raises EnvError: the operator says no or stops the arm, or the arm refuses or does not arrive.
         """
         if not self.confirmed:
             self.stand("before the operator comes near")

@@ -114,12 +114,8 @@ class DriverStatus:
 class ArmDriver(ABC):
     """An arm with a gripper. Only `stop` may be called from another thread than the rest.
 
-    `command` refuses before `arm`, after `stop`, joints that are not 7 finite numbers or out of range, a step too wide,
-    and an opening that is not within 0 to 1 (`_sendable`).
-
-    Args:
-        limits: of the arm.
-        step_max: rad that a command may be from the last one.
+    `command` refuses before `arm`, after `stop`, joints that are not 7 finite numbers or out of range, a step beyond
+    `step_max` (rad) from the last, and an opening that is not within 0 to 1: see `_sendable`.
     """
 
     def __init__(self, limits: ArmLimits, step_max: Any):
@@ -202,12 +198,7 @@ def measured(ip: str, q: Array) -> Array:
 def made_within(seconds: float, make: Callable[[], T], drop: Callable[[T], object], what: str) -> T:
     """Return `make()`, called in a thread of its own: a library may wait for minutes for an arm that is silent.
 
-    Args:
-        drop: called with a result that comes too late.
-        what: begins the message.
-
-    Raises:
-        EnvError: it failed, or took longer.
+    A result that comes too late goes to `drop`. Raises EnvError, which begins with `what`, if it failed or took longer.
     """
     result: Future[T] = Future()
 

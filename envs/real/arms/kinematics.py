@@ -49,12 +49,7 @@ def jacobian(all_frames: Array, point: Array) -> Array:
 
 
 def damped_step(jacobian: Array, error: Array, damping: float = 1e-4) -> Array:
-    """The change of joints (7,) rad that takes an error (6,) away, by damped least squares.
-
-    Args:
-        jacobian: (6, 7).
-        damping: m² and rad²; keeps steps small near a singularity.
-    """
+    """The change of joints (7,) rad that takes an error (6,) away, by damped (m², rad²) least squares."""
     return jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + damping * np.eye(6), error)
 
 

@@ -81,8 +81,7 @@ def log_to(path: Path) -> None:
 def probe(ip: str, port: int, end: float) -> None:
     """Ask a control box for its version: one that accepts and never answers would keep the SDK busy for minutes.
 
-    Raises:
-        EnvError: no answer until `end` (s, monotonic).
+    Raises EnvError: no answer until `end` (s, monotonic).
     """
     try:
         with socket.create_connection((ip, port), timeout=max(end - time.monotonic(), 0.01)) as s:
@@ -95,15 +94,9 @@ def probe(ip: str, port: int, end: float) -> None:
 
 
 def connect(ip: str, timeout_s: float, end: float, **settings: Any) -> Any:
-    """Open one connection, an `XArmAPI`.
+    """Open one connection, an `XArmAPI`, with a timeout for each answer.
 
-    Args:
-        timeout_s: for each answer.
-        end: s, monotonic, when it must stand.
-        settings: of `XArmAPI`.
-
-    Raises:
-        EnvError: what the SDK says, or no complete answer in time.
+    Raises EnvError: what the SDK says, or no complete answer until `end` (s, monotonic).
     """
     api = import_sdk().XArmAPI
 

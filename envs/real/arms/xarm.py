@@ -105,8 +105,7 @@ class XArmDriver(ArmDriver):
     def connect(self, timeout_s: float) -> None:
         """Reach the box over three connections; moves, enables and clears nothing.
 
-        Raises:
-            EnvError: no SDK, no box, no answer within `timeout_s`, or another arm than an xArm7.
+        Raises EnvError: no SDK, no box, no answer within `timeout_s`, or another arm than an xArm7.
         """
         if self._sdk is not None:
             raise EnvError(f"xarm {self.ip}: found it connected already, expected one connect")
@@ -152,9 +151,8 @@ class XArmDriver(ArmDriver):
     def arm(self) -> None:
         """Motors on, native limits, mode, ready; the arm stands still.
 
-        Raises:
-            EnvError: an error is pending (clear it at the arm, after looking at it), the box refuses a step, or `stop`
-                was called meanwhile. The arm is stopped then.
+        Raises EnvError, with the arm stopped: an error is pending (clear it at the arm, after looking at it), the box refuses
+        a step, or `stop` was called meanwhile.
         """
         with self._arming():
             self._enable(self.settings.number)
@@ -163,10 +161,7 @@ class XArmDriver(ArmDriver):
     def lead(self) -> None:
         """Motors on, and a person leads the arm by hand until `stop`; `command` refuses, `grip` moves the gripper.
 
-        The box holds the arm's weight only if payload and mounting are set right: check them before.
-
-        Raises:
-            EnvError: as `arm`.
+        The box holds the arm's weight only if payload and mounting are set right: check them before. Raises as `arm`.
         """
         with self._arming():
             self.stopped = "led by hand"
@@ -226,8 +221,7 @@ class XArmDriver(ArmDriver):
     def read(self) -> ArmState:
         """Return the measured joints and the error, asked for now; the gripper's opening is up to 0.2 s old.
 
-        Raises:
-            EnvError: no answer in time, an answer that is no number, or no word from the gripper for 2 s.
+        Raises EnvError: no answer in time, an invalid one, or none from the gripper for 2 s.
         """
         sdk, asked = self._connected(), now()
         code, states = sdk.get_joint_states(num=3)
@@ -279,9 +273,7 @@ class XArmDriver(ArmDriver):
     def stop(self, reason: str) -> bool:
         """State 4 over the connection that nothing else uses; over the other if that one fails. Never raises.
 
-        Until `arm` is called again, `command` refuses.
-
-        Returns: whether the box acknowledged it.
+        Until `arm` is called again, `command` refuses. Returns whether the box acknowledged it.
         """
         self._last_stop = object()
         self.stopped, self._led = reason or "stopped", False

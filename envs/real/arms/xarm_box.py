@@ -1,10 +1,9 @@
-"""The settings of an xArm's control box: what a session changes and puts back, and what it compares with its own.
+"""The settings of an xArm's control box: what a session changes and restores, and what it compares.
 
 box = BoxSettings(ip, sdk)
 box.check_tool(payload=0.82, tcp_offset=(0.0,) * 6)
-for name, call in box.steps(limits, sensitivity):
-    ...                                # the box's own limits
-box.restore()                          # as they were before the first `steps`
+for name, call in box.steps(limits, sensitivity): ...   # the box's own limits
+box.restore()                                           # as they were before the first `steps`
 """
 
 import time
@@ -25,12 +24,7 @@ Steps = tuple[tuple[str, Callable[[], Any]], ...]
 
 
 class BoxSettings:
-    """Settings of one box.
-
-    Args:
-        ip: of the box, for messages.
-        sdk: the connection; with reports.
-    """
+    """Settings of the box at `ip`, over a connection with reports."""
 
     def __init__(self, ip: str, sdk: Any):
         self._ip, self._sdk = ip, sdk
@@ -41,8 +35,7 @@ class BoxSettings:
     def check_tool(self, payload: float | None, tcp_offset: tuple[float, ...] | None) -> None:
         """Compare payload (kg) and TCP offset (m and rad) with the box's; None is not compared.
 
-        Raises:
-            EnvError: they differ: the box's collision detection, its fence and an arm led by hand go by them.
+        Raises EnvError if they differ: the box's collision detection, its fence and an arm led by hand depend on them.
         """
         end = time.monotonic() + _REPORT_S
         while wrong := self._wrong_tool(payload, tcp_offset):

@@ -13,21 +13,15 @@ from s2robot.envs.real.control.clock import now
 
 
 class OpenCVCamera:
-    """A V4L2 camera through OpenCV, with its format checked after it was set.
+    """A V4L2 camera through OpenCV. Raises EnvError: no camera, or another format than requested.
 
     V4L2 stamps frames on the monotonic clock. A driver whose first stamp is on no such clock gives no times of capture:
     its frames count as old as the receipt of the frame before, so that one that waited in a queue is never new.
 
     Args:
         device: path, best one of /dev/v4l/by-id, which survives replugging.
-        width, height, fps: what is asked for, and refused if the camera does something else.
-        fourcc: pixel format on the wire.
-        exposure, white_balance: fixed values in the driver's own units; None leaves them automatic, and then
-            pictures change with what is in view.
+        exposure, white_balance: fixed values in the driver's own units; None: automatic, and images change with the scene.
         capture: makes the capture object; for tests.
-
-    Raises:
-        EnvError: no camera, or another format than asked for.
     """
 
     def __init__(
@@ -105,10 +99,9 @@ def _fourcc(value: float) -> str:
 
 
 class RealSenseCamera:
-    """The colour stream of an Intel RealSense camera (needs `pyrealsense2`). Not tried on a camera by this project.
+    """The colour stream of an Intel RealSense camera, through `pyrealsense2`. Not tested on a camera.
 
-    Raises:
-        EnvError: no library, no camera of that serial number, or no such format.
+    Raises EnvError: no library, no camera of that serial number, or no such format.
     """
 
     def __init__(self, serial: str, width: int, height: int, fps: int):
@@ -160,12 +153,7 @@ class RealSenseCamera:
 
 
 class ReplayCamera:
-    """Recorded pictures at a fixed rate, from the first again after the last.
-
-    Args:
-        images: uint8 (T, H, W, 3).
-        fps: frames per second.
-    """
+    """Recorded images (T, H, W, 3) at a fixed rate, from the first again after the last."""
 
     def __init__(self, images: Sequence[np.ndarray] | np.ndarray, fps: float):
         if len(images) == 0 or not fps > 0:

@@ -73,17 +73,14 @@ class _Episode:
 
 
 class ControlLoop:
-    """One arm, its cameras and a policy.
+    """One arm, its cameras and a policy; `steps` counts the actions taken up in this or the last episode.
 
     Args:
         driver: connected and, for `live`, armed.
         cameras: name -> started reader, in the policy's order.
-        act: observation -> action (8,), as in the contract: joint deltas against the last commanded joints, rad,
-            and the gripper command (0.5 and above closes).
+        act: observation -> action (8,): deltas of the last commanded joints, rad, and the gripper (0.5 and above closes).
         clock: of everything but the driver and the cameras.
         disagreement: between the policy's members about its last action, rad.
-
-    `steps` counts the actions that the episode under way, or the last one, has taken up.
     """
 
     def __init__(
@@ -147,11 +144,10 @@ class ControlLoop:
     # ---------------------------------------------------------------- an episode
 
     def run(self, max_steps: int) -> Result:
-        """One episode. The arm is at rest when it returns; after a fault or a stop it is stopped as well.
+        """Run one episode. The arm is at rest afterwards; after a fault or a stop it is stopped as well.
 
-        Raises:
-            EnvError: the arm is outside its limits, the policy gives no first answer, or frames or joints are
-                not fresh. Nothing has moved then.
+        Raises EnvError, before anything moves: the arm is outside its limits, the policy gives no first answer, or frames or
+        joints are not fresh.
         """
         self._end.clear()
         self.steps = 0

@@ -1,14 +1,9 @@
 """An episode on the arm in the demos' format: the steps of a `ControlLoop`, appended to a store as a whole.
 
-    recorder = EpisodeRecorder(store)           # a s2robot.demos.store.EpisodeStore, or anything with its `append`
-    loop = ControlLoop(..., subscriber=recorder)
-    loop.run(80)
-    recorder.finish(success=True, seed=0)       # or recorder.discard()
-
-Beyond the demos' own keys (`action`, `proprio`, `images_<camera>`) there are `action_raw` (what the policy said),
-`action_sent` (how far the stream went in that step, and the gripper), `time` and `time_action` (s, monotonic: of
-the observation, and when its action was taken up), `verdict` (the worst of `s2robot.envs.real.control.safety.Verdict`), `code`
-(the last of the arm that was not 0) and `camera_age` (s, in the cameras' order).
+Beyond the demos' own keys (`action`, `proprio`, `images_<camera>`) there are `action_raw` (the policy's),
+`action_sent` (how far the stream went in that step, and the gripper), `time` and `time_action` (s, monotonic: of the
+observation, and when its action was taken up), `verdict` (the worst of `safety.Verdict`), `code` (the arm's last that
+was not 0) and `camera_age` (s, in the cameras' order).
 """
 
 from typing import Any
@@ -20,10 +15,11 @@ from s2robot.envs.real.control.subscriber import Subscriber
 
 
 class EpisodeRecorder(Subscriber):
-    """Collects the steps of one episode in memory; writes nothing while the arm moves.
+    """Collects the steps of one episode in memory, and appends them to a store when it is finished.
 
-    Args:
-        sink: an `EpisodeStore`, or anything with its `append`.
+    recorder = EpisodeRecorder(store)           # an `EpisodeStore`, or anything with its `append`
+    ControlLoop(..., subscriber=recorder).run(80)
+    recorder.finish(success=True, seed=0)       # or recorder.discard()
     """
 
     def __init__(self, sink: Any):

@@ -21,15 +21,9 @@ POLL_S = 0.01  # s between two looks while everything is waited for
 
 
 class Sensors:
-    """One arm and its cameras.
+    """One arm and its cameras; `state` is the arm's last reading, None before the first.
 
-    Args:
-        driver: connected.
-        cameras: name -> started reader, in the policy's order.
-        frozen_s, frozen_motion: a picture that stays the same for so long, s, while a joint moves so far, rad, is
-            frozen; inf: not checked.
-
-    `state` is the arm's last reading; None before the first.
+    A camera is frozen if its image stays the same for `frozen_s` while a joint moves by `frozen_motion`, rad.
     """
 
     def __init__(
@@ -63,10 +57,9 @@ class Sensors:
 
         Args:
             late: by how much the policy's answer is overdue at a time, s.
-            error: of the policy.
+            error, disagreement: of the policy and its members, rad.
             code: of the last command.
             live: whether the arm's mode matters.
-            disagreement: of the policy's members, rad.
         """
         failed = False
         try:
@@ -94,10 +87,9 @@ class Sensors:
         )
 
     def wait_ready(self, watch: Callable[[], State], seconds: float, who: str) -> ArmState:
-        """Until `watch` says READY; the arm's state then.
+        """Wait until `watch` returns READY; return the arm's state then.
 
-        Raises:
-            EnvError: a fault, or not within `seconds`; `who` begins the message.
+        Raises EnvError, which begins with `who`: a fault, or not within `seconds`.
         """
         end = self.clock.now() + seconds
         while watch() != State.READY or self.state is None:

@@ -33,13 +33,7 @@ class LoopConfig(Settings, at="bridge.loop", file="bridge/default"):
 
 
 class CommandStream:
-    """The way of one episode.
-
-    Args:
-        limits: the arm's.
-        safety: the filter that every target passes.
-        config: see there.
-    """
+    """The commands of one episode; every target passes the filter."""
 
     def __init__(self, limits: ArmLimits, safety: SafetyFilter, config: LoopConfig):
         self.safety, self.config, self.path = safety, config, Interpolator(limits)
@@ -91,11 +85,11 @@ class CommandStream:
         t_observed: float,
         ages: np.ndarray,
     ) -> None:
-        """An action (8,) becomes the next waypoint, due a period later, and begins a step.
+        """Turn an action (8,) into the next waypoint, due a period later, and begin a step.
 
         Args:
             state: measured now.
-            observation: what the action answers, and when that was made.
+            observation, t_observed: what the action answers, and when it was made.
             ages: of the cameras' frames, s.
         """
         if not self.config.live:  # the arm has not moved: what would be sent starts where it stands

@@ -80,12 +80,9 @@ class Operator(Protocol):
 
 
 def ask(question: str, none: str | None = "") -> str:
-    """What a person types as the answer, stripped, in small letters; `none` after Ctrl-D or without a terminal.
+    """Return what a person types, stripped, in small letters; `none` after Ctrl-D or without a terminal (None: EOFError).
 
-    What was typed before the question is thrown away: it answers something else, and an arm may move upon it.
-
-    Raises:
-        EOFError: standard input has ended and `none` is None.
+    What was typed before the question is dropped: it answers something else, and an arm may move upon it.
     """
     terminal = _flushed()
     print(question, end="", flush=True)
@@ -129,11 +126,7 @@ class TerminalOperator:
             return False
 
     def _one_of(self, question: str, answers: dict[str, str]) -> str:
-        """The answer's meaning.
-
-        Raises:
-            EnvError: standard input has ended.
-        """
+        """Return the meaning of the answer. Raises EnvError at the end of standard input."""
         while True:
             try:
                 answer = self._ask(f"{question} ").strip().lower()

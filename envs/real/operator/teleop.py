@@ -49,11 +49,9 @@ class Controls:
 
 
 class Keyboard:
-    """Motion by keys (`HELP`): a terminal tells presses only, so each one moves for a while.
+    """Motion by keys (`HELP`): a terminal reports presses only, so each one moves for `hold_s`.
 
-    Args:
-        controls: gets the keys that mean no motion.
-        hold_s: how long one press moves; a held key repeats before that ends, after the terminal's first pause.
+    A held key repeats before that ends, after the terminal's first pause. Other keys go to `controls`.
     """
 
     def __init__(self, controls: Controls, hold_s: float = 0.15, clock: Callable[[], float] = time.monotonic):
@@ -77,14 +75,10 @@ class SpaceMouse:
     """A 3Dconnexion SpaceMouse through `pyspacemouse`: cap moves, first button gripper, second button end.
 
     Args:
-        controls: gets the buttons.
-        device: anything whose `read()` gives the newest state (x, y, z, yaw from -1 to 1, buttons, and `t`, another
-            number with each report); the first SpaceMouse on USB if not given.
+        device: its `read()` returns the newest state (x, y, z, yaw from -1 to 1, buttons, and `t`, another number with
+            each report); the first SpaceMouse on USB if not given (EnvError: no library, or no device).
         dead: readings up to this count as 0.
-        stale_s: without a report for so long the cap counts as let go: a moved one reports about 100 times a second.
-
-    Raises:
-        EnvError: no library, or no device.
+        stale_s: without a report for so long the cap counts as released: a moved one reports about 100 times a second.
     """
 
     def __init__(self, controls: Controls, device: Any = None, dead: float = 0.1, stale_s: float = 0.2):
@@ -147,18 +141,13 @@ def _open_spacemouse() -> Any:
 
 
 class Teleoperator:
-    """Turns wishes into actions.
+    """Turns a person's motion into actions; it ends before the filter would stop the gripper.
 
     Args:
         mover: its `velocity()` is x, y, z and the turn about z, each -1 to 1 of the full speed.  # (4,)
-        controls: the gripper.
-        ik: of the arm.
-        limits: of the arm; the gripper's way ends before the filter would stop it.
         rate_hz: actions a second.
-        speed: m/s at full deflection.
-        turn_speed: rad/s at full deflection.
+        speed, turn_speed: m/s and rad/s at full deflection.
         max_delta: rad a joint may move in an action.
-        points: of the arm, for the room that the gripper takes.
     """
 
     def __init__(
