@@ -24,9 +24,10 @@ from hydra import compose, initialize_config_dir
 from s2robot.common.files import write_json
 from s2robot.common.paths import configs_dir
 from s2robot.comparison.paired import difference
-from s2robot.deployment.live import DeploySettings, LiveSession
-from s2robot.deployment.log import percentiles
-from s2robot.deployment.rig import Rig
+from s2robot.core.settings import read_some
+from s2robot.deployment.deploy import DeploySettings, LiveSession
+from s2robot.deployment.session import Rig
+from s2robot.deployment.trace import percentiles
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.evaluation.planners import LearnedPlanner
@@ -48,26 +49,26 @@ def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[li
 
 
 def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
-    """OperatorProxy the bridge; the session holds the records."""
+    """Run the episodes through the bridge; the session holds the records."""
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         cfg = compose("deploy", [*overrides, f"run_dir='{out}'"])
     with ExitStack() as stack:
         rig = Rig.connect(cfg, stack)
         rig.check(out / "camera_check.png")
-        session = LiveSession(rig, DeploySettings.of(cfg), out)
-        done = 0
+        live = LiveSession(rig, read_some(DeploySettings, cfg), out)
+        done, session = 0, live.session
         while done < episodes and not session.stop.asked():
-            with session.started():  # after a fault anew: a supervisor that has stopped the arm is gone
+            with live.started():  # after a fault again: a supervisor that has stopped the arm is gone
                 fault = ""
                 while done < episodes and not session.stop.asked() and not fault:
-                    fault = session.episode(done)
+                    fault = live.episode(done)
                     done += 1
             if fault:
                 print(f"    {fault}", flush=True)
                 session.runtime.clear()
                 session.operator.free((fault,))
                 session.operator.rest()
-        return session
+        return live
 
 
 def sdk_version() -> str:
@@ -80,7 +81,7 @@ def sdk_version() -> str:
 
 def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON types."""
-    records = session.log.records
+    records = session.records
     bridge = [bool(r["success"]) for r in records]
     plain = plain[: len(bridge)]
     gap = difference(np.array([bridge], float), np.array([plain], float))
@@ -91,7 +92,7 @@ def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) ->
     latency = np.concatenate(
         [np.array(r["latencies_s"]) for r in records if "latencies_s" in r] or [np.zeros(0)]
     )
-    config = session.runtime.loop.config
+    config = session.session.runtime.loop.config
     return {
         "checkpoint": str(args.checkpoint),
         "overrides": args.overrides,

@@ -40,7 +40,7 @@ class Online(Motion):
     """The box in mode 6: every set point is planned to."""
 
     def servo(self, target: np.ndarray) -> None:
-        self.plan(Plan(np.array(target, float), SPEED, ACCELERATION), replace=True)
+        self.plan(Plan(np.array(target, float), SPEED, ACCELERATION))
 
 
 def main() -> None:

@@ -57,7 +57,6 @@ class Verb:
     flags: Mapping[str, str] = field(
         default_factory=dict
     )  # flag -> override; `{}` in it stands for its value
-    word: str = ""  # what may stand after the verb: the one thing that it does
     goes_on: bool = False  # the same command in the same folder goes on where it was interrupted
     simulates: bool = False  # whatever its settings; the others ask for the simulator where they need it
 
@@ -129,13 +128,10 @@ VERBS = {
         "s2robot.deployment.emulate:run_emulate",
         "emulate an xArm7 with its cameras, to rehearse a deployment",
     ),
-    "robot": Verb(
-        "s2robot.deployment.deploy:check",
-        "`robot check`: does this policy fit this robot? moves nothing",
-        word="check",
-    ),
     "deploy": Verb(
-        "s2robot.deployment.deploy:deploy", "let a policy act on an arm: a dry run, or `--live`", _LIVE
+        "s2robot.deployment.deploy:deploy",
+        "let a policy act on an arm: a dry run, `--live`, or `check=true`, whether it fits",
+        _LIVE,
     ),
     "compare": Verb(
         "s2robot.comparison.compare:compare",
@@ -168,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("s2robot", f"unknown verb '{verb}'{did_you_mean(verb, VERBS)}; `s2robot` lists them")
     if set(args[1:]) & {"-h", "--help"}:
         about = VERBS[verb]
-        print(explained(verb, about.word, about.flags, about.summary, args[1:]))
+        print(explained(verb, about.flags, about.summary, args[1:]))
         return 0
     program = f"s2robot {verb}"
     overrides: list[str] = []
@@ -212,13 +208,7 @@ def _go_on(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
 
 
 def _translated(verb: Verb, args: list[str]) -> list[str]:
-    """A verb's own flags and its word as Hydra knows them; the rest as it is."""
-    if verb.word and not args:
-        raise UserError(f"found nothing, expected '{verb.word}' and its settings: {verb.summary}")
-    if verb.word and args[0][0] != "-" and "=" not in args[0]:
-        if args[0] != verb.word:
-            raise UserError(f"found '{args[0]}', expected '{verb.word}'")
-        args = args[1:]
+    """A verb's own flags as Hydra knows them; the rest as it is."""
     given, overrides = iter(args), []
     for arg in given:
         flag, equals, value = arg.partition("=")

@@ -35,19 +35,16 @@ def record(cfg: DictConfig) -> None:
     """`s2robot record`: demos into `out`, scripted in simulation, by a person on an arm, or corrections of a policy."""
     from s2robot import pipeline, rounds
 
+    on_arm = cfg.robot.ip is not None or cfg.bridge.emulator.port is not None
     if cfg.kind == "scripted":
         store = pipeline.record_demos(cfg, cfg, path_of(cfg, "out"))
-    elif cfg.kind == "dagger" and (cfg.robot.ip is not None or cfg.bridge.emulator.port is not None):
-        from s2robot.deployment.correct import correct_on_arm
-
-        store = correct_on_arm(cfg)
-    elif cfg.kind == "dagger":
+    elif cfg.kind == "dagger" and not on_arm:
         store, counts = rounds.record(cfg, cfg, path_of(cfg, "out"))
         print(rounds.words(counts))
     else:
-        from s2robot.deployment.record import record_on_arm
+        from s2robot.deployment.record import ArmRecording
 
-        store = record_on_arm(cfg)
+        store = ArmRecording(cfg).run()
     print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")
 
 

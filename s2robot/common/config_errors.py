@@ -288,14 +288,14 @@ def _expected(default: Any, given: Any) -> str | None:
     return None
 
 
-def explained(verb: str, word: str, flags: Mapping[str, str], summary: str, asked: Sequence[str]) -> str:
+def explained(verb: str, flags: Mapping[str, str], summary: str, asked: Sequence[str]) -> str:
     """The help of a verb: its flags, its settings as its config and the comments there explain them, and its groups.
 
     asked: also explains the settings of the groups among these, ``policy`` or ``policy=transformer``.
     """
     root = configs_dir()
     own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in flags.items()]
-    usage = " ".join(["usage: s2robot", verb, *([word] if word else []), "[key=value ...]", *own])
+    usage = " ".join(["usage: s2robot", verb, "[key=value ...]", *own])
     text = (root / f"{'deploy' if verb == 'robot' else verb}.yaml").read_text(encoding="utf-8")
     defaults, _, settings = text.partition("  - _self_\n")
     groups = dict(re.findall(r"^  - ([a-z0-9/]+)(?:@\w+)?: ([\w-]+)", defaults, re.M))

@@ -1,23 +1,22 @@
-"""What a deployment is told: the nodes of its config, read once, checked, and handed on as frozen dataclasses.
+"""Settings of a deployment: the nodes `robot`, `bridge` and `policy` of its config.
 
     bench = read_bench(cfg)                  # robot, bridge, run folder
     source = read_policy(cfg)                # checkpoint or server, and where it computes
 
-configs/bridge/default.yaml, configs/host and configs/robot say what every value is.
+configs/bridge/default.yaml, configs/host and configs/robot document each value and hold the defaults.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from omegaconf import DictConfig
+from pydantic import Field
 
 from s2robot.common.errors import UserError
-from s2robot.common.settings import read
-from s2robot.core import settings
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.xarm import ArmSettings
@@ -27,16 +26,11 @@ from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.robots import robot_spec
 
 
-@dataclass(frozen=True)
-class RobotSettings:
+class RobotSettings(Settings, at="robot", file="robot/xarm7"):
     """`robot`: an arm that there is a driver for."""
 
-    name: str
-    ip: str | None
-
-    def __post_init__(self) -> None:
-        if self.name != "xarm7":
-            raise UserError(f"robot: found '{self.name}', expected xarm7: there is a driver for no other arm")
+    name: Literal["xarm7"] = from_yaml()
+    ip: str | None = from_yaml()
 
     @property
     def home(self) -> np.ndarray:
@@ -47,7 +41,7 @@ class RobotSettings:
 class CameraSettings(Settings, at="bridge.cameras.hand", file="bridge/default"):
     """`bridge.cameras.<name>`."""
 
-    kind: str = from_yaml()
+    kind: Literal["opencv", "realsense", "replay", "emulator"] = from_yaml()
     device: str | None = from_yaml()
     width: int = from_yaml(gt=0)
     height: int = from_yaml(gt=0)
@@ -65,7 +59,7 @@ class HomeSettings(Settings, at="bridge.home", file="bridge/default"):
     speed: float = from_yaml(gt=0)
 
 
-class StandInSettings(Settings, at="bridge.emulator", file="bridge/default"):
+class EmulatorSettings(Settings, at="bridge.emulator", file="bridge/default"):
     """`bridge.emulator`."""
 
     port: int | None = from_yaml(ge=1, le=65535)
@@ -76,18 +70,18 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
 
     speed: float = from_yaml(gt=0, le=1)
     supervisor_s: float = from_yaml(gt=0)
-    arm: ArmSettings = from_yaml()
-    limits: ArmLimits = from_yaml()
+    arm: ArmSettings = Field(default_factory=ArmSettings)
+    limits: ArmLimits = Field(default_factory=ArmLimits)
     safety: SafetyConfig = from_yaml()
     watchdog: WatchdogLimits = from_yaml()
-    loop: LoopConfig = from_yaml()
-    home: HomeSettings = from_yaml()
+    loop: LoopConfig = Field(default_factory=LoopConfig)
+    home: HomeSettings = Field(default_factory=HomeSettings)
     cameras: Mapping[str, CameraSettings] = from_yaml()
-    emulator: StandInSettings = from_yaml()
+    emulator: EmulatorSettings = Field(default_factory=EmulatorSettings)
 
     @property
-    def stands_in(self) -> bool:
-        """Whether this is no real arm."""
+    def emulated(self) -> bool:
+        """Whether an emulator stands in for the arm."""
         return self.emulator.port is not None
 
     def arm_limits(self) -> ArmLimits:
@@ -121,7 +115,7 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
 
 @dataclass(frozen=True)
 class Bench:
-    """An arm and what stands before it."""
+    """An arm, its bridge and the run folder."""
 
     robot: RobotSettings
     bridge: Bridge
@@ -150,8 +144,8 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.host.url is None):
-            found = "none" if self.checkpoint is None else "both"
-            raise UserError(f"found {found} of checkpoint and policy.url, expected one of them")
+            found = "neither" if self.checkpoint is None else "both"
+            raise UserError(f"checkpoint: expected either it or policy.url, got {found}")
 
     @property
     def name(self) -> str:
@@ -159,21 +153,14 @@ class PolicySettings:
         return self.checkpoint or str(self.host.url)
 
 
-def read_bridge(node: DictConfig) -> Bridge:
-    """`bridge` of a config; UserError for a wrong key or value."""
-    return settings.read(Bridge, node)
-
-
 def read_bench(cfg: DictConfig) -> Bench:
-    """Robot, bridge and run folder of a config; raises as `read_bridge`."""
-    robot = read(RobotSettings, cfg.robot, "robot")
-    bench = Bench(robot, read_bridge(cfg.bridge), Path(cfg.run_dir))
-    bench.bridge.arm_limits()
-    if robot.ip is None and not bench.bridge.stands_in:
-        raise UserError("robot.ip: found none, expected the control box's address, such as 192.168.1.200")
+    """Return robot, bridge and run folder of a config; UserError or EnvError for a wrong value."""
+    bench = Bench(read(RobotSettings, cfg.robot), read(Bridge, cfg.bridge), Path(cfg.run_dir))
+    if bench.robot.ip is None and not bench.bridge.emulated:
+        raise UserError("robot.ip: expected the control box's address, such as 192.168.1.200, got null")
     return bench
 
 
 def read_policy(cfg: DictConfig) -> PolicySettings:
-    """`checkpoint`, `encoder.checkpoint` and `policy` of a config; UserError for what is wrong."""
-    return PolicySettings(cfg.checkpoint, cfg.encoder.checkpoint, settings.read(Host, cfg.policy))
+    """Return `checkpoint`, `encoder.checkpoint` and `policy` of a config; UserError for a wrong value."""
+    return PolicySettings(cfg.checkpoint, cfg.encoder.checkpoint, read(Host, cfg.policy))

@@ -283,7 +283,7 @@ def test_help_lists_groups(tmp_path):
 def test_help_names_flags_and_explains_settings(verb, capsys):
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(flag in text for flag in VERBS[verb].flags) and VERBS[verb].word in text
+    assert all(flag in text for flag in VERBS[verb].flags)
     config = yaml.safe_load((configs_dir() / f"{verb}.yaml").read_text())
     groups = [str(*each).partition("@")[0] for each in config.pop("defaults") if isinstance(each, dict)]
     for key in [*config, *groups]:

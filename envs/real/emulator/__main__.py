@@ -8,12 +8,10 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import sys
-import threading
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.emulator.emulator import PLANTS, Emulator, EmulatorConfig
+from s2robot.envs.real.emulator.emulator import PLANTS, EmulatorConfig, serve
 from s2robot.envs.real.emulator.ports import Ports, free_ports
 
 
@@ -34,27 +32,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         ports = {"default": Ports, "free": free_ports}.get(a.ports, lambda: Ports.from_json(a.ports))()
         config = EmulatorConfig(a.plant, a.seed, a.fps, _json_object(a.env))
-        asyncio.run(_serve(config, ports, a.until_stdin_closes))
+        ended = _stdin_closes if a.until_stdin_closes else None
+        asyncio.run(serve(config, ports, lambda: print(ports.to_json(), flush=True), ended))
     except EnvError as error:
         print(f"emulator: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-async def _serve(config: EmulatorConfig, ports: Ports, until_stdin_closes: bool) -> None:
-    loop = asyncio.get_running_loop()
-    emulator = Emulator(config, ports)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, emulator.stop)
-    if until_stdin_closes:
-
-        def watch() -> None:
-            while os.read(0, 4096):  # sys.stdin's lock, held at exit, would abort the interpreter
-                pass
-            loop.call_soon_threadsafe(emulator.stop)
-
-        threading.Thread(target=watch, daemon=True).start()
-    await emulator.run(started=lambda: print(ports.to_json(), flush=True))
+def _stdin_closes() -> None:
+    while os.read(0, 4096):  # sys.stdin's lock, held at exit, would abort the interpreter
+        pass
 
 
 def _json_object(text: str) -> dict:

@@ -1,17 +1,19 @@
 """All parts of the emulator put together: plant, controller, sockets, side channel, cameras."""
 
+import asyncio
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.emulator import reach
-from s2robot.envs.real.emulator.controller import Controller
+from s2robot.envs.real.emulator.controller import JOINT_HIGH, JOINT_LOW, Controller
 from s2robot.envs.real.emulator.faults import Faults
 from s2robot.envs.real.emulator.frames import FrameServer
 from s2robot.envs.real.emulator.journal import Journal
-from s2robot.envs.real.emulator.plant import KinematicPlant, Plant
+from s2robot.envs.real.emulator.motion import KinematicPlant, Plant
 from s2robot.envs.real.emulator.ports import Ports
 from s2robot.envs.real.emulator.server import Handler, Server
 from s2robot.envs.real.emulator.side import Operation, side_handler
@@ -49,33 +51,25 @@ class Emulator:
         self.journal = Journal()
         self.scene = self.frames = None
         plant: Plant = KinematicPlant(np.array(robot_spec("xarm7").home))
-        services: dict[int, Handler] = {ports.side: side_handler(self._operations())}
+        services: dict[int, Handler] = {}
         if config.plant == "mujoco":
-            plant = self.scene = self._build_scene(config)
-            self.frames = self._build_frames(config)
+            # mujoco and robosuite take seconds to import
+            from s2robot.envs.cube_config import CubePickConfig
+            from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+
+            plant = self.scene = scene = ScenePlant(CubePickConfig(**config.env), config.seed)
+            self.frames = FrameServer(
+                scene.env.config.cameras,
+                lambda: scene.positions,
+                lambda: SceneRenderer(scene),
+                config.fps,
+                self.faults,
+            )
             self.faults.known_cameras = self.frames.cameras
             services[ports.frames] = self.frames.serve
         self.controller = Controller(plant, self.journal)
+        services[ports.side] = side_handler(self._operations())
         self.server = Server(self.controller, self.faults, ports, services)
-
-    def _build_scene(self, config: EmulatorConfig):
-        from s2robot.envs.cube_config import CubePickConfig
-        from s2robot.envs.real.emulator.scene import ScenePlant  # mujoco and robosuite take seconds to import
-
-        return ScenePlant(CubePickConfig(**config.env), config.seed)
-
-    def _build_frames(self, config: EmulatorConfig) -> FrameServer:
-        from s2robot.envs.real.emulator.scene import SceneRenderer
-
-        scene = self.scene
-        assert scene is not None
-        return FrameServer(
-            scene.env.config.cameras,
-            lambda: scene.positions,
-            lambda: SceneRenderer(scene),
-            config.fps,
-            self.faults,
-        )
 
     async def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Serve until :meth:`stop`; see :meth:`Server.run`."""
@@ -98,12 +92,11 @@ class Emulator:
             "ports": lambda: asdict(self.ports),
             "cameras": lambda: {"fps": self.config.fps},
             "status": self._status,
-            "fault": self._fault,
+            "fault": self.faults.inject,
             "clear": self.faults.clear,
-            "clear_error": self._clear_error,
+            "clear_error": self.controller.clean_error,  # as a person does in UFACTORY Studio
             "commands": lambda since=0.0, number=0: {"commands": self.journal.commands_since(since, number)},
             "motion": lambda since: {"motion": self.journal.motion_since(since)},
-            "after": lambda since: self.journal.after(since),
             "hand": self._hand,
             "place_arm": self._place_arm,
             "scene": lambda: self._need_scene().describe(),
@@ -121,13 +114,6 @@ class Emulator:
             "tcp_speed": box.tcp_speed, "slipped_s": server.slipped_s, "connections": server.connections(),
             "unsupported": server.commands.unsupported,
         }  # fmt: skip
-
-    def _fault(self, name: str, **settings) -> None:
-        self.faults.inject(name, **settings)
-
-    def _clear_error(self) -> None:
-        """What a person does in UFACTORY Studio after looking at the arm."""
-        self.controller.clean_error()
 
     def _hand(self, joints) -> dict:
         """A person leads the arm, which only manual mode (2) lets them."""
@@ -162,10 +148,30 @@ class Emulator:
         return {"start_joints": start.tolist()} | scene.describe()
 
 
+async def serve(
+    config: EmulatorConfig,
+    ports: Ports,
+    started: Callable[[], None],
+    ended: Callable[[], None] | None = None,
+) -> None:
+    """Serve an emulator until SIGINT, SIGTERM, the op "shutdown", or ``ended`` returns in a thread of its own."""
+    loop, emulator = asyncio.get_running_loop(), Emulator(config, ports)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, emulator.stop)
+    if ended is not None:
+
+        def watch() -> None:
+            ended()
+            loop.call_soon_threadsafe(emulator.stop)
+
+        threading.Thread(target=watch, daemon=True).start()
+    await emulator.run(started)
+
+
 def _joints(values) -> np.ndarray:
     joints = np.array(values, float)
     if joints.shape != (7,) or not np.isfinite(joints).all():
         raise EnvError(f"joints: found shape {joints.shape}, expected 7 finite numbers")
-    if (joints < reach.JOINT_LOW).any() or (joints > reach.JOINT_HIGH).any():
+    if (joints < JOINT_LOW).any() or (joints > JOINT_HIGH).any():
         raise EnvError(f"joints: found {joints.round(3).tolist()}, expected them within their limits")
     return joints

@@ -1,7 +1,7 @@
 """Who stands beside the arm: says when it may move, where the cube lies, and whether an episode succeeded.
 
 A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person;
-`s2robot.envs.real.emulator.operator.EmulatedOperator` answers for the emulator, which has nobody beside it.
+`s2robot.envs.real.emulator.stand_in.EmulatedOperator` answers for the emulator, which has nobody beside it.
 """
 
 import select

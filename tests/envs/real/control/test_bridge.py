@@ -20,7 +20,7 @@ from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.emulator.camera import opened
 from s2robot.envs.real.emulator.launch import launch
-from s2robot.envs.real.emulator.operator import EmulatedOperator
+from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.patience import CALM, PATIENCE
