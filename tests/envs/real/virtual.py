@@ -260,3 +260,12 @@ class Calls(Subscriber):
     def __init__(self, **functions):
         for name, function in functions.items():
             setattr(self, f"on_{name}", function)
+
+
+def episode(runtime, steps):
+    """An episode that ends with the arm stopped."""
+    runtime.arm()
+    try:
+        return runtime.run(steps)
+    finally:
+        runtime.driver.stop("end of the episode")

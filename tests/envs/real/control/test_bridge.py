@@ -24,7 +24,7 @@ from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.patience import CALM, PATIENCE
-from tests.envs.real.virtual import NOISE, Calls
+from tests.envs.real.virtual import NOISE, Calls, episode
 
 pytest.importorskip("xarm")
 
@@ -138,5 +138,5 @@ def test_actions_that_lift_the_cube_in_simulation_lift_it_over_the_bridge(monkey
             emulator.side("scene")["cube_pose"][:3], simulated.cube_pose[:3], atol=2e-3
         )
         np.testing.assert_allclose(driver.read().q, simulated.joints, atol=0.02)
-        result = runtime.episode(len(actions) - 1)
+        result = episode(runtime, len(actions) - 1)
         assert result.cause == "steps" and emulator.side("scene")["is_success"]
