@@ -13,7 +13,6 @@ point of a finger.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +143,7 @@ def parsed(setting: str) -> tuple[float, ArmLimits]:
     """bridge.speed and limits of a setting."""
     speed, dq, ddq, clearance = map(float, setting.split(","))
     changes = {"dq_max": (dq,) * 7, "ddq_max": (ddq,) * 7, "table_clearance": clearance / 1000}
-    return speed, replace(XARM7_LIMITS, **changes)
+    return speed, XARM7_LIMITS.replace(**changes)
 
 
 def main() -> None:

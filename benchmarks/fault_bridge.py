@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.cameras.sources import ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
@@ -156,10 +156,7 @@ def assemble(
         raise EnvError("faults: found no supervisor, expected one")
     recorder = EpisodeRecorder(stack.enter_context(EpisodeStore.open(path, "a")))
     usual = WatchdogLimits()
-    given = {f.name: getattr(usual, f.name) for f in fields(usual)}
-    limits = WatchdogLimits(
-        **{name: limit and limit * patience for name, limit in given.items()}
-    )  # None is off
+    limits = usual.replace(**{name: limit and limit * patience for name, limit in usual.model_dump().items()})
 
     class Watch(Subscriber):
         def on_period(self, now: float, state: State, safe: Any) -> None:

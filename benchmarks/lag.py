@@ -8,7 +8,6 @@ wire and a busy machine add is not in it. With --online the box plans to each ta
 The limits themselves are set aside, so that what would be stopped shows its size.
 """
 
-from dataclasses import replace
 
 import bridge_limits  # beside this file
 import numpy as np
@@ -61,7 +60,7 @@ def main() -> None:
     )
     for text in args.settings:
         speed, limits = bridge_limits.parsed(text)
-        limits = replace(limits, lag_max=9.0, point_lag_max=9.0)
+        limits = limits.replace(lag_max=9.0, point_lag_max=9.0)
         lags.clear()
         rows = [
             bridge_limits.episode(plant, renderer, actor, points, limits, speed, seed, GRIPPER_HOLD)

@@ -17,11 +17,11 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmDriver, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
+from s2robot.envs.real.control.interpolate import SHARE, Interpolator
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig, Result
-from s2robot.envs.real.control.move import move_slowly
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.sensors import Camera
 from s2robot.envs.real.control.subscriber import Subscriber, Subscribers
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
@@ -30,30 +30,26 @@ from s2robot.envs.real.operator.stop import Stop
 
 AT = 0.02  # rad; within this the arm is where it is to be
 OPEN = 0.9  # of the gripper, likewise
+_ARRIVED = 0.01  # rad, at the end of a move
+_MOVE_HZ, _GRIPPER_S = 10.0, 3.0  # waypoints a second of a move; s that the fingers may take
 _POLL_S = 0.2  # s between two checks whether the episode is over
 
 
 class ArmRuntime(Subscriber):
-    """One arm with its cameras and a policy.
+    """One arm with its cameras and a policy; arguments as for `ControlLoop`, and
 
     Args:
-        driver: connected.
-        cameras: name -> started reader, in the policy's order.
-        act: observation -> action (8,), as for `ControlLoop`.
         points: of the arm, for the filter.
-        loop: `live=True` moves the arm; otherwise everything but motion happens.
         subscribers: receive the loop's events.
         stop: the operator's; it stops the way to a start as well as an episode.
         supervisor: stops the arm when this process hangs or dies; or see `watched`. A live arm needs one.
         home_speed: rad/s of the way to a start.
-        clock: of everything but the driver and the cameras.
-        disagreement: of the policy's members, as for `ControlLoop`.
     """
 
     def __init__(
         self,
         driver: ArmDriver,
-        cameras: Mapping[str, Camera],
+        cameras: Mapping[str, CameraReader],
         act: Callable[[dict], np.ndarray],
         points: ArmPoints,
         loop: LoopConfig | None = None,
@@ -97,12 +93,7 @@ class ArmRuntime(Subscriber):
                     supervisor.close(confirmed)
 
     def on_beat(self) -> None:
-        """Send the supervisor a heartbeat.
-
-        Raises:
-            EnvError: the supervisor is gone, or there is none.
-            KeyboardInterrupt: see `Stop.check`.
-        """
+        """Send the supervisor a heartbeat. Raises EnvError if it is gone or there is none; see also `Stop.check`."""
         self.stop.check()
         self._check_watched()
         if self._supervisor is not None:
@@ -150,8 +141,7 @@ class ArmRuntime(Subscriber):
     def arm(self) -> None:
         """Enable motion (nothing without `live`) and drop a stop that was requested before.
 
-        Raises:
-            EnvError: an error is pending, or there is no supervisor.
+        Raises EnvError: an error is pending, or there is no supervisor.
         """
         self._check_watched()
         self.loop.clear_stop()
@@ -168,20 +158,54 @@ class ArmRuntime(Subscriber):
         return bool(np.abs(state.q - goal).max() < AT and state.gripper > OPEN)
 
     def go_to(self, goal: Array) -> bool:
-        """Move slowly to joints (7,), the gripper open; False after the operator's stop. Raises as `move_slowly`."""
+        """Move slowly, on a straight line in joint space, to joints (7,) rad with the gripper open; False after a stop.
+
+        A control loop without cameras streams it through the same filter and watchdog. Nothing plans around obstacles:
+        table, workspace and speeds stop the move, everything else is the operator's to check.
+
+        Raises EnvError, with the arm stopped: a fault, or the arm did not arrive.
+        """
+        speed, main = self._home_speed, self.loop
+        config = main.config.replace(policy_hz=_MOVE_HZ, max_delta=speed / _MOVE_HZ, gripper_hold=0)
+
+        def act(observation: dict) -> Array:
+            left, state = goal - move.commanded, observation["proprio"]
+            if np.isnan(left).any():  # the warm-up
+                return np.zeros(8)
+            if np.abs(left).max() < 1e-6 and np.abs(state[:7] - goal).max() < _ARRIVED and state[7] > OPEN:
+                move.request_end()
+            return np.append(left * min(1.0, config.max_delta / max(float(np.abs(left).max()), 1e-9)), 0.0)
+
+        move = ControlLoop(
+            self.driver, {}, act, main.safety, config, main.watchdog.limits, _OnBeat(lambda: self._beat(move)), self.clock
+        )  # fmt: skip
+        # its own speed limit, so that what a busy machine delays is not made up for in a hurry
+        limits = self.driver.limits
+        move.stream.path = Interpolator(
+            limits.replace(dq_max=tuple(min(v, speed / SHARE) for v in limits.dq_max))
+        )
+        steps = np.abs(goal - self.driver.read().q).max() / config.max_delta + _GRIPPER_S * _MOVE_HZ
         try:
-            return move_slowly(
-                self.driver, self.loop.safety, goal, 1.0, self._home_speed, self.loop.subscriber.on_beat,
-                lambda: self.stop.asked() or self.loop.stop_requested, self.clock, self.loop.watchdog.limits.gap,
-            )  # fmt: skip
+            result = move.run(int(steps) + 1)
         finally:
             self.rest()
+        if result.state == State.FAULT:
+            raise EnvError(f"move: {'; '.join(result.reasons)}")
+        off = np.abs(self.driver.read().q - goal).max()
+        if result.cause != "stopped" and off > _ARRIVED:
+            self.driver.stop("the arm did not arrive")
+            raise EnvError(f"move: found the arm {off:.3f} rad from its goal, expected {_ARRIVED} at most")
+        return result.cause != "stopped"
+
+    def _beat(self, move: ControlLoop) -> None:
+        self.loop.subscriber.on_beat()
+        if self.stop.asked() or self.loop.stop_requested:
+            move.request_stop()
 
     def ready(self, operator: Operator, placing: Placing) -> None:
         """Bring the arm to the start of an episode and have the cube placed; the arm is stopped afterwards.
 
-        Raises:
-            EnvError: the operator says no or stops the arm, or the arm refuses or does not get there.
+        Raises EnvError: the operator says no or stops the arm, or the arm refuses or does not arrive.
         """
         if not self.confirmed:
             self.stand("before the operator comes near")
@@ -250,3 +274,8 @@ class ArmRuntime(Subscriber):
                 left = True
                 done.notify_all()
             thread.join(5.0)
+
+
+class _OnBeat(Subscriber):
+    def __init__(self, beat: Callable[[], None]):
+        self.on_beat = beat  # type: ignore[method-assign]

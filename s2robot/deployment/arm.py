@@ -10,8 +10,7 @@ from s2robot.deployment.cameras import Cameras, Scene, find_scene, start_cameras
 from s2robot.deployment.settings import Bench, Bridge
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import ArmLimits
-from s2robot.envs.real.arms.logged import logged_driver
-from s2robot.envs.real.arms.sdk_log import LOG_FILE
+from s2robot.envs.real.arms.sdk import LOG_FILE
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 
@@ -28,11 +27,7 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
         raise UserError(f"robot.ip: expected {scene.host} with bridge.{scene.name}.port, got {ip}")
     arm, log = bench.bridge.arm, bench.run_dir / LOG_FILE
     print(f"log of the arm's SDK: {log}", flush=True)
-    return partial(
-        logged_driver, log, str(ip), limits=limits, mode=arm.number, ports=scene.ports if scene else None,
-        sensitivity=arm.sensitivity, speed=arm.speed, acceleration=arm.acceleration, payload=arm.payload,
-        tcp_offset=arm.tcp_offset,
-    )  # fmt: skip
+    return partial(XArmDriver, str(ip), limits, arm, scene.ports if scene else None, log=log)
 
 
 @dataclass

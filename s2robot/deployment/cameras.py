@@ -21,9 +21,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.real.arms.sdk import BoxPorts
 from s2robot.envs.real.cameras.camera import CameraReader, Source, part_seen
-from s2robot.envs.real.cameras.opencv import OpenCVCamera
-from s2robot.envs.real.cameras.realsense import RealSenseCamera
-from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.cameras.sources import OpenCVCamera, RealSenseCamera, ReplayCamera
 from s2robot.envs.real.operator.prompts import Operator
 
 STAND_INS = {

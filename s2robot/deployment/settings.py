@@ -7,19 +7,18 @@ configs/bridge/default.yaml, configs/host and configs/robot document each value 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from omegaconf import DictConfig
-from pydantic import Field, model_validator
 
 from s2robot.common.errors import UserError
-from s2robot.core.settings import Settings, from_yaml, invalid, read
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.envs.frames import ImageSize
-from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
-from s2robot.envs.real.arms.xarm import ONLINE, SERVO
+from s2robot.envs.real.arms.driver import ArmLimits
+from s2robot.envs.real.arms.xarm import ArmSettings
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.watchdog import WatchdogLimits
@@ -36,35 +35,6 @@ class RobotSettings(Settings, at="robot", file="robot/xarm7"):
     def home(self) -> np.ndarray:
         """Joints at which an episode starts, rad.  # (7,)"""
         return np.array(robot_spec(self.name).home)
-
-
-class ArmSettings(Settings, at="bridge.arm", file="bridge/default"):
-    """`bridge.arm`."""
-
-    mode: Literal["servo", "online"] = from_yaml()
-    connect_s: float = from_yaml(gt=0)
-    sensitivity: int = from_yaml(ge=1, le=5)  # 0 would switch collision detection off
-    speed: float = from_yaml(gt=0)
-    acceleration: float = from_yaml(gt=0)
-    payload: float | None = from_yaml(ge=0, le=3.5)
-    tcp_offset: tuple[float, float, float, float, float, float] | None = from_yaml()
-
-    @property
-    def number(self) -> int:
-        """The arm's own number of its mode."""
-        return {"servo": SERVO, "online": ONLINE}[self.mode]
-
-
-class LoopSettings(Settings, at="bridge.loop", file="bridge/default"):
-    """`bridge.loop`."""
-
-    max_steps: int = from_yaml(ge=1)
-    max_delta: float = from_yaml(gt=0)
-    gripper_hold: int = from_yaml(ge=0)
-    ready_s: float = from_yaml(gt=0)
-    warm_up_s: float = from_yaml(gt=0)
-    frozen_s: float = from_yaml(gt=0)
-    frozen_motion: float = from_yaml(gt=0)
 
 
 class CameraSettings(Settings, at="bridge.cameras.hand", file="bridge/default"):
@@ -99,19 +69,14 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
 
     speed: float = from_yaml(gt=0, le=1)
     supervisor_s: float = from_yaml(gt=0)
-    arm: ArmSettings = Field(default_factory=ArmSettings)
-    limits: dict[str, Any] = from_yaml()
+    arm: ArmSettings = from_yaml()
+    limits: ArmLimits = from_yaml()
     safety: SafetyConfig = from_yaml()
     watchdog: WatchdogLimits = from_yaml()
-    loop: LoopSettings = Field(default_factory=LoopSettings)
-    home: HomeSettings = Field(default_factory=HomeSettings)
+    loop: LoopConfig = from_yaml()
+    home: HomeSettings = from_yaml()
     cameras: Mapping[str, CameraSettings] = from_yaml()
-    emulator: EmulatorSettings = Field(default_factory=EmulatorSettings)
-
-    @model_validator(mode="after")
-    def _limits_are_possible(self) -> Self:
-        self.arm_limits()
-        return self
+    emulator: EmulatorSettings = from_yaml()
 
     @property
     def emulated(self) -> bool:
@@ -119,22 +84,16 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
         return self.emulator.port is not None
 
     def arm_limits(self) -> ArmLimits:
-        """Return the joint ranges of the arm itself, with the limits of the config.
+        """Return the limits; in mode online the stream is never faster than the box plans.
 
-        In mode online the stream is never faster than the box plans: it would fall behind by `lag_max`, which is a
-        fault.
+        It would fall behind by `lag_max`, which is a fault.
         """
-        own = {f.name for f in fields(ArmLimits)} - {"q_min", "q_max"}
-        if unknown := self.limits.keys() - own:
-            raise invalid(f"limits.{min(unknown)}", f"one of {', '.join(sorted(own))}", "an unknown key")
-        values = {name: _tuples(value) for name, value in self.limits.items()}
-        for name, planned in (("dq_max", self.arm.speed), ("ddq_max", self.arm.acceleration)):
-            value = values[name]
-            value = (float(value),) * 7 if isinstance(value, int | float) else value
-            if not isinstance(value, tuple) or not all(isinstance(v, int | float) for v in value):
-                raise invalid(f"limits.{name}", "a number, or seven", value)
-            values[name] = tuple(min(v, planned) for v in value) if self.arm.mode == "online" else value
-        return ArmLimits(q_min=XARM7_LIMITS.q_min, q_max=XARM7_LIMITS.q_max, **values)
+        if self.arm.mode == "servo":
+            return self.limits
+        return self.limits.replace(
+            dq_max=tuple(min(v, self.arm.speed) for v in self.limits.dq_max),
+            ddq_max=tuple(min(v, self.arm.acceleration) for v in self.limits.ddq_max),
+        )
 
     def loop_config(self, policy_hz: float, image_size: ImageSize, live: bool, **changes: Any) -> LoopConfig:
         """Return the settings of the control loop.
@@ -144,9 +103,8 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
             image_size: of the frames, pixels.
             changes: of values of `bridge.loop`.
         """
-        values = self.loop.model_dump(exclude={"max_steps"}) | changes
-        return LoopConfig(
-            live=live, policy_hz=policy_hz, image_size=image_size, mode=self.arm.number, **values
+        return self.loop.replace(
+            live=live, policy_hz=policy_hz, image_size=image_size, mode=self.arm.number, **changes
         )
 
     def described(self) -> dict[str, Any]:
@@ -192,10 +150,6 @@ class PolicySettings:
     def name(self) -> str:
         """Checkpoint or URL."""
         return self.checkpoint or str(self.host.url)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def read_bench(cfg: DictConfig) -> Bench:

@@ -68,11 +68,7 @@ def _xarm7_points() -> tuple[Point, ...]:
 
 
 class ArmPoints:
-    """Forward kinematics of an arm's points.
-
-    Raises:
-        EnvError: an arm without points.
-    """
+    """Forward kinematics of an arm's points. Raises EnvError: an arm without points."""
 
     def __init__(self, robot: str = "xarm7"):
         if robot != "xarm7":

@@ -19,11 +19,7 @@ _ITERATIONS = 8
 
 
 class ToolIK:
-    """Poses and joints of the tool.
-
-    Raises:
-        EnvError: an arm whose kinematics are not known here.
-    """
+    """Poses and joints of the tool. Raises EnvError for an arm without known kinematics."""
 
     def __init__(self, robot: str = "xarm7"):
         if robot != "xarm7":

@@ -4,6 +4,7 @@ The frame is the arm's base; the tool centre point is the flange (no tool offset
 """
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from s2robot.envs.real.arms.driver import Array
 
@@ -28,15 +29,10 @@ _FIXED, _TURNING, _CROSSING = _links()
 LINKS = np.stack([_FIXED, _TURNING, _CROSSING], 1)  # (7, 3, 4, 4): of 1, cos q and sin q of each joint
 
 
-def links(joints: Array) -> Array:
-    """The pose of each link in the one before.  # (..., 7) -> (..., 7, 4, 4)"""
-    q = joints[..., None, None]
-    return _FIXED + np.cos(q) * _TURNING + np.sin(q) * _CROSSING
-
-
 def frames(joints: Array) -> Array:
     """The frame after each joint; the last is the flange.  # (7,) -> (7, 4, 4)"""
-    result = links(np.asarray(joints, float))
+    q = np.asarray(joints, float)[:, None, None]
+    result = _FIXED + np.cos(q) * _TURNING + np.sin(q) * _CROSSING  # each in the frame of the link before
     for i in range(1, 7):
         result[i] = result[i - 1] @ result[i]
     return result
@@ -53,32 +49,13 @@ def jacobian(all_frames: Array, point: Array) -> Array:
 
 
 def damped_step(jacobian: Array, error: Array, damping: float = 1e-4) -> Array:
-    """The change of joints (7,) rad that takes an error (6,) away, by damped least squares.
-
-    Args:
-        jacobian: (6, 7).
-        damping: m² and rad²; keeps steps small near a singularity.
-    """
+    """The change of joints (7,) rad that takes an error (6,) away, by damped (m², rad²) least squares."""
     return jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + damping * np.eye(6), error)
 
 
 def turn_of(rotation: Array) -> Array:
-    """A rotation matrix (3, 3) as axis times angle (3,), rad; of half a turn, one of its two axes."""
-    axis = (
-        np.array(
-            [
-                rotation[2, 1] - rotation[1, 2],
-                rotation[0, 2] - rotation[2, 0],
-                rotation[1, 0] - rotation[0, 1],
-            ]
-        )
-        / 2
-    )
-    sine, cosine = np.linalg.norm(axis), (np.trace(rotation) - 1) / 2
-    if sine <= 1e-9 and cosine < 0:  # half a turn: 2 axis axisᵀ - 1, whose sign is free
-        column = (rotation + np.eye(3))[:, np.argmax(np.diag(rotation))]
-        return np.pi * column / np.linalg.norm(column)
-    return axis * (np.arctan2(sine, cosine) / sine if sine > 1e-9 else 1)
+    """A rotation matrix (3, 3) as axis times angle (3,), rad; for half a turn, one of its two axes."""
+    return Rotation.from_matrix(rotation).as_rotvec()
 
 
 def to_rpy(rotation: Array) -> Array:
@@ -92,14 +69,7 @@ def to_rpy(rotation: Array) -> Array:
 
 def from_rpy(rpy: Array) -> Array:
     """The inverse of :func:`to_rpy`.  # (3,) -> (3, 3)"""
-    (cr, cp, cy), (sr, sp, sy) = np.cos(rpy), np.sin(rpy)
-    return np.array(
-        [
-            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-            [-sp, cp * sr, cp * cr],
-        ]
-    )
+    return Rotation.from_euler("xyz", rpy).as_matrix()
 
 
 def forward(joints: Array) -> Array:

@@ -1,10 +1,9 @@
-"""The settings of an xArm's control box: what a session changes and puts back, and what it compares with its own.
+"""The settings of an xArm's control box: what a session changes and restores, and what it compares.
 
 box = BoxSettings(ip, sdk)
 box.check_tool(payload=0.82, tcp_offset=(0.0,) * 6)
-for name, call in box.steps(limits, sensitivity):
-    ...                                # the box's own limits
-box.restore()                          # as they were before the first `steps`
+for name, call in box.steps(limits, sensitivity): ...   # the box's own limits
+box.restore()                                           # as they were before the first `steps`
 """
 
 import time
@@ -17,8 +16,6 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmLimits
 
-PAYLOAD = 0.82  # kg, of the vendor's gripper
-TCP_OFFSET = (0.0,) * 6  # m and rad: fence, tool speed and poses are then of the flange
 HAND_REACH = 0.2  # m from the flange to the farthest that the box's limits leave to the hand
 _PAYLOAD_OFF, _OFFSET_OFF = 0.1, 2e-3  # kg; m and rad
 _REPORT_S = 0.5  # s until a report says what the box has; five come a second
@@ -27,12 +24,7 @@ Steps = tuple[tuple[str, Callable[[], Any]], ...]
 
 
 class BoxSettings:
-    """Settings of one box.
-
-    Args:
-        ip: of the box, for messages.
-        sdk: the connection; with reports.
-    """
+    """Settings of the box at `ip`, over a connection with reports."""
 
     def __init__(self, ip: str, sdk: Any):
         self._ip, self._sdk = ip, sdk
@@ -43,8 +35,7 @@ class BoxSettings:
     def check_tool(self, payload: float | None, tcp_offset: tuple[float, ...] | None) -> None:
         """Compare payload (kg) and TCP offset (m and rad) with the box's; None is not compared.
 
-        Raises:
-            EnvError: they differ: the box's collision detection, its fence and an arm led by hand go by them.
+        Raises EnvError if they differ: the box's collision detection, its fence and an arm led by hand depend on them.
         """
         end = time.monotonic() + _REPORT_S
         while wrong := self._wrong_tool(payload, tcp_offset):
@@ -71,18 +62,9 @@ class BoxSettings:
             if code == 0 and len(states) > 5:  # old firmware knows fewer, and keeps what it is given
                 self._before = states, int(sdk.collision_sensitivity), bool(sdk.self_collision_params[0])
         joints = np.stack([limits.q_min, limits.q_max], 1).ravel().tolist()
-        (x0, x1), (y0, y1), (z0, z1) = limits.box
-        reach = HAND_REACH
-        fence = [x1 + reach, x0 - reach, y1 + reach, y0 - reach, z1 + reach, z0 - reach]  # of the flange, m
-        reduced = [
-            True,
-            [x * 1000 for x in fence],
-            limits.point_speed * 1000,
-            max(limits.dq_max),
-            joints,
-            True,
-        ]
-        return self._calls(reduced, sensitivity, True)
+        fence = np.array(limits.box)[:, ::-1] + [HAND_REACH, -HAND_REACH]  # m, (high, low), of the flange
+        boundary, speed = (1000 * fence).ravel().tolist(), limits.point_speed * 1000
+        return self._calls([True, boundary, speed, max(limits.dq_max), joints, True], sensitivity, True)
 
     def restore(self) -> None:
         """Put the box's limits back; up to the first that fails, as where the connection is gone."""

@@ -20,16 +20,11 @@ class XArmGripper:
     """Sends a changed target, and asks for the opening, ten times a second.
 
     Args:
-        ip: of the control box, for messages.
         sdk: the arm's connection, whose second port this opens.
-        ours: whether it may move now.
-        timeout_s: for an answer.
-        end: s, monotonic, until when the first answer has to be there.
+        ours: whether the gripper may move now.
+        timeout_s, end: for an answer; s, monotonic, when the first one must be there (EnvError).
 
-    Attributes: `opening` (measured, 0 closed to 1 open), `heard` (s, when it was), `code` (of the last word).
-
-    Raises:
-        EnvError: no second port, or no answer.
+    Attributes: `opening` (measured, 0 closed to 1 open), `heard` (s, when it was), `code` (of the last answer).
     """
 
     def __init__(self, ip: str, sdk: Any, ours: Callable[[], bool], timeout_s: float, end: float):

@@ -24,10 +24,11 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState, Array
+from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.policy_worker import Answer, PolicyWorker
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
-from s2robot.envs.real.control.sensors import Camera, Sensors
+from s2robot.envs.real.control.sensors import Sensors
 from s2robot.envs.real.control.stream import CommandStream, LoopConfig
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import UNSURE, State, Watchdog, WatchdogLimits
@@ -55,7 +56,7 @@ class Result:
 
 @dataclass
 class _Episode:
-    """The one under way. Times in s, monotonic."""
+    """The episode under way. Times in s, monotonic."""
 
     max_steps: int
     void_before: float  # answers to older observations are not wanted
@@ -72,26 +73,20 @@ class _Episode:
 
 
 class ControlLoop:
-    """One arm, its cameras and a policy.
+    """One arm, its cameras and a policy; `steps` counts the actions taken up in this or the last episode.
 
     Args:
         driver: connected and, for `live`, armed.
         cameras: name -> started reader, in the policy's order.
-        act: observation -> action (8,), as in the contract: joint deltas against the last commanded joints, rad,
-            and the gripper command (0.5 and above closes).
-        safety: the filter.
-        config, limits: see there.
-        subscriber: hears of what goes on.
+        act: observation -> action (8,): deltas of the last commanded joints, rad, and the gripper (0.5 and above closes).
         clock: of everything but the driver and the cameras.
-        disagreement: how far the members of the policy are apart about the action that it gave last, rad.
-
-    `steps` counts the actions that the episode under way, or the last one, has taken up.
+        disagreement: between the policy's members about its last action, rad.
     """
 
     def __init__(
         self,
         driver: ArmDriver,
-        cameras: Mapping[str, Camera],
+        cameras: Mapping[str, CameraReader],
         act: Callable[[dict], np.ndarray],
         safety: SafetyFilter,
         config: LoopConfig | None = None,
@@ -111,7 +106,7 @@ class ControlLoop:
         self.subscriber = Subscriber() if subscriber is None else subscriber  # an empty recorder is false
         self._act = act
         self._free = clock.condition()
-        self._acting = False  # a policy that hung in an earlier episode may still be at it
+        self._acting = False  # a policy that hung in an earlier episode may still be running
         # a plain value: an Event's lock could be held by the code that a signal interrupts
         self._stop = False
         self._end = threading.Event()
@@ -143,17 +138,16 @@ class ControlLoop:
 
     @property
     def commanded(self) -> Array:
-        """The joints (7,) rad that the next action's deltas are added to; not where the stream is on its way."""
+        """See `CommandStream.commanded`."""
         return self.stream.commanded
 
     # ---------------------------------------------------------------- an episode
 
     def run(self, max_steps: int) -> Result:
-        """One episode. The arm is at rest when it returns; after a fault or a stop it is stopped as well.
+        """Run one episode. The arm is at rest afterwards; after a fault or a stop it is stopped as well.
 
-        Raises:
-            EnvError: the arm is outside its limits, the policy gives no first answer, or frames or joints are
-                not fresh. Nothing has moved then.
+        Raises EnvError, before anything moves: the arm is outside its limits, the policy gives no first answer, or frames or
+        joints are not fresh.
         """
         self._end.clear()
         self.steps = 0
@@ -176,7 +170,7 @@ class ControlLoop:
         self.sensors.forget()
         self._wait_ready(worker)
         worker.submit(self.clock.now(), self.sensors.observe(self.config.image_size))
-        answer = worker.wait(self.config.warm_up_s)
+        answer = worker.take(self.config.warm_up_s)
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {self.config.warm_up_s:g} s"
             raise EnvError(f"policy: {why}; nothing has moved")
@@ -189,9 +183,8 @@ class ControlLoop:
 
     def _run(self, worker: PolicyWorker, max_steps: int) -> Result:
         now = self.clock.now()
-        self.watchdog.start(self.clock.now())
-        begin = self.clock.now()
-        episode = _Episode(max_steps, void_before=now, next_tick=now, acted=begin, alive=begin)
+        self.watchdog.start(now)
+        episode = _Episode(max_steps, void_before=now, next_tick=now, acted=now, alive=now)
         while not episode.cause:
             self._period(episode, worker)
         self._come_to_rest(episode)
@@ -328,7 +321,7 @@ class ControlLoop:
     # ---------------------------------------------------------------- its end
 
     def _come_to_rest(self, episode: _Episode) -> None:
-        """Stop after a fault; brake otherwise, and stop if that was asked for."""
+        """Stop after a fault; brake otherwise, and stop if that was requested."""
         live = self.config.live
         if episode.cause == "fault":
             if live:

@@ -1,4 +1,4 @@
-"""What is known of arm and cameras at a moment, and what the watchdog makes of it.
+"""The readings of arm and cameras, and the watchdog's state that follows from them.
 
 sensors = Sensors(driver, cameras, watchdog)
 state = sensors.watch()                  # every period: reads the arm, asks the watchdog
@@ -7,52 +7,29 @@ observation = sensors.observe(256)       # for the policy, or the record
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
-from s2robot.envs.real.arms.driver import OK, ArmState, Array, DriverStatus
-from s2robot.envs.real.cameras.camera import Frame, fitted
+from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState, Array
+from s2robot.envs.real.cameras.camera import CameraReader, fitted
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.watchdog import Inputs, State, Watchdog
 
 POLL_S = 0.01  # s between two looks while everything is waited for
 
 
-class Readable(Protocol):
-    """The part of a driver that is asked here."""
-
-    def read(self) -> ArmState: ...
-    def status(self) -> DriverStatus: ...
-
-
-class Camera(Protocol):
-    """A started `CameraReader`, or what gives frames like one."""
-
-    def latest(self) -> Frame | None: ...
-    def age(self, now: float) -> float: ...
-
-
 class Sensors:
-    """One arm and its cameras.
+    """One arm and its cameras; `state` is the arm's last reading, None before the first.
 
-    Args:
-        driver: connected.
-        cameras: name -> started reader, in the policy's order.
-        watchdog: hears of everything.
-        frozen_s, frozen_motion: a picture that stays the same for so long, s, while a joint moves so far, rad, is
-            frozen; inf: it is not looked for.
-        clock: of everything.
-
-    `state` is the arm's last reading; None before the first.
+    A camera is frozen if its image stays the same for `frozen_s` while a joint moves by `frozen_motion`, rad.
     """
 
     def __init__(
         self,
-        driver: Readable,
-        cameras: Mapping[str, Camera],
+        driver: ArmDriver,
+        cameras: Mapping[str, CameraReader],
         watchdog: Watchdog,
         frozen_s: float = np.inf,
         frozen_motion: float = np.inf,
@@ -64,7 +41,7 @@ class Sensors:
         self._moves: deque[tuple[float, Array]] = deque()  # measured joints of the last seconds
 
     def forget(self) -> None:
-        """Nothing is known of the arm."""
+        """Drop all readings of the arm."""
         self.state = None
         self._moves.clear()
 
@@ -80,10 +57,9 @@ class Sensors:
 
         Args:
             late: by how much the policy's answer is overdue at a time, s.
-            error: of the policy.
+            error, disagreement: of the policy and its members, rad.
             code: of the last command.
             live: whether the arm's mode matters.
-            disagreement: of the policy's members, rad.
         """
         failed = False
         try:
@@ -111,10 +87,9 @@ class Sensors:
         )
 
     def wait_ready(self, watch: Callable[[], State], seconds: float, who: str) -> ArmState:
-        """Until `watch` says READY; the arm's state then.
+        """Wait until `watch` returns READY; return the arm's state then.
 
-        Raises:
-            EnvError: a fault, or not within `seconds`; `who` begins the message.
+        Raises EnvError, which begins with `who`: a fault, or not within `seconds`.
         """
         end = self.clock.now() + seconds
         while watch() != State.READY or self.state is None:

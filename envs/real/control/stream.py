@@ -6,40 +6,34 @@ stream.take(now, action, state, observation, t_observed, ages)   # ten times a s
 safe, arrived = stream.next(now, state)                          # a hundred times
 """
 
-from dataclasses import dataclass
-
 import numpy as np
+from pydantic import Field
 
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import OK, ArmLimits, ArmState, Array
 from s2robot.envs.real.control.interpolate import Interpolator
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """How the loop runs."""
+class LoopConfig(Settings, at="bridge.loop", file="bridge/default"):
+    """How the loop runs; configs/bridge/default.yaml documents each value that stands in it."""
 
+    max_steps: int = from_yaml(ge=1)
+    max_delta: float = from_yaml(gt=0)
+    gripper_hold: int = from_yaml(ge=0)
+    ready_s: float = from_yaml(gt=0)
+    warm_up_s: float = from_yaml(gt=0)
+    frozen_s: float = from_yaml(gt=0)
+    frozen_motion: float = from_yaml(gt=0)
     live: bool = False  # False: everything but sending
-    policy_hz: float = 10.0  # observations a second, as in the demos
+    policy_hz: float = Field(10.0, gt=0)  # observations a second, as in the demos
     image_size: ImageSize = 256  # pixels, as the policy wants them
-    max_delta: float = 0.25  # rad an action may move a joint, as in the simulated world
-    ready_s: float = 5.0  # s to wait for fresh frames and joints before an episode
-    gripper_hold: int = 5  # so many actions after a gripper command cannot reverse it
-    warm_up_s: float = 30.0  # s that the policy's first answer may take, before motion begins
-    frozen_s: float = 1.0  # s that a picture may stay the same ...
-    frozen_motion: float = 0.05  # rad ... while a joint moves so far
     mode: int = 1  # the arm's mode while it is ours
 
 
 class CommandStream:
-    """The way of one episode.
-
-    Args:
-        limits: the arm's.
-        safety: the filter that every target passes.
-        config: see there.
-    """
+    """The commands of one episode; every target passes the filter."""
 
     def __init__(self, limits: ArmLimits, safety: SafetyFilter, config: LoopConfig):
         self.safety, self.config, self.path = safety, config, Interpolator(limits)
@@ -91,11 +85,11 @@ class CommandStream:
         t_observed: float,
         ages: np.ndarray,
     ) -> None:
-        """An action (8,) becomes the next waypoint, due a period later, and begins a step.
+        """Turn an action (8,) into the next waypoint, due a period later, and begin a step.
 
         Args:
             state: measured now.
-            observation: what the action answers, and when that was made.
+            observation, t_observed: what the action answers, and when it was made.
             ages: of the cameras' frames, s.
         """
         if not self.config.live:  # the arm has not moved: what would be sent starts where it stands

@@ -1,11 +1,4 @@
-"""Events of a control loop, and who receives them: recorder, trace, panel, supervisor.
-
-class Counter(Subscriber):
-    def on_step(self, step):
-        self.steps += 1
-
-loop = ControlLoop(..., subscriber=Subscribers(recorder, trace, counter))
-"""
+"""Events of a control loop, and who receives them: recorder, trace, panel, supervisor."""
 
 from s2robot.envs.real.control.safety import Safe
 from s2robot.envs.real.control.watchdog import State

@@ -72,7 +72,6 @@ class SharedControl(Subscriber):
     Args:
         policy: observation -> action (8,).
         forget: makes the policy start anew; called before it acts again, since it planned from another state.
-        handover: who acts.
         teleoperator: the person's actions; None where the person leads the arm by hand, outside the loop.
         commanded: the joints (7,) rad that the next action is added to.
     """

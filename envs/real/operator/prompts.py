@@ -80,12 +80,9 @@ class Operator(Protocol):
 
 
 def ask(question: str, none: str | None = "") -> str:
-    """What a person types as the answer, stripped, in small letters; `none` after Ctrl-D or without a terminal.
+    """Return what a person types, stripped, in small letters; `none` after Ctrl-D or without a terminal (None: EOFError).
 
-    What was typed before the question is thrown away: it answers something else, and an arm may move upon it.
-
-    Raises:
-        EOFError: standard input has ended and `none` is None.
+    What was typed before the question is dropped: it answers something else, and an arm may move upon it.
     """
     terminal = _flushed()
     print(question, end="", flush=True)
@@ -129,11 +126,7 @@ class TerminalOperator:
             return False
 
     def _one_of(self, question: str, answers: dict[str, str]) -> str:
-        """The answer's meaning.
-
-        Raises:
-            EnvError: standard input has ended.
-        """
+        """Return the meaning of the answer. Raises EnvError at the end of standard input."""
         while True:
             try:
                 answer = self._ask(f"{question} ").strip().lower()
@@ -145,7 +138,6 @@ class TerminalOperator:
                 return answers[answer]
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
-        """See `Operator`."""
         text = "Lay the cube. The arm then moves slowly to its start. Enter: go on, q: end. "
         try:
             return self._ask(f"episode {episode + 1} of {episodes}. {text}").strip().lower() != "q"
@@ -156,13 +148,11 @@ class TerminalOperator:
         """See `Operator`: done, by hand."""
 
     def free(self, fault: tuple[str, ...]) -> bool:
-        """See `Operator`."""
         if fault and not self._yes(f"FAULT: {'; '.join(fault)}. Look at the arm and the bench. Cleared?"):
             return False
         return self._yes("The arm opens its gripper and moves to its start pose. Is everybody clear of it?")
 
     def place(self, placing: Placing) -> bool:
-        """See `Operator`."""
         x, y = (100 * v for v in placing.cube_xy)
         turn = np.degrees(placing.cube_yaw) % 90  # a cube looks the same every quarter turn
         return self._yes(
@@ -175,7 +165,6 @@ class TerminalOperator:
         return False
 
     def success(self) -> bool:
-        """See `Operator`."""
         return self._one_of("Did the episode succeed? [y/n]", _YES_NO) == "y"
 
     def stage(self) -> str:

@@ -22,15 +22,12 @@ from s2robot.envs.real.runtime import ArmRuntime
 
 
 def teach(runtime: ArmRuntime, controls: Controls, max_steps: int, subscriber: Subscriber) -> str:
-    """Record one episode; the arm is stopped afterwards.
+    """Record one episode; return why it broke off, empty after a regular end. The arm is stopped afterwards.
 
     Args:
         runtime: the arm; its driver has `lead` and `grip`.
         controls: the gripper and the end of the episode.
-        subscriber: receives each step: images, proprio, action, time, time_action, camera_age (see
-            `s2robot.envs.real.control.recorder`).
-
-    Returns: why the episode broke off; empty after a regular end.
+        subscriber: receives each step: images, proprio, action, time, time_action, camera_age (see `control.recorder`).
 
     Raises:
         EnvError: the arm refuses, or images or joints are not fresh.

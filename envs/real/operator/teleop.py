@@ -11,7 +11,7 @@ turn about the vertical. The gripper keeps pointing where it pointed at the star
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +28,6 @@ _KEYS = {
     "w": (1, 0, 0, 0), "s": (-1, 0, 0, 0), "a": (0, 1, 0, 0), "d": (0, -1, 0, 0),
     "r": (0, 0, 1, 0), "f": (0, 0, -1, 0), "q": (0, 0, 0, 1), "e": (0, 0, 0, -1),
 }  # fmt: skip
-
-
-class Mover(Protocol):
-    """Says where the gripper is to go."""
-
-    def velocity(self) -> Array:
-        """x, y, z and the turn about z, each -1 to 1 of the full speed.  # (4,)"""
 
 
 class Controls:
@@ -56,11 +49,9 @@ class Controls:
 
 
 class Keyboard:
-    """Motion by keys (`HELP`): a terminal tells presses only, so each one moves for a while.
+    """Motion by keys (`HELP`): a terminal reports presses only, so each one moves for `hold_s`.
 
-    Args:
-        controls: gets the keys that mean no motion.
-        hold_s: how long one press moves; a held key repeats before that ends, after the terminal's first pause.
+    A held key repeats before that ends, after the terminal's first pause. Other keys go to `controls`.
     """
 
     def __init__(self, controls: Controls, hold_s: float = 0.15, clock: Callable[[], float] = time.monotonic):
@@ -75,7 +66,6 @@ class Keyboard:
             self._controls.on_key(key)
 
     def velocity(self) -> Array:
-        """See `Mover`."""
         now = self._clock()
         held = [_KEYS[key] for key, since in self._pressed.copy().items() if now - since <= self._hold]
         return np.clip(np.sum([(0, 0, 0, 0), *held], 0).astype(float), -1, 1)
@@ -85,14 +75,10 @@ class SpaceMouse:
     """A 3Dconnexion SpaceMouse through `pyspacemouse`: cap moves, first button gripper, second button end.
 
     Args:
-        controls: gets the buttons.
-        device: anything whose `read()` gives the newest state (x, y, z, yaw from -1 to 1, buttons, and `t`, another
-            number with each report); the first SpaceMouse on USB if not given.
+        device: its `read()` returns the newest state (x, y, z, yaw from -1 to 1, buttons, and `t`, another number with
+            each report); the first SpaceMouse on USB if not given (EnvError: no library, or no device).
         dead: readings up to this count as 0.
-        stale_s: without a report for so long the cap counts as let go: a moved one reports about 100 times a second.
-
-    Raises:
-        EnvError: no library, or no device.
+        stale_s: without a report for so long the cap counts as released: a moved one reports about 100 times a second.
     """
 
     def __init__(self, controls: Controls, device: Any = None, dead: float = 0.1, stale_s: float = 0.2):
@@ -107,7 +93,7 @@ class SpaceMouse:
         self._thread.start()
 
     def velocity(self) -> Array:
-        """See `Mover`. Raises EnvError when the device has gone: a cap that is stuck must not go on moving."""
+        """Return the deflection. Raises EnvError when the device has gone: a cap that is stuck must not go on moving."""
         if self._error:
             raise EnvError(f"spacemouse: {self._error}")
         return self._velocity if time.monotonic() - self._heard <= self._stale else np.zeros(4)
@@ -155,23 +141,18 @@ def _open_spacemouse() -> Any:
 
 
 class Teleoperator:
-    """Turns wishes into actions.
+    """Turns a person's motion into actions; it ends before the filter would stop the gripper.
 
     Args:
-        mover: where to.
-        controls: the gripper.
-        ik: of the arm.
-        limits: of the arm; the gripper's way ends before the filter would stop it.
+        mover: its `velocity()` is x, y, z and the turn about z, each -1 to 1 of the full speed.  # (4,)
         rate_hz: actions a second.
-        speed: m/s at full deflection.
-        turn_speed: rad/s at full deflection.
+        speed, turn_speed: m/s and rad/s at full deflection.
         max_delta: rad a joint may move in an action.
-        points: of the arm, for the room that the gripper takes.
     """
 
     def __init__(
         self,
-        mover: Mover,
+        mover: Any,
         controls: Controls,
         ik: ToolIK,
         limits: ArmLimits,

@@ -12,6 +12,7 @@ from s2robot.envs.real.control.loop import STOOD_S
 from s2robot.envs.real.control.subscriber import Subscriber
 from tests.envs.real.home import HOME
 
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)  # pictures
 SLOWLY = np.append(np.full(7, 0.01), 1.0)  # an action
 
 
@@ -153,8 +154,7 @@ class FakeArm:
         self.clock.sleep(0.0004)
         if self.silent(self):
             raise EnvError("no answer")
-        zero = np.zeros(7)
-        return ArmState(self.q.copy(), zero, zero, np.zeros(6), self.gripper, asked, self.mode, self.error)
+        return ArmState(self.q.copy(), self.gripper, asked, self.mode, self.error)
 
     def command(self, q, gripper):
         now = self.clock.now()
@@ -173,7 +173,7 @@ class FakeArm:
         return self.acknowledges
 
     def status(self):
-        return DriverStatus(True, self.error, 0, self.mode, 0.0)
+        return DriverStatus(True, self.error, self.mode, 0.0)
 
     def lawful(self):
         """Asserts that no joint was ever told to go faster, or to speed up more, than it may."""

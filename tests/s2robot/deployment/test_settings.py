@@ -13,9 +13,9 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.cameras import start_cameras
 from s2robot.deployment.check import check_pace
 from s2robot.deployment.preflight import WARNING
-from s2robot.deployment.settings import Bridge, CameraSettings
+from s2robot.deployment.settings import Bridge, CameraSettings, HomeSettings
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT, XArmDriver
+from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT, ArmSettings
 from s2robot.envs.real.control.interpolate import Interpolator
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
@@ -37,11 +37,8 @@ def test_defaults_are_the_same_in_code_and_config():
     assert bridge.loop_config(10.0, 256, live=False) == LoopConfig()
     assert set(bridge.cameras) == {"hand", "left", "right"}
     assert all(camera == CameraSettings() for camera in bridge.cameras.values())
-    driver, supervisor = (inspect.signature(cls).parameters for cls in (XArmDriver, Supervisor))
-    arm = {name: driver[name].default for name in ("sensitivity", "speed", "acceleration", "mode", "payload")}
-    assert arm == {**{name: getattr(bridge.arm, name) for name in arm}, "mode": bridge.arm.number}
-    assert driver["tcp_offset"].default == bridge.arm.tcp_offset
-    assert supervisor["limit_s"].default == bridge.supervisor_s
+    assert bridge.arm == ArmSettings() and bridge.home == HomeSettings() and bridge == Bridge()
+    assert inspect.signature(Supervisor).parameters["limit_s"].default == bridge.supervisor_s
 
 
 def test_a_camera_of_another_name_needs_its_kind_and_device_alone():

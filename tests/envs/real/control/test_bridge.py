@@ -15,26 +15,21 @@ from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.cameras.sources import ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.supervisor import Supervisor
-from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.emulator.camera import opened
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.real.runtime import ArmRuntime
-from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE
-from tests.envs.real.virtual import SLOWLY, Calls
+from tests.envs.real.virtual import NOISE, Calls
 
 pytest.importorskip("xarm")
 
 from benchmarks.fault_bridge import note
 from benchmarks.fault_judge import unfiltered
-
-NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 
 
 @pytest.fixture
@@ -58,18 +53,6 @@ def bridge(driver):
 
 def since(emulator, begin):
     return [c for c in emulator.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
-
-
-def test_an_episode(bridge, emulator):
-    begin = time.monotonic()
-    make = partial(XArmDriver, "127.0.0.1", ports=emulator.ports, gripper=False)
-    with Supervisor(make, limit_s=9.0) as supervisor:
-        result = bridge(lambda o: SLOWLY, 8, subscriber=Calls(beat=supervisor.beat))
-    assert (result.cause, result.state, result.steps) == ("steps", State.IDLE, 8)
-    commands = since(emulator, begin)
-    assert len(commands) > 20 and not any(c["unsafe"] for c in commands)
-    np.testing.assert_allclose(emulator.side("status")["joints"], HOME + 0.08, atol=2e-3)
-    assert emulator.side("status")["opening"] < 0.1
 
 
 FAST = np.array([0, 0, 0, 0, 0.03, 0, 0.06, 1])  # an action of joints that no point is far from
@@ -118,47 +101,6 @@ def test_every_command_on_the_wire_has_passed_the_filter(bridge, emulator, end):
     assert unfiltered(commands, bridge.passed) == 0
     if end == "pressing":  # the command has come back to where the arm says that it stands
         np.testing.assert_allclose(commands[-1]["values"][:7], bridge.loop.sensors.state.q, atol=3e-3)
-
-
-@pytest.mark.parametrize(
-    "fault, reason",
-    [
-        ({"name": "error", "code": 1}, "arm error 1"),
-        ({"name": "error", "code": 31}, "arm error 31"),
-        ({"name": "mode", "mode": 0}, "command code"),
-        ({"name": "drop"}, "connection lost"),
-    ],
-)
-def test_a_fault_of_the_box_ends_in_a_latched_fault(bridge, emulator, fault, reason):
-    begin, calls = time.monotonic(), []
-
-    def act(observation):
-        calls.append(1)
-        if len(calls) == 5:
-            emulator.side.fault(**fault)
-        return SLOWLY
-
-    result = bridge(act, 200)
-    assert result.state == State.FAULT and result.cause == "fault"
-    assert any(reason in found for found in (*result.reasons, "connection lost" if reason == "drop" else ""))
-    time.sleep(0.3)
-    commands = since(emulator, begin)
-    assert not any(c["unsafe"] for c in commands)
-    assert len(since(emulator, commands[-1]["time"] + 1e-6)) == 0
-    assert max(np.abs(emulator.side("status")["velocities"])) < 0.01
-
-
-def test_a_policy_that_crashes_stops_the_arm(bridge, emulator):
-    calls, begin = [], time.monotonic()
-
-    def act(observation):
-        calls.append(1)
-        return SLOWLY if len(calls) < 5 else np.full(8, np.nan)
-
-    result = bridge(act, 200)
-    assert result.state == State.FAULT and result.reasons[0].startswith("policy: found action")
-    assert not any(c["unsafe"] for c in since(emulator, begin))
-    assert emulator.side("status")["state"] >= 4
 
 
 @pytest.mark.realtime

@@ -11,9 +11,7 @@ from s2robot.envs.real.operator.handover import Handover, LedControls, SharedCon
 from s2robot.envs.real.operator.teleop import Teleoperator
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.patience import CALM
-from tests.envs.real.virtual import SLOWLY, Calls, Film, Watch
-
-NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+from tests.envs.real.virtual import NOISE, SLOWLY, Calls, Film, Watch
 
 
 class Wish:

@@ -1,7 +1,6 @@
 """A hand leads the emulated arm; what was recorded, played back through the bridge, reaches the same joints."""
 
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.cameras.sources import ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.operator.teach import teach
@@ -18,11 +17,10 @@ from s2robot.envs.real.operator.teleop import Controls
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE, wait_for
-from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock, Watch
+from tests.envs.real.virtual import NOISE, Calls, FakeArm, Film, VirtualClock, Watch
 
 pytest.importorskip("xarm")
 
-NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 LIVE = LoopConfig(live=True, image_size=16, gripper_hold=0)
 
 
@@ -154,7 +152,7 @@ def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
             led.hand(HOME + 0.2)  # 0.8 rad/s against 0.2 rad/s
         controls.ended = len(steps) > 2 and abs(sum(s["action"][0] for s in steps) - 0.2) < 1e-3
 
-    assert taught(led, controls, add, loop=replace(LIVE, max_delta=0.02)) == ""
+    assert taught(led, controls, add, loop=LIVE.replace(max_delta=0.02)) == ""
     actions = np.stack([s["action"] for s in steps])
     assert np.abs(actions[:, :7]).max() <= 0.02 + 1e-6
     np.testing.assert_allclose(actions[:, :7].sum(0), np.full(7, 0.2), atol=2e-3)
@@ -167,7 +165,7 @@ def test_an_error_or_a_silent_camera_breaks_the_episode_off(led):
         taught(led, Controls(), lambda step: None)
     led.error = 0
     film = Film(led.clock, NOISE, 30)
-    stale = taught(led, Controls(), lambda step: film.end(), film, limits=replace(CALM, camera_hold=0.4))
+    stale = taught(led, Controls(), lambda step: film.end(), film, limits=CALM.replace(camera_hold=0.4))
     assert stale == "camera hand is stale"
     led.silent = lambda arm: True
     with pytest.raises(EnvError, match=r"teaching: found idle \(joint state is stale\), expected ready"):

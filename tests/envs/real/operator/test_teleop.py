@@ -14,20 +14,13 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.ik import ToolIK
-from s2robot.envs.real.arms.xarm import XArmDriver
-from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.cameras.replay import ReplayCamera
-from s2robot.envs.real.control.clock import REAL
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
-from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.operator.teleop import Controls, Keyboard, SpaceMouse, Teleoperator
 from tests.envs.real.home import HOME
-from tests.envs.real.patience import PATIENCE, wait_for
-from tests.envs.real.virtual import Calls, FakeArm, Film, VirtualClock
+from tests.envs.real.patience import CALM, wait_for
+from tests.envs.real.virtual import NOISE, Calls, FakeArm, Film, VirtualClock
 
-NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
 POINTS, IK = ArmPoints(), ToolIK()
 
 
@@ -172,6 +165,10 @@ def test_a_spacemouse():
     cap.state.x, cap.state.y, cap.state.yaw = 1.0, 0.05, -0.55
     wait_for(lambda: mouse.velocity()[0] == 1.0)
     np.testing.assert_allclose(mouse.velocity(), [1, 0, 0, -0.5])  # below `dead` is nothing
+    cap.silent = True  # its last report stays the newest; a wireless one that loses its link looks like this
+    wait_for(lambda: not mouse.velocity().any())
+    cap.silent = False
+    wait_for(lambda: mouse.velocity()[0] == 1.0)
     cap.state.buttons = [1, 0]
     wait_for(lambda: controls.closed)
     time.sleep(0.05)
@@ -183,20 +180,6 @@ def test_a_spacemouse():
         wait_for(lambda: mouse.velocity() is None)
     mouse.close()
     assert cap.closed
-
-
-def test_a_spacemouse_that_falls_silent_moves_nothing():
-    """Its last report stays the newest; a wireless one that loses its link looks like this."""
-    cap = Cap()
-    mouse = SpaceMouse(Controls(), cap)
-    cap.state.x = 1.0
-    wait_for(lambda: mouse.velocity()[0] == 1.0)
-    cap.silent = True
-    time.sleep(0.3)
-    assert not mouse.velocity().any()
-    cap.silent = False
-    wait_for(lambda: mouse.velocity()[0] == 1.0)
-    mouse.close()
 
 
 def test_no_spacemouse_is_one_line(monkeypatch):
@@ -213,16 +196,12 @@ def test_no_spacemouse_is_one_line(monkeypatch):
         SpaceMouse(Controls())
 
 
-# ---------------------------------------------------------------- the emulated box
+# ---------------------------------------------------------------- through the loop
 
 
-def moved_by(driver, camera, clock):
+def test_an_arm_goes_where_it_is_wished():
     """Ten wished steps, then rest, through loop and filter."""
-    calm = WatchdogLimits(
-        camera_hold=3.0, camera_fault=9.0, state_hold=3.0, state_fault=9.0, policy_hold=3.0, policy_fault=9.0,
-        hold_fault=30.0, report_fault=30.0,
-    )  # fmt: skip
-    wish, steps = Wish((1, 0.5, -0.5, 0)), []
+    arm, wish, steps = FakeArm(VirtualClock()), Wish((1, 0.5, -0.5, 0)), []
     teleoperator = made(wish)
 
     def act(observation):
@@ -232,40 +211,11 @@ def moved_by(driver, camera, clock):
 
     heard = Calls(begin=teleoperator.reset, step=steps.append)
     safety = SafetyFilter(XARM7_LIMITS, POINTS, SafetyConfig(state_age_max=3.0))
-    config = LoopConfig(live=True, image_size=16)
-    loop = ControlLoop(driver, {"hand": camera}, act, safety, config, calm, heard, clock)
+    config, film = LoopConfig(live=True, image_size=16), Film(arm.clock, NOISE, 30)
+    loop = ControlLoop(arm, {"hand": film}, act, safety, config, CALM, heard, arm.clock)
     result = loop.run(15)
-    assert result.cause == "steps" and result.verdicts.get("STOP", 0) == 0
-    assert max(step["verdict"] for step in steps) <= Verdict.CLAMP
-
-
-def where_wished(reached):
-    moved = IK.pose(reached)[0] - IK.pose(HOME)[0]
+    assert result.cause == "steps" and max(step["verdict"] for step in steps) <= Verdict.CLAMP
+    moved = IK.pose(arm.q)[0] - IK.pose(HOME)[0]
     np.testing.assert_allclose(moved, [0.1, 0.05, -0.05], atol=6e-3)
-    np.testing.assert_allclose(IK.pose(reached)[1], IK.pose(HOME)[1], atol=0.02)
-
-
-def test_an_arm_goes_where_it_is_wished():
-    arm = FakeArm(VirtualClock())
-    moved_by(arm, Film(arm.clock, NOISE, 30), arm.clock)
-    where_wished(arm.q)
+    np.testing.assert_allclose(IK.pose(arm.q)[1], IK.pose(HOME)[1], atol=0.02)
     arm.lawful()
-
-
-@pytest.mark.realtime
-def test_the_emulated_arm_goes_where_it_is_wished(monkeypatch):
-    pytest.importorskip("xarm")
-    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
-    camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
-    camera.start(PATIENCE)
-    with launch("kinematic") as emulator, XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
-        emulator.side("place_arm", joints=HOME.tolist())
-        driver.connect(PATIENCE)
-        driver.arm()
-        moved_by(driver, camera, REAL)
-        reached = np.array(emulator.side("status")["joints"])
-        commands = emulator.side("commands")["commands"]
-    camera.close()
-    assert commands and not any(c["unsafe"] for c in commands)
-    where_wished(reached)

@@ -1,7 +1,8 @@
-"""A V4L2 camera through OpenCV."""
+"""Sources of frames: V4L2 cameras through OpenCV, Intel RealSense (`pip install 's2robot[realsense]'`), recordings."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,15 @@ from s2robot.envs.real.control.clock import now
 
 
 class OpenCVCamera:
-    """A V4L2 camera through OpenCV, with its format checked after it was set.
+    """A V4L2 camera through OpenCV. Raises EnvError: no camera, or another format than requested.
 
     V4L2 stamps frames on the monotonic clock. A driver whose first stamp is on no such clock gives no times of capture:
     its frames count as old as the receipt of the frame before, so that one that waited in a queue is never new.
 
     Args:
         device: path, best one of /dev/v4l/by-id, which survives replugging.
-        width, height, fps: what is asked for, and refused if the camera does something else.
-        fourcc: pixel format on the wire.
-        exposure, white_balance: fixed values in the driver's own units; None leaves them automatic, and then
-            pictures change with what is in view.
+        exposure, white_balance: fixed values in the driver's own units; None: automatic, and images change with the scene.
         capture: makes the capture object; for tests.
-
-    Raises:
-        EnvError: no camera, or another format than asked for.
     """
 
     def __init__(
@@ -101,3 +96,76 @@ class OpenCVCamera:
 def _fourcc(value: float) -> str:
     number = int(value)
     return "".join(chr(number >> 8 * i & 0xFF) for i in range(4)) if number > 0 else repr(number)
+
+
+class RealSenseCamera:
+    """The colour stream of an Intel RealSense camera, through `pyrealsense2`. Not tested on a camera.
+
+    Raises EnvError: no library, no camera of that serial number, or no such format.
+    """
+
+    def __init__(self, serial: str, width: int, height: int, fps: int):
+        try:
+            import pyrealsense2 as rs
+        except ImportError:
+            raise EnvError(
+                f"camera {serial}: found no pyrealsense2, expected it (pip install 's2robot[realsense]')"
+            ) from None
+        self.serial, self._rs = serial, rs
+        self._received = now()
+        self._pipeline, config = rs.pipeline(), rs.config()
+        config.enable_device(serial)
+        config.enable_stream(rs.stream.color, width, height, rs.format.rgb8, fps)
+        try:
+            profile = self._pipeline.start(config)
+            sensor = profile.get_device().first_color_sensor()
+            if sensor.supports(rs.option.global_time_enabled):
+                sensor.set_option(rs.option.global_time_enabled, 1)  # stamps on the host's clock
+        except RuntimeError as error:
+            self.close()
+            raise EnvError(
+                f"camera {serial}: cannot start {width} x {height} at {fps} Hz ({error})"
+            ) from None
+        stream = profile.get_stream(rs.stream.color).as_video_stream_profile()
+        found = (stream.width(), stream.height(), stream.fps())
+        if found != (width, height, fps):
+            self.close()
+            raise EnvError(
+                f"camera {serial}: found {found} (width, height, fps), expected {(width, height, fps)}"
+            )
+
+    def read(self) -> tuple[float, np.ndarray]:
+        """The next frame; EnvError if none comes within a second."""
+        try:
+            frame = self._pipeline.wait_for_frames(1000).get_color_frame()
+        except RuntimeError as error:
+            raise EnvError(f"camera {self.serial}: gave no frame ({error})") from None
+        before, self._received = self._received, now()
+        if frame.get_frame_timestamp_domain() == self._rs.timestamp_domain.global_time:
+            captured = self._received - max(time.time() - frame.get_timestamp() / 1000, 0.0)
+        else:  # the camera's own clock: no older than the receipt of the frame before
+            captured = before
+        return captured, np.array(frame.get_data())
+
+    def close(self) -> None:
+        with suppress(RuntimeError):
+            self._pipeline.stop()
+
+
+class ReplayCamera:
+    """Recorded images (T, H, W, 3) at a fixed rate, from the first again after the last."""
+
+    def __init__(self, images: Sequence[np.ndarray] | np.ndarray, fps: float):
+        if len(images) == 0 or not fps > 0:
+            raise EnvError(f"replay camera: found {len(images)} pictures at {fps} Hz, expected some")
+        self._images, self._period, self._next, self._due = images, 1 / fps, 0, time.monotonic()
+
+    def read(self) -> tuple[float, np.ndarray]:
+        """The next picture when it is due."""
+        time.sleep(max(0.0, self._due - time.monotonic()))
+        self._due = max(self._due + self._period, time.monotonic())
+        image = self._images[self._next % len(self._images)]
+        self._next += 1
+        return now(), np.asarray(image)
+
+    def close(self) -> None: ...
