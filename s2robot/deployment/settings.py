@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from omegaconf import DictConfig
-from pydantic import Field
 
 from s2robot.common.errors import UserError
 from s2robot.core.settings import Settings, from_yaml, read
@@ -70,14 +69,14 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
 
     speed: float = from_yaml(gt=0, le=1)
     supervisor_s: float = from_yaml(gt=0)
-    arm: ArmSettings = Field(default_factory=ArmSettings)
-    limits: ArmLimits = Field(default_factory=ArmLimits)
+    arm: ArmSettings = from_yaml()
+    limits: ArmLimits = from_yaml()
     safety: SafetyConfig = from_yaml()
     watchdog: WatchdogLimits = from_yaml()
-    loop: LoopConfig = Field(default_factory=LoopConfig)
-    home: HomeSettings = Field(default_factory=HomeSettings)
+    loop: LoopConfig = from_yaml()
+    home: HomeSettings = from_yaml()
     cameras: Mapping[str, CameraSettings] = from_yaml()
-    emulator: EmulatorSettings = Field(default_factory=EmulatorSettings)
+    emulator: EmulatorSettings = from_yaml()
 
     @property
     def emulated(self) -> bool:

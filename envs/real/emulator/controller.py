@@ -162,12 +162,8 @@ class Controller:
 
     def force_mode(self, mode: int, state: int) -> None:
         """Another client changed the mode, and the state to 2 (ready) or 5."""
-        whole = type(mode) is int and type(state) is int  # 6.0 == 6 as well, and no report can say it
-        if not whole or mode not in MODES or state not in (READY, MODE_CHANGED):
-            raise EnvError(
-                f"fault mode: found mode {mode!r} and state {state!r}, expected one of "
-                f"{', '.join(map(str, MODES))} and state 2 or 5"
-            )
+        if mode not in MODES or state not in (READY, MODE_CHANGED):
+            raise EnvError(f"fault mode: expected one of {MODES} and state 2 or 5, got {mode} and {state}")
         self._halt(MODE_CHANGED)
         self.mode = mode
         if state == READY:

@@ -5,11 +5,13 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.emulator.controller import JOINT_HIGH, JOINT_LOW, Controller
+from s2robot.envs.real.emulator.controller import Controller
 from s2robot.envs.real.emulator.faults import Faults
 from s2robot.envs.real.emulator.frames import FrameServer
 from s2robot.envs.real.emulator.journal import Journal
@@ -20,6 +22,8 @@ from s2robot.envs.real.emulator.side import Operation, side_handler
 from s2robot.envs.robots import robot_spec
 
 PLANTS = ("mujoco", "kinematic")
+Small = Annotated[float, Field(gt=-10, lt=10)]
+Joints = Annotated[tuple[Small, ...], Field(min_length=7, max_length=7)]
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ class Emulator:
             "fault": self.faults.inject,
             "clear": self.faults.clear,
             "clear_error": self.controller.clean_error,  # as a person does in UFACTORY Studio
-            "commands": lambda since=0.0, number=0: {"commands": self.journal.commands_since(since, number)},
-            "motion": lambda since: {"motion": self.journal.motion_since(since)},
+            "commands": self._commands,
+            "motion": self._motion,
             "hand": self._hand,
             "place_arm": self._place_arm,
             "scene": lambda: self._need_scene().describe(),
@@ -115,36 +119,39 @@ class Emulator:
             "unsupported": server.commands.unsupported,
         }  # fmt: skip
 
-    def _hand(self, joints) -> dict:
-        """A person leads the arm, which only manual mode (2) lets them."""
-        return {"led": self.controller.hand(_joints(joints))}
+    def _commands(self, since: float = 0.0, number: int = 0) -> dict:
+        return {"commands": self.journal.commands_since(since, number)}
 
-    def _place_arm(self, joints) -> None:
+    def _motion(self, since: float) -> dict:
+        return {"motion": self.journal.motion_since(since)}
+
+    def _hand(self, joints: Joints) -> dict:
+        """A person leads the arm, which only manual mode (2) lets them."""
+        return {"led": self.controller.hand(np.array(joints))}
+
+    def _place_arm(self, joints: Joints) -> None:
         """The arm stands at ``joints`` at once: for setting up, not for a running deployment."""
-        self.controller.place(_joints(joints))
+        if self.controller.limit_flags(np.array(joints)):
+            raise EnvError(f"joints: expected them within their limits, got {joints}")
+        self.controller.place(np.array(joints))
 
     def _need_scene(self):
         if self.scene is None:
             raise EnvError("scene: found a kinematic plant, expected --plant mujoco")
         return self.scene
 
-    def _reset_scene(self, seed: int | None = None, place_arm: bool = False, **options) -> dict:
-        """A new cube position, as CubePick's reset samples or ``options`` (cube_xy, cube_yaw) say.
+    def _reset_scene(
+        self,
+        seed: Annotated[int, Field(ge=0)] | None = None,
+        cube_xy: tuple[Small, Small] | None = None,
+        cube_yaw: Small | None = None,
+    ) -> dict:
+        """A new cube position, as CubePick's reset samples or as given, m and rad; the arm stays where it is.
 
-        The answer's ``start_joints`` are those of the simulated episode; ``place_arm`` puts the arm there at once.
+        The answer's ``start_joints`` are those of the simulated episode.
         """
-        scene = self._need_scene()
-        if seed is not None and (not isinstance(seed, int) or seed < 0):
-            raise EnvError(f"reset_scene: found seed {seed!r}, expected a whole number from 0")
-        shapes = {"cube_xy": (2,), "cube_yaw": (), "start_joints": (7,)}
-        for name, value in options.items():
-            numbers = np.array(value, float)
-            if name not in shapes or numbers.shape != shapes[name] or not (np.abs(numbers) < 10).all():
-                expected = ", ".join(f"{n} {shape}" for n, shape in shapes.items())
-                raise EnvError(f"reset_scene: found {name} {value!r}, expected {expected} in m and rad")
-        start = scene.reset(seed, **options)
-        if place_arm:
-            self.controller.place(start)
+        scene, given = self._need_scene(), {"cube_xy": cube_xy, "cube_yaw": cube_yaw}
+        start = scene.reset(seed, **{name: value for name, value in given.items() if value is not None})
         return {"start_joints": start.tolist()} | scene.describe()
 
 
@@ -166,12 +173,3 @@ async def serve(
 
         threading.Thread(target=watch, daemon=True).start()
     await emulator.run(started)
-
-
-def _joints(values) -> np.ndarray:
-    joints = np.array(values, float)
-    if joints.shape != (7,) or not np.isfinite(joints).all():
-        raise EnvError(f"joints: found shape {joints.shape}, expected 7 finite numbers")
-    if (joints < JOINT_LOW).any() or (joints > JOINT_HIGH).any():
-        raise EnvError(f"joints: found {joints.round(3).tolist()}, expected them within their limits")
-    return joints

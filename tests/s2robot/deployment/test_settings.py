@@ -37,7 +37,7 @@ def test_defaults_are_the_same_in_code_and_config():
     assert bridge.loop_config(10.0, 256, live=False) == LoopConfig()
     assert set(bridge.cameras) == {"hand", "left", "right"}
     assert all(camera == CameraSettings() for camera in bridge.cameras.values())
-    assert bridge.arm == ArmSettings() and bridge.home == HomeSettings()
+    assert bridge.arm == ArmSettings() and bridge.home == HomeSettings() and bridge == Bridge()
     assert inspect.signature(Supervisor).parameters["limit_s"].default == bridge.supervisor_s
 
 

@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms import kinematics as kin
 from s2robot.envs.real.emulator import controller as box
 from s2robot.envs.real.emulator import wire
@@ -215,14 +214,6 @@ def test_emergency_stop_takes_power_and_returns_while_held():
     b.box.release_error()
     b(Fn.CLEAN_ERROR)
     assert b.box.error == 0
-
-
-@pytest.mark.parametrize("mode, state", [(6.0, 2), (True, 2), (6, 2.0), ([], 2)])
-def test_a_mode_that_no_report_can_say_is_refused(mode, state):
-    b = Bench(mode=1)
-    with pytest.raises(EnvError, match="found mode .*expected one of"):
-        b.box.force_mode(mode, state)
-    assert b.box.mode == 1 and b.box.ready
 
 
 def test_a_planned_target_replaces_the_one_before():

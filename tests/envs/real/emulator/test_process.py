@@ -7,14 +7,13 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.sdk import client_ports
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
-from s2robot.envs.real.emulator.side import SideChannel, _pieces
+from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.envs.real.emulator.stand_in import StandIn
 
 ANSWER_S = 30.0
@@ -37,15 +36,18 @@ def ask(port: int, data: bytes, size: int) -> bytes:
 
 
 def test_ports_are_checked():
-    with pytest.raises(EnvError, match="expected gripper = control"):
-        Ports(control=15502, gripper=15504)
-    with pytest.raises(EnvError, match="expected different numbers"):
-        Ports(side=15302)
-    with pytest.raises(EnvError, match="expected a JSON object of ports"):
-        Ports.from_json("[1]")
-    for number in ("1e999", "1.9", "true", '"80"', "null"):
-        with pytest.raises(EnvError, match="expected a JSON object of ports .a port is a whole number"):
-            Ports.from_json(f'{{"side": {number}}}')
+    for ports in (
+        {"control": 15502, "gripper": 15504},
+        {"side": 15302},
+        {"side": 80.0},
+        {"side": True},
+        {"side": 0},
+    ):
+        with pytest.raises(EnvError, match="^ports"):
+            Ports(**ports)
+    for line in ("[1]", "x", '{"side": "80"}', '{"port": 1}'):
+        with pytest.raises(EnvError, match="^ports: expected"):
+            Ports.from_json(line)
     ports = free_ports()
     assert Ports.from_json(ports.to_json()) == ports
 
@@ -57,7 +59,7 @@ def test_client_ports_change_the_sdk_and_put_it_back():
     with client_ports(Ports()):
         assert (conf.TCP_CONTROL_PORT, conf.TCP_REPORT_REAL_PORT) == (15502, 15303)
         assert len(report.create(15302, is_radian=True)) == 587
-        with pytest.raises(EnvError, match="redirected to port 15502, expected its own 502"):
+        with pytest.raises(EnvError, match="redirected to port 15502"):
             with client_ports(Ports()):
                 pass
     assert (conf.TCP_CONTROL_PORT, conf.TCP_REPORT_RICH_PORT) == (502, 30002)
@@ -123,15 +125,6 @@ def test_another_port_of_the_emulator_is_one_clear_line(emulator, name):
     with pytest.raises(EnvError, match="found no .*expected") as found:
         StandIn(getattr(emulator.ports, name))
     assert "\n" not in str(found.value)
-
-
-def test_only_a_long_answer_is_sent_in_pieces():
-    answer = {"ok": True, "motion": [{"time": 0.1 * i, "joints": np.arange(7) / 3} for i in range(5000)]}
-    pieces = list(_pieces(answer))
-    assert max(map(len, pieces)) < 100_000 < sum(map(len, pieces))
-    told = json.loads(b"".join(pieces))
-    assert told["motion"][4999] == {"time": 0.1 * 4999, "joints": [i / 3 for i in range(7)]}
-    assert list(_pieces({"ok": True, "time": 0.5})) == [b'{"ok": true, "time": 0.5}\n']
 
 
 # -------------------------------------------------------------------------------------------- odd bytes
