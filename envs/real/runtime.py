@@ -3,7 +3,8 @@
     runtime = ArmRuntime(driver, cameras, policy.act, points, LoopConfig(live=True), watchdog, safety, [recorder])
     with runtime.watched(make_driver, limit_s=0.3):        # another process stops the arm if this one cannot
         runtime.ready(operator, Placing.draw(config, seed))
-        result = runtime.episode(max_steps=80)
+        runtime.arm()
+        result = runtime.run(max_steps=80)
 
 Deployment, evaluation, recording and correction on an arm all run on it.
 """
@@ -229,20 +230,6 @@ class ArmRuntime(Subscriber):
             raise EnvError("start: stopped on the way")
 
     # ---------------------------------------------------------------- episodes
-
-    def episode(self, max_steps: int) -> Result:
-        """Arm, `run`, and stop the arm. Raises KeyboardInterrupt if the operator stopped it, EnvError as `run`."""
-        self.arm()
-        self.stop.moving = True  # a signal brakes the arm
-        try:
-            result = self.run(max_steps)
-        finally:
-            self.stop.moving = False
-            if self.live:
-                self.driver.stop("end of the episode")
-        if self.stop.asked():
-            raise KeyboardInterrupt
-        return result
 
     def run(self, max_steps: int) -> Result:
         """Run one episode, see `ControlLoop.run`."""

@@ -39,7 +39,7 @@ from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.real.arms.driver import OK
-from s2robot.envs.real.arms.ik import ToolIK
+from s2robot.envs.real.arms.kinematics import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import Verdict

@@ -258,20 +258,14 @@ class Calls(Subscriber):
     """A subscriber made of functions: `begin`, `beat`, `period`, `step`."""
 
     def __init__(self, **functions):
-        self._functions = functions
+        for name, function in functions.items():
+            setattr(self, f"on_{name}", function)
 
-    def _call(self, name, *what):
-        if name in self._functions:
-            self._functions[name](*what)
 
-    def on_begin(self):
-        self._call("begin")
-
-    def on_beat(self):
-        self._call("beat")
-
-    def on_period(self, now, state, safe):
-        self._call("period", now, state, safe)
-
-    def on_step(self, step):
-        self._call("step", step)
+def episode(runtime, steps):
+    """An episode that ends with the arm stopped."""
+    runtime.arm()
+    try:
+        return runtime.run(steps)
+    finally:
+        runtime.driver.stop("end of the episode")

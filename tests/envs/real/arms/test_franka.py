@@ -98,11 +98,20 @@ def test_bad_targets_are_not_sent(arm):
 
 
 @pytest.mark.slow
-def test_a_controller_that_ended_is_told(arm):
+def test_a_controller_or_a_hand_that_is_lost_is_told(arm, monkeypatch):
+    class Lost:
+        def __getattr__(self, name):
+            raise RuntimeError("hand lost")
+
     arm.arm()
     q = arm.read().q
     arm._robot.stop()  # as an error or the user stop ends it
     wait_for(lambda: arm.command(q, None).code == GONE, "the end of the controller")
+    monkeypatch.setattr(arm, "_hand", Lost())
+    monkeypatch.setattr("s2robot.envs.real.arms.franka.GRIPPER_LOST", 0.3)
+    time.sleep(0.5)
+    with pytest.raises(EnvError, match="found no answer from the hand for 0.3 s"):
+        arm.read()
 
 
 @pytest.mark.slow
@@ -113,19 +122,6 @@ def test_a_stop_while_it_is_armed_is_not_lost(arm, monkeypatch):
         arm.arm()
     assert arm.stopped and arm.command(arm.read().q, None).code == REFUSED
     wait_for(lambda: not arm._robot.is_in_control, "the controller's end")
-
-
-@pytest.mark.slow
-def test_a_hand_that_is_lost_is_told(arm, monkeypatch):
-    class Lost:
-        def __getattr__(self, name):
-            raise RuntimeError("hand lost")
-
-    monkeypatch.setattr(arm, "_hand", Lost())
-    monkeypatch.setattr("s2robot.envs.real.arms.franka.GRIPPER_LOST", 0.3)
-    time.sleep(0.5)
-    with pytest.raises(EnvError, match="found no answer from the hand for 0.3 s"):
-        arm.read()
 
 
 @pytest.mark.slow

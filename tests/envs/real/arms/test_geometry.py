@@ -11,8 +11,7 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints, finger_tip
-from s2robot.envs.real.arms.ik import ToolIK
-from s2robot.envs.real.arms.kinematics import frames, jacobian
+from s2robot.envs.real.arms.kinematics import ToolIK, frames, jacobian
 
 
 class Model:

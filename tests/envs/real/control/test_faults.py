@@ -22,7 +22,7 @@ KNOWN = {case.name: case for case in CASES}
 # of a fault that is run
 TWINS = (
     "inf", "shape", "error_24", "error_31", "policy_crashed", "limit", "limit_wire", "table", "policy_hung", "group_int",
-    "group_term", "group_hup", "group_kill", "end_steps", "end_judged", "end_stop",
+    "group_term", "group_hup", "group_kill", "end_judged", "end_stop",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms import kinematics as kin
-from s2robot.envs.real.arms.ik import ToolIK
+from s2robot.envs.real.arms.kinematics import ToolIK
 from s2robot.envs.real.emulator.camera import FrameClient
 from s2robot.envs.real.emulator.controller import JOINT_HIGH, JOINT_LOW
 from s2robot.envs.real.emulator.launch import launch

@@ -4,14 +4,14 @@ import numpy as np
 
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.arms.ik import ToolIK
+from s2robot.envs.real.arms.kinematics import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.operator.handover import Handover, LedControls, SharedControl, SpaceMouseControls
 from s2robot.envs.real.operator.teleop import Teleoperator
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.patience import CALM
-from tests.envs.real.virtual import NOISE, SLOWLY, Calls, Film, Watch
+from tests.envs.real.virtual import NOISE, SLOWLY, Calls, Film, Watch, episode
 
 
 class Wish:
@@ -77,7 +77,7 @@ def test_a_person_takes_over_and_gives_back_without_a_jump(arm):
     forgot = []
     control._forget = lambda: forgot.append(1)
     runtime.loop.subscriber._subscribers += (Calls(beat=press),)
-    assert runtime.episode(12).cause == "steps"
+    assert episode(runtime, 12).cause == "steps"
     assert len(control.persons) == len(steps) == 12
     first, last = control.persons.index(True), 12 - control.persons[::-1].index(True)
     assert control.persons == [False] * first + [True] * (last - first) + [False] * (12 - last)
@@ -100,7 +100,7 @@ def test_an_episode_goes_on_where_the_arm_was_led_to(arm):
     runtime, control, hand = shared(arm, lambda o: SLOWLY, steps)
     arm.clock.at(0.6, lambda: hand.on_key(" "))
     with runtime.ends_when(lambda: control.leads):
-        assert runtime.episode(20).cause == "ended"
+        assert episode(runtime, 20).cause == "ended"
     before = len(steps)
     assert control.leads and control.persons == [False] * before and arm.stopped
     control.take()
@@ -109,7 +109,7 @@ def test_an_episode_goes_on_where_the_arm_was_led_to(arm):
     arm.sent.clear()
     control.led(3)
     hand.on_key(" ")
-    assert runtime.episode(2).steps == 2
+    assert episode(runtime, 2).steps == 2
     np.testing.assert_allclose(steps[before]["proprio"][:7], arm.sent[0], atol=2e-3)
     assert control.persons == [False] * before + [True] * 3 + [False] * 2 and arm.gripper == 0.0
     arm.start = arm.sent[0]
@@ -119,4 +119,4 @@ def test_the_end_key_counts_while_the_arm_is_being_armed(arm):
     runtime, control, hand = shared(arm, lambda o: SLOWLY, [])
     hand.on_key("\n")
     with runtime.ends_when(lambda: hand.ended):
-        assert runtime.episode(1000).cause == "ended"
+        assert episode(runtime, 1000).cause == "ended"

@@ -17,7 +17,7 @@ from s2robot.envs.real.operator.teleop import Controls
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE, wait_for
-from tests.envs.real.virtual import NOISE, Calls, FakeArm, Film, VirtualClock, Watch
+from tests.envs.real.virtual import NOISE, Calls, FakeArm, Film, VirtualClock, Watch, episode
 
 pytest.importorskip("xarm")
 
@@ -73,7 +73,7 @@ def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, c
     played = []
     act = lambda o: left.pop(0)  # noqa: E731
     runtime = runtime_of(driver, cameras, act, subscribers=[Calls(step=played.append)])
-    result = runtime.episode(len(actions))
+    result = episode(runtime, len(actions))
     assert (result.cause, result.steps) == ("steps", len(actions))
     np.testing.assert_allclose(emulator.side("status")["joints"], goals[-1], atol=5e-3)
     np.testing.assert_allclose(np.stack([s["action"] for s in played]), actions, atol=1e-5)
