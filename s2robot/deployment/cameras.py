@@ -1,6 +1,6 @@
 """The cameras of a deployment: started, and described as the pre-flight compares them; the emulator's scene.
 
-Nothing that drives an arm imports the emulator: `STAND_INS` names it, and `find_scene` imports it when it is asked for.
+Nothing that drives an arm imports the emulator: `find_scene` does, where the config asks for it.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +19,11 @@ from s2robot.deployment.preflight import STOP, Camera, Finding
 from s2robot.deployment.settings import Bridge, CameraSettings
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
-from s2robot.envs.real.arms.sdk import BoxPorts
 from s2robot.envs.real.cameras.camera import CameraReader, Source, part_seen
 from s2robot.envs.real.cameras.sources import OpenCVCamera, RealSenseCamera, ReplayCamera
-from s2robot.envs.real.operator.prompts import Operator
 
-STAND_INS = {
-    "emulator": "s2robot.envs.real.emulator.stand_in:StandIn"
-}  # by the node of `bridge` that asks for it
+STAND_IN = "s2robot.envs.real.emulator.stand_in"
+Scene = Any  # its `StandIn`: an emulated arm with cameras, table and operator
 DEVICES = {
     "opencv": "a path such as /dev/v4l/by-id/...",
     "realsense": "a serial number",
@@ -36,41 +33,20 @@ START_S = 30.0  # s until a camera's first frame
 EXPOSURE_S = 1.0  # s that automatic exposure takes after a camera's first frame, which may be black
 
 
-class Scene(Protocol):
-    """An emulated arm with cameras, table and operator."""
-
-    name: str  # "emulator"
-    host: str  # the control box's address
-    ports: BoxPorts  # and its ports
-
-    def operator(self) -> Operator:
-        """Return who stands beside it."""
-
-    def camera(self, name: str) -> Callable[[], Source]:
-        """Return what makes the source of a camera; it waits for the first frame."""
-
-    def cameras(self) -> tuple[float, dict[str, dict]]:
-        """Return frames a second, and size and field of view by camera."""
-
-    def world(self) -> dict[str, Any]:
-        """Return the settings of the scene, as `CubePickConfig` has them."""
-
-    def close(self) -> None:
-        """Disconnect."""
-
-
 def find_scene(bridge: Bridge, stack: ExitStack) -> Scene | None:
-    """Return what stands in for the arm, closed with `stack`; None for a real arm. UserError if it does not run."""
-    for kind, entry in STAND_INS.items():
-        if (port := getattr(bridge, kind).port) is not None:
-            module, _, name = entry.partition(":")
-            try:
-                scene: Scene = getattr(importlib.import_module(module), name)(port)
-            except EnvError as error:
-                raise UserError(f"bridge.{kind}.port: {error}") from None
-            stack.callback(scene.close)
-            return scene
-    return None
+    """Return the emulator that stands in for the arm, closed with `stack`; None for a real arm.
+
+    Raises:
+        UserError: it does not run.
+    """
+    if (port := bridge.emulator.port) is None:
+        return None
+    try:
+        scene = importlib.import_module(STAND_IN).StandIn(port)
+    except EnvError as error:
+        raise UserError(f"bridge.emulator.port: {error}") from None
+    stack.callback(scene.close)
+    return scene
 
 
 @dataclass

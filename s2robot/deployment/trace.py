@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from s2robot.common.files import write_json
@@ -19,9 +18,9 @@ from s2robot.envs.real.control.loop import Result
 from s2robot.envs.real.control.safety import Safe, Verdict
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
-from s2robot.reporting.style import BLUE, INK, ORANGE, PURPLE, VERMILLION, save_figure
+from s2robot.reporting.style import INK, ORANGE, PURPLE, VERMILLION, save_figure
 
-_COLOURS = {Verdict.PASS: BLUE, Verdict.CLAMP: ORANGE, Verdict.HOLD: PURPLE, Verdict.STOP: VERMILLION}
+_COLOURS = {Verdict.CLAMP: ORANGE, Verdict.HOLD: PURPLE, Verdict.STOP: VERMILLION}
 _ROOM = 0.15  # rad, of a joint's range that is shown around its way
 
 
@@ -115,45 +114,33 @@ class EpisodeLog(Subscriber):
         save_figure(self._draw(title), path.with_suffix(".png"))
 
     def _draw(self, title: str) -> Figure:
+        """Draw each joint between its limits, and the gripper; dots where the filter changed the command."""
         figure = Figure(figsize=(10, 9), layout="constrained", dpi=80)
         figure.suptitle(title, fontsize=11)
-        *joints, gripper = (grid := figure.subplots(4, 2, sharex=True)).ravel()
         time = np.array([t for t, _, _ in self._rows]) - self._rows[0][0]
         verdicts = np.array([safe.verdict for _, _, safe in self._rows])
-        for i, axes in enumerate(joints):
-            self._draw_joint(axes, i, time, verdicts)
-        opening = [np.nan if safe.gripper is None else safe.gripper for _, _, safe in self._rows]
-        gripper.plot(time, opening, color=INK, lw=1, label="gripper, 1 = open")
-        for row, verdict in enumerate(Verdict):
-            at = time[verdicts == verdict]
-            style = {"ms": 7, "color": _COLOURS[verdict], "label": f"{verdict.name} {len(at)}"}
-            gripper.plot(at, np.full(len(at), -0.3 - 0.2 * row), "|", **style)
-        gripper.set(ylim=(-1.05, 1.1), yticks=[0, 1])
-        gripper.legend(fontsize=7, ncols=2, loc="center right")
-        gripper.set_title("gripper and verdicts of the safety filter", fontsize=9, loc="left")
+        opening = np.array([np.nan if safe.gripper is None else safe.gripper for _, _, safe in self._rows])
+        limits = self.limits
+        for i, axes in enumerate((grid := figure.subplots(4, 2, sharex=True)).ravel()):
+            y = self.joints[:, i] if i < 7 else opening
+            axes.plot(time, y, color=INK, lw=1)
+            for verdict, colour in _COLOURS.items():
+                at = verdicts == verdict
+                axes.plot(time[at], y[at], ".", ms=4, color=colour, label=f"{verdict.name} {at.sum()}")
+            text = "gripper, 1 = open, and verdicts of the safety filter"
+            if i < 7:
+                low, high = limits.q_min[i] + limits.margin, limits.q_max[i] - limits.margin
+                bottom, top = y.min() - _ROOM, y.max() + _ROOM
+                for limit in (low, high):
+                    axes.axhline(limit, color=VERMILLION, lw=1.5)
+                axes.set_ylim(bottom, top)
+                text = f"joint {i + 1} (rad): limits {low:.2f} to {high:.2f}"
+            else:
+                axes.legend(fontsize=7)
+            axes.set_title(text, fontsize=9, loc="left")
         for axes in grid[-1]:
             axes.set_xlabel("s")
         return figure
-
-    def _draw_joint(self, axes: Axes, i: int, time: np.ndarray, verdicts: np.ndarray) -> None:
-        q, low, high, margin = (
-            self.joints[:, i],
-            self.limits.q_min[i],
-            self.limits.q_max[i],
-            self.limits.margin,
-        )
-        bottom, top = q.min() - _ROOM, q.max() + _ROOM
-        axes.plot(time, q, color=INK, lw=1)
-        for verdict in (Verdict.CLAMP, Verdict.HOLD, Verdict.STOP):
-            axes.plot(time[verdicts == verdict], q[verdicts == verdict], ".", ms=4, color=_COLOURS[verdict])
-        for limit, inner in ((low, low + margin), (high, high - margin)):
-            if bottom <= inner <= top or bottom <= limit <= top:
-                axes.axhspan(*sorted((limit, inner)), color=VERMILLION, alpha=0.25, lw=0)
-                axes.axhline(limit, color=VERMILLION, lw=1.5)
-        axes.set_ylim(bottom, top)
-        room = min(q.min() - low, high - q.max())
-        text = f"joint {i + 1} (rad): limits {low:.2f} to {high:.2f}, nearest {room:.2f} away"
-        axes.set_title(text, fontsize=9, loc="left")
 
 
 def percentiles(seconds: np.ndarray) -> dict[str, float] | None:

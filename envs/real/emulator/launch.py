@@ -12,13 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.ports import Ports
 from s2robot.envs.real.emulator.side import SideChannel
-
-START_S = 300.0  # the scene takes a few seconds to build, more on a busy machine
 
 
 @dataclass(frozen=True)
@@ -46,34 +43,20 @@ def launch(plant: str = "mujoco", *arguments: str, ports: Ports | None = None) -
     command = [sys.executable, "-m", "s2robot.envs.real.emulator", "--plant", plant, "--ports", where]
     root = str(Path(__file__).parents[4])  # not resolved: a link in a clone
     paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    process = subprocess.Popen(
-        [*command, "--until-stdin-closes", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+    with subprocess.Popen(
+        [*command, "--until-stdin-closes", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": paths},
-    )
-    assert process.stdin is not None and process.stdout is not None
-    late = Timer(START_S, process.kill)
-    late.daemon = True  # Ctrl-C ends this process at once
-    try:
-        late.start()
+    ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
         try:
-            line = process.stdout.readline().decode()
+            if not (line := process.stdout.readline()):
+                raise EnvError(f"emulator: expected its ports, got an end with status {process.wait()}")
+            found = Ports.from_json(line)
+            with SideChannel(found.side) as side:
+                yield Launched(process, found, side)
         finally:
-            late.cancel()
-        if not line:
-            status = process.wait()
-            raise EnvError(
-                f"emulator: found it ended with status {status}, expected its ports within {START_S} s"
-            )
-        found = Ports.from_json(line)
-        with SideChannel(found.side) as side:
-            yield Launched(process, found, side)
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+            process.stdin.close()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -16,12 +16,13 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
-from s2robot.envs.real.emulator.camera import EmulatedCamera, opened
+from s2robot.envs.real.emulator.camera import EmulatedCamera
 from s2robot.envs.real.emulator.ports import HOST, Ports
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.robots import robot_spec
 
+START_S = 30.0  # s until a camera's first frame
 _HEARD_S = 1.0  # s; a driver hears of a cleared error with the next report, five a second
 
 
@@ -120,7 +121,7 @@ class StandIn:
 
     def camera(self, name: str) -> Callable[[], EmulatedCamera]:
         """Makes the source of a camera."""
-        return partial(opened, self.ports.frames, name)
+        return partial(EmulatedCamera, self.ports.frames, name, START_S)
 
     def cameras(self) -> tuple[float, dict[str, dict]]:
         """Frames a second; camera -> size and field of view."""

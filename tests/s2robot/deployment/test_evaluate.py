@@ -3,9 +3,6 @@
 import json
 import os
 import re
-import select
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -239,15 +236,6 @@ def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeyp
     assert commands(emulator, begin) == []
 
 
-def test_the_preflight_comes_first(config, save_untrained, emulator, tmp_path, capsys):
-    begin = time.monotonic()
-    wrong = save_untrained(tmp_path / "wrong", {"robot": "panda"})
-    with pytest.raises(UserError, match="pre-flight: 1 of .* nothing has moved"):
-        verbs.evaluate(config(f"checkpoint='{wrong}'"))
-    assert "stop    robot: the policy expects 'panda'" in capsys.readouterr().out
-    assert commands(emulator, begin) == [] and not (tmp_path / "episodes.jsonl").exists()
-
-
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -314,78 +302,6 @@ def test_keys_judge_and_stop_while_the_arm_moves_and_questions_are_for_when_it_s
     person.press(" ")
     assert stop.asked()
     assert not operator.place(PLACING) and operator.refused and not stop.moving
-
-
-ON_A_TERMINAL = """
-import time
-import numpy as np
-from s2robot.envs.real.operator.prompts import Placing, TerminalOperator
-from s2robot.deployment.operator import WatchingOperator
-from s2robot.envs.real.operator.stop import Stop
-
-stop = Stop()
-operator = WatchingOperator(TerminalOperator(), stop)
-print("ready", flush=True)
-time.sleep(1.0)  # typed in between: an answer to a question that was not asked yet
-print("free", operator.free(()), flush=True)
-print("place", operator.place(Placing(3, (0.05, -0.03), 0.5, np.zeros(7))), flush=True)
-operator.acting = True
-while not operator.ended():
-    time.sleep(0.01)
-time.sleep(0.5)  # more keys than one
-print("success", operator.success(), operator.stage(), stop.asked(), flush=True)
-"""
-
-
-def test_a_terminal_takes_keys_and_answers_apart():
-    ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", ON_A_TERMINAL], stdin=theirs, stdout=theirs, stderr=theirs,
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, close_fds=True,
-    )  # fmt: skip
-    os.close(theirs)
-    seen = ""
-
-    def until(text):
-        nonlocal seen
-        while text not in seen:
-            ready, _, _ = select.select([ours], [], [], 60)
-            assert ready, seen
-            seen += os.read(ours, 4096).decode()
-
-    def say(text):
-        os.write(ours, text.encode())
-
-    try:
-        until("ready")
-        say("n\n")  # too early: forgotten
-        until("moves to its start pose")
-        say("y\n")
-        until("free True")
-        until("clear of the arm?")
-        say("y\n")
-        until("place True")
-        time.sleep(0.3)
-        say("nnny")  # the first one counts
-        until("How far did it come?")
-        say("1\n")
-        until("success False grasp False")
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
-
-
-def test_the_end_of_the_operators_input_is_a_no_before_motion_and_no_outcome():
-    def ended(question):
-        raise EOFError
-
-    operator = TerminalOperator(ended)
-    assert not operator.free(()) and not operator.place(PLACING)
-    for ask in (operator.success, operator.stage):
-        with pytest.raises(EnvError, match="found the end of standard input at"):
-            ask()
 
 
 def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):

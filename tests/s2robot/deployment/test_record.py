@@ -191,58 +191,32 @@ def test_sessions_go_on_with_the_next_place_and_what_is_discarded_is_not_written
         ArmRecording(config("teach"), Unwilling(emulator), person(move)).run()
 
 
-def lift_by_keys(side):
-    """Types what brings the gripper over the cube, down, closed and up, by looking at the emulated scene."""
-    ik = ToolIK()
-    base = np.array([-0.46, 0.0, 0.112])  # of the arm, in the table's frame
-
-    def act(on_key):
-        def off():
-            tool = ik.pose(np.array(side("status")["joints"]))[0] + base
-            return np.array(side("scene")["cube_pose"][:3]) - tool
-
-        def go(goal, close_enough):
-            end = time.monotonic() + PATIENCE
-            while np.abs(way := goal(off())).max() > close_enough and time.monotonic() < end:
-                for axis, keys in enumerate(("ws", "ad", "rf")):
-                    if abs(way[axis]) > close_enough:
-                        on_key(keys[int(way[axis] < 0)])
-                time.sleep(0.05 if np.abs(way).max() > 0.03 else 0.4)  # on the last bit press and look
-
-        go(lambda d: d * [1, 1, 0], 0.006)
-        go(lambda d: d + [0, 0, 0.010], 0.006)
+def test_teleoperated_with_keys(config, emulator):
+    def lift(on_key):
+        wait_for(lambda: len(recording.recorder) >= 1)
         on_key(" ")
-        wait_for(lambda: side("status")["opening"] < 0.75)
-        time.sleep(0.8)
-        end = time.monotonic() + PATIENCE
-        while not side("scene")["is_success"] and time.monotonic() < end:
-            if side("scene")["cube_pose"][2] < 0.14:
-                on_key("r")
-            time.sleep(0.04)
+        while len(recording.recorder) < 6:
+            on_key("r")
+            time.sleep(0.05)
         on_key("\r")
 
-    return act
-
-
-@pytest.mark.slow
-def test_teleoperated_with_keys_lifts_the_cube(config, emulator):
-    class Straight(EmulatedOperator):
-        """Lays the cube along the fingers, so that keys for x, y and z suffice."""
-
-        def place(self, placing):
-            self._side("reset_scene", seed=placing.seed, cube_xy=[0.02, -0.03], cube_yaw=0.0)
-            return True
-
-    cfg = config("teleop", "speed=0.03", "max_steps=600")
-    store = ArmRecording(cfg, Straight(emulator), person(lift_by_keys(emulator))).run()
-    assert len(store) == 1 and store.meta("success").all()
-    assert {"action", "action_raw", "action_sent", "proprio", "images_hand", "verdict", "code"} <= set(
-        store.keys
-    )
-    assert not store["code"].any() and store["verdict"].max() <= 1
-    np.testing.assert_allclose(
-        store["proprio"][0, :7] + store["action_sent"][:-1, :7].sum(0), store["proprio"][-1, :7], atol=0.05
-    )
+    recording = ArmRecording(config("teleop"), None, person(lift))
+    store = recording.run()
+    assert len(store) == 1 and store.attrs["source"] == "teleop, emulator" and 6 <= store.num_steps <= 12
+    wanted = {
+        "action",
+        "action_raw",
+        "action_sent",
+        "proprio",
+        "images_hand",
+        "images_left",
+        "verdict",
+        "code",
+    }
+    assert wanted <= set(store.keys) and not store["code"].any() and store["verdict"].max() <= 1
+    first, last = (ToolIK().pose(store["proprio"][i, :7].astype(float))[0] for i in (0, -1))
+    assert last[2] - first[2] > 0.01 and np.abs(last - first)[:2].max() < 0.01
+    assert store["action"][0, 7] == 0 and store["action"][-1, 7] == 1
 
 
 @pytest.mark.parametrize(
