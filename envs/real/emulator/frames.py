@@ -41,8 +41,6 @@ class FrameServer:
     def __init__(
         self, cameras, positions: Callable[[], np.ndarray], renderer: Callable, fps: float, faults: Faults
     ):
-        if not 0 < fps <= 240:
-            raise EnvError(f"fps: expected > 0 and <= 240, got {fps}")
         self.cameras = tuple(cameras)
         self._positions, self._make_renderer, self._period, self._faults = (
             positions,

@@ -254,7 +254,7 @@ def test_an_emulator_that_is_killed_is_a_fault_without_a_traceback(config, tmp_p
     """Nobody asks it whether the cube is up any more."""
     raised = []
     monkeypatch.setattr("threading.excepthook", raised.append)
-    with launch("mujoco", "--fps", "10", "--env", json.dumps({"image_size": 64})) as box:
+    with launch(fps=10, env={"image_size": 64}) as box:
 
         def kill():
             end = time.monotonic() + 120

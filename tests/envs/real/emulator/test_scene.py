@@ -28,9 +28,7 @@ def plant():
 
 @pytest.fixture(scope="module")
 def emulator():
-    import json
-
-    with launch("mujoco", "--env", json.dumps(ENV), "--seed", "3", "--fps", "10") as emulator:
+    with launch(env=ENV, seed=3, fps=10) as emulator:
         yield emulator
 
 
