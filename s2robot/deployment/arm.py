@@ -27,7 +27,7 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
         raise UserError(f"robot.ip: expected {scene.host} with bridge.emulator.port, got {ip}")
     arm, log = bench.bridge.arm, bench.run_dir / LOG_FILE
     print(f"log of the arm's SDK: {log}", flush=True)
-    return partial(XArmDriver, str(ip), limits, arm, scene.ports if scene else None, log=log)
+    return partial(XArmDriver, str(ip), limits, arm, ports=scene.ports if scene else None, log=log)
 
 
 @dataclass

@@ -49,8 +49,10 @@ class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
     """What the stream of commanded joints never leaves; configs/bridge/default.yaml documents each value."""
 
     # rad, the range of the arm itself, by default the xArm7's (also in robosuite's model of it); `margin` is kept from it
-    q_min: Joints = Field((-6.28318, -2.059, -6.28318, -0.19198, -6.28318, -1.69297, -6.28318), exclude=True)
-    q_max: Joints = Field((6.28318, 2.0944, 6.28318, 3.927, 6.28318, 3.14159, 6.28318), exclude=True)
+    q_min: Joints = Field(
+        default=(-6.28318, -2.059, -6.28318, -0.19198, -6.28318, -1.69297, -6.28318), exclude=True
+    )
+    q_max: Joints = Field(default=(6.28318, 2.0944, 6.28318, 3.927, 6.28318, 3.14159, 6.28318), exclude=True)
     dq_max: Rates = from_yaml()
     ddq_max: Rates = from_yaml()
     margin: float = from_yaml(ge=0)

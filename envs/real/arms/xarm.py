@@ -38,8 +38,7 @@ from s2robot.envs.real.arms.driver import (
     measured,
 )
 from s2robot.envs.real.arms.sdk import BoxPorts, client_ports, connect, import_sdk, log_to, probe
-from s2robot.envs.real.arms.xarm_box import BoxSettings
-from s2robot.envs.real.arms.xarm_gripper import XArmGripper
+from s2robot.envs.real.arms.xarm_box import GRIPPER_STEPS, BoxSettings, XArmGripper, call
 from s2robot.envs.real.control.clock import now
 
 SERVO, ONLINE = 1, 6  # modes: stream of set points; planned by the box with limited speed and acceleration
@@ -184,15 +183,15 @@ class XArmDriver(ArmDriver):
                 f"xarm {self.ip}: found error {error} pending; look at the arm, then clear it in UFACTORY Studio"
             )
         self._box.check_tool(self.settings.payload, self.settings.tcp_offset)
-        for name, call in (
-            ("set_state", lambda: sdk.set_state(STOPPED)),
-            ("motion_enable", lambda: sdk.motion_enable(True)),
+        for name, *args in (
+            ("set_state", STOPPED),
+            ("motion_enable", True),
             *self._box.steps(self.limits, self.settings.sensitivity),
-            *(self._gripper.steps() if self._gripper is not None else ()),
-            ("set_mode", lambda: sdk.set_mode(mode)),
-            ("set_state", lambda: sdk.set_state(0)),
+            *(GRIPPER_STEPS if self._gripper is not None else ()),
+            ("set_mode", mode),
+            ("set_state", 0),
         ):
-            self._check(name, call())
+            self._check(name, call(sdk, name, *args))
         code, state = sdk.get_state()
         self._check("get_state", code)
         if state >= STOPPED:
@@ -203,8 +202,7 @@ class XArmDriver(ArmDriver):
                 raise EnvError(f"xarm {self.ip}: found mode {sdk.mode} after arming, expected {mode}")
             time.sleep(0.01)
 
-    def _check(self, name: str, code: Any) -> None:
-        code = code[0] if isinstance(code, list | tuple) else code  # some calls return what the bus returned
+    def _check(self, name: str, code: int) -> None:
         if code not in (0, 2):  # 2: done, and a warning is pending
             raise EnvError(f"xarm {self.ip}: {name} found code {code}, expected 0")
 

@@ -26,10 +26,10 @@ class LoopConfig(Settings, at="bridge.loop", file="bridge/default"):
     warm_up_s: float = from_yaml(gt=0)
     frozen_s: float = from_yaml(gt=0)
     frozen_motion: float = from_yaml(gt=0)
-    live: bool = Field(False, exclude=True)  # False: everything but sending
-    policy_hz: float = Field(10.0, gt=0, exclude=True)  # observations a second, as in the demos
-    image_size: ImageSize = Field(256, exclude=True)  # pixels, as the policy wants them
-    mode: int = Field(1, exclude=True)  # the arm's mode while it is ours
+    live: bool = Field(default=False, exclude=True)  # False: everything but sending
+    policy_hz: float = Field(default=10.0, gt=0, exclude=True)  # observations a second, as in the demos
+    image_size: ImageSize = Field(default=256, exclude=True)  # pixels, as the policy wants them
+    mode: int = Field(default=1, exclude=True)  # the arm's mode while it is ours
 
 
 class CommandStream:
