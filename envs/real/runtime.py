@@ -168,13 +168,16 @@ class ArmRuntime(Subscriber):
         """
         speed, main = self._home_speed, self.loop
         config = main.config.replace(policy_hz=_MOVE_HZ, max_delta=speed / _MOVE_HZ, gripper_hold=0)
+        waited: list[int] = []  # steps for the fingers, at the goal
 
         def act(observation: dict) -> Array:
             left, state = goal - move.commanded, observation["proprio"]
             if np.isnan(left).any():  # the warm-up
                 return np.zeros(8)
-            if np.abs(left).max() < 1e-6 and np.abs(state[:7] - goal).max() < _ARRIVED and state[7] > OPEN:
-                move.request_end()
+            if np.abs(left).max() < 1e-6 and np.abs(state[:7] - goal).max() < _ARRIVED:
+                waited.append(1)
+                if state[7] > OPEN or len(waited) > _GRIPPER_S * _MOVE_HZ:
+                    move.request_end()
             return np.append(left * min(1.0, config.max_delta / max(float(np.abs(left).max()), 1e-9)), 0.0)
 
         move = ControlLoop(
@@ -185,9 +188,9 @@ class ArmRuntime(Subscriber):
         move.stream.path = Interpolator(
             limits.replace(dq_max=tuple(min(v, speed / SHARE) for v in limits.dq_max))
         )
-        steps = np.abs(goal - self.driver.read().q).max() / config.max_delta + _GRIPPER_S * _MOVE_HZ
+        steps = np.abs(goal - self.driver.read().q).max() / config.max_delta
         try:
-            result = move.run(int(steps) + 1)
+            result = move.run(int(3 * steps + 10 * _MOVE_HZ))  # a busy machine stretches the move
         finally:
             self.rest()
         if result.state == State.FAULT:
