@@ -97,7 +97,7 @@ class Faults:
 
     def freeze_joints(self) -> None:
         """Joint angles, velocities and poses that the box tells stay as they are; the arm moves."""
-        self._arm().freeze_told()
+        self._arm().freeze_report()
 
     # ---------------------------------------------------------------------------------------------- cameras
 
