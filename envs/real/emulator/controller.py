@@ -75,7 +75,7 @@ class Controller:
         return np.concatenate([self.frames[-1][:3, 3], kin.to_rpy(self.frames[-1][:3, :3])])
 
     def report(self) -> Report:
-        """What the box tells now; joints as they are, or were when the fault ``freeze_joints`` began."""
+        """Return the present report; joints as they are, or were when the fault ``freeze_joints`` began."""
         frozen, plant, s = self._frozen, self.plant, self.settings
         if frozen is None:
             pose, joints, velocities = self.tool_pose(), plant.joints, plant.velocities
@@ -157,7 +157,7 @@ class Controller:
             self.gripper.stop()
 
     def release_error(self) -> None:
-        """The cause of a held error has gone and joints are told as they are again; the error stays."""
+        """End the cause of a held error and report joints as they are again; the error stays."""
         self._held_error, self._frozen = 0, None
 
     def force_mode(self, mode: int, state: int) -> None:

@@ -96,7 +96,7 @@ class Faults:
         self._arm().force_mode(mode, state)
 
     def freeze_joints(self) -> None:
-        """Joint angles, velocities and poses that the box tells stay as they are; the arm moves."""
+        """The reported joint angles, velocities and poses stay as they are; the arm moves."""
         self._arm().freeze_report()
 
     # ---------------------------------------------------------------------------------------------- cameras
