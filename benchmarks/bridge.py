@@ -11,7 +11,6 @@ machine; the load is printed. More arguments are settings of `s2robot deploy`.
 """
 
 import argparse
-import json
 import os
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -132,7 +131,7 @@ def main() -> None:
     torch.set_num_threads(1)
     plain, env = simulated(args.checkpoint, args.episodes, args.seed, out)
     print(f"plain simulation: {sum(plain)} of {len(plain)}", flush=True)
-    with launch("mujoco", "--env", json.dumps(env), "--fps", str(args.fps)) as emulator:
+    with launch(env=env, fps=args.fps) as emulator:
         overrides = [
             f"checkpoint='{args.checkpoint.resolve()}'", "bridge=emulator", f"bridge.emulator.port={emulator.ports.side}",
             "live=true", "confirm=false", f"episodes={args.episodes}", f"seed={args.seed}", *args.overrides,

@@ -124,10 +124,10 @@ def measure(cases: list, repeat: int, folder: Path) -> list[dict[str, Any]]:
         chosen = [case for case in cases if case.scene == scene]
         if not chosen:
             continue
-        options = ("--fps", "30", "--env", json.dumps(SCENE)) if scene else ()
+        options = {"fps": 30, "env": SCENE} if scene else {}
         place = folder / ("scene" if scene else "kinematic")
         place.mkdir()
-        with launch("mujoco" if scene else "kinematic", *options) as emulator:
+        with launch("mujoco" if scene else "kinematic", **options) as emulator:
             bench = Bench(emulator, place, scene=scene, server=server)
             for case in chosen:
                 begin = time.monotonic()

@@ -146,12 +146,10 @@ class LiveSession:
         self.records: list[dict[str, Any]] = []
         self.store = self._open_store()
         self.recorder = EpisodeRecorder(self.store) if self.store is not None else None
-        hears: list[Subscriber] = [
-            self.board,
-            self.log,
-            *([self.recorder] if self.recorder is not None else []),
-        ]
-        self.session = rig.session(hears)
+        subscribers: list[Subscriber] = [self.board, self.log]
+        if self.recorder is not None:
+            subscribers.append(self.recorder)
+        self.session = rig.session(subscribers)
 
     def run(self) -> bool:
         """Run all episodes; False after a fault. Raises KeyboardInterrupt after Ctrl-C, with the arm stopped."""

@@ -13,16 +13,14 @@ from omegaconf import DictConfig
 from s2robot.common.extras import require_simulator
 from s2robot.common.settings import plain
 from s2robot.core.errors import UserError
-from s2robot.core.settings import Settings, from_yaml, read
+from s2robot.core.settings import from_yaml, read
 from s2robot.envs.real.emulator.emulator import EmulatorConfig, serve
 from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
 
 
-class EmulateSettings(Settings, at="emulator", file="emulate"):
+class EmulateSettings(EmulatorConfig):
     """`emulator` of configs/emulate.yaml, which documents each value."""
 
-    seed: int = from_yaml(ge=0)
-    fps: float = from_yaml(gt=0, le=240)
     ports: Literal["default", "free"] = from_yaml()
 
 
@@ -32,10 +30,8 @@ def run_emulate(cfg: DictConfig) -> None:
         raise UserError(f"robot: expected xarm7, the arm of the emulated control box, got {cfg.robot.name}")
     settings = read(EmulateSettings, cfg.emulator)
     require_simulator()
-    config = EmulatorConfig(
-        "mujoco", settings.seed, settings.fps, {"robot": cfg.robot.name, **plain(cfg.env)}
-    )
     ports = free_ports() if settings.ports == "free" else Ports()
+    config = settings.replace(env={"robot": cfg.robot.name, **plain(cfg.env)})
     asyncio.run(serve(config, ports, lambda: print(_greeting(ports), flush=True)))
     print("emulator: stopped")
 

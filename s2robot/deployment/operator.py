@@ -65,7 +65,7 @@ def keys(on_key: Callable[[str], None]) -> Iterator[None]:
                 with suppress(OSError):
                     sent = os.read(descriptor, 4096)
                 if not sent:
-                    return  # the terminal has gone, which SIGHUP tells
+                    return  # the terminal has gone, as SIGHUP reports
                 pressed, begun = typed(begun + sent.decode(errors="ignore"))
                 for key in pressed:
                     on_key(key)
@@ -88,7 +88,7 @@ class WatchingOperator(OperatorProxy):
     Args:
         operator: who answers.
         stop: requested by space and q. Ctrl-C brakes while the arm may move, and ends the session at once otherwise.
-        end: ends the episode under way; called when a key says so.
+        end: ends the episode under way; called by a key.
         read_keys: calls a function with each key while its context lasts.
         take_key: takes each key of an episode in place of these.
 

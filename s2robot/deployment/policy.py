@@ -24,7 +24,7 @@ class Policy:
     plan: Callable[[Mapping], np.ndarray]  # observation -> float32 (k, 8), for measuring
     reset: Callable[[], None]
     contract: dict[str, Any]
-    image_size: ImageSize  # pixels, of the frames that it wants of each camera
+    image_size: ImageSize  # pixels, of the frames that it expects of each camera
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
     seed: Callable[[], int]  # of all that its head draws in this episode
     disagreement: Callable[[], float] = lambda: 0.0  # of its members about the newest plan, rad

@@ -77,7 +77,7 @@ def check_contract(
     Args:
         contract: of the checkpoint.
         cameras: by the policy's names.
-        image_size: of the frames that the policy wants, pixels.
+        image_size: of the frames that the policy expects, pixels.
         encoder: the fingerprint of the encoder that will compute; None = the server's, which checks it itself.
     """
     rate_hz = float(contract["rate_hz"])

@@ -44,7 +44,7 @@ class Commands:
         self.unsupported: dict[int, int] = {}  # function -> requests; none is rejected in silence
 
     def answer(self, request: wire.Request, client: int) -> bytes | None:
-        """The reply frame to the connection number ``client``; None where the protocol wants none."""
+        """The reply frame to the connection number ``client``; None where the protocol expects none."""
         if request.protocol == wire.HEARTBEAT:
             return None
         if request.protocol == wire.MODBUS_TCP:
@@ -146,7 +146,7 @@ class Commands:
         return False, b""
 
     def _rs485(self, p: bytes, client: int) -> Answer:
-        """Pass a frame on to the tool's bus; the answer says which bus it came from."""
+        """Pass a frame on to the tool's bus; the answer holds the bus it came from."""
         gripper = self.box.gripper
         if wire.byte(p) != TOOL_HOST:
             return False, b""
@@ -174,7 +174,7 @@ class Commands:
         flags += ["error"] if box.error else []
         flags += [] if box.ready else ["not_ready"]
         flags += [] if box.mode == _MODES[fn] else ["mode"]
-        # a number that is none never moves the arm [assumed]; targets out of limits raise the box's own error
+        # NaN and infinity never move the arm [assumed]; targets out of limits raise the box's own error
         blocked = {"nonfinite", "error", "not_ready", "mode"} & set(flags)
         box.journal.command(
             "motion", fn.name, values, client, not blocked and "limit" not in flags, tuple(flags)

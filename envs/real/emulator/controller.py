@@ -55,7 +55,7 @@ class Controller:
         self._base_state = STOPPED
         self._held_error = 0
         self._pushed = 0.0  # s
-        self._told: Report | None = None
+        self._frozen: Report | None = None
 
     # ---------------------------------------------------------------------------------------------- state
 
@@ -75,14 +75,14 @@ class Controller:
         return np.concatenate([self.frames[-1][:3, 3], kin.to_rpy(self.frames[-1][:3, :3])])
 
     def report(self) -> Report:
-        """What the box tells now; joints as they are, or were when the fault ``freeze_joints`` began."""
-        told, plant, s = self._told, self.plant, self.settings
-        if told is None:
+        """Return the present report; joints as they are, or were when the fault ``freeze_joints`` began."""
+        frozen, plant, s = self._frozen, self.plant, self.settings
+        if frozen is None:
             pose, joints, velocities = self.tool_pose(), plant.joints, plant.velocities
             torques, speed = plant.torques, self.tcp_speed
         else:
-            pose, joints, velocities = told.pose, told.joints, told.velocities
-            torques, speed = told.torques, told.tcp_speed
+            pose, joints, velocities = frozen.pose, frozen.joints, frozen.velocities
+            torques, speed = frozen.torques, frozen.tcp_speed
         s.mode, s.state, s.commands = self.mode, self.state, int(self.motion.kind == "plan")
         s.joints, s.velocities, s.torques, s.pose, s.tcp_speed = joints, velocities, torques, pose, speed
         s.brakes = s.enabled = self.enabled
@@ -157,8 +157,8 @@ class Controller:
             self.gripper.stop()
 
     def release_error(self) -> None:
-        """The cause of a held error has gone and joints are told as they are again; the error stays."""
-        self._held_error, self._told = 0, None
+        """End the cause of a held error and report joints as they are again; the error stays."""
+        self._held_error, self._frozen = 0, None
 
     def force_mode(self, mode: int, state: int) -> None:
         """Another client changed the mode, and the state to 2 (ready) or 5."""
@@ -169,10 +169,10 @@ class Controller:
         if state == READY:
             self.set_state(0)
 
-    def freeze_told(self) -> None:
+    def freeze_report(self) -> None:
         """Tell the present joints from now on, until :meth:`release_error`."""
         r = self.report()
-        self._told = Report(
+        self._frozen = Report(
             joints=r.joints, velocities=r.velocities, torques=r.torques, pose=r.pose, tcp_speed=r.tcp_speed
         )
 

@@ -4,12 +4,13 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.controller import Controller
 from s2robot.envs.real.emulator.faults import Faults
@@ -21,35 +22,25 @@ from s2robot.envs.real.emulator.server import Handler, Server
 from s2robot.envs.real.emulator.side import Operation, side_handler
 from s2robot.envs.robots import robot_spec
 
-PLANTS = ("mujoco", "kinematic")
 Small = Annotated[float, Field(gt=-10, lt=10)]
 Joints = Annotated[tuple[Small, ...], Field(min_length=7, max_length=7)]
 
 
-@dataclass(frozen=True)
-class EmulatorConfig:
-    """What is emulated besides the box."""
+class EmulatorConfig(Settings, at="emulator", file="emulate"):
+    """What is emulated besides the box; configs/emulate.yaml documents seed and fps."""
 
-    plant: str = "mujoco"  # mujoco: CubePick's scene with cameras; kinematic: joints alone, starts at once
-    seed: int = 0  # of the first scene
-    fps: float = 20.0  # camera frames per second, drawn while somebody looks
-    env: dict = field(
-        default_factory=dict
-    )  # settings of CubePickConfig, for instance a checkpoint's env_config
+    plant: Literal["mujoco", "kinematic"] = (
+        "mujoco"  # CubePick's scene with cameras; joints alone, starts at once
+    )
+    seed: int = from_yaml(ge=0)
+    fps: float = from_yaml(gt=0, le=240)
+    env: dict[str, Any] = {}  # settings of CubePickConfig, for instance a checkpoint's env_config
 
 
 class Emulator:
-    """One emulated box on ``ports``; to be made inside a running event loop.
-
-    Raises:
-        EnvError: a setting that cannot be used.
-    """
+    """One emulated box on ``ports``; to be made inside a running event loop."""
 
     def __init__(self, config: EmulatorConfig, ports: Ports):
-        if config.plant not in PLANTS:
-            raise EnvError(f"plant: found '{config.plant}', expected one of {', '.join(PLANTS)}")
-        if config.seed < 0:
-            raise EnvError(f"seed: found {config.seed}, expected 0 or more")
         self.config, self.ports = config, ports
         self.faults = Faults()
         self.journal = Journal()
@@ -137,7 +128,7 @@ class Emulator:
 
     def _need_scene(self):
         if self.scene is None:
-            raise EnvError("scene: found a kinematic plant, expected --plant mujoco")
+            raise EnvError("scene: expected plant mujoco, got kinematic")
         return self.scene
 
     def _reset_scene(

@@ -96,8 +96,8 @@ class Faults:
         self._arm().force_mode(mode, state)
 
     def freeze_joints(self) -> None:
-        """Joint angles, velocities and poses that the box tells stay as they are; the arm moves."""
-        self._arm().freeze_told()
+        """The reported joint angles, velocities and poses stay as they are; the arm moves."""
+        self._arm().freeze_report()
 
     # ---------------------------------------------------------------------------------------------- cameras
 
@@ -120,7 +120,7 @@ class Faults:
 
     def _strike(self, fault: str, camera: str | None, **settings) -> None:
         if camera not in (None, *self.known_cameras) or not self.known_cameras:
-            known = ", ".join(self.known_cameras) or "cameras, which --plant mujoco has"
+            known = ", ".join(self.known_cameras) or "cameras, which the plant mujoco has"
             raise EnvError(f"fault {fault}: expected one of {known}, got {camera!r}")
         self.cameras[fault] = {"camera": camera, **settings}
 

@@ -44,7 +44,7 @@ class Ports(BoxPorts):
 
 
 def free_ports() -> Ports:
-    """Ports that nobody uses now."""
+    """Return ports that are free now."""
     for _ in range(100):
         with ExitStack() as held:
             numbers = [_hold(held, 0) for _ in range(6)]

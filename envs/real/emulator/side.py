@@ -73,7 +73,7 @@ class SideChannel:
         self._socket: socket.socket | None = self._connect()
 
     def __call__(self, op: str, **settings) -> dict:
-        """Do ``op`` and return its answer; EnvError if the emulator refuses or is gone, or is none."""
+        """Do ``op`` and return its answer; EnvError if the emulator rejects it, is gone, or is something else."""
         question = json.dumps({"op": op, **settings}).encode() + b"\n"
         try:
             with self._turn:
@@ -101,7 +101,7 @@ class SideChannel:
         return socket.create_connection((HOST, self._port), timeout=self._timeout_s)
 
     def _ask(self, question: bytes) -> dict:
-        """The answer; ValueError if it is none of a side channel."""
+        """Return the answer; ValueError for one of something else."""
         end = time.monotonic() + self._timeout_s
         try:
             self._socket = self._socket or self._connect()

@@ -23,11 +23,11 @@ from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.robots import robot_spec
 
 START_S = 30.0  # s until a camera's first frame
-_HEARD_S = 1.0  # s; a driver hears of a cleared error with the next report, five a second
+_HEARD_S = 1.0  # s; a cleared error reaches a driver with the next report, five a second
 
 
 class EmulatedOperator:
-    """An `Operator` that says yes, lays the cube where it is wanted, and knows of success what the emulated scene knows.
+    """An `Operator` that answers yes, lays the cube where it is asked for, and judges by the emulated scene.
 
     Args:
         side: the emulator's side channel.
@@ -116,7 +116,7 @@ class StandIn:
         self.ports = Ports(**{f.name: answer[f.name] for f in fields(Ports)})
 
     def operator(self) -> EmulatedOperator:
-        """Who says yes, lays cubes and judges."""
+        """Return who answers yes, lays cubes and judges."""
         return EmulatedOperator(self.side)
 
     def camera(self, name: str) -> Callable[[], EmulatedCamera]:

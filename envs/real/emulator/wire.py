@@ -174,7 +174,7 @@ class Report:
     gravity: np.ndarray = field(default_factory=lambda: np.array([0.0, 0.0, -1.0]))
     reduced: bool = False
     boundary: tuple[int, ...] = (0, 0, 0, 0, 0, 0)  # mm: x max, x min, y max, y min, z max, z min
-    reduced_tcp_speed: float = 1000.0  # mm/s; told, not kept to
+    reduced_tcp_speed: float = 1000.0  # mm/s; reported, not enforced
     reduced_joint_speed: float = np.pi  # rad/s
     reduced_ranges: np.ndarray = field(default_factory=lambda: np.zeros(14))  # rad: low, high per joint
     fence: bool = False

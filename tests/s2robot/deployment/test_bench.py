@@ -131,7 +131,9 @@ def terminal(box, words, pictures, tmp_path):
 
     def start(*more):
         command = [sys.executable, "-c", DEPLOY, box.ports.to_json(), "--live", "hydra.run.dir=run"]
-        opened.append(Terminal([*command, *words, "bridge.home.speed=0.3", *replayed(pictures), *more], tmp_path))
+        opened.append(
+            Terminal([*command, *words, "bridge.home.speed=0.3", *replayed(pictures), *more], tmp_path)
+        )
         return opened[-1]
 
     yield start

@@ -205,7 +205,7 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     # the same command goes on with the same dataset
     assert deploy.deploy(config("live=true", f"record='{path}'", "bridge.loop.max_steps=2")) == 0
     assert len(EpisodeStore.open(path)) == 3
-    with pytest.raises(UserError, match="found speed 0.2, expected 0.3"):
+    with pytest.raises(UserError, match="speed: expected 0.3, got 0.2"):
         deploy.deploy(config("live=true", f"record='{path}'", "bridge.speed=0.3"))
     # and the command line reads it
     words = [f"data='{path}'", "workers=1", f"hydra.run.dir='{tmp_path / 'inspect'}'"]
@@ -254,7 +254,7 @@ def test_an_emulator_that_is_killed_is_a_fault_without_a_traceback(config, tmp_p
     """Nobody asks it whether the cube is up any more."""
     raised = []
     monkeypatch.setattr("threading.excepthook", raised.append)
-    with launch("mujoco", "--fps", "10", "--env", json.dumps({"image_size": 64})) as box:
+    with launch(fps=10, env={"image_size": 64}) as box:
 
         def kill():
             end = time.monotonic() + 120
@@ -313,8 +313,7 @@ def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, 
     assert process.returncode == 130, rest
     said = "".join(seen) + rest
     (log,) = tmp_path.glob("runs/deploy/*/xarm_sdk.log")
-    for process_name in ("MainProcess", "supervisor"):  # each has connections of its own
-        assert f"{process_name} INFO ROBOT_IP" in log.read_text()
+    assert log.read_text().count("ROBOT_IP") >= 2  # the supervisor has a connection of its own
     assert not re.search("SDK_VERSION|ROBOT_IP|protocol identifier|ready to move", said), said
     assert "1 (seed 10000)" in rest.replace("episode ", "").replace(" of 3", "") and "stopped" in rest
     status = emulator("status")

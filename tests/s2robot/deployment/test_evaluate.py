@@ -143,18 +143,6 @@ def acting(monkeypatch):
     return before
 
 
-def test_it_runs_what_deploy_runs(config, emulator, tmp_path, acting):
-    """The policy acts in a worker of its own, after an answer that warms up and moves nothing."""
-    first, begin = [], time.monotonic()
-    # where the arm stands: at its start
-    calls = acting(lambda n: n == 2 and first.append(np.array(emulator("status")["velocities"])))
-    with ExitStack() as stack:
-        evaluation(stack, config("evaluate.episodes=1", "evaluate.videos=false")).run()
-    (r,) = records(tmp_path)
-    assert r["steps"] == 3 and len(calls) >= 4 and set(calls) == {"policy"}
-    assert np.abs(first[0]).max() < 0.01 and not any(c["unsafe"] for c in commands(emulator, begin))
-
-
 def test_it_holds_where_members_disagree_as_deploy_does(config, emulator, save_untrained, tmp_path):
     pair = save_untrained(tmp_path / "pair", members=2)
     limit = ["bridge.watchdog.disagreement=1e-9", "bridge.watchdog.hold_fault=2"]

@@ -1,6 +1,5 @@
 """Loop, driver, the vendor's SDK and the emulated box together; what reached the wire is judged by the box."""
 
-import json
 from contextlib import ExitStack
 from functools import partial
 
@@ -41,8 +40,8 @@ def test_actions_that_lift_the_cube_in_simulation_lift_it_over_the_bridge(monkey
         actions.append(picker.act()[0])
         simulated.step_physics(actions[-1])
     actions += [actions[-1] * np.eye(8)[7]] * 10  # the emulated arm lags: hold it up a little longer
-    looks = json.dumps({"cameras": ["hand"], "image_size": 32})
-    with launch("mujoco", "--env", looks, "--fps", "10") as emulator, ExitStack() as stack:
+    looks = {"cameras": ["hand"], "image_size": 32}
+    with launch(env=looks, fps=10) as emulator, ExitStack() as stack:
         camera = CameraReader("hand", lambda: EmulatedCamera(emulator.ports.frames, "hand", 30.0))
         camera.start(PATIENCE)
         stack.callback(camera.close)

@@ -1,6 +1,5 @@
 """Every fault of benchmarks/faults.py once: vendor's SDK, emulated box, loop, supervisor, recorder, policy server."""
 
-import json
 import shutil
 from contextlib import contextmanager
 
@@ -48,7 +47,7 @@ def bench(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scene_bench(tmp_path_factory):
-    with launch("mujoco", "--fps", "30", "--env", json.dumps(SCENE)) as emulator, calm():
+    with launch(fps=30, env=SCENE) as emulator, calm():
         yield Bench(emulator, tmp_path_factory.mktemp("scene"), patience=2.0, scene=True)
 
 

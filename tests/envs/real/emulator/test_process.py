@@ -1,16 +1,17 @@
 """The emulator as a process: ports, start and end, bytes that are no frames."""
 
+import asyncio
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
+from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.sdk import client_ports
+from s2robot.envs.real.emulator.emulator import EmulatorConfig, serve
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
 from s2robot.envs.real.emulator.side import SideChannel
@@ -69,23 +70,15 @@ def test_client_ports_change_the_sdk_and_put_it_back():
 # -------------------------------------------------------------------------------------------- start and end
 
 
-def run_main(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "s2robot.envs.real.emulator", "--plant", "kinematic", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
 def test_a_taken_port_is_one_clear_line(emulator):
-    done = run_main("--ports", emulator.ports.to_json())
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and f"port {emulator.ports.control}: " in done.stderr
+    with pytest.raises(EnvError, match=f"^port {emulator.ports.control}: "):
+        asyncio.run(serve(EmulatorConfig(plant="kinematic"), emulator.ports, lambda: None))
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--ports", "x"), ("--env", "[]"), ("--ports", '{"control": 0}'), ("--seed", "-1")]
-)
-def test_bad_arguments_are_one_clear_line(arguments):
-    done = run_main(*arguments)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected" in done.stderr
+@pytest.mark.parametrize("settings", [{"plant": "clay"}, {"fps": 0}, {"seed": -1}, {"colour": 1}])
+def test_wrong_settings_are_one_clear_line(settings):
+    with pytest.raises(UserError, match="^emulator."):
+        EmulatorConfig(**settings)
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "shutdown", "stdin"])

@@ -28,9 +28,7 @@ def plant():
 
 @pytest.fixture(scope="module")
 def emulator():
-    import json
-
-    with launch("mujoco", "--env", json.dumps(ENV), "--seed", "3", "--fps", "10") as emulator:
+    with launch(env=ENV, seed=3, fps=10) as emulator:
         yield emulator
 
 
@@ -157,7 +155,7 @@ def test_frames_come_over_loopback_and_go_wrong_on_demand(emulator):
     side("clear")
     stale.close()
     camera.close()
-    with pytest.raises(EnvError, match="found 'front', expected one of hand, left"):
+    with pytest.raises(EnvError, match="expected one of hand, left, got 'front'"):
         FrameClient(emulator.ports.frames, "front", PATIENCE).read()
 
 
