@@ -46,6 +46,9 @@ def arrived(emulator, kind="motion"):
 
 
 def test_connecting_moves_and_enables_nothing(connected, emulator):
+    connected.close()
+    socket.setdefaulttimeout(None)
+    connected.connect(PATIENCE)
     assert socket.getdefaulttimeout() is None  # the SDK sets it for the whole process
     count, state = len(arrived(emulator)), connected.read()
     np.testing.assert_allclose(state.q, HOME, atol=1e-4)
