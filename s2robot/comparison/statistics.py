@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from s2robot.evaluation.records import where_of
 
 Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> training seed -> episode records
 
+MINUS, LEVEL = "\N{MINUS SIGN}", 0.05  # of p and of the intervals (95 %)
 GAPS = (0.03, 0.05, 0.08, 0.10, 0.15, 0.20, 0.30)  # of the power table
 SUMMARY_ARM = ("name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action")  # fmt: skip
 SUMMARY_PAIR = ("a", "b", "difference", "low", "high", "p", "p_holm", "episodes")
@@ -99,15 +101,14 @@ def positions_of(runs: Runs) -> list[int]:
 
 
 def power_figures(settings: Power, seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
-    """What the planned positions can see: for compare.json, and as lines to print before the run.
+    """Return what the planned positions can see: for compare.json, and as lines to print before the run.
 
-    Raises UserError if the positions are too few and ``settings.strict`` is set.
+    Raises:
+        UserError: too few positions, if ``settings.strict`` is set.
     """
     gap, power = settings.gap, settings.power
-    design = Design(
-        base=settings.base, correlation=settings.correlation, seeds=seeds,
-        seed_sd=settings.seed_sd if seeds > 1 else 0.0, alpha=settings.alpha,
-    )  # fmt: skip
+    spread = settings.seed_sd if seeds > 1 else 0.0
+    design = Design(settings.base, settings.correlation, seeds, spread, settings.alpha)
     table = [{"gap": g, "needed": _needed(g, design, power)} for g in GAPS if g <= 1 - design.base]
     enough = _needed(gap, design, power)
     try:
@@ -115,23 +116,20 @@ def power_figures(settings: Power, seeds: int, planned: int) -> tuple[dict[str, 
     except UserError as error:
         lines = [str(error)]
     if enough is None or planned < enough:
-        at = "no number of positions would do" if enough is None else f"{enough} are needed"
         few = (
-            f"{planned} positions are too few to see a gap of {100 * gap:g} points with {100 * power:g} % power "
-            f"({at}): evaluate.episodes, experiment.seeds"
+            f"evaluate.episodes: expected {'more training seeds' if enough is None else f'>= {enough}'} to see a gap of "
+            f"{100 * gap:g} points with {100 * power:g} % power, got {planned}"
         )
         if settings.strict:
-            raise UserError(f"{few}; experiment.power.strict=false runs all the same")
+            raise UserError(f"{few}; experiment.power.strict=false runs anyway")
         lines.append(f"warning: {few}")
-    figures = {"gap": gap, "power": power, "needed": enough, "planned": planned, "table": table}
-    return figures, lines
+    return {"gap": gap, "power": power, "needed": enough, "planned": planned, "table": table}, lines
 
 
 def _needed(gap: float, design: Design, power: float) -> int | None:
-    try:
+    with suppress(UserError):  # out of reach with so few training seeds
         return needed(gap, design, power)
-    except UserError:  # out of reach with so few training seeds
-        return None
+    return None
 
 
 def look_at(
@@ -178,12 +176,23 @@ def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
     ]  # fmt: skip
 
 
+def verdict(pair: Mapping[str, Any]) -> bool | None:
+    """Return whether the arms differ: True if interval and test agree on it, False if neither does, None otherwise."""
+    outside = pair["low"] > 0 or pair["high"] < 0
+    return outside if outside == (pair["p_holm"] < LEVEL) else None
+
+
 def headline(pair: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     """ "Base + S²: +9.4 points [2.1, 16.6] against Base, p = 0.012, N = 128 positions." """
-    sign = "+" if pair["difference"] >= 0 else "\N{MINUS SIGN}"
-    points = [f"{100 * pair[k]:.1f}".replace("-", "\N{MINUS SIGN}") for k in ("low", "high")]
-    p = "p < 0.001" if pair["p_holm"] < 0.001 else f"p = {pair['p_holm']:.3f}"
+    sign = "+" if pair["difference"] >= 0 else MINUS
+    points = [f"{100 * pair[k]:.1f}".replace("-", MINUS) for k in ("low", "high")]
+    words = {True: "", False: "No clear difference: ", None: "Borderline: "}[verdict(pair)]
     return (
-        f"{labels[pair['a']]}: {sign}{100 * abs(pair['difference']):.1f} points [{', '.join(points)}] against "
-        f"{labels[pair['b']]}, {p}, N = {pair['positions']} positions"
+        f"{words}{labels[pair['a']]}: {sign}{100 * abs(pair['difference']):.1f} points [{', '.join(points)}] against "
+        f"{labels[pair['b']]}, {p_text(pair['p_holm'])}, N = {pair['positions']} positions"
     )
+
+
+def p_text(p: float) -> str:
+    """0.00004 -> "p < 0.001", 0.0412 -> "p = 0.041"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -1,6 +1,6 @@
 """report.html out of a template: one file, light, dark and print, nothing from elsewhere.
 
-    write_page(run / "report.html", "evaluation.html.j2", title="16 of 16 solved", ...)
+    write_report_page(run / "report.html", "16 of 16", [("headline", "16 of 16")], [Section("Videos", [...])])
 
 The templates and their stylesheet lie in `templates/`. All text that they show is escaped; only SVG of our own plots
 (:func:`drawing`), stylesheets and scripts go in as they are.
@@ -8,8 +8,8 @@ The templates and their stylesheet lie in `templates/`. All text that they show 
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +25,26 @@ from s2robot.reporting.style import figure_svg
 
 TEMPLATES = Path(__file__).parent / "templates"
 VIDEO_BYTES = 15_000_000  # of base64 in a page: opens at once and can be sent by mail
+
+
+Block = tuple[Any, ...]  # a macro of macros.html.j2 and its arguments
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report; blocks that are empty are left out, and so is a section without any."""
+
+    title: str
+    blocks: Sequence[Block | None]
+    look: str = ""  # class in style.css
+
+
+def write_report_page(path: Path, title: str, head: Sequence[Block], sections: Sequence[Section]) -> Path:
+    """Write a report, see :func:`write_page`."""
+    filled = [replace(s, blocks=[block for block in s.blocks if block]) for s in sections]
+    return write_page(
+        path, "report.html.j2", title=title, head=head, sections=[s for s in filled if s.blocks]
+    )
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
@@ -82,21 +102,11 @@ class Film:
     caption: str
 
 
-@dataclass(frozen=True)
-class Player:
-    """A film with video and poster as data addresses; the poster is empty if there is none (the first frame shows)."""
-
-    name: str
-    caption: str
-    source: str
-    poster: str
-
-
 @dataclass
 class Films:
-    """What a page shows, and path and reason of what it leaves out. False if there is neither."""
+    """Players of the videos in a page, and path and reason of the others. False if there is neither."""
 
-    shown: list[Player] = field(default_factory=list)
+    shown: list[dict[str, str]] = field(default_factory=list)
     omitted: list[tuple[str, str]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -104,23 +114,23 @@ class Films:
 
     @property
     def names(self) -> set[str]:
-        """Of the films that are shown."""
-        return {film.name for film in self.shown}
+        return {film["name"] for film in self.shown}
 
 
-def embed(run_dir: Path, films: Iterable[Film], limit: int, where: str) -> Films:
-    """The films with their videos inside, in order, up to about `limit` bytes of text.
+def embed(run_dir: Path, films: Iterable[Film], limit: int) -> Films:
+    """The films with video and poster as data addresses, in order, up to about `limit` bytes of text.
 
-    The PNG beside a video is its poster. Raises UserError that starts with `where` and the film's name for a path that
-    leads out of the run folder.
+    The PNG beside a video is its poster.
+
+    Raises:
+        UserError: a path leads out of the run folder.
     """
     found, used = Films(), 0
     for film in films:
         name = PurePosixPath(film.path)
         if name.is_absolute() or ".." in name.parts:
             raise UserError(
-                f"{where}: {film.name.replace('-', ' ', 1)}: {film.path!r} lies outside the run folder, "
-                "expected a path relative to it"
+                f"{run_dir}: {film.name}: expected a path inside the run folder, got {film.path!r}"
             )
         path = run_dir / name
         if not path.is_file():
@@ -128,14 +138,11 @@ def embed(run_dir: Path, films: Iterable[Film], limit: int, where: str) -> Films
         elif used + path.stat().st_size * 4 / 3 > limit:
             found.omitted.append((str(name), "too large for this page"))
         else:
-            player = Player(
-                film.name,
-                film.caption,
-                _data_uri("video/mp4", path.read_bytes()),
-                _still(path.with_suffix(".png")),
+            source, poster = _data_uri("video/mp4", path.read_bytes()), _still(path.with_suffix(".png"))
+            used += len(source) + len(poster)
+            found.shown.append(
+                {"name": film.name, "caption": film.caption, "source": source, "poster": poster}
             )
-            used += len(player.source) + len(player.poster)
-            found.shown.append(player)
     return found
 
 
