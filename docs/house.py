@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dagger", "probing", "serving"),
     ("comparison", "deployment"),
     ("pipeline",),
-    ("rounds", "validation"),
+    ("rounds",),
     ("verbs",),
     ("cli",),
     ("job", "__main__"),

@@ -116,13 +116,9 @@ VERBS = {
     ),
     "evaluate": Verb(
         "s2robot.verbs:evaluate",
-        "measure a policy's success over seeded positions, simulated or on an arm",
+        "measure a policy: success over seeded positions, simulated or on an arm, or errors on recorded episodes",
         {"--live": "live=true"},
         goes_on=True,
-    ),
-    "validate": Verb(
-        "s2robot.validation:validate",
-        "compare a policy's predictions with episodes that it was not trained on: no simulator",
     ),
     "serve": Verb("s2robot.serving.server:run_serve", "host a policy for an arm on another machine"),
     "emulate": Verb(

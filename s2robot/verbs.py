@@ -220,16 +220,21 @@ def _encoded(task: "Task") -> "tuple[EpisodeStore, S2Encoder, Any, list[FeatureC
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """`s2robot evaluate`: success over seeded positions, in simulation or on an arm, and the report."""
+    """`s2robot evaluate`: success over positions in simulation or on an arm, or open-loop errors, and the report."""
     from s2robot import pipeline
 
-    out = Path(cfg.run_dir)
-    if world_of(cfg) == "arm":
+    out, world = Path(cfg.run_dir), world_of(cfg)
+    if world == "arm":
         from s2robot.deployment.evaluate import evaluate_on_arm
 
         summary = evaluate_on_arm(cfg, out)
     elif cfg.checkpoint is None:
         raise UserError("checkpoint: found none, expected the folder of a trained policy")
+    elif world == "recorded":
+        from s2robot.evaluation.recorded import evaluate_recorded
+
+        evaluate_recorded(cfg, path_of(cfg, "checkpoint"), out)
+        return
     else:
         require_simulator()
         from s2robot.evaluation.evaluate import evaluate_policy

@@ -1,8 +1,10 @@
 """Files that appear whole or not at all."""
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,19 +71,39 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from None
 
 
-def changed(path: Path, settings: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first of `settings` that is another in the JSON file `path`, where work with them was begun.
+def claim(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
+    """Store the settings that decide the results of a run, or check that a run to be resumed has the same.
 
-    Returns:
-        key, what the file has, what it is now, None for a key that one side lacks; None if all are the same.
+    Args:
+        path: a JSON file of the run directory.
+        settings: JSON types.
+        remedy: how to get out of it, for the message.
 
     Raises:
-        UserError: the file is missing, broken, or holds no settings.
+        UserError: the run was begun with other settings, or the file is broken.
     """
-    before, now = read_json(path), json.loads(json.dumps(settings))
-    if not isinstance(before, dict):
-        raise UserError(f"{path}: found {type(before).__name__}, expected settings by their names")
-    for key in [*now, *(key for key in before if key not in now)]:
-        if before.get(key) != now.get(key):
-            return key, before.get(key), now.get(key)
-    return None
+    now = json.loads(json.dumps(settings))
+    if path.exists() and (found := _difference(read_json(path), now)):
+        key, was, new = found
+        raise UserError(
+            f"{path}: {key or 'content'}: expected {was} as when the run began, got {new}; {remedy}"
+        )
+    write_json(path, now)
+
+
+def _difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first dotted key whose value differs, with both values."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return None if was == now else (key, was, now)
+    keys = [*now, *(name for name in was if name not in now)]
+    found = (_difference(was.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in keys)
+    return next(filter(None, found), None)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table as CSV, written likewise."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

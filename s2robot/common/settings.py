@@ -292,23 +292,23 @@ def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def world_of(cfg: DictConfig) -> str:
-    """Where a config evaluates, `simulation` or `arm`.
+    """Where a config evaluates: `simulation`, `arm`, or `recorded` for open loop.
 
     Raises:
         UserError: the name does not go with the settings that are there.
     """
-    found, expected = cfg.evaluate.world, "arm" if "live" in cfg else "simulation"
-    if found != expected:
+    expected = "arm" if "live" in cfg else "recorded" if "parallel" in cfg.evaluate else "simulation"
+    if (found := cfg.evaluate.world) != expected:
         raise UserError(
             f"evaluate.world: found '{found}', expected {expected}: choose evaluate=default for the simulation, "
-            "evaluate=arm for the arm"
+            "evaluate=arm for the arm, evaluate=recorded for open loop"
         )
     return expected
 
 
 def only_simulated(cfg: DictConfig) -> None:
-    """UserError if a verb that evaluates in simulation is told to do so on an arm."""
-    if world_of(cfg) != "simulation":
+    """UserError if a verb that evaluates in simulation is told to do so elsewhere."""
+    if (found := world_of(cfg)) != "simulation":
         raise UserError(
-            "evaluate: found arm, expected default: `s2robot evaluate evaluate=arm` is on the arm"
+            f"evaluate: found {found}, expected default: `s2robot evaluate` takes evaluate={found}"
         )

@@ -4,18 +4,14 @@ runs = {"base": {0: records, 1: records}, "base-s2": {0: records, 1: records}}  
 pair_figures(outcomes_of(runs), positions_of(runs), "base-s2", "base")  # difference, low, high, p, mcnemar ...
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import write_text
 from s2robot.comparison.intervals import success_interval, success_sequence
 from s2robot.comparison.paired import POSITIONS, difference, holm, mcnemar
 from s2robot.comparison.power import Design, needed, power_text
@@ -27,8 +23,6 @@ Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> trainin
 
 MINUS, LEVEL = "\N{MINUS SIGN}", 0.05  # of p and of the intervals (95 %)
 GAPS = (0.03, 0.05, 0.08, 0.10, 0.15, 0.20, 0.30)  # of the power table
-SUMMARY_ARM = ("name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action")  # fmt: skip
-SUMMARY_PAIR = ("a", "b", "difference", "low", "high", "p", "p_holm", "episodes")
 COLUMNS = ("arm", "training_seed", "axis", "value", "position", "layout", "success", "stage", "steps", "time_to_success_s")  # fmt: skip
 
 
@@ -145,25 +139,6 @@ def look_at(
     ]
     positions = next(iter(outcomes.values())).shape[1]
     return {"positions": int(positions), "pairs": rows, "stop": all(row["stop"] for row in rows)}
-
-
-def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """summary.json: the table alone."""
-    seeds = ("seed", "episodes", "successes")
-    arms = [
-        {k: ([{s: row[s] for s in seeds} for row in arm[k]] if k == "seeds" else arm[k]) for k in SUMMARY_ARM}
-        for arm in result["arms"]
-    ]
-    return {"arms": arms, "pairs": [{k: pair[k] for k in SUMMARY_PAIR} for pair in result["pairs"]]}
-
-
-def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """episodes.csv: one row an episode, with the columns of COLUMNS."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:

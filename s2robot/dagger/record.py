@@ -9,7 +9,6 @@ ends the episode, which is appended. Where the policy succeeds by itself there i
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import torch
 from s2robot.common.errors import UserError
 from s2robot.common.files import read_json, write_json
 from s2robot.core.provenance import policy_sha256
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
-from s2robot.dagger.episode import VISITED, Course, corrected_episode
-from s2robot.dagger.takeover import REASONS, TakeoverSettings
+from s2robot.dagger.episode import REASONS, Course, TakeoverSettings, Visited, corrected_episode
 from s2robot.demos.corrections import began_with, left_to_try
 from s2robot.demos.lineage import CORRECTIONS
 from s2robot.demos.relabel import picker_of
@@ -28,35 +27,21 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.summary import world_changes
 from s2robot.loading import image_size_of, load_networks
-from s2robot.policies import ChunkPolicy, check_contract
+from s2robot.policies import check_contract
 
 
-@dataclass(frozen=True)
-class DaggerSettings:
-    """configs/recording/dagger.yaml says what each is."""
+class DaggerSettings(Settings, at="recording", file="recording/dagger"):
+    """configs/recording/dagger.yaml documents each value."""
 
-    checkpoint: str | None = None
-    rounds: int = 2
-    episodes: int = 128
-    seed: int = 200_000
-    workers: int = 2
-    imitate_visited: str = "none"
-    takeover: TakeoverSettings = field(default_factory=TakeoverSettings)
-    weights: str | None = None
-    device: str = "auto"
-    kind: str = "dagger"
-
-    def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("episodes", 1), ("seed", 0), ("workers", 1)):
-            if (found := getattr(self, name)) < least:
-                raise UserError(f"recording.{name}: found {found}, expected {least} or more")
-        if self.imitate_visited not in VISITED:
-            raise UserError(
-                f"recording.imitate_visited: found '{self.imitate_visited}', expected one of {', '.join(VISITED)}"
-            )
-
-
-Told = Callable[[int, Mapping[str, int]], None]
+    checkpoint: str | None = from_yaml()
+    rounds: int = from_yaml(ge=1)
+    episodes: int = from_yaml(ge=1)
+    seed: int = from_yaml(ge=0)
+    workers: int = from_yaml(ge=1)
+    imitate_visited: Visited = from_yaml()
+    takeover: TakeoverSettings = from_yaml()
+    weights: str | None = from_yaml()
+    device: str = from_yaml()
 
 
 def record_corrections(
@@ -65,7 +50,7 @@ def record_corrections(
     world: TaskSettings,
     out: Path,
     first: int | None = None,
-    progress: Told = lambda done, counts: None,
+    progress: Callable[[int, Mapping[str, int]], None] = lambda done, counts: None,
 ) -> tuple[EpisodeStore, dict[str, int]]:
     """Let the policy try `settings.episodes` positions and append what had to be corrected to `out`.
 
@@ -77,9 +62,8 @@ def record_corrections(
         progress: called after each position with how many are done, and `counts`.
 
     Returns:
-        The dataset, and how many positions ended how: `alone` (by the policy), `corrected`, `failed` (by both), and
-        how often the expert took over for each of REASONS. Of a recording that was interrupted, what was `corrected`
-        before counts and the rest does not.
+        The dataset, and counts of positions: `alone` (the policy succeeded), `corrected`, `failed` (both did), and
+        takeovers for each of REASONS. A resumed recording counts only what was `corrected` before.
 
     Raises:
         PolicyError, UserError, DatasetError: a policy of another robot, action frame, rate or cameras; demos without
@@ -108,7 +92,7 @@ def record_corrections(
 
 
 def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course:
-    """What decides an episode, once all of it fits together."""
+    """Check that policy, demos and world fit together; return what decides an episode."""
     if settings.checkpoint is None:
         raise UserError("checkpoint: found none, expected the folder of a trained policy")
     if (task := demos.attrs["env_version"]) != world.version:
@@ -122,7 +106,11 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
         cameras=list(demos.cameras),
         **{key: demos.attrs.get(key) for key in ("action_parts", "proprio_parts")},
     )
-    _check_unsure(settings, policy)
+    if settings.takeover.disagreement is not None and policy.spec.members == 1:
+        raise UserError(
+            f"recording.takeover.disagreement: expected null for the policy of {settings.checkpoint}, which has one "
+            f"member, got {settings.takeover.disagreement}"
+        )
     picker = picker_of(demos)
     if not {"expert", "imitate"} <= set(demos.keys):
         raise UserError(
@@ -146,13 +134,13 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
 
 
 def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> None:
-    """Note beside the episodes how these positions are tried, or refuse where some were begun otherwise (UserError)."""
+    """Store beside the episodes how these positions are tried; UserError if some were begun with other settings."""
     file = out / CORRECTIONS
     now: dict[str, Any] = {
         "positions": [positions.start, positions.stop],
         "policy": policy_sha256(Path(str(settings.checkpoint))),
         "imitate_visited": settings.imitate_visited,
-        **{f"takeover.{key}": value for key, value in asdict(settings.takeover).items()},
+        **{f"takeover.{key}": value for key, value in settings.takeover.model_dump().items()},
     }
     before = read_json(file) if file.exists() else []
     for noted in before:
@@ -166,16 +154,8 @@ def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> No
         write_json(file, [*before, now])
 
 
-def _check_unsure(settings: DaggerSettings, policy: ChunkPolicy) -> None:
-    if settings.takeover.disagreement is not None and policy.spec.members == 1:
-        raise UserError(
-            f"recording.takeover.disagreement: found {settings.takeover.disagreement}, expected null: the policy of "
-            f"{settings.checkpoint} has one member"
-        )
-
-
 def _begun(out: Path, demos: EpisodeStore, count: int) -> EpisodeStore:
-    """The dataset to append to; where it is not there, a copy of the first so many demos."""
+    """The dataset to append to, which begins as a copy of the first `count` demos."""
     if not os.path.lexists(out):
         part = out.with_name(f".{out.name}.partial")
         shutil.rmtree(part, ignore_errors=True)

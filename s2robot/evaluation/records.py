@@ -71,7 +71,6 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[flo
 class Known:
     """The task of an evaluation's records."""
 
-    name: str
     settings: type[TaskSettings]
     stages: tuple[str, ...]  # in the order in which an episode can reach them
     success_text: str
@@ -84,23 +83,17 @@ class Known:
 
 def known_of(summary: Mapping[str, Any]) -> Known:
     """Return the task of a summary; the first task of this package if the summary names none."""
-    about = summary.get("task")
-    name = about["name"] if about else DEFAULT
-    cls = settings_class_or_base(name)
-    if not about:
-        return Known(name, cls, cls.stages, cls.success_text, cls.failures)
-    return Known(name, cls, tuple(about["stages"]), about["success_text"], about["failures"])
+    about = summary.get("task") or {}
+    cls = settings_class_or_base(about.get("name", DEFAULT))
+    found = {key: about.get(key) or getattr(cls, key) for key in ("stages", "success_text", "failures")}
+    return Known(cls, tuple(found.pop("stages")), **found)
 
 
 def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the part of summary.json that follows from the episode records.
 
-    Returns:
-        success, low, high (fractions; Wilson 95 %), episodes, successes, by_stage (episodes by the furthest stage that
-        they reached), and median_time_to_success_s (seconds over the successful episodes; None without any).
-
-    Raises:
-        UserError: no records, or an unknown stage.
+    low and high are Wilson's at 95 %, by_stage counts episodes by their furthest stage. UserError for no records or an
+    unknown stage.
     """
     if not records:
         raise UserError("no episodes to summarise: an evaluation needs at least 1 episode")

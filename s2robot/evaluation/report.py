@@ -24,30 +24,18 @@ from s2robot.evaluation.records import (
     known_of,
     read_records,
     read_summary,
-    success_times,
     wilson,
 )
-from s2robot.reporting.page import (
-    VIDEO_BYTES,
-    Block,
-    Film,
-    Films,
-    Section,
-    drawing,
-    duration,
-    embed,
-    flatten,
-    write_report_page,
-)
-from s2robot.reporting.plots import Line, Panel, curves, histogram, layouts, mark_size, stage_bars
+from s2robot.reporting import page, plots
+from s2robot.reporting.page import Block, Film, Section
 from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
 
 _FAILURES = (("X", VERMILLION), ("^", ORANGE), ("s", PURPLE), ("D", INK), ("v", GREEN))  # by stage
 _SETTINGS = ("policy", "encoder", "robot", "cameras", "seed", "versions")  # shown first
-_ELSEWHERE = {"task", "command", "timing", "success", "low", "high", "episodes", "successes", "by_stage"}
+_ELSEWHERE = {"task", "command", "success", "low", "high", "episodes", "successes", "by_stage"}
 
 
-def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
+def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
     """Write `report.html` into an evaluation's run folder and return its path.
 
     Videos are embedded, failures first, up to about `video_bytes` of text; the page names the others.
@@ -65,20 +53,19 @@ def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
             f"{run_dir / 'episodes.jsonl'}: expected {summary['episodes']} episodes with {summary['successes']} "
             f"successes as in summary.json, got {counted[0]} with {counted[1]}"
         )
-    films = embed(run_dir, _films(records, known), video_bytes)
+    films = page.embed(run_dir, _films(records, known), video_bytes)
     title = f"{summary['successes']} of {summary['episodes']} {known.success_text}"
     sections = [
         Section("", list(_outcome_plots(records, known, summary)), "pictures"),
         _failures(records, known, films),
-        _disagreement(records),
         Section("Videos", [("videos", films) if films else None]),
-        _durations(summary, _rows(run_dir / "stages.json", "stage", "seconds")),
+        _durations(_rows(run_dir / "stages.json", "stage", "seconds")),
         _training(run_dir, summary),
         Section(
             "Settings and versions", [*_command(summary), ("settings", "All settings", _settings(summary))]
         ),
     ]
-    return write_report_page(run_dir / "report.html", title, _head(summary), sections)
+    return page.write_report_page(run_dir / "report.html", title, _head(summary), sections)
 
 
 def _head(summary: Mapping[str, Any]) -> list[Block]:
@@ -89,7 +76,7 @@ def _head(summary: Mapping[str, Any]) -> list[Block]:
     if (median := summary.get("median_time_to_success_s")) is not None:
         facts["median time to success"] = f"{median:.1f} s"
     if (wall := (summary.get("timing") or {}).get("wall_s")) is not None:
-        facts["evaluation took"] = duration(wall)
+        facts["evaluation took"] = page.duration(wall)
     words, figures = headline(summary).replace(" %", "\N{NO-BREAK SPACE}%").split(": ")
     return [
         ("headline", f"{words}:", figures),
@@ -107,7 +94,7 @@ def _fitted(summary: Mapping[str, Any]) -> str | None:
 
 
 def _outcome_plots(records: Sequence[Record], known: Known, summary: Mapping[str, Any]) -> Iterator[Block]:
-    size = mark_size(len(records))
+    size = plots.mark_size(len(records))
     good = [record for record in records if record["success"]]
     groups = [Group(good, f"success: {len(good)}", "o", BLUE, size, 3, tick_alpha=0.6)] if good else []
     for i, stage in enumerate(known.stages):
@@ -115,21 +102,17 @@ def _outcome_plots(records: Sequence[Record], known: Known, summary: Mapping[str
         marker, colour = _FAILURES[i % len(_FAILURES)]
         label = f"failure, {known.failure(stage)}: {len(failed)}"
         groups += [Group(failed, label, marker, colour, 2 * size, 4)] if failed else []
-    places = layouts([("", groups)], known.settings, summary)
-    yield "figure", drawing(places, "table"), "Where episodes succeeded and failed", "Outcomes by layout"
-    furthest = np.array([known.stages.index(r["stage"]) for r in records])
-    success = np.array([r["success"] for r in records], bool)
-    reached = [int(((furthest >= row) | success).sum()) for row in range(len(known.stages))]
-    lost = [int(((furthest == row) & ~success).sum()) for row in range(len(known.stages))]
-    bars = drawing(stage_bars(known.stages, reached, lost, len(records)), "stage")
-    figures = [(bars, "Stages that the episodes reached", "Episodes that reached each stage")]
-    if times := success_times(records):
-        plot = drawing(histogram(times, "time to success (s)"), "time")
-        figures.append((plot, "Time to success", "Histogram of the time to success"))
-    yield "stack", figures
+    places = plots.layouts([("", groups)], known.settings, summary)
+    yield page.figure(places, "table", "Outcomes by layout", "Where episodes succeeded and failed")
+    rows = []
+    for i, stage in enumerate(known.stages):
+        later = [r for r in records if r["success"] or known.stages.index(r["stage"]) >= i]
+        lost = sum(not r["success"] and r["stage"] == stage for r in records)
+        rows.append([stage, str(len(later)), str(lost)])
+    yield "table", ("stage", "reached", "failed there"), rows, 1
 
 
-def _failures(records: Sequence[Record], known: Known, films: Films) -> Section:
+def _failures(records: Sequence[Record], known: Known, films: page.Films) -> Section:
     failed = [record for record in records if not record["success"]]
     cells = [known.settings.table(record) for record in failed]
     columns = list(dict.fromkeys(name for row in cells for name in row))
@@ -147,32 +130,16 @@ def _failures(records: Sequence[Record], known: Known, films: Films) -> Section:
         return Section("Failures", [("text", "None: every episode succeeded.")])
     about = known.settings.columns_text
     table = ("table", ["episode", "furthest stage", "seed", *columns, "steps"], rows, 2)
-    return Section(f"Failures ({len(rows)})", [("text", about) if about else None, table])
-
-
-def _disagreement(records: Sequence[Record]) -> Section:
-    """Success by fifths of the episodes, sorted by how far an ensemble's members disagree."""
-    known = sorted((r["disagreement"], r["success"]) for r in records if r.get("disagreement") is not None)
-    if not known:
-        return Section("", [])
-    fifths = [np.array(part, float) for part in np.array_split(known, min(5, len(known)))]
-    ends = [wilson(int(part[:, 1].sum()), len(part)) for part in fifths]
-    line = Line(
-        [1000 * float(np.median(part[:, 0])) for part in fifths],
-        [100 * float(part[:, 1].mean()) for part in fifths],
-        low=[100 * low for low, _ in ends],
-        high=[100 * high for _, high in ends],
-        style={"marker": "o"},
+    return Section(
+        f"Failures ({len(rows)})", [("text", about) if about else None, table, _disagreement(records)]
     )
-    xlabel = "disagreement of the members, mean over an episode's plans (mrad)"
-    panel = Panel("", [line], xlabel, "success (%)", bottom=-4, top=104)
-    words = "All episodes ended alike, so the AUC is undefined."
-    if area := disagreement_auc(records):
-        words = f"AUC {area[0]:.2f} (95 % interval {area[1]:.2f}–{area[2]:.2f}); 0.5 is chance."
-    plot = drawing(curves([panel], size=(6.0, 2.8)), "disagreement")
-    about = "Points: a fifth of the episodes each, with the 95 % interval (Wilson)."
-    blocks = [("text", words), ("figure", plot, "", "Success against disagreement"), ("note", about)]
-    return Section("Does disagreement predict failure?", blocks)
+
+
+def _disagreement(records: Sequence[Record]) -> Block | None:
+    if (area := disagreement_auc(records)) is None:
+        return None
+    words = f"AUC {area[0]:.2f} (95 % interval {area[1]:.2f}–{area[2]:.2f}); 0.5 is chance."
+    return "text", f"Disagreement of the policy's members, as a predictor of failure: {words}"
 
 
 def _films(records: Sequence[Record], known: Known) -> Iterator[Film]:
@@ -183,15 +150,10 @@ def _films(records: Sequence[Record], known: Known) -> Iterator[Film]:
         yield Film(f"video-{number}", record["video"], f"episode {number}: {outcome}")
 
 
-def _durations(summary: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> Section:
+def _durations(stages: Sequence[Mapping[str, Any]]) -> Section:
     rows = [(row["stage"], row["seconds"], _cores(row)) for row in stages]
-    timing = {key.removesuffix("_s"): value for key, value in (summary.get("timing") or {}).items()}
-    wall = timing.pop("wall", 0)
-    whole = max([wall, *timing.values()], default=0)
-    inside = ("bars", "Inside the evaluation (seconds of all workers together)", list(timing.items()), whole)
-    total = sum(row["seconds"] for row in stages)
-    start = ("bars", "From start to report", rows, total, True)
-    return Section("Time", [start if rows else None, inside if timing else None])
+    bars = ("bars", "From start to report", rows, sum(row["seconds"] for row in stages), True)
+    return Section("Time", [bars if rows else None])
 
 
 def _cores(row: Mapping[str, Any]) -> str:
@@ -212,15 +174,15 @@ def _training(run_dir: Path, summary: Mapping[str, Any]) -> Section:
     fitted = _fitted(summary)
     blocks = [
         ("text", f"The policy was fitted on {fitted}.") if fitted else None,
-        ("figure", drawing(curves(training_panels(rows)), "training"), "", "Metrics by gradient step"),
+        page.figure(plots.curves(training_panels(rows)), "training", "Metrics by gradient step"),
         ("note", about),
     ]
     return Section("Training", blocks, "wide")
 
 
-def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[plots.Panel]:
     """Return a panel for each quantity of metrics.json: `train_<name>` and `val_<name>`, or a column of its own."""
-    lines: dict[str, list[Line]] = {}
+    lines: dict[str, list[plots.Line]] = {}
     for column in dict.fromkeys(key for row in rows for key in row):
         name = column.removeprefix("train_").removeprefix("val_").removesuffix("_rad")
         points = [
@@ -231,7 +193,7 @@ def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
         tries = points if name == "success" else []
         ends = [wilson(round(row["success"] * row["tried"]), int(row["tried"])) for row in tries]
         held_out = column.startswith("val_")
-        line = Line(
+        line = plots.Line(
             [row["step"] for row in points],
             [row[column] for row in points],
             "held out" if held_out else "trained on" if column.startswith("train_") else "",
@@ -243,7 +205,9 @@ def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
         lines.setdefault(name, []).append(line)
     logarithmic = ("loss", "error", "grad_norm")
     return [
-        Panel(name.replace("_", " "), found, "gradient step", log="y" if name.endswith(logarithmic) else "")
+        plots.Panel(
+            name.replace("_", " "), found, "gradient step", log="y" if name.endswith(logarithmic) else ""
+        )
         for name, found in lines.items()
     ]
 
@@ -255,7 +219,9 @@ def _command(summary: Mapping[str, Any]) -> list[Block]:
 def _settings(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
     hidden = {*_ELSEWHERE, "median_time_to_success_s", *known_of(summary).settings.placing_keys}
     keys = [*_SETTINGS, *(key for key in summary if key not in _SETTINGS)]
-    return [row for key in keys if key in summary and key not in hidden for row in flatten(key, summary[key])]
+    return [
+        row for key in keys if key in summary and key not in hidden for row in page.flatten(key, summary[key])
+    ]
 
 
 def _rows(path: Path, *keys: str) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ The templates and their stylesheet lie in `templates/`. All text that they show 
 """
 
 import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,7 +16,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
-from PIL import Image
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_text
@@ -87,6 +85,11 @@ def drawing(figure: Figure, name: str) -> Markup:
     return Markup(figure_svg(figure, name))
 
 
+def figure(plot: Figure, name: str, about: str, title: str = "") -> Block:
+    """Return a plot as a block of a report; `about` describes it for those who cannot see it."""
+    return "figure", drawing(plot, name), title, about
+
+
 def _described(svg: Markup, about: str) -> Markup:
     """The SVG with a description for those who cannot see it."""
     label = f'<svg role="img" aria-label="{escape(about)}" '
@@ -100,13 +103,14 @@ class Film:
     name: str
     path: str
     caption: str
+    source: str = ""  # its content as a data address
 
 
 @dataclass
 class Films:
-    """Players of the videos in a page, and path and reason of the others. False if there is neither."""
+    """The videos in a page, and path and reason of the others. False if there is neither."""
 
-    shown: list[dict[str, str]] = field(default_factory=list)
+    shown: list[Film] = field(default_factory=list)
     omitted: list[tuple[str, str]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -114,13 +118,11 @@ class Films:
 
     @property
     def names(self) -> set[str]:
-        return {film["name"] for film in self.shown}
+        return {film.name for film in self.shown}
 
 
 def embed(run_dir: Path, films: Iterable[Film], limit: int) -> Films:
-    """The films with video and poster as data addresses, in order, up to about `limit` bytes of text.
-
-    The PNG beside a video is its poster.
+    """Return the films with their content, in order, up to about `limit` bytes of text.
 
     Raises:
         UserError: a path leads out of the run folder.
@@ -138,27 +140,10 @@ def embed(run_dir: Path, films: Iterable[Film], limit: int) -> Films:
         elif used + path.stat().st_size * 4 / 3 > limit:
             found.omitted.append((str(name), "too large for this page"))
         else:
-            source, poster = _data_uri("video/mp4", path.read_bytes()), _still(path.with_suffix(".png"))
-            used += len(source) + len(poster)
-            found.shown.append(
-                {"name": film.name, "caption": film.caption, "source": source, "poster": poster}
-            )
+            content = base64.b64encode(path.read_bytes()).decode("ascii")
+            used += len(content)
+            found.shown.append(replace(film, source=f"data:video/mp4;base64,{content}"))
     return found
-
-
-def _still(path: Path) -> str:
-    """The still picture as JPEG, a tenth of the PNG; empty if there is none."""
-    try:
-        with Image.open(path) as image:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=82)
-    except OSError:
-        return ""
-    return _data_uri("image/jpeg", buffer.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def duration(seconds: float) -> str:

@@ -20,9 +20,25 @@ from s2robot.envs.picture import draw_layout
 from s2robot.envs.task import Group, TaskSettings
 from s2robot.reporting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, VERMILLION, styled
 
-COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, INK)
-MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
-DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
+_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, INK)
+_MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
+_DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one of several series is drawn; `glyph` is its marker as a letter, for tables."""
+
+    colour: str
+    marker: str
+    glyph: str
+    dashes: Any
+
+
+def look(number: int) -> Look:
+    """Return the look of a series by its number."""
+    colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
+    return Look(colour, *_MARKERS[number % len(_MARKERS)], dashes)
 
 
 @dataclass(frozen=True)
@@ -169,41 +185,6 @@ def layouts(
 def mark_size(count: int, panels: int = 1) -> float:
     """Return a mark's area in square points, smaller where there are more."""
     return float(np.clip(9000 / panels / max(count, 1), 14, 70))
-
-
-@styled
-def stage_bars(stages: Sequence[str], reached: Sequence[int], failed: Sequence[int], total: int) -> Figure:
-    """Draw how many episodes reached each stage, and how many failed there (hatched)."""
-    figure = Figure(figsize=(6.0, 2.6), layout="constrained")
-    axes = figure.add_subplot()
-    style: dict[str, Any] = {"color": VERMILLION, "hatch": "////", "ec": "white", "lw": 0}
-    for row, (there, lost) in enumerate(zip(reached, failed, strict=True)):
-        axes.barh(row, there - lost, color=BLUE, height=0.62)
-        axes.barh(row, lost, left=there - lost, height=0.62, **style)
-        words = f"{there}  ({100 * there / max(total, 1):.0f} %)" + (f",  {lost} failed here" if lost else "")
-        axes.text(there + 0.015 * max(total, 1), row, words, va="center", fontsize=9)
-    axes.set_yticks(range(len(stages)), [stages[0], *(f"reached {stage}" for stage in stages[1:])])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.36 * max(total, 1))  # room for the words
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel("episodes")
-    return figure
-
-
-@styled
-def histogram(values: Sequence[float], xlabel: str) -> Figure:
-    """Draw a histogram with its median."""
-    figure = Figure(figsize=(6.0, 2.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.hist(values, bins=min(20, max(1, len(values))), color=BLUE, ec="white", lw=0.5)
-    median = float(np.median(values))
-    axes.axvline(median, color=INK, ls="--", lw=1.2)
-    place = axes.get_xaxis_transform()
-    axes.text(median, 1.0, f"median {median:.1f}", transform=place, va="bottom", ha="center", fontsize=9)
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel("episodes")
-    return figure
 
 
 def _grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:

@@ -162,7 +162,6 @@ def test_wrong_input_is_one_line(tmp_path, args, text):
     [
         ("train", "data=a", "demos.path=a"),
         ("inspect", "data=a", "demos.path=a"),
-        ("validate", "data=a", "demos.path=a"),
         ("convert", "data=a", "data=a"),
         ("dagger", "checkpoint=a", "recording.checkpoint=a"),
         ("record", "recording.checkpoint=a", "checkpoint=a"),

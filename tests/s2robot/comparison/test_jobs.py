@@ -21,8 +21,7 @@ def test_a_failed_job_is_one_line_with_its_log(tmp_path):
     job = Job("base seed 0: report", "report", [f"run={tmp_path / 'none'}", f"hydra.run.dir={tmp_path / 'out'}"], tmp_path / "jobs/report")  # fmt: skip
     later = Job("later", "report", ["run=x"], tmp_path / "later", needs=[job])
     with pytest.raises(
-        UserError,
-        match=r"^base seed 0: report failed: .*none: no such folder, .*; its log is .*report.log$",
+        UserError, match=r"^base seed 0: report: .*none: no such folder, .*; see .*report.log$"
     ):
         run_jobs([later, job], 2, 1, lambda text: None)
     assert not later.state_file.exists() and not job.is_done()
@@ -83,7 +82,7 @@ def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
     killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=subprocess.PIPE)
     monkeypatch.setattr("s2robot.comparison.jobs._start", lambda job, threads: killed)
     killed.kill()
-    with pytest.raises(UserError, match="^base: report failed: it was ended by SIGKILL; its log is "):
+    with pytest.raises(UserError, match="^base: report: ended by SIGKILL; see "):
         run_jobs([job], 1, 1)
 
 
@@ -92,5 +91,5 @@ def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
     job.note(True)
     run_jobs([job], 1, 1)  # would fail
     other = Job("j", "report", ["run=none"], tmp_path / "j", inputs={"encoder": "b"})
-    with pytest.raises(UserError, match="holds another job: inputs .*'a'.*, expected .*'b'.*hydra.run.dir"):
+    with pytest.raises(UserError, match="expected inputs .*'a'.*, got .*'b'.*hydra.run.dir"):
         run_jobs([other], 1, 1)

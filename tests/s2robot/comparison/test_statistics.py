@@ -14,6 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from s2robot.common.errors import UserError
+from s2robot.common.files import write_csv
 from s2robot.comparison.intervals import success_interval, success_sequence
 from s2robot.comparison.paired import difference, holm, outcomes_of
 from s2robot.comparison.settings import Power
@@ -27,8 +28,6 @@ from s2robot.comparison.statistics import (
     pair_figures,
     positions_of,
     power_figures,
-    summary_of,
-    write_csv,
 )
 
 POWER = Power(gap=0.10, power=0.8, base=0.5, correlation=0.3, seed_sd=0.03, alpha=0.05, strict=False)
@@ -135,13 +134,13 @@ def test_power_is_said_before_the_run_and_too_few_positions_too():
     figures, _ = power_figures(POWER.replace(base=0.75), 1, 64)  # nothing is better than 100 %
     assert [row["gap"] for row in figures["table"]] == [0.03, 0.05, 0.08, 0.1, 0.15, 0.2]
     assert lines[0].startswith("To see a gap of 10 points with 80 % power you need 291 positions")
-    assert "warning: 64 positions are too few" in lines[1] and "291 are needed" in lines[1]
+    assert "expected >= 291 to see a gap of 10 points" in lines[1]
     _, lines = power_figures(POWER, 1, 291)
     assert len(lines) == 1
-    with pytest.raises(UserError, match="64 positions are too few .*strict=false runs all the same"):
+    with pytest.raises(UserError, match="expected >= 291 .*, got 64; .*strict=false"):
         power_figures(POWER.replace(strict=True), 1, 64)
     figures, lines = power_figures(POWER.replace(gap=0.03, seed_sd=0.1), 2, 128)  # no N would do
-    assert figures["needed"] is None and "take" in lines[0] and "no number of positions would do" in lines[1]
+    assert figures["needed"] is None and "take" in lines[0] and "more training seeds" in lines[1]
 
 
 def test_looks_decide_and_keep_to_all_pairs():
@@ -194,21 +193,9 @@ def test_a_look_decides_what_holm_does_and_bonferroni_does_not():
     assert any(look["stop"] and not all(a) for a, look in zip(alone, found, strict=True))
 
 
-def test_summary_and_csv_hold_what_they_should(tmp_path):
-    rng = np.random.default_rng(4)
-    records = runs(rng, {"base": 0.5, "s2": 0.8}, 2, 8)
-    outcomes = outcomes_of(records)
-    about = {"encoder": "mvp-tiny", "scales": [1], "gflops_per_frame": 0.2, "parameters": 5, "ms_per_action": 9.0, "label": "x"}  # fmt: skip
-    arms = [{"name": n, **about, **arm_figures(x, [0, 1], ["r0", "r1"])} for n, x in outcomes.items()]
-    pairs = all_pairs(outcomes, positions_of(records), [("s2", "base")])
-    assert pairs[0]["p_holm"] == pairs[0]["p"]
-    summary = summary_of({"arms": arms, "pairs": pairs})
-    assert list(summary["arms"][0]) == ["name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action"]  # fmt: skip
-    assert list(summary["arms"][0]["seeds"][0]) == ["seed", "episodes", "successes"]
-    assert list(summary["pairs"][0]) == ["a", "b", "difference", "low", "high", "p", "p_holm", "episodes"]
-    assert sum(s["successes"] for s in summary["arms"][1]["seeds"]) == int(outcomes["s2"].sum())
-
-    write_csv(tmp_path / "episodes.csv", [*csv_rows(records), *csv_rows(records, "demos", 15)])
+def test_the_csv_holds_a_row_an_episode(tmp_path):
+    records = runs(np.random.default_rng(4), {"base": 0.5, "s2": 0.8}, 2, 8)
+    write_csv(tmp_path / "episodes.csv", COLUMNS, [*csv_rows(records), *csv_rows(records, "demos", 15)])
     with (tmp_path / "episodes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS and len(rows) == 2 * 2 * 2 * 8

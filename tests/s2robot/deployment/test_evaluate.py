@@ -98,7 +98,7 @@ def test_an_evaluation_writes_what_a_simulated_one_writes(config, emulator, slow
     assert [r["seed"] for r in records(tmp_path)] == [SEED, SEED + 1, SEED + 2]
     assert (tmp_path / "actions/episode_0000.npy").stat().st_mtime_ns == before
     assert [r["video"] is not None for r in records(tmp_path)] == [True] * 3
-    with pytest.raises(UserError, match="another evaluation: bridge {'speed': 0.2}, expected {'speed': 0.3}"):
+    with pytest.raises(UserError, match="bridge.speed: expected 0.2 as when the run began, got 0.3"):
         verbs.evaluate(config("bridge.speed=0.3"))
 
 

@@ -13,7 +13,6 @@ from s2robot.cli import main
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import read
-from s2robot.comparison.result import information as report_table
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
@@ -188,14 +187,6 @@ def test_the_command_reconstructs_one_encoder_from_others(tmp_path, cache, monke
     lines = list(csv.DictReader((tmp_path / "information.csv").open()))
     assert [*lines[0]] == ["source", "part", "minus", "metric", "value", "low", "high"]
     assert len(lines) == (4 + 6) * 2 * 3
-    table = report_table(tmp_path)  # as a comparison's report shows it
-    assert table["columns"] == ["source", "part", "loss", "info", "ratio"]
-    assert [tuple(row[:2]) for row in table["rows"]] == [*found] and "[" in table["rows"][1][3]
-    (tmp_path / "information.json").write_text("{}")
-    with pytest.raises(UserError, match="information.json: .* KeyError: 'results'"):
-        report_table(tmp_path)
-    with pytest.raises(UserError, match="information_run: .*information.json: no such file"):
-        report_table(tmp_path / "none")
 
 
 def test_wrong_encoders_are_rejected():

@@ -1,13 +1,12 @@
-"""`s2robot validate` from end to end, on a small LeRobot data set: no simulator has a part in it."""
+"""`s2robot evaluate evaluate=recorded` from end to end, on a small LeRobot data set: no simulator has a part in it."""
 
-import csv
 import json
 import shutil
 
 import pytest
 
 from s2robot import cli
-from s2robot.validation import _of_training
+from s2robot.evaluation.recorded import _of_training
 from tests.demos.formats import made
 from tests.s2robot.html_page import Page
 
@@ -29,15 +28,20 @@ def checkpoint(home, tiny_encoder):
     return home / "run/checkpoint"
 
 
-@pytest.fixture(scope="module")
-def validated(checkpoint, home):
-    out = home / "out"
-    assert cli.main(["validate", f"checkpoint={checkpoint}", f"hydra.run.dir={out}"]) == 0
-    return out
+def evaluated(checkpoint, out, *words) -> dict:
+    args = ["evaluate", "evaluate=recorded", f"checkpoint={checkpoint}", f"hydra.run.dir={out}", *words]
+    assert cli.main(args) == 0
+    return json.loads((out / "open_loop.json").read_text())
+
+
+def refused(capsys, *args) -> str:
+    assert cli.main(["evaluate", "evaluate=recorded", *args]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    return line
 
 
 def test_demos_that_a_run_recorded_are_those_of_its_folder(tmp_path):
-    """`s2robot run record=true` chooses them after its config is noted."""
+    """`s2robot run record=true` chooses them after its config is written."""
     noted = tmp_path / "run/.hydra"
     noted.mkdir(parents=True)
     (noted / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: {tmp_path}}}}}")
@@ -46,39 +50,24 @@ def test_demos_that_a_run_recorded_are_those_of_its_folder(tmp_path):
         assert _of_training(tmp_path / "run/checkpoint").path == (path and str(path))
 
 
-def test_figures_table_and_pages_agree(validated, checkpoint):
-    found = json.loads((validated / "validation.json").read_text())
+def test_figures_table_and_page_agree(home, checkpoint, capsys):
+    out = home / "out"
+    found = evaluated(checkpoint, out)
+    assert found["verdict"] in capsys.readouterr().out.splitlines()
     noted = json.loads((checkpoint / "policy.json").read_text())["contract"]["training"]
     assert noted["held_out"] == 1 and found["dataset"]["unseen"] is True
     (number,) = found["episodes"]
-    assert found["steps"] == made.LENGTHS[number] - 1  # the first has no action before it
+    assert found["steps"] == made.LENGTHS[number] - 1  # no action precedes the first
     (part,) = found["parts"]
-    rows = list(csv.DictReader((validated / "validation.csv").open()))
-    first = next(row for row in rows if row["measure"] == "action_error" and row["chunk_step"] == "1")
     for method in ("policy", "repeat", "mean"):
-        assert float(first[method]) == pytest.approx(part["by_step"][method][0], rel=1e-5)
-    page = Page(validated / "report.html")
-    assert found["verdict"] in page.text and f"episodes/{number}.html" in page.addresses
+        assert found["by_episode"]["action_error"][method] == [part[method]["value"]]
+    page = Page(out / "report.html")
+    assert found["verdict"] in page.text and page.tags.count("svg") == 2
     assert page.row("action")[2] == f"{part['policy']['value']:.3g}"
-    curves = Page(validated / f"episodes/{number}.html")
-    assert curves.tags.count("svg") == 2 and "../report.html" in curves.addresses
-    for read in (page, curves):
-        assert not [a for a in read.addresses if "://" in a]
-
-
-def test_the_verdict_is_one_line_on_the_terminal(checkpoint, home, capsys, validated):
-    out = home / "again"
-    args = ["validate", f"checkpoint={checkpoint}", f"demos.path={home / 'koch'}", "validate.pages=0"]
-    assert cli.main([*args, f"hydra.run.dir={out}"]) == 0
-    verdict = json.loads((out / "validation.json").read_text())["verdict"]
-    assert verdict in capsys.readouterr().out.splitlines() and not (out / "episodes").exists()
-    assert verdict == json.loads((validated / "validation.json").read_text())["verdict"]
-
-
-def refused(capsys, *args) -> str:
-    assert cli.main(["validate", *args]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    return line
+    assert not [a for a in page.addresses if "://" in a]
+    again = evaluated(checkpoint, home / "again", f"demos.path={home / 'koch'}", "evaluate.plots=0")
+    assert again["verdict"] == found["verdict"]
+    assert Page(home / "again/report.html").tags.count("svg") == 1
 
 
 def test_other_parts_and_a_checkpoint_without_its_run_are_one_line(checkpoint, capsys, tmp_path):
@@ -91,8 +80,8 @@ def test_other_parts_and_a_checkpoint_without_its_run_are_one_line(checkpoint, c
     for damaged in ("demos: null", "demos: {mix: [a]}", "demos: {path: [", "demos:\n\t- a"):
         (tmp_path / ".hydra/config.yaml").write_text(damaged)
         assert "expected demos.path=<the dataset>" in refused(capsys, f"checkpoint={copied}")
-    few = refused(capsys, f"checkpoint={checkpoint}", "validate.pages=-1")
-    assert "validate.pages: found -1, expected 0 or more" in few
+    few = refused(capsys, f"checkpoint={checkpoint}", "evaluate.plots=-1")
+    assert "evaluate.plots: expected >= 0, got -1" in few
 
 
 def test_a_mix_of_datasets_by_share_and_split(home, tiny_encoder, checkpoint, capsys):
@@ -108,9 +97,7 @@ def test_a_mix_of_datasets_by_share_and_split(home, tiny_encoder, checkpoint, ca
     made_of = json.loads((home / "mixed/checkpoint/policy.json").read_text())["contract"]["dataset"]
     assert [part["share"] for part in made_of["mix"]] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
     assert made_of["selection"] == {"train": [0, 1], "validation": [2]}
-    out = home / "mixed_out"
-    assert cli.main(["validate", f"checkpoint={home / 'mixed/checkpoint'}", f"hydra.run.dir={out}"]) == 0
-    assert json.loads((out / "validation.json").read_text())["episodes"] == [2]
+    assert evaluated(home / "mixed/checkpoint", home / "mixed_out")["episodes"] == [2]
     for zero in ("[0]", "0"):
         line = refused(capsys, f"checkpoint={home / 'mixed/checkpoint'}", f"demos.episodes={zero}")
         assert "demos.episodes: expected some of the 1 episodes of" in line and line.endswith("(2), got 0")
