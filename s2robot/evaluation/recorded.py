@@ -86,11 +86,8 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
             "unseen": "unknown" if lineage.unknown else True,
             **({"note": lineage.note} if lineage.unknown else {}),
         },
-        "policy": {
-            **policy.spec.to_dict(),
-            "sha256": policy_sha256(checkpoint),
-            "checkpoint": str(checkpoint),
-        },
+        "policy": policy.spec.to_dict()
+        | {"sha256": policy_sha256(checkpoint), "checkpoint": str(checkpoint)},
         "versions": versions(),
         "command": command(),
     }
@@ -193,42 +190,26 @@ def _write_report(
         "the policy's error as a share of that baseline's. Intervals are over episodes (jackknife, Student's t)."
     )
     heads = ("part", "", "policy", "[95 %]", "of repeating", "[95 %]", "of the mean", "[95 %]")
-    overall = (
-        [{"part": "all", "measure": "normalised", "unit": "", **summary["overall"]}]
-        if summary["overall"]
-        else []
-    )
+    overall = {"part": "all", "measure": "normalised", "unit": "", **(summary["overall"] or {})}
+    rows = [_part_row(part) for part in [*summary["parts"], *([overall] if summary["overall"] else [])]]
     values = {method: measured.values(method, measured.ranking) for method in METHODS}
     episodes = [
         [str(measured.episodes[i]), str(measured.counts[i, 0]), *(f"{values[m][i]:.3f}" for m in METHODS)]
         for i in measured.worst_first()
     ]
-    facts = {
-        "episodes": len(episodes),
-        **{key: summary["dataset"][key] for key in ("unseen", "path", "rate_hz")},
-    }
-    by_step = page.drawing(
-        plots.curves([_by_step(part, summary["execute"]) for part in summary["parts"]]), "chunk"
-    )
+    facts = [(key, summary["dataset"][key]) for key in ("unseen", "path", "rate_hz")]
+    steps = plots.curves([_by_step(part, summary["execute"]) for part in summary["parts"]])
     settings = [row for key in ("policy", "dataset", "versions") for row in page.flatten(key, summary[key])]
+    reproduce = [("code", summary["command"]), ("settings", "All settings", settings)]
+    shown = {f"Episode {i}": _curves(i, plan, parts, store) for i, plan in plans.items()}
     sections = [
-        page.Section(
-            "By part",
-            [("table", heads, [*map(_part_row, [*summary["parts"], *overall])], 2), ("note", about)],
-        ),
-        page.Section(
-            "By step of the chunk", [page.figure(by_step, "chunk", "Errors by step of the chunk")], "wide"
-        ),
+        page.Section("By part", [("table", heads, rows, 2), ("note", about)]),
+        page.Section("By step of the chunk", [page.figure(steps, "chunk", "Errors by step")], "wide"),
         page.Section("Episodes", [("table", ("episode", "steps", *WORDS.values()), episodes, 0)]),
-        *(
-            page.Section(f"Episode {i}", [_curves(i, plan, parts, store)], "wide")
-            for i, plan in plans.items()
-        ),
-        page.Section(
-            "Settings and versions", [("code", summary["command"]), ("settings", "All settings", settings)]
-        ),
+        *(page.Section(title, [block], "wide") for title, block in shown.items()),
+        page.Section("Settings and versions", reproduce),
     ]
-    head: list[page.Block] = [("headline", "Open loop:", summary["verdict"]), ("facts", facts.items())]
+    head: list[page.Block] = [("headline", "Open loop:", summary["verdict"]), ("facts", facts)]
     page.write_report_page(path, f"open loop: {summary['verdict']}", head, sections)
 
 
@@ -248,10 +229,8 @@ def _texts(figure: Mapping[str, Any] | None) -> tuple[str, str]:
 def _by_step(part: Mapping[str, Any], execute: int) -> plots.Panel:
     lines = []
     for method, (colour, dashes) in _LOOK.items():
-        values = [np.nan if v is None else v for v in part["by_step"][method]]
-        lines.append(
-            plots.Line(range(1, len(values) + 1), values, WORDS[method], colour, style={"ls": dashes})
-        )
+        y = [np.nan if v is None else v for v in part["by_step"][method]]
+        lines.append(plots.Line(range(1, len(y) + 1), y, WORDS[method], colour, style={"ls": dashes}))
     title = f"{part['part']}: {part['measure']} {part['unit']}"
     return plots.Panel(title, lines, "step of the chunk; shaded: executed", shaded=(0.5, execute + 0.5))
 
@@ -265,17 +244,12 @@ def _curves(number: int, plan: np.ndarray, parts: Parts, store: EpisodeStore) ->
         for part, at in parts.outside
         for i in range(at.stop - at.start)
     ]
-    panels = []
+    panels, thin = [], {"lw": 1, "marker": None}
     for place, name in enumerate(names):
-        whole = [
-            (time[t : t + chunk], plan[t, : steps - t, place])
-            for t in range(0, steps if chunk > 1 else 0, chunk)
-        ]
-        thin = {"lw": 1, "marker": None}
-        lines = [
-            plots.Line(time, actions[:, place], "recorded", INK),
-            *(plots.Line(x, y, "a whole plan", ORANGE, style=thin) for x, y in whole),
-            plots.Line(time, plan[:, 0, place], "predicted", BLUE, style=thin),
-        ]
+        lines = [plots.Line(time, actions[:, place], "recorded", INK)]
+        for t in range(0, steps if chunk > 1 else 0, chunk):
+            y = plan[t, : steps - t, place]
+            lines.append(plots.Line(time[t : t + chunk], y, "a whole plan", ORANGE, style=thin))
+        lines.append(plots.Line(time, plan[:, 0, place], "predicted", BLUE, style=thin))
         panels.append(plots.Panel(name, lines, "time (s)"))
     return page.figure(plots.curves(panels), f"episode{number}", "Recorded and predicted actions over time")

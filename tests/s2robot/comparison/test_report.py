@@ -20,6 +20,7 @@ from s2robot.comparison.statistics import MINUS, all_pairs, headline, p_text
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.video import write_video
 from s2robot.verbs import report
+from tests.s2robot.evaluation.made import record
 from tests.s2robot.html_page import Page
 
 ARMS = {
@@ -39,8 +40,7 @@ def make_comparison(
 ) -> dict:
     """A comparison's folder as `s2robot compare` leaves it, its outcomes drawn; returns compare.json."""
     rng = np.random.default_rng(seed)
-    cubes = rng.uniform((-0.12, -0.16), (0.12, 0.16), (positions, 2))
-    ease = rng.normal(0, 0.15, positions) + 0.25 - 2.5 * np.linalg.norm(cubes, axis=1)  # the rim is harder
+    ease = rng.normal(0, 0.2, positions)  # of the positions
     solved, arms = {}, []
     for name, (label, encoder, scales, rate, gflops, parameters, ms) in ARMS.items():
         chance = np.clip(rate + ease + rng.normal(0, 0.02, (seeds, 1)), 0.02, 0.98)
@@ -48,7 +48,7 @@ def make_comparison(
         runs = []
         for row, outcomes in enumerate(solved[name]):
             runs.append({"seed": row, "run": f"arms/{name}/seed-{row}", **_count(outcomes)})
-            _write_run(folder / runs[-1]["run"], cubes, outcomes, rng)
+            _write_run(folder / runs[-1]["run"], outcomes)
         arms.append(
             {"name": name, "label": label, "encoder": encoder, "scales": scales, "policy": "transformer", "seeds": runs,
              **_result(solved[name]), "interval": "Wilson", "gflops_per_frame": gflops, "parameters": parameters,
@@ -95,17 +95,10 @@ def _result(outcomes: np.ndarray) -> dict:
     return {"success": float(outcomes.mean()), "low": low, "high": high}
 
 
-def _write_run(folder: Path, cubes: np.ndarray, outcomes: np.ndarray, rng: np.random.Generator) -> None:
+def _write_run(folder: Path, outcomes: np.ndarray) -> None:
     folder.mkdir(parents=True)
-    lines = []
-    for number, (xy, success) in enumerate(zip(cubes.tolist(), outcomes.tolist(), strict=True)):
-        record = {
-            "episode": number, "seed": 10_000 + number, "cube_xy": xy, "cube_yaw": float(rng.uniform(-3, 3)),
-            "success": success, "stage": "held" if success else "approach", "steps": 25 if success else 60,
-            "time_to_success_s": 2.5 if success else None, "closest_m": 0.01, "video": None,
-        }  # fmt: skip
-        lines.append(json.dumps(record) + "\n")
-    (folder / "episodes.jsonl").write_text("".join(lines))
+    records = [record(i, bool(good), "held" if good else "approach") for i, good in enumerate(outcomes)]
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
 
 
 def _axis(axis: tuple, rng: np.random.Generator, episodes: int) -> dict:

@@ -238,26 +238,6 @@ def test_members_that_disagree_are_not_followed(demos, settings, save_untrained,
         )
 
 
-@pytest.mark.parametrize(
-    ("contract", "text"),
-    [
-        ({"robot": "panda"}, "the policy was trained for robot 'panda', given is 'xarm7'"),
-        (
-            {"action_frame": "tool"},
-            "the policy was trained for action_frame 'tool', given is 'joint_delta_commanded'",
-        ),
-        ({"rate_hz": 20}, "the policy acts at 20 Hz, given are 10 Hz"),
-    ],
-)
-def test_a_checkpoint_of_something_else_is_one_line(
-    demos, settings, save_untrained, tmp_path, contract, text
-):
-    other = settings.replace(checkpoint=str(save_untrained(tmp_path / "other", contract)))
-    with pytest.raises(PolicyError, match=text):
-        record_corrections(other, demos, world_of(demos), tmp_path / "out.zarr")
-    assert not (tmp_path / "out.zarr").exists()
-
-
 def changed(demos: EpisodeStore, path: Path, drop: tuple = (), **about) -> EpisodeStore:
     with EpisodeStore.create(path, {**demos.attrs, **about}) as store:
         arrays = {key: value for key, value in demos.episode(0).items() if key not in drop}

@@ -12,6 +12,7 @@ from s2robot.envs.cube_config import STAGES
 from s2robot.evaluation.records import headline, summarise, wilson
 from s2robot.evaluation.report import training_panels, write_report
 from s2robot.evaluation.video import write_video
+from tests.s2robot.evaluation.made import record
 from tests.s2robot.html_page import Page
 
 EXTRAS = {
@@ -26,39 +27,21 @@ EXTRAS = {
 }
 
 
-def make_run(folder: Path, episodes: int, failures: int, videos: int = 0, noise: bool = False) -> list[dict]:
-    """A run folder as an evaluation leaves it; the first `failures` episodes failed."""
-    rng = np.random.default_rng(3)
-    records = []
-    for number in range(episodes):
-        success = number >= failures
-        x, y = rng.uniform(-0.12, 0.12), rng.uniform(-0.16, 0.16)
-        records.append(
-            {
-                "episode": number,
-                "seed": 7000 + number,
-                "cube_xy": [float(x), float(y)],
-                "cube_yaw": float(rng.uniform(-np.pi, np.pi)),
-                "success": success,
-                "stage": "held" if success else STAGES[number % 3],
-                "steps": 25 if success else 60,
-                "time_to_success_s": 2.5 if success else None,
-                "closest_m": 0.0123,
-                "video": None,
-            }
-        )
-    for record in records[::-1][:videos]:  # from the last, so that the report has to sort failures first
-        record["video"] = f"videos/episode_{record['episode']:03d}.mp4"
-        image = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        frames = [{"hand": np.roll(image, 3 * k if noise else 0, 0)} for k in range(4)]
-        write_video(folder / record["video"], frames, record)
+def make_run(folder: Path, episodes: int, failures: int, videos: int = 0) -> list[dict]:
+    """A run directory as an evaluation leaves it; the first `failures` episodes failed."""
+    noise = np.random.default_rng(3)
+    records = [record(i, i >= failures, "held" if i >= failures else STAGES[i % 3]) for i in range(episodes)]
+    for each in records[::-1][:videos]:  # from the last, so that the report has to sort failures first
+        each["video"] = f"videos/episode_{each['episode']:03d}.mp4"
+        frames = [{"hand": noise.integers(0, 255, (64, 64, 3), dtype=np.uint8)} for _ in range(2)]
+        write_video(folder / each["video"], frames, each, hold_s=0)
     save(folder, records)
     return records
 
 
 def save(folder: Path, records: list[dict], **changes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "episodes.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     (folder / "summary.json").write_text(json.dumps({**summarise(records), **EXTRAS, **changes}))
 
 
@@ -106,8 +89,8 @@ def test_a_panel_for_each_quantity_of_the_training():
 def test_disagreement_is_judged_where_records_have_it(tmp_path):
     records = make_run(tmp_path, 8, 2)
     assert "AUC" not in Page(write_report(tmp_path)).text
-    for record, value in zip(records, (0.9, 0.02, 0.01, 0.02, 0.01, 0.01, 0.03, 0.01), strict=True):
-        record["disagreement"] = value
+    for each, value in zip(records, (0.9, 0.02, 0.01, 0.02, 0.01, 0.01, 0.03, 0.01), strict=True):
+        each["disagreement"] = value
     save(tmp_path, records)
     assert "AUC 0.88" in Page(write_report(tmp_path)).text  # 10.5 of 12 pairs
 
@@ -126,7 +109,7 @@ def test_every_failure_has_its_row(tmp_path):
         training={"demos": 120, "held_out": 12},
     )
     page = Page(write_report(tmp_path))
-    assert page.row("0") == ["0", "approach (not grasped)", "7000", "−5.1", "+14.5", "−90", "1.2", "60"]
+    assert page.row("0") == ["0", "approach (not grasped)", "10000", "−5.1", "+14.5", "−90", "1.2", "60"]
     assert "FAULT: arm <31>" in page.row("1")[1] and page.row("1")[6] == "–"
     assert "share of the demos' speed 0.7 · faults 1 · fitted on 120 demos, 12 held out" in page.text
 
@@ -141,10 +124,10 @@ def test_any_outcome_makes_a_page(tmp_path, episodes, failures):
 
 
 def test_videos_beyond_the_limit_are_named(tmp_path):
-    make_run(tmp_path, 6, 2, videos=6, noise=True)
+    make_run(tmp_path, 6, 2, videos=6)
     sizes = {n: (tmp_path / f"videos/episode_{n:03d}.mp4").stat().st_size for n in range(6)}
     (tmp_path / "videos/episode_005.mp4").unlink()
-    limit = int(4 / 3 * (sizes[0] + sizes[1] + sizes[2])) + 60_000  # room for posters, but not for all
+    limit = int(4 / 3 * (sizes[0] + sizes[1] + sizes[2])) + 3
     page = Page(write_report(tmp_path, video_bytes=limit))
     assert len(re.findall(r'id="video-[01]"', page.source)) == 2
     left_out = [address for address in page.addresses if address.startswith("videos/")]
@@ -191,15 +174,4 @@ def test_videos_outside_the_run_are_refused(tmp_path, video):
     records = make_run(tmp_path, 2, 1)
     save(tmp_path, [{**records[0], "video": video}, records[1]])
     with pytest.raises(UserError, match="video-0: expected a path inside"):
-        write_report(tmp_path)
-
-
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    make_run(tmp_path, 2, 1)
-
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(UserError, match="report.html: cannot be written .No space left on device."):
         write_report(tmp_path)
