@@ -59,10 +59,6 @@ class Job:
         return shlex.join(["s2robot", self.verb, *_own_configs(), *self.overrides])
 
     @property
-    def folder(self) -> Path:
-        return self.stamp.parent
-
-    @property
     def log(self) -> Path:
         return self.stamp.with_name(self.stamp.name + ".log")
 
@@ -141,7 +137,7 @@ def run_jobs(
 
 
 def _start(job: Job, threads: int) -> subprocess.Popen:
-    job.folder.mkdir(parents=True, exist_ok=True)
+    job.stamp.parent.mkdir(parents=True, exist_ok=True)
     if job.fresh is not None and job.fresh.exists():
         if not job.state_file.exists():  # no try of this job has left it
             raise UserError(f"{job.fresh}: exists already, expected a new path; nothing was overwritten")

@@ -193,7 +193,7 @@ def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> l
             own = [*plan.common, *arm.overrides, *world.words, f"evaluate.episodes={episodes}"]
             if not any(key_of(word) == "evaluate.videos" for word in own):
                 own.append("evaluate.videos=0")
-            words = (f"checkpoint={word(policy.folder / 'checkpoint')}", *read_by("evaluate", own))
+            words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *read_by("evaluate", own))
             name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
             inputs = {"encoder": plan.known[arm.name].encoder}
             job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", (policy,), inputs)

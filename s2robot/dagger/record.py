@@ -81,9 +81,7 @@ def record_corrections(
         corrected = pool.in_order(corrected_episode, [(course, seed) for seed in todo])
         for done, (arrays, facts) in enumerate(corrected, 1):
             if arrays:
-                store.append(
-                    arrays, {key: facts[key] for key in ("seed", "success", "layout") if key in facts}
-                )
+                store.append(arrays, {k: facts[k] for k in ("seed", "success", "layout") if k in facts})
             counts["corrected" if arrays else "failed" if facts["reason"] else "alone"] += 1
             if facts["reason"]:
                 counts[facts["reason"]] += 1
@@ -98,14 +96,8 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
     if (task := demos.attrs["env_version"]) != world.version:
         raise UserError(f"{demos.path}: found the task {task}, expected {world.version}")
     policy, encoder, contract = load_networks(settings.checkpoint, torch.device("cpu"), settings.weights)
-    check_contract(
-        contract,
-        robot=demos.robot,
-        action_frame=demos.attrs["action_frame"],
-        rate_hz=demos.attrs["rate_hz"],
-        cameras=list(demos.cameras),
-        **{key: demos.attrs.get(key) for key in ("action_parts", "proprio_parts")},
-    )
+    keys = ("robot", "action_frame", "rate_hz", "action_parts", "proprio_parts")
+    check_contract(contract, cameras=list(demos.cameras), **{key: demos.attrs.get(key) for key in keys})
     if settings.takeover.disagreement is not None and policy.spec.members == 1:
         raise UserError(
             f"recording.takeover.disagreement: expected null for the policy of {settings.checkpoint}, which has one "
@@ -117,20 +109,13 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
             f"{demos.path}: found no 'expert' and 'imitate', expected both; a copy with them: "
             f"s2robot relabel demos.path={demos.path} out=<copy>"
         )
-    if other := [
-        text for text in world_changes(demos.attrs["env_config"], world) if not text.startswith("max_steps ")
-    ]:
+    changes = world_changes(demos.attrs["env_config"], world)
+    if other := [text for text in changes if not text.startswith("max_steps ")]:
         raise UserError(f"env: found a world that is not the demos' ({'; '.join(other)}), expected theirs")
-    return Course(
-        settings.checkpoint,
-        world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder)),
-        picker,
-        settings.takeover,
-        demos.read("expert", 0, 1).shape[1],
-        settings.imitate_visited,
-        settings.weights,
-        settings.device,
-    )
+    own = world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder))
+    chunk = demos.read("expert", 0, 1).shape[1]
+    how = settings.takeover, chunk, settings.imitate_visited, settings.weights, settings.device
+    return Course(settings.checkpoint, own, picker, *how)
 
 
 def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> None:
@@ -159,8 +144,7 @@ def _begun(out: Path, demos: EpisodeStore, count: int) -> EpisodeStore:
     if not os.path.lexists(out):
         part = out.with_name(f".{out.name}.partial")
         shutil.rmtree(part, ignore_errors=True)
-        about: dict[str, Any] = demos.attrs
-        with EpisodeStore.create(part, about) as copy:
+        with EpisodeStore.create(part, dict(demos.attrs)) as copy:
             copy.append_all(demos, count)
         os.rename(part, out)
     store = EpisodeStore.open(out)

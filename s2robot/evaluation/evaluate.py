@@ -171,13 +171,10 @@ def _roll_out(
 ) -> Rollouts:
     """Run and film what is missing; episodes.jsonl is whole and in order afterwards."""
     journal = out / "episodes.jsonl"
+    resumed = identity if e.resume else None
     with bar("evaluating") as update:
-
-        def progress(done: int, good: int) -> None:
-            update(done, e.episodes, f"{good} successes")
-
-        resumed = identity if e.resume else None
-        found = run_episodes(config, planner, e.episodes, e.seed, e.processes, journal, progress, resumed)
+        tell = lambda done, good: update(done, e.episodes, f"{good} successes")  # noqa: E731
+        found = run_episodes(config, planner, e.episodes, e.seed, e.processes, journal, tell, resumed)
     if e.videos:
         with bar("filming") as update:
             names = film_some(config, found, e.videos, e.video_size, out, e.processes, update)

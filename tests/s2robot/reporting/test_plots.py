@@ -7,15 +7,7 @@ import pytest
 
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.task import Group
-from s2robot.reporting.plots import (
-    Line,
-    Panel,
-    Row,
-    curves,
-    intervals,
-    layouts,
-    mark_size,
-)
+from s2robot.reporting.plots import Line, Panel, Row, curves, intervals, layouts, mark_size
 from s2robot.reporting.style import figure_svg
 
 RECORD = {"cube_xy": [-0.10, 0.15], "cube_yaw": 0.0}
