@@ -68,21 +68,14 @@ def _mcnemar_power(gap: float, discordant: float, positions: int, alpha: float) 
     return float((stats.binom.pmf(m, positions, discordant) * stats.binom.cdf(limit, m, losses)).sum())
 
 
-def needed(gap: float, design: Design, power: float = 0.8) -> int:
-    """Positions needed to see `gap` (fraction) with `power`: needed(0.1, Design(base=0.5)) -> 291.
+def needed(gap: float, design: Design, power: float = 0.8) -> int | None:
+    """Return the positions needed to see `gap` (fraction) with `power`: needed(0.1, Design(base=0.5)) -> 291.
 
-    Raises:
-        UserError: no number of positions is enough; it names the number of seeds that is.
+    None if no number of positions is enough with so few training seeds.
     """
     fraction("power", power)
-    if (most := power_at(gap, _MOST_POSITIONS, design)) < power:
-        more = (replace(design, seeds=k) for k in range(2, 1000))
-        enough = next((x.seeds for x in more if power_at(gap, _MOST_POSITIONS, x) >= power), "over 1000")
-        raise UserError(
-            f"{design.seeds} seeds an arm that differ by {100 * design.seed_sd:g} points see a gap of "
-            f"{100 * gap:g} points with {100 * most:.0f} % power on any number of positions, expected "
-            f"{100 * power:g} %: take {enough} seeds"
-        )
+    if power_at(gap, _MOST_POSITIONS, design) < power:
+        return None
     low, high = 1, 2  # power_at(low) < power <= power_at(high)
     while power_at(gap, high, design) < power:
         low, high = high, 2 * high
@@ -93,10 +86,14 @@ def needed(gap: float, design: Design, power: float = 0.8) -> int:
 
 
 def power_text(gap: float, design: Design, power: float = 0.8) -> str:
-    """`needed` as a sentence: "To see a gap of 10 points with 80 % power you need 291 positions …"."""
+    """Return `needed` as a sentence: "To see a gap of 10 points with 80 % power you need 291 positions …"."""
+    wanted = f"To see a gap of {100 * gap:g} points with {100 * power:g} % power you need "
+    assumed = f"spread {100 * design.seed_sd:g} points, base {100 * design.base:g} %, alpha {100 * design.alpha:g} %"
+    if (count := needed(gap, design, power)) is None:
+        more = (replace(design, seeds=k) for k in range(2, 1000))
+        enough = next((x.seeds for x in more if power_at(gap, _MOST_POSITIONS, x) >= power), "over 1000")
+        return f"{wanted}{enough} training seeds an arm instead of {design.seeds} ({assumed})."
+    scope = POSITIONS if design.seeds == 1 else SEEDS_AND_POSITIONS
     return (
-        f"To see a gap of {100 * gap:g} points with {100 * power:g} % power you need "
-        f"{needed(gap, design, power)} positions (training seeds an arm: {design.seeds}, spread "
-        f"{100 * design.seed_sd:g} points, base {100 * design.base:g} %, alpha {100 * design.alpha:g} %); it "
-        f"holds for {POSITIONS if design.seeds == 1 else SEEDS_AND_POSITIONS}."
+        f"{wanted}{count} positions (training seeds an arm: {design.seeds}, {assumed}); it holds for {scope}."
     )

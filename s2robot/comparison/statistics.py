@@ -6,7 +6,6 @@ pair_figures(outcomes_of(runs), positions_of(runs), "base-s2", "base")  # differ
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -103,12 +102,8 @@ def power_figures(settings: Power, seeds: int, planned: int) -> tuple[dict[str, 
     gap, power = settings.gap, settings.power
     spread = settings.seed_sd if seeds > 1 else 0.0
     design = Design(settings.base, settings.correlation, seeds, spread, settings.alpha)
-    table = [{"gap": g, "needed": _needed(g, design, power)} for g in GAPS if g <= 1 - design.base]
-    enough = _needed(gap, design, power)
-    try:
-        lines = [power_text(gap, design, power)]
-    except UserError as error:
-        lines = [str(error)]
+    table = [{"gap": g, "needed": needed(g, design, power)} for g in GAPS if g <= 1 - design.base]
+    enough, lines = needed(gap, design, power), [power_text(gap, design, power)]
     if enough is None or planned < enough:
         few = (
             f"evaluate.episodes: expected {'more training seeds' if enough is None else f'>= {enough}'} to see a gap of "
@@ -118,12 +113,6 @@ def power_figures(settings: Power, seeds: int, planned: int) -> tuple[dict[str, 
             raise UserError(f"{few}; experiment.power.strict=false runs anyway")
         lines.append(f"warning: {few}")
     return {"gap": gap, "power": power, "needed": enough, "planned": planned, "table": table}, lines
-
-
-def _needed(gap: float, design: Design, power: float) -> int | None:
-    with suppress(UserError):  # out of reach with so few training seeds
-        return needed(gap, design, power)
-    return None
 
 
 def look_at(

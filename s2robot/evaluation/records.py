@@ -7,7 +7,7 @@ summarise(records)  # {"success": 0.921875, "low": 0.862..., "high": 0.957..., "
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,7 +106,7 @@ def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) ->
         by_stage[record["stage"]] += 1
     successes = sum(bool(record["success"]) for record in records)
     low, high = wilson(successes, len(records))
-    times = success_times(records)
+    times = [r["time_to_success_s"] for r in records if r["success"] and r["time_to_success_s"] is not None]
     return {
         "success": successes / len(records),
         "low": low,
@@ -141,13 +141,6 @@ def disagreement_auc(records: Sequence[Record]) -> tuple[float, float, float] | 
 def where_of(record: Record) -> dict[str, Any]:
     """Return where an episode began, in its task's own words: the keys that not all records have."""
     return {key: value for key, value in record.items() if key not in _COMMON}
-
-
-def success_times(records: Iterable[Record]) -> list[float]:
-    """Return the seconds to success of the successful episodes, in the order of the records."""
-    return [
-        float(r["time_to_success_s"]) for r in records if r["success"] and r["time_to_success_s"] is not None
-    ]
 
 
 def headline(summary: Mapping[str, Any]) -> str:
