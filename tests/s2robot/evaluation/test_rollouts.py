@@ -292,7 +292,7 @@ def test_another_encoder_is_refused(checkpoint, tmp_path):
         ("env.rate_hz=20", "the policy acts at 10 Hz, given are 20 Hz"),
         (
             "evaluate.control=replay",
-            "evaluate.control: expected 'blind' or 'nearest_demo' or null, got 'replay'",
+            "evaluate.control: expected 'blind' or 'nearest_demo', got 'replay'",
         ),
         ("evaluate.workers=0", "evaluate.workers: expected >= 1, got 0"),
         ("evaluate.episodes=0", "evaluate.episodes: expected >= 1, got 0"),
