@@ -6,8 +6,11 @@ stored.read(0, 100)      # (100, 8)
 
 import json
 import math
+import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
 from s2robot.demos.bounds import check_size, number_type, unpack
-from s2robot.demos.errors import DatasetError, mismatch, one_line
+from s2robot.demos.errors import DatasetError, disk_error, mismatch, one_line
 
 ENDS = "meta/episode_ends"
 ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
@@ -212,3 +215,23 @@ def read_json(root: Path, name: str) -> dict:
     if not isinstance(content, dict) or not isinstance(content.get("attributes", {}), dict):
         raise mismatch(file, "no zarr metadata", "a JSON object with attributes")
     return content
+
+
+@contextmanager
+def new_path(out: Path) -> Iterator[Path]:
+    """Yield a temporary name that is renamed to `out` at the end, and removed if that fails (DatasetError)."""
+    if os.path.lexists(out):
+        raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
+    part = out.with_name(f".{uuid.uuid4().hex}.partial.{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.rename(part, out)
+    except OSError as error:
+        raise disk_error(out, error, "nothing was written") from None
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            with suppress(OSError):  # it was never made, or its parent is no folder
+                part.unlink()

@@ -14,8 +14,8 @@ from typing import Any
 import mink
 import numpy as np
 
+from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import SHUT, PickerConfig
-from s2robot.envs.parts import MAX_DELTA
 from s2robot.envs.task import acted_on
 from s2robot.envs.world import TABLE_HEIGHT
 

@@ -144,7 +144,7 @@ class GymTask(Task):
         for name in self.settings.cameras:
             picture: Any = np.asarray(self.inner.render() if name == _RENDER else self._seen[name])
             _check_picture(name, picture)
-            height, width = self.task_spec.cameras[name]
+            height, width = self.camera_sizes[name]
             image = Image.fromarray(picture)
             frames[name] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BOX))
         return frames

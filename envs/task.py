@@ -13,16 +13,15 @@ where no simulator is installed.
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import gymnasium
 import numpy as np
 
+from s2robot.core.parts import read_parts
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import image_space, side_by_side, sizes_of
-from s2robot.envs.parts import check_parts
 from s2robot.envs.task_settings import CommonSettings, Group, TaskSettings
 
 __all__ = [
@@ -31,29 +30,8 @@ __all__ = [
     "Group",
     "Task",
     "TaskSettings",
-    "TaskSpec",
     "acted",
-    "unchanged",
 ]
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """What a policy and an evaluator need of a world.
-
-    Parts are plain JSON: ``{"name", "size", "kind", ...}`` as `s2robot.policies.parts` reads them; None: seven joints
-    and a gripper.
-    """
-
-    name: str
-    version: str  # raised when the same seed and actions lead elsewhere
-    action_parts: list[dict] | None
-    proprio_parts: list[dict] | None
-    cameras: dict[str, tuple[int, int]]  # in the policy's order: name -> (H, W)
-    rate_hz: float  # control steps a second
-    max_steps: int  # after which an episode ends
-    stages: tuple[str, ...]  # in the order in which an episode can reach them; the last is success
-    success_text: str  # what a policy that succeeded has done: "stacked the objects"
 
 
 class Expert(Protocol):
@@ -186,9 +164,15 @@ class Task(gymnasium.Env):
         """Go to a state of :meth:`get_state`; without ``found_anew`` one that this very step led to."""
         raise NotImplementedError
 
-    def rehearsal(self) -> AbstractContextManager[None]:
-        """What happens in this context leaves no trace."""
-        raise NotImplementedError
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """What happens in this context leaves no trace; right where a state holds all that decides the future."""
+        state, steps = self.get_state(), self._steps
+        try:
+            yield
+        finally:
+            self.set_state(state)
+            self._steps = steps
 
     @property
     def has_state(self) -> bool:
@@ -198,21 +182,16 @@ class Task(gymnasium.Env):
     # ---------------------------------------------------------------- what every task does alike
 
     @property
-    def task_spec(self) -> TaskSpec:
-        """What a policy and an evaluator need of this world (``spec`` is gymnasium's own)."""
-        s = self.settings
+    def camera_sizes(self) -> dict[str, tuple[int, int]]:
+        """(H, W) of each camera's frames, in the policy's order."""
         images: Any = self.observation_space["images"]  # type: ignore[index]
-        sizes = {name: images[name].shape[:2] for name in s.cameras}
-        return TaskSpec(
-            s.task, s.version, self.action_parts, self.proprio_parts, sizes, s.rate_hz, s.max_steps, s.stages,
-            s.success_text,
-        )  # fmt: skip
+        return {name: images[name].shape[:2] for name in self.settings.cameras}
 
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
         """Declare the spaces: actions within limits (A,), frames of the settings' sizes, proprioception.
 
         Raises:
-            EnvError: parts that are none, or do not add up to them.
+            UserError: parts that are none, or do not add up to them.
         """
         sizes = sizes_of(self.settings.image_size, self.settings.cameras)
         self.observation_space = gymnasium.spaces.Dict(
@@ -227,7 +206,7 @@ class Task(gymnasium.Env):
         sizes_of_parts = {"action_parts": len(action_low), "proprio_parts": proprio_size}
         for key, size in sizes_of_parts.items():
             if (parts := getattr(self, key)) is not None:
-                check_parts(parts, f"task {self.settings.task}: {key}", size)
+                read_parts(parts, f"task {self.settings.task}: {key}", size)
 
     def reset(self, *, seed=None, options=None):
         """Start an episode; the seed alone decides it."""
@@ -303,7 +282,7 @@ class Task(gymnasium.Env):
 
     def camera_geometry(self) -> dict[str, dict[str, Any]]:
         """Camera -> what a dataset knows of it: ``size`` [H, W], and ``fovy``, ``position`` ... where known."""
-        return {name: {"size": list(size)} for name, size in self.task_spec.cameras.items()}
+        return {name: {"size": list(size)} for name, size in self.camera_sizes.items()}
 
     def describe(self) -> dict[str, Any]:
         """What a dataset or a checkpoint must know of this world, as JSON types."""
@@ -321,14 +300,3 @@ class Task(gymnasium.Env):
         }
         parts = {"action_parts": self.action_parts, "proprio_parts": self.proprio_parts}
         return about | {name: value for name, value in parts.items() if value is not None}
-
-
-@contextmanager
-def unchanged(task: Task) -> Iterator[None]:
-    """A :meth:`Task.rehearsal` made of the task's own state: right where a state holds all that decides the future."""
-    state, steps = task.get_state(), task._steps
-    try:
-        yield
-    finally:
-        task.set_state(state)
-        task._steps = steps

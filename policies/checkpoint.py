@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
+from s2robot.core.parts import same_parts
 from s2robot.policies.card import CARD, RECORD, card
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.parts import Parts
@@ -193,7 +194,7 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
         wanted: Any = contract.get(key) if key in PARTS else contract[key]
         if key in PARTS:
             trained, given = (_parts_of(parts, key, contract) for parts in (wanted, value))
-            if not trained.means(given):
+            if not same_parts(trained.parts, given.parts):
                 raise PolicyError(f"the policy's {PARTS[key]} is {trained}, given is {given}")
         elif key == "encoder":
             found = value["fingerprint"] if isinstance(value, Mapping) else value

@@ -89,19 +89,11 @@ VERBS = {
     "convert": Verb(
         "s2robot.verbs:convert",
         "a data set of another format (LeRobot, robomimic, diffusion_policy) as an episode store, or the other way",
-    ),
-    "relabel": Verb(
-        "s2robot.verbs:relabel",
-        "add to a copy of simulated demos what the picker would do from every step",
-        simulates=True,
         goes_on=True,
     ),
-    "replay": Verb(
-        "s2robot.verbs:replay",
-        "play recorded actions back and say whether they still succeed",
-        simulates=True,
+    "inspect": Verb(
+        "s2robot.verbs:inspect", "print a data set and write a page of it, or replay its actions"
     ),
-    "inspect": Verb("s2robot.verbs:inspect", "print a data set and write a page to look at it in a browser"),
     "scenes": Verb(
         "s2robot.verbs:scenes",
         "render scenes for pre-training an encoder, or pictures of objects with their truth",

@@ -46,7 +46,6 @@ from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.tuning import Tail, build_entering
-from s2robot.envs.parts import size_of
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
@@ -336,7 +335,7 @@ def parts_of(store: EpisodeStore) -> dict[str, Any]:
     known: dict[str, Any] = {}
     for array, attribute in PARTS.items():
         if parts := store.attrs.get(attribute):
-            known |= {attribute: parts, f"{array}_dim": size_of(parts)}
+            known |= {attribute: parts, f"{array}_dim": sum(part["size"] for part in parts)}
     return known
 
 

@@ -15,14 +15,13 @@ from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
 from s2robot.common.settings import (
     DemosSettings,
-    open_demos,
     path_of,
     plain,
     read,
     task_settings,
     world_of,
 )
-from s2robot.core.settings import Settings, from_yaml, read_some
+from s2robot.core.settings import read_some
 from s2robot.demos.store import EpisodeStore
 
 if TYPE_CHECKING:
@@ -52,12 +51,16 @@ def record(cfg: DictConfig) -> None:
 
 
 def convert(cfg: DictConfig) -> None:
-    """`s2robot convert`: any data set as an episode store, or as one of another format."""
+    """`s2robot convert`: any data set as an episode store, or as one of another format; or a copy with an expert's chunks."""
     from s2robot.demos.formats.convert import as_store
     from s2robot.demos.formats.convert import convert as read_in
     from s2robot.demos.formats.export import ExportSettings, export, format_for
     from s2robot.demos.formats.source import Choice
 
+    if "class" in cfg.task:
+        task_settings(cfg)  # makes a task of the user's own known
+    if cfg.expert is not None:
+        return _relabel(cfg)
     choice, data, out = read_some(Choice, cfg), path_of(cfg, "data"), path_of(cfg, "out")
     settings = read_some(ExportSettings, cfg)
     if to := format_for(out, cfg.to):
@@ -82,80 +85,31 @@ def convert(cfg: DictConfig) -> None:
     print("{} episodes, {} steps: {}".format(*counts, out))
 
 
-def relabel(cfg: DictConfig) -> None:
-    """`s2robot relabel`: a copy of simulated demos with what the expert would do from every step."""
-    from s2robot.demos.relabel import RelabelSettings
-    from s2robot.demos.relabel import relabel as write_copy
+def _relabel(cfg: DictConfig) -> None:
+    from s2robot.demos.relabel import RelabelSettings, relabel
 
-    settings = read_some(RelabelSettings, cfg)
-    if "class" in cfg.task:
-        task_settings(cfg)  # makes a task of the user's own known
-    source = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
+    require_simulator()
+    settings, source = read_some(RelabelSettings, cfg), EpisodeStore.open(path_of(cfg, "data"))
     with bar("asking the expert") as update:
-        store = write_copy(source, settings, lambda done, total: update(done, total, "episodes"))
+        store = relabel(source, settings, lambda done, total: update(done, total, "episodes"))
     print(
         f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate: {store.path}"
     )
 
 
-class ReplaySettings(Settings, file="replay"):
-    """Settings of `s2robot replay`; configs/replay.yaml documents each value."""
-
-    episode: int | None = from_yaml()
-    video: bool = from_yaml()
-
-
-def replay(cfg: DictConfig) -> None:
-    """`s2robot replay`: play episodes back open loop; fails (exit 2) if one does not succeed again."""
-    from s2robot.demos.replay import replay_episode, world_of_demos
-    from s2robot.envs.tasks import make
-    from s2robot.evaluation.film import film
-
-    settings, store = read_some(ReplaySettings, cfg), open_demos(cfg)
-    if (one := settings.episode) is not None and one not in range(len(store)):
-        raise UserError(
-            f"episode: found {one}, expected 0 to {len(store) - 1}, those of {store.path}, or null"
-        )
-    task_settings(cfg)  # makes a task of the user's own known
-    config = world_of_demos(store)
-    env = make(config, draw=False)
-    chosen = range(len(store)) if one is None else [one]
-    failed = []
-    worst = 0.0
-    with bar("replaying") as update:
-        for done, i in enumerate(chosen, 1):
-            result = replay_episode(store, env, i)
-            worst = max(worst, result["max_error"])
-            if not result["success"]:
-                failed.append(i)
-            update(done, len(chosen), f"{len(failed)} failed")
-    if one is not None and settings.video:
-        steps = store.episode(one)
-        seed = int(store.meta("seed")[one])
-        outcome = {"episode": one, "seed": seed, "success": not failed, "stage": result["stage"]}
-        path = Path(cfg.run_dir) / f"replay_{one:04d}.mp4"
-        film(config, outcome, steps["action"], path)
-        print(f"video: {path}")
-    print(
-        f"{len(chosen) - len(failed)} of {len(chosen)} episodes succeed again; "
-        f"proprioception differs from the recorded by at most {worst:.2g}"
-    )
-    if failed:
-        raise UserError(
-            f"{store.path}: {len(failed)} of {len(chosen)} episodes fail when replayed (first {failed[0]}); "
-            "the recorded actions are not what this environment executes"
-        )
-
-
 def inspect(cfg: DictConfig) -> None:
-    """`s2robot inspect`: print a data set, and write a page to look at it."""
-    from s2robot.inspection.inspect import InspectSettings, inspect_demos
+    """`s2robot inspect`: print a data set and write a page of it, or replay its actions."""
+    from s2robot.inspection.inspect import InspectSettings, inspect_demos, replay_demos
 
     if "class" in cfg.task:
         task_settings(cfg)  # makes a task of the user's own known
     demos = read(DemosSettings, cfg.demos, "demos")
     settings = read_some(InspectSettings, cfg)
-    print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir))}")
+    if settings.replay:
+        require_simulator()
+        print(replay_demos(demos))
+    else:
+        print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir))}")
 
 
 def scenes(cfg: DictConfig) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import image_space, side_by_side, sizes_of
-from s2robot.envs.parts import MAX_DELTA
 from s2robot.envs.real.arms.driver import ArmDriver, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.clock import REAL, Clock

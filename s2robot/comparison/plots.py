@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from s2robot.comparison.folder import Arm, Axis, Comparison
-from s2robot.envs.picture import draw_layout
+from s2robot.envs.layout_plot import draw_layout
 from s2robot.envs.task import Group
 from s2robot.reporting.page import as_text
 from s2robot.reporting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, VERMILLION, styled

@@ -127,7 +127,7 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
     if not {"expert", "imitate"} <= set(demos.keys):
         raise UserError(
             f"{demos.path}: found no 'expert' and 'imitate', expected both; a copy with them: "
-            f"s2robot relabel demos.path={demos.path} out=<copy>"
+            f"s2robot convert data={demos.path} out=<copy> expert=<steps>"
         )
     if other := [
         text for text in world_changes(demos.attrs["env_config"], world) if not text.startswith("max_steps ")

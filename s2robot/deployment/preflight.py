@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.parts import default_parts, read_parts, same_parts, words
 from s2robot.envs.frames import ImageSize, size_of
-from s2robot.envs.parts import same, usual, words
 
 OK, WARNING, STOP = "ok", "warning", "stop"
 FOVY_TOLERANCE = 0.05  # relative; 5 % of 45 degrees move a point at the frame's border by 2.5 % of its height
@@ -113,9 +113,11 @@ def check_parts(contract: Mapping[str, Any], joints: int) -> list[Finding]:
     """What the numbers of actions and states are, where the policy says it: an arm takes its joints and a gripper."""
     findings = []
     for key, what in (("action_parts", "actions"), ("proprio_parts", "proprio")):
-        if (given := contract.get(key)) is not None and not same(given, usual(key, joints)):
-            text = f"the policy's are {words(given)}, the arm's {words(usual(key, joints))}"
-            findings.append(Finding(STOP, what, text))
+        if contract.get(key) is not None:
+            given, own = read_parts(contract[key], key), default_parts(key, joints)
+            if not same_parts(given, own):
+                text = f"the policy's are {words(given)}, the arm's {words(own)}"
+                findings.append(Finding(STOP, what, text))
     return findings
 
 

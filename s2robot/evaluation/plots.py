@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from s2robot.envs.picture import draw_layout
+from s2robot.envs.layout_plot import draw_layout
 from s2robot.envs.task import Group
 from s2robot.evaluation.records import Known, Record, is_number, known_of, success_times, wilson
 from s2robot.reporting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, VERMILLION, styled

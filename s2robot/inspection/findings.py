@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.inspection.tables import Part, Table, episodes_of
+from s2robot.inspection.tables import Columns, Table, episodes_of
 
 # kind -> what the page says of it
 KINDS = {
@@ -256,13 +256,12 @@ def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[
     for part in action.parts:
         if part.limits is None:
             continue
-        columns = slice(part.first, part.first + part.size)
         low, high = part.limits
         room = 1e-6 * (high - low)  # float32 rounds a limit
-        values = action.values[:, columns]
+        values = action.values[:, part.at]
         at_limit = ((values <= low + room) | (values >= high - room)) & (high > low)
         for i, own in enumerate(episodes_of(at_limit, ends)):
-            for column, name in enumerate(action.names[columns]):
+            for column, name in enumerate(action.names[part.at]):
                 for start, end in runs(own[:, column]):
                     if end - start >= limits.saturated_steps:
                         text = f"{name}: at its limit for {end - start} steps"
@@ -289,9 +288,9 @@ def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[F
             yield Finding("gripper", f"{action.names[column]} {what}", i, 0, lengths[i])
 
 
-def _gripper_columns(action: Table) -> Iterator[tuple[int, Part]]:
+def _gripper_columns(action: Table) -> Iterator[tuple[int, Columns]]:
     for part in action.parts:
-        for column in range(part.first, part.first + part.size):
+        for column in range(part.at.start, part.at.stop):
             called = f"{part.name} {action.names[column]}".lower()
             if part.kind == "binary" or any(word in called for word in GRIPPERS):
                 yield column, part

@@ -8,7 +8,7 @@
     <out>/test/...                                     # other seeds
     <out>/meta.json
 
-`s2robot.envs.still_life` draws them.
+`s2robot.envs.object_scenes` draws them.
 """
 
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def make_objects(
         UserError: `out` holds images of other settings, or the simulator is not installed.
     """
     require_simulator()
-    from s2robot.envs.still_life import CLASSES, LABELS, LOOK
+    from s2robot.envs.object_scenes import CLASSES, LABELS, LOOK
 
     facts = {"look": LOOK, "classes": list(CLASSES), "labels": list(LABELS), "far_m": FARTHEST}
     meta, path = settings.recipe | facts, out / "meta.json"
@@ -86,7 +86,7 @@ def make_objects(
 
 def _draw(settings: ObjectsSettings, out: Path, part: str, numbers: range) -> int:
     """Draw and save the missing images of these numbers; returns how many numbers there are."""
-    from s2robot.envs.still_life import CLASSES, StillLife
+    from s2robot.envs.object_scenes import CLASSES, ObjectScene
 
     for number in numbers:
         kind = number % len(CLASSES)
@@ -95,7 +95,7 @@ def _draw(settings: ObjectsSettings, out: Path, part: str, numbers: range) -> in
         if all(path.is_file() for path in paths):
             continue
         if settings.image_size not in _worlds:
-            _worlds[settings.image_size] = StillLife(settings.image_size)
+            _worlds[settings.image_size] = ObjectScene(settings.image_size)
         seed = 2_000_000 * settings.seed + _FIRST_SEED[part] + number
         small = bool(np.random.default_rng([seed, 29]).random() < settings.small)
         drawn = _worlds[settings.image_size].draw(kind, seed, small)

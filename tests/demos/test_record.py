@@ -53,23 +53,6 @@ def test_what_a_recording_holds(recorded):
     assert world_of_demos(store, cameras=("left",)).cameras == ("left",)
 
 
-def test_the_number_of_workers_changes_nothing(recorded, tmp_path):
-    """Two, against none: this process recorded the other."""
-    calls = []
-    again = record(
-        tmp_path / "again.zarr", CubePickConfig(), PickerConfig(), 3, 500, 2, lambda *c: calls.append(c)
-    )
-    assert again.fingerprint == EpisodeStore.open(recorded).fingerprint
-    assert calls == [(1, 0), (2, 0), (3, 0)]
-
-
-def test_an_existing_path_is_refused(recorded):
-    before = EpisodeStore.open(recorded).fingerprint
-    with pytest.raises(DatasetError, match="exists already, expected a new path; nothing was overwritten"):
-        record(recorded, CubePickConfig(), PickerConfig(), 1, 0, 1)
-    assert EpisodeStore.open(recorded).fingerprint == before
-
-
 def test_a_box_out_of_reach_is_one_line(tmp_path, monkeypatch):
     do_inline(monkeypatch)
     far = CubePickConfig(box_x=(0.5, 0.5), max_steps=2)
@@ -262,25 +245,6 @@ def test_pictures_drawn_again_are_the_live_ones(tmp_path, robot):
     assert np.array_equal(hand, drawn[0]) and wide.shape[1:3] == (SIZE, 2 * SIZE)
 
 
-def test_render_episodes_gives_them_in_the_order_asked_for(recorded):
-    store = EpisodeStore.open(recorded)
-    cameras = ("right", "hand")
-    drawn = list(render_episodes(store, [2, 0], cameras, 32, workers=1))
-    assert [i for i, _ in drawn] == [2, 0]
-    for i, frames in drawn:
-        assert np.array_equal(frames, episode_frames(recorded, i, cameras, 32))
-    assert list(render_episodes(store, [], cameras, 32, workers=1)) == []
-
-
-def test_recorded_images_are_read_not_drawn(recorded, tmp_path):
-    source = EpisodeStore.open(recorded)
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    attributes = {**source.attrs, "kind": "images", "cameras": ["left"]}
-    with EpisodeStore.create(tmp_path / "images.zarr", attributes) as store:
-        store.append({"images_left": images, "action": np.zeros((5, 8), np.float32)}, {"seed": 0})
-    assert np.array_equal(episode_frames(tmp_path / "images.zarr", 0, ("left",), 8)[0], images)
-
-
 def test_what_draws_the_frames_is_told(recorded, tmp_path, monkeypatch):
     store = EpisodeStore.open(recorded)
     here = drawn_by(store)
@@ -318,14 +282,3 @@ def test_a_camera_that_the_dataset_lacks(recorded):
         next(render_episodes(store, [0], ("hand", "top"), 32, workers=1))
     with pytest.raises(DatasetError, match=words):
         episode_frames(recorded, 0, ("top",), 32)
-
-
-def test_a_world_that_is_not_ours(recorded, tmp_path):
-    source = EpisodeStore.open(recorded)
-    attributes = {**source.attrs, "env_config": {"robot": "xarm7", "gravity": 1.6}}
-    with EpisodeStore.create(tmp_path / "other.zarr", attributes) as store:
-        store.append(source.episode(0), {"seed": 0, "success": True})
-    with pytest.raises(
-        DatasetError, match=r"env_config holds \['gravity'\], expected keys of the task cube_pick"
-    ):
-        world_of_demos(EpisodeStore.open(tmp_path / "other.zarr"))

@@ -145,9 +145,6 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
             ("run", "evaluate.seed=100000"),
             "evaluate.seed: positions 100000 to 100127 hold 120 that the demos of",
         ),
-        (("replay", "episode=abc"), "episode: expected an integer, got 'abc'"),
-        (("replay", "episode=-1"), "episode: found -1, expected 0 to 119, those of "),
-        (("replay", "episode=120"), "episode: found 120, expected 0 to 119, those of "),
         (("train", "train.seed=0", "--multirun", "trian.steps=3"), "did you mean 'train.steps'?"),
     ],
 )

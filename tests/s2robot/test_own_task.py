@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples/own_task"
 # the puck's world with a state that comes back, and an expert that can be asked: what relabelling needs
 ASKED = """
 import mujoco, numpy as np, pusher
-from s2robot.envs.task import acted_on, unchanged
+from s2robot.envs.task import acted_on
 
 class Asked(pusher.Pusher):
     def get_state(self):
@@ -24,9 +24,6 @@ class Asked(pusher.Pusher):
     def set_state(self, state, found_anew=True):
         self.data.qpos[:], self.data.qvel[:], self.data.ctrl[:] = state[:4], state[4:8], state[8:]
         mujoco.mj_forward(self.model, self.data)
-
-    def rehearsal(self):
-        return unchanged(self)
 
     def expert(self, rng, settings=None):
         return Expert(self)
@@ -109,8 +106,8 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
         == 0
     )
     tasks._USER_TASKS.clear()  # as a process that has read nothing but the dataset
-    words = [f"demos.path={demos}", "expert=3", f"out={out}", f"hydra.run.dir={tmp_path / 'b'}"]
-    assert main(["relabel", *task, *words]) == 0
+    words = [f"data={demos}", "expert=3", f"out={out}", f"hydra.run.dir={tmp_path / 'b'}"]
+    assert main(["convert", *task, *words]) == 0
     relabelled = EpisodeStore.open(out)
     assert (relabelled["expert"][:, 0] == relabelled["action"]).all() and relabelled["expert"].shape[1:] == (
         3,
@@ -134,7 +131,7 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
         ("def apply(", "def applied(", "lacks apply"),
         ("is_success = property", "succeeded = property", "lacks is_success"),
         (
-            'self.task_spec.cameras["top"]',
+            'self.camera_sizes["top"]',
             "(32, 32)",
             "'top': expected uint8 (64, 64, 3), got uint8 (32, 32, 3)",
         ),

@@ -262,12 +262,9 @@ def test_actions_that_are_not_finite_never_get_into_a_dataset(recorded, tmp_path
 
 
 def test_replay_and_inspect(here, recorded, tmp_path):
-    result = here("replay", f"demos.path={recorded}", f"hydra.run.dir={tmp_path / 'replay'}")
+    result = here("inspect", "replay=true", f"data={recorded}", f"hydra.run.dir={tmp_path / 'replay'}")
     assert result.returncode == 0, result.stderr
-    assert (
-        "3 of 3 episodes succeed again; proprioception differs from the recorded by at most 0\n"
-        in result.stdout
-    )
+    assert "3 of 3 episodes succeed again; proprioception differs by at most 0\n" in result.stdout
     result = here(
         "inspect", f"data={recorded}", f"hydra.run.dir={tmp_path / 'inspect'}", "videos.draw=32", "demos.episodes=2",
         "workers=1",

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.experts.hand import Hand, angle_of, nearest
 from s2robot.envs.experts.settings import ExpertSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
-from s2robot.envs.tasks import make, settings_class, settings_of
+from s2robot.envs.tasks import make, settings_class
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("can", "square")]
 _WORLDS: dict = {}
@@ -139,20 +138,6 @@ def test_closed_on_nothing_is_a_miss():
     for _ in range(14):
         task.step_physics([0, 0, 0, 0, 0, 0, 1])
     assert task.missed
-
-
-def test_named_tasks_are_tasks():
-    task = world("lift")
-    task.draw = True
-    check_env(task, skip_render_check=True)
-    task.draw = False
-    for name in ("lift", "stack", "can", "square"):
-        settings = settings_class(name)()
-        assert settings.task == name and settings.Expert is ExpertSettings
-        assert settings_of({"task": name, "max_steps": 7}).max_steps == 7
-    assert RobosuiteSettings(env="Stack").Expert is ExpertSettings
-    assert RobosuiteSettings(env="Stack", controller="JOINT_POSITION").Expert is None
-    assert RobosuiteSettings(env="Door").Expert is None
 
 
 def test_a_world_without_an_expert_says_who_has_one():

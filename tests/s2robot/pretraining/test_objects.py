@@ -8,7 +8,7 @@ from PIL import Image
 
 from s2robot.common.errors import UserError
 from s2robot.common.settings import read
-from s2robot.envs.still_life import CLASSES, LABELS, StillLife
+from s2robot.envs.object_scenes import CLASSES, LABELS, ObjectScene
 from s2robot.pretraining import objects
 from s2robot.pretraining.objects import ObjectsSettings, make_objects
 from tests.inline import do_inline
@@ -16,7 +16,7 @@ from tests.inline import do_inline
 
 @pytest.fixture(scope="module")
 def world():
-    made = StillLife(96)
+    made = ObjectScene(96)
     yield made
     made.close()
 

@@ -1,4 +1,4 @@
-"""Groups of episodes by where they began: the task's own picture, or a line for each number of its layout."""
+"""Plots of where episodes began: the task's own, or a line for each number of its layout."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def draw_layout(
     about: Mapping[str, Any],
     small: bool = False,
 ) -> None:
-    """Draw the groups; `about`: an evaluation's summary; `small`: a picture beside others."""
+    """Draw the groups; `about`: an evaluation's summary; `small`: a plot beside others."""
     if task.plot_layout:
         module, _, name = task.plot_layout.partition(":")
         getattr(importlib.import_module(module), name)(axes, groups, about, small)

@@ -1,9 +1,9 @@
-"""Still lifes: an object of a known class on a table, with clutter, in any light, from anywhere; and their truth.
+"""Images of an object of a known class on a table, with clutter, random light and camera; with mask and depth.
 
-    world = StillLife(size=384)
-    picture = world.draw(kind=3, seed=7, small=True)
-    picture.image.shape, picture.mask.shape, picture.depth.shape  # (384, 384, 3), (384, 384), (384, 384)
-    CLASSES[3]                                                    # "bread"
+    scene = ObjectScene(size=384)
+    found = scene.draw(kind=3, seed=7, small=True)
+    found.image.shape, found.mask.shape, found.depth.shape  # (384, 384, 3), (384, 384), (384, 384)
+    CLASSES[3]                                              # "bread"
 
 The classes are robosuite's own objects, and primitives whose textures tell them apart: they are tinted, so the colour
 does not. Clutter are plain primitives, which belong to no class. Nothing is simulated: a thing lies turned in some way,
@@ -30,7 +30,7 @@ logging.disable(logging.NOTSET)
 from s2robot.envs.renderer import OffscreenRenderer  # noqa: E402
 from s2robot.envs.world import TABLE_HEIGHT, look_at  # noqa: E402
 
-LOOK = 1  # of the pictures: to be raised with any change after which a seed looks different
+LOOK = 1  # of the images: to be raised with any change after which a seed looks different
 OBJECTS = {
     "bottle": "BottleObject", "can": "CanObject", "lemon": "LemonObject", "bread": "BreadObject",
     "milk": "MilkObject", "cereal": "CerealObject", "square-nut": "SquareNutObject", "round-nut": "RoundNutObject",
@@ -46,13 +46,13 @@ _PLAIN = (
     ("ball", (0.022,)), ("ball", (0.03,)), ("cylinder", (0.02, 0.05)), ("cylinder", (0.04, 0.01)),
     ("capsule", (0.015, 0.03)),
 )  # fmt: skip
-_AWAY = -30.0  # m, where a thing waits that is not in the picture
+_AWAY = -30.0  # m, where a thing waits that is not in the image
 _VISIBLE = 0.1  # of the square around the object; a hammer fills a fifth
-_WIDE, _SMALL = (0.28, 0.6), (0.08, 0.15)  # of a picture's side, what the object's bounding sphere takes
+_WIDE, _SMALL = (0.28, 0.6), (0.08, 0.15)  # of an image's side, what the object's bounding sphere takes
 
 
 @dataclass(frozen=True)
-class Picture:
+class LabelledImage:
     """image uint8 (S, S, 3); mask uint8 (S, S), places in LABELS; depth float64 (S, S), m along the camera's axis."""
 
     image: np.ndarray
@@ -60,8 +60,8 @@ class Picture:
     depth: np.ndarray
 
 
-class StillLife:
-    """All things in one model; those that a picture does not show wait far below it.
+class ObjectScene:
+    """All things in one model; those that an image does not show wait far below it.
 
     Args:
         size: pixels along a side.
@@ -92,33 +92,25 @@ class StillLife:
         self.labels = labels
         self.points = [_outline(m, body, geoms) for body, geoms in zip(bodies, self.geoms, strict=True)]
         m.qpos0[[place + 2 for place in self.places]] = _AWAY
-        names = (
-            "geom_rgba",
-            "mat_rgba",
-            "mat_texid",
-            "mat_texrepeat",
-            "light_pos",
-            "light_dir",
-            "light_diffuse",
-        )
+        names = "geom_rgba mat_rgba mat_texid mat_texrepeat light_pos light_dir light_diffuse".split()
         self.stock = {name: getattr(m, name).copy() for name in names}
         self.textures = np.unique(m.mat_texid[:, 1][m.mat_texid[:, 1] >= 0])
         self.renderer = OffscreenRenderer(m, (size, size), coarse=False)  # the objects are what is looked at
 
-    def draw(self, kind: int, seed: int, small: bool) -> Picture:
-        """A picture of an object of class CLASSES[kind]; all of it is decided by the arguments.
+    def draw(self, kind: int, seed: int, small: bool) -> LabelledImage:
+        """A image of an object of class CLASSES[kind]; all of it is decided by the arguments.
 
         Drawn again until something of the object is to be seen.
         """
         attempt = 0
         while True:
-            share, picture = self._attempt(kind, np.random.default_rng([seed, kind, attempt, 23]), small)
-            if (picture.mask == LABELS.index(CLASSES[kind])).mean() > _VISIBLE * share**2:
-                return picture
+            share, found = self._attempt(kind, np.random.default_rng([seed, kind, attempt, 23]), small)
+            if (found.mask == LABELS.index(CLASSES[kind])).mean() > _VISIBLE * share**2:
+                return found
             attempt += 1
 
-    def _attempt(self, kind: int, rng: np.random.Generator, small: bool) -> tuple[float, Picture]:
-        """A picture, and the share of its side that the object was to take."""
+    def _attempt(self, kind: int, rng: np.random.Generator, small: bool) -> tuple[float, LabelledImage]:
+        """An image, and the share of its side that the object was to take."""
         mujoco.mj_resetData(self.model, self.data)
         for name, value in self.stock.items():
             getattr(self.model, name)[:] = value
@@ -134,7 +126,7 @@ class StillLife:
         for place in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
             place(self.model, self.data)
         depth, geoms = self.renderer.truth(self.data, self.camera)
-        return share, Picture(self.renderer.render(self.data, self.camera), self.labels[geoms], depth)
+        return share, LabelledImage(self.renderer.render(self.data, self.camera), self.labels[geoms], depth)
 
     def _lay(self, thing: int, place: np.ndarray, rng: np.random.Generator) -> float:
         """Put a thing on the table, turned at random but mostly upright; the radius of its bounding sphere, m."""
@@ -168,12 +160,8 @@ class StillLife:
         m.light_diffuse[:] = rng.uniform(0.3, 0.9) * rng.uniform(0.85, 1, 3)
         m.vis.headlight.diffuse[:] = rng.uniform(0.15, 0.5)
         m.vis.headlight.ambient[:] = rng.uniform(0.1, 0.35)
-        ground = [
-            i
-            for i in range(m.nmat)
-            if "table" in m.mat(i).name or m.mat(i).name in ("floorplane", "walls_mat")
-        ]
-        for material in ground:
+        names = [m.mat(i).name for i in range(m.nmat)]
+        for material in (i for i, n in enumerate(names) if "table" in n or n in ("floorplane", "walls_mat")):
             m.mat_texid[material, 1] = rng.choice(self.textures)
             m.mat_texrepeat[material] = rng.uniform(4, 40)
             m.mat_rgba[material, :3] = rng.uniform(0.4, 1) * rng.uniform(0.8, 1, 3)
@@ -186,7 +174,7 @@ class StillLife:
     def _look(
         self, target: np.ndarray, distance: float, fovy: float, share: float, rng: np.random.Generator
     ) -> None:
-        """The camera, so that the object is somewhere in the picture, whole as far as nothing stands before it."""
+        """The camera, so that the object is somewhere in the image, whole as far as nothing stands before it."""
         m = self.model
         up, around = np.radians(rng.uniform(20, 75)), rng.uniform(0, 2 * np.pi)
         eye = np.array([np.cos(up) * np.cos(around), np.cos(up) * np.sin(around), np.sin(up)])
@@ -208,21 +196,22 @@ def _things() -> Iterator[objects.MujocoObject]:
     fixed: dict[str, dict] = {
         "hammer": {"rng": np.random.default_rng(0)},
         "pot": {"body_half_size": (0.05, 0.05, 0.04)},
+        "ring": {"rgba": [0.45, 0.5, 0.55, 1], "outer_radius": 0.05, "height": 0.02},
+        "hook": {"frame_length": 0.16, "frame_height": 0.12, "frame_thickness": 0.02},
     }
-    fixed["ring"] = {"rgba": [0.45, 0.5, 0.55, 1], "outer_radius": 0.05, "height": 0.02}
-    fixed["hook"] = {"frame_length": 0.16, "frame_height": 0.12, "frame_thickness": 0.02}
     for name, made in OBJECTS.items():
         yield getattr(objects, made)(name, **fixed.get(name, {}))
     for shape, size in SHAPES.items():
         for name, texture in TEXTURES.items():
-            material = CustomMaterial(texture, name, f"{name}_mat")
-            yield getattr(objects, f"{shape.capitalize()}Object")(
-                f"{shape}-{name}", size=list(size), material=material
+            yield _shape(
+                f"{shape}-{name}", shape, size, material=CustomMaterial(texture, name, f"{name}_mat")
             )
     for i, (shape, size) in enumerate(_PLAIN):
-        yield getattr(objects, f"{shape.capitalize()}Object")(
-            f"clutter{i}", size=list(size), rgba=[1, 1, 1, 1]
-        )
+        yield _shape(f"clutter{i}", shape, size, rgba=[1, 1, 1, 1])
+
+
+def _shape(name: str, shape: str, size: tuple[float, ...], **look: object) -> objects.MujocoObject:
+    return getattr(objects, f"{shape.capitalize()}Object")(name, size=list(size), **look)
 
 
 def _id(model: mujoco.MjModel, kind: str, name: str) -> int:

@@ -16,7 +16,7 @@ _TICK = 2.0  # cm, of the line that shows a cube's yaw: half a cube
 _DASHED: dict[str, Any] = {"ls": (0, (5, 4)), "lw": 1, "alpha": 0.6}
 
 
-def plot_layout(axes: "Axes", groups: Sequence[Group], about: Mapping[str, Any], small: bool = False) -> None:
+def plot_cubes(axes: "Axes", groups: Sequence[Group], about: Mapping[str, Any], small: bool = False) -> None:
     """Draw the table and the groups' cubes.
 
     The robot stands at the lower edge; x (m, away from the robot) points up and y (to the robot's left) points left, as
