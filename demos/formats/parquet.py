@@ -1,20 +1,25 @@
 """Read columns of parquet files as arrays, and write arrays as columns."""
 
+from __future__ import annotations
+
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from s2robot.demos.bounds import check_frame, check_size
 from s2robot.demos.errors import DatasetError, mismatch, one_line
+
+with suppress(ImportError):  # of the extra `data`, which readers and writers require
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow would start a PostScript interpreter for others
 PNG_LEVEL = 1  # larger ones cost much time and save little
