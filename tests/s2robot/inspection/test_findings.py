@@ -66,7 +66,7 @@ def test_frozen_pictures_count_only_while_the_state_moves():
         3,
         10,
         5,
-    ) and "camera hand: one picture for 5" in found.text
+    ) and "camera hand: one image for 5" in found.text
     data.state[3 * STEPS + 10 : 3 * STEPS + 15] = data.state[3 * STEPS + 10]
     assert not [f for f in data.found(jump_times=100) if f.kind == "frozen"]
 

@@ -81,7 +81,7 @@ def test_pictures_that_freeze_in_a_store_are_found(cups, tmp_path, capsys):
         store.append(frozen, {"task": 0, "success": True, "source_episode": 14})
     page = inspect(cups, tmp_path / "a").read_text()
     assert "odd: frozen 1, blank 1" in capsys.readouterr().out
-    assert "camera top: one picture for 5 steps" in page and "camera wrist/left: black" in page
+    assert "camera top: one image for 5 steps" in page and "camera wrist/left: black" in page
     assert '<a href="#4:4">4</a>' in page
 
 
