@@ -24,7 +24,7 @@ from s2robot.demos.errors import DatasetError
 from s2robot.demos.expert import expert_chunks
 from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.task import Task, TaskSettings, acted
+from s2robot.envs.task import Task, TaskSettings, next_action
 from s2robot.envs.tasks import make, make_cached
 
 
@@ -51,9 +51,9 @@ def record_episode(
         asked, imitate = dict[int, np.ndarray](), []
         for t in range(settings.max_steps if states is None else len(states)):
             if states is not None:
-                env.set_state(states[t], found_anew=t == 0)
+                env.set_state(states[t], find_contacts=t == 0)
             before = who.remember() if can_be_asked else None
-            action, perturbed = acted(who)
+            action, perturbed = next_action(who)
             if can_be_asked and perturbed:
                 asked[t] = who.ask(expert, before)
             kick = imitate_kicks and getattr(who, "push", "") == "kick"

@@ -214,12 +214,12 @@ class CubePick(MujocoTask):
         return super().info() | {"cube_pose": self.cube_pose, "distance": self.distance}
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """m: falls on the way to the cube and on the way up with it."""
         return self.distance - max(self.cube_pose[2] - self._cube_rest, 0.0)
 
     @property
-    def missed(self) -> bool:
+    def grasp_missed(self) -> bool:
         return self._closed and self.opening < SHUT and not self._touching()
 
     def expert(self, rng, settings=None):

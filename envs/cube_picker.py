@@ -16,7 +16,7 @@ import numpy as np
 
 from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import SHUT, PickerConfig
-from s2robot.envs.task import acted_on
+from s2robot.envs.task import next_actions
 from s2robot.envs.world import TABLE_HEIGHT
 
 _MEMORY = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
@@ -114,7 +114,7 @@ class Picker:
         with self.env.rehearsal():
             self.recall(memory or kept)
             self._pushes, self._miss_left = False, 0
-            actions = acted_on(self.env, self, steps)
+            actions = next_actions(self.env, self, steps)
         self.recall(kept)
         self._ik.update(joints)
         return actions

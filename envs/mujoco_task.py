@@ -83,7 +83,7 @@ class MujocoTask(Task):
         mujoco.mj_getState(self.model, self.data, physics, kind)
         return np.concatenate([physics, *(np.ravel(getattr(o, name)) for o, name in self._memory())])
 
-    def set_state(self, state: np.ndarray, found_anew: bool = True) -> None:
+    def set_state(self, state: np.ndarray, find_contacts: bool = True) -> None:
         """Go to a state of :meth:`get_state`.
 
         Contacts are found anew. Without, they stay those that the last step left, where a task keeps them: for a state
@@ -100,7 +100,7 @@ class MujocoTask(Task):
             setattr(holder, name, state[end : end + now.size].reshape(now.shape).copy())
             end += now.size
         self._forget_poses()
-        if not found_anew and self.keeps_contacts:
+        if not find_contacts and self.keeps_contacts:
             return self._refresh_poses()
         mujoco.mj_forward(self.model, self.data)
         # mj_forward writes the warm start that the next step reads: put the recorded one back

@@ -138,13 +138,13 @@ class RobosuiteTask(MujocoTask):
         return float(self.raw.reward(None))
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """m, where there is an expert that knows the way."""
-        return self._guide.left() if self._guide else -self.progress
+        return self._guide.remaining() if self._guide else -self.progress
 
     @property
-    def missed(self) -> bool:
-        return self._guide is not None and self._guide.missed()
+    def grasp_missed(self) -> bool:
+        return self._guide is not None and self._guide.grasp_missed()
 
     def expert(self, rng: np.random.Generator, settings: ExpertSettings | None = None) -> Any:
         if not self.settings.Expert:

@@ -1,14 +1,13 @@
-"""What a task is: a world that a policy acts in, and what an evaluation, a recording and a report must know of it.
+"""The interface of a task: a world that a policy acts in, for evaluation, recording and reports.
 
-    class Push(Task):                              # a task of one's own; docs/own-task.md has a whole one
+    class Push(Task):                              # your own task; docs/own-task.md has a complete one
         def begin(self, rng, options): ...         # put everything in its place
         def apply(self, action): ...               # move for one control period
         proprio = property(lambda self: ...)       # float32 (P,)
         is_success = property(lambda self: ...)
         def render_cameras(self): ...              # {camera: uint8 (H, W, 3)}
 
-A task is a gymnasium environment: ``check_env`` passes. Its settings (task_settings.py) also tell what can be known of it
-where no simulator is installed.
+A task is a gymnasium environment: ``check_env`` passes. Its settings (task_settings.py) hold the facts that need no simulator.
 """
 
 from abc import abstractmethod
@@ -30,17 +29,17 @@ __all__ = [
     "Group",
     "Task",
     "TaskSettings",
-    "acted",
+    "next_action",
 ]
 
 
 class Expert(Protocol):
     """A scripted expert in one world; :meth:`Task.expert` makes it after a reset.
 
-    It may say more: ``push``, a word if its last action pushed the robot off its way (never imitated; :meth:`act` may
-    return whether it did beside the action), ``ask(steps, memory=None)``, what it would do from here if nobody pushed it
-    (steps, A), ``remember()``, the memory that it would do that by later, and ``take_over(actions)``, to go on where
-    somebody else has acted so far (T, A): with the three, in a task whose state comes back, DAgger works.
+    Optional members: ``push``, the name of a perturbation if the last action was one (never imitated; :meth:`act` may return
+    a flag beside the action instead). DAgger needs three more: ``ask(steps, memory=None)``, its next actions without
+    perturbations (steps, A); ``remember()``, the memory that `ask` takes; ``take_over(actions)``, to continue after the
+    actions of a policy (T, A).
     """
 
     failed: bool  # it has given up
@@ -49,18 +48,18 @@ class Expert(Protocol):
         """The next action.  # float32 (A,)"""
 
 
-def acted(expert: Any) -> tuple[np.ndarray, bool]:
+def next_action(expert: Any) -> tuple[np.ndarray, bool]:
     """An expert's next action, and whether it is a push."""
     found = expert.act()
     return found if isinstance(found, tuple) else (found, bool(getattr(expert, "push", "")))
 
 
-def acted_on(env: "Task", expert: Any, steps: int) -> np.ndarray:
-    """An expert's next actions, each executed but the last: where that leads nobody asks.  # float32 (steps, A)"""
-    actions = [acted(expert)[0]]
+def next_actions(env: "Task", expert: Any, steps: int) -> np.ndarray:
+    """An expert's next actions; all but the last are executed.  # float32 (steps, A)"""
+    actions = [next_action(expert)[0]]
     while len(actions) < steps:
         env.step_physics(actions[-1])
-        actions.append(acted(expert)[0])
+        actions.append(next_action(expert)[0])
     return np.stack(actions)
 
 
@@ -68,8 +67,8 @@ class Task(gymnasium.Env):
     """A world with images and proprioception, in which an episode is decided by its seed.
 
     Observation: ``{"images": {camera: uint8 (H, W, 3) RGB upright}, "proprio": float32 (P,)}``; action: float32 (A,).
-    ``info``: ``is_success``, ``stage`` (the furthest reached), ``progress`` (larger is nearer to success, or NaN where
-    nobody measures it), ``layout`` (numbers by name: where the episode began).
+    ``info``: ``is_success``, ``stage`` (the furthest reached), ``progress`` (larger is nearer to success, or NaN if
+    it is not measured), ``layout`` (numbers by name: where the episode began).
 
     With ``draw=False`` observations hold no images (:meth:`render_cameras` still draws).
     """
@@ -84,7 +83,7 @@ class Task(gymnasium.Env):
     draw: bool = True
     _steps = 0
 
-    # ---------------------------------------------------------------- what a task gives
+    # ---------------------------------------------------------------- what a task defines
 
     @abstractmethod
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
@@ -101,7 +100,7 @@ class Task(gymnasium.Env):
     @property
     @abstractmethod
     def proprio(self) -> np.ndarray:
-        """What the robot feels.  # float32 (P,)"""
+        """The proprioception.  # float32 (P,)"""
 
     @property
     @abstractmethod
@@ -116,7 +115,7 @@ class Task(gymnasium.Env):
 
     @property
     def progress(self) -> float:
-        """Larger is nearer to success; NaN where nobody measures it."""
+        """Larger is nearer to success; NaN if it is not measured."""
         return float("nan")
 
     @property
@@ -126,17 +125,17 @@ class Task(gymnasium.Env):
 
     @property
     def grip_points(self) -> dict[str, np.ndarray]:
-        """Where each camera sees the hand: x to the right and y downwards in 0..1; without, nobody can ask for it."""
+        """Where each camera sees the hand: x to the right and y downwards in 0..1; {} if unknown."""
         return {}
 
     @property
-    def left(self) -> float:
-        """What is left to be done, in units of :attr:`progress`: where it does not fall, a policy has stalled."""
+    def remaining(self) -> float:
+        """The remaining distance to success, in units of :attr:`progress`; a policy has stalled when it stops falling."""
         return -self.progress
 
     @property
-    def missed(self) -> bool:
-        """Whether the last action failed in a way that is plain to see, such as closing a gripper on nothing."""
+    def grasp_missed(self) -> bool:
+        """Whether the last action visibly failed, such as a gripper that closed on nothing."""
         return False
 
     def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
@@ -150,18 +149,18 @@ class Task(gymnasium.Env):
             "from elsewhere (demos.path=<dataset>)"
         )
 
-    # what recordings of states alone need (frames are drawn later); without, demos hold the frames
+    # Recordings of states need these, and frames are drawn later; without them, demos hold the frames.
 
     def demo_fields(self) -> dict[str, np.ndarray]:
-        """What a demo holds of each step beside state, proprioception and action; the same names always."""
+        """Arrays that a demo stores of each step beside state, proprioception and action; always the same names."""
         return {}
 
     def get_state(self) -> np.ndarray:
-        """All that decides the future and the picture.  # float64 (S,)"""
+        """All that decides the future and the images.  # float64 (S,)"""
         raise NotImplementedError
 
-    def set_state(self, state: np.ndarray, found_anew: bool = True) -> None:
-        """Go to a state of :meth:`get_state`; without ``found_anew`` one that this very step led to."""
+    def set_state(self, state: np.ndarray, find_contacts: bool = True) -> None:
+        """Go to a state of :meth:`get_state`; ``find_contacts=False`` for a state that the last step led to."""
         raise NotImplementedError
 
     @contextmanager
@@ -176,10 +175,10 @@ class Task(gymnasium.Env):
 
     @property
     def has_state(self) -> bool:
-        """Whether a state can be had and gone back to."""
+        """Whether the task can return to a state."""
         return type(self).set_state is not Task.set_state
 
-    # ---------------------------------------------------------------- what every task does alike
+    # ---------------------------------------------------------------- what all tasks share
 
     @property
     def camera_sizes(self) -> dict[str, tuple[int, int]]:
@@ -255,7 +254,7 @@ class Task(gymnasium.Env):
         return frames
 
     def info(self) -> dict[str, Any]:
-        """What is known of the episode so far."""
+        """The facts about the episode so far."""
         known = {
             "is_success": self.is_success,
             "stage": self.stage,
@@ -271,7 +270,7 @@ class Task(gymnasium.Env):
         return None
 
     def record_fields(self, layout: Mapping[str, float], progress: float) -> tuple[dict, dict]:
-        """What an episode's record says of where it began, and of how near it came; JSON types.
+        """The fields of an episode's record for its start and its best progress; JSON types.
 
         Args:
             layout: of the first ``info``.
@@ -281,11 +280,11 @@ class Task(gymnasium.Env):
         return {"layout": {k: round(float(v), 5) for k, v in layout.items()}}, {"progress": best}
 
     def camera_geometry(self) -> dict[str, dict[str, Any]]:
-        """Camera -> what a dataset knows of it: ``size`` [H, W], and ``fovy``, ``position`` ... where known."""
+        """Camera -> ``size`` [H, W], and ``fovy``, ``position`` ... if known."""
         return {name: {"size": list(size)} for name, size in self.camera_sizes.items()}
 
     def describe(self) -> dict[str, Any]:
-        """What a dataset or a checkpoint must know of this world, as JSON types."""
+        """The attributes that datasets and checkpoints store of this world; JSON types."""
         s = self.settings
         values = s.model_dump()
         about = {

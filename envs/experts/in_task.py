@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
-from s2robot.envs.task import acted_on
+from s2robot.envs.task import next_actions
 
 _PUSHES = ("_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew")
 _MEMORY = ("closed", "push", "_step", "_rng", *_PUSHES)
@@ -50,7 +50,7 @@ class TaskExpert:
         with self.task.rehearsal():
             self.recall(memory or kept)
             self.inner.calm()
-            actions = acted_on(self.task, self, steps)
+            actions = next_actions(self.task, self, steps)
         self.recall(kept)
         return actions
 

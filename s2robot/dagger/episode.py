@@ -9,7 +9,7 @@ import numpy as np
 from s2robot.dagger.takeover import Seen, TakeoverSettings, Watch
 from s2robot.demos.expert import expert_chunks
 from s2robot.demos.record import layout_of
-from s2robot.envs.task import Task, TaskSettings, acted
+from s2robot.envs.task import Task, TaskSettings, next_action
 from s2robot.envs.tasks import make
 from s2robot.loading import load_policy
 from s2robot.policies import Actor
@@ -65,7 +65,7 @@ def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray],
         return {}, facts
     expert.take_over(done)
     for _ in range(env.settings.max_steps):
-        execute(acted(expert)[0])
+        execute(next_action(expert)[0])
         if env.is_success:
             break
     if not env.is_success:
@@ -87,7 +87,7 @@ def _act(env: Task, actor: Actor, course: Course, execute: Callable) -> str:
             execute(action)
             if env.is_success:
                 return ""
-            if reason := watch.reason(Seen(env.left, env.missed)):
+            if reason := watch.reason(Seen(env.remaining, env.grasp_missed)):
                 return reason
     return "late"
 

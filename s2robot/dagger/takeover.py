@@ -33,7 +33,7 @@ class TakeoverSettings:
 
 @dataclass(frozen=True)
 class Seen:
-    """The world after a step, as `Task.left` and `Task.missed` tell."""
+    """The world after a step, as `Task.remaining` and `Task.grasp_missed` measure."""
 
     left: float
     missed: bool

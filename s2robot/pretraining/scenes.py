@@ -20,7 +20,7 @@ from s2robot.common.extras import require_simulator
 from s2robot.common.files import replacing, write_json
 from s2robot.common.ranges import INFINITY, check_ranges
 from s2robot.core.workers import worker_pool
-from s2robot.envs.task import acted
+from s2robot.envs.task import next_action
 from s2robot.envs.tasks import DEFAULT, make, settings_class
 
 _FREE = 0  # mujoco.mjtJoint.mjJNT_FREE; mujoco is imported after OpenGL is chosen
@@ -99,7 +99,7 @@ def _moments(env: Any, seed: int) -> Iterator[None]:
     env.reset(seed=seed)
     expert = env.expert(np.random.default_rng([seed, 7]))
     for _ in range(env.settings.max_steps):
-        env.step_physics(acted(expert)[0])
+        env.step_physics(next_action(expert)[0])
         yield
         if env.is_success:
             return

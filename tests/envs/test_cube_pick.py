@@ -317,11 +317,11 @@ def test_a_rehearsal_brings_the_judge_back(blind):
     blind.reset(seed=0, options={"cube_xy": (0.12, 0.16)})
     for _ in range(15):
         blind.step_physics([0] * 7 + [1])
-    assert blind.missed
+    assert blind.grasp_missed
     with blind.rehearsal():
         blind.step_physics(np.zeros(8))
-        assert not blind.missed
-    assert blind.missed
+        assert not blind.grasp_missed
+    assert blind.grasp_missed
 
 
 def test_a_control_step_is_robosuites_to_the_last_bit(env):

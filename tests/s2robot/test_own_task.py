@@ -15,13 +15,13 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples/own_task"
 # the puck's world with a state that comes back, and an expert that can be asked: what relabelling needs
 ASKED = """
 import mujoco, numpy as np, pusher
-from s2robot.envs.task import acted_on
+from s2robot.envs.task import next_actions
 
 class Asked(pusher.Pusher):
     def get_state(self):
         return np.concatenate([self.data.qpos, self.data.qvel, self.data.ctrl])
 
-    def set_state(self, state, found_anew=True):
+    def set_state(self, state, find_contacts=True):
         self.data.qpos[:], self.data.qvel[:], self.data.ctrl[:] = state[:4], state[4:8], state[8:]
         mujoco.mj_forward(self.model, self.data)
 
@@ -34,7 +34,7 @@ class Expert(pusher.Push):
 
     def ask(self, steps, memory=None):
         with self.env.rehearsal():
-            return acted_on(self.env, self, steps)
+            return next_actions(self.env, self, steps)
 
     def take_over(self, actions):
         pass

@@ -34,10 +34,10 @@ def finish(task, expert):
 def test_it_succeeds_pushed_or_not(name):
     task = world(name)
     task.reset(seed=0)
-    far = task.left
+    far = task.remaining
     _, pushes = finish(task, task.expert(np.random.default_rng(0), ExpertSettings(kicks=(2, 2), misses=1.0)))
     assert task.is_success and {"kick", "miss"} <= set(pushes)
-    assert task.left < 0.35 * far
+    assert task.remaining < 0.35 * far
     task.reset(seed=1)
     calm = ExpertSettings(kicks=(0, 0), misses=0.0)
     actions, pushes = finish(task, task.expert(np.random.default_rng(1), calm))
@@ -134,10 +134,10 @@ def test_a_state_brings_the_expert_back_to_the_bit():
 def test_closed_on_nothing_is_a_miss():
     task = world("lift")
     task.reset(seed=0)
-    assert not task.missed
+    assert not task.grasp_missed
     for _ in range(14):
         task.step_physics([0, 0, 0, 0, 0, 0, 1])
-    assert task.missed
+    assert task.grasp_missed
 
 
 def test_a_world_without_an_expert_says_who_has_one():
