@@ -63,6 +63,36 @@ def next_actions(env: "Task", expert: Any, steps: int) -> np.ndarray:
     return np.stack(actions)
 
 
+class AskedExpert:
+    """An expert whose next actions can be asked for; a subclass defines ``calm``, which ends perturbations."""
+
+    world: "Task"
+    holder: Any  # of the attributes `memory`
+    memory: ClassVar[tuple[str, ...]]  # what decides its actions besides the world's state
+    calm: Any
+
+    def ask(self, steps: int, memory: dict[str, Any] | None = None) -> np.ndarray:
+        """Its next actions without perturbations; world and expert stay as they were.  # float32 (steps, A)
+
+        memory: of :meth:`remember`, to ask as of then; None: the present one.
+        """
+        present = self.remember()
+        with self.world.rehearsal():
+            self.recall(memory or present)
+            self.calm()
+            actions = next_actions(self.world, self, steps)
+        self.recall(present)
+        return actions
+
+    def remember(self) -> dict[str, Any]:
+        """Its memory of the episode, for `recall`."""
+        return {name: getattr(self.holder, name) for name in self.memory}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go back to what `remember` returned."""
+        vars(self.holder).update(memory)
+
+
 class Task(gymnasium.Env):
     """A world with images and proprioception, in which an episode is decided by its seed.
 
