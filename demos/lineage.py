@@ -71,7 +71,8 @@ class Lineage:
     def of(cls, contract: Mapping[str, Any], name: str | Path = "the policy") -> "Lineage":
         """Read it from a checkpoint's contract; ``name`` of the checkpoint, for the note if that stores none."""
         if (stored := contract.get("lineage")) is None:
-            return cls(unknown=(str(name),))
+            seeds = (contract.get("dataset") or {}).get("seeds") or ()  # the positions of its own demos alone
+            return cls(positions={"recorded": frozenset(map(int, seeds))}, unknown=(str(name),))
         positions = {use: frozenset(map(int, seeds)) for use, seeds in stored["positions"].items()}
         return cls(frozenset(stored.get("episode_hashes", ())), positions, tuple(stored["unknown"]))
 

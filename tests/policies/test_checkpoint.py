@@ -131,7 +131,7 @@ def test_loading_refuses(tmp_path, make_policy):
     edit(contract=CONTRACT | {"encoder": {"fingerprint": None}})
     refuse("contract: key 'encoder.fingerprint' is missing")
     edit(contract=CONTRACT | {"action_parts": 7})
-    refuse("action_parts: found 7, expected a list of parts")
+    refuse("action_parts: expected a list of parts, got 7")
     edit(contract=CONTRACT | {"cameras": CONTRACT["cameras"][::-1]})
     refuse("contract: cameras are .*, the policy's are")
     edit(tensors_sha256=7)
