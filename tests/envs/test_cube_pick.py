@@ -121,15 +121,6 @@ def test_places_and_starts_fill_their_ranges(blind):
     assert np.ptp(yaws) > np.pi
 
 
-def test_options_place_the_cube_and_leave_the_random_stream_alone(blind):
-    _, info = blind.reset(seed=5, options={"cube_xy": (0.1, -0.1), "cube_yaw": 0.3})
-    assert np.allclose(info["cube_pose"][:2], (0.1, -0.1), atol=1e-3)
-    assert 2 * np.arctan2(info["cube_pose"][6], info["cube_pose"][3]) == pytest.approx(0.3, abs=0.01)
-    start = blind.commanded
-    blind.reset(seed=5)
-    assert np.array_equal(start, blind.commanded)
-
-
 # ---------------------------------------------------------------- pictures
 
 
@@ -270,14 +261,6 @@ def test_a_state_of_another_scene_is_refused():
     with pytest.raises(EnvError, match=r"state: found shape \(273,\), expected \(250,\) for this scene"):
         panda.set_state(xarm7.get_state())
     assert np.array_equal(before, panda.get_state())
-
-
-def test_describe_is_json_and_says_what_a_dataset_must_know(env):
-    about = env.describe()
-    assert about["robot"] == env.config.robot and len(about["joint_names"]) == 7
-    assert about["action_frame"] == "joint_delta_commanded" and about["rate_hz"] == 10
-    assert list(about["camera_geometry"]) == about["cameras"] == ["hand", "left", "right"]
-    assert about["env_config"]["box_x"] == [-0.12, 0.12]
 
 
 ABOVE, BELOW = (0.1, 0, 0.8), (0, 0, 0)

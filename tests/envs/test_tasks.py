@@ -10,17 +10,14 @@ from gymnasium.utils.env_checker import check_env
 
 from s2robot.core.errors import UserError
 from s2robot.envs.chunk import ActionChunk
-from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gym_config import GymSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
-from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import (
     make,
     make_cached,
     register_user_task,
     settings_class,
-    settings_class_or_base,
     settings_of,
 )
 
@@ -206,13 +203,3 @@ def test_a_dataset_names_no_code_to_run():
     with pytest.raises(EnvError, match="task: found 'mine'"):
         settings_of({"task": "mine", "target": "antigravity:Fly"})
     assert "antigravity" not in sys.modules
-
-
-def test_what_is_known_without_the_task():
-    assert (
-        settings_class_or_base(None) is CubePickConfig and settings_class_or_base("somebodys") is TaskSettings
-    )
-    assert TaskSettings.table({"layout": {"x": -0.25}, "progress": 0.5}) == {
-        "x": "-0.25",
-        "best progress": "0.5",
-    }

@@ -131,15 +131,6 @@ def test_a_state_brings_the_expert_back_to_the_bit():
     np.testing.assert_array_equal(again.ask(6), first)
 
 
-def test_closed_on_nothing_is_a_miss():
-    task = world("lift")
-    task.reset(seed=0)
-    assert not task.grasp_missed
-    for _ in range(14):
-        task.step_physics([0, 0, 0, 0, 0, 0, 1])
-    assert task.grasp_missed
-
-
 def test_a_world_without_an_expert_says_who_has_one():
     task = make(RobosuiteSettings(env="Lift", controller="OSC_POSITION", image_size=24), draw=False)
     task.reset(seed=0)
@@ -179,20 +170,6 @@ def test_the_fingers_do_not_come_down_on_the_other_cube():
             turned += 1
             assert expert.grasp().yaw == faces + np.pi / 2
     assert turned > 0
-
-
-def test_what_is_in_the_way_of_the_fingers():
-    """Two cubes side by side: between the fingers' directions and across them, near and far."""
-    task = world("stack")
-    task.reset(seed=0)
-    expert = task.expert(None).inner
-    other, rotation = expert.hand.pose(task.raw.cubeB_body_id)
-    across = angle_of(rotation[:, 0])
-    beside = np.array([np.cos(across), np.sin(across), 0.0])
-    for distance, expected in ((0.07, True), (0.085, False)):
-        red = other - distance * beside
-        assert expert._in_the_way(red, across) is expected
-        assert not expert._in_the_way(red, across + np.pi / 2)
 
 
 def test_the_fingers_turn_little_by_little_along_a_wall():
