@@ -28,7 +28,7 @@ ENDS = "meta/episode_ends"
 ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
 CHUNK_BYTES = 1 << 20  # of a data chunk before compression: few files, and little to rewrite in an append
 ZSTD = {"id": "zstd"}
-LEVEL, QUICK_LEVEL = 5, 2  # of zstd; the second for data sets of other people, which come in bulk
+LEVEL, QUICK_LEVEL = 5, 2  # of zstd; the second for datasets of other people, which come in bulk
 VERIFY_BYTES = 64 << 20  # arrays up to this size are decoded on opening; larger ones when they are read
 
 
@@ -114,7 +114,7 @@ def create_array(
 ) -> zarr.Array:
     """Create an array without rows, each of `shape`; an existing one is overwritten."""
     row = dtype.itemsize * int(np.prod(shape))
-    # a picture per row: a few in a chunk, for random reads
+    # an image per row: a few in a chunk, for random reads
     rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))
     return group.create_array(
         folder_of(name),

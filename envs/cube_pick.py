@@ -32,7 +32,7 @@ class CubePick(MujocoTask):
     (0 open, 1 close; 0.5 and above closes).
     ``info``: ``is_success``, ``stage`` (the furthest reached of approach, grasp, lift, held), ``cube_pose``
     (x, y, z, qw, qx, qy, qz in the table's frame), ``distance`` (m, grip centre to cube centre), ``grip_points``
-    (camera -> where its picture shows the grip centre, see :meth:`project`).
+    (camera -> where its image shows the grip centre, see :meth:`project`).
 
     With ``draw=False`` observations hold no images (:meth:`render_cameras` still draws): for recording states.
 

@@ -22,7 +22,7 @@ def plot_cubes(axes: "Axes", groups: Sequence[Group], about: Mapping[str, Any], 
     The robot stands at the lower edge; x (m, away from the robot) points up and y (to the robot's left) points left, as
     seen from behind the robot. The line in each mark is half a cube long and shows the cube's yaw. `about`, an
     evaluation's summary, may hold `cube_box`, the x and y ranges (m) in which cubes were placed; without it the default
-    box is drawn if every cube lies inside. `small`: a picture beside others, without box and yaw.
+    box is drawn if every cube lies inside. `small`: an image beside others, without box and yaw.
     """
     import matplotlib
     from matplotlib.patches import Rectangle

@@ -26,7 +26,7 @@ class RobotSpec:
     camera_body: str  # the body that carries the hand camera
     camera_pos: tuple[float, float, float]  # in that body's frame
     camera_target: tuple[float, float, float]  # the point it looks at, in that frame
-    camera_up: tuple[float, float, float]  # what is up in its picture: away from the robot
+    camera_up: tuple[float, float, float]  # what is up in its image: away from the robot
     camera_fovy: float  # degrees
 
 

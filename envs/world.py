@@ -51,7 +51,7 @@ def _arm_controller(stiffness: float) -> dict:
 
 
 def look_at(position, target, up=(0.0, 0.0, 1.0)) -> np.ndarray:
-    """The ``xyaxes`` (6,) of a camera at ``position`` that looks at ``target``; straight down, x is up in its picture."""
+    """The ``xyaxes`` (6,) of a camera at ``position`` that looks at ``target``; straight down, x is up in its image."""
     backward = np.subtract(position, target).astype(float)
     backward /= np.linalg.norm(backward)
     right = np.cross(up, backward)

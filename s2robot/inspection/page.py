@@ -1,4 +1,4 @@
-"""inspect.html: a data set's episodes with videos and curves in step, its ranges, what is odd in it.
+"""inspect.html: a dataset's episodes with videos and curves in step, its ranges, what is odd in it.
 
 Beside it lies `episodes/` with a video and a script a episode, which the page loads when the episode is chosen: a page
 opened as a file may not fetch, but it may load scripts.
