@@ -1,7 +1,7 @@
 """Record scripted demos into an episode store.
 
 Every step holds the observation *before* the action: ``state`` (all that decides future and image, so that frames can
-be drawn again later, bit for bit; of a task without states the frames themselves), ``proprio``, what else the task tells
+be drawn again later, bit for bit; of a task without states the frames themselves), ``proprio``, the task's own arrays
 (:meth:`Task.demo_fields`); and the ``action`` that was executed. ``perturbed`` marks the steps in which the expert was
 pushed off its way: they are kept so that an open-loop replay is exact, and training never imitates them
 (demos/windows.py), only the recovery that follows. ``expert`` is what the expert would do from each step without pushes,

@@ -6,7 +6,7 @@ flies. So the action depends on what the cameras can see, wherever a perturbatio
 a cloned policy has a function to learn instead of a clock.
 
     picker.act()      # the next action, and whether it is a push
-    picker.ask(16)    # what it would do for 16 steps if nobody pushed it; nothing is changed by asking
+    picker.ask(16)    # its next 16 actions without perturbations; asking changes nothing
 """
 
 from typing import Any

@@ -136,7 +136,7 @@ class GymTask(Task):
 
     @property
     def layout(self) -> dict[str, float]:
-        """The goals that it observes at the start, else nothing: what else its numbers are, nobody knows."""
+        """The goals that it observes at the start; the meaning of its other numbers is unknown."""
         return self._layout
 
     def render_cameras(self) -> dict[str, np.ndarray]:

@@ -38,7 +38,7 @@ def draw_layout(
                 shown.scatter(axes, place, np.full(len(found), row + shift))
         axes.text(1.02, row, f"{low:.3g} to {high:.3g}", va="center", fontsize=8)
     if not names:
-        axes.text(0.5, 0.5, "the task tells no layout", ha="center", va="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "this task has no layout", ha="center", va="center", transform=axes.transAxes)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlim(-0.05, 1.3)
     axes.set_xticks([])

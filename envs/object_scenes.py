@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import mujoco
 import numpy as np
 
-logging.disable(logging.WARNING)  # robosuite warns at import of optional parts that nobody here needs
+logging.disable(logging.WARNING)  # robosuite warns at import about optional parts
 
 from robosuite.models import objects  # noqa: E402
 from robosuite.models.arenas import TableArena  # noqa: E402

@@ -63,7 +63,7 @@ class OffscreenRenderer:
         coarse: draw fewer triangles of what moves (the image is nearly the same).
 
     Raises:
-        EnvError: no offscreen OpenGL library is installed, or MuJoCo is told to do without.
+        EnvError: no offscreen OpenGL library is installed, or MUJOCO_GL disables it.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class RobosuiteTask(MujocoTask):
         self._look_at_scene()
         self.action_parts, low, high, self._scale, self._offset = _actions(self.raw)
         self.proprio_parts = self._proprio_parts()
-        self._guide: Any = None  # an expert that is never moved by, which tells how far it still is
+        self._guide: Any = None  # an expert that never acts, for the remaining distance
         self._furthest = 0
         self._layout: dict[str, float] = {}
         self.spaces(low, high, sum(part["size"] for part in self.proprio_parts))
@@ -81,14 +81,14 @@ class RobosuiteTask(MujocoTask):
         return parts
 
     def _observed(self) -> dict[str, Any]:
-        """robosuite's observables, and `robot0_gripper_command`: where a gripper was told to go, -1..1, some steps from one to
-        the other. An object between the fingers hides it."""
-        told = {
+        """robosuite's observables, and `robot0_gripper_command`: the commanded opening, -1..1, which takes some steps from one
+        to the other. An object between the fingers hides it."""
+        commands = {
             f"robot{number}_{'' if len(robot.arms) == 1 else f'{arm}_'}gripper_command": gripper.current_action
             for number, robot in enumerate(self.raw.robots)
             for arm, gripper in robot.gripper.items()
         }
-        return {**self.raw._get_observations(force_update=True), **told}
+        return {**self.raw._get_observations(force_update=True), **commands}
 
     # ---------------------------------------------------------------- an episode
 

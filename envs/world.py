@@ -14,7 +14,7 @@ import numpy as np
 
 from s2robot.envs.robots import RobotSpec
 
-logging.disable(logging.WARNING)  # robosuite warns at import of optional parts that nobody here needs
+logging.disable(logging.WARNING)  # robosuite warns at import about optional parts
 
 from robosuite.environments.manipulation.lift import Lift  # noqa: E402
 from robosuite.models.arenas import TableArena  # noqa: E402
@@ -70,7 +70,7 @@ class CubeWorld(Lift):
         rate_hz: control rate.
         side_cameras: name -> (position, target, fovy in degrees), in the table's frame (m, z from its top).
         stiffness: joint stiffness, 1/s² (robosuite scales it by the mass matrix).
-        clutter: some of CLUTTER, to be placed by whoever resets; nothing collides with it.
+        clutter: some of CLUTTER, placed at a reset; nothing collides with it.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class CubeWorld(Lift):
         """What robosuite's ``step`` does to the physics, to the last bit, in a fraction of its time.
 
         Of each physics step it computes poses, velocities and Jacobians of the hand, limits of the action and observations
-        that nobody reads here. Its own code sets the goals and makes the first step; what is left of the others is the joint
+        that are not used here. Its own code sets the goals and makes the first step; what is left of the others is the joint
         controller, in its own order of operations. The gripper's command stays that of the first.
         """
         model, data = self.sim.model._model, self.sim.data._data

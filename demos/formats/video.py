@@ -171,7 +171,7 @@ class VideoWriter:
 
         self.path, self.bytes, self.count, self._rate = path, 0, 0, rate
         encoder, options = ENCODERS[codec]
-        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 tells its settings on the screen otherwise
+        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = av.open(str(path), "w", format="mp4")
         stream: Any = self._file.add_stream(encoder, rate=rate, options={"crf": str(crf), **options})

@@ -163,10 +163,10 @@ class Expert:
 
     def _carry(self) -> np.ndarray:
         hand = self.hand
-        told = self.place()
-        if told is None:
+        goal = self.place()
+        if goal is None:
             return self._action(hand.position + [0, 0, 0.06], hand.yaw, True)
-        target, there = told
+        target, there = goal
         if there:
             self.closed = False
             return self._action(hand.position, hand.yaw, False)
