@@ -4,7 +4,6 @@ stored = StoredArray.open(Path("demos.zarr"), "data/action")
 stored.read(0, 100)      # (100, 8)
 """
 
-import json
 import math
 import os
 import shutil
@@ -21,7 +20,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
-from s2robot.demos.bounds import check_size, number_type, unpack
+from s2robot.demos.bounds import check_size, json_object, number_type, text_of, unpack
 from s2robot.demos.errors import DatasetError, disk_error, mismatch, one_line
 
 ENDS = "meta/episode_ends"
@@ -197,23 +196,10 @@ def committed_ends(stored: StoredArray) -> np.ndarray:
 
 
 def read_json(root: Path, name: str) -> dict:
-    """The zarr metadata in a file of the dataset folder `root`.
-
-    Raises:
-        DatasetError: there is none, or it is broken.
-    """
-    file = root / name
-    if not file.is_file():  # a link to a device or a pipe would be read for ever
-        what = "a dataset" if name == "zarr.json" else f"the array {name.removesuffix('/zarr.json')}"
-        raise mismatch(file, "no such file", what)
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{file}: broken JSON ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("attributes", {}), dict):
-        raise mismatch(file, "no zarr metadata", "a JSON object with attributes")
+    """Read the zarr metadata in a file of the dataset folder `root` (DatasetError)."""
+    content = json_object(root / name, text_of(root / name))
+    if not isinstance(content.get("attributes", {}), dict):
+        raise mismatch(root / name, "no attributes", "zarr metadata")
     return content
 
 

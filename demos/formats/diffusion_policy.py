@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from s2robot.demos.bounds import json_object
 from s2robot.demos.errors import mismatch, one_line
 from s2robot.demos.formats.sidecar import NAME
 from s2robot.demos.formats.source import Choice, Piece, Source, chosen, part_of, piece_slices
@@ -43,7 +44,7 @@ class ReplayBuffer(Source):
                 raise mismatch(f"{path}: data/{key}", f"{array.shape[0]} steps", expected)
         self._videos: dict[str, str] = {}  # camera -> its file in an episode's folder
         text = group.attributes.get(NAME)
-        if text and self.restore(text, f"{path}: {NAME}"):
+        if text and self.restore(json_object(f"{path}: {NAME}", text), f"{path}: {NAME}"):
             chosen([k for keys in self.keys.values() for k in keys], list(self._arrays), "data", path)
         else:
             self._choose_arrays()

@@ -6,7 +6,6 @@ Format: huggingface/lerobot, `src/lerobot/datasets`, wheels 0.3.3 (v2.1) and 0.4
 row k of an episode is the frame k / fps after the episode's start in its video.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.demos.bounds import json_object, text_of
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats import video
 from s2robot.demos.formats.lerobot_meta import (
@@ -25,7 +25,6 @@ from s2robot.demos.formats.lerobot_meta import (
     STATE,
     Episode,
     Info,
-    json_object,
     read_episodes,
     split_ranges,
 )  # fmt: skip
@@ -92,7 +91,7 @@ class LeRobot(Source):
         file = self.path / MARKER
         if not file.is_file():
             return False
-        stored = json_object(file)
+        stored = json_object(file, text_of(file))
         features = {feature for places in stored["places"].values() for feature in places}
         counts = ("total_episodes", "total_frames")
         if features != self._info.features.keys() - set(AUTOMATIC) or any(
@@ -100,7 +99,7 @@ class LeRobot(Source):
         ):
             self.notes.append(f"{MARKER} is of another dataset and is not used")
             return False
-        if not self.restore(json.dumps(stored), str(file)):
+        if not self.restore(stored, str(file)):
             return False
         names = {f"images_{name}": name for name in self.attributes["cameras"]}
         self._cameras = {self.keys[key][0]: name for key, name in names.items()}

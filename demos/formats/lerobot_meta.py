@@ -1,6 +1,5 @@
 """LeRobot's names and metadata: info.json, and the tables of episodes with their length and files."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from s2robot.core.settings import Stored, read
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.bounds import json_object, text_of
+from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.parquet import inside, read_table
 from s2robot.demos.formats.source import as_ranges
 
@@ -37,7 +37,7 @@ class Info(Stored):
     def of(cls, path: Path) -> "Info":
         """Read it from a dataset folder."""
         file = path / "meta/info.json"
-        return read(cls, json_object(file), f"{file}: ")
+        return read(cls, json_object(file, text_of(file)), f"{file}: ")
 
     @property
     def is_v3(self) -> bool:
@@ -66,7 +66,7 @@ def read_episodes(path: Path, info: Info, video_keys: Sequence[str]) -> tuple[li
         rows: list[dict[str, Any]] = [row for each in tables for row in each.to_pylist()]
         rows.sort(key=lambda row: _entry(row, "episode_index", table))
     else:
-        rows = _json(table, lambda text: [line for line in text.splitlines() if line.strip()])
+        rows = [json_object(table, line) for line in text_of(table).splitlines() if line.strip()]
     if not rows:
         raise mismatch(table, "no episodes", "the table of episodes")
     episodes = []
@@ -134,24 +134,3 @@ def _entry(row: Mapping[str, Any], name: str, table: Path) -> Any:
     if row.get(name) is None:
         raise mismatch(table, f"no {name}", "one, as LeRobot writes it")
     return row[name]
-
-
-def json_object(file: Path) -> dict[str, Any]:
-    (content,) = _json(file, lambda text: [text])
-    return content
-
-
-def _json(file: Path, split: Any) -> list[dict[str, Any]]:
-    """Read the JSON objects of a file; DatasetError names what is broken."""
-    if file.exists() and not file.is_file():  # reading a device or a pipe would never end
-        raise mismatch(file, "something else", "a file")
-    try:
-        objects = [json.loads(text) for text in split(file.read_text("utf-8"))]
-    except OSError as error:
-        raise mismatch(file, error.strerror, "a file") from None
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{file}: broken JSON ({error})") from None
-    for content in objects:
-        if not isinstance(content, dict):
-            raise mismatch(file, type(content).__name__, "JSON objects")
-    return objects

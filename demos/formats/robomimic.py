@@ -6,7 +6,6 @@ Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Actions of robosu
 (as in `task=robosuite`) where env_args holds the controller's scale. Files without observations: robosuite_states.py.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.demos.bounds import check_size, number_type
+from s2robot.demos.bounds import check_size, json_object, number_type
 from s2robot.demos.errors import mismatch, one_line
 from s2robot.demos.formats.sidecar import NAME
 from s2robot.demos.formats.source import Choice, Piece, Source, chosen, part_of, piece_slices
@@ -73,7 +72,9 @@ class Robomimic(DemoFile):
     """A file with observations; see :class:`Source`."""
 
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
-        if NAME in data.attrs and self.restore(data.attrs[NAME], f"{self.path}: data: {NAME}"):
+        if NAME in data.attrs and self.restore(
+            json_object(where := f"{self.path}: data: {NAME}", data.attrs[NAME]), where
+        ):
             if self.keys["action"] != [EXACT]:
                 raise mismatch(
                     self.path, f"no {EXACT}", f"one, or no attribute {NAME}: convert the dataset again"
@@ -277,20 +278,13 @@ def _check_inside(node: Any, path: Path) -> Any:
 
 
 def env_args(data: Any, path: Path) -> dict[str, Any]:
-    """Read the world's arguments: robomimic's `env_args`, or the `env_info` of robosuite's own script; {} without them.
-
-    Raises:
-        DatasetError: text that is no JSON.
-    """
+    """Read the world's arguments: robomimic's `env_args`, or the `env_info` of robosuite's own script; {} without them."""
     attrs, name = data.attrs, "env_args" if "env_args" in data.attrs else "env_info"
     if name not in attrs:
         return {}
-    try:
-        args = json.loads(attrs[name])
-    except (TypeError, ValueError) as error:
-        raise mismatch(f"{path}: data: {name}", f"text that is no JSON ({error})", "JSON") from None
-    if not isinstance(args, dict) or not isinstance(args.get("env_kwargs", {}), dict):
-        raise mismatch(f"{path}: data: {name}", f"{str(args)[:80]}", "an object")
+    args = json_object(f"{path}: data: {name}", attrs[name])
+    if not isinstance(args.get("env_kwargs", {}), dict):
+        raise mismatch(f"{path}: data: {name}: env_kwargs", f"{str(args['env_kwargs'])[:80]}", "an object")
     if name == "env_args":
         return args
     return {

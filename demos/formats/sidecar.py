@@ -1,7 +1,7 @@
 """What our writers store beside a format's own fields, so that reading the file back restores the same store.
 
     group.attrs["s2robot"] = Sidecar.of_store(store, places).text()
-    sidecar = Sidecar.parse(group.attrs["s2robot"], "mine.hdf5: s2robot")
+    sidecar = read(Sidecar, json.loads(group.attrs["s2robot"]))
 
 Other programs ignore it. Where it exists, names, types, the order of cameras and the parts come from it instead of from the
 format's conventions.
@@ -14,9 +14,9 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from s2robot.core.settings import Stored, read
+from s2robot.core.settings import Stored
 from s2robot.demos.bounds import number_type
-from s2robot.demos.errors import DatasetError, mismatch, one_line
+from s2robot.demos.errors import DatasetError, one_line
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 
@@ -41,16 +41,6 @@ class Sidecar(Stored):
         if self.arrays.keys() != self.places.keys():
             raise ValueError("places: expected one for each array")
         return self
-
-    @classmethod
-    def parse(cls, text: Any, where: str) -> "Sidecar":
-        """Read what `text` returned (DatasetError)."""
-        try:
-            return read(cls, json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise mismatch(
-                where, f"text that cannot be read ({one_line(error)})", "what s2robot wrote"
-            ) from None
 
     @classmethod
     def of_store(cls, store: EpisodeStore, places: Mapping[str, Sequence[str]]) -> "Sidecar":

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.errors import DatasetError, mismatch, one_line
 from s2robot.demos.formats.sidecar import Sidecar
 from s2robot.demos.schema import check_finite
@@ -145,13 +145,13 @@ class Source(ABC):
 
     # ---------------------------------------------------------------- names and types
 
-    def restore(self, text: Any, where: str) -> bool:
+    def restore(self, stored: dict[str, Any], where: str) -> bool:
         """Take keys, types and attributes from what our own writer stored; False if the user chooses other keys.
 
         Raises:
-            DatasetError: broken text, no such camera, or a rate or kind of action other than the stored one.
+            UserError: broken values, no such camera, or a rate or kind of action other than the stored one.
         """
-        sidecar, choice = Sidecar.parse(text, where), self.choice
+        sidecar, choice = read(Sidecar, stored, f"{where}: "), self.choice
         if choice.action is not None or choice.proprio is not None:
             return False
         about = sidecar.attributes

@@ -147,7 +147,7 @@ def test_robomimics_file_of_states_reads_alike(tmp_path, recording, copy):
          r"in.hdf5: env_args \(of robosuite 1.5.2\): task.env: found 'Kitchen', expected one of .*Lift"),
         (lambda d: d.attrs.update(env_args=json.dumps({"env_name": "Maze", "type": 2})),
          r"in.hdf5: data: found env_args of Maze, type 2, expected obs, or states of a world of robosuite"),
-        (lambda d: d.attrs.update(env_info="{"), r"in.hdf5: data: env_info: found text that is no JSON"),
+        (lambda d: d.attrs.update(env_info="{"), r"in.hdf5: data: env_info: found broken JSON"),
         (lambda d: d["demo_2"].__delitem__("states"), r"in.hdf5: data/demo_2: found no states, expected one"),
         (lambda d: d["demo_1/states"].__setitem__((1, 2), np.nan), r"demo_1: states: found nan at step 1, expected finite"),
         (lambda d: d["demo_1"].attrs.update(model_file="<mujoco/>"),

@@ -129,7 +129,7 @@ def test_a_rate_or_kind_that_the_file_contradicts_is_refused(tmp_path, store):
 def test_what_others_made_of_our_file_is_one_line(tmp_path, store):
     path = written(store, tmp_path / "out.hdf5")
     for change, words in (
-        (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), r"out.hdf5: data: s2robot: found text that cannot be"),
+        (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), r"out.hdf5: data: s2robot: found broken JSON"),
         (lambda f: f["data/demo_1"].__delitem__("s2robot/grid"), r"data/demo_1: found no s2robot/grid, expected one"),
         (lambda f: f["data/demo_0"].attrs.__delitem__("s2robot:seed"), r"data/demo_0: .*'seed'"),
     ):  # fmt: skip
