@@ -10,7 +10,7 @@ where it can be asked, ``imitate`` the steps from which a policy is to do the sa
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.trace import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.expert import expert_chunks
 from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, next_action
@@ -74,6 +73,25 @@ def record_episode(
 
 def _images(env: Task) -> dict[str, np.ndarray]:
     return {f"images_{name}": frame for name, frame in env.frames().items()}
+
+
+def expert_chunks(action: np.ndarray, asked: Mapping[int, np.ndarray]) -> np.ndarray:
+    """The picker's next actions at every step: the chunks that a policy imitates.  # float32 (T, K, A)
+
+    Up to the next push, the chunk of a step is what was executed. From the push on, and beyond the episode's end, it is
+    what the picker would have done, so the picker is asked at each push and at the end only.
+
+    Args:
+        action: executed (T, A).
+        asked: step -> what the picker would do from there (K, A): for every step at which it did something else, and
+            for T, the end.
+    """
+    chunks = np.empty((len(action), *asked[len(action)].shape), np.float32)
+    following = asked[len(action)]
+    for t in reversed(range(len(action))):
+        following = asked[t] if t in asked else np.concatenate([action[t, None], following])[: len(following)]
+        chunks[t] = following
+    return chunks
 
 
 def layout_of(env: Task, info: dict[str, Any]) -> dict[str, np.ndarray]:

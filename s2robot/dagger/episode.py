@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.dagger.takeover import Seen, TakeoverSettings, Watch
-from s2robot.demos.expert import expert_chunks
-from s2robot.demos.record import layout_of
+from s2robot.demos.record import expert_chunks, layout_of
 from s2robot.envs.task import Task, TaskSettings, next_action
 from s2robot.envs.tasks import make
 from s2robot.loading import load_policy

@@ -21,8 +21,7 @@ from s2robot.core.provenance import policy_sha256
 from s2robot.core.workers import worker_pool
 from s2robot.dagger.episode import VISITED, Course, corrected_episode
 from s2robot.dagger.takeover import REASONS, TakeoverSettings
-from s2robot.demos.corrections import began_with, left_to_try
-from s2robot.demos.lineage import CORRECTIONS
+from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings

@@ -21,8 +21,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.files import read_json, write_json
 from s2robot.common.ranges import INFINITY, check_positive, check_ranges
 from s2robot.common.settings import DemosSettings, read, read_among, task_settings
-from s2robot.demos.corrections import began_with, left_to_try
-from s2robot.demos.lineage import CORRECTIONS
+from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.log import CAUSES

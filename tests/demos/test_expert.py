@@ -7,8 +7,7 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.expert import expert_chunks
-from s2robot.demos.record import create_or_resume, record, record_episode
+from s2robot.demos.record import create_or_resume, expert_chunks, record, record_episode
 from s2robot.demos.relabel import RelabelSettings, relabel
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
