@@ -72,9 +72,8 @@ class Robomimic(DemoFile):
     """A file with observations; see :class:`Source`."""
 
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
-        if NAME in data.attrs and self.restore(
-            json_object(where := f"{self.path}: data: {NAME}", data.attrs[NAME]), where
-        ):
+        where = f"{self.path}: data: {NAME}"
+        if NAME in data.attrs and self.restore(json_object(where, data.attrs[NAME]), where):
             if self.keys["action"] != [EXACT]:
                 raise mismatch(
                     self.path, f"no {EXACT}", f"one, or no attribute {NAME}: convert the dataset again"
