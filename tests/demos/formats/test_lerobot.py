@@ -147,7 +147,7 @@ def told(**changes):
     [
         (truncated, "episode_000001.parquet: found a parquet file that cannot be read"),
         (no_video, 'episode_000001.mp4: found no such file, expected one; "episodes=[0]"'),
-        (short_video, "found 5 frames from 0 s on, expected 7 as the table has steps"),
+        (short_video, "found 5 frames, until 0.400 s, expected 7"),
         (long_table, "episode 1: found 7 rows, expected 8 by the table of episodes"),
         (gap, "episode_index: found 2, expected 1: no gaps, no repeats"),
         (two_cameras, "two cameras called 'top'"),
