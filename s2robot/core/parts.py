@@ -104,9 +104,9 @@ def read_parts(given: Any, where: str, size: int | None = None) -> tuple[Part, .
 def default_parts(key: str, joints: int) -> tuple[Part, ...]:
     """The parts that no `action_parts` or `proprio_parts` (the key) stand for, of an arm of so many joints."""
     action = key == "action_parts"
-    last = {"name": "gripper", "kind": "binary"} if action else {"name": "opening", "kind": "absolute"}
     first = [Part(name="joints", size=joints, kind="delta" if action else "absolute")] if joints else []
-    return (*first, Part(size=1, **last))
+    name, kind = ("gripper", "binary") if action else ("opening", "absolute")
+    return (*first, Part(name=name, size=1, kind=kind))  # type: ignore[arg-type]  # a Literal
 
 
 def plain(parts: Sequence[Part]) -> list[dict[str, Any]]:
