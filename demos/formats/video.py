@@ -81,7 +81,8 @@ def frames_at(
     if early is None:
         early = EARLY * float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     colours = VideoReformatter()  # one for all frames: a frame's own is made anew for each
-    done, frame, now = 0, None, 0.0
+    done, now = 0, 0.0
+    frame: Any = None
     with open_video(path, size) as (container, stream):
         if times[0] > 0 and stream.time_base:
             container.seek(int((times[0] - early) / stream.time_base), stream=stream, backward=True)

@@ -252,7 +252,9 @@ def _blank(frames: Sequence[Mapping[str, FrameStats]], limits: Thresholds) -> It
 
 
 def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
-    for part in (part for part in action.parts if part.limits is not None):
+    for part in action.parts:
+        if part.limits is None:
+            continue
         low, high = part.limits
         room = 1e-6 * (high - low)  # float32 rounds a limit
         values = action.values[:, part.at]

@@ -6,7 +6,7 @@ opened as a file may not fetch, but it may load scripts.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _episodes(store: EpisodeStore, ends: np.ndarray) -> list[dict[str, Any]]:
     """Of each episode its steps, and what the store knows: success, task, number in the source."""
     found: list[dict[str, Any]] = [{"steps": int(steps)} for steps in np.diff(ends, prepend=0)]
     texts = store.attrs.get("tasks")
-    shown = {
+    shown: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "success": ("success", bool),
         "task": ("task", lambda number: _task(texts, number)),
         "source_episode": ("source", int),
