@@ -110,7 +110,7 @@ class LeRobot(Source):
     def _choose_features(self) -> None:
         """Decide which features make action, proprio and cameras, and name the other arrays."""
         cameras: dict[str, str] = {}
-        flat, others, info = [], [], self._info
+        flat, others, info = list[str](), list[str](), self._info
         for key, feature in info.features.items():
             kind, about = str(feature.get("dtype")), feature.get("info") or feature.get("video_info") or {}
             if kind in ("video", "image") and (about.get("video.is_depth_map") or about.get("is_depth_map")):
@@ -130,14 +130,14 @@ class LeRobot(Source):
         parts = {array: self._parts(array) for array in usual}
         sizes = {name: self._frame_size(key) for key, name in self._cameras.items()}
         taken = {*self.keys, *(f"images_{name}" for name in sizes)}
-        for feature in (key for key in info.features if key in {*flat, *others} - used):
-            name = own = _array_name(feature)
+        for key in (key for key in info.features if key in {*flat, *others} - used):
+            name = own = _array_name(key)
             while name in taken:
                 name = f"recorded_{name}"
             if name != own:
-                self.notes.append(f"{feature} is called {name}: there is another {own}")
+                self.notes.append(f"{key} is called {name}: there is another {own}")
             taken.add(name)
-            self.keys[name] = [feature]
+            self.keys[name] = [key]
         version = f"LeRobot {info.codebase_version}"
         self.describe(version, info.robot_type, info.fps, sizes, parts["action"], parts["proprio"])
 

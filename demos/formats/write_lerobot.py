@@ -235,7 +235,11 @@ class _Writer:
             dtype, shape = str(store.read(key, 0, 1).dtype), list(store.shape(key)) or [1]
             features[feature] = {"dtype": dtype, "shape": shape, "names": names}
         for name, size in self.sizes.items():
-            about = {"dtype": "image", "shape": [*size, 3], "names": ["height", "width", "channels"]}
+            about: dict[str, Any] = {
+                "dtype": "image",
+                "shape": [*size, 3],
+                "names": ["height", "width", "channels"],
+            }
             if not self._png:
                 about |= {"dtype": "video", "info": video_info(self._settings.pictures, self._fps, size)}
             features[self._cameras[name]] = about
