@@ -184,7 +184,7 @@ def test_a_recording_goes_on_in_its_own_store_only(tmp_path, monkeypatch):
 def test_numbers_out_of_range_are_refused(tmp_path, number):
     with pytest.raises(UserError, match="recording.episodes: "):
         record(tmp_path / "demos.zarr", CubePickConfig(), PickerConfig(), number, 500)
-    with pytest.raises(DatasetError, match=f"workers: found {number}, expected 1 or more"):
+    with pytest.raises(UserError, match=f"recording.workers: expected >= 1, got {number}"):
         record(tmp_path / "demos.zarr", CubePickConfig(), PickerConfig(), 1, 500, number)
     assert not list(tmp_path.iterdir())
 
