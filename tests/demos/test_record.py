@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +47,7 @@ def test_what_a_recording_holds(recorded):
     assert len(store) == 3 and list(store.meta("seed")) == [500, 501, 502] and store.meta("success").all()
     assert store.robot == "xarm7" and store.cameras == CAMERAS and store.attrs["kind"] == "states"
     assert set(store.keys) == {"state", "proprio", "cube_pose", "action", "perturbed"}
-    as_json = lambda config: json.loads(json.dumps(asdict(config)))  # noqa: E731 (tuples become lists)
+    as_json = lambda config: json.loads(json.dumps(config.model_dump()))  # noqa: E731 (tuples become lists)
     assert as_json(world_of_demos(store)) == as_json(CubePickConfig())
     assert world_of_demos(store, cameras=("left",)).cameras == ("left",)
 
@@ -104,7 +103,7 @@ def instead_of_simulating(monkeypatch, width: int = 5) -> None:
     geometry = dict.fromkeys(CAMERAS, {})
     about = {"robot": "xarm7", "joint_names": list("abcdefg"), "rate_hz": 10, "cameras": list(CAMERAS), "camera_geometry": geometry,
              "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {}}  # fmt: skip
-    told = lambda world, picker, seed: about | {"seed": seed, "kind": "states", "picker": asdict(picker)}  # noqa: E731
+    told = lambda world, picker, seed: about | {"seed": seed, "kind": "states", "picker": picker.model_dump()}  # noqa: E731
     monkeypatch.setattr(recorder, "demo_attributes", told)
     do_inline(monkeypatch)
     monkeypatch.setattr(recorder, "record_episode", episode)
@@ -225,7 +224,7 @@ def test_replay_of_all_and_of_wrong_actions(recorded, tmp_path):
 @pytest.mark.parametrize("robot", ["xarm7", pytest.param("panda", marks=pytest.mark.slow)])
 def test_pictures_drawn_again_are_the_live_ones(tmp_path, robot):
     config = CubePickConfig(robot=robot, image_size=SIZE)
-    store = recorded_here(tmp_path / "one.zarr", replace(config, image_size=256), 31)
+    store = recorded_here(tmp_path / "one.zarr", config.replace(image_size=256), 31)
     env = CubePick(config)
     observation, _ = env.reset(seed=31)
     picker = Picker(env, PickerConfig())
