@@ -88,12 +88,11 @@ def _facts(
     cameras = [
         f"{c} ({' × '.join(map(str, shapes[c]))} px)" if shapes.get(c) else c for c in contract["cameras"]
     ]
-    head = spec.head.get("kind", "regression")
     facts = {
         "robot": str(contract["robot"]),
         "cameras": ", ".join(cameras),
         "encoder": f"{encoder.get('name', '')} `{encoder['fingerprint'][:12]}`, {_encoder(encoder)}",
-        "policy": f"{spec.kind}, {head}, {parameters / 1e6:.2f} M parameters; {spec.execute} of {spec.chunk} actions a plan",
+        "policy": f"{spec.kind}, {spec.head.kind}, {parameters / 1e6:.2f} M parameters; {spec.execute} of {spec.chunk} actions a plan",
         "demos": ", ".join(
             [str(dataset.get("name", "demos")), f"{dataset.get('episodes', '?')} episodes"]
             + [f"`{str(dataset[key])[:12]}`" for key in ("fingerprint",) if key in dataset]

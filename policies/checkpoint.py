@@ -30,7 +30,6 @@ from s2robot.policies.parts import Parts
 from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
 SCHEMA = 2
-_READS = (1, SCHEMA)
 TENSORS = "policy.safetensors"
 ENCODER = "encoder.safetensors"
 REQUIRED: dict[str, Any] = {  # of a contract, and what each is
@@ -105,14 +104,9 @@ def load_checkpoint(
             raise PolicyError(f"{record_path}: key '{key}' is missing")
     _check_complete(record["contract"], f"{record_path}: contract")
     state = _tensors_of(tensors_path, record["tensors_sha256"])
-    if record["schema"] == 1:
-        state = {_name_since_2(name): tensor for name, tensor in state.items()}
     spec = PolicySpec.from_dict(record["spec"], f"{record_path}: spec")
     _check_cameras(record["contract"], spec, f"{record_path}: contract")
-    try:
-        policy = ChunkPolicy(spec)
-    except PolicyError as error:  # a head, say, that this version does not know
-        raise PolicyError(f"{record_path}: {error}") from None
+    policy = ChunkPolicy(spec)
     _check_parts(record["contract"], spec, f"{record_path}: contract")
     _check_tensors(policy, state, tensors_path)
     policy.load_state_dict(state, strict=True)
@@ -144,11 +138,9 @@ def _record_of(folder: Path) -> tuple[Path, dict[str, Any]]:
         record = json.loads(record_path.read_text())
     except ValueError as error:
         raise PolicyError(f"{record_path}: not valid JSON, the file is truncated or damaged") from error
-    if not isinstance(record, dict) or record.get("schema") not in _READS:
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise PolicyError(
-            f"{record_path}: schema is {found}, this version reads {' and '.join(map(str, _READS))}"
-        )
+        raise PolicyError(f"{record_path}: schema: expected {SCHEMA}, got {found}")
     return place, record
 
 
@@ -170,14 +162,6 @@ def _tensors_of(path: Path, sha256: str) -> dict[str, torch.Tensor]:
         return tensors_from_bytes(data)
     except SafetensorError as error:
         raise PolicyError(f"{path}: not a safetensors file ({error})") from error
-
-
-def _name_since_2(name: str) -> str:
-    """A tensor's name of version 0.1, when there was no head apart from the body."""
-    first, _, rest = name.partition(".")
-    if first == "network":
-        return f"network.head.out.{rest[5:]}" if rest.startswith("head.") else f"network.body.{rest}"
-    return f"network.{name}" if first == "pooling" else name
 
 
 def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:

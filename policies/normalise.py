@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.parts import Parts
 
-MODES = ("standard", "minmax", "quantile")
+Mode = Literal["standard", "minmax", "quantile"]
 # A dimension that hardly moves in the demos is divided by the floor instead of its own spread, so that a
 # constant one becomes 0 and sensor noise is not blown up. 0.01 rad of a joint, 0.001 rad a step of a delta.
 PROPRIO_FLOOR = 1e-2
@@ -70,8 +70,6 @@ class Normaliser(nn.Module):
         modes: Mapping[str, str] | None = None,
     ):
         super().__init__()
-        if mode not in MODES:
-            raise PolicyError(f"normalise is '{mode}', expected one of {', '.join(MODES)}")
         self.mode, self.modes, self.chunk, self.cumulative = mode, dict(modes or {}), chunk, cumulative
         self.parts = {"proprio": proprio, "action": action}
         self.proprio = Scaler(proprio.width)

@@ -1,6 +1,6 @@
 """From a camera's token map to one vector: mean, spatial softmax or attention.
 
-    pool = build_pooling("spatial_softmax", dim=384, tokens=64, out_dim=128)
+    pool = build_pooling(PoolingSettings(kind="spatial_softmax"), dim=384, tokens=64, out_dim=128)
     pool(torch.randn(5, 64, 384)).shape          # (5, 128)
 
 "mean" is what MVP and RPT do, and it forgets where a thing is. Spatial softmax (Levine et al., 2016) keeps
@@ -15,65 +15,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
+from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.policies.dense import Dense
 from s2robot.policies.errors import PolicyError
-from s2robot.policies.settings import check_ranges
 
-KINDS = ("mean", "spatial_softmax", "attention")
-NORMS = ("channel", "layer", "none")
 HIDDEN_LOGIT = -1e4  # finite, so that a map whose tokens are all dropped gives a uniform softmax, not NaN
 
 
-@dataclass(frozen=True)
-class PoolingSettings:
-    """How the token map of a camera becomes one vector."""
+class PoolingSettings(Settings, at="policy.pooling", file="policy/common/policy"):
+    """How the token map of a camera becomes one vector; configs/policy/common/policy.yaml documents each value."""
 
-    kind: str = "spatial_softmax"  # mean | spatial_softmax | attention
-    shared: bool = False  # one set of weights for all cameras (plus a camera embedding), or one each
-    norm: str = "channel"  # channel: training mean/std of each channel; layer: LayerNorm; none
-    keypoints: int = 32  # spatial_softmax: heat maps
-    values: int = 16  # spatial_softmax: channels that every heat map pools at its place; 0 = places only
-    temperature: float = 1.0  # spatial_softmax: first value of the learned temperature, one a heat map
-    keep_mean: bool = (
-        True  # spatial_softmax: the mean of all tokens (that are not hidden) beside the keypoints
-    )
-    queries: int = 8  # attention: learned queries
-    heads: int = 4  # attention: heads of a query
-    width: int = 64  # attention: channels of keys and values, split over the heads
-    token_dropout: float = 0.0  # training: share of tokens hidden from the pooling
-    feature_dropout: float = 0.0  # training: dropout on the pooled vector before its last Linear
-    feature_noise: float = 0.0  # training: Gaussian noise on every token channel, in normalised units
+    kind: Literal["mean", "spatial_softmax", "attention"] = from_yaml()
+    shared: bool = from_yaml()
+    norm: Literal["channel", "layer", "none"] = from_yaml()
+    keypoints: int = from_yaml(ge=1)
+    values: int = from_yaml(ge=0)
+    temperature: float = from_yaml(gt=0)
+    keep_mean: bool = from_yaml()
+    queries: int = from_yaml(ge=1)
+    heads: int = from_yaml(ge=1)
+    width: int = from_yaml(ge=1)
+    token_dropout: float = from_yaml(ge=0, lt=1)
+    feature_dropout: float = from_yaml(ge=0, lt=1)
+    feature_noise: float = from_yaml(ge=0)
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise PolicyError(f"pooling.kind is '{self.kind}', expected one of {', '.join(KINDS)}")
-        if self.norm not in NORMS:
-            raise PolicyError(f"pooling.norm is '{self.norm}', expected one of {', '.join(NORMS)}")
-        many, any_ = (1, math.inf), (0, math.inf)
-        check_ranges(
-            self,
-            "policy.pooling",
-            keypoints=many,
-            values=any_,
-            queries=many,
-            heads=many,
-            width=many,
-            feature_noise=any_,
-        )
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
         if self.width % self.heads:
-            raise PolicyError(f"pooling.width {self.width} is not a multiple of pooling.heads {self.heads}")
-        for name in ("token_dropout", "feature_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise PolicyError(f"pooling.{name} is {getattr(self, name)}, expected 0 <= value < 1")
-        if not 0 < self.temperature < math.inf:
-            raise PolicyError(f"pooling.temperature is {self.temperature}, expected a value above 0")
+            raise invalid("width", f"a multiple of {self.heads} heads", self.width)
+        return self
 
 
 Tokens = int | tuple[int, int]  # how many form a square map, or its rows and columns
@@ -229,11 +206,10 @@ class AttentionPool(nn.Module):
         return self.out(self.dropout(pooled.flatten(1)))
 
 
-def build_pooling(kind: str, dim: int, tokens: Tokens, out_dim: int, **settings: object) -> nn.Module:
-    """Module that maps tokens (M, N, D) to (M, out_dim); `settings` are those of PoolingSettings."""
-    chosen = PoolingSettings(kind=kind, **settings)  # type: ignore[arg-type]
-    module = {"mean": MeanPool, "spatial_softmax": SpatialSoftmax, "attention": AttentionPool}[kind]
-    return module(chosen, dim, tokens, out_dim)
+def build_pooling(settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int) -> nn.Module:
+    """Module that maps tokens (M, N, D) to (M, out_dim)."""
+    kinds = {"mean": MeanPool, "spatial_softmax": SpatialSoftmax, "attention": AttentionPool}
+    return kinds[settings.kind](settings, dim, tokens, out_dim)
 
 
 class CameraPooling(nn.Module):
@@ -259,12 +235,9 @@ class CameraPooling(nn.Module):
                 "expected one shape for all cameras, or pooling.shared=false"
             )
         self.settings, self.counts = settings, [n if isinstance(n, int) else math.prod(n) for n in maps]
-        arguments = {name: value for name, value in vars(settings).items() if name != "kind"}
         count = 1 if settings.shared else cameras
         self.norms = nn.ModuleList(FeatureNorm(settings.norm, dim) for _ in range(cameras))
-        self.pools = nn.ModuleList(
-            build_pooling(settings.kind, dim, maps[i], out_dim, **arguments) for i in range(count)
-        )
+        self.pools = nn.ModuleList(build_pooling(settings, dim, maps[i], out_dim) for i in range(count))
         self.out_dim = out_dim
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.trace import span
 from s2robot.core.workers import engine_in_use, worker_pool
 from s2robot.demos.mix import Mix
@@ -36,20 +36,14 @@ from s2robot.envs.task import TaskSettings
 from s2robot.loading import device_of
 
 
-@dataclass(frozen=True)
-class FeaturesSettings:
-    """configs/features/default.yaml documents each field."""
+class FeaturesSettings(Settings, at="features", file="features/default"):
+    """configs/features/default.yaml documents each value."""
 
-    cache: str | None = None
-    workers: int | None = None
-    dtype: str = "float16"
-    device: str = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "threads"):
-            if (found := getattr(self, name)) is not None and found < 1:
-                raise UserError(f"features.{name}: found {found}, expected 1 or more, or null")
+    cache: str | None = from_yaml()
+    workers: int | None = from_yaml(ge=1)
+    dtype: str = from_yaml()
+    device: str = from_yaml()
+    threads: int | None = from_yaml(ge=1)
 
     def shares(self) -> tuple[int, int]:
         """Return the number of processes and the threads of each; threads spin while they wait, so one by default."""

@@ -8,13 +8,12 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
@@ -51,8 +50,9 @@ from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square
-from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec, load_checkpoint
+from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.card import write_card
+from s2robot.policies.spec import PolicySettings
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 
@@ -61,7 +61,7 @@ from s2robot.training.train import train
 class Task:
     """What `encode`, `train` and `run` are told: their config, read once.
 
-    ``encoder`` and ``policy`` are what `build_encoder` and `PolicySpec.from_dict` take; encoding needs no policy.
+    ``encoder`` is what `build_encoder` takes; encoding needs no policy.
     """
 
     robot: str
@@ -70,7 +70,7 @@ class Task:
     demos: DemosSettings
     encoder: dict[str, Any]
     features: FeaturesSettings
-    policy: dict[str, Any]
+    policy: PolicySettings | None
     train: TrainSettings
     world: TaskSettings
     action_frame: str
@@ -118,13 +118,13 @@ def read_task(cfg: DictConfig) -> Task:
         "cameras": world.cameras,
         "action_frame": world.action_frame,
     } | demos.own_world()
-    policy = in_steps(plain(cfg.policy), of["rate_hz"]) if "policy" in cfg else {}
-    if policy:
-        _try(policy)
+    policy = None
+    if "policy" in cfg:
+        policy = read(PolicySettings, in_steps(plain(cfg.policy), of["rate_hz"]), "policy")
     _refuse_usual_encoder(demos)
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     if settings.validation is None:
-        settings = replace(settings, validation=demos.usual_validation())
+        settings = settings.replace(validation=demos.usual_validation())
     if settings.epochs is not None and (steps := typed().get("train.steps")):
         raise UserError(f"train.epochs: expected null beside train.steps={steps}, got {settings.epochs:g}")
     return Task(
@@ -150,13 +150,6 @@ def _refuse_usual_encoder(demos: DemosSettings) -> None:
             "(pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in (downloaded); "
             "encoder=mvp-tiny was pre-trained on rendered scenes only"
         )
-
-
-def _try(policy: dict[str, Any]) -> None:
-    """Refuse settings of a policy before anything is recorded or encoded for it (PolicyError): a small one is built of them."""
-    small = {"cameras": ["a"], "dim": 8, "tokens": 4, "normalise_parts": {}}
-    with torch.random.fork_rng(devices=[]):
-        ChunkPolicy(replace(PolicySpec.from_dict({**policy, **small}), members=1))
 
 
 def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
@@ -209,8 +202,9 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": max(map(math.prod, maps))}
     if any(rows != columns for rows, columns in maps) or len(set(maps)) > 1:
         sizes["grids"] = [list(shape) for shape in maps]
+    assert task.policy is not None
     tune, tail = task.train.tune, None
-    if tune.blocks and task.policy.get("zero_features"):
+    if tune.blocks and task.policy.zero_features:
         raise UserError(
             f"train.tune.blocks: found {tune.blocks}, expected 0: with policy.zero_features nothing is seen"
         )
@@ -220,7 +214,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
         return train(
             task.train,
             PolicySpec.from_dict(
-                {**task.policy, **sizes, **parts_of(store)},
+                {**task.policy.model_dump(), **sizes, **parts_of(store)},
                 action_frame=store.attrs["action_frame"],
             ),
             store,
@@ -277,7 +271,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
             **({"frames": non_square(frames)} if non_square(frames) else {}),
-            **({"tuned": {**asdict(tune), "cached": task.features.dtype}} if tune.blocks else {}),
+            **({"tuned": {**tune.model_dump(), "cached": task.features.dtype}} if tune.blocks else {}),
         },
         "cameras": list(task.cameras),
         "camera_geometry": about["camera_geometry"],

@@ -94,7 +94,7 @@ def validate_checkpoint(
     chosen = _chosen(episodes, trained, store, checkpoint)
     dtype = contract["encoder"]["features_dtype"]
     encoded, _ = encode_demos(
-        store, encoder, policy.spec.cameras, replace(features or FeaturesSettings(), dtype=dtype)
+        store, encoder, policy.spec.cameras, (features or FeaturesSettings()).replace(dtype=dtype)
     )
     actor = BatchActor(policy, min(settings.parallel, len(chosen)))
     with bar("predicting") as update:

@@ -5,56 +5,42 @@ place of the action that is asked for; its output is what the head makes the nex
 
 With `causal` (the default) every step sees itself and the steps before it, with a learned bias for how long ago
 they are, and has a mask token of its own: one pass over T steps trains T targets, with contexts of 1 to T steps.
-Without it, as in the papers and in checkpoints of version 0.1, all steps see each other, each has a position
+Without it, as in the papers, all steps see each other, each has a position
 embedding, and a pass trains the last step alone.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.settings import check_ranges
-
-READOUTS = ("mask", "queries")
+from s2robot.core.settings import Settings, from_yaml, invalid
 
 
-@dataclass(frozen=True)
-class TransformerSettings:
-    """Sizes of the transformer; the defaults are those of Table 10."""
+class TransformerSettings(Settings, at="policy.network", file="policy/transformer"):
+    """configs/policy/transformer.yaml documents each value."""
 
-    width: int = 192  # channels of a token
-    blocks: int = 4  # encoder blocks
-    heads: int = 4  # attention heads
-    mlp_ratio: float = 2.0  # hidden size of a block's MLP over the width
-    dropout: float = 0.0  # on the output of attention and MLP
-    action_history: bool = True  # past actions as tokens; false keeps the mask token only
-    proprio_history: bool = True  # states of earlier steps as tokens; false keeps the last state only
-    readout: str = "mask"  # mask: one token gives the whole chunk; queries: one learned token an action
-    causal: bool = False  # every step trains a target of its own, see the module
+    width: int = from_yaml(ge=1)
+    blocks: int = from_yaml(ge=1)
+    heads: int = from_yaml(ge=1)
+    mlp_ratio: float = from_yaml(ge=0.01)
+    dropout: float = from_yaml(ge=0, le=0.99)
+    action_history: bool = from_yaml()
+    proprio_history: bool = from_yaml()
+    readout: Literal["mask", "queries"] = from_yaml()
+    causal: bool = from_yaml()
 
-    def __post_init__(self) -> None:
-        many = (1, math.inf)
-        check_ranges(
-            self,
-            "policy.network",
-            width=many,
-            heads=many,
-            blocks=many,
-            mlp_ratio=(0.01, math.inf),
-            dropout=(0, 0.99),
-        )
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
         if self.width % self.heads:
-            raise PolicyError(f"network.width {self.width} is not a multiple of network.heads {self.heads}")
-        if self.readout not in READOUTS:
-            raise PolicyError(f"network.readout is '{self.readout}', expected one of {', '.join(READOUTS)}")
+            raise invalid("width", f"a multiple of {self.heads} heads", self.width)
+        return self
 
 
 class Block(nn.Module):

@@ -8,38 +8,34 @@ come up. Here the decoder reads the body's vector in place of image tokens, and 
 joints. The averaging of overlapping plans is `policy.ensemble`.
 """
 
-import math
-from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
+from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.policies.bodies.transformer import Block, TransformerSettings
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.heads.denoiser import check_counts
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
-from s2robot.policies.settings import check_ranges
 
 
-@dataclass(frozen=True)
-class ActSettings:
-    """configs/policy/head/act.yaml says what each is."""
+class ActSettings(Settings, at="policy.head", file="policy/head/act"):
+    """configs/policy/head/act.yaml documents each value."""
 
-    style: int = 32
-    kl_weight: float = 10.0
-    draw: bool = False
-    width: int = 128
-    layers: int = 2
-    heads: int = 4
-    dropout: float = 0.1
+    kind: Literal["act"] = from_yaml()
+    style: int = from_yaml(ge=1)
+    kl_weight: float = from_yaml(ge=0)
+    draw: bool = from_yaml()
+    width: int = from_yaml(ge=1)
+    layers: int = from_yaml(ge=1)
+    heads: int = from_yaml(ge=1)
+    dropout: float = from_yaml(ge=0, le=0.99)
 
-    def __post_init__(self) -> None:
-        check_counts(self, "style", "width", "layers", "heads")
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
         if self.width % self.heads:
-            raise PolicyError(
-                f"policy.head.width {self.width} is not a multiple of policy.head.heads {self.heads}"
-            )
-        check_ranges(self, "policy.head", kl_weight=(0, math.inf), dropout=(0, 0.99))
+            raise invalid("width", f"a multiple of {self.heads} heads", self.width)
+        return self
 
 
 class ActHead(Head):

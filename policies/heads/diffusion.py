@@ -8,42 +8,31 @@ the noise is a large one of the chunk: to the range of the demos at each step an
 """
 
 import math
-from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.heads.denoiser import DenoiserSettings, check_counts
+from s2robot.core.settings import from_yaml, invalid
+from s2robot.policies.heads.denoiser import DenoiserSettings
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
 
-PREDICTS = ("sample", "epsilon")
 
+class DiffusionSettings(DenoiserSettings, at="policy.head", file="policy/head/diffusion"):
+    """configs/policy/head/diffusion.yaml documents each value."""
 
-@dataclass(frozen=True)
-class DiffusionSettings(DenoiserSettings):
-    """configs/policy/head/diffusion.yaml says what each is."""
+    kind: Literal["diffusion"] = from_yaml()
+    train_steps: int = from_yaml(ge=2)
+    steps: int = from_yaml(ge=2)  # with 1, the only level would be the one without noise
+    predicts: Literal["sample", "epsilon"] = from_yaml()
+    clip: float | None = from_yaml(gt=0)
 
-    train_steps: int = 100
-    steps: int = 10
-    predicts: str = "sample"
-    clip: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(self, "train_steps", "steps")
+    @model_validator(mode="after")
+    def _no_more_steps_than_levels(self) -> Self:
         if self.steps > self.train_steps:
-            raise PolicyError(
-                f"policy.head.steps {self.steps} is more than policy.head.train_steps {self.train_steps}"
-            )
-        if self.steps < 2:
-            raise PolicyError(
-                "policy.head.steps is 1, expected 2 or more: the only level would be the one without noise"
-            )
-        if self.predicts not in PREDICTS:
-            raise PolicyError(f"policy.head.predicts is '{self.predicts}', expected {' or '.join(PREDICTS)}")
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise PolicyError(f"policy.head.clip is {self.clip}, expected null or a value above 0")
+            raise invalid("steps", f"<= {self.train_steps}, policy.head.train_steps", self.steps)
+        return self
 
 
 class DiffusionHead(Head):

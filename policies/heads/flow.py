@@ -4,24 +4,21 @@ The network learns the velocity from noise to action at a random point of the li
 few Euler steps.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from s2robot.policies.heads.denoiser import DenoiserSettings, check_counts
+from s2robot.core.settings import from_yaml
+from s2robot.policies.heads.denoiser import DenoiserSettings
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
-@dataclass(frozen=True)
-class FlowSettings(DenoiserSettings):
-    """configs/policy/head/flow.yaml says what each is."""
+class FlowSettings(DenoiserSettings, at="policy.head", file="policy/head/flow"):
+    """configs/policy/head/flow.yaml documents each value."""
 
-    steps: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(self, "steps")
+    kind: Literal["flow"] = from_yaml()
+    steps: int = from_yaml(ge=1)
 
 
 class FlowHead(Head):

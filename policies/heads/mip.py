@@ -10,26 +10,21 @@ its published code also knows one that leaves out the factor t. Squared error on
 -1 or 1. It does not fit a distribution: of two equally good ways it takes one answer, which may lie between them.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from s2robot.policies.errors import PolicyError
+from s2robot.core.settings import from_yaml
 from s2robot.policies.heads.denoiser import DenoiserSettings
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
-@dataclass(frozen=True)
-class MipSettings(DenoiserSettings):
-    """configs/policy/head/mip.yaml says what each is."""
+class MipSettings(DenoiserSettings, at="policy.head", file="policy/head/mip"):
+    """configs/policy/head/mip.yaml documents each value."""
 
-    time: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.time < 1:
-            raise PolicyError(f"policy.head.time is {self.time}, expected a value between 0 and 1")
+    kind: Literal["mip"] = from_yaml()
+    time: float = from_yaml(gt=0, lt=1)
 
 
 class MipHead(Head):

@@ -1,19 +1,21 @@
 """Regression: one linear layer gives the chunk. Fast and exact where there is one right way to go."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, on_binary
 from s2robot.policies.parts import Slot
 
 
-@dataclass(frozen=True)
-class RegressionSettings:
-    """Nothing of its own: the losses stand beside it in the policy's settings."""
+class RegressionSettings(Settings, at="policy.head", file="policy/head/regression"):
+    """None but the kind: its losses are settings of the policy."""
+
+    kind: Literal["regression"] = from_yaml()
 
 
 class RegressionHead(Head):

@@ -313,5 +313,8 @@ def explained(verb: str, word: str, flags: Mapping[str, str], summary: str, aske
         file = root / group / f"{chosen or groups.get(group)}.yaml"
         if group in groups and file.is_file():
             lines += ["", f"{group}={file.stem}: type {group.replace('/', '.')}.<key>=<value>", ""]
-            lines += file.read_text(encoding="utf-8").strip().splitlines()
+            text = file.read_text(encoding="utf-8").strip()
+            for shared in re.findall(r"^  - (common/\w+)@_here_", text, re.M):
+                text += "\n\n" + (root / group / f"{shared}.yaml").read_text(encoding="utf-8").strip()
+            lines += text.splitlines()
     return "\n".join([*lines, "", f"`--cfg job` prints all values. The files with all settings: {root}"])

@@ -15,6 +15,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from functools import cache
+from os.path import commonprefix
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
@@ -167,16 +168,17 @@ def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
 
     node: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{file}.yaml"))
     parts = at.split(".") if at else []
-    if (
-        parts and "/" in file and parts[0] not in node
-    ):  # the file of a group: `train/default` is the node `train`
-        parts = parts[1:]
+    if parts and "/" in file and parts[0] not in node:
+        # the file of a group: `train/default` is the node `train`, `policy/head/flow` is `policy.head`
+        parts = parts[max(1, len(commonprefix([parts, list(Path(file).parent.parts)]))) :]
     for part in parts:
-        node = node[part]
+        node = node.get(part, {})
     if "/" in file:  # `defaults: [robosuite, _self_]`: the other file's values, where this one has none
         others = [name for name in node.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
         node = {
-            k: v for other in others for k, v in yaml_defaults(f"{Path(file).parent}/{other}", at).items()
+            k: v
+            for other in others
+            for k, v in yaml_defaults(f"{Path(file).parent}/{other.partition('@')[0]}", at).items()
         } | node
     return {
         key: value

@@ -12,7 +12,6 @@
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from PIL import Image
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import read_json, replacing, write_json
-from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
 
 FARTHEST = 10.0  # m, in depth images
@@ -31,28 +30,20 @@ _IMAGES_A_JOB = 24
 _worlds: dict[int, Any] = {}  # a worker's worlds by image size
 
 
-@dataclass(frozen=True)
-class ObjectsSettings:
-    """configs/objects/default.yaml documents each field."""
+class ObjectsSettings(Settings, at="objects", file="objects/default"):
+    """configs/objects/default.yaml documents each value."""
 
-    train: int = 1440
-    test: int = 720
-    image_size: int = 384
-    small: float = 0.4
-    seed: int = 0
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        many = (1, INFINITY)
-        check_ranges(
-            self, "objects", train=(2, 999_999), test=(0, 999_999), image_size=many, small=(0, 1), seed=(0, INFINITY),
-            workers=many,
-        )  # fmt: skip
+    train: int = from_yaml(ge=2, le=999_999)
+    test: int = from_yaml(ge=0, le=999_999)
+    image_size: int = from_yaml(ge=1)
+    small: float = from_yaml(ge=0, le=1)
+    seed: int = from_yaml(ge=0)
+    workers: int = from_yaml(ge=1)
 
     @property
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the images."""
-        return {key: value for key, value in asdict(self).items() if key != "workers"}
+        return self.model_dump(exclude={"workers"})
 
 
 def make_objects(

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ class _Run:
             optimizer,
             lambda step: cosine_with_warm_up(step, step / settings.steps, settings.warmup_steps),
         )
-        self.identity = {key: asdict(settings)[key] for key in _DECIDING}
+        self.identity = settings.model_dump(include=set(_DECIDING))
         self.identity |= {"processes": fabric.world_size, "pictures": bank.describe()}
         self.loss: float | None = None  # running mean
         self.images = torch.empty(0)
@@ -186,7 +185,7 @@ class _Run:
 
     def _recipe(self, seconds: float) -> dict[str, Any]:
         """Describe how the encoder was made, for its file."""
-        settings, step = asdict(self.settings), self.learner.step
+        settings, step = self.settings.model_dump(), self.learner.step
         return {
             "recipe": "masked autoencoding (MAE, as in MVP)" + " with S2" * (len(settings["scales"]) > 1),
             "steps": step,

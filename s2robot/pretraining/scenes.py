@@ -8,7 +8,6 @@ robot and the cube's size. No demo is used, so the encoder has not seen the fram
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import replacing, write_json
-from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
 from s2robot.envs.task import acted
 from s2robot.envs.tasks import DEFAULT, make, settings_class
@@ -28,27 +27,17 @@ _FRAMES_A_SEED = 60  # about one episode: a worker's task takes some seconds
 _EVERY = 4  # steps between frames: neighbours look alike
 
 
-@dataclass(frozen=True)
-class ScenesSettings:
-    """configs/scenes.yaml documents each field."""
+class ScenesSettings(Settings, at="scenes", file="scenes"):
+    """configs/scenes.yaml documents each value."""
 
     out: str
-    tasks: tuple[str, ...] = ("cube_pick",)
-    robots: tuple[str, ...] = ("xarm7", "panda")
-    frames: int = 15000
-    image_size: int = 256
-    vary: float = 0.6
-    seed: int = 0
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        many = (1, INFINITY)
-        check_ranges(
-            self, "scenes", frames=many, image_size=many, workers=many, seed=(0, INFINITY), vary=(0, 1)
-        )
-        for name in ("tasks", "robots"):
-            if not getattr(self, name):
-                raise UserError(f"scenes.{name}: found none, expected one or more")
+    tasks: tuple[str, ...] = from_yaml(min_length=1)
+    robots: tuple[str, ...] = from_yaml(min_length=1)
+    frames: int = from_yaml(ge=1)
+    image_size: int = from_yaml(ge=1)
+    vary: float = from_yaml(ge=0, le=1)
+    seed: int = from_yaml(ge=0)
+    workers: int = from_yaml(ge=1)
 
 
 class _Look:
@@ -162,7 +151,5 @@ def make_scenes(
                 bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = frames
                 progress(i + 1, seeds)
         bank.flush()
-        recipe = {**asdict(settings), "tasks": list(settings.tasks), "robots": list(settings.robots)}
-        del recipe["out"]
-        write_json(out / "meta.json", recipe)
+        write_json(out / "meta.json", settings.model_dump(mode="json", exclude={"out"}))
     return path

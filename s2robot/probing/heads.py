@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import replacing
-from s2robot.common.ranges import INFINITY, check_positive, check_ranges
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.probing.images import Rows
 from s2robot.training.schedule import cosine_with_warm_up
 
@@ -35,22 +35,16 @@ _BATCH = 32  # images judged at once
 Curve = list[tuple[int, float, float]]  # step, training loss since the last, validation loss
 
 
-@dataclass(frozen=True)
-class HeadSettings:
+class HeadSettings(Settings, at="probe.head", file="probe/scaling"):
     """configs/probe/scaling.yaml describes each."""
 
-    steps: int = 600
-    batch: int = 64
-    dense_batch: int = 16
-    lr: float = 0.03
-    lr_deep: float = 0.003
-    weight_decay: float = 0.05
-    checks: int = 10
-
-    def __post_init__(self) -> None:
-        counts = dict.fromkeys(("steps", "batch", "dense_batch", "checks"), (1, INFINITY))
-        check_ranges(self, "probe.head", **counts, weight_decay=(0, INFINITY))
-        check_positive(self, "probe.head", "lr", "lr_deep")
+    steps: int = from_yaml(ge=1)
+    batch: int = from_yaml(ge=1)
+    dense_batch: int = from_yaml(ge=1)
+    lr: float = from_yaml(gt=0)
+    lr_deep: float = from_yaml(gt=0)
+    weight_decay: float = from_yaml(ge=0)
+    checks: int = from_yaml(ge=1)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ they come to the same place. `s2robot.common.run_folder.is_first()` says before 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -15,26 +14,7 @@ from torch import Tensor
 
 from s2robot.common.errors import UserError
 from s2robot.common.run_folder import locked
-
-# auto, and Lightning Fabric's of weights in float32: a step's own float32 parts fail with others
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
-
-
-class Machine(Protocol):
-    """What a training's settings say of devices; configs/train/default.yaml explains them."""
-
-    @property
-    def accelerator(self) -> str: ...
-    @property
-    def devices(self) -> int: ...
-    @property
-    def num_nodes(self) -> int: ...
-    @property
-    def strategy(self) -> str: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def threads(self) -> int | None: ...
+from s2robot.training.settings import Machine
 
 
 def launch(machine: Machine, where: str) -> Fabric:
@@ -43,10 +23,6 @@ def launch(machine: Machine, where: str) -> Fabric:
     Raises:
         UserError: a device, strategy or precision that is not there.
     """
-    if machine.precision not in PRECISIONS:
-        raise UserError(
-            f"{where}.precision: found {machine.precision!r}, expected one of {', '.join(PRECISIONS)}"
-        )
     try:
         fabric = Fabric(
             accelerator=machine.accelerator,

@@ -1,7 +1,5 @@
 """The model card: a head that hubs read, and nothing that changes what a checkpoint is."""
 
-import json
-
 import yaml
 
 from s2robot.policies import load_checkpoint, save_checkpoint
@@ -44,16 +42,3 @@ def test_a_summary_stands_in_it_and_changes_nothing_else(tmp_path, make_policy):
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "README.md"} == kept
     (folder / "README.md").unlink()  # nothing needs it
     assert load_checkpoint(folder)[1]["robot"] == CONTRACT["robot"]
-
-
-def test_cameras_are_told_with_their_sizes(tmp_path, make_policy):
-    contract = json.loads(json.dumps(CONTRACT)) | {"camera_geometry": {"hand": {"size": [256, 256]}}}
-    contract["encoder"]["frames"] = {"left": [480, 640]}
-    text = (save_checkpoint(tmp_path / "a", make_policy(), contract) / "README.md").read_text()
-    assert "| cameras | hand (256 × 256 px), left (480 × 640 px) |" in text
-
-
-def test_a_contract_that_says_little_is_enough(tmp_path, make_policy):
-    contract = {**CONTRACT, "encoder": {"fingerprint": "e"}, "dataset": {}}
-    text = (save_checkpoint(tmp_path / "a", make_policy(), contract) / "README.md").read_text()
-    assert head_of(text)["datasets"] == ["demos"] and "| demos | demos, ? episodes |" in text

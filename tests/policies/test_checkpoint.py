@@ -114,7 +114,7 @@ def test_loading_refuses(tmp_path, make_policy):
     os.truncate(record, record.stat().st_size // 2)
     refuse("policy.json: not valid JSON")
     edit(schema=99)
-    refuse("schema is 99, this version reads 1 and 2")
+    refuse("schema: expected 2, got 99")
     edit(spec=None)
     refuse("key 'spec' is missing")
     edit(contract={k: v for k, v in CONTRACT.items() if k != "robot"})
@@ -141,7 +141,7 @@ def test_loading_refuses(tmp_path, make_policy):
     edit(spec=make_policy(kind="transformer").spec.to_dict())
     refuse("tensor '.*' is missing")
     edit(spec=make_policy().spec.to_dict() | {"chunks": 3})
-    refuse("unknown key 'chunks'")
+    refuse(r"policy.json: spec.chunks: unknown key")
 
 
 def test_tensors_of_another_format(tmp_path, make_policy):
