@@ -102,13 +102,10 @@ VERBS = {
         simulates=True,
     ),
     "inspect": Verb("s2robot.verbs:inspect", "print a data set and write a page to look at it in a browser"),
-    "scenes": Verb(
-        "s2robot.verbs:scenes",
-        "render scenes for pre-training an encoder, or pictures of objects with their truth",
-        simulates=True,
-    ),
     "pretrain": Verb(
-        "s2robot.verbs:pretrain", "pre-train a small encoder by masked autoencoding on scenes", goes_on=True
+        "s2robot.verbs:pretrain",
+        "pre-train a small encoder by masked autoencoding, or render the scenes for it (kind=scenes)",
+        goes_on=True,
     ),
     "encode": Verb("s2robot.verbs:encode", "encode a dataset's images into the feature cache", goes_on=True),
     "train": Verb(

@@ -5,7 +5,7 @@ s2robot validate checkpoint=runs/train/<date>/checkpoint demos.path=aloha    # a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

@@ -17,7 +17,6 @@ from s2robot.common.settings import (
     DemosSettings,
     open_demos,
     path_of,
-    plain,
     read,
     task_settings,
     world_of,
@@ -158,33 +157,25 @@ def inspect(cfg: DictConfig) -> None:
     print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir))}")
 
 
-def scenes(cfg: DictConfig) -> None:
-    """`s2robot scenes`: frames for pre-training, or pictures of objects with their truth."""
-    from s2robot.pretraining.objects import ObjectsSettings, make_objects
-    from s2robot.pretraining.scenes import ScenesSettings, make_scenes
-
-    if cfg.kind not in ("task", "objects"):
-        raise UserError(f"kind: found '{cfg.kind}', expected task or objects")
-    settings = read(ScenesSettings, cfg.scenes, "scenes")
-    if cfg.kind == "objects":
-        with bar("rendering objects") as update:
-            out = make_objects(read(ObjectsSettings, cfg.objects, "objects"), Path(settings.out), update)
-        print(f"pictures: {out}")
-        return
-    with bar("rendering scenes") as update:
-        path = make_scenes(settings, lambda done, total: update(done, total, "episodes"))
-    print(f"frames: {path}")
-
-
 def pretrain(cfg: DictConfig) -> None:
-    """`s2robot pretrain`: masked autoencoding."""
+    """`s2robot pretrain`: masked autoencoding, or with `kind` the images for it."""
+    from s2robot.pretraining.objects import ObjectsSettings, make_objects
     from s2robot.pretraining.pretrain import pretrain as run_pretraining
+    from s2robot.pretraining.scenes import ScenesSettings, make_scenes
     from s2robot.pretraining.settings import PretrainSettings
 
-    settings = {key: value for key, value in plain(cfg).items() if key not in ("run_dir", "hydra")}
-    path = run_pretraining(read(PretrainSettings, settings, "pretrain"))
+    if cfg.kind == "encoder":
+        path = run_pretraining(read_some(PretrainSettings, cfg, ""))
+    elif cfg.kind == "scenes":
+        with bar("rendering scenes") as update:
+            path = make_scenes(read(ScenesSettings, cfg.scenes, "scenes"), path_of(cfg, "out"), update)
+    elif cfg.kind == "objects":
+        with bar("rendering objects") as update:
+            path = make_objects(read(ObjectsSettings, cfg.objects, "objects"), path_of(cfg, "out"), update)
+    else:
+        raise UserError(f"kind: expected encoder, scenes or objects, got {cfg.kind}")
     if is_first():
-        print(f"encoder: {path}")
+        print(f"{cfg.kind}: {path}")
 
 
 def encode(cfg: DictConfig) -> None:

@@ -1,6 +1,6 @@
 """Render images of objects with masks and depth, as folders that `s2robot probe probe=scaling` reads like any dataset.
 
-    s2robot scenes kind=objects                        # writes into <run_dir>
+    s2robot pretrain kind=objects                      # writes into <run_dir>
 
     <out>/train/images/<class>/<number>.png            # 8-bit RGB
     <out>/train/masks/<class>/<number>.png             # 8-bit, indices into the "labels" of meta.json

@@ -1,7 +1,7 @@
 """Render frames for masked pre-training: tasks with a scripted expert in random colours, lights and camera poses.
 
-    s2robot scenes scenes.frames=20000          # writes <out>/frames.npy and <out>/meta.json
-    s2robot scenes scenes.tasks=[cube_pick,lift,stack,can,square]
+    s2robot pretrain kind=scenes scenes.frames=20000          # writes <out>/frames.npy and <out>/meta.json
+    s2robot pretrain kind=scenes scenes.tasks=[cube_pick,lift,stack,can,square]
 
 Each frame shows a step of an expert's episode from the task's cameras in random poses; the first task also varies the
 robot and the cube's size. No demo is used, so the encoder has not seen the frames that policies are trained or tested on.
@@ -27,10 +27,9 @@ _FRAMES_A_SEED = 60  # about one episode: a worker's task takes some seconds
 _EVERY = 4  # steps between frames: neighbours look alike
 
 
-class ScenesSettings(Settings, at="scenes", file="scenes"):
-    """configs/scenes.yaml documents each value."""
+class ScenesSettings(Settings, at="scenes", file="scenes/default"):
+    """configs/scenes/default.yaml documents each value."""
 
-    out: str
     tasks: tuple[str, ...] = from_yaml(min_length=1)
     robots: tuple[str, ...] = from_yaml(min_length=1)
     frames: int = from_yaml(ge=1)
@@ -128,7 +127,7 @@ def render_scenes(
 
 
 def make_scenes(
-    settings: ScenesSettings, progress: Callable[[int, int], None] = lambda done, total: None
+    settings: ScenesSettings, out: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Path:
     """Render `settings.frames` frames, rounded up to whole episodes, into ``out/frames.npy``.
 
@@ -136,10 +135,9 @@ def make_scenes(
         UserError: ``out`` already holds frames, or the simulator is not installed.
     """
     require_simulator()
-    out = Path(settings.out)
     path = out / "frames.npy"
     if path.exists():
-        raise UserError(f"{path}: already there; remove it or choose another scenes.out")
+        raise UserError(f"{path}: already there; remove it or choose another out")
     seeds = -(-settings.frames // _FRAMES_A_SEED)
     shape = (seeds * _FRAMES_A_SEED, settings.image_size, settings.image_size, 3)
     drawn = (settings.tasks, settings.robots, settings.image_size, settings.vary)
@@ -151,5 +149,5 @@ def make_scenes(
                 bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = frames
                 progress(i + 1, seeds)
         bank.flush()
-        write_json(out / "meta.json", settings.model_dump(mode="json", exclude={"out"}))
+        write_json(out / "meta.json", settings.model_dump(mode="json"))
     return path

@@ -27,10 +27,11 @@ from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.pretraining.objects import ObjectsSettings
-from s2robot.probing.heads import Classify, optimise, stored
+from s2robot.probing.heads import Classify, stored
 from s2robot.probing.report import Outcome, Point, compare, earlier
 from s2robot.probing.scaling import gather, samples_of
 from s2robot.s2.module import S2
+from s2robot.training.loop import optimise
 
 BASE, S2_TRAINED, LARGE, S2_AFTER = "base", "base-s2", "large", "base-s2-after"
 ARMS = {"instances": (BASE, S2_TRAINED, LARGE), "classes": (BASE, S2_AFTER, S2_TRAINED, LARGE)}
@@ -92,7 +93,7 @@ def train(model: Classifier, part: Part, settings: MemorizeSettings, seed: int) 
 
     loss, rate = Classify(model.head.out_features).loss, (settings.lr, settings.weight_decay)
     model.train()
-    deque(optimise(model, batches(), loss, steps, rate, steps // 10, clip=1.0), 0)
+    deque(optimise(model, batches(), loss, steps, *rate, steps // 10, clip=1.0), 0)
     model.eval()
 
 

@@ -77,7 +77,7 @@ class TrainSettings(Machine, at="train", file="train/default"):
     resume: bool = from_yaml()
     tune: TuneSettings = from_yaml()
     rollouts: RolloutSettings = from_yaml()
-    loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = from_yaml()
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = from_yaml()
     log_every: int = from_yaml(ge=1)
     checkpoint_every: int = from_yaml(ge=1)
 

@@ -6,14 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import load_encoder
 from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
-from s2robot.common.settings import read
 from s2robot.pretraining import pretrain as module
 from s2robot.pretraining.crops import crop_box, normalise
 from s2robot.pretraining.pretrain import pretrain
@@ -89,8 +86,6 @@ def test_weights_are_stored_in_half_the_bytes_and_bfloat16_loses_nothing(setting
     assert paths["bfloat16"].stat().st_size < 0.7 * paths["float32"].stat().st_size
     whole, half = (load_encoder(paths[store])[0].bfloat16().state_dict() for store in paths)
     assert all(torch.equal(whole[k], half[k]) for k in whole)
-    with pytest.raises(UserError, match="pretrain.store: .* got 'float16'"):
-        settings.replace(store="float16")
 
 
 def test_a_killed_run_goes_on_exactly(settings, tmp_path, monkeypatch):
@@ -140,17 +135,9 @@ def test_the_state_of_another_run_is_refused(settings, change, tmp_path):
         pretrain(settings, progress=False)
 
 
-def test_values_out_of_range_are_one_line():
-    for changes, key, value in (
-        ({"steps": 0}, "steps", 0), ({"lr": -1.0}, "lr", -1.0), ({"batch_size": 0}, "batch_size", 0),
-        ({"every": 0}, "every", 0), ({"crop": {"min": 2.0}}, "crop.min", 2.0),
-        ({"decoder": {"depth": 0}}, "decoder.depth", 0), ({"stesp": 3}, "", "stesp"),
-    ):  # fmt: skip
-        with pytest.raises(UserError, match=f"^pretrain\\.?{key}: .*{value}"):
-            read(PretrainSettings, {"data": "none", "out": "none"} | changes, "pretrain")
-
-
-def test_the_defaults_are_those_of_the_config():
-    config = OmegaConf.load(configs_dir() / "pretrain" / "default.yaml")
-    places = {"data": "frames", "out": "run"}
-    assert read(PretrainSettings, OmegaConf.merge(config, places), "pretrain") == PretrainSettings(**places)
+@pytest.mark.parametrize(
+    ("key", "value"), [("steps", 0), ("crop", {"min": 2.0}), ("decoder", {"depth": 0}), ("stesp", 3)]
+)
+def test_values_out_of_range_name_their_key(key, value):
+    with pytest.raises(UserError, match=f"^pretrain.{key}"):
+        PretrainSettings(data="none", out="none", **{key: value})

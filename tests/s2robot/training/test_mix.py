@@ -9,7 +9,6 @@ import torch
 
 from s2robot.common.errors import UserError
 from s2robot.common.settings import DemosSettings
-from s2robot.demos.errors import DatasetError
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
@@ -77,11 +76,6 @@ def test_shares_are_exact_in_every_epoch(seed):
     pieces = torch.cat([mixed(groups, seed, range(i, i + 16)) for i in range(0, 144, 16)])
     assert torch.equal(pieces, mixed(groups, seed, range(144)))  # wherever a training goes on
     assert not torch.equal(pieces, mixed(groups, seed + 1, range(144)))
-
-
-def test_a_dataset_with_a_tiny_share_is_not_forgotten():
-    groups = [(1e-6, torch.arange(5)), (1 - 1e-6, torch.arange(5, 105))]
-    assert (mixed(groups, 0, range(106)) < 5).sum() == 1
 
 
 def test_batches_take_the_windows_that_were_drawn(mix):
@@ -168,29 +162,6 @@ def test_the_held_out_loss_of_a_mix_is_by_share(mix, tmp_path):
         losses.append(policy.loss(batches.take(torch.arange(len(windows))))[1]["loss"].item())
     told = json.loads((tmp_path / "metrics.json").read_text())[-1]["val_loss"]
     assert told == pytest.approx(0.25 * losses[0] + 0.75 * losses[1], rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"rate_hz": 30}, r"demos.mix: found rate_hz 10 in .*a.zarr and 30 in .*c.zarr, expected the same"),
-        ({"cameras": ["hand", "top"]}, "found cameras"),
-        ({"action_frame": "parts"}, "found action_frame"),
-        ({"joint_names": [f"x{i}" for i in range(7)]}, "found joint_names"),
-        ({"robot": "panda"}, "found robot"),
-    ],
-)
-def test_datasets_that_differ_are_one_line(data, tmp_path, change, words):
-    (a, _), _ = data
-    EpisodeStore.create(tmp_path / "c.zarr", a.attrs | change).close()
-    with pytest.raises(DatasetError, match=words):
-        Mix([a, EpisodeStore.open(tmp_path / "c.zarr")], [1, 1])
-
-
-def test_a_dataset_twice_is_refused(data):
-    (a, _), (b, _) = data
-    with pytest.raises(DatasetError, match="a.zarr twice"):
-        Mix([a, b, a], [1, 1, 1])
 
 
 def test_what_a_config_may_say_of_a_mix(data, tmp_path):
