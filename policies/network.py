@@ -42,9 +42,7 @@ class Network(nn.Module):
             spec.pooling, len(spec.cameras), spec.dim, spec.maps, self.body.embed_dim
         )
         losses = (spec.joint_loss, spec.huber_delta, spec.gripper_loss, spec.gripper_weight)
-        self.head = build_head(
-            spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.slots, self.body.queries, *losses)
-        )
+        self.head = build_head(spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.slots, *losses))
         self.pooling.blind = spec.zero_features
 
     def forward(self, what: str, *arguments: Any) -> Any:

@@ -33,7 +33,6 @@ class MlpSettings(Settings, at="policy.network", file="policy/mlp"):
 class MlpBody(nn.Module):
     """The context flattened in front of an MLP; padded steps count as zeros."""
 
-    queries = 1
     causal = False  # it sees one window at a time
 
     def __init__(

@@ -12,7 +12,7 @@ embedding, and a pass trains the last step alone.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Literal, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,6 @@ class TransformerSettings(Settings, at="policy.network", file="policy/transforme
     dropout: float = from_yaml(ge=0, le=0.99)
     action_history: bool = from_yaml()
     proprio_history: bool = from_yaml()
-    readout: Literal["mask", "queries"] = from_yaml()
     causal: bool = from_yaml()
 
     @model_validator(mode="after")
@@ -91,9 +90,8 @@ class TransformerBody(nn.Module):
         self.embed_dim = s.width
         self.state = nn.Linear(proprio_dim, s.width)
         self.action = nn.Linear(action_dim, s.width) if s.action_history and context > 1 else None
-        self.queries = 1 if s.readout == "mask" else chunk
-        self.width = self.queries * s.width
-        self.mask = nn.Parameter(torch.randn(self.queries, s.width) * 0.02)
+        self.width = s.width
+        self.mask = nn.Parameter(torch.randn(1, s.width) * 0.02)
         if s.causal:
             self.distance = nn.Parameter(torch.zeros(s.heads, context))
         else:
@@ -119,12 +117,12 @@ class TransformerBody(nn.Module):
         if self.action is not None:
             tokens.append(self.action(past_actions[:, :-1]) + self.position[:-1])  # (B, T - 1, W)
             hidden.append(pad[:, :-1])
-        tokens.append((self.mask + self.position[-1]).expand(b, -1, -1))  # (B, R, W)
-        hidden.append(pad.new_zeros(b, self.queries))
+        tokens.append((self.mask + self.position[-1]).expand(b, -1, -1))  # (B, 1, W)
+        hidden.append(pad.new_zeros(b, 1))
         seen = ~torch.cat(hidden, 1)  # (B, S)
         # Attention weight 0 times a NaN is a NaN: what stands in padding must not even be multiplied.
         x = torch.cat(tokens, 1).masked_fill(~seen[..., None], 0)  # (B, S, W)
-        return self._attend(x, seen[:, None, None], slice(-self.queries, None)).flatten(1)
+        return self._attend(x, seen[:, None, None], slice(-1, None)).flatten(1)
 
     def _causal(self, images: Tensor, proprio: Tensor, past: Tensor, pad: Tensor, every: bool) -> Tensor:
         """Step by step: images, state, the action before, mask tokens."""
@@ -139,15 +137,15 @@ class TransformerBody(nn.Module):
         token = torch.arange(t * size, device=x.device)
         place, step = token % size, token // size  # (T * S,) each
         ago = step[:, None] - step  # (T * S, T * S)
-        unseen = self._unseen(place >= size - self.queries, place == c, ago)
+        unseen = self._unseen(place == size - 1, place == c, ago)
         bias = self.distance[:, ago.clamp(min=0)].masked_fill(unseen, -torch.inf)  # (H, T * S, T * S)
         # a padded step sees itself, or its softmax would be over nothing
         padded = pad.repeat_interleave(size, 1)[:, None, None] & (ago != 0)  # (B, 1, T * S, T * S)
         visible = bias[None].masked_fill(padded, -torch.inf)
-        asked: slice | Tensor = slice(-self.queries, None)
+        asked: slice | Tensor = slice(-1, None)
         if every:
-            asked = token.view(t, size)[:, -self.queries :].flatten()
-        out = self._attend(x, visible, asked)  # (B, T * R or R, W)
+            asked = token.view(t, size)[:, -1]
+        out = self._attend(x, visible, asked)  # (B, T or 1, W)
         return out.reshape(b, t, self.width) if every else out.flatten(1)
 
     def _unseen(self, masks: Tensor, states: Tensor, ago: Tensor) -> Tensor:

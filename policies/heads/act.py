@@ -45,7 +45,6 @@ class ActHead(Head):
         super().__init__()
         s = self.settings = settings
         self.slots = sizes.slots
-        self.queries = sizes.queries
         self.noise_shape = (s.style,) if s.draw else ()
         self.action = nn.Linear(sizes.action_dim, s.width)
         self.places = nn.Parameter(
@@ -54,7 +53,7 @@ class ActHead(Head):
         self.encoder = _Blocks(s)
         self.moments = nn.Linear(s.width, 2 * s.style)
         self.style = nn.Linear(s.style, s.width)
-        self.context = nn.Linear(sizes.context // sizes.queries, s.width)
+        self.context = nn.Linear(sizes.context, s.width)
         self.asked = nn.Parameter(torch.randn(sizes.chunk, s.width) * 0.02)
         self.decoder = _Blocks(s)
         self.out = nn.Linear(s.width, sizes.action_dim)
@@ -91,7 +90,7 @@ class ActHead(Head):
 
     def _decode(self, context: Tensor, style: Tensor) -> Tensor:
         """Chunks (B, K, A) from context (B, H) and style (B, Z)."""
-        told = self.context(context.unflatten(-1, (self.queries, -1)))  # (B, Q, W)
+        told = self.context(context[:, None])  # (B, 1, W)
         asked = self.asked.expand(len(context), -1, -1)  # (B, K, W)
         x = torch.cat([self.style(style)[:, None].to(told.dtype), told, asked.to(told.dtype)], 1)
         seen = torch.ones_like(x[:1, :, 0], dtype=torch.bool)[:, None, None]  # (1, 1, 1, S)

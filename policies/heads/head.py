@@ -28,7 +28,6 @@ class HeadSizes:
     context: int  # width of the context vector
     chunk: int  # K
     slots: tuple[Slot, ...]  # the parts of an action
-    queries: int = 1  # vectors that the context is made of: K where the body gives one for each action
     joint_loss: str = "huber"  # huber | mse, of what is not binary
     huber_delta: float = 1.0
     gripper_loss: str = "bce"  # bce | huber, of what is

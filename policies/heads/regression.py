@@ -24,7 +24,7 @@ class RegressionHead(Head):
     def __init__(self, settings: RegressionSettings, sizes: HeadSizes):
         super().__init__()
         self.sizes = sizes
-        self.out = nn.Linear(sizes.context // sizes.queries, sizes.chunk * sizes.action_dim // sizes.queries)
+        self.out = nn.Linear(sizes.context, sizes.chunk * sizes.action_dim)
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         sizes, out = self.sizes, self._raw(context)
@@ -53,7 +53,7 @@ class RegressionHead(Head):
 
     def _raw(self, context: Tensor) -> Tensor:
         """(B, K, A); what is binary is a logit with cross entropy."""
-        out = self.out(context.unflatten(-1, (self.sizes.queries, -1))).float()
+        out = self.out(context[..., None, :]).float()
         return out.reshape(*context.shape[:-1], self.sizes.chunk, self.sizes.action_dim)
 
     def _actions(self, out: Tensor) -> Tensor:

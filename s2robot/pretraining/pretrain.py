@@ -34,7 +34,7 @@ from s2robot.pretraining.mae import MAE
 from s2robot.pretraining.settings import PretrainSettings
 from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner, cosine_with_warm_up, parameter_groups
-from s2robot.training.processes import alone, check_shares, launch, mean_of_all, together
+from s2robot.training.processes import check_shares, launch, mean_of_all, training_in
 from s2robot.training.run import Run
 
 # a checkpoint with another value of one of these belongs to another run
@@ -62,8 +62,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> Path:
             if isinstance(module, Attention):
                 module.fused_attn = False  # slow on a CPU with few tokens: a third of a step
     with (
-        alone(fabric, Path(settings.out)),
-        together(fabric, "pretrain"),
+        training_in(Path(settings.out), fabric, "pretrain"),
         ThreadPoolExecutor(torch.get_num_threads()) as pool,
         bar("pre-training") if progress else nullcontext(lambda *args: None) as update,
     ):

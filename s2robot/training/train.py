@@ -42,13 +42,12 @@ from s2robot.training.batches import Batches
 from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner, warm_up_then_cosine
 from s2robot.training.processes import (
-    alone,
     check_shares,
     launch,
     mean_of_all,
     precision_of,
     product_of,
-    together,
+    training_in,
 )
 from s2robot.training.run import Run, first_difference
 from s2robot.training.settings import TrainSettings
@@ -110,7 +109,7 @@ def train(
     causal = policy.network.body.causal
     batches = Batches(store, features, windows, fabric.device, causal, takes)
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
-    with alone(fabric, out), together(fabric, "train"):
+    with training_in(out, fabric, "train"):
         contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
         model = TunedPolicy(policy, tail) if tail else policy
         validation = None if unseen is None else batches.over(unseen)
@@ -155,8 +154,7 @@ def _chunks(
 _FREE = {
     f"policy.{key}" for key in (
         "execute", "ensemble", "binary_gripper", "joint_loss", "huber_delta", "gripper_weight", "loss_discount",
-        "proprio_noise", "proprio_dropout", "pooling.feature_noise", "pooling.token_dropout", "pooling.feature_dropout",
-        "head.kl_weight", "head.steps",
+        "proprio_noise", "proprio_dropout", "head.kl_weight", "head.steps",
     )
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ K = 3
 def make_policy(**changes) -> ChunkPolicy:
     values = {
         "cameras": ["top"], "dim": 2, "tokens": 1, "context": 2, "chunk": K, "execute": 2, "action_dim": 5, "proprio_dim": 3,
-        "action_parts": ACTION, "proprio_parts": STATE, "from_last": True, "pooling": {"kind": "mean", "norm": "none"},
+        "action_parts": ACTION, "proprio_parts": STATE, "from_last": True, "pooling": {"kind": "mean"},
         "network": {"image_dim": 4, "state_dim": 4, "hidden": [8]},
     }  # fmt: skip
     return ChunkPolicy(small_spec(**values | changes))
@@ -46,7 +46,7 @@ def fitted(policy: ChunkPolicy) -> ChunkPolicy:
         np.concatenate(actions),
         np.stack(chunks),
         None,
-        None,
+        (np.zeros((1, 2)), np.ones((1, 2))),
         None,
         (np.stack(last), np.zeros(len(last), bool)),
     )

@@ -231,11 +231,12 @@ def policy_of(arm, **keys):
     given = ARMS[arm]
     both = parts(*given)
     sizes = {"cameras": ("hand",), "dim": 5, "tokens": 4, "chunk": CHUNK, "action_dim": both.size}
-    plain = {"pooling": {"kind": "mean", "norm": "none"}, "network": {"hidden": [64]}}
+    plain = {"pooling": {"kind": "mean"}, "network": {"hidden": [64]}}
     spec = small_spec(**sizes | plain | {"action_parts": tuple(given)} | keys)
     policy = ChunkPolicy(spec)
     actions = chunks_of(both, 12)
-    policy.fit_normaliser(np.zeros((12, 8)), actions[:, 0].numpy(), actions.numpy())
+    moments = np.zeros((1, 5)), np.ones((1, 5))
+    policy.fit_normaliser(np.zeros((12, 8)), actions[:, 0].numpy(), actions.numpy(), None, moments)
     g = torch.Generator().manual_seed(1)
     batch = {
         "features": torch.randn(12, 1, 1, 4, 5, generator=g),

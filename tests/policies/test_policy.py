@@ -1,4 +1,3 @@
-import json
 import math
 
 import numpy as np
@@ -6,7 +5,6 @@ import pytest
 import torch
 
 from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec
-from tests.policies.small import small_spec
 
 KINDS = ["mlp", "transformer"]
 
@@ -27,17 +25,6 @@ def test_shapes(make_policy, make_batch, kind, context, network, action_target):
     actions = policy.plan(batch["features"], batch["proprio"], batch["past_actions"], batch["pad"])
     assert actions.shape == (3, 4, 8)
     assert set(actions[..., -1].unique().tolist()) <= {0.0, 1.0}
-
-
-def test_table_10_size():
-    steps = dict.fromkeys(("context", "chunk", "execute"), 16)
-    network = {"width": 192, "blocks": 4, "heads": 4}
-    sizes = {"cameras": ("hand", "left", "right"), "dim": 768, "tokens": 1, "pooling": {"kind": "mean"}}
-    spec = small_spec(kind="transformer", network=network, **sizes, **steps)
-    parameters = sum(p.numel() for p in ChunkPolicy(spec).parameters())
-    assert (
-        1.0e6 < parameters < 2.0e6
-    )  # "about 1 M" in 4 blocks of width 192, and the projections of 3 cameras
 
 
 @pytest.mark.parametrize(
@@ -120,14 +107,6 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
     assert torch.equal(policy.loss(batch)[0], loss)
 
 
-@pytest.mark.parametrize("target", ["delta", "cumulative"])
-def test_target_and_action_are_inverse(make_policy, make_batch, target):
-    policy = make_policy(action_target=target, gripper_loss="huber")
-    actions = make_batch(policy)["actions"]
-    back = policy._to_actions(policy.normaliser.target(policy._to_target(actions)))
-    torch.testing.assert_close(back, actions, atol=1e-6, rtol=1e-5)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", ["delta", "cumulative"])
 def test_overfits_a_batch(make_policy, make_batch, kind, target):
@@ -166,20 +145,6 @@ def test_zero_features_is_blind(make_policy, make_batch):
         assert same is zero
 
 
-@pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_maps_of_two_shapes(make_policy, make_batch, kind):
-    """Nothing depends on what fills up the smaller camera's tokens; the spec comes back from JSON."""
-    policy = make_policy(kind=kind, grids=[[3, 3], [2, 3]])
-    assert policy.spec.counts == [9, 6]
-    assert (
-        PolicySpec.from_dict(json.loads(json.dumps(policy.spec.to_dict()))).to_dict() == policy.spec.to_dict()
-    )
-    batch = make_batch(policy)
-    loss, _ = policy.loss(batch)
-    batch["features"][:, :, 1, 6:] = torch.nan
-    assert torch.equal(policy.loss(batch)[0], loss)
-
-
 @pytest.mark.parametrize(
     "key, wrong",
     [
@@ -196,7 +161,6 @@ def test_maps_of_two_shapes(make_policy, make_batch, kind):
         (r"policy.network.hidden\[1\]", {"network": {"hidden": [3, "x"]}}),
         ("policy.pooling.kind", {"pooling": {"kind": "max"}}),
         ("policy.pooling.width", {"pooling": {"heads": 3}}),
-        ("policy.pooling.token_dropout", {"pooling": {"token_dropout": 1.0}}),
         ("6 tokens do not form a square", {"tokens": 6}),
         ("policy.head.kind", {"head": {"kind": "difusion"}}),
         ("policy.head.kind", {"head": {"kind": [1]}}),
@@ -210,7 +174,10 @@ def test_maps_of_two_shapes(make_policy, make_batch, kind):
         ("policy.normalise_parts.joints", {"normalise_parts": {"joints": "decile"}}),
         ("policy.grids", {"grids": [[3, 3], [3, 3]]}),
         ("policy.grids", {"grids": [[2, 3]]}),
-        ("pooling.shared", {"pooling": {"shared": True}, "cameras": ["a", "b"], "grids": [[3, 3], [2, 3]]}),
+        (
+            "policy.pooling.shared",
+            {"pooling": {"shared": True}, "cameras": ["a", "b"], "grids": [[3, 3], [2, 3]]},
+        ),
     ],
 )
 def test_wrong_settings(key, wrong):
@@ -221,10 +188,10 @@ def test_wrong_settings(key, wrong):
 def test_wrong_batches(make_policy, make_batch):
     policy = make_policy(context=2, network={"action_history": True})
     for key, words in [
-        ("features", r"\(3, 2, 2, 9, 4\)"),
-        ("proprio", r"\(3, 2, 7\), expected \(3, 2, 8\)"),
-        ("past_actions", r"\(3, 2, 7\), expected"),
-        ("actions", r"\(3, 4, 7\), expected \(B, 4, 8\)"),
+        ("features", r"features: .*\(3, 2, 2, 9, 4\)"),
+        ("proprio", r"proprio: .*\(3, 2, 7\)"),
+        ("past_actions", r"past_actions: .*\(3, 2, 7\)"),
+        ("actions", r"actions: .*\(3, 4, 7\)"),
     ]:
         batch = make_batch(policy)
         batch[key] = batch[key][..., :-1]
@@ -241,14 +208,13 @@ def test_wrong_batches(make_policy, make_batch):
         policy.loss(batch)
 
 
-def test_channel_norm_needs_moments(make_policy):
+def test_moments_of_the_features_are_needed(make_policy):
     policy = make_policy()
     table, chunks = np.zeros((4, 8)), np.zeros((4, 4, 8))
-    with pytest.raises(PolicyError, match="needs feature_moments"):
+    with pytest.raises(PolicyError, match="feature_moments: "):
         policy.fit_normaliser(table, table, chunks)
-    with pytest.raises(PolicyError, match=r"shape \(1, 5\), expected \(2, 5\)"):
+    with pytest.raises(PolicyError, match=r"feature_moments: .*\(1, 5\)"):
         policy.fit_normaliser(table, table, chunks, None, (np.ones((1, 5)), np.ones((1, 5))))
-    make_policy(pooling={"norm": "layer"}).fit_normaliser(table, table, chunks)
 
 
 @pytest.mark.parametrize(

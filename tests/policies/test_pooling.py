@@ -1,13 +1,17 @@
 import pytest
 import torch
 
-from s2robot.policies.pooling import CameraPooling, PoolingSettings, build_pooling, map_places
+from s2robot.policies.pooling import CameraPooling, FeatureNorm, PoolingSettings, build_pooling, map_places
 
 KINDS = ("mean", "spatial_softmax", "attention")
 
 
 def pooling(kind, dim, tokens, out_dim, **settings):
-    return build_pooling(PoolingSettings(kind=kind, **settings), dim, tokens, out_dim)
+    """A pooling of one camera, whose norm changes nothing."""
+    pool, norm = build_pooling(PoolingSettings(kind=kind, **settings), dim, tokens, out_dim), FeatureNorm(dim)
+    forward = pool.forward
+    pool.forward = lambda x: forward(x, norm)
+    return pool
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,15 +60,6 @@ def test_attention_equals_plain_cross_attention():
     query = pool.query.transpose(0, 1).expand(5, -1, -1, -1)
     plain = torch.nn.functional.scaled_dot_product_attention(query, key, value)  # (M, h, q, e)
     torch.testing.assert_close(pool(x), pool.out(plain.flatten(1)))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_augmentation_acts_in_training_only(kind):
-    pool = pooling(kind, 7, 9, 11, token_dropout=0.5, feature_dropout=0.2, feature_noise=0.1)
-    x = torch.randn(5, 9, 7)
-    assert not torch.equal(pool(x), pool(x))
-    pool.eval()
-    assert torch.equal(pool(x), pool(x))
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -119,21 +114,6 @@ def test_spatial_pooling_finds_a_place_that_the_mean_forgets():
     assert errors["mean"] > 0.4  # guessing the middle errs by 0.5
     assert errors["spatial_softmax"] < 0.1
     assert errors["attention"] < 0.15
-
-
-def test_hidden_tokens_reach_nothing(monkeypatch):
-    """Not the heat maps and not the mean beside them: another value in a hidden token changes no output."""
-    hidden = torch.zeros(3, 9, dtype=torch.bool)
-    hidden[:, ::2] = True
-    monkeypatch.setattr("s2robot.policies.pooling._hidden_tokens", lambda module, tokens: hidden)
-    x = torch.randn(3, 9, 7)
-    changed = torch.where(hidden[..., None], torch.randn(3, 9, 7), x)
-    for kind in KINDS:
-        pool = pooling(kind, 7, 9, 11, token_dropout=0.5)
-        torch.testing.assert_close(pool(x), pool(changed), rtol=0, atol=0)
-    pool = pooling("spatial_softmax", 7, 9, 11, token_dropout=0.5, keypoints=2, values=0)
-    pool.out = torch.nn.Identity()
-    torch.testing.assert_close(pool(x)[:, 4:], x[:, 1::2].mean(1))  # the mean of those that are seen
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def parts_spec(**changes) -> PolicySpec:
     return PolicySpec.from_dict(
         {
             "cameras": ["top"], "dim": 2, "tokens": 1, "chunk": 2, "execute": 1, "members": 1, "action_dim": 5,
-            "proprio_dim": 1, "action_parts": PARTS, "proprio_parts": STATE, "pooling": {"kind": "mean", "norm": "none"},
+            "proprio_dim": 1, "action_parts": PARTS, "proprio_parts": STATE, "pooling": {"kind": "mean"},
             "network": {"image_dim": 4, "state_dim": 4, "hidden": [8]},
         } | changes
     )  # fmt: skip
@@ -102,7 +102,8 @@ def test_normalised_is_over_the_spread_of_the_demos(tiny):
     policy = recorded_policy(tiny)
     actions = tiny["action"]
     chunks = np.stack([actions, actions], 1)
-    policy.fit_normaliser(tiny["proprio"], actions, chunks)
+    moments = np.zeros((1, 2)), np.ones((1, 2))
+    policy.fit_normaliser(tiny["proprio"], actions, chunks, None, moments)
     measured = measure(policy, tiny, plans_of(policy, tiny), np.zeros(5, np.float32))
     spread = actions[:, 0].std()
     assert measured.values("repeat", "slide_normalised") == pytest.approx([1.5 / spread, 0], rel=1e-5)

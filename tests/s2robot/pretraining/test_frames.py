@@ -17,7 +17,6 @@ from PIL import Image
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir, shipped_demos
-from s2robot.demos import schema
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.pretraining import frames as module
@@ -134,7 +133,7 @@ def test_broken_images_are_named(tmp_path):
 # ---------------------------------------------------------------- videos
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".mov"])
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
 def test_video_frame_by_frame(tmp_path, suffix):
     frames = noise(7, 34, 46, 3)
     write_lossless(tmp_path / f"a{suffix}", frames)
@@ -285,34 +284,6 @@ def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
     assert np.array_equal(np.stack(list(bank)), expected) and len(np.unique(expected)) > 20
     monkeypatch.setattr("s2robot.demos.replay.render_episodes", None)  # a second bank draws nothing
     assert np.array_equal(FrameBank(tmp_path / "a.zarr")[9], expected[9])
-
-
-def test_stores_that_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "none.zarr").mkdir()
-    assert "none.zarr/zarr.json: found no such file" in refused(tmp_path / "none.zarr")
-    assert "gone.zarr: does not exist" in refused(tmp_path / "gone.zarr")
-    shipped = EpisodeStore.open(shipped_demos("xarm7_cube"))
-    attributes = {k: v for k, v in shipped.attrs.items() if k != "schema_version"}
-    EpisodeStore.create(tmp_path / "empty.zarr", attributes).close()
-    assert "empty.zarr: found 0 episodes of 3 cameras" in refused(tmp_path / "empty.zarr")
-    foreign = {**attributes, "env_config": {"gravity": 1.6}}
-    with EpisodeStore.create(tmp_path / "foreign.zarr", foreign) as store:
-        store.append({"state": np.zeros((2, 4))}, {"seed": 0})
-    assert "foreign.zarr: env_config holds ['gravity']" in refused(tmp_path / "foreign.zarr")
-    image_store(tmp_path / "lacks.zarr", {"hand": (8, 8)})
-    image_store(tmp_path / "broken.zarr", {"hand": (8, 8)})
-    meta = tmp_path / "lacks.zarr" / "zarr.json"
-    meta.write_text(meta.read_text().replace('"hand"', '"left"'))
-    assert "expected 'images_left' among them" in refused(tmp_path / "lacks.zarr")
-    (chunk,) = (tmp_path / "broken.zarr" / "data" / "images_hand").glob("c.*")
-    chunk.write_bytes(chunk.read_bytes()[:-9])
-    assert f"{chunk}: found" in refused(tmp_path / "broken.zarr")
-    monkeypatch.setattr(schema, "_check_use", lambda *_: None)  # older versions took such frames
-    with EpisodeStore.create(
-        tmp_path / "flat.zarr", {**attributes, "kind": "images", "cameras": ["a"]}
-    ) as store:
-        store.append({"images_a": np.zeros((2, 8, 8), np.uint8)}, {"seed": 0})
-    assert "images_a: expected uint8 (H, W, 3), got uint8 (8, 8)" in refused(tmp_path / "flat.zarr")
 
 
 def test_grey_pictures_of_16_bits_keep_their_greys(tmp_path):

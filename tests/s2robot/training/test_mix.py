@@ -78,19 +78,6 @@ def test_shares_are_exact_in_every_epoch(seed):
     assert not torch.equal(pieces, mixed(groups, seed + 1, range(144)))
 
 
-def test_batches_take_the_windows_that_were_drawn(mix):
-    store, features = mix
-    windows = make_windows(store, np.arange(len(store)), 1, 4)
-    batches = Batches(store, features, windows, torch.device("cpu"))
-    assert [share for share, _ in batches.groups] == [0.25, 0.75]
-    places = range(32, 64)
-    rows = mixed(batches.groups, 5, places)
-    batch = batches.step(1, 32, 5)
-    assert torch.equal(batch["actions"], torch.from_numpy(windows.actions[rows]))
-    seen = batch["features"][batch["frames"][:, 0]]
-    assert np.array_equal(seen.numpy(), features[windows.steps[rows]])
-
-
 def repeated(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.concatenate([x] * 3 + [y] * 2)
 

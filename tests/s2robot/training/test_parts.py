@@ -2,13 +2,12 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from s2robot.policies import ChunkPolicy, channel_moments
+from s2robot.policies import ChunkPolicy
 from s2robot.training.loop import (
     Learner,
     averaged,
@@ -116,12 +115,3 @@ def test_weight_decay_is_for_the_weights_of_layers(kind):
     ]
     assert again == [decayed, plain]
     assert [group["weight_decay"] for group in parameter_groups(policy, 0.3)] == [0.3, 0.0]
-
-
-def test_moments_of_some_rows_are_those_of_a_copy():
-    features = np.random.default_rng(0).normal(size=(300, 2, 3, 4)).astype(np.float16)
-    rows = np.flatnonzero(np.arange(300) % 7 < 3)
-    for got, want in zip(
-        channel_moments(features, 64, rows), channel_moments(features[rows], 64), strict=True
-    ):
-        assert np.array_equal(got, want)
