@@ -192,9 +192,9 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
             if not trained.means(given):
                 raise PolicyError(f"the policy's {PARTS[key]} is {trained}, given is {given}")
         elif key == "encoder":
-            given = value if isinstance(value, Mapping) else {"fingerprint": value}
-            if given["fingerprint"] != wanted["fingerprint"]:
-                ours, theirs = (f"{e.get('name', '')} {e['fingerprint'][:12]}" for e in (wanted, given))
+            other = value if isinstance(value, Mapping) else {"fingerprint": value}
+            if other["fingerprint"] != wanted["fingerprint"]:
+                ours, theirs = (f"{e.get('name', '')} {e['fingerprint'][:12]}" for e in (wanted, other))
                 raise PolicyError(
                     f"the policy was trained on encoder {ours.strip()}, the one given is {theirs.strip()}: "
                     "its weights or settings differ"

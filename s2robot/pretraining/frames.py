@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class FrameBank:
             if file.name.startswith("."):  # partial files and notes of file managers
                 continue
             if file.suffix.lower() in IMAGES:
-                sources.append(_Read(1, lambda i, file=file: np.asarray(read_image(file, "RGB"))))
+                sources.append(_Read(1, partial(_read_rgb, file)))
             elif file.suffix.lower() in VIDEOS:
                 with file.open("rb") as content:
                     sha256 = hashlib.file_digest(content, "sha256").hexdigest()
@@ -135,6 +136,10 @@ def read_image(file: Path, mode: str | None = None) -> Image.Image:
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{file}: not a readable image: {what}") from error
+
+
+def _read_rgb(file: Path, _: int) -> np.ndarray:
+    return np.asarray(read_image(file, "RGB"))
 
 
 def _store_frames(store: EpisodeStore, workers: int, progress: bool) -> _Read | np.ndarray:

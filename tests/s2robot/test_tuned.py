@@ -190,21 +190,6 @@ def test_a_lost_or_foreign_file_is_named_and_a_lost_one_comes_back(demos, tiny_e
         load_policy(folder)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"blocks": 0}, r"encoder.tuned {'blocks': 1.*, this run has None"),
-        ({"lora": 2}, r"encoder.tuned.lora 0, this run has 2"),
-        ({"rate": 0.2}, r"encoder.tuned.rate 0.1, this run has 0.2"),
-    ],
-)
-def test_the_state_of_another_tuning_is_refused(demos, tiny_encoder, tmp_path, change, words):
-    trained(task_of(demos, tiny_encoder, steps=5), tmp_path / "run")
-    other = task_of(demos, tiny_encoder, steps=5, tune=TuneSettings(**{"blocks": 1} | change))
-    with pytest.raises(UserError, match=words):
-        trained(other, tmp_path / "run")
-
-
 def test_what_goes_on_from_another_policy(demos, tiny_encoder, tmp_path):
     """From a frozen one; not from a tuned one, whose features no cache has."""
     frozen = trained(task_of(demos, tiny_encoder, tune=TuneSettings(), steps=5), tmp_path / "frozen")
