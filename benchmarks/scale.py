@@ -198,7 +198,7 @@ def learn(
     with watch("encode", store.num_steps * len(cameras)):
         features, _ = encode_demos(store, encoder, cameras, task.features)
     sizes = {"cameras": list(cameras), "dim": encoder.dim, "tokens": encoder.num_tokens, **parts_of(store)}
-    spec = PolicySpec.from_dict({**task.policy, **sizes})
+    spec = PolicySpec.from_dict({**task.policy.model_dump(), **sizes})
     return timed_training(watch, spec, store, features, contract_of(task, store, encoder), out)
 
 

@@ -58,7 +58,7 @@ def measure(
     store = EpisodeStore.open(shipped_demos("xarm7_cube"))
     shape = (store.num_steps, len(SIZE["cameras"]), SIZE["tokens"], SIZE["dim"])
     mapped = np.memmap(features, np.float16, "r", shape=shape)
-    length = {"epochs": 10_000} if "epochs" in TrainSettings.__dataclass_fields__ else {"steps": 1_000_000}
+    length = {"steps": 1_000_000}
     batch_size, precision = cfg.train.batch_size, cfg.train.precision
     settings = TrainSettings(
         batch_size=batch_size,
@@ -84,9 +84,7 @@ def measure(
         return loss(self, batch)
 
     ChunkPolicy.loss = counting  # type: ignore[method-assign]
-    alone = (
-        {"members": members} if "members" in PolicySpec.__dataclass_fields__ else {}
-    )  # as many networks on both sides
+    alone = {"members": members}  # as many networks on both sides
     spec = PolicySpec.from_dict({**plain(cfg.policy), **SIZE, **alone})
     contract = {
         "encoder": {"name": "noise", "fingerprint": "n"}, "cameras": SIZE["cameras"], "robot": store.robot,

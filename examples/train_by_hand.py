@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> list[float]:
             "tokens": 16,
             "chunk": CHUNK,
             "execute": 2,
+            "members": 1,
+            "action_target": "delta",
             "network": {"hidden": [64]},
         }
     )

@@ -82,13 +82,6 @@ def card(
         "tags": ["s2robot", "robotics", "imitation-learning", robot],
         "datasets": [re.sub(r"[^\w.-]+", "-", name)],
     }
-    shapes = {key: camera.get("size") for key, camera in (contract.get("camera_geometry") or {}).items()}
-    shapes |= encoder.get("frames") or {}
-    sizes = {c: f" ({' × '.join(map(str, shapes[c]))} px)" if shapes.get(c) else "" for c in spec.cameras}
-    frozen = "frozen, not part of these weights"
-    if tuned := encoder.get("tuned"):
-        how = f" by LoRA of rank {tuned['lora']}" if tuned["lora"] else ""
-        frozen = f"last {tuned['blocks']} blocks fine-tuned{how} (encoder.safetensors), others not part of these weights"
     demos = [
         name,
         f"{dataset.get('episodes', '?')} episodes",
@@ -97,8 +90,8 @@ def card(
     plan = f"{spec.execute} of {spec.chunk} actions a plan"
     facts = {
         "robot": robot,
-        "cameras": ", ".join(camera + size for camera, size in sizes.items()),
-        "encoder": f"{encoder.get('name', '')} `{encoder['fingerprint'][:12]}`, {frozen}",
+        "cameras": _cameras(spec, contract),
+        "encoder": f"{encoder.get('name', '')} `{encoder['fingerprint'][:12]}`, {_tuned(encoder)}",
         "policy": f"{spec.kind}, {spec.head.kind}, {parameters / 1e6:.2f} M parameters; {plan}",
         "demos": ", ".join(demos).removesuffix(", ``"),
     }
@@ -124,3 +117,17 @@ def card(
         head=OmegaConf.to_yaml(OmegaConf.create(head)).rstrip(), title=title, spec=spec, contract=contract,
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
     )  # fmt: skip
+
+
+def _cameras(spec: PolicySpec, contract: Mapping[str, Any]) -> str:
+    shapes = {key: camera.get("size") for key, camera in (contract.get("camera_geometry") or {}).items()}
+    shapes |= contract["encoder"].get("frames") or {}
+    sizes = [f" ({' × '.join(map(str, shapes[c]))} px)" if shapes.get(c) else "" for c in spec.cameras]
+    return ", ".join(map("".join, zip(spec.cameras, sizes, strict=True)))
+
+
+def _tuned(encoder: Mapping[str, Any]) -> str:
+    if not (tuned := encoder.get("tuned")):
+        return "frozen, not part of these weights"
+    how = f" by LoRA of rank {tuned['lora']}" if tuned["lora"] else ""
+    return f"its last {tuned['blocks']} blocks fine-tuned{how} (encoder.safetensors), the others not part of these weights"

@@ -41,8 +41,6 @@ class ChunkPolicy(nn.Module):
         self.normaliser = Normaliser(
             spec.normalise, spec.proprio, spec.action, spec.chunk, self.cumulative, spec.normalise_parts
         )
-        steps = torch.arange(spec.chunk, dtype=torch.float32)
-        self.register_buffer("step_weight", spec.loss_discount**steps, persistent=False)
 
     @property
     def width(self) -> int:
@@ -133,15 +131,12 @@ class ChunkPolicy(nn.Module):
         if every and start is not None:  # what came before the first step of a context is not seen
             action_pad = torch.cat([torch.ones_like(action_pad[:, :1]), action_pad[:, 1:]], 1)
         actions = actions.masked_fill(action_pad[..., None], 0)
-        keep = (~action_pad).float()  # (B, K)
-        weight = keep * self.step_weight
-        kept, weighed = keep, weight
+        weight = kept = (~action_pad).float()  # (B, K)
         if "kept" in batch:  # of a batch that several processes share
             kept = batch["kept"].float()  # (K,), or (T, K)
             if every and start is not None:
                 kept = torch.cat([torch.zeros_like(kept[:1]), kept[1:]])
-            weighed = kept * self.step_weight
-        weight, keep = weight / weighed.sum().clamp(min=1e-8), keep / kept.sum().clamp(min=1)
+        weight = weight / kept.sum().clamp(min=1e-8)
         context = self._context(
             self._pooled(batch), batch["proprio"], batch.get("past_actions"), batch.get("pad")
         )
@@ -149,7 +144,9 @@ class ChunkPolicy(nn.Module):
         loss, estimate, scalars = self.network("loss", *context, target, weight)
         with torch.no_grad():
             real = self._to_actions(estimate.reshape(*actions.shape[:-1], spec.action.width), start)
-            errors = {name: (error * keep).sum() for name, error in spec.action.errors(real, actions).items()}
+            errors = {
+                name: (error * weight).sum() for name, error in spec.action.errors(real, actions).items()
+            }
         return loss, scalars | {"loss": loss.detach()} | errors
 
     def _pooled(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -258,8 +255,6 @@ class ChunkPolicy(nn.Module):
         state = self.normaliser.proprio(spec.proprio.inner(proprio.float()))  # (B, T, width of the state)
         if self.training and spec.proprio_noise:
             state = state + spec.proprio_noise * torch.randn_like(state)
-        if self.training and spec.proprio_dropout:
-            state = state * (torch.rand(b, 1, 1, device=state.device) >= spec.proprio_dropout)
         return pooled, state, self.normaliser.action(spec.action.inner(past_actions.float())), pad
 
     def _starts(

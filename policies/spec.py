@@ -38,9 +38,7 @@ class PolicySettings(Settings, at="policy", file="policy/mlp"):
     huber_delta: float = from_yaml(gt=0)
     gripper_loss: Literal["bce", "huber"] = from_yaml()
     gripper_weight: float = from_yaml(ge=0)
-    loss_discount: float = from_yaml(ge=0)
     proprio_noise: float = from_yaml(ge=0)
-    proprio_dropout: float = from_yaml(ge=0, lt=1)
     binary_gripper: bool = from_yaml()
     ensemble: float | None = from_yaml()
     zero_features: bool = from_yaml()
@@ -63,14 +61,10 @@ class PolicySettings(Settings, at="policy", file="policy/mlp"):
             raise invalid(
                 "context", ">= 2 with policy.from_last, which reads the action before", self.context
             )
-        # beyond these, float32 cannot hold the weights of plans and steps
+        # beyond this, float32 cannot hold the weights of plans
         if self.ensemble is not None and self.ensemble * self.chunk < -80:
             raise invalid(
                 "ensemble", f">= {-80 / self.chunk:g} with {self.chunk} actions a plan", self.ensemble
-            )
-        if self.loss_discount > 1 and (self.chunk - 1) * math.log(self.loss_discount) > 69:
-            raise invalid(
-                "loss_discount", f"a value whose {self.chunk - 1}th power is finite", self.loss_discount
             )
         return self
 

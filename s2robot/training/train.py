@@ -153,8 +153,8 @@ def _chunks(
 # of a spec, what no weight depends on: `train.from` may have others
 _FREE = {
     f"policy.{key}" for key in (
-        "execute", "ensemble", "binary_gripper", "joint_loss", "huber_delta", "gripper_weight", "loss_discount",
-        "proprio_noise", "proprio_dropout", "head.kl_weight", "head.steps",
+        "execute", "ensemble", "binary_gripper", "joint_loss", "huber_delta", "gripper_weight", "proprio_noise",
+        "head.kl_weight", "head.steps",
     )
 }  # fmt: skip
 

@@ -11,7 +11,6 @@ from PIL import Image
 from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import load_encoder
 from s2robot.common.errors import UserError
-from s2robot.pretraining import pretrain as module
 from s2robot.pretraining.crops import crop_box, normalise
 from s2robot.pretraining.pretrain import pretrain
 from s2robot.pretraining.settings import CropSettings, PretrainSettings
@@ -76,27 +75,6 @@ def test_s2_in_the_pretraining_learns_and_resumes(settings, tmp_path):
     assert load_encoder(pretrain(settings.replace(steps=6), progress=False))[1]["steps"] == 6
     with pytest.raises(UserError, match=r"made with scales \[1, 2\], this run has \[1\]"):
         pretrain(settings.replace(scales=(1,)), progress=False)
-
-
-def test_a_killed_run_goes_on_exactly(settings, tmp_path, monkeypatch):
-    whole = load_encoder(pretrain(settings, progress=False))[1]
-    settings = settings.replace(out=str(tmp_path / "killed"))
-    real, calls = module.make_batch, []
-
-    def dies(*args):
-        calls.append(1)
-        if len(calls) == 6:  # between the checkpoints of steps 3 and 6
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(module, "make_batch", dies)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(settings, progress=False)
-    assert load_encoder(tmp_path / "killed" / "encoder.safetensors")[1]["steps"] == 3
-    monkeypatch.setattr(module, "make_batch", real)
-    resumed = load_encoder(pretrain(settings, progress=False))[1]
-    assert resumed["steps"] == 8
-    assert (resumed["sha256"], resumed["loss"]) == (whole["sha256"], whole["loss"])
 
 
 @pytest.mark.parametrize("change", ["crop", "precision", "processes", "pictures"])

@@ -170,11 +170,8 @@ def test_what_a_config_may_say_of_a_mix(data, tmp_path):
         ({"mix": ()}, "demos.mix: "),
         ({"mix": ({"weight": 2.0},)}, r"demos.mix\[0\].path: "),
         ({"mix": ({"path": "a", "weight": 0},)}, r"demos.mix\[0\].weight: "),
-        ({"mix": ({"path": "a", "wieght": 2.0},)}, r"demos.mix\[0\].wieght: unknown key, expected weight"),
         ({"mix": ({"path": "a"},), "episodes": 3}, "demos.episodes: "),
         ({"split": "a", "episodes": 3}, "demos.episodes: "),
-        *(({"episodes": wrong}, "demos.episodes: ") for wrong in (-1, 0, True, 2.5)),
-        ({"path": ""}, "demos.path: "),
     ):
         with pytest.raises(UserError, match=words):
             DemosSettings(**wrong)

@@ -74,41 +74,16 @@ def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
     assert not list(tmp_path.glob("*.part*"))
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_a_killed_run_goes_on_exactly(data, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("number", "at", "kind"),
+    [(signal.SIGINT, 2, "transformer"), (signal.SIGTERM, 7, "mlp"), (signal.SIGINT, 9, "mlp")],
+)
+def test_a_stopped_run_has_saved_its_last_step_and_resumes_exactly(
+    data, tmp_path, monkeypatch, number, at, kind
+):
+    """Before any state is due, between two rows, and at a row; the signal comes in the middle of a step."""
     store, features = data
     spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise have to come again, too
-    whole = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut", progress=killed_after(10))
-    torch.manual_seed(99)
-    torch.rand(7)  # the random state of the new process is another one
-    epochs = []
-    cut = train(
-        make_settings(),
-        spec,
-        store,
-        features,
-        CONTRACT,
-        tmp_path / "cut",
-        progress=lambda e, *_: epochs.append(e),
-    )
-    assert epochs == [15, 20]
-    assert same(weights(whole), weights(cut))
-    assert same(weights(tmp_path / "whole/checkpoint_best"), weights(tmp_path / "cut/checkpoint_best"))
-    history = [json.loads((p.parent / "metrics.json").read_text()) for p in (whole, cut)]
-    for a, b in zip(*history, strict=True):
-        assert {k: v for k, v in a.items() if k not in TIMES} == {
-            k: v for k, v in b.items() if k not in TIMES
-        }
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("at", [2, 9])
-def test_a_stopped_run_has_saved_its_last_step_and_goes_on_exactly(data, tmp_path, monkeypatch, number, at):
-    """Between two rows and at a row; the signal comes in the middle of a step."""
-    store, features = data
-    spec = make_spec(proprio_noise=0.1)
     whole = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "whole")
     usual, step = signal.getsignal(number), Batches.step
 
@@ -123,6 +98,7 @@ def test_a_stopped_run_has_saved_its_last_step_and_goes_on_exactly(data, tmp_pat
     assert signal.getsignal(number) is usual
     assert torch.load(tmp_path / "cut/training_state.pt", weights_only=True)["step"] == at + 1
     load_checkpoint(tmp_path / "cut/checkpoint")
+    torch.manual_seed(99)  # the random state of a new process is another one
     cut = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut")
     assert same(weights(whole), weights(cut))
     assert same(weights(tmp_path / "whole/checkpoint_best"), weights(tmp_path / "cut/checkpoint_best"))
