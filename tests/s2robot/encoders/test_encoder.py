@@ -269,18 +269,18 @@ def test_config_errors(tiny_file):
         ({"name": None}, "encoder.name: "),
         ({"name": "timm:vit_tiny_patch16_22"}, "nearest: vit_tiny_patch16_224"),
         ({"name": "timm:resnet18"}, "do not fit ResNet"),
-        ({"size": [16]}, "encoder: .*'size'"),
+        ({"size": [16]}, "encoder.size: unknown key"),
         ({"sizes": [16, 40]}, "S2 size 40 .* tile 16"),
         ({"sizes": [32, 16]}, r"encoder.sizes: .*\[32, 16\]"),
         ({"sizes": [32, 48]}, "S2 size 48 .* first size 32"),
-        ({"sizes": [16], "scales": [1]}, "not both"),
+        ({"sizes": [16], "scales": [1]}, "encoder.sizes: expected null"),
         ({"sizes": []}, "encoder.sizes: "),
         ({"sizes": ["big"]}, r"encoder.sizes\[0\]: .*'big'"),
         ({"scales": []}, "encoder.scales: "),
         ({"scales": 2}, "encoder.scales: .*2"),
         ({"scales": [1, 1.5]}, "S2 size 24 .* tile 16"),
-        ({"scales": [np.nan]}, "encoder.scales: .*nan"),
-        ({"scales": [1, np.inf]}, "encoder.scales: .*inf"),
+        ({"scales": [np.nan]}, "encoder.scales.*nan"),
+        ({"scales": [1, np.inf]}, "encoder.scales.*inf"),
         ({"pool": "max"}, "encoder.pool: .*'max'"),
         ({"pool": ""}, "encoder.pool: .*''"),
         ({"dtype": "int8"}, "encoder.dtype: .*'int8'"),
@@ -293,7 +293,7 @@ def test_config_errors(tiny_file):
         with pytest.raises(UserError, match=words) as error:
             build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file} | cfg)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="encoder: .*'name'"):
+    with pytest.raises(UserError, match="encoder.name: "):
         build_encoder({"checkpoint": tiny_file})
 
 
