@@ -10,7 +10,7 @@ Shapes: features (B, T, C, N, D), proprio (B, T, P), past_actions (B, T, A) with
 pad (B, T) True before the episode began, actions (B, K, A), action_pad (B, K) True beyond its end. A batch may
 give each frame once, features (F, C, N, D), and say where it stands, frames (B, T); for a body that is causal it
 may ask every step of the context, actions (B, T, K, A) and action_pad (B, T, K). A batch that is one process's share
-may say how many targets a process has in the mean, kept (K,) or (T, K): the mean of all losses is that of the whole.
+may say how many targets a process has in the mean, target_counts (K,) or (T, K): the mean of all losses is that of the whole.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ChunkPolicy(nn.Module):
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and scalars (0-dim tensors without gradient) to log: loss, errors by part, and the head's own.
 
-        Steps with action_pad True count nothing; see the module for `kept`.
+        Steps with action_pad True count nothing; see the module for `target_counts`.
         """
         spec = self.spec
         for key in ("features", "proprio", "actions"):
@@ -131,12 +131,12 @@ class ChunkPolicy(nn.Module):
         if every and start is not None:  # what came before the first step of a context is not seen
             action_pad = torch.cat([torch.ones_like(action_pad[:, :1]), action_pad[:, 1:]], 1)
         actions = actions.masked_fill(action_pad[..., None], 0)
-        weight = kept = (~action_pad).float()  # (B, K)
-        if "kept" in batch:  # of a batch that several processes share
-            kept = batch["kept"].float()  # (K,), or (T, K)
+        weight = counts = (~action_pad).float()  # (B, K)
+        if "target_counts" in batch:  # of a batch that several processes share
+            counts = batch["target_counts"].float()  # (K,), or (T, K)
             if every and start is not None:
-                kept = torch.cat([torch.zeros_like(kept[:1]), kept[1:]])
-        weight = weight / kept.sum().clamp(min=1e-8)
+                counts = torch.cat([torch.zeros_like(counts[:1]), counts[1:]])
+        weight = weight / counts.sum().clamp(min=1e-8)
         context = self._context(
             self._pooled(batch), batch["proprio"], batch.get("past_actions"), batch.get("pad")
         )
@@ -175,7 +175,7 @@ class ChunkPolicy(nn.Module):
     def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
         """Features (B, T, C, N, D) -> (B, T, C, E), what a context of earlier steps has to remember.
 
-        means (B, T, C, D): of the tokens, beside features in the format that the pooling `takes`.
+        means (B, T, C, D): of the tokens, beside features in the number format `token_dtype` of the pooling.
         """
         spec = self.spec
         want = (len(spec.cameras), spec.tokens, spec.dim)

@@ -98,7 +98,7 @@ class FeatureNorm(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """Mean over tokens, then norm, then Linear; N = 1 takes features that are pooled already."""
+    """Mean over tokens, then norm, then Linear; N = 1 stands for features that are pooled already."""
 
     def __init__(self, settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int):
         super().__init__()
@@ -207,14 +207,14 @@ class CameraPooling(nn.Module):
     def multiply_in(self, dtype: torch.dtype) -> torch.dtype | None:
         """Set the number format of the product with the tokens in a training; acting multiplies in float32.
 
-        Returns `takes`.
+        Returns `token_dtype`.
         """
         for norm in self.norms:
             norm.product = dtype  # type: ignore[assignment]
-        return self.takes
+        return self.token_dtype
 
     @property
-    def takes(self) -> torch.dtype | None:
+    def token_dtype(self) -> torch.dtype | None:
         """The number format in which a training may give all tokens, with their means; None: as they are."""
         plain = self.settings.kind != "mean" and not self.blind and len(set(self.counts)) == 1
         product = self.norms[0].product
@@ -238,7 +238,7 @@ class CameraPooling(nn.Module):
             norm.inverse_std.copy_(1 / s)  # type: ignore[union-attr, operator]
 
     def forward(self, features: Tensor, means: Tensor | None = None) -> Tensor:
-        """means (M, C, D): of the tokens, where `takes` asks for it."""
+        """means (M, C, D): of the tokens, where `token_dtype` is set."""
         pools = [self.pools[i % len(self.pools)] for i in range(len(self.norms))]
         seen: list[Any] = [(features[:, i, : self.counts[i]], norm) for i, norm in enumerate(self.norms)]
         if means is not None and self.settings.kind == "spatial_softmax":

@@ -43,8 +43,8 @@ class DiffusionHead(Head):
         self.settings, self.slots = settings, sizes.slots
         self.noise_shape = (sizes.chunk, sizes.action_dim)
         self.net = settings.build(sizes)
-        self.register_buffer("kept", squared_cosine(settings.train_steps), persistent=False)
-        self.kept: Tensor  # (train_steps,)
+        self.register_buffer("signal", squared_cosine(settings.train_steps), persistent=False)
+        self.signal: Tensor  # (train_steps,)
         if settings.clip is None:
             for name, none in (("low", -math.inf), ("high", math.inf)):
                 self.register_buffer(name, torch.full(self.noise_shape, none))
@@ -55,12 +55,12 @@ class DiffusionHead(Head):
         target = signed(target, self.slots)
         noise, last = torch.randn_like(target), self.settings.train_steps
         level = (torch.rand_like(target[..., 0, 0]) * last).long().clamp(max=last - 1)  # (B,)
-        kept = self.kept[level][..., None, None]
-        noisy = kept.sqrt() * target + (1 - kept).sqrt() * noise
+        signal = self.signal[level][..., None, None]
+        noisy = signal.sqrt() * target + (1 - signal).sqrt() * noise
         found = self.net(noisy, level / last, context)
         wanted = noise if self.settings.predicts == "epsilon" else target
         loss, parts = by_part((found - wanted).square(), weight, self.slots)
-        guess = self._split(noisy, found.detach(), kept)[0]
+        guess = self._split(noisy, found.detach(), signal)[0]
         return HeadLoss(loss, unsigned(guess, self.slots), parts)
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -68,19 +68,19 @@ class DiffusionHead(Head):
         levels = [i * s.train_steps // s.steps for i in range(s.steps)]
         for level, below in zip(levels[::-1], [*levels[-2::-1], 0], strict=True):
             time = actions.new_full(actions.shape[:-2], level / s.train_steps)
-            clean, epsilon = self._split(actions, self.net(actions, time, context), self.kept[level])
+            clean, epsilon = self._split(actions, self.net(actions, time, context), self.signal[level])
             if level == 0:
                 return unsigned(clean, self.slots)
-            kept = self.kept[below]
-            actions = kept.sqrt() * clean + (1 - kept).sqrt() * epsilon
+            signal = self.signal[below]
+            actions = signal.sqrt() * clean + (1 - signal).sqrt() * epsilon
         raise AssertionError("the levels end with 0")
 
-    def _split(self, noisy: Tensor, found: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, noisy: Tensor, found: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
         """Clean chunk and noise that the network sees in a noisy one."""
         if self.settings.predicts == "epsilon":
-            clean, epsilon = (noisy - (1 - kept).sqrt() * found) / kept.sqrt(), found
+            clean, epsilon = (noisy - (1 - signal).sqrt() * found) / signal.sqrt(), found
         else:
-            clean, epsilon = found, (noisy - kept.sqrt() * found) / (1 - kept).sqrt()
+            clean, epsilon = found, (noisy - signal.sqrt() * found) / (1 - signal).sqrt()
         low, high = (self.low, self.high) if (clip := self.settings.clip) is None else (-clip, clip)
         return clean.clamp(low, high), epsilon
 

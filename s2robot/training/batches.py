@@ -27,7 +27,7 @@ class Batches:
 
     Args:
         every: a batch's windows have targets at every step of their context, which a causal body trains in one pass.
-        product: number format in which a step gives tokens, with their means beside them (the pooling's `takes`).
+        product: number format in which a step gives tokens, with their means beside them (the pooling's `token_dtype`).
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Batches:
     def step(self, step: int, size: int, seed: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
         """Return this process's share of a step's `size` targets: shuffled epochs, end to end; see `mixed`.
 
-        With several processes, `kept` (K,), or (T, K) at every step, is the mean number of targets of a process at each place
+        With several processes, `target_counts` (K,), or (T, K) at every step, is the mean number of targets of a process at each place
         of a chunk, so that the mean of their losses is the loss of the whole.
         """
         size = self.windows_of(size)
@@ -111,7 +111,7 @@ class Batches:
         drawn = shuffled(self.count, seed, places) if self._mix is None else mixed(self.groups, seed, places)
         batch = self.take(drawn[rank * size // world : (rank + 1) * size // world], self.every, self.product)
         if world > 1:
-            batch["kept"] = moved((~self._asked(drawn, self.every)[1]).sum(0) / world, self.device)
+            batch["target_counts"] = moved((~self._asked(drawn, self.every)[1]).sum(0) / world, self.device)
         return batch
 
     def windows_of(self, size: int) -> int:

@@ -51,7 +51,7 @@ from s2robot.training.processes import (
 )
 from s2robot.training.run import Run, first_difference
 from s2robot.training.settings import TrainSettings
-from s2robot.training.tuned import Through, TunedPolicy, groups_of, policy_of, save
+from s2robot.training.tuned import TunedFeatures, TunedPolicy, groups_of, policy_of, save
 
 Row = dict[str, float]
 _COLUMNS = {"joint_error": "train_joint_error_rad", "grad_norm": "grad_norm"}  # others: train_<name>
@@ -102,12 +102,12 @@ def train(
         begin_from(policy, settings.from_, contract)
         policy.fit_range(*_chunks(policy, store, windows))
     elif fabric.is_global_zero:  # a pass over all features; DDP gives the others what the first has
-        seen = Through(features, tail.to(fabric.device)) if tail else features
+        seen = TunedFeatures(features, tail.to(fabric.device)) if tail else features
         _fit(policy, store, training, windows, seen)
-    takes = policy.network.pooling.multiply_in(product_of(settings))
-    takes = None if tail else takes  # what the tail gives
+    token_dtype = policy.network.pooling.multiply_in(product_of(settings))
+    token_dtype = None if tail else token_dtype  # what the tail gives
     causal = policy.network.body.causal
-    batches = Batches(store, features, windows, fabric.device, causal, takes)
+    batches = Batches(store, features, windows, fabric.device, causal, token_dtype)
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
     with training_in(out, fabric, "train"):
         contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
@@ -122,7 +122,7 @@ def _fit(
     store: EpisodeStore,
     training: np.ndarray,
     windows: Windows,
-    features: np.ndarray | Joined | Through,
+    features: np.ndarray | Joined | TunedFeatures,
 ) -> None:
     """Set the policy's normalisation from the episodes that it is trained on; of a mix by each dataset's share."""
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
@@ -330,9 +330,9 @@ class _Run(Run):
 
     def _save_checkpoint(self, name: str = "checkpoint") -> None:
         row = self.history[-1] if self.history else {}
-        kept = ("step", "train_loss", "val_loss")
-        told = {k: row[k] for k in row if k in kept or (k.startswith("val_") and k.endswith("_error"))}
-        training = {**self.contract["training"], **told}
+        main = ("step", "train_loss", "val_loss")
+        summary = {k: row[k] for k in row if k in main or (k.startswith("val_") and k.endswith("_error"))}
+        training = {**self.contract["training"], **summary}
         save(self.out / name, self.averaged, {**self.contract, "training": training})
 
 

@@ -26,7 +26,7 @@ class TunedPolicy(nn.Module):
         return self.policy({**batch, "features": self.tail(batch["features"])})
 
 
-class Through:
+class TunedFeatures:
     """Cached features (M, C, N', D) as the policy sees them before anything is tuned; rows are computed when asked for."""
 
     def __init__(self, features: np.ndarray | Joined, tail: Tail) -> None:

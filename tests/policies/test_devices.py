@@ -38,7 +38,7 @@ def batch(policy: ChunkPolicy, every: bool, device: torch.device) -> dict[str, t
         "pad": torch.zeros(b, t, dtype=torch.bool),
         "actions": torch.zeros(*asked, spec.action_dim),
         "action_pad": torch.zeros(asked, dtype=torch.bool),
-        "kept": torch.ones(asked[1:]),
+        "target_counts": torch.ones(asked[1:]),
     }
     return {name: value.to(device) for name, value in made.items()}
 

@@ -156,7 +156,7 @@ def test_diffusion_finds_the_chunk_that_a_perfect_network_knows(predicts):
     wanted = torch.randn(2, 4, 3).clamp(-1, 1)
 
     def perfect(noisy, time, context):
-        kept = head.kept[(time[0] * 100).round().long()]
+        kept = head.signal[(time[0] * 100).round().long()]
         return (noisy - kept.sqrt() * wanted) / (1 - kept).sqrt() if predicts == "epsilon" else wanted
 
     head.net = torch.nn.Module()
@@ -194,7 +194,7 @@ def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
         assert torch.equal(low[0], low[1])
         low, high = low[0], high[0]
     head.low, head.high = low, high
-    kept = head.kept[0]
+    kept = head.signal[0]
     assert torch.equal(head._split(wanted, wanted, kept)[0], wanted)
     assert torch.equal(head._split(wanted, wanted + 100, kept)[0], high.expand_as(wanted))
 

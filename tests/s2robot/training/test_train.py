@@ -183,7 +183,7 @@ def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data
         shares = [batches.step(step, 16, seed=5, rank=r, world=2) for r in range(2)]
         assert torch.equal(whole, torch.cat([share["actions"] for share in shares]))
         targets = torch.cat([~share["action_pad"] for share in shares]).sum(0)  # (K,)
-        assert all(torch.equal(share["kept"], targets / 2) for share in shares)
+        assert all(torch.equal(share["target_counts"], targets / 2) for share in shares)
     first = shuffled(batches.count, 5, range(batches.count))
     second = shuffled(batches.count, 5, range(batches.count, 2 * batches.count))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(batches.count))
@@ -217,10 +217,10 @@ def test_a_step_that_rounds_its_frames_itself_is_the_same_to_the_bit(data, membe
         moments = channel_moments(features)
         policy.fit_normaliser(store["proprio"], store["action"], windows.actions, windows.action_pad, moments)
         policy.network.pooling.multiply_in(torch.bfloat16)
-        takes = policy.network.pooling.takes if rounds else None
-        assert takes == (torch.bfloat16 if rounds else None)
-        batch = Batches(store, features, windows, torch.device("cpu"), False, takes).step(3, 16, 0)
-        assert ("means" in batch) == rounds and batch["features"].dtype == (takes or torch.float16)
+        token_dtype = policy.network.pooling.token_dtype if rounds else None
+        assert token_dtype == (torch.bfloat16 if rounds else None)
+        batch = Batches(store, features, windows, torch.device("cpu"), False, token_dtype).step(3, 16, 0)
+        assert ("means" in batch) == rounds and batch["features"].dtype == (token_dtype or torch.float16)
         torch.manual_seed(1)
         loss, _ = policy(batch)
         loss.backward()
