@@ -43,6 +43,11 @@ class Killed(Exception):
     pass
 
 
+def fit(data, out, spec=None, contract=CONTRACT, progress=lambda *row: None, **changes):
+    settings = make_settings(**changes)
+    return train(settings, spec or make_spec(), *data, contract, out, progress=progress)
+
+
 def killed_after(step: int):
     def progress(done, total, row):
         if done == step:
@@ -53,12 +58,9 @@ def killed_after(step: int):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
-    store, features = data
     rows = []
-    folder = train(
-        make_settings(steps=125, checkpoint_every=50), make_spec(kind), store, features, CONTRACT, tmp_path,
-        progress=lambda done, total, row: rows.append((done, total, row)),
-    )  # fmt: skip
+    keep = lambda *row: rows.append(row)  # noqa: E731
+    folder = fit(data, tmp_path, make_spec(kind), progress=keep, steps=125, checkpoint_every=50)
     assert folder == tmp_path / "checkpoint"
     assert [r[:2] for r in rows] == [(i, 125) for i in range(5, 126, 5)]
     losses = [row["train_loss"] for *_, row in rows]
@@ -82,9 +84,8 @@ def test_a_stopped_run_has_saved_its_last_step_and_resumes_exactly(
     data, tmp_path, monkeypatch, number, at, kind
 ):
     """Before any state is due, between two rows, and at a row; the signal comes in the middle of a step."""
-    store, features = data
     spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise have to come again, too
-    whole = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "whole")
+    whole = fit(data, tmp_path / "whole", spec=spec)
     usual, step = signal.getsignal(number), Batches.step
 
     def signalled(self, i, *rest):
@@ -94,12 +95,12 @@ def test_a_stopped_run_has_saved_its_last_step_and_resumes_exactly(
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Batches, "step", signalled)
-        train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut")
+        fit(data, tmp_path / "cut", spec=spec)
     assert signal.getsignal(number) is usual
     assert torch.load(tmp_path / "cut/training_state.pt", weights_only=True)["step"] == at + 1
     load_checkpoint(tmp_path / "cut/checkpoint")
     torch.manual_seed(99)  # the random state of a new process is another one
-    cut = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut")
+    cut = fit(data, tmp_path / "cut", spec=spec)
     assert same(weights(whole), weights(cut))
     assert same(weights(tmp_path / "whole/checkpoint_best"), weights(tmp_path / "cut/checkpoint_best"))
     history = [json.loads((p.parent / "metrics.json").read_text()) for p in (whole, cut)]
@@ -108,10 +109,9 @@ def test_a_stopped_run_has_saved_its_last_step_and_resumes_exactly(
 
 
 def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
-    store, features = data
     progress = lambda done, *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     with pytest.raises(KeyboardInterrupt):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=progress)
+        fit(data, tmp_path, progress=progress)
     assert torch.load(tmp_path / "training_state.pt", weights_only=True)["step"] == 5
 
 
@@ -119,7 +119,7 @@ def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
 def test_the_state_of_another_run_is_refused(data, tmp_path, change):
     store, features = data
     with pytest.raises(Killed):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(5))
+        fit(data, tmp_path, progress=killed_after(5))
     state = (tmp_path / "training_state.pt").read_bytes()
     values = {"lr": 1e-4, "validation": 0.5, "grad_clip": None, "precision": "bf16-mixed"}
     changes = {change: values[change]} if change in values else {}
@@ -128,10 +128,9 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, change):
     key = {"dataset": "dataset.name random", "spec": "policy.chunk 4"}.get(change, f"train.{change} ")
     words = rf"training_state.pt: found the state of another run; remove it .* \(made with {key}"
     with pytest.raises(UserError, match=words):
-        train(make_settings(**changes), spec, store, features, contract, tmp_path)
+        fit(data, tmp_path, spec=spec, contract=contract, **changes)
     assert (tmp_path / "training_state.pt").read_bytes() == state
-    anew = make_settings(**changes, resume=False)
-    train(anew.replace(validation=0.0), spec, store, features, contract, tmp_path)
+    fit(data, tmp_path, spec, contract, **changes | {"resume": False, "validation": 0.0})
     assert not (tmp_path / "checkpoint_best").exists()  # of the run before
 
 
@@ -149,16 +148,14 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, change):
     ],
 )
 def test_a_machine_that_cannot_train_is_one_line(data, tmp_path, change, words):
-    store, features = data
     with pytest.raises(UserError, match=words) as caught:
-        train(make_settings(**change), make_spec(), store, features, CONTRACT, tmp_path)
+        fit(data, tmp_path, **change)
     assert "\n" not in str(caught.value)
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypatch):
-    store, features = data
     with pytest.raises(Killed):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(5))
+        fit(data, tmp_path, progress=killed_after(5))
     state, before = (tmp_path / "training_state.pt").read_bytes(), weights(tmp_path / "checkpoint")
     sound = ChunkPolicy.loss
 
@@ -168,7 +165,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypa
 
     monkeypatch.setattr(ChunkPolicy, "loss", broken)
     with pytest.raises(UserError, match="the loss is nan at step 10"):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+        fit(data, tmp_path)
     assert (tmp_path / "training_state.pt").read_bytes() == state
     assert same(before, weights(tmp_path / "checkpoint"))
 
@@ -256,39 +253,33 @@ def test_the_present_action_is_not_shown(data):
 
 @pytest.mark.parametrize("content", [b"", b"no state", None])
 def test_a_state_that_cannot_be_read_is_one_line(data, tmp_path, content):
-    store, features = data
     path = tmp_path / "training_state.pt"
     if content is None:  # as earlier versions wrote it
         torch.save({"policy": {}}, path)
     else:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"training_state.pt: not a readable state"):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+        fit(data, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["gone", "broken"])
 def test_a_finished_run_gives_its_checkpoint_back(data, tmp_path, damage):
     """Somebody removed or damaged the checkpoint, and left the last state."""
-    store, features = data
-    folder = train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+    folder = fit(data, tmp_path)
     want = weights(folder)
     if damage == "broken":
         (folder / "policy.safetensors").unlink()  # `want` is mapped from it
         (folder / "policy.safetensors").write_bytes(b"half")
     else:
         shutil.rmtree(folder)
-    train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+    fit(data, tmp_path)
     assert same(weights(folder), want) and load_checkpoint(folder)[1]["training"]["step"] == 20
 
 
 def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data, tmp_path):
-    store, features = data
-    windows = len(make_windows(store, np.arange(8), 1, 4))
+    windows = len(make_windows(data[0], np.arange(8), 1, 4))
     rows = []
-    folder = train(
-        make_settings(validation=0.0, epochs=1.5), make_spec(), store, features, CONTRACT, tmp_path,
-        progress=lambda done, steps, row: rows.append((done, steps, row)),
-    )  # fmt: skip
+    folder = fit(data, tmp_path, progress=lambda *row: rows.append(row), validation=0.0, epochs=1.5)
     assert rows[-1][:2] == (math.ceil(1.5 * windows / 16),) * 2
     training = load_checkpoint(folder)[1]["training"]
     assert training["demos"] == 8 and "val_loss" not in training
@@ -300,9 +291,8 @@ def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data,
 
 @pytest.mark.parametrize("target", [".training_state.part", ".checkpoint_best.new", ".checkpoint.new"])
 def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_path, monkeypatch, target):
-    store, features = data
     with pytest.raises(Killed):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(5))
+        fit(data, tmp_path, progress=killed_after(5))
     before = {
         path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".pt", ".safetensors")
     }
@@ -315,16 +305,14 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_pa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises((OSError, PolicyError), match=r"No space left on device") as error:
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+        fit(data, tmp_path)
     name = "training_state" if "state" in target else target[1:].removesuffix(".new")
     assert str(tmp_path) in str(error.value) and name in str(error.value)
     assert not list(tmp_path.rglob("*.new")) and not list(tmp_path.rglob("*.part*"))
     assert (tmp_path / "training_state.pt").read_bytes() == before[tmp_path / "training_state.pt"]
     monkeypatch.undo()
-    whole = train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path / "whole")
-    assert same(
-        weights(train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)), weights(whole)
-    )
+    whole = fit(data, tmp_path / "whole")
+    assert same(weights(fit(data, tmp_path)), weights(whole))
 
 
 @pytest.mark.parametrize("job", ["train", "pretrain"])
