@@ -16,21 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
 from torch import Tensor, nn
 
-from s2robot.core.settings import Settings, from_yaml, invalid
-from s2robot.policies.dense import Dense
+from s2robot.core.settings import from_yaml
+from s2robot.policies.dense import AttentionSettings, Dense
 from s2robot.policies.errors import PolicyError
 
 Tokens = int | tuple[int, int]  # how many form a square map, or its rows and columns
 
 
-class PoolingSettings(Settings, at="policy.pooling", file="policy/common/policy"):
+class PoolingSettings(AttentionSettings, at="policy.pooling", file="policy/common/policy"):
     """How the token map of a camera becomes one vector; configs/policy/common/policy.yaml documents each value."""
 
     kind: Literal["mean", "spatial_softmax", "attention"] = from_yaml()
@@ -40,14 +39,6 @@ class PoolingSettings(Settings, at="policy.pooling", file="policy/common/policy"
     temperature: float = from_yaml(gt=0)
     keep_mean: bool = from_yaml()
     queries: int = from_yaml(ge=1)
-    heads: int = from_yaml(ge=1)
-    width: int = from_yaml(ge=1)
-
-    @model_validator(mode="after")
-    def _even_heads(self) -> Self:
-        if self.width % self.heads:
-            raise invalid("width", f"a multiple of {self.heads} heads", self.width)
-        return self
 
 
 def map_places(tokens: Tokens) -> Tensor:

@@ -27,7 +27,7 @@ from s2robot.demos.replay import (
     world_of_demos,
 )
 from s2robot.demos.store import EpisodeStore
-from s2robot.encoders.cache import FeatureCache, Frames
+from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.joined import Joined
@@ -101,13 +101,17 @@ def _encode(
         return cache.features, cache
     if store.attrs["kind"] == "states":
         require_simulator()
-    work = _Work(store, cache, encoder, cameras, as_image_size(sizes), settings)
+    workers, threads = settings.shares()
+    size = as_image_size(sizes)
     before = torch.get_num_threads()
-    torch.set_num_threads(work.threads)
+    torch.set_num_threads(threads)
+    # a CPU worker encodes what it renders: features are fewer bytes than frames, and no core waits for another
     in_workers = engine_in_use().is_remote or device.type == "cpu"
     with bar("encoding frames") as update:
         features = cache.build(
-            work.values if in_workers else work.frames,
+            partial(_encoded_in_workers, store, cache, encoder, cameras, size, settings)
+            if in_workers
+            else lambda episodes: render_episodes(store, episodes, cameras, size, workers),
             None if in_workers else encoder.encode,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
             store.fingerprint_of_first,
@@ -116,40 +120,26 @@ def _encode(
     return features, cache
 
 
-class _Work:
-    """Render and encode missing episodes: `frames` brings frames to a GPU here, `values` encodes in the workers.
-
-    A CPU worker encodes what it renders: features are fewer bytes than frames, and no core waits for another.
-    """
-
-    def __init__(
-        self,
-        store: EpisodeStore,
-        cache: FeatureCache,
-        encoder: S2Encoder,
-        cameras: tuple[str, ...],
-        size: ImageSize,
-        settings: FeaturesSettings,
-    ) -> None:
-        self.store, self.cache, self.encoder = store, cache, encoder
-        self.cameras, self.size, self.device = cameras, size, settings.device
-        self.workers, self.threads = settings.shares()
-
-    def frames(self, episodes: list[int]) -> Frames:
-        """Yield episodes and their frames, for `FeatureCache.build`."""
-        return render_episodes(self.store, episodes, self.cameras, self.size, self.workers)
-
-    def values(self, episodes: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield episodes and their features, in the order in which they finish."""
-        world = world_of_demos(self.store) if self.store.attrs["kind"] == "states" else None
-        how = self.cameras, self.size, world
-        far = engine_in_use().is_remote
-        state = partial(Encoding, self.cache, self.encoder.to("cpu"), self.device, self.threads)
-        run: Any = Encoding.run if far else Encoding.run_here
-        tasks = ((i, *(seen_of(self.store, i, *how) if far else (self.store.path, *how))) for i in episodes)
-        with worker_pool(self.workers, state, encodes=True, anywhere=far) as pool:
-            for (episode, *_), found in pool.as_done(run, tasks, ahead=2):
-                yield episode, found
+def _encoded_in_workers(
+    store: EpisodeStore,
+    cache: FeatureCache,
+    encoder: S2Encoder,
+    cameras: tuple[str, ...],
+    size: ImageSize,
+    settings: FeaturesSettings,
+    episodes: list[int],
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield episodes and their features, in the order in which they finish."""
+    world = world_of_demos(store) if store.attrs["kind"] == "states" else None
+    how = cameras, size, world
+    workers, threads = settings.shares()
+    far = engine_in_use().is_remote
+    state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads)
+    run: Any = Encoding.run if far else Encoding.run_here
+    tasks = ((i, *(seen_of(store, i, *how) if far else (store.path, *how))) for i in episodes)
+    with worker_pool(workers, state, encodes=True, anywhere=far) as pool:
+        for (episode, *_), found in pool.as_done(run, tasks, ahead=2):
+            yield episode, found
 
 
 class Encoding:

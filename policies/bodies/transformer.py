@@ -12,34 +12,25 @@ embedding, and a pass trains the last step alone.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import from_yaml
+from s2robot.policies.dense import AttentionSettings
 
 
-class TransformerSettings(Settings, at="policy.network", file="policy/transformer"):
+class TransformerSettings(AttentionSettings, at="policy.network", file="policy/transformer"):
     """configs/policy/transformer.yaml documents each value."""
 
-    width: int = from_yaml(ge=1)
     blocks: int = from_yaml(ge=1)
-    heads: int = from_yaml(ge=1)
     mlp_ratio: float = from_yaml(ge=0.01)
     dropout: float = from_yaml(ge=0, le=0.99)
     action_history: bool = from_yaml()
     proprio_history: bool = from_yaml()
     causal: bool = from_yaml()
-
-    @model_validator(mode="after")
-    def _even_heads(self) -> Self:
-        if self.width % self.heads:
-            raise invalid("width", f"a multiple of {self.heads} heads", self.width)
-        return self
 
 
 class Block(nn.Module):

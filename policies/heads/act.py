@@ -8,34 +8,26 @@ come up. Here the decoder reads the body's vector in place of image tokens, and 
 joints. The averaging of overlapping plans is `policy.ensemble`.
 """
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import from_yaml
 from s2robot.policies.bodies.transformer import Block, TransformerSettings
+from s2robot.policies.dense import AttentionSettings
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
-class ActSettings(Settings, at="policy.head", file="policy/head/act"):
+class ActSettings(AttentionSettings, at="policy.head", file="policy/head/act"):
     """configs/policy/head/act.yaml documents each value."""
 
     kind: Literal["act"] = from_yaml()
     style: int = from_yaml(ge=1)
     kl_weight: float = from_yaml(ge=0)
     draw: bool = from_yaml()
-    width: int = from_yaml(ge=1)
     layers: int = from_yaml(ge=1)
-    heads: int = from_yaml(ge=1)
     dropout: float = from_yaml(ge=0, le=0.99)
-
-    @model_validator(mode="after")
-    def _even_heads(self) -> Self:
-        if self.width % self.heads:
-            raise invalid("width", f"a multiple of {self.heads} heads", self.width)
-        return self
 
 
 class ActHead(Head):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.policies.heads.head import HeadSizes
+from s2robot.policies.heads.head import Head, HeadSizes
 
 
 class DenoiserSettings(Settings, at="policy.head"):
@@ -25,10 +25,16 @@ class DenoiserSettings(Settings, at="policy.head"):
     layers: int = from_yaml(ge=1)
     dropout: float = from_yaml(ge=0, lt=1)
 
-    def build(self, sizes: HeadSizes) -> nn.Module:
-        """The denoiser of these settings."""
-        net = MlpDenoiser if self.denoiser == "mlp" else UnetDenoiser
-        return net(self, sizes.context, sizes.chunk, sizes.action_dim)
+
+class DenoisingHead(Head):
+    """Base of the heads with a denoiser, whose chunks are (K, A)."""
+
+    def __init__(self, settings: DenoiserSettings, sizes: HeadSizes):
+        super().__init__()
+        self.settings, self.slots = settings, sizes.slots
+        self.shape = (sizes.chunk, sizes.action_dim)
+        net = MlpDenoiser if settings.denoiser == "mlp" else UnetDenoiser
+        self.net = net(settings, sizes.context, *self.shape)
 
 
 class TimeEmbedding(nn.Module):

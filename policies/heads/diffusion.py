@@ -15,8 +15,8 @@ from pydantic import model_validator
 from torch import Tensor
 
 from s2robot.core.settings import from_yaml, invalid
-from s2robot.policies.heads.denoiser import DenoiserSettings
-from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
+from s2robot.policies.heads.denoiser import DenoiserSettings, DenoisingHead
+from s2robot.policies.heads.head import HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
 class DiffusionSettings(DenoiserSettings, at="policy.head", file="policy/head/diffusion"):
@@ -35,14 +35,14 @@ class DiffusionSettings(DenoiserSettings, at="policy.head", file="policy/head/di
         return self
 
 
-class DiffusionHead(Head):
+class DiffusionHead(DenoisingHead):
     """See the module."""
 
+    settings: DiffusionSettings
+
     def __init__(self, settings: DiffusionSettings, sizes: HeadSizes):
-        super().__init__()
-        self.settings, self.slots = settings, sizes.slots
-        self.noise_shape = (sizes.chunk, sizes.action_dim)
-        self.net = settings.build(sizes)
+        super().__init__(settings, sizes)
+        self.noise_shape = self.shape
         self.register_buffer("signal", squared_cosine(settings.train_steps), persistent=False)
         self.signal: Tensor  # (train_steps,)
         if settings.clip is None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from s2robot.core.settings import from_yaml
-from s2robot.policies.heads.denoiser import DenoiserSettings
-from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
+from s2robot.policies.heads.denoiser import DenoiserSettings, DenoisingHead
+from s2robot.policies.heads.head import HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
 class FlowSettings(DenoiserSettings, at="policy.head", file="policy/head/flow"):
@@ -21,14 +21,14 @@ class FlowSettings(DenoiserSettings, at="policy.head", file="policy/head/flow"):
     steps: int = from_yaml(ge=1)
 
 
-class FlowHead(Head):
+class FlowHead(DenoisingHead):
     """See the module."""
 
+    settings: FlowSettings
+
     def __init__(self, settings: FlowSettings, sizes: HeadSizes):
-        super().__init__()
-        self.settings, self.slots = settings, sizes.slots
-        self.noise_shape = (sizes.chunk, sizes.action_dim)
-        self.net = settings.build(sizes)
+        super().__init__(settings, sizes)
+        self.noise_shape = self.shape
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         target = signed(target, self.slots)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from s2robot.core.settings import from_yaml
-from s2robot.policies.heads.denoiser import DenoiserSettings
-from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
+from s2robot.policies.heads.denoiser import DenoiserSettings, DenoisingHead
+from s2robot.policies.heads.head import HeadLoss, by_part, signed, unsigned
 
 
 class MipSettings(DenoiserSettings, at="policy.head", file="policy/head/mip"):
@@ -27,14 +27,10 @@ class MipSettings(DenoiserSettings, at="policy.head", file="policy/head/mip"):
     time: float = from_yaml(gt=0, lt=1)
 
 
-class MipHead(Head):
+class MipHead(DenoisingHead):
     """See the module."""
 
-    def __init__(self, settings: MipSettings, sizes: HeadSizes):
-        super().__init__()
-        self.settings, self.slots = settings, sizes.slots
-        self.shape = (sizes.chunk, sizes.action_dim)
-        self.net = settings.build(sizes)
+    settings: MipSettings
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         target = signed(target, self.slots)
