@@ -74,7 +74,7 @@ class BatchActor:
 
     @property
     def memory(self) -> tuple[Tensor, ...]:
-        """All that later plans depend on besides their observations; the tensors themselves, not copies."""
+        """The tensors, not copies, that later plans depend on besides their observations."""
         context = (self._pooled, self._proprio, self._actions, self._pad)
         return (*context, self._sum, self._weight, self._plans, self.disagreement, self._doubts)
 
@@ -194,7 +194,7 @@ class Actor:
 
     @property
     def disagreement(self) -> float:
-        """How far the members' newest plans are apart, rad; 0 for a policy of one member."""
+        """Spread of the members' newest plans, rad; 0 for a policy of one member."""
         return float(self.batch.disagreement[0])
 
     @property

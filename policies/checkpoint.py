@@ -42,7 +42,7 @@ class _Encoder(Stored):
 
 
 class Contract(Stored):
-    """What every contract has; others are kept as they are."""
+    """The keys that every contract has; other keys are stored unchanged."""
 
     encoder: _Encoder
     cameras: list[str]

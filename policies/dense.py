@@ -1,4 +1,4 @@
-"""What several modules of a policy share: attention sizes, and nn.Linear whose members side by side (torch.vmap) are trained without copies.
+"""Attention sizes, and an nn.Linear whose members (torch.vmap) are trained without copies.
 
 torch's own rule for it gives the gradient of the transposed weights, which is then copied into the order of the weights:
 more memory moved than the product itself.

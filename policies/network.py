@@ -1,4 +1,4 @@
-"""What is trained: pooling, body and head; one of them, or several members side by side.
+"""The trained network: pooling, body and head; one, or several members side by side.
 
 All works in normalised units; `ChunkPolicy` puts a normaliser around it.
 """

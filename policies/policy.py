@@ -9,7 +9,7 @@
 Shapes: features (B, T, C, N, D), proprio (B, T, P), past_actions (B, T, A) with the last step unknown,
 pad (B, T) True before the episode began, actions (B, K, A), action_pad (B, K) True beyond its end. A batch may
 give each frame once, features (F, C, N, D), and say where it stands, frames (B, T); for a body that is causal it
-may ask every step of the context, actions (B, T, K, A) and action_pad (B, T, K). A batch that is one process's share
+may have a target at every step of the context, actions (B, T, K, A) and action_pad (B, T, K). A batch that is one process's share
 may say how many targets a process has in the mean, target_counts (K,) or (T, K): the mean of all losses is that of the whole.
 """
 
@@ -49,7 +49,7 @@ class ChunkPolicy(nn.Module):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of the noise that a plan takes, without the batch; () where plans are deterministic."""
+        """Shape of the noise of one plan; () if plans are deterministic."""
         return self.network.head.noise_shape
 
     def fit_normaliser(
@@ -102,7 +102,7 @@ class ChunkPolicy(nn.Module):
             bound.copy_(torch.where(bound.isfinite(), wider(bound, found), found))
 
     def _starts_of(self, proprio: np.ndarray, before: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-        """Where the targets of chunks start from (W, width inside), see `_start`."""
+        """Return the start of each chunk's targets (W, width inside), see `_start`."""
         if before is None:
             raise PolicyError("policy.from_last needs the action before each chunk: give before=")
         last, first, state = (torch.as_tensor(np.ascontiguousarray(x)) for x in (*before, proprio))
@@ -234,7 +234,7 @@ class ChunkPolicy(nn.Module):
     def _context(
         self, pooled: Tensor, proprio: Tensor, past_actions: Tensor | None, pad: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the network reads, checked and in normalised units: pooled, state, past actions, pad."""
+        """Check and normalise the network's input: pooled, state, past actions, pad."""
         spec = self.spec
         b, t = pooled.shape[:2]
         if t != spec.context:

@@ -30,7 +30,7 @@ Tokens = int | tuple[int, int]  # how many form a square map, or its rows and co
 
 
 class PoolingSettings(AttentionSettings, at="policy.pooling", file="policy/common/policy"):
-    """How the token map of a camera becomes one vector; configs/policy/common/policy.yaml documents each value."""
+    """Settings of the pooling of a camera's token map; configs/policy/common/policy.yaml documents each value."""
 
     kind: Literal["mean", "spatial_softmax", "attention"] = from_yaml()
     shared: bool = from_yaml()

@@ -21,7 +21,7 @@ _NETWORKS: dict[str, type[Settings]] = {"mlp": MlpSettings, "transformer": Trans
 
 
 class PolicySettings(Settings, at="policy", file="policy/mlp"):
-    """What a config says of a policy; configs/policy/common/policy.yaml and mlp.yaml document each value."""
+    """The settings of a policy in a config; configs/policy/common/policy.yaml and mlp.yaml document each value."""
 
     kind: Literal["mlp", "transformer"] = from_yaml()
     network: MlpSettings | TransformerSettings
@@ -47,7 +47,7 @@ class PolicySettings(Settings, at="policy", file="policy/mlp"):
     @model_validator(mode="before")
     @classmethod
     def _by_kind(cls, values: Any) -> Any:
-        """Read network and head as the kinds ask."""
+        """Read network and head with the settings of their kind."""
         network, head = values.get("network", {}), values.get("head", {"kind": "regression"})
         if isinstance(network, Mapping) and (found := _NETWORKS.get(values.get("kind", "mlp"))):
             network = read(found, network)

@@ -1,7 +1,7 @@
 """RPT-style encoder-only transformer (Radosavovic et al., 2023; S² Table 10), about 1 M parameters.
 
 Each step of the context gives C image tokens, a state token and an action token. A mask token stands in the
-place of the action that is asked for; its output is what the head makes the next K actions from.
+place of the next action; its output is what the head makes the next K actions from.
 
 With `causal` (the default) every step sees itself and the steps before it, with a learned bias for how long ago
 they are, and has a mask token of its own: one pass over T steps trains T targets, with contexts of 1 to T steps.
@@ -48,7 +48,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, visible: Tensor, asked: slice | Tensor = slice(None)) -> Tensor:
         """x (B, S, W), visible (B or 1, 1 or H, 1 or S, S): True, or a bias, where a token may be seen.
 
-        Only the tokens `asked` for go on: (B, S', W).
+        Only the tokens `asked` are returned: (B, S', W).
         """
         y = self.norm1(x)
         q = self.query(y[:, asked]).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, S', E)
@@ -140,7 +140,7 @@ class TransformerBody(nn.Module):
         return out.reshape(b, t, self.width) if every else out.flatten(1)
 
     def _unseen(self, masks: Tensor, states: Tensor, ago: Tensor) -> Tensor:
-        """What a token (row) must not see: later steps, mask tokens but those of its own step, and, without a history
+        """Mark what a token (row) must not see: later steps, mask tokens but those of its own step, and, without a history
         of states, any state but its own step's, which mask tokens alone read.  # (T * S, T * S)
 
         masks, states (T * S,): which tokens are such; ago (T * S, T * S): how many steps before the row's one stands.

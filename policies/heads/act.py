@@ -82,15 +82,15 @@ class ActHead(Head):
 
     def _decode(self, context: Tensor, style: Tensor) -> Tensor:
         """Chunks (B, K, A) from context (B, H) and style (B, Z)."""
-        told = self.context(context[:, None])  # (B, 1, W)
+        given = self.context(context[:, None])  # (B, 1, W)
         asked = self.asked.expand(len(context), -1, -1)  # (B, K, W)
-        x = torch.cat([self.style(style)[:, None].to(told.dtype), told, asked.to(told.dtype)], 1)
+        x = torch.cat([self.style(style)[:, None].to(given.dtype), given, asked.to(given.dtype)], 1)
         seen = torch.ones_like(x[:1, :, 0], dtype=torch.bool)[:, None, None]  # (1, 1, 1, S)
         return self.out(self.decoder(x, seen, slice(-len(self.asked), None))).float()
 
 
 class _Blocks(nn.Module):
-    """Transformer blocks and a norm; only the tokens asked for leave the last one."""
+    """Transformer blocks and a norm; the last one returns only the tokens that are asked."""
 
     def __init__(self, s: ActSettings):
         super().__init__()

@@ -18,7 +18,7 @@ from s2robot.policies.heads.head import Head, HeadSizes
 
 
 class DenoiserSettings(Settings, at="policy.head"):
-    """What every head with a denoiser has; configs/policy/head/flow.yaml documents each value."""
+    """Settings of every head with a denoiser; configs/policy/head/flow.yaml documents each value."""
 
     denoiser: Literal["mlp", "unet"] = from_yaml()
     width: int = from_yaml(ge=1)

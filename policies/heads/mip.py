@@ -6,7 +6,7 @@ What is built, with net(chunk, time, context) and t = `time` (0.9 in the paper):
     acting      first = net(0, 0, context);  action = net(t · first, t, context)
 
 The first step is plain regression, the second learns to mend a chunk that is nearly right. This is the paper's form;
-its published code also knows one that leaves out the factor t. Squared error on all dimensions, the gripper as
+its published code also has one that leaves out the factor t. Squared error on all dimensions, the gripper as
 -1 or 1. It does not fit a distribution: of two equally good ways it takes one answer, which may lie between them.
 """
 

@@ -62,7 +62,7 @@ class RegressionHead(Head):
 
 
 def mean(losses: Mapping[Slot, Tensor]) -> Tensor | None:
-    """Of the losses of parts, every number counting alike; None of nothing."""
+    """Average the losses of parts, weighted by their numbers; None without parts."""
     if len(losses) < 2:
         return next(iter(losses.values()), None)
     total = sum(slot.width for slot in losses)

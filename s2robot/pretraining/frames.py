@@ -110,7 +110,7 @@ class FrameBank:
 
 
 class _Read:
-    """Frames that are read when they are asked for."""
+    """Frames that are read on access."""
 
     def __init__(self, count: int, read: Callable[[int], np.ndarray]) -> None:
         self.count, self.read = count, read
@@ -143,7 +143,7 @@ def _read_rgb(file: Path, _: int) -> np.ndarray:
 
 
 def _store_frames(store: EpisodeStore, workers: int, progress: bool) -> _Read | np.ndarray:
-    """Every camera at every step: read, or rendered at the store's image size if it holds states only."""
+    """Return every camera at every step: read, or rendered at the store's image size if it holds states only."""
     cameras, total = store.cameras, store.num_steps * len(store.cameras)
     if not len(store) or not cameras:
         raise UserError(f"{store.path}: found {len(store)} episodes of {len(cameras)} cameras")

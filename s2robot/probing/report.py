@@ -1,4 +1,4 @@
-"""What all probes share: comparing rows, and writing JSON, CSV, plot and page.
+"""Shared by all probes: comparing rows, and writing JSON, CSV, plot and page.
 
 results, differences = compare(samples, ("encoder", "cameras"), earlier(samples))
 write_outcome(Outcome("readout", {"settings": ..., "results": results, "differences": differences}, points), run_dir)
@@ -90,7 +90,7 @@ def earlier(samples: Samples, without: Collection[str] = ()) -> list[tuple[tuple
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a probe measured."""
+    """The result of a probe."""
 
     kind: str
     facts: dict[str, Any]  # "settings", rows of "results" and "differences", "cells" with the same, and more

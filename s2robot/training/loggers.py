@@ -1,4 +1,4 @@
-"""Where the rows of a training go besides metrics.json, through Fabric's own logger classes.
+"""Log the rows of a training besides metrics.json, through Fabric's own logger classes.
 
 loggers = Loggers(("tensorboard", "wandb"), out, done=500)     # resumes after step 500
 loggers.write(row)

@@ -137,7 +137,7 @@ class Learner:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on besides their batches."""
+        """Everything that the next steps depend on besides their batches."""
         state = {
             "model": self._bare.state_dict(),
             "optimizer": self._optimizer.state_dict(),

@@ -2,7 +2,7 @@
 
     s2robot train policy=mlp train.steps=4000       # -> <run folder>/checkpoint, metrics.json, TensorBoard
 
-Lightning Fabric carries the devices: one CPU, one GPU, or many with DDP, by config. A killed run goes on exactly
+Lightning Fabric carries the devices: one CPU, one GPU, or many with DDP, by config. A killed run resumes exactly
 where it was: every step seeds its own batch, dropout and noise from (seed, step), so the state on disk is weights,
 optimiser and the number of the step.
 """
