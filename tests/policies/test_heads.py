@@ -5,10 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from s2robot.common.paths import configs_dir
 from s2robot.policies import (
     BatchActor,
     ChunkPolicy,
+    PolicySpec,
     load_checkpoint,
     save_checkpoint,
 )
@@ -301,3 +305,12 @@ def test_members_compute_as_each_alone(make_policy, make_batch, alone, kind, bod
     loss, scalars = policy.train().loss(batch)
     loss.backward()
     assert all(p.grad is not None and p.grad.shape[0] == 3 for p in policy.parameters())
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_is_chosen_by_name(kind):
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", [f"policy/head={kind}", "policy=mvp_mlp"]))["policy"]
+    policy = ChunkPolicy(PolicySpec.from_dict(config | {"cameras": ("hand",), "dim": 8, "tokens": 4}))
+    assert type(policy.network.head) is HEADS[kind][1]
+    assert config["head"] == policy.spec.head.model_dump() == HEADS[kind][0]().model_dump()
