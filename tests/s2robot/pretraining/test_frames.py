@@ -206,12 +206,12 @@ def test_processes_that_start_together_decode_once(tmp_path):
     frames = noise(30, 64, 64, 3)
     write_lossless(tmp_path / "a.mp4", frames)
     (cache_dir("frames") / ".0123.part.npy").write_bytes(b"of another video: not ours to remove")
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [context.Process(target=decode, args=(tmp_path / "a.mp4", queue)) for _ in range(3)]
     for process in processes:
         process.start()
-    digests = {queue.get(timeout=30)[1] for _ in processes}
+    digests = {queue.get(timeout=120)[1] for _ in processes}
     for process in processes:
         process.join()
     assert digests == {hashlib.sha256(frames.tobytes()).hexdigest()}
