@@ -165,7 +165,7 @@ def test_a_tile_whose_rest_is_in_no_token_is_refused():
 
 
 def test_importing_s2_imports_no_library_of_models():
-    """They take longer than torch; `benchmarks/import_time.py` measures it."""
+    """They take longer to import than torch."""
     code = "import sys; from s2robot import S2; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"timm", "torchvision", "transformers", "omegaconf", "zarr", "robosuite"} & set(loaded.split())
