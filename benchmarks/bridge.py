@@ -13,7 +13,7 @@ machine; the load is printed. More arguments are settings of `s2robot deploy`.
 import argparse
 import json
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +70,15 @@ def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
         return session
 
 
-def sdk_version() -> str:
-    with suppress(ImportError):
-        from importlib.metadata import version
-
-        return version("xarm-python-sdk")
-    return "not installed"
-
-
 def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON types."""
     records = session.log.records
     bridge = [bool(r["success"]) for r in records]
     plain = plain[: len(bridge)]
     gap = difference(np.array([bridge], float), np.array([plain], float))
-    stream = np.concatenate([np.array(r["periods_s"]) for r in records if "periods_s" in r] or [np.zeros(0)])
-    decisions = np.concatenate(
-        [np.array(r["decision_periods_s"]) for r in records if "decision_periods_s" in r] or [np.zeros(0)]
-    )
-    latency = np.concatenate(
-        [np.array(r["latencies_s"]) for r in records if "latencies_s" in r] or [np.zeros(0)]
+    stream, decisions, latency = (
+        np.concatenate([np.zeros(0), *(r[key] for r in records if key in r)])
+        for key in ("periods_s", "decision_periods_s", "latencies_s")
     )
     config = session.runtime.loop.config
     return {
@@ -110,7 +99,6 @@ def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) ->
         "policy_latency_ms": percentiles(latency),
         "load": os.getloadavg(),
         "cores": os.cpu_count(),
-        "sdk": sdk_version(),
         "episodes": [
             {k: r[k] for k in ("seed", "success", "cause", "fault", "steps", "verdicts")} for r in records
         ],
