@@ -13,8 +13,7 @@ vit_base_patch16_224). Rows:
 * frames: S2Encoder in the default type from uint8 frames of the larger size, area averaging and normalisation
   included. frames 1 2 3 (batch 1 only): the same at three scales.
 
-The rows take turns; times are medians. GFLOP counts multiply-adds. `of peak` compares with the machine's best matrix
-product in that type. Cosine (least over all tokens) and largest difference are to the reference. Run nothing else.
+The rows take turns; times are medians. Cosine (least over all tokens) and largest difference are to the reference. Run nothing else.
 """
 
 import argparse
@@ -22,7 +21,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,8 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from s2robot.backbones.inference import PackedLinear, default_dtype, packs, prepare
+from s2robot.backbones.inference import default_dtype, prepare
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.encoders.encoder import DTYPES, S2Encoder
 from s2robot.s2.engine import encode
@@ -42,7 +38,6 @@ from s2robot.s2.reference import forward
 
 SPECS = {"tiny": ViTSpec(128, 16, 192, 6, 6), "small": ViTSpec(128, 16, 256, 12, 8)}
 MODELS = (*SPECS, "base")
-SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (985, 768, 3072), (1970, 3072, 768))  # rows, in, out
 PREFIX, PATCH = 1, 16  # CLS; pixels
 
 
@@ -71,33 +66,8 @@ def clock(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def peak(dtype: torch.dtype, repeats: int) -> float:
-    """Operations a second of the machine's matrix product: the best median over shapes and ways."""
-    best = 0.0
-    for rows, inner, out in SHAPES:
-        layer = nn.Linear(inner, out).to(dtype).requires_grad_(False)
-        x, weight = torch.randn(rows, inner).to(dtype), layer.weight.t().contiguous()
-        ways: list[Callable[[], Tensor]] = [partial(torch.matmul, x, weight), partial(layer, x)]
-        if packs():
-            packed = nn.Linear(inner, out).to(dtype).requires_grad_(False)
-            PackedLinear.from_linear(packed)
-            ways.append(partial(packed, x))
-        for way in ways:
-            way()
-            seconds = statistics.median(clock(way) for _ in range(repeats))
-            best = max(best, 2 * rows * inner * out / seconds)
-    return best
-
-
-def multiply_adds(model: nn.Module, tile: int) -> float:
-    """Of one tile, as S2Encoder counts them."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.forward_features(torch.zeros(1, 3, tile, tile))
-    return counter.get_total_flops() / 2
-
-
-def arms(vit: nn.Module, tile: int, batch: int) -> dict[str, tuple[Callable[[], Tensor], torch.dtype, int]]:
-    """What is compared: a call without arguments, the type that it multiplies in, the tiles a frame."""
+def arms(vit: nn.Module, tile: int, batch: int) -> dict[str, tuple[Callable[[], Tensor], torch.dtype]]:
+    """Return the calls to compare, and the type that each multiplies in."""
     size, default = 2 * tile, default_dtype()
     images = torch.randn(batch, 3, tile, tile)
     frames = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
@@ -114,36 +84,34 @@ def arms(vit: nn.Module, tile: int, batch: int) -> dict[str, tuple[Callable[[], 
     fast = prepare(Plain(vit), default)
     name = {v: k for k, v in DTYPES.items()}[default]
     encoder = S2Encoder(vit, (tile, size), dtype=name)
-    rows: dict[str, tuple[Callable[[], Tensor], torch.dtype, int]] = {
+    rows: dict[str, tuple[Callable[[], Tensor], torch.dtype]] = {
         "reference": (
             lambda: forward(vit.forward_features, images, scales=[1, 2], num_prefix_token=PREFIX),
             torch.float32,
-            5,
         ),
-        "ours fp32": (ours(prepare(Plain(vit), torch.float32)), torch.float32, 5),
-        "ours default": (ours(fast), default, 5),
-        "pooled": (ours(fast, "pooled"), default, 5),
-        "frames": (lambda: encoder.encode(frames), default, 5),
+        "ours fp32": (ours(prepare(Plain(vit), torch.float32)), torch.float32),
+        "ours default": (ours(fast), default),
+        "pooled": (ours(fast, "pooled"), default),
+        "frames": (lambda: encoder.encode(frames), default),
     }
     if batch == 1:  # at 32 frames of 14 tiles the larger models take too long
         three = S2Encoder(vit, (tile, size, 3 * tile), dtype=name)
         larger = torch.randint(0, 256, (1, 3 * tile, 3 * tile, 3), dtype=torch.uint8)
-        rows["frames 1 2 3"] = (lambda: three.encode(larger), default, 14)
+        rows["frames 1 2 3"] = (lambda: three.encode(larger), default)
     return rows
 
 
-def measure(name: str, batch: int, args: argparse.Namespace, peaks: dict[torch.dtype, float]) -> list[dict]:
+def measure(name: str, batch: int, args: argparse.Namespace) -> list[dict]:
     vit, tile = build(name)
-    per_tile = multiply_adds(vit, tile)
     compared = arms(vit, tile, batch)
-    outputs = {arm: call() for arm, (call, _, _) in compared.items()}  # warms up, too
-    round_s = sum(clock(call) for call, _, _ in compared.values())
+    outputs = {arm: call() for arm, (call, _) in compared.items()}  # warms up, too
+    round_s = sum(clock(call) for call, _ in compared.values())
     least, most = (3, 3) if args.quick else (5, 101)
     rounds = max(least, min(most, int(args.budget / round_s)))
-    turns = [{arm: clock(call) for arm, (call, _, _) in compared.items()} for _ in range(rounds)]
+    turns = [{arm: clock(call) for arm, (call, _) in compared.items()} for _ in range(rounds)]
     truth = outputs["reference"][:, PREFIX:]  # (B, N, 2 * D)
     rows = []
-    for arm, (_, dtype, tiles) in compared.items():
+    for arm, (_, dtype) in compared.items():
         median = statistics.median(turn[arm] for turn in turns)
         row: dict[str, Any] = {
             "model": name,
@@ -155,8 +123,6 @@ def measure(name: str, batch: int, args: argparse.Namespace, peaks: dict[torch.d
             "ms": median * 1e3,
             "frames_per_s": batch / median,
             "ratio": statistics.median(turn["reference"] / turn[arm] for turn in turns),
-            "gflop_per_frame": per_tile * tiles / 1e9,
-            "of_peak": 2 * per_tile * tiles * batch / median / peaks[dtype],
         }
         if not arm.startswith("frames"):  # these take other images
             out = outputs[arm] if arm != "reference" else truth
@@ -168,15 +134,13 @@ def measure(name: str, batch: int, args: argparse.Namespace, peaks: dict[torch.d
 
 
 def show(rows: list[dict]) -> None:
-    first, names = rows[0], ("type", "ms", "frames/s", "ratio", "GFLOP", "of peak", "cosine", "diff")
+    first, names = rows[0], ("type", "ms", "frames/s", "ratio", "cosine", "diff")
     print(f"\n{first['model']} at {first['sizes']}, batch {first['batch']}, {first['repeats']} repeats each")
     print(f"{'':<18}" + "".join(f"{name:>10}" for name in names))
     for r in rows:
-        figures = (
-            f"{r['ms']:>10.1f}{r['frames_per_s']:>10.1f}{r['ratio']:>10.2f}{r['gflop_per_frame']:>10.2f}"
-        )
+        figures = f"{r['ms']:>10.1f}{r['frames_per_s']:>10.1f}{r['ratio']:>10.2f}"
         same = f"{r['cosine']:>10.6f}{r['largest_difference']:>10.1e}" if "cosine" in r else ""
-        print(f"{r['arm']:<18}{r['dtype']:>10}{figures}{r['of_peak']:>10.0%}{same}")
+        print(f"{r['arm']:<18}{r['dtype']:>10}{figures}{same}")
 
 
 def main() -> None:
@@ -192,12 +156,9 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     batches = dict.fromkeys(min(b, 4) for b in args.batches) if args.quick else args.batches
     with torch.inference_mode():
-        peaks = {dtype: peak(dtype, 5) for dtype in dict.fromkeys((torch.float32, default_dtype()))}
-        tables = [measure(name, batch, args, peaks) for name in args.models for batch in batches]
+        tables = [measure(name, batch, args) for name in args.models for batch in batches]
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     print(f"{capability}, {threads} threads, torch {torch.__version__}")
-    for dtype, rate in peaks.items():
-        print(f"matrix product in {dtype}: {rate / 1e9:.1f} GFLOP/s")
     for rows in tables:
         show(rows)
     if args.json:
