@@ -29,11 +29,9 @@ from s2robot import __version__
 from s2robot.common.config_errors import (
     as_known,
     check_choices,
-    check_complete,
-    check_types,
-    check_world,
+    check_config,
     did_you_mean,
-    explained,
+    groups_of,
     key_of,
     one_line,
     take_stored_world,
@@ -54,9 +52,7 @@ class Verb:
 
     target: str
     summary: str
-    flags: Mapping[str, str] = field(
-        default_factory=dict
-    )  # flag -> override; `{}` in it stands for its value
+    flags: Mapping[str, str] = field(default_factory=dict)  # flag -> override; `{}` stands for its value
     word: str = ""  # what may stand after the verb: the one thing that it does
     goes_on: bool = False  # the same command in the same folder goes on where it was interrupted
     simulates: bool = False  # whatever its settings; the others ask for the simulator where they need it
@@ -101,7 +97,9 @@ VERBS = {
         "play recorded actions back and say whether they still succeed",
         simulates=True,
     ),
-    "inspect": Verb("s2robot.verbs:inspect", "print a data set and write a page to look at it in a browser"),
+    "inspect": Verb(
+        "s2robot.verbs:inspect", "print a dataset and write its page, or write the report of a run again"
+    ),
     "scenes": Verb(
         "s2robot.verbs:scenes",
         "render scenes for pre-training an encoder, or pictures of objects with their truth",
@@ -149,12 +147,11 @@ VERBS = {
         "scaling, memorize",
         goes_on=True,
     ),
-    "report": Verb("s2robot.verbs:report", "write report.html of an evaluation or a comparison"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the process's exit code. `argv` defaults to the process's own arguments."""
+    """Run one verb and return the exit code of the process. `argv` defaults to the process's arguments."""
     yield_while_waiting()
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -167,20 +164,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return _fail("s2robot", f"unknown verb '{verb}'{did_you_mean(verb, VERBS)}; `s2robot` lists them")
     if set(args[1:]) & {"-h", "--help"}:
-        about = VERBS[verb]
-        print(explained(verb, about.word, about.flags, about.summary, args[1:]))
+        print(_help(verb, args[1:]))
         return 0
     program = f"s2robot {verb}"
     overrides: list[str] = []
     try:
-        overrides = _translated(VERBS[verb], args[1:])
-        overrides = [as_known(verb, o) for o in overrides]
-        check_choices(overrides)
-        status = _hydra_app(verb, overrides)
+        overrides = [as_known(verb, o) for o in _translated(VERBS[verb], args[1:])]
+        check_choices(verb, overrides)
+        return _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:
-        print(f"{program}: interrupted{_go_on(verb, overrides, stop)}", file=sys.stderr)
+        print(f"{program}: interrupted{_resume(verb, overrides, stop)}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `s2robot inspect | head`: the reader has gone, and that is no error
+    except BrokenPipeError:  # the reader of `s2robot inspect | head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -188,36 +183,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(program, message)
-    return status
 
 
 def yield_while_waiting() -> None:
-    """Let OpenMP's threads sleep where they wait for each other, unless the environment says what they do.
+    """Let OpenMP's threads sleep while they wait for each other, unless the environment sets what they do.
 
-    By default they spin. Beside another busy process that takes many times as long: each burns the time that the other
-    needs. The runtime reads this when torch is imported; worker processes inherit it. Results are the same to the bit.
+    By default they spin, which is many times slower beside another busy process. The runtime reads this when torch is
+    imported; worker processes inherit it. Results are the same to the bit.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
-def _go_on(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
-    """The command that goes on where a verb was interrupted; nothing where none does or nothing was begun."""
+def _resume(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
+    """Return the command that resumes an interrupted verb, or nothing if none does."""
     folder: Path | None = getattr(stop, "folder", None)
     if not VERBS[verb].goes_on or folder is None or not folder.exists() or "--multirun" in overrides:
         return ""
     rest = [o for o in overrides if key_of(o) != "hydra.run.dir"]
     where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    return f"; go on with: {shlex.join(['s2robot', verb, *rest, f'hydra.run.dir={where}'])}"
+    return f"; resume with: {shlex.join(['s2robot', verb, *rest, f'hydra.run.dir={where}'])}"
 
 
 def _translated(verb: Verb, args: list[str]) -> list[str]:
-    """A verb's own flags and its word as Hydra knows them; the rest as it is."""
-    if verb.word and not args:
-        raise UserError(f"found nothing, expected '{verb.word}' and its settings: {verb.summary}")
-    if verb.word and args[0][0] != "-" and "=" not in args[0]:
-        if args[0] != verb.word:
-            raise UserError(f"found '{args[0]}', expected '{verb.word}'")
+    """Return the arguments with a verb's own flags and its word as overrides."""
+    if verb.word and (not args or (args[0][0] != "-" and "=" not in args[0])):
+        if args[:1] != [verb.word]:
+            raise UserError(f"expected '{verb.word}' and its settings, got {args[0] if args else 'nothing'}")
         args = args[1:]
     given, overrides = iter(args), []
     for arg in given:
@@ -226,11 +218,11 @@ def _translated(verb: Verb, args: list[str]) -> list[str]:
             override = verb.flags[flag]
             if "{}" in override:
                 if not equals and (value := next(given, "")) in ("", *verb.flags):
-                    raise UserError(f"{flag}: found no value, expected one")
+                    raise UserError(f"{flag}: expected a value, got nothing")
                 quoted = value.replace("\\", "\\\\").replace("'", "\\'")
                 override = override.format(value if value.isdigit() else f"'{quoted}'")
             elif equals:
-                raise UserError(f"{flag}: found a value '{value}', expected none")
+                raise UserError(f"{flag}: expected no value, got '{value}'")
             overrides.append(override)
         elif arg[:2] == "--" and flag not in _HYDRA_FLAGS:
             name, value = flag[2:].replace("-", "_"), value or next(given, "<value>")
@@ -249,18 +241,45 @@ def _usage() -> str:
     )
 
 
+def _help(verb: str, asked: Sequence[str]) -> str:
+    """Return the help of a verb: flags, settings with the comments of its config, groups, and the groups `asked` for."""
+    root, about = configs_dir(), VERBS[verb]
+    own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in about.flags.items()]
+    lines = [
+        " ".join(["usage: s2robot", verb, *filter(None, [about.word]), "[key=value ...]", *own]),
+        about.summary,
+    ]
+    text = (root / f"{verb}.yaml").read_text(encoding="utf-8")
+    if settings := text.partition("  - _self_\n")[2].strip():
+        lines += ["", "Settings and their defaults:", "", *settings.splitlines()]
+    groups = dict(groups_of(verb))
+    if "policy" in groups:
+        groups["policy/head"] = "regression"
+    if groups:
+        lines += ["", f"Groups of settings (`s2robot {verb} --help <group>` explains them):", ""]
+    for group, default in groups.items():
+        options = ", ".join(sorted(file.stem for file in (root / group).glob("*.yaml")))
+        lines.append(f"  {f'{group}={default}':<22}  {group}: {options}")
+    for group, _, chosen in (word.partition("=") for word in asked):
+        file = root / group / f"{chosen or groups.get(group)}.yaml"
+        if group in groups and file.is_file():
+            lines += ["", f"{group}={file.stem}: type {group.replace('/', '.')}.<key>=<value>", ""]
+            lines += file.read_text(encoding="utf-8").strip().splitlines()
+    return "\n".join([*lines, "", f"`--cfg job` prints all values. The files with all settings: {root}"])
+
+
 def _fail(program: str, message: str) -> int:
     print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
 def _hydra_app(verb: str, overrides: list[str]) -> int:
-    """Run a verb; the exit code that it returned, 0 if it returned none."""
+    """Run a verb and return its exit code, 0 if it returned none."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions come to main() instead of ending the process
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach main() instead of ending the process
     process_argv = sys.argv
     failure: list[Exception] = []
     status, began = 0, time.time()
@@ -276,18 +295,15 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
             typed = list(HydraConfig.get().overrides.task)
             take_stored_world(cfg, typed)
             with run_folder(folder, _about(cfg), keep=sweep, began=began):
-                check_complete(cfg)
-                check_types(verb, cfg, typed)
-                check_world(cfg, typed)
+                check_config(cfg, typed)
                 result = _call(verb, cfg)
             status = result if isinstance(result, int) else 0
             return result
         except KeyboardInterrupt as stop:
-            stop.folder = folder  # type: ignore[attr-defined]  # where it may go on
+            stop.folder = folder  # type: ignore[attr-defined]
             raise
         except Exception as error:
-            # In a sweep Hydra's own line says which job failed; in a single run it is noise before ours.
-            if sweep:
+            if sweep:  # Hydra's own line says which job failed
                 raise
             failure.append(error)
             return None
@@ -296,7 +312,7 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
     later = [a for a in overrides if a[:1] != "-" and (a[:1] == "~" or "=" in a)]
     sys.argv = [f"s2robot {verb}", *(a for a in overrides if a not in later), *later]
     try:
-        with _handlers_given_back():
+        with _restored_logging():
             hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name=verb)(task)()
     finally:
         sys.argv = process_argv
@@ -306,11 +322,8 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
 
 
 @contextmanager
-def _handlers_given_back() -> Iterator[None]:
-    """Hydra sends the whole process's log into the run's folder; afterwards it goes where it went before.
-
-    Whoever calls `main` from Python would log into that folder for good, and fail where a failed verb has removed it.
-    """
+def _restored_logging() -> Iterator[None]:
+    """Undo Hydra's logging into the run directory, which a failed verb removes, for callers from Python."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -324,28 +337,26 @@ def _handlers_given_back() -> Iterator[None]:
 
 
 def _about(cfg: "DictConfig") -> dict[str, str]:
-    """What Hydra itself would write into the run's folder, before the folder is known to be free."""
+    """Return what Hydra itself would write into the run directory, before the directory is known to be free."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     hydra = OmegaConf.create({"hydra": HydraConfig.get()})
     folder = (
         HydraConfig.get().output_subdir or ".hydra"
-    )  # stages of a comparison that share a folder name their own
+    )  # jobs of a comparison that share a directory name their own
     nodes = {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
     return {f"{folder}/{name}.yaml": OmegaConf.to_yaml(node) for name, node in nodes.items()}
 
 
 def _check_shared(overrides: list[str]) -> None:
-    """Refuse processes that torchrun or srun started without a folder: each would choose one of its own.
-
-    Raises:
-        UserError: says what to give.
-    """
+    """Reject processes that torchrun or srun started without a common run directory."""
     named = any(key_of(o) in ("hydra.run.dir", "hydra.sweep.dir") for o in overrides)
     count = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
     if int(os.environ.get(count, 1)) > 1 and not named:
-        raise UserError("found several processes, expected a folder for all of them: hydra.run.dir=<folder>")
+        raise UserError(
+            "hydra.run.dir: expected a folder for all processes, got nothing; type hydra.run.dir=<folder>"
+        )
 
 
 def _call(verb: str, cfg: "DictConfig") -> Any:
@@ -356,5 +367,5 @@ def _call(verb: str, cfg: "DictConfig") -> Any:
         with engine_of(cfg, soon=VERBS[verb].simulates):
             return getattr(importlib.import_module(module), function)(cfg)
     except Exception as error:
-        error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is not the user's
+        error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is a bug
         raise

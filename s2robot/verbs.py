@@ -148,7 +148,9 @@ def replay(cfg: DictConfig) -> None:
 
 
 def inspect(cfg: DictConfig) -> None:
-    """`s2robot inspect`: print a data set, and write a page to look at it."""
+    """`s2robot inspect`: print a dataset and write its page, or with `run` write the report of that run again."""
+    if cfg.run is not None:
+        return _report(path_of(cfg, "run"))
     from s2robot.inspection.inspect import InspectSettings, inspect_demos
 
     if "class" in cfg.task:
@@ -156,6 +158,22 @@ def inspect(cfg: DictConfig) -> None:
     demos = read(DemosSettings, cfg.demos, "demos")
     settings = read_some(InspectSettings, cfg)
     print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir))}")
+
+
+def _report(folder: Path) -> None:
+    from s2robot.comparison.report import write_compare_report
+    from s2robot.evaluation.report import write_report
+
+    is_evaluation = (folder / "summary.json").exists() or (folder / "episodes.jsonl").exists()
+    if (folder / "compare.json").exists():  # a comparison has a summary.json too
+        write = write_compare_report
+    elif is_evaluation:
+        write = write_report
+    else:
+        raise UserError(
+            f"run: expected the run directory of a finished run, evaluate or compare, got {folder}"
+        )
+    print(f"report: {write(folder)}")
 
 
 def scenes(cfg: DictConfig) -> None:
@@ -236,21 +254,3 @@ def evaluate(cfg: DictConfig) -> None:
 
         summary = evaluate_policy(cfg, path_of(cfg, "checkpoint"), out)
     pipeline.finish(summary, out)
-
-
-def report(cfg: DictConfig) -> None:
-    """`s2robot report`: write report.html again, of an evaluation or of a comparison."""
-    from s2robot.comparison.report import write_compare_report
-    from s2robot.evaluation.report import write_report
-
-    folder = path_of(cfg, "run")
-    if (folder / "compare.json").exists():  # beside a summary.json that is none of an evaluation
-        write = write_compare_report
-    elif (folder / "summary.json").exists() or (folder / "episodes.jsonl").exists():
-        write = write_report
-    else:
-        found = "no such folder" if not folder.is_dir() else "found neither summary.json nor compare.json"
-        raise UserError(
-            f"run: {folder}: {found}, expected the run folder of a finished `s2robot evaluate`, `run` or `compare`"
-        )
-    print(f"report: {write(folder)}")

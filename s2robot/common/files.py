@@ -12,17 +12,17 @@ from s2robot.common.errors import UserError
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """A temporary name to write under, which becomes `path` at the end: a reader finds the old file or the new one.
+    """Yield a temporary name beside `path` to write to, which replaces `path` at the end.
 
-    It stands beside `path` and has its suffix, by which many a library knows the format. Nothing is left behind if the
-    writing fails; what a killed process has left is written over by the next one, unless it is `shared`.
+    It has the suffix of `path`, from which many libraries infer the format. Nothing is left if the writing fails; the next
+    writer overwrites what a killed process left, unless it is `shared`.
 
     Args:
-        path: of the file; its folder is made if it is not there.
+        path: of the file; its folder is created.
         shared: other processes may write the same file meanwhile, so the name is this one's own.
 
     Raises:
-        OSError: of the writing, with the file's name; `write` alone does not tell it.
+        OSError: of the writing, with the file's name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f"{os.getpid()}." if shared else ""
@@ -39,18 +39,18 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text, written as :func:`replacing` says."""
+    """Write a text as :func:`replacing` does."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A value as JSON, written likewise."""
+    """Write a value as JSON, as :func:`replacing` does."""
     write_text(path, json.dumps(value, indent=1))
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; UserError with its name if it is missing or none."""
+    """Return the text of a file; UserError names a file that is missing or no text."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -62,7 +62,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError with the file's name if it is missing or broken."""
+    """Return the content of a JSON file; UserError names a file that is missing or broken."""
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -70,17 +70,13 @@ def read_json(path: Path) -> Any:
 
 
 def changed(path: Path, settings: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first of `settings` that is another in the JSON file `path`, where work with them was begun.
+    """Return the first of `settings` that differs from the JSON file `path`: key, stored value, value now.
 
-    Returns:
-        key, what the file has, what it is now, None for a key that one side lacks; None if all are the same.
-
-    Raises:
-        UserError: the file is missing, broken, or holds no settings.
+    None stands for a key that one side lacks; the result is None if all are equal. UserError: the file holds no settings.
     """
     before, now = read_json(path), json.loads(json.dumps(settings))
     if not isinstance(before, dict):
-        raise UserError(f"{path}: found {type(before).__name__}, expected settings by their names")
+        raise UserError(f"{path}: expected keys and values, got {type(before).__name__}")
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key) != now.get(key):
             return key, before.get(key), now.get(key)

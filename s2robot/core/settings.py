@@ -35,7 +35,7 @@ def from_yaml(**constraints: Any) -> Any:
 
 def invalid(key: str, expected: str, got: object) -> ValueError:
     """The error that a validator across fields raises: `<key>: expected <constraint>, got <value>`."""
-    return ValueError(f"{key}: expected {expected}, got {_shown(got)}")
+    return ValueError(f"{key}: expected {expected}, got {shown(got)}")
 
 
 class _OneLine(type(BaseModel)):  # type: ignore[misc]  # pydantic keeps the name of its metaclass private
@@ -65,7 +65,7 @@ class _Frozen(_Base):
     def _no_bool_for_a_number(cls, value: Any, info: Any) -> Any:
         """Reject `train.steps=true`, which pydantic would take for 1."""
         if isinstance(value, bool) and not _accepts(cls.model_fields[info.field_name].annotation, bool):
-            raise ValueError(f"expected no boolean, got {_shown(value)}")
+            raise ValueError(f"expected no boolean, got {shown(value)}")
         return value
 
     def replace(self, **changes: Any) -> Self:
@@ -203,7 +203,7 @@ def one_line(cls: type[BaseModel], error: ValidationError, at: str = "") -> str:
         return f"{where}{joint if where and not where.endswith(': ') else ''}{cause}"
     same = [e for e in [first, *others] if _path(cls, e["loc"])[0] == path]
     expected = " or ".join(dict.fromkeys(map(_expected, same)))
-    got = "nothing" if first["type"] == "missing" else _shown(first["input"])
+    got = "nothing" if first["type"] == "missing" else shown(first["input"])
     return f"{where.removesuffix(': ')}: expected {expected}, got {got}"
 
 
@@ -285,7 +285,7 @@ def _names(cls: type[BaseModel]) -> dict[str, str]:
     return {name: str(field.alias) for name, field in cls.model_fields.items() if field.alias}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as YAML shows it."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")

@@ -114,20 +114,6 @@ def test_a_checkpoint_acts_as_it_was_trained(demos, tiny_encoder, tmp_path, dtyp
     assert moved > 1e-3
 
 
-def test_with_rate_0_the_encoder_stays_as_it_is(demos, tiny_encoder, tmp_path):
-    folder = trained(task_of(demos, tiny_encoder, tune=TuneSettings(1, 0, 0.0)), tmp_path / "run")
-    before = load_file(tiny_encoder)
-    assert all(torch.equal(value, before[name]) for name, value in load_tuned(folder).items())
-    frozen = task_of(demos, tiny_encoder, tune=TuneSettings())
-    assert load_policy(folder).contract["encoder"]["fingerprint"] == build_encoder(frozen.encoder).fingerprint
-    other = trained(frozen, tmp_path / "frozen")
-    assert not (other / "encoder.safetensors").exists() and not load_tuned(other)
-    assert "tuned" not in load_checkpoint(other)[1]["encoder"]
-    # normalised by the features of before
-    moments = [load_file(f / "policy.safetensors")["network.pooling/norms/0/mean"] for f in (folder, other)]
-    torch.testing.assert_close(*moments, atol=1e-6, rtol=1e-6)
-
-
 def test_a_causal_body_on_a_mix_is_tuned_too(demos, tiny_encoder, tmp_path):
     body = {"kind": "transformer", "context": 3, "network": {"width": 16, "blocks": 1, "heads": 2}}
     task = task_of(demos, tiny_encoder, policy=body, steps=5)
@@ -221,7 +207,5 @@ def test_what_makes_no_sense_is_refused(demos, tiny_encoder, tmp_path):
     with pytest.raises(UserError, match="^train.tune.rate: found -1"):
         TuneSettings(1, 0, -1)
     blind = task_of(demos, tiny_encoder, policy={"zero_features": True})
-    with pytest.raises(
-        UserError, match=r"^train.tune.blocks: found 1, expected 0: with policy.zero_features"
-    ):
+    with pytest.raises(UserError, match=r"^train.tune.blocks: expected 0"):
         trained(blind, tmp_path / "run")

@@ -265,7 +265,7 @@ def test_ctrl_c_brakes_and_keeps_what_is_done(emulator, slow_policy, pictures, c
         (["robot=panda"], "robot: found 'panda', expected xarm7"),
         (["bridge.speed=2"], "bridge.speed: found 2"),
         (["policy.url=ws://127.0.0.1:1"], "found both of checkpoint and policy.url"),
-        (["evaluate.world=simulation"], "evaluate.world: found 'simulation', expected arm"),
+        (["evaluate.world=simulation"], "evaluate.world: expected arm"),
         (["evaluate.seed=499"], "positions 499 to 500 hold 1 that the demos"),
         (["env.rate_hz=20"], "the policy acts at 10 Hz, given are 20 Hz"),
         (["env.lighting=2"], "env.lighting: found 2.0, expected 1.0 as the running `s2robot emulate` has it"),
@@ -293,9 +293,9 @@ def test_the_preflight_comes_first(config, save_untrained, emulator, tmp_path, c
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["run", "evaluate=arm"], "evaluate: found arm, expected default"),
-        (["compare", "evaluate=arm"], "evaluate: found arm, expected default"),
-        (["evaluate", "checkpoint=x", "evaluate.world=arm"], "evaluate.world: found 'arm', expected simulation"),
+        (["run", "evaluate=arm"], "evaluate: expected default, got arm"),
+        (["compare", "evaluate=arm"], "evaluate: expected default, got arm"),
+        (["evaluate", "checkpoint=x", "evaluate.world=arm"], "evaluate.world: expected simulation"),
         (["evaluate", "checkpoint=null"], "checkpoint: found none"),
         (["evaluate", "evaluate=arm", "checkpoint=x"], "live: found false, expected true (`--live`)"),
     ],

@@ -76,7 +76,7 @@ def test_a_head_is_chosen_by_name(kind):
     [
         (
             ["policy/head=flw"],
-            "policy/head: found 'flw', expected one of: act, diffusion, flow, gmm, mip, regression, did you mean 'flow'?",
+            "policy/head: expected one of act, diffusion, flow, gmm, mip, regression, got flw, did you mean 'flow'?",
         ),
         (
             ["policy.head=flow"],
