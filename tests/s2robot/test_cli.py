@@ -19,15 +19,22 @@ from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import task_settings
 from tests import forks
+from tests.inline import do_inline
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def s2robot(*args: str, cwd: Path, start=forks.run) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return start(
-        [sys.executable, "-m", "s2robot", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
-    )
+@pytest.fixture
+def s2robot(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder of this process: its exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    do_inline(monkeypatch)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = main(words)
+        return status, *capsys.readouterr()
+
+    return run
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:
@@ -39,31 +46,22 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("args", [(), ("--help",)])
-def test_alone_lists_every_verb(tmp_path, args):
-    result = s2robot(*args, cwd=tmp_path, start=subprocess.run)
-    assert result.returncode == 0
-    lines = result.stdout.splitlines()
+def test_alone_lists_every_verb(s2robot, args):
+    status, out, _ = s2robot(*args)
+    assert status == 0
     for verb, about in VERBS.items():
-        assert any(line.split()[:1] == [verb] and line.endswith(about.summary) for line in lines)
-
-
-def test_unknown_verb_names_the_nearest(tmp_path):
-    line = refused(s2robot("evalute", cwd=tmp_path, start=subprocess.run))
-    assert "unknown verb 'evalute', did you mean 'evaluate'?" in line
+        assert any(line.split()[:1] == [verb] and line.endswith(about.summary) for line in out.splitlines())
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_prints_its_config(tmp_path, verb):
-    result = s2robot(verb, "--cfg", "job", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "run_dir" in yaml.safe_load(result.stdout)
+def test_every_verb_prints_its_config(s2robot, tmp_path, verb):
+    status, out, _ = s2robot(verb, "--cfg", "job")
+    assert status == 0 and "run_dir" in yaml.safe_load(out)
     assert not list(tmp_path.iterdir())  # printing a config leaves nothing behind
 
 
-def test_overrides_and_groups_reach_the_config(tmp_path):
-    words = ["run", "--cfg", "job", "policy=rpt", "train.steps=3", "+note=x"]
-    result = s2robot(*words, cwd=tmp_path, start=subprocess.run)
-    config = yaml.safe_load(result.stdout)
+def test_overrides_and_groups_reach_the_config(s2robot):
+    config = yaml.safe_load(s2robot("run", "--cfg", "job", "policy=rpt", "train.steps=3", "+note=x")[1])
     policy = config["policy"]
     assert policy["kind"] == "transformer" and policy["pooling"]["kind"] == "mean"
     assert policy["context"] == policy["chunk"] == policy["execute"] == 16
@@ -73,6 +71,7 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        ("evalute", "unknown verb 'evalute', did you mean 'evaluate'?"),
         ("train trian.steps=3", "unknown key 'trian.steps', did you mean 'train.steps'?"),
         ("train steps=3", "unknown key 'steps', did you mean 'train.steps'?"),
         ("train policy=transformer policy.network.block=2", "did you mean 'policy.network.blocks'?"),
@@ -125,10 +124,10 @@ def test_overrides_and_groups_reach_the_config(tmp_path):
         ("run evaluate.seed=100000", "evaluate.seed: positions 100000 to 100127 hold 120 that the demos of"),
     ],
 )
-def test_wrong_input_is_one_line(tmp_path, words, text):
-    verb, *typed = words.split()
-    line = refused(s2robot(verb, *typed, cwd=tmp_path))
-    assert line.startswith(f"s2robot {verb}: error: ") and text in line
+def test_wrong_input_is_one_line(s2robot, words, text):
+    status, _, err = s2robot(*words.split())
+    (line,) = err.strip().splitlines()
+    assert status == 2 and line.startswith("s2robot") and ": error: " in line and text in line
 
 
 @pytest.mark.parametrize(
@@ -158,11 +157,10 @@ def test_dataset_and_checkpoint_have_one_name_in_all_verbs(tmp_path, monkeypatch
     assert as_known(verb, typed) == known
 
 
-def test_what_gymnasium_success_suggests_can_be_typed(tmp_path):
-    line = refused(s2robot("train", "task=gym", "task.id=Pendulum-v1", cwd=tmp_path))
-    (typed,) = re.findall(r"'(task\.success=.*)'", line)
-    result = s2robot("train", "--cfg", "job", "task=gym", "task.id=Pendulum-v1", typed, cwd=tmp_path)
-    assert yaml.safe_load(result.stdout)["task"]["success"] == "reward>=1"
+def test_what_gymnasium_success_suggests_can_be_typed(s2robot):
+    (typed,) = re.findall(r"'(task\.success=.*)'", s2robot("train", "task=gym", "task.id=Pendulum-v1")[2])
+    out = s2robot("train", "--cfg", "job", "task=gym", "task.id=Pendulum-v1", typed)[1]
+    assert yaml.safe_load(out)["task"]["success"] == "reward>=1"
 
 
 def test_a_gymnasium_world_is_the_checkpoints_own(tmp_path):
@@ -230,27 +228,6 @@ def test_a_task_or_policy_says_how_many_demos_and_steps_it_wants(verb, words, de
         config = compose(verb, words)
     recorded = config.episodes if verb == "record" else config.get("recording", {}).get("episodes")
     assert (recorded, config.get("train", {}).get("steps")) == (demos, steps)
-
-
-@pytest.mark.parametrize("policy", sorted(p.stem for p in (ROOT / "configs" / "policy").glob("*.yaml")))
-def test_configs_hold_what_the_code_takes(policy):
-    from s2robot.envs.cube_config import CubePickConfig
-    from s2robot.envs.cube_picker import PickerConfig
-    from s2robot.policies import ChunkPolicy, PolicySpec
-
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        config = OmegaConf.to_container(compose("run", [f"policy={policy}"]))
-    CubePickConfig(robot=config["robot"]["name"], **config["env"])
-    PickerConfig(**config["recording"]["picker"])
-    sizes = {"cameras": tuple(config["env"]["cameras"]), "dim": 8, "tokens": 4}
-    ChunkPolicy(PolicySpec.from_dict(config["policy"] | sizes))
-
-
-def test_help_lists_groups(tmp_path):
-    result = s2robot("train", "--help", cwd=tmp_path)
-    assert result.returncode == 0
-    assert "mvp-small, mvp-tiny, mvp-tiny-s2, timm" in result.stdout
-    assert str(configs_dir()) in result.stdout and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("verb", VERBS)
