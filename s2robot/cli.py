@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides: list[str] = []
     try:
         overrides = [as_known(verb, o) for o in _translated(VERBS[verb], args[1:])]
-        check_choices(verb, overrides)
+        check_choices(overrides)
         return _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:
         print(f"{program}: interrupted{_resume(verb, overrides, stop)}", file=sys.stderr)
@@ -249,7 +249,7 @@ def _help(verb: str, asked: Sequence[str]) -> str:
         " ".join(["usage: s2robot", verb, *filter(None, [about.word]), "[key=value ...]", *own]),
         about.summary,
     ]
-    text = (root / f"{verb}.yaml").read_text(encoding="utf-8")
+    text = (root / f"{'deploy' if verb == 'robot' else verb}.yaml").read_text(encoding="utf-8")
     if settings := text.partition("  - _self_\n")[2].strip():
         lines += ["", "Settings and their defaults:", "", *settings.splitlines()]
     groups = dict(groups_of(verb))

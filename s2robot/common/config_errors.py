@@ -47,6 +47,9 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return _unknown_option(group, option)
+    for key in map(key_of, overrides):  # a group from which the verb does not choose
+        if f"'{key}'" in str(error) and (configs_dir() / key).is_dir():
+            return _unknown_key(verb, key, [*_file(verb)])
     return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
 
 
@@ -102,9 +105,13 @@ def _file(verb: str) -> dict[str, Any]:
 
 def groups_of(verb: str) -> dict[str, str | None]:
     """Return the groups from which a verb's config chooses, with their defaults."""
-    choices = [choice for choice in _file(verb).get("defaults", ()) if isinstance(choice, dict)]
-    named = {group.partition("@")[0]: name for choice in choices for group, name in choice.items()}
-    return {group: name for group, name in named.items() if " " not in group}  # `override hydra/...`
+    found: dict[str, str | None] = {}
+    for choice in _file(verb).get("defaults", ()):
+        if isinstance(choice, dict):
+            found |= {group.partition("@")[0]: name for group, name in choice.items()}
+        elif choice != "_self_":  # another verb's choices
+            found |= groups_of(choice)
+    return found
 
 
 def of_record(override: str) -> str:
@@ -132,8 +139,8 @@ def as_known(verb: str, override: str) -> str:
     return of_record(override) if verb == "record" else override
 
 
-def check_choices(verb: str, overrides: list[str]) -> None:
-    """Reject what Hydra cannot name: `encoder=0`, `encoder=[]`, a group that the verb does not choose from.
+def check_choices(overrides: list[str]) -> None:
+    """Reject what Hydra cannot name: `encoder=0`, `encoder=[]`.
 
     Raises:
         UserError: names the group and its options.
@@ -149,8 +156,6 @@ def check_choices(verb: str, overrides: list[str]) -> None:
             raise UserError(f"cannot read '{override.input_line}', expected key=value")
         if override.is_delete() or group == "hydra" or not (configs_dir() / group).is_dir():
             continue
-        if not override.is_add() and group.partition("/")[0] not in groups_of(verb):
-            raise UserError(_unknown_key(verb, group, [*_file(verb)]))
         sweep = override.is_sweep_override()
         if sweep and not override.is_choice_sweep():
             continue

@@ -88,6 +88,7 @@ def test_overrides_and_groups_reach_the_config(s2robot):
             "evaluate checkpoint=x policy.members=1",
             "policy.members: `s2robot evaluate` uses the checkpoint's",
         ),
+        ("evaluate checkpoint=x evaluate=arm bridge=emulatr", "bridge: expected one of default, emulator"),
         ("evaluate checkpoint=x evaluate.episode=1", "did you mean 'evaluate.episodes'?"),
         ("evaluate", "checkpoint: expected a value, got nothing"),
         ("train a:b", "cannot read 'a:b'"),
@@ -448,9 +449,8 @@ def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(nam
 
 def test_a_group_is_chosen_by_name():
     check_choices(
-        "train",
         ["encoder=3d", "encoder=none-x", "encoder='mvp-tiny'", "encoder=mvp-tiny,mine", "+probe=readout"],
     )
     for chosen in ("0", "-1.5", "1e3", "[a]", "{a: 1}", "", "Null"):
         with pytest.raises(UserError, match="encoder: expected one of"):
-            check_choices("train", [f"encoder={chosen}"])
+            check_choices([f"encoder={chosen}"])
