@@ -11,9 +11,8 @@ machine; the load is printed. More arguments are settings of `s2robot deploy`.
 """
 
 import argparse
-import json
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from hydra import compose, initialize_config_dir
 from s2robot.common.files import write_json
 from s2robot.common.paths import configs_dir
 from s2robot.comparison.paired import difference
-from s2robot.deployment.live import DeploySettings, LiveSession
-from s2robot.deployment.log import percentiles
-from s2robot.deployment.rig import Rig
+from s2robot.core.settings import read_some
+from s2robot.deployment.deploy import DeploySettings, LiveSession
+from s2robot.deployment.session import Rig
+from s2robot.deployment.trace import percentiles
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.emulator.launch import launch
 from s2robot.evaluation.planners import LearnedPlanner
@@ -48,50 +48,39 @@ def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[li
 
 
 def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
-    """Through the bridge; the session holds the records."""
+    """Run the episodes through the bridge; the session holds the records."""
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         cfg = compose("deploy", [*overrides, f"run_dir='{out}'"])
     with ExitStack() as stack:
         rig = Rig.connect(cfg, stack)
         rig.check(out / "camera_check.png")
-        session = LiveSession(rig, DeploySettings.of(cfg), out)
-        done = 0
+        live = LiveSession(rig, read_some(DeploySettings, cfg), out)
+        done, session = 0, live.session
         while done < episodes and not session.stop.asked():
-            with session.started():  # after a fault anew: a supervisor that has stopped the arm is gone
+            with live.started():  # after a fault again: a supervisor that has stopped the arm is gone
                 fault = ""
                 while done < episodes and not session.stop.asked() and not fault:
-                    fault = session.episode(done)
+                    fault = live.episode(done)
                     done += 1
             if fault:
                 print(f"    {fault}", flush=True)
                 session.runtime.clear()
                 session.operator.free((fault,))
                 session.operator.rest()
-        return session
-
-
-def sdk_version() -> str:
-    with suppress(ImportError):
-        from importlib.metadata import version
-
-        return version("xarm-python-sdk")
-    return "not installed"
+        return live
 
 
 def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON types."""
-    records = session.log.records
+    records = session.records
     bridge = [bool(r["success"]) for r in records]
     plain = plain[: len(bridge)]
     gap = difference(np.array([bridge], float), np.array([plain], float))
-    stream = np.concatenate([np.array(r["periods_s"]) for r in records if "periods_s" in r] or [np.zeros(0)])
-    decisions = np.concatenate(
-        [np.array(r["decision_periods_s"]) for r in records if "decision_periods_s" in r] or [np.zeros(0)]
+    stream, decisions, latency = (
+        np.concatenate([np.zeros(0), *(r[key] for r in records if key in r)])
+        for key in ("periods_s", "decision_periods_s", "latencies_s")
     )
-    latency = np.concatenate(
-        [np.array(r["latencies_s"]) for r in records if "latencies_s" in r] or [np.zeros(0)]
-    )
-    config = session.runtime.loop.config
+    config = session.session.runtime.loop.config
     return {
         "checkpoint": str(args.checkpoint),
         "overrides": args.overrides,
@@ -110,7 +99,6 @@ def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) ->
         "policy_latency_ms": percentiles(latency),
         "load": os.getloadavg(),
         "cores": os.cpu_count(),
-        "sdk": sdk_version(),
         "episodes": [
             {k: r[k] for k in ("seed", "success", "cause", "fault", "steps", "verdicts")} for r in records
         ],
@@ -131,7 +119,7 @@ def main() -> None:
     torch.set_num_threads(1)
     plain, env = simulated(args.checkpoint, args.episodes, args.seed, out)
     print(f"plain simulation: {sum(plain)} of {len(plain)}", flush=True)
-    with launch("mujoco", "--env", json.dumps(env), "--fps", str(args.fps)) as emulator:
+    with launch(env=env, fps=args.fps) as emulator:
         overrides = [
             f"checkpoint='{args.checkpoint.resolve()}'", "bridge=emulator", f"bridge.emulator.port={emulator.ports.side}",
             "live=true", "confirm=false", f"episodes={args.episodes}", f"seed={args.seed}", *args.overrides,

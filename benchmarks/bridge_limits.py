@@ -1,19 +1,19 @@
-"""What the bridge's speed and table clearance do to a policy, in virtual time: no clock, so no load can disturb it.
+"""Run a policy within the bridge's limits in virtual time, so that load cannot disturb it.
 
-    python benchmarks/bridge_limits.py runs/run/<date>/checkpoint --episodes 32 0.7,1.8,14,-4 0.7,1.8,14,-1 0.7,1.8,14,0
-    python benchmarks/bridge_limits.py runs/run/<date>/checkpoint --episodes 32 --gripper-hold 0 0.7,1.8,14,-1
+    python benchmarks/bridge_limits.py <checkpoint> --episodes 32 0.7,1.8,14,-4 0.7,1.8,14,-1 0.7,1.8,14,0
+    python benchmarks/bridge_limits.py <checkpoint> --lag --episodes 16 0.7,1.8,14,-1 1,2.6,20,-10
+    python benchmarks/bridge_limits.py <checkpoint> --lag --online --episodes 4 0.7,0.8,4,-4 0.3,0.8,4,-4
 
 A setting is bridge.speed, limits.dq_max (rad/s), limits.ddq_max (rad/s²), limits.table_clearance (mm). Interpolator,
-safety filter and the emulator's scene are the real ones, stepped at 100 and 250 Hz. What is modelled is the bridge's
-slowness: the first action of a plan comes after 90 ms, the others after 10, frames 20 times a second and 50 ms
-late, words with the gripper ten times a second. There is no wire and no watchdog. "error 31" counts the episodes in
-which the arm pushed for longer, and harder, than the emulated box takes at sensitivity 3. First the policy in plain
-simulation: the largest change of a joint that it asks for in a step, and how far below the table it sends the lowest
-point of a finger.
+safety filter and the emulator's scene are the real ones, stepped at 100 and 250 Hz. The first action of a plan comes after
+90 ms, the others after 10; frames come 20 times a second and 50 ms late, gripper commands ten times a second. There is no
+wire and no watchdog. "error 31" counts episodes in which the arm pushed longer and harder than the emulated box allows at
+sensitivity 3. First comes the policy in plain simulation: the largest change of a joint that it asks for in a step, and the
+lowest point of a finger. With --lag, the limits of lag are off and each row shows how far the arm is behind its command;
+with --online the box plans to each target (0.8 rad/s, 4 rad/s²), as in mode 6.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.interpolate import Interpolator
-from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
+from s2robot.envs.real.control.safety import Safe, SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIME
-from s2robot.envs.real.emulator.motion import Motion
+from s2robot.envs.real.emulator.motion import Motion, Plan
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 from s2robot.loading import load_policy
 
@@ -60,7 +60,7 @@ def asked_for(config: CubePickConfig, actor: Any, seeds: range) -> tuple[int, fl
 
 def episode(
     plant: ScenePlant, renderer: SceneRenderer, actor: Any, points: ArmPoints, limits: ArmLimits, speed: float,
-    seed: int, gripper_hold: int,
+    seed: int, gripper_hold: int, filter_class: type[SafetyFilter], motion_class: type[Motion],
 ) -> dict[str, Any]:  # fmt: skip
     """One episode through interpolator and filter."""
     start = plant.reset(seed)
@@ -68,11 +68,8 @@ def episode(
     plant.reset(seed)
     for _ in range(100):  # the gripper opens, as it does before an episode on the arm
         plant.step(start, 1.0, 0.004)
-    motion, safety, path = (
-        Motion(plant.joints),
-        SafetyFilter(limits, points, SafetyConfig(clamps_max=200)),
-        Interpolator(limits),
-    )
+    motion, path = motion_class(plant.joints), Interpolator(limits)
+    safety = filter_class(limits, points, SafetyConfig(clamps_max=200))
     safety.reset(plant.joints)
     path.reset(plant.joints)
     actor.reset()
@@ -128,58 +125,82 @@ def episode(
     }  # fmt: skip
 
 
-def arguments(description: str, episodes: int) -> argparse.ArgumentParser:
-    """Checkpoint, settings and positions."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("checkpoint", type=Path, help="folder of a trained policy")
-    parser.add_argument(
-        "settings", nargs="*", default=["0.7,1.8,14,-4"], help="speed,dq_max,ddq_max,clearance in mm"
-    )
-    parser.add_argument("--episodes", type=int, default=episodes, help=f"positions (default {episodes})")
-    parser.add_argument("--seed", type=int, default=10000, help="of the first one (default 10000)")
-    return parser
+class LagFilter(SafetyFilter):
+    """A filter that records how far the arm is behind: rad, m, clamped."""
+
+    rows: list[tuple[float, float, bool]] = []
+
+    def __call__(self, q_target: object, gripper: object, q_measured: np.ndarray, state_age: float) -> Safe:
+        behind = np.linalg.norm(self.points.at(self.q_last) - self.points.at(q_measured), axis=1)
+        lag = np.abs(self.q_last - q_measured).max()
+        safe = super().__call__(q_target, gripper, q_measured, state_age)
+        self.rows.append((float(lag), float(behind.max()), safe.verdict == Verdict.CLAMP))
+        return safe
+
+
+class Online(Motion):
+    """The box in mode 6: it plans to every set point."""
+
+    def servo(self, target: np.ndarray) -> None:
+        self.plan(Plan(np.array(target, float), 0.8, 4.0), replace=True)  # bridge.arm's, of mode online
 
 
 def parsed(setting: str) -> tuple[float, ArmLimits]:
-    """bridge.speed and limits of a setting."""
+    """Return bridge.speed and limits of a setting."""
     speed, dq, ddq, clearance = map(float, setting.split(","))
     changes = {"dq_max": (dq,) * 7, "ddq_max": (ddq,) * 7, "table_clearance": clearance / 1000}
-    return speed, replace(XARM7_LIMITS, **changes)
+    return speed, XARM7_LIMITS.replace(**changes)
+
+
+def limits_line(rows: list[dict]) -> str:
+    pushed, fastest = (max(r[key] for r in rows) for key in ("pushed", "fastest"))
+    clamps, seconds = (np.median([r[key] for r in rows]) for key in ("clamps", "seconds"))
+    errors = sum(r["error"] for r in rows)
+    line = f"{errors:>8}{pushed:>12.2f}{fastest:>7.2f}{clamps:>8.0f}{seconds:>9.1f}"
+    return "\n    ".join([line, *(r["end"] for r in rows if r["end"])])
+
+
+def lag_line() -> str:
+    rad, metres, clamped = np.array(LagFilter.rows, float).T
+    far = f"{np.percentile(rad, 99):>10.3f}{rad.max():>7.3f}{1000 * np.percentile(metres, 99):>9.0f}"
+    return f"{far}{1000 * metres.max():>7.0f}{clamped.mean():>9.1%}"
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], 12)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="folder of a trained policy")
+    parser.add_argument("settings", nargs="*", default=["0.7,1.8,14,-4"], help="speed,dq_max,ddq_max,mm")
+    parser.add_argument("--episodes", type=int, default=12, help="positions (default 12)")
+    parser.add_argument("--seed", type=int, default=10000, help="of the first one (default 10000)")
     parser.add_argument("--gripper-hold", type=int, default=5, help="bridge.loop.gripper_hold (default 5)")
+    parser.add_argument("--lag", action="store_true", help="show how far the arm is behind its command")
+    parser.add_argument("--online", action="store_true", help="the box plans, as in mode 6")
     args = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     actor, encoder, contract = load_policy(args.checkpoint, "cpu")
     config = CubePickConfig(**contract["env_config"] | {"image_size": encoder.image_size})
     seeds = range(args.seed, args.seed + args.episodes)
-    good, most, lowest = asked_for(config, actor, seeds)
-    print(
-        f"plain simulation: {good} of {args.episodes}; changes of up to {most:.2f} rad a step, finger tips up to "
-        f"{-1000 * lowest:.0f} mm below the table",
-        flush=True,
-    )
+    columns = f"{'rad: p99':>10}{'max':>7}{'mm: p99':>9}{'max':>7}{'clamped':>9}"
+    if not args.lag:
+        good, most, lowest = asked_for(config, actor, seeds)
+        print(f"plain simulation: {good} of {args.episodes}; changes of up to {most:.2f} rad a step, finger tips up to "
+              f"{-1000 * lowest:.0f} mm below the table", flush=True)  # fmt: skip
+        columns = f"{'error 31':>10}{'pushed, s':>11}{'rad/s':>7}{'clamps':>8}{'seconds':>9}"
     plant, points = ScenePlant(config), ArmPoints(config.robot)
     renderer = SceneRenderer(plant)
-    print(
-        f"{'speed,dq,ddq,clearance':<24}{'success':>9}{'error 31':>10}{'pushed, s':>11}{'rad/s':>7}{'clamps':>8}{'seconds':>9}"
-    )
+    kinds = (LagFilter if args.lag else SafetyFilter, Online if args.online else Motion)
+    print(f"{'speed,dq,ddq,clearance':<24}{'success':>9}{columns}")
     for text in args.settings:
         speed, limits = parsed(text)
+        if args.lag:
+            limits = limits.replace(lag_max=9.0, point_lag_max=9.0)
+        LagFilter.rows.clear()
         rows = [
-            episode(plant, renderer, actor, points, limits, speed, seed, args.gripper_hold) for seed in seeds
+            episode(plant, renderer, actor, points, limits, speed, seed, args.gripper_hold, *kinds)
+            for seed in seeds
         ]
-        print(
-            f"{text:<24}{sum(r['success'] for r in rows):>5} / {len(rows)}{sum(r['error'] for r in rows):>8}"
-            f"{max(r['pushed'] for r in rows):>12.2f}{max(r['fastest'] for r in rows):>7.2f}"
-            f"{np.median([r['clamps'] for r in rows]):>8.0f}{np.median([r['seconds'] for r in rows]):>9.1f}",
-            flush=True,
-        )
-        for row in rows:
-            if row["end"]:
-                print(f"    {row['end']}", flush=True)
+        start = f"{text:<24}{sum(r['success'] for r in rows):>5} / {len(rows)}"
+        print(start + (lag_line() if args.lag else limits_line(rows)), flush=True)
 
 
 if __name__ == "__main__":

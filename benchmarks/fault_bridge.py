@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,16 @@ from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.cameras.sources import ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.emulator.camera import EmulatedCamera
 from s2robot.envs.real.emulator.ports import Ports
-from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
+from s2robot.envs.real.runtime import ArmRuntime
 
 SWING = np.array((0.05, 0.0, 0.0, 0.0, 0.03, 0.0, 0.06, 1.0))  # an action: up to 0.6 rad/s
 TURN = 16  # actions in one direction, then as many back
@@ -156,20 +156,17 @@ def assemble(
         raise EnvError("faults: found no supervisor, expected one")
     recorder = EpisodeRecorder(stack.enter_context(EpisodeStore.open(path, "a")))
     usual = WatchdogLimits()
-    given = {f.name: getattr(usual, f.name) for f in fields(usual)}
-    limits = WatchdogLimits(
-        **{name: limit and limit * patience for name, limit in given.items()}
-    )  # None is off
+    limits = usual.replace(**{name: limit and limit * patience for name, limit in usual.model_dump().items()})
 
-    class Watch(Silent):
+    class Watch(Subscriber):
         def on_period(self, now: float, state: State, safe: Any) -> None:
             speed = np.abs(runtime.loop.safety.dq_last).max()
             if state == State.RUNNING and 6 <= policy.calls <= 10 and speed > MOVING:
                 on_ripe()
 
     safety = SafetyConfig(state_age_max=limits.state_hold)
-    config = RuntimeConfig(LoopConfig(live=True, image_size=SIZE), limits, safety)
+    loop = LoopConfig(live=True, image_size=SIZE)
     runtime = ArmRuntime(
-        driver, {"hand": camera}, policy, points, config, [Watch(), recorder], supervisor=supervisors[0]
-    )
+        driver, {"hand": camera}, policy, points, loop, limits, safety, [Watch(), recorder], supervisor=supervisors[0]
+    )  # fmt: skip
     return Bridge(driver, runtime, policy, recorder, note(runtime.loop.safety))

@@ -78,6 +78,7 @@ def _make(folder: Path) -> None:
     encoder = build_encoder(settings)
     spec = {
         "cameras": ["hand"], "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 2, "execute": 1,
+        "members": 1, "action_target": "delta",
         "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
     }  # fmt: skip
     policy = ChunkPolicy(PolicySpec.from_dict(spec))

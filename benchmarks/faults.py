@@ -103,13 +103,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def plain(rows: list[dict[str, Any]]) -> str:
-    """The table for a terminal."""
-    lines = [list(HEAD), *map(cells, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
-
-
 def measure(cases: list, repeat: int, folder: Path) -> list[dict[str, Any]]:
     """All runs; one emulator for those without cameras, one with the scene for the others."""
     from benchmarks.fault_bench import Bench
@@ -124,10 +117,10 @@ def measure(cases: list, repeat: int, folder: Path) -> list[dict[str, Any]]:
         chosen = [case for case in cases if case.scene == scene]
         if not chosen:
             continue
-        options = ("--fps", "30", "--env", json.dumps(SCENE)) if scene else ()
+        options = {"fps": 30, "env": SCENE} if scene else {}
         place = folder / ("scene" if scene else "kinematic")
         place.mkdir()
-        with launch("mujoco" if scene else "kinematic", *options) as emulator:
+        with launch("mujoco" if scene else "kinematic", **options) as emulator:
             bench = Bench(emulator, place, scene=scene, server=server)
             for case in chosen:
                 begin = time.monotonic()
@@ -162,7 +155,7 @@ def main() -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the vendor's SDK talks on stdout, also in other processes
     with tempfile.TemporaryDirectory() as folder:
         rows = measure([known[name] for name in names], args.repeat, Path(folder))
-    print(plain(rows), file=out)
+    print(markdown(rows), file=out)
     took, load = time.monotonic() - begin, os.getloadavg()[0]
     print(f"{sum(r['runs'] for r in rows)} runs in {took:.0f} s, load {load:.1f}", file=out)
     if args.markdown:

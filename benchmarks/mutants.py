@@ -116,20 +116,13 @@ def tests_fail(tree: Path, tests: list[str], limit: float) -> tuple[bool, float]
     while time.monotonic() - start < limit:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            os.killpg(child, signal.SIGKILL) if _group_lives(child) else None
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
             return status != 0, time.monotonic() - start
         time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return True, limit
-
-
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def judge(tree: Path, name: str, each: int, seed: int) -> dict:

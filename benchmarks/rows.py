@@ -1,11 +1,16 @@
-"""What the tables of policies and of tasks share: runs of verbs, intervals over seeds, a summary that grows by rows."""
+"""Shared by the tables of policies and of tasks: train and evaluate rows, summarise them, extend the committed summary.
+
+Each row is trained with every seed and evaluated on the same positions. Runs are in `--work`: finished ones are skipped and
+interrupted ones resume. Rows of the summary that are not run stay as they are.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +24,23 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(verb: str, words: list[str], folder: Path) -> None:
-    """A verb in its run folder, unless it was done before."""
+    """Run a verb in its run directory, unless it has finished there."""
     if (folder / "done").exists():
         return
-    start = time.monotonic()
     command = [sys.executable, "-m", "s2robot", verb, *words, f"hydra.run.dir={folder}"]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a") as log:
         subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
-    (folder / "done").write_text(str(time.monotonic() - start))
+    (folder / "done").touch()
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The episodes of an evaluation, by position."""
+    """Return the episodes of an evaluation, by position."""
     return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
 
 
 def success(seeds: list[dict[str, Any]], first: int) -> dict[str, Any]:
-    """What a row says of its success; `outcomes` of each seed are bool (positions,), the first is that of `first`."""
+    """Summarise a row; `outcomes` of each seed are bool (positions,) from position `first` on."""
     outcomes = np.array([each["outcomes"] for each in seeds])  # (seeds, positions)
     low, high, method = success_interval(outcomes)
     rates = outcomes.mean(1)
@@ -61,7 +65,7 @@ def success(seeds: list[dict[str, Any]], first: int) -> dict[str, Any]:
 
 
 def against(name: str, seeds: list[dict[str, Any]], other: str, base: list[dict[str, Any]]) -> dict[str, Any]:
-    """How far a row is above another, on the same positions: a line of the summary's `differences`."""
+    """Return the paired difference of two rows on the same positions."""
     mine, theirs = (np.array([each["outcomes"] for each in row]) for row in (seeds, base))
     found = difference(mine, theirs)
     return {
@@ -76,11 +80,41 @@ def against(name: str, seeds: list[dict[str, Any]], other: str, base: list[dict[
     }
 
 
-def keep(path: Path, key: str, row: dict[str, Any], by: str = "name") -> None:
-    """A row of a summary: printed, and in the place of the one of its name (or of the same `by`)."""
+def keep(path: Path, key: str, row: dict[str, Any]) -> None:
+    """Print a row and store it in the summary, in place of the row with its name."""
     print(json.dumps(row), flush=True)
     summary = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    found = {r[by]: r for r in summary.get(key, [])}
-    summary[key] = list((found | {row[by]: row}).values())
-    path.parent.mkdir(parents=True, exist_ok=True)
+    summary[key] = list(({r["name"]: r for r in summary.get(key, [])} | {row["name"]: row}).values())
     write_json(path, summary)
+
+
+def arguments(description: str, name: str) -> argparse.ArgumentParser:
+    """Return the options of a table whose summary is docs/results/<name>/summary.json."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("rows", nargs="*", help="rows of the table (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
+    parser.add_argument("--episodes", type=int, default=128, help="positions (default 128)")
+    parser.add_argument("--seed", type=int, default=60_000, help="of the first position (default 60000)")
+    parser.add_argument("--against", help="a row that is subtracted from the others, position by position")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / name, help="folder of the runs")
+    out = ROOT / "docs" / "results" / name / "summary.json"
+    parser.add_argument("--out", type=Path, default=out, help="the summary")
+    return parser
+
+
+def fill(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    rows: Collection[str],
+    one: Callable[[str, int], dict[str, Any]],
+    summarise: Callable[[str, list[dict[str, Any]]], dict[str, Any]],
+) -> None:
+    """Measure the chosen rows: `one` trains and evaluates a row with a seed, `summarise` makes the row of the summary."""
+    if unknown := [name for name in [*args.rows, *filter(None, [args.against])] if name not in rows]:
+        parser.error(f"rows: expected some of {', '.join(rows)}, got {unknown[0]}")
+    for name in args.rows or rows:
+        seeds = [one(name, seed) for seed in args.seeds]
+        keep(args.out, "rows", summarise(name, seeds))
+        if args.against not in (None, name):
+            base = [one(args.against, seed) for seed in args.seeds]
+            keep(args.out, "differences", against(name, seeds, args.against, base))

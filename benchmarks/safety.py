@@ -13,7 +13,6 @@ import re
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 
@@ -23,8 +22,8 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.safety import SafetyFilter, Verdict
 
 HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
-LIMITS = replace(
-    XARM7_LIMITS, arm_box=((-0.2, 0.55), (-0.35, 0.35), (-0.2, 0.72))
+LIMITS = XARM7_LIMITS.replace(
+    arm_box=((-0.2, 0.55), (-0.35, 0.35), (-0.2, 0.72))
 )  # with walls near the elbow
 MOODS = ("wander", "far", "corner", "bang", "plunge", "sideways", "edge")  # one holds for many inputs
 NASTY = ("nan", "inf", "huge", "jump", "shape", "type", "stale", "gripper", "measured", "lag")  # one input

@@ -4,10 +4,12 @@ stored = StoredArray.open(Path("demos.zarr"), "data/action")
 stored.read(0, 100)      # (100, 8)
 """
 
-import json
 import math
+import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,14 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
-from s2robot.demos.bounds import check_size, number_type, unpack
-from s2robot.demos.errors import DatasetError, mismatch, one_line
+from s2robot.demos.bounds import check_size, json_object, number_type, text_of, unpack
+from s2robot.demos.errors import DatasetError, disk_error, mismatch, one_line
 
 ENDS = "meta/episode_ends"
 ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
 CHUNK_BYTES = 1 << 20  # of a data chunk before compression: few files, and little to rewrite in an append
 ZSTD = {"id": "zstd"}
-LEVEL, QUICK_LEVEL = 5, 2  # of zstd; the second for data sets of other people, which come in bulk
+LEVEL, QUICK_LEVEL = 5, 2  # of zstd; the second for datasets of other people, which come in bulk
 VERIFY_BYTES = 64 << 20  # arrays up to this size are decoded on opening; larger ones when they are read
 
 
@@ -111,7 +113,7 @@ def create_array(
 ) -> zarr.Array:
     """Create an array without rows, each of `shape`; an existing one is overwritten."""
     row = dtype.itemsize * int(np.prod(shape))
-    # a picture per row: a few in a chunk, for random reads
+    # an image per row: a few in a chunk, for random reads
     rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))
     return group.create_array(
         folder_of(name),
@@ -194,21 +196,28 @@ def committed_ends(stored: StoredArray) -> np.ndarray:
 
 
 def read_json(root: Path, name: str) -> dict:
-    """The zarr metadata in a file of the dataset folder `root`.
-
-    Raises:
-        DatasetError: there is none, or it is broken.
-    """
-    file = root / name
-    if not file.is_file():  # a link to a device or a pipe would be read for ever
-        what = "a dataset" if name == "zarr.json" else f"the array {name.removesuffix('/zarr.json')}"
-        raise mismatch(file, "no such file", what)
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{file}: broken JSON ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("attributes", {}), dict):
-        raise mismatch(file, "no zarr metadata", "a JSON object with attributes")
+    """Read the zarr metadata in a file of the dataset folder `root` (DatasetError)."""
+    content = json_object(root / name, text_of(root / name))
+    if not isinstance(content.get("attributes", {}), dict):
+        raise mismatch(root / name, "no attributes", "zarr metadata")
     return content
+
+
+@contextmanager
+def new_path(out: Path) -> Iterator[Path]:
+    """Yield a temporary name that is renamed to `out` at the end, and removed if that fails (DatasetError)."""
+    if os.path.lexists(out):
+        raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
+    part = out.with_name(f".{uuid.uuid4().hex}.partial.{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.rename(part, out)
+    except OSError as error:
+        raise disk_error(out, error, "nothing was written") from None
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            with suppress(OSError):  # it was never made, or its parent is no folder
+                part.unlink()

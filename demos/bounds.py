@@ -3,7 +3,9 @@
 Arrays hold plain numbers, codecs only unpack bytes, and the memory of a read is limited by the stored bytes.
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numcodecs
@@ -106,3 +108,26 @@ def _declared_size(codec: str, head: bytes) -> int | None:
         return -1
     size = int.from_bytes(head[start : start + max(width, 1)], "little")
     return size + 256 if width == 2 else size
+
+
+def json_object(where: object, text: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object (DatasetError)."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise mismatch(where, f"broken JSON ({one_line(error)})", "JSON") from None
+    if not isinstance(found, dict):
+        raise mismatch(where, type(found).__name__, "a JSON object")
+    return found
+
+
+def text_of(file: Path) -> str:
+    """Read a file; DatasetError if it is none: reading a link to a device or a pipe would never end."""
+    if file.exists() and not file.is_file():
+        raise mismatch(file, "something else", "a file")
+    try:
+        return file.read_text("utf-8")
+    except FileNotFoundError:
+        raise mismatch(file, "no such file", "one") from None
+    except (OSError, ValueError) as error:
+        raise mismatch(file, f"a file that cannot be read ({one_line(error)})", "text") from None

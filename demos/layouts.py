@@ -1,4 +1,4 @@
-"""Where the episodes of a dataset began, as their task tells it."""
+"""Where the episodes of a dataset began."""
 
 from typing import Any
 

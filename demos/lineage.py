@@ -69,10 +69,9 @@ class Lineage:
 
     @classmethod
     def of(cls, contract: Mapping[str, Any], name: str | Path = "the policy") -> "Lineage":
-        """Read it from a checkpoint's contract; ``name`` of the checkpoint, for the note if it stores none."""
+        """Read it from a checkpoint's contract; ``name`` of the checkpoint, for the note if that stores none."""
         if (stored := contract.get("lineage")) is None:
-            # a checkpoint from before lineage was stored names the positions of its own demos alone
-            seeds = (contract.get("dataset") or {}).get("seeds") or ()
+            seeds = (contract.get("dataset") or {}).get("seeds") or ()  # the positions of its own demos alone
             return cls(positions={"recorded": frozenset(map(int, seeds))}, unknown=(str(name),))
         positions = {use: frozenset(map(int, seeds)) for use, seeds in stored["positions"].items()}
         return cls(frozenset(stored.get("episode_hashes", ())), positions, tuple(stored["unknown"]))
@@ -162,3 +161,17 @@ def _tried(store: EpisodeStore) -> list[int]:
 
 def _parts(store: EpisodeStore) -> list[EpisodeStore]:
     return list(store.members) if isinstance(store, Mix) else [store]
+
+
+# Where a dataset of corrections begins, and which positions are left to try: in simulation and on an arm.
+
+
+def began_with(demos: EpisodeStore, first: int | None) -> int:
+    """How many episodes of the demos stand before the corrections."""
+    return len(demos) if first is None else min(first, len(demos))
+
+
+def left_to_try(store: EpisodeStore, begin: int, positions: range) -> tuple[range, int]:
+    """The positions behind the last that was corrected, and how many were; episodes before `begin` are the demos'."""
+    known = [seed for seed in store.meta("seed")[begin:].tolist() if seed in positions]
+    return positions[positions.index(max(known)) + 1 :] if known else positions, len(known)

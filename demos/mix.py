@@ -37,7 +37,7 @@ class Mix(EpisodeStore):
         self.episode_ends = np.concatenate(
             [m.episode_ends + at for m, at in zip(self.members, self.rows, strict=False)]
         )
-        about = [[m.fingerprint, share] for m, share in zip(self.members, self.shares, strict=True)]
+        about = [[m.fingerprint, s] for m, s in zip(self.members, self.shares, strict=True)]
         self._fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def member_of(self, rows: np.ndarray) -> np.ndarray:

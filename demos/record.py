@@ -1,7 +1,7 @@
 """Record scripted demos into an episode store.
 
-Every step holds the observation *before* the action: ``state`` (all that decides future and picture, so that frames can
-be drawn again later, bit for bit; of a task without states the frames themselves), ``proprio``, what else the task tells
+Every step holds the observation *before* the action: ``state`` (all that decides future and image, so that frames can
+be drawn again later, bit for bit; of a task without states the frames themselves), ``proprio``, the task's own arrays
 (:meth:`Task.demo_fields`); and the ``action`` that was executed. ``perturbed`` marks the steps in which the expert was
 pushed off its way: they are kept so that an open-loop replay is exact, and training never imitates them
 (demos/windows.py), only the recovery that follows. ``expert`` is what the expert would do from each step without pushes,
@@ -10,7 +10,7 @@ where it can be asked, ``imitate`` the steps from which a policy is to do the sa
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.trace import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.expert import expert_chunks
 from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.task import Task, TaskSettings, acted
+from s2robot.envs.task import Task, TaskSettings, next_action
 from s2robot.envs.tasks import make, make_cached
 
 
@@ -42,53 +41,57 @@ def record_episode(
     asked, there are neither.
     states: of a recording of this episode (T, S), to follow: another build of the simulator drifts away from it.
     """
+    env = make_cached(settings, draw=False)
     with span("record", seed=seed):
-        return _recorded(
-            make_cached(settings, draw=False), expert_settings, seed, expert, imitate_kicks, states
-        )
+        _, info = env.reset(seed=seed)
+        who: Any = env.expert(np.random.default_rng([seed, 7]), expert_settings)
+        can_be_asked = expert > 0 and hasattr(who, "ask")
+        steps: dict[str, list] = {}
+        asked, imitate = dict[int, np.ndarray](), []
+        for t in range(settings.max_steps if states is None else len(states)):
+            if states is not None:
+                env.set_state(states[t], find_contacts=t == 0)
+            before = who.remember() if can_be_asked else None
+            action, perturbed = next_action(who)
+            if can_be_asked and perturbed:
+                asked[t] = who.ask(expert, before)
+            kick = imitate_kicks and getattr(who, "push", "") == "kick"
+            imitate.append(np.uint8(not perturbed or kick))
+            seen = {"state": env.get_state()} if env.has_state else _images(env)
+            own = {"action": np.asarray(action, np.float32), "perturbed": np.uint8(perturbed)}
+            for name, value in (seen | {"proprio": env.proprio} | env.demo_fields() | own).items():
+                steps.setdefault(name, []).append(value)
+            env.step_physics(action)
+            if states is None and (env.is_success or getattr(who, "failed", False)):
+                break
+        arrays = {k: np.stack(v) for k, v in steps.items()}
+        if can_be_asked:
+            asked[len(imitate)] = who.ask(expert)
+            arrays |= {"expert": expert_chunks(arrays["action"], asked), "imitate": np.stack(imitate)}
+        return arrays, {"seed": seed, "success": env.is_success, **layout_of(env, info)}
 
 
-def _recorded(
-    env: Task, expert_settings: Any, seed: int, expert: int, imitate_kicks: bool, states: np.ndarray | None
-) -> tuple[dict, dict]:
-    settings = env.settings
-    _, info = env.reset(seed=seed)
-    who: Any = env.expert(np.random.default_rng([seed, 7]), expert_settings)
-    can_be_asked = expert > 0 and hasattr(who, "ask")
-    steps: dict[str, list] = {}
-    asked, imitate = dict[int, np.ndarray](), []
-    for t in range(settings.max_steps if states is None else len(states)):
-        if states is not None:
-            env.set_state(states[t], found_anew=t == 0)
-        before = who.remember() if can_be_asked else None
-        action, perturbed = acted(who)
-        if can_be_asked and perturbed:
-            asked[t] = who.ask(expert, before)
-        imitate.append(np.uint8(not perturbed or (imitate_kicks and getattr(who, "push", "") == "kick")))
-        for name, value in _step(env, action, perturbed):
-            steps.setdefault(name, []).append(value)
-        env.step_physics(action)
-        if states is None and (env.is_success or getattr(who, "failed", False)):
-            break
-    arrays = {k: np.stack(v) for k, v in steps.items()}
-    if can_be_asked:
-        asked[len(imitate)] = who.ask(expert)
-        arrays |= {"expert": expert_chunks(arrays["action"], asked), "imitate": np.stack(imitate)}
-    return arrays, {"seed": seed, "success": env.is_success, **layout_of(env, info)}
+def _images(env: Task) -> dict[str, np.ndarray]:
+    return {f"images_{name}": frame for name, frame in env.frames().items()}
 
 
-def _step(env: Task, action: np.ndarray, perturbed: bool) -> list[tuple[str, Any]]:
-    """Return the arrays of one step, by key."""
-    seen = [("state", env.get_state())] if env.has_state else []
-    if not env.has_state:
-        seen = [(f"images_{name}", frame) for name, frame in env.frames().items()]
-    return [
-        *seen,
-        ("proprio", env.proprio),
-        *env.demo_fields().items(),
-        ("action", np.asarray(action, np.float32)),
-        ("perturbed", np.uint8(perturbed)),
-    ]
+def expert_chunks(action: np.ndarray, asked: Mapping[int, np.ndarray]) -> np.ndarray:
+    """The picker's next actions at every step: the chunks that a policy imitates.  # float32 (T, K, A)
+
+    Up to the next push, the chunk of a step is what was executed. From the push on, and beyond the episode's end, it is
+    what the picker would have done, so the picker is asked at each push and at the end only.
+
+    Args:
+        action: executed (T, A).
+        asked: step -> what the picker would do from there (K, A): for every step at which it did something else, and
+            for T, the end.
+    """
+    chunks = np.empty((len(action), *asked[len(action)].shape), np.float32)
+    following = asked[len(action)]
+    for t in reversed(range(len(action))):
+        following = asked[t] if t in asked else np.concatenate([action[t, None], following])[: len(following)]
+        chunks[t] = following
+    return chunks
 
 
 def layout_of(env: Task, info: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -141,7 +144,7 @@ def record(
     if why := settings.recording_problem():
         raise DatasetError(f"{path}: {why}")
     attributes = demo_attributes(settings, expert_settings, seed)
-    if imitate_kicks:  # left out otherwise: demos are those of before there was a choice
+    if imitate_kicks:
         attributes["imitate_kicks"] = True
     store = create_or_resume(Path(path), attributes, episodes, expert)
     try:
@@ -209,7 +212,7 @@ def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -
         DatasetError: the path holds anything else.
     """
     if not os.path.lexists(path):
-        for left_over in path.parent.glob(f".{path.name}.*.partial"):  # of a kill while it was created
+        for left_over in path.parent.glob(f".*.partial.{path.name}"):  # of a kill while it was created
             shutil.rmtree(left_over, ignore_errors=True)
         return EpisodeStore.create(path, attributes)
     words = f"{path}: exists already, expected a new path; nothing was overwritten"
@@ -217,16 +220,13 @@ def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -
         there = EpisodeStore.open(path)
     except DatasetError as error:
         raise DatasetError(f"{words} ({error})") from None
-    wanted = checked_attributes(path, attributes)
-    for name in sorted(wanted.keys() | there.attrs.keys()):
-        found, expected = there.attrs.get(name), wanted.get(name)
+    wanted, own = checked_attributes(path, attributes), there.attrs
+    facts = [(name, own.get(name), wanted.get(name)) for name in sorted(wanted.keys() | own.keys())]
+    steps = there.shape("expert")[0] if "expert" in there.keys else 0
+    facts += [("expert", steps, expert), ("seeds", "seed" in there.meta_keys, True)] if len(there) else []
+    for name, found, expected in facts:
         if found != expected:
             raise DatasetError(f"{words} (it holds {name} {found}, these settings say {expected})")
     if len(there) > episodes:
         raise DatasetError(f"{words} (it holds {len(there)} episodes, these settings say {episodes})")
-    found = there.read("expert", 0, 1).shape[1] if "expert" in there.keys else 0
-    if len(there) and found != expert:
-        raise DatasetError(f"{words} (it holds {found} steps of the expert, these settings say {expert})")
-    if len(there) and "seed" not in there.meta_keys:
-        raise DatasetError(f"{words} (its episodes hold no seeds to go on from)")
     return there if len(there) == episodes else EpisodeStore.open(path, "a")

@@ -1,19 +1,18 @@
 """Copy simulated demos, and add what the scripted picker would do from every step.
 
-    s2robot relabel demos.path=demos.zarr out=relabelled.zarr
+    s2robot convert data=demos.zarr out=relabelled.zarr expert=16
 
 The picker follows each episode's states from its seed, so it has the same knowledge of every push. Its actions must match
 the dataset, or nothing is written.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import mismatch
 from s2robot.demos.record import create_or_resume, record_episode
@@ -24,8 +23,8 @@ from s2robot.envs.task import TaskSettings
 _SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, another picker in the first
 
 
-class RelabelSettings(Settings, file="relabel"):
-    """Settings of `s2robot relabel`; configs/relabel.yaml documents each value."""
+class RelabelSettings(Settings, file="convert"):
+    """Settings of the copy; configs/convert.yaml documents each value."""
 
     out: Path
     expert: int = from_yaml(ge=1)
@@ -48,30 +47,23 @@ def relabel(
     if "expert" in source.keys:
         raise mismatch(source.path, "an expert's chunks", "a dataset without")
     chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
-    store = create_or_resume(settings.out, {**source.attrs, **chosen}, len(source), settings.expert)
     how = (world, picker, settings.expert, settings.imitate_kicks)
-    try:
+    attributes = {**source.attrs, **chosen}
+    with create_or_resume(settings.out, attributes, len(source), settings.expert) as store:
         with worker_pool(settings.workers) as pool:
             left = range(len(store), len(source))
             labelled = pool.in_order(labelled_episode, [(source.path, i, *how) for i in left])
             for i, arrays in zip(left, labelled, strict=True):
                 store.append(arrays, {key: source.meta(key)[i] for key in source.meta_keys})
                 progress(len(store), len(source))
-    finally:
-        store.close()
     return EpisodeStore.open(settings.out)
-
-
-@lru_cache(maxsize=1)
-def _opened(path: Path) -> EpisodeStore:
-    return EpisodeStore.open(path)
 
 
 def labelled_episode(
     path: Path, i: int, world: TaskSettings, picker: Any, expert: int, imitate_kicks: bool
 ) -> dict[str, np.ndarray]:
     """The arrays of episode ``i`` of a dataset with ``expert`` and ``imitate``."""
-    source = _opened(path)
+    source = EpisodeStore.open(path)
     stored, seed = source.episode(i), int(source.meta("seed")[i])
     again, _ = record_episode(world, picker, seed, expert, imitate_kicks, stored["state"])
     if "expert" not in again:
@@ -86,19 +78,11 @@ def labelled_episode(
 
 
 def picker_of(store: EpisodeStore) -> Any:
-    """The settings of the scripted expert that recorded a dataset.
-
-    Raises:
-        DatasetError: none did.
-    """
+    """The settings of the scripted expert that recorded a dataset (DatasetError: none did)."""
     given = store.attrs.get("picker")
     if not isinstance(given, dict) or "perturbed" not in store.keys or "seed" not in store.meta_keys:
         raise mismatch(store.path, "no simulated demos of a scripted expert", "those of `s2robot record`")
     if "state" not in store.keys:
         raise mismatch(store.path, "demos without states", "those of a task whose state can be set")
     kind = world_of_demos(store).Expert
-    if kind is None:
-        return given
-    if unknown := sorted(set(given) - set(kind.model_fields)):
-        raise mismatch(f"{store.path}: attribute picker", ", ".join(unknown), "settings of the expert")
-    return kind(**given)
+    return given if kind is None else read(kind, given, f"{store.path}: attribute picker")

@@ -14,7 +14,7 @@ import numpy as np
 from s2robot.core.errors import UserError
 from s2robot.core.trace import span
 from s2robot.core.workers import worker_pool
-from s2robot.demos.errors import DatasetError
+from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, sizes_of
@@ -36,11 +36,13 @@ def world_of_demos(store: EpisodeStore, **changes: Any) -> TaskSettings:
         raise DatasetError(str(error)) from None
 
 
-def camera_sizes(store: EpisodeStore, cameras: Iterable[str]) -> dict[str, tuple[int, int]]:
+def camera_sizes(
+    store: EpisodeStore, cameras: Iterable[str], world: TaskSettings | None = None
+) -> dict[str, tuple[int, int]]:
     """(H, W) of each camera's frames: of recorded images, or of the world whose states were recorded."""
     if store.attrs["kind"] == "images":
         return {name: (int(h), int(w)) for name in cameras for h, w in [store.shape(f"images_{name}")[:2]]}
-    return sizes_of(world_of_demos(store).image_size, cameras)
+    return sizes_of((world or world_of_demos(store)).image_size, cameras)
 
 
 def episode_frames(
@@ -58,10 +60,9 @@ def episode_frames(
     Raises:
         DatasetError: a camera that the dataset lacks.
     """
-    key = str(path)
-    if key not in _OPEN or episode >= len(_OPEN[key]):  # it may have grown since
-        _OPEN[key] = EpisodeStore.open(path)
-    store = _OPEN[key]
+    store = _OPEN.get(str(path))
+    if store is None or episode >= len(store):  # it may have grown since
+        store = _OPEN[str(path)] = EpisodeStore.open(path)
     store.check(cameras=cameras)
     return frames_of(*seen_of(store, episode, cameras, image_size, world), episode)
 
@@ -132,13 +133,10 @@ def replay_episode(store: EpisodeStore, env: Task, episode: int) -> dict:
     between replayed and recorded proprioception (0 for a simulated demo on the machine that recorded it).
     """
     if "state" not in store.keys:
-        raise DatasetError(
-            f"{store.path}: found no key 'state', expected it: only simulated demos can be replayed"
-        )
-    arrays = store.episode(episode)
+        raise mismatch(store.path, "no key 'state'", "it: only simulated demos can be replayed")
+    arrays, error = store.episode(episode), 0.0
     env.reset(seed=int(store.meta("seed")[episode]))
     env.set_state(arrays["state"][0])
-    error = 0.0
     for t, action in enumerate(arrays["action"]):
         error = max(error, float(np.abs(env.proprio - arrays["proprio"][t]).max()))
         env.step_physics(action)

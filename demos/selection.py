@@ -7,7 +7,7 @@ select(store, None, Path("split.json"), 0.0, 0)   # {"train": ["0:40"], "validat
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator
 
+from s2robot.core.errors import UserError
+from s2robot.core.settings import Stored, read
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.store import EpisodeStore, Split
 
@@ -84,27 +86,27 @@ def numbers(given: Any, total: int, where: str) -> list[int]:
     return found
 
 
+class _SplitFile(Stored, extra="forbid"):
+    """Episodes by number and range, as a JSON file holds them."""
+
+    train: list[int | str] | str
+    validation: list[int | str] | str | None = None
+
+
 def _split_of(store: EpisodeStore, file: Path, fraction: float) -> Split:
-    where = f"demos.split: {file}"
+    where, total = f"demos.split: {file}", len(store)
     if fraction:
         raise DatasetError(
-            f"train.validation: found {fraction}, expected 0: demos.split says what is held out"
+            f"train.validation: expected 0, as demos.split says what is held out, got {fraction}"
         )
     try:
-        found = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise mismatch(where, error.strerror, "a file") from None
-    except ValueError as error:
-        raise mismatch(where, f"broken JSON ({error})", "JSON") from None
-    if not isinstance(found, Mapping) or "train" not in found or set(found) - {"train", "validation"}:
-        keys = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
-        raise mismatch(where, keys or "nothing", "train and validation, lists of episodes")
-    for name, given in found.items():
-        if not isinstance(given, list | str) and not (name == "validation" and given is None):
-            raise mismatch(f"{where}: {name}", json.dumps(given), 'a list of episodes such as ["0:40", 50]')
-    train = numbers(found["train"], len(store), f"{where}: train")
-    given = found.get("validation") or []
-    held = numbers(given, len(store), f"{where}: validation") if given else []
+        found = read(_SplitFile, json.loads(file.read_text("utf-8")), f"{where}: ")
+    except UserError as error:
+        raise DatasetError(str(error)) from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{where}: cannot be read ({error})") from None
+    train = numbers(found.train, total, f"{where}: train")
+    held = numbers(found.validation, total, f"{where}: validation") if found.validation else []
     if both := sorted(set(train) & set(held)):
         raise mismatch(where, f"episode {both[0]} in train and in validation", "each in one")
     return np.sort(train), np.sort(np.array(held, dtype=int))

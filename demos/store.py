@@ -19,8 +19,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import uuid
 import weakref
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -31,7 +29,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from s2robot.demos import arrays as stored_arrays
-from s2robot.demos.arrays import ENDS, StoredArray, committed_ends, create_array, read_json
+from s2robot.demos.arrays import ENDS, StoredArray, committed_ends, create_array, new_path, read_json
 from s2robot.demos.errors import DatasetError, disk_error, mismatch
 from s2robot.demos.schema import SCHEMA_VERSION, check_joints, checked_attributes, checked_episode
 
@@ -61,7 +59,9 @@ class EpisodeStore:
         try:
             self._load()
             if mode == "a":
-                self._recover()
+                for file in self.path.rglob("*.partial"):  # of a killed writer
+                    file.unlink(missing_ok=True)
+                self._cut()
         except BaseException:
             self.close()
             raise
@@ -72,29 +72,19 @@ class EpisodeStore:
     def create(cls, path: str | Path, attributes: Mapping[str, Any]) -> "EpisodeStore":
         """Make an empty dataset and open it for appending.
 
-        ``attributes``: robot, joint_names, rate_hz, cameras (ordered), camera_geometry, action_frame,
-        env_version, env_config, seed, kind ("states" or "images"); more may be added, JSON types or numpy.
+        ``attributes``: see :mod:`s2robot.demos.schema`; more may be added, JSON types or numpy.
 
         Raises:
-            DatasetError: the path exists (nothing is overwritten), an attribute is missing or wrong, or the
-                disk refuses.
+            DatasetError: the path exists, an attribute is missing or wrong, or the disk refuses.
         """
         path = Path(path)
         attributes = checked_attributes(path, attributes)
         check_joints(path, attributes)
-        if os.path.lexists(path):
-            raise DatasetError(f"{path}: exists already, expected a new path; nothing was overwritten")
-        fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            fresh.parent.mkdir(parents=True, exist_ok=True)
+        with new_path(path) as fresh:
             stored = {**attributes, "arrays": {}}
             root = zarr.create_group(LocalStore(fresh), zarr_format=3, attributes=stored)
             root.create_group("data")
             create_array(root, ENDS, np.dtype(np.int64), ())
-            os.rename(fresh, path)  # the folder appears whole or not at all
-        except OSError as error:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise disk_error(path, error, "nothing was written") from None
         return cls(path, "a")
 
     @classmethod
@@ -102,11 +92,8 @@ class EpisodeStore:
         """Open a dataset to read ("r") or to append ("a"; removes what a killed writer left behind).
 
         Raises:
-            DatasetError: no such path, not a dataset, another schema version, broken JSON, a missing or short
-                array, a missing or unreadable chunk, or ("a") another writer at work.
+            DatasetError: no dataset, a broken one, or ("a") another writer at work.
         """
-        if mode not in ("r", "a"):
-            raise mismatch(path, f"mode '{mode}'", "'r' or 'a'")
         path = Path(path)
         if not path.is_dir():
             found = "is a file" if path.exists() else "does not exist"
@@ -138,12 +125,9 @@ class EpisodeStore:
         self._lock = weakref.finalize(self, os.close, descriptor)
 
     def _load(self) -> None:
-        attributes = read_json(self.path, "zarr.json").get("attributes", {})
-        if "schema_version" not in attributes:
-            raise mismatch(self.path / "zarr.json", "no schema_version", "an s2robot dataset")
-        if attributes["schema_version"] != SCHEMA_VERSION:
-            found = f"schema_version {attributes['schema_version']}"
-            raise mismatch(self.path / "zarr.json", found, SCHEMA_VERSION)
+        version = read_json(self.path, "zarr.json").get("attributes", {}).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise mismatch(self.path / "zarr.json", f"schema_version {version}", SCHEMA_VERSION)
         # the commit record first: all that it counts is on disk by the time it is read
         self._arrays[ENDS] = StoredArray.open(self.path, ENDS, self.mode)
         self.episode_ends = committed_ends(self._arrays[ENDS])  # (episodes,) int64
@@ -164,28 +148,19 @@ class EpisodeStore:
                 raise mismatch(self.path / name, f"{dtype} {row}", f"{spec[0]} {spec[1]}")
             stored.check(self._rows(name))
 
-    def _recover(self) -> None:
-        """Remove what a killed writer left: temporary files and rows beyond the last commit."""
-        for file in self.path.rglob("*.partial"):
-            file.unlink(missing_ok=True)
-        self._cut()
-
     def _cut(self) -> None:
+        """Remove rows beyond the last commit."""
         for name, stored in self._arrays.items():
             stored.cut(self._rows(name))
 
     # ---------------------------------------------------------------- append
 
     def append(self, episode: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
-        """Add one whole episode, or nothing.
+        """Add one whole episode, or nothing (DatasetError): the earlier episodes stay as they were.
 
         Args:
             episode: key -> (T, ...) numbers, all of one T >= 1 and finite; dtypes and shapes are kept.
             meta: key -> number, bool or small numeric array; stored as ``meta/<key>``.
-
-        Raises:
-            DatasetError: keys, lengths, shapes, dtypes or values that do not fit, or a disk that refuses (no
-                space): the earlier episodes stay as they were.
         """
         self.append_pieces([episode], meta)
 
@@ -368,11 +343,7 @@ class EpisodeStore:
         return np.setdiff1d(order, held_out), np.sort(held_out)
 
     def check(self, robot=None, action_frame=None, cameras=None, rate_hz=None) -> None:
-        """Refuse a dataset that is not of the given robot, action frame or rate, or lacks one of the cameras.
-
-        Raises:
-            DatasetError: names what the dataset holds and what was expected.
-        """
+        """Refuse a dataset that is not of the given robot, action frame or rate, or lacks a camera (DatasetError)."""
         for name, expected in (("robot", robot), ("action_frame", action_frame), ("rate_hz", rate_hz)):
             if expected is not None and self._attrs[name] != expected:
                 raise mismatch(self.path, f"{name} {self._attrs[name]!r}", repr(expected))

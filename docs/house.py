@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dagger", "probing", "serving"),
     ("comparison", "deployment"),
     ("pipeline",),
-    ("rounds", "validation"),
+    ("rounds",),
     ("verbs",),
     ("cli",),
     ("job", "__main__"),
@@ -257,20 +257,20 @@ def drawing() -> str:
 # Lines of code, comments and docstrings included, that each group of packages may have; behind it the goal.
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
-    "arm": (("envs.real", "deployment"), 11850),  # 7000
-    "envs": (("envs",), 4390),  # 3700
-    "demos": (("demos", "inspection"), 6310),  # 4000
-    "policies": (("policies",), 3790),  # 3000
-    "vision": (("backbones", "s2", "encoders", "vlm", "features", "mvp"), 4010),  # 3600
-    "training": (("training", "pretraining"), 2540),  # 1800
-    "evaluation": (("evaluation", "comparison", "dagger", "validation", "reporting"), 6000),  # 4000
-    "probing": (("probing",), 1920),  # 1600
+    "arm": (("envs.real", "deployment"), 9420),  # 7000
+    "envs": (("envs",), 4120),  # 3700
+    "demos": (("demos", "inspection"), 5900),  # 4000
+    "policies": (("policies",), 3400),  # 3000
+    "vision": (("backbones", "s2", "encoders", "vlm", "features", "mvp"), 3980),  # 3600
+    "training": (("training", "pretraining"), 2260),  # 1800
+    "evaluation": (("evaluation", "comparison", "dagger", "validation", "reporting"), 4420),  # 4000
+    "probing": (("probing",), 1850),  # 1600
     "serving": (("serving",), 1120),  # 600
-    "core": (("",), 3740),  # 2700: core, common, the command line and the pipeline
+    "core": (("",), 3560),  # 2700: core, common, the command line and the pipeline
 }
-MAX_TEST_LINES = 35450  # 22000
-MAX_BENCHMARK_LINES = 5620  # 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24120, 900  # 24000, README included and the changelog not
+MAX_TEST_LINES = 30300  # 22000
+MAX_BENCHMARK_LINES = 3540  # 3000
+MAX_DOC_WORDS, MAX_README_WORDS = 24000, 900  # 24000, README included and the changelog not
 
 
 def sizes() -> dict[str, int]:

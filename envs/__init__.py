@@ -13,4 +13,3 @@ with suppress(EnvError):
     choose_gl()
 
 register(id="s2robot/CubePick-v0", entry_point="s2robot.envs.cube_pick:CubePick")
-register(id="s2robot/RealCubePick-v0", entry_point="s2robot.envs.real.real_cube_pick:RealCubePick")

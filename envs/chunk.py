@@ -1,15 +1,15 @@
 """Execute a chunk of actions in one call and draw only what the policy will look at."""
 
 import json
+from typing import Any
 
-import gymnasium
 import numpy as np
 
 from s2robot.envs.task import Task, TaskSettings
 from s2robot.envs.tasks import make
 
 
-class ActionChunk(gymnasium.Wrapper):
+class ActionChunk:
     """A task whose action is ``k`` actions, float32 (k, A).
 
     The observation stacks the last ``k`` observations if ``every_step`` (a policy with a context needs them all),
@@ -19,35 +19,20 @@ class ActionChunk(gymnasium.Wrapper):
     texts: where it began, and what its record says of that and of its best progress (:meth:`Task.record_fields`).
     """
 
-    def __init__(self, env: Task, k: int, every_step: bool = False):
-        super().__init__(env)
-        self.world = env
+    def __init__(self, world: Task, k: int, every_step: bool = False):
+        self.world = world
         self.rows = k if every_step else 1
-        stack = lambda box: gymnasium.spaces.Box(  # noqa: E731
-            np.repeat(box.low[None], self.rows, 0),
-            np.repeat(box.high[None], self.rows, 0),
-            dtype=box.dtype.type,
-        )
-        space = env.observation_space
-        images = {name: space["images"][name] for name in env.settings.cameras}  # type: ignore[index]
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "images": gymnasium.spaces.Dict({n: stack(b) for n, b in images.items()}),
-                "proprio": stack(space["proprio"]),  # type: ignore[index]
-                "count": gymnasium.spaces.Discrete(k + 1),
-            }
-        )
-        one = env.action_space
-        self.action_space = gymnasium.spaces.Box(np.tile(one.low, (k, 1)), np.tile(one.high, (k, 1)))  # type: ignore[attr-defined]
         self._over = False
 
-    def reset(self, *, seed=None, options=None):
-        observation, info = self.env.reset(seed=seed, options=options)
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict, dict]:
+        """Start an episode."""
+        observation, info = self.world.reset(seed=seed, options=options)
         self._over, self._last = False, observation
         self._steps, self._best, self._layout = 0, info["progress"], info["layout"]
         return self._stack([observation]), self._info(info)
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        """Execute up to k actions: observation, reward, success, whether the steps are used up, info."""
         seen: list[dict] = []
         world = self.world
         for i, one in enumerate(action):
@@ -55,7 +40,7 @@ class ActionChunk(gymnasium.Wrapper):
                 break
             world.step_physics(one)
             self._steps += 1
-            self._best = float(np.fmax(self._best, world.progress))  # NaN where nobody knows
+            self._best = float(np.fmax(self._best, world.progress))  # NaN where nothing measures it
             self._over = world.is_success or self._steps >= world.settings.max_steps
             if not self._over and (self.rows > 1 or i == len(action) - 1):
                 seen.append(world.observe())

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from s2robot.core.settings import Settings, from_yaml, invalid
-from s2robot.envs.experts.settings import Kicks, Lengths, NotNegative, Range, Share, Steps
+from s2robot.core.settings import from_yaml, invalid
+from s2robot.envs.experts.settings import Lengths, PushSettings, Range
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.robots import MOST_HZ, robot_spec
 from s2robot.envs.task_settings import TaskSettings
@@ -37,11 +37,8 @@ View = tuple[
 ]  # position, target, vertical field of view (degrees)
 
 
-class PickerConfig(Settings, at="recording.picker", file="recording/default"):
-    """How the picker moves. Lengths in m, angles in rad; a step is a control step.
-
-    configs/recording/default.yaml documents the values that have no default here.
-    """
+class PickerConfig(PushSettings):
+    """How the picker moves. Lengths in m, angles in rad; a step is a control step."""
 
     hover: float = 0.10  # height over the grasp from which the cube is approached
     funnel_slope: float = 3.0  # height gained per metre of horizontal error
@@ -56,13 +53,6 @@ class PickerConfig(Settings, at="recording.picker", file="recording/default"):
     grip_steps: int = 0  # steps of contact to wait before lifting; a policy clones waiting worst
     open_enough: float = 0.85  # the gripper goes down on the cube only when opened further than this
     lift: float = 0.15  # height to lift the cube to
-    kicks: Kicks = from_yaml()
-    kick_steps: Steps = from_yaml()
-    kick_size: NotNegative = from_yaml()
-    kick_yaw: NotNegative = from_yaml()
-    misses: Share = from_yaml()
-    miss_by: Lengths = from_yaml()
-    miss_steps: Steps = from_yaml()
     habit: Literal["nearest", "left", "right", "either"] = from_yaml()
 
 
@@ -105,7 +95,7 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         'x points away from the robot, y to its left, from the centre of the table. "Closest" is the least distance '
         "between the gripper and the cube's centre."
     )
-    plot_layout = "s2robot.envs.cube_picture:plot_layout"
+    plot_layout = "s2robot.envs.cube_plot:plot_cubes"
     record_keys: ClassVar = (
         ("cube_xy", _is_point, "[x, y] in metres"),
         ("cube_yaw", is_number, "radians"),

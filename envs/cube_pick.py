@@ -6,20 +6,17 @@ observation["images"]["hand"].shape   # (256, 256, 3)
 observation["proprio"].shape          # (8,)
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import copy
 from typing import Any
 
 import gymnasium
 import mujoco
 import numpy as np
 
+from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import SHUT, STAGES, CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.frames import image_space, sizes_of
-from s2robot.envs.mujoco_task import MujocoTask
-from s2robot.envs.parts import MAX_DELTA
+from s2robot.envs.frames import sizes_of
+from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robots import robot_spec
 from s2robot.envs.world import CLUTTER, TABLE_HEIGHT, CubeWorld
 
@@ -35,7 +32,7 @@ class CubePick(MujocoTask):
     (0 open, 1 close; 0.5 and above closes).
     ``info``: ``is_success``, ``stage`` (the furthest reached of approach, grasp, lift, held), ``cube_pose``
     (x, y, z, qw, qx, qy, qz in the table's frame), ``distance`` (m, grip centre to cube centre), ``grip_points``
-    (camera -> where its picture shows the grip centre, see :meth:`project`).
+    (camera -> where its image shows the grip centre, see :meth:`project`).
 
     With ``draw=False`` observations hold no images (:meth:`render_cameras` still draws): for recording states.
 
@@ -69,15 +66,7 @@ class CubePick(MujocoTask):
         self._change_looks()
         self.sizes = sizes_of(c.image_size, c.cameras)
         self._picker: Any = None
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "images": image_space(self.sizes),
-                "proprio": gymnasium.spaces.Box(-10, 10, (8,), np.float32),
-            }
-        )
-        self.action_space = gymnasium.spaces.Box(
-            np.array([-MAX_DELTA] * 7 + [0], np.float32), np.array([MAX_DELTA] * 7 + [1], np.float32)
-        )
+        self.spaces([-MAX_DELTA] * 7 + [0], [MAX_DELTA] * 7 + [1], 8)
         self.commanded = np.array(self.spec_robot.home)  # (7,)
         self._open_gripper()
         self._furthest = 0
@@ -95,7 +84,7 @@ class CubePick(MujocoTask):
         self._gripper_index = model.joint(self.spec_robot.gripper_joint).qposadr[0]
         self._cube_index = model.joint("cube_joint0").qposadr[0]
         self._cube_geoms = {g for g in range(model.ngeom) if model.geom_bodyid[g] == self.world.cube_body_id}
-        self._finger_geoms = [self._geoms_of(name) for name in self.spec_robot.finger_bodies]
+        self._finger_geoms = [geoms_of(model, model.body(n).id) for n in self.spec_robot.finger_bodies]
         self.camera_ids = {name: model.camera(name).id for name in self.config.cameras}
 
     def _change_looks(self) -> None:
@@ -165,45 +154,13 @@ class CubePick(MujocoTask):
 
     # ---------------------------------------------------------------- state
 
-    def get_state(self) -> np.ndarray:
-        """All that decides the future and the picture.  # float64 (S,)"""
-        return np.concatenate([self._physics(), self._gripper.current_action, self.commanded])
+    keeps_contacts = True
 
-    def set_state(self, state: np.ndarray, found_anew: bool = True) -> None:
-        """Go to a state of :meth:`get_state`.
+    def _memory(self) -> list[tuple[Any, str]]:
+        return [(self._gripper, "current_action"), (self, "commanded")]
 
-        Contacts are found anew. Without, they stay those that the last step left: for a state that this very step
-        led to where it was recorded.
-        """
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        size, grip = mujoco.mj_stateSize(self.model, kind), len(self._gripper.current_action)
-        if np.shape(state) != (size + grip + 7,):
-            raise EnvError(
-                f"state: found shape {np.shape(state)}, expected ({size + grip + 7},) for this scene"
-            )
-        mujoco.mj_setState(self.model, self.data, state[:size], kind)
-        self._gripper.current_action = state[size : size + grip].copy()
-        self.commanded = state[size + grip :].copy()
-        if not found_anew:
-            return self._refresh_poses()
-        mujoco.mj_forward(self.model, self.data)
-        # mj_forward writes the warm start that the next step reads: put the recorded one back
-        mujoco.mj_setState(self.model, self.data, state[:size], kind)
-
-    @contextmanager
-    def rehearsal(self) -> Iterator[None]:
-        """What happens in here leaves no trace: contacts, poses and judge are back afterwards, to the last bit.
-
-        ``set_state`` finds contacts anew, and those that a step leaves are of its last but one moment.
-        """
-        physics, grip = copy(self.data), self._gripper.current_action.copy()
-        commanded, judge = self.commanded, (self._furthest, self._held_steps, self._steps, self._closed)
-        try:
-            yield
-        finally:
-            mujoco.mj_copyData(self.data, self.model, physics)
-            self._gripper.current_action, self.commanded = grip, commanded
-            self._furthest, self._held_steps, self._steps, self._closed = judge
+    def _counters(self) -> list[tuple[Any, str]]:
+        return [(self, name) for name in ("_furthest", "_held_steps", "_steps", "_closed")]
 
     @property
     def joints(self) -> np.ndarray:
@@ -257,12 +214,12 @@ class CubePick(MujocoTask):
         return super().info() | {"cube_pose": self.cube_pose, "distance": self.distance}
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """m: falls on the way to the cube and on the way up with it."""
         return self.distance - max(self.cube_pose[2] - self._cube_rest, 0.0)
 
     @property
-    def missed(self) -> bool:
+    def grasp_missed(self) -> bool:
         return self._closed and self.opening < SHUT and not self._touching()
 
     def expert(self, rng, settings=None):
@@ -295,7 +252,7 @@ class CubePick(MujocoTask):
 
     def _touching(self) -> bool:
         """Both fingers touch the cube."""
-        return self._held_by(self._finger_geoms, self._cube_geoms)
+        return all(touching(self.data, self._finger_geoms, self._cube_geoms))
 
     def _judge(self) -> None:
         raised = self.cube_pose[2] - self._cube_rest

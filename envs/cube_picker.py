@@ -6,7 +6,7 @@ flies. So the action depends on what the cameras can see, wherever a perturbatio
 a cloned policy has a function to learn instead of a clock.
 
     picker.act()      # the next action, and whether it is a push
-    picker.ask(16)    # what it would do for 16 steps if nobody pushed it; nothing is changed by asking
+    picker.ask(16)    # its next 16 actions without perturbations; asking changes nothing
 """
 
 from typing import Any
@@ -14,12 +14,10 @@ from typing import Any
 import mink
 import numpy as np
 
+from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import SHUT, PickerConfig
-from s2robot.envs.parts import MAX_DELTA
-from s2robot.envs.task import acted_on
+from s2robot.envs.task import AskedExpert
 from s2robot.envs.world import TABLE_HEIGHT
-
-_MEMORY = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
 
 
 class _Arm(mink.Configuration):
@@ -29,15 +27,18 @@ class _Arm(mink.Configuration):
         pass
 
 
-class Picker:
+class Picker(AskedExpert):
     """Picks the cube of one :class:`CubePick`; ``act()`` gives the next action and whether it is a push.
 
     Pushes (kicks, and grasps beside the cube) are executed and recorded (an open-loop replay needs them) but
     flagged, so that training imitates only the recoveries, never the pushes.
     """
 
+    memory = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
+
     def __init__(self, env: Any, config: PickerConfig | None = None):
         self.env, self.config = env, config or PickerConfig()
+        self.world, self.holder = env, self
         self._ik = _Arm(env.model)
         self._task = mink.FrameTask(
             frame_name=env.model.site(env.grip_site).name,
@@ -106,33 +107,20 @@ class Picker:
         return self._move(target, yaw_error, closed=False), False
 
     def ask(self, steps: int, memory: dict[str, Any] | None = None) -> np.ndarray:
-        """What it would do from here without pushes; world and picker are left as they were.  # float32 (steps, 8)
-
-        memory: of :meth:`remember`, where it is asked as of then; the present one without.
-        """
-        kept, joints = self.remember(), self._ik.q.copy()
-        with self.env.rehearsal():
-            self.recall(memory or kept)
-            self._pushes, self._miss_left = False, 0
-            actions = acted_on(self.env, self, steps)
-        self.recall(kept)
+        joints = self._ik.q.copy()
+        actions = super().ask(steps, memory)
         self._ik.update(joints)
         return actions
 
-    def remember(self) -> dict[str, Any]:
-        """What it knows of the episode besides the world's state, for `recall`: all but what only pushes draw from."""
-        return {name: getattr(self, name) for name in _MEMORY}
-
-    def recall(self, memory: dict[str, Any]) -> None:
-        """Go back to what `remember` gave."""
-        vars(self).update(memory)
+    def calm(self) -> None:
+        self._pushes, self._miss_left = False, 0
 
     def take_over(self, actions) -> None:
-        """Go on, unpushed, where somebody else acted: so far (T, 8), T 0 or more."""
+        """Continue without perturbations after the actions of a policy (T, 8), T 0 or more."""
         closed = len(actions) > 0 and bool(actions[-1][7] >= 0.5)
-        shut = self.env.opening < SHUT and not self.env._touching()
-        self._pushes, self._miss_left, self._firm = False, 0, 0
-        self._closing = closed and not shut
+        self.calm()
+        self._firm = 0
+        self._closing = closed and not (self.env.opening < SHUT and not self.env._touching())
 
     def _grasp(self) -> np.ndarray:
         """Close where the gripper is; lift at the first contact with both fingers."""

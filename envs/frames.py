@@ -49,7 +49,7 @@ def as_image_size(sizes: Mapping[str, tuple[int, int]]) -> ImageSize:
 
 
 def at_height(image_size: ImageSize, cameras: Iterable[str], height: int) -> ImageSize:
-    """The same shapes, each so many pixels high: pictures that stand side by side."""
+    """The same shapes, each so many pixels high: images that stand side by side."""
     sizes = sizes_of(image_size, cameras)
     return as_image_size({name: (height, max(1, round(w * height / h))) for name, (h, w) in sizes.items()})
 
@@ -62,7 +62,7 @@ def image_space(sizes: Mapping[str, tuple[int, int]]) -> Any:
 
 
 def side_by_side(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """One picture of several, uint8 (H_i, W_i, 3), black below the lower ones.  # (max H, sum W, 3)"""
+    """One image of several, uint8 (H_i, W_i, 3), black below the lower ones.  # (max H, sum W, 3)"""
     parts = list(frames)
     height = max(len(part) for part in parts)
     return np.concatenate([np.pad(p, ((0, height - len(p)), (0, 0), (0, 0))) for p in parts], axis=1)

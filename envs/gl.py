@@ -1,7 +1,7 @@
 """Choose how MuJoCo draws without a screen, before mujoco is first imported.
 
 MuJoCo reads ``MUJOCO_GL`` once, at import. Set too late, or with the library missing, it fails deep inside
-OpenGL with a message that helps nobody; here the choice is made and checked in one place.
+OpenGL with an unhelpful message; here the choice is made and checked in one place.
 """
 
 import ctypes.util
@@ -11,7 +11,7 @@ import sys
 
 from s2robot.envs.errors import EnvError
 
-logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it tells of an optional accelerator that nobody needs
+logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it mentions an optional accelerator
 
 # What to install where the library is missing (Debian/Ubuntu names).
 _LIBRARIES = {"egl": ("EGL", "libegl1 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}

@@ -3,7 +3,7 @@
     make(GymSettings(id="FetchPickAndPlace-v4", success="is_success", rate_hz=25, max_steps=50))
     make(GymSettings(id="my_package:Mine-v0", success="reward>=1", cameras=("front",)))     # frames of its observation
 
-A policy's proprioception is what the environment observes besides pictures. The picture is that of ``render()``, or
+A policy's proprioception is what the environment observes besides images. The image is that of ``render()``, or
 entries of its observation, (H, W, 3) uint8. Its own limit of steps (``max_episode_steps``) is the task's.
 """
 
@@ -21,7 +21,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.gym_config import GymSettings, spec_of
 from s2robot.envs.task import Task
 
-_RENDER = "render"  # the camera that is the environment's own picture
+_RENDER = "render"  # the camera that is the environment's own image
 _MOST = 1e3  # a limit beyond is none
 
 
@@ -136,7 +136,7 @@ class GymTask(Task):
 
     @property
     def layout(self) -> dict[str, float]:
-        """The goals that it observes at the start, else nothing: what else its numbers are, nobody knows."""
+        """The goals that it observes at the start; the meaning of its other numbers is unknown."""
         return self._layout
 
     def render_cameras(self) -> dict[str, np.ndarray]:
@@ -144,7 +144,7 @@ class GymTask(Task):
         for name in self.settings.cameras:
             picture: Any = np.asarray(self.inner.render() if name == _RENDER else self._seen[name])
             _check_picture(name, picture)
-            height, width = self.task_spec.cameras[name]
+            height, width = self.camera_sizes[name]
             image = Image.fromarray(picture)
             frames[name] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BOX))
         return frames
@@ -154,7 +154,7 @@ class GymTask(Task):
 
 
 def _check_picture(name: str, found: Any) -> None:
-    """Refuse a picture, or the space of one, that is no uint8 (H, W, 3): cast to it, floats would be black."""
+    """Refuse an image, or the space of one, that is no uint8 (H, W, 3): cast to it, floats would be black."""
     shape = tuple(found.shape or ())
     if found.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
         raise EnvError(f"task.cameras: '{name}' is {found.dtype} {shape}, expected uint8 (H, W, 3)")

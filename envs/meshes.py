@@ -1,6 +1,6 @@
-"""The moving meshes of a scene with no more triangles than a small picture shows.
+"""The moving meshes of a scene with no more triangles than a small image shows.
 
-Where a processor draws, a picture costs what its triangles cost, whatever their size. The 24,000 of the xArm's gripper base
+Where a processor draws, an image costs what its triangles cost, whatever their size. The 24,000 of the xArm's gripper base
 are half a millimetre wide, a fifth of a pixel from the side.
 """
 

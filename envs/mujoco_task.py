@@ -1,11 +1,14 @@
 """What tasks in a MuJoCo model do alike: draw their cameras, say where these stand, and bring poses up to date."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import mujoco
 import numpy as np
 
+from s2robot.envs.errors import EnvError
 from s2robot.envs.renderer import OffscreenRenderer
 from s2robot.envs.task import Task
 
@@ -17,6 +20,7 @@ class MujocoTask(Task):
     data: mujoco.MjData
     camera_ids: dict[str, int]
     sizes: dict[str, tuple[int, int]]  # (H, W)
+    keeps_contacts = False  # whether its recordings followed the contacts that a step leaves
     _renderer: OffscreenRenderer | None = None
 
     def render_cameras(self) -> dict[str, np.ndarray]:
@@ -59,33 +63,87 @@ class MujocoTask(Task):
             points[name] = np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
         return points
 
-    def _geoms_of(self, body: str) -> set[int]:
-        """Of a body and of all that hangs on it."""
-        bodies = {self.model.body(body).id}
-        for i in range(self.model.nbody):  # a body's parent has a smaller id
-            if self.model.body_parentid[i] in bodies:
-                bodies.add(i)
-        return {g for g in range(self.model.ngeom) if self.model.geom_bodyid[g] in bodies}
+    # ---------------------------------------------------------------- state
 
-    def _held_by(self, fingers: Sequence[set[int]], thing: set[int]) -> bool:
-        """Whether each finger touches the thing, all told as geoms."""
-        touched = [False] * len(fingers)
-        for a, b in self.data.contact.geom[: self.data.ncon]:
-            for this, other in ((a, b), (b, a)):
-                if this in thing:
-                    for side, finger in enumerate(fingers):
-                        touched[side] |= other in finger
-        return all(touched)
+    def _memory(self) -> list[tuple[Any, str]]:
+        """What decides the next step beside MuJoCo's state, all arrays: (holder, attribute)."""
+        raise NotImplementedError
 
-    def _physics(self) -> np.ndarray:
-        """All of MuJoCo's state that decides the future.  # float64 (S,)"""
+    def _counters(self) -> list[tuple[Any, str]]:
+        """What else an episode has counted, and no state holds: (holder, attribute)."""
+        return [(self, "_steps")]
+
+    def _forget_poses(self) -> None:
+        """Drop what controllers have stored of another state."""
+
+    def get_state(self) -> np.ndarray:
+        """All that decides the future and the image.  # float64 (S,)"""
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         physics = np.empty(mujoco.mj_stateSize(self.model, kind))
         mujoco.mj_getState(self.model, self.data, physics, kind)
-        return physics
+        return np.concatenate([physics, *(np.ravel(getattr(o, name)) for o, name in self._memory())])
+
+    def set_state(self, state: np.ndarray, find_contacts: bool = True) -> None:
+        """Go to a state of :meth:`get_state`.
+
+        Contacts are found anew. Without, they stay those that the last step left, where a task keeps them: for a state
+        that this very step led to where it was recorded.
+        """
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        memory, end = self._memory(), mujoco.mj_stateSize(self.model, kind)
+        physics, size = state[:end], end + sum(np.size(getattr(o, name)) for o, name in memory)
+        if np.shape(state) != (size,):
+            raise EnvError(f"state: found shape {np.shape(state)}, expected ({size},) for this scene")
+        mujoco.mj_setState(self.model, self.data, physics, kind)
+        for holder, name in memory:
+            now = np.asarray(getattr(holder, name))
+            setattr(holder, name, state[end : end + now.size].reshape(now.shape).copy())
+            end += now.size
+        self._forget_poses()
+        if not find_contacts and self.keeps_contacts:
+            return self._refresh_poses()
+        mujoco.mj_forward(self.model, self.data)
+        # mj_forward writes the warm start that the next step reads: put the recorded one back
+        mujoco.mj_setState(self.model, self.data, physics, kind)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """What happens in here leaves no trace: contacts, poses and counters are back afterwards, to the last bit.
+
+        ``set_state`` finds contacts anew, and those that a step leaves are of its last but one moment.
+        """
+        physics = copy(self.data)
+        before = [(o, name, np.copy(getattr(o, name))) for o, name in self._memory()]
+        before += [(o, name, getattr(o, name)) for o, name in self._counters()]
+        try:
+            yield
+        finally:
+            mujoco.mj_copyData(self.data, self.model, physics)
+            for holder, name, value in before:
+                setattr(holder, name, value)
 
     def _refresh_poses(self) -> None:
         """Derive the poses of bodies, cameras and lights from the joints; a step leaves them half a step old."""
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
+
+
+def geoms_of(model: mujoco.MjModel, body: int) -> set[int]:
+    """The geoms of a body and of all that is fixed to it."""
+    bodies = {body}
+    for i in range(body + 1, model.nbody):  # a body's parent has a smaller id
+        if model.body_parentid[i] in bodies:
+            bodies.add(i)
+    return {g for g in range(model.ngeom) if model.geom_bodyid[g] in bodies}
+
+
+def touching(data: mujoco.MjData, fingers: Sequence[set[int]], geoms: set[int]) -> list[bool]:
+    """Whether each of the fingers touches one of these geoms."""
+    found = [False] * len(fingers)
+    for a, b in data.contact.geom[: data.ncon]:
+        for this, other in ((a, b), (b, a)):
+            if this in geoms:
+                for side, finger in enumerate(fingers):
+                    found[side] |= other in finger
+    return found

@@ -1,6 +1,6 @@
 """Offscreen frames of a MuJoCo scene, at the price of the geometry that moves in the camera's view.
 
-Stock settings cost three times as much on a CPU (docs/simulation.md): shadows, reflections and multi-sampling
+Stock settings cost three times as much on a CPU (docs/tasks.md): shadows, reflections and multi-sampling
 are off (a frame drawn at twice the size and area-averaged is antialiased again), and geoms whose bounding sphere
 lies outside the camera's view are not sent to OpenGL at all: the pixels are the same, the vertices are not.
 Where a camera stands still, what stands still before it is drawn once and kept with its depths; later frames draw
@@ -28,7 +28,7 @@ _HIDDEN_GROUP = 5  # a geom group that is never drawn
 def outside_view(
     model: mujoco.MjModel, data: mujoco.MjData, camera_id: int, aspect: float = 1.0
 ) -> np.ndarray:
-    """True for each geom that cannot touch the camera's picture, by bounding sphere.  # (ngeom,)"""
+    """True for each geom that cannot touch the camera's image, by bounding sphere.  # (ngeom,)"""
     rotation = data.cam_xmat[camera_id].reshape(3, 3)
     centre = (data.geom_xpos - data.cam_xpos[camera_id]) @ rotation  # (ngeom, 3): right, up, backward
     radius = model.geom_rbound
@@ -43,7 +43,7 @@ def outside_view(
 
 @dataclass
 class _Still:
-    """What stands still before a camera: all that decides its picture, and the picture once it was seen twice."""
+    """What stands still before a camera: all that decides its image, and the image once it was seen twice."""
 
     scene: bytes
     pixels: np.ndarray | None = None  # uint8 (H, W, 3), the bottom row first
@@ -59,11 +59,11 @@ class OffscreenRenderer:
     Args:
         model: the scene; its ``vis.quality`` is lowered (no multi-sampling, a minimal shadow map).
         sizes: (height, width) in pixels of the frames to come; the first is that of a frame whose size is not given.
-        spare: leave out geoms that the camera cannot see, and draw what stands still once (the picture is the same).
-        coarse: draw fewer triangles of what moves (the picture is nearly the same).
+        spare: leave out geoms that the camera cannot see, and draw what stands still once (the image is the same).
+        coarse: draw fewer triangles of what moves (the image is nearly the same).
 
     Raises:
-        EnvError: no offscreen OpenGL library is installed, or MuJoCo is told to do without.
+        EnvError: no offscreen OpenGL library is installed, or MUJOCO_GL disables it.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class OffscreenRenderer:
         return out
 
     def _scene_bytes(self, data: mujoco.MjData, camera_id: int) -> bytes:
-        """All that decides the picture of what stands still, and whether it may be drawn apart."""
+        """All that decides the image of what stands still, and whether it may be drawn apart."""
         m, fixed, head = self.model, self._fixed, self.model.vis.headlight
         parts = (
             data.cam_xpos[camera_id], data.cam_xmat[camera_id], m.cam_fovy[camera_id], m.cam_intrinsic[camera_id],

@@ -6,7 +6,7 @@ from typing import Any
 from s2robot.envs.errors import EnvError
 from s2robot.envs.robosuite_config import RobosuiteSettings
 
-logging.disable(logging.WARNING)  # robosuite warns at import of optional parts that nobody here needs
+logging.disable(logging.WARNING)  # robosuite warns at import about optional parts
 import robosuite  # noqa: E402
 from robosuite.controllers import load_part_controller_config  # noqa: E402
 from robosuite.environments.base import REGISTERED_ENVS  # noqa: E402

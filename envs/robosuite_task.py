@@ -10,9 +10,7 @@ sizes of the objects, so resets are soft, and sizes are those of the first compi
 actions are scaled to -1..1, here they are in m, rad and 0..1 (a gripper's), so that rotations can be composed.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from copy import copy
+from collections.abc import Mapping
 from typing import Any
 
 import mujoco
@@ -22,7 +20,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.experts.in_task import TaskExpert
 from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
 from s2robot.envs.frames import sizes_of
-from s2robot.envs.mujoco_task import MujocoTask
+from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robosuite_config import GRASPED, RobosuiteSettings
 from s2robot.envs.robosuite_make import VERSION, arguments, made
 from s2robot.envs.robots import ROBOTS
@@ -51,7 +49,7 @@ class RobosuiteTask(MujocoTask):
         self._look_at_scene()
         self.action_parts, low, high, self._scale, self._offset = _actions(self.raw)
         self.proprio_parts = self._proprio_parts()
-        self._guide: Any = None  # an expert that is never moved by, which tells how far it still is
+        self._guide: Any = None  # an expert that never acts, for the remaining distance
         self._furthest = 0
         self._layout: dict[str, float] = {}
         self.spaces(low, high, sum(part["size"] for part in self.proprio_parts))
@@ -83,14 +81,14 @@ class RobosuiteTask(MujocoTask):
         return parts
 
     def _observed(self) -> dict[str, Any]:
-        """robosuite's observables, and `robot0_gripper_command`: where a gripper was told to go, -1..1, some steps from one to
-        the other. An object between the fingers hides it."""
-        told = {
+        """robosuite's observables, and `robot0_gripper_command`: the commanded opening, -1..1, which takes some steps from one
+        to the other. An object between the fingers hides it."""
+        commands = {
             f"robot{number}_{'' if len(robot.arms) == 1 else f'{arm}_'}gripper_command": gripper.current_action
             for number, robot in enumerate(self.raw.robots)
             for arm, gripper in robot.gripper.items()
         }
-        return {**self.raw._get_observations(force_update=True), **told}
+        return {**self.raw._get_observations(force_update=True), **commands}
 
     # ---------------------------------------------------------------- an episode
 
@@ -140,13 +138,13 @@ class RobosuiteTask(MujocoTask):
         return float(self.raw.reward(None))
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """m, where there is an expert that knows the way."""
-        return self._guide.left() if self._guide else -self.progress
+        return self._guide.remaining() if self._guide else -self.progress
 
     @property
-    def missed(self) -> bool:
-        return self._guide is not None and self._guide.missed()
+    def grasp_missed(self) -> bool:
+        return self._guide is not None and self._guide.grasp_missed()
 
     def expert(self, rng: np.random.Generator, settings: ExpertSettings | None = None) -> Any:
         if not self.settings.Expert:
@@ -169,42 +167,21 @@ class RobosuiteTask(MujocoTask):
 
     # ---------------------------------------------------------------- state
 
-    def get_state(self) -> np.ndarray:
-        return np.concatenate([self._physics(), *(np.ravel(getattr(o, name)) for o, name in self._memory())])
-
-    def set_state(self, state: np.ndarray, found_anew: bool = True) -> None:
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        at = mujoco.mj_stateSize(self.model, kind)
-        memory = self._memory()
-        size = at + sum(np.size(getattr(o, name)) for o, name in memory)
-        if np.shape(state) != (size,):
-            raise EnvError(f"state: found shape {np.shape(state)}, expected ({size},) for this scene")
-        mujoco.mj_setState(self.model, self.data, state[:at], kind)
-        for holder, name in memory:
-            now = np.asarray(getattr(holder, name))
-            setattr(holder, name, state[at : at + now.size].reshape(now.shape).copy())
-            at += now.size
-        self._forget_poses()
-        mujoco.mj_forward(self.model, self.data)
-        # mj_forward writes the warm start that the next step reads: put the recorded one back
-        mujoco.mj_setState(self.model, self.data, state[: mujoco.mj_stateSize(self.model, kind)], kind)
-
-    @contextlib.contextmanager
-    def rehearsal(self) -> Iterator[None]:
-        physics, raw = copy(self.data), self.raw
-        memory = [(o, name, np.copy(getattr(o, name))) for o, name in self._memory()]
-        counts = self._steps, self._furthest, raw.timestep, raw.cur_time
-        try:
-            yield
-        finally:
-            mujoco.mj_copyData(self.data, self.model, physics)
-            for holder, name, value in memory:
-                setattr(holder, name, value)
-            self._steps, self._furthest, raw.timestep, raw.cur_time = counts
-
     def _memory(self) -> list[tuple[Any, str]]:
-        """What decides the next step beside MuJoCo's state: (holder, attribute); a reset makes new controllers."""
-        return list(_memory(self.raw))
+        """What decides the next step beside MuJoCo's state; a reset makes new controllers."""
+        found: list[tuple[Any, str]] = []
+        for robot in self.raw.robots:
+            found += [(gripper, "current_action") for gripper in robot.gripper.values()]
+            composite = robot.composite_controller
+            for part, controller in composite.part_controllers.items():
+                names = _GOALS if part not in composite.grippers else ()
+                found += [
+                    (controller, n) for n in names if isinstance(getattr(controller, n, None), np.ndarray)
+                ]
+        return found
+
+    def _counters(self) -> list[tuple[Any, str]]:
+        return [(self, "_steps"), (self, "_furthest"), (self.raw, "timestep"), (self.raw, "cur_time")]
 
     # ---------------------------------------------------------------- robosuite's own recordings
 
@@ -264,7 +241,7 @@ class RobosuiteTask(MujocoTask):
     def _grasps(self, thing: Any) -> bool:
         if not self._fingers:
             return self.raw._check_grasp(self._gripper, thing)
-        return self._held_by(self._fingers, {self.model.geom(name).id for name in thing.contact_geoms})
+        return all(touching(self.data, self._fingers, {self.model.geom(n).id for n in thing.contact_geoms}))
 
     @property
     def _gripper(self) -> Any:
@@ -280,7 +257,7 @@ class RobosuiteTask(MujocoTask):
         if geoms.issuperset([*pads.get("left_fingerpad", ()), *pads.get("right_fingerpad", ())]):
             return []
         known = (spec.finger_bodies for spec in ROBOTS.values() if bodies.issuperset(spec.finger_bodies))
-        return [self._geoms_of(name) for name in next(known, ())]
+        return [geoms_of(self.model, self.model.body(name).id) for name in next(known, ())]
 
     def grasped_thing(self) -> Any:
         """The object that is to be grasped, where it is known: robosuite's own object."""
@@ -355,16 +332,6 @@ def _parts(prefix: str, name: str, controller: Any, size: int, composite: Any) -
         found.append(({"name": label, "size": count, "kind": what, **limits, **more}, scale, np.zeros(count)))
         at += count
     return found
-
-
-def _memory(raw: Any) -> Iterator[tuple[Any, str]]:
-    for robot in raw.robots:
-        for gripper in robot.gripper.values():
-            yield gripper, "current_action"
-        for part, controller in robot.composite_controller.part_controllers.items():
-            for name in _GOALS if part not in robot.composite_controller.grippers else ():
-                if isinstance(getattr(controller, name, None), np.ndarray):
-                    yield controller, name
 
 
 def _rot6d(quaternion: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The arms that the joint-space task knows: what robosuite calls them, where they start, where the hand camera sits.
 
 A new arm is one more ``RobotSpec``: its robosuite name, a home pose with the gripper pointing down over the
-table's centre, the joint that tells the gripper's opening, and the two finger bodies.
+table's centre, the joint of the gripper's opening, and the two finger bodies.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ class RobotSpec:
     robosuite_name: str
     base_x: float  # the base's distance from the table's centre along x (negative: behind the table)
     home: tuple[float, ...]  # (7,) start joints, gripper straight down
-    gripper_joint: str  # the joint that tells the opening
+    gripper_joint: str  # the joint of the opening
     gripper_open: float  # its value when open
     gripper_closed: float  # its value when closed
     finger_bodies: tuple[str, str]
     camera_body: str  # the body that carries the hand camera
     camera_pos: tuple[float, float, float]  # in that body's frame
     camera_target: tuple[float, float, float]  # the point it looks at, in that frame
-    camera_up: tuple[float, float, float]  # what is up in its picture: away from the robot
+    camera_up: tuple[float, float, float]  # what is up in its image: away from the robot
     camera_fovy: float  # degrees
 
 

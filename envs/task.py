@@ -1,28 +1,26 @@
-"""What a task is: a world that a policy acts in, and what an evaluation, a recording and a report must know of it.
+"""The interface of a task: a world that a policy acts in, for evaluation, recording and reports.
 
-    class Push(Task):                              # a task of one's own; docs/own-task.md has a whole one
+    class Push(Task):                              # your own task; docs/tasks.md has a complete one
         def begin(self, rng, options): ...         # put everything in its place
         def apply(self, action): ...               # move for one control period
         proprio = property(lambda self: ...)       # float32 (P,)
         is_success = property(lambda self: ...)
         def render_cameras(self): ...              # {camera: uint8 (H, W, 3)}
 
-A task is a gymnasium environment: ``check_env`` passes. Its settings (task_settings.py) also tell what can be known of it
-where no simulator is installed.
+A task is a gymnasium environment: ``check_env`` passes. Its settings (task_settings.py) hold the facts that need no simulator.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import gymnasium
 import numpy as np
 
+from s2robot.core.parts import read_parts
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import image_space, side_by_side, sizes_of
-from s2robot.envs.parts import check_parts
 from s2robot.envs.task_settings import CommonSettings, Group, TaskSettings
 
 __all__ = [
@@ -31,38 +29,17 @@ __all__ = [
     "Group",
     "Task",
     "TaskSettings",
-    "TaskSpec",
-    "acted",
-    "unchanged",
+    "next_action",
 ]
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """What a policy and an evaluator need of a world.
-
-    Parts are plain JSON: ``{"name", "size", "kind", ...}`` as `s2robot.policies.parts` reads them; None: seven joints
-    and a gripper.
-    """
-
-    name: str
-    version: str  # raised when the same seed and actions lead elsewhere
-    action_parts: list[dict] | None
-    proprio_parts: list[dict] | None
-    cameras: dict[str, tuple[int, int]]  # in the policy's order: name -> (H, W)
-    rate_hz: float  # control steps a second
-    max_steps: int  # after which an episode ends
-    stages: tuple[str, ...]  # in the order in which an episode can reach them; the last is success
-    success_text: str  # what a policy that succeeded has done: "stacked the objects"
 
 
 class Expert(Protocol):
     """A scripted expert in one world; :meth:`Task.expert` makes it after a reset.
 
-    It may say more: ``push``, a word if its last action pushed the robot off its way (never imitated; :meth:`act` may
-    return whether it did beside the action), ``ask(steps, memory=None)``, what it would do from here if nobody pushed it
-    (steps, A), ``remember()``, the memory that it would do that by later, and ``take_over(actions)``, to go on where
-    somebody else has acted so far (T, A): with the three, in a task whose state comes back, DAgger works.
+    Optional members: ``push``, the name of a perturbation if the last action was one (never imitated; :meth:`act` may return
+    a flag beside the action instead). DAgger needs three more: ``ask(steps, memory=None)``, its next actions without
+    perturbations (steps, A); ``remember()``, the memory that `ask` takes; ``take_over(actions)``, to continue after the
+    actions of a policy (T, A).
     """
 
     failed: bool  # it has given up
@@ -71,27 +48,57 @@ class Expert(Protocol):
         """The next action.  # float32 (A,)"""
 
 
-def acted(expert: Any) -> tuple[np.ndarray, bool]:
+def next_action(expert: Any) -> tuple[np.ndarray, bool]:
     """An expert's next action, and whether it is a push."""
     found = expert.act()
     return found if isinstance(found, tuple) else (found, bool(getattr(expert, "push", "")))
 
 
-def acted_on(env: "Task", expert: Any, steps: int) -> np.ndarray:
-    """An expert's next actions, each executed but the last: where that leads nobody asks.  # float32 (steps, A)"""
-    actions = [acted(expert)[0]]
+def next_actions(env: "Task", expert: Any, steps: int) -> np.ndarray:
+    """An expert's next actions; all but the last are executed.  # float32 (steps, A)"""
+    actions = [next_action(expert)[0]]
     while len(actions) < steps:
         env.step_physics(actions[-1])
-        actions.append(acted(expert)[0])
+        actions.append(next_action(expert)[0])
     return np.stack(actions)
+
+
+class AskedExpert:
+    """An expert whose next actions can be asked for; a subclass defines ``calm``, which ends perturbations."""
+
+    world: "Task"
+    holder: Any  # of the attributes `memory`
+    memory: ClassVar[tuple[str, ...]]  # what decides its actions besides the world's state
+    calm: Any
+
+    def ask(self, steps: int, memory: dict[str, Any] | None = None) -> np.ndarray:
+        """Its next actions without perturbations; world and expert stay as they were.  # float32 (steps, A)
+
+        memory: of :meth:`remember`, to ask as of then; None: the present one.
+        """
+        present = self.remember()
+        with self.world.rehearsal():
+            self.recall(memory or present)
+            self.calm()
+            actions = next_actions(self.world, self, steps)
+        self.recall(present)
+        return actions
+
+    def remember(self) -> dict[str, Any]:
+        """Its memory of the episode, for `recall`."""
+        return {name: getattr(self.holder, name) for name in self.memory}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go back to what `remember` returned."""
+        vars(self.holder).update(memory)
 
 
 class Task(gymnasium.Env):
     """A world with images and proprioception, in which an episode is decided by its seed.
 
     Observation: ``{"images": {camera: uint8 (H, W, 3) RGB upright}, "proprio": float32 (P,)}``; action: float32 (A,).
-    ``info``: ``is_success``, ``stage`` (the furthest reached), ``progress`` (larger is nearer to success, or NaN where
-    nobody measures it), ``layout`` (numbers by name: where the episode began).
+    ``info``: ``is_success``, ``stage`` (the furthest reached), ``progress`` (larger is nearer to success, or NaN if
+    it is not measured), ``layout`` (numbers by name: where the episode began).
 
     With ``draw=False`` observations hold no images (:meth:`render_cameras` still draws).
     """
@@ -106,7 +113,7 @@ class Task(gymnasium.Env):
     draw: bool = True
     _steps = 0
 
-    # ---------------------------------------------------------------- what a task gives
+    # ---------------------------------------------------------------- what a task defines
 
     @abstractmethod
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
@@ -123,7 +130,7 @@ class Task(gymnasium.Env):
     @property
     @abstractmethod
     def proprio(self) -> np.ndarray:
-        """What the robot feels.  # float32 (P,)"""
+        """The proprioception.  # float32 (P,)"""
 
     @property
     @abstractmethod
@@ -138,7 +145,7 @@ class Task(gymnasium.Env):
 
     @property
     def progress(self) -> float:
-        """Larger is nearer to success; NaN where nobody measures it."""
+        """Larger is nearer to success; NaN if it is not measured."""
         return float("nan")
 
     @property
@@ -148,17 +155,17 @@ class Task(gymnasium.Env):
 
     @property
     def grip_points(self) -> dict[str, np.ndarray]:
-        """Where each camera sees the hand: x to the right and y downwards in 0..1; without, nobody can ask for it."""
+        """Where each camera sees the hand: x to the right and y downwards in 0..1; {} if unknown."""
         return {}
 
     @property
-    def left(self) -> float:
-        """What is left to be done, in units of :attr:`progress`: where it does not fall, a policy has stalled."""
+    def remaining(self) -> float:
+        """The remaining distance to success, in units of :attr:`progress`; a policy has stalled when it stops falling."""
         return -self.progress
 
     @property
-    def missed(self) -> bool:
-        """Whether the last action failed in a way that is plain to see, such as closing a gripper on nothing."""
+    def grasp_missed(self) -> bool:
+        """Whether the last action visibly failed, such as a gripper that closed on nothing."""
         return False
 
     def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
@@ -172,47 +179,48 @@ class Task(gymnasium.Env):
             "from elsewhere (demos.path=<dataset>)"
         )
 
-    # what recordings of states alone need (frames are drawn later); without, demos hold the frames
+    # Recordings of states need these, and frames are drawn later; without them, demos hold the frames.
 
     def demo_fields(self) -> dict[str, np.ndarray]:
-        """What a demo holds of each step beside state, proprioception and action; the same names always."""
+        """Arrays that a demo stores of each step beside state, proprioception and action; always the same names."""
         return {}
 
     def get_state(self) -> np.ndarray:
-        """All that decides the future and the picture.  # float64 (S,)"""
+        """All that decides the future and the images.  # float64 (S,)"""
         raise NotImplementedError
 
-    def set_state(self, state: np.ndarray, found_anew: bool = True) -> None:
-        """Go to a state of :meth:`get_state`; without ``found_anew`` one that this very step led to."""
+    def set_state(self, state: np.ndarray, find_contacts: bool = True) -> None:
+        """Go to a state of :meth:`get_state`; ``find_contacts=False`` for a state that the last step led to."""
         raise NotImplementedError
 
-    def rehearsal(self) -> AbstractContextManager[None]:
-        """What happens in this context leaves no trace."""
-        raise NotImplementedError
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """What happens in this context leaves no trace; right where a state holds all that decides the future."""
+        state, steps = self.get_state(), self._steps
+        try:
+            yield
+        finally:
+            self.set_state(state)
+            self._steps = steps
 
     @property
     def has_state(self) -> bool:
-        """Whether a state can be had and gone back to."""
+        """Whether the task can return to a state."""
         return type(self).set_state is not Task.set_state
 
-    # ---------------------------------------------------------------- what every task does alike
+    # ---------------------------------------------------------------- what all tasks share
 
     @property
-    def task_spec(self) -> TaskSpec:
-        """What a policy and an evaluator need of this world (``spec`` is gymnasium's own)."""
-        s = self.settings
+    def camera_sizes(self) -> dict[str, tuple[int, int]]:
+        """(H, W) of each camera's frames, in the policy's order."""
         images: Any = self.observation_space["images"]  # type: ignore[index]
-        sizes = {name: images[name].shape[:2] for name in s.cameras}
-        return TaskSpec(
-            s.task, s.version, self.action_parts, self.proprio_parts, sizes, s.rate_hz, s.max_steps, s.stages,
-            s.success_text,
-        )  # fmt: skip
+        return {name: images[name].shape[:2] for name in self.settings.cameras}
 
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
         """Declare the spaces: actions within limits (A,), frames of the settings' sizes, proprioception.
 
         Raises:
-            EnvError: parts that are none, or do not add up to them.
+            UserError: parts that are none, or do not add up to them.
         """
         sizes = sizes_of(self.settings.image_size, self.settings.cameras)
         self.observation_space = gymnasium.spaces.Dict(
@@ -227,7 +235,7 @@ class Task(gymnasium.Env):
         sizes_of_parts = {"action_parts": len(action_low), "proprio_parts": proprio_size}
         for key, size in sizes_of_parts.items():
             if (parts := getattr(self, key)) is not None:
-                check_parts(parts, f"task {self.settings.task}: {key}", size)
+                read_parts(parts, f"task {self.settings.task}: {key}", size)
 
     def reset(self, *, seed=None, options=None):
         """Start an episode; the seed alone decides it."""
@@ -276,7 +284,7 @@ class Task(gymnasium.Env):
         return frames
 
     def info(self) -> dict[str, Any]:
-        """What is known of the episode so far."""
+        """The facts about the episode so far."""
         known = {
             "is_success": self.is_success,
             "stage": self.stage,
@@ -292,7 +300,7 @@ class Task(gymnasium.Env):
         return None
 
     def record_fields(self, layout: Mapping[str, float], progress: float) -> tuple[dict, dict]:
-        """What an episode's record says of where it began, and of how near it came; JSON types.
+        """The fields of an episode's record for its start and its best progress; JSON types.
 
         Args:
             layout: of the first ``info``.
@@ -302,11 +310,11 @@ class Task(gymnasium.Env):
         return {"layout": {k: round(float(v), 5) for k, v in layout.items()}}, {"progress": best}
 
     def camera_geometry(self) -> dict[str, dict[str, Any]]:
-        """Camera -> what a dataset knows of it: ``size`` [H, W], and ``fovy``, ``position`` ... where known."""
-        return {name: {"size": list(size)} for name, size in self.task_spec.cameras.items()}
+        """Camera -> ``size`` [H, W], and ``fovy``, ``position`` ... if known."""
+        return {name: {"size": list(size)} for name, size in self.camera_sizes.items()}
 
     def describe(self) -> dict[str, Any]:
-        """What a dataset or a checkpoint must know of this world, as JSON types."""
+        """The attributes that datasets and checkpoints store of this world; JSON types."""
         s = self.settings
         values = s.model_dump()
         about = {
@@ -321,14 +329,3 @@ class Task(gymnasium.Env):
         }
         parts = {"action_parts": self.action_parts, "proprio_parts": self.proprio_parts}
         return about | {name: value for name, value in parts.items() if value is not None}
-
-
-@contextmanager
-def unchanged(task: Task) -> Iterator[None]:
-    """A :meth:`Task.rehearsal` made of the task's own state: right where a state holds all that decides the future."""
-    state, steps = task.get_state(), task._steps
-    try:
-        yield
-    finally:
-        task.set_state(state)
-        task._steps = steps

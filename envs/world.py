@@ -7,13 +7,14 @@ control rate; stock placement is within 3 cm, so CubePick places the cube itself
 
 import logging
 import xml.etree.ElementTree as ElementTree
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from s2robot.envs.robots import RobotSpec
 
-logging.disable(logging.WARNING)  # robosuite warns at import of optional parts that nobody here needs
+logging.disable(logging.WARNING)  # robosuite warns at import about optional parts
 
 from robosuite.environments.manipulation.lift import Lift  # noqa: E402
 from robosuite.models.arenas import TableArena  # noqa: E402
@@ -50,7 +51,7 @@ def _arm_controller(stiffness: float) -> dict:
 
 
 def look_at(position, target, up=(0.0, 0.0, 1.0)) -> np.ndarray:
-    """The ``xyaxes`` (6,) of a camera at ``position`` that looks at ``target``; straight down, x is up in its picture."""
+    """The ``xyaxes`` (6,) of a camera at ``position`` that looks at ``target``; straight down, x is up in its image."""
     backward = np.subtract(position, target).astype(float)
     backward /= np.linalg.norm(backward)
     right = np.cross(up, backward)
@@ -69,7 +70,7 @@ class CubeWorld(Lift):
         rate_hz: control rate.
         side_cameras: name -> (position, target, fovy in degrees), in the table's frame (m, z from its top).
         stiffness: joint stiffness, 1/s² (robosuite scales it by the mass matrix).
-        clutter: some of CLUTTER, to be placed by whoever resets; nothing collides with it.
+        clutter: some of CLUTTER, placed at a reset; nothing collides with it.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class CubeWorld(Lift):
         """What robosuite's ``step`` does to the physics, to the last bit, in a fraction of its time.
 
         Of each physics step it computes poses, velocities and Jacobians of the hand, limits of the action and observations
-        that nobody reads here. Its own code sets the goals and makes the first step; what is left of the others is the joint
+        that are not used here. Its own code sets the goals and makes the first step; what is left of the others is the joint
         controller, in its own order of operations. The gripper's command stays that of the first.
         """
         model, data = self.sim.model._model, self.sim.data._data
@@ -133,44 +134,24 @@ class CubeWorld(Lift):
         base_z = robot.base_xpos_offset["table"](self.table_full_size[0])[2]
         robot.set_base_xpos((self._spec.base_x, 0.0, base_z))
         hand = find_elements(robot.worldbody, "body", {"name": self._spec.camera_body})
-        hand.append(
-            ElementTree.Element(
-                "camera",
-                name="hand",
-                pos=array_to_string(self._spec.camera_pos),
-                xyaxes=array_to_string(
-                    look_at(self._spec.camera_pos, self._spec.camera_target, self._spec.camera_up)
-                ),
-                fovy=str(self._spec.camera_fovy),
-            )
-        )
+        spec = self._spec
+        view = look_at(spec.camera_pos, spec.camera_target, spec.camera_up)
+        _add(hand, "camera", name="hand", pos=spec.camera_pos, xyaxes=view, fovy=str(spec.camera_fovy))
         arena = TableArena(self.table_full_size, self.table_friction, table_offset=self.table_offset)
         arena.set_origin([0, 0, 0])
         for name, (position, target, fovy) in self._side_cameras.items():
-            arena.worldbody.append(
-                ElementTree.Element(
-                    "camera",
-                    name=name,
-                    pos=array_to_string(np.add(position, self.table_offset)),
-                    xyaxes=array_to_string(look_at(position, target)),
-                    fovy=str(fovy),
-                )
-            )
+            place, view = np.add(position, self.table_offset), look_at(position, target)
+            _add(arena.worldbody, "camera", name=name, pos=place, xyaxes=view, fovy=str(fovy))
         for i, (shape, size, colour) in enumerate(self._clutter):
             height = size[0] if shape == "sphere" else size[-1]  # half of it: it stands on the table
-            arena.worldbody.append(
-                ElementTree.Element(
-                    "geom",
-                    name=f"clutter{i}",
-                    type=shape,
-                    size=array_to_string(size),
-                    pos=array_to_string(np.add((0, 0, height), self.table_offset)),
-                    rgba=array_to_string(colour),
-                    group="1",  # robosuite's visual group
-                    contype="0",
-                    conaffinity="0",
-                )
-            )
+            place = np.add((0, 0, height), self.table_offset)
+            look = {
+                "rgba": colour,
+                "group": "1",
+                "contype": "0",
+                "conaffinity": "0",
+            }  # 1: robosuite's visual group
+            _add(arena.worldbody, "geom", name=f"clutter{i}", type=shape, size=size, pos=place, **look)
         wood = CustomMaterial(
             texture="WoodRed", tex_name="redwood", mat_name="redwood_mat",
             tex_attrib={"type": "cube"},
@@ -181,3 +162,9 @@ class CubeWorld(Lift):
 
     def _reset_internal(self) -> None:
         super(Lift, self)._reset_internal()  # Lift's own would sample a placement; CubePick places the cube
+
+
+def _add(parent: ElementTree.Element, tag: str, **attributes: Any) -> None:
+    """Append an element to a scene; numbers are written as robosuite writes them."""
+    texts = {k: v if isinstance(v, str) else array_to_string(v) for k, v in attributes.items()}
+    parent.append(ElementTree.Element(tag, texts))

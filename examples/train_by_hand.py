@@ -29,16 +29,9 @@ def main(argv: list[str] | None = None) -> list[float]:
     action = np.append(0.1 * goal, goal[:, :1] > 0, 1).astype(np.float32)  # (M, 8): seven deltas, gripper
 
     torch.manual_seed(0)
-    spec = PolicySpec.from_dict(
-        {
-            "cameras": ["hand", "left"],
-            "dim": 32,
-            "tokens": 16,
-            "chunk": CHUNK,
-            "execute": 2,
-            "network": {"hidden": [64]},
-        }
-    )
+    shapes = {"cameras": ["hand", "left"], "dim": 32, "tokens": 16, "chunk": CHUNK, "execute": 2}
+    plain = {"members": 1, "action_target": "delta", "network": {"hidden": [64]}}
+    spec = PolicySpec.from_dict(shapes | plain)
     policy = ChunkPolicy(spec)
     chunks = np.repeat(action[:, None], CHUNK, 1)  # (M, K, 8): the same move K times
     policy.fit_normaliser(proprio, action, chunks, None, channel_moments(features))

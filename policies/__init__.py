@@ -1,3 +1,4 @@
+# ruff: noqa: F401  # imported by name in __getattr__
 """Behaviour-cloned policies on frozen image features: pooling, networks, action chunks, checkpoint."""
 
 from importlib import import_module
@@ -13,42 +14,20 @@ if TYPE_CHECKING:
     from s2robot.policies.policy import ChunkPolicy
     from s2robot.policies.spec import PolicySpec
 
-__all__ = [
-    "Actor",
-    "BatchActor",
-    "ChunkPolicy",
-    "Normaliser",
-    "Part",
-    "Parts",
-    "PolicyError",
-    "PolicySpec",
-    "channel_moments",
-    "check_contract",
-    "load_checkpoint",
-    "load_tuned",
-    "mixed_moments",
-    "save_checkpoint",
-]
-
-_ROOMS = {
-    "Actor": "actor",
-    "BatchActor": "actor",
-    "ChunkPolicy": "policy",
-    "Normaliser": "normalise",
-    "Part": "parts",
-    "Parts": "parts",
-    "PolicySpec": "spec",
-    "channel_moments": "normalise",
-    "check_contract": "checkpoint",
-    "load_checkpoint": "checkpoint",
-    "load_tuned": "checkpoint",
-    "mixed_moments": "normalise",
-    "save_checkpoint": "checkpoint",
+_MODULES = {
+    "actor": ("Actor", "BatchActor"),
+    "checkpoint": ("check_contract", "load_checkpoint", "load_tuned", "save_checkpoint"),
+    "normalise": ("Normaliser", "channel_moments", "mixed_moments"),
+    "parts": ("Part", "Parts"),
+    "policy": ("ChunkPolicy",),
+    "spec": ("PolicySpec",),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = ["PolicyError", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
     # What reads settings alone (every verb does) should not wait for torch.
-    if name not in _ROOMS:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

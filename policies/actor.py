@@ -74,7 +74,7 @@ class BatchActor:
 
     @property
     def memory(self) -> tuple[Tensor, ...]:
-        """All that later plans depend on besides their observations; the tensors themselves, not copies."""
+        """The tensors, not copies, that later plans depend on besides their observations."""
         context = (self._pooled, self._proprio, self._actions, self._pad)
         return (*context, self._sum, self._weight, self._plans, self.disagreement, self._doubts)
 
@@ -160,12 +160,14 @@ class BatchActor:
 class Actor:
     """The contract's policy for one robot: reset(), act(observation) -> float32 (A,).
 
-    encode: images uint8 (B, H, W, 3) -> tokens (B, N, D). With a context of 1, images are encoded only
-    when a new plan is due.
-    sizes: (H, W) of each camera's frames in the demos, where that is known. Frames of another size, and states far
-    from any in the demos (degrees instead of radians), are warned of once.
-    map_of: (H, W) -> rows and columns of the tokens that `encode` gives; with it, frames of another shape than the
-    policy's are refused before they are encoded.
+    With a context of 1, images are encoded only when a new plan is due.
+
+    Args:
+        encode: images uint8 (B, H, W, 3) -> tokens (B, N, D).
+        sizes: (H, W) of each camera's frames in the demos, if known. Frames of another size, and states far from any in the
+            demos (degrees instead of radians), are warned of once.
+        map_of: (H, W) -> rows and columns of the tokens that `encode` gives; with it, frames of another shape than the
+            policy's are rejected before they are encoded.
     """
 
     def __init__(
@@ -185,18 +187,14 @@ class Actor:
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode.
-
-        Args:
-            seed: of all that a head draws in it; None draws a new one. `seed` stores it, to repeat the episode by.
-        """
+        """Begin an episode, whose heads draw from `seed`; None draws one. `self.seed` stores it."""
         self.seed = secrets.randbits(32) if seed is None else seed
         self.batch.reset([0], [self.seed])
         self._queue = []
 
     @property
     def disagreement(self) -> float:
-        """How far the members' newest plans are apart, rad; 0 for a policy of one member."""
+        """Spread of the members' newest plans, rad; 0 for a policy of one member."""
         return float(self.batch.disagreement[0])
 
     @property
@@ -205,19 +203,18 @@ class Actor:
         return self.batch.mean_disagreement(0)
 
     def replan(self) -> None:
-        """Forget what is left of the plan, so that the next action comes from a new one."""
+        """Drop what is left of the plan, so that the next action comes from a new one."""
         self._queue = []
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
+        """Return the next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
 
-        Every call checks the whole observation: PolicyError for what is missing, of another shape or type, or not finite.
+        Raises:
+            PolicyError: at every call, whatever is missing, of another shape or type, or not finite.
         """
         for key in ("images", "proprio"):
             if observation.get(key) is None:
-                raise PolicyError(
-                    f"observation: '{key}' is missing, found {', '.join(observation) or 'nothing'}"
-                )
+                raise _wrong(key, "a value", ", ".join(observation) or "nothing")
         proprio, frames = self._state(observation["proprio"]), self._frames(observation["images"])
         if not self._queue:
             self._queue = list(self.batch.plan([0], self._features(frames), proprio[None])[0])
@@ -228,7 +225,7 @@ class Actor:
         return action
 
     def plan(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """The next actions that need no further observation, float32 (k, A): as k calls of `act` give them.
+        """Return the next actions that need no further observation, float32 (k, A): as k calls of `act` give them.
 
         k is 1 for a policy that has to see every step, otherwise what is left of its plan.
         """
@@ -239,11 +236,11 @@ class Actor:
         return np.stack([first, *rest])  # (k, A)
 
     def remember(self) -> tuple[list[Tensor], list[np.ndarray], list[Tensor]]:
-        """What the actor knows of the episode so far, for `restore`."""
+        """Return the state of the episode, for `restore`."""
         return [tensor.clone() for tensor in self.batch.memory], list(self._queue), self.batch.noise
 
     def restore(self, memory: tuple[list[Tensor], list[np.ndarray], list[Tensor]]) -> None:
-        """Go back to what `remember` gave; that may be used again."""
+        """Go back to what `remember` returned, which may be used again."""
         tensors, queue, self.batch.noise = memory
         for tensor, old in zip(self.batch.memory, tensors, strict=True):
             tensor.copy_(old)
@@ -256,30 +253,24 @@ class Actor:
         try:
             proprio = np.asarray(given, np.float32)
         except (TypeError, ValueError):
-            raise PolicyError(
-                f"observation: proprio: expected {parts.size} numbers, got {type(given).__name__}"
-            ) from None
+            raise _wrong("proprio", f"{parts.size} numbers", type(given).__name__) from None
         if proprio.shape != (parts.size,):
-            raise PolicyError(
-                f"observation: proprio: expected {parts.size} numbers, got shape {proprio.shape}"
-            )
+            raise _wrong("proprio", f"{parts.size} numbers", f"shape {proprio.shape}")
         if not np.isfinite(proprio).all():
             raise PolicyError("observation: proprio holds NaN or infinity")
         parts.check_rotations(torch.from_numpy(proprio)[None], "observation: proprio")
-        if "proprio" in self._warned:
-            return proprio
-        state = parts.inner(torch.from_numpy(proprio))
-        middle, spread = scaler.offset.cpu(), scaler.scale.cpu()
-        away = (state - middle).abs() / spread
-        i = int(away.argmax())
-        if away[i] > FAR:
-            usual = "joints are in rad, the gripper's opening is 0..1"
-            told = usual if policy.spec.proprio_parts is None else f"the policy's state is {parts}"
-            self._warn(
-                "proprio",
-                f"observation: proprio[{i}] is {state[i]:.4g}, in the policy's demos it was "
-                f"{middle[i]:.3g} ± {spread[i]:.2g}; {told}",
-            )
+        if "proprio" not in self._warned:
+            state = parts.inner(torch.from_numpy(proprio))
+            middle, spread = scaler.offset.cpu(), scaler.scale.cpu()
+            away = (state - middle).abs() / spread
+            if away[i := int(away.argmax())] > FAR:
+                usual = "joints are in rad, the gripper's opening is 0..1"
+                units = usual if policy.spec.proprio_parts is None else f"the policy's state is {parts}"
+                self._warn(
+                    "proprio",
+                    f"observation: proprio[{i}] is {state[i]:.4g}, in the policy's demos it was "
+                    f"{middle[i]:.3g} ± {spread[i]:.2g}; {units}",
+                )
         return proprio
 
     def _warn(self, kind: str, message: str) -> None:
@@ -290,30 +281,24 @@ class Actor:
     def _frames(self, images: Any) -> list[np.ndarray]:
         """The cameras' frames in the policy's order, checked."""
         if not isinstance(images, Mapping):
-            raise PolicyError(f"observation: images: expected camera -> frame, got {type(images).__name__}")
-        missing = [name for name in self.cameras if name not in images]
-        if missing:
+            raise _wrong("images", "camera -> frame", type(images).__name__)
+        if missing := [name for name in self.cameras if name not in images]:
+            needed = f"the policy needs {', '.join(self.cameras)}"
             raise PolicyError(
-                f"observation: camera '{missing[0]}' is missing, found {', '.join(images)}, "
-                f"the policy needs {', '.join(self.cameras)}"
+                f"observation: camera '{missing[0]}' is missing, found {', '.join(images)}, {needed}"
             )
         frames = [np.asarray(images[name]) for name in self.cameras]
         for i, (name, frame) in enumerate(zip(self.cameras, frames, strict=True)):
             if (i, frame.dtype, frame.shape) in self._accepted:
                 continue
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-                raise PolicyError(
-                    f"observation: camera '{name}': expected uint8 (H, W, 3), got {frame.dtype} {frame.shape}"
-                )
+                raise _wrong(f"camera '{name}'", "uint8 (H, W, 3)", f"{frame.dtype} {frame.shape}")
             self._check_shape(i, name, frame)
             self._accepted.add((i, frame.dtype, frame.shape))
             found, wanted = frame.shape[:2], tuple(self.sizes.get(name, frame.shape[:2]))
             if found != wanted:
-                self._warn(
-                    "size",
-                    f"observation: camera '{name}' has {found[0]} x {found[1]} px, the policy's demos had "
-                    f"{wanted[0]} x {wanted[1]}",
-                )
+                sizes = f"{found[0]} x {found[1]} px, the policy's demos had {wanted[0]} x {wanted[1]}"
+                self._warn("size", f"observation: camera '{name}' has {sizes}")
         return frames
 
     @torch.no_grad()
@@ -324,14 +309,18 @@ class Actor:
         return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)[None]
 
     def _check_shape(self, i: int, name: str, frame: np.ndarray) -> None:
-        """Refuse a frame whose token map is not the policy's: one of another shape."""
+        """Reject a frame whose token map is not the policy's: one of another shape."""
         if self._map_of is None:
             return
         maps = self.batch.policy.spec.maps
-        side = math.isqrt(maps) if isinstance(maps, int) else 0
-        wanted = (side, side) if isinstance(maps, int) else maps[i]
-        if (found := self._map_of(*frame.shape[:2])) != wanted and math.prod(wanted) > 1:
+        wanted = (math.isqrt(maps),) * 2 if isinstance(maps, int) else maps[i]
+        found, (height, width) = self._map_of(*frame.shape[:2]), frame.shape[:2]
+        if found != wanted and math.prod(wanted) > 1:
             raise PolicyError(
-                f"observation: camera '{name}' has {frame.shape[0]} x {frame.shape[1]} px, {found[0]} x {found[1]} tokens; "
+                f"observation: camera '{name}' has {height} x {width} px, {found[0]} x {found[1]} tokens; "
                 f"the policy wants {wanted[0]} x {wanted[1]}: frames of the shape of its demos"
             )
+
+
+def _wrong(what: str, expected: str, got: str) -> PolicyError:
+    return PolicyError(f"observation: {what}: expected {expected}, got {got}")

@@ -1,9 +1,9 @@
 """A policy on disk: one folder with `policy.safetensors` and `policy.json`, all that deployment needs.
 
-policy.json: schema, spec (PolicySpec), contract (encoder, cameras, camera geometry, robot, joint names,
-action frame, rate, dataset, versions, training summary) and the sha256 of the tensors. The normalisation is
-among the tensors. No pickle anywhere. README.md beside them is the model card, which nothing reads back. Where blocks of
-the encoder were trained too, encoder.safetensors holds these.
+policy.json holds the schema, spec (PolicySpec), contract (encoder, cameras, camera geometry, robot, joint names, action
+frame, rate, dataset, versions, training summary) and the sha256 of the tensors. The normalisation is among the tensors.
+No pickle anywhere. README.md beside them is the model card, which nothing reads. encoder.safetensors holds the blocks of
+the encoder that were trained too, if any.
 """
 
 from __future__ import annotations
@@ -16,29 +16,53 @@ import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
+from s2robot.core.parts import same_parts
+from s2robot.core.settings import Stored, read
 from s2robot.policies.card import CARD, RECORD, card
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.parts import Parts
 from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
 SCHEMA = 2
-_READS = (1, SCHEMA)
 TENSORS = "policy.safetensors"
 ENCODER = "encoder.safetensors"
-REQUIRED: dict[str, Any] = {  # of a contract, and what each is
-    "encoder": Mapping, "cameras": list | tuple, "robot": str, "joint_names": list | tuple, "action_frame": str,
-    "rate_hz": int | float, "dataset": Mapping,
-}  # fmt: skip
 PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # of a contract and a spec: what numbers are
-CHECKED = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz", *PARTS)
+
+
+class _Encoder(Stored):
+    fingerprint: str
+
+
+class Contract(Stored):
+    """The keys that every contract has; other keys are stored unchanged."""
+
+    encoder: _Encoder
+    cameras: list[str]
+    robot: str
+    joint_names: list[str]
+    action_frame: str
+    rate_hz: float
+    dataset: dict[str, Any]
+
+
+class _Record(Stored):
+    schema_: Literal[2] = Field(alias="schema")
+    spec: dict[str, Any]
+    contract: dict[str, Any]
+    tensors_sha256: str
+    encoder_sha256: str | None = None
+
+
+CHECKED = (*(key for key in Contract.model_fields if key != "dataset"), *PARTS)
 
 
 def save_checkpoint(
@@ -49,17 +73,18 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint `folder`, replacing an older one; a kill at any moment leaves the old or the new.
 
-    contract: the keys in REQUIRED (encoder is {"name", "fingerprint", ...}; cameras the policy's, in order),
-    and what else is worth keeping: camera_geometry, versions, training, and action_parts and proprio_parts where they
-    are not the usual. Must be plain JSON without NaN. tuned: the weights of the encoder that were trained, by the model's
-    names; the contract's fingerprint is that with them. Raises PolicyError for a missing key, parts that are not the
-    policy's, a policy without normalisation, or a folder that is something else.
+    Args:
+        contract: see :class:`Contract`, and what else is worth keeping: camera_geometry, versions, training, and
+            action_parts and proprio_parts where they are not the usual. Plain JSON without NaN.
+        tuned: the weights of the encoder that were trained, by the model's names; the contract's fingerprint is that
+            with them.
+
+    Raises:
+        PolicyError: a missing key, parts or cameras that are not the policy's, a policy without normalisation, or a
+            folder that is something else.
     """
-    folder = Path(folder)
-    contract = dict(contract)
-    _check_complete(contract, "contract")
-    _check_cameras(contract, policy.spec, "contract")
-    _check_parts(contract, policy.spec, "contract")
+    folder, contract = Path(folder), dict(contract)
+    _check(contract, policy.spec, "contract")
     if not bool(policy.normaliser.fitted):
         raise PolicyError("the policy's normaliser was never fitted; call fit_normaliser before saving")
     if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -67,23 +92,20 @@ def save_checkpoint(
     contract.setdefault(
         "versions", {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     )
-    files = {TENSORS: _bytes_of(policy.state_dict())}
+    files = {TENSORS: _bytes_of(policy.state_dict())} | ({ENCODER: _bytes_of(tuned)} if tuned else {})
     record = {
         "schema": SCHEMA,
         "spec": policy.spec.to_dict(),
         "contract": contract,
-        "tensors_sha256": hashlib.sha256(files[TENSORS]).hexdigest(),
+        **{f"{Path(name).stem}_sha256": hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    if tuned:
-        files[ENCODER] = _bytes_of(tuned)
-        record["encoder_sha256"] = hashlib.sha256(files[ENCODER]).hexdigest()
+    record["tensors_sha256"] = record.pop("policy_sha256")
     try:
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise PolicyError(f"contract: not plain JSON ({error}); nothing was written") from error
+    about = card(policy.spec, contract, sum(parameter.numel() for parameter in policy.parameters()))
     try:
-        count = sum(parameter.numel() for parameter in policy.parameters())
-        about = card(policy.spec, contract, count)
         _replace(folder, files | {RECORD: text.encode(), CARD: about.encode()})
     except OSError as error:  # a full or read-only disk
         raise PolicyError(f"checkpoint {folder}: cannot be written: {error.strerror or error}") from error
@@ -93,63 +115,46 @@ def save_checkpoint(
 def load_checkpoint(
     folder: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[ChunkPolicy, dict[str, Any]]:
-    """The policy, in eval mode on `device`, and its contract.
+    """Return the policy, in eval mode on `device`, and its contract. Weights load strictly.
 
-    Weights load strictly. Raises PolicyError for a missing folder or file, a truncated one, a missing key
-    or tensor, a wrong shape and another schema.
+    Raises:
+        PolicyError: a missing folder, file, key or tensor, a truncated file, a wrong shape, or another schema.
     """
     place, record = _record_of(Path(folder))
-    record_path, tensors_path = place / RECORD, place / TENSORS
-    for key, kind in (("spec", dict), ("contract", dict), ("tensors_sha256", str)):
-        if not isinstance(record.get(key), kind):
-            raise PolicyError(f"{record_path}: key '{key}' is missing")
-    _check_complete(record["contract"], f"{record_path}: contract")
-    state = _tensors_of(tensors_path, record["tensors_sha256"])
-    if record["schema"] == 1:
-        state = {_name_since_2(name): tensor for name, tensor in state.items()}
-    spec = PolicySpec.from_dict(record["spec"], f"{record_path}: spec")
-    _check_cameras(record["contract"], spec, f"{record_path}: contract")
-    try:
-        policy = ChunkPolicy(spec)
-    except PolicyError as error:  # a head, say, that this version does not know
-        raise PolicyError(f"{record_path}: {error}") from None
-    _check_parts(record["contract"], spec, f"{record_path}: contract")
-    _check_tensors(policy, state, tensors_path)
+    state = _tensors_of(place / TENSORS, record.tensors_sha256)
+    spec = PolicySpec.from_dict(record.spec, f"{place / RECORD}: spec")
+    _check(record.contract, spec, f"{place / RECORD}: contract")
+    policy = ChunkPolicy(spec)
+    _check_tensors(policy, state, place / TENSORS)
     policy.load_state_dict(state, strict=True)
-    return policy.to(device).eval(), record["contract"]
+    return policy.to(device).eval(), record.contract
 
 
 def load_tuned(folder: str | Path) -> dict[str, torch.Tensor]:
-    """Those weights of the encoder that were trained with a policy, by the model's names; none where it was frozen.
+    """Return the weights of the encoder that were trained with a policy, by the model's names; {} if it was frozen.
 
-    Raises PolicyError as `load_checkpoint`.
+    Raises:
+        PolicyError: as `load_checkpoint`.
     """
     place, record = _record_of(Path(folder))
-    if "encoder_sha256" not in record:
-        return {}
-    return _tensors_of(place / ENCODER, record["encoder_sha256"])
+    return _tensors_of(place / ENCODER, record.encoder_sha256) if record.encoder_sha256 else {}
 
 
-def _record_of(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Where a checkpoint lies (a kill may have left the old one), and what its policy.json says."""
+def _record_of(folder: Path) -> tuple[Path, _Record]:
+    """Return where a checkpoint lies (a kill may have left the old one), and its policy.json."""
     place = folder if folder.exists() or not _old(folder).exists() else _old(folder)
-    record_path = place / RECORD
+    path = place / RECORD
     if not place.is_dir():
         problem = f"a file, expected its folder {place.parent}" if place.is_file() else "no such folder"
         raise PolicyError(f"checkpoint {folder}: {problem}")
-    for path in (record_path, place / TENSORS):
-        if not path.is_file():
-            raise PolicyError(f"checkpoint {folder}: {path.name} is missing")
+    for name in (RECORD, TENSORS):
+        if not (place / name).is_file():
+            raise PolicyError(f"checkpoint {folder}: {name} is missing")
     try:
-        record = json.loads(record_path.read_text())
+        record = json.loads(path.read_text())
     except ValueError as error:
-        raise PolicyError(f"{record_path}: not valid JSON, the file is truncated or damaged") from error
-    if not isinstance(record, dict) or record.get("schema") not in _READS:
-        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise PolicyError(
-            f"{record_path}: schema is {found}, this version reads {' and '.join(map(str, _READS))}"
-        )
-    return place, record
+        raise PolicyError(f"{path}: not valid JSON, the file is truncated or damaged") from error
+    return place, read(_Record, record, f"{path}: ")
 
 
 def _bytes_of(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -160,8 +165,7 @@ def _tensors_of(path: Path, sha256: str) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise PolicyError(f"checkpoint {path.parent}: {path.name} is missing")
     data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise PolicyError(
             f"{path}: sha256 is {found[:12]}…, {RECORD} says {sha256[:12]}…; "
             "the file is truncated or of another checkpoint"
@@ -172,20 +176,13 @@ def _tensors_of(path: Path, sha256: str) -> dict[str, torch.Tensor]:
         raise PolicyError(f"{path}: not a safetensors file ({error})") from error
 
 
-def _name_since_2(name: str) -> str:
-    """A tensor's name of version 0.1, when there was no head apart from the body."""
-    first, _, rest = name.partition(".")
-    if first == "network":
-        return f"network.head.out.{rest[5:]}" if rest.startswith("head.") else f"network.body.{rest}"
-    return f"network.{name}" if first == "pooling" else name
-
-
 def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
-    """Refuse to use a policy with something it was not made for; PolicyError names both sides.
+    """Reject the use of a policy with something it was not made for; PolicyError names both sides.
 
-    actual: any of encoder (its fingerprint, or a dict that holds it), cameras (those at hand, of which the
-    policy's must be a part), robot, joint_names, action_frame, rate_hz, action_parts and proprio_parts (None: the
-    usual). What is not given is not checked.
+    Args:
+        actual: any of encoder (its fingerprint, or a dict that holds it), cameras (those at hand, of which the policy's
+            must be a part), robot, joint_names, action_frame, rate_hz, action_parts and proprio_parts (None: the usual).
+            What is not given is not checked.
     """
     for key, value in actual.items():
         if key not in CHECKED:
@@ -193,19 +190,18 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
         wanted: Any = contract.get(key) if key in PARTS else contract[key]
         if key in PARTS:
             trained, given = (_parts_of(parts, key, contract) for parts in (wanted, value))
-            if not trained.means(given):
+            if not same_parts(trained.parts, given.parts):
                 raise PolicyError(f"the policy's {PARTS[key]} is {trained}, given is {given}")
         elif key == "encoder":
-            found = value["fingerprint"] if isinstance(value, Mapping) else value
-            name = value.get("name", "") if isinstance(value, Mapping) else ""
-            if found != wanted["fingerprint"]:
+            other = value if isinstance(value, Mapping) else {"fingerprint": value}
+            if other["fingerprint"] != wanted["fingerprint"]:
+                ours, theirs = (f"{e.get('name', '')} {e['fingerprint'][:12]}" for e in (wanted, other))
                 raise PolicyError(
-                    f"the policy was trained on encoder {wanted.get('name', '')} {wanted['fingerprint'][:12]}, "
-                    f"the one given is {name} {found[:12]}: its weights or settings differ".replace("  ", " ")
+                    f"the policy was trained on encoder {ours.strip()}, the one given is {theirs.strip()}: "
+                    "its weights or settings differ"
                 )
         elif key == "cameras":
-            missing = [camera for camera in wanted if camera not in value]
-            if missing:
+            if missing := [camera for camera in wanted if camera not in value]:
                 raise PolicyError(
                     f"the policy needs cameras {', '.join(wanted)}, given are {', '.join(value)}: "
                     f"'{missing[0]}' is missing"
@@ -217,38 +213,22 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
             raise PolicyError(f"the policy was trained for {key} '{wanted}', given is '{value}'")
 
 
-def _check_complete(contract: Any, where: str) -> None:
-    if not isinstance(contract, Mapping):
-        raise PolicyError(f"{where}: found {type(contract).__name__}, expected keys and values")
-    for key in REQUIRED:
-        if key not in contract:
-            raise PolicyError(f"{where}: key '{key}' is missing")
-        if not isinstance(contract[key], REQUIRED[key]):
-            raise PolicyError(f"{where}: {key} is {contract[key]!r}, of another type than it has to be")
-    if not isinstance(contract["encoder"].get("fingerprint"), str):
-        raise PolicyError(f"{where}: key 'encoder.fingerprint' is missing")
-
-
-def _check_cameras(contract: Mapping[str, Any], spec: PolicySpec, where: str) -> None:
-    """Refuse a contract that tells of other cameras than the policy has: one would get the other's pictures."""
-    told, own = list(contract["cameras"]), list(spec.cameras)
-    if told != own:
-        raise PolicyError(f"{where}: cameras are {told}, the policy's are {own}")
+def _check(contract: Mapping[str, Any], spec: PolicySpec, where: str) -> None:
+    """Reject a contract that lacks a key, or has other cameras or parts than the policy."""
+    known = read(Contract, contract, f"{where}: ")
+    if known.cameras != list(spec.cameras):
+        raise PolicyError(f"{where}: cameras are {known.cameras}, the policy's are {list(spec.cameras)}")
+    for key, usual in PARTS.items():
+        own: Parts = getattr(spec, usual)
+        found = Parts.read(contract.get(key), own.size, f"{where}: {key}", usual)
+        if found != own:
+            raise PolicyError(f"{where}: {key} are {found}, the policy's are {own}")
 
 
 def _parts_of(parts: Any, key: str, contract: Mapping[str, Any]) -> Parts:
     """Plain parts as such; None is an arm of the contract's joints."""
     size = sum(int(part["size"]) for part in parts) if parts else len(contract["joint_names"]) + 1
     return Parts.read(parts or None, size, key, PARTS[key])
-
-
-def _check_parts(contract: Mapping[str, Any], spec: PolicySpec, where: str) -> None:
-    """Refuse a contract that tells of other parts than the policy has."""
-    for key, usual in PARTS.items():
-        own: Parts = getattr(spec, usual)
-        told = Parts.read(contract.get(key), own.size, f"{where}: {key}", usual)
-        if told != own:
-            raise PolicyError(f"{where}: {key} are {told}, the policy's are {own}")
 
 
 def _check_tensors(policy: ChunkPolicy, state: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -258,8 +238,7 @@ def _check_tensors(policy: ChunkPolicy, state: Mapping[str, torch.Tensor], path:
     for name in sorted(state.keys() - expected.keys()):
         raise PolicyError(f"{path}: tensor '{name}' is not part of the policy that {RECORD} describes")
     for name, tensor in state.items():
-        want = expected[name].shape
-        if tensor.shape != want:
+        if tensor.shape != (want := expected[name].shape):
             raise PolicyError(
                 f"{path}: tensor '{name}' has shape {tuple(tensor.shape)}, expected {tuple(want)}"
             )

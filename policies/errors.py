@@ -1,7 +1,5 @@
-"""The error that a user of the policies can cause."""
+"""The error that a user of the policies can cause: a setting, a batch or a checkpoint that a policy cannot use."""
 
+from s2robot.core.errors import UserError as PolicyError
 
-class PolicyError(ValueError):
-    """A setting, a batch or a checkpoint that a policy cannot use; its text is one clear line."""
-
-    user_error = True
+__all__ = ["PolicyError"]

@@ -1,4 +1,4 @@
-"""What is trained: pooling, body and head; one of them, or several members side by side.
+"""The trained network: pooling, body and head; one, or several members side by side.
 
 All works in normalised units; `ChunkPolicy` puts a normaliser around it.
 """
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from s2robot.policies.bodies.mlp import MlpBody, MlpSettings
-from s2robot.policies.bodies.transformer import TransformerBody, TransformerSettings
+from s2robot.policies.bodies.transformer import TransformerBody
 from s2robot.policies.heads import HeadLoss, HeadSizes, build_head
-from s2robot.policies.pooling import CameraPooling, PoolingSettings
-from s2robot.policies.settings import read_settings
+from s2robot.policies.pooling import CameraPooling
 from s2robot.policies.spec import PolicySpec
 
 # Fused attention acts for one member after the other, which is faster than the way that torch has for all at once.
@@ -35,17 +34,15 @@ class Network(nn.Module):
         super().__init__()
         sizes = (len(spec.cameras), spec.context, spec.chunk, spec.proprio.width, spec.action.width)
         self.body: MlpBody | TransformerBody
-        if spec.kind == "mlp":
-            self.body = MlpBody(read_settings(MlpSettings, spec.network, "policy.network"), *sizes)
+        if isinstance(spec.network, MlpSettings):
+            self.body = MlpBody(spec.network, *sizes)
         else:
-            settings = read_settings(TransformerSettings, spec.network, "policy.network")
-            self.body = TransformerBody(settings, *sizes)
-        pooling = read_settings(PoolingSettings, spec.pooling, "policy.pooling")
-        self.pooling = CameraPooling(pooling, len(spec.cameras), spec.dim, spec.maps, self.body.embed_dim)
-        losses = (spec.joint_loss, spec.huber_delta, spec.gripper_loss, spec.gripper_weight)
-        self.head = build_head(
-            spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.slots, self.body.queries, *losses)
+            self.body = TransformerBody(spec.network, *sizes)
+        self.pooling = CameraPooling(
+            spec.pooling, len(spec.cameras), spec.dim, spec.maps, self.body.embed_dim
         )
+        losses = (spec.joint_loss, spec.huber_delta, spec.gripper_loss, spec.gripper_weight)
+        self.head = build_head(spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.slots, *losses))
         self.pooling.blind = spec.zero_features
 
     def forward(self, what: str, *arguments: Any) -> Any:

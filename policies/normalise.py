@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.parts import Parts
 
-MODES = ("standard", "minmax", "quantile")
+Mode = Literal["standard", "minmax", "quantile"]
 # A dimension that hardly moves in the demos is divided by the floor instead of its own spread, so that a
 # constant one becomes 0 and sensor noise is not blown up. 0.01 rad of a joint, 0.001 rad a step of a delta.
 PROPRIO_FLOOR = 1e-2
@@ -70,8 +70,6 @@ class Normaliser(nn.Module):
         modes: Mapping[str, str] | None = None,
     ):
         super().__init__()
-        if mode not in MODES:
-            raise PolicyError(f"normalise is '{mode}', expected one of {', '.join(MODES)}")
         self.mode, self.modes, self.chunk, self.cumulative = mode, dict(modes or {}), chunk, cumulative
         self.parts = {"proprio": proprio, "action": action}
         self.proprio = Scaler(proprio.width)
@@ -90,9 +88,16 @@ class Normaliser(nn.Module):
     ) -> None:
         """Set all scales from training data.
 
-        proprio (M, P): states that are learned from; actions (N, A): those that a context may hold; chunks
-        (W, K, A): the actions to imitate, chunk_pad (W, K) True where one is beyond its end. weights (M,), (N,) and (W,):
-        how often each of the three counts, once without; starts (W, width inside): what targets are told from. Raises PolicyError for a wrong shape, for values that are not finite, and for those that their parts exclude.
+        Args:
+            proprio: states to learn from (M, P).
+            actions: actions that a context may hold (N, A).
+            chunks: actions to imitate (W, K, A).
+            chunk_pad: True beyond the end of an episode (W, K).
+            weights: how often each state, action and chunk counts, (M,), (N,) and (W,).
+            starts: values that targets are relative to (W, width inside).
+
+        Raises:
+            PolicyError: a wrong shape, values that are not finite, or that their parts exclude.
         """
         states, parts = self.parts["proprio"], self.parts["action"]
         p = _table(proprio, "proprio", states)
@@ -141,7 +146,7 @@ class Normaliser(nn.Module):
         return low, high
 
     def _targets(self, chunks: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
-        """What is predicted of chunks (W, K, A) in real units, from the starts on.  # (W, K, width inside)"""
+        """Convert chunks (W, K, A) to targets in real units, relative to the starts.  # (W, K, width inside)"""
         targets = self.parts["action"].targets(torch.from_numpy(chunks), self.cumulative).numpy()
         return targets if starts is None else targets - starts[:, None]
 
@@ -212,7 +217,7 @@ def channel_moments(
         own = np.full(x.shape[1], x.shape[2]) if tokens is None else np.asarray(tokens)  # (C,)
         for camera, count_of_it in enumerate(own):
             x[:, camera, count_of_it:] = 0
-        with np.errstate(invalid="ignore"):  # infinity is told below, in one line
+        with np.errstate(invalid="ignore"):  # infinity is reported below
             sums, squares = x.sum((0, 2)), (x * x).sum((0, 2))  # (C, D)
         total, square = (sums, squares) if total is None else (total + sums, square + squares)
         seen = seen + len(x) * own[:, None]  # (C, 1)

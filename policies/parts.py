@@ -14,77 +14,18 @@ and `high` (0 and 1 without them); inside 0 and 1. Two arms, or two grippers, ar
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from s2robot.core.errors import UserError
+from s2robot.core.parts import BEYOND, Part, default_parts, read_parts
 from s2robot.policies import rotations
 from s2robot.policies.errors import PolicyError
-from s2robot.policies.rotations import FORMS
-from s2robot.policies.settings import read_settings
-
-KINDS = ("delta", "absolute", "rotation", "binary")
-BEYOND = 1e-5  # of a limit's range: what float32 and clipping round
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part; its plain JSON form is the dict of these, without what is None or false."""
-
-    name: str
-    size: int  # numbers that it takes in the action or state
-    kind: str  # delta | absolute | rotation | binary
-    low: tuple[float, ...] | None = None  # of each number
-    high: tuple[float, ...] | None = None
-    names: tuple[str, ...] | None = None  # of the numbers
-    form: str | None = None  # of a rotation: axis_angle | rot6d
-    relative: bool = False  # a rotation from step to step
-
-    def __post_init__(self) -> None:
-        if problem := self._problem():
-            raise PolicyError(f"part '{self.name}': {problem}")
-
-    def _problem(self) -> str:
-        if not re.fullmatch(r"\w+", self.name, re.ASCII):
-            return "expected a name of letters, digits and _"
-        if self.size < 1:
-            return f"size is {self.size}, expected 1 or more"
-        if self.kind not in KINDS:
-            return f"kind is '{self.kind}', expected one of {', '.join(KINDS)}"
-        if self.kind == "rotation":
-            if self.form not in FORMS:
-                return f"form is {self.form!r}, expected axis_angle (3 numbers) or rot6d (6)"
-            if self.size != FORMS[self.form]:
-                return f"size is {self.size}, expected {FORMS[self.form]} for {self.form}"
-        elif self.form or self.relative:
-            return f"form and relative are of rotations, its kind is {self.kind}"
-        for key in ("low", "high", "names"):
-            if (given := getattr(self, key)) is not None and len(given) != self.size:
-                return f"{key} has {len(given)} entries, expected {self.size}"
-        if (self.low is None) != (self.high is None):
-            return "found one of low and high, expected both or none"
-        if self.low and self.high and not all(a < b for a, b in zip(self.low, self.high, strict=True)):
-            return f"low is {list(self.low)}, expected less than high {list(self.high)}"
-        return ""
-
-    @property
-    def width(self) -> int:
-        """Numbers that it takes inside a policy."""
-        return 6 if self.kind == "rotation" else self.size
-
-    @property
-    def label(self) -> str:
-        """Its name in the metrics of a training."""
-        return "joint" if self.name == "joints" else self.name  # as version 0.1 called them
-
-    def __str__(self) -> str:
-        how = "".join((" relative" if self.relative else "", f" {self.form}" if self.form else ""))
-        return f"{self.name} ({self.size}{how} {self.kind})"
 
 
 class Slot(NamedTuple):
@@ -117,45 +58,17 @@ class Parts:
         Raises:
             PolicyError: names `where`, the part, what was found and what was expected.
         """
-        parts = cls._usual(size, default == "action") if given is None else cls._read(given, where)
-        names = [part.label for part in parts.parts]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise PolicyError(f"{where}: found two parts of the name '{twice}', expected different names")
-        if parts.size != size:
-            raise PolicyError(f"{where}: {parts} are {parts.size} numbers together, expected {size}")
-        return parts
-
-    @classmethod
-    def _read(cls, given: Sequence[Mapping[str, Any]], where: str) -> Parts:
-        if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-            raise PolicyError(f"{where}: found {given!r}, expected a list of parts")
-        made = []
-        for i, plain in enumerate(given):
-            if not isinstance(plain, Mapping):
-                raise PolicyError(f"{where}[{i}]: found {plain!r}, expected name, size and kind of a part")
-            try:
-                made.append(read_settings(Part, {str(k): v for k, v in plain.items()}, f"[{i}]"))
-            except PolicyError as error:
-                text = str(error)
-                raise PolicyError(f"{where}{text}" if text.startswith("[") else f"{where}: {text}") from None
-        return cls(tuple(made))
-
-    @classmethod
-    def _usual(cls, size: int, action: bool) -> Parts:
-        last = Part("gripper", 1, "binary") if action else Part("opening", 1, "absolute")
-        first = [Part("joints", size - 1, "delta" if action else "absolute")] if size > 1 else []
-        return cls((*first, last))
+        try:
+            return cls(
+                default_parts(f"{default}_parts", size - 1)
+                if given is None
+                else read_parts(given, where, size)
+            )
+        except UserError as error:
+            raise PolicyError(str(error)) from None
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.parts))
-
-    def means(self, other: Parts) -> bool:
-        """Whether both mean the same numbers by the same names, wherever their limits are."""
-        bare = [
-            [p if p.kind == "binary" else replace(p, low=None, high=None, names=None) for p in parts.parts]
-            for parts in (self, other)
-        ]
-        return bare[0] == bare[1]
 
     @cached_property
     def size(self) -> int:

@@ -9,8 +9,8 @@
 Shapes: features (B, T, C, N, D), proprio (B, T, P), past_actions (B, T, A) with the last step unknown,
 pad (B, T) True before the episode began, actions (B, K, A), action_pad (B, K) True beyond its end. A batch may
 give each frame once, features (F, C, N, D), and say where it stands, frames (B, T); for a body that is causal it
-may ask every step of the context, actions (B, T, K, A) and action_pad (B, T, K). A batch that is one process's share
-may say how many targets a process has in the mean, kept (K,) or (T, K): the mean of all losses is that of the whole.
+may have a target at every step of the context, actions (B, T, K, A) and action_pad (B, T, K). A batch that is one process's share
+may say how many targets a process has in the mean, target_counts (K,) or (T, K): the mean of all losses is that of the whole.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ class ChunkPolicy(nn.Module):
         self.normaliser = Normaliser(
             spec.normalise, spec.proprio, spec.action, spec.chunk, self.cumulative, spec.normalise_parts
         )
-        steps = torch.arange(spec.chunk, dtype=torch.float32)
-        self.register_buffer("step_weight", spec.loss_discount**steps, persistent=False)
 
     @property
     def width(self) -> int:
@@ -51,7 +49,7 @@ class ChunkPolicy(nn.Module):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of the noise that a plan takes, without the batch; () where plans are deterministic."""
+        """Shape of the noise of one plan; () if plans are deterministic."""
         return self.network.head.noise_shape
 
     def fit_normaliser(
@@ -66,23 +64,22 @@ class ChunkPolicy(nn.Module):
     ) -> None:
         """Set normalisation from the training data.
 
-        proprio (M, P), actions (N, A), chunks (W, K, A), chunk_pad (W, K) and weights as `Normaliser.fit` explains;
-        feature_moments: mean and std (C, D) as `channel_moments` gives them, needed with pooling norm "channel"
-        and ignored otherwise; before: with `from_last` the action before each chunk (W, A), and where there is none (W,).
+        Args:
+            proprio, actions, chunks, chunk_pad, weights: see `Normaliser.fit`.
+            feature_moments: mean and std (C, D) as `channel_moments` returns them.
+            before: with `from_last` the action before each chunk (W, A), and where there is none (W,).
         """
         self.normaliser.fit(proprio, actions, chunks, chunk_pad, weights)
         if self.spec.from_last:
             starts = self._starts_of(proprio, before)
             self.normaliser.fit(proprio, actions, chunks, chunk_pad, weights, starts)
         self.fit_range(proprio, chunks, chunk_pad, before)
-        if self.network.pooling.norms[0].kind != "channel":
-            return
         want = (len(self.spec.cameras), self.spec.dim)
         if feature_moments is None:
-            raise PolicyError("pooling norm 'channel' needs feature_moments: give channel_moments(features)")
+            raise PolicyError("feature_moments: expected channel_moments(features), got nothing")
         mean, std = (torch.as_tensor(x, dtype=torch.float32) for x in feature_moments)
         if tuple(mean.shape) != want or tuple(std.shape) != want:
-            raise PolicyError(f"feature_moments have shape {tuple(mean.shape)}, expected {want}")
+            raise _shape("feature_moments", mean, want)
         self.network.set_moments(mean, std)
 
     @torch.no_grad()
@@ -105,23 +102,19 @@ class ChunkPolicy(nn.Module):
             bound.copy_(torch.where(bound.isfinite(), wider(bound, found), found))
 
     def _starts_of(self, proprio: np.ndarray, before: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-        """Where the targets of chunks start from (W, width inside), see `_start`."""
+        """Return the start of each chunk's targets (W, width inside), see `_start`."""
         if before is None:
-            raise PolicyError(
-                "policy.from_last needs the action before each chunk: give before=(last, first)"
-            )
+            raise PolicyError("policy.from_last needs the action before each chunk: give before=")
         last, first, state = (torch.as_tensor(np.ascontiguousarray(x)) for x in (*before, proprio))
         return self._start(last.float(), first, state.float()).double().numpy()
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same as `loss`, so that a wrapper such as DDP sees the call."""
-        return self.loss(batch)
+        return self.loss(batch)  # a wrapper such as DDP sees this call
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and scalars (0-dim tensors without gradient) to log.
+        """Return the loss, and scalars (0-dim tensors without gradient) to log: loss, errors by part, and the head's own.
 
-        Steps with action_pad True count nothing; see above for `kept`. Scalars: loss, by part what `Parts.errors` tells (joint_error, rad,
-        and gripper_accuracy, share of 1), and the head's own, such as joint_loss and gripper_loss.
+        Steps with action_pad True count nothing; see the module for `target_counts`.
         """
         spec = self.spec
         for key in ("features", "proprio", "actions"):
@@ -130,10 +123,7 @@ class ChunkPolicy(nn.Module):
         actions = batch["actions"].float()  # (B, K, A), or (B, T, K, A)
         every = (spec.context,) if actions.ndim == 4 and self.network.body.causal else ()
         if tuple(actions.shape[1:]) != (*every, spec.chunk, spec.action_dim):
-            raise PolicyError(
-                f"batch: actions have shape {tuple(actions.shape)}, "
-                f"expected (B, {spec.chunk}, {spec.action_dim})"
-            )
+            raise _shape("batch: actions", actions, f"(B, {spec.chunk}, {spec.action_dim})")
         action_pad = batch.get("action_pad")
         if action_pad is None:
             action_pad = actions.new_zeros(actions.shape[:-1], dtype=torch.bool)
@@ -141,15 +131,12 @@ class ChunkPolicy(nn.Module):
         if every and start is not None:  # what came before the first step of a context is not seen
             action_pad = torch.cat([torch.ones_like(action_pad[:, :1]), action_pad[:, 1:]], 1)
         actions = actions.masked_fill(action_pad[..., None], 0)
-        keep = (~action_pad).float()  # (B, K)
-        weight = keep * self.step_weight
-        kept, weighed = keep, weight
-        if "kept" in batch:  # of a batch that several processes share
-            kept = batch["kept"].float()  # (K,), or (T, K)
+        weight = counts = (~action_pad).float()  # (B, K)
+        if "target_counts" in batch:  # of a batch that several processes share
+            counts = batch["target_counts"].float()  # (K,), or (T, K)
             if every and start is not None:
-                kept = torch.cat([torch.zeros_like(kept[:1]), kept[1:]])
-            weighed = kept * self.step_weight
-        weight, keep = weight / weighed.sum().clamp(min=1e-8), keep / kept.sum().clamp(min=1)
+                counts = torch.cat([torch.zeros_like(counts[:1]), counts[1:]])
+        weight = weight / counts.sum().clamp(min=1e-8)
         context = self._context(
             self._pooled(batch), batch["proprio"], batch.get("past_actions"), batch.get("pad")
         )
@@ -157,7 +144,9 @@ class ChunkPolicy(nn.Module):
         loss, estimate, scalars = self.network("loss", *context, target, weight)
         with torch.no_grad():
             real = self._to_actions(estimate.reshape(*actions.shape[:-1], spec.action.width), start)
-            errors = {name: (error * keep).sum() for name, error in spec.action.errors(real, actions).items()}
+            errors = {
+                name: (error * weight).sum() for name, error in spec.action.errors(real, actions).items()
+            }
         return loss, scalars | {"loss": loss.detach()} | errors
 
     def _pooled(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -186,15 +175,12 @@ class ChunkPolicy(nn.Module):
     def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
         """Features (B, T, C, N, D) -> (B, T, C, E), what a context of earlier steps has to remember.
 
-        means (B, T, C, D): of the tokens, beside features in the format that the pooling `takes`.
+        means (B, T, C, D): of the tokens, beside features in the number format `token_dtype` of the pooling.
         """
         spec = self.spec
         want = (len(spec.cameras), spec.tokens, spec.dim)
         if features.ndim != 5 or tuple(features.shape[2:]) != want:
-            raise PolicyError(
-                f"features have shape {tuple(features.shape)}, expected (B, T, cameras, tokens, dim) "
-                f"with (cameras, tokens, dim) = {want}"
-            )
+            raise _shape("features", features, f"(B, T, cameras, tokens, dim) with the last three {want}")
         flat = None if means is None else means.flatten(0, 1)
         return self.network("pool", features.flatten(0, 1), flat).unflatten(0, features.shape[:2])
 
@@ -248,23 +234,19 @@ class ChunkPolicy(nn.Module):
     def _context(
         self, pooled: Tensor, proprio: Tensor, past_actions: Tensor | None, pad: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the network reads, checked and in normalised units: pooled, state, past actions, pad."""
+        """Check and normalise the network's input: pooled, state, past actions, pad."""
         spec = self.spec
         b, t = pooled.shape[:2]
         if t != spec.context:
             raise PolicyError(f"features hold {t} steps of context, expected {spec.context}")
         if tuple(proprio.shape) != (b, t, spec.proprio_dim):
-            raise PolicyError(
-                f"proprio has shape {tuple(proprio.shape)}, expected {(b, t, spec.proprio_dim)}"
-            )
+            raise _shape("proprio", proprio, (b, t, spec.proprio_dim))
         if past_actions is None:
             if t > 1 and self.network.body.settings.action_history:
                 raise PolicyError("past_actions are missing, and the policy's network has action_history on")
             past_actions = pooled.new_zeros(b, t, spec.action_dim)
         if tuple(past_actions.shape) != (b, t, spec.action_dim):
-            raise PolicyError(
-                f"past_actions have shape {tuple(past_actions.shape)}, expected {(b, t, spec.action_dim)}"
-            )
+            raise _shape("past_actions", past_actions, (b, t, spec.action_dim))
         if pad is None:
             pad = torch.zeros(b, t, dtype=torch.bool, device=pooled.device)
         # A window that begins before its episode repeats the first step there, whose action is what the policy is to find:
@@ -273,8 +255,6 @@ class ChunkPolicy(nn.Module):
         state = self.normaliser.proprio(spec.proprio.inner(proprio.float()))  # (B, T, width of the state)
         if self.training and spec.proprio_noise:
             state = state + spec.proprio_noise * torch.randn_like(state)
-        if self.training and spec.proprio_dropout:
-            state = state * (torch.rand(b, 1, 1, device=state.device) >= spec.proprio_dropout)
         return pooled, state, self.normaliser.action(spec.action.inner(past_actions.float())), pad
 
     def _starts(
@@ -288,13 +268,10 @@ class ChunkPolicy(nn.Module):
         if not self.spec.from_last:
             return None
         if past_actions is None:
-            raise PolicyError(
-                "past_actions are missing, and policy.from_last predicts changes since the last of them"
-            )
+            raise PolicyError("past_actions are missing, expected them with policy.from_last")
         first = torch.zeros_like(proprio[..., 0], dtype=torch.bool) if pad is None else pad
-        last = past_actions.roll(
-            1, 1
-        )  # (B, T, A) of the step before; the present one's, in front, counts as none
+        # (B, T, A) of the step before; the present one's, in front, counts as none
+        last = past_actions.roll(1, 1)
         first = torch.cat([torch.ones_like(first[:, :1]), first[:, :-1]], 1)
         steps = slice(None) if every else -1
         return self._start(last[:, steps].float(), first[:, steps], proprio[:, steps].float())
@@ -324,3 +301,7 @@ class ChunkPolicy(nn.Module):
         if start is not None:
             targets = targets + start[..., None, :]
         return parts.outer(parts.actions(targets, self.cumulative))
+
+
+def _shape(what: str, found: Tensor, expected: object) -> PolicyError:
+    return PolicyError(f"{what}: expected shape {expected}, got {tuple(found.shape)}")

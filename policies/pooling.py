@@ -1,129 +1,83 @@
 """From a camera's token map to one vector: mean, spatial softmax or attention.
 
-    pool = build_pooling("spatial_softmax", dim=384, tokens=64, out_dim=128)
+    pool = build_pooling(PoolingSettings(kind="spatial_softmax"), dim=384, tokens=64, out_dim=128)
     pool(torch.randn(5, 64, 384)).shape          # (5, 128)
 
-"mean" is what MVP and RPT do, and it forgets where a thing is. Spatial softmax (Levine et al., 2016) keeps
-the expected place of each learned heat map; here every heat map also pools a small feature, and the mean
-is kept beside it. "attention" reads the map with learned queries and a position embedding.
+"mean" is what MVP and RPT do, and it loses where a thing is. Spatial softmax (Levine et al., 2016) computes the expected
+place of each learned heat map; here every heat map also pools a small feature, and the mean stands beside it.
+"attention" reads the map with learned queries and a position embedding.
+
 Features are mostly frozen, and then no gradient flows to the tokens: each kind touches the wide token map with one
-matrix product and works on the narrow result. The channels' normalisation is folded into that product, so
-the normalised map, which is the largest thing in a training, is never made.
+matrix product and works on the narrow result. The channels' normalisation is folded into that product, so the
+normalised map, which is the largest thing in a training, is never made.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2robot.policies.dense import Dense
+from s2robot.core.settings import from_yaml
+from s2robot.policies.dense import AttentionSettings, Dense
 from s2robot.policies.errors import PolicyError
-from s2robot.policies.settings import check_ranges
-
-KINDS = ("mean", "spatial_softmax", "attention")
-NORMS = ("channel", "layer", "none")
-HIDDEN_LOGIT = -1e4  # finite, so that a map whose tokens are all dropped gives a uniform softmax, not NaN
-
-
-@dataclass(frozen=True)
-class PoolingSettings:
-    """How the token map of a camera becomes one vector."""
-
-    kind: str = "spatial_softmax"  # mean | spatial_softmax | attention
-    shared: bool = False  # one set of weights for all cameras (plus a camera embedding), or one each
-    norm: str = "channel"  # channel: training mean/std of each channel; layer: LayerNorm; none
-    keypoints: int = 32  # spatial_softmax: heat maps
-    values: int = 16  # spatial_softmax: channels that every heat map pools at its place; 0 = places only
-    temperature: float = 1.0  # spatial_softmax: first value of the learned temperature, one a heat map
-    keep_mean: bool = (
-        True  # spatial_softmax: the mean of all tokens (that are not hidden) beside the keypoints
-    )
-    queries: int = 8  # attention: learned queries
-    heads: int = 4  # attention: heads of a query
-    width: int = 64  # attention: channels of keys and values, split over the heads
-    token_dropout: float = 0.0  # training: share of tokens hidden from the pooling
-    feature_dropout: float = 0.0  # training: dropout on the pooled vector before its last Linear
-    feature_noise: float = 0.0  # training: Gaussian noise on every token channel, in normalised units
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise PolicyError(f"pooling.kind is '{self.kind}', expected one of {', '.join(KINDS)}")
-        if self.norm not in NORMS:
-            raise PolicyError(f"pooling.norm is '{self.norm}', expected one of {', '.join(NORMS)}")
-        many, any_ = (1, math.inf), (0, math.inf)
-        check_ranges(
-            self,
-            "policy.pooling",
-            keypoints=many,
-            values=any_,
-            queries=many,
-            heads=many,
-            width=many,
-            feature_noise=any_,
-        )
-        if self.width % self.heads:
-            raise PolicyError(f"pooling.width {self.width} is not a multiple of pooling.heads {self.heads}")
-        for name in ("token_dropout", "feature_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise PolicyError(f"pooling.{name} is {getattr(self, name)}, expected 0 <= value < 1")
-        if not 0 < self.temperature < math.inf:
-            raise PolicyError(f"pooling.temperature is {self.temperature}, expected a value above 0")
-
 
 Tokens = int | tuple[int, int]  # how many form a square map, or its rows and columns
 
 
-def map_shape(tokens: Tokens) -> tuple[int, int]:
-    """Rows and columns of a token map; PolicyError for a count that forms no square."""
-    if not isinstance(tokens, int):
-        return tokens
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise PolicyError(
-            f"{tokens} tokens do not form a square grid; spatial pooling needs rows and columns then (policy.grids)"
-        )
-    return side, side
+class PoolingSettings(AttentionSettings, at="policy.pooling", file="policy/common/policy"):
+    """Settings of the pooling of a camera's token map; configs/policy/common/policy.yaml documents each value."""
+
+    kind: Literal["mean", "spatial_softmax", "attention"] = from_yaml()
+    shared: bool = from_yaml()
+    keypoints: int = from_yaml(ge=1)
+    values: int = from_yaml(ge=0)
+    temperature: float = from_yaml(gt=0)
+    keep_mean: bool = from_yaml()
+    queries: int = from_yaml(ge=1)
 
 
 def map_places(tokens: Tokens) -> Tensor:
-    """Places (N, 2) of the tokens, row by row: x to the right and y down, both -1..1 over the picture."""
-    rows, columns = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in map_shape(tokens))
+    """Places (N, 2) of the tokens, row by row: x to the right and y down, both -1..1 over the image.
+
+    Raises:
+        PolicyError: a count that forms no square.
+    """
+    if isinstance(tokens, int):
+        if math.isqrt(tokens) ** 2 != tokens:
+            raise PolicyError(
+                f"{tokens} tokens do not form a square map: expected its rows and columns (policy.grids)"
+            )
+        tokens = (math.isqrt(tokens),) * 2
+    rows, columns = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in tokens)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], -1)
 
 
 class FeatureNorm(nn.Module):
-    """Brings the channels of one camera to a common size; "channel" holds training moments."""
+    """Brings the channels of one camera to a common size by the moments of the training data."""
 
-    def __init__(self, kind: str, dim: int):
+    def __init__(self, dim: int):
         super().__init__()
-        self.kind, self.dim = kind, dim
         self.blind = False  # the control: every normalised feature is zero
         self.product = torch.float32  # number format of the product with the tokens, in a training
-        if kind == "channel":
-            self.register_buffer("mean", torch.zeros(dim))
-            self.register_buffer("inverse_std", torch.ones(dim))
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("inverse_std", torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.blind:
             return torch.zeros_like(x)
-        if self.kind == "channel":
-            return torch.addcmul(-self.mean * self.inverse_std, x, self.inverse_std)
-        return F.layer_norm(x, (self.dim,)) if self.kind == "layer" else x
+        return torch.addcmul(-self.mean * self.inverse_std, x, self.inverse_std)
 
     def project(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The product (O, M, N) of weights (O, dim) with the normalised x (M, N, dim), and what is still to be added (O,).
-
-        The normalised x is not made where a product can take the norm's place.
-        """
+        """The product (O, M, N) of weights (O, dim) with the normalised x (M, N, dim), and what is still to be added (O,)."""
+        x = x if x.dtype == torch.bfloat16 else x.float()  # rounded for the product already
         shift: Tensor | float = 0.0
-        if self.blind or self.kind != "channel":
+        if self.blind:
             x = self(x)
         else:
             weight = weight * self.inverse_std
@@ -133,28 +87,16 @@ class FeatureNorm(nn.Module):
         # tokens of a frame side by side, as a softmax over them reads fastest.
         return (weight.to(x.dtype) @ x.flatten(0, 1).T).unflatten(1, x.shape[:2]), shift
 
-    def average(self, x: Tensor, hidden: Tensor | None) -> Tensor:
-        """Mean (M, D) of the normalised tokens x (M, N, D) that are not hidden (M, N); zero where all are."""
-        if self.kind == "layer" or hidden is not None:
-            return _mean_of_seen(self(x), hidden)
-        return self(x.mean(1))
-
-
-_PLAIN = FeatureNorm("none", 0)
-
 
 class MeanPool(nn.Module):
-    """Mean over tokens, then norm, then Linear; N = 1 takes features that are pooled already."""
+    """Mean over tokens, then norm, then Linear; N = 1 stands for features that are pooled already."""
 
     def __init__(self, settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int):
         super().__init__()
-        self.settings = settings
-        self.dropout = nn.Dropout(settings.feature_dropout)
         self.out = nn.Linear(dim, out_dim)
 
-    def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN) -> Tensor:
-        mean = _mean_of_seen(tokens, _hidden_tokens(self, tokens))  # (M, D)
-        return self.out(self.dropout(_noisy(self, norm(mean))))
+    def forward(self, tokens: Tensor, norm: FeatureNorm) -> Tensor:
+        return self.out(norm(tokens.mean(1, dtype=torch.float32)))
 
 
 class SpatialSoftmax(nn.Module):
@@ -166,29 +108,24 @@ class SpatialSoftmax(nn.Module):
         self.project = nn.Linear(dim, self.k + self.f)
         self.log_temperature = nn.Parameter(torch.full((self.k,), math.log(settings.temperature)))
         self.register_buffer("places", map_places(tokens), persistent=False)
-        self.dropout = nn.Dropout(settings.feature_dropout)
         self.out = Dense(self.k * (2 + self.f) + (dim if settings.keep_mean else 0), out_dim)
 
-    def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN, mean: Tensor | None = None) -> Tensor:
-        x, norm = _with_noise(self, tokens, norm)  # (M, N, D)
+    def forward(self, tokens: Tensor, norm: FeatureNorm, mean: Tensor | None = None) -> Tensor:
         weight, bias = self.project.weight, self.project.bias
         hot = weight[: self.k] * torch.exp(-self.log_temperature)[:, None]
-        product, shift = norm.project(x, torch.cat([hot, weight[self.k :]]))  # (k + f, M, N)
+        product, shift = norm.project(tokens, torch.cat([hot, weight[self.k :]]))  # (k + f, M, N)
         maps, values = product.split([self.k, self.f])
-        maps = maps.transpose(0, 1)  # (M, k, N); what is the same for all tokens, a softmax does not see
-        hidden = _hidden_tokens(self, tokens)
-        if hidden is not None:
-            maps = maps.masked_fill(hidden[:, None], HIDDEN_LOGIT)
-        heat = maps.softmax(-1, dtype=torch.float32)
-        places = self.places.T.expand(len(x), -1, -1)
+        # (M, k, N); a softmax does not see what is the same for all tokens
+        heat = maps.transpose(0, 1).softmax(-1, dtype=torch.float32)
+        places = self.places.T.expand(len(tokens), -1, -1)
         what = torch.cat([places, values.transpose(0, 1).float()], 1)  # (M, 2 + f, N)
         pooled = torch.bmm(heat, what.mT)  # (M, k, 2 + f)
         # heat adds up to 1, so that what is the same for all tokens may as well be added now
         pooled = (pooled + F.pad((bias + shift)[self.k :], (2, 0))).flatten(1)
         if self.settings.keep_mean:
-            average = norm.average(x, hidden) if mean is None else norm(mean)
-            pooled = torch.cat([pooled, average], -1)
-        return self.out(self.dropout(pooled))
+            average = tokens.float().mean(1) if mean is None else mean
+            pooled = torch.cat([pooled, norm(average)], -1)
+        return self.out(pooled)
 
 
 class AttentionPool(nn.Module):
@@ -197,17 +134,15 @@ class AttentionPool(nn.Module):
     def __init__(self, settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int):
         super().__init__()
         q, h, w = settings.queries, settings.heads, settings.width
-        self.settings, self.q, self.h, self.w = settings, q, h, w
+        self.q, self.h, self.w = q, h, w
         self.query = nn.Parameter(torch.randn(q, h, w // h))
         self.key = nn.Linear(dim, w, bias=False)
         self.value = nn.Linear(dim, w)
         self.position = nn.Parameter(_wave_embedding(map_places(tokens), 2 * w))
-        self.dropout = nn.Dropout(settings.feature_dropout)
         self.out = Dense(q * w, out_dim)
 
-    def forward(self, tokens: Tensor, norm: FeatureNorm = _PLAIN) -> Tensor:
+    def forward(self, tokens: Tensor, norm: FeatureNorm) -> Tensor:
         q, h, w = self.q, self.h, self.w
-        x, norm = _with_noise(self, tokens, norm)  # (M, N, D)
         key_position, value_position = self.position.split(w, -1)  # (N, w) each
         # The queries do not depend on the input, so query · key(x) is one product with their combination:
         # h·q columns for the wide tokens instead of w.
@@ -215,25 +150,21 @@ class AttentionPool(nn.Module):
         key = self.key.weight.view(h, w // h, -1)
         column = torch.einsum("qhe,hed->hqd", query, key).flatten(0, 1)  # (h*q, D)
         bias = torch.einsum("qhe,nhe->hqn", query, key_position.view(-1, h, w // h)).flatten(0, 1)
-        product, shift = norm.project(x, torch.cat([column, self.value.weight]))  # (h*q + w, M, N)
+        product, shift = norm.project(tokens, torch.cat([column, self.value.weight]))  # (h*q + w, M, N)
         maps, values = product.split([h * q, w])
         maps = maps.transpose(0, 1) + bias  # (M, h*q, N); a softmax does not see a shift of all
-        hidden = _hidden_tokens(self, tokens)
-        if hidden is not None:
-            maps = maps.masked_fill(hidden[:, None], HIDDEN_LOGIT)
         heat = maps.softmax(-1, dtype=torch.float32).unflatten(1, (h, q))  # (M, h, q, N)
         values = (values.transpose(0, 1) + value_position.T).unflatten(1, (h, w // h))  # (M, h, e, N)
         # heat adds up to 1, so that what is the same for all tokens may as well be added now
         constant = self.value.bias + (shift[h * q :] if isinstance(shift, Tensor) else shift)
         pooled = heat @ values.mT + constant.view(h, 1, -1)  # (M, h, q, e)
-        return self.out(self.dropout(pooled.flatten(1)))
+        return self.out(pooled.flatten(1))
 
 
-def build_pooling(kind: str, dim: int, tokens: Tokens, out_dim: int, **settings: object) -> nn.Module:
-    """Module that maps tokens (M, N, D) to (M, out_dim); `settings` are those of PoolingSettings."""
-    chosen = PoolingSettings(kind=kind, **settings)  # type: ignore[arg-type]
-    module = {"mean": MeanPool, "spatial_softmax": SpatialSoftmax, "attention": AttentionPool}[kind]
-    return module(chosen, dim, tokens, out_dim)
+def build_pooling(settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int) -> nn.Module:
+    """Module that maps tokens (M, N, D) and their norm to (M, out_dim)."""
+    kinds = {"mean": MeanPool, "spatial_softmax": SpatialSoftmax, "attention": AttentionPool}
+    return kinds[settings.kind](settings, dim, tokens, out_dim)
 
 
 class CameraPooling(nn.Module):
@@ -255,31 +186,29 @@ class CameraPooling(nn.Module):
         maps: list[Tokens] = [tokens] * cameras if isinstance(tokens, int) else list(tokens)
         if settings.shared and len(set(maps)) > 1:
             raise PolicyError(
-                f"pooling.shared: found token maps of {' and '.join(f'{r} x {c}' for r, c in sorted(set(maps)))}, "  # type: ignore[misc]
-                "expected one shape for all cameras, or pooling.shared=false"
+                f"policy.pooling.shared: expected false with token maps of several shapes, {maps}"
             )
         self.settings, self.counts = settings, [n if isinstance(n, int) else math.prod(n) for n in maps]
-        arguments = {name: value for name, value in vars(settings).items() if name != "kind"}
         count = 1 if settings.shared else cameras
-        self.norms = nn.ModuleList(FeatureNorm(settings.norm, dim) for _ in range(cameras))
-        self.pools = nn.ModuleList(
-            build_pooling(settings.kind, dim, maps[i], out_dim, **arguments) for i in range(count)
-        )
+        self.norms = nn.ModuleList(FeatureNorm(dim) for _ in range(cameras))
+        self.pools = nn.ModuleList(build_pooling(settings, dim, maps[i], out_dim) for i in range(count))
         self.out_dim = out_dim
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
 
     def multiply_in(self, dtype: torch.dtype) -> torch.dtype | None:
-        """Number format of the product with the tokens in a training; what acts multiplies in float32. Gives `takes`."""
+        """Set the number format of the product with the tokens in a training; acting multiplies in float32.
+
+        Returns `token_dtype`.
+        """
         for norm in self.norms:
             norm.product = dtype  # type: ignore[assignment]
-        return self.takes
+        return self.token_dtype
 
     @property
-    def takes(self) -> torch.dtype | None:
-        """The number format that a training may give all tokens in, with their means; None: they are wanted as they are."""
-        s, product = self.settings, self.norms[0].product
-        changed = s.norm != "channel" or s.token_dropout or s.feature_noise or self.blind
-        plain = s.kind != "mean" and not changed and len(set(self.counts)) == 1
+    def token_dtype(self) -> torch.dtype | None:
+        """The number format in which a training may give all tokens, with their means; None: as they are."""
+        plain = self.settings.kind != "mean" and not self.blind and len(set(self.counts)) == 1
+        product = self.norms[0].product
         return product if plain and product == torch.bfloat16 else None  # type: ignore[return-value]
 
     @property
@@ -294,49 +223,19 @@ class CameraPooling(nn.Module):
 
     @torch.no_grad()
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
-        """Training moments (C, D) of the channels, for norm "channel"."""
+        """Training moments (C, D) of the channels."""
         for norm, m, s in zip(self.norms, mean, std, strict=True):
             norm.mean.copy_(m)  # type: ignore[union-attr, operator]
             norm.inverse_std.copy_(1 / s)  # type: ignore[union-attr, operator]
 
     def forward(self, features: Tensor, means: Tensor | None = None) -> Tensor:
-        """means (M, C, D): of the tokens, where `takes` asks for it."""
+        """means (M, C, D): of the tokens, where `token_dtype` is set."""
         pools = [self.pools[i % len(self.pools)] for i in range(len(self.norms))]
         seen: list[Any] = [(features[:, i, : self.counts[i]], norm) for i, norm in enumerate(self.norms)]
         if means is not None and self.settings.kind == "spatial_softmax":
             seen = [(*of, means[:, i]) for i, of in enumerate(seen)]
         out = torch.stack([pool(*of) for pool, of in zip(pools, seen, strict=True)], 1)  # (M, C, out)
         return out if self.camera is None else out + self.camera
-
-
-def _hidden_tokens(module: nn.Module, tokens: Tensor) -> Tensor | None:
-    """Tokens (M, N) that this training step hides; None when there are none to hide."""
-    share = module.settings.token_dropout
-    if not (module.training and share and tokens.shape[1] > 1):
-        return None
-    return torch.rand(tokens.shape[:2], device=tokens.device) < share
-
-
-def _mean_of_seen(tokens: Tensor, hidden: Tensor | None) -> Tensor:
-    """Mean (M, D) of the tokens (M, N, D) that are not hidden; zero where all are."""
-    if hidden is None:
-        return tokens.mean(1, dtype=torch.float32)
-    seen = (~hidden).float()
-    seen = seen / seen.sum(1, keepdim=True).clamp(min=1)
-    return torch.bmm(seen[:, None], tokens.float()).squeeze(1)
-
-
-def _noisy(module: nn.Module, x: Tensor) -> Tensor:
-    noise = module.settings.feature_noise
-    return x + noise * torch.randn_like(x) if module.training and noise else x
-
-
-def _with_noise(module: nn.Module, tokens: Tensor, norm: FeatureNorm) -> tuple[Tensor, FeatureNorm]:
-    """Tokens as float32 and their norm; with noise in a training, tokens that are normalised and noisy already."""
-    x = tokens if tokens.dtype == torch.bfloat16 else tokens.float()  # rounded for the product already
-    if not (module.training and module.settings.feature_noise):
-        return x, norm
-    return _noisy(module, norm(x)), _PLAIN
 
 
 def _wave_embedding(places: Tensor, width: int) -> Tensor:

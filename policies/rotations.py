@@ -49,7 +49,7 @@ def compose(later: Tensor, earlier: Tensor) -> Tensor:
 
 
 def composed(steps: Tensor) -> Tensor:
-    """Of turns from step to step (..., K, 3, 3) each one's from before the first on."""
+    """Multiply turns from step to step (..., K, 3, 3): each result is the turn since before the first step."""
     total = [steps[..., 0, :, :]]
     for k in range(1, steps.shape[-3]):
         total.append(compose(steps[..., k, :, :], total[-1]))
@@ -57,18 +57,18 @@ def composed(steps: Tensor) -> Tensor:
 
 
 def between(total: Tensor) -> Tensor:
-    """Back from `composed`: each step's own turn."""
+    """Invert `composed`: return each step's own turn."""
     before = total[..., :-1, :, :].transpose(-1, -2)
     return torch.cat([total[..., :1, :, :], compose(total[..., 1:, :, :], before)], -3)
 
 
 def angle(one: Tensor, other: Tensor) -> Tensor:
-    """How far two rotations (..., 3, 3) are apart, rad.  # (...)"""
+    """Return the angle between two rotations (..., 3, 3), rad.  # (...)"""
     return torch.linalg.vector_norm(numbers(compose(one, other.transpose(-1, -2)), "axis_angle"), dim=-1)
 
 
 def broken(values: Tensor, form: str) -> Tensor:
-    """Which (..., 3 or 6) numbers are no rotation: not finite, or two columns that are parallel or nothing.  # (...)"""
+    """Mark (..., 3 or 6) numbers that form no rotation: not finite, or two parallel or zero columns.  # (...)"""
     bad = ~torch.isfinite(values).all(-1)
     if form == "axis_angle":
         return bad

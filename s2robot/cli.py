@@ -16,6 +16,7 @@ listing, help and `--cfg` answer at once. Exit codes: 0 done, 2 the user's input
 import importlib
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -29,11 +30,9 @@ from s2robot import __version__
 from s2robot.common.config_errors import (
     as_known,
     check_choices,
-    check_complete,
-    check_types,
-    check_world,
+    check_config,
     did_you_mean,
-    explained,
+    groups_of,
     key_of,
     one_line,
     take_stored_world,
@@ -54,10 +53,7 @@ class Verb:
 
     target: str
     summary: str
-    flags: Mapping[str, str] = field(
-        default_factory=dict
-    )  # flag -> override; `{}` in it stands for its value
-    word: str = ""  # what may stand after the verb: the one thing that it does
+    flags: Mapping[str, str] = field(default_factory=dict)  # flag -> override; `{}` stands for its value
     goes_on: bool = False  # the same command in the same folder goes on where it was interrupted
     simulates: bool = False  # whatever its settings; the others ask for the simulator where they need it
 
@@ -89,26 +85,16 @@ VERBS = {
     "convert": Verb(
         "s2robot.verbs:convert",
         "a data set of another format (LeRobot, robomimic, diffusion_policy) as an episode store, or the other way",
-    ),
-    "relabel": Verb(
-        "s2robot.verbs:relabel",
-        "add to a copy of simulated demos what the picker would do from every step",
-        simulates=True,
         goes_on=True,
     ),
-    "replay": Verb(
-        "s2robot.verbs:replay",
-        "play recorded actions back and say whether they still succeed",
-        simulates=True,
-    ),
-    "inspect": Verb("s2robot.verbs:inspect", "print a data set and write a page to look at it in a browser"),
-    "scenes": Verb(
-        "s2robot.verbs:scenes",
-        "render scenes for pre-training an encoder, or pictures of objects with their truth",
-        simulates=True,
+    "inspect": Verb(
+        "s2robot.verbs:inspect",
+        "print a dataset and write its page, replay its actions, or write the report of a run again",
     ),
     "pretrain": Verb(
-        "s2robot.verbs:pretrain", "pre-train a small encoder by masked autoencoding on scenes", goes_on=True
+        "s2robot.verbs:pretrain",
+        "pre-train a small encoder by masked autoencoding, or render the scenes for it (kind=scenes)",
+        goes_on=True,
     ),
     "encode": Verb("s2robot.verbs:encode", "encode a dataset's images into the feature cache", goes_on=True),
     "train": Verb(
@@ -116,26 +102,19 @@ VERBS = {
     ),
     "evaluate": Verb(
         "s2robot.verbs:evaluate",
-        "measure a policy's success over seeded positions, simulated or on an arm",
+        "measure a policy: success over seeded positions, simulated or on an arm, or errors on recorded episodes",
         {"--live": "live=true"},
         goes_on=True,
-    ),
-    "validate": Verb(
-        "s2robot.validation:validate",
-        "compare a policy's predictions with episodes that it was not trained on: no simulator",
     ),
     "serve": Verb("s2robot.serving.server:run_serve", "host a policy for an arm on another machine"),
     "emulate": Verb(
         "s2robot.deployment.emulate:run_emulate",
         "emulate an xArm7 with its cameras, to rehearse a deployment",
     ),
-    "robot": Verb(
-        "s2robot.deployment.deploy:check",
-        "`robot check`: does this policy fit this robot? moves nothing",
-        word="check",
-    ),
     "deploy": Verb(
-        "s2robot.deployment.deploy:deploy", "let a policy act on an arm: a dry run, or `--live`", _LIVE
+        "s2robot.deployment.deploy:deploy",
+        "let a policy act on an arm: a dry run, `--live`, or `check=true`, whether it fits",
+        _LIVE,
     ),
     "compare": Verb(
         "s2robot.comparison.compare:compare",
@@ -149,12 +128,11 @@ VERBS = {
         "scaling, memorize",
         goes_on=True,
     ),
-    "report": Verb("s2robot.verbs:report", "write report.html of an evaluation or a comparison"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the process's exit code. `argv` defaults to the process's own arguments."""
+    """Run one verb and return the exit code of the process. `argv` defaults to the process's arguments."""
     yield_while_waiting()
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -167,20 +145,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return _fail("s2robot", f"unknown verb '{verb}'{did_you_mean(verb, VERBS)}; `s2robot` lists them")
     if set(args[1:]) & {"-h", "--help"}:
-        about = VERBS[verb]
-        print(explained(verb, about.word, about.flags, about.summary, args[1:]))
+        print(_help(verb, args[1:]))
         return 0
     program = f"s2robot {verb}"
     overrides: list[str] = []
     try:
-        overrides = _translated(VERBS[verb], args[1:])
-        overrides = [as_known(verb, o) for o in overrides]
+        overrides = [as_known(verb, o) for o in _translated(VERBS[verb], args[1:])]
         check_choices(overrides)
-        status = _hydra_app(verb, overrides)
+        return _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:
-        print(f"{program}: interrupted{_go_on(verb, overrides, stop)}", file=sys.stderr)
+        print(f"{program}: interrupted{_resume(verb, overrides, stop)}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `s2robot inspect | head`: the reader has gone, and that is no error
+    except BrokenPipeError:  # the reader of `s2robot inspect | head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -188,37 +164,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(program, message)
-    return status
 
 
 def yield_while_waiting() -> None:
-    """Let OpenMP's threads sleep where they wait for each other, unless the environment says what they do.
+    """Let OpenMP's threads sleep while they wait for each other, unless the environment sets what they do.
 
-    By default they spin. Beside another busy process that takes many times as long: each burns the time that the other
-    needs. The runtime reads this when torch is imported; worker processes inherit it. Results are the same to the bit.
+    By default they spin, which is many times slower beside another busy process. The runtime reads this when torch is
+    imported; worker processes inherit it. Results are the same to the bit.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
-def _go_on(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
-    """The command that goes on where a verb was interrupted; nothing where none does or nothing was begun."""
+def _resume(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
+    """Return the command that resumes an interrupted verb, or nothing if none does."""
     folder: Path | None = getattr(stop, "folder", None)
     if not VERBS[verb].goes_on or folder is None or not folder.exists() or "--multirun" in overrides:
         return ""
     rest = [o for o in overrides if key_of(o) != "hydra.run.dir"]
     where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    return f"; go on with: {shlex.join(['s2robot', verb, *rest, f'hydra.run.dir={where}'])}"
+    return f"; resume with: {shlex.join(['s2robot', verb, *rest, f'hydra.run.dir={where}'])}"
 
 
 def _translated(verb: Verb, args: list[str]) -> list[str]:
-    """A verb's own flags and its word as Hydra knows them; the rest as it is."""
-    if verb.word and not args:
-        raise UserError(f"found nothing, expected '{verb.word}' and its settings: {verb.summary}")
-    if verb.word and args[0][0] != "-" and "=" not in args[0]:
-        if args[0] != verb.word:
-            raise UserError(f"found '{args[0]}', expected '{verb.word}'")
-        args = args[1:]
+    """Return the arguments with a verb's own flags as overrides."""
     given, overrides = iter(args), []
     for arg in given:
         flag, equals, value = arg.partition("=")
@@ -226,11 +195,11 @@ def _translated(verb: Verb, args: list[str]) -> list[str]:
             override = verb.flags[flag]
             if "{}" in override:
                 if not equals and (value := next(given, "")) in ("", *verb.flags):
-                    raise UserError(f"{flag}: found no value, expected one")
+                    raise UserError(f"{flag}: expected a value, got nothing")
                 quoted = value.replace("\\", "\\\\").replace("'", "\\'")
                 override = override.format(value if value.isdigit() else f"'{quoted}'")
             elif equals:
-                raise UserError(f"{flag}: found a value '{value}', expected none")
+                raise UserError(f"{flag}: expected no value, got '{value}'")
             overrides.append(override)
         elif arg[:2] == "--" and flag not in _HYDRA_FLAGS:
             name, value = flag[2:].replace("-", "_"), value or next(given, "<value>")
@@ -249,18 +218,48 @@ def _usage() -> str:
     )
 
 
+def _help(verb: str, asked: Sequence[str]) -> str:
+    """Return the help of a verb: flags, settings with the comments of its config, groups, and the groups `asked` for."""
+    root, about = configs_dir(), VERBS[verb]
+    own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in about.flags.items()]
+    lines = [
+        " ".join(["usage: s2robot", verb, "[key=value ...]", *own]),
+        about.summary,
+    ]
+    text = (root / f"{'deploy' if verb == 'robot' else verb}.yaml").read_text(encoding="utf-8")
+    if settings := text.partition("  - _self_\n")[2].strip():
+        lines += ["", "Settings and their defaults:", "", *settings.splitlines()]
+    groups = dict(groups_of(verb))
+    if "policy" in groups:
+        groups["policy/head"] = "regression"
+    if groups:
+        lines += ["", f"Groups of settings (`s2robot {verb} --help <group>` explains them):", ""]
+    for group, default in groups.items():
+        options = ", ".join(sorted(file.stem for file in (root / group).glob("*.yaml")))
+        lines.append(f"  {f'{group}={default}':<22}  {group}: {options}")
+    for group, _, chosen in (word.partition("=") for word in asked):
+        file = root / group / f"{chosen or groups.get(group)}.yaml"
+        if group in groups and file.is_file():
+            lines += ["", f"{group}={file.stem}: type {group.replace('/', '.')}.<key>=<value>", ""]
+            text = file.read_text(encoding="utf-8").strip()
+            for shared in re.findall(r"^  - (common/\w+)@_here_", text, re.M):
+                text += "\n\n" + (root / group / f"{shared}.yaml").read_text(encoding="utf-8").strip()
+            lines += text.splitlines()
+    return "\n".join([*lines, "", f"`--cfg job` prints all values. The files with all settings: {root}"])
+
+
 def _fail(program: str, message: str) -> int:
     print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
 def _hydra_app(verb: str, overrides: list[str]) -> int:
-    """Run a verb; the exit code that it returned, 0 if it returned none."""
+    """Run a verb and return its exit code, 0 if it returned none."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions come to main() instead of ending the process
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach main() instead of ending the process
     process_argv = sys.argv
     failure: list[Exception] = []
     status, began = 0, time.time()
@@ -276,18 +275,15 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
             typed = list(HydraConfig.get().overrides.task)
             take_stored_world(cfg, typed)
             with run_folder(folder, _about(cfg), keep=sweep, began=began):
-                check_complete(cfg)
-                check_types(verb, cfg, typed)
-                check_world(cfg, typed)
+                check_config(cfg, typed)
                 result = _call(verb, cfg)
             status = result if isinstance(result, int) else 0
             return result
         except KeyboardInterrupt as stop:
-            stop.folder = folder  # type: ignore[attr-defined]  # where it may go on
+            stop.folder = folder  # type: ignore[attr-defined]
             raise
         except Exception as error:
-            # In a sweep Hydra's own line says which job failed; in a single run it is noise before ours.
-            if sweep:
+            if sweep:  # Hydra's own line says which job failed
                 raise
             failure.append(error)
             return None
@@ -296,7 +292,7 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
     later = [a for a in overrides if a[:1] != "-" and (a[:1] == "~" or "=" in a)]
     sys.argv = [f"s2robot {verb}", *(a for a in overrides if a not in later), *later]
     try:
-        with _handlers_given_back():
+        with _restored_logging():
             hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name=verb)(task)()
     finally:
         sys.argv = process_argv
@@ -306,11 +302,8 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
 
 
 @contextmanager
-def _handlers_given_back() -> Iterator[None]:
-    """Hydra sends the whole process's log into the run's folder; afterwards it goes where it went before.
-
-    Whoever calls `main` from Python would log into that folder for good, and fail where a failed verb has removed it.
-    """
+def _restored_logging() -> Iterator[None]:
+    """Undo Hydra's logging into the run directory, which a failed verb removes, for callers from Python."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -324,28 +317,26 @@ def _handlers_given_back() -> Iterator[None]:
 
 
 def _about(cfg: "DictConfig") -> dict[str, str]:
-    """What Hydra itself would write into the run's folder, before the folder is known to be free."""
+    """Return what Hydra itself would write into the run directory, before the directory is known to be free."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     hydra = OmegaConf.create({"hydra": HydraConfig.get()})
     folder = (
         HydraConfig.get().output_subdir or ".hydra"
-    )  # stages of a comparison that share a folder name their own
+    )  # jobs of a comparison that share a directory name their own
     nodes = {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
     return {f"{folder}/{name}.yaml": OmegaConf.to_yaml(node) for name, node in nodes.items()}
 
 
 def _check_shared(overrides: list[str]) -> None:
-    """Refuse processes that torchrun or srun started without a folder: each would choose one of its own.
-
-    Raises:
-        UserError: says what to give.
-    """
+    """Reject processes that torchrun or srun started without a common run directory."""
     named = any(key_of(o) in ("hydra.run.dir", "hydra.sweep.dir") for o in overrides)
     count = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
     if int(os.environ.get(count, 1)) > 1 and not named:
-        raise UserError("found several processes, expected a folder for all of them: hydra.run.dir=<folder>")
+        raise UserError(
+            "hydra.run.dir: expected a folder for all processes, got nothing; type hydra.run.dir=<folder>"
+        )
 
 
 def _call(verb: str, cfg: "DictConfig") -> Any:
@@ -356,5 +347,5 @@ def _call(verb: str, cfg: "DictConfig") -> Any:
         with engine_of(cfg, soon=VERBS[verb].simulates):
             return getattr(importlib.import_module(module), function)(cfg)
     except Exception as error:
-        error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is not the user's
+        error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is a bug
         raise

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.trace import span
 from s2robot.core.workers import engine_in_use, worker_pool
 from s2robot.demos.mix import Mix
@@ -27,7 +27,7 @@ from s2robot.demos.replay import (
     world_of_demos,
 )
 from s2robot.demos.store import EpisodeStore
-from s2robot.encoders.cache import FeatureCache, Frames
+from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.joined import Joined
@@ -36,20 +36,14 @@ from s2robot.envs.task import TaskSettings
 from s2robot.loading import device_of
 
 
-@dataclass(frozen=True)
-class FeaturesSettings:
-    """configs/features/default.yaml documents each field."""
+class FeaturesSettings(Settings, at="features", file="features/default"):
+    """configs/features/default.yaml documents each value."""
 
-    cache: str | None = None
-    workers: int | None = None
-    dtype: str = "float16"
-    device: str = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "threads"):
-            if (found := getattr(self, name)) is not None and found < 1:
-                raise UserError(f"features.{name}: found {found}, expected 1 or more, or null")
+    cache: str | None = from_yaml()
+    workers: int | None = from_yaml(ge=1)
+    dtype: str = from_yaml()
+    device: str = from_yaml()
+    threads: int | None = from_yaml(ge=1)
 
     def shares(self) -> tuple[int, int]:
         """Return the number of processes and the threads of each; threads spin while they wait, so one by default."""
@@ -107,13 +101,17 @@ def _encode(
         return cache.features, cache
     if store.attrs["kind"] == "states":
         require_simulator()
-    work = _Work(store, cache, encoder, cameras, as_image_size(sizes), settings)
+    workers, threads = settings.shares()
+    size = as_image_size(sizes)
     before = torch.get_num_threads()
-    torch.set_num_threads(work.threads)
+    torch.set_num_threads(threads)
+    # a CPU worker encodes what it renders: features are fewer bytes than frames, and no core waits for another
     in_workers = engine_in_use().is_remote or device.type == "cpu"
     with bar("encoding frames") as update:
         features = cache.build(
-            work.values if in_workers else work.frames,
+            partial(_encoded_in_workers, store, cache, encoder, cameras, size, settings)
+            if in_workers
+            else lambda episodes: render_episodes(store, episodes, cameras, size, workers),
             None if in_workers else encoder.encode,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
             store.fingerprint_of_first,
@@ -122,40 +120,26 @@ def _encode(
     return features, cache
 
 
-class _Work:
-    """Render and encode missing episodes: `frames` brings frames to a GPU here, `values` encodes in the workers.
-
-    A CPU worker encodes what it renders: features are fewer bytes than frames, and no core waits for another.
-    """
-
-    def __init__(
-        self,
-        store: EpisodeStore,
-        cache: FeatureCache,
-        encoder: S2Encoder,
-        cameras: tuple[str, ...],
-        size: ImageSize,
-        settings: FeaturesSettings,
-    ) -> None:
-        self.store, self.cache, self.encoder = store, cache, encoder
-        self.cameras, self.size, self.device = cameras, size, settings.device
-        self.workers, self.threads = settings.shares()
-
-    def frames(self, episodes: list[int]) -> Frames:
-        """Yield episodes and their frames, for `FeatureCache.build`."""
-        return render_episodes(self.store, episodes, self.cameras, self.size, self.workers)
-
-    def values(self, episodes: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield episodes and their features, in the order in which they finish."""
-        world = world_of_demos(self.store) if self.store.attrs["kind"] == "states" else None
-        how = self.cameras, self.size, world
-        far = engine_in_use().is_remote
-        state = partial(Encoding, self.cache, self.encoder.to("cpu"), self.device, self.threads)
-        run: Any = Encoding.run if far else Encoding.run_here
-        tasks = ((i, *(seen_of(self.store, i, *how) if far else (self.store.path, *how))) for i in episodes)
-        with worker_pool(self.workers, state, encodes=True, anywhere=far) as pool:
-            for (episode, *_), found in pool.as_done(run, tasks, ahead=2):
-                yield episode, found
+def _encoded_in_workers(
+    store: EpisodeStore,
+    cache: FeatureCache,
+    encoder: S2Encoder,
+    cameras: tuple[str, ...],
+    size: ImageSize,
+    settings: FeaturesSettings,
+    episodes: list[int],
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield episodes and their features, in the order in which they finish."""
+    world = world_of_demos(store) if store.attrs["kind"] == "states" else None
+    how = cameras, size, world
+    workers, threads = settings.shares()
+    far = engine_in_use().is_remote
+    state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads)
+    run: Any = Encoding.run if far else Encoding.run_here
+    tasks = ((i, *(seen_of(store, i, *how) if far else (store.path, *how))) for i in episodes)
+    with worker_pool(workers, state, encodes=True, anywhere=far) as pool:
+        for (episode, *_), found in pool.as_done(run, tasks, ahead=2):
+            yield episode, found
 
 
 class Encoding:

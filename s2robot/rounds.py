@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 from s2robot import pipeline
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
-from s2robot.common.files import changed, read_json, write_json
+from s2robot.common.files import claim, read_json, write_json
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
-from s2robot.common.settings import DemosSettings, only_simulated, plain, read, read_among, task_settings
+from s2robot.common.settings import DemosSettings, only_simulated, plain, read, task_settings
 from s2robot.common.timeline import Stages
-from s2robot.dagger.takeover import REASONS
+from s2robot.core.settings import read_some
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
@@ -38,7 +38,7 @@ def record(
     require_simulator()
     from s2robot.dagger.record import DaggerSettings, record_corrections
 
-    settings = read_among(DaggerSettings, recording, "recording", **changes)
+    settings = read_some(DaggerSettings, recording, "recording").replace(**changes)
     task = read(DemosSettings, cfg.demos, "demos")
     with bar("correcting the policy") as update:
         return record_corrections(
@@ -54,7 +54,7 @@ def record(
 def words(counts: Mapping[str, int]) -> str:
     """How the positions of a round ended, as text."""
     ends = (("without help", "alone"), ("corrected", "corrected"), ("failed by both", "failed"))
-    why = [f"{counts[name]} {name}" for name in REASONS if counts[name]]
+    why = [f"{n} {name}" for name, n in counts.items() if n and name not in ("alone", "corrected", "failed")]
     told = ", ".join(f"{counts[key]} {text}" for text, key in ends)
     return f"{told} (the expert took over: {', '.join(why)})" if why else told
 
@@ -120,12 +120,12 @@ def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipelin
             "recording.checkpoint: found '', expected a policy's folder, or null to train one first"
         )
     task = pipeline.read_task(cfg)
-    read_among(DaggerSettings, cfg.recording, "recording")  # before the first training, not after it
+    read_some(DaggerSettings, cfg.recording, "recording")  # before the first training, not after it
     task.demos.first()
     demos = EpisodeStore.open(task.demos.folder())
     picker_of(demos)
     task.lineage(demos).refuse(evaluation.positions, demos.path, "evaluate.seed")
-    _same_as_before(cfg, out / "rounds.settings.json")
+    claim(out / "rounds.settings.json", _deciding(cfg), "choose another run folder")
     rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
     if len(rows) < rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
         raise UserError(
@@ -135,21 +135,11 @@ def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipelin
     return task, rows
 
 
-def _same_as_before(cfg: DictConfig, file: Path) -> None:
-    """Keep what decides the rounds, or refuse to go on where rounds of other settings were begun (UserError)."""
+def _deciding(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that decide the results of the rounds."""
     decides = ("policy", "train", "recording", "demos", "encoder", "s2", "task", "env", "robot")
     free = {"train": _FREE_IN_TRAINING, "recording": ("rounds", "workers", "device")}
-    now = {
-        f"{node}.{key}": value
+    return {
+        node: {key: value for key, value in plain(cfg[node]).items() if key not in free.get(node, ())}
         for node in decides
-        for key, value in plain(cfg[node]).items()
-        if key not in free.get(node, ())
     }
-    if not file.exists():
-        write_json(file, now)
-    elif other := changed(file, now):
-        key, before, found = other
-        raise UserError(
-            f"{key}: found {found}, expected {before}, with which the rounds in {file.parent} were begun, or another run "
-            "folder"
-        )

@@ -15,14 +15,12 @@ from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
 from s2robot.common.settings import (
     DemosSettings,
-    open_demos,
     path_of,
-    plain,
     read,
     task_settings,
     world_of,
 )
-from s2robot.core.settings import Settings, from_yaml, read_some
+from s2robot.core.settings import read_some
 from s2robot.demos.store import EpisodeStore
 
 if TYPE_CHECKING:
@@ -35,29 +33,30 @@ def record(cfg: DictConfig) -> None:
     """`s2robot record`: demos into `out`, scripted in simulation, by a person on an arm, or corrections of a policy."""
     from s2robot import pipeline, rounds
 
+    on_arm = cfg.robot.ip is not None or cfg.bridge.emulator.port is not None
     if cfg.kind == "scripted":
         store = pipeline.record_demos(cfg, cfg, path_of(cfg, "out"))
-    elif cfg.kind == "dagger" and (cfg.robot.ip is not None or cfg.bridge.emulator.port is not None):
-        from s2robot.deployment.correct import correct_on_arm
-
-        store = correct_on_arm(cfg)
-    elif cfg.kind == "dagger":
+    elif cfg.kind == "dagger" and not on_arm:
         store, counts = rounds.record(cfg, cfg, path_of(cfg, "out"))
         print(rounds.words(counts))
     else:
-        from s2robot.deployment.record import record_on_arm
+        from s2robot.deployment.record import ArmRecording
 
-        store = record_on_arm(cfg)
+        store = ArmRecording(cfg).run()
     print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")
 
 
 def convert(cfg: DictConfig) -> None:
-    """`s2robot convert`: any data set as an episode store, or as one of another format."""
+    """`s2robot convert`: any data set as an episode store, or as one of another format; or a copy with an expert's chunks."""
     from s2robot.demos.formats.convert import as_store
     from s2robot.demos.formats.convert import convert as read_in
     from s2robot.demos.formats.export import ExportSettings, export, format_for
     from s2robot.demos.formats.source import Choice
 
+    if "class" in cfg.task:
+        task_settings(cfg)  # makes a task of the user's own known
+    if cfg.expert is not None:
+        return _relabel(cfg)
     choice, data, out = read_some(Choice, cfg), path_of(cfg, "data"), path_of(cfg, "out")
     settings = read_some(ExportSettings, cfg)
     if to := format_for(out, cfg.to):
@@ -82,109 +81,70 @@ def convert(cfg: DictConfig) -> None:
     print("{} episodes, {} steps: {}".format(*counts, out))
 
 
-def relabel(cfg: DictConfig) -> None:
-    """`s2robot relabel`: a copy of simulated demos with what the expert would do from every step."""
-    from s2robot.demos.relabel import RelabelSettings
-    from s2robot.demos.relabel import relabel as write_copy
+def _relabel(cfg: DictConfig) -> None:
+    from s2robot.demos.relabel import RelabelSettings, relabel
 
-    settings = read_some(RelabelSettings, cfg)
-    if "class" in cfg.task:
-        task_settings(cfg)  # makes a task of the user's own known
-    source = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
+    require_simulator()
+    settings, source = read_some(RelabelSettings, cfg), EpisodeStore.open(path_of(cfg, "data"))
     with bar("asking the expert") as update:
-        store = write_copy(source, settings, lambda done, total: update(done, total, "episodes"))
+        store = relabel(source, settings, lambda done, total: update(done, total, "episodes"))
     print(
         f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate: {store.path}"
     )
 
 
-class ReplaySettings(Settings, file="replay"):
-    """Settings of `s2robot replay`; configs/replay.yaml documents each value."""
-
-    episode: int | None = from_yaml()
-    video: bool = from_yaml()
-
-
-def replay(cfg: DictConfig) -> None:
-    """`s2robot replay`: play episodes back open loop; fails (exit 2) if one does not succeed again."""
-    from s2robot.demos.replay import replay_episode, world_of_demos
-    from s2robot.envs.tasks import make
-    from s2robot.evaluation.film import film
-
-    settings, store = read_some(ReplaySettings, cfg), open_demos(cfg)
-    if (one := settings.episode) is not None and one not in range(len(store)):
-        raise UserError(
-            f"episode: found {one}, expected 0 to {len(store) - 1}, those of {store.path}, or null"
-        )
-    task_settings(cfg)  # makes a task of the user's own known
-    config = world_of_demos(store)
-    env = make(config, draw=False)
-    chosen = range(len(store)) if one is None else [one]
-    failed = []
-    worst = 0.0
-    with bar("replaying") as update:
-        for done, i in enumerate(chosen, 1):
-            result = replay_episode(store, env, i)
-            worst = max(worst, result["max_error"])
-            if not result["success"]:
-                failed.append(i)
-            update(done, len(chosen), f"{len(failed)} failed")
-    if one is not None and settings.video:
-        steps = store.episode(one)
-        seed = int(store.meta("seed")[one])
-        outcome = {"episode": one, "seed": seed, "success": not failed, "stage": result["stage"]}
-        path = Path(cfg.run_dir) / f"replay_{one:04d}.mp4"
-        film(config, outcome, steps["action"], path)
-        print(f"video: {path}")
-    print(
-        f"{len(chosen) - len(failed)} of {len(chosen)} episodes succeed again; "
-        f"proprioception differs from the recorded by at most {worst:.2g}"
-    )
-    if failed:
-        raise UserError(
-            f"{store.path}: {len(failed)} of {len(chosen)} episodes fail when replayed (first {failed[0]}); "
-            "the recorded actions are not what this environment executes"
-        )
-
-
 def inspect(cfg: DictConfig) -> None:
-    """`s2robot inspect`: print a data set, and write a page to look at it."""
-    from s2robot.inspection.inspect import InspectSettings, inspect_demos
+    """`s2robot inspect`: a page of a dataset; `replay` executes its actions, `run` writes the report of that run again."""
+    if cfg.run is not None:
+        return _report(path_of(cfg, "run"))
+    from s2robot.inspection.inspect import InspectSettings, inspect_demos, replay_demos
 
     if "class" in cfg.task:
         task_settings(cfg)  # makes a task of the user's own known
     demos = read(DemosSettings, cfg.demos, "demos")
     settings = read_some(InspectSettings, cfg)
-    print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir))}")
+    if settings.replay:
+        require_simulator()
+        print(replay_demos(demos))
+    else:
+        print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir))}")
 
 
-def scenes(cfg: DictConfig) -> None:
-    """`s2robot scenes`: frames for pre-training, or pictures of objects with their truth."""
-    from s2robot.pretraining.objects import ObjectsSettings, make_objects
-    from s2robot.pretraining.scenes import ScenesSettings, make_scenes
+def _report(folder: Path) -> None:
+    from s2robot.comparison.report import write_compare_report
+    from s2robot.evaluation.report import write_report
 
-    if cfg.kind not in ("task", "objects"):
-        raise UserError(f"kind: found '{cfg.kind}', expected task or objects")
-    settings = read(ScenesSettings, cfg.scenes, "scenes")
-    if cfg.kind == "objects":
-        with bar("rendering objects") as update:
-            out = make_objects(read(ObjectsSettings, cfg.objects, "objects"), Path(settings.out), update)
-        print(f"pictures: {out}")
-        return
-    with bar("rendering scenes") as update:
-        path = make_scenes(settings, lambda done, total: update(done, total, "episodes"))
-    print(f"frames: {path}")
+    is_evaluation = (folder / "summary.json").exists() or (folder / "episodes.jsonl").exists()
+    if (folder / "compare.json").exists():  # a comparison has a summary.json too
+        write = write_compare_report
+    elif is_evaluation:
+        write = write_report
+    else:
+        raise UserError(
+            f"run: expected the run directory of a finished run, evaluate or compare, got {folder}"
+        )
+    print(f"report: {write(folder)}")
 
 
 def pretrain(cfg: DictConfig) -> None:
-    """`s2robot pretrain`: masked autoencoding."""
+    """`s2robot pretrain`: masked autoencoding, or with `kind` the images for it."""
+    from s2robot.pretraining.objects import ObjectsSettings, make_objects
     from s2robot.pretraining.pretrain import pretrain as run_pretraining
+    from s2robot.pretraining.scenes import ScenesSettings, make_scenes
     from s2robot.pretraining.settings import PretrainSettings
 
-    settings = {key: value for key, value in plain(cfg).items() if key not in ("run_dir", "hydra")}
-    path = run_pretraining(read(PretrainSettings, settings, "pretrain"))
+    if cfg.kind == "encoder":
+        path = run_pretraining(read_some(PretrainSettings, cfg, ""))
+    elif cfg.kind == "scenes":
+        with bar("rendering scenes") as update:
+            path = make_scenes(read(ScenesSettings, cfg.scenes, "scenes"), path_of(cfg, "out"), update)
+    elif cfg.kind == "objects":
+        with bar("rendering objects") as update:
+            path = make_objects(read(ObjectsSettings, cfg.objects, "objects"), path_of(cfg, "out"), update)
+    else:
+        raise UserError(f"kind: expected encoder, scenes or objects, got {cfg.kind}")
     if is_first():
-        print(f"encoder: {path}")
+        print(f"{cfg.kind}: {path}")
 
 
 def encode(cfg: DictConfig) -> None:
@@ -220,37 +180,24 @@ def _encoded(task: "Task") -> "tuple[EpisodeStore, S2Encoder, Any, list[FeatureC
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """`s2robot evaluate`: success over seeded positions, in simulation or on an arm, and the report."""
+    """`s2robot evaluate`: success over positions in simulation or on an arm, or open-loop errors, and the report."""
     from s2robot import pipeline
 
-    out = Path(cfg.run_dir)
-    if world_of(cfg) == "arm":
+    out, world = Path(cfg.run_dir), world_of(cfg)
+    if world == "arm":
         from s2robot.deployment.evaluate import evaluate_on_arm
 
         summary = evaluate_on_arm(cfg, out)
     elif cfg.checkpoint is None:
         raise UserError("checkpoint: found none, expected the folder of a trained policy")
+    elif world == "recorded":
+        from s2robot.evaluation.recorded import evaluate_recorded
+
+        evaluate_recorded(cfg, path_of(cfg, "checkpoint"), out)
+        return
     else:
         require_simulator()
         from s2robot.evaluation.evaluate import evaluate_policy
 
         summary = evaluate_policy(cfg, path_of(cfg, "checkpoint"), out)
     pipeline.finish(summary, out)
-
-
-def report(cfg: DictConfig) -> None:
-    """`s2robot report`: write report.html again, of an evaluation or of a comparison."""
-    from s2robot.comparison.report import write_compare_report
-    from s2robot.evaluation.report import write_report
-
-    folder = path_of(cfg, "run")
-    if (folder / "compare.json").exists():  # beside a summary.json that is none of an evaluation
-        write = write_compare_report
-    elif (folder / "summary.json").exists() or (folder / "episodes.jsonl").exists():
-        write = write_report
-    else:
-        found = "no such folder" if not folder.is_dir() else "found neither summary.json nor compare.json"
-        raise UserError(
-            f"run: {folder}: {found}, expected the run folder of a finished `s2robot evaluate`, `run` or `compare`"
-        )
-    print(f"report: {write(folder)}")

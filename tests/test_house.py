@@ -43,7 +43,7 @@ DRAWS = {
     "s2robot.envs.mujoco_task",
     "s2robot.envs.robosuite_make",
     "s2robot.envs.robosuite_task",
-    "s2robot.envs.still_life",
+    "s2robot.envs.object_scenes",
     "s2robot.envs.world",
     "s2robot.probing.frames",
     "s2robot.probing.readout",

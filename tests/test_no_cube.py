@@ -9,7 +9,7 @@ OWN = {
     "envs/cube_pick.py",
     "envs/cube_config.py",
     "envs/cube_picker.py",
-    "envs/cube_picture.py",
+    "envs/cube_plot.py",
     "envs/world.py",
 }
 # What else may say it, and why; a folder stands for all in it.

@@ -1,9 +1,9 @@
-"""A peer in an environment of its own, from the package registry; prints the path of its python.
+"""Install a peer into an environment of its own, and print the path of its interpreter.
 
     python benchmarks/peers/setup.py lerobot      # 7 GB: its torch brings CUDA's libraries
     python benchmarks/peers/setup.py robomimic
 
-It lies in the cache folder ($S2ROBOT_CACHE/peers/<peer>) and is made once. What pip says stands beside it in `<peer>.log`.
+The environment is $S2ROBOT_CACHE/peers/<peer>, with pip's output in `<peer>.log` beside it.
 """
 
 import subprocess
@@ -14,25 +14,16 @@ from pathlib import Path
 from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir
 
-PACKAGES = {
-    "lerobot": ["lerobot==0.4.4", "msgpack"],
-    "robomimic": [
-        "robomimic==0.3.0",
-        "six",
-        "numpy<2",
-        "msgpack",
-    ],  # six it forgets to ask for; written for numpy 1
+PACKAGES = {  # robomimic does not declare six, and was written for numpy 1
+    "lerobot": ["lerobot==0.4.4"],
+    "robomimic": ["robomimic==0.3.0", "six", "numpy<2"],
 }
 
 
 def python_of(peer: str) -> Path:
-    """The interpreter of a peer's environment, made if it is not there.
-
-    Raises:
-        UserError: an unknown peer, or one that cannot be installed, with pip's last line.
-    """
+    """Return the interpreter of a peer's environment, which is created once."""
     if peer not in PACKAGES:
-        raise UserError(f"peer: found '{peer}', expected one of {', '.join(PACKAGES)}")
+        raise UserError(f"peer: expected one of {', '.join(PACKAGES)}, got '{peer}'")
     home = cache_dir("peers") / peer
     python, done, log = home / "bin/python", home / "done", home.with_suffix(".log")
     if not done.exists():

@@ -8,25 +8,23 @@ as_store(Path("aloha"), cache, Choice())                       # a store of it, 
 import hashlib
 import json
 import math
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from s2robot.demos.errors import DatasetError, DiskError, disk_error, mismatch
+from s2robot.demos.arrays import new_path
+from s2robot.demos.errors import DatasetError, DiskError, mismatch
 from s2robot.demos.formats.source import (
+    NEEDS,
     Choice,
     Piece,
     Progress,
-    Selected,
     Source,
     piece_slices,
     readable,
+    require,
     silent,
-)
+)  # fmt: skip
 from s2robot.demos.store import EpisodeStore
 
 READER = 4  # raised when the same files are read differently, so that cached stores are made again
@@ -61,67 +59,74 @@ def format_of(path: Path) -> str:
     raise mismatch(path, "something else" if path.exists() else "no such file or folder", expected)
 
 
-def read(path: Path, choice: Choice) -> Selected:
+def read(path: Path, choice: Choice) -> Source:
     """Open a dataset.
 
     Raises:
         DatasetError: it is none, cannot be read, or `choice` must say more.
     """
+    with readable(path):
+        source = _reader(path, choice)(path, choice)
+        source.select()
+    return source
+
+
+def _reader(path: Path, choice: Choice) -> type[Source]:
+    """Return the reader of a dataset; refuse choices that it does not have."""
     kind = format_of(path)
-    with readable(path, kind):
-        return Selected(_reader(path, kind, choice), choice.episodes, kind)
-
-
-def _reader(path: Path, kind: str, choice: Choice) -> Source:
     if choice.mask is not None and kind not in ("robomimic", "lerobot"):
-        raise mismatch(
-            "mask", f"'{choice.mask}' for {path}", "null: robomimic and LeRobot have filter keys and splits"
-        )
+        found = f"'{choice.mask}' for {path}"
+        raise mismatch("mask", found, "null: robomimic and LeRobot have filter keys and splits")
+    require(*NEEDS.get(kind, ()))
     if kind == "robomimic":
-        from s2robot.demos.formats.robomimic import Robomimic, has_observations
+        from s2robot.demos.formats.robomimic import Robomimic, demo_names, open_file
 
-        if not has_observations(path, choice):
+        with open_file(path) as file:
+            first = file["data"][demo_names(file, path, choice)[0]]
+            has_images = "obs" in first
+        if not has_images:
             from s2robot.demos.formats.robosuite_states import RobosuiteStates
 
-            return RobosuiteStates(path, choice)
+            return RobosuiteStates
     if choice.image_size is not None:
-        raise mismatch("image_size", f"{choice.image_size} for {path}", "null: its pictures have their size")
+        raise mismatch("image_size", f"{choice.image_size} for {path}", "null: its images have their size")
     if kind == "robomimic":
-        return Robomimic(path, choice)
+        return Robomimic
     if kind == "lerobot":
         from s2robot.demos.formats.lerobot import LeRobot
 
-        return LeRobot(path, choice)
+        return LeRobot
     if kind == "diffusion_policy":
         from s2robot.demos.formats.diffusion_policy import ReplayBuffer
 
-        return ReplayBuffer(path, choice)
+        return ReplayBuffer
     if choice.episodes is None:
         raise mismatch(path, "an episode store already", "a data set of another format, or episodes=[...]")
     for key, default in Choice():
         if key != "episodes" and (value := getattr(choice, key)) != default:
             raise mismatch(key, value, "nothing: of an episode store only episodes can be chosen")
-    return _StoreSource(path)
+    return _StoreSource
 
 
 class _StoreSource(Source):
     """A store, to copy some of its episodes."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, choice: Choice):
+        super().__init__(path, choice)
         self._store = EpisodeStore.open(path)
-        super().__init__(path, {k: v for k, v in self._store.attrs.items() if k != "schema_version"})
+        self.attributes = {k: v for k, v in self._store.attrs.items() if k != "schema_version"}
 
-    def __len__(self) -> int:
+    def count(self) -> int:
         return len(self._store)
 
-    def length(self, i: int) -> int:
-        return int(self._store.lengths[i])
+    def length_of(self, number: int) -> int:
+        return int(self._store.lengths[number])
 
-    def values(self, i: int) -> dict[str, Any]:
-        return {key: self._store.meta(key)[i] for key in self._store.meta_keys}
+    def values_of(self, number: int) -> dict[str, Any]:
+        return {key: self._store.meta(key)[number] for key in self._store.meta_keys}
 
-    def pieces(self, i: int) -> Iterator[Piece]:
-        store, steps = self._store, self._store.episode_slice(i)
+    def pieces_of(self, number: int) -> Iterator[Piece]:
+        store, steps = self._store, self._store.episode_slice(number)
         row = sum(math.prod(store.shape(key)) for key in store.keys if key.startswith("images_"))
         for rows in piece_slices(steps.start, steps.stop, row):
             yield {key: store.read(key, rows.start, rows.stop) for key in store.keys}
@@ -130,7 +135,7 @@ class _StoreSource(Source):
 # -------------------------------------------------------------------- into a store
 
 
-def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progress = silent) -> Selected:
+def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progress = silent) -> Source:
     """Write the dataset at `path` as a store; returns what was read, whose `notes` say what was left out.
 
     Raises:
@@ -142,7 +147,7 @@ def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progr
     return source
 
 
-def write_store(source: Selected, out: Path, progress: Progress = silent) -> None:
+def write_store(source: Source, out: Path, progress: Progress = silent) -> None:
     """Write an open dataset as a store. Raises as :func:`convert`."""
     source.progress = progress
     with new_path(out) as part:
@@ -156,26 +161,6 @@ def write_store(source: Selected, out: Path, progress: Progress = silent) -> Non
             raise DatasetError(str(error).replace(str(part), str(source.path))) from error
 
 
-@contextmanager
-def new_path(out: Path) -> Iterator[Path]:
-    """Yield a temporary name that is renamed to `out` at the end, and removed if that fails (DatasetError)."""
-    if os.path.lexists(out):
-        raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
-    part = out.with_name(f".{uuid.uuid4().hex}.partial.{out.name}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.rename(part, out)
-    except OSError as error:
-        raise disk_error(out, error, "nothing was written") from None
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            with suppress(OSError):  # it was never made, or its parent is no folder
-                part.unlink()
-
-
 def as_store(
     path: Path,
     cache: Path,
@@ -186,9 +171,6 @@ def as_store(
     """Return the path of a dataset's store: itself if it is one, else a copy in `cache`, made at the first call.
 
     The copy's name depends on names, sizes and times of all files of the source, so it is made again when one changes.
-
-    Raises:
-        DatasetError: as :func:`convert`.
     """
     choice = choice or Choice()
     if not path.exists():
@@ -197,7 +179,9 @@ def as_store(
         choice = choice.replace(image_size=None)  # a size of images is also a setting of the export
         if choice == Choice():
             return path
-    key = hashlib.sha256(json.dumps([READER, choice.model_dump(), _files(path)]).encode()).hexdigest()[:16]
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    stamps = [(str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    key = hashlib.sha256(json.dumps([READER, choice.model_dump(), stamps]).encode()).hexdigest()[:16]
     out = cache / f"{path.name.split('.')[0]}-{key}.zarr"
     if not out.exists():
         source = read(path, choice)
@@ -210,12 +194,3 @@ def as_store(
                 raise
         show(f"{path} ({source.attributes['env_version']}) as episodes: {out}")
     return out
-
-
-def _files(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of each file of a dataset."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    if not files:
-        raise mismatch(path, "an empty folder", "a data set")
-    stats = ((p, p.stat()) for p in files)
-    return [(str(p.relative_to(path.parent)), s.st_size, s.st_mtime_ns) for p, s in stats]

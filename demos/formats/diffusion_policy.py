@@ -5,8 +5,9 @@
 Format: real-stanford/diffusion_policy, `common/replay_buffer.py`: `data/<key>` end to end, `meta/episode_ends`.
 """
 
+import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,50 +15,39 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from s2robot.demos.bounds import json_object
 from s2robot.demos.errors import mismatch, one_line
-from s2robot.demos.formats.sidecar import NAME, Sidecar
-from s2robot.demos.formats.source import (
-    Choice,
-    Piece,
-    Source,
-    chosen,
-    chosen_cameras,
-    left_out,
-    part_of,
-    piece_slices,
-    store_attributes,
-)
+from s2robot.demos.formats.sidecar import NAME
+from s2robot.demos.formats.source import Choice, Piece, Source, chosen, part_of, piece_slices
 from s2robot.demos.formats.video import camera_files, frame_size, frames_at
 from s2robot.demos.formats.zarr2 import Group2
+
+STATE = "agent_pos"
 
 
 class ReplayBuffer(Source):
     """One replay buffer, or a real robot's folder with a buffer and videos; see :class:`Source`."""
 
     def __init__(self, path: Path, choice: Choice):
-        super().__init__(path)
+        super().__init__(path, choice)
         inside = path / "replay_buffer.zarr"
         group = _open_group(inside if inside.is_dir() else path)
         self._arrays = {k.removeprefix("data/"): a for k, a in group.arrays.items() if k.startswith("data/")}
         self._meta = {unquote(k[5:]): a for k, a in group.arrays.items() if k.startswith("meta/")}
         self.notes += [f"{key} ({why}) is left out" for key, why in group.left_out.items()]
-        text = group.attributes.get(NAME)
         self._ends = ends = self._meta["episode_ends"][:]
         if ends.ndim != 1 or not len(ends) or (np.diff(ends, prepend=0) <= 0).any():
             raise mismatch(f"{path}: meta/episode_ends", ends.tolist()[:5], "ends that rise")
         for key, array in self._arrays.items():
             if array.shape[0] != ends[-1]:
-                raise mismatch(
-                    f"{path}: data/{key}", f"{array.shape[0]} steps", f"{ends[-1]} by episode_ends"
-                )
+                expected = f"{ends[-1]} by episode_ends"
+                raise mismatch(f"{path}: data/{key}", f"{array.shape[0]} steps", expected)
         self._videos: dict[str, str] = {}  # camera -> its file in an episode's folder
-        self._sidecar = Sidecar.parse(text, f"{path}: {NAME}").for_choice(choice, path) if text else None
-        if self._sidecar:
-            self._keys: dict[str, Any] = dict(self._sidecar.places)
-            chosen([k for keys in self._keys.values() for k in keys], list(self._arrays), "data", path)
-            self.attributes = self._sidecar.attributes
+        text = group.attributes.get(NAME)
+        if text and self.restore(json_object(f"{path}: {NAME}", text), f"{path}: {NAME}"):
+            chosen([k for keys in self.keys.values() for k in keys], list(self._arrays), "data", path)
         else:
-            self._choose_arrays(choice)
+            self._choose_arrays()
         self._check_chunks(ours=bool(text))
 
     def _check_chunks(self, ours: bool) -> None:
@@ -65,35 +55,29 @@ class ReplayBuffer(Source):
 
         Our writer omits none, and without a fill value none may be missing, so there it is an error.
         """
-        for name in dict.fromkeys(k for keys in self._keys.values() for k in keys):
+        for name in dict.fromkeys(k for keys in self.keys.values() for k in keys):
             array = self._arrays[name]
-            there, count, fill = len(array.files), array.chunk_count, array.fill
-            if there == count:
+            found, fill = f"{len(array.files)} of {array.chunk_count} chunks", array.fill
+            if len(array.files) == array.chunk_count:
                 continue
             if ours or fill is None:
-                raise mismatch(f"{self.path}: data/{name}", f"{there} of {count} chunks", "all of them")
-            self.notes.append(
-                f"data/{name}: {there} of {count} chunks are there; the others are read as {fill}"
-            )
+                raise mismatch(f"{self.path}: data/{name}", found, "all of them")
+            self.notes.append(f"data/{name}: {found} are there; the others are read as {fill}")
 
-    def _choose_arrays(self, choice: Choice) -> None:
+    def _choose_arrays(self) -> None:
         """Decide which arrays make action, proprio and cameras."""
-        path, arrays = self.path, self._arrays
+        path, arrays, choice = self.path, self._arrays, self.choice
         images = [k for k, a in arrays.items() if a.ndim == 4 and a.shape[3] == 3]
         flat = [k for k, a in arrays.items() if a.ndim == 2 and a.dtype.kind == "f"]
         videos = {file: name for name, file in camera_files(path / "videos/0").items()}
-        cameras = chosen_cameras({k: k.removesuffix("_image") for k in images} | videos, choice, path)
+        names = {k: k.removesuffix("_image") for k in images} | videos
+        usual = [k for k in flat if k.startswith("robot")] or [k for k in (STATE, "state") if k in flat]
+        cameras = self.choose(names, action=(flat, ["action"]), proprio=(flat, usual or [STATE]))
+        used = {key for keys in self.keys.values() for key in keys}.union(images, ["timestamp"])
+        self.leave_out({f"data/{k}": a for k, a in arrays.items() if k not in used})
         self._videos = {name: file for file, name in cameras.items() if file in videos}
-        action = chosen(choice.action or ("action",), flat, "action", path)
-        usual = [k for k in flat if k.startswith("robot")] or [k for k in ("agent_pos", "state") if k in flat]
-        proprio = chosen(choice.proprio or usual or ("agent_pos",), flat, "proprio", path)
-        self._keys = {"action": action, "proprio": proprio}
-        self._keys |= {f"images_{name}": [key] for key, name in cameras.items() if key not in videos}
-        used = (*action, *proprio, *images, "timestamp")
-        self.notes += left_out({f"data/{k}": a for k, a in arrays.items() if k not in used})
         self._use_timestamps = choice.rate_hz is None and "timestamp" in arrays
-        self.attributes = store_attributes(
-            path,
+        self.describe(
             "diffusion_policy",
             None,
             choice.rate_hz or self._rate(),
@@ -101,9 +85,10 @@ class ReplayBuffer(Source):
                 name: frame_size(path / "videos/0" / key) if key in videos else arrays[key].shape[1:3]
                 for key, name in cameras.items()
             },
-            [part_of(k, arrays[k].shape[1], choice.action_kind) for k in action],
-            [part_of(k, arrays[k].shape[1], "absolute") for k in proprio],
+            [part_of(k, arrays[k].shape[1], choice.action_kind) for k in self.keys["action"]],
+            [part_of(k, arrays[k].shape[1], "absolute") for k in self.keys["proprio"]],
         )
+        self.keys |= {f"images_{name}": [key] for key, name in cameras.items() if key not in videos}
 
     def _rate(self) -> float:
         """Steps a second, by the time stamps of the first episode."""
@@ -112,31 +97,30 @@ class ReplayBuffer(Source):
             raise mismatch(f"{self.path}: data", "no timestamp", "the control steps a second: rate_hz=10")
         return round(1 / float(np.median(np.diff(np.asarray(stamps[: int(self._ends[0])]).ravel()))), 2)
 
-    def __len__(self) -> int:
+    def count(self) -> int:
         return len(self._ends)
 
-    def length(self, i: int) -> int:
-        return int(self._ends[i] - (self._ends[i - 1] if i else 0))
+    def length_of(self, number: int) -> int:
+        return int(self._ends[number] - (self._ends[number - 1] if number else 0))
 
-    def values(self, i: int) -> dict[str, Any]:
+    def values_of(self, number: int) -> dict[str, Any]:
         if self._sidecar is None:
             return {}
-        stored = {k: v[i : i + 1][0] for k, v in self._meta.items() if k in self._sidecar.values and v.ndim}
+        own = {k: v for k, v in self._meta.items() if k in self._sidecar.values and v.ndim}
+        stored = {k: v[number : number + 1][0] for k, v in own.items()}
         return self._sidecar.episode_values(stored, f"{self.path}: meta")
 
-    def pieces(self, i: int) -> Iterator[Piece]:
-        start, stop = int(self._ends[i]) - self.length(i), int(self._ends[i])
+    def pieces_of(self, number: int) -> Iterator[Piece]:
+        start, stop = int(self._ends[number]) - self.length_of(number), int(self._ends[number])
         streams = {
-            f"images_{name}": frames_at(self.path / f"videos/{i}" / file, self._times(start, stop))
+            f"images_{name}": frames_at(self.path / f"videos/{number}" / file, self._times(start, stop))
             for name, file in self._videos.items()
         }
-        sizes = (self.attributes["camera_geometry"][name]["size"] for name in self._videos)
-        arrays = (self._arrays[k] for keys in self._keys.values() for k in keys)
-        row = sum(a.dtype.itemsize * int(np.prod(a.shape[1:])) for a in arrays) + sum(
-            3 * h * w for h, w in sizes
-        )
+        arrays = [self._arrays[k] for keys in self.keys.values() for k in keys]
+        row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for a in arrays)
+        row += sum(3 * math.prod(self.attributes["camera_geometry"][name]["size"]) for name in self._videos)
         for rows in piece_slices(start, stop, row):
-            piece = {key: self._read(key, keys, rows) for key, keys in self._keys.items()}
+            piece = {key: self._read(key, keys, rows) for key, keys in self.keys.items()}
             count = rows.stop - rows.start
             yield piece | {key: np.stack(list(islice(stream, count))) for key, stream in streams.items()}
 
@@ -147,17 +131,14 @@ class ReplayBuffer(Source):
         stamps = np.asarray(self._arrays["timestamp"][start:stop], np.float64).ravel()
         return stamps - stamps[0]
 
-    def _read(self, key: str, keys: list[str], rows: slice) -> np.ndarray:
-        columns = [self._arrays[name][rows] for name in keys]
-        if self._sidecar:
-            return self._sidecar.array(key, columns)
-        if not key.startswith("images_"):
-            return np.concatenate(columns, 1).astype(np.float32)
-        images = columns[0]  # some hold 0 to 255 as floats
-        if images.dtype.kind == "f" and 0 < images.max() <= 1:
-            found = f"pictures of 0 to {images.max():g} in steps {rows.start} to {rows.stop - 1}"
-            raise mismatch(f"{self.path}: data/{keys[0]}", found, "0 to 255")
-        return images if images.dtype == np.uint8 else np.rint(images).clip(0, 255).astype(np.uint8)
+    def _read(self, key: str, names: Sequence[str], rows: slice) -> np.ndarray:
+        array = self.joined(key, [self._arrays[name][rows] for name in names])
+        if not key.startswith("images_") or array.dtype == np.uint8:
+            return array
+        if array.dtype.kind == "f" and 0 < array.max() <= 1:  # others hold 0 to 255 as floats
+            found = f"images of 0 to {array.max():g} in steps {rows.start} to {rows.stop - 1}"
+            raise mismatch(f"{self.path}: data/{names[0]}", found, "0 to 255")
+        return np.rint(array).clip(0, 255).astype(np.uint8)
 
 
 def _open_group(path: Path) -> Group2:

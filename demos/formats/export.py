@@ -14,16 +14,16 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from s2robot.core.parts import default_parts, plain, words
 from s2robot.core.settings import Settings, from_yaml
+from s2robot.demos.arrays import new_path
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.formats.convert import new_path
-from s2robot.demos.formats.source import Piece, Progress, piece_slices, silent
+from s2robot.demos.formats.source import NEEDS, Piece, Progress, piece_slices, require, silent
 from s2robot.demos.replay import camera_sizes, episode_frames
 from s2robot.demos.schema import check_finite, parts_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.frames import as_image_size
-from s2robot.envs.parts import usual, words
 
 FORMATS = ("lerobot", "robomimic", "diffusion_policy")  # each with a module write_<format>
 ENDINGS = {".hdf5": "robomimic", ".h5": "robomimic", ".zarr.zip": "diffusion_policy"}
@@ -73,6 +73,7 @@ def export(
         raise mismatch(store.path, "no episodes", "at least one")
     if settings.image_size is not None or settings.actions == "absolute":
         store = ModifiedStore(store.path, settings.image_size, settings.actions == "absolute")
+    require(*NEEDS.get(to, ()))
     write = import_module(f"s2robot.demos.formats.write_{to}").write
     with new_path(out) as part:
         return write(store, part, settings, progress) or []
@@ -118,7 +119,6 @@ class ModifiedStore(EpisodeStore):
             self._attrs["env_config"]["image_size"] = side
             for geometry in self._attrs["camera_geometry"].values():
                 geometry["size"] = [side, side]
-            return
         for name, size in camera_sizes(self, self.cameras).items():
             if size != (side, side):
                 found = f"{side} for {self.path}, whose camera {name} has {size[0]} x {size[1]} px"
@@ -136,14 +136,14 @@ class ModifiedStore(EpisodeStore):
         if attrs["env_version"] == ENV_VERSION and "state" in self.keys:
             self._targets = self["state"][:, -7:] + deltas
         else:
-            first = [self["proprio"][self.episode_slice(i).start, :7] for i in range(len(self))]
-            summed = [deltas[self.episode_slice(i)].cumsum(0) for i in range(len(self))]
-            self._targets = np.concatenate([a + b for a, b in zip(first, summed, strict=True)])
-        joints, gripper = usual("action_parts", 7)
+            rows = [self.episode_slice(i) for i in range(len(self))]
+            first = self["proprio"][:, :7]
+            self._targets = np.concatenate([first[r.start] + deltas[r].cumsum(0) for r in rows])
+        joints, gripper = default_parts("action_parts", 7)
         attrs |= {
             "action_frame": "parts",
-            "action_parts": [{**joints, "kind": "absolute", "names": attrs["joint_names"]}, gripper],
-            "proprio_parts": usual("proprio_parts", 7),
+            "action_parts": plain([joints.replace(kind="absolute", names=attrs["joint_names"]), gripper]),
+            "proprio_parts": plain(default_parts("proprio_parts", 7)),
             "source": {"format": "s2robot", "name": self.path.name, "of": attrs.get("source")},
         }
 

@@ -1,40 +1,36 @@
 """Read columns of parquet files as arrays, and write arrays as columns."""
 
+from __future__ import annotations
+
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from s2robot.demos.bounds import check_frame, check_size
 from s2robot.demos.errors import DatasetError, mismatch, one_line
+
+with suppress(ImportError):  # of the extra `data`, which readers and writers require
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow would start a PostScript interpreter for others
 PNG_LEVEL = 1  # larger ones cost much time and save little
 
 
-@lru_cache(maxsize=1)
-def _cached_table(path: Path, columns: tuple[str, ...], stamp: int) -> dict[str, np.ndarray]:
-    return _read_table(path, columns)
-
-
-def read_columns(path: Path, columns: tuple[str, ...], shared: bool) -> dict[str, np.ndarray]:
-    """Read columns as arrays; a file that many episodes share is cached for the next one."""
-    return _cached_table(path, columns, path.stat().st_mtime_ns) if shared else _read_table(path, columns)
-
-
-def read_table(path: Path, is_wanted: Callable[[str], bool]) -> Any:
-    """Read the wanted columns of a parquet file as a pyarrow table.
+def read_table(path: Path, is_wanted: Callable[[str], bool]) -> pa.Table:
+    """Read the wanted columns of a parquet file.
 
     Raises:
         DatasetError: it cannot be read, or claims more rows than its bytes explain.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(path) as file:
             metadata = file.metadata
@@ -44,39 +40,38 @@ def read_table(path: Path, is_wanted: Callable[[str], bool]) -> Any:
             check_size(path, max(claimed, 8 * metadata.num_rows), path.stat().st_size)
             return file.read([name for name in file.schema_arrow.names if is_wanted(name)])
     except (pa.ArrowException, OSError) as error:
-        raise mismatch(
-            path, f"a parquet file that cannot be read ({one_line(error)})", "a whole one"
-        ) from None
+        found = f"a parquet file that cannot be read ({one_line(error)})"
+        raise mismatch(path, found, "a whole one") from None
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_columns(path: Path, columns: tuple[str, ...], shared: bool) -> dict[str, np.ndarray]:
+    """Read columns as arrays; a file that many episodes share is cached for the next one."""
+    read = _cached_columns if shared else _cached_columns.__wrapped__
+    return read(path, columns, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _cached_columns(path: Path, columns: tuple[str, ...], stamp: int) -> dict[str, np.ndarray]:
     table = read_table(path, columns.__contains__)
     return {name: _column(table.column(name), path, name) for name in table.column_names}
 
 
-def _column(column: Any, path: Path, name: str) -> np.ndarray:
+def _column(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
     """A column of numbers, or of lists of them however deep.  # (rows, ...) or (rows, numbers)
 
     Lists are as long as each other at each depth: flattened, others would shift the numbers of all rows after them.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     array, rows = column.combine_chunks(), len(column)
     while isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
     nested = uneven = False
-    while not array.null_count and (
-        pa.types.is_list(array.type)
-        or pa.types.is_large_list(array.type)
-        or pa.types.is_fixed_size_list(array.type)
-    ):
+    lists = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
+    while not array.null_count and isinstance(array.type, lists):
         uneven |= len(pc.unique(pc.list_value_length(array))) > 1
         array, nested = array.flatten(), True
     if array.null_count or uneven:
-        raise mismatch(
-            f"{path}: {name}", "rows without a value, or of different lengths", "numbers in each row"
-        )
+        found = "rows without a value, or of different lengths"
+        raise mismatch(f"{path}: {name}", found, "numbers in each row")
     flat = array.to_numpy(zero_copy_only=False)
     return flat.reshape(rows, -1) if nested else flat
 
@@ -86,40 +81,37 @@ def images(root: Path, path: Path, episode: int, column: str, size: tuple[int, i
 
     size: (H, W) by info.json; an image of more pixels is not decoded.
     """
-    import pyarrow.parquet as pq
-    from PIL import Image, UnidentifiedImageError
-
+    where = f"{path}: {column}"
     with pq.ParquetFile(path) as file:
         groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, episode)]
         for batch in file.iter_batches(16, row_groups=groups, columns=[column, "episode_index"]):
-            rows = zip(
-                batch.column(column).to_pylist(), batch.column("episode_index").to_pylist(), strict=True
-            )
-            for row, index in rows:
+            for row, index in zip(
+                *(batch.column(c).to_pylist() for c in (column, "episode_index")), strict=True
+            ):
                 if index != episode:
                     continue
                 if row is None or (row["bytes"] is None and row["path"] is None):
-                    raise mismatch(f"{path}: {column}", "a row without a picture", "PNG")
-                try:
-                    raw = row["bytes"] if row["bytes"] is not None else inside(root, row["path"]).read_bytes()
-                    picture = Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS)
-                    check_frame(f"{path}: {column}", (picture.height, picture.width), size, len(raw))
-                    frame = np.asarray(picture.convert("RGB"))
-                except DatasetError:
-                    raise
-                # SyntaxError: PNG's checksums
-                except (
-                    UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError
-                ) as error:  # fmt: skip
-                    raise mismatch(f"{path}: {column}", f"a broken picture ({error})", "PNG") from None
-                yield frame
+                    raise mismatch(where, "a row without an image", "PNG")
+                yield _decoded(where, root, row, size)
 
 
-def _may_hold(file: Any, group: int, episode: int) -> bool:
+def _decoded(where: str, root: Path, row: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    try:
+        raw = row["bytes"] if row["bytes"] is not None else inside(root, row["path"]).read_bytes()
+        image = Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS)
+        check_frame(where, (image.height, image.width), size, len(raw))
+        return np.asarray(image.convert("RGB"))
+    except DatasetError:
+        raise
+    # SyntaxError: PNG's checksums; an unknown format is an OSError
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise mismatch(where, f"a broken image ({error})", "PNG") from None
+
+
+def _may_hold(file: pq.ParquetFile, group: int, episode: int) -> bool:
     """Whether a row group can hold rows of an episode, by its statistics."""
     about = file.metadata.row_group(group)
-    for c in range(about.num_columns):
-        column = about.column(c)
+    for column in map(about.column, range(about.num_columns)):
         if column.path_in_schema == "episode_index" and column.is_stats_set and column.statistics.has_min_max:
             return column.statistics.min <= episode <= column.statistics.max
     return True
@@ -171,8 +163,6 @@ class ParquetWriter:
 
 def column_of(values: np.ndarray) -> Any:
     """Convert values to LeRobot's columns: numbers (T,), lists of one length (T, n), lists of lists (T, ...)."""
-    import pyarrow as pa
-
     column = pa.array(values.reshape(-1))
     for size in reversed(values.shape[1:]):
         if values.ndim == 2:
@@ -182,10 +172,8 @@ def column_of(values: np.ndarray) -> Any:
     return column
 
 
-def png_column(frames: np.ndarray) -> Any:
+def png_column(frames: np.ndarray) -> pa.Array:
     """Encode images as LeRobot's `image` features hold them.  # uint8 (t, H, W, 3)"""
-    import pyarrow as pa
-    from PIL import Image
 
     def encoded(frame: np.ndarray) -> dict[str, Any]:
         file = io.BytesIO()
@@ -197,27 +185,21 @@ def png_column(frames: np.ndarray) -> Any:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """A table of rows that all have the same keys."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def write_indexed(path: Path, index: str, names: Sequence[str], column: str) -> None:
     """A table of two columns as pandas writes a frame of numbered rows with names as its index."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def about(name: str, pandas: str, numpy: str) -> dict[str, Any]:
-        return {
-            "name": name, "field_name": name, "pandas_type": pandas, "numpy_type": numpy, "metadata": None
-        }  # fmt: skip
-
+    kinds = {column: ("int64", "int64"), index: ("unicode", "object")}
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}
+        for name, (kind, dtype) in kinds.items()
+    ]
     pandas = {
         "index_columns": [index],
         "column_indexes": [],
-        "columns": [about(column, "int64", "int64"), about(index, "unicode", "object")],
+        "columns": columns,
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.2.0",  # whose form this is
     }

@@ -6,157 +6,128 @@ Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Actions of robosu
 (as in `task=robosuite`) where env_args holds the controller's scale. Files without observations: robosuite_states.py.
 """
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from s2robot.demos.bounds import check_size, number_type
+from s2robot.demos.bounds import check_size, json_object, number_type
 from s2robot.demos.errors import mismatch, one_line
-from s2robot.demos.formats.sidecar import EXACT, NAME, SCALE, Sidecar
-from s2robot.demos.formats.source import (
-    Choice,
-    Piece,
-    Source,
-    chosen,
-    chosen_cameras,
-    left_out,
-    part_of,
-    piece_slices,
-    require,
-    store_attributes,
-)
+from s2robot.demos.formats.sidecar import NAME
+from s2robot.demos.formats.source import Choice, Piece, Source, chosen, part_of, piece_slices
 
 FILTERS = (1, 2, 3, 32000)  # of hdf5: deflate, shuffle, checksum, lzf
 HAND = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # the proprioception of `task=robosuite`
+EXACT = f"{NAME}/action"  # what our writer scaled to -1..1 as `actions`
 Scale = tuple[np.ndarray, np.ndarray]  # ours = theirs * first + second
-
-
-def has_observations(path: Path, choice: Choice) -> bool:
-    """Return whether a file holds observations, or states only.
-
-    Raises:
-        DatasetError: it cannot be read, or lacks the demos that `choice` asks for.
-    """
-    require("h5py")
-    with open_file(path) as file:
-        return "obs" in file["data"][demo_names(file, path, choice)[0]]
 
 
 class DemoFile(Source):
     """The chosen demos of an hdf5 file."""
 
-    _demos: list[str]
-    _lengths: list[int]
+    def __init__(self, path: Path, choice: Choice):
+        super().__init__(path, choice)
+        with open_file(path) as file:
+            self._demos = demo_names(file, path, choice)
+            self._lengths = [len(array_of(file["data"][d], "actions", path)) for d in self._demos]
+            self._prepare(file["data"], file["data"][self._demos[0]], env_args(file["data"], path))
 
-    def __len__(self) -> int:
+    def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
+        """Choose what is read of the demos; `first` is one, `args` is what made their world."""
+        raise NotImplementedError
+
+    def count(self) -> int:
         return len(self._demos)
 
-    def length(self, i: int) -> int:
-        return self._lengths[i]
+    def length_of(self, number: int) -> int:
+        return self._lengths[number]
 
-    def name(self, i: int) -> str:
-        return f"{self.path}: data/{self._demos[i]}"
+    def name_of(self, number: int) -> str:
+        return f"{self.path}: data/{self._demos[number]}"
 
-    def values(self, i: int) -> dict[str, Any]:
-        return {"source_episode": number_of(self._demos[i])}
+    def values_of(self, number: int) -> dict[str, Any]:
+        return {"source_episode": number_of(self._demos[number])}
+
+    def describe_world(self, first: Any, args: dict[str, Any], *about: Any) -> None:
+        """As `describe`, with the parts of the actions; ``about``: name, robot, rate, cameras and proprio_parts."""
+        name, robot, rate, cameras, proprio_parts = about
+        parts, frame = action_parts(args.get("env_kwargs", {}), first, self.keys["action"], self.choice)
+        more = {"action_frame": frame} if frame else {}
+        self.describe(name, robot, rate, cameras, parts, proprio_parts, env_args=args, **more)
+        self._scale = scale_of(parts) if frame else None
+
+    def scaled(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """Join the columns of an action, and convert -1..1 to our units.  # float32 (t, A)"""
+        joined = np.concatenate(columns, 1).astype(np.float64)
+        if self._scale is not None:
+            joined = np.clip(joined, -1, 1) * self._scale[0] + self._scale[1]
+        return joined.astype(np.float32)
 
 
 class Robomimic(DemoFile):
     """A file with observations; see :class:`Source`."""
 
-    def __init__(self, path: Path, choice: Choice):
-        super().__init__(path)
-        self._sidecar: Sidecar | None = None
-        self._scale: Scale | None = None
-        with open_file(path) as file:
-            data = file["data"]
-            self._demos = demo_names(file, path, choice)
-            self._lengths = [len(array_of(data[d], "actions", path)) for d in self._demos]
-            if NAME in data.attrs:
-                self._sidecar = Sidecar.parse(data.attrs[NAME], f"{path}: data: {NAME}").for_choice(
-                    choice, path
+    def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
+        where = f"{self.path}: data: {NAME}"
+        if NAME in data.attrs and self.restore(json_object(where, data.attrs[NAME]), where):
+            if self.keys["action"] != [EXACT]:
+                raise mismatch(
+                    self.path, f"no {EXACT}", f"one, or no attribute {NAME}: convert the dataset again"
                 )
-            if self._sidecar:
-                self._keys = self._sidecar.places
-                self.attributes = self._sidecar.attributes
-                self._scale = _stored_scale(data.attrs, path)
-            else:
-                self._choose_arrays(data[self._demos[0]], env_args(data, path), choice)
-
-    def _choose_arrays(self, demo: Any, args: dict[str, Any], choice: Choice) -> None:
-        """Decide which arrays make action, proprio and cameras."""
-        obs = {name: array for name, array in demo["obs"].items() if hasattr(array, "ndim")}
+            return
+        obs = {name: array for name, array in first["obs"].items() if hasattr(array, "ndim")}
         images = {k: a for k, a in obs.items() if a.ndim == 4 and a.dtype == np.uint8 and a.shape[3] == 3}
         numbers = [k for k, a in obs.items() if a.ndim == 2 and a.dtype.kind == "f"]
-        cameras = chosen_cameras({k: k.removesuffix("_image") for k in images}, choice, self.path)
         hands = [k.replace("robot0", f"robot{i}") for i in range(4) for k in HAND]
         usual = [k for k in hands if k in numbers] or [k for k in numbers if k.startswith("robot")] or numbers
-        proprio = usual if choice.proprio is None else chosen(choice.proprio, numbers, "proprio", self.path)
-        action = chosen(choice.action or ("actions",), list(demo), "action", self.path)
-        self._keys = {"action": tuple(action), "proprio": tuple(f"obs/{k}" for k in proprio)}
-        self._keys |= {f"images_{name}": (f"obs/{key}",) for key, name in cameras.items()}
-        self.notes += left_out({f"obs/{k}": obs.get(k) for k in demo["obs"] if k not in (*proprio, *images)})
+        names = {k: k.removesuffix("_image") for k in images}
+        cameras = self.choose(names, action=(list(first), ["actions"]), proprio=(numbers, usual))
+        proprio = self.keys["proprio"]
+        self.leave_out({f"obs/{k}": obs.get(k) for k in first["obs"] if k not in (*proprio, *images)})
+        self.keys["proprio"] = [f"obs/{k}" for k in proprio]
+        self.keys |= {f"images_{name}": [f"obs/{key}"] for key, name in cameras.items()}
         kwargs = args.get("env_kwargs", {})
-        parts, frame = action_parts(kwargs, demo, action, choice)
         robots = kwargs.get("robots")
-        self.attributes = store_attributes(
-            self.path,
+        self.describe_world(
+            first,
+            args,
             str(args.get("env_name", "robomimic")),
             "+".join(robots) if isinstance(robots, list) else robots,
-            choice.rate_hz or float(kwargs.get("control_freq", 20)),
+            self.choice.rate_hz or float(kwargs.get("control_freq", 20)),
             {name: images[key].shape[1:3] for key, name in cameras.items()},
-            parts,
             [_proprio_part(k, obs[k].shape[1]) for k in proprio],
-            env_args=args,
-        ) | ({"action_frame": frame} if frame else {})
-        self._scale = scale_of(self.attributes)
+        )
 
-    def values(self, i: int) -> dict[str, Any]:
+    def values_of(self, number: int) -> dict[str, Any]:
         if self._sidecar is None:
-            return super().values(i)
+            return super().values_of(number)
         with open_file(self.path) as file:
-            attrs = dict(file["data"][self._demos[i]].attrs)
+            attrs = dict(file["data"][self._demos[number]].attrs)
         stored = {k.removeprefix(f"{NAME}:"): v for k, v in attrs.items() if k.startswith(f"{NAME}:")}
-        return self._sidecar.episode_values(stored, self.name(i))
+        return self._sidecar.episode_values(stored, self.name_of(number))
 
-    def pieces(self, i: int) -> Iterator[Piece]:
-        count = self._lengths[i]
+    def pieces_of(self, number: int) -> Iterator[Piece]:
+        count = self._lengths[number]
         with open_file(self.path) as file:
-            demo = file["data"][self._demos[i]]
-            keys = dict(self._keys)
-            exact = self._sidecar is not None and keys["action"] == ("actions",) and EXACT in demo
-            if exact:
-                keys["action"] = (EXACT,)  # as they were, where scaling would change them
+            demo = file["data"][self._demos[number]]
             arrays = {
-                key: [array_of(demo, k, self.path, count) for k in names] for key, names in keys.items()
+                k: [array_of(demo, n, self.path, count) for n in names] for k, names in self.keys.items()
             }
-            row = sum(a[0].dtype.itemsize * int(np.prod(a[0].shape[1:])) for a in arrays.values())
+            row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for each in arrays.values() for a in each)
             for rows in piece_slices(0, count, row):
-                yield {k: self._joined(k, [a[rows] for a in several], exact) for k, several in arrays.items()}
+                yield {key: self.joined(key, [a[rows] for a in each]) for key, each in arrays.items()}
 
-    def _joined(self, key: str, arrays: list[np.ndarray], exact: bool) -> np.ndarray:
-        if key == "action" and not exact:
-            dtype = self._sidecar.arrays[key][0] if self._sidecar else np.float32
-            return scaled(arrays, self._scale).astype(dtype)
-        if self._sidecar:
-            return self._sidecar.array(key, arrays)
-        if key.startswith("images_"):
-            return arrays[0]
-        quats = [k.endswith("_quat") for k in self._keys[key]]
-        numbers = [rot6d(a) if quat else a for a, quat in zip(arrays, quats, strict=True)]
-        return np.concatenate(numbers, 1).astype(np.float32)
-
-
-def scaled(arrays: list[np.ndarray], scale: Scale | None) -> np.ndarray:
-    """Join the columns of an action, and convert -1..1 to our units.  # float64 (t, A)"""
-    joined = np.concatenate(arrays, 1).astype(np.float64)
-    return joined if scale is None else np.clip(joined, -1, 1) * scale[0] + scale[1]
+    def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
+        if self._sidecar is None and key == "action":
+            return self.scaled(columns)
+        if self._sidecar is None and key == "proprio":
+            named = zip(self.keys[key], columns, strict=True)
+            columns = [rot6d(a) if name.endswith("_quat") else a for name, a in named]
+        return super().joined(key, columns)
 
 
 # -------------------------------------------------------------------- robosuite
@@ -227,13 +198,8 @@ def action_parts(
     return [part_of(k, demo[k].shape[1], kind) for k in keys], ""
 
 
-def scale_of(attributes: Mapping[str, Any]) -> Scale | None:
-    """Return the scale from robosuite's -1..1 to our units, for actions of one of its controllers."""
-    parts = attributes.get("action_parts") or []
-    if not str(attributes.get("action_frame", "")).startswith("robosuite:") or not parts:
-        return None
-    if any("low" not in part for part in parts):
-        return None
+def scale_of(parts: list[dict]) -> Scale:
+    """Return the scale from robosuite's -1..1 to the limits of all parts."""
     low, high = (np.concatenate([np.asarray(p[k], np.float64) for p in parts]) for k in ("low", "high"))
     return (high - low) / 2, (high + low) / 2
 
@@ -276,24 +242,27 @@ def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
     if not names:
         raise mismatch(f"{path}: data", f"{', '.join(file['data']) or 'nothing'}", "demo_0, demo_1 ...")
     if choice.mask is not None:
-        import h5py
-
         chosen([choice.mask], list(file.get("mask", {})), "mask", path)
-        mask = _check_inside(file["mask"][choice.mask], path)
-        if (
-            mask.dtype.kind not in "SO"
-            or mask.dtype.hasobject
-            and h5py.check_string_dtype(mask.dtype) is None
-        ):
-            raise mismatch(f"{path}: mask/{choice.mask}", f"dtype {mask.dtype}", "names")
-        check_size(f"{path}: mask/{choice.mask}", mask.nbytes, mask.id.get_storage_size())
-        # one by one: they may share their bytes
-        masked = {n.decode() if isinstance(n, bytes) else str(n) for n in mask}
-        if not masked:
-            raise mismatch(f"{path}: mask/{choice.mask}", "no demos", "one or more")
-        names = sorted(chosen(sorted(masked), names, f"mask/{choice.mask}", path), key=number_of)
+        masked = sorted(_mask(file["mask"][choice.mask], f"{path}: mask/{choice.mask}", path))
+        names = sorted(chosen(masked, names, f"mask/{choice.mask}", path), key=number_of)
     for name in names:
         _check_inside(file["data"][name], path)
+    return names
+
+
+def _mask(mask: Any, where: str, path: Path) -> set[str]:
+    """Read the names of demos in a filter key."""
+    import h5py
+
+    _check_inside(mask, path)
+    text = mask.dtype.kind == "S" or h5py.check_string_dtype(mask.dtype) is not None
+    if not text:
+        raise mismatch(where, f"dtype {mask.dtype}", "names")
+    check_size(where, mask.nbytes, mask.id.get_storage_size())
+    # one by one: they may share their bytes
+    names = {n.decode() if isinstance(n, bytes) else str(n) for n in mask}
+    if not names:
+        raise mismatch(where, "no demos", "one or more")
     return names
 
 
@@ -308,20 +277,13 @@ def _check_inside(node: Any, path: Path) -> Any:
 
 
 def env_args(data: Any, path: Path) -> dict[str, Any]:
-    """Read the world's arguments: robomimic's `env_args`, or the `env_info` of robosuite's own script; {} without them.
-
-    Raises:
-        DatasetError: text that is no JSON.
-    """
+    """Read the world's arguments: robomimic's `env_args`, or the `env_info` of robosuite's own script; {} without them."""
     attrs, name = data.attrs, "env_args" if "env_args" in data.attrs else "env_info"
     if name not in attrs:
         return {}
-    try:
-        args = json.loads(attrs[name])
-    except (TypeError, ValueError) as error:
-        raise mismatch(f"{path}: data: {name}", f"text that is no JSON ({error})", "JSON") from None
-    if not isinstance(args, dict) or not isinstance(args.get("env_kwargs", {}), dict):
-        raise mismatch(f"{path}: data: {name}", f"{str(args)[:80]}", "an object")
+    args = json_object(f"{path}: data: {name}", attrs[name])
+    if not isinstance(args.get("env_kwargs", {}), dict):
+        raise mismatch(f"{path}: data: {name}: env_kwargs", f"{str(args['env_kwargs'])[:80]}", "an object")
     if name == "env_args":
         return args
     return {
@@ -330,13 +292,6 @@ def env_args(data: Any, path: Path) -> dict[str, Any]:
         "type": 1,
         "env_kwargs": {"control_freq": 20, **args},  # the script does not store its rate
     }
-
-
-def _stored_scale(attrs: Mapping[str, Any], path: Path) -> Scale:
-    scale = np.asarray(attrs.get(SCALE, ()), np.float64)
-    if scale.ndim != 2 or len(scale) != 2:
-        raise mismatch(f"{path}: data: {SCALE}", f"shape {scale.shape}", "(2, numbers of an action)")
-    return scale[0], scale[1]
 
 
 def number_of(name: str) -> int:

@@ -15,20 +15,9 @@ import numpy as np
 
 from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.formats.robomimic import (
-    HAND,
-    DemoFile,
-    action_parts,
-    array_of,
-    demo_names,
-    env_args,
-    open_file,
-    scale_of,
-    scaled,
-)
-from s2robot.demos.formats.source import Choice, Piece, piece_slices, require, store_attributes
+from s2robot.demos.formats.robomimic import HAND, DemoFile, array_of, open_file
+from s2robot.demos.formats.source import Choice, Piece, piece_slices, require
 from s2robot.demos.schema import check_finite
-from s2robot.envs.errors import EnvError
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make
 
@@ -44,49 +33,31 @@ NOT_THE_WORLD = (
 class RobosuiteStates(DemoFile):
     """One file; see :class:`Source`."""
 
-    def __init__(self, path: Path, choice: Choice):
+    def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
         require("robosuite", "mujoco", extra="sim")
-        super().__init__(path)
-        with open_file(path) as file:
-            data = file["data"]
-            self._demos = demo_names(file, path, choice)
-            first, args = data[self._demos[0]], env_args(data, path)
-            self._lengths = [len(array_of(data[d], "actions", path)) for d in self._demos]
-            for name, count in zip(self._demos, self._lengths, strict=True):
-                array_of(data[name], "states", path, count)
-            keys = list(choice.action or ("actions",))
-            for key in keys:
-                array_of(first, key, path)
-            parts, frame = action_parts(args.get("env_kwargs", {}), first, keys, choice)
-        self._keys, self._version = keys, str(args.get("env_version", "an unknown version"))
-        self._world = _world(path, args, choice)
-        self._scene = ""
-        world = self._world.settings
-        self.attributes = store_attributes(
-            path,
-            world.env,
-            world.robot,
-            world.rate_hz,
-            self._world.sizes,
-            parts,
-            self._world.proprio_parts,
-            env_args=args,
-        ) | ({"action_frame": frame} if frame else {})
-        self._scale = scale_of(self.attributes)
+        for name, count in zip(self._demos, self._lengths, strict=True):
+            array_of(data[name], "states", self.path, count)
+        self.keys["action"] = list(self.choice.action or ("actions",))
+        for key in self.keys["action"]:
+            array_of(first, key, self.path)
+        self._version = str(args.get("env_version") or "an unknown version")
+        self._world, self._scene = _world(self.path, args, self.choice, self._version), ""
+        s, world = self._world.settings, self._world
+        self.describe_world(first, args, s.env, s.robot, s.rate_hz, world.sizes, world.proprio_parts)
 
-    def pieces(self, i: int) -> Iterator[Piece]:
-        where, count = self.name(i), self._lengths[i]
+    def pieces_of(self, number: int) -> Iterator[Piece]:
+        where, count = self.name_of(number), self._lengths[number]
         with open_file(self.path) as file:
-            demo = file["data"][self._demos[i]]
+            demo = file["data"][self._demos[number]]
             states = demo["states"][:]
             check_finite(f"{where}: states", states)
             self._load_scene(demo, where)
-            actions = scaled([array_of(demo, k, self.path, count)[:] for k in self._keys], self._scale)
+            actions = self.scaled([array_of(demo, k, self.path, count)[:] for k in self.keys["action"]])
         row = sum(height * width * 3 for height, width in self._world.sizes.values())
         for rows in piece_slices(0, count, row):
             steps = [self._observe(state, where) for state in states[rows]]
             piece = {key: np.stack([step[key] for step in steps]) for key in steps[0]}
-            yield piece | {"action": actions[rows].astype(np.float32)}
+            yield piece | {"action": actions[rows]}
 
     def _load_scene(self, demo: Any, where: str) -> None:
         """Compile the scene of a demo, unless it is loaded already."""
@@ -97,20 +68,20 @@ class RobosuiteStates(DemoFile):
             if "ep_meta" in demo.attrs and hasattr(self._world.raw, "set_ep_meta"):
                 self._world.raw.set_ep_meta(json.loads(demo.attrs["ep_meta"]))
             self._world.load_scene(scene)
-        except (EnvError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise DatasetError(f"{where}: model_file (of robosuite {self._version}): {error}") from None
         self._scene = scene
 
     def _observe(self, state: np.ndarray, where: str) -> Piece:
         try:
             self._world.show(state)
-        except EnvError as error:
+        except UserError as error:
             raise DatasetError(f"{where}: states (of robosuite {self._version}): {error}") from None
         images = self._world.render_cameras()
         return {"proprio": self._world.proprio} | {f"images_{k}": image for k, image in images.items()}
 
 
-def _world(path: Path, args: dict[str, Any], choice: Choice) -> Any:
+def _world(path: Path, args: dict[str, Any], choice: Choice, version: str) -> Any:
     """Make the world that a file specifies.
 
     Raises:
@@ -140,6 +111,4 @@ def _world(path: Path, args: dict[str, Any], choice: Choice) -> Any:
             )
         )
     except UserError as error:
-        raise DatasetError(
-            f"{path}: env_args (of robosuite {args.get('env_version') or '?'}): {error}"
-        ) from None
+        raise DatasetError(f"{path}: env_args (of robosuite {version}): {error}") from None

@@ -1,4 +1,4 @@
-"""The common interface of the readers: a dataset as episodes that arrive in pieces, with the attributes of a store.
+"""The common base of the readers: the chosen episodes of a dataset, in pieces, with the attributes of a store.
 
 source = read(Path("lift"), Choice())
 for piece in source.pieces(0):      # {"action": (t, A), "proprio": (t, P), "images_top": (t, H, W, 3)}
@@ -7,22 +7,20 @@ for piece in source.pieces(0):      # {"action": (t, A), "proprio": (t, P), "ima
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.errors import DatasetError, mismatch, one_line
+from s2robot.demos.formats.sidecar import Sidecar
 from s2robot.demos.schema import check_finite
 from s2robot.demos.selection import Episodes, numbers
 
 PIECE_BYTES = 32 << 20  # of images in a piece: memory does not grow with an episode
-AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
 SHOWN = 12  # keys in a message
 
 Piece = dict[str, np.ndarray]
@@ -47,89 +45,95 @@ class Choice(Settings, file="convert"):
     image_size: int | None = from_yaml(ge=1)
 
 
-@dataclass
 class Source(ABC):
-    """A dataset to read. `attributes` are those of an `EpisodeStore` of kind images."""
+    """A dataset to read, whose episodes are checked while they are read; any error is one line.
 
-    path: Path
-    attributes: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # what is left out, for the user
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Episodes."""
-
-    @abstractmethod
-    def length(self, i: int) -> int:
-        """Steps of episode ``i``."""
-
-    @abstractmethod
-    def pieces(self, i: int) -> Iterator[Piece]:
-        """The arrays of episode ``i``, a few of its steps at a time: all keys in every piece.  # key -> (t, ...)"""
-
-    def values(self, i: int) -> dict[str, Any]:
-        """One value a key of episode ``i``."""
-        return {}
-
-    def name(self, i: int) -> str:
-        """Episode ``i`` in messages."""
-        return f"{self.path}: episode {i}"
-
-    def missing_file(self, i: int) -> Path | None:
-        """A file of episode ``i`` that does not exist."""
-        return None
-
-
-class Selected(Source):
-    """Some episodes of a source, checked while they are read; any error is one line.
-
-    Raises:
-        DatasetError: an episode or a file of one that does not exist; the text says how to leave it out.
+    A reader sets `keys` (array -> the file's arrays whose columns it joins) and `attributes` (those of a store of kind
+    images) by `restore` or by `choose` and `describe`, and defines the methods on episodes by their number in the file.
     """
 
-    def __init__(self, inner: Source, episodes: Any, kind: str):
-        super().__init__(inner.path, inner.attributes, inner.notes)
-        total = len(inner)
-        if episodes is None or isinstance(episodes, int):
-            self._numbers = list(range(total if episodes is None else min(total, episodes)))
-        else:
-            self._numbers = sorted(numbers(episodes, total, "episodes"))
-        self._inner, self._kind, self._done = inner, kind, 0
-        self.steps = sum(map(inner.length, self._numbers))
+    def __init__(self, path: Path, choice: Choice):
+        self.path, self.choice = path, choice
+        self.attributes: dict[str, Any] = {}
+        self.keys: dict[str, list[str]] = {}
+        self.notes: list[str] = []  # what is left out, for the user
         self.progress: Progress = silent
-        missing = {i: file for i in self._numbers if (file := inner.missing_file(i))}
+        self._sidecar: Sidecar | None = None
+        self._done = 0
+
+    # ---------------------------------------------------------------- what a reader defines
+
+    @abstractmethod
+    def count(self) -> int:
+        """Return how many episodes there are."""
+
+    @abstractmethod
+    def length_of(self, number: int) -> int:
+        """Return the steps of an episode."""
+
+    @abstractmethod
+    def pieces_of(self, number: int) -> Iterator[Piece]:
+        """Yield the arrays of an episode, a few steps at a time: all keys in every piece.  # key -> (t, ...)"""
+
+    def values_of(self, number: int) -> dict[str, Any]:
+        """Return an episode's values, one a key."""
+        return {}
+
+    def name_of(self, number: int) -> str:
+        """Return an episode's name in messages."""
+        return f"{self.path}: episode {number}"
+
+    def missing_file(self, number: int) -> Path | None:
+        """Return a file of an episode that does not exist."""
+        return None
+
+    # ---------------------------------------------------------------- the chosen episodes
+
+    def select(self) -> None:
+        """Choose the episodes.
+
+        Raises:
+            DatasetError: an episode or a file of one that does not exist; the text says how to leave it out.
+        """
+        chosen, total = self.choice.episodes, self.count()
+        if chosen is None or isinstance(chosen, int):
+            self._chosen = list(range(total if chosen is None else min(total, chosen)))
+        else:
+            self._chosen = sorted(numbers(chosen, total, "episodes"))
+        self.steps = sum(map(self.length_of, self._chosen))
+        missing = {i: file for i in self._chosen if (file := self.missing_file(i))}
         if missing:
             more = f" (and of {len(missing) - 1} more episodes)" if len(missing) > 1 else ""
             file = next(iter(missing.values()))
             raise DatasetError(f"{file}: found no such file{more}, expected one{self._without(set(missing))}")
 
     def _without(self, bad: set[int]) -> str:
-        rest = as_ranges([i for i in self._numbers if i not in bad])
-        return (
-            f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)' if rest else ""
-        )
+        rest = as_ranges([i for i in self._chosen if i not in bad])
+        hint = f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)'
+        return hint if rest else ""
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._chosen)
 
     def length(self, i: int) -> int:
-        return self._inner.length(self._numbers[i])
+        return self.length_of(self._chosen[i])
 
     def values(self, i: int) -> dict[str, Any]:
-        with readable(self.path, self._kind):
-            return self._inner.values(self._numbers[i])
+        with readable(self.path):
+            return self.values_of(self._chosen[i])
 
     def pieces(self, i: int) -> Iterator[Piece]:
-        number = self._numbers[i]
+        """Yield the arrays of the chosen episode ``i``, a few steps at a time (DatasetError)."""
+        number, start = self._chosen[i], 0
         if self.length(i) < 1:
-            raise mismatch(self._inner.name(number), "no steps", "at least one")
-        pieces, start = self._inner.pieces(number), 0
+            raise mismatch(self.name_of(number), "no steps", "at least one")
+        pieces = self.pieces_of(number)
         while True:
             try:
-                with readable(self.path, self._kind):  # not what becomes of a piece
+                with readable(self.path):  # not what becomes of a piece
                     piece = next(pieces, None)
                     for key, array in (piece or {}).items():
-                        check_finite(f"{self._inner.name(number)}: {key}", array, start)
+                        check_finite(f"{self.name_of(number)}: {key}", array, start)
             except DatasetError as error:
                 raise DatasetError(f"{error}{self._without({number})}") from error
             if piece is None:
@@ -139,9 +143,108 @@ class Selected(Source):
             start, self._done = start + steps, self._done + steps
             self.progress(self._done, self.steps)
 
+    # ---------------------------------------------------------------- names and types
+
+    def restore(self, stored: dict[str, Any], where: str) -> bool:
+        """Take keys, types and attributes from what our own writer stored; False if the user chooses other keys.
+
+        Raises:
+            UserError: broken values, no such camera, or a rate or kind of action other than the stored one.
+        """
+        sidecar, choice = read(Sidecar, stored, f"{where}: "), self.choice
+        if choice.action is not None or choice.proprio is not None:
+            return False
+        about = sidecar.attributes
+        if choice.rate_hz not in (None, rate := about.get("rate_hz")):
+            raise mismatch(
+                f"{self.path}: rate_hz", f"{choice.rate_hz:g}", f"{rate:g} as the file says, or null"
+            )
+        parts = about.get("action_parts") or [{"kind": about.get("action_frame")}]
+        kinds = sorted({str(part["kind"]) for part in parts})
+        if choice.action_kind == "delta" and "delta" not in kinds:
+            raise mismatch(f"{self.path}: action_kind", "delta", f"none: the file says {', '.join(kinds)}")
+        if choice.cameras is not None:
+            sidecar = sidecar.with_cameras(chosen(choice.cameras, about["cameras"], "cameras", self.path))
+        self._sidecar, self.attributes = sidecar, sidecar.attributes
+        self.keys = {key: list(places) for key, places in sidecar.places.items()}
+        return True
+
+    def choose(
+        self, cameras: Mapping[str, str], **arrays: tuple[Sequence[str], Sequence[str]]
+    ) -> dict[str, str]:
+        """Decide which arrays of the file make action, proprio and cameras.
+
+        Args:
+            cameras: key -> name.
+            arrays: for `action` and `proprio` the arrays that may be chosen, and those that the format calls so.
+
+        Returns:
+            The chosen cameras, key -> name.
+
+        Raises:
+            DatasetError: no such array or camera, or two cameras of one name.
+        """
+        names: dict[str, str] = {}  # name -> key
+        for key, name in cameras.items():
+            if name in names:
+                found = f"two cameras called '{name}': {names[name]} and {key}"
+                raise mismatch(self.path, found, "different names")
+            names[name] = key
+        if (wanted := self.choice.cameras) is not None:
+            keys = [names.get(n, n) for n in chosen(wanted, [*names, *cameras], "cameras", self.path)]
+            cameras = {key: cameras[key] for key in keys}
+        for array, (known, usual) in arrays.items():
+            self.keys[array] = chosen(
+                getattr(self.choice, array) or usual or (array,), known, array, self.path
+            )
+        return dict(cameras)
+
+    def describe(
+        self,
+        kind: str,
+        robot: str | None,
+        rate_hz: float,
+        cameras: Mapping[str, Sequence[int]],
+        action_parts: list[dict],
+        proprio_parts: list[dict],
+        **more: Any,
+    ) -> None:
+        """Set the attributes; `cameras`: name -> (H, W), `kind`: the source's format or world."""
+        names = [n for part in proprio_parts for n in part.get("names") or []]
+        self.attributes = {
+            "robot": robot or "unknown",
+            "joint_names": names if len(set(names)) == len(names) else [],
+            "rate_hz": rate_hz,
+            "cameras": list(cameras),
+            "camera_geometry": {name: {"size": list(size)} for name, size in cameras.items()},
+            "action_frame": "parts",
+            "env_version": kind,
+            "env_config": {},
+            "seed": 0,
+            "kind": "images",
+            "action_parts": action_parts,
+            "proprio_parts": proprio_parts,
+            "source": {"format": kind, "name": self.path.name},
+            **more,
+        }
+
+    def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """Make an array of the store from the arrays of the file that `keys` lists for it.  # (t, ...)"""
+        if self._sidecar:
+            return self._sidecar.array(key, columns)
+        if key not in ("action", "proprio"):
+            return columns[0]
+        return np.concatenate([c.reshape(len(c), -1) for c in columns], 1).astype(np.float32)
+
+    def leave_out(self, arrays: Mapping[str, Any]) -> None:
+        """Note arrays that are not read; None: something that is no array."""
+        for key, a in arrays.items():
+            about = "" if a is None else f" ({a.dtype} {list(a.shape[1:])} a step)"
+            self.notes.append(f"{key}{about} is left out")
+
 
 @contextmanager
-def readable(path: Path, kind: str) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turn the errors that odd contents of a foreign file cause into one line (DatasetError)."""
     try:
         yield
@@ -151,7 +254,10 @@ def readable(path: Path, kind: str) -> Iterator[None]:
     ) as error:  # fmt: skip
         if getattr(error, "user_error", False):
             raise
-        raise DatasetError(f"{path}: cannot be read as {kind} ({one_line(error)})") from error
+        raise DatasetError(f"{path}: cannot be read ({one_line(error)})") from error
+
+
+NEEDS = {"lerobot": ("pyarrow", "av"), "robomimic": ("h5py",)}  # format -> packages of the extra `data`
 
 
 def require(*modules: str, extra: str = "data") -> None:
@@ -172,21 +278,12 @@ def as_ranges(episodes: Sequence[int]) -> str:
     return ",".join(str(a) if b == a + 1 else f"{a}:{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def piece_slices(start: int, stop: int, frame_bytes: int) -> Iterator[slice]:
+def piece_slices(start: int, stop: int, step_bytes: int) -> Iterator[slice]:
     """Split steps into pieces, by the bytes of one step."""
     # a chunk of a store holds 4 images
-    step = int(np.clip(PIECE_BYTES // max(frame_bytes, 1), 4, 4096)) // 4 * 4
+    step = int(np.clip(PIECE_BYTES // max(step_bytes, 1), 4, 4096)) // 4 * 4
     for at in range(start, stop, step):
         yield slice(at, min(at + step, stop))
-
-
-def read_ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """Read each piece in a thread while the one before it is used."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, pieces, None)
-        while (piece := waiting.result()) is not None:
-            waiting = pool.submit(next, pieces, None)
-            yield piece
 
 
 def part_of(key: str, size: int, kind: str, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -196,67 +293,11 @@ def part_of(key: str, size: int, kind: str, names: Sequence[str] | None = None) 
 
 
 def chosen(keys: Sequence[str], known: Sequence[str], what: str, path: Path) -> list[str]:
-    """The chosen keys; DatasetError names one that does not exist."""
+    """Return the chosen keys; DatasetError names one that does not exist."""
     known = list(dict.fromkeys(known))  # a camera's name may be its key
     for key in keys:
         if key not in known:
             more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-            raise mismatch(
-                f"{path}: {what}", f"'{key}'", f"some of {', '.join(known[:SHOWN]) or 'none'}{more}"
-            )
+            found = ", ".join(known[:SHOWN]) or "none"
+            raise mismatch(f"{path}: {what}", f"'{key}'", f"some of {found}{more}")
     return list(keys)
-
-
-def chosen_cameras(cameras: Mapping[str, str], choice: Choice, path: Path) -> dict[str, str]:
-    """The chosen cameras, by key or name, in the chosen order.  # key -> name
-
-    Raises:
-        DatasetError: two cameras of one name, or no such camera.
-    """
-    keys: dict[str, str] = {}  # name -> key
-    for key, name in cameras.items():
-        if name in keys:
-            raise mismatch(path, f"two cameras called '{name}': {keys[name]} and {key}", "different names")
-        keys[name] = key
-    if choice.cameras is None:
-        return dict(cameras)
-    names = chosen(choice.cameras, [*keys, *cameras], "cameras", path)
-    return {keys.get(name, name): cameras[keys.get(name, name)] for name in names}
-
-
-def left_out(arrays: Mapping[str, Any]) -> list[str]:
-    """Notes about arrays that are not read; None: something that is no array."""
-    return [
-        f"{key} is left out" if a is None else f"{key} ({a.dtype} {list(a.shape[1:])} a step) is left out"
-        for key, a in arrays.items()
-    ]
-
-
-def store_attributes(
-    source: Path,
-    kind: str,
-    robot: str | None,
-    rate_hz: float,
-    cameras: Mapping[str, Sequence[int]],
-    action_parts: list[dict],
-    proprio_parts: list[dict],
-    **more: Any,
-) -> dict[str, Any]:
-    """The attributes of a store; `cameras`: name -> (H, W), `kind`: the source's format or world."""
-    names = [n for part in proprio_parts for n in part.get("names") or []]
-    return {
-        "robot": robot or "unknown",
-        "joint_names": names if len(set(names)) == len(names) else [],
-        "rate_hz": rate_hz,
-        "cameras": list(cameras),
-        "camera_geometry": {name: {"size": list(size)} for name, size in cameras.items()},
-        "action_frame": "parts",
-        "env_version": kind,
-        "env_config": {},
-        "seed": 0,
-        "kind": "images",
-        "action_parts": action_parts,
-        "proprio_parts": proprio_parts,
-        "source": {"format": kind, "name": source.name},
-        **more,
-    }

@@ -15,7 +15,7 @@ from s2robot.demos.formats.source import require
 
 NEAR = 0.4  # of a frame's duration: what a frame's time may be off to be still that frame's
 SLACK = 128  # px
-EARLY = 1e-5  # of a step: how much before its time a frame may be
+EARLY = 1e-5  # of a step: how much before its time the first frame after it may be
 MISSING = 10  # steps for which the last frame may be repeated
 
 
@@ -50,52 +50,65 @@ def open_video(path: Path, size: tuple[int, int] | None = None) -> Iterator[tupl
 
 
 def frames(
-    path: Path,
-    start_s: float,
-    count: int,
-    rate: float,
-    whole: bool = False,
-    size: tuple[int, int] | None = None,
+    path: Path, start_s: float, count: int, rate: float, whole: bool, size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """`count` frames from the time `start_s` on, one each 1 / `rate` s.  # uint8 (H, W, 3)
+    """`count` frames from the time `start_s` on, one each 1 / `rate` s; see :func:`frames_at`."""
+    near = NEAR / rate
+    return frames_at(path, start_s + np.arange(count) / rate, near, near, size, whole)
+
+
+def frames_at(
+    path: Path,
+    times: np.ndarray,
+    early: float | None = None,
+    late: float = np.inf,
+    size: tuple[int, int] | None = None,
+    whole: bool = False,
+) -> Iterator[np.ndarray]:
+    """The first frame at or after each time, s since the video's start (T,).  # uint8 (H, W, 3)
 
     Args:
-        whole: the file must hold no more frames.
+        early: s before its time that a frame may be.
+        late: s after its time that a frame may be; without a limit, the last frame may be repeated for a few steps.
         size: (H, W) of a frame at most.
+        whole: the file must hold no more frames.
 
     Raises:
         DatasetError: no such file, one that cannot be decoded, fewer or more frames, or one at another time.
     """
     from av.video.reformatter import VideoReformatter
 
+    if early is None:
+        early = EARLY * float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     colours = VideoReformatter()  # one for all frames: a frame's own is made anew for each
-    done = 0
+    done, now = 0, 0.0
+    frame: Any = None
     with open_video(path, size) as (container, stream):
-        if start_s > 0 and stream.time_base:
-            container.seek(int((start_s - 0.5 / rate) / stream.time_base), stream=stream, backward=True)
-        first: float | None = None if start_s > 0 else 0.0
-        for frame in container.decode(stream):
-            now = float(frame.time or 0.0)
-            if first is None or done == 0:
-                if now < start_s - NEAR / rate:
-                    continue
-                first = start_s
-            if done == count:
-                if whole:
-                    more = 1 + sum(1 for _ in container.decode(stream))
-                    raise mismatch(path, f"{count + more} frames", f"{count} as the table has steps")
+        if times[0] > 0 and stream.time_base:
+            container.seek(int((times[0] - early) / stream.time_base), stream=stream, backward=True)
+        for number, frame in enumerate(container.decode(stream), 1):
+            if done == len(times) and not whole:
                 return
-            due = first + done / rate
-            if abs(now - due) > NEAR / rate:
-                raise mismatch(path, f"frame {done} at {now:.4f} s", f"{due:.4f} s ({rate:g} a second)")
+            if whole and number > len(times):
+                raise mismatch(path, f"more than {len(times)} frames", "as many as the table has steps")
+            now, image = float(frame.time or 0.0), None
+            while done < len(times) and now >= times[done] - early:
+                if now > times[done] + late:
+                    raise mismatch(path, f"frame {done} at {now:.4f} s", f"{times[done]:.4f} s")
+                image = colours.reformat(frame, format="rgb24").to_ndarray() if image is None else image
+                yield image
+                done += 1
+        missing = len(times) - done
+        if missing and (frame is None or missing > MISSING or late < np.inf):
+            raise mismatch(
+                path, f"{done} frames, until {now:.3f} s", f"{len(times)}, until {times[-1]:.3f} s"
+            )
+        for _ in range(missing):
             yield colours.reformat(frame, format="rgb24").to_ndarray()
-            done += 1
-    if done < count:
-        raise mismatch(path, f"{done} frames from {start_s:g} s on", f"{count} as the table has steps")
 
 
 # diffusion_policy's real robots record `videos/<episode>/<camera>.mp4` faster than their control steps. As in their
-# `real_data_to_replay_buffer`, a step gets the first frame at or after its time; the last one is repeated for a few steps.
+# `real_data_to_replay_buffer`, a step gets the first frame at or after its time.
 
 
 def camera_files(folder: Path) -> dict[str, str]:
@@ -109,30 +122,6 @@ def frame_size(path: Path) -> tuple[int, int]:
     require("av")
     with open_video(path) as (_, stream):
         return stream.codec_context.height, stream.codec_context.width
-
-
-def frames_at(path: Path, times: np.ndarray) -> Iterator[np.ndarray]:
-    """The frame of each time, s since the video's start (T,).  # uint8 (H, W, 3)
-
-    Raises:
-        DatasetError: no such file, one that cannot be decoded, or one that ends too early.
-    """
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
-    done, frame = 0, None
-    with open_video(path) as (container, stream):
-        for frame in container.decode(stream):
-            picture = None
-            while done < len(times) and float(frame.time or 0.0) >= times[done] - EARLY * step:
-                picture = frame.to_ndarray(format="rgb24") if picture is None else picture
-                yield picture
-                done += 1
-            if done == len(times):
-                return
-    if frame is None or len(times) - done > MISSING:
-        end = "no frames" if frame is None else f"frames until {float(frame.time or 0.0):.3f} s"
-        raise mismatch(path, end, f"some until {times[-1]:.3f} s as the episode has steps")
-    for _ in times[done:]:
-        yield frame.to_ndarray(format="rgb24")
 
 
 # our name -> FFmpeg's encoder and its options; with g=2 every second frame can be sought
@@ -183,7 +172,7 @@ class VideoWriter:
 
         self.path, self.bytes, self.count, self._rate = path, 0, 0, rate
         encoder, options = ENCODERS[codec]
-        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 tells its settings on the screen otherwise
+        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = av.open(str(path), "w", format="mp4")
         stream: Any = self._file.add_stream(encoder, rate=rate, options={"crf": str(crf), **options})

@@ -17,15 +17,16 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
+from s2robot.core.parts import words
+from s2robot.demos.formats.diffusion_policy import STATE
 from s2robot.demos.formats.export import ExportSettings, array_keys, check_names, pieces, rates_of
 from s2robot.demos.formats.sidecar import NAME, Sidecar
 from s2robot.demos.formats.source import Progress
 from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.parts import words
 
 CHUNK_BYTES = 2_000_000  # of numbers
-NAMES = {"proprio": "agent_pos"}
+NAMES = {"proprio": STATE}
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:

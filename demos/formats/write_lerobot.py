@@ -10,27 +10,25 @@ Format: huggingface/lerobot, `src/lerobot/datasets`, wheel 0.4.4.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from s2robot.core.parts import Part, number_names, words
 from s2robot.demos.errors import mismatch
-from s2robot.demos.formats.convert import Progress
 from s2robot.demos.formats.export import ExportSettings, check_names, pieces, rate_of
-from s2robot.demos.formats.lerobot_meta import MARKER
+from s2robot.demos.formats.lerobot_meta import ACTION, AUTOMATIC, IMAGES, MARKER, STATE
 from s2robot.demos.formats.parquet import ParquetWriter, write_indexed, write_rows
 from s2robot.demos.formats.sidecar import Sidecar
-from s2robot.demos.formats.source import AUTOMATIC, require
+from s2robot.demos.formats.source import Progress
 from s2robot.demos.formats.statistics import ImageStats, Stats, combined, number_stats
 from s2robot.demos.formats.video import VideoWriter, check_codec, pix_fmt, video_info
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.parts import number_names, words
 from s2robot.envs.tasks import DEFAULT
 
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -38,8 +36,8 @@ VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DATA_BYTES, VIDEO_BYTES = 100 << 20, 200 << 20  # of a file, about
 CHUNK = 1000  # files in a folder
 MOST_SECONDS = 1000  # of a video: beyond, float32 time stamps are coarser than LeRobot's own tolerance
-NAMES = {"action": "action", "proprio": "observation.state"}
-CRF = {"h264": 18, "av1": 23}  # docs/datasets.md lists their PSNR
+NAMES = {"action": ACTION, "proprio": STATE}
+CRF = {"h264": 18, "av1": 23}  # docs/formats.md lists their PSNR
 CARD = """---
 task_categories:
 - robotics
@@ -68,7 +66,6 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
     Raises:
         DatasetError: a rate that is no whole number, two features of one name, an encoder that this PyAV lacks.
     """
-    require("pyarrow", "av")
     if settings.pictures != "png" and store.cameras:
         check_codec(settings.pictures)
     writer = _Writer(store, target, settings)
@@ -79,53 +76,17 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
     finally:
         writer.close()
     writer.write_meta()
-    return writer.notes
+    return [
+        f"{name}: {size[0]} x {size[1]} pixels are kept as yuv444p, which browsers do not show"
+        for name, size in writer.sizes.items()
+        if settings.pictures != "png" and pix_fmt(settings.pictures, size) == "yuv444p"
+    ]
 
 
-@dataclass(frozen=True)
-class Features:
-    """Names of the features, and what `info.json` says of each."""
-
-    numbers: Mapping[str, str]  # array -> feature
-    cameras: Mapping[str, str]  # camera -> feature
-    info: Mapping[str, dict[str, Any]]
-
-
-def features_of(store: EpisodeStore, dtype: str) -> Features:
-    """Name the features; ``dtype`` of the cameras: video or image.
-
-    Raises:
-        DatasetError: two arrays or cameras would be one feature.
-    """
-    arrays = [key for key in store.keys if key not in {f"images_{name}" for name in store.cameras}]
-    numbers = {  # LeRobot reserves its own columns, and no feature has a / in its name
-        k: NAMES.get(k, f"recorded.{k}" if k in AUTOMATIC else k.replace("/", "_")) for k in arrays
-    }
-    cameras = {name: f"observation.images.{name.replace('/', '_')}" for name in store.cameras}
-    check_names([*numbers.items(), *((f"camera {n}", f) for n, f in cameras.items())], store.path)
-    info: dict[str, dict[str, Any]] = {
-        feature: {
-            "dtype": str(store.read(key, 0, 1).dtype),
-            "shape": list(store.shape(key)) or [1],
-            "names": _number_names(parts_of(store.attrs, key)) if key in NAMES else None,
-        }
-        for key, feature in numbers.items()
-    }
-    for name, size in camera_sizes(store, store.cameras).items():
-        info[cameras[name]] = {
-            "dtype": dtype,
-            "shape": [*size, 3],
-            "names": ["height", "width", "channels"],
-        }
-    for name in AUTOMATIC:
-        info[name] = {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
-    return Features(numbers, cameras, info)
-
-
-def _number_names(parts: list[dict[str, Any]]) -> list[str]:
+def _number_names(parts: tuple[Part, ...]) -> list[str]:
     """Name each number, with the prefix `delta_` for steps."""
     return [
-        f"delta_{name}" if part["kind"] == "delta" or part.get("relative") else name
+        f"delta_{name}" if part.kind == "delta" or part.relative else name
         for part in parts
         for name in number_names([part])
     ]
@@ -141,26 +102,29 @@ class _Writer:
             raise mismatch(f"{store.path}: rate_hz", rate, "a whole number: LeRobot knows no other")
         self._fps = int(rate)
         self._png = settings.pictures == "png"
-        self._features = features_of(store, "image" if self._png else "video")
+        self.sizes = camera_sizes(store, store.cameras)
+        # LeRobot reserves its own columns, and no feature has a / in its name
+        self._numbers = {
+            key: NAMES.get(key, f"recorded.{key}" if key in AUTOMATIC else key.replace("/", "_"))
+            for key in store.keys
+            if key not in {f"images_{name}" for name in store.cameras}
+        }
+        self._cameras = {name: f"{IMAGES}{name.replace('/', '_')}" for name in store.cameras}
+        places = [*self._numbers.items(), *((f"camera {n}", f) for n, f in self._cameras.items())]
+        check_names(places, store.path)
         self._tasks, self._task_of = _tasks(store, settings.instruction)
         self._rows: list[dict[str, Any]] = []
         self._stats: list[dict[str, Stats]] = []
         self._data = _Files(lambda number: ParquetWriter(target / _path(DATA, number)), DATA_BYTES)
-        self._sizes = {} if self._png else camera_sizes(store, store.cameras)
         self._videos = {
             name: _Files(partial(self._open_video, name), VIDEO_BYTES, MOST_SECONDS * self._fps)
-            for name in self._sizes
+            for name in (() if self._png else self._cameras)
         }
-        self.notes = [
-            f"{name}: {size[0]} x {size[1]} pixels are kept as yuv444p, which browsers do not show"
-            for name, size in self._sizes.items()
-            if pix_fmt(settings.pictures, size) == "yuv444p"
-        ]
 
     def _open_video(self, camera: str, number: int) -> VideoWriter:
-        path = self._target / _path(VIDEO, number, self._features.cameras[camera])
+        path = self._target / _path(VIDEO, number, self._cameras[camera])
         codec, crf = self._settings.pictures, self._settings.crf
-        return VideoWriter(path, codec, self._fps, self._sizes[camera], CRF[codec] if crf is None else crf)
+        return VideoWriter(path, codec, self._fps, self.sizes[camera], CRF[codec] if crf is None else crf)
 
     def close(self) -> None:
         for files in (self._data, *self._videos.values()):
@@ -177,7 +141,7 @@ class _Writer:
         row |= {"dataset_from_index": rows.start, "dataset_to_index": rows.stop}
         for name, files in self._videos.items():
             files.start_episode(length)
-            key = f"videos/{self._features.cameras[name]}"
+            key = f"videos/{self._cameras[name]}"
             row |= _place(key, files.number)
             row[f"{key}/from_timestamp"] = files.file.count / self._fps
             row[f"{key}/to_timestamp"] = (files.file.count + length) / self._fps
@@ -186,13 +150,19 @@ class _Writer:
 
     def _write_arrays(self, i: int, length: int, first: int) -> dict[str, Stats]:
         """Write an episode's arrays; returns their statistics."""
-        cameras, data = self._features.cameras, self._data.file
-        image_stats = {feature: ImageStats(length) for feature in cameras.values()}
-        written: dict[str, list[np.ndarray]] = {feature: [] for feature in self._features.numbers.values()}
-        automatic, start = self._automatic_columns(i, length, first), 0
+        data, steps, start = self._data.file, np.arange(length), 0
+        image_stats = {feature: ImageStats(length) for feature in self._cameras.values()}
+        written: dict[str, list[np.ndarray]] = {feature: [] for feature in self._numbers.values()}
+        automatic = {
+            "timestamp": (steps / self._fps).astype(np.float32),
+            "frame_index": steps,
+            "episode_index": np.full(length, i),
+            "index": first + steps,
+            "task_index": np.full(length, self._task_of[i]),
+        }
         for piece in pieces(self._store, i):
-            numbers = {feature: piece[key] for key, feature in self._features.numbers.items()}
-            images = {feature: piece[f"images_{name}"] for name, feature in cameras.items()}
+            numbers = {feature: piece[key] for key, feature in self._numbers.items()}
+            images = {feature: piece[f"images_{name}"] for name, feature in self._cameras.items()}
             for feature, frames in images.items():
                 image_stats[feature].add(frames)
             for feature, values in numbers.items():
@@ -209,43 +179,38 @@ class _Writer:
         stats = {feature: number_stats(values) for feature, values in columns.items()}
         return stats | {feature: images.stats() for feature, images in image_stats.items()}
 
-    def _automatic_columns(self, i: int, length: int, first: int) -> dict[str, np.ndarray]:
-        steps = np.arange(length)
-        return {
-            "timestamp": (steps / self._fps).astype(np.float32),
-            "frame_index": steps,
-            "episode_index": np.full(length, i),
-            "index": first + steps,
-            "task_index": np.full(length, self._task_of[i]),
-        }
-
     # ---------------------------------------------------------------- the tables
 
     def write_meta(self) -> None:
         """Write the tables, after all episodes."""
-        folder = self._target / "meta"
+        store, folder = self._store, self._target / "meta"
         folder.mkdir()
-        rows = [
-            row
-            | {f"stats/{f}/{name}": v.tolist() for f, each in stats.items() for name, v in each.items()}
-            | _place("meta/episodes", 0)
-            for row, stats in zip(self._rows, self._stats, strict=True)
-        ]
-        write_rows(folder / "episodes/chunk-000/file-000.parquet", rows)
-        stats = combined(self._stats)
-        _write_json(
-            folder / "stats.json", {f: {n: v.tolist() for n, v in s.items()} for f, s in stats.items()}
+        each = (
+            {f"stats/{f}/{n}": v for f, s in _lists(stats).items() for n, v in s.items()}
+            for stats in self._stats
         )
+        place = _place("meta/episodes", 0)
+        rows = [row | stats | place for row, stats in zip(self._rows, each, strict=True)]
+        write_rows(folder / "episodes/chunk-000/file-000.parquet", rows)
+        _write_json(folder / "stats.json", _lists(combined(self._stats)))
         write_indexed(folder / "tasks.parquet", "task", self._tasks, "task_index")
         _write_json(folder / "info.json", self._info())
-        _write_json(self._target / MARKER, self._sidecar())
-        (self._target / "README.md").write_text(self._card(), "utf-8")
+        places = {key: [feature] for key, feature in self._numbers.items()}
+        places |= {f"images_{name}": [feature] for name, feature in self._cameras.items()}
+        episodes = {key: store.meta(key).tolist() for key in store.meta_keys}
+        counts = {"episodes": episodes, "total_episodes": len(store), "total_frames": store.num_steps}
+        _write_json(self._target / MARKER, Sidecar.of_store(store, places).model_dump() | counts)
+        card = CARD.format(
+            robot=store.robot,
+            episodes=len(store),
+            steps=store.num_steps,
+            fps=self._fps,
+            actions=words(parts_of(store.attrs, "action")),
+            tasks="\n".join(f"- {text}" for text in self._tasks),
+        )
+        (self._target / "README.md").write_text(card, "utf-8")
 
     def _info(self) -> dict[str, Any]:
-        features = dict(self._features.info)
-        for name, size in self._sizes.items():
-            info = video_info(self._settings.pictures, self._fps, size)
-            features[self._features.cameras[name]] |= {"info": info}
         return {
             "codebase_version": "v3.0",
             "robot_type": self._store.robot,
@@ -259,28 +224,29 @@ class _Writer:
             "splits": {"train": f"0:{len(self._rows)}"},
             "data_path": DATA,
             "video_path": VIDEO if self._videos else None,
-            "features": features,
+            "features": self._features(),
         }
 
-    def _sidecar(self) -> dict[str, Any]:
-        store, features = self._store, self._features
-        places = {key: [feature] for key, feature in features.numbers.items()}
-        places |= {f"images_{name}": [feature] for name, feature in features.cameras.items()}
-        return Sidecar.of_store(store, places).model_dump() | {
-            "episodes": {key: store.meta(key).tolist() for key in store.meta_keys},
-            "total_episodes": len(store),
-            "total_frames": store.num_steps,
-        }
-
-    def _card(self) -> str:
-        return CARD.format(
-            robot=self._store.robot,
-            episodes=len(self._rows),
-            steps=self._store.num_steps,
-            fps=self._fps,
-            actions=words(parts_of(self._store.attrs, "action")),
-            tasks="\n".join(f"- {text}" for text in self._tasks),
-        )
+    def _features(self) -> dict[str, dict[str, Any]]:
+        """Describe each feature, as info.json holds it."""
+        store, features = self._store, dict[str, dict[str, Any]]()
+        for key, feature in self._numbers.items():
+            names = _number_names(parts_of(store.attrs, key)) if key in NAMES else None
+            dtype, shape = str(store.read(key, 0, 1).dtype), list(store.shape(key)) or [1]
+            features[feature] = {"dtype": dtype, "shape": shape, "names": names}
+        for name, size in self.sizes.items():
+            about: dict[str, Any] = {
+                "dtype": "image",
+                "shape": [*size, 3],
+                "names": ["height", "width", "channels"],
+            }
+            if not self._png:
+                about |= {"dtype": "video", "info": video_info(self._settings.pictures, self._fps, size)}
+            features[self._cameras[name]] = about
+        for name in AUTOMATIC:
+            dtype = "float32" if name == "timestamp" else "int64"
+            features[name] = {"dtype": dtype, "shape": [1], "names": None}
+        return features
 
 
 class _Files:
@@ -329,6 +295,10 @@ def _tasks(store: EpisodeStore, instruction: str | None) -> tuple[list[str], lis
         texts = [instruction or str(name).replace("_", " ")] * len(store)
         tasks = texts[:1]
     return tasks, [tasks.index(text) for text in texts]
+
+
+def _lists(stats: dict[str, Stats]) -> dict[str, dict[str, Any]]:
+    return {feature: {name: v.tolist() for name, v in own.items()} for feature, own in stats.items()}
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -8,7 +8,6 @@ zarr's own reader runs any codec that numcodecs knows, pickle among them, alloca
 chunks that are missing. This one reads plain numbers through a few codecs, within the limits of `bounds.py`.
 """
 
-import json
 import math
 import re
 import zipfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.demos.bounds import CODECS, IMAGE_CODECS, check_size, number_type, unpack
+from s2robot.demos.bounds import CODECS, IMAGE_CODECS, check_size, json_object, number_type, unpack
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.source import require
 
@@ -124,13 +123,7 @@ class Group2:
         )
 
     def _json(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads(self._read(name))
-        except (ValueError, RecursionError) as error:
-            raise mismatch(f"{self.path}: {name}", f"broken JSON ({error})", "JSON") from None
-        if not isinstance(found, dict):
-            raise mismatch(f"{self.path}: {name}", type(found).__name__, "a JSON object")
-        return found
+        return json_object(f"{self.path}: {name}", self._read(name))
 
     def _from_zip(self, name: str) -> bytes:
         info = self._zip.getinfo(name)

@@ -106,7 +106,7 @@ class Expert:
         """Whether the object lies where it is to lie, held or not."""
         return False
 
-    def left(self) -> float:
+    def remaining(self) -> float:
         """How far the object still has to go, and the gripper to it, m: falls wherever something is gained."""
         hand = self.hand
         if not all(hand.touches(self.object)):
@@ -118,7 +118,7 @@ class Expert:
         """How far the object still has to go, m."""
         raise NotImplementedError
 
-    def missed(self) -> bool:
+    def grasp_missed(self) -> bool:
         """Whether the gripper has closed on nothing."""
         return self.hand.gap < SHUT and not any(self.hand.touches(self.object))
 
@@ -136,7 +136,7 @@ class Expert:
         hand = self.hand
         holds = all(hand.touches(self.object))
         grasp = self.grasp()
-        if self.closed and self.missed():
+        if self.closed and self.grasp_missed():
             self.closed = False  # closed on nothing: open and try again
         if self._rng is not None and (push := self._pushed(holds, grasp)) is not None:
             return push
@@ -163,10 +163,10 @@ class Expert:
 
     def _carry(self) -> np.ndarray:
         hand = self.hand
-        told = self.place()
-        if told is None:
+        goal = self.place()
+        if goal is None:
             return self._action(hand.position + [0, 0, 0.06], hand.yaw, True)
-        target, there = told
+        target, there = goal
         if there:
             self.closed = False
             return self._action(hand.position, hand.yaw, False)

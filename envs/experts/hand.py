@@ -5,6 +5,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from s2robot.envs.mujoco_task import geoms_of, touching
+
 
 def angle_of(vector: np.ndarray) -> float:
     """Of a vector's shadow on the table, rad."""
@@ -76,18 +78,8 @@ class Hand:
 
     def geoms(self, body: int) -> set[int]:
         """Of a body and of what is fixed to it."""
-        bodies = {body}
-        for i in range(body + 1, self.model.nbody):  # a body's parent has a smaller id
-            if self.model.body_parentid[i] in bodies:
-                bodies.add(i)
-        return {g for g in range(self.model.ngeom) if self.model.geom_bodyid[g] in bodies}
+        return geoms_of(self.model, body)
 
-    def touches(self, geoms: set[int]) -> tuple[bool, bool]:
+    def touches(self, geoms: set[int]) -> list[bool]:
         """Whether the left and the right finger touch one of these."""
-        found = [False, False]
-        for a, b in self.data.contact.geom[: self.data.ncon]:
-            for this, other in ((a, b), (b, a)):
-                if this in geoms:
-                    for side in (0, 1):
-                        found[side] |= other in self._fingers[side]
-        return found[0], found[1]
+        return touching(self.data, self._fingers, geoms)

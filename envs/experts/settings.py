@@ -32,11 +32,20 @@ EXPERTS = {
 }
 
 
-class ExpertSettings(Settings, at="recording.picker", file="recording/default"):
-    """The experts of robosuite's worlds. Lengths in m, angles in rad; a step is a control step.
+class PushSettings(Settings, at="recording.picker", file="recording/default"):
+    """Perturbations of a scripted expert; configs/recording/default.yaml documents each value."""
 
-    configs/recording/default.yaml documents the values that have no default here.
-    """
+    kicks: Kicks = from_yaml()
+    kick_steps: Steps = from_yaml()
+    kick_size: NotNegative = from_yaml()
+    kick_yaw: NotNegative = from_yaml()
+    misses: Share = from_yaml()
+    miss_by: Lengths = from_yaml()
+    miss_steps: Steps = from_yaml()
+
+
+class ExpertSettings(PushSettings):
+    """The experts of robosuite's worlds. Lengths in m, angles in rad; a step is a control step."""
 
     gain: float | None = None  # share of the remaining distance that a step asks for; None: the world's own
     speed: float | None = (
@@ -48,11 +57,4 @@ class ExpertSettings(Settings, at="recording.picker", file="recording/default"):
     mouth: float = 0.008  # horizontal error below which the gripper goes all the way down
     close_xy: Lengths = (0.006, 0.012)  # the gripper closes when nearer than this
     close_yaw: Lengths = (0.08, 0.2)  # and turned as well as this; both drawn for each episode
-    kicks: Kicks = from_yaml()
-    kick_steps: Steps = from_yaml()
-    kick_size: NotNegative = from_yaml()
-    kick_yaw: NotNegative = from_yaml()
-    misses: Share = from_yaml()
-    miss_by: Lengths = from_yaml()
-    miss_steps: Steps = from_yaml()
     habit: Literal["nearest"] = from_yaml()  # only the picker of `task=cube_pick` has others

@@ -1,17 +1,16 @@
-"""What drives an arm: control loop, safety filter, watchdog, supervisor and the operator's stop, joined once.
+"""An arm, ready for episodes: control loop, safety filter, watchdog, supervisor and the operator's stop.
 
-    runtime = ArmRuntime(driver, cameras, policy.act, points, RuntimeConfig(LoopConfig(live=True)), [recorder])
+    runtime = ArmRuntime(driver, cameras, policy.act, points, LoopConfig(live=True), watchdog, safety, [recorder])
     with runtime.watched(make_driver, limit_s=0.3):        # another process stops the arm if this one cannot
+        runtime.ready(operator, Placing.draw(config, seed))
         runtime.arm()
-        if runtime.go_to(home):
-            result = runtime.run(max_steps=80)
+        result = runtime.run(max_steps=80)
 
-Deployment, evaluation and recording on an arm, and `RealCubePick`, are each a session's course on top of it.
+Deployment, evaluation, recording and correction on an arm all run on it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -19,84 +18,68 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmDriver, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.control.clock import REAL, Clock, Thread
-from s2robot.envs.real.control.loop import ControlLoop, LoopConfig, Result
-from s2robot.envs.real.control.move import move_slowly
+from s2robot.envs.real.cameras.camera import CameraReader
+from s2robot.envs.real.control.clock import REAL, Clock
+from s2robot.envs.real.control.interpolate import SHARE, Interpolator
+from s2robot.envs.real.control.loop import PRESSES, ControlLoop, LoopConfig, Result
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.senses import Camera
-from s2robot.envs.real.control.subscriber import Several, Silent, Subscriber
+from s2robot.envs.real.control.subscriber import Subscriber, Subscribers
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.prompts import Operator, Placing
+from s2robot.envs.real.operator.stop import Stop
 
 AT = 0.02  # rad; within this the arm is where it is to be
 OPEN = 0.9  # of the gripper, likewise
-_ASK_S = 0.2  # s between two questions whether the episode is over
+_ARRIVED = 0.01  # rad, at the end of a move
+_MOVE_HZ, _GRIPPER_S = 10.0, 3.0  # waypoints a second of a move; s that the fingers may take
+_POLL_S = 0.2  # s between two checks whether the episode is over
 
 
-@dataclass(frozen=True)
-class RuntimeConfig:
-    """How an arm is driven."""
-
-    loop: LoopConfig = field(
-        default_factory=LoopConfig
-    )  # `live=True` moves the arm; otherwise all happens but motion
-    watchdog: WatchdogLimits = field(default_factory=WatchdogLimits)
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
-    home_speed: float = 0.3  # rad/s of the way to a start
-
-
-class ArmRuntime:
-    """One arm with its cameras, and who acts.
+class ArmRuntime(Subscriber):
+    """One arm with its cameras and a policy; arguments as for `ControlLoop`, and
 
     Args:
-        driver: connected.
-        cameras: name -> started reader, in the order of whoever acts.
-        act: observation -> action (8,), as of `ControlLoop`.
         points: of the arm, for the filter.
-        config: see there.
-        subscribers: hear of the loop's episodes.
-        stop: the operator's; on the way to a start it is asked every period, in an episode it stops the loop.
-        supervisor: stops the arm when this process no longer does; or see `watched`. Without one a live arm stays still.
-        clock: of everything but the driver and the cameras.
-        disagreement: of the members of who acts, as of `ControlLoop`.
-
-    Attributes: `loop`; `result` and `error` of the episode that `start` has begun, once it is over.
+        subscribers: receive the loop's events.
+        stop: the operator's; it stops the way to a start as well as an episode.
+        supervisor: stops the arm when this process hangs or dies; or see `watched`. A live arm needs one.
+        home_speed: rad/s of the way to a start.
     """
 
     def __init__(
         self,
         driver: ArmDriver,
-        cameras: Mapping[str, Camera],
+        cameras: Mapping[str, CameraReader],
         act: Callable[[dict], np.ndarray],
         points: ArmPoints,
-        config: RuntimeConfig | None = None,
+        loop: LoopConfig | None = None,
+        watchdog: WatchdogLimits | None = None,
+        safety: SafetyConfig | None = None,
         subscribers: Sequence[Subscriber] = (),
         stop: Stop | None = None,
         supervisor: Supervisor | None = None,
+        home_speed: float = 0.3,
         clock: Clock = REAL,
         disagreement: Callable[[], float] = lambda: 0.0,
     ):
-        self.config, self.clock = config or RuntimeConfig(), clock
+        self.clock, self._home_speed = clock, home_speed
         self._arm = WatchedArm(driver, lambda: self._supervisor)
         self.driver = cast(ArmDriver, self._arm)
-        self.live = self.config.loop.live
         self.loop = ControlLoop(
-            self.driver, cameras, act, SafetyFilter(driver.limits, points, self.config.safety), self.config.loop,
-            self.config.watchdog, Several(_Heart(self.beat), *subscribers), clock, disagreement,
+            self.driver, cameras, act, SafetyFilter(driver.limits, points, safety), loop, watchdog,
+            Subscribers(self, *subscribers), clock, disagreement,
         )  # fmt: skip
+        self.live = self.loop.config.live
         self.stop = stop or Stop()
         self.stop.stop = self.loop.request_stop
         self._supervisor = supervisor
-        self._thread: Thread | None = None
-        self.result: Result | None = None
-        self.error: BaseException | None = None
 
     @contextmanager
     def watched(self, make_driver: Callable[[], ArmDriver], limit_s: float) -> Iterator[None]:
-        """Beside a supervisor of its own (see there for the arguments); the arm is stopped at the end.
+        """Run beside a `Supervisor` (see there for the arguments); the arm is stopped at the end.
 
-        Signals to end this process are the operator's stop meanwhile, see `Stop.on_signals`.
+        Signals that would end this process become the operator's stop, see `Stop.on_signals`.
         """
         with self.stop.on_signals():
             self._supervisor = supervisor = Supervisor(make_driver, limit_s)
@@ -110,12 +93,8 @@ class ArmRuntime:
                     self._supervisor = None
                     supervisor.close(confirmed)
 
-    def beat(self) -> None:
-        """Tell the supervisor that this process lives.
-
-        Raises:
-            EnvError: the supervisor does not live, or there is none; see also `Stop.check`.
-        """
+    def on_beat(self) -> None:
+        """Send the supervisor a heartbeat. Raises EnvError if it is gone or there is none; see also `Stop.check`."""
         self.stop.check()
         self._check_watched()
         if self._supervisor is not None:
@@ -129,9 +108,9 @@ class ArmRuntime:
             )
 
     def rest(self) -> None:
-        """Tell the supervisor that the arm stands, and that no beat follows for now."""
+        """Tell the supervisor that the arm stands and that no heartbeat follows for now."""
         if self._supervisor is not None:
-            with suppress(EnvError):  # told by the next beat, before the next motion
+            with suppress(EnvError):  # the next heartbeat raises it, before the next motion
                 self._supervisor.rest()
 
     # ---------------------------------------------------------------- between episodes
@@ -142,7 +121,7 @@ class ArmRuntime:
         return self.loop.watchdog.reasons if self.loop.watchdog.state == State.FAULT else ()
 
     def clear(self) -> None:
-        """The operator has looked at the arm and says so."""
+        """Clear a fault, on the word of an operator who has looked at the arm."""
         self.loop.watchdog.clear(self.clock.now())
 
     @property
@@ -152,19 +131,18 @@ class ArmRuntime:
 
     @property
     def known(self) -> str:
-        """What is known of an arm after a stop, for the screen."""
+        """The state of the arm after a stop, for the screen."""
         return "The arm is stopped." if self.confirmed else UNCONFIRMED
 
     def stand(self, reason: str) -> None:
-        """Stop the arm because people come near. Raises EnvError if it does not acknowledge that."""
+        """Stop the arm before people come near. Raises EnvError if the arm does not acknowledge it."""
         if not self.driver.stop(reason):
             raise EnvError(f"stop ({reason}): {UNCONFIRMED}")
 
     def arm(self) -> None:
-        """Enable motion; nothing without `live`. A stop that was requested before counts no more.
+        """Enable motion (nothing without `live`) and drop a stop that was requested before.
 
-        Raises:
-            EnvError: an error is pending, or there is no supervisor.
+        Raises EnvError: an error is pending, or there is no supervisor.
         """
         self._check_watched()
         self.loop.clear_stop()
@@ -181,90 +159,115 @@ class ArmRuntime:
         return bool(np.abs(state.q - goal).max() < AT and state.gripper > OPEN)
 
     def go_to(self, goal: Array) -> bool:
-        """Slowly to joints (7,), the gripper open; False after the operator's stop. Raises as `move_slowly`."""
+        """Move slowly, on a straight line in joint space, to joints (7,) rad with the gripper open; False after a stop.
+
+        A control loop without cameras streams it through the same filter and watchdog. Nothing plans around obstacles:
+        table, workspace and speeds stop the move, everything else is the operator's to check.
+
+        Raises EnvError, with the arm stopped: a fault, or the arm did not arrive.
+        """
+        speed, main = self._home_speed, self.loop
+        config = main.config.replace(policy_hz=_MOVE_HZ, max_delta=speed / _MOVE_HZ, gripper_hold=0)
+        waited: list[int] = []  # a mark for each step at the goal: arm and fingers settle
+
+        def act(observation: dict) -> Array:
+            left, state = goal - move.commanded, observation["proprio"]
+            if np.isnan(left).any():  # the warm-up
+                return np.zeros(8)
+            off = np.abs(state[:7] - goal).max()
+            if np.abs(left).max() < 1e-6 and off < _ARRIVED:
+                waited.append(1)
+                # as near as a loop's end takes for free: it would go back to where the arm is
+                if (off < PRESSES and state[7] > OPEN) or len(waited) > _GRIPPER_S * _MOVE_HZ:
+                    move.request_end()
+            return np.append(left * min(1.0, config.max_delta / max(float(np.abs(left).max()), 1e-9)), 0.0)
+
+        move = ControlLoop(
+            self.driver, {}, act, main.safety, config, main.watchdog.limits, _OnBeat(lambda: self._beat(move)), self.clock
+        )  # fmt: skip
+        # its own speed limit, so that what a busy machine delays is not made up for in a hurry
+        limits = self.driver.limits
+        move.stream.path = Interpolator(
+            limits.replace(dq_max=tuple(min(v, speed / SHARE) for v in limits.dq_max))
+        )
+        steps = np.abs(goal - self.driver.read().q).max() / config.max_delta
         try:
-            return move_slowly(
-                self.driver, self.loop.safety, goal, 1.0, self.config.home_speed, self.loop.subscriber.on_beat,
-                lambda: self.stop.asked() or self.loop.stop_requested, self.clock,
-                self.config.watchdog.gap,
-            )  # fmt: skip
+            result = move.run(int(3 * steps + 10 * _MOVE_HZ))  # a busy machine stretches the move
         finally:
             self.rest()
+        if result.state == State.FAULT:
+            raise EnvError(f"move: {'; '.join(result.reasons)}")
+        off = np.abs(self.driver.read().q - goal).max()
+        if result.cause == "steps" and off > _ARRIVED:
+            self.driver.stop("the arm did not arrive")
+            raise EnvError(f"move: found the arm {off:.3f} rad from its goal, expected {_ARRIVED} at most")
+        return result.cause != "stopped"
+
+    def _beat(self, move: ControlLoop) -> None:
+        self.loop.subscriber.on_beat()
+        if self.stop.asked() or self.loop.stop_requested:
+            move.request_stop()
+
+    def ready(self, operator: Operator, placing: Placing) -> None:
+        """Bring the arm to the start of an episode and have the cube placed; the arm is stopped afterwards.
+
+        Raises EnvError: the operator says no or stops the arm, or the arm refuses or does not arrive.
+        """
+        if not self.confirmed:
+            self.stand("before the operator comes near")
+        fault = self.fault
+        if fault or (self.live and not self.at(placing.start_joints)):
+            if not operator.free(fault):
+                raise EnvError("start: the operator said no, expected a yes before the arm moves")
+            self.clear()
+            if self.live:
+                self._start_at(placing.start_joints)
+        if not operator.place(placing):
+            raise EnvError("start: the operator said no, expected a yes before the arm moves")
+
+    def _start_at(self, goal: Array) -> None:
+        self.arm()
+        try:
+            there = self.go_to(goal)
+        finally:
+            self.stand("at the start")  # hands come near while the cube is placed
+        if not there:
+            raise EnvError("start: stopped on the way")
 
     # ---------------------------------------------------------------- episodes
 
     def run(self, max_steps: int) -> Result:
-        """One episode, as `ControlLoop.run`."""
+        """Run one episode, see `ControlLoop.run`."""
         try:
             return self.loop.run(max_steps)
         finally:
             self.rest()
 
-    def start(self, max_steps: int, ended: Callable[[], None]) -> None:
-        """As `run`, in a thread of its own, where `ended` is called when it is over."""
-        self.result, self.error = None, None
-
-        def episode() -> None:
-            try:
-                self.result = self.run(max_steps)
-            except BaseException as error:  # whoever waits raises it
-                self.error = error
-            ended()
-
-        self._thread = self.clock.spawn(episode, "control loop")
-
-    @property
-    def running(self) -> bool:
-        """Whether the episode that `start` has begun goes on."""
-        return self._thread is not None and self.result is None and self.error is None
-
-    def join(self) -> bool:
-        """Wait for the end of that episode and stop the arm; False if there was none."""
-        if self._thread is None:
-            return False
-        self._thread.join()
-        self._thread = None
-        if self.live:
-            self.driver.stop("end of the episode")
-        return True
-
     @contextmanager
     def ends_when(self, over: Callable[[], bool]) -> Iterator[None]:
-        """While this lasts an episode ends as soon as `over`, asked in a thread of its own, says so."""
-        left = self.clock.condition()
-        done: list[bool] = []
+        """End an episode as soon as `over` returns True; it is called in a thread of its own."""
+        done = self.clock.condition()
+        left = False
 
         def watch() -> None:
-            with suppress(
-                EnvError
-            ):  # who would say so has gone: if that is the arm, the loop hears of it itself
-                while not self._waited(left, done):
+            with suppress(EnvError):  # of the emulator; if the arm is gone, too, the loop notices
+                while True:
+                    with done:
+                        if done.wait_for(lambda: left, _POLL_S):
+                            return
                     if over():
-                        self.loop.request_end()
-                        return
+                        self.loop.request_end()  # again and again: a loop that begins drops earlier requests
 
         thread = self.clock.spawn(watch, "end of the episode")
         try:
             yield
         finally:
-            with left:
-                done.append(True)
-                left.notify_all()
+            with done:
+                left = True
+                done.notify_all()
             thread.join(5.0)
 
-    @staticmethod
-    def _waited(left, done: list[bool]) -> bool:
-        """Whether it is done, after waiting for that a little."""
-        with left:
-            return bool(left.wait_for(lambda: done, _ASK_S))
 
-
-class _Heart(Silent):
-    """Beats with the loop."""
-
+class _OnBeat(Subscriber):
     def __init__(self, beat: Callable[[], None]):
-        self._beat = beat
-
-    def on_beat(self) -> None:
-        """See `Subscriber`."""
-        self._beat()
+        self.on_beat = beat  # type: ignore[method-assign]

@@ -52,7 +52,7 @@ class Pusher(Task):
         mujoco.mj_step(self.model, self.data, 10)
 
     def render_cameras(self):
-        self._renderer = self._renderer or OffscreenRenderer(self.model, self.task_spec.cameras["top"])
+        self._renderer = self._renderer or OffscreenRenderer(self.model, self.camera_sizes["top"])
         return {"top": self._renderer.render(self.data, 0)}
 
     def expert(self, rng, settings=None):

@@ -1,1 +1,1 @@
-"""What reads the context: pooled images, states and past actions of some steps in, one vector a step out."""
+"""Networks that read the context: pooled images, states and past actions in, one vector a step out."""

@@ -1,51 +1,38 @@
 """MVP's policy: each image and the state through a Linear, then an MLP (Radosavovic et al., 2022).
 
-Defaults are MVP's: 128 + 128, hidden (256, 128, 64), SELU. A bigger head is a setting away:
-hidden (512, 512), activation "gelu", layer_norm true, dropout 0.1.
+configs/policy/mvp_mlp.yaml has MVP's sizes.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.policies.dense import Dense
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.settings import check_ranges
 
 ACTIVATIONS = {"selu": nn.SELU, "gelu": nn.GELU, "relu": nn.ReLU}
 
 
-@dataclass(frozen=True)
-class MlpSettings:
-    """Sizes of the MLP."""
+class MlpSettings(Settings, at="policy.network", file="policy/mlp"):
+    """configs/policy/mlp.yaml documents each value."""
 
-    image_dim: int = 128  # pooled size of an image
-    state_dim: int = 128  # size of the state, and of a past action, after their Linear
-    hidden: tuple[int, ...] = (256, 128, 64)  # hidden layers
-    activation: str = "selu"  # selu | gelu | relu
-    layer_norm: bool = False  # LayerNorm after every hidden Linear
-    dropout: float = 0.0  # after every hidden activation
-    action_history: bool = False  # past actions as input; they tempt the policy to repeat itself
-    proprio_history: bool = True  # states of earlier steps as input, where the context has any
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self, "policy.network", image_dim=(1, math.inf), state_dim=(1, math.inf), dropout=(0, 0.99)
-        )
-        if self.activation not in ACTIVATIONS:
-            raise PolicyError(f"network.activation is '{self.activation}', expected {', '.join(ACTIVATIONS)}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise PolicyError(f"network.hidden is {list(self.hidden)}, expected one or more positive sizes")
+    image_dim: int = from_yaml(ge=1)
+    state_dim: int = from_yaml(ge=1)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = from_yaml(min_length=1)
+    activation: Literal["selu", "gelu", "relu"] = from_yaml()
+    layer_norm: bool = from_yaml()
+    dropout: float = from_yaml(ge=0, le=0.99)
+    action_history: bool = from_yaml()
+    proprio_history: bool = from_yaml()
 
 
 class MlpBody(nn.Module):
     """The context flattened in front of an MLP; padded steps count as zeros."""
 
-    queries = 1
     causal = False  # it sees one window at a time
 
     def __init__(

@@ -1,60 +1,36 @@
 """RPT-style encoder-only transformer (Radosavovic et al., 2023; S² Table 10), about 1 M parameters.
 
 Each step of the context gives C image tokens, a state token and an action token. A mask token stands in the
-place of the action that is asked for; its output is what the head makes the next K actions from.
+place of the next action; its output is what the head makes the next K actions from.
 
 With `causal` (the default) every step sees itself and the steps before it, with a learned bias for how long ago
 they are, and has a mask token of its own: one pass over T steps trains T targets, with contexts of 1 to T steps.
-Without it, as in the papers and in checkpoints of version 0.1, all steps see each other, each has a position
+Without it, as in the papers, all steps see each other, each has a position
 embedding, and a pass trains the last step alone.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.settings import check_ranges
-
-READOUTS = ("mask", "queries")
+from s2robot.core.settings import from_yaml
+from s2robot.policies.dense import AttentionSettings
 
 
-@dataclass(frozen=True)
-class TransformerSettings:
-    """Sizes of the transformer; the defaults are those of Table 10."""
+class TransformerSettings(AttentionSettings, at="policy.network", file="policy/transformer"):
+    """configs/policy/transformer.yaml documents each value."""
 
-    width: int = 192  # channels of a token
-    blocks: int = 4  # encoder blocks
-    heads: int = 4  # attention heads
-    mlp_ratio: float = 2.0  # hidden size of a block's MLP over the width
-    dropout: float = 0.0  # on the output of attention and MLP
-    action_history: bool = True  # past actions as tokens; false keeps the mask token only
-    proprio_history: bool = True  # states of earlier steps as tokens; false keeps the last state only
-    readout: str = "mask"  # mask: one token gives the whole chunk; queries: one learned token an action
-    causal: bool = False  # every step trains a target of its own, see the module
-
-    def __post_init__(self) -> None:
-        many = (1, math.inf)
-        check_ranges(
-            self,
-            "policy.network",
-            width=many,
-            heads=many,
-            blocks=many,
-            mlp_ratio=(0.01, math.inf),
-            dropout=(0, 0.99),
-        )
-        if self.width % self.heads:
-            raise PolicyError(f"network.width {self.width} is not a multiple of network.heads {self.heads}")
-        if self.readout not in READOUTS:
-            raise PolicyError(f"network.readout is '{self.readout}', expected one of {', '.join(READOUTS)}")
+    blocks: int = from_yaml(ge=1)
+    mlp_ratio: float = from_yaml(ge=0.01)
+    dropout: float = from_yaml(ge=0, le=0.99)
+    action_history: bool = from_yaml()
+    proprio_history: bool = from_yaml()
+    causal: bool = from_yaml()
 
 
 class Block(nn.Module):
@@ -72,7 +48,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, visible: Tensor, asked: slice | Tensor = slice(None)) -> Tensor:
         """x (B, S, W), visible (B or 1, 1 or H, 1 or S, S): True, or a bias, where a token may be seen.
 
-        Only the tokens `asked` for go on: (B, S', W).
+        Only the tokens `asked` are returned: (B, S', W).
         """
         y = self.norm1(x)
         q = self.query(y[:, asked]).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, S', E)
@@ -105,9 +81,8 @@ class TransformerBody(nn.Module):
         self.embed_dim = s.width
         self.state = nn.Linear(proprio_dim, s.width)
         self.action = nn.Linear(action_dim, s.width) if s.action_history and context > 1 else None
-        self.queries = 1 if s.readout == "mask" else chunk
-        self.width = self.queries * s.width
-        self.mask = nn.Parameter(torch.randn(self.queries, s.width) * 0.02)
+        self.width = s.width
+        self.mask = nn.Parameter(torch.randn(1, s.width) * 0.02)
         if s.causal:
             self.distance = nn.Parameter(torch.zeros(s.heads, context))
         else:
@@ -133,12 +108,12 @@ class TransformerBody(nn.Module):
         if self.action is not None:
             tokens.append(self.action(past_actions[:, :-1]) + self.position[:-1])  # (B, T - 1, W)
             hidden.append(pad[:, :-1])
-        tokens.append((self.mask + self.position[-1]).expand(b, -1, -1))  # (B, R, W)
-        hidden.append(pad.new_zeros(b, self.queries))
+        tokens.append((self.mask + self.position[-1]).expand(b, -1, -1))  # (B, 1, W)
+        hidden.append(pad.new_zeros(b, 1))
         seen = ~torch.cat(hidden, 1)  # (B, S)
         # Attention weight 0 times a NaN is a NaN: what stands in padding must not even be multiplied.
         x = torch.cat(tokens, 1).masked_fill(~seen[..., None], 0)  # (B, S, W)
-        return self._attend(x, seen[:, None, None], slice(-self.queries, None)).flatten(1)
+        return self._attend(x, seen[:, None, None], slice(-1, None)).flatten(1)
 
     def _causal(self, images: Tensor, proprio: Tensor, past: Tensor, pad: Tensor, every: bool) -> Tensor:
         """Step by step: images, state, the action before, mask tokens."""
@@ -153,19 +128,19 @@ class TransformerBody(nn.Module):
         token = torch.arange(t * size, device=x.device)
         place, step = token % size, token // size  # (T * S,) each
         ago = step[:, None] - step  # (T * S, T * S)
-        unseen = self._unseen(place >= size - self.queries, place == c, ago)
+        unseen = self._unseen(place == size - 1, place == c, ago)
         bias = self.distance[:, ago.clamp(min=0)].masked_fill(unseen, -torch.inf)  # (H, T * S, T * S)
         # a padded step sees itself, or its softmax would be over nothing
         padded = pad.repeat_interleave(size, 1)[:, None, None] & (ago != 0)  # (B, 1, T * S, T * S)
         visible = bias[None].masked_fill(padded, -torch.inf)
-        asked: slice | Tensor = slice(-self.queries, None)
+        asked: slice | Tensor = slice(-1, None)
         if every:
-            asked = token.view(t, size)[:, -self.queries :].flatten()
-        out = self._attend(x, visible, asked)  # (B, T * R or R, W)
+            asked = token.view(t, size)[:, -1]
+        out = self._attend(x, visible, asked)  # (B, T or 1, W)
         return out.reshape(b, t, self.width) if every else out.flatten(1)
 
     def _unseen(self, masks: Tensor, states: Tensor, ago: Tensor) -> Tensor:
-        """What a token (row) must not see: later steps, mask tokens but those of its own step, and, without a history
+        """Mark what a token (row) must not see: later steps, mask tokens but those of its own step, and, without a history
         of states, any state but its own step's, which mask tokens alone read.  # (T * S, T * S)
 
         masks, states (T * S,): which tokens are such; ago (T * S, T * S): how many steps before the row's one stands.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from s2robot.core.settings import Settings, read
 from s2robot.policies.errors import PolicyError
 from s2robot.policies.heads.act import ActHead, ActSettings
 from s2robot.policies.heads.diffusion import DiffusionHead, DiffusionSettings
@@ -11,9 +12,8 @@ from s2robot.policies.heads.gmm import GmmHead, GmmSettings
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes
 from s2robot.policies.heads.mip import MipHead, MipSettings
 from s2robot.policies.heads.regression import RegressionHead, RegressionSettings
-from s2robot.policies.settings import read_settings
 
-HEADS: dict[str, tuple[type, type[Head]]] = {
+HEADS: dict[str, tuple[type[Settings], type[Head]]] = {
     "regression": (RegressionSettings, RegressionHead),
     "mip": (MipSettings, MipHead),
     "flow": (FlowSettings, FlowHead),
@@ -23,18 +23,21 @@ HEADS: dict[str, tuple[type, type[Head]]] = {
 }
 
 
-def build_head(settings: Mapping[str, Any], sizes: HeadSizes) -> Head:
-    """The head that `settings` ({"kind": ..., its own keys}) describe.
+def read_head(given: Any) -> Settings:
+    """The settings of a head from `{"kind": ..., its own keys}`.
 
     Raises:
         PolicyError: names an unknown kind or key.
     """
-    values = dict(settings)
-    kind = values.pop("kind", "regression")
+    kind = given.get("kind", "regression") if isinstance(given, Mapping) else given
     if not isinstance(kind, str) or kind not in HEADS:
-        raise PolicyError(f"policy.head.kind is '{kind}', expected one of {', '.join(HEADS)}")
-    settings_of, head = HEADS[kind]
-    return head(read_settings(settings_of, values, "policy.head"), sizes)  # type: ignore[call-arg]
+        raise PolicyError(f"policy.head.kind: expected one of {', '.join(HEADS)}, got {kind!r}")
+    return read(HEADS[kind][0], given)
 
 
-__all__ = ["HEADS", "Head", "HeadLoss", "HeadSizes", "build_head"]
+def build_head(settings: Any, sizes: HeadSizes) -> Head:
+    """The head of these settings."""
+    return HEADS[settings.kind][1](settings, sizes)  # type: ignore[call-arg]
+
+
+__all__ = ["HEADS", "Head", "HeadLoss", "HeadSizes", "build_head", "read_head"]

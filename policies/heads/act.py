@@ -8,38 +8,26 @@ come up. Here the decoder reads the body's vector in place of image tokens, and 
 joints. The averaging of overlapping plans is `policy.ensemble`.
 """
 
-import math
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from s2robot.core.settings import from_yaml
 from s2robot.policies.bodies.transformer import Block, TransformerSettings
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.heads.denoiser import check_counts
+from s2robot.policies.dense import AttentionSettings
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
-from s2robot.policies.settings import check_ranges
 
 
-@dataclass(frozen=True)
-class ActSettings:
-    """configs/policy/head/act.yaml says what each is."""
+class ActSettings(AttentionSettings, at="policy.head", file="policy/head/act"):
+    """configs/policy/head/act.yaml documents each value."""
 
-    style: int = 32
-    kl_weight: float = 10.0
-    draw: bool = False
-    width: int = 128
-    layers: int = 2
-    heads: int = 4
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_counts(self, "style", "width", "layers", "heads")
-        if self.width % self.heads:
-            raise PolicyError(
-                f"policy.head.width {self.width} is not a multiple of policy.head.heads {self.heads}"
-            )
-        check_ranges(self, "policy.head", kl_weight=(0, math.inf), dropout=(0, 0.99))
+    kind: Literal["act"] = from_yaml()
+    style: int = from_yaml(ge=1)
+    kl_weight: float = from_yaml(ge=0)
+    draw: bool = from_yaml()
+    layers: int = from_yaml(ge=1)
+    dropout: float = from_yaml(ge=0, le=0.99)
 
 
 class ActHead(Head):
@@ -49,7 +37,6 @@ class ActHead(Head):
         super().__init__()
         s = self.settings = settings
         self.slots = sizes.slots
-        self.queries = sizes.queries
         self.noise_shape = (s.style,) if s.draw else ()
         self.action = nn.Linear(sizes.action_dim, s.width)
         self.places = nn.Parameter(
@@ -58,7 +45,7 @@ class ActHead(Head):
         self.encoder = _Blocks(s)
         self.moments = nn.Linear(s.width, 2 * s.style)
         self.style = nn.Linear(s.style, s.width)
-        self.context = nn.Linear(sizes.context // sizes.queries, s.width)
+        self.context = nn.Linear(sizes.context, s.width)
         self.asked = nn.Parameter(torch.randn(sizes.chunk, s.width) * 0.02)
         self.decoder = _Blocks(s)
         self.out = nn.Linear(s.width, sizes.action_dim)
@@ -95,15 +82,15 @@ class ActHead(Head):
 
     def _decode(self, context: Tensor, style: Tensor) -> Tensor:
         """Chunks (B, K, A) from context (B, H) and style (B, Z)."""
-        told = self.context(context.unflatten(-1, (self.queries, -1)))  # (B, Q, W)
+        given = self.context(context[:, None])  # (B, 1, W)
         asked = self.asked.expand(len(context), -1, -1)  # (B, K, W)
-        x = torch.cat([self.style(style)[:, None].to(told.dtype), told, asked.to(told.dtype)], 1)
+        x = torch.cat([self.style(style)[:, None].to(given.dtype), given, asked.to(given.dtype)], 1)
         seen = torch.ones_like(x[:1, :, 0], dtype=torch.bool)[:, None, None]  # (1, 1, 1, S)
         return self.out(self.decoder(x, seen, slice(-len(self.asked), None))).float()
 
 
 class _Blocks(nn.Module):
-    """Transformer blocks and a norm; only the tokens asked for leave the last one."""
+    """Transformer blocks and a norm; the last one returns only the tokens that are asked."""
 
     def __init__(self, s: ActSettings):
         super().__init__()

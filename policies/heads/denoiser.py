@@ -1,51 +1,40 @@
 """The network inside heads that refine a chunk: (noisy chunk, time, context) -> chunk.
 
-net = DenoiserSettings(width=256, layers=3).build(HeadSizes(context=512, chunk=8, action_dim=8))
+net = FlowSettings(width=256, layers=3).build(HeadSizes(context=512, chunk=8, action_dim=8))
 net(noisy, time, context).shape       # (B, K, A); time (B,) in 0..1
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.heads.head import HeadSizes
-
-DENOISERS = ("mlp", "unet")
+from s2robot.core.settings import Settings, from_yaml
+from s2robot.policies.heads.head import Head, HeadSizes
 
 
-@dataclass(frozen=True)
-class DenoiserSettings:
-    """What every head with a denoiser has; configs/policy/head/flow.yaml says what each is."""
+class DenoiserSettings(Settings, at="policy.head"):
+    """Settings of every head with a denoiser; configs/policy/head/flow.yaml documents each value."""
 
-    denoiser: str = "mlp"
-    width: int = 256
-    layers: int = 3
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.denoiser not in DENOISERS:
-            raise PolicyError(f"policy.head.denoiser is '{self.denoiser}', expected {' or '.join(DENOISERS)}")
-        check_counts(self, "width", "layers")
-        if not 0 <= self.dropout < 1:
-            raise PolicyError(f"policy.head.dropout is {self.dropout}, expected 0 <= value < 1")
-
-    def build(self, sizes: HeadSizes) -> nn.Module:
-        """The denoiser of these settings."""
-        net = MlpDenoiser if self.denoiser == "mlp" else UnetDenoiser
-        return net(self, sizes.context, sizes.chunk, sizes.action_dim)
+    denoiser: Literal["mlp", "unet"] = from_yaml()
+    width: int = from_yaml(ge=1)
+    layers: int = from_yaml(ge=1)
+    dropout: float = from_yaml(ge=0, lt=1)
 
 
-def check_counts(settings: object, *names: str) -> None:
-    """PolicyError for a count below 1."""
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise PolicyError(f"policy.head.{name} is {getattr(settings, name)}, expected 1 or more")
+class DenoisingHead(Head):
+    """Base of the heads with a denoiser, whose chunks are (K, A)."""
+
+    def __init__(self, settings: DenoiserSettings, sizes: HeadSizes):
+        super().__init__()
+        self.settings, self.slots = settings, sizes.slots
+        self.shape = (sizes.chunk, sizes.action_dim)
+        net = MlpDenoiser if settings.denoiser == "mlp" else UnetDenoiser
+        self.net = net(settings, sizes.context, *self.shape)
 
 
 class TimeEmbedding(nn.Module):

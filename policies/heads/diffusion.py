@@ -8,54 +8,43 @@ the noise is a large one of the chunk: to the range of the demos at each step an
 """
 
 import math
-from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.heads.denoiser import DenoiserSettings, check_counts
-from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
-
-PREDICTS = ("sample", "epsilon")
+from s2robot.core.settings import from_yaml, invalid
+from s2robot.policies.heads.denoiser import DenoiserSettings, DenoisingHead
+from s2robot.policies.heads.head import HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
-@dataclass(frozen=True)
-class DiffusionSettings(DenoiserSettings):
-    """configs/policy/head/diffusion.yaml says what each is."""
+class DiffusionSettings(DenoiserSettings, at="policy.head", file="policy/head/diffusion"):
+    """configs/policy/head/diffusion.yaml documents each value."""
 
-    train_steps: int = 100
-    steps: int = 10
-    predicts: str = "sample"
-    clip: float | None = None
+    kind: Literal["diffusion"] = from_yaml()
+    train_steps: int = from_yaml(ge=2)
+    steps: int = from_yaml(ge=2)  # with 1, the only level would be the one without noise
+    predicts: Literal["sample", "epsilon"] = from_yaml()
+    clip: float | None = from_yaml(gt=0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(self, "train_steps", "steps")
+    @model_validator(mode="after")
+    def _no_more_steps_than_levels(self) -> Self:
         if self.steps > self.train_steps:
-            raise PolicyError(
-                f"policy.head.steps {self.steps} is more than policy.head.train_steps {self.train_steps}"
-            )
-        if self.steps < 2:
-            raise PolicyError(
-                "policy.head.steps is 1, expected 2 or more: the only level would be the one without noise"
-            )
-        if self.predicts not in PREDICTS:
-            raise PolicyError(f"policy.head.predicts is '{self.predicts}', expected {' or '.join(PREDICTS)}")
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise PolicyError(f"policy.head.clip is {self.clip}, expected null or a value above 0")
+            raise invalid("steps", f"<= {self.train_steps}, policy.head.train_steps", self.steps)
+        return self
 
 
-class DiffusionHead(Head):
+class DiffusionHead(DenoisingHead):
     """See the module."""
 
+    settings: DiffusionSettings
+
     def __init__(self, settings: DiffusionSettings, sizes: HeadSizes):
-        super().__init__()
-        self.settings, self.slots = settings, sizes.slots
-        self.noise_shape = (sizes.chunk, sizes.action_dim)
-        self.net = settings.build(sizes)
-        self.register_buffer("kept", squared_cosine(settings.train_steps), persistent=False)
-        self.kept: Tensor  # (train_steps,)
+        super().__init__(settings, sizes)
+        self.noise_shape = self.shape
+        self.register_buffer("signal", squared_cosine(settings.train_steps), persistent=False)
+        self.signal: Tensor  # (train_steps,)
         if settings.clip is None:
             for name, none in (("low", -math.inf), ("high", math.inf)):
                 self.register_buffer(name, torch.full(self.noise_shape, none))
@@ -66,12 +55,12 @@ class DiffusionHead(Head):
         target = signed(target, self.slots)
         noise, last = torch.randn_like(target), self.settings.train_steps
         level = (torch.rand_like(target[..., 0, 0]) * last).long().clamp(max=last - 1)  # (B,)
-        kept = self.kept[level][..., None, None]
-        noisy = kept.sqrt() * target + (1 - kept).sqrt() * noise
+        signal = self.signal[level][..., None, None]
+        noisy = signal.sqrt() * target + (1 - signal).sqrt() * noise
         found = self.net(noisy, level / last, context)
         wanted = noise if self.settings.predicts == "epsilon" else target
         loss, parts = by_part((found - wanted).square(), weight, self.slots)
-        guess = self._split(noisy, found.detach(), kept)[0]
+        guess = self._split(noisy, found.detach(), signal)[0]
         return HeadLoss(loss, unsigned(guess, self.slots), parts)
 
     def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -79,19 +68,19 @@ class DiffusionHead(Head):
         levels = [i * s.train_steps // s.steps for i in range(s.steps)]
         for level, below in zip(levels[::-1], [*levels[-2::-1], 0], strict=True):
             time = actions.new_full(actions.shape[:-2], level / s.train_steps)
-            clean, epsilon = self._split(actions, self.net(actions, time, context), self.kept[level])
+            clean, epsilon = self._split(actions, self.net(actions, time, context), self.signal[level])
             if level == 0:
                 return unsigned(clean, self.slots)
-            kept = self.kept[below]
-            actions = kept.sqrt() * clean + (1 - kept).sqrt() * epsilon
+            signal = self.signal[below]
+            actions = signal.sqrt() * clean + (1 - signal).sqrt() * epsilon
         raise AssertionError("the levels end with 0")
 
-    def _split(self, noisy: Tensor, found: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, noisy: Tensor, found: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
         """Clean chunk and noise that the network sees in a noisy one."""
         if self.settings.predicts == "epsilon":
-            clean, epsilon = (noisy - (1 - kept).sqrt() * found) / kept.sqrt(), found
+            clean, epsilon = (noisy - (1 - signal).sqrt() * found) / signal.sqrt(), found
         else:
-            clean, epsilon = found, (noisy - kept.sqrt() * found) / (1 - kept).sqrt()
+            clean, epsilon = found, (noisy - signal.sqrt() * found) / (1 - signal).sqrt()
         low, high = (self.low, self.high) if (clip := self.settings.clip) is None else (-clip, clip)
         return clean.clamp(low, high), epsilon
 

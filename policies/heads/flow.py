@@ -4,34 +4,31 @@ The network learns the velocity from noise to action at a random point of the li
 few Euler steps.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from s2robot.policies.heads.denoiser import DenoiserSettings, check_counts
-from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
+from s2robot.core.settings import from_yaml
+from s2robot.policies.heads.denoiser import DenoiserSettings, DenoisingHead
+from s2robot.policies.heads.head import HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
-@dataclass(frozen=True)
-class FlowSettings(DenoiserSettings):
-    """configs/policy/head/flow.yaml says what each is."""
+class FlowSettings(DenoiserSettings, at="policy.head", file="policy/head/flow"):
+    """configs/policy/head/flow.yaml documents each value."""
 
-    steps: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(self, "steps")
+    kind: Literal["flow"] = from_yaml()
+    steps: int = from_yaml(ge=1)
 
 
-class FlowHead(Head):
+class FlowHead(DenoisingHead):
     """See the module."""
 
+    settings: FlowSettings
+
     def __init__(self, settings: FlowSettings, sizes: HeadSizes):
-        super().__init__()
-        self.settings, self.slots = settings, sizes.slots
-        self.noise_shape = (sizes.chunk, sizes.action_dim)
-        self.net = settings.build(sizes)
+        super().__init__(settings, sizes)
+        self.noise_shape = self.shape
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         target = signed(target, self.slots)

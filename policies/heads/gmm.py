@@ -7,32 +7,23 @@ two values has no width. The component is drawn from the noise handed in; around
 (`spread`), which robomimic calls low-noise evaluation.
 """
 
-import math
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.heads.denoiser import check_counts
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, on_binary
-from s2robot.policies.settings import check_ranges
 
 
-@dataclass(frozen=True)
-class GmmSettings:
-    """configs/policy/head/gmm.yaml says what each is."""
+class GmmSettings(Settings, at="policy.head", file="policy/head/gmm"):
+    """configs/policy/head/gmm.yaml documents each value."""
 
-    components: int = 5
-    min_std: float = 0.01
-    spread: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_counts(self, "components")
-        if not 0 < self.min_std < math.inf:
-            raise PolicyError(f"policy.head.min_std is {self.min_std}, expected a value above 0")
-        check_ranges(self, "policy.head", spread=(0, math.inf))
+    kind: Literal["gmm"] = from_yaml()
+    components: int = from_yaml(ge=1)
+    min_std: float = from_yaml(gt=0)
+    spread: float = from_yaml(ge=0)
 
 
 class GmmHead(Head):

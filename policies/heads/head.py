@@ -23,12 +23,11 @@ from s2robot.policies.parts import Slot
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """What a head is built for, and how regression measures an error."""
+    """The shapes of a head, and the losses of regression."""
 
     context: int  # width of the context vector
     chunk: int  # K
     slots: tuple[Slot, ...]  # the parts of an action
-    queries: int = 1  # vectors that the context is made of: K where the body gives one for each action
     joint_loss: str = "huber"  # huber | mse, of what is not binary
     huber_delta: float = 1.0
     gripper_loss: str = "bce"  # bce | huber, of what is
@@ -75,7 +74,7 @@ def signed(actions: Tensor, slots: Sequence[Slot]) -> Tensor:
 
 
 def unsigned(actions: Tensor, slots: Sequence[Slot]) -> Tensor:
-    """Back from `signed`: binary numbers 0..1."""
+    """Invert `signed`: binary numbers 0..1."""
     return on_binary(actions, slots, lambda x: (x * 0.5 + 0.5).clamp(0, 1))
 
 

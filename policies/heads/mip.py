@@ -6,40 +6,31 @@ What is built, with net(chunk, time, context) and t = `time` (0.9 in the paper):
     acting      first = net(0, 0, context);  action = net(t · first, t, context)
 
 The first step is plain regression, the second learns to mend a chunk that is nearly right. This is the paper's form;
-its published code also knows one that leaves out the factor t. Squared error on all dimensions, the gripper as
+its published code also has one that leaves out the factor t. Squared error on all dimensions, the gripper as
 -1 or 1. It does not fit a distribution: of two equally good ways it takes one answer, which may lie between them.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.heads.denoiser import DenoiserSettings
-from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
+from s2robot.core.settings import from_yaml
+from s2robot.policies.heads.denoiser import DenoiserSettings, DenoisingHead
+from s2robot.policies.heads.head import HeadLoss, by_part, signed, unsigned
 
 
-@dataclass(frozen=True)
-class MipSettings(DenoiserSettings):
-    """configs/policy/head/mip.yaml says what each is."""
+class MipSettings(DenoiserSettings, at="policy.head", file="policy/head/mip"):
+    """configs/policy/head/mip.yaml documents each value."""
 
-    time: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.time < 1:
-            raise PolicyError(f"policy.head.time is {self.time}, expected a value between 0 and 1")
+    kind: Literal["mip"] = from_yaml()
+    time: float = from_yaml(gt=0, lt=1)
 
 
-class MipHead(Head):
+class MipHead(DenoisingHead):
     """See the module."""
 
-    def __init__(self, settings: MipSettings, sizes: HeadSizes):
-        super().__init__()
-        self.settings, self.slots = settings, sizes.slots
-        self.shape = (sizes.chunk, sizes.action_dim)
-        self.net = settings.build(sizes)
+    settings: MipSettings
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         target = signed(target, self.slots)

@@ -1,19 +1,21 @@
 """Regression: one linear layer gives the chunk. Fast and exact where there is one right way to go."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, on_binary
 from s2robot.policies.parts import Slot
 
 
-@dataclass(frozen=True)
-class RegressionSettings:
-    """Nothing of its own: the losses stand beside it in the policy's settings."""
+class RegressionSettings(Settings, at="policy.head", file="policy/head/regression"):
+    """None but the kind: its losses are settings of the policy."""
+
+    kind: Literal["regression"] = from_yaml()
 
 
 class RegressionHead(Head):
@@ -22,7 +24,7 @@ class RegressionHead(Head):
     def __init__(self, settings: RegressionSettings, sizes: HeadSizes):
         super().__init__()
         self.sizes = sizes
-        self.out = nn.Linear(sizes.context // sizes.queries, sizes.chunk * sizes.action_dim // sizes.queries)
+        self.out = nn.Linear(sizes.context, sizes.chunk * sizes.action_dim)
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         sizes, out = self.sizes, self._raw(context)
@@ -51,7 +53,7 @@ class RegressionHead(Head):
 
     def _raw(self, context: Tensor) -> Tensor:
         """(B, K, A); what is binary is a logit with cross entropy."""
-        out = self.out(context.unflatten(-1, (self.sizes.queries, -1))).float()
+        out = self.out(context[..., None, :]).float()
         return out.reshape(*context.shape[:-1], self.sizes.chunk, self.sizes.action_dim)
 
     def _actions(self, out: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class RegressionHead(Head):
 
 
 def mean(losses: Mapping[Slot, Tensor]) -> Tensor | None:
-    """Of the losses of parts, every number counting alike; None of nothing."""
+    """Average the losses of parts, weighted by their numbers; None without parts."""
     if len(losses) < 2:
         return next(iter(losses.values()), None)
     total = sum(slot.width for slot in losses)

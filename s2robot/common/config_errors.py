@@ -1,11 +1,10 @@
-"""What is wrong with what a user typed, in one line: an unknown key, a value of another type, one that is missing; and the
-help of a verb."""
+"""Translate what a user typed, and reject what is wrong with it in one line."""
 
 import errno
 import json
 import re
-from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +17,14 @@ if TYPE_CHECKING:
 # Errors of the machine that a traceback explains no better than one line.
 _MACHINE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,  # a path that cannot be what it is to be
+    errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,  # an unusable path
 }  # fmt: skip
 
 
 def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
-    """What to tell the user about `error`; None if it is a fault of the program, which needs a traceback."""
-    from hydra.errors import HydraException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
+    """Return the message for the user, or None if `error` is a bug, which needs a traceback."""
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
     from PIL.Image import DecompressionBombError
 
     if isinstance(error, MemoryError | DecompressionBombError):
@@ -33,90 +32,41 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
     if isinstance(error, UserError) or getattr(type(error), "user_error", False):
         return str(error)
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
+        return ": ".join(filter(None, [error.strerror, str(error.filename or "")]))
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}', expected key=value (quote a value with spaces or signs)"
-    if isinstance(error, HydraException | OmegaConfBaseException) and not hasattr(error, "verb"):
-        return _config_error(verb, overrides, str(error))
-    return None
-
-
-def _config_error(verb: str, overrides: list[str], message: str) -> str:
-    unknown = re.search(r"Could not override '([^']+)'", message)
-    if unknown:
-        key = unknown[1].split("@")[0]
-        known = _known_keys(verb, overrides, key)
-        group = key.split(".")[0]
-        elsewhere = (configs_dir() / group).is_dir() and (group not in known or key in known)
-        if elsewhere and "checkpoint" in known:  # of training, as `encoder=mvp-tiny`
-            return f"{key}: `s2robot {verb}` takes what the checkpoint was trained with, expected none"
-        return f"unknown key '{key}'{did_you_mean(key, known)}"
-    absent = re.search(r"Could not find '([^']+)'", message)
-    if absent:
-        group, _, option = absent[1].rpartition("/")
+    if not isinstance(error, HydraException | OmegaConfBaseException) or hasattr(error, "verb"):
+        return None
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
+        begin = str(cause.full_key)
+        typed = (key for key in map(key_of, overrides) if key == begin or key.startswith(f"{begin}."))
+        return _unknown_key(verb, next(typed, begin), _dotted(cause.parent_node._get_root()))
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return f"{cause.full_key}: expected another kind of value ({str(cause.msg).partition(chr(10))[0]})"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
         return _unknown_option(group, option)
-    if other := re.match(r"Error merging override ([^=]+)=(\[.*)", message):
-        return f"{other[1]}: found '{other[2]}', expected a group of keys"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines[:2])
+    for key in map(key_of, overrides):  # a group from which the verb does not choose
+        if f"'{key}'" in str(error) and (configs_dir() / key).is_dir():
+            return _unknown_key(verb, key, [*_file(verb)])
+    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
+
+
+def _unknown_key(verb: str, key: str, known: list[str]) -> str:
+    group = key.split(".")[0]
+    if "checkpoint" in known and (configs_dir() / group).is_dir() and (group not in known or key in known):
+        return f"{key}: `s2robot {verb}` uses the checkpoint's own, expected nothing"
+    return f"unknown key '{key}'{did_you_mean(key, known)}"
 
 
 def _unknown_option(group: str, option: str) -> str:
     options = sorted(file.stem for file in (configs_dir() / group).glob("*.yaml"))
-    return f"{group}: found '{option}', expected one of: {', '.join(options)}{did_you_mean(option, options)}"
-
-
-def _known_keys(verb: str, overrides: list[str], bad: str) -> list[str]:
-    """Dotted keys of the verb's config, with the groups that the good overrides chose."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    good = [o for o in overrides if "=" in o and not o.startswith("-") and key_of(o) != bad and "," not in o]
-    for chosen in (good, []):
-        GlobalHydra.instance().clear()
-        try:
-            with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-                cfg = compose(verb, chosen, return_hydra_config=bad.startswith("hydra"))
-            return _dotted(cfg)
-        except HydraException:  # a second wrong override: fall back to the verb as it stands
-            continue
-    return []
-
-
-def key_of(override: str) -> str:
-    """`train.seed` of `train.seed=0`, `+train.seed=0` or `~train.seed`."""
-    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
-
-
-def of_record(override: str) -> str:
-    """An override of other verbs' group `recording` as `record` knows it, which has that group at its top level."""
-    return re.sub(r"^([+~]*)recording\.", r"\1", override)
-
-
-def _takes_demos(verb: str) -> bool:
-    return bool(re.search(r"^(  - )?demos:", (configs_dir() / f"{verb}.yaml").read_text("utf-8"), re.M))
-
-
-def as_known(verb: str, override: str) -> str:
-    """An override under the key that the verb has for it: ``data`` is the dataset, ``rate_hz`` its rate and ``checkpoint``
-    the policy (or the run folder that holds it) in every verb that takes one; ``task.kwargs`` takes any key."""
-    sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
-    if verb == "dagger" and key == "checkpoint":
-        key = "recording.checkpoint"
-    elif key in ("data", "rate_hz") and _takes_demos(verb):
-        key = {"data": "demos.path", "rate_hz": "demos.rate_hz"}[key]
-    elif key.startswith("task.kwargs.") and not sign:
-        sign = "++"
-    folder = Path(value[1:]) / "checkpoint"
-    if key in ("checkpoint", "recording.checkpoint", "train.from") and (folder / "policy.json").is_file():
-        value = f"={folder}"
-    override = f"{sign}{key}{value}"
-    return of_record(override) if verb == "record" else override
+    return f"{group}: expected one of {', '.join(options)}, got {option}{did_you_mean(option, options)}"
 
 
 def _dotted(node: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of a config."""
     from omegaconf import DictConfig
 
     keys: list[str] = []
@@ -129,11 +79,11 @@ def _dotted(node: Any, prefix: str = "") -> list[str]:
 
 
 def did_you_mean(word: str, candidates: Any) -> str:
-    """`, did you mean 'x'?` with the nearest candidate, or nothing where none is near."""
+    """Return `, did you mean 'x'?` with the nearest candidate, or nothing if none is near."""
 
     def likeness(candidate: str) -> float:
         whole = SequenceMatcher(None, word, candidate).ratio()
-        # `epochs` or `trian.epochs` should find `train.epochs`: the last part tells most.
+        # `epochs` and `trian.epochs` should find `train.epochs`: the last part counts most
         last = SequenceMatcher(None, word.split(".")[-1], candidate.split(".")[-1]).ratio()
         return max(whole, (whole + 2 * last) / 3)
 
@@ -141,177 +91,115 @@ def did_you_mean(word: str, candidates: Any) -> str:
     return f", did you mean '{best}'?" if best and likeness(best) >= 0.6 else ""
 
 
-_NO_NAME = re.compile(r"(null|none|true|false|nan|inf|[-+]?[\d.]+(e[-+]?\d+)?|[\[{].*|)", re.I | re.DOTALL)
+def key_of(override: str) -> str:
+    """Return `train.seed` of `train.seed=0`, `+train.seed=0` or `~train.seed`."""
+    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
+
+
+@cache
+def _file(verb: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(configs_dir() / f"{verb}.yaml"))  # type: ignore[return-value]
+
+
+def groups_of(verb: str) -> dict[str, str | None]:
+    """Return the groups from which a verb's config chooses, with their defaults."""
+    found: dict[str, str | None] = {}
+    for choice in _file(verb).get("defaults", ()):
+        if isinstance(choice, dict):
+            found |= {group.partition("@")[0]: name for group, name in choice.items()}
+        elif choice != "_self_":  # another verb's choices
+            found |= groups_of(choice)
+    return found
+
+
+def of_record(override: str) -> str:
+    """Return an override of the group `recording` as `record` knows it, at the top level."""
+    return re.sub(r"^([+~]*)recording\.", r"\1", override)
+
+
+def as_known(verb: str, override: str) -> str:
+    """Return an override under the verb's own key.
+
+    ``data`` is the dataset, ``rate_hz`` its rate and ``checkpoint`` the policy (or the run directory that holds it) in
+    every verb that takes one; ``task.kwargs`` takes any key.
+    """
+    sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
+    if verb == "dagger" and key == "checkpoint":
+        key = "recording.checkpoint"
+    elif key in ("data", "rate_hz") and {"demos"} & {*groups_of(verb), *_file(verb)}:
+        key = {"data": "demos.path", "rate_hz": "demos.rate_hz"}[key]
+    elif key.startswith("task.kwargs.") and not sign:
+        sign = "++"
+    folder = Path(value[1:]) / "checkpoint"
+    if key in ("checkpoint", "recording.checkpoint", "train.from") and (folder / "policy.json").is_file():
+        value = f"={folder}"
+    override = f"{sign}{key}{value}"
+    return of_record(override) if verb == "record" else override
 
 
 def check_choices(overrides: list[str]) -> None:
-    """Refuse `encoder=0` and `encoder=[]`: of a group one chooses by name. Hydra has no line for what is none.
+    """Reject what Hydra cannot name: `encoder=0`, `encoder=[]`.
 
     Raises:
-        UserError: names the group and what it has, or what has no key.
+        UserError: names the group and its options.
+        OverrideParseException: an override that is not `key=value`.
     """
-    for override in overrides:
-        key, equals, chosen = override.partition("=")
-        if equals and not key:
-            raise UserError(f"cannot read '{override}', expected key=value")
-        group = key_of(key)
-        if not equals or key[:1] in "-~" or not (configs_dir() / group).is_dir() or "(" in chosen:
-            continue  # what has a bracket is a sweep, such as choice(a, b)
-        for option in [chosen] if chosen[:1] in ("[", "{") else chosen.split(","):
-            if _NO_NAME.fullmatch(option.strip()):
-                raise UserError(_unknown_option(group, option.strip() or "null"))
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for override in OverridesParser.create().parse_overrides(
+        [o for o in overrides if "=" in o and o[:1] != "-"]
+    ):
+        group = override.key_or_group.partition("@")[0]
+        if not group:
+            raise UserError(f"cannot read '{override.input_line}', expected key=value")
+        if override.is_delete() or group == "hydra" or not (configs_dir() / group).is_dir():
+            continue
+        sweep = override.is_sweep_override()
+        if sweep and not override.is_choice_sweep():
+            continue
+        for option in override.sweep_iterator() if sweep else [override.value()]:
+            if not isinstance(option, str) or not option:
+                raise UserError(_unknown_option(group, "null" if option in (None, "") else str(option)))
 
 
 def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
-    """With a checkpoint and without `task.id`, the world is that of the checkpoint, as far as nothing else is typed."""
+    """Without `task.id`, fill the world from the checkpoint's contract, except for what was typed."""
     from omegaconf import OmegaConf
 
     if "task" not in cfg or not OmegaConf.is_missing(cfg.task, "id") or not cfg.get("checkpoint"):
         return
     try:
-        file = Path(str(cfg.get("checkpoint"))) / "policy.json"
-        stored = json.loads(file.read_text(encoding="utf-8"))["contract"]["env_config"]
-        known = (
-            {key: stored[key] for key in cfg.task if key in stored} if stored["task"] == cfg.task.name else {}
-        )
+        text = (Path(str(cfg.checkpoint)) / "policy.json").read_text(encoding="utf-8")
+        stored = json.loads(text)["contract"]["env_config"]
+        keys = [key for key in cfg.task if key in stored] if stored["task"] == cfg.task.name else []
     except (OSError, ValueError, KeyError, TypeError):
-        return  # what is wrong with a checkpoint, its reader says
+        return  # the reader of checkpoints reports what is wrong
     typed = {".".join(key_of(override).split(".")[:2]) for override in overrides}
-    for key, value in known.items():
+    for key in keys:
         if f"task.{key}" not in typed:
-            OmegaConf.update(cfg, f"task.{key}", value, merge=False)
+            OmegaConf.update(cfg, f"task.{key}", stored[key], merge=False)
 
 
-def check_complete(cfg: "DictConfig") -> None:
-    """Refuse a config with a `???` in it before anything heavy starts.
+def check_config(cfg: "DictConfig", overrides: list[str]) -> None:
+    """Reject a config with a `???` in it, and settings of `env` that another task ignores, before anything slow.
 
     Raises:
         UserError: names the keys.
     """
     from omegaconf import OmegaConf
 
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"no value for {', '.join(missing)}; give one with {missing[0]}=<value>")
-
-
-IN_SECONDS = ("context", "chunk", "execute")  # of a policy: steps, or a time
-SECONDS = r"(\d+\.?\d*|\.\d+) ?s"
-_ONE_OR_SEVERAL = {"image_size"}  # a number for all cameras, or a list or mapping
-
-
-def check_types(verb: str, cfg: "DictConfig", overrides: list[str]) -> None:
-    """Refuse `train.epochs=many`: an override must have the type of the value that it replaces.
-
-    Raises:
-        UserError: names the key, what was found and what was expected.
-    """
-    from hydra import compose
-    from omegaconf import DictConfig, ListConfig, OmegaConf
-
-    values = [o for o in overrides if o[0] not in "+~" and not (configs_dir() / key_of(o)).is_dir()]
-    if not values:
-        return
-    plain = compose(verb, [o for o in overrides if o not in values])
-    for key in map(key_of, values):
-        if key.startswith("hydra."):
-            continue
-        default, given = OmegaConf.select(plain, key), OmegaConf.select(cfg, key)
-        if key.rpartition(".")[2] in _ONE_OR_SEVERAL and isinstance(given, ListConfig | DictConfig):
-            continue  # checked where it is read
-        if key in [f"policy.{name}" for name in IN_SECONDS] and re.fullmatch(SECONDS, str(given)):
-            continue
-        expected = _expected(default, given)
-        if expected and (configs_dir() / key.replace(".", "/")).is_dir():
-            raise UserError(
-                f"{key}: found '{given}'; this one chooses from a group, as {key.replace('.', '/')}={given}"
-            )
-        if expected:
-            raise UserError(f"{key}: found '{given}', expected {expected} such as {default}")
-        if key.endswith((".kind", ".name")) and default is not None and given != default:
-            _check_whole(verb, plain, key, given)
-
-
-def _check_whole(verb: str, plain: "DictConfig", key: str, given: Any) -> None:
-    """Refuse `policy.kind=transformer`: what stands beside that key is of another choice, whose keys are others."""
-    from hydra import compose
-    from omegaconf import OmegaConf
-
-    node = key.rpartition(".")[0]
-    group = node.replace(".", "/")
-    if (configs_dir() / group / f"{given}.yaml").is_file():
-        whole = OmegaConf.select(compose(verb, [f"{group}={given}"]), node)
-        if set(_dotted(whole)) != set(_dotted(OmegaConf.select(plain, node))):
-            raise UserError(f"{key}: found '{given}', which is chosen whole, as {group}={given}")
-
-
-def check_world(cfg: "DictConfig", overrides: list[str]) -> None:
-    """Refuse `task=stack env.rate_hz=20`: the group `env` is the first task's alone, and would say nothing.
-
-    Raises:
-        UserError: names the key and where the task's own settings stand, or that a task of one's own has no name.
-    """
     from s2robot.envs.tasks import DEFAULT
 
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{', '.join(missing)}: expected a value, got nothing; type {missing[0]}=<value>")
     if "task" not in cfg:
         return
     if not cfg.task.get("name"):
-        raise UserError(
-            "task.name: found none, expected a name, which demos and checkpoints keep of the task"
-        )
-    if cfg.task.name == DEFAULT:
-        return
-    for key in map(key_of, overrides):
+        raise UserError("task.name: expected a name, which demos and checkpoints store, got nothing")
+    for key in map(key_of, overrides) if cfg.task.name != DEFAULT else ():
         if key.partition(".")[0] == "env":
             raise UserError(
-                f"{key}: task={cfg.task.name} does not read it, expected a setting of its own, task.<name>"
+                f"{key}: task={cfg.task.name} ignores it, expected a setting of its own, task.<key>"
             )
-
-
-def _expected(default: Any, given: Any) -> str | None:
-    """What `given` should have been, or None if it will do; null stands for a choice left to the program."""
-    from omegaconf import DictConfig, ListConfig
-
-    if default is None or given is None:
-        return None
-    for kinds, accepted, words in (
-        (bool, bool, "true or false"),
-        (int, int, "a whole number"),
-        (float, (int, float), "a number"),
-        (str, (str, int, float), "a text"),
-        (ListConfig, ListConfig, "a list"),
-        (DictConfig, DictConfig, "a group of keys"),
-    ):
-        if isinstance(default, kinds):
-            fits = isinstance(given, accepted) and isinstance(given, bool) == (kinds is bool)  # type: ignore[arg-type]
-            return None if fits else words
-    return None
-
-
-def explained(verb: str, word: str, flags: Mapping[str, str], summary: str, asked: Sequence[str]) -> str:
-    """The help of a verb: its flags, its settings as its config and the comments there explain them, and its groups.
-
-    asked: also explains the settings of the groups among these, ``policy`` or ``policy=transformer``.
-    """
-    root = configs_dir()
-    own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in flags.items()]
-    usage = " ".join(["usage: s2robot", verb, *([word] if word else []), "[key=value ...]", *own])
-    text = (root / f"{'deploy' if verb == 'robot' else verb}.yaml").read_text(encoding="utf-8")
-    defaults, _, settings = text.partition("  - _self_\n")
-    groups = dict(re.findall(r"^  - ([a-z0-9/]+)(?:@\w+)?: ([\w-]+)", defaults, re.M))
-    if "policy" in groups:
-        groups["policy/head"] = "regression"
-    lines = [usage, summary]
-    if settings.strip():
-        lines += ["", "Settings and their defaults:", "", *settings.strip().splitlines()]
-    if groups:
-        lines += ["", f"Groups of settings (`s2robot {verb} --help <group>` explains them):", ""]
-    for group, default in groups.items():
-        options = ", ".join(sorted(file.stem for file in (root / group).glob("*.yaml")))
-        lines.append(f"  {f'{group}={default}':<22}  {group}: {options}")
-    for group, _, chosen in (word.partition("=") for word in asked):
-        file = root / group / f"{chosen or groups.get(group)}.yaml"
-        if group in groups and file.is_file():
-            lines += ["", f"{group}={file.stem}: type {group.replace('/', '.')}.<key>=<value>", ""]
-            lines += file.read_text(encoding="utf-8").strip().splitlines()
-    return "\n".join([*lines, "", f"`--cfg job` prints all values. The files with all settings: {root}"])

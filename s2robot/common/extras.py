@@ -1,4 +1,4 @@
-"""Packages that only some verbs need, asked for at their doors: one line where one is missing, no traceback.
+"""Packages that only some verbs need: a missing one is a one-line error.
 
 require("mujoco", "sim")        # UserError: mujoco is not installed: pip install 's2robot[sim]'
 """
@@ -11,24 +11,13 @@ SIMULATOR = ("mujoco", "robosuite", "mink")  # what `pip install s2robot[sim]` b
 
 
 def require(module: str, extra: str) -> None:
-    """Refuse to go on without the package `module`, which the extra of pyproject.toml called `extra` brings.
-
-    Only looks for it: the import, which may take seconds, is left to who uses it.
-
-    Raises:
-        UserError: it is not installed; the text holds the command that installs it.
-    """
+    """Raise UserError unless the package `module` of the extra `extra` is installed. Does not import it."""
     if find_spec(module) is None:
         raise UserError(f"{module} is not installed: pip install 's2robot[{extra}]'")
 
 
 def require_simulator() -> None:
-    """Refuse to go on without the simulator.
-
-    Raises:
-        UserError: as :func:`require`.
-        EnvError: MUJOCO_GL is set to what MuJoCo cannot be imported with.
-    """
+    """Raise UserError without the simulator, EnvError for a MUJOCO_GL with which MuJoCo cannot be imported."""
     for module in SIMULATOR:
         require(module, "sim")
     from s2robot.envs.gl import check_gl  # gymnasium comes with it, and listing the verbs needs neither

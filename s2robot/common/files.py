@@ -1,8 +1,10 @@
 """Files that appear whole or not at all."""
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,17 @@ from s2robot.common.errors import UserError
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """A temporary name to write under, which becomes `path` at the end: a reader finds the old file or the new one.
+    """Yield a temporary name beside `path` to write to, which replaces `path` at the end.
 
-    It stands beside `path` and has its suffix, by which many a library knows the format. Nothing is left behind if the
-    writing fails; what a killed process has left is written over by the next one, unless it is `shared`.
+    It has the suffix of `path`, from which many libraries infer the format. Nothing is left if the writing fails; the next
+    writer overwrites what a killed process left, unless it is `shared`.
 
     Args:
-        path: of the file; its folder is made if it is not there.
+        path: of the file; its folder is created.
         shared: other processes may write the same file meanwhile, so the name is this one's own.
 
     Raises:
-        OSError: of the writing, with the file's name; `write` alone does not tell it.
+        OSError: of the writing, with the file's name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f"{os.getpid()}." if shared else ""
@@ -39,18 +41,18 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text, written as :func:`replacing` says."""
+    """Write a text as :func:`replacing` does."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A value as JSON, written likewise."""
+    """Write a value as JSON, as :func:`replacing` does."""
     write_text(path, json.dumps(value, indent=1))
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; UserError with its name if it is missing or none."""
+    """Return the text of a file; UserError names a file that is missing or no text."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -62,26 +64,46 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError with the file's name if it is missing or broken."""
+    """Return the content of a JSON file; UserError names a file that is missing or broken."""
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from None
 
 
-def changed(path: Path, settings: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first of `settings` that is another in the JSON file `path`, where work with them was begun.
+def claim(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
+    """Store the settings that decide the results of a run, or check that a run to be resumed has the same.
 
-    Returns:
-        key, what the file has, what it is now, None for a key that one side lacks; None if all are the same.
+    Args:
+        path: a JSON file of the run directory.
+        settings: JSON types.
+        remedy: how to get out of it, for the message.
 
     Raises:
-        UserError: the file is missing, broken, or holds no settings.
+        UserError: the run was begun with other settings, or the file is broken.
     """
-    before, now = read_json(path), json.loads(json.dumps(settings))
-    if not isinstance(before, dict):
-        raise UserError(f"{path}: found {type(before).__name__}, expected settings by their names")
-    for key in [*now, *(key for key in before if key not in now)]:
-        if before.get(key) != now.get(key):
-            return key, before.get(key), now.get(key)
-    return None
+    now = json.loads(json.dumps(settings))
+    if path.exists() and (found := _difference(read_json(path), now)):
+        key, was, new = found
+        raise UserError(
+            f"{path}: {key or 'content'}: expected {was} as when the run began, got {new}; {remedy}"
+        )
+    write_json(path, now)
+
+
+def _difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first dotted key whose value differs, with both values."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return None if was == now else (key, was, now)
+    keys = [*now, *(name for name in was if name not in now)]
+    found = (_difference(was.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in keys)
+    return next(filter(None, found), None)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table as CSV, written likewise."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

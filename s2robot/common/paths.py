@@ -1,7 +1,7 @@
-"""Where the things that ship with the package lie, and where a user's own downloads and caches go.
+"""Where the package's own files are, and the user's downloads and caches.
 
-`configs` and `demos` lie below the package `s2robot`: in a wheel as folders, in a clone and an editable install as
-links to the folders at the top level. So every path starts from this file, and no other package has to be imported.
+`configs` and `demos` are below the package `s2robot`: folders in a wheel, links to the top level in a clone. So every path
+starts from this file.
 """
 
 import os
@@ -13,45 +13,29 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def configs_dir() -> Path:
-    """The folder of Hydra configs (`run.yaml`, `encoder/`, ...)."""
+    """Return the folder of Hydra configs (`run.yaml`, `encoder/`, ...)."""
     return (PACKAGE / "configs").resolve()
 
 
 def weights_dir() -> Path:
-    """The folder of the encoder weights that ship with the package."""
+    """Return the folder of the encoder weights that ship with the package."""
     return PACKAGE / "weights"
 
 
-def demos_dir() -> Path:
-    """The folder of the recorded demos that ship with the package."""
-    return (PACKAGE / "demos").resolve() / "data"
-
-
-def shipped_weights(name: str) -> Path:
-    """The shipped file `<name>.safetensors`.
-
-    Raises:
-        UserError: nothing of that name ships; the text lists what does.
-    """
-    return _shipped(weights_dir(), name, ".safetensors", "weights")
-
-
 def shipped_demos(name: str) -> Path:
-    """The shipped dataset `<name>.zarr`.
-
-    Raises:
-        UserError: nothing of that name ships; the text lists what does.
-    """
-    return _shipped(demos_dir(), name, ".zarr", "demos")
+    """Return the shipped dataset `<name>.zarr`; UserError lists what ships if there is none of that name."""
+    folder = (PACKAGE / "demos").resolve() / "data"
+    path = folder / f"{name}.zarr"
+    if not path.exists():
+        found = ", ".join(sorted(p.stem for p in folder.glob("*.zarr"))) or "none"
+        raise UserError(f"demos.name: expected one of {found}, got '{name}'")
+    return path
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder for what can be made or fetched again; it is created.
+    """Create and return a folder for what can be made or fetched again (UserError if that fails).
 
     `$S2ROBOT_CACHE`, else `$XDG_CACHE_HOME/s2robot`, else `~/.cache/s2robot`, followed by `parts`.
-
-    Raises:
-        UserError: the folder cannot be created.
     """
     base = os.environ.get("S2ROBOT_CACHE")
     if not base:
@@ -63,12 +47,4 @@ def cache_dir(*parts: str) -> Path:
         raise UserError(
             f"cache folder {path}: {error.strerror}; name another one with S2ROBOT_CACHE=<folder>"
         ) from error
-    return path
-
-
-def _shipped(folder: Path, name: str, suffix: str, kind: str) -> Path:
-    path = folder / f"{name}{suffix}"
-    if not path.exists():
-        found = sorted(p.stem for p in folder.glob(f"*{suffix}"))
-        raise UserError(f"{kind}: found no shipped '{name}', expected one of: {', '.join(found) or 'none'}")
     return path

@@ -1,33 +1,31 @@
-"""One run, one folder: claimed by one process while it works, described in `.hydra`, gone if nothing came of it.
+"""One run, one directory: locked by one process while it works, described in `.hydra`, removed if nothing came of it.
 
 with run_folder(Path("runs/train/mine"), {".hydra/config.yaml": text}):
-    ...                                            # a second process that comes here gets a UserError
+    ...                                            # a second process gets a UserError
 
-The claim is a lock of the system on the file `.lock`: the system lets go of it when its holder dies, however that
-may be, so nothing has to be cleared away after a kill.
+The system releases the lock on the file `.lock` when its holder dies, so nothing has to be cleared after a kill.
 """
 
-import fcntl
 import math
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_text
 
 LOCK = ".lock"
 _WAIT_S = 5.0  # for a process that was just killed to end
-INHERITED = "S2ROBOT_HELD_FOLDERS"  # names what the process that started this one holds meanwhile
+INHERITED = "S2ROBOT_HELD_FOLDERS"  # the directories that the process that started this one holds
 _HELD = {Path(p) for p in os.environ.get(INHERITED, "").split(os.pathsep) if p}  # by this process or for it
 
 
 def is_first() -> bool:
-    """Whether this process is the one of a distributed run that writes; every process alone is.
+    """Return whether this process is the one of a distributed run that writes; every single process is.
 
     torchrun counts processes in RANK, srun in SLURM_PROCID; Lightning Fabric names the machine and the place on it.
     """
@@ -36,7 +34,7 @@ def is_first() -> bool:
 
 
 def held() -> dict[str, str]:
-    """The environment in which a process that this one starts may work in the folders that this one holds."""
+    """Return the environment in which a child process may work in the directories that this one holds."""
     return {INHERITED: os.pathsep.join(sorted(map(str, _HELD)))}
 
 
@@ -44,15 +42,15 @@ def held() -> dict[str, str]:
 def run_folder(
     folder: Path, about: Mapping[str, str], keep: bool = False, began: float = math.inf
 ) -> Iterator[None]:
-    """Claim `folder`, write `about` (file -> text) into it, and remove both if the run fails and wrote nothing else.
+    """Lock `folder`, write `about` (file -> text) into it, and remove both if the run fails and wrote nothing else.
 
-    The other processes of a distributed run work in the folder that the first one has claimed.
+    The other processes of a distributed run work in the directory that the first one holds.
 
     Args:
-        folder: made if it is not there; one that was there stays, without what was written.
-        about: what describes the run, paths relative to the folder.
-        keep: leave the folder there whatever happens.
-        began: when the run did, in seconds since 1970: what has been made since, as Hydra makes it, is the run's too.
+        folder: created if missing; one that was there stays, without what was written.
+        about: what describes the run, paths relative to the directory.
+        keep: never remove the directory.
+        began: start of the run, in seconds since 1970: what Hydra has created since then belongs to the run.
 
     Raises:
         UserError: another process works in it.
@@ -64,85 +62,52 @@ def run_folder(
     with suppress(FileNotFoundError):
         made = folder.stat().st_ctime >= began  # before the lock changes that time
     with locked(folder):
-        fresh = not _others(folder, {LOCK})
+        fresh = {path.name for path in folder.iterdir()} <= {LOCK}
         try:
             for name, text in about.items():
                 write_text(folder / name, text)
             yield
         except BaseException:
             ours = {LOCK, *(Path(name).parts[0] for name in about)}
-            if fresh and not keep and not _others(folder, ours):
+            if fresh and not keep and {path.name for path in folder.iterdir()} <= ours:
                 _remove(folder, ours, made)
             raise
 
 
 def _remove(folder: Path, ours: set[str], made: bool) -> None:
-    """What a run has made, which may be gone already: all of its folder, or in one that was there what is `ours`."""
+    """Remove what a run has made: its directory, or in one that was there the names of `ours`."""
     for path in [folder] if made else [folder / name for name in ours]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    if made and folder.parent.parent.name == "runs":  # runs/<verb>; no other folder is ours
+    if made and folder.parent.parent.name == "runs":  # runs/<verb>
         with suppress(OSError):  # holds other runs
             folder.parent.rmdir()
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time works in a folder, which is made if it is not there; a second claim of its own holds too.
+    """Let one process at a time work in a directory, which is created; it may lock it again.
 
     Raises:
-        UserError: another process goes on doing so; the text names it.
+        UserError: another process works in it.
     """
-    if folder.resolve() in _HELD:
+    place = folder.resolve()
+    if place in _HELD:
         yield
         return
-    file = _claim(folder)
-    _HELD.add(folder.resolve())
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / LOCK)
     try:
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+        lock.acquire(timeout=_WAIT_S)
+    except Timeout:
+        raise UserError(
+            f"{folder}: expected no other process in this directory; wait for it, or choose hydra.run.dir=<folder>"
+        ) from None
+    _HELD.add(place)
+    try:
         yield
     finally:
-        _HELD.discard(folder.resolve())
-        file.close()
-
-
-def _claim(folder: Path) -> TextIO:
-    """The folder's lock file, held."""
-    until = time.monotonic() + _WAIT_S
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            file = (folder / LOCK).open("a+", encoding="utf-8")
-        except FileNotFoundError:  # removed by a failed run between the two lines
-            continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(file, folder / LOCK):
-                return file
-            file.close()  # its holder has removed the folder: there is a new one to claim
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip()
-            file.close()
-            if time.monotonic() > until:
-                raise UserError(
-                    f"{folder}: another process{f' ({holder})' if holder else ''} works in this folder; wait for it, "
-                    "or choose another one with hydra.run.dir=<folder>"
-                ) from None
-            time.sleep(0.05)
-
-
-def _is_still(file: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _others(folder: Path, ours: set[str]) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name not in ours]
+        _HELD.discard(place)
+        lock.release()

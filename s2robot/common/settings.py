@@ -1,4 +1,4 @@
-"""A config's nodes, read once at the door."""
+"""Read the nodes of a verb's config."""
 
 import math
 import re
@@ -10,11 +10,11 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, model_validator
 
-from s2robot.common.config_errors import IN_SECONDS, SECONDS, key_of
+from s2robot.common.config_errors import key_of
 from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir, shipped_demos
 from s2robot.common.progress import bar
-from s2robot.core.settings import Settings, invalid
+from s2robot.core.settings import Settings, invalid, shown
 from s2robot.core.settings import read as read_model
 from s2robot.demos.formats.convert import as_store
 from s2robot.demos.formats.source import Choice
@@ -27,6 +27,7 @@ from s2robot.envs.tasks import DEFAULT, register_user_task, settings_class
 from s2robot.policies.settings import read_settings
 
 S = TypeVar("S")
+IN_SECONDS = ("context", "chunk", "execute")  # of a policy: steps, or a time
 
 
 class Dataset(Settings, at="demos"):
@@ -193,7 +194,7 @@ class DemosSettings(Dataset):
 
 
 def typed() -> dict[str, str]:
-    """What was typed for the verb that runs: key -> value; {} where a program called it."""
+    """Return what was typed for the running verb, key -> value; {} if a program called it."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
@@ -203,48 +204,46 @@ def typed() -> dict[str, str]:
 
 
 def in_steps(policy: Mapping[str, Any], rate_hz: float) -> dict[str, Any]:
-    """A policy's settings with times such as `0.8s` as steps of the demos.
-
-    Raises:
-        UserError: a time of no whole step.
-    """
+    """Return a policy's settings with times such as `0.8s` as steps of the demos (UserError: less than one step)."""
     found = dict(policy)
     for key in IN_SECONDS:
         if isinstance(value := found.get(key), str):
-            if not re.fullmatch(SECONDS, value) or (steps := round(float(value.rstrip(" s")) * rate_hz)) < 1:
+            number = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", value)
+            found[key] = round(float(number[1]) * rate_hz) if number else 0
+            if found[key] < 1:
+                least = f"{1 / rate_hz:g}s"
                 raise UserError(
-                    f"policy.{key}: expected steps, or a time such as 0.8s of at least {1 / rate_hz:g}s, got {value}"
+                    f"policy.{key}: expected steps, or a time such as 0.8s of at least {least}, got {value}"
                 )
-            found[key] = steps
     return found
 
 
 def read(cls: type[S], cfg: DictConfig | Mapping[str, Any], where: str) -> S:
-    """The node `where` of a config as the frozen `cls`; UserError names a wrong key or value."""
-    if issubclass(cls, Settings):
-        return read_model(cls, cfg, where)
-    return read_settings(cls, cfg, where, UserError)
+    """Read a node of a config; UserError names a wrong key or value."""
+    return (
+        read_model(cls, cfg, where)
+        if issubclass(cls, Settings)
+        else read_settings(cls, cfg, where, UserError)
+    )
 
 
 def read_among(cls: type[S], cfg: DictConfig, where: str, **changes: Any) -> S:
-    """As `read`, from a node that holds other keys beside those of `cls`; ``changes`` win."""
-    found = {name: cfg[name] for name in get_type_hints(cls) if name in cfg}
-    # each on its own: put into another node, they could lean on their parents no more
-    given = {name: plain(node) if OmegaConf.is_config(node) else node for name, node in found.items()}
+    """Read a node that holds other keys beside those of `cls`; ``changes`` win."""
+    given = {name: plain(cfg[name]) for name in get_type_hints(cls) if name in cfg}
     return read(cls, given | changes, where)
 
 
 def path_of(cfg: DictConfig, key: str) -> Path:
-    """A path of a config, which may look like a number; UserError for what is none."""
+    """Return a path of a config, which may look like a number."""
     found = cfg[key]
     if isinstance(found, bool) or not isinstance(found, str | int | float) or found == "":
-        raise UserError(f"{key}: found {found!r}, expected a path".replace("None", "null"))
+        raise UserError(f"{key}: expected a path, got {shown(found)}")
     return Path(str(found))
 
 
 def plain(cfg: Any) -> Any:
-    """A config node as dicts and lists."""
-    return OmegaConf.to_container(cfg, resolve=True)
+    """Return a config node as dicts and lists."""
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
 
 
 def task_settings(cfg: DictConfig, **changes: Any) -> Any:
@@ -261,14 +260,14 @@ def task_settings(cfg: DictConfig, **changes: Any) -> Any:
 
 
 def expert_settings(task: TaskSettings, recording: Any) -> Any:
-    """Of the task's scripted expert: `picker` where it has settings of its own kind, else `expert_settings`."""
+    """Return the settings of the task's scripted expert: `picker` if the task reads them, else `expert_settings`."""
     if task.Expert is None:
         return dict(recording.expert_settings)
     return read_model(task.Expert, recording.picker)
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:
-    """The dataset of a config, checked against its robot and our action frame where it is of our worlds."""
+    """Open the dataset of a config; that of a simulated task of ours must match robot, rate and action frame."""
     store = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
     if "source" in store.attrs:
         return store
@@ -278,37 +277,31 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
 
 
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
-    """What build_encoder needs to make the same encoder again; part of a checkpoint."""
-    scales = plain(cfg.s2)["scales"]
+    """Return what `build_encoder` needs to build the same encoder again; stored in a checkpoint."""
+    scales = plain(cfg.s2.scales)
     some = isinstance(scales, list) and len(scales) > 0
     if not some or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
-        raise UserError(f"s2.scales: found {scales}, expected one scale or more above 0, such as [1,2]")
+        raise UserError(f"s2.scales: expected one or more numbers > 0, such as [1,2], got {shown(scales)}")
     settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
     if settings["checkpoint"] == "":
-        raise UserError("encoder.checkpoint: found '', expected a weights file, or null")
+        raise UserError("encoder.checkpoint: expected a weights file or null, got ''")
     if settings["checkpoint"]:  # a checkpoint is used from other folders too
         settings["checkpoint"] = str(Path(settings["checkpoint"]).resolve())
     return settings
 
 
 def world_of(cfg: DictConfig) -> str:
-    """Where a config evaluates, `simulation` or `arm`.
-
-    Raises:
-        UserError: the name does not go with the settings that are there.
-    """
-    found, expected = cfg.evaluate.world, "arm" if "live" in cfg else "simulation"
-    if found != expected:
+    """Return where a config evaluates: `simulation`, `arm`, or `recorded` for open loop; UserError if the name differs."""
+    expected = "arm" if "live" in cfg else "recorded" if "parallel" in cfg.evaluate else "simulation"
+    if (found := cfg.evaluate.world) != expected:
         raise UserError(
-            f"evaluate.world: found '{found}', expected {expected}: choose evaluate=default for the simulation, "
-            "evaluate=arm for the arm"
+            f"evaluate.world: expected {expected}, got {found}; choose evaluate=default for the simulation, "
+            "evaluate=arm for the arm, evaluate=recorded for open loop"
         )
     return expected
 
 
 def only_simulated(cfg: DictConfig) -> None:
-    """UserError if a verb that evaluates in simulation is told to do so on an arm."""
-    if world_of(cfg) != "simulation":
-        raise UserError(
-            "evaluate: found arm, expected default: `s2robot evaluate evaluate=arm` is on the arm"
-        )
+    """Reject another evaluation than the simulated one in a verb that evaluates in simulation."""
+    if (found := world_of(cfg)) != "simulation":
+        raise UserError(f"evaluate: expected default, got {found}; `s2robot evaluate` takes evaluate={found}")

@@ -1,8 +1,8 @@
-"""Where a run's time went: wall and processor seconds of each step, and the rest, so that it adds up.
+"""Where a run's time went: wall and CPU seconds of each step, and of the rest.
 
 timed = Stages(out / "stages.json")
 with timed("encode"): ...
-timed.told()                      # the lines of a table from the start of the process until now
+timed.table()                     # from the start of the process until now
 """
 
 import os
@@ -17,54 +17,42 @@ from s2robot.common.files import write_json
 from s2robot.common.run_folder import is_first
 from s2robot.core.trace import span
 
+_TICKS = os.sysconf("SC_CLK_TCK")  # per second
+
 
 def processor_s() -> float:
-    """Processor seconds of this process, of those that it started and that have ended, and of theirs likewise."""
+    """Return the CPU seconds of this process, and of its living and ended descendants."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used) + sum(map(_of_living, _children()))
-
-
-def _children() -> list[str]:
-    """The processes that this one has started; none where the system does not tell."""
-    with suppress(OSError):
-        return [
-            pid
-            for task in Path("/proc/self/task").iterdir()
-            for pid in (task / "children").read_text().split()
-        ]
-    return []
-
-
-def _of_living(pid: str) -> float:
-    """Processor seconds of a process and of those that it started and that have ended: workers end long before the one
-    that they are copies of (`s2robot.core.processes`)."""
-    with suppress(OSError):  # it has ended by now
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
-        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-    return 0.0
+    found = sum(one.ru_utime + one.ru_stime for one in used)
+    with suppress(OSError):  # a system without /proc
+        for task in Path("/proc/self/task").iterdir():
+            for pid in (task / "children").read_text().split():
+                with suppress(OSError):  # it has ended
+                    # its own and those of its ended children: workers end long before the fork server
+                    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                    found += sum(map(int, fields[11:15])) / _TICKS
+    return found
 
 
 def age_s() -> float:
-    """Seconds since this process began; where the system does not tell, its processor seconds."""
+    """Return the seconds since this process began; its CPU seconds on a system without /proc."""
     try:
         begun = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # in ticks since boot
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - begun / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - begun / _TICKS
     except (OSError, AttributeError, ValueError):
         return time.process_time()
 
 
 class Stages:
-    """What each step of a run takes, in a file that the first process writes.
+    """The time of each step of a run, in a file that the first process writes.
 
-    A row: ``stage``, ``seconds`` (wall), ``processor_s`` (of all processes that ended with the step), ``unused_s`` (of all
-    cores, what this run left idle: wall times cores less processor seconds).
+    A row: ``stage``, ``seconds`` (wall), ``processor_s`` (of all processes that ended with the step), ``unused_s`` (wall
+    times cores less CPU seconds).
     """
 
     def __init__(self, file: Path):
         self.file, self.rows = file, list[dict[str, Any]]()
-        self._cores = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        self._cores = len(os.sched_getaffinity(0))
         self._row("start", *self._now())  # imports, before anything could be timed
 
     @contextmanager
@@ -77,8 +65,8 @@ class Stages:
         if is_first():
             write_json(self.file, self.rows)
 
-    def told(self) -> str:
-        """A table that adds up to the seconds since the process began; what no step covers is the last row."""
+    def table(self) -> str:
+        """Return a table that adds up to the age of the process; the last row is what no step covers."""
         wall, used = self._now()
         rest = (wall - sum(r["seconds"] for r in self.rows), used - sum(r["processor_s"] for r in self.rows))
         rows = [(r["stage"], r["seconds"], r["processor_s"]) for r in self.rows] + [("rest", *rest)]

@@ -3,12 +3,8 @@
     encode = Job("base: encode", "encode", ["s2=single"], folder / "encode")
     run_jobs([Job("base: train", "train", ["s2=single"], folder / "train", needs=[encode])], parallel=2, threads=1)
 
-Each job is an ordinary `s2robot <verb> ...` with a log of its own. `<stamp>.json` says what was begun with which
-settings, and whether it ended well. Whoever kills this process ends its jobs too: each watches its standard input,
-which is a pipe that this process holds open.
-
-Why no library: joblib and Ray run functions and forget them; what is needed here is commands that a user could type,
-with a log and a stamp each that outlive a kill, and that is all there is below.
+Each job is an ordinary `s2robot <verb> ...` with a log of its own. `<stamp>.json` stores the settings of a job and whether
+it is done. Each job ends with this process, because its standard input is a pipe that this process holds open.
 """
 
 import json
@@ -20,9 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -38,12 +34,12 @@ class Job:
 
     Args:
         name: for people; two jobs of a comparison with the same one are the same job.
-        verb, overrides: of `s2robot`; a folder that holds others is refused.
+        verb, overrides: of `s2robot`.
         stamp: `<stamp>.json` and `<stamp>.log` are written.
         needs: jobs that have to be done before; they are run too.
-        threads: keys that get the number of threads; it is no part of the settings, and neither is the engine.
-        inputs: fingerprints of what the job reads; other ones are another job.
-        fresh: what an unfinished try left here is removed before the job begins.
+        threads: keys that get the number of threads; they are not part of the identity, and neither is the engine.
+        inputs: fingerprints of what the job reads.
+        fresh: removed before the job begins, if an unfinished try left it.
         lines: a file and how many lines it has when the job is done: a shorter evaluation may have come after it.
     """
 
@@ -59,12 +55,8 @@ class Job:
 
     @property
     def command(self) -> str:
-        """What a user would type."""
+        """The command as a user would type it."""
         return shlex.join(["s2robot", self.verb, *_own_configs(), *self.overrides])
-
-    @property
-    def folder(self) -> Path:
-        return self.stamp.parent
 
     @property
     def log(self) -> Path:
@@ -75,25 +67,22 @@ class Job:
         return self.stamp.with_name(self.stamp.name + ".json")
 
     def is_done(self) -> bool:
-        """Raises UserError where the same place holds a job of other settings."""
-        if not self.state_file.exists():
-            return False
-        try:
+        """Raises UserError if the stamp is that of another job."""
+        state = None
+        with suppress(OSError, ValueError):
             state = json.loads(self.state_file.read_text(encoding="utf-8"))
-        except ValueError:
-            return False
         if not isinstance(state, dict):
             return False
-        wanted: dict[str, Any] = {"command": self.command, "inputs": dict(self.inputs)}
-        for key, value in wanted.items():
+        for key, value in {"command": self.command, "inputs": dict(self.inputs)}.items():
             if state.get(key) != value:
                 raise UserError(
-                    f"{self.state_file}: holds another job: {key} {state.get(key)}, expected {value}; choose "
+                    f"{self.state_file}: expected {key} {state.get(key)} as when the run began, got {value}; choose "
                     "another folder with hydra.run.dir=<folder>"
                 )
-        return bool(state.get("done")) and (
-            self.lines is None or _count_lines(self.lines[0]) >= self.lines[1]
-        )
+        if not state.get("done") or self.lines is None:
+            return bool(state.get("done"))
+        file, count = self.lines
+        return file.exists() and file.read_bytes().count(b"\n") >= count
 
     def note(self, done: bool, seconds: float | None = None) -> None:
         """Write the stamp."""
@@ -102,7 +91,7 @@ class Job:
 
 
 def with_needs(jobs: Iterable[Job]) -> list[Job]:
-    """The jobs and what they need, each once and after what it needs."""
+    """Return the jobs and what they need, each once and after what it needs."""
     found: dict[str, Job] = {}
     for job in jobs:
         found |= {other.name: other for other in with_needs(job.needs) if other.name not in found}
@@ -116,8 +105,7 @@ def run_jobs(
     """Run what is not done yet, at most ``parallel`` at once, each after those that it needs.
 
     Raises:
-        UserError: a job failed (it is named with its log; the others are ended and can go on later), or a folder
-            holds a job of other settings.
+        UserError: a job failed (the others are ended and can be resumed), or a folder holds a job of other settings.
     """
     every = with_needs(jobs)
     done = {job.name for job in every if job.is_done()}
@@ -132,7 +120,12 @@ def run_jobs(
                 running[_start(job, threads)] = job, time.monotonic()
             for process in [p for p in running if p.poll() is not None]:
                 job, start = running.pop(process)
-                seconds = _end(process, job, start)
+                if process.stdin is not None:
+                    process.stdin.close()
+                if process.returncode:
+                    raise UserError(f"{job.name}: {_reason(job, process.returncode)}; see {job.log}")
+                seconds = round(time.monotonic() - start, 1)
+                job.note(True, seconds)
                 done.add(job.name)
                 say(f"{total - len(waiting) - len(running)}/{total}  {job.name}: {seconds:.0f} s")
             time.sleep(0.05)
@@ -141,17 +134,6 @@ def run_jobs(
             process.terminate()
         for process in running:
             process.wait()
-
-
-def _end(process: subprocess.Popen, job: Job, start: float) -> float:
-    """Note a job whose process has ended; the seconds that it took. Raises UserError if it failed."""
-    if process.stdin is not None:
-        process.stdin.close()
-    if process.returncode:
-        raise UserError(f"{job.name} failed: {_reason(job, process.returncode)}; its log is {job.log}")
-    seconds = round(time.monotonic() - start, 1)
-    job.note(True, seconds)
-    return seconds
 
 
 def _start(job: Job, threads: int) -> subprocess.Popen:
@@ -175,7 +157,7 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
 
 
 def _own_configs() -> list[str]:
-    """The user's folder of configs, where this process was given one: a job reads his task there too."""
+    """The user's folder of configs, if this process was given one, where a job finds the user's task."""
     if not HydraConfig.initialized():
         return []
     sources = HydraConfig.get().runtime.config_sources
@@ -185,13 +167,8 @@ def _own_configs() -> list[str]:
 def _reason(job: Job, code: int) -> str:
     """The signal that ended a job, else the error in its log, else the last line there."""
     if code < 0:
-        return f"it was ended by {signal.Signals(-code).name}"
+        return f"ended by {signal.Signals(-code).name}"
     lines = [line.strip() for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    lines = [line for line in lines if line]
     mark = f"s2robot {job.verb}: error: "
     errors = [line.removeprefix(mark) for line in lines if line.startswith(mark)]
-    return (errors or lines or ["no output"])[-1]
-
-
-def _count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    return (errors or [line for line in lines if line] or ["no output"])[-1]

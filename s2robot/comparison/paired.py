@@ -21,37 +21,33 @@ POSITIONS = "new positions, for these trained policies only"
 
 
 def outcomes_of(records: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> dict[str, Array]:
-    """Success of every arm, training seed and position from episode records.
+    """Return the success of every arm, training seed and position.
 
-    `records[arm][training seed]` lists episodes with "seed" (of the position) and "success" (bool). Returns
-    arm -> bool (seeds, positions), both in rising order. Raises UserError that names arm, training seed and
-    position where the positions of two evaluations differ or one stands there twice.
+    Args:
+        records: arm -> training seed -> episodes with "seed" (of the position) and "success".
+
+    Returns:
+        Arm -> bool (seeds, positions), both sorted.
+
+    Raises:
+        UserError: no episodes, or positions that differ between two evaluations.
     """
-    found: dict[tuple[str, int], dict[int, bool]] = {}
-    for arm, by_seed in records.items():
-        if not by_seed:
-            raise UserError(f"arm {arm!r}: no training seed, expected at least 1")
-        for seed, episodes in by_seed.items():
-            run = found[arm, seed] = {}
-            for episode in episodes:
-                position, success = episode.get("seed"), episode.get("success")
-                where = f"arm {arm!r} seed {seed}: position {position!r}"
-                if type(position) is not int or type(success) is not bool:  # a bool is no position
-                    raise UserError(f"{where} with success {success!r}, expected integer and true or false")
-                if position in run:
-                    raise UserError(f"{where} stands there twice, expected every position once")
-                run[position] = success
-    if not any(found.values()):
-        raise UserError("found no episode to compare, expected at least 1 arm with 1 episode")
-    (arm_0, seed_0), expected = next(iter(found.items()))
-    for (arm, seed), run in found.items():
+    found = {arm: {s: {e["seed"]: e["success"] for e in es} for s, es in by_seed.items()} for arm, by_seed in records.items()}  # fmt: skip
+    runs = [
+        (f"arm {arm!r} seed {seed}", run) for arm, by_seed in found.items() for seed, run in by_seed.items()
+    ]
+    if not runs or not all(found.values()) or not runs[0][1]:
+        raise UserError(
+            "expected one or more training seeds of each arm, with one or more episodes, got none"
+        )
+    first, expected = runs[0]
+    for where, run in runs:
         if odd := expected.keys() ^ run.keys():
-            where = f"arm {arm!r} seed {seed}: position {min(odd)}"
-            state = "is missing" if min(odd) in expected else "is one too many"
-            raise UserError(f"{where} {state}, expected the positions of arm {arm_0!r} seed {seed_0}")
+            state = "no" if min(odd) in expected else "another"
+            raise UserError(f"{where}: expected the positions of {first}, got {state} position {min(odd)}")
     return {
-        arm: np.array([[found[arm, seed][p] for p in sorted(expected)] for seed in sorted(by_seed)])
-        for arm, by_seed in records.items()
+        arm: np.array([[by_seed[seed][p] for p in sorted(expected)] for seed in sorted(by_seed)])
+        for arm, by_seed in found.items()
     }
 
 
@@ -69,19 +65,18 @@ class Difference:
     positions: int
 
 
-def difference(a: Array, b: Array, confidence: float = 0.95, paired_seeds: bool = False) -> Difference:
+def difference(a: Array, b: Array, confidence: float = 0.95) -> Difference:
     """Difference in success of arms a and b (seeds, positions), whose columns are the same positions.
 
     Two seeds or more an arm: t interval and test in which seeds and positions are both random (`estimate`):
     they hold for SEEDS_AND_POSITIONS. One seed in either arm: how much training varies cannot be known; they
     hold for POSITIONS: Agresti & Min 2005 (adjusted Wald, half an episode added to each cell of the paired
-    table) and the sign-flip test. `paired_seeds`: row i of both arms shares its training seed (data order).
-    Raises UserError for arrays that do not fit.
+    table) and the sign-flip test. Raises UserError for arrays that do not fit.
     """
-    a, b = checked(a, b, paired_seeds)
+    a, b = checked(a, b)
     fraction("confidence", confidence)
     both = min(len(a), len(b)) > 1
-    arms = ([a - b] if paired_seeds else [a, b]) if both else []
+    arms = [a, b] if both else []
     centre, error, df = (float(v) for v in estimate(a.mean(0) - b.mean(0), arms))
     half = float(stats.t.ppf(0.5 + confidence / 2, df)) * error
     flips = sign_flip(a, b)
@@ -167,14 +162,12 @@ def sign_flip(a: Array, b: Array) -> float:
     return float(min(1.0, chances[np.abs(np.arange(-total, total + 1)) >= abs(int(d.sum()))].sum()))
 
 
-def checked(a: Any, b: Any, paired_seeds: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def checked(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
     """Both arms as float (seeds, positions); UserError with the shapes or the value that does not fit."""
     a, b = (np.asarray(x) for x in (a, b))
     found = f"found outcomes of shape {a.shape} and {b.shape}"
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise UserError(f"{found}, expected (seeds, positions) with the same positions")
-    if paired_seeds and len(a) != len(b):
-        raise UserError(f"{found}, expected as many seeds in both: they are paired")
     for x in (a, b):
         if (wrong := x[~np.isin(x, (0, 1))]).size:
             raise UserError(f"found an outcome of {wrong[0]}, expected true or false")

@@ -1,9 +1,10 @@
-"""A comparison as data: what its stages share, checked before anything runs, and the stages of each world.
+"""What a comparison will run: the stages of each arm and training seed, for the main comparison and along each axis.
 
 plan = make_plan(settings, ["train.steps=500"])   # what all arms share, as it was typed
 policies = training(plan, plan.main)              # (arm, training seed) -> the job that trains it
 evaluation(plan, plan.main, policies, 128)        # jobs that need these
 read_runs(plan, plan.main, 128)                   # arm -> training seed -> episode records
+points_of(plan, "demos", axis)                    # the values of an axis, each with a world of its own
 """
 
 import os
@@ -20,14 +21,15 @@ from s2robot.comparison.arms import (
     Arm,
     Known,
     about,
-    choose_arms,
     demos_of,
+    group_of,
     look_up,
     read_by,
     settings_of,
+    value_of,
 )
 from s2robot.comparison.jobs import Job
-from s2robot.comparison.settings import Compare
+from s2robot.comparison.settings import Axis, Compare
 from s2robot.evaluation.records import read_records
 
 Policies = Mapping[tuple[str, int], Job]  # (arm, training seed) -> its training
@@ -37,19 +39,20 @@ _THREADS: dict[str, tuple[str, ...]] = {  # keys that get a job's share of the c
     "train": ("train.threads",),
     "evaluate": ("evaluate.workers",),
 }
+_RECORDED = (
+    "recorded by this comparison"  # in place of the fingerprint of demos that are recorded for one value
+)
 
 
 @dataclass(frozen=True)
 class World:
-    """Where the arms are trained and evaluated: that of the main comparison, or of one value of an axis."""
+    """The settings that arms are trained and evaluated with: those of the main comparison, or of one value of an axis."""
 
     root: Path  # folder of its stages
-    label: str = ""  # what the names of its stages begin with
-    words: tuple[str, ...] = ()  # its own settings, beside those of all arms
-    recording: Job | None = None  # of its demos, where it has its own
-    demos: str | None = (
-        None  # what they are, for the stages that read them; None: not known before they are recorded
-    )
+    label: str = ""  # begins the names of its stages
+    words: tuple[str, ...] = ()  # its own overrides, beside those of all arms
+    recording: Job | None = None  # of its demos, if it has its own
+    demos: str | None = None  # fingerprint, for the stages that read them; None: not recorded yet
 
 
 @dataclass(frozen=True)
@@ -69,32 +72,47 @@ class Plan:
     threads: int  # of each
 
     def folder(self, world: World, arm: Arm, seed: int) -> Path:
-        """Where an arm's training and evaluation are."""
+        """Return the run directory of an arm's training and evaluation."""
         return (world.root / "arms" if world.root == self.out else world.root) / arm.name / f"seed-{seed}"
 
 
-def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
-    """All checks that need no run: arms, encoders with their weights, demos, settings of every verb.
+@dataclass(frozen=True)
+class Point:
+    """One value of an axis. `trains`: with policies of its own, else with those of the main comparison."""
 
-    ``typed``: overrides of all arms. Raises UserError that names the arm.
+    value: Any
+    world: World
+    trains: bool
+
+
+def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
+    """Do all checks that need no run: arms, encoders with their weights, demos, settings of every verb.
+
+    Args:
+        settings: of the comparison.
+        typed: overrides of all arms.
+
+    Raises:
+        UserError: names the arm.
     """
-    experiment, out = settings.experiment, settings.out
-    common = [*experiment.overrides, *(word for word in typed if _is_for_arms(word))]
-    arms = choose_arms(experiment.arms, settings.arms)
+    experiment, out, arms = settings.experiment, settings.out, settings.chosen
+    for_arms = [word for word in typed if group_of(word) in GROUPS and not word.startswith("-")]
+    common = [*experiment.overrides, *for_arms]
     if settings.record:
         common.append(f"demos.path={word(out / 'demos.zarr')}")
     with about("all arms"):
         positions = settings_of("evaluate", common).evaluate
         if settings.record:
             settings_of("record", common)
-    pairs = _pairs(experiment.pairs, arms)
+    names = [arm.name for arm in arms]
+    every_two = [(b, a) for i, a in enumerate(names) for b in names[i + 1 :]]
+    chosen = every_two if experiment.pairs is None else experiment.pairs
+    pairs = tuple(pair for pair in chosen if {*pair} <= {*names})
     if experiment.stopping.enabled and not pairs:
-        raise UserError(
-            "experiment.stopping.enabled: found no pair to decide, expected one in experiment.pairs"
-        )
+        raise UserError("experiment.pairs: expected one or more with experiment.stopping.enabled, got none")
     known = {arm.name: look_up(arm, common) for arm in arms}
     demos = None if settings.record else demos_of(arms[0], common).fingerprint
-    recording = recording_of(out, "", common) if settings.record else None
+    recording = _recording(out, "", common) if settings.record else None
     cores = os.cpu_count() or 1
     parallel = settings.jobs or min(cores, 8, len(arms) * len(experiment.seeds))
     return Plan(
@@ -105,19 +123,40 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     )  # fmt: skip
 
 
-def _is_for_arms(word: str) -> bool:
-    return re.split(r"[./]", key_of(word))[0] in GROUPS and not word.startswith("-")
+def points_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, tuple[Point, ...]]:
+    """Return the default of an axis and its points; the point at the default is the main comparison's world.
+
+    Raises:
+        UserError: a key of no stage, or counts of demos that do not exist.
+    """
+    values = [value_of(arm, plan.common, axis.key) for arm in plan.arms]
+    default = values[0] if values.count(values[0]) == len(values) else None  # else an arm has another value
+    if axis.key == "demos.episodes":
+        if plan.main.recording is not None:
+            most = int(settings_of("record", plan.common).episodes)
+        else:
+            most = len(demos_of(plan.arms[0], plan.common))
+        default = most if default is None else default
+        if wrong := [value for value in axis.values if type(value) is not int or not 1 <= value <= most]:
+            raise UserError(
+                f"experiment.axes.{name}.values: expected integers from 1 to {most}, got {wrong[0]}"
+            )
+    points = []
+    for value in axis.values:
+        if value == default:
+            points.append(Point(value, plan.main, trains=False))
+            continue
+        root, label = plan.out / "axes" / name / str(value), f"{name} {value}, "
+        words, recording = [f"{axis.key}={value}"], None
+        if axis.record:
+            recording = _recording(root, label, [*plan.common, *words])
+            words.append(f"demos.path={word(root / 'demos.zarr')}")
+        world = World(root, label, tuple(words), recording, _RECORDED if axis.record else plan.main.demos)
+        points.append(Point(value, world, trains=axis.record or axis.train))
+    return default, tuple(points)
 
 
-def _pairs(chosen: Sequence[tuple[str, str]] | None, arms: Sequence[Arm]) -> tuple[tuple[str, str], ...]:
-    """Which arm is compared with which: those that the experiment names and that run, or every two."""
-    names = [arm.name for arm in arms]
-    if chosen is None:
-        return tuple((b, a) for i, a in enumerate(names) for b in names[i + 1 :])
-    return tuple(pair for pair in chosen if set(pair) <= set(names))
-
-
-def recording_of(root: Path, label: str, words: Sequence[str]) -> Job:
+def _recording(root: Path, label: str, words: Sequence[str]) -> Job:
     """Record `demos.zarr` in the world of ``words``."""
     demos = root / "demos.zarr"
     own = (*read_by("record", words), f"out={word(demos)}", *_hydra(root, "record"))
@@ -130,17 +169,12 @@ def training(plan: Plan, world: World) -> Policies:
     encoded: dict[tuple[str, ...], Job] = {}
     for arm in plan.arms:
         words = (*plan.common, *arm.overrides, *world.words)
-        inputs = {"encoder": plan.known[arm.name].encoder}
-        if world.demos:
-            inputs["demos"] = world.demos
+        inputs = {"encoder": plan.known[arm.name].encoder} | ({"demos": world.demos} if world.demos else {})
         needs = () if world.recording is None else (world.recording,)
         if not settings_of("train", words).train.tune.blocks:  # else a training reads what enters its blocks
             reads = tuple(read_by("encode", words))
-            if reads not in encoded:
-                stamp = world.root / "encode" / arm.name / "encode"
-                encoded[reads] = _job(
-                    f"{world.label}{arm.name}: encode", "encode", reads, stamp, needs, inputs
-                )
+            name, stamp = f"{world.label}{arm.name}: encode", world.root / "encode" / arm.name / "encode"
+            encoded.setdefault(reads, _job(name, "encode", reads, stamp, needs, inputs))
             needs = (encoded[reads],)
         for seed in plan.seeds:
             own = read_by("train", [*words, f"train.seed={seed}"])
@@ -159,7 +193,7 @@ def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> l
             own = [*plan.common, *arm.overrides, *world.words, f"evaluate.episodes={episodes}"]
             if not any(key_of(word) == "evaluate.videos" for word in own):
                 own.append("evaluate.videos=0")
-            words = (f"checkpoint={word(policy.folder / 'checkpoint')}", *read_by("evaluate", own))
+            words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *read_by("evaluate", own))
             name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
             inputs = {"encoder": plan.known[arm.name].encoder}
             job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", (policy,), inputs)
@@ -174,18 +208,18 @@ def _job(name: str, verb: str, words: Sequence[str], stamp: Path, needs: tuple[J
 
 
 def read_runs(plan: Plan, world: World, episodes: int) -> Runs:
-    """The records of the first so many positions of every arm and training seed."""
-    runs: Runs = {}
+    """Return the records of the first so many positions of every arm and training seed."""
+    runs: Runs = {arm.name: {} for arm in plan.arms}
     for arm in plan.arms:
         for seed in plan.seeds:
             records = read_records(plan.folder(world, arm, seed) / "episodes.jsonl")
-            kept = sorted((r for r in records if r["episode"] < episodes), key=lambda r: r["episode"])
-            runs.setdefault(arm.name, {})[seed] = kept
+            first = (r for r in records if r["episode"] < episodes)
+            runs[arm.name][seed] = sorted(first, key=lambda r: r["episode"])
     return runs
 
 
 def _hydra(folder: Path, verb: str) -> tuple[str, str]:
-    """One folder holds the stages of an arm; each keeps its config beside those of the others."""
+    """One folder holds the stages of an arm; each has a config folder of its own there."""
     return f"hydra.run.dir={word(folder)}", f"hydra.output_subdir=.hydra-{verb}"
 
 

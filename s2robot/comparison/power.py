@@ -19,29 +19,17 @@ _MOST_POSITIONS = 1_000_000  # beyond this an evaluation is out of reach, and th
 
 @dataclass(frozen=True)
 class Design:
-    """What a power analysis assumes.
-
-    Correlations (phi) are of two policies' success on the same position. UserError for a value out of range.
-    """
+    """What a power analysis assumes."""
 
     base: float  # success of the weaker arm
-    correlation: float = 0.3  # between policies of different arms
-    correlation_within: float | None = None  # between training seeds of one arm; None: as between arms
-    discordant: float | None = None  # where one seed of each arm disagree; replaces `correlation`
+    correlation: float = 0.3  # phi, between the successes of two policies on the same position
     seeds: int = 1  # training seeds an arm
     seed_sd: float = 0.0  # standard deviation of success over training seeds of an arm (0.03 = 3 points)
     alpha: float = 0.05  # two-sided error rate
 
-    def __post_init__(self) -> None:
-        fraction("base", self.base)
-        fraction("alpha", self.alpha)
-        related = max(abs(self.correlation), abs(self.correlation_within or 0.0)) < 1
-        if not related or self.seeds < 1 or not 0 <= self.seed_sd < 0.5:
-            raise UserError(f"expected correlations in -1..1, seeds > 0, seed_sd in 0..0.5, found {self}")
-
 
 def power_at(gap: float, positions: int, design: Design) -> float:
-    """Chance to find the better arm better (p < alpha in `difference`) when it is `gap` above the base.
+    """Return the chance to find the better arm better (p < alpha in `difference`) when it is `gap` above the base.
 
     One seed: exact power of McNemar's exact test, summed over the number of discordant positions. More seeds:
     chance that the estimate passes the limit of `difference`, averaged over the mean squares that few seeds
@@ -49,19 +37,16 @@ def power_at(gap: float, positions: int, design: Design) -> float:
     """
     p, q = design.base, min(design.base + gap, 1.0)
     if not 0 < gap <= 1 - p + 1e-9 or positions < 2:
-        raise UserError(f"found gap {gap:g} and {positions} positions, expected 0..{1 - p:g} and 2 or more")
+        raise UserError(
+            f"expected a gap in 0..{1 - p:g} and 2 positions or more, got {gap:g} and {positions}"
+        )
     v, w = p * (1 - p), max(q * (1 - q), 1e-9)
     least, most = max(0.0, p + q - 1) - p * q, min(p, q) - p * q  # all that a 2 × 2 table can hold
     covariance = min(max(design.correlation * math.sqrt(v * w), least), most)
-    if design.discordant is not None:
-        covariance = (p + q - design.discordant) / 2 - p * q
-        if not least - 1e-9 <= covariance <= most + 1e-9:
-            fits = f"{gap:g}..{min(p + q, 2 - p - q):g} at success {p:g} and {q:g}"
-            raise UserError(f"found discordant = {design.discordant:g}, expected {fits}")
     if design.seeds == 1:
         return _mcnemar_power(gap, p + q - 2 * (covariance + p * q), positions, design.alpha)
     k, n = design.seeds, positions + 2
-    rho = covariance / math.sqrt(v * w) if design.correlation_within is None else design.correlation_within
+    rho = covariance / math.sqrt(v * w)
     of_mean = max(0.0, (v + w) * (1 + (k - 1) * rho) / k - 2 * covariance)  # of a position's mean difference
     of_positions = (positions * (of_mean + 2 * gap**2 / n) + 1) / n**2
     quantiles = stats.chi2.ppf((np.arange(40) + 0.5) / 40, k - 1) / (k - 1)
@@ -83,20 +68,14 @@ def _mcnemar_power(gap: float, discordant: float, positions: int, alpha: float) 
     return float((stats.binom.pmf(m, positions, discordant) * stats.binom.cdf(limit, m, losses)).sum())
 
 
-def needed(gap: float, design: Design, power: float = 0.8) -> int:
-    """Positions needed to see `gap` (fraction) with `power`: needed(0.1, Design(base=0.5)) -> 291.
+def needed(gap: float, design: Design, power: float = 0.8) -> int | None:
+    """Return the positions needed to see `gap` (fraction) with `power`: needed(0.1, Design(base=0.5)) -> 291.
 
-    Raises UserError where no number of positions would do, and says how many seeds would.
+    None if no number of positions is enough with so few training seeds.
     """
     fraction("power", power)
-    if (most := power_at(gap, _MOST_POSITIONS, design)) < power:
-        more = (replace(design, seeds=k) for k in range(2, 1000))
-        enough = next((x.seeds for x in more if power_at(gap, _MOST_POSITIONS, x) >= power), "over 1000")
-        raise UserError(
-            f"{design.seeds} seeds an arm that differ by {100 * design.seed_sd:g} points see a gap of "
-            f"{100 * gap:g} points with {100 * most:.0f} % power on any number of positions, expected "
-            f"{100 * power:g} %: take {enough} seeds"
-        )
+    if power_at(gap, _MOST_POSITIONS, design) < power:
+        return None
     low, high = 1, 2  # power_at(low) < power <= power_at(high)
     while power_at(gap, high, design) < power:
         low, high = high, 2 * high
@@ -107,10 +86,14 @@ def needed(gap: float, design: Design, power: float = 0.8) -> int:
 
 
 def power_text(gap: float, design: Design, power: float = 0.8) -> str:
-    """`needed` as a sentence: "To see a gap of 10 points with 80 % power you need 291 positions …"."""
+    """Return `needed` as a sentence: "To see a gap of 10 points with 80 % power you need 291 positions …"."""
+    wanted = f"To see a gap of {100 * gap:g} points with {100 * power:g} % power you need "
+    assumed = f"spread {100 * design.seed_sd:g} points, base {100 * design.base:g} %, alpha {100 * design.alpha:g} %"
+    if (count := needed(gap, design, power)) is None:
+        more = (replace(design, seeds=k) for k in range(2, 1000))
+        enough = next((x.seeds for x in more if power_at(gap, _MOST_POSITIONS, x) >= power), "over 1000")
+        return f"{wanted}{enough} training seeds an arm instead of {design.seeds} ({assumed})."
+    scope = POSITIONS if design.seeds == 1 else SEEDS_AND_POSITIONS
     return (
-        f"To see a gap of {100 * gap:g} points with {100 * power:g} % power you need "
-        f"{needed(gap, design, power)} positions (training seeds an arm: {design.seeds}, spread "
-        f"{100 * design.seed_sd:g} points, base {100 * design.base:g} %, alpha {100 * design.alpha:g} %); it "
-        f"holds for {POSITIONS if design.seeds == 1 else SEEDS_AND_POSITIONS}."
+        f"{wanted}{count} positions (training seeds an arm: {design.seeds}, {assumed}); it holds for {scope}."
     )

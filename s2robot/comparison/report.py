@@ -1,238 +1,259 @@
-"""A comparison as one HTML page that needs nothing else: who wins and how surely, where, at what cost.
+"""A comparison as one HTML page: which arm wins and how surely, where, at what cost.
 
-    from s2robot.comparison.report import write_compare_report
     write_compare_report(Path("runs/compare"))   # -> runs/compare/report.html
 
 Reads compare.json, the arms' episodes.jsonl and the videos that compare.json names.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from s2robot.common.errors import UserError
-from s2robot.comparison.folder import Axis, Comparison, Information, Power, Stopping, read_comparison
-from s2robot.comparison.plots import (
-    COSTS,
-    arm_styles,
-    axis_plot,
-    cost_plot,
-    difference_plot,
-    success_plot,
-    tables_plot,
-    wins_plot,
-)
-from s2robot.comparison.wording import (
-    MINUS,
-    NBSP,
-    explanation,
-    measured,
-    named,
-    p_text,
-    percent,
-    points,
-    rounded,
-    sentence,
-    span,
-    verdict,
-)
-from s2robot.probing.report import READOUT_COLUMNS, is_joined, plot, readout_points, tables_of
-from s2robot.reporting.page import VIDEO_BYTES, Film, as_text, drawing, embed, flatten, write_page
-from s2robot.reporting.style import page_colours
+from s2robot.common.files import read_json
+from s2robot.comparison.paired import outcomes_of
+from s2robot.comparison.statistics import MINUS, headline, p_text, verdict
+from s2robot.envs.task import Group
+from s2robot.evaluation.records import known_of, read_records
+from s2robot.reporting import page, plots
+from s2robot.reporting.page import Block, Film, Section, as_text
+from s2robot.reporting.style import BLUE, INK, ORANGE, VERMILLION, page_colours
 
-_SEEDS = 3  # of training seeds in a line of a table: more would push its last columns off the page
+_COSTS = {"gflops_per_frame": "GFLOPs per frame", "ms_per_action": "ms per action"}
+_VERDICTS = {True: "differ", False: "not told apart", None: "borderline"}
+_SPAN = 8  # largest over smallest value from which an axis is logarithmic
+_PLACES = (("all training seeds", "o", BLUE, 1.0), ("some", "D", ORANGE, 1.0), ("none", "X", VERMILLION, 1.4))
+_Facts = Mapping[str, Any]
 
 
-def write_compare_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
-    """Write `report.html` into a comparison's run folder and return its path.
+def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
+    """Write `report.html` into a comparison's run directory and return its path.
 
-    Videos are embedded in the order of compare.json up to about `video_bytes` of text; those left out are named.
-    Raises UserError, and leaves an earlier report as it is, for what `read_comparison` refuses and for a
-    `readout` that `s2robot probe` did not write.
+    Videos are embedded up to about `video_bytes` of text; the page names the others.
+
+    Raises:
+        UserError: compare.json is missing or broken, or the episodes are not those that it counts; an earlier report
+            stays.
     """
-    run_dir = Path(run_dir)
-    comparison = read_comparison(run_dir)
-    facts = comparison.facts
-    return write_page(
-        run_dir / "report.html",
-        "comparison.html.j2",
-        **_head(comparison),
-        arms=_arms(comparison),
-        pairs=_pairs(comparison) if facts.pairs else None,
-        cost_svg=_cost(comparison),
-        places_svg=drawing(tables_plot(comparison), "places"),
-        wins_svg=drawing(wins_plot(comparison), "wins") if facts.pairs else None,
-        axes=[_axis(comparison, axis, number) for number, axis in enumerate(facts.axes)],
-        information=_information(facts.information),
-        readout=_readout(facts.readout, run_dir / "compare.json"),
-        power=_power(facts.power),
-        stopping=_stopping(facts.stopping),
-        films=embed(run_dir, _films(comparison), video_bytes, str(run_dir / "compare.json")),
-        command=facts.command,
-        commands=facts.commands,
-        runs=[[arm.label, str(run.seed), run.run] for arm in facts.arms for run in arm.seeds],
-        versions=[row for key, value in facts.versions.items() for row in flatten(str(key), value)],
+    path = Path(run_dir) / "compare.json"
+    facts = read_json(path)
+    try:
+        return _write(path.parent, facts, video_bytes)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: expected what `s2robot compare` writes, got {found}") from error
+
+
+def _write(run_dir: Path, facts: _Facts, video_bytes: int) -> Path:
+    arms, pairs, labels = facts["arms"], facts["pairs"], {arm["name"]: arm["label"] for arm in facts["arms"]}
+    captions = [f"position {video['position']}: {labels[video['arm']]}" for video in facts["videos"]]
+    videos = zip(facts["videos"], captions, strict=True)
+    films = [Film(f"video-{i}", video["path"], caption) for i, (video, caption) in enumerate(videos)]
+    embedded = page.embed(run_dir, films, video_bytes)
+    lines = [headline(pair, labels) for pair in pairs] or [f"{arm['label']}: {_result(arm)}" for arm in arms]
+    counts = {
+        "training seeds an arm": sorted({len(arm["seeds"]) for arm in arms}),
+        "positions": facts["positions"]["episodes"],
+        "first position": facts["positions"]["seed"],
+    }
+    question = f"Question: {facts['question']}"
+    head: list[Block] = [
+        ("text", facts["title"]),
+        ("headline", lines[0]),
+        ("bullets", lines[1:]),
+        ("text", question),
+    ]
+    runs = [[arm["label"], str(run["seed"]), run["run"]] for arm in arms for run in arm["seeds"]]
+    reproduce = [
+        ("code", facts["command"]),
+        ("commands", "Its stages, each as a command of its own", facts["commands"]),
+        ("table", ("arm", "training seed", "folder"), runs, 9),
+        ("settings", "Versions", page.flatten("versions", facts["versions"])),
+    ]
+    sections = [
+        Section("Success of each arm", _arms(arms)),
+        Section("Arm against arm", _pairs(pairs, labels) if pairs else []),
+        Section("Success against cost", _cost(arms), "wide"),
+        Section("Where each arm succeeds", [_places(run_dir, facts, labels)], "wide"),
+        *(_axis(axis, labels, number) for number, axis in enumerate(facts["axes"])),
+        Section("Power", [*_power(facts["power"]), *_stopping(facts["stopping"])]),
+        Section("Where the arms disagree", [("videos", embedded) if embedded else None]),
+        Section("Commands and versions", reproduce),
+    ]
+    head.append(("facts", counts.items()))
+    return page.write_report_page(run_dir / "report.html", facts["title"], head, sections)
+
+
+def _arms(arms: Sequence[_Facts]) -> list[Block]:
+    rows, plotted, marks = [], [], []
+    for i, arm in enumerate(arms):
+        seeds = " · ".join(f"{run['successes']}/{run['episodes']}" for run in arm["seeds"])
+        parameters = None if arm["parameters"] is None else arm["parameters"] / 1e6
+        costs = (arm["gflops_per_frame"], parameters, arm["ms_per_action"])
+        texts = [as_text(arm[key]) for key in ("label", "encoder", "scales", "policy")]
+        rows.append([*texts, _percent(arm["success"]), _span(arm), seeds, *map(_cell, costs)])
+        look = plots.look(i)
+        parts = [100 * run["successes"] / run["episodes"] for run in arm["seeds"] if run["episodes"]]
+        value, low, high = (100 * arm[key] for key in ("success", "low", "high"))
+        plotted.append(plots.Row(arm["label"], value, low, high, look.colour, look.marker, parts=parts))
+        marks.append((page_colours(look.colour), look.glyph))
+    heads = ("arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed")
+    figure = plots.intervals(plotted, "success (%); open marks: one training seed each")
+    return [
+        ("table", (*heads, "GFLOPs per frame", "parameters (M)", "ms per action"), rows, 4, marks),
+        ("note", f"Interval: {'; '.join(sorted({arm['interval'] for arm in arms}))}."),
+        page.figure(figure, "success", "Success of each arm with its interval, and of each training seed"),
+    ]
+
+
+def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
+    rows, plotted = [], []
+    for pair in pairs:
+        test, name = pair["mcnemar"], f"{labels[pair['a']]} {MINUS} {labels[pair['b']]}"
+        points = [100 * pair[key] for key in ("difference", "low", "high")]
+        texts = [f"{value:+.1f}".replace("-", MINUS) for value in points]
+        results = [_VERDICTS[verdict(pair)], texts[0], f"{texts[1]} to {texts[2]}", p_text(pair["p_holm"])]
+        counts = [str(pair["episodes"]), f"{test['wins']} / {test['losses']}", p_text(test["p"])]
+        rows.append([name, *results, *counts])
+        clear = pair["low"] > 0 or pair["high"] < 0
+        value, low, high = points
+        plotted.append(plots.Row(name, value, low, high, BLUE if clear else INK, filled=clear))
+    heads = ("first arm − second", "verdict", "points", "95 % interval", "test", "episodes")
+    about = dict.fromkeys(f"They hold for {pair['scope']}. Method: {pair['method']}." for pair in pairs)
+    note = (
+        f"Interval and test: {' '.join(about)} McNemar's test counts the cases that only one arm solved. The p values of "
+        f"the test are adjusted for {len(pairs)} pairs (Holm); intervals and McNemar's are not."
+    )
+    figure = plots.intervals(plotted, "difference in success (points); filled: the interval excludes 0", 0.0)
+    return [
+        ("table", (*heads, "McNemar: wins / losses", "McNemar: test"), rows, 2),
+        ("note", note),
+        page.figure(figure, "difference", "Difference in success of each pair of arms with its interval"),
+    ]
+
+
+def _line(arm: int, x: Sequence[Any], points: Sequence[_Facts], label: str, **style: Any) -> plots.Line:
+    """Success of an arm, in percent."""
+    low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
+    look = plots.look(arm)
+    own = {"marker": look.marker, "ms": 7, "ls": look.dashes, **style}
+    return plots.Line(x, success, label, look.colour, low, high, own)
+
+
+def _cost(arms: Sequence[_Facts]) -> list[Block]:
+    panels = []
+    for key, title in _COSTS.items():
+        known = [(i, arm) for i, arm in enumerate(arms) if arm[key] is not None]
+        lines = [_line(i, [arm[key]], [arm], arm["label"], ls="none") for i, arm in known]
+        log = _log([arm[key] for _, arm in known])
+        panels += [plots.Panel("", lines, title, "success (%)", log)] if lines else []
+    return (
+        [page.figure(plots.curves(panels, 2, (5.2, 3.8)), "cost", "Success against cost")] if panels else []
     )
 
 
-def _head(comparison: Comparison) -> dict[str, Any]:
-    facts, pairs = comparison.facts, comparison.facts.pairs
-    if pairs:
-        headline, about = sentence(comparison, pairs[0]), explanation(comparison, pairs[0])
-    else:
-        arms = [f"{arm.label} {percent(arm.success)} [{span(arm)}]" for arm in facts.arms]
-        headline, about = ", ".join(arms), "No two arms were compared."
-    counts = sorted({len(arm.seeds) for arm in facts.arms})
-    return {
-        "title": facts.title,
-        "question": facts.question,
-        "headline": headline,
-        "about": about,
-        "others": [sentence(comparison, pair) for pair in pairs[1:]],
-        "seeds": str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
-        "positions": len(comparison.positions),
-        "first_position": facts.positions.seed,
-        "episodes": sum(values.size for values in comparison.solved.values()),
-    }
+def _log(values: Sequence[Any]) -> str:
+    numbers = bool(values) and all(isinstance(value, int | float) for value in values)
+    return "x" if numbers and min(values) > 0 and max(values) / min(values) >= _SPAN else ""
 
 
-def _arms(comparison: Comparison) -> dict[str, Any]:
-    rows, arms = [], comparison.facts.arms
-    for arm in arms:
-        runs = [f"{run.successes}/{run.episodes}" for run in arm.seeds]
-        seeds = [" · ".join(runs[i : i + _SEEDS]) for i in range(0, len(runs), _SEEDS)]
-        parameters = None if arm.parameters is None else arm.parameters / 1e6
-        texts = [arm.label, named(arm.encoder), as_text(arm.scales), named(arm.policy)]
-        costs = [rounded(value) for value in (arm.gflops_per_frame, parameters, arm.ms_per_action)]
-        rows.append([*texts, percent(arm.success), span(arm), seeds, *costs])
-    styles = arm_styles(comparison)
-    return {
-        "heads": (
-            *("arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed"),
-            *("GFLOPs per frame", "parameters (M)", "ms per action"),
-        ),
-        "rows": rows,
-        "marks": [(page_colours(style.colour), style.glyph) for style in (styles[arm.name] for arm in arms)],
-        "intervals": sorted({arm.interval for arm in arms if isinstance(arm.interval, str)}),
-        "svg": drawing(success_plot(comparison), "success"),
-    }
+def _places(run_dir: Path, facts: _Facts, labels: Mapping[str, str]) -> Block:
+    """Where episodes began, by the outcomes of each arm."""
+    records: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in labels}
+    for arm in facts["arms"]:
+        for run in arm["seeds"]:
+            file = run_dir / run["run"] / "episodes.jsonl"
+            # an axis may have tried more positions
+            found = [r for r in read_records(file) if r["episode"] < facts["positions"]["episodes"]]
+            counted = (len(found), sum(record["success"] for record in found))
+            if counted != (run["episodes"], run["successes"]):
+                raise UserError(
+                    f"{file}: expected {run['episodes']} episodes with {run['successes']} successes as in "
+                    f"compare.json, got {counted[0]} with {counted[1]}"
+                )
+            records[arm["name"]][run["seed"]] = found
+    summary = file.with_name("summary.json")
+    about = read_json(summary) if summary.exists() else {}
+    first, panels = sorted(found, key=lambda record: record["seed"]), []
+    size = plots.mark_size(len(first), 2)
+    for name, outcomes in outcomes_of(records).items():
+        share = outcomes.mean(0)
+        groups = [
+            Group([first[i] for i in np.flatnonzero(chosen)], "", marker, colour, scale * size)
+            for chosen, (_, marker, colour, scale) in zip(
+                (share == 1, share % 1 > 0, share == 0), _PLACES, strict=True
+            )
+        ]
+        panels.append((f"{labels[name]}: {_percent(share.mean())}", groups))
+    figure = plots.layouts(panels, known_of(about).settings, about, [row[:3] for row in _PLACES])
+    return page.figure(figure, "places", "Each arm's successes by where episodes began")
 
 
-def _pairs(comparison: Comparison) -> dict[str, Any]:
-    pairs = comparison.facts.pairs
-    rows = []
-    for pair in pairs:
-        test = pair.mcnemar
-        rows.append(
-            [
-                f"{comparison.label(pair.a)} {MINUS} {comparison.label(pair.b)}",
-                {True: "differ", False: "not told apart", None: "borderline"}[verdict(pair)],
-                points(pair.difference),
-                f"{points(pair.low)} to {points(pair.high)}",
-                p_text(pair.p_holm),
-                str(pair.episodes),
-                f"{test.wins} / {test.losses}",
-                p_text(test.p),
-            ]
-        )
-    about = dict.fromkeys(f"They hold for {pair.scope}. Method: {pair.method}." for pair in pairs)
-    notes = [
-        f"Interval and test: {' '.join(about)}",
-        "McNemar's test counts the cases that only one arm solved.",
+def _axis(axis: _Facts, labels: Mapping[str, str], number: int) -> Section:
+    values, arms = axis["values"], axis["arms"]
+    numeric = all(isinstance(value, int | float) for value in values)
+    place = {value: value if numeric else i for i, value in enumerate(values)}
+    lines = []
+    for i, (name, label) in enumerate(labels.items()):
+        points = sorted(arms[name], key=lambda point: place[point["value"]])
+        lines.append(_line(i, [place[point["value"]] for point in points], points, label))
+    if (default := axis["default"]) in place:
+        ends = [min(y for line in lines for y in line.low), max(y for line in lines for y in line.high)]
+        style = {"lw": 1, "ls": (0, (1, 2)), "marker": None}
+        lines.append(plots.Line([place[default]] * 2, ends, "default", INK, style=style))
+    rows = [
+        [
+            as_text(value),
+            *(_result(point) for name in labels for point in arms[name] if point["value"] == value),
+        ]
+        for value in values
     ]
-    if len(pairs) > 1:
-        notes.append(
-            f"The p values of the test are adjusted for {len(pairs)} pairs (Holm); intervals and McNemar's are not."
-        )
-    return {
-        "heads": (
-            *("first arm − second", "verdict", "points", "95 % interval", "test", "episodes"),
-            *("McNemar: wins / losses", "McNemar: test"),
-        ),
-        "rows": rows,
-        "notes": notes,
-        "svg": drawing(difference_plot(comparison), "difference"),
-    }
+    name = axis["label"] + (f" ({axis['unit']})" if axis["unit"] else "")
+    ticks = {place[value]: as_text(value) for value in values}
+    panel = plots.Panel("", lines, name, "success (%)", _log(values), ticks=ticks)
+    figure = page.figure(plots.curves([panel], 1, (6, 4)), f"axis{number}", f"Success by {axis['label']}")
+    return Section(f"Axis: {axis['label']}", [figure, ("table", (name, *labels.values()), rows, 1)])
 
 
-def _cost(comparison: Comparison) -> str | None:
-    if all(getattr(arm, key) is None for arm in comparison.facts.arms for key in COSTS):
-        return None
-    return drawing(cost_plot(comparison), "cost")
-
-
-def _axis(comparison: Comparison, axis: Axis, number: int) -> dict[str, Any]:
-    arms = list(axis.arms)
-    rows = []
-    for value in axis.values:
-        cells = [as_text(value)]
-        for arm in arms:
-            found = [point for point in axis.arms[arm] if point.value == value]
-            cells += [f"{percent(p.success)} [{span(p)}], {p.successes}/{p.episodes}" for p in found[:1]]
-            cells += ["–"] * (not found)
-        rows.append(cells)
-    unit = f" ({axis.unit})" if axis.unit else ""
-    return {
-        "label": axis.label,
-        "heads": (axis.label + unit, *(comparison.label(arm) for arm in arms)),
-        "rows": rows,
-        "svg": drawing(axis_plot(comparison, axis), f"axis{number}"),
-    }
-
-
-def _information(information: Information | None) -> dict[str, Any] | None:
-    if information is None:
-        return None
-    rows = [[measured(cell) for cell in row] for row in information.rows]
-    return {"columns": information.columns, "rows": rows}
-
-
-def _readout(report: Mapping[str, Any] | None, path: Path) -> dict[str, Any] | None:
-    """Return the plot of a readout, and its tables with all cameras joined."""
-    if report is None:
-        return None
-    try:
-        svg = drawing(plot(readout_points(report), READOUT_COLUMNS), "readout")
-        parts = [report, report.get("cells") or {"results": [], "differences": []}]
-        rows = [row for part in parts for name in ("results", "differences") for row in part[name]]
-        tables = tables_of([row for row in rows if is_joined(row)])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{path}: readout: expected what `s2robot probe` writes, got {type(error).__name__}: {error}"
-        ) from error
-    return {"svg": svg, "tables": tables}
-
-
-def _power(power: Power | None) -> dict[str, Any] | None:
+def _power(power: _Facts | None) -> list[Block]:
     if power is None:
-        return None
-    needed, planned = power.needed, power.planned
-    gap, chance = f"{100 * power.gap:g} points", f"{100 * power.power:g}{NBSP}%"
-    wanted = "no number of positions is enough" if needed is None else f"{needed} positions needed"
-    enough = needed is not None and planned >= needed
-    outcome = "enough" if enough else "fewer than that: a gap of this size may well have been missed"
-    return {
-        "text": f"To see a gap of {gap} with {chance} power: {wanted}. Planned: {planned}, {outcome}.",
-        "heads": ("gap (points)", f"positions needed for {chance} power"),
-        "rows": [
-            [f"{100 * row.gap:g}", "no number is enough" if row.needed is None else str(row.needed)]
-            for row in power.table
-        ],
-    }
+        return []
+    rows = [[f"{100 * row['gap']:g}", _cell(row["needed"])] for row in power["table"]]
+    enough = power["needed"] is not None and power["planned"] >= power["needed"]
+    text = (
+        f"A gap of {100 * power['gap']:g} points is seen with {100 * power['power']:g} % power on "
+        f"{_cell(power['needed'])} positions; planned: {power['planned']}, {'enough' if enough else 'too few'}."
+    )
+    return [("text", text), ("table", ("gap (points)", "positions needed"), rows, 0)]
 
 
-def _stopping(stopping: Stopping | None) -> str | None:
+def _stopping(stopping: _Facts | None) -> list[Block]:
     if stopping is None:
-        return None
-    looks = stopping.looks if isinstance(stopping.looks, int) else len(stopping.looks)
-    at = stopping.stopped_at
+        return []
+    at, looks = stopping["stopped_at"], len(stopping["looks"])
     end = "It ran to its planned end" if at is None else f"It stopped after {at} positions"
-    reason = f": {stopping.reason}" if stopping.reason else ""
-    return f"Sequential analysis ({stopping.method}), looks: {looks}. {end}{reason}."
+    return [
+        ("text", f"Sequential analysis ({stopping['method']}), looks: {looks}. {end}: {stopping['reason']}.")
+    ]
 
 
-def _films(comparison: Comparison) -> Iterable[Film]:
-    for i, video in enumerate(comparison.facts.videos):
-        a, b = comparison.label(video.a), comparison.label(video.b)
-        caption = f"{video.title}. Left: {a}, right: {b}, position {video.position}"
-        yield Film(f"video-{i}", video.path, caption)
+def _result(row: _Facts) -> str:
+    counts = f", {row['successes']}/{row['episodes']}" if "successes" in row else ""
+    return f"{_percent(row['success'])} [{_span(row)}]{counts}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _span(row: _Facts) -> str:
+    return f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
+
+
+def _cell(value: float | None) -> str:
+    """A number with three figures."""
+    if value is None:
+        return "–"
+    return (f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", MINUS)

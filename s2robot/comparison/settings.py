@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig
-from pydantic import AfterValidator, DirectoryPath, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from s2robot.comparison.arms import Arm
 from s2robot.core.settings import Settings, from_yaml, invalid, read_some
 
 EXPERIMENT = "experiment/default"
@@ -19,6 +20,9 @@ def _all_different(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values or any(value in values[:i] for i, value in enumerate(values)):
         raise ValueError(f"expected one or more different values, got {list(values)}")
     return values
+
+
+Different = AfterValidator(_all_different)
 
 
 class Power(Settings, at="experiment.power", file=EXPERIMENT):
@@ -52,43 +56,44 @@ class Axis(Settings):
 
     label: str
     key: str
-    values: Annotated[tuple[Any, ...], AfterValidator(_all_different)]
+    values: Annotated[tuple[Any, ...], Different]
     unit: str | None = None
     record: bool = False
     train: bool = False
 
 
 class Experiment(Settings, at="experiment", file=EXPERIMENT):
-    """Which question, by which arms; `arms.choose_arms` reads the arms."""
+    """Which question, by which arms."""
 
     title: str = from_yaml()
     question: str = from_yaml()
     overrides: tuple[str, ...] = from_yaml()  # of all arms
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_all_different)] = from_yaml()
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Different] = from_yaml()
     videos: int = from_yaml(ge=0)
     power: Power = from_yaml()
     stopping: Stopping = from_yaml()
-    arms: dict[str, Any] = from_yaml()
+    arms: dict[str, Arm] = from_yaml()
     pairs: tuple[tuple[str, str], ...] | None = from_yaml()  # None: every two arms
     axis_episodes: int | None = from_yaml(ge=1)
     axes: dict[str, Axis] = from_yaml()
 
-    @field_validator("axes", mode="before")
+    @field_validator("axes", "arms", mode="before")
     @classmethod
-    def _without_removed_axes(cls, axes: Any) -> Any:
-        """`experiment.axes.light=null` removes an axis of the file."""
-        return (
-            {name: axis for name, axis in axes.items() if axis is not None}
-            if isinstance(axes, dict)
-            else axes
-        )
+    def _without_removed(cls, found: Any, info: Any) -> Any:
+        """`experiment.axes.light=null` removes an axis of the file; an arm may be given by its overrides alone."""
+        if not isinstance(found, dict):
+            return found
+        found = {name: value for name, value in found.items() if value is not None}
+        if info.field_name == "axes":
+            return found
+        own = {n: value if isinstance(value, dict) else {"overrides": value} for n, value in found.items()}
+        return {name: {"label": name, **value, "name": name} for name, value in own.items()}
 
     @model_validator(mode="after")
     def _pairs_are_of_arms(self) -> "Experiment":
-        known = [name for name, arm in self.arms.items() if arm is not None]
         for a, b in self.pairs or ():
-            if a == b or a not in known or b not in known:
-                raise invalid("pairs", f"two different arms of {', '.join(known)}", [a, b])
+            if a == b or not {a, b} <= {*self.arms}:
+                raise invalid("pairs", f"two different arms of {', '.join(self.arms)}", [a, b])
         return self
 
 
@@ -97,18 +102,11 @@ class Compare(Settings, file="compare"):
 
     out: Path = Field(alias="run_dir")  # relative to the working directory if it lies below it
     record: bool = from_yaml()
-    arms: tuple[str, ...] | None = from_yaml()  # None: all of the experiment
-    axes: Annotated[tuple[str, ...], AfterValidator(lambda axes: axes and _all_different(axes))] = ()
+    arms: Annotated[tuple[str, ...], Different, Field(min_length=2)] | None = from_yaml()  # None: all
+    axes: Annotated[tuple[str, ...], Different] | None = from_yaml()
     jobs: int | None = from_yaml(ge=1)
     threads: int | None = from_yaml(ge=1)
-    information_run: DirectoryPath | None = from_yaml()
-    readout_run: DirectoryPath | None = from_yaml()
     experiment: Experiment = from_yaml()
-
-    @field_validator("axes", mode="before")
-    @classmethod
-    def _null_is_no_axis(cls, axes: Any) -> Any:
-        return axes or ()
 
     @field_validator("out")
     @classmethod
@@ -118,17 +116,19 @@ class Compare(Settings, file="compare"):
         return out.relative_to(Path.cwd()) if below else out
 
     @model_validator(mode="after")
-    def _axes_exist(self) -> "Compare":
-        for name in self.axes:
-            if name not in self.experiment.axes:
-                raise invalid("axes", f"some of {', '.join(self.experiment.axes)}", name)
+    def _axes_and_arms_exist(self) -> "Compare":
+        for key, known in (("axes", self.experiment.axes), ("arms", self.experiment.arms)):
+            for name in getattr(self, key) or ():
+                if name not in known:
+                    raise invalid(key, f"some of {', '.join(known)}", name)
         return self
+
+    @property
+    def chosen(self) -> tuple[Arm, ...]:
+        """The arms that run, in their order."""
+        return tuple(self.experiment.arms[name] for name in self.arms or self.experiment.arms)
 
 
 def read_compare(cfg: DictConfig) -> Compare:
-    """The settings of a composed config.
-
-    Raises:
-        UserError: names the first wrong key.
-    """
+    """Return the settings of a composed config; UserError names the first wrong key."""
     return read_some(Compare, cfg, "")

@@ -4,17 +4,13 @@ runs = {"base": {0: records, 1: records}, "base-s2": {0: records, 1: records}}  
 pair_figures(outcomes_of(runs), positions_of(runs), "base-s2", "base")  # difference, low, high, p, mcnemar ...
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import write_text
 from s2robot.comparison.intervals import success_interval, success_sequence
 from s2robot.comparison.paired import POSITIONS, difference, holm, mcnemar
 from s2robot.comparison.power import Design, needed, power_text
@@ -24,9 +20,8 @@ from s2robot.evaluation.records import where_of
 
 Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> training seed -> episode records
 
+MINUS, LEVEL = "\N{MINUS SIGN}", 0.05  # of p and of the intervals (95 %)
 GAPS = (0.03, 0.05, 0.08, 0.10, 0.15, 0.20, 0.30)  # of the power table
-SUMMARY_ARM = ("name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action")  # fmt: skip
-SUMMARY_PAIR = ("a", "b", "difference", "low", "high", "p", "p_holm", "episodes")
 COLUMNS = ("arm", "training_seed", "axis", "value", "position", "layout", "success", "stage", "steps", "time_to_success_s")  # fmt: skip
 
 
@@ -99,39 +94,25 @@ def positions_of(runs: Runs) -> list[int]:
 
 
 def power_figures(settings: Power, seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
-    """What the planned positions can see: for compare.json, and as lines to print before the run.
+    """Return what the planned positions can see: for compare.json, and as lines to print before the run.
 
-    Raises UserError if the positions are too few and ``settings.strict`` is set.
+    Raises:
+        UserError: too few positions, if ``settings.strict`` is set.
     """
     gap, power = settings.gap, settings.power
-    design = Design(
-        base=settings.base, correlation=settings.correlation, seeds=seeds,
-        seed_sd=settings.seed_sd if seeds > 1 else 0.0, alpha=settings.alpha,
-    )  # fmt: skip
-    table = [{"gap": g, "needed": _needed(g, design, power)} for g in GAPS if g <= 1 - design.base]
-    enough = _needed(gap, design, power)
-    try:
-        lines = [power_text(gap, design, power)]
-    except UserError as error:
-        lines = [str(error)]
+    spread = settings.seed_sd if seeds > 1 else 0.0
+    design = Design(settings.base, settings.correlation, seeds, spread, settings.alpha)
+    table = [{"gap": g, "needed": needed(g, design, power)} for g in GAPS if g <= 1 - design.base]
+    enough, lines = needed(gap, design, power), [power_text(gap, design, power)]
     if enough is None or planned < enough:
-        at = "no number of positions would do" if enough is None else f"{enough} are needed"
         few = (
-            f"{planned} positions are too few to see a gap of {100 * gap:g} points with {100 * power:g} % power "
-            f"({at}): evaluate.episodes, experiment.seeds"
+            f"evaluate.episodes: expected {'more training seeds' if enough is None else f'>= {enough}'} to see a gap of "
+            f"{100 * gap:g} points with {100 * power:g} % power, got {planned}"
         )
         if settings.strict:
-            raise UserError(f"{few}; experiment.power.strict=false runs all the same")
+            raise UserError(f"{few}; experiment.power.strict=false runs anyway")
         lines.append(f"warning: {few}")
-    figures = {"gap": gap, "power": power, "needed": enough, "planned": planned, "table": table}
-    return figures, lines
-
-
-def _needed(gap: float, design: Design, power: float) -> int | None:
-    try:
-        return needed(gap, design, power)
-    except UserError:  # out of reach with so few training seeds
-        return None
+    return {"gap": gap, "power": power, "needed": enough, "planned": planned, "table": table}, lines
 
 
 def look_at(
@@ -149,25 +130,6 @@ def look_at(
     return {"positions": int(positions), "pairs": rows, "stop": all(row["stop"] for row in rows)}
 
 
-def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """summary.json: the table alone."""
-    seeds = ("seed", "episodes", "successes")
-    arms = [
-        {k: ([{s: row[s] for s in seeds} for row in arm[k]] if k == "seeds" else arm[k]) for k in SUMMARY_ARM}
-        for arm in result["arms"]
-    ]
-    return {"arms": arms, "pairs": [{k: pair[k] for k in SUMMARY_PAIR} for pair in result["pairs"]]}
-
-
-def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """episodes.csv: one row an episode, with the columns of COLUMNS."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
 def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
     """Rows of episodes.csv; ``axis`` and ``value`` stay empty for the main comparison."""
     return [
@@ -178,12 +140,23 @@ def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
     ]  # fmt: skip
 
 
+def verdict(pair: Mapping[str, Any]) -> bool | None:
+    """Return whether the arms differ: True if interval and test agree on it, False if neither does, None otherwise."""
+    outside = pair["low"] > 0 or pair["high"] < 0
+    return outside if outside == (pair["p_holm"] < LEVEL) else None
+
+
 def headline(pair: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     """ "Base + S²: +9.4 points [2.1, 16.6] against Base, p = 0.012, N = 128 positions." """
-    sign = "+" if pair["difference"] >= 0 else "\N{MINUS SIGN}"
-    points = [f"{100 * pair[k]:.1f}".replace("-", "\N{MINUS SIGN}") for k in ("low", "high")]
-    p = "p < 0.001" if pair["p_holm"] < 0.001 else f"p = {pair['p_holm']:.3f}"
+    sign = "+" if pair["difference"] >= 0 else MINUS
+    points = [f"{100 * pair[k]:.1f}".replace("-", MINUS) for k in ("low", "high")]
+    words = {True: "", False: "No clear difference: ", None: "Borderline: "}[verdict(pair)]
     return (
-        f"{labels[pair['a']]}: {sign}{100 * abs(pair['difference']):.1f} points [{', '.join(points)}] against "
-        f"{labels[pair['b']]}, {p}, N = {pair['positions']} positions"
+        f"{words}{labels[pair['a']]}: {sign}{100 * abs(pair['difference']):.1f} points [{', '.join(points)}] against "
+        f"{labels[pair['b']]}, {p_text(pair['p_holm'])}, N = {pair['positions']} positions"
     )
+
+
+def p_text(p: float) -> str:
+    """0.00004 -> "p < 0.001", 0.0412 -> "p = 0.041"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

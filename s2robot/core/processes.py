@@ -1,6 +1,6 @@
 """A worker that is a local process, forked from a server that has done the slow imports.
 
-Tasks and results go through a pipe as plain pickles: torch's pickler would use shared memory, which is 64 MB in a container.
+Tasks and results travel as plain pickles: torch's pickler would use shared memory, which is 64 MB in a container.
 """
 
 import os
@@ -8,17 +8,15 @@ import pickle
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from multiprocessing import Pipe, forkserver, get_context, parent_process, resource_tracker
-from multiprocessing.connection import Connection
-from queue import SimpleQueue
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from threading import Thread
 from typing import Any
 
 from s2robot.core.errors import UserError
 
-_EXIT_S = 5.0  # within which a process ends once its pipe is closed
 ONE_THREAD = {
     "LP_NUM_THREADS": "1",  # Mesa's software rasteriser
     "OMP_NUM_THREADS": "1",
@@ -58,104 +56,79 @@ def prepare() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Died(UserError):
-    """The process of a worker has ended."""
-
-
 class Process:
-    """A process that ends with this one; a thread of this one sends it its tasks.
+    """One process at a time, with its tasks in a queue; it ends with this process.
 
-    An executor of `concurrent.futures` would not do: if Ctrl-C comes while it starts a process, it may hang at exit.
+    A thread starts it: Ctrl-C, which is raised in the main thread, must not leave an executor half started.
     """
 
-    died: tuple[type[BaseException], ...] = (Died,)
+    died: tuple[type[BaseException], ...] = (BrokenProcessPool,)
 
     def __init__(self, make: Callable[[], Any] | None) -> None:
-        self._make = make
-        self._run: _Run | None = None
+        self._given = pickle.dumps(make)
+        self._pool: ProcessPoolExecutor | None = None
+        self._starter: Thread | None = None
 
     def start(self) -> Future:
         prepare()
-        self._run = _Run(self._make)
-        return self._run.started
+        given = self._given, ONE_THREAD | os.environ
+        self._pool = ProcessPoolExecutor(1, get_context("forkserver"), _begin_process, given)
+        started: Future = Future()
+        self._starter = Thread(target=self._submit, args=(started, os.getpid), daemon=True)
+        self._starter.start()
+        return started
 
     def call(self, function: Callable, *given: Any) -> Future:
-        assert self._run is not None
         done: Future = Future()
-        self._run.tasks.put((done, function, given))
+        try:
+            task = pickle.dumps((function, given))
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            self._submit(done, _answer, task)
         return done
 
     def stop(self, kill: bool) -> None:
-        if self._run is not None:
-            self._run.stop(kill)
-
-
-class _Run:
-    """One process, from its start to its end."""
-
-    def __init__(self, make: Callable[[], Any] | None) -> None:
-        self.started, self.tasks = Future[None](), SimpleQueue[tuple[Future, Callable, tuple] | None]()
-        self._here, self._there = Pipe()
-        given = self._there, pickle.dumps(make), ONE_THREAD | os.environ
-        self._process = get_context("forkserver").Process(target=_serve, args=given, daemon=True)
-        self._killed = False
-        self._thread = Thread(target=self._live, daemon=True)
-        self._thread.start()
-
-    def stop(self, kill: bool) -> None:
-        self.tasks.put(None)
-        if kill:
-            self._killed = True
-            self._kill()
-        else:
-            self._thread.join()
-
-    def _kill(self) -> None:
-        if self._process.pid is not None:
-            self._process.kill()
-
-    def _live(self) -> None:
-        try:
-            self._process.start()
-            self._there.close()
-            if self._killed:
-                self._kill()
-            self._here.recv_bytes()
-        except Exception as error:
-            self.started.set_exception(self._why(error))
+        if self._pool is None or self._starter is None:
             return
-        self.started.set_result(None)
-        while (task := self.tasks.get()) is not None:
-            self._do(*task)
-            del task  # it may hold large arrays
-        self._here.close()
-        self._process.join()
+        self._starter.join()
+        if kill:
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
+        self._pool.shutdown(cancel_futures=True)
 
-    def _do(self, done: Future, function: Callable, given: tuple) -> None:
+    def _submit(self, done: Future, function: Callable, *given: Any) -> None:
+        """Resolve ``done`` with the answer of the process."""
+
+        def pass_on(answered: Future) -> None:
+            try:
+                answer = answered.result()
+                result, error = pickle.loads(answer) if isinstance(answer, bytes) else (answer, None)
+            except BaseException as problem:
+                result, error = None, problem
+            if error is None:
+                done.set_result(result)
+            else:
+                done.set_exception(error)
+
         try:
-            self._here.send_bytes(pickle.dumps((function, given)))
-            result, error = pickle.loads(self._here.recv_bytes())
-        except Exception as problem:
-            return done.set_exception(self._why(problem))
-        if error is None:
-            done.set_result(result)
-        else:
+            assert self._pool is not None
+            self._pool.submit(function, *given).add_done_callback(pass_on)
+        except (BrokenProcessPool, RuntimeError) as error:  # it has died, or was stopped
             done.set_exception(error)
-
-    def _why(self, error: Exception) -> Exception:
-        """Return the error, or for a broken pipe how the process has ended."""
-        if not isinstance(error, EOFError | OSError):
-            return error
-        if self._process.pid is None:
-            return Died(f"its process did not start ({error!r})")
-        self._process.join(_EXIT_S)
-        return Died(f"its process ended with {self._process.exitcode}")
 
 
 # ---------------------------------------------------------------- in a worker
 
 _make: Callable[[], Any] | None = None  # makes the worker's state
 _state: list[Any] = []  # the state, once it is made
+
+
+def begin(make: Callable[[], Any] | None) -> None:
+    """Set up this worker before its first task."""
+    global _make
+    _make = make
+    _state.clear()
 
 
 def call(function: Callable, given: tuple) -> Any:
@@ -165,9 +138,9 @@ def call(function: Callable, given: tuple) -> Any:
     return function(*_state, *given)
 
 
-def _serve(pipe: Connection, make: bytes, environment: dict[str, str]) -> None:
-    """A worker's life: tasks come through the pipe, results go back. A killed parent ends it in the middle of one."""
-    os.environ.clear()  # as the process that was copied found it
+def _begin_process(make: bytes, environment: dict[str, str]) -> None:
+    """Take the environment of now rather than the fork server's, and end with the parent, even if it is killed."""
+    os.environ.clear()
     os.environ.update(environment)
     parent = parent_process()
 
@@ -178,10 +151,6 @@ def _serve(pipe: Connection, make: bytes, environment: dict[str, str]) -> None:
 
     Thread(target=watch, daemon=True).start()
     begin(pickle.loads(make))
-    with suppress(EOFError, OSError):  # no more tasks, or nobody who gives them
-        pipe.send_bytes(b"")
-        while True:
-            pipe.send_bytes(_answer(pipe.recv_bytes()))
 
 
 def _answer(task: bytes) -> bytes:
@@ -199,10 +168,3 @@ def _answer(task: bytes) -> bytes:
             plain = UserError(f"{type(error).__name__}: {error}")
             plain.add_note(error.__notes__[-1])
             return pickle.dumps((None, plain))
-
-
-def begin(make: Callable[[], Any] | None) -> None:
-    """Set up this worker before its first task."""
-    global _make
-    _make = make
-    _state.clear()

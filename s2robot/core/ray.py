@@ -71,13 +71,14 @@ class Ray:
         ray, gpus = self._connected(), self.settings.gpus_per_encoder if encodes else 0
         has = ray.cluster_resources()
         if gpus > (found := has.get("GPU", 0)):
-            raise UserError(
-                f"engine.gpus_per_encoder: found {gpus:g}, expected {found:g} at most: Ray has no more"
-            )
+            raise UserError(f"engine.gpus_per_encoder: expected <= {found:g}, which Ray has, got {gpus:g}")
         most = min(has.get("CPU", 0), found / gpus) if gpus else has.get("CPU", 0)
         if most < 1:
-            raise UserError(f"engine.address: found no CPU on Ray's nodes at {self.address()}, expected some")
-        made = _put(ray, pickle.dumps(make))
+            raise UserError(f"engine.address: expected a Ray with CPUs, got none at {self.address()}")
+        try:
+            made = ray.put(pickle.dumps(make))
+        except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
+            raise _full(error) from None
         seat = ray.remote(_seat()).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
         return [Actor(ray, seat, made) for _ in range(self.settings.workers or int(most))]
 
@@ -133,19 +134,18 @@ def _check_answers(address: str) -> None:
     """Raise UserError at once where Ray itself would retry for minutes."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
-        host, port = parts.hostname, parts.port
+        place = parts.hostname, parts.port
+        if None in place or parts.scheme not in ("", "ray"):
+            raise ValueError
     except ValueError:
-        host = port = None
-    if host is None or port is None or parts.scheme not in ("", "ray"):
-        raise UserError(
-            f"engine.address: found '{address}', expected null, auto, <host>:<port> or ray://<host>:<port>"
-        )
+        expected = "null, auto, <host>:<port> or ray://<host>:<port>"
+        raise UserError(f"engine.address: expected {expected}, got '{address}'") from None
     try:
-        socket.create_connection((host, port), _CONNECT_S).close()
+        socket.create_connection(place, _CONNECT_S).close()
     except OSError as error:
+        why = error.strerror or error
         raise UserError(
-            f"engine.address: nothing answers at {address} ({error.strerror or error}), expected a Ray that runs: "
-            "ray start --head"
+            f"engine.address: expected a Ray (ray start --head), got {why} at {address}"
         ) from None
 
 
@@ -177,9 +177,8 @@ class Actor:
         return self._thread.submit(self._called, function, given)
 
     def stop(self, kill: bool) -> None:
-        if kill or not (
-            self._started and self._started.done()
-        ):  # it may be waiting for a node that never comes
+        waits = self._started is None or not self._started.done()  # for a node that may never come
+        if kill or waits:
             self._kill()
         self._thread.shutdown(wait=not kill, cancel_futures=True)
         self._kill()
@@ -214,17 +213,10 @@ class Actor:
             raise kind(f"engine: Ray: {_words(cause)}") from None
 
 
-def _put(ray: Any, value: Any) -> Any:
-    try:
-        return ray.put(value)
-    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
-        raise _full(error) from None
-
-
 def _full(error: BaseException) -> UserError:
     return UserError(
-        "engine: Ray's object store is full, and so is the disk that it would spill to; expected more of it "
-        f"(engine.store_mb, or ray start --object-store-memory) or fewer engine.workers ({_words(error)})"
+        "engine.store_mb: Ray's object store and its disk are full; expected a larger one, or fewer engine.workers "
+        f"({_words(error)})"
     )
 
 
@@ -274,8 +266,8 @@ def begin(made: bytes, wanted: Mapping[str, str]) -> str | None:
     import ray
 
     here = _versions(ray)
-    differ = [f"{name} {here.get(name)}, expected {version}" for name, version in wanted.items() if here.get(name) != version]  # fmt: skip
+    differ = [f"{name} {v}, got {here.get(name)}" for name, v in wanted.items() if here.get(name) != v]
     if differ:
-        return f"found {'; '.join(differ)} as on this machine"
+        return f"expected {'; '.join(differ)}"
     processes.begin(pickle.loads(made))
     return None

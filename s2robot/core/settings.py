@@ -15,6 +15,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from functools import cache
+from os.path import commonprefix
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
@@ -35,7 +36,7 @@ def from_yaml(**constraints: Any) -> Any:
 
 def invalid(key: str, expected: str, got: object) -> ValueError:
     """The error that a validator across fields raises: `<key>: expected <constraint>, got <value>`."""
-    return ValueError(f"{key}: expected {expected}, got {_shown(got)}")
+    return ValueError(f"{key}: expected {expected}, got {shown(got)}")
 
 
 class _OneLine(type(BaseModel)):  # type: ignore[misc]  # pydantic keeps the name of its metaclass private
@@ -65,7 +66,7 @@ class _Frozen(_Base):
     def _no_bool_for_a_number(cls, value: Any, info: Any) -> Any:
         """Reject `train.steps=true`, which pydantic would take for 1."""
         if isinstance(value, bool) and not _accepts(cls.model_fields[info.field_name].annotation, bool):
-            raise ValueError(f"expected no boolean, got {_shown(value)}")
+            raise ValueError(f"expected no boolean, got {shown(value)}")
         return value
 
     def replace(self, **changes: Any) -> Self:
@@ -167,16 +168,17 @@ def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
 
     node: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{file}.yaml"))
     parts = at.split(".") if at else []
-    if (
-        parts and "/" in file and parts[0] not in node
-    ):  # the file of a group: `train/default` is the node `train`
-        parts = parts[1:]
+    if parts and "/" in file and parts[0] not in node:
+        # the file of a group: `train/default` is the node `train`, `policy/head/flow` is `policy.head`
+        parts = parts[max(1, len(commonprefix([parts, list(Path(file).parent.parts)]))) :]
     for part in parts:
-        node = node[part]
+        node = node.get(part, {})
     if "/" in file:  # `defaults: [robosuite, _self_]`: the other file's values, where this one has none
         others = [name for name in node.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
         node = {
-            k: v for other in others for k, v in yaml_defaults(f"{Path(file).parent}/{other}", at).items()
+            k: v
+            for other in others
+            for k, v in yaml_defaults(f"{Path(file).parent}/{other.partition('@')[0]}", at).items()
         } | node
     return {
         key: value
@@ -203,7 +205,7 @@ def one_line(cls: type[BaseModel], error: ValidationError, at: str = "") -> str:
         return f"{where}{joint if where and not where.endswith(': ') else ''}{cause}"
     same = [e for e in [first, *others] if _path(cls, e["loc"])[0] == path]
     expected = " or ".join(dict.fromkeys(map(_expected, same)))
-    got = "nothing" if first["type"] == "missing" else _shown(first["input"])
+    got = "nothing" if first["type"] == "missing" else shown(first["input"])
     return f"{where.removesuffix(': ')}: expected {expected}, got {got}"
 
 
@@ -285,7 +287,7 @@ def _names(cls: type[BaseModel]) -> dict[str, str]:
     return {name: str(field.alias) for name, field in cls.model_fields.items() if field.alias}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as YAML shows it."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")

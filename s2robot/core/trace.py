@@ -3,12 +3,12 @@
     with tracing(Path("runs/mine/trace.json")):       # workers that start inside take part
         with span("encode", episode=3): ...
 
-Without :func:`tracing` a span does nothing.
+Without :func:`tracing` a span does nothing. The file is an array of Chrome's trace format, whose last bracket may be
+missing: each process appends its spans, one a line.
 """
 
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_FOLDER = "S2ROBOT_TRACE"  # folder where each process writes its spans, one a line
+_FILE = "S2ROBOT_TRACE"
 
 
 @contextmanager
 def span(name: str, **about: Any) -> Iterator[None]:
     """Measure the time spent inside; ``about`` (JSON types) is shown beside it."""
-    if not (folder := os.environ.get(_FOLDER)):
+    if not (file := os.environ.get(_FILE)):
         yield
         return
     start = time.time_ns()  # all processes of a machine read the same clock
@@ -38,48 +38,17 @@ def span(name: str, **about: Any) -> Iterator[None]:
             "tid": threading.get_native_id(),
             "args": about,
         }
-        with (Path(folder) / f"{os.getpid()}.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with open(file, "a") as trace:  # one short write: lines of processes do not mix
+            trace.write(f"{json.dumps(row)},\n")
 
 
 @contextmanager
 def tracing(file: Path) -> Iterator[None]:
-    """Write the spans of this process, and of those that it starts inside, to a file in Chrome's trace format."""
-    folder = file.with_name(f".{file.name}.parts")
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    folder.mkdir(parents=True)
-    os.environ[_FOLDER] = str(folder.resolve())
+    """Write the spans of this process, and of those that it starts inside, to a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("[\n")
+    os.environ[_FILE] = str(file.resolve())
     try:
         yield
     finally:
-        del os.environ[_FOLDER]
-        ready = file.with_name(f".{file.name}.partial")
-        ready.write_text(json.dumps({"traceEvents": _gathered(folder), "displayTimeUnit": "ms"}))
-        ready.replace(file)
-        shutil.rmtree(folder)
-
-
-def _gathered(folder: Path) -> list[dict[str, Any]]:
-    """Return all spans in the order of their starts, relative to the first, and the names of the processes."""
-    rows: list[dict[str, Any]] = []
-    for part in sorted(folder.glob("*.jsonl")):
-        for line in part.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # the last line of a process that was killed
-                continue
-    rows.sort(key=lambda row: (row["ts"], -row["dur"]))
-    first = rows[0]["ts"] if rows else 0.0
-    for row in rows:
-        row["ts"] = round(row["ts"] - first, 3)
-        row["dur"] = round(row["dur"], 3)
-    return [
-        {
-            "name": "process_name",
-            "ph": "M",
-            "pid": pid,
-            "tid": 0,
-            "args": {"name": "main" if pid == os.getpid() else f"worker {pid}"},
-        }
-        for pid in sorted({row["pid"] for row in rows})
-    ] + rows
+        del os.environ[_FILE]

@@ -2,20 +2,51 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from s2robot.dagger.takeover import Seen, TakeoverSettings, Watch
-from s2robot.demos.expert import expert_chunks
-from s2robot.demos.record import layout_of
-from s2robot.envs.task import Task, TaskSettings, acted
+from s2robot.core.settings import Settings, from_yaml
+from s2robot.demos.record import expert_chunks, layout_of
+from s2robot.envs.task import Task, TaskSettings, next_action
 from s2robot.envs.tasks import make
 from s2robot.loading import load_policy
 from s2robot.policies import Actor
 
-VISITED = ("none", "open", "all")
+REASONS = ("missed", "stalled", "late", "unsure")  # why the expert takes over
+Visited = Literal["none", "open", "all"]
 _OPEN: dict[str, tuple[Task, Actor]] = {}
+
+
+class TakeoverSettings(Settings, at="recording.takeover", file="recording/dagger"):
+    """When the expert takes over; configs/recording/dagger.yaml documents each value."""
+
+    patience: int = from_yaml(ge=1)
+    progress: float = from_yaml(ge=0)
+    disagreement: float | None = from_yaml(gt=0)
+
+
+class Watch:
+    """Decides over one episode, from what the world shows after each step, when the expert takes over."""
+
+    def __init__(self, settings: TakeoverSettings):
+        self.settings = settings
+        self._best, self._waited = float("inf"), 0
+
+    def unsure(self, disagreement: float) -> bool:
+        """Whether the members' new plans (rad apart) disagree too much to be followed."""
+        limit = self.settings.disagreement
+        return limit is not None and disagreement > limit
+
+    def reason(self, left: float, missed: bool) -> str:
+        """Return why the expert takes over, `missed`, `stalled` or ""; arguments as of `Task`."""
+        if missed:
+            return "missed"
+        if left < self._best - self.settings.progress:
+            self._best, self._waited = left, 0
+            return ""
+        self._waited += 1
+        return "stalled" if self._waited >= self.settings.patience else ""
 
 
 @dataclass(frozen=True)
@@ -25,7 +56,7 @@ class Course:
     checkpoint, weights, device: as `load_policy` takes them.
     world: with the policy's cameras, at its encoder's image size.
     expert: steps of the expert's chunks.
-    visited: from which of the policy's own states the expert is imitated, one of VISITED.
+    visited: from which of the policy's own states the expert is imitated.
     """
 
     checkpoint: str
@@ -33,16 +64,18 @@ class Course:
     picker: Any
     takeover: TakeoverSettings
     expert: int
-    visited: str
+    visited: Visited
     weights: str | None = None
     device: str = "auto"
 
 
 def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays over time, of an episode that the expert ended well (else none), and what became of it.
+    """Run an episode of a policy under the eyes of the expert.
 
-    That is ``{"seed", "reason", "step", "success"}``: why the expert took over ("" if it did not), at which step, and
-    whether whoever acted last succeeded; and ``layout`` where demos of the task have it.
+    Returns:
+        Arrays over time if the expert ended the episode in success, else {}.
+        `seed`, `reason` of the takeover ("" if there was none), its `step`, final `success`, and `layout` if demos of the
+        task have it.
     """
     env, actor = _opened(course)
     _, info = env.reset(seed=seed)
@@ -65,7 +98,7 @@ def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray],
         return {}, facts
     expert.take_over(done)
     for _ in range(env.settings.max_steps):
-        execute(acted(expert)[0])
+        execute(next_action(expert)[0])
         if env.is_success:
             break
     if not env.is_success:
@@ -87,7 +120,7 @@ def _act(env: Task, actor: Actor, course: Course, execute: Callable) -> str:
             execute(action)
             if env.is_success:
                 return ""
-            if reason := watch.reason(Seen(env.left, env.missed)):
+            if reason := watch.reason(env.remaining, env.grasp_missed):
                 return reason
     return "late"
 
@@ -109,7 +142,7 @@ def _labels(
 
 
 def _closed(env: Task, actions: Any) -> bool:
-    """Whether the last of these commanded a gripper to close: what is binary, else the last number."""
+    """Whether the last action closes a gripper: a binary part, else the last number."""
     binary, at = [-1], 0
     for part in env.action_parts or ():
         binary += [at] if part["kind"] == "binary" else []
@@ -118,7 +151,7 @@ def _closed(env: Task, actions: Any) -> bool:
 
 
 def _opened(course: Course) -> tuple[Task, Actor]:
-    """A worker's world and policy, kept between its episodes."""
+    """A worker's world and policy, which its next episodes share."""
     key = repr(course)
     if key not in _OPEN:
         _OPEN.clear()

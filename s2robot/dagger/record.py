@@ -9,7 +9,6 @@ ends the episode, which is appended. Where the policy succeeds by itself there i
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +17,30 @@ import torch
 from s2robot.common.errors import UserError
 from s2robot.common.files import read_json, write_json
 from s2robot.core.provenance import policy_sha256
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
-from s2robot.dagger.episode import VISITED, Course, corrected_episode
-from s2robot.dagger.takeover import REASONS, TakeoverSettings
-from s2robot.demos.corrections import began_with, left_to_try
-from s2robot.demos.lineage import CORRECTIONS
+from s2robot.dagger.episode import REASONS, Course, TakeoverSettings, Visited, corrected_episode
+from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.summary import world_changes
 from s2robot.loading import image_size_of, load_networks
-from s2robot.policies import ChunkPolicy, check_contract
+from s2robot.policies import check_contract
 
 
-@dataclass(frozen=True)
-class DaggerSettings:
-    """configs/recording/dagger.yaml says what each is."""
+class DaggerSettings(Settings, at="recording", file="recording/dagger"):
+    """configs/recording/dagger.yaml documents each value."""
 
-    checkpoint: str | None = None
-    rounds: int = 2
-    episodes: int = 128
-    seed: int = 200_000
-    workers: int = 2
-    imitate_visited: str = "none"
-    takeover: TakeoverSettings = field(default_factory=TakeoverSettings)
-    weights: str | None = None
-    device: str = "auto"
-    kind: str = "dagger"
-
-    def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("episodes", 1), ("seed", 0), ("workers", 1)):
-            if (found := getattr(self, name)) < least:
-                raise UserError(f"recording.{name}: found {found}, expected {least} or more")
-        if self.imitate_visited not in VISITED:
-            raise UserError(
-                f"recording.imitate_visited: found '{self.imitate_visited}', expected one of {', '.join(VISITED)}"
-            )
-
-
-Told = Callable[[int, Mapping[str, int]], None]
+    checkpoint: str | None = from_yaml()
+    rounds: int = from_yaml(ge=1)
+    episodes: int = from_yaml(ge=1)
+    seed: int = from_yaml(ge=0)
+    workers: int = from_yaml(ge=1)
+    imitate_visited: Visited = from_yaml()
+    takeover: TakeoverSettings = from_yaml()
+    weights: str | None = from_yaml()
+    device: str = from_yaml()
 
 
 def record_corrections(
@@ -65,7 +49,7 @@ def record_corrections(
     world: TaskSettings,
     out: Path,
     first: int | None = None,
-    progress: Told = lambda done, counts: None,
+    progress: Callable[[int, Mapping[str, int]], None] = lambda done, counts: None,
 ) -> tuple[EpisodeStore, dict[str, int]]:
     """Let the policy try `settings.episodes` positions and append what had to be corrected to `out`.
 
@@ -77,9 +61,8 @@ def record_corrections(
         progress: called after each position with how many are done, and `counts`.
 
     Returns:
-        The dataset, and how many positions ended how: `alone` (by the policy), `corrected`, `failed` (by both), and
-        how often the expert took over for each of REASONS. Of a recording that was interrupted, what was `corrected`
-        before counts and the rest does not.
+        The dataset, and counts of positions: `alone` (the policy succeeded), `corrected`, `failed` (both did), and
+        takeovers for each of REASONS. A resumed recording counts only what was `corrected` before.
 
     Raises:
         PolicyError, UserError, DatasetError: a policy of another robot, action frame, rate or cameras; demos without
@@ -97,9 +80,7 @@ def record_corrections(
         corrected = pool.in_order(corrected_episode, [(course, seed) for seed in todo])
         for done, (arrays, facts) in enumerate(corrected, 1):
             if arrays:
-                store.append(
-                    arrays, {key: facts[key] for key in ("seed", "success", "layout") if key in facts}
-                )
+                store.append(arrays, {k: facts[k] for k in ("seed", "success", "layout") if k in facts})
             counts["corrected" if arrays else "failed" if facts["reason"] else "alone"] += 1
             if facts["reason"]:
                 counts[facts["reason"]] += 1
@@ -108,51 +89,42 @@ def record_corrections(
 
 
 def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course:
-    """What decides an episode, once all of it fits together."""
+    """Check that policy, demos and world fit together; return what decides an episode."""
     if settings.checkpoint is None:
         raise UserError("checkpoint: found none, expected the folder of a trained policy")
     if (task := demos.attrs["env_version"]) != world.version:
         raise UserError(f"{demos.path}: found the task {task}, expected {world.version}")
     policy, encoder, contract = load_networks(settings.checkpoint, torch.device("cpu"), settings.weights)
-    check_contract(
-        contract,
-        robot=demos.robot,
-        action_frame=demos.attrs["action_frame"],
-        rate_hz=demos.attrs["rate_hz"],
-        cameras=list(demos.cameras),
-        **{key: demos.attrs.get(key) for key in ("action_parts", "proprio_parts")},
-    )
-    _check_unsure(settings, policy)
+    keys = ("robot", "action_frame", "rate_hz", "action_parts", "proprio_parts")
+    check_contract(contract, cameras=list(demos.cameras), **{key: demos.attrs.get(key) for key in keys})
+    if settings.takeover.disagreement is not None and policy.spec.members == 1:
+        raise UserError(
+            f"recording.takeover.disagreement: expected null for the policy of {settings.checkpoint}, which has one "
+            f"member, got {settings.takeover.disagreement}"
+        )
     picker = picker_of(demos)
     if not {"expert", "imitate"} <= set(demos.keys):
         raise UserError(
             f"{demos.path}: found no 'expert' and 'imitate', expected both; a copy with them: "
-            f"s2robot relabel demos.path={demos.path} out=<copy>"
+            f"s2robot convert data={demos.path} out=<copy> expert=<steps>"
         )
-    if other := [
-        text for text in world_changes(demos.attrs["env_config"], world) if not text.startswith("max_steps ")
-    ]:
+    changes = world_changes(demos.attrs["env_config"], world)
+    if other := [text for text in changes if not text.startswith("max_steps ")]:
         raise UserError(f"env: found a world that is not the demos' ({'; '.join(other)}), expected theirs")
-    return Course(
-        settings.checkpoint,
-        world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder)),
-        picker,
-        settings.takeover,
-        demos.read("expert", 0, 1).shape[1],
-        settings.imitate_visited,
-        settings.weights,
-        settings.device,
-    )
+    own = world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder))
+    chunk = demos.read("expert", 0, 1).shape[1]
+    how = settings.takeover, chunk, settings.imitate_visited, settings.weights, settings.device
+    return Course(settings.checkpoint, own, picker, *how)
 
 
 def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> None:
-    """Note beside the episodes how these positions are tried, or refuse where some were begun otherwise (UserError)."""
+    """Store beside the episodes how these positions are tried; UserError if some were begun with other settings."""
     file = out / CORRECTIONS
     now: dict[str, Any] = {
         "positions": [positions.start, positions.stop],
         "policy": policy_sha256(Path(str(settings.checkpoint))),
         "imitate_visited": settings.imitate_visited,
-        **{f"takeover.{key}": value for key, value in asdict(settings.takeover).items()},
+        **{f"takeover.{key}": value for key, value in settings.takeover.model_dump().items()},
     }
     before = read_json(file) if file.exists() else []
     for noted in before:
@@ -166,21 +138,12 @@ def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> No
         write_json(file, [*before, now])
 
 
-def _check_unsure(settings: DaggerSettings, policy: ChunkPolicy) -> None:
-    if settings.takeover.disagreement is not None and policy.spec.members == 1:
-        raise UserError(
-            f"recording.takeover.disagreement: found {settings.takeover.disagreement}, expected null: the policy of "
-            f"{settings.checkpoint} has one member"
-        )
-
-
 def _begun(out: Path, demos: EpisodeStore, count: int) -> EpisodeStore:
-    """The dataset to append to; where it is not there, a copy of the first so many demos."""
+    """The dataset to append to, which begins as a copy of the first `count` demos."""
     if not os.path.lexists(out):
         part = out.with_name(f".{out.name}.partial")
         shutil.rmtree(part, ignore_errors=True)
-        about: dict[str, Any] = demos.attrs
-        with EpisodeStore.create(part, about) as copy:
+        with EpisodeStore.create(part, dict(demos.attrs)) as copy:
             copy.append_all(demos, count)
         os.rename(part, out)
     store = EpisodeStore.open(out)

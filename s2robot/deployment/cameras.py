@@ -1,5 +1,9 @@
-"""The cameras of a deployment: started, and described as the pre-flight compares them."""
+"""The cameras of a deployment: started, and described as the pre-flight compares them; the emulator's scene.
 
+Nothing that drives an arm imports the emulator: `find_scene` does, where the config asks for it.
+"""
+
+import importlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -12,15 +16,14 @@ import numpy as np
 from s2robot.common.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.preflight import STOP, Camera, Finding
-from s2robot.deployment.scene import STAND_INS, Scene
 from s2robot.deployment.settings import Bridge, CameraSettings
+from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.real.cameras.camera import CameraReader, Source, part_seen
-from s2robot.envs.real.cameras.opencv import OpenCVCamera
-from s2robot.envs.real.cameras.realsense import RealSenseCamera
-from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.cameras.sources import OpenCVCamera, RealSenseCamera, ReplayCamera
 
-KINDS = ("opencv", "realsense", "replay", *STAND_INS)
+STAND_IN = "s2robot.envs.real.emulator.stand_in"
+Scene = Any  # its `StandIn`: an emulated arm with cameras, table and operator
 DEVICES = {
     "opencv": "a path such as /dev/v4l/by-id/...",
     "realsense": "a serial number",
@@ -30,32 +33,49 @@ START_S = 30.0  # s until a camera's first frame
 EXPOSURE_S = 1.0  # s that automatic exposure takes after a camera's first frame, which may be black
 
 
+def find_scene(bridge: Bridge, stack: ExitStack) -> Scene | None:
+    """Return the emulator that stands in for the arm, closed with `stack`; None for a real arm.
+
+    Raises:
+        UserError: it does not run.
+    """
+    if (port := bridge.emulator.port) is None:
+        return None
+    try:
+        scene = importlib.import_module(STAND_IN).StandIn(port)
+    except EnvError as error:
+        raise UserError(f"bridge.emulator.port: {error}") from None
+    stack.callback(scene.close)
+    return scene
+
+
 @dataclass
 class Cameras:
-    """Those that give frames, by name, and why others do not."""
+    """The cameras that give frames, by name, and why the others do not."""
 
     readers: dict[str, CameraReader] = field(default_factory=dict)
-    facts: dict[str, Camera] = field(default_factory=dict)  # what the readers' frames are
+    facts: dict[str, Camera] = field(default_factory=dict)  # of the readers' frames
     failed: list[Finding] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise UserError for the first camera that gives no frames."""
+        for failed in self.failed:
+            raise UserError(f"{failed.check}: {failed.text}")
 
 
 def start_cameras(
-    bridge: Bridge,
-    names: Iterable[str],
-    scene: Scene | None,
-    stack: ExitStack,
-    image_size: ImageSize = 256,
+    bridge: Bridge, names: Iterable[str], scene: Scene | None, stack: ExitStack, image_size: ImageSize = 256
 ) -> Cameras:
-    """Starts those of `names`, to be closed with `stack`; a finding for each one that gives no frames.
+    """Start the cameras `names`, to be closed with `stack`; return a finding for each one that gives no frames.
 
-    image_size: of the frames that the policy gets; the middle of a picture that has their shape is what it sees.
+    image_size: of the frames that the policy gets; it sees the middle of a frame that has their shape.
     """
     found = Cameras()
     for name in names:
         try:
             if name not in bridge.cameras:
                 raise UserError(
-                    f"bridge.cameras: found {', '.join(bridge.cameras)}, expected '{name}' among them "
+                    f"bridge.cameras: expected '{name}', got {', '.join(bridge.cameras)} "
                     f"(+bridge.cameras.{name}.kind=opencv +bridge.cameras.{name}.device=<path>)"
                 )
             camera = bridge.cameras[name]
@@ -67,38 +87,27 @@ def start_cameras(
             found.failed.append(Finding(STOP, f"camera {name}", str(error)))
     if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in found.readers):
         time.sleep(EXPOSURE_S)
-    found.facts = {
-        name: _described(reader, bridge.cameras[name], scene, name, size_of(image_size, name))
-        for name, reader in found.readers.items()
-    }
+    for name, reader in found.readers.items():
+        frame, camera = reader.latest(), bridge.cameras[name]
+        assert frame is not None  # start has waited for it
+        height, width = part_seen((frame.image.shape[0], frame.image.shape[1]), size_of(image_size, name))
+        fps, fovy = float(camera.fps), camera.fovy
+        if camera.kind == "emulator":
+            assert scene is not None
+            fps, geometry = scene.cameras()
+            fovy = geometry[name]["fovy"]
+        found.facts[name] = Camera(width, height, fps, "rgb", fovy)
     return found
 
 
-def _described(
-    reader: CameraReader, camera: CameraSettings, scene: Scene | None, name: str, size: tuple[int, int]
-) -> Camera:
-    frame = reader.latest()
-    assert frame is not None  # start has waited for it
-    height, width = part_seen((frame.image.shape[0], frame.image.shape[1]), size)
-    fps, fovy = float(camera.fps), camera.fovy
-    if camera.kind in STAND_INS:
-        assert scene is not None
-        fps, geometry = scene.cameras()
-        fovy = geometry[name]["fovy"]
-    return Camera(width, height, fps, "rgb", fovy)
-
-
 def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[[], Source]:
-    kind, where = camera.kind, f"bridge.cameras.{name}"
-    if kind not in KINDS:
-        raise UserError(f"{where}.kind: found '{kind}', expected one of {', '.join(KINDS)}")
-    if kind in STAND_INS:
+    kind, device, where = camera.kind, camera.device, f"bridge.cameras.{name}"
+    if kind == "emulator":
         if scene is None:
-            raise UserError(f"{where}.kind: found '{kind}' without bridge.{kind}.port, expected both")
+            raise UserError(f"{where}.kind: expected bridge.emulator.port beside '{kind}'")
         return scene.camera(name)
-    device = camera.device
     if device is None:
-        raise UserError(f"{where}.device: found none, expected {DEVICES[kind]}")
+        raise UserError(f"{where}.device: expected {DEVICES[kind]}, got none")
     if kind == "opencv":
         return partial(
             OpenCVCamera, device, camera.width, camera.height, camera.fps, camera.fourcc, camera.exposure,
@@ -108,12 +117,12 @@ def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[
         return partial(RealSenseCamera, device, camera.width, camera.height, camera.fps)
     store = EpisodeStore.open(device)
     if f"images_{name}" not in store.keys:
-        raise UserError(f"{where}.device: {device} holds no images_{name}, expected a dataset of pictures")
-    return partial(ReplayCamera, _Pictures(store, f"images_{name}"), camera.fps)
+        raise UserError(f"{where}.device: expected a dataset with images_{name}, got {device}")
+    return partial(ReplayCamera, _Images(store, f"images_{name}"), camera.fps)
 
 
-class _Pictures(Sequence[np.ndarray]):
-    """The pictures of a dataset, read a few at a time: all of them may be more than the memory holds."""
+class _Images(Sequence[np.ndarray]):
+    """The images of a dataset, read a few at a time: all of them may exceed the memory."""
 
     def __init__(self, store: EpisodeStore, key: str, together: int = 16):
         self._store, self._key, self._together = store, key, together

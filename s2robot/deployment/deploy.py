@@ -1,6 +1,6 @@
 """A trained policy on an arm.
 
-    s2robot robot check checkpoint=<folder> robot.ip=192.168.1.200        # does it fit? nothing moves
+    s2robot deploy check=true checkpoint=<folder> robot.ip=192.168.1.200  # does it fit? nothing moves
     s2robot deploy checkpoint=<folder> robot.ip=192.168.1.200             # a dry run: everything but motion
     s2robot deploy --live --episodes 5 --record demos.zarr checkpoint=<folder> robot.ip=192.168.1.200
 
@@ -8,79 +8,113 @@ Space, q and Ctrl-C brake and stop the arm; so does everything that goes wrong, 
 that watches it. All of that is software: a hardware emergency stop has to be within reach.
 """
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, Self
 
 from omegaconf import DictConfig
+from pydantic import model_validator
+from rich.console import Console
 
-from s2robot.deployment.live import DeploySettings, LiveSession
-from s2robot.deployment.panel import WAITING, Board, keys
-from s2robot.deployment.policy import Policy
-from s2robot.deployment.rig import Rig
-from s2robot.deployment.trace import Trace
+from s2robot.common.errors import UserError
+from s2robot.common.files import write_json
+from s2robot.core.settings import Settings, from_yaml, invalid, read, read_some
+from s2robot.demos.store import EpisodeStore
+from s2robot.deployment.operator import check_operator, keys
+from s2robot.deployment.panel import WAITING, Board
+from s2robot.deployment.session import Outcome, Rig
+from s2robot.deployment.settings import Bridge
+from s2robot.deployment.store import CAUSES, open_store
+from s2robot.deployment.trace import EpisodeLog
+from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.loop import Result
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.recorder import EpisodeRecorder
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.operator.prompts import ask
 
 FAULT_EXIT = 1  # exit code
+WORD = "move"  # what the operator types before the arm moves
 
 
-def check(cfg: DictConfig) -> None:
-    """`s2robot robot check`: the pre-flight alone."""
-    with ExitStack() as stack:
-        Rig.connect(cfg, stack).check(Path(cfg.run_dir) / "camera_check.png")
-    print("nothing speaks against this policy on this robot")
+class DeploySettings(Settings, file="deploy"):
+    """Settings of `s2robot deploy`; configs/deploy.yaml documents each value."""
+
+    check: bool = from_yaml()
+    live: bool = from_yaml()
+    confirm: bool = from_yaml()
+    episodes: int = from_yaml(ge=1)
+    seed: int = from_yaml(ge=0)
+    record: str | None = from_yaml()
+    dry_run_steps: int = from_yaml(ge=1)
+
+    @model_validator(mode="after")
+    def _live_has_all_it_needs(self) -> Self:
+        if self.record is not None and not self.live:
+            raise invalid("record", "null without --live, since a dry run has nothing to record", self.record)
+        if self.check and self.live:
+            raise invalid("check", "false with --live", True)
+        return self
 
 
 def deploy(cfg: DictConfig) -> int:
     """`s2robot deploy`: the exit code, 0 or that of a fault.
 
     Raises:
-        UserError, EnvError: a wrong setting, or something that the pre-flight refuses; nothing has moved then.
+        UserError, EnvError: a wrong setting, or something that the pre-flight rejects; nothing has moved then.
         KeyboardInterrupt: Ctrl-C; the arm has been stopped.
     """
-    settings = DeploySettings.of(cfg)
-    out = Path(cfg.run_dir)
+    settings, out = read_some(DeploySettings, cfg), Path(cfg.run_dir)
+    if settings.live:
+        bridge = read(Bridge, cfg.bridge)
+        if not settings.confirm and not bridge.emulated:
+            raise UserError("confirm: expected true on a real arm, got false: a person must allow it to move")
+        check_operator(bridge, asked=settings.confirm)
     with ExitStack() as stack:
         rig = Rig.connect(cfg, stack)
         rig.check(out / "camera_check.png", settings.live)
+        if settings.check:
+            print("this policy fits this robot")
+            return 0
+        if settings.live and settings.confirm:
+            _confirm(rig)
         good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)
         return 0 if good else FAULT_EXIT
 
 
-class _Fresh(Silent):
-    """A policy that begins anew with each episode."""
-
-    def __init__(self, policy: Policy):
-        self._policy = policy
-
-    def on_begin(self) -> None:
-        """See `Subscriber`."""
-        self._policy.reset()
+def _confirm(rig: Rig) -> None:
+    """Raise UserError unless the operator says that the arm may move."""
+    Console().print(
+        f"[bold]The arm at {rig.arm.driver.ip} is about to move.[/] Is its space clear, and the emergency stop within "
+        "reach?"
+    )
+    answer = ask(f"Type '{WORD}' to go on: ")
+    if answer != WORD:
+        raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
 
 
 def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:
-    """Everything but motion; draws what would have been sent. False after a fault."""
+    """Do everything but motion; draw what would have been sent. False after a fault."""
     steps, arm = settings.dry_run_steps, rig.arm
-    trace, board = Trace(arm.limits), Board(arm.readers, False, 1, arm.limits.rate_hz)
+    log, board = EpisodeLog(arm.limits), Board(arm.readers, False, 1, arm.limits.rate_hz)
     board.episode, board.max_steps, board.doing = 1, steps, WAITING
-    stop = Stop()
-    runtime = rig.runtime(False, [board, trace, _Fresh(rig.policy)], stop)
+    session = rig.session([board, log], live=False)
+    stop, runtime = session.stop, session.runtime
     with stop.on_signals(), board.shown(), keys(lambda key: stop.ask() if key in " q" else None):
         stop.moving = True  # Ctrl-C ends the loop in order
         result = runtime.run(steps)
         stop.moving = False
     title = f"dry run of {result.steps} decisions, each from where the arm stands: what would have been sent"
-    trace.write(out / "dry_run", title)
-    _tell(result, trace, out)
+    log.write(out / "dry_run", title)
+    _print_dry_run(result, log, out)
     if stop.interrupted:
         raise KeyboardInterrupt
     return result.state != State.FAULT
 
 
-def _tell(result: Result, trace: Trace, out: Path) -> None:
-    found = trace.summary()
+def _print_dry_run(result: Result, log: EpisodeLog, out: Path) -> None:
+    found = log.summary()
     verdicts = ", ".join(f"{name} {count}" for name, count in found["verdicts"].items())
     print(f"dry run: {result.steps} decisions, {found['periods']} commands not sent ({verdicts})")
     for reason, count in found["reasons"].items():
@@ -92,3 +126,140 @@ def _tell(result: Result, trace: Trace, out: Path) -> None:
         )
     if result.state == State.FAULT:
         print(f"FAULT: {'; '.join(result.reasons)}")
+
+
+class LiveSession:
+    """`--live`: runs the episodes and writes `summary.json`, and each one's commands, to `out`.
+
+    Args:
+        rig: connected and checked.
+        settings: of the verb.
+        out: run folder.
+    """
+
+    def __init__(self, rig: Rig, settings: DeploySettings, out: Path):
+        self.rig, self.settings, self.out = rig, settings, out
+        self.max_steps = rig.arm.bridge.loop.max_steps
+        self.board = Board(rig.arm.readers, True, settings.episodes, rig.arm.limits.rate_hz)
+        self.board.max_steps = self.max_steps
+        self.log = EpisodeLog(rig.arm.limits)
+        self.records: list[dict[str, Any]] = []
+        self.store = self._open_store()
+        self.recorder = EpisodeRecorder(self.store) if self.store is not None else None
+        subscribers: list[Subscriber] = [self.board, self.log]
+        if self.recorder is not None:
+            subscribers.append(self.recorder)
+        self.session = rig.session(subscribers)
+
+    def run(self) -> bool:
+        """Run all episodes; False after a fault. Raises KeyboardInterrupt after Ctrl-C, with the arm stopped."""
+        stop, fault = self.session.stop, ""
+        with nullcontext() if self.store is None else self.store, self.started():
+            for i in range(self.settings.episodes):
+                fault = self.episode(i)
+                if fault or stop.asked():
+                    break
+        if fault:
+            print(
+                f"FAULT: {fault}\n{self.session.runtime.known} Look at it before anything else.", flush=True
+            )
+        done, summary = len(self.records), self.out / "summary.json"
+        print(f"{self.board.successes} of {done} episodes succeeded: {summary}", flush=True)
+        if stop.interrupted:
+            raise KeyboardInterrupt
+        return not fault
+
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """As of `ArmSession`; writes `summary.json` at the end."""
+        try:
+            with self.session.started():
+                yield
+        finally:
+            self._write_summary()
+
+    def episode(self, i: int) -> str:
+        """Run one episode; return its fault, if there was one."""
+        seed, session = self.settings.seed + i, self.session
+        self.board.episode, self.board.step = i + 1, 0
+        self.log.begin()
+        session.begin()
+        if session.operator.person:
+            session.runtime.stand("the operator is at the table")  # hands come near
+        if not session.operator.wait_to_start(i, self.settings.episodes):
+            session.stop.ask()
+            return ""
+        outcome = self._act(seed)
+        if outcome is None:  # stopped on the way to the start
+            return ""
+        success = False
+        try:
+            success = outcome.cause in ("steps", "ended") and session.operator.success()
+        finally:  # Ctrl-C at that question: the episode was run all the same
+            self._note(i, seed, success, outcome)
+        return outcome.fault
+
+    def _act(self, seed: int) -> Outcome | None:
+        """Go to the start, and let the policy act; None: stopped before."""
+        session, operator, board = self.session, self.session.operator, self.board
+        try:
+            with board.shown():
+                operator.watch()
+                board.doing = "moving to the start"
+                there = session.go_to(self.rig.arm.bench.robot.home)
+                if there and (start := operator.lay(seed)) is not None:  # on the emulator
+                    there = session.go_to(start)
+                board.doing = WAITING
+                return session.act(self.max_steps) if there else None
+        except EnvError as error:  # the arm has been stopped by who raised it
+            return Outcome("fault", str(error))
+        finally:
+            operator.rest()
+
+    def _note(self, i: int, seed: int, success: bool, outcome: Outcome) -> None:
+        log, policy, watchdog = self.log, self.rig.policy, self.session.runtime.loop.watchdog
+        self.board.judged += 1
+        self.board.successes += success
+        if self.recorder is not None:
+            self.recorder.finish(success=success, seed=seed, cause=CAUSES.index(outcome.cause))
+        log.write(self.out / "episodes" / f"episode_{i:04d}", f"episode {i}, {outcome.cause}")
+        found = log.summary()
+        record: dict[str, Any] = {
+            "episode": i, "seed": seed, "success": success, "cause": outcome.cause, "fault": outcome.fault,
+            "steps": len(log.actions), "verdicts": found["verdicts"], "reasons": found["reasons"],
+            "changes": [[s.value, list(why)] for _, s, why in watchdog.history], "policy_seed": policy.seed(),
+            **(log.timing(outcome.result) if outcome.result is not None else {}),
+        }  # fmt: skip
+        watchdog.history.clear()
+        if (disagreement := policy.mean_disagreement()) is not None:
+            record["disagreement"] = round(disagreement, 6)
+        self.records.append(record)
+        print(
+            f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {'success' if success else 'no success'}, "
+            f"{record['steps']} decisions, {outcome.cause}",
+            flush=True,
+        )
+
+    def _open_store(self) -> EpisodeStore | None:
+        """Open the store of `record`, which every episode is appended to. DatasetError, UserError: another dataset."""
+        if self.settings.record is None:
+            return None
+        arm, contract = self.rig.arm, self.rig.policy.contract
+        own = {
+            "source": "emulator" if arm.scene else "arm", "causes": list(CAUSES),
+            "policy": contract["encoder"]["fingerprint"],
+        }  # fmt: skip
+        # rate_hz is that of the steps at full speed, as in the demos
+        return open_store(
+            Path(self.settings.record), contract["rate_hz"], arm.cameras.facts, self.rig.policy.image_size,
+            self.settings.seed, {"speed": arm.bridge.speed}, own,
+        )  # fmt: skip
+
+    def _write_summary(self) -> None:
+        arm = self.rig.arm
+        value = {
+            "robot": arm.bench.robot.name, "checkpoint": self.rig.source.name, "emulated": arm.scene is not None,
+            "speed": arm.bridge.speed, "episodes": len(self.records), "successes": self.board.successes,
+            "records": self.records,
+        }  # fmt: skip
+        write_json(self.out / "summary.json", value)

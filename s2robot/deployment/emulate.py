@@ -5,59 +5,35 @@ s2robot emulate emulator.ports=free     # beside another one
 """
 
 import asyncio
-import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import Literal
 
 from omegaconf import DictConfig
 
-from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
-from s2robot.common.ranges import INFINITY, check_ranges
-from s2robot.common.settings import plain, read
-from s2robot.envs.real.emulator.emulator import Emulator, EmulatorConfig
+from s2robot.common.settings import plain
+from s2robot.core.errors import UserError
+from s2robot.core.settings import from_yaml, read
+from s2robot.envs.real.emulator.emulator import EmulatorConfig, serve
 from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
 
-PORTS = {"default": Ports, "free": free_ports}
 
+class EmulateSettings(EmulatorConfig):
+    """`emulator` of configs/emulate.yaml, which documents each value."""
 
-@dataclass(frozen=True)
-class EmulateSettings:
-    """`emulator` of configs/emulate.yaml, where every value is explained."""
-
-    seed: int
-    fps: float
-    ports: str
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "emulator", seed=(0, INFINITY))
-        if self.ports not in PORTS:
-            raise UserError(f"emulator.ports: found '{self.ports}', expected one of {', '.join(PORTS)}")
+    ports: Literal["default", "free"] = from_yaml()
 
 
 def run_emulate(cfg: DictConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM.
-
-    Raises:
-        UserError, EnvError: a wrong setting, no simulator, or a port that is taken.
-    """
+    """Serve until Ctrl-C or SIGTERM. UserError, EnvError: a wrong setting, no simulator, or a port that is taken."""
     if cfg.robot.name != "xarm7":
-        raise UserError(
-            f"robot: found '{cfg.robot.name}', expected 'xarm7': the control box emulated is its own"
-        )
-    emulator = read(EmulateSettings, cfg.emulator, "emulator")
+        raise UserError(f"robot: expected xarm7, the arm of the emulated control box, got {cfg.robot.name}")
+    settings = read(EmulateSettings, cfg.emulator)
     require_simulator()
-    config = EmulatorConfig(
-        "mujoco", emulator.seed, emulator.fps, {"robot": cfg.robot.name, **plain(cfg.env)}
-    )
-    asyncio.run(_serve(config, PORTS[emulator.ports]()))
+    ports = free_ports() if settings.ports == "free" else Ports()
+    config = settings.replace(env={"robot": cfg.robot.name, **plain(cfg.env)})
+    asyncio.run(serve(config, ports, lambda: print(_greeting(ports), flush=True)))
     print("emulator: stopped")
-
-
-async def _serve(config: EmulatorConfig, ports: Ports) -> None:
-    emulator = Emulator(config, ports)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, emulator.stop)
-    await emulator.run(started=lambda: print(_greeting(ports), flush=True))
 
 
 def _greeting(ports: Ports) -> str:

@@ -1,125 +1,158 @@
 """The operator beside a policy that acts: asked while the arm stands, with keys that count while it moves."""
 
+import os
+import re
+import select
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 from s2robot.common.errors import UserError
-from s2robot.deployment.panel import Keys, keys
 from s2robot.deployment.settings import Bridge
-from s2robot.envs.real.people.operator import Operator, Placing, TerminalOperator, Through, ask
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.operator.prompts import Operator, OperatorProxy, Placing
+from s2robot.envs.real.operator.stop import Stop
 
+Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]  # reads keys while its context lasts
 KEYS_HELP = "y: success, n: failure (both end the episode); space, q or Ctrl-C: brake and end the session"
 
 
 def check_operator(bridge: Bridge, asked: bool = False) -> None:
-    """Refuse a real arm, or with `asked` any, without a person at a terminal: what a pipe says is nobody's consent."""
-    if sys.stdin.isatty():
+    """Reject a real arm, or with `asked` any, without a person at a terminal: a pipe gives no consent."""
+    if not sys.stdin.isatty() and (asked or not bridge.emulated):
+        hint = " (confirm=false skips this, for the emulator only)" if bridge.emulated else ""
+        raise UserError(
+            f"standard input: expected a terminal, for the operator to be asked before the arm moves{hint}"
+        )
+
+
+# What a terminal sends for arrows and function keys: its letters were not typed, and A would move the arm. After a bare
+# escape nothing is taken away: a space or q that follows it stops the arm.
+_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[@-~]|O[A-Za-z])?")
+_BEGUN = re.compile(r"\x1b(\[[0-?]*|O)?$")
+
+
+def typed(text: str) -> tuple[str, str]:
+    """Return the keys with a letter or sign of their own in a terminal's bytes, and a sequence that only begins there."""
+    begun = _BEGUN.search(text)
+    end = begun.start() if begun else len(text)
+    return _SEQUENCE.sub("", text[:end]), text[end:]
+
+
+@contextmanager
+def keys(on_key: Callable[[str], None]) -> Iterator[None]:
+    """Call `on_key` from a thread with each key that is pressed; nothing where standard input is no terminal."""
+    if not sys.stdin.isatty():
+        yield
         return
-    if not bridge.stands_in:
-        raise UserError(
-            "standard input is no terminal, expected one: the operator is asked before each episode"
-        )
-    if asked:
-        raise UserError(
-            "standard input is no terminal, expected one: the operator is asked before the arm moves (confirm=false "
-            "skips that, for the emulator only)"
-        )
+    import termios
+    import tty
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    ended = threading.Event()
+
+    def read() -> None:
+        begun = ""
+        while not ended.is_set():
+            ready, _, _ = select.select([descriptor], [], [], 0.1)
+            if not ready:
+                begun = ""  # a terminal sends the rest at once: what comes later was typed
+            if ready and not ended.is_set():
+                sent = b""
+                with suppress(OSError):
+                    sent = os.read(descriptor, 4096)
+                if not sent:
+                    return  # the terminal has gone, as SIGHUP reports
+                pressed, begun = typed(begun + sent.decode(errors="ignore"))
+                for key in pressed:
+                    on_key(key)
+
+    thread = threading.Thread(target=read, daemon=True, name="keys")
+    try:
+        tty.setcbreak(descriptor)  # Ctrl-C still is a signal
+        thread.start()
+        yield
+    finally:
+        ended.set()
+        thread.join(2.0)
+        with suppress(termios.error):  # the terminal has gone
+            termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)  # a key too many answers no question
 
 
-class DeployOperator(TerminalOperator):
-    """Asked for success until it is told, and for nothing else once the terminal has gone."""
-
-    def success(self) -> bool:
-        """See `Operator`."""
-        while sys.stdin.isatty():
-            answer = ask("Did it succeed? [y/n] ")
-            if answer in ("y", "yes", "n", "no"):
-                return answer[0] == "y"
-        return False  # the terminal has gone, and nobody says yes
-
-
-class WatchingOperator(Through):
-    """An `s2robot.envs.real.people.operator.Operator` who may also judge, and stop the arm, in the middle of an episode.
+class WatchingOperator(OperatorProxy):
+    """An operator who is asked while the arm stands, and whose keys count while it may move.
 
     Args:
         operator: who answers.
-        stop: asked for by keys; Ctrl-C is a matter of braking while the arm may move, and ends at once otherwise.
+        stop: requested by space and q. Ctrl-C brakes while the arm may move, and ends the session at once otherwise.
+        end: ends the episode under way; called by a key.
         read_keys: calls a function with each key while its context lasts.
-        on_verdict: called when a key has judged.
+        take_key: takes each key of an episode in place of these.
 
-    Attributes, of the episode under way: `judging` (whether y and n count), `refused` (the operator said no), `t_end` (s, monotonic, when its end was seen; None: not before its steps
-    were over), `trouble` (of the attempt before, told with the next question).
+    Attributes, of the episode under way: `acting` (keys count), `refused` (the operator said no), `t_end` (s,
+    monotonic, when its end was seen; None: not before its steps were over), `trouble` (of the attempt before, shown
+    with the next question).
     """
 
     def __init__(
         self,
         operator: Operator,
         stop: Stop,
+        end: Callable[[], None] = lambda: None,
         read_keys: Keys = keys,
-        on_verdict: Callable[[], None] = lambda: None,
+        take_key: Callable[[str], None] | None = None,
     ):
         super().__init__(operator)
-        self._stop, self._read_keys, self._on_verdict = stop, read_keys, on_verdict
-        self._keys = ExitStack()
+        self._stop, self._end, self._read_keys, self._take_key = stop, end, read_keys, take_key
+        self._keys: ExitStack | None = None
         self.trouble = ""
         self.begin()
 
     def begin(self) -> None:
-        """A new episode."""
-        self.refused = self.judging = False
+        """Start an episode."""
+        self.refused = self.acting = False
         self.t_end: float | None = None
         self._verdict: bool | None = None
 
     def rest(self) -> None:
         """The arm stands: the terminal is for questions."""
-        self._stop.moving = self.judging = False
-        self._keys.close()
+        self._stop.moving = self.acting = False
+        if self._keys is not None:
+            self._keys.close()
+        self._keys = None
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """The arm may move while this lasts: keys count."""
-        self._watch()
-        try:
-            yield
-        finally:
-            self.rest()
+    def watch(self, brakes: bool = True) -> None:
+        """The arm may move until `rest`: keys count. `brakes`: Ctrl-C does not end the session at once."""
+        if self._keys is None:
+            self._keys = ExitStack()
+            self._keys.enter_context(self._read_keys(self.on_key))
+        self._stop.moving = brakes
 
-    def _watch(self) -> None:
-        self._keys.enter_context(self._read_keys(self._on_key))
-        self._stop.moving = True
-
-    @contextmanager
-    def _before_motion(self) -> Iterator[None]:
-        self.rest()
-        yield
-        if not self.refused:
-            self._watch()
-
-    def _on_key(self, key: str) -> None:
-        if key in " q":
+    def on_key(self, key: str) -> None:
+        """Take a key."""
+        if self._take_key is not None:
+            if self.acting:
+                self._take_key(key)
+        elif key in " q":
             self._stop.ask()
-        elif key in "yn" and self.person and self.judging and self._verdict is None:
+        elif key in "yn" and self.person and self.acting and self._verdict is None:
             self._verdict, self.t_end = key == "y", time.monotonic()
-            self._on_verdict()
+            self._end()
 
     # ---------------------------------------------------------------- Operator
 
     def free(self, fault: tuple[str, ...]) -> bool:
         """See `Operator`."""
-        with self._before_motion():
-            told = fault or ((self.trouble,) if self.trouble else ())
-            self.refused = not self._operator.free(told)
-        return not self.refused
+        return self._before_motion(
+            lambda: self._operator.free(fault or ((self.trouble,) if self.trouble else ()))
+        )
 
     def place(self, placing: Placing) -> bool:
         """See `Operator`."""
-        with self._before_motion():
-            self.refused = not self._operator.place(placing)
-            self.judging = True  # a key on the way to the start is no judgement
-        return not self.refused
+        return self._before_motion(lambda: self._operator.place(placing))
 
     def ended(self) -> bool:
         """See `Operator`; by key, too."""
@@ -129,13 +162,19 @@ class WatchingOperator(Through):
         return over
 
     def success(self) -> bool:
-        """See `Operator`; a key has answered already."""
+        """See `Operator`; a key has answered already. A Ctrl-D is no answer."""
         self.rest()
-        if self._verdict is not None:
-            return self._verdict
-        return self._operator.success()
+        while self._verdict is None:
+            try:
+                return self._operator.success()
+            except EnvError:
+                if not (self.person and sys.stdin.isatty()):
+                    raise
+        return self._verdict
 
-    def stage(self) -> str:
-        """See `Operator`."""
+    def _before_motion(self, ask: Callable[[], bool]) -> bool:
         self.rest()
-        return self._operator.stage()
+        self.refused = not ask()
+        if not self.refused and self._take_key is None:
+            self.watch()
+        return not self.refused

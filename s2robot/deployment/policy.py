@@ -18,13 +18,13 @@ from s2robot.envs.frames import ImageSize
 
 @dataclass
 class Policy:
-    """What acts."""
+    """The policy that acts."""
 
     act: Callable[[Mapping], np.ndarray]  # observation -> float32 (8,)
     plan: Callable[[Mapping], np.ndarray]  # observation -> float32 (k, 8), for measuring
     reset: Callable[[], None]
     contract: dict[str, Any]
-    image_size: ImageSize  # pixels, of the frames that it wants of each camera
+    image_size: ImageSize  # pixels, of the frames that it expects of each camera
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
     seed: Callable[[], int]  # of all that its head draws in this episode
     disagreement: Callable[[], float] = lambda: 0.0  # of its members about the newest plan, rad
@@ -39,11 +39,11 @@ class Policy:
 
 
 def make_policy(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
-    """The policy of a checkpoint or a server; it is closed with `stack`.
+    """Return the policy of a checkpoint or a server; it is closed with `stack`.
 
     Raises:
-        UserError, PolicyError, RemoteError: what `load_policy` and `RemotePolicy` raise, and a policy whose actions or
-            states are of other parts than the arm's joints and gripper.
+        UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or a policy whose actions or states
+            have other parts than the arm's joints and gripper.
     """
     policy = _remote(source, bridge, stack) if source.host.url is not None else _local(source, bridge)
     for finding in check_parts(policy.contract, len(JOINT_NAMES)):
@@ -63,7 +63,7 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
     members, limit = actor.batch.policy.spec.members, bridge.watchdog.disagreement
     if limit is not None and members == 1:
         raise UserError(
-            f"bridge.watchdog.disagreement: found {limit}, expected null: the policy has one member"
+            f"bridge.watchdog.disagreement: expected null for a policy of one member, got {limit}"
         )
 
     def act(observation: Mapping) -> np.ndarray:
@@ -85,9 +85,7 @@ def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
     host = source.host
     assert host.url is not None
     if (limit := bridge.watchdog.disagreement) is not None:
-        raise UserError(
-            f"bridge.watchdog.disagreement: found {limit}, expected null: a server does not tell it"
-        )
+        raise UserError(f"bridge.watchdog.disagreement: expected null with policy.url, got {limit}")
     remote = RemotePolicy(
         host.url, read_token(host.token_file), host.deadline_s, host.connect_s, host.ca_file
     )

@@ -1,87 +1,93 @@
-"""Demonstrations on the arm, by hand or by teleoperation, into the store that simulated ones go to.
+"""Demonstrations and corrections on an arm, into the store that simulated ones go to.
 
-    s2robot record recording=teach robot.ip=192.168.1.200 out=demos.zarr
+    s2robot record recording=teach robot.ip=192.168.1.200 out=demos.zarr      # the arm is led by hand
     s2robot record recording=teleop robot.ip=192.168.1.200 out=demos.zarr
-    s2robot record recording=teleop bridge=emulator out=demos.zarr        # beside a running `s2robot emulate`
+    s2robot record recording=dagger checkpoint=<folder> demos.path=teleop.zarr robot.ip=192.168.1.200
+    s2robot record recording=teleop bridge=emulator out=demos.zarr            # beside a running `s2robot emulate`
 
 For each episode the operator is asked before the arm goes to its start, and again when the cube is to be laid, which
 is where the simulated episode of that seed has it. Afterwards: did it succeed, is it kept? Episodes are appended, so a
-session may be broken off and taken up again.
+session may be interrupted and resumed.
+
+In DAgger a policy acts; space takes over and gives back. An episode in which the person acted goes into a copy of the
+policy's demos, with the policy's own steps marked as `perturbed`, which are never imitated. Nothing jumps at a
+hand-over: the person starts at the commanded joints, and the gripper stays as it was.
 """
 
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal
 
+import numpy as np
 from omegaconf import DictConfig
+from pydantic import Field
 
 from s2robot.common.errors import UserError
-from s2robot.common.ranges import INFINITY, check_positive, check_ranges
-from s2robot.common.settings import read, task_settings
+from s2robot.common.files import read_json, write_json
+from s2robot.common.settings import DemosSettings, task_settings
+from s2robot.core.settings import Settings, from_yaml, read, read_some
+from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
+from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment.operator import check_operator
-from s2robot.deployment.panel import Keys, keys
-from s2robot.deployment.rig import ConnectedArm
-from s2robot.deployment.settings import read_bench
-from s2robot.deployment.store import open_store
-from s2robot.envs.real.arms.ik import ToolIK
+from s2robot.deployment.arm import ConnectedArm
+from s2robot.deployment.operator import Keys, check_operator, keys
+from s2robot.deployment.session import ArmSession, Rig
+from s2robot.deployment.settings import Host, PolicySettings, read_bench
+from s2robot.deployment.store import CAUSES, open_corrections, open_store
+from s2robot.envs.cube_config import ACTION_FRAME
+from s2robot.envs.frames import as_image_size
+from s2robot.envs.real.arms.driver import OK
+from s2robot.envs.real.arms.kinematics import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
-from s2robot.envs.real.people.operator import Operator, Through
-from s2robot.envs.real.people.teach import LedArm, TeachConfig, Teaching
-from s2robot.envs.real.people.teleop import CONTROLS_HELP, HELP, Controls, Keyboard, SpaceMouse, Teleoperator
+from s2robot.envs.real.control.safety import Verdict
+from s2robot.envs.real.operator.handover import (
+    HANDOVER_HELP,
+    Handover,
+    LedControls,
+    SharedControl,
+    SpaceMouseControls,
+)
+from s2robot.envs.real.operator.prompts import Operator
+from s2robot.envs.real.operator.teach import teach
+from s2robot.envs.real.operator.teleop import (
+    CONTROLS_HELP,
+    HELP,
+    Controls,
+    Keyboard,
+    SpaceMouse,
+    Teleoperator,
+)
+from s2robot.policies import check_contract
 
-DEVICES = ("keyboard", "spacemouse")
+VALUES = {"seed", "success", "cause", "speed"}  # what is stored of a corrected episode
+# keys of a corrected step beside its images; `recorder` of envs/real/control documents each
+_STEP = {
+    "action", "proprio", "time", "time_action", "camera_age", "action_raw", "action_sent", "verdict", "code",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ArmRecordingSettings:
-    """What `s2robot record` does on an arm; configs/recording/teach.yaml and teleop.yaml say it of each."""
+class PersonSettings(Settings, at="arm", file="recording/dagger"):
+    """The person's part: `arm` of configs/recording/dagger.yaml, or the keys of teleop.yaml and teach.yaml."""
 
-    kind: str
-    episodes: int
-    seed: int
-    max_steps: int
+    device: Literal["keyboard", "spacemouse", "hand"] = from_yaml()
+    speed: float = from_yaml(gt=0)
+    turn_speed: float = from_yaml(gt=0)
+    max_steps: int = from_yaml(ge=1)
+
+
+class RecordingSettings(Settings):
+    """Settings of `s2robot record` on an arm; the files in configs/recording document each value."""
+
+    kind: Literal["teach", "teleop", "dagger"]
+    episodes: int = Field(ge=1)
+    seed: int = Field(ge=0)
     out: str
-    device: str = "keyboard"
-    speed: float = 0.1
-    turn_speed: float = 0.6
-
-    def __post_init__(self) -> None:
-        if self.kind == "teleop" and self.device not in DEVICES:
-            raise UserError(f"device: found '{self.device}', expected one of {', '.join(DEVICES)}")
-        if self.episodes < 1 or self.max_steps < 1:
-            raise UserError(
-                f"found episodes {self.episodes} and max_steps {self.max_steps}, expected 1 or more of both"
-            )
-        check_ranges(self, "", seed=(0, INFINITY))
-        check_positive(self, "", "speed", "turn_speed")
-
-    @classmethod
-    def of(cls, cfg: DictConfig) -> "ArmRecordingSettings":
-        """Of the verb's config."""
-        return read(cls, {key: cfg[key] for key in cls.__dataclass_fields__ if key in cfg}, "")
-
-
-class Quiet(Through):
-    """The operator while keys are read: what needs an answer on the terminal is asked afterwards."""
-
-    def __init__(self, operator: Operator, controls: Controls):
-        super().__init__(operator)
-        self._controls = controls
-
-    def ended(self) -> bool:
-        """See `Operator`: by key."""
-        return self._controls.ended
-
-    def success(self) -> bool:
-        """See `Operator`."""
-        return False
 
 
 class ArmRecording:
-    """`s2robot record` with `recording=teach` or `teleop`.
+    """`s2robot record` with `recording=teach`, `teleop` or `dagger`.
 
     Args:
         cfg: of the verb.
@@ -89,141 +95,255 @@ class ArmRecording:
         read_keys: calls a function with each key while its context lasts.
 
     Raises:
-        UserError: a wrong setting.
+        UserError, DatasetError: a wrong setting; demos that are no images.
     """
 
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
-        self.settings, self.bench = ArmRecordingSettings.of(cfg), read_bench(cfg)
-        self.world = task_settings(cfg, max_steps=self.settings.max_steps)
+        self.settings, self.person = read_some(RecordingSettings, cfg), _read_person(cfg)
+        self.bench = read_bench(cfg)
+        self.handover = Handover() if self.settings.kind == "dagger" else None
+        self.controls: Controls = self.handover or Controls()
+        self.demos = self._open_demos(cfg) if self.handover else None
+        self.world = task_settings(cfg, max_steps=self.person.max_steps)
         if operator is None:
             check_operator(self.bench.bridge)
-        self._asked, self._read_keys = operator, read_keys
-        self.controls = Controls()
+        self._cfg, self._asked = cfg, {"operator": operator, "read_keys": read_keys}
 
     def run(self) -> EpisodeStore:
-        """Record all episodes.
+        """Record all episodes, or let the policy try all positions.
 
         Raises:
-            UserError, EnvError, DatasetError: a wrong setting, no arm, no camera, another dataset, or a fault of the
-                arm, which is stopped; earlier episodes are on disk.
+            UserError, EnvError, PolicyError, DatasetError: a wrong setting, no arm, no camera, another dataset, a
+                policy that does not fit, or a fault of the arm, which is stopped; earlier episodes are on disk.
         """
-        wanted = self.settings
         with ExitStack() as stack:
-            arm = ConnectedArm.reach(self.bench, self.world.cameras, stack, self.world.image_size)
-            for failed in arm.cameras.failed:
-                raise UserError(f"{failed.check}: {failed.text}")
+            rig = self._connect_rig(stack) if self.handover else None
+            arm = rig.arm if rig else ConnectedArm.connect(
+                self.bench, self.world.cameras, stack, self.world.image_size
+            )  # fmt: skip
+            arm.cameras.check()
             store = stack.enter_context(self._open_store(arm))
-            self.recorder = EpisodeRecorder(store)
-            self.operator = self._asked or arm.operator()
-            self._make_world(arm, stack)
-            kept = 0
-            # a new place for each attempt, in this session, and behind those kept in the ones before
-            begin = (
-                max([wanted.seed, *(int(seed) + 1 for seed in store.meta("seed"))])
-                if len(store)
-                else wanted.seed
+            self.recorder: EpisodeRecorder = (
+                CorrectionRecorder(store, arm.bridge.speed) if self.handover else EpisodeRecorder(store)
             )
-            for attempt in range(10 * wanted.episodes):
-                if self._episode(begin + attempt):
-                    kept += 1
-                print(f"{kept} of {wanted.episodes} episodes kept: {store.path}", flush=True)
-                if kept == wanted.episodes:
+            self._start_session(arm, rig, stack)
+            kept = 0
+            for seed in self._seeds(store):
+                why = self._episode(seed)
+                kept += not why
+                said = f"not kept ({why})" if why else "kept"
+                print(f"position {seed}: {said}; {len(store)} episodes: {store.path}", flush=True)
+                if kept == self.settings.episodes:
                     break
             return EpisodeStore.open(store.path)
 
-    def _make_world(self, arm: ConnectedArm, stack: ExitStack) -> None:
-        """The environment, beside its supervisor, and what moves the arm in it."""
-        wanted, world = self.settings, self.world
-        # a person who reverses the gripper means it
-        loop = arm.bridge.loop_config(world.rate_hz, world.image_size, live=True, gripper_hold=0)
-        quiet = Quiet(self.operator, self.controls)
-        self.env = arm.cube_pick(world, quiet, loop, subscriber=self.recorder)
-        stack.enter_context(arm.watched(self.env.runtime))
-        stack.callback(self.env.close)
-        self._on_key = self.controls.on_key
-        if wanted.kind == "teach":
-            teach = TeachConfig(world.rate_hz, world.image_size, loop.max_delta, loop.ready_s)
-            limits = arm.bridge.watchdog
-            runtime = self.env.runtime
-            self._teaching = Teaching(
-                cast(LedArm, runtime.driver), arm.readers, self.controls, teach, limits, self.recorder,
-                beat=runtime.beat, rest=runtime.rest,
-            )  # fmt: skip
-        else:
-            self._teleoperator = self._make_teleoperator(arm, loop, stack)
+    # ---------------------------------------------------------------- setting up
 
-    def _make_teleoperator(self, arm: ConnectedArm, loop: LoopConfig, stack: ExitStack) -> Teleoperator:
-        wanted, keyboard = self.settings, Keyboard(self.controls)
-        mover: Keyboard | SpaceMouse = keyboard
-        self._on_key = keyboard.on_key
-        if wanted.device == "spacemouse":
-            mover = SpaceMouse(self.controls)
-            stack.callback(mover.close)
-        return Teleoperator(
-            mover, self.controls, ToolIK(arm.bench.robot.name), arm.limits, loop.policy_hz, wanted.speed,
-            wanted.turn_speed, loop.max_delta,
+    def _open_demos(self, cfg: DictConfig) -> EpisodeStore:
+        if cfg.checkpoint is None:
+            raise UserError("checkpoint: expected the folder of a trained policy, got null")
+        settings = read(DemosSettings, cfg.demos)
+        demos, self.first = EpisodeStore.open(settings.folder()), settings.first()
+        if (kind := demos.attrs["kind"]) != "images":
+            raise UserError(
+                f"{demos.path}: expected demos of images, to append an arm's episodes to (s2robot record "
+                f"recording=teleop records them), got {kind}"
+            )
+        return demos
+
+    def _connect_rig(self, stack: ExitStack) -> Rig:
+        """Connect policy and arm for demos, and check them."""
+        cfg, demos = self._cfg, self.demos
+        assert demos is not None
+        host = Host(url=None, device=cfg.device, threads=None)
+        rig = Rig.connect(cfg, stack, PolicySettings(cfg.checkpoint, cfg.weights, host))
+        check_contract(
+            rig.policy.contract, robot=demos.robot, action_frame=ACTION_FRAME, cameras=list(demos.cameras),
+            rate_hz=demos.attrs["rate_hz"],
         )  # fmt: skip
+        rig.check(self.bench.run_dir / "camera_check.png", live=True)
+        return rig
+
+    def _start_session(self, arm: ConnectedArm, rig: Rig | None, stack: ExitStack) -> None:
+        """Start the session, and what moves the arm in it."""
+        demos = self.demos
+        if rig is None or demos is None:
+            # a person who reverses the gripper means it
+            loop = arm.bridge.loop_config(
+                self.world.rate_hz, self.world.image_size, live=True, gripper_hold=0
+            )
+        else:  # slower than the demos where the bridge is; an action is what it was
+            loop = rig.loop_config(True, as_image_size(camera_sizes(demos, demos.cameras)))
+        self.teleoperator, on_key = self._make_teleoperator(arm, loop, stack)
+        asked: dict[str, Any] = {**self._asked, "take_key": on_key, "over": self._over}
+        if rig is None or self.handover is None:
+            self.session = ArmSession(arm, self._act, loop, [self.recorder], **asked)
+        else:
+            self.shared = SharedControl(
+                rig.policy.act, rig.policy.reset, self.handover, self.teleoperator, self._commanded
+            )
+            self.session = rig.session(
+                [self.recorder, self.shared], act=self.shared.act, loop=loop, disagreement=None, **asked
+            )
+        stack.enter_context(self.session.started())
+
+    def _make_teleoperator(
+        self, arm: ConnectedArm, loop: LoopConfig, stack: ExitStack
+    ) -> tuple[Teleoperator | None, Callable[[str], None]]:
+        """Return the teleoperator, if the person does not lead the arm by hand, and what takes keys."""
+        person, controls = self.person, self.controls
+        if person.device == "hand":
+            return None, controls.on_key
+        keyboard = Keyboard(controls)
+        mover: Keyboard | SpaceMouse = keyboard
+        if person.device == "spacemouse":
+            mover = SpaceMouse(SpaceMouseControls(self.handover) if self.handover else controls)
+            stack.callback(mover.close)
+        pace = arm.bridge.speed if self.handover else 1.0
+        teleoperator = Teleoperator(
+            mover, controls, ToolIK(arm.bench.robot.name), arm.limits, loop.policy_hz, person.speed * pace,
+            person.turn_speed * pace, loop.max_delta,
+        )  # fmt: skip
+        return teleoperator, keyboard.on_key if mover is keyboard else controls.on_key
+
+    def _act(self, observation: dict) -> np.ndarray:
+        assert self.teleoperator is not None
+        return self.teleoperator.act(self._commanded())
+
+    def _commanded(self) -> np.ndarray:
+        return self.session.runtime.loop.commanded
+
+    def _over(self) -> bool:
+        """Whether the control loop's part of the episode is over."""
+        return self.controls.ended or self._leads
+
+    @property
+    def _leads(self) -> bool:
+        """Whether the person has the arm in hand."""
+        return self.person.device == "hand" and (self.handover is None or self.handover.person)
+
+    def _open_store(self, arm: ConnectedArm) -> EpisodeStore:
+        """Open the dataset `out`. DatasetError, UserError: one that holds something else."""
+        wanted, world = self.settings, self.world
+        if self.demos is not None:
+            return open_corrections(Path(wanted.out), self.demos, self.first)
+        source = f"{wanted.kind}, {'emulator' if arm.scene else 'arm'}"
+        return open_store(
+            Path(wanted.out), world.rate_hz, arm.cameras.facts, world.image_size, wanted.seed, {"source": source}
+        )  # fmt: skip
+
+    def _seeds(self, store: EpisodeStore) -> Iterable[int]:
+        wanted = self.settings
+        if self.demos is not None:
+            positions = range(wanted.seed, wanted.seed + wanted.episodes)
+            _note_positions(store, positions)
+            return left_to_try(store, began_with(self.demos, self.first), positions)[0]
+        # a new place for each attempt, in this session, and behind those kept in the ones before
+        known = [int(seed) + 1 for seed in store.meta("seed")] if len(store) else []
+        begin = max([wanted.seed, *known])
+        return range(begin, begin + 10 * wanted.episodes)
 
     # ---------------------------------------------------------------- an episode
 
-    def _episode(self, seed: int) -> bool:
-        """One attempt; whether it was kept."""
-        self.controls.reset()
-        self.recorder.discard()
-        broken = self._teach(seed) if self.settings.kind == "teach" else self._teleoperate(seed)
-        steps = len(self.recorder)
-        if broken:
-            print(f"episode of {steps} steps not kept: {broken}", flush=True)
-            return False
-        if self.controls.discarded or not steps:
-            print(f"episode of {steps} steps not kept", flush=True)
-            return False
-        success = self.operator.success()
-        if not self.operator.keep():
-            return False
-        self.recorder.finish(success=success, seed=seed)
-        return True
+    def _episode(self, seed: int) -> str:
+        """Record one position; return why it was not kept."""
+        controls, recorder, session = self.controls, self.recorder, self.session
+        controls.reset()
+        recorder.discard()
+        if self.handover:
+            self.shared.begin()
+        elif self.teleoperator:
+            self.teleoperator.reset()
+        session.begin()
+        session.ready(self.world, seed)
+        motion = "Lead the arm by hand." if self.person.device == "hand" else HELP
+        print(f"{motion}   {HANDOVER_HELP if self.handover else CONTROLS_HELP}", flush=True)
+        session.operator.watch()
+        try:
+            broken = self._run()
+        finally:
+            session.operator.rest()
+        steps = len(recorder)
+        if broken or controls.discarded or not steps:
+            return f"{steps} steps, {broken or 'discarded'}"
+        if self.handover and not any(self.shared.persons):
+            return "the policy needed no help"
+        success = session.operator.success()
+        if not session.operator.keep():
+            return "as the operator says"
+        meta: dict[str, Any] = {"persons": self.shared.persons} if self.handover else {}
+        recorder.finish(success=success, seed=seed, **meta)
+        return ""
 
-    def _teach(self, seed: int) -> str:
-        self.env.ready(seed=seed)
-        print(f"Lead the arm by hand.   {CONTROLS_HELP}", flush=True)
-        with self._read_keys(self._on_key):
-            return self._teaching.run(self.settings.max_steps)
+    def _run(self) -> str:
+        """Run all steps of an episode; return why it broke off."""
+        session = self.session
+        while True:
+            left = self.person.max_steps - len(self.recorder)
+            broken = self._lead(left) if self._leads else session.act(left).fault
+            session.check_stop()
+            if broken or self.controls.ended or len(self.recorder) >= self.person.max_steps:
+                return broken
 
-    def _teleoperate(self, seed: int) -> str:
-        observation, info = self.env.reset(seed=seed)
-        loop = self.env.loop
-        self._teleoperator.reset(loop.commanded)
-        print(f"{HELP}   {CONTROLS_HELP}", flush=True)
-        with self._read_keys(self._on_key):
-            over = False
-            while not over:
-                action = self._teleoperator.act(loop.commanded)
-                observation, _, terminated, truncated, info = self.env.step(action)
-                over = terminated or truncated
-        return "; ".join(info["reasons"]) if info["state"] == "fault" else ""
-
-    # ---------------------------------------------------------------- files
-
-    def _open_store(self, arm: ConnectedArm) -> EpisodeStore:
-        """The store of `out`, made if there is none.
-
-        Raises:
-            DatasetError, UserError: one that holds something else.
-        """
-        wanted, world, path = self.settings, self.world, Path(self.settings.out)
-        source = f"{wanted.kind}, {'emulator' if arm.scene else 'arm'}"
-
-        def same(store: EpisodeStore) -> None:
-            found = (store.attrs["kind"], store.attrs.get("source"))
-            if found != ("images", source):
-                raise UserError(f"{path}: found {found[0]} of {found[1]}, expected images of {source}")
-
-        return open_store(
-            path, world.robot, world.rate_hz, arm.cameras.facts, world.image_size, wanted.seed, {"source": source}, same
-        )  # fmt: skip
+    def _lead(self, steps: int) -> str:
+        """Let the person lead the arm until it is given back; return why that broke off."""
+        session, recorder = self.session, self.recorder
+        session.operator.watch(brakes=False)
+        session.operator.acting = True
+        if self.handover is None:
+            return teach(session.runtime, self.controls, steps, recorder)
+        self.shared.take()
+        before = len(recorder)
+        broken = teach(session.runtime, LedControls(self.handover), steps, recorder)
+        self.shared.led(len(recorder) - before)
+        return broken
 
 
-def record_on_arm(cfg: DictConfig) -> EpisodeStore:
-    """See `ArmRecording.run`."""
-    return ArmRecording(cfg).run()
+class CorrectionRecorder(EpisodeRecorder):
+    """Stores which steps are the policy's, and of each step what the demos store.
+
+    Nothing is sent where a person leads the arm: what it did stands for what was said and sent, and nothing was wrong.
+    """
+
+    def __init__(self, store: EpisodeStore, speed: float):
+        super().__init__(store)
+        self._speed, self._has_cause = speed, "cause" in store.meta_keys  # demos that a deployment recorded
+        self._wanted = set(store.keys) - {"perturbed"}
+        known = _STEP | {f"images_{camera}" for camera in store.cameras}
+        if other := sorted(self._wanted - known) + sorted(set(store.meta_keys) - VALUES):
+            raise UserError(f"{store.path}: expected demos of an arm, got demos with {', '.join(other)}")
+
+    def on_step(self, step: dict) -> None:
+        action = step["action"]
+        led = {
+            "action_raw": action,
+            "action_sent": action,
+            "verdict": np.uint8(Verdict.PASS),
+            "code": np.int32(OK),
+        }
+        super().on_step({key: value for key, value in {**led, **step}.items() if key in self._wanted})
+
+    def finish(self, persons: Iterable[bool] = (), **meta: Any) -> int:
+        """As of `EpisodeRecorder`; `persons`: whether each step is the person's."""
+        for step, person in zip(self._steps, persons, strict=True):
+            step["perturbed"] = np.uint8(not person)
+        cause = {"cause": CAUSES.index("ended")} if self._has_cause else {}
+        return super().finish(**meta, **cause, speed=self._speed)
+
+
+def _read_person(cfg: DictConfig) -> PersonSettings:
+    if cfg.kind == "dagger":
+        return read(PersonSettings, cfg.arm)
+    if cfg.kind == "teach":
+        return PersonSettings(device="hand", max_steps=cfg.max_steps)
+    if cfg.device == "hand":
+        raise UserError("device: expected keyboard or spacemouse, got hand (recording=teach leads by hand)")
+    return read_some(PersonSettings, cfg, "")
+
+
+def _note_positions(store: EpisodeStore, positions: range) -> None:
+    """Store beside the episodes which positions are tried, whether or not they need help."""
+    file, now = store.path / CORRECTIONS, {"positions": [positions.start, positions.stop]}
+    before = read_json(file) if file.exists() else []
+    if now not in before:
+        write_json(file, [*before, now])

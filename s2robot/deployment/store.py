@@ -2,59 +2,61 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from s2robot.common.errors import UserError
-from s2robot.demos.corrections import began_with
+from s2robot.demos.lineage import began_with
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import JOINT_NAMES
 from s2robot.deployment.preflight import Camera
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.frames import ImageSize, size_of
 
+CAUSES = ("steps", "ended", "stopped", "fault")  # how an episode ended; stored as its place here
+
 
 def open_store(
-    path: Path, robot: str, rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize, seed: int, own: Mapping[str, Any],
-    check: Callable[[EpisodeStore], None],
+    path: Path, rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize, seed: int, same: Mapping[str, Any],
+    own: Mapping[str, Any] | None = None,
 ) -> EpisodeStore:  # fmt: skip
-    """The store at `path`, made if there is none.
+    """Return the store at `path`, made if there is none.
 
     Args:
-        robot, rate_hz, cameras, seed: attributes of a new one; an old one has to have the same, but for the seed.
-        image_size: of the pictures, pixels.
-        own: more attributes of a new one.
-        check: raises UserError for an old one that does not go on with these episodes.
+        rate_hz, cameras: attributes of a new one, which an old one must have too.
+        image_size: of the images, pixels.
+        seed, own: more attributes of a new one.
+        same: likewise, which an old one must have too.
 
     Raises:
-        DatasetError, UserError: one that holds something else.
+        DatasetError, UserError: an old one that holds something else.
     """
-    names = list(cameras)
+    names, same = list(cameras), {"kind": "images", **same}
     sizes = {name: size_of(image_size, name) for name in names}
     if not path.exists():
         attributes = {
-            "robot": robot, "joint_names": list(JOINT_NAMES), "rate_hz": rate_hz, "cameras": names,
+            "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": rate_hz, "cameras": names,
             "camera_geometry": {
-                name: {"size": list(sizes[name])} | ({"fovy": camera.fovy} if camera.fovy else {})
+                name: {"size": list(sizes[name])} | ({"fovy": camera.fovy} if camera and camera.fovy else {})
                 for name, camera in cameras.items()
             },
-            "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": seed, "kind": "images",
+            "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": seed,
         }  # fmt: skip
-        return EpisodeStore.create(path, {**attributes, **own})
+        return EpisodeStore.create(path, {**attributes, **same, **(own or {})})
     store = EpisodeStore.open(path, "a")
     try:
-        store.check(robot, ACTION_FRAME, names, rate_hz)
-        if set(store.cameras) != set(names):
-            raise UserError(f"{path}: found cameras {', '.join(store.cameras)}, expected {', '.join(names)}")
-        for name in names if len(store) else ():
-            if (found := tuple(store.shape(f"images_{name}")[:2])) != tuple(sizes[name]):
-                raise UserError(
-                    f"{path}: found pictures of {found} pixels of {name}, expected {tuple(sizes[name])}"
-                )
-        check(store)
+        store.check("xarm7", ACTION_FRAME, names, rate_hz)
+        found = {key: store.attrs.get(key) for key in same} | {"cameras": sorted(store.cameras)}
+        expected = {**same, "cameras": sorted(names)}
+        for name in names if len(store) and found == expected else ():
+            key = f"images_{name}"
+            found[key], expected[key] = tuple(store.shape(key)[:2]), tuple(sizes[name])
+        for key, value in expected.items():
+            if found[key] != value:
+                raise UserError(f"{path}: {key}: expected {value}, got {found[key]}")
     except BaseException:
         store.close()
         raise
@@ -62,10 +64,10 @@ def open_store(
 
 
 def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -> EpisodeStore:
-    """The dataset that corrections are appended to; where it is not there, a copy of the (first) demos.
+    """Return the dataset that corrections are appended to; if there is none, a copy of the (first) demos.
 
-    Each of its episodes says in `perturbed` which steps are not to be imitated (none of the demos', where they do not say),
-    and in `speed` how fast it was, as a share of `rate_hz`.
+    Each episode stores in `perturbed` which steps are not to be imitated, and in `speed` how fast it was, as a share
+    of `rate_hz`.
 
     Raises:
         DatasetError, UserError: one that does not begin with the demos.
@@ -85,8 +87,8 @@ def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -
     store = EpisodeStore.open(out)
     if store.attrs.get("began_with") != began["began_with"]:
         raise UserError(
-            f"{out}: found other episodes, expected a dataset that begins with the {count} of {demos.path}"
+            f"{out}: expected a dataset that begins with the {count} episodes of {demos.path}, got other episodes"
         )
     if "speed" not in store.meta_keys:
-        raise UserError(f"{out}: expected a speed of each episode, got none: begin another out")
+        raise UserError(f"{out}: expected a speed of each episode, got none; choose another out")
     return EpisodeStore.open(out, "a")

@@ -1,8 +1,8 @@
-"""What was sent to the arm, or would have been: kept every period, written as JSON and drawn afterwards.
+"""The log of an episode: its commands, actions and frames, written as JSON and drawn afterwards.
 
-trace = Trace(limits)
-loop = ControlLoop(..., subscriber=trace)
-trace.write(run / "dry_run")                # dry_run.json, dry_run.png
+log = EpisodeLog(limits)                       # a subscriber of the control loop
+log.begin()
+log.write(run / "dry_run", "title")            # dry_run.json, dry_run.png
 """
 
 from collections import Counter
@@ -10,34 +10,57 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from s2robot.common.files import write_json
 from s2robot.envs.real.arms.driver import ArmLimits
+from s2robot.envs.real.control.loop import Result
 from s2robot.envs.real.control.safety import Safe, Verdict
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
-from s2robot.reporting.style import BLUE, INK, ORANGE, PURPLE, VERMILLION, save_figure
+from s2robot.reporting.style import INK, ORANGE, PURPLE, VERMILLION, save_figure
 
-_COLOURS = {Verdict.PASS: BLUE, Verdict.CLAMP: ORANGE, Verdict.HOLD: PURPLE, Verdict.STOP: VERMILLION}
+_COLOURS = {Verdict.CLAMP: ORANGE, Verdict.HOLD: PURPLE, Verdict.STOP: VERMILLION}
 _ROOM = 0.15  # rad, of a joint's range that is shown around its way
 
 
-class Trace(Silent):
-    """Every period's joints and verdict."""
+class EpisodeLog(Subscriber):
+    """Every period's joints and verdict, and every step's action.
 
-    def __init__(self, limits: ArmLimits):
-        self.limits = limits
+    Args:
+        limits: of the arm.
+        frames: whether the cameras' frames are stored as well.
+
+    Attributes: `actions` (8,) as the policy gave them; `frames`, by camera; `verdicts`, how many steps had each;
+    `holds`, steps before which the arm had to wait.
+    """
+
+    def __init__(self, limits: ArmLimits, frames: bool = False):
+        self.limits, self._keeps_frames = limits, frames
+        self.begin()
+
+    def begin(self) -> None:
+        """Start an episode."""
         self._rows: list[tuple[float, State, Safe]] = []
+        self._times: list[float] = []  # s, when each action was taken up
+        self.actions: list[np.ndarray] = []
+        self.frames: list[dict] = []
+        self.verdicts: Counter[str] = Counter()
+        self.holds, self._held = 0, False
 
     def on_period(self, now: float, state: State, safe: Safe | None) -> None:
-        """See `Subscriber`."""
+        self._held |= state == State.HOLD
         if safe is not None:
             self._rows.append((now, state, safe))
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def on_step(self, step: dict) -> None:
+        self.actions.append(step["action_raw"])
+        self._times.append(float(step["time_action"]))
+        self.verdicts[Verdict(step["verdict"]).name] += 1
+        self.holds, self._held = self.holds + self._held, False
+        if self._keeps_frames:
+            images = {k.removeprefix("images_"): v for k, v in step.items() if k.startswith("images_")}
+            self.frames.append(images)
 
     @property
     def joints(self) -> np.ndarray:
@@ -45,13 +68,12 @@ class Trace(Silent):
         return np.array([safe.q for _, _, safe in self._rows]).reshape(-1, 7)
 
     def summary(self) -> dict[str, Any]:
-        """Counts and extremes, as JSON types: verdicts, reasons, fastest speed and shortest way to a limit."""
+        """Return counts and extremes: verdicts, reasons, fastest speed and shortest way to a limit."""
         limits, q = self.limits, self.joints
         low, high = np.array(limits.q_min) + limits.margin, np.array(limits.q_max) - limits.margin
         room = np.minimum(q - low, high - q)  # (T, 7)
-        steps = (
-            np.abs(np.diff(q, axis=0)) * limits.rate_hz
-        )  # (T - 1, 7) rad/s; a dry run jumps back between actions
+        # (T - 1, 7) rad/s; a dry run jumps back between actions
+        steps = np.abs(np.diff(q, axis=0)) * limits.rate_hz
         resumed = steps.max(1, initial=0) > 1.01 * max(limits.dq_max)
         return {
             "periods": len(q),
@@ -63,19 +85,25 @@ class Trace(Silent):
             "room_joint": int(room.min(0).argmin()) + 1 if len(q) else None,
         }
 
+    def timing(self, result: Result) -> dict[str, Any]:
+        """Return the periods and latencies of an episode's control loop, s, and how far they are off, ms."""
+        return {
+            "period_deviation_ms": percentiles(np.abs(result.periods - 1 / self.limits.rate_hz)),
+            "latency_ms": percentiles(result.latencies),
+            "periods_s": result.periods.round(5).tolist(),
+            "decision_periods_s": np.diff(self._times).round(5).tolist(),
+            "latencies_s": result.latencies.round(5).tolist(),
+        }
+
     def write(self, path: Path, title: str) -> None:
-        """`path`.json and `path`.png; nothing if there were no periods."""
+        """Write `path`.json and `path`.png; nothing if there were no periods."""
         if not self._rows:
             return
-        begin = self._rows[0][0]
+        limits, begin = self.limits, self._rows[0][0]
         value = {
             "title": title,
             **self.summary(),
-            "rate_hz": self.limits.rate_hz,
-            "q_min": list(self.limits.q_min),
-            "q_max": list(self.limits.q_max),
-            "margin": self.limits.margin,
-            "dq_max": list(self.limits.dq_max),
+            **{name: getattr(limits, name) for name in ("rate_hz", "q_min", "q_max", "margin", "dq_max")},
             "time": [round(t - begin, 4) for t, _, _ in self._rows],
             "state": [state.value for _, state, _ in self._rows],
             "verdict": [safe.verdict.name for _, _, safe in self._rows],
@@ -86,50 +114,38 @@ class Trace(Silent):
         save_figure(self._draw(title), path.with_suffix(".png"))
 
     def _draw(self, title: str) -> Figure:
+        """Draw each joint between its limits, and the gripper; dots where the filter changed the command."""
         figure = Figure(figsize=(10, 9), layout="constrained", dpi=80)
         figure.suptitle(title, fontsize=11)
-        grid = figure.subplots(4, 2, sharex=True)
         time = np.array([t for t, _, _ in self._rows]) - self._rows[0][0]
-        verdicts = [safe.verdict for _, _, safe in self._rows]
-        for i, axes in enumerate(grid.ravel()[:7]):
-            self._draw_joint(axes, i, time, verdicts)
-        self._draw_gripper(grid.ravel()[7], time, verdicts)
+        verdicts = np.array([safe.verdict for _, _, safe in self._rows])
+        opening = np.array([np.nan if safe.gripper is None else safe.gripper for _, _, safe in self._rows])
+        limits = self.limits
+        for i, axes in enumerate((grid := figure.subplots(4, 2, sharex=True)).ravel()):
+            y = self.joints[:, i] if i < 7 else opening
+            axes.plot(time, y, color=INK, lw=1)
+            for verdict, colour in _COLOURS.items():
+                at = verdicts == verdict
+                axes.plot(time[at], y[at], ".", ms=4, color=colour, label=f"{verdict.name} {at.sum()}")
+            text = "gripper, 1 = open, and verdicts of the safety filter"
+            if i < 7:
+                low, high = limits.q_min[i] + limits.margin, limits.q_max[i] - limits.margin
+                bottom, top = y.min() - _ROOM, y.max() + _ROOM
+                for limit in (low, high):
+                    axes.axhline(limit, color=VERMILLION, lw=1.5)
+                axes.set_ylim(bottom, top)
+                text = f"joint {i + 1} (rad): limits {low:.2f} to {high:.2f}"
+            else:
+                axes.legend(fontsize=7)
+            axes.set_title(text, fontsize=9, loc="left")
         for axes in grid[-1]:
             axes.set_xlabel("s")
         return figure
 
-    def _draw_joint(self, axes: Axes, i: int, time: np.ndarray, verdicts: list[Verdict]) -> None:
-        q = self.joints[:, i]
-        low, high = self.limits.q_min[i], self.limits.q_max[i]
-        bottom, top = q.min() - _ROOM, q.max() + _ROOM
-        axes.plot(time, q, color=INK, lw=1)
-        for verdict in (Verdict.CLAMP, Verdict.HOLD, Verdict.STOP):
-            at = np.array([v == verdict for v in verdicts])
-            if at.any():
-                axes.plot(time[at], q[at], ".", ms=4, color=_COLOURS[verdict])
-        for limit, inner in ((low, low + self.limits.margin), (high, high - self.limits.margin)):
-            if bottom <= inner <= top or bottom <= limit <= top:
-                axes.axhspan(*sorted((limit, inner)), color=VERMILLION, alpha=0.25, lw=0)
-                axes.axhline(limit, color=VERMILLION, lw=1.5)
-        axes.set_ylim(bottom, top)
-        room = min(q.min() - low, high - q.max())
-        axes.set_title(
-            f"joint {i + 1} (rad): limits {low:.2f} to {high:.2f}, nearest {room:.2f} away",
-            fontsize=9,
-            loc="left",
-        )
 
-    def _draw_gripper(self, axes: Axes, time: np.ndarray, verdicts: list[Verdict]) -> None:
-        opening = [np.nan if safe.gripper is None else safe.gripper for _, _, safe in self._rows]
-        axes.plot(time, opening, color=INK, lw=1, label="gripper, 1 = open")
-        counts = Counter(verdicts)
-        for row, verdict in enumerate(Verdict):
-            at = np.array([v == verdict for v in verdicts])
-            label = f"{verdict.name} {counts[verdict]}"
-            axes.plot(
-                time[at], np.full(at.sum(), -0.3 - 0.2 * row), "|", ms=7, color=_COLOURS[verdict], label=label
-            )
-        axes.set_ylim(-1.05, 1.1)
-        axes.set_yticks([0, 1])
-        axes.legend(fontsize=7, ncols=2, loc="center right")
-        axes.set_title("gripper and verdicts of the safety filter", fontsize=9, loc="left")
+def percentiles(seconds: np.ndarray) -> dict[str, float] | None:
+    """Return p50, p99 and max in ms; None for an empty array."""
+    if not len(seconds):
+        return None
+    p50, p99, most = np.percentile(seconds * 1000, (50, 99, 100))
+    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "max": round(float(most), 2)}

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,15 +22,13 @@ from s2robot.backbones.vit import PUBLISHED, MVPViT, load_encoder, load_mvp, loa
 from s2robot.backbones.wheels import WHEELS, as_timm, weights_file
 from s2robot.common.errors import UserError
 from s2robot.common.paths import weights_dir
+from s2robot.core.settings import Settings, invalid, read
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.policies.settings import read_settings
-from s2robot.s2.layout import scales_of
 
 OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # from `s2robot pretrain`
 
 
-@dataclass(frozen=True)
-class EncoderSettings:
+class EncoderSettings(Settings, at="encoder"):
     """The settings of an encoder; `null` selects each default.
 
     Args:
@@ -48,9 +46,9 @@ class EncoderSettings:
     """
 
     name: str
-    checkpoint: str | None = None
-    sizes: tuple[int, ...] | None = None
-    scales: tuple[float, ...] | None = None
+    checkpoint: str | Path | None = None
+    sizes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    scales: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
     resolution: str | None = None
     pool: str | None = None
     dtype: str | None = None
@@ -58,18 +56,15 @@ class EncoderSettings:
     img_size: int | None = None
     check_md5: bool = True
 
-    def __post_init__(self) -> None:
-        for key in ("sizes", "scales"):
-            if getattr(self, key) == ():
-                raise UserError(f"encoder.{key}: found none, expected one or more, or null for the default")
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
         if self.sizes is not None and self.scales is not None:
-            raise UserError(f"encoder: give sizes {list(self.sizes)} or scales {list(self.scales)}, not both")
-        if self.scales is not None:
-            scales_of(self.scales, "encoder.scales")
+            raise invalid("sizes", f"null beside scales {list(self.scales)}", list(self.sizes))
         if self.checkpoint == "":  # an unset shell variable
-            raise UserError("encoder.checkpoint: found '', expected a weights file, or null for the default")
+            raise invalid("checkpoint", "a weights file or null", "")
         if self.img_size is not None and not self.name.startswith("timm:"):
-            raise UserError(f"encoder.img_size: {self.name} has its own; the key is for timm models")
+            raise invalid("img_size", f"null for {self.name}, as the key is for timm models", self.img_size)
+        return self
 
 
 def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = None) -> S2Encoder:
@@ -77,7 +72,7 @@ def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = N
 
     tuned: fine-tuned weights, by the model's names, that replace those of the file.
     """
-    settings = read_settings(EncoderSettings, cfg, "encoder", UserError)
+    settings = read(EncoderSettings, cfg)
     backbone = backbone_of(settings)
     if tuned:
         state = backbone.model.state_dict()
@@ -114,7 +109,7 @@ def backbone_of(settings: EncoderSettings) -> Backbone:
         known = [*OURS, *WHEELS, *PUBLISHED]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
         raise UserError(
-            f"encoder.name: found {name!r}, expected one of {', '.join(known)} or timm:<model>"
+            f"encoder.name: expected one of {', '.join(known)} or timm:<model>, got {name!r}"
             + (f"; nearest: {near[0]}" if near else "")
         )
     try:

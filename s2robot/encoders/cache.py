@@ -15,17 +15,17 @@ its features are safe on disk, so a kill loses at most the episode in progress.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from torch import Tensor
 
 from s2robot.common.errors import UserError
@@ -166,7 +166,7 @@ class FeatureCache:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with self._lock():
+            with FileLock(self.path / "lock"):
                 if not self.done():
                     self._start()
                     self._take_over(dataset_of_first)
@@ -277,13 +277,6 @@ class FeatureCache:
 
     def _mark(self, done: Iterable[int]) -> None:
         write_text(self.path / JOURNAL, "".join(f"{i}\n" for i in sorted(done)))
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Hold the build lock; the system releases it when the process dies."""
-        with (self.path / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _index(path: Path) -> dict[str, Any]:

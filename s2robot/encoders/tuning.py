@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,10 +23,10 @@ from torch.func import functional_call
 
 from s2robot.backbones.backbone import Backbone
 from s2robot.common.errors import UserError
+from s2robot.core.settings import read
 from s2robot.encoders.build import EncoderSettings, arguments, backbone_of
 from s2robot.encoders.cameras import stack_padded
 from s2robot.encoders.encoder import DTYPES, S2Encoder
-from s2robot.policies.settings import read_settings
 from s2robot.s2.engine import Model, assemble
 from s2robot.s2.layout import Layout
 
@@ -61,14 +60,14 @@ def build_entering(cfg: Mapping[str, Any], blocks: int) -> Entering:
     """
     settings, whole = _read(cfg, blocks)
     depth = len(whole.model.blocks)  # type: ignore[arg-type]
-    backbone = backbone_of(replace(settings, block=depth - blocks))  # a copy of its own
+    backbone = backbone_of(settings.replace(block=depth - blocks))  # a copy of its own
     backbone.model.norm = nn.Identity()
-    how = arguments(replace(settings, pool="tokens"), backbone)
+    how = arguments(settings.replace(pool="tokens"), backbone)
     return Entering(backbone, **how | {"describe": {**how["describe"], "enters": depth - blocks + 1}})
 
 
 def _read(cfg: Mapping[str, Any], blocks: int) -> tuple[EncoderSettings, Backbone]:
-    settings = read_settings(EncoderSettings, cfg, "encoder", UserError)
+    settings = read(EncoderSettings, cfg)
     backbone = backbone_of(settings)
     model = backbone.model
     plain = isinstance(model, VisionTransformer)

@@ -7,9 +7,9 @@ summary["success"], summary["low"], summary["high"]
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig
@@ -19,6 +19,7 @@ from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.settings import open_demos, read, task_settings
 from s2robot.core.provenance import policy_sha256
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.lineage import TRAINING, USES, Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.encoder import S2Encoder
@@ -34,31 +35,20 @@ from s2robot.evaluation.summary import camera_changes, facts, world_changes
 from s2robot.loading import image_size_of, load_networks
 from s2robot.policies import ChunkPolicy, check_contract
 
-CONTROLS = (None, "blind", "nearest_demo")
 
+class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
+    """How a policy is evaluated in simulation; configs/evaluate/default.yaml documents each value."""
 
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """How a policy is evaluated in simulation; configs/evaluate/default.yaml says what each is."""
-
-    world: str = "simulation"
-    episodes: int = 128
-    seed: int = 10_000
-    workers: int | None = None
-    videos: int = 8
-    video_size: int = 256
-    resume: bool = True
-    control: str | None = None
-    device: str = "auto"
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        least = {"episodes": 1, "seed": 0, "workers": 1, "videos": 0, "video_size": 16, "threads": 1}
-        for key, low in least.items():
-            if (found := getattr(self, key)) is not None and found < low:
-                raise UserError(f"evaluate.{key}: found {found}, expected {low} or more")
-        if self.control not in CONTROLS:
-            raise UserError(f"evaluate.control: found '{self.control}', expected null, blind or nearest_demo")
+    world: str = from_yaml()
+    episodes: int = from_yaml(ge=1)
+    seed: int = from_yaml(ge=0)
+    workers: int | None = from_yaml(ge=1)
+    videos: int = from_yaml(ge=0)
+    video_size: int = from_yaml(ge=16)
+    resume: bool = from_yaml()
+    control: Literal["blind", "nearest_demo"] | None = from_yaml()
+    device: str = from_yaml()
+    threads: int = from_yaml(ge=1)
 
     @property
     def processes(self) -> int:
@@ -72,9 +62,8 @@ class EvaluateSettings:
 
 
 def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
-    """`s2robot evaluate` in simulation: reads its config and does :func:`evaluate_checkpoint`."""
+    """Do :func:`evaluate_checkpoint` with the settings of a config."""
     settings = read(EvaluateSettings, cfg.evaluate, "evaluate")
-    # `evaluate` may run on another machine than the training, where the encoder's weights lie elsewhere
     weights = cfg.encoder.checkpoint if "checkpoint" in cfg else None
     demos = open_demos(cfg) if settings.control == "nearest_demo" else None
     return evaluate_checkpoint(checkpoint, out, settings, task_settings(cfg), weights, demos)
@@ -93,11 +82,11 @@ def evaluate_checkpoint(
 
     Args:
         checkpoint: the folder that `s2robot train` wrote.
-        out: run folder; an evaluation that stands there unfinished goes on.
-        settings: how; the defaults if not given.
-        world: where, its cameras at least the policy's; the world of the policy's demos if not given.
+        out: run directory; an unfinished evaluation there is resumed.
+        settings: the defaults if not given.
+        world: its cameras at least the policy's; the world of the policy's demos if not given.
         weights: the encoder's weights file, if it lies elsewhere than at training time.
-        demos: what control `nearest_demo` replays.
+        demos: for control `nearest_demo`.
         selects: the result chooses among checkpoints, at positions that a report may not use.
 
     Raises:
@@ -105,7 +94,7 @@ def evaluate_checkpoint(
             that the policy or an ancestor was trained on or selected by; episodes of other settings in `out`.
     """
     start, e = time.monotonic(), settings or EvaluateSettings()
-    # the workers' device may be one that this process has not
+    # on the CPU: only workers may have the device
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), weights)
     config, changes = world_for(world, contract, image_size_of(contract, encoder))
     if changes:
@@ -115,12 +104,23 @@ def evaluate_checkpoint(
     if lineage.note and not selects:
         print(f"note: {lineage.note}")
     planner = _planner(e, policy, encoder, contract, demos, config)
-    rollouts = _roll_out(e, config, planner, _identity(e, config, checkpoint, policy, contract, demos), out)
+    spec = policy.spec.to_dict()  # execute, ensemble and steps of a head do not change the weights
+    identity = {
+        "policy": policy_sha256(checkpoint),
+        "policy.spec": spec,
+        "encoder": contract["encoder"]["fingerprint"],
+        "features_dtype": contract["encoder"]["features_dtype"],
+        "evaluate.seed": e.seed,
+        "evaluate.control": e.control,
+        "env": config.model_dump(),
+        **({"demos": demos.fingerprint} if demos is not None else {}),
+    }
+    rollouts = _roll_out(e, config, planner, identity, out)
     seconds = {name: value for name, value in rollouts.spent.items() if name.endswith("_s")}
     seconds["wall_s"] = time.monotonic() - start
     summary = {
         **summarise(rollouts.records, config.stages),
-        "policy": {**policy.spec.to_dict(), "parameters": sum(p.numel() for p in policy.parameters())},
+        "policy": {**spec, "parameters": sum(p.numel() for p in policy.parameters())},
         **facts(config, contract, changes, e.seed),
         "control": e.control,
         "timing": {name: round(value, 2) for name, value in seconds.items()},
@@ -132,20 +132,15 @@ def evaluate_checkpoint(
 def world_for(
     world: TaskSettings | None, contract: Mapping[str, Any], image_size: ImageSize
 ) -> tuple[TaskSettings, list[str]]:
-    """The world to evaluate in, with the policy's cameras, and in what it differs from that of the demos."""
+    """Return the world to evaluate in, with the policy's cameras, and how it differs from that of the demos."""
     theirs = contract["env_config"].get("task", DEFAULT)
     demos = settings_of(contract["env_config"], "the policy's env_config")
     given: Any = world or demos
     for found, expected in ((given.task, theirs), (given.version, demos.version)):
         if found != expected:
             raise UserError(f"task: found {found}, expected {expected}: the policy's demos are of that task")
-    check_contract(
-        contract,
-        cameras=list(given.cameras),
-        robot=given.robot,
-        action_frame=given.action_frame,
-        rate_hz=given.rate_hz,
-    )
+    own = {key: getattr(given, key) for key in ("robot", "action_frame", "rate_hz")}
+    check_contract(contract, cameras=list(given.cameras), **own)
     config = given.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
     ours = make(config, draw=False).describe()
     check_contract(contract, **{key: ours.get(key) for key in ("action_parts", "proprio_parts")})
@@ -163,7 +158,7 @@ def _planner(
 ) -> Planner:
     if e.control == "nearest_demo":
         if demos is None:
-            raise UserError("evaluate.control: found nearest_demo, expected demos beside it")
+            raise UserError("evaluate.control: expected demos for nearest_demo, got none")
         return NearestDemo(demos, type(config))
     pooling = policy.network.pooling
     pooling.blind = pooling.blind or e.control == "blind"
@@ -175,44 +170,15 @@ def _roll_out(
     e: EvaluateSettings, config: TaskSettings, planner: Planner, identity: Mapping[str, Any], out: Path
 ) -> Rollouts:
     """Run and film what is missing; episodes.jsonl is whole and in order afterwards."""
-    out.mkdir(parents=True, exist_ok=True)
     journal = out / "episodes.jsonl"
+    resumed = identity if e.resume else None
     with bar("evaluating") as update:
-        rollouts = run_episodes(
-            config,
-            planner,
-            e.episodes,
-            e.seed,
-            e.processes,
-            journal,
-            lambda done, good: update(done, e.episodes, f"{good} successes"),
-            identity if e.resume else None,
-        )
+        tell = lambda done, good: update(done, e.episodes, f"{good} successes")  # noqa: E731
+        found = run_episodes(config, planner, e.episodes, e.seed, e.processes, journal, tell, resumed)
     if e.videos:
         with bar("filming") as update:
-            names = film_some(config, rollouts, e.videos, e.video_size, out, e.processes, update)
-        records = [{**r, "video": names.get(r["episode"])} for r in rollouts.records]
-        rollouts = replace(rollouts, records=records)
-    write_records(rollouts.records, journal)
-    return rollouts
-
-
-def _identity(
-    e: EvaluateSettings,
-    config: TaskSettings,
-    checkpoint: Path,
-    policy: ChunkPolicy,
-    contract: Mapping[str, Any],
-    demos: EpisodeStore | None,
-) -> dict[str, Any]:
-    """All that decides an episode of an evaluation besides its number."""
-    return {
-        "policy": policy_sha256(checkpoint),
-        "policy.spec": policy.spec.to_dict(),  # execute, ensemble and steps of a head leave the weights as they are
-        "encoder": contract["encoder"]["fingerprint"],
-        "features_dtype": contract["encoder"]["features_dtype"],
-        "evaluate.seed": e.seed,
-        "evaluate.control": e.control,
-        "env": config.model_dump(),
-        **({"demos": demos.fingerprint} if demos is not None else {}),
-    }
+            names = film_some(config, found, e.videos, e.video_size, out, e.processes, update)
+        records = [{**r, "video": names.get(r["episode"])} for r in found.records]
+        found = replace(found, records=records)
+    write_records(found.records, journal)
+    return found

@@ -1,4 +1,4 @@
-"""Episodes run again from seed and actions, to draw every step: videos of an evaluation, of a replayed demo."""
+"""Episodes run again from seed and actions, to draw every step: videos of an evaluation, a comparison, a replayed demo."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +18,10 @@ if TYPE_CHECKING:  # each process that films would load torch
 
 
 def rerun(
-    env_config: TaskSettings, record: Mapping[str, Any], actions: np.ndarray
+    world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray
 ) -> tuple[list[dict[str, np.ndarray]], list[str]]:
-    """Run an episode again from its seed and its actions (T, A): pictures by camera and stage, T + 1 of each."""
-    env = make(env_config)
+    """Run an episode again from its seed and its actions (T, A): images by camera and stage, T + 1 of each."""
+    env = make(world)
     observation, _ = env.reset(seed=record["seed"])
     frames, stages = [observation["images"]], [env.stage]
     for action in actions:
@@ -32,15 +32,23 @@ def rerun(
     return frames, stages
 
 
-def film(env_config: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> str:
-    """Run an episode again, drawing every step; returns the stage it reached."""
-    frames, stages = rerun(env_config, record, actions)
-    write_video(path, frames, record, stages=stages, rate=env_config.rate_hz)
-    return stages[-1]
+def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> Path:
+    """Run an episode again and write it as a video at the image size of the world.
+
+    Raises:
+        UserError: the episode ends in another stage than its record says.
+    """
+    frames, stages = rerun(world, record, actions)
+    if stages[-1] != record["stage"]:
+        raise UserError(
+            f"{path}: seed {record['seed']}: expected stage {record['stage']} at the end, as recorded, got "
+            f"{stages[-1]}; the simulation is not repeatable here"
+        )
+    return write_video(path, frames, record, stages=stages, rate=world.rate_hz)
 
 
 def film_some(
-    env_config: TaskSettings,
+    world: TaskSettings,
     rollouts: "Rollouts",
     count: int,
     size: int,
@@ -48,23 +56,12 @@ def film_some(
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[int, str]:
-    """Videos of ``count`` episodes, failures first, into ``out/videos``: episode -> path relative to ``out``.
-
-    Raises:
-        UserError: an episode ends in another stage than its record says.
-    """
+    """Write videos of ``count`` episodes, failures first, into ``out/videos``: episode -> path relative to ``out``."""
     chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[:count]
-    (out / "videos").mkdir(parents=True, exist_ok=True)
-    shapes = at_height(env_config.image_size, env_config.cameras, size)
-    config: Any = env_config.replace(image_size=shapes)
+    config: Any = world.replace(image_size=at_height(world.image_size, world.cameras, size))
     names = {r["episode"]: f"videos/episode_{r['episode']:04d}.mp4" for r in chosen}
     tasks = [(config, r, rollouts.actions[r["episode"]], out / names[r["episode"]]) for r in chosen]
     with worker_pool(workers) as pool:
-        for done, (record, stage) in enumerate(zip(chosen, pool.in_order(film, tasks), strict=True), 1):
-            if stage != record["stage"]:
-                raise UserError(
-                    f"{names[record['episode']]}: episode {record['episode']} ended in stage {stage} when run again, "
-                    f"{record['stage']} before; the simulation is not repeatable here"
-                )
+        for done, _ in enumerate(pool.in_order(film, tasks), 1):
             progress(done, len(chosen))
     return names

@@ -1,4 +1,4 @@
-"""The episodes of an evaluation as they end, so that one that was killed goes on where it was.
+"""The episodes of an evaluation as they end, so that a killed evaluation resumes.
 
 journal = Journal(run / "episodes.jsonl", settings={"seed": 10000, "policy": sha256})
 journal.records, journal.actions   # what an earlier process has finished, by episode
@@ -6,9 +6,6 @@ journal.append(record, actions)    # on disk when it returns
 
 Beside `episodes.jsonl` lie `episodes.settings.json` (all that decides an episode but its number) and
 `actions/episode_0000.npy` (float32 (steps, A), to film it later).
-
-No library: what is needed of one (SQLite, a queue on disk) is one line that is on disk when an episode ends, and the
-records stay a text file that people and other programs read.
 """
 
 import json
@@ -20,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from s2robot.common.errors import UserError
-from s2robot.common.files import changed, replacing, write_json, write_text
+from s2robot.common.files import claim, replacing, write_text
 from s2robot.evaluation.records import read_records
+
+_REMEDY = "choose another run folder, or start again with evaluate.resume=false"
 
 
 class Journal:
@@ -45,12 +44,14 @@ class Journal:
         (path.parent / "actions").mkdir(exist_ok=True)
         known = path.with_suffix(".settings.json")
         if settings is not None:
-            if path.exists() and path.stat().st_size:
-                _check_same(known, settings)
+            found = path.exists() and path.stat().st_size > 0
+            if found and not known.exists():
+                raise UserError(f"{path}: expected {known.name} beside it, got none; {_REMEDY}")
+            if not found:
+                known.unlink(missing_ok=True)
+            claim(known, settings, _REMEDY)  # before the journal: a kill leaves no episodes of unknown origin
+            if found:
                 self._read()
-            write_json(
-                known, settings
-            )  # before the journal: a kill in between leaves no episodes of unknown origin
         write_records(list(self.records.values()), path)
         if settings is None:
             known.unlink(missing_ok=True)
@@ -92,26 +93,3 @@ def read_actions(run_dir: Path, episode: int) -> np.ndarray:
 
 def _actions_file(run_dir: Path, episode: int) -> Path:
     return run_dir / "actions" / f"episode_{episode:04d}.npy"
-
-
-def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
-    if not path.exists():
-        raise UserError(
-            f"{path.parent}: holds episodes without {path.name}, which says how they were made; choose another "
-            "run folder, or start again with evaluate.resume=false"
-        )
-    if other := changed(path, settings):
-        key, *values = other
-        was, now = _difference(*values)
-        raise UserError(
-            f"{path.parent}: holds episodes of another evaluation: {key} {was}, expected {now}; choose another run "
-            "folder, or start again with evaluate.resume=false"
-        )
-
-
-def _difference(was: Any, now: Any) -> tuple[Any, Any]:
-    """Of two mappings, the entries in which they differ."""
-    if not (isinstance(was, Mapping) and isinstance(now, Mapping)):
-        return was, now
-    keys = [k for k in {**now, **was} if was.get(k) != now.get(k)]
-    return {k: was.get(k) for k in keys}, {k: now.get(k) for k in keys}

@@ -2,24 +2,29 @@
 
     plans = predict(BatchActor(policy, 8), store, features, [3, 7])       # {3: (T, K, A), 7: (T, K, A)}
     found = measure(policy, store, plans, mean)                           # how far each is from what was done
-    found.values("policy", "joint_error")                                 # (episodes,), over the executed actions
+    summarise(policy, found)["verdict"]                                   # "better than both baselines"
 
-Two baselines are measured beside it: `repeat`, the action before a step again and again, and `mean`, one and the same
-action always. A step counts where training would learn from it and an action stands before it.
+Two baselines are measured beside it: `repeat`, the action before a step again and again, and `mean`, always the same
+action. A step counts if training would learn from it and an action precedes it.
+
+Intervals are for new episodes: jackknife over the measured ones, with Student's quantile (for a mean that is the t
+interval; a ratio is taken by its logarithm). One episode has none.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
 from s2robot.demos.store import EpisodeStore
-from s2robot.demos.windows import Windows, make_windows
-from s2robot.policies import BatchActor, ChunkPolicy
+from s2robot.demos.windows import make_windows
+from s2robot.policies import BatchActor, ChunkPolicy, Part
 
 METHODS = ("policy", "repeat", "mean")
+WORDS = {"policy": "policy", "repeat": "repeating the last action", "mean": "the mean action"}
 OVERALL = "normalised"  # all numbers that are not binary, over their spread in the demos
 
 
@@ -30,13 +35,13 @@ def predict(
     episodes: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[int, np.ndarray]:
-    """The whole plan at every step, with the recorded actions as the past: episode -> (T, K, A).
+    """Return the whole plan at every step, with the recorded actions as the past: episode -> (T, K, A).
 
     Args:
-        actor: as many of the episodes run side by side as it has places; what a head draws is each episode's own.
+        actor: runs as many episodes side by side as it has places; each has random numbers of its own.
         features: (all steps of the store, C, N, D), as they were trained on.
     """
-    actor.execute = actor.policy.spec.chunk  # all of a plan, not what is executed alone
+    actor.execute = actor.policy.spec.chunk  # all of a plan, not only what is executed
     states, actions = store["proprio"], store["action"]
     plans, done = dict[int, np.ndarray](), 0
     for begin in range(0, len(episodes), actor.n):
@@ -58,15 +63,13 @@ def predict(
 
 
 def mean_action(policy: ChunkPolicy, actions: np.ndarray) -> np.ndarray:
-    """The action (A,) in the middle of many (N, A): of rotations the mean of their matrices, made proper."""
+    """Return the mean (A,) of actions (N, A); for rotations, the projected mean of their matrices."""
     parts = policy.spec.action
     return parts.outer(parts.inner(torch.from_numpy(actions).double()).mean(0)).float().numpy()
 
 
 def remembered_mean(policy: ChunkPolicy, actions: np.ndarray) -> np.ndarray:
-    """What the checkpoint alone knows of that: the middle of its normalisation (A,). Of what is binary it keeps
-    nothing: there the mean of other actions (N, A) stands.
-    """
+    """Return the mean action (A,) that the checkpoint's normalisation stores; for binary parts, that of `actions`."""
     parts = policy.spec.action
     inner = policy.normaliser.action.offset.detach().cpu().clone()
     given = parts.inner(torch.from_numpy(actions)).mean(0)
@@ -80,41 +83,50 @@ def remembered_mean(policy: ChunkPolicy, actions: np.ndarray) -> np.ndarray:
 class Measured:
     """Errors by episode and step of the chunk.
 
-    errors: method -> measure -> (E, K), means over an episode's steps, NaN where none reaches so far. Measures:
+    errors: method -> measure -> (E, K), means over an episode's steps, NaN where no step counts. Measures:
     `<part>_error` and `<part>_accuracy` as `Parts.errors` has them, `<part>_normalised` and `normalised`: mean absolute
-    difference over the spread that the policy's normalisation knows.
+    difference over the spread in the policy's normalisation.
     counts: (E, K) how many steps each is of.
-    over_time: method -> episode -> `normalised` (T,) over the executed actions, NaN where none counts.
     """
 
     episodes: list[int]
     execute: int
     errors: Mapping[str, Mapping[str, np.ndarray]]
     counts: np.ndarray
-    over_time: Mapping[str, Mapping[int, np.ndarray]]
 
     def values(self, method: str, measure: str) -> np.ndarray:
-        """Of each episode, over the actions of a plan that are executed.  # (E,)"""
-        return self._mean(self.errors[method][measure][:, : self.execute], self.counts[:, : self.execute], 1)
+        """Return the mean over the executed actions of a plan, by episode.  # (E,)"""
+        values, counts = (x[:, : self.execute] for x in (self.errors[method][measure], self.counts))
+        return _mean(values, counts, 1)
 
     def by_step(self, method: str, measure: str) -> np.ndarray:
-        """At each step of the chunk, over the episodes.  # (K,)"""
-        return self._mean(self.errors[method][measure], (self.counts > 0).astype(float), 0)
+        """Return the mean over the episodes, by step of the chunk.  # (K,)"""
+        return _mean(self.errors[method][measure], (self.counts > 0).astype(float), 0)
 
-    @cached_property
+    @property
     def measures(self) -> list[str]:
         return list(self.errors[METHODS[0]])
 
-    @staticmethod
-    def _mean(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return np.nansum(np.where(weights > 0, values * weights, 0), axis) / weights.sum(axis)
+    @property
+    def ranking(self) -> str:
+        """The measure that ranks the episodes."""
+        return OVERALL if OVERALL in self.measures else self.measures[0]
+
+    def worst_first(self) -> list[int]:
+        """Return the places of the episodes, those of the largest error first."""
+        sign = 1 if self.ranking.endswith("_accuracy") else -1
+        return np.argsort(sign * self.values("policy", self.ranking), kind="stable").tolist()
+
+
+def _mean(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.nansum(np.where(weights > 0, values * weights, 0), axis) / weights.sum(axis)
 
 
 def measure(
     policy: ChunkPolicy, store: EpisodeStore, plans: Mapping[int, np.ndarray], mean: np.ndarray
 ) -> Measured:
-    """How far plans are from what there is to imitate, beside the baselines. `mean`: the action (A,) of the second.
+    """Return how far plans are from the recorded actions, beside the baselines; `mean`: the action (A,) of the second.
 
     Episodes without a step that counts are left out.
 
@@ -124,16 +136,15 @@ def measure(
     spec, actions = policy.spec, store["action"]
     windows = make_windows(store, np.array(list(plans)), 1, spec.chunk)
     totals: dict[str, dict[str, list[np.ndarray]]] = {method: {} for method in METHODS}
-    kept, counts = list[int](), list[np.ndarray]()
-    over_time: dict[str, dict[int, np.ndarray]] = {method: {} for method in METHODS}
+    measured, counts = list[int](), list[np.ndarray]()
     for i, plan in plans.items():
         episode = store.episode_slice(i)
-        mine = _of(windows, episode)
-        if not mine.any():
+        own = (windows.steps > episode.start) & (windows.steps < episode.stop)  # the first has none to repeat
+        if not own.any():
             continue
-        kept.append(i)
-        steps, wanted = windows.steps[mine], torch.from_numpy(np.ascontiguousarray(windows.actions[mine]))
-        real = torch.from_numpy(~windows.action_pad[mine])  # (n, K)
+        measured.append(i)
+        steps, wanted = windows.steps[own], torch.from_numpy(np.ascontiguousarray(windows.actions[own]))
+        real = torch.from_numpy(~windows.action_pad[own])  # (n, K)
         counts.append(real.sum(0).numpy())
         tries = {
             "policy": plan[steps - episode.start],
@@ -143,31 +154,102 @@ def measure(
         for method, tried in tries.items():
             found = _errors(policy, torch.from_numpy(np.array(tried, np.float32)), wanted.float())
             for name, error in found.items():
-                total = (error * real).sum(0) / real.sum(0)  # NaN where no window is so long
+                total = (error * real).sum(0) / real.sum(0)  # NaN if no window is that long
                 totals[method].setdefault(name, []).append(total.numpy())
-            curve = np.full(episode.stop - episode.start, np.nan)
-            near = real[:, : spec.execute].float()
-            shown = found.get(OVERALL, torch.zeros(real.shape))[:, : spec.execute]
-            curve[steps - episode.start] = ((shown * near).sum(1) / near.sum(1)).numpy()
-            over_time[method][i] = curve
-    errors = {
-        method: {name: np.stack(each) for name, each in found.items()} for method, found in totals.items()
-    }
-    return Measured(kept, spec.execute, errors, np.stack(counts), over_time)
-
-
-def _of(windows: Windows, episode: slice) -> np.ndarray:
-    """Which windows start in an episode, after its first step: before that there is no action to repeat."""
-    return (windows.steps > episode.start) & (windows.steps < episode.stop)
+    errors = {method: {name: np.stack(x) for name, x in found.items()} for method, found in totals.items()}
+    return Measured(measured, spec.execute, errors, np.stack(counts))
 
 
 def _errors(policy: ChunkPolicy, found: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of actions (n, K, A), by measure (n, K)."""
+    """Errors (n, K) by measure, of actions (n, K, A)."""
     parts = policy.spec.action
     errors = parts.errors(found, wanted)
     away = (parts.inner(found) - parts.inner(wanted)).abs() / policy.normaliser.action.scale.cpu()
-    told = [(part, at) for part, at in parts.inside if part.kind != "binary"]
-    errors |= {f"{part.label}_normalised": away[..., at].mean(-1) for part, at in told}
-    if told:
-        errors[OVERALL] = torch.cat([away[..., at] for _, at in told], -1).mean(-1)
+    scaled = [(part, at) for part, at in parts.inside if part.kind != "binary"]
+    errors |= {f"{part.label}_normalised": away[..., at].mean(-1) for part, at in scaled}
+    if scaled:
+        errors[OVERALL] = torch.cat([away[..., at] for _, at in scaled], -1).mean(-1)
     return errors
+
+
+def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:
+    """Return the figures by part as JSON types, and whether the policy is better than both baselines."""
+    usual = policy.spec.action_parts is None
+    parts = [_part(part, measured, usual) for part in policy.spec.action.parts]
+    judged = [part for part in parts if part["measure"] == "error"] or parts
+    worse = {m: [part["part"] for part in judged if not part["better_than"][m]] for m in METHODS[1:]}
+    failed = [f"NOT better than {WORDS[m]} in {', '.join(names)}" for m, names in worse.items() if names]
+    return {
+        "verdict": f"{'; '.join(map(_words, parts))}: {' and '.join(failed) or 'better than both baselines'}",
+        "better": not failed,
+        "parts": parts,
+        "overall": _figures(measured, OVERALL) if OVERALL in measured.measures else None,
+        "episodes": measured.episodes,
+        "by_episode": {n: {m: measured.values(m, n).tolist() for m in METHODS} for n in measured.measures},
+        "steps": int(measured.counts[:, 0].sum()),
+        "execute": measured.execute,
+    }
+
+
+def _part(part: Part, measured: Measured, usual: bool) -> dict[str, Any]:
+    binary = part.kind == "binary"
+    kind, sign = ("accuracy", -1) if binary else ("error", 1)
+    name = f"{part.label}_{kind}"
+    figures = _figures(measured, name)
+    by_step = {m: [None if np.isnan(v) else float(v) for v in measured.by_step(m, name)] for m in METHODS}
+    value = sign * figures["policy"]["value"]
+    return {
+        "part": part.name,
+        "measure": kind,
+        "unit": "rad" if part.kind == "rotation" or (usual and part.name == "joints") else "",
+        **figures,
+        "by_step": by_step,
+        "better_than": {m: bool(value < sign * figures[m]["value"]) for m in METHODS[1:]},
+    }
+
+
+def _figures(measured: Measured, name: str) -> dict[str, Any]:
+    """The value of each method with its interval; for errors also the policy's share of each baseline's."""
+    values = {method: measured.values(method, name) for method in METHODS}  # (E,) each
+    if name.endswith("_accuracy"):
+        return {method: interval(each, most=1.0) for method, each in values.items()}
+    found = {method: interval(each) for method, each in values.items()}
+    return found | {f"of_{m}": interval(values["policy"], values[m]) for m in METHODS[1:]}
+
+
+def interval(
+    values: np.ndarray, of: np.ndarray | None = None, confidence: float = 0.95, most: float = math.inf
+) -> dict[str, Any]:
+    """Return the mean of values (E,), or its ratio to the mean of others, as value, low and high; None if undefined.
+
+    most: upper bound of the interval, 1 of a share.
+    """
+    from scipy.stats import t  # half a second, which readers of settings need not wait for
+
+    def figure(x: np.ndarray, y: np.ndarray | None) -> float:
+        if y is None:
+            return float(x.mean())
+        return math.log(x.mean() / y.mean()) if x.mean() > 0 and y.mean() > 0 else math.nan
+
+    count, whole = len(values), figure(values, of)
+    back = float if of is None else math.exp
+    if of is not None and not math.isfinite(whole):  # one of the two errors is 0
+        return {"value": 0.0 if of.mean() > 0 else None, "low": None, "high": None}
+    half = math.nan
+    if count > 1:
+        without = ~np.eye(count, dtype=bool)
+        each = np.array([figure(values[w], None if of is None else of[w]) for w in without])
+        sd = math.sqrt((count - 1) / count * ((each - each.mean()) ** 2).sum())
+        half = float(t.ppf(0.5 + confidence / 2, count - 1)) * sd
+    if not math.isfinite(half):
+        return {"value": back(whole), "low": None, "high": None}
+    low, high = back(whole - half), back(whole + half)
+    return {"value": back(whole), "low": max(0.0, low), "high": min(most, high)}
+
+
+def _words(part: Mapping[str, Any]) -> str:
+    ours, others = part["policy"]["value"], [part[m]["value"] for m in METHODS[1:]]
+    unit = f" {part['unit']}" if part["unit"] else ""
+    return (
+        f"{part['part']} {part['measure']} {ours:.3g}{unit} (repeating {others[0]:.3g}, mean {others[1]:.3g})"
+    )

@@ -1,4 +1,4 @@
-"""What plans the actions of an evaluation: a trained policy, or the control that needs no eyes."""
+"""Planners of an evaluation: a trained policy, or the control that replays the nearest demo."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -19,34 +19,36 @@ from s2robot.policies import BatchActor, ChunkPolicy
 
 
 class Planner(Protocol):
-    """What an evaluation asks of a policy: the next ``execute`` actions of an episode, one episode after another."""
+    """Plans the next ``execute`` actions of an episode, one episode after another."""
 
     execute: int  # actions that a plan holds
-    every_step: bool  # whether it needs the observations between two plans, too
+    every_step: bool  # whether it also needs the observations between two plans
 
     def reset(self, info: Mapping) -> None:
-        """A new episode begins: its ``seed`` and its ``layout``."""
+        """Begin an episode with a ``seed`` and a ``layout``."""
 
     def plan(self, observation: Mapping) -> np.ndarray:
-        """Actions (execute, A) after the new observations."""
+        """Return actions (execute, A) after the new observations."""
 
     def about(self) -> dict[str, float]:
-        """What a record says of how the episode was planned, by key."""
+        """Return what a record says of how the episode was planned."""
+        return {}
 
     def spent(self) -> dict[str, float]:
-        """Seconds and counts so far, by what for."""
+        """Return seconds and counts so far."""
+        return {}
 
 
-class LearnedPlanner:
-    """A trained policy and its encoder. Goes to workers as it is, and begins to compute at its first episode.
+class LearnedPlanner(Planner):
+    """A trained policy and its encoder, put on the device at the first episode.
 
     Args:
-        policy: its own; put on the device at the first episode, as the encoder.
+        policy: its own.
         encoder: the encoder it was trained with.
         cameras: in the policy's order.
         dtype: to which features are rounded.
         device: as :func:`device_of` takes it, where the episodes run.
-        threads: of torch there; None: as it is.
+        threads: of torch there; None leaves them.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class LearnedPlanner:
 
     @property
     def actor(self) -> BatchActor:
-        """The policy's memory of the episode; made where the episodes run."""
+        """The policy's memory of the episode, created where the episodes run."""
         if self._actor is None:
             if self.threads:
                 torch.set_num_threads(self.threads)
@@ -97,10 +99,9 @@ class LearnedPlanner:
         start = time.monotonic()
         if self.every_step:
             self._catch_up(observation, tokens)
-        action = self.actor.plan([0], tokens[-1:], observation["proprio"][count - 1][None])[0]
-        self._last = action
+        self._last = self.actor.plan([0], tokens[-1:], observation["proprio"][count - 1][None])[0]
         self._seconds["policy_s"] += time.monotonic() - start
-        return action
+        return self._last
 
     def _catch_up(self, observation: Mapping, tokens: torch.Tensor) -> None:
         """Put the steps between two plans into the context, each after the action that led to it."""
@@ -113,8 +114,8 @@ class LearnedPlanner:
                 self.actor.observe([0], tokens[j][None], observation["proprio"][j][None])
 
 
-class NearestDemo:
-    """The control that needs no eyes: knows where things lie and replays the nearest demo open loop."""
+class NearestDemo(Planner):
+    """A control without vision: knows the layout and replays the nearest demo open loop."""
 
     every_step = False
 
@@ -134,12 +135,6 @@ class NearestDemo:
         self._queue = self.actions[int(distance.argmin())]
         self._last = self._queue[-1]
 
-    def about(self) -> dict[str, float]:
-        return {}
-
-    def spent(self) -> dict[str, float]:
-        return {}
-
     def plan(self, observation) -> np.ndarray:
         out = np.zeros((self.execute, len(self.moves)), np.float32)
         now, self._queue = self._queue[: self.execute], self._queue[self.execute :]
@@ -149,7 +144,7 @@ class NearestDemo:
 
 
 def _moves(parts: list[dict] | None, size: int) -> np.ndarray:
-    """Of which numbers of an action 0 means not to move.  # bool (A,)"""
+    """Whether 0 means not to move, by number of the action.  # bool (A,)"""
     if parts is None:  # joints and a gripper
         return np.arange(size) < size - 1
     still = [part["kind"] == "delta" or bool(part.get("relative")) for part in parts]

@@ -1,171 +1,145 @@
-"""One evaluation as one HTML file that needs nothing else: result, layouts, failures, videos, settings.
+"""One evaluation as one HTML file: result, layouts, failures, videos, training, settings.
 
-    from s2robot.evaluation.report import write_report
     write_report(Path("runs/evaluate"))   # -> runs/evaluate/report.html
 
-Reads from the run folder summary.json and episodes.jsonl (needed), metrics.json or train/metrics.json
-([{"step", "train_loss", ...}, ...]), stages.json ([{"stage", "seconds"}, ...]) and the videos that
-the episodes name (each if there).
+Reads summary.json and episodes.jsonl of the run folder, and if they exist metrics.json or train/metrics.json, stages.json
+and the videos that the episodes name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from markupsafe import Markup
+
 from s2robot.common.errors import UserError
 from s2robot.common.files import read_json
-from s2robot.evaluation.plots import disagreement_plot, layout_plot, stage_plot, time_plot
+from s2robot.envs.task import Group
 from s2robot.evaluation.records import (
     Known,
     Record,
     disagreement_auc,
     headline,
-    is_number,
     known_of,
     read_records,
     read_summary,
-    success_times,
+    wilson,
 )
-from s2robot.evaluation.training_plot import training_plot
-from s2robot.reporting.page import VIDEO_BYTES, Film, drawing, duration, embed, flatten, write_page
+from s2robot.reporting import page, plots
+from s2robot.reporting.page import Block, Film, Section
+from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
+
+_FAILURES = (("X", VERMILLION), ("^", ORANGE), ("s", PURPLE), ("D", INK), ("v", GREEN))  # by stage
+_SETTINGS = ("policy", "encoder", "robot", "cameras", "seed", "versions")  # shown first
+_ELSEWHERE = {"task", "command", "success", "low", "high", "episodes", "successes", "by_stage"}
 
 
-def write_report(run_dir: Path, video_bytes: int = VIDEO_BYTES) -> Path:
+def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
     """Write `report.html` into an evaluation's run folder and return its path.
 
-    Videos are embedded, failures first, up to about `video_bytes` of text; those left out are named in the
-    page. Raises UserError, and leaves an earlier report as it is, if summary.json or episodes.jsonl is
-    missing, broken or at odds with the other, or if an optional file is broken.
+    Videos are embedded, failures first, up to about `video_bytes` of text; the page names the others.
+
+    Raises:
+        UserError: summary.json or episodes.jsonl is missing, broken or contradicts the other, or an optional file is
+            broken; an earlier report stays.
     """
     run_dir = Path(run_dir)
     summary = read_summary(run_dir / "summary.json")
-    known = known_of(summary)
-    records = read_records(run_dir / "episodes.jsonl", known)
+    known, records = known_of(summary), read_records(run_dir / "episodes.jsonl")
     counted = (len(records), sum(record["success"] for record in records))
-    claimed = (summary["episodes"], summary["successes"])
-    if counted != claimed:
+    if counted != (summary["episodes"], summary["successes"]):
         raise UserError(
-            f"{run_dir}: episodes.jsonl holds {counted[0]} episodes with {counted[1]} successes, "
-            f"summary.json says {claimed[0]} with {claimed[1]}"
+            f"{run_dir / 'episodes.jsonl'}: expected {summary['episodes']} episodes with {summary['successes']} "
+            f"successes as in summary.json, got {counted[0]} with {counted[1]}"
         )
-    metrics = _read_metrics(run_dir)
-    stages = _read_rows([run_dir / "stages.json"], "stage", "seconds")
-    return write_page(
-        run_dir / "report.html",
-        "evaluation.html.j2",
-        title=f"{summary['successes']} of {summary['episodes']} {known.success_text}",
-        **_failures(records, known),
-        films=embed(run_dir, _films(records, known), video_bytes, str(run_dir / "episodes.jsonl")),
-        stages=[(str(row["stage"]), row["seconds"], _cores(row)) for row in stages],
-        training_svg=drawing(training_plot(metrics), "training") if metrics else None,
-        fitted=_fitted(summary),
-        **_disagreement(records),
-        command=summary.get("command"),
-        settings=_settings(summary),
-        **_head(summary),
-        **_pictures(summary, records, known),
-        **_durations(summary),
-    )
+    films = page.embed(run_dir, _films(records, known), video_bytes)
+    title = f"{summary['successes']} of {summary['episodes']} {known.success_text}"
+    sections = [
+        Section("", list(_outcome_plots(records, known, summary)), "pictures"),
+        _failures(records, known, films),
+        Section("Videos", [("videos", films) if films else None]),
+        _durations(_rows(run_dir / "stages.json", "stage", "seconds")),
+        _training(run_dir, summary),
+        Section(
+            "Settings and versions", [*_command(summary), ("settings", "All settings", _settings(summary))]
+        ),
+    ]
+    return page.write_report_page(run_dir / "report.html", title, _head(summary), sections)
 
 
-def _cores(row: Mapping[str, Any]) -> str:
-    """What a step did with the cores; nothing of runs that did not count it."""
-    used, unused = row.get("processor_s"), row.get("unused_s")
-    if not (is_number(used) and is_number(unused)):
-        return ""
-    return f"{used:.0f} s of processor time, {unused:.0f} s unused"
-
-
-def _read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of the training in this folder or below; those of version 0.1 count epochs."""
-    for path in (run_dir / "metrics.json", run_dir / "train" / "metrics.json"):
-        if path.exists():
-            rows = read_json(path)
-            old = isinstance(rows, list) and rows and isinstance(rows[0], dict) and "epoch" in rows[0]
-            time = "epoch" if old else "step"
-            return _read_rows([path], time, time)
-    return []
+def _head(summary: Mapping[str, Any]) -> list[Block]:
+    facts = {key: summary.get(key) for key in ("world", "robot", "cameras", "seed")}
+    if bridge := summary.get("bridge"):  # on an arm
+        facts |= {"share of the demos' speed": bridge.get("speed"), "faults": summary.get("faults")}
+    facts["fitted on"] = _fitted(summary)
+    if (median := summary.get("median_time_to_success_s")) is not None:
+        facts["median time to success"] = f"{median:.1f} s"
+    if (wall := (summary.get("timing") or {}).get("wall_s")) is not None:
+        facts["evaluation took"] = page.duration(wall)
+    words, figures = headline(summary).replace(" %", "\N{NO-BREAK SPACE}%").split(": ")
+    return [
+        ("headline", f"{words}:", figures),
+        ("scale", *(100 * summary[key] for key in ("low", "success", "high"))),
+        ("facts", [(name, value) for name, value in facts.items() if value is not None]),
+    ]
 
 
 def _fitted(summary: Mapping[str, Any]) -> str | None:
-    """On how many demos the policy was fitted, where its checkpoint says so."""
-    training = summary.get("training")
-    if not isinstance(training, Mapping) or not is_number(training.get("demos")):
+    """On how many demos the policy was fitted, if its checkpoint stores that."""
+    training = summary.get("training") or {}
+    if "demos" not in training:
         return None
-    held_out = training.get("held_out") or 0
-    return f"{training['demos']} demos, " + (f"{held_out} more held out" if held_out else "none held out")
+    return f"{training['demos']} demos, {training.get('held_out') or 'none'} held out"
 
 
-def _head(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The sentence, the scale below it, and the facts that are known."""
-    facts = [(key, summary.get(key)) for key in ("world", "robot", "cameras", "seed")]
-    if isinstance(bridge := summary.get("bridge"), Mapping):  # on an arm
-        facts += [("share of the demos' speed", bridge.get("speed")), ("faults", summary.get("faults"))]
-    facts.append(("fitted on", _fitted(summary)))
-    median = summary.get("median_time_to_success_s")
-    facts.append(("median time to success", f"{median:.1f} s" if is_number(median) else None))
-    wall = _timing(summary).get("wall_s")
-    facts.append(("evaluation took", None if wall is None else duration(wall)))
-    # the figures are kept together on one line where the window is wide enough
-    words, figures = headline(summary).replace(" %", "\N{NO-BREAK SPACE}%").split(": ")
-    return {
-        "headline": words,
-        "figures": figures,
-        "facts": [(name, value) for name, value in facts if value is not None],
-        **{key: 100 * summary[key] for key in ("low", "success", "high")},
-    }
+def _outcome_plots(records: Sequence[Record], known: Known, summary: Mapping[str, Any]) -> Iterator[Block]:
+    size = plots.mark_size(len(records))
+    good = [record for record in records if record["success"]]
+    groups = [Group(good, f"success: {len(good)}", "o", BLUE, size, 3, tick_alpha=0.6)] if good else []
+    for i, stage in enumerate(known.stages):
+        failed = [record for record in records if not record["success"] and record["stage"] == stage]
+        marker, colour = _FAILURES[i % len(_FAILURES)]
+        label = f"failure, {known.failure(stage)}: {len(failed)}"
+        groups += [Group(failed, label, marker, colour, 2 * size, 4)] if failed else []
+    places = plots.layouts([("", groups)], known.settings, summary)
+    yield page.figure(places, "table", "Outcomes by layout", "Where episodes succeeded and failed")
+    rows = []
+    for i, stage in enumerate(known.stages):
+        later = [r for r in records if r["success"] or known.stages.index(r["stage"]) >= i]
+        lost = sum(not r["success"] and r["stage"] == stage for r in records)
+        rows.append([stage, str(len(later)), str(lost)])
+    yield "table", ("stage", "reached", "failed there"), rows, 1
 
 
-def _pictures(summary: Mapping[str, Any], records: Sequence[Record], known: Known) -> dict[str, Any]:
-    return {
-        "successes": summary["successes"],
-        "failed": len(records) - summary["successes"],
-        "table_svg": drawing(layout_plot(records, known, summary), "table"),
-        "stage_svg": drawing(stage_plot(records, known.stages), "stage"),
-        "time_svg": drawing(time_plot(records), "time") if success_times(records) else None,
-    }
+def _failures(records: Sequence[Record], known: Known, films: page.Films) -> Section:
+    failed = [record for record in records if not record["success"]]
+    cells = [known.settings.table(record) for record in failed]
+    columns = list(dict.fromkeys(name for row in cells for name in row))
+    rows = []
+    for record, row in zip(failed, cells, strict=True):
+        name = f"video-{record['episode']}"
+        link = Markup('<a href="#{}">{}</a>').format(name, record["episode"])
+        stage = [f"{record['stage']} ({known.failure(record['stage'])})"]
+        if record.get("fault"):
+            stage.append(f"FAULT: {record['fault']}")
+        numbers = [row.get(column, "–").replace("-", "\N{MINUS SIGN}") for column in columns]
+        number = link if name in films.names else str(record["episode"])
+        rows.append([number, stage, str(record["seed"]), *numbers, str(record["steps"])])
+    if not rows:
+        return Section("Failures", [("text", "None: every episode succeeded.")])
+    about = known.settings.columns_text
+    table = ("table", ["episode", "furthest stage", "seed", *columns, "steps"], rows, 2)
+    return Section(
+        f"Failures ({len(rows)})", [("text", about) if about else None, table, _disagreement(records)]
+    )
 
 
-def _disagreement(records: Sequence[Record]) -> dict[str, Any]:
-    """Of an ensemble's members, against success; nothing where no record tells it."""
-    known = [record for record in records if is_number(record.get("disagreement"))]
-    area = disagreement_auc(known)
-    words = None
-    if area is not None:
-        words = f"AUC {area[0]:.2f} (95 % interval {area[1]:.2f}–{area[2]:.2f})"
-    return {
-        "disagreement_svg": drawing(disagreement_plot(known), "disagreement") if known else None,
-        "disagreement_auc": words,
-    }
-
-
-def _failures(records: Sequence[Record], known: Known) -> dict[str, Any]:
-    """The table of failures: its heads and rows."""
-    rows, columns = [], dict[str, None]()
-    for record in (r for r in records if not r["success"]):
-        cells = {
-            name: text.replace("-", "\N{MINUS SIGN}") for name, text in known.settings.table(record).items()
-        }
-        columns |= dict.fromkeys(cells)
-        rows.append(
-            {
-                "episode": record["episode"],
-                "film": f"video-{record['episode']}",
-                "seed": str(record["seed"]),
-                "where": cells,
-                "steps": str(record["steps"]),
-                "stage": record["stage"],
-                "meaning": known.failure(record["stage"]),
-                "fault": record.get("fault"),
-            }
-        )
-    for row in rows:
-        row["cells"] = [row["seed"], *(row["where"].get(name, "–") for name in columns), row["steps"]]
-    return {
-        "failures": rows,
-        "heads": ["episode", "seed", *columns, "steps"],
-        "columns": known.settings.columns_text,
-    }
+def _disagreement(records: Sequence[Record]) -> Block | None:
+    if (area := disagreement_auc(records)) is None:
+        return None
+    words = f"AUC {area[0]:.2f} (95 % interval {area[1]:.2f}–{area[2]:.2f}); 0.5 is chance."
+    return "text", f"Disagreement of the policy's members, as a predictor of failure: {words}"
 
 
 def _films(records: Sequence[Record], known: Known) -> Iterator[Film]:
@@ -176,59 +150,83 @@ def _films(records: Sequence[Record], known: Known) -> Iterator[Film]:
         yield Film(f"video-{number}", record["video"], f"episode {number}: {outcome}")
 
 
-def _durations(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds inside the evaluation, and those of its wall clock."""
-    timing = _timing(summary)
-    return {
-        "timing": [(key.removesuffix("_s"), value) for key, value in timing.items() if key != "wall_s"],
-        "wall": timing.get("wall_s"),
-        "simulated": "simulate_s" in timing,
-    }
+def _durations(stages: Sequence[Mapping[str, Any]]) -> Section:
+    rows = [(row["stage"], row["seconds"], _cores(row)) for row in stages]
+    bars = ("bars", "From start to report", rows, sum(row["seconds"] for row in stages), True)
+    return Section("Time", [bars if rows else None])
 
 
-def _timing(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The seconds of summary.json's optional `timing`, whatever else may stand there left out."""
-    timing = summary.get("timing")
-    return {k: v for k, v in timing.items() if is_number(v)} if isinstance(timing, Mapping) else {}
+def _cores(row: Mapping[str, Any]) -> str:
+    if "processor_s" not in row:
+        return ""
+    return f"{row['processor_s']:.0f} s of processor time, {row['unused_s']:.0f} s unused"
+
+
+def _training(run_dir: Path, summary: Mapping[str, Any]) -> Section:
+    files = [path for path in (run_dir / "metrics.json", run_dir / "train/metrics.json") if path.exists()]
+    rows = _rows(files[0], "step") if files else []
+    if not rows:
+        return Section("", [])
+    about = (
+        "Solid: means since the last point, of the current weights, with dropout. Dashed: held-out demos, with the "
+        "averaged weights that act. Success of a try: with its 95 % interval (Wilson)."
+    )
+    fitted = _fitted(summary)
+    blocks = [
+        ("text", f"The policy was fitted on {fitted}.") if fitted else None,
+        page.figure(plots.curves(training_panels(rows)), "training", "Metrics by gradient step"),
+        ("note", about),
+    ]
+    return Section("Training", blocks, "wide")
+
+
+def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[plots.Panel]:
+    """Return a panel for each quantity of metrics.json: `train_<name>` and `val_<name>`, or a column of its own."""
+    lines: dict[str, list[plots.Line]] = {}
+    for column in dict.fromkeys(key for row in rows for key in row):
+        name = column.removeprefix("train_").removeprefix("val_").removesuffix("_rad")
+        points = [
+            row for row in rows if isinstance(row.get(column), int | float) and np.isfinite(row[column])
+        ]
+        if name in ("step", "tried", "seconds", "passes") or not points:
+            continue
+        tries = points if name == "success" else []
+        ends = [wilson(round(row["success"] * row["tried"]), int(row["tried"])) for row in tries]
+        held_out = column.startswith("val_")
+        line = plots.Line(
+            [row["step"] for row in points],
+            [row[column] for row in points],
+            "held out" if held_out else "trained on" if column.startswith("train_") else "",
+            VERMILLION if held_out else BLUE,
+            [low for low, _ in ends],
+            [high for _, high in ends],
+            {"ls": (0, (3, 2))} if held_out else {},
+        )
+        lines.setdefault(name, []).append(line)
+    logarithmic = ("loss", "error", "grad_norm")
+    return [
+        plots.Panel(
+            name.replace("_", " "), found, "gradient step", log="y" if name.endswith(logarithmic) else ""
+        )
+        for name, found in lines.items()
+    ]
+
+
+def _command(summary: Mapping[str, Any]) -> list[Block]:
+    return [("text", "Made by"), ("code", summary["command"])] if summary.get("command") else []
 
 
 def _settings(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    rows = []
-    for key in ("policy", "encoder", "robot", "cameras", "seed", "versions"):
-        rows += flatten(key, summary[key]) if summary.get(key) is not None else []
-    placing = known_of(summary).settings.placing_keys
-    shown = {
-        "task",
-        "command",
-        "timing",
-        "success",
-        "low",
-        "high",
-        "episodes",
-        "successes",
-        "by_stage",
-        *placing,
-    }
-    shown |= {"policy", "encoder", "robot", "cameras", "seed", "versions", "median_time_to_success_s"}
-    for key in summary:  # whatever else an evaluation noted
-        rows += flatten(key, summary[key]) if key not in shown else []
+    hidden = {*_ELSEWHERE, "median_time_to_success_s", *known_of(summary).settings.placing_keys}
+    keys = [*_SETTINGS, *(key for key in summary if key not in _SETTINGS)]
+    return [
+        row for key in keys if key in summary and key not in hidden for row in page.flatten(key, summary[key])
+    ]
+
+
+def _rows(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """The rows of an optional file: a list of objects with the given keys."""
+    rows = read_json(path) if path.exists() else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {*keys} <= {*row} for row in rows):
+        raise UserError(f"{path}: expected a list of objects with {' and '.join(keys)}")
     return rows
-
-
-def _read_rows(paths: Sequence[Path], label: str, number: str | None = None) -> list[dict[str, Any]]:
-    """Rows of the first of the optional files that exists: a list of objects with the given keys."""
-    for path in paths:
-        if not path.exists():
-            continue
-        rows = read_json(path)
-        if not isinstance(rows, list):
-            raise UserError(f"{path}: found {type(rows).__name__}, expected a list of objects")
-        for index, row in enumerate(rows):
-            if not isinstance(row, dict) or label not in row:
-                raise UserError(f"{path}: entry {index} has no key {label!r}")
-            if number is not None and not is_number(row.get(number)):
-                raise UserError(
-                    f"{path}: entry {index}: {number!r} is {row.get(number)!r}, expected a number"
-                )
-        return rows
-    return []

@@ -1,11 +1,8 @@
 """Success of a policy over a fixed, seeded list of positions.
 
-    s2robot evaluate checkpoint=runs/run/<date>/checkpoint evaluate.episodes=128
-
-An episode is a task for a worker, which simulates, draws, encodes and plans in one process: nothing but the record comes
-home. Episode i has the seed ``evaluate.seed + i``, which alone decides its layout, start and course: every policy
-meets the same positions. Each record is on disk when its episode ends: after a kill the same command goes on, and
-loses at most the episodes in progress, one for each of ``evaluate.workers``; a worker that dies costs its own.
+An episode is a task for a worker, which simulates, draws, encodes and plans in one process. Episode i has the seed
+``evaluate.seed + i``, which alone decides its layout, start and course: every policy meets the same positions. Each record
+is on disk when its episode ends: after a kill the same command resumes, and loses only the episodes in progress.
 """
 
 import json
@@ -29,14 +26,11 @@ from s2robot.evaluation.planners import Planner
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The outcome of :func:`run_episodes`: records sorted by episode, actions to draw videos.
+    """The outcome of :func:`run_episodes`."""
 
-    ``spent``: seconds of all workers together and counts, by what for; of the episodes that ran, not of those kept.
-    """
-
-    records: list[dict[str, Any]]
+    records: list[dict[str, Any]]  # sorted by episode
     actions: dict[int, np.ndarray]  # episode -> float32 (steps, A)
-    spent: dict[str, float]
+    spent: dict[str, float]  # seconds of all workers together and counts, of the episodes that ran now
 
 
 def run_episodes(
@@ -51,11 +45,8 @@ def run_episodes(
 ) -> Rollouts:
     """Try every position once; each ended episode is appended to ``journal`` (JSON lines) at once.
 
-    ``settings``: all that decides an episode, as JSON types. With them, episodes that stand in the journal already
-    are not run again; without, the journal is begun anew.
-
-    Raises:
-        UserError: the journal is of other settings.
+    ``settings``: all that decides an episode, as JSON types. With them, episodes in the journal are not run again
+    (UserError if it has other settings); without, the journal is emptied.
     """
     kept = Journal(journal, settings)
 
@@ -78,14 +69,14 @@ def run_episodes(
 
 
 class World:
-    """A world and who acts in it, one episode after another: what a worker holds."""
+    """A world and its planner, one episode after another: the state of a worker."""
 
     def __init__(self, config: TaskSettings, planner: Planner) -> None:
         self.planner, self.rate = planner, config.rate_hz
         self.env = in_chunks(config, planner.execute, planner.every_step)
 
     def run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
-        """An episode's record, its actions, float32 (steps, A), and what it cost."""
+        """Return an episode's record, its actions, float32 (steps, A), and what it cost."""
         with span("episode", episode=episode, seed=seed):
             return self._run(episode, seed)
 

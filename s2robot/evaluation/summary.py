@@ -1,4 +1,4 @@
-"""What the summary of an evaluation says beside its figures, in simulation or on an arm."""
+"""The facts in the summary of an evaluation, in simulation or on an arm."""
 
 import json
 import math
@@ -14,7 +14,7 @@ _LEAST_M, _LEAST_DEGREES = 1e-4, 0.01
 
 
 def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str], seed: int) -> dict[str, Any]:
-    """What the summary of an evaluation says of policy, world and program, simulated or on an arm."""
+    """Return what a summary says of policy, world and program."""
     task = {} if config.task == DEFAULT else {"task": config.about()}
     return {
         **task,
@@ -33,10 +33,8 @@ def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str],
 
 
 def world_changes(trained: Mapping[str, Any], config: TaskSettings) -> list[str]:
-    """In what the evaluated world differs from the one that the demos were recorded in, a text each."""
-    newer = {
-        key: value for key, value in config.defaults().items() if key not in trained
-    }  # an older dataset's
+    """Return how the evaluated world differs from the one that the demos were recorded in, a text each."""
+    newer = {key: value for key, value in config.defaults().items() if key not in trained}  # than the dataset
     ours, before = (json.loads(json.dumps(w.model_dump())) for w in (config, config.replace(**newer)))
     trained = {**before, **trained}
     ignored = ("cameras", "image_size")  # checked by name, and drawn as the encoder needs them
@@ -44,11 +42,10 @@ def world_changes(trained: Mapping[str, Any], config: TaskSettings) -> list[str]
 
 
 def camera_changes(trained: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """In what the evaluated cameras differ from those that the demos were seen by, a text each.
+    """Return how the evaluated cameras differ from those of the demos, a text each.
 
-    Both: camera -> what a dataset knows of it: `body` that carries it, `position` on that (m), `quaternion` (w, x, y,
-    z), `fovy` (degrees). What either side does not know is not compared; nor is `size`, for frames are drawn as the
-    encoder needs them.
+    Both: camera -> `body` that carries it, `position` on that (m), `quaternion` (w, x, y, z), `fovy` (degrees). Facts
+    that one side lacks are not compared; nor is `size`, because frames are drawn as the encoder needs them.
     """
     changes = []
     for name, now in ours.items():

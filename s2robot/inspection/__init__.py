@@ -1,1 +1,1 @@
-"""A data set to look at: a page with videos and curves, and what is odd in it."""
+"""A dataset to look at: a page with videos and curves, and what is odd in it."""

@@ -1,6 +1,6 @@
-"""What is odd in a data set: each found by one rule, with a threshold of `configs/inspect.yaml`, named with its place.
+"""What is odd in a dataset: each found by one rule, with a threshold of `configs/inspect.yaml`, named with its place.
 
-for found in find(tables, ends, rate, pictures, Thresholds()):
+for found in find(tables, ends, rate, frames, Thresholds()):
     print(found.kind, found.episode, found.step, found.text)
 """
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.inspection.tables import Part, Table, episodes_of
+from s2robot.inspection.tables import Columns, Table, episodes_of
 
 # kind -> what the page says of it
 KINDS = {
     "no number": "NaN or infinite",
-    "frozen": "pictures that stand still while the state moves",
-    "blank": "pictures that are black, white or of one colour",
+    "frozen": "images that stand still while the state moves",
+    "blank": "images that are black, white or of one colour",
     "clock": "time stamps that are not one control step apart",
     "jump": "state that changes far more in a step than it otherwise does",
     "saturated": "actions at their limit for many steps",
@@ -50,7 +50,7 @@ class Thresholds(Settings, at="odd", file="inspect"):
 
 @dataclass(frozen=True)
 class Finding:
-    """One oddity; without episode of the whole data set."""
+    """One oddity; without episode of the whole dataset."""
 
     kind: str
     text: str
@@ -61,18 +61,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class FrameStats:
-    """What the frames of one camera in one episode look like, a number a step: see films.py."""
+    """Measurements of the frames of one camera in one episode: see films.py."""
 
     change: np.ndarray  # (T,) mean difference to the frame before, 0 to 255; 0 where each byte is the same
     mean: np.ndarray  # (T,) brightness, 0 to 255
-    deviation: np.ndarray  # (T,) of brightness over the picture
+    deviation: np.ndarray  # (T,) of brightness over the image
 
 
 def find(
     tables: Sequence[Table],
     ends: np.ndarray,
     rate: float,
-    pictures: Sequence[Mapping[str, FrameStats]],
+    frames: Sequence[Mapping[str, FrameStats]],
     limits: Thresholds,
 ) -> list[Finding]:
     """All that is odd, ordered by kind and place.
@@ -80,57 +80,51 @@ def find(
     Args:
         tables: numbers of all steps. ends: of the episodes in them, (episodes,).
         rate: control steps a second.
-        pictures: of each episode camera -> what its frames look like; empty where they were not looked at.
+        frames: of each episode camera -> measurements; empty where no frames were read.
     """
     named = {table.key: table for table in tables}
-    state, action = named.get("proprio"), named.get("action")
-    found = [*_no_numbers(tables, ends), *_lengths(ends, limits), *_constant(tables)]
-    if state is not None:
-        found += [*_jumps(state, ends, limits), *_frozen(state, ends, pictures, limits)]
-    if action is not None:
+    found = [*_no_numbers(tables, ends), *_lengths(ends, limits), *_constant(tables), *_blank(frames, limits)]
+    if (state := named.get("proprio")) is not None:
+        found += [*_jumps(state, ends, limits), *_frozen(state, ends, frames, limits)]
+    if (action := named.get("action")) is not None:
         found += [*_saturated(action, ends, limits), *_grippers(action, ends, limits)]
-    for key in CLOCKS:
-        if key in named:
-            found += _clock(key, named[key].values[:, 0], ends, rate, limits)
-    found += _blank(pictures, limits)
+    for key in named.keys() & set(CLOCKS):
+        found += _clock(key, named[key].values[:, 0], ends, rate, limits)
     order = list(KINDS)
     found.sort(key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
-    return _joined(found)
-
-
-def _joined(found: Sequence[Finding]) -> list[Finding]:
-    """The findings, where there are many of one subject in an episode as one: a camera at half the rate freezes always."""
+    # a camera at half the rate freezes always: many findings of one subject in an episode become one
     alike: dict[tuple, list[Finding]] = {}
     for one in found:
         alike.setdefault((one.kind, one.episode, one.text.partition(":")[0]), []).append(one)
-    joined = []
-    for group in alike.values():
-        if len(group) > MANY:
-            first, last = group[0], group[-1]
-            text = f"{first.text}; {len(group) - 1} times more until step {last.step + last.steps - 1}"
-            group = [replace(first, text=text)]
-        joined += group
-    return joined
+    return [one for group in alike.values() for one in _joined(group)]
 
 
-def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, pictures: Sequence) -> dict[str, str]:
-    """Kinds, joined by commas, that `find` has nothing to tell by, and why."""
+def _joined(group: list[Finding]) -> list[Finding]:
+    first, last = group[0], group[-1]
+    text = f"{first.text}; {len(group) - 1} times more until step {last.step + last.steps - 1}"
+    return group if len(group) <= MANY else [replace(first, text=text)]
+
+
+def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, frames: Sequence) -> dict[str, str]:
+    """Kinds, joined by commas, that `find` cannot judge, and why."""
     named = {table.key: table for table in tables}
-    action, state = named.get("action"), named.get("proprio")
-    reasons = {}
-    if not pictures:
-        reasons["frozen, blank"] = "no videos were made"
-    if not any(key in named for key in CLOCKS):
-        reasons["clock"] = f"no key {' or '.join(CLOCKS)}"
-    if state is None:
-        reasons["jump"] = "no key proprio"
-    elif len(ends) < 2:
-        reasons["jump"] = "one episode, nothing to compare with"
-    if action is None or all(part.limits is None for part in action.parts):
-        reasons["saturated"] = "no limits of the action are known"
-    if action is None or not any(True for _ in _gripper_columns(action)):
-        reasons["gripper"] = "no part is binary or called so"
-    return reasons
+    action = named.get("action")
+    checks = {
+        "frozen, blank": (bool(frames), "no videos were made"),
+        "clock": (any(key in named for key in CLOCKS), f"no key {' or '.join(CLOCKS)}"),
+        "jump": ("proprio" in named, "no key proprio"),
+        "saturated": (
+            action is not None and any(part.limits is not None for part in action.parts),
+            "no limits of the action are known",
+        ),
+        "gripper": (
+            action is not None and any(_gripper_columns(action)),
+            "no part is binary or called so",
+        ),
+    }
+    if "proprio" in named:
+        checks["jump"] = (len(ends) > 1, "one episode, nothing to compare with")
+    return {kind: why for kind, (known, why) in checks.items() if not known}
 
 
 def runs(where: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -143,15 +137,19 @@ def runs(where: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
+def _runs_of(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """(episode, start, end) of each stretch of a mask of all steps."""
+    for i, own in enumerate(episodes_of(mask, ends)):
+        yield from ((i, start, end) for start, end in runs(own))
+
+
 def _no_numbers(tables: Sequence[Table], ends: np.ndarray) -> Iterator[Finding]:
     for table in tables:
         bad = ~np.isfinite(table.values)
-        if not bad.any():
-            continue
-        for i, own in enumerate(episodes_of(bad, ends)):
-            for start, end in runs(own.any(1)):
-                names = _names(table, own[start:end].any(0))
-                yield Finding("no number", f"{table.key}: {names}", i, start, end - start)
+        for i, start, end in _runs_of(bad.any(1), ends):
+            own = episodes_of(bad, ends)[i]
+            names = _names(table, own[start:end].any(0))
+            yield Finding("no number", f"{table.key}: {names}", i, start, end - start)
 
 
 def _lengths(ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
@@ -174,9 +172,9 @@ def _constant(tables: Sequence[Table]) -> Iterator[Finding]:
 def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     """Steps that are some times as large as the largest of an ordinary episode, and large beside the number's spread.
 
-    Of a step counts what the steps beside it do not go on with: an arm that is swung is fast for several of them. A gripper
-    may well close in one: what happens in every episode is no jump, so the lower median over the episodes of the largest
-    step is what is ordinary. One episode alone gives nothing to compare with.
+    Only the part of a step counts that its neighbours do not continue: an arm that is swung is fast for several steps. What
+    happens in every episode, such as a gripper that closes in one step, is no jump: the lower median over the episodes of
+    the largest step is ordinary. One episode alone gives nothing to compare with.
     """
     turn = _turns(state.values)
     steps = [np.diff(own.astype(np.float64), axis=0) for own in episodes_of(state.values, ends)]
@@ -221,18 +219,20 @@ def _alone(steps: np.ndarray) -> np.ndarray:
 
 
 def _frozen(
-    state: Table, ends: np.ndarray, pictures: Sequence[Mapping[str, FrameStats]], limits: Thresholds
+    state: Table, ends: np.ndarray, frames: Sequence[Mapping[str, FrameStats]], limits: Thresholds
 ) -> Iterator[Finding]:
     spread = np.where(state.spread() > 0, state.spread(), np.inf)
-    for i, (own, cameras) in enumerate(zip(episodes_of(state.values, ends), pictures, strict=False)):
+    for i, (own, cameras) in enumerate(zip(episodes_of(state.values, ends), frames, strict=False)):
         for camera, seen in cameras.items():
             still = seen.change <= limits.frozen_change
             still[0] = False
             for start, end in runs(still):
                 moved = float(np.fmax.reduce(_range(own[start - 1 : end]) / spread))
-                if end - start >= limits.frozen_steps and moved >= limits.frozen_motion:
-                    text = f"camera {camera}: one picture for {end - start + 1} steps, the state moves by {100 * moved:.0f} % of its range"
-                    yield Finding("frozen", text, i, start - 1, end - start + 1)
+                count = end - start + 1
+                if count > limits.frozen_steps and moved >= limits.frozen_motion:
+                    moves = f"the state moves by {100 * moved:.0f} % of its range"
+                    text = f"camera {camera}: one image for {count} steps, {moves}"
+                    yield Finding("frozen", text, i, start - 1, count)
 
 
 def _range(values: np.ndarray) -> np.ndarray:
@@ -241,32 +241,29 @@ def _range(values: np.ndarray) -> np.ndarray:
     return np.fmax.reduce(values, axis=0) - np.fmin.reduce(values, axis=0)
 
 
-def _blank(pictures: Sequence[Mapping[str, FrameStats]], limits: Thresholds) -> Iterator[Finding]:
-    for i, cameras in enumerate(pictures):
-        for camera, seen in cameras.items():
-            empty = seen.deviation < limits.contrast  # a white page with a drawing is not overexposed
-            dark, bright = empty & (seen.mean < limits.dark), empty & (seen.mean > limits.bright)
-            flat = (seen.deviation < limits.flat) & ~dark & ~bright
-            for what, where in (("black", dark), ("overexposed", bright), ("of one colour", flat)):
-                for start, end in runs(where):
-                    yield Finding("blank", f"camera {camera}: {what}", i, start, end - start)
+def _blank(frames: Sequence[Mapping[str, FrameStats]], limits: Thresholds) -> Iterator[Finding]:
+    for i, camera, seen in ((i, *item) for i, cameras in enumerate(frames) for item in cameras.items()):
+        empty = seen.deviation < limits.contrast  # a white page with a drawing is not overexposed
+        dark, bright = empty & (seen.mean < limits.dark), empty & (seen.mean > limits.bright)
+        flat = (seen.deviation < limits.flat) & ~dark & ~bright
+        for what, where in (("black", dark), ("overexposed", bright), ("of one colour", flat)):
+            for start, end in runs(where):
+                yield Finding("blank", f"camera {camera}: {what}", i, start, end - start)
 
 
 def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     for part in action.parts:
         if part.limits is None:
             continue
-        columns = slice(part.first, part.first + part.size)
         low, high = part.limits
         room = 1e-6 * (high - low)  # float32 rounds a limit
-        values = action.values[:, columns]
+        values = action.values[:, part.at]
         at_limit = ((values <= low + room) | (values >= high - room)) & (high > low)
-        for i, own in enumerate(episodes_of(at_limit, ends)):
-            for column, name in enumerate(action.names[columns]):
-                for start, end in runs(own[:, column]):
-                    if end - start >= limits.saturated_steps:
-                        text = f"{name}: at its limit for {end - start} steps"
-                        yield Finding("saturated", text, i, start, end - start)
+        for column, name in enumerate(action.names[part.at]):
+            for i, start, end in _runs_of(at_limit[:, column], ends):
+                if end - start >= limits.saturated_steps:
+                    text = f"{name}: at its limit for {end - start} steps"
+                    yield Finding("saturated", text, i, start, end - start)
 
 
 def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
@@ -282,16 +279,14 @@ def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[F
         if high == low or 2 * len(still) >= len(known):
             continue
         for i in still:
-            closed = known[i][0] > (low + high) / 2
-            what = (
-                ("never opens" if closed else "never closes") if part.kind == "binary" else "stays as it is"
-            )
+            way = "never opens" if known[i][0] > (low + high) / 2 else "never closes"
+            what = way if part.kind == "binary" else "stays as it is"
             yield Finding("gripper", f"{action.names[column]} {what}", i, 0, lengths[i])
 
 
-def _gripper_columns(action: Table) -> Iterator[tuple[int, Part]]:
+def _gripper_columns(action: Table) -> Iterator[tuple[int, Columns]]:
     for part in action.parts:
-        for column in range(part.first, part.first + part.size):
+        for column in range(part.at.start, part.at.stop):
             called = f"{part.name} {action.names[column]}".lower()
             if part.kind == "binary" or any(word in called for word in GRIPPERS):
                 yield column, part

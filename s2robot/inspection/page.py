@@ -1,4 +1,4 @@
-"""inspect.html: a data set's episodes with videos and curves in step, its ranges, what is odd in it.
+"""inspect.html: a dataset's episodes with videos and curves in step, its ranges, what is odd in it.
 
 Beside it lies `episodes/` with a video and a script a episode, which the page loads when the episode is chosen: a page
 opened as a file may not fetch, but it may load scripts.
@@ -6,7 +6,7 @@ opened as a file may not fetch, but it may load scripts.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from s2robot.demos.errors import DatasetError
 from s2robot.demos.layouts import starts, task_of
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.picture import draw_layout
+from s2robot.envs.layout_plot import draw_layout
 from s2robot.envs.task_settings import Group
 from s2robot.inspection.films import Tiles
 from s2robot.inspection.findings import KINDS, Finding
-from s2robot.inspection.tables import Table, curves, plots
+from s2robot.inspection.tables import Table, curves, episodes_of, plots
 from s2robot.reporting.page import drawing, flatten, write_page
 from s2robot.reporting.style import BLUE, VERMILLION, styled
 
@@ -54,80 +54,70 @@ def write_inspection(
     Raises:
         UserError: a file that cannot be written.
     """
-    starts_at = np.concatenate([[0], ends[:-1]])
-    for i, (a, b) in enumerate(zip(starts_at, ends, strict=True)):
-        shown = np.concatenate([table.values[a:b] for table in tables], axis=1)
-        each, lines = curves(shown, POINTS)
+    for i, shown in enumerate(zip(*(episodes_of(table.values, ends) for table in tables), strict=True)):
+        each, lines = curves(np.concatenate(shown, axis=1), POINTS)
         script = path.parent / FOLDER / f"{i:04d}.js"
         try:
             write_text(script, f"episode({i},{json.dumps([each, lines], separators=(',', ':'))})\n")
         except OSError as error:
             raise UserError(f"{script}: cannot be written ({error.strerror})") from error
-    counted = Counter(finding.kind for finding in found)
-    count, steps, source = len(ends), int(ends[-1]), store.attrs.get("source")
-    name = (
-        source["name"] if isinstance(source, dict) else store.path.stem
-    )  # a cached copy is called by a number
+    kinds = Counter(finding.kind for finding in found)
+    counts = f"{_count(len(ends), 'episode')}, {_count(int(ends[-1]), 'step')}"
+    # a cached copy is called by a number
+    name = source["name"] if isinstance(source := store.attrs.get("source"), dict) else store.path.stem
     return write_page(
         path,
         "inspect.html.j2",
-        title=f"{name}: {_count(count, 'episode')}",
-        headline=f"{name}: {_count(count, 'episode')}, {_count(steps, 'step')}",
+        title=f"{name}: {_count(len(ends), 'episode')}",
+        headline=f"{name}: {counts}",
         facts=facts_of(store, ends),
-        kinds=[(kind, meaning, counted[kind]) for kind, meaning in KINDS.items() if counted[kind]],
+        kinds=[(kind, meaning, kinds[kind]) for kind, meaning in KINDS.items() if kinds[kind]],
         looked=[meaning for kind, meaning in KINDS.items() if kind not in ", ".join(unknown).split(", ")],
         unknown=unknown,
-        findings={kind: [f for f in found if f.kind == kind][:MOST] for kind in KINDS if counted[kind]},
+        findings={kind: [f for f in found if f.kind == kind][:MOST] for kind in kinds},
         most=MOST,
         ranges=[(table.key, _cells(table)) for table in tables],
-        pictures=_pictures(store, ends),
+        pictures=_plots(store, ends),
         settings=[row for key, value in store.attrs.items() for row in flatten(key, value)],
         films=films,
-        data=_data(store, tables, ends, films, found),
+        data={
+            "folder": FOLDER,
+            "rate": store.attrs["rate_hz"],
+            "videos": films is not None,
+            "charts": _charts(tables),
+            "episodes": _episodes(store, ends),
+            "findings": [asdict(f) for f in found if f.episode is not None],
+        },
     )
 
 
-def _data(
-    store: EpisodeStore,
-    tables: Sequence[Table],
-    ends: np.ndarray,
-    films: Tiles | None,
-    found: Sequence[Finding],
-) -> dict[str, Any]:
-    """What the page's script works with."""
+def _charts(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """The plots of the curves, whose columns are counted over all tables."""
     first, charts = 0, []
     for table in tables:
+        low, _, _, _, high = np.nan_to_num(table.ranges()).tolist()
         for title, columns in plots(table):
-            lines = [{"column": first + c, "name": table.names[c], **_ends(table, c)} for c in columns]
+            lines = [
+                {"column": first + c, "name": table.names[c], "low": low[c], "high": high[c]} for c in columns
+            ]
             charts.append({"key": table.key, "title": title, "lines": lines})
         first += len(table.names)
-    return {
-        "folder": FOLDER,
-        "rate": store.attrs["rate_hz"],
-        "videos": films is not None,
-        "charts": charts,
-        "episodes": _episodes(store, ends),
-        "findings": [asdict(f) for f in found if f.episode is not None],
-    }
-
-
-def _ends(table: Table, column: int) -> dict[str, float | None]:
-    finite = table.values[np.isfinite(table.values[:, column]), column]
-    return {"low": float(finite.min()), "high": float(finite.max())} if len(finite) else {"low": 0, "high": 0}
+    return charts
 
 
 def _episodes(store: EpisodeStore, ends: np.ndarray) -> list[dict[str, Any]]:
     """Of each episode its steps, and what the store knows: success, task, number in the source."""
     found: list[dict[str, Any]] = [{"steps": int(steps)} for steps in np.diff(ends, prepend=0)]
     texts = store.attrs.get("tasks")
-    values = {key: store.meta(key)[: len(found)].tolist() for key in store.meta_keys}
-    for i, episode in enumerate(found):
-        if "success" in values:
-            episode["success"] = bool(values["success"][i])
-        if "task" in values and texts:
-            episode["task"] = _task(texts, values["task"][i])
-        if "source_episode" in values:
-            episode["source"] = values["source_episode"][i]
+    shown: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        "success": ("success", bool),
+        "task": ("task", lambda number: _task(texts, number)),
+        "source_episode": ("source", int),
+    }
+    for key, (name, convert) in shown.items():
+        if key in store.meta_keys and (key != "task" or texts):
+            for episode, value in zip(found, store.meta(key).tolist(), strict=False):
+                episode[name] = convert(value)
     return found
 
 
@@ -172,8 +162,8 @@ def _count(n: int, word: str) -> str:
 # -------------------------------------------------------------------- plots
 
 
-def _pictures(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, Any]]:
-    """Titles and plots: lengths, and where the episodes began if the store tells."""
+def _plots(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, Any]]:
+    """Titles and plots: lengths, and where the episodes began if the store holds it."""
     found = [("Lengths", drawing(_lengths(np.diff(ends, prepend=0), store.attrs["rate_hz"]), "lengths"))]
     task, records = task_of(store), starts(store)[: len(ends)]
     if all(task.layout_of(record) for record in records):
@@ -198,18 +188,16 @@ def _lengths(lengths: np.ndarray, rate: float) -> Figure:
 @styled
 def _starts(store: EpisodeStore, records: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
-    good = np.ones(len(records), bool)
-    if "success" in store.meta_keys:
-        good = store.meta("success")[: len(records)].astype(bool)
-    ways = ((good, "successful", "o", BLUE), (~good, "failed", "X", VERMILLION))
+    known = "success" in store.meta_keys
+    good = store.meta("success")[: len(records)] if known else np.ones(len(records), bool)
     groups = [
-        Group([r for r, which in zip(records, chosen, strict=True) if which], label, marker, colour, 9)
-        for chosen, label, marker, colour in ways
-        if chosen.any()
+        Group([r for r, yes in zip(records, good, strict=True) if bool(yes) is wanted], *look, 9)
+        for wanted, look in ((True, ("successful", "o", BLUE)), (False, ("failed", "X", VERMILLION)))
     ]
     try:
         about = world_of_demos(store).placement()
     except DatasetError:
         about = {}
-    draw_layout(figure.add_subplot(), groups, task_of(store), about)
+    shown = [group for group in groups if group.records]
+    draw_layout(figure.add_subplot(), shown, task_of(store), about)
     return figure

@@ -2,27 +2,25 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from s2robot.core.parts import MAX_DELTA, Part, number_names, size_of, slices
 from s2robot.demos.schema import PARTS, parts_of
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.parts import MAX_DELTA, number_names, size_of
 
 WIDEST = 64  # numbers a step: what is wider is for programs, a simulator's state for example
 MOST_LINES = 7  # in one plot: as many as colours that can be told apart
 
 
 @dataclass(frozen=True)
-class Part:
+class Columns:
     """Columns of a table that belong together."""
 
     name: str
-    first: int  # its first column
-    size: int
-    kind: str  # of envs.parts; "" where nothing is known
-    limits: np.ndarray | None = None  # (2, size): the least and the largest that can be commanded
+    at: slice
+    kind: str  # of a part; "" where nothing is known
+    limits: np.ndarray | None = None  # (2, columns): the least and the largest that can be commanded
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Table:
 
     key: str
     names: list[str]
-    parts: list[Part]
+    parts: list[Columns]
     values: np.ndarray  # (steps, columns), floats
 
     def ranges(self) -> np.ndarray:
@@ -51,9 +49,8 @@ def tables(store: EpisodeStore, episodes: int) -> list[Table]:
     """Tables of the first so many episodes: action and proprio first, then what else is a number or a few a step."""
     steps = int(store.episode_ends[episodes - 1])
     first = [key for key in PARTS if key in store.keys]
-    rest = [key for key in store.keys if key not in first and _shown(store, key)]
     found = []
-    for key in (*first, *rest):
+    for key in (*first, *(key for key in store.keys if key not in first and _is_shown(store, key))):
         values = store.read(key, 0, steps).reshape(steps, -1)
         # whole numbers keep what float32 would round away: stamps in nanoseconds would all be one
         values = values.astype(np.promote_types(values.dtype, np.float32), copy=False)
@@ -61,45 +58,43 @@ def tables(store: EpisodeStore, episodes: int) -> list[Table]:
     return found
 
 
-def _shown(store: EpisodeStore, key: str) -> bool:
+def _is_shown(store: EpisodeStore, key: str) -> bool:
     shape = store.shape(key)
     drawn = store.attrs["kind"] == "states" and key == "state"
     return len(shape) < 2 and int(np.prod(shape)) <= WIDEST and not drawn and not key.startswith("images_")
 
 
-def _named(store: EpisodeStore, key: str, values: np.ndarray) -> tuple[list[str], list[Part]]:
+def _named(store: EpisodeStore, key: str, values: np.ndarray) -> tuple[list[str], list[Columns]]:
     """Names of the columns, and the parts that they make."""
-    width = values.shape[1]
-    parts = parts_of(store.attrs, key) if key in PARTS else []
+    width, attrs = values.shape[1], store.attrs
+    parts = parts_of(attrs, key) if key in PARTS else ()
     if not parts or size_of(parts) != width:
         names = [key] if width == 1 else [f"{key} {i + 1}" for i in range(width)]
-        return names, [Part(key, 0, width, "")]
-    made, at = [], 0
-    for part in parts:
-        own = values[:, at : at + part["size"]]
-        made.append(Part(part["name"], at, part["size"], part["kind"], _limits(store, key, part, own)))
-        at += part["size"]
-    if PARTS[key] in store.attrs:
+        return names, [Columns(key, slice(0, width), "")]
+    made = [
+        Columns(p.name, at, p.kind, _limits(attrs, p, values[:, at]) if key == "action" else None)
+        for p, at in zip(parts, slices(parts), strict=True)
+    ]
+    if PARTS[key] in attrs:
         return number_names(parts), made
     return [f"joint {i + 1}" for i in range(width - 1)] + ["gripper"], made
 
 
-def _limits(store: EpisodeStore, key: str, part: dict[str, Any], own: np.ndarray) -> np.ndarray | None:
-    """Where the commands of a part end.
+def _limits(attrs: dict, part: Part, own: np.ndarray) -> np.ndarray | None:
+    """Where the commands of a part of the action end.
 
-    Of targets without declared limits nobody knows: at their least and largest an arm may well rest. Of steps without,
-    the largest ones are taken for the limit, if there is none to know.
+    Targets without declared limits have none: an arm may well rest at their least and largest. Of steps without declared
+    limits the largest ones are taken for the limit.
     """
-    if key != "action" or part["kind"] in ("binary", "rotation"):
+    if part.kind in ("binary", "rotation"):
         return None
-    if part.get("low") is not None:
-        return np.array([part["low"], part["high"]], float)
-    if part["kind"] != "delta":
+    if part.low is not None:
+        return np.array(part.limits)
+    if part.kind != "delta":
         return None
-    if PARTS["action"] not in store.attrs and not store.attrs.get("source"):
-        largest = np.full(part["size"], store.attrs["env_config"].get("max_delta", MAX_DELTA))
-    else:
-        largest = np.nanmax(np.abs(own), axis=0)
+    largest = np.nanmax(np.abs(own), axis=0)
+    if PARTS["action"] not in attrs and not attrs.get("source"):
+        largest = np.full(part.size, attrs["env_config"].get("max_delta", MAX_DELTA))
     return np.stack([-largest, largest])
 
 
@@ -107,11 +102,12 @@ def plots(table: Table) -> list[tuple[str, list[int]]]:
     """Titles and columns of plots of at most `MOST_LINES` lines, the columns of a part beside each other."""
     found = []
     for part in table.parts:
-        count = -(-part.size // MOST_LINES)
-        for columns in np.array_split(np.arange(part.first, part.first + part.size), count):
-            where = f" {columns[0] - part.first + 1}–{columns[-1] - part.first + 1}" if count > 1 else ""
+        size = part.at.stop - part.at.start
+        count = -(-size // MOST_LINES)
+        for columns in np.array_split(np.arange(size), count):
+            where = f" {columns[0] + 1}–{columns[-1] + 1}" if count > 1 else ""
             title = table.key if part.name == table.key else f"{table.key}: {part.name}"
-            found.append((title + where, columns.tolist()))
+            found.append((title + where, (part.at.start + columns).tolist()))
     return found
 
 
@@ -123,10 +119,8 @@ def curves(values: np.ndarray, most: int) -> tuple[float, list[list[float | None
     each = 1.0
     if len(values) > most:
         bucket = -(-2 * len(values) // most)
-        rest = -len(values) % bucket
-        padded = np.concatenate([values, np.repeat(values[-1:], rest, 0)]).reshape(
-            -1, bucket, values.shape[1]
-        )
+        padded = np.concatenate([values, np.repeat(values[-1:], -len(values) % bucket, 0)])
+        padded = padded.reshape(-1, bucket, values.shape[1])
         values = np.stack([padded.min(1), padded.max(1)], 1).reshape(-1, values.shape[1])
         each = bucket / 2
     return each, [[_short(x) for x in column] for column in values.T.tolist()]
@@ -138,5 +132,4 @@ def _short(x: float) -> float | None:
 
 def episodes_of(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
     """Steps of all episodes, cut at their ends."""
-    starts = np.concatenate([[0], ends[:-1]])
-    return [values[a:b] for a, b in zip(starts, ends, strict=True)]
+    return np.split(values, ends[:-1])

@@ -1,6 +1,6 @@
 """Read the frames of a pre-training from arrays, images, videos or demos.
 
-    bank = FrameBank("scenes")                 # frames.npy, as `s2robot scenes` writes it
+    bank = FrameBank("scenes")                 # frames.npy, as `pretrain kind=scenes` writes it
     bank = FrameBank("photos")                 # .png, .jpg and videos of any sizes, in any sub-folders
     bank = FrameBank("kitchen.mp4", every=10)  # every tenth frame of a video
     bank = FrameBank("demos.zarr")             # every camera at every step; states are rendered
@@ -17,11 +17,12 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +32,6 @@ from s2robot.common.extras import require
 from s2robot.common.files import read_json, replacing
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
-from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -41,23 +41,25 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 class FrameBank:
     """Frames by index; the kind of `path` decides how they are read.
 
-    `path` is a folder with frames.npy (uint8, N x H x W x 3, memory-mapped), a demo store, an image, a video, or a
-    folder of images and videos in the order of their paths, of any sizes. The recipe of the encoder stores a meta.json
-    of the folder.
+    Args:
+        path: a folder with frames.npy (uint8, N x H x W x 3, memory-mapped), a demo store, an image, a video, or a folder
+            of images and videos, in the order of their paths, of any sizes.
+        every: use every n-th frame of a video.
+        workers: processes that render recorded states.
+        progress: show decoding and rendering.
 
-    every: use every n-th frame of a video. workers: processes that render recorded states. progress: show decoding and
-    rendering. Raises UserError that names a file that cannot be read; a broken image shows when it is opened.
+    Raises:
+        UserError: names a file that cannot be read; a broken image shows when it is opened.
     """
 
     def __init__(self, path: str | Path, *, every: int = 1, workers: int = 2, progress: bool = False) -> None:
         self.path, self.every, self.made = Path(path), every, None
         array = self.path if self.path.suffix == ".npy" else self.path / "frames.npy"
-        self.sources: Sequence[_Image | _StoreImages | np.ndarray]
+        self.sources: Sequence[_Read | np.ndarray]
         if array.is_file():
             self.sources = [_open_array(array)]
         elif (self.path / "zarr.json").is_file() or self.path.suffix == ".zarr":
-            with _user_errors():
-                store = EpisodeStore.open(self.path)
+            store = EpisodeStore.open(self.path)
             self.sources = [_store_frames(store, workers, progress)]
             about = {key: store.attrs[key] for key in ("robot", "kind", "cameras", "env_version")}
             self.made = {**about, "dataset": store.fingerprint}
@@ -70,15 +72,14 @@ class FrameBank:
                 f"store, got {'none' if self.path.exists() else 'no such file or folder'}"
             )
 
-    def _files(self, progress: bool) -> list[_Image | _StoreImages | np.ndarray]:
-        files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*"))
-        sources: list[_Image | _StoreImages | np.ndarray] = []
+    def _files(self, progress: bool) -> list[_Read | np.ndarray]:
+        sources: list[_Read | np.ndarray] = []
         digest, videos = hashlib.sha256(), 0
-        for file in files:
+        for file in [self.path] if self.path.is_file() else sorted(self.path.rglob("*")):
             if file.name.startswith("."):  # partial files and notes of file managers
                 continue
             if file.suffix.lower() in IMAGES:
-                sources.append(_Image(file))
+                sources.append(_Read(1, partial(_read_rgb, file)))
             elif file.suffix.lower() in VIDEOS:
                 with file.open("rb") as content:
                     sha256 = hashlib.file_digest(content, "sha256").hexdigest()
@@ -108,17 +109,17 @@ class FrameBank:
         return {"frames": len(self), "shape": list(self[0].shape), "made": made}
 
 
-class _Image:
-    """The frame of an image file."""
+class _Read:
+    """Frames that are read on access."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, count: int, read: Callable[[int], np.ndarray]) -> None:
+        self.count, self.read = count, read
 
     def __len__(self) -> int:
-        return 1
+        return self.count
 
     def __getitem__(self, i: int) -> np.ndarray:
-        return np.asarray(read_image(self.file, "RGB"))
+        return self.read(i % self.count)
 
 
 def read_image(file: Path, mode: str | None = None) -> Image.Image:
@@ -133,49 +134,42 @@ def read_image(file: Path, mode: str | None = None) -> Image.Image:
             return image.convert(mode) if mode else image.copy()
     # Pillow raises many kinds for broken files, SyntaxError among them
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: not a readable image: {_line(error)}") from error
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{file}: not a readable image: {what}") from error
 
 
-class _StoreImages:
-    """Recorded images, all cameras of a step one after the other."""
-
-    def __init__(self, store: EpisodeStore) -> None:
-        self.store, self.cameras = store, store.cameras
-        for i in range(len(self.cameras)):
-            if (first := self[i]).dtype != np.uint8 or first.ndim != 3 or first.shape[-1] != 3:
-                raise UserError(
-                    f"{store.path}: images_{self.cameras[i]}: expected uint8 (H, W, 3), got {first.dtype} {first.shape}"
-                )
-
-    def __len__(self) -> int:
-        return self.store.num_steps * len(self.cameras)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        step, camera = divmod(i % len(self), len(self.cameras))
-        with _user_errors():
-            return self.store.read(f"images_{self.cameras[camera]}", step, step + 1)[0]
+def _read_rgb(file: Path, _: int) -> np.ndarray:
+    return np.asarray(read_image(file, "RGB"))
 
 
-def _store_frames(store: EpisodeStore, workers: int, progress: bool) -> _StoreImages | np.ndarray:
-    """Every camera at every step: read, or rendered at the store's image size if it holds states only."""
-    if not len(store) or not store.cameras:
-        raise UserError(f"{store.path}: found {len(store)} episodes of {len(store.cameras)} cameras")
+def _store_frames(store: EpisodeStore, workers: int, progress: bool) -> _Read | np.ndarray:
+    """Return every camera at every step: read, or rendered at the store's image size if it holds states only."""
+    cameras, total = store.cameras, store.num_steps * len(store.cameras)
+    if not len(store) or not cameras:
+        raise UserError(f"{store.path}: found {len(store)} episodes of {len(cameras)} cameras")
     if store.attrs["kind"] == "images":
-        return _StoreImages(store)
+
+        def read(i: int) -> np.ndarray:  # all cameras of a step one after the other
+            step, camera = divmod(i, len(cameras))
+            return store.read(f"images_{cameras[camera]}", step, step + 1)[0]
+
+        for i, name in enumerate(cameras):
+            if (first := read(i)).dtype != np.uint8 or first.ndim != 3 or first.shape[-1] != 3:
+                found = f"{first.dtype} {first.shape}"
+                raise UserError(f"{store.path}: images_{name}: expected uint8 (H, W, 3), got {found}")
+        return _Read(total, read)
     from s2robot.demos.replay import render_episodes, world_of_demos  # loads the simulator
 
-    with _user_errors():
-        size = world_of_demos(store).image_size
+    size = world_of_demos(store).image_size
     # another mujoco may render other pixels
     drawn_by = {"mujoco": importlib.metadata.version("mujoco"), "size": size}
-    key = {"dataset": store.fingerprint, "cameras": list(store.cameras), **drawn_by}
+    key = {"dataset": store.fingerprint, "cameras": list(cameras), **drawn_by}
 
     def draw() -> Iterator[np.ndarray]:
-        episodes = list(range(len(store)))
-        for _, frames in render_episodes(store, episodes, store.cameras, size, workers):
+        for _, frames in render_episodes(store, list(range(len(store))), cameras, size, workers):
             yield from (frame for step in zip(*frames, strict=True) for frame in step)  # (H, W, 3) each
 
-    return _cached(key, draw(), store.path, store.num_steps * len(store.cameras), progress)
+    return _cached(key, draw(), store.path, total, progress)
 
 
 def _video_frames(file: Path) -> Iterator[np.ndarray]:
@@ -203,11 +197,14 @@ def _cached(
     folder = cache_dir("frames")
     path = folder / f"{name}.npy"
     try:
-        with _user_errors(), (folder / f".{name}.lock").open("w") as lock:
+        with (folder / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when the process dies
             if not path.is_file():
-                with replacing(path) as part, part.open("wb") as file:
-                    _write_array(file, frames, source, total, progress)
+                with (
+                    replacing(path) as part,
+                    bar(f"frames of {source.name}") if progress else nullcontext(lambda *_: None) as update,
+                ):
+                    _write_array(part, frames, source, lambda count: update(count, total))
     except OSError as error:
         raise UserError(
             f"{source}: its frames cannot be written to {path}: {error.strerror or error}; make room, set "
@@ -217,23 +214,20 @@ def _cached(
 
 
 def _write_array(
-    file: BinaryIO, frames: Iterable[np.ndarray], source: Path, total: int | None, progress: bool
+    path: Path, frames: Iterable[np.ndarray], source: Path, update: Callable[[int], None]
 ) -> None:
     """Write frames of one size as a .npy file; its header is rewritten when their number is known."""
-    count = 0
-    shape: tuple[int, ...] = ()
-    with bar(f"frames of {source.name}") if progress else nullcontext(lambda *args: None) as update:
-        for frame in frames:
-            if not count:
+    count, shape = 0, None
+    with path.open("wb") as file:
+        for count, frame in enumerate(frames, 1):
+            if shape not in (None, frame.shape):
+                raise UserError(f"{source}: frame {count - 1}: expected {shape}, got {frame.shape}")
+            if shape is None:
                 shape = frame.shape
                 _write_header(file, 0, shape)
-            elif frame.shape != shape:
-                raise UserError(f"{source}: frame {count}: expected {shape} as the first, got {frame.shape}")
             file.write(np.ascontiguousarray(frame).data)
-            count += 1
-            update(count, total)
-        update(count, count)
-        if not count:
+            update(count)
+        if shape is None:
             raise UserError(f"{source}: expected at least 1 frame, got none")
         file.seek(0)
         _write_header(file, count, shape)
@@ -241,7 +235,7 @@ def _write_array(
         os.fsync(file.fileno())  # complete before the rename, also after a power cut
 
 
-def _write_header(file: BinaryIO, count: int, shape: tuple[int, ...]) -> None:
+def _write_header(file: Any, count: int, shape: tuple[int, ...]) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
     np.lib.format.write_array_header_1_0(file, header)  # leaves room for the count to grow
 
@@ -254,16 +248,3 @@ def _open_array(path: Path) -> np.ndarray:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise UserError(f"{path}: expected uint8 (N, H, W, 3), got {frames.dtype} {frames.shape}")
     return frames
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turn a dataset's error into a UserError."""
-    try:
-        yield
-    except DatasetError as error:
-        raise UserError(str(error)) from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,6 +1,6 @@
 """Render images of objects with masks and depth, as folders that `s2robot probe probe=scaling` reads like any dataset.
 
-    s2robot scenes kind=objects                        # writes into <run_dir>
+    s2robot pretrain kind=objects                      # writes into <run_dir>
 
     <out>/train/images/<class>/<number>.png            # 8-bit RGB
     <out>/train/masks/<class>/<number>.png             # 8-bit, indices into the "labels" of meta.json
@@ -8,11 +8,10 @@
     <out>/test/...                                     # other seeds
     <out>/meta.json
 
-`s2robot.envs.still_life` draws them.
+`s2robot.envs.object_scenes` draws them.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from PIL import Image
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import read_json, replacing, write_json
-from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
 
 FARTHEST = 10.0  # m, in depth images
@@ -31,28 +30,20 @@ _IMAGES_A_JOB = 24
 _worlds: dict[int, Any] = {}  # a worker's worlds by image size
 
 
-@dataclass(frozen=True)
-class ObjectsSettings:
-    """configs/objects/default.yaml documents each field."""
+class ObjectsSettings(Settings, at="objects", file="objects/default"):
+    """configs/objects/default.yaml documents each value."""
 
-    train: int = 1440
-    test: int = 720
-    image_size: int = 384
-    small: float = 0.4
-    seed: int = 0
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        many = (1, INFINITY)
-        check_ranges(
-            self, "objects", train=(2, 999_999), test=(0, 999_999), image_size=many, small=(0, 1), seed=(0, INFINITY),
-            workers=many,
-        )  # fmt: skip
+    train: int = from_yaml(ge=2, le=999_999)
+    test: int = from_yaml(ge=0, le=999_999)
+    image_size: int = from_yaml(ge=1)
+    small: float = from_yaml(ge=0, le=1)
+    seed: int = from_yaml(ge=0)
+    workers: int = from_yaml(ge=1)
 
     @property
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the images."""
-        return {key: value for key, value in asdict(self).items() if key != "workers"}
+        return self.model_dump(exclude={"workers"})
 
 
 def make_objects(
@@ -64,7 +55,7 @@ def make_objects(
         UserError: `out` holds images of other settings, or the simulator is not installed.
     """
     require_simulator()
-    from s2robot.envs.still_life import CLASSES, LABELS, LOOK
+    from s2robot.envs.object_scenes import CLASSES, LABELS, LOOK
 
     facts = {"look": LOOK, "classes": list(CLASSES), "labels": list(LABELS), "far_m": FARTHEST}
     meta, path = settings.recipe | facts, out / "meta.json"
@@ -86,7 +77,7 @@ def make_objects(
 
 def _draw(settings: ObjectsSettings, out: Path, part: str, numbers: range) -> int:
     """Draw and save the missing images of these numbers; returns how many numbers there are."""
-    from s2robot.envs.still_life import CLASSES, StillLife
+    from s2robot.envs.object_scenes import CLASSES, ObjectScene
 
     for number in numbers:
         kind = number % len(CLASSES)
@@ -95,7 +86,7 @@ def _draw(settings: ObjectsSettings, out: Path, part: str, numbers: range) -> in
         if all(path.is_file() for path in paths):
             continue
         if settings.image_size not in _worlds:
-            _worlds[settings.image_size] = StillLife(settings.image_size)
+            _worlds[settings.image_size] = ObjectScene(settings.image_size)
         seed = 2_000_000 * settings.seed + _FIRST_SEED[part] + number
         small = bool(np.random.default_rng([seed, 29]).random() < settings.small)
         drawn = _worlds[settings.image_size].draw(kind, seed, small)

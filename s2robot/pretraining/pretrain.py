@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import torch
 from lightning_fabric import Fabric
 from timm.models.vision_transformer import Attention
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from s2robot.backbones.device import moved
 from s2robot.backbones.vit import MVPViT, save_encoder
@@ -34,10 +32,10 @@ from s2robot.pretraining.crops import make_batch, normalise, save_reconstruction
 from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.mae import MAE
 from s2robot.pretraining.settings import PretrainSettings
-from s2robot.training.loop import Learner, learn, parameter_groups
-from s2robot.training.processes import alone, check_shares, launch, mean_of_all, together
-from s2robot.training.schedule import cosine_with_warm_up
-from s2robot.training.state import load_state, save_state, told
+from s2robot.training.loggers import Loggers
+from s2robot.training.loop import Learner, cosine_with_warm_up, parameter_groups
+from s2robot.training.processes import check_shares, launch, mean_of_all, training_in
+from s2robot.training.run import Run
 
 # a checkpoint with another value of one of these belongs to another run
 _DECIDING = ("encoder", "decoder", "scales", "batch_size", "mask_ratio", "weight_decay", "crop", "flip", "jitter",
@@ -64,19 +62,18 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> Path:
             if isinstance(module, Attention):
                 module.fused_attn = False  # slow on a CPU with few tokens: a third of a step
     with (
-        alone(fabric, Path(settings.out)),
-        together(fabric, "pretrain"),
+        training_in(Path(settings.out), fabric, "pretrain"),
         ThreadPoolExecutor(torch.get_num_threads()) as pool,
         bar("pre-training") if progress else nullcontext(lambda *args: None) as update,
     ):
-        run = _Run(settings, bank, mae, fabric, pool, update)
-        run.go_on()
-        learn(run.learner, settings.steps, run.batch, run.after)
-        return run.close()
+        _Run(settings, bank, mae, fabric, pool, update).run()
+    return Path(settings.out) / "encoder.safetensors"
 
 
-class _Run:
-    """The steps of one pre-training: batches, scalars, reconstructions and the state on disk."""
+class _Run(Run):
+    """The steps of one pre-training: batches, scalars, reconstructions and the encoder."""
+
+    state_file = "checkpoint.pt"
 
     def __init__(
         self,
@@ -87,44 +84,36 @@ class _Run:
         pool: ThreadPoolExecutor,
         update: Update,
     ) -> None:
-        self.settings, self.bank, self.mae, self.fabric = settings, bank, mae, fabric
-        self.pool, self.update, self.out = pool, update, Path(settings.out)
+        self.settings, self.bank, self.mae, self.pool, self.update = settings, bank, mae, pool, update
         groups = parameter_groups(mae, settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
-        self.learner = Learner(
+        learner = Learner(
             fabric,
             mae,
             optimizer,
-            lambda step: cosine_with_warm_up(step, step / settings.steps, settings.warmup_steps),
+            lambda step: cosine_with_warm_up(step, settings.steps, settings.warmup_steps),
         )
-        self.identity = {key: asdict(settings)[key] for key in _DECIDING}
-        self.identity |= {"processes": fabric.world_size, "pictures": bank.describe()}
+        identity = settings.model_dump(include=set(_DECIDING))
+        identity |= {"processes": fabric.world_size, "pictures": bank.describe()}
+        super().__init__(fabric, learner, settings.steps, Path(settings.out), identity)
         self.loss: float | None = None  # running mean
         self.images = torch.empty(0)
         self.ahead: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}  # batches that were drawn early
         check_shares(fabric, "pretrain.batch_size", settings.batch_size, settings.batch_size)
         self.share = settings.batch_size // fabric.world_size
-        self.writer: SummaryWriter | None = None
         self.start = self.tick = time.monotonic()
         self.ticked, self.data_seconds, self.saved = 0, 0.0, -1
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.out / "checkpoint.pt"
-
-    def go_on(self) -> None:
-        """Load the checkpoint in `out`, if there is one."""
+    def resume(self) -> None:
         elapsed = 0.0  # s, of earlier runs
-        if self.checkpoint.is_file():
+        if self.state_path.is_file():
             if not self.settings.resume:
-                raise UserError(f"{self.checkpoint} exists: set resume=true or choose another out")
-            state = load_state(self.checkpoint, self.identity, self.fabric.device)
+                raise UserError(f"{self.state_path} exists: set resume=true or choose another out")
+            state = self.load_state()
             elapsed, self.loss = state["seconds"], state["loss"]
-            self.learner.load_state_dict(state)
         self.start, self.ticked = time.monotonic() - elapsed, self.learner.step
         if self.fabric.is_global_zero:
-            with told(self.out):
-                self.writer = SummaryWriter(str(self.out), purge_step=self.learner.step)
+            self.loggers = Loggers(("tensorboard",), self.out, self.learner.step)
 
     def batch(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return this process's share of a batch: images, and the cells to keep and to hide."""
@@ -151,7 +140,7 @@ class _Run:
         value = mean_of_all(self.fabric, loss).item()
         if not math.isfinite(value):
             raise UserError(
-                f"the loss is {value} at step {step}; {self.checkpoint} is intact; lower lr {settings.lr}"
+                f"the loss is {value} at step {step}; {self.state_path} is intact; lower lr {settings.lr}"
             )
         self.loss = value if self.loss is None else 0.98 * self.loss + 0.02 * value
         if not self.fabric.is_global_zero:
@@ -159,34 +148,29 @@ class _Run:
         if step % settings.log_every == 0:
             self._log(step, self.loss)
         if step % settings.picture_every == 0:
-            with told(self.out):
-                save_reconstruction(self.mae, self.images, self.out / f"reconstruction_{step:06d}.png")
+            save_reconstruction(self.mae, self.images, self.out / f"reconstruction_{step:06d}.png")
         if step % settings.checkpoint_every == 0:
-            self._save()
+            self.save()
 
     def _log(self, step: int, loss: float) -> None:
-        assert self.writer is not None
+        assert self.loggers is not None
         now = time.monotonic()
         rate = (step - self.ticked) * self.settings.batch_size / (now - self.tick)
-        shares = {"images_per_second": rate, "data_share": self.data_seconds / (now - self.tick)}
-        with told(self.out):
-            for name, scalar in ({"loss": loss, "lr": self.learner.lr} | shares).items():
-                self.writer.add_scalar(name, scalar, step)
+        row = {"step": step, "loss": loss, "lr": self.learner.lr, "images_per_second": rate}
+        self.loggers.write(row | {"data_share": self.data_seconds / (now - self.tick)})
         self.update(step, self.settings.steps, f"loss {loss:.4f}  {rate:.0f} images/s")
         self.tick, self.ticked, self.data_seconds = now, step, 0.0
 
-    def _save(self) -> None:
-        """Write the encoder, then the state, so that a kill in between leaves an older state."""
+    def save(self) -> None:
+        """Write the encoder, then the state."""
         seconds, dtype = time.monotonic() - self.start, DTYPES[self.settings.store]
-        with told(self.out):
-            save_encoder(self.mae.vit, self.out / "encoder.safetensors", self._recipe(seconds), dtype)
-        state = {"identity": self.identity, "seconds": seconds, "loss": self.loss}
-        save_state(self.checkpoint, state | self.learner.state_dict())
+        save_encoder(self.mae.vit, self.out / "encoder.safetensors", self._recipe(seconds), dtype)
+        self.save_state(seconds=seconds, loss=self.loss)
         self.saved = self.learner.step
 
     def _recipe(self, seconds: float) -> dict[str, Any]:
         """Describe how the encoder was made, for its file."""
-        settings, step = asdict(self.settings), self.learner.step
+        settings, step = self.settings.model_dump(), self.learner.step
         return {
             "recipe": "masked autoencoding (MAE, as in MVP)" + " with S2" * (len(settings["scales"]) > 1),
             "steps": step,
@@ -198,16 +182,12 @@ class _Run:
             "versions": {"torch": torch.__version__, "lightning_fabric": lightning_fabric.__version__},
         }
 
-    def close(self) -> Path:
-        """Write the last reconstruction and checkpoint; returns the path of the encoder."""
+    def close(self) -> None:
+        """Write the last reconstruction and checkpoint."""
         if self.fabric.is_global_zero:
             generator = torch.Generator().manual_seed(self.settings.seed)
             sample = normalise(make_batch(self.bank, self.settings, generator, self.pool), 0.0, generator)
-            with told(self.out):
-                save_reconstruction(self.mae, sample, self.out / "reconstruction.png")
-                if self.writer is not None:
-                    self.writer.close()
+            save_reconstruction(self.mae, sample, self.out / "reconstruction.png")
             if self.saved != self.learner.step:
-                self._save()
-        self.fabric.barrier()
-        return self.out / "encoder.safetensors"
+                self.save()
+        super().close()

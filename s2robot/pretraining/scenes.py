@@ -1,14 +1,13 @@
 """Render frames for masked pre-training: tasks with a scripted expert in random colours, lights and camera poses.
 
-    s2robot scenes scenes.frames=20000          # writes <out>/frames.npy and <out>/meta.json
-    s2robot scenes scenes.tasks=[cube_pick,lift,stack,can,square]
+    s2robot pretrain kind=scenes scenes.frames=20000          # writes <out>/frames.npy and <out>/meta.json
+    s2robot pretrain kind=scenes scenes.tasks=[cube_pick,lift,stack,can,square]
 
 Each frame shows a step of an expert's episode from the task's cameras in random poses; the first task also varies the
 robot and the cube's size. No demo is used, so the encoder has not seen the frames that policies are trained or tested on.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ import numpy as np
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.files import replacing, write_json
-from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
-from s2robot.envs.task import acted
+from s2robot.envs.task import next_action
 from s2robot.envs.tasks import DEFAULT, make, settings_class
 
 _FREE = 0  # mujoco.mjtJoint.mjJNT_FREE; mujoco is imported after OpenGL is chosen
@@ -28,27 +27,16 @@ _FRAMES_A_SEED = 60  # about one episode: a worker's task takes some seconds
 _EVERY = 4  # steps between frames: neighbours look alike
 
 
-@dataclass(frozen=True)
-class ScenesSettings:
-    """configs/scenes.yaml documents each field."""
+class ScenesSettings(Settings, at="scenes", file="scenes/default"):
+    """configs/scenes/default.yaml documents each value."""
 
-    out: str
-    tasks: tuple[str, ...] = ("cube_pick",)
-    robots: tuple[str, ...] = ("xarm7", "panda")
-    frames: int = 15000
-    image_size: int = 256
-    vary: float = 0.6
-    seed: int = 0
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        many = (1, INFINITY)
-        check_ranges(
-            self, "scenes", frames=many, image_size=many, workers=many, seed=(0, INFINITY), vary=(0, 1)
-        )
-        for name in ("tasks", "robots"):
-            if not getattr(self, name):
-                raise UserError(f"scenes.{name}: found none, expected one or more")
+    tasks: tuple[str, ...] = from_yaml(min_length=1)
+    robots: tuple[str, ...] = from_yaml(min_length=1)
+    frames: int = from_yaml(ge=1)
+    image_size: int = from_yaml(ge=1)
+    vary: float = from_yaml(ge=0, le=1)
+    seed: int = from_yaml(ge=0)
+    workers: int = from_yaml(ge=1)
 
 
 class _Look:
@@ -99,7 +87,7 @@ def _moments(env: Any, seed: int) -> Iterator[None]:
     env.reset(seed=seed)
     expert = env.expert(np.random.default_rng([seed, 7]))
     for _ in range(env.settings.max_steps):
-        env.step_physics(acted(expert)[0])
+        env.step_physics(next_action(expert)[0])
         yield
         if env.is_success:
             return
@@ -139,7 +127,7 @@ def render_scenes(
 
 
 def make_scenes(
-    settings: ScenesSettings, progress: Callable[[int, int], None] = lambda done, total: None
+    settings: ScenesSettings, out: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Path:
     """Render `settings.frames` frames, rounded up to whole episodes, into ``out/frames.npy``.
 
@@ -147,10 +135,9 @@ def make_scenes(
         UserError: ``out`` already holds frames, or the simulator is not installed.
     """
     require_simulator()
-    out = Path(settings.out)
     path = out / "frames.npy"
     if path.exists():
-        raise UserError(f"{path}: already there; remove it or choose another scenes.out")
+        raise UserError(f"{path}: already there; remove it or choose another out")
     seeds = -(-settings.frames // _FRAMES_A_SEED)
     shape = (seeds * _FRAMES_A_SEED, settings.image_size, settings.image_size, 3)
     drawn = (settings.tasks, settings.robots, settings.image_size, settings.vary)
@@ -162,7 +149,5 @@ def make_scenes(
                 bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = frames
                 progress(i + 1, seeds)
         bank.flush()
-        recipe = {**asdict(settings), "tasks": list(settings.tasks), "robots": list(settings.robots)}
-        del recipe["out"]
-        write_json(out / "meta.json", recipe)
+        write_json(out / "meta.json", settings.model_dump(mode="json"))
     return path

@@ -1,7 +1,6 @@
 """`s2robot probe`: what frozen features hold, how scores grow with cost, and what models memorize."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ def _on_frames(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
 
     described, target = node.pop("encoders" if kind == "readout" else "sources"), node.pop("target", None)
     settings: Any = read(ReadoutSettings if kind == "readout" else InformationSettings, node, "probe")
-    settings = replace(settings, world=task_settings(cfg))  # its text is part of the key of drawn frames
+    settings = settings.replace(world=task_settings(cfg))
     encoders = {name: build_encoder(facts) for name, facts in described.items()}
     if isinstance(settings, InformationSettings):
         return information(build_encoder(target), encoders, settings)

@@ -10,18 +10,18 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import replacing
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
-from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.core.workers import worker_pool
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder
@@ -112,33 +112,31 @@ def _draw_to(path: Path, world: CubePickConfig, seed: int, count: int, grid: int
         np.savez_compressed(part, **arrays)
 
 
-@dataclass(frozen=True)
-class FrameSettings:
+class FrameSettings(Settings, at="probe", file="probe/readout"):
     """configs/probe/readout.yaml describes each."""
 
-    world: Any = None  # CubePickConfig; None: its defaults
-    image_size: int | None = None
-    train_episodes: int = 100
-    test_episodes: int = 60
-    frames: int = 6
-    cells: int = 8
-    train_seed: int = 300_000
-    test_seed: int = 400_000
-    resamples: int = 2000
-    cache: str | None = None
-    workers: int | None = None
-    device: str = "auto"
+    world: CubePickConfig = Field(default_factory=CubePickConfig)
+    image_size: int | None = from_yaml(ge=1)
+    train_episodes: int = from_yaml(ge=2)
+    test_episodes: int = from_yaml(ge=2)
+    frames: int = from_yaml(ge=1)
+    cells: int = from_yaml(ge=1)
+    train_seed: int = from_yaml(ge=FIRST_SEED)
+    test_seed: int = from_yaml(ge=FIRST_SEED)
+    resamples: int = from_yaml(ge=100)
+    cache: str | None = from_yaml()
+    workers: int | None = from_yaml(ge=1)
+    device: str = from_yaml()
 
-    def __post_init__(self) -> None:
-        if self.world is None:
-            object.__setattr__(self, "world", CubePickConfig())
-        two, one = (2, INFINITY), (1, INFINITY)
-        check_ranges(self, "probe", train_episodes=two, test_episodes=two, frames=one, cells=one, workers=one)
+    @model_validator(mode="after")
+    def _own_seeds(self) -> Self:
         for part in ("train", "test"):
-            last = LAST_SEED - len(self.seeds(part))
-            check_ranges(self, "probe", resamples=(100, INFINITY), **{f"{part}_seed": (FIRST_SEED, last)})
-        if both := set(self.seeds("train")) & set(self.seeds("test")):
-            raise UserError(f"probe.test_seed: expected no training episodes, got {len(both)} of them")
+            if self.seeds(part)[-1] > LAST_SEED:
+                last = LAST_SEED + 1 - len(self.seeds(part))
+                raise invalid(f"{part}_seed", f"<= {last}", self.seeds(part)[0])
+        if set(self.seeds("train")) & set(self.seeds("test")):
+            raise invalid("test_seed", "none of the training episodes", self.test_seed)
+        return self
 
     def seeds(self, part: str) -> range:
         """Return the seeds of the "train" or "test" episodes."""
@@ -163,7 +161,7 @@ class FrameFeatures:
     def __init__(self, cfg: FrameSettings, encoders: Sequence[S2Encoder]) -> None:
         self.root = Path(cfg.cache) if cfg.cache else cache_dir()
         size = cfg.image_size or max(encoder.image_size for encoder in encoders)
-        self.cfg = replace(cfg, image_size=size, cache=None)
+        self.cfg = cfg.replace(image_size=size, cache=None)
         self.seeds = [*cfg.seeds("train"), *cfg.seeds("test")]
         world = cfg.world.replace(image_size=size)
         facts = [_VERSION, repr(world), repr(PickerConfig()), cfg.frames, cfg.cells, version("mujoco")]
@@ -225,14 +223,5 @@ def columns_of(cameras: Sequence[str]) -> dict[str, list[int]]:
 
 def describe(encoder: S2Encoder) -> dict[str, Any]:
     """Return what a report stores of an encoder."""
-    names = (
-        "name",
-        "sizes",
-        "num_tokens",
-        "dim",
-        "dtype",
-        "num_parameters",
-        "gflops_per_image",
-        "fingerprint",
-    )
-    return {name: getattr(encoder, name) for name in names}
+    names = "name sizes num_tokens dim dtype num_parameters gflops_per_image fingerprint"
+    return {name: getattr(encoder, name) for name in names.split()}

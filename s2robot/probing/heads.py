@@ -10,9 +10,9 @@ least validation loss is used, so that a wider feature, which a head fits faster
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import replacing
-from s2robot.common.ranges import INFINITY, check_positive, check_ranges
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.probing.images import Rows
-from s2robot.training.schedule import cosine_with_warm_up
+from s2robot.training.loop import optimise
 
 FIT, VALIDATE, TEST = 0, 1, 2  # roles of an image
 _NEAR = 1e-3  # m, so that the logarithm of an unknown depth is finite
@@ -35,22 +35,16 @@ _BATCH = 32  # images judged at once
 Curve = list[tuple[int, float, float]]  # step, training loss since the last, validation loss
 
 
-@dataclass(frozen=True)
-class HeadSettings:
+class HeadSettings(Settings, at="probe.head", file="probe/scaling"):
     """configs/probe/scaling.yaml describes each."""
 
-    steps: int = 600
-    batch: int = 64
-    dense_batch: int = 16
-    lr: float = 0.03
-    lr_deep: float = 0.003
-    weight_decay: float = 0.05
-    checks: int = 10
-
-    def __post_init__(self) -> None:
-        counts = dict.fromkeys(("steps", "batch", "dense_batch", "checks"), (1, INFINITY))
-        check_ranges(self, "probe.head", **counts, weight_decay=(0, INFINITY))
-        check_positive(self, "probe.head", "lr", "lr_deep")
+    steps: int = from_yaml(ge=1)
+    batch: int = from_yaml(ge=1)
+    dense_batch: int = from_yaml(ge=1)
+    lr: float = from_yaml(gt=0)
+    lr_deep: float = from_yaml(gt=0)
+    weight_decay: float = from_yaml(ge=0)
+    checks: int = from_yaml(ge=1)
 
 
 @dataclass(frozen=True)
@@ -216,32 +210,6 @@ class Data:
         return mean.float(), std.float()
 
 
-def optimise(
-    model: nn.Module,
-    batches: Iterable,
-    loss: Callable,
-    steps: int,
-    rate: tuple[float, float],
-    warmup: int,
-    clip=0.0,
-) -> Iterator[float]:
-    """Train with AdamW at a rate and weight decay, a warm-up and a cosine to 0; yield the loss of each step."""
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learnt, rate[0], weight_decay=rate[1])
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: cosine_with_warm_up(step, step / steps, warmup)
-    )
-    for x, y in islice(batches, steps):
-        value = loss(model(x), y)
-        optimiser.zero_grad()
-        value.backward()
-        if clip:
-            nn.utils.clip_grad_norm_(learnt, clip)
-        optimiser.step()
-        schedule.step()
-        yield value.item()
-
-
 def fit_head(task: Task, kind: str, data: Data, settings: HeadSettings, seed: int) -> tuple[Head, Curve]:
     """Train a head on the images of FIT; return its state with the least loss on those of VALIDATE, and its curve."""
     torch.manual_seed(seed)
@@ -253,7 +221,7 @@ def fit_head(task: Task, kind: str, data: Data, settings: HeadSettings, seed: in
     least, best = np.inf, {}
     curve: Curve = []
     losses: list[float] = []
-    trained = optimise(head, batches, task.loss, steps, (lr, settings.weight_decay), steps // 20)
+    trained = optimise(head, batches, task.loss, steps, lr, settings.weight_decay, steps // 20)
     for step, loss in enumerate(trained, 1):
         losses.append(loss)
         if step % max(1, steps // settings.checks) == 0 or step == steps:

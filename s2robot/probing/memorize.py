@@ -10,13 +10,13 @@ t intervals over images and seeds, paired in differences.
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,12 +25,13 @@ from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
-from s2robot.common.ranges import INFINITY, check_positive, check_ranges
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.pretraining.objects import ObjectsSettings
-from s2robot.probing.heads import Classify, optimise, stored
-from s2robot.probing.report import Outcome, Point, check_choices, compare, earlier
+from s2robot.probing.heads import Classify, stored
+from s2robot.probing.report import Outcome, Point, compare, earlier
 from s2robot.probing.scaling import gather, samples_of
-from s2robot.s2.module import RESIZES, S2
+from s2robot.s2.module import S2
+from s2robot.training.loop import optimise
 
 BASE, S2_TRAINED, LARGE, S2_AFTER = "base", "base-s2", "large", "base-s2-after"
 ARMS = {"instances": (BASE, S2_TRAINED, LARGE), "classes": (BASE, S2_AFTER, S2_TRAINED, LARGE)}
@@ -41,32 +42,23 @@ Part = tuple[np.ndarray, np.ndarray]  # frames uint8 (n, S, S, 3), labels (n,)
 Parts = Mapping[str, Part]  # "train", "test"
 
 
-@dataclass(frozen=True)
-class MemorizeSettings:
+class MemorizeSettings(Settings, at="probe", file="probe/memorize"):
     """configs/probe/memorize.yaml describes each."""
 
-    task: str = "instances"
-    counts: tuple[int, ...] = (128, 256, 512)
-    base: ViTSpec = field(default_factory=lambda: ViTSpec(64, 8, 96, 4, 3))
-    large: ViTSpec = field(default_factory=lambda: ViTSpec(64, 8, 128, 8, 4))
-    scales: tuple[int, ...] = (1, 2)
-    resize: str = "native"
-    seen: int = 40
-    batch: int = 32
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    seeds: tuple[int, ...] = (0, 1, 2)
-    resamples: int = 1000
-    data: str | None = None
-    cache: str | None = None
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "probe", seen=(1, INFINITY), batch=(1, INFINITY), weight_decay=(0, INFINITY))
-        check_ranges(self, "probe", resamples=(100, INFINITY))
-        check_positive(self, "probe", "lr")
-        check_choices(self, "probe", task=ARMS, resize=RESIZES)
-        if not self.seeds or min(self.counts, default=0) < 2:
-            raise UserError(f"probe.counts: expected seeds and counts >= 2, got {[*self.counts]}")
+    task: Literal["instances", "classes"] = from_yaml()
+    counts: tuple[Annotated[int, Field(ge=2)], ...] = from_yaml(min_length=1)
+    base: ViTSpec = from_yaml()
+    large: ViTSpec = from_yaml()
+    scales: tuple[int, ...] = from_yaml(min_length=1)
+    resize: Literal["native", "upsample"] = from_yaml()
+    seen: int = from_yaml(ge=1)
+    batch: int = from_yaml(ge=1)
+    lr: float = from_yaml(gt=0)
+    weight_decay: float = from_yaml(ge=0)
+    seeds: tuple[int, ...] = from_yaml(min_length=1)
+    resamples: int = from_yaml(ge=100)
+    data: str | None = from_yaml()
+    cache: str | None = from_yaml()
 
 
 class Classifier(nn.Module):
@@ -101,7 +93,7 @@ def train(model: Classifier, part: Part, settings: MemorizeSettings, seed: int) 
 
     loss, rate = Classify(model.head.out_features).loss, (settings.lr, settings.weight_decay)
     model.train()
-    deque(optimise(model, batches(), loss, steps, rate, steps // 10, clip=1.0), 0)
+    deque(optimise(model, batches(), loss, steps, *rate, steps // 10, clip=1.0), 0)
     model.eval()
 
 
@@ -156,7 +148,7 @@ def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) ->
             update(done, len(jobs), arm)
     results, differences = compare(samples, ("arm", "images", "part"), earlier(samples))
     report: dict[str, Any] = {
-        "settings": asdict(replace(settings, cache=None)),
+        "settings": settings.model_dump(mode="json", exclude={"cache"}),
         "objects": None if settings.data else objects.recipe,
         "results": [row | facts[key] for key, row in zip(samples, results, strict=True)],
         "differences": differences,
@@ -190,8 +182,7 @@ def _trained(
     arm: str, classes: int, parts: Parts, settings: MemorizeSettings, folder: Path, images: str, seed: int
 ) -> Mapping[str, np.ndarray]:
     """Return tallies on each part: read from `folder`, or trained and stored there."""
-    ignored = ("counts", "seeds", "resamples", "cache", "data")
-    decides = {k: v for k, v in asdict(settings).items() if k not in ignored}
+    decides = settings.model_dump(mode="json", exclude={"counts", "seeds", "resamples", "cache", "data"})
 
     def make() -> dict[str, np.ndarray]:
         torch.manual_seed(seed)

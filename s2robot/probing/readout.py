@@ -8,14 +8,14 @@ every quarter turn. "gripper pose" predicts from the gripper's true pose instead
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from s2robot.common.errors import UserError
+from s2robot.core.settings import from_yaml
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.probing.frames import FrameFeatures, FrameSettings, columns_of, describe
 from s2robot.probing.report import (
@@ -25,7 +25,6 @@ from s2robot.probing.report import (
     READOUT_COLUMNS,
     Outcome,
     Samples,
-    check_choices,
     compare,
     earlier,
     is_joined,
@@ -41,15 +40,10 @@ _FLAT = 1e-3  # m, or 1 of sin and cos: below this spread R² is undefined
 _FAR = 0.10  # m between grip centre and cube centre
 
 
-@dataclass(frozen=True)
-class ReadoutSettings(FrameSettings):
+class ReadoutSettings(FrameSettings, at="probe", file="probe/readout"):
     """configs/probe/readout.yaml describes each."""
 
-    pools: tuple[str, ...] = ("tokens", "mean")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choices(self, "probe", pools=("tokens", "mean"))
+    pools: tuple[Literal["tokens", "mean"], ...] = from_yaml(min_length=1)
 
 
 def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutSettings) -> Outcome:
@@ -65,7 +59,7 @@ def readout(encoders: Mapping[str, S2Encoder], cfg: ReadoutSettings) -> Outcome:
     dense = {name: found for name, found in features.items() if encoders[name].pool == "tokens"}
     cells = read_cells(dense, np.concatenate([train["cells"], test["cells"]]), cfg) if dense else None
     report = {
-        "settings": asdict(data.cfg) | {"world": data.cfg.world.model_dump()},
+        "settings": data.cfg.model_dump(),
         "encoders": {name: describe(encoder) for name, encoder in encoders.items()},
         "results": results,
         "differences": differences,

@@ -1,4 +1,4 @@
-"""What all probes share: comparing rows, and writing JSON, CSV, plot and page.
+"""Shared by all probes: comparing rows, and writing JSON, CSV, plot and page.
 
 results, differences = compare(samples, ("encoder", "cameras"), earlier(samples))
 write_outcome(Outcome("readout", {"settings": ..., "results": results, "differences": differences}, points), run_dir)
@@ -16,7 +16,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from s2robot.common.errors import UserError
 from s2robot.common.files import write_json, write_text
 from s2robot.core.provenance import command, versions
 from s2robot.reporting.page import drawing, flatten, write_page
@@ -28,15 +27,6 @@ READOUT_COLUMNS = 4  # panels side by side
 Samples = Mapping[tuple, Mapping[str, np.ndarray]]  # (name, ...) -> metric -> the value, then resamples
 Found = Mapping[str, float | None]  # {"value", "low", "high"}
 Point = tuple[str, str, Any, Found]  # panel, series, x, result
-
-
-def check_choices(settings: Any, where: str, **choices: Collection[str]) -> None:
-    """Raise UserError for a value, or a member of a list, that is not a choice, and for an empty list."""
-    for name, known in choices.items():
-        value = getattr(settings, name)
-        chosen = value if isinstance(value, tuple) else (value,)
-        if not chosen or set(chosen) - set(known):
-            raise UserError(f"{where}.{name}: expected {', '.join(known)}, got {', '.join(chosen) or 'none'}")
 
 
 def resample(count: int, resamples: int, seed: int = 0) -> np.ndarray:
@@ -100,7 +90,7 @@ def earlier(samples: Samples, without: Collection[str] = ()) -> list[tuple[tuple
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a probe measured."""
+    """The result of a probe."""
 
     kind: str
     facts: dict[str, Any]  # "settings", rows of "results" and "differences", "cells" with the same, and more

@@ -14,18 +14,19 @@ Intervals are 95 % t intervals over held-out images and seeds, paired between ar
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
-from s2robot.common.ranges import INFINITY, check_ranges
+from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.loading import device_of
@@ -33,46 +34,41 @@ from s2robot.pretraining.objects import ObjectsSettings, make_objects
 from s2robot.probing import heads as fitting
 from s2robot.probing.heads import FIT, TEST, VALIDATE, Classify, Data, Depth, HeadSettings, Segment, Task
 from s2robot.probing.images import Images, Rows, count_labels, encode_images, open_images, truth_rows
-from s2robot.probing.report import Outcome, Point, check_choices, compare, resample
+from s2robot.probing.report import Outcome, Point, compare, resample
 from s2robot.s2.layout import square
 
-TASKS: dict[str, Any] = {"classify": Classify, "segment": Segment, "depth": Depth}
-HEADS = ("linear", "conv")
+Scales = Annotated[tuple[int | float, ...], Field(min_length=1)]
 RESIZES = {"upsample": "upsampled", "native": "native"}  # here: encoder.resolution
 _VERSION = 3  # of how a head is trained and judged
 Truths = dict[str, tuple[Task, Rows | np.ndarray]]
 Stored = Sequence[Mapping[str, np.ndarray]]  # a fitted head a seed: rows (n,), tallies (n, width), train_loss
 
 
-@dataclass(frozen=True)
-class ScalingSettings:
+class ScalingSettings(Settings, at="probe", file="probe/scaling"):
     """configs/probe/scaling.yaml describes each."""
 
-    scales: tuple[Any, ...] = ((1,), (1, 2), (1, 2, 3))
-    resize: tuple[str, ...] = ("upsample", "native")
-    tasks: tuple[str, ...] = ("classify", "segment", "depth")
-    heads: tuple[str, ...] = HEADS
-    head: HeadSettings = field(default_factory=HeadSettings)
-    data: str | None = None
-    ignore: int | None = 255
-    metre: float = 0.001
-    points: int = 96
-    held_out: float = 0.3
-    validation: float = 0.2
-    seeds: tuple[int, ...] = (0, 1, 2)
-    resamples: int = 1000
-    families: tuple[Any, ...] = (("tiny", "small"),)
-    cache: str | None = None
-    device: str = "auto"
+    scales: tuple[Scales, ...] = from_yaml(min_length=1)
+    resize: tuple[Literal["upsample", "native"], ...] = from_yaml(min_length=1)
+    tasks: tuple[Literal["classify", "segment", "depth"], ...] = from_yaml(min_length=1)
+    heads: tuple[Literal["linear", "conv"], ...] = from_yaml(min_length=1)
+    head: HeadSettings = from_yaml()
+    data: str | None = from_yaml()
+    ignore: int | None = from_yaml()
+    metre: float = from_yaml()
+    points: int = from_yaml(ge=8)
+    held_out: float = from_yaml(ge=0.01, le=0.99)
+    validation: float = from_yaml(ge=0, le=0.9)
+    seeds: tuple[int, ...] = from_yaml(min_length=1)
+    resamples: int = from_yaml(ge=100)
+    families: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...] = from_yaml()
+    cache: str | None = from_yaml()
+    device: str = from_yaml()
 
-    def __post_init__(self) -> None:
-        check_ranges(self, "probe", points=(8, INFINITY), held_out=(0.01, 0.99), validation=(0, 0.9))
-        check_ranges(self, "probe", resamples=(100, INFINITY))
-        check_choices(self, "probe", tasks=TASKS, resize=RESIZES, heads=HEADS)
-        if not all(isinstance(each, tuple) and each for each in (self.seeds, *self.scales, *self.families)):
-            raise UserError("probe: expected seeds such as [0], scales and families such as [[1], [1, 2]]")
-        if not self.scales or any(self.all_scales[0] not in chosen for chosen in self.scales):
-            raise UserError(f"probe.scales: expected the smallest in each set, got {self.scales}")
+    @model_validator(mode="after")
+    def _smallest_scale_in_each(self) -> Self:
+        if any(self.all_scales[0] not in chosen for chosen in self.scales):
+            raise invalid("scales", "the smallest in each set", self.scales)
+        return self
 
     @property
     def all_scales(self) -> tuple[float, ...]:
@@ -151,7 +147,7 @@ def scaling(
         encoder = _encoder(name, facts, settings, resize).to(device_of(settings.device))
         described[name] = _described(encoder, settings)
         rows = encode_images(f"{name}, {resize}", encoder, images, root)
-        kinds = [(t, kind) for t in truths for kind in (HEADS[:1] if t == "classify" else settings.heads)]
+        kinds = [(t, kind) for t in truths for kind in (("linear",) if t == "classify" else settings.heads)]
         arms = [Arm(name, tuple(s), t, kind, resize) for (t, kind), s in product(kinds, settings.scales)]
         with bar(f"heads of {name}, {resize}") as update:
             for done, arm in enumerate(arms, 1):
@@ -162,7 +158,7 @@ def scaling(
                 update(done, len(arms), arm.key[0])
     tasks = {name: task for name, (task, _) in truths.items()}
     report = {
-        "settings": asdict(replace(settings, cache=None)),
+        "settings": settings.model_dump(mode="json", exclude={"cache"}),
         "objects": None if settings.data else objects.recipe,
         "images": {"classes": list(images.classes), "count": len(images), "fingerprint": images.fingerprint},
         "models": described,
@@ -217,7 +213,7 @@ def _fitted(
 ) -> Stored:
     """Return a head a seed: read from `folder`, or trained, judged and stored there."""
     truth = data[0].truth
-    decides = [repr(task), asdict(settings.head), settings.held_out, settings.validation]
+    decides = [repr(task), settings.head.model_dump(), settings.held_out, settings.validation]
     decides += [truth.path.name if isinstance(truth, Rows) else None]
 
     def fit(own: Data, seed: int) -> dict[str, Any]:

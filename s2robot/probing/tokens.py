@@ -8,17 +8,17 @@ by that of the upper bound. The paper trains the map by gradient descent; here i
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import scipy.linalg
 import torch
+from pydantic import model_validator
 from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
-from s2robot.common.ranges import check_ranges
+from s2robot.core.settings import from_yaml, invalid
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.probing.frames import CLASSES, FrameFeatures, FrameSettings, columns_of, describe
 from s2robot.probing.report import JOINED, PLACE, Outcome, compare, earlier, interval
@@ -160,16 +160,17 @@ def _cell_scores(sums: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-@dataclass(frozen=True)
-class InformationSettings(FrameSettings):
+class InformationSettings(FrameSettings, at="probe", file="probe/information"):
     """configs/probe/information.yaml describes each."""
 
-    upper: str | None = ALL
-    folds: int = 5
+    upper: str | None = from_yaml()
+    folds: int = from_yaml(ge=2)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, "probe", folds=(2, self.train_episodes))
+    @model_validator(mode="after")
+    def _an_episode_for_each_fold(self) -> Self:
+        if self.folds > self.train_episodes:
+            raise invalid("folds", f"<= {self.train_episodes}, the training episodes", self.folds)
+        return self
 
 
 def information(target: S2Encoder, sources: Mapping[str, S2Encoder], cfg: InformationSettings) -> Outcome:
@@ -188,7 +189,7 @@ def information(target: S2Encoder, sources: Mapping[str, S2Encoder], cfg: Inform
         found[ALL] = side_by_side([*found.values()], wanted.shape[2])
     losses, penalties = reconstruct(wanted, found, cfg)
     report = {
-        "settings": asdict(data.cfg) | {"world": data.cfg.world.model_dump()},
+        "settings": data.cfg.model_dump(),
         "target": describe(target),
         "sources": {name: describe(encoder) for name, encoder in sources.items()},
         "penalties": penalties,

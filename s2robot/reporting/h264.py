@@ -19,32 +19,25 @@ def encode(
     crf: int = 24,
     key_every: int | None = None,
 ) -> None:
-    """Write pictures (H, W, 3), uint8 RGB and even in both sizes, as yuv420p with its index in front.
+    """Write pictures, uint8 RGB and even in both sizes, as yuv420p with the index in front.
 
     Args:
-        path: written as it goes, so give a temporary name.
+        path: a temporary name.
         pictures: all of `shape`, (H, W) or (H, W, 3).
         rate: pictures a second.
         crf: x264's constant quality, 0 to 51, smaller is better.
-        key_every: a picture that needs no other one every so many, so that a player finds each at once; None: as
-            the encoder likes.
+        key_every: distance of key frames, for players that seek; None: the encoder's choice.
 
     Raises:
         OSError: ffmpeg did not finish (a full disk, a killed process); RuntimeError: there is none.
     """
     seekable = [] if key_every is None else ["-g", str(key_every), "-bf", "0"]
+    # one thread: the other cores are simulating
+    options = ["-crf", str(crf), "-preset", "veryfast", "-threads", "1", *seekable, "-movflags", "+faststart"]
+    kind = {"codec": "libx264", "pix_fmt_in": "rgb24", "pix_fmt_out": "yuv420p", "macro_block_size": 2}
+    size = (shape[1], shape[0])
     writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (shape[1], shape[0]),
-        fps=rate,
-        codec="libx264",
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        # one thread: the other cores are simulating
-        output_params=["-crf", str(crf), "-preset", "veryfast", "-threads", "1", *seekable]
-        + ["-movflags", "+faststart"],
-        ffmpeg_log_level="error",
+        str(path), size, fps=rate, output_params=options, ffmpeg_log_level="error", **kind
     )
     try:
         writer.send(None)

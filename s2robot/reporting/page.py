@@ -1,15 +1,14 @@
 """report.html out of a template: one file, light, dark and print, nothing from elsewhere.
 
-    write_page(run / "report.html", "evaluation.html.j2", title="16 of 16 solved", ...)
+    write_report_page(run / "report.html", "16 of 16", [("headline", "16 of 16")], [Section("Videos", [...])])
 
 The templates and their stylesheet lie in `templates/`. All text that they show is escaped; only SVG of our own plots
 (:func:`drawing`), stylesheets and scripts go in as they are.
 """
 
 import base64
-import io
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
-from PIL import Image
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_text
@@ -25,6 +23,26 @@ from s2robot.reporting.style import figure_svg
 
 TEMPLATES = Path(__file__).parent / "templates"
 VIDEO_BYTES = 15_000_000  # of base64 in a page: opens at once and can be sent by mail
+
+
+Block = tuple[Any, ...]  # a macro of macros.html.j2 and its arguments
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report; blocks that are empty are left out, and so is a section without any."""
+
+    title: str
+    blocks: Sequence[Block | None]
+    look: str = ""  # class in style.css
+
+
+def write_report_page(path: Path, title: str, head: Sequence[Block], sections: Sequence[Section]) -> Path:
+    """Write a report, see :func:`write_page`."""
+    filled = [replace(s, blocks=[block for block in s.blocks if block]) for s in sections]
+    return write_page(
+        path, "report.html.j2", title=title, head=head, sections=[s for s in filled if s.blocks]
+    )
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
@@ -67,6 +85,11 @@ def drawing(figure: Figure, name: str) -> Markup:
     return Markup(figure_svg(figure, name))
 
 
+def figure(plot: Figure, name: str, about: str, title: str = "") -> Block:
+    """Return a plot as a block of a report; `about` describes it for those who cannot see it."""
+    return "figure", drawing(plot, name), title, about
+
+
 def _described(svg: Markup, about: str) -> Markup:
     """The SVG with a description for those who cannot see it."""
     label = f'<svg role="img" aria-label="{escape(about)}" '
@@ -80,23 +103,14 @@ class Film:
     name: str
     path: str
     caption: str
-
-
-@dataclass(frozen=True)
-class Player:
-    """A film with video and poster as data addresses; the poster is empty if there is none (the first frame shows)."""
-
-    name: str
-    caption: str
-    source: str
-    poster: str
+    source: str = ""  # its content as a data address
 
 
 @dataclass
 class Films:
-    """What a page shows, and path and reason of what it leaves out. False if there is neither."""
+    """The videos in a page, and path and reason of the others. False if there is neither."""
 
-    shown: list[Player] = field(default_factory=list)
+    shown: list[Film] = field(default_factory=list)
     omitted: list[tuple[str, str]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -104,23 +118,21 @@ class Films:
 
     @property
     def names(self) -> set[str]:
-        """Of the films that are shown."""
         return {film.name for film in self.shown}
 
 
-def embed(run_dir: Path, films: Iterable[Film], limit: int, where: str) -> Films:
-    """The films with their videos inside, in order, up to about `limit` bytes of text.
+def embed(run_dir: Path, films: Iterable[Film], limit: int) -> Films:
+    """Return the films with their content, in order, up to about `limit` bytes of text.
 
-    The PNG beside a video is its poster. Raises UserError that starts with `where` and the film's name for a path that
-    leads out of the run folder.
+    Raises:
+        UserError: a path leads out of the run folder.
     """
     found, used = Films(), 0
     for film in films:
         name = PurePosixPath(film.path)
         if name.is_absolute() or ".." in name.parts:
             raise UserError(
-                f"{where}: {film.name.replace('-', ' ', 1)}: {film.path!r} lies outside the run folder, "
-                "expected a path relative to it"
+                f"{run_dir}: {film.name}: expected a path inside the run folder, got {film.path!r}"
             )
         path = run_dir / name
         if not path.is_file():
@@ -128,30 +140,10 @@ def embed(run_dir: Path, films: Iterable[Film], limit: int, where: str) -> Films
         elif used + path.stat().st_size * 4 / 3 > limit:
             found.omitted.append((str(name), "too large for this page"))
         else:
-            player = Player(
-                film.name,
-                film.caption,
-                _data_uri("video/mp4", path.read_bytes()),
-                _still(path.with_suffix(".png")),
-            )
-            used += len(player.source) + len(player.poster)
-            found.shown.append(player)
+            content = base64.b64encode(path.read_bytes()).decode("ascii")
+            used += len(content)
+            found.shown.append(replace(film, source=f"data:video/mp4;base64,{content}"))
     return found
-
-
-def _still(path: Path) -> str:
-    """The still picture as JPEG, a tenth of the PNG; empty if there is none."""
-    try:
-        with Image.open(path) as image:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=82)
-    except OSError:
-        return ""
-    return _data_uri("image/jpeg", buffer.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""How all our plots look: colours, fonts, and the way into a file or a page.
+"""The look of all plots: colours, fonts, and the way into a file or a page.
 
     @styled
     def my_plot(values):
@@ -6,11 +6,10 @@
         figure.add_subplot().plot(values, color=BLUE)
         return figure
 
-    save_figure(my_plot(values), run / "mine.png")   # for a README
+    save_figure(my_plot(values), run / "mine.png")
     svg = figure_svg(my_plot(values), "mine")        # for a page, whose light or dark colours it follows
 
-Colours are Okabe and Ito's (safe for colour-blind readers), and nothing is told by colour alone. No display
-is needed: figures are made without pyplot and drawn by Agg or as SVG.
+Colours are Okabe and Ito's (safe for colour-blind readers). Figures are made without pyplot, so they need no display.
 """
 
 import io
@@ -31,15 +30,12 @@ BLUE, VERMILLION, ORANGE, PURPLE, GREEN = "#0072b2", "#d55e00", "#e69f00", "#cc7
 _VARIABLES = {"blue": BLUE, "vermillion": VERMILLION, "orange": ORANGE, "purple": PURPLE, "green": GREEN}
 INK = "#010203"  # almost black; figure_svg turns it into the page's own text colour
 GRID: dict[str, Any] = {"alpha": 0.12, "color": INK, "lw": 0.8}
-DASHED: dict[str, Any] = {"ls": (0, (5, 4)), "lw": 1, "alpha": 0.6}
 
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same picture
     "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
+    **{"axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left"},
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -61,10 +57,9 @@ def styled(make: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def figure_svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element for an HTML page; `name` keeps its ids apart from other figures'.
+    """Return the figure as a reproducible <svg> element for a page, in the page's colours.
 
-    Text and axes take the page's text colour; the data colours are CSS variables (--blue, --vermillion, ...)
-    with Okabe and Ito's values as the default. The same figure gives the same text.
+    `name` keeps its ids apart from other figures'.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
@@ -73,13 +68,13 @@ def figure_svg(figure: Figure, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
-    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
+    for size in ("width", "height"):
+        svg = re.sub(rf'<svg ([^>]*?){size}="[^"]*"', r"<svg \1", svg, count=1)
     return page_colours(svg)
 
 
 def page_colours(html: str) -> str:
-    """Our colours in a piece of a page, as the page's own: lighter where the page is dark."""
+    """Replace our colours by the CSS variables of a page, which are lighter if the page is dark."""
     html = html.replace(INK, "currentColor")
     for variable, colour in _VARIABLES.items():
         html = html.replace(colour, f"var(--{variable}, {colour})")

@@ -22,14 +22,12 @@ _AT_ONCE = 2  # frames that are rounded together: they stay in the processor's c
 class Batches:
     """All training data of one process, and batches of windows from it.
 
-    Features stay where they are: a memory-mapped cache may be larger than the memory, and a batch reads the
-    frames that it shows, each once. With `every`, a batch's windows ask every step of their context (what a
-    causal body trains in one pass), so that few windows give many targets.
+    Features stay in their memory-mapped cache, which may be larger than the memory; a batch reads each frame that it shows
+    once. What a step draws does not depend on how many processes share it.
 
-    With `product`, what a step gives of its frames is only what the pooling `takes`: the tokens in that number format,
-    and their means, made of a few frames at a time. So a training holds its share of the features once.
-
-    What a step draws does not depend on how many processes share it.
+    Args:
+        every: a batch's windows have targets at every step of their context, which a causal body trains in one pass.
+        product: number format in which a step gives tokens, with their means beside them (the pooling's `token_dtype`).
     """
 
     def __init__(
@@ -43,21 +41,22 @@ class Batches:
     ):
         self.device, self.every = device, every
         self._mix = store if isinstance(store, Mix) else None
-        self.product = product if device.type == "cpu" else None  # elsewhere that is the device's work
-        self.features = _shared(features)  # (M, C, N, D) float16
-        self.proprio = torch.from_numpy(store["proprio"])  # (M, 8)
-        self.action = torch.from_numpy(store["action"])  # (M, 8)
+        self.product = product if device.type == "cpu" else None  # elsewhere the device does it
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
+            # (M, C, N, D) float16; processes of one machine share the pages of a mapped file
+            self.features = features if isinstance(features, Joined) else torch.from_numpy(features)
+        self.proprio = torch.from_numpy(store["proprio"])  # (M, P)
+        self.action = torch.from_numpy(store["action"])  # (M, A)
         self._set_windows(windows)
 
     def _set_windows(self, windows: Windows) -> None:
         self.count = len(windows)
-        self.groups = [
-            (1.0, torch.arange(self.count))
-        ]  # shares of what is seen, and the windows that have it
+        self.groups = [(1.0, torch.arange(self.count))]  # share of the targets, and the windows that have it
         if self._mix is not None:
             which = torch.from_numpy(self._mix.member_of(windows.steps))
             found = [(share, torch.nonzero(which == i)[:, 0]) for i, share in enumerate(self._mix.shares)]
-            there = sum(share for share, group in found if len(group))  # of a dataset none may be held out
+            there = sum(share for share, group in found if len(group))  # a dataset may hold out none
             self.groups = [(share / there, group) for share, group in found if len(group)]
         self._tables = {
             name: torch.from_numpy(np.ascontiguousarray(getattr(windows, name)))
@@ -67,7 +66,7 @@ class Batches:
         self._window_at[self._tables["context"][:, -1]] = torch.arange(self.count)
 
     def over(self, windows: Windows) -> "Batches":
-        """Batches of other windows from the same tensors."""
+        """Return batches of other windows from the same tensors."""
         other = copy.copy(self)
         other._set_windows(windows)
         return other
@@ -75,30 +74,26 @@ class Batches:
     def take(
         self, rows: Tensor, every: bool = False, product: torch.dtype | None = None
     ) -> dict[str, Tensor]:
-        """The batch of these windows, with the keys that ChunkPolicy.loss reads.
-
-        product: number format of the features, with their means beside them; None leaves them as they are stored.
-        """
+        """Return the batch of these windows, with the keys that ChunkPolicy.loss reads."""
         context, pad = self._tables["context"][rows], self._tables["pad"][rows]
         shown, frames = torch.unique(context, return_inverse=True)  # (F,), (B, T)
         asked, action_pad = self._asked(rows, every)
+        past = self.action[context].clone()  # (B, T, A)
+        past[:, -1] = 0  # the present step's action is what the policy has to predict
+        features = {"features": self.features.index_select(0, shown)} if product is None else None
         batch = {
-            **(
-                self._rounded(shown, product)
-                if product
-                else {"features": self.features.index_select(0, shown)}
-            ),
+            **(features or self._rounded(shown, product)),
             "frames": frames,  # (B, T)
-            "proprio": self.proprio[context],  # (B, T, 8)
-            "past_actions": _forget_last(self.action[context]),  # (B, T, 8)
+            "proprio": self.proprio[context],  # (B, T, P)
+            "past_actions": past,
             "pad": pad,  # (B, T)
-            "actions": self._tables["actions"][asked],  # (B, K, 8), or (B, T, K, 8) of every step
+            "actions": self._tables["actions"][asked],  # (B, K, A), or (B, T, K, A) at every step
             "action_pad": action_pad,  # (B, K), or (B, T, K)
         }
         return {name: moved(value, self.device) for name, value in batch.items()}
 
     def _asked(self, rows: Tensor, every: bool) -> tuple[Tensor, Tensor]:
-        """The windows whose actions are asked (B,), or of every step (B, T), and which of those count nothing (..., K)."""
+        """Return the windows of the targets (B,), or at every step (B, T), and which of their steps count nothing."""
         if not every:
             return rows, self._tables["action_pad"][rows]
         asked = self._window_at[self._tables["context"][rows]]
@@ -106,29 +101,24 @@ class Batches:
         return asked, self._tables["action_pad"][asked] | ~known[..., None]
 
     def step(self, step: int, size: int, seed: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """This process's share of a step's `size` targets: shuffled epochs, end to end; see `mixed`.
+        """Return this process's share of a step's `size` targets: shuffled epochs, end to end; see `mixed`.
 
-        Where several share it, `kept` (K,), or (T, K) of every step, says how many targets a process has in the mean
-        at each place of a chunk, so that the mean of their losses is the loss of the whole.
+        With several processes, `target_counts` (K,), or (T, K) at every step, is the mean number of targets of a process at each place
+        of a chunk, so that the mean of their losses is the loss of the whole.
         """
         size = self.windows_of(size)
-        drawn = self._drawn(step, size, seed)
-        mine = slice(rank * size // world, (rank + 1) * size // world)
-        batch = self.take(drawn[mine], self.every, self.product)
+        places = range(step * size, (step + 1) * size)
+        drawn = shuffled(self.count, seed, places) if self._mix is None else mixed(self.groups, seed, places)
+        batch = self.take(drawn[rank * size // world : (rank + 1) * size // world], self.every, self.product)
         if world > 1:
-            batch["kept"] = moved((~self._asked(drawn, self.every)[1]).sum(0) / world, self.device)
+            batch["target_counts"] = moved((~self._asked(drawn, self.every)[1]).sum(0) / world, self.device)
         return batch
 
     def windows_of(self, size: int) -> int:
         """Windows in a batch of so many targets."""
         return max(1, size // self._tables["context"].shape[1]) if self.every else size
 
-    def _drawn(self, step: int, size: int, seed: int) -> Tensor:
-        """Return the windows of a step.  # (size,)"""
-        places = range(step * size, (step + 1) * size)
-        return shuffled(self.count, seed, places) if self._mix is None else mixed(self.groups, seed, places)
-
-    def _rounded(self, shown: Tensor, product: torch.dtype) -> dict[str, Tensor]:
+    def _rounded(self, shown: Tensor, product: torch.dtype | None) -> dict[str, Tensor]:
         """Features (F, C, N, D) in another number format, contiguous per camera, and their means (F, C, D)."""
         c, n, d = self.features.shape[1:]
         features = torch.empty(c, len(shown), n, d, dtype=product).transpose(0, 1)  # (F, C, N, D)
@@ -142,7 +132,7 @@ class Batches:
 
 
 def shuffled(count: int, seed: int, places: Sequence[int]) -> Tensor:
-    """What stands at these places of an endless row of shuffles of 0..count-1, one after the other."""
+    """Return these places of an endless row of shuffles of 0..count-1, one after the other."""
     first, last = places[0] // count, places[-1] // count
     orders = [_shuffle(count, seed * 100_003 + epoch) for epoch in range(first, last + 1)]
     return torch.cat(orders)[places[0] - first * count : places[-1] + 1 - first * count]
@@ -154,10 +144,10 @@ def _shuffle(count: int, seed: int) -> Tensor:
 
 
 def mixed(groups: Sequence[tuple[float, Tensor]], seed: int, places: Sequence[int]) -> Tensor:
-    """What stands at these places of an endless row of windows, of which each group has its share in every epoch.
+    """Return these places of an endless row of windows, of which each group has its share in every epoch.
 
-    An epoch is as long as all windows together, rounded so that no group is missing. Of its group a window is seen again
-    when all others were; the order is shuffled.
+    An epoch is as long as all windows together, rounded so that no group is missing. A window is drawn again when all others
+    of its group were; the order is shuffled.
     """
     total = sum(len(group) for _, group in groups)
     quotas = [max(1, round(share * total)) for share, _ in groups]
@@ -171,19 +161,3 @@ def mixed(groups: Sequence[tuple[float, Tensor]], seed: int, places: Sequence[in
         ]
         orders.append(torch.cat(drawn)[_shuffle(epoch, seed * 100_003 + e + _MIXED)])
     return torch.cat(orders)[places[0] - first * epoch : places[-1] + 1 - first * epoch]
-
-
-def _shared(features: np.ndarray | Joined) -> Tensor | Joined:
-    """The array as a tensor over the same memory: processes of one machine share the pages of a mapped file."""
-    if isinstance(features, Joined):
-        return features
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
-        return torch.from_numpy(features)
-
-
-def _forget_last(actions: Tensor) -> Tensor:
-    """The present step's action is what the policy has to find out."""
-    actions = actions.clone()
-    actions[:, -1] = 0
-    return actions

@@ -1,11 +1,13 @@
-"""The training loop: gradient steps of one model with its schedule and average. `train` and `pretrain` run it.
+"""Gradient steps of one model, with its schedule and its averaged weights, for policies, encoders and the probes' heads.
 
 learner = Learner(fabric, model, optimizer, lambda step: warm_up_then_cosine(step, steps, 10), decay=0.99)
-learn(learner, steps, batch, after)
+learner.update(batch)
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,15 +16,24 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from s2robot.core.trace import span
-from s2robot.training.averaging import averaged
+
+def warm_up_then_cosine(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak rate: linear over the first `warmup` steps, then a cosine to zero over the rest."""
+    warmup = max(1, warmup)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def cosine_with_warm_up(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak rate: a cosine to zero over all steps, cut by a linear rise over the first `warmup`."""
+    return min((step + 1) / max(1, warmup), 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for the weights of layers alone: matrices and kernels, which multiply what comes in.
+    """Split trained parameters: weight decay for the weights of layers alone, which multiply what comes in.
 
-    Biases, norms, temperatures, and the tables and tokens that stand for a place or a question (position, mask,
-    query, camera, class) are added or compared and have no reason to be small. What is fixed is in no group.
+    Biases, norms, temperatures, and the tables and tokens of places and queries have no reason to be small.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     # the members of an ensemble are stacked in front; their names have slashes for dots
@@ -32,9 +43,25 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """Average the weights over the steps; `.module` is the model with them.
+
+    After step i (from 0) the average moves 1 - min(decay, (1 + i) / (10 + i)) of the way to the new weights, as
+    TensorFlow's ExponentialMovingAverage. With decay 0 it is the model itself.
+    """
+
+    def follow(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+        step = int(count) - 1
+        torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (10 + step)))
+
+    average = AveragedModel(model, multi_avg_fn=follow)
+    average.n_averaged.fill_(1)  # the weights at the start count as the first, or torch would forget them
+    return average
+
+
 @contextmanager
 def products_in(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, torch rounds float32 matrices to bfloat16 as it multiplies them, if dtype is that; what it adds up stays float32."""
+    """With bfloat16, round float32 matrices to it when they are multiplied; sums stay float32."""
     before = torch.get_float32_matmul_precision()
     if dtype == torch.bfloat16:
         torch.set_float32_matmul_precision("medium")
@@ -45,7 +72,13 @@ def products_in(dtype: torch.dtype) -> Iterator[None]:
 
 
 class Learner:
-    """A model and all that changes with it in a step; `step` counts those that are done."""
+    """A model and all that changes with it in a step; `step` counts those that are done.
+
+    Args:
+        rate: share of the optimiser's learning rate at a step.
+        decay: of the averaged weights; None for no average.
+        product: number format in which float32 matrices are multiplied in a step.
+    """
 
     def __init__(
         self,
@@ -57,8 +90,6 @@ class Learner:
         grad_clip: float | None = None,
         product: torch.dtype = torch.float32,
     ) -> None:
-        """rate: share of the optimiser's learning rate at a step; decay: of the averaged weights, None for none;
-        product: number format in which float32 matrices are multiplied in a step."""
         self.fabric, self.grad_clip, self.step, self.product = fabric, grad_clip, 0, product
         self.grad_norm: Tensor | None = None  # of the step done last, before clipping
         self._bare, self._optimizer, self._rate = model, optimizer, rate
@@ -68,19 +99,19 @@ class Learner:
         self.average: AveragedModel | None = None if decay is None else averaged(model, decay)
 
     def _start(self) -> None:
-        """The schedule from `step` on; the rate at a step depends on nothing before it."""
+        """Schedule from `step` on; the rate at a step depends on nothing before it."""
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["initial_lr"] = peak
         self._schedule = LambdaLR(self._optimizer, self._rate, last_epoch=self.step - 1)
         self.lr = float(self._optimizer.param_groups[0]["lr"])  # of the step done last
 
     def update(self, *batch: Any) -> tuple[Tensor, Any]:
-        """One gradient step; the loss, and what else the model returned."""
+        """Do one gradient step; return the loss, and what else the model returned."""
         with products_in(self.product):
             loss, *rest = self.model(*batch)
             self.fabric.backward(loss)
         if self.grad_clip:
-            self.grad_norm = self._clipped(self.grad_clip).detach()
+            self.grad_norm = self._clip(self.grad_clip).detach()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lr = float(self._optimizer.param_groups[0]["lr"])
@@ -90,15 +121,15 @@ class Learner:
             self.average.update_parameters(self._bare)
         return loss.detach(), rest
 
-    def _clipped(self, most: float) -> Tensor:
-        """Clip the gradient's norm; its size before. One that is not finite shows in the loss, which is told in one line."""
+    def _clip(self, most: float) -> Tensor:
+        """Clip the gradient's norm and return what it was; one that is not finite shows in the loss."""
         if self.fabric.device.type != "cpu" or self.fabric.world_size > 1:
             norm = self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=most, error_if_nonfinite=False
             )
             assert norm is not None
             return norm
-        # torch multiplies by 1 where nothing is to be clipped, so as not to wait for a GPU; here that is a pass over the memory
+        # torch multiplies by 1 where nothing is to be clipped, so as not to wait for a GPU; here that costs a pass over memory
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not most / (norm.item() + 1e-5) >= 1:
@@ -106,7 +137,7 @@ class Learner:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on besides their batches."""
+        """Everything that the next steps depend on besides their batches."""
         state = {
             "model": self._bare.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -120,26 +151,35 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step = state["step"]
         self._start()
 
 
-def learn(
-    learner: Learner,
-    steps: int,
-    batch: Callable[[int], tuple],
-    after: Callable[[Tensor, Any], None],
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Update until `steps` are done or `stop()` says so.
+class _WithLoss(nn.Module):
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
 
-    Args:
-        batch: the model's arguments at a step.
-        after: called after every step with the loss and what else the model returned.
-    """
-    while learner.step < steps and not stop():
-        with span("step", step=learner.step):
-            with span("batch"):
-                given = batch(learner.step)
-            after(*learner.update(*given))
+    def forward(self, x: Any, y: Tensor) -> tuple[Tensor]:
+        return (self.loss(self.model(x), y),)
+
+
+def optimise(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    warmup: int,
+    clip: float | None = None,
+) -> Iterator[float]:
+    """Train on this process alone with AdamW, a warm-up and a cosine to 0; yield the loss of each step."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr, weight_decay=weight_decay)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    rate = lambda step: cosine_with_warm_up(step, steps, warmup)  # noqa: E731
+    learner = Learner(fabric, _WithLoss(model, loss), optimizer, rate, grad_clip=clip)
+    for batch in islice(batches, steps):
+        yield learner.update(*batch)[0].item()

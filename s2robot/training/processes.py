@@ -1,13 +1,12 @@
-"""The processes of a training: Lightning Fabric starts them, one writes, and the end of one is one line.
+"""The processes of a training: Lightning Fabric starts them, one writes, and the end of one is reported in one line.
 
-Fabric's processes all run the whole command: the first comes as far as `launch`, which starts the others, and
-they come to the same place. `s2robot.common.run_folder.is_first()` says before that who is who.
+Fabric's processes all run the whole command: the first one comes to `launch`, which starts the others, and they come to
+the same place. Before that, `s2robot.common.run_folder.is_first()` says which one is the first.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -15,38 +14,11 @@ from torch import Tensor
 
 from s2robot.common.errors import UserError
 from s2robot.common.run_folder import locked
-
-# auto, and Lightning Fabric's of weights in float32: a step's own float32 parts fail with others
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
-
-
-class Machine(Protocol):
-    """What a training's settings say of devices; configs/train/default.yaml explains them."""
-
-    @property
-    def accelerator(self) -> str: ...
-    @property
-    def devices(self) -> int: ...
-    @property
-    def num_nodes(self) -> int: ...
-    @property
-    def strategy(self) -> str: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def threads(self) -> int | None: ...
+from s2robot.training.settings import Machine
 
 
 def launch(machine: Machine, where: str) -> Fabric:
-    """Fabric with its processes started.
-
-    Raises:
-        UserError: a device, strategy or precision that is not there.
-    """
-    if machine.precision not in PRECISIONS:
-        raise UserError(
-            f"{where}.precision: found {machine.precision!r}, expected one of {', '.join(PRECISIONS)}"
-        )
+    """Return Fabric with its processes started; UserError for a device, strategy or precision that is not there."""
     try:
         fabric = Fabric(
             accelerator=machine.accelerator,
@@ -58,7 +30,7 @@ def launch(machine: Machine, where: str) -> Fabric:
         fabric.launch()
         if machine.threads:
             torch.set_num_threads(machine.threads)
-    except (ValueError, RuntimeError, ImportError, TypeError) as error:  # of whatever a strategy asks for
+    except (ValueError, RuntimeError, ImportError, TypeError) as error:  # of whatever a strategy needs
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
     return fabric
 
@@ -77,48 +49,40 @@ def _on_gpu(machine: Machine) -> bool:
 
 
 def product_of(machine: Machine) -> torch.dtype:
-    """What a step multiplies matrices in: with `auto`, bfloat16 where what computes multiplies in it."""
+    """The number format in which a step multiplies matrices: with `auto`, bfloat16 where the processor has it."""
     auto = machine.precision == "auto" and not _on_gpu(machine) and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if auto or precision_of(machine).startswith("bf16") else torch.float32
 
 
-def alone(fabric: Fabric, out: Path) -> AbstractContextManager[None]:
-    """Around what works in the folder `out`: makes it, and refuses a second training there (UserError)."""
-    return locked(out) if fabric.is_global_zero else nullcontext()
-
-
 @contextmanager
-def together(fabric: Fabric, where: str) -> Iterator[None]:
-    """Around what the processes do together: that another one has ended is one line, not the network's words."""
-    try:
-        yield
-    except RuntimeError as error:
-        lost = isinstance(error, torch.distributed.DistError) or any(
-            word in str(error).lower() for word in ("gloo", "nccl", "connection")
-        )
-        if fabric.world_size == 1 or not lost:
-            raise
-        raise UserError(
-            f"{where}: process {fabric.global_rank + 1} of {fabric.world_size} lost another, which was killed or "
-            "says in a line of its own why it ended; the same command goes on from the last state"
-        ) from error
+def training_in(out: Path, fabric: Fabric, where: str) -> Iterator[None]:
+    """Make the folder `out` and lock it against a second training; report a lost process in one line (UserError)."""
+    with locked(out) if fabric.is_global_zero else nullcontext():
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, torch.distributed.DistError) or any(
+                word in str(error).lower() for word in ("gloo", "nccl", "connection")
+            )
+            if fabric.world_size == 1 or not lost:
+                raise
+            raise UserError(
+                f"{where}: process {fabric.global_rank + 1} of {fabric.world_size} lost another, which was killed or "
+                "says in a line of its own why it ended; the same command resumes from the last state"
+            ) from error
 
 
 def check_shares(fabric: Fabric, key: str, found: int, whole: int) -> None:
-    """Refuse what the processes cannot share evenly: `whole` pictures or windows a step.
-
-    Raises:
-        UserError: names the key, its value and what would do.
-    """
+    """Reject a batch of `whole` images or windows that the processes cannot share evenly (UserError)."""
     world = fabric.world_size
     if whole % world:
         raise UserError(
-            f"{key}: found {found}, that is {whole} a step, expected a multiple of {world} for {world} processes"
+            f"{key}: expected a multiple of {world} a step for {world} processes, got {whole} ({found})"
         )
 
 
 def mean_of_all(fabric: Fabric, value: Tensor) -> Tensor:
-    """The mean over all processes; the value itself where there is one."""
+    """The mean over all processes."""
     if fabric.world_size == 1:
         return value
     total = fabric.all_reduce(value, reduce_op="mean")

@@ -2,17 +2,17 @@
 
     s2robot train policy=mlp train.steps=4000       # -> <run folder>/checkpoint, metrics.json, TensorBoard
 
-Lightning Fabric carries the devices: one CPU, one GPU, or many with DDP, by config. A killed run goes on exactly
+Lightning Fabric carries the devices: one CPU, one GPU, or many with DDP, by config. A killed run resumes exactly
 where it was: every step seeds its own batch, dropout and noise from (seed, step), so the state on disk is weights,
 optimiser and the number of the step.
 """
 
 import math
+import re
 import resource
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,45 +34,30 @@ from s2robot.policies import (
     PolicyError,
     PolicySpec,
     channel_moments,
+    check_contract,
     load_checkpoint,
-    load_tuned,
     mixed_moments,
 )
 from s2robot.training.batches import Batches
-from s2robot.training.kept import folder_of, keep_best
 from s2robot.training.loggers import Loggers
-from s2robot.training.loop import Learner, learn
+from s2robot.training.loop import Learner, warm_up_then_cosine
 from s2robot.training.processes import (
-    alone,
     check_shares,
     launch,
     mean_of_all,
     precision_of,
     product_of,
-    together,
+    training_in,
 )
-from s2robot.training.schedule import warm_up_then_cosine
+from s2robot.training.run import Run, first_difference
 from s2robot.training.settings import TrainSettings
-from s2robot.training.start import begin_from
-from s2robot.training.state import load_state, save_state, told
-from s2robot.training.stops import Stops
-from s2robot.training.tuned import Through, TunedPolicy, groups_of, policy_of, save, tuned_of
+from s2robot.training.tuned import TunedFeatures, TunedPolicy, groups_of, policy_of, save
 
 Row = dict[str, float]
 _COLUMNS = {"joint_error": "train_joint_error_rad", "grad_norm": "grad_norm"}  # others: train_<name>
 _RANK_SEED = 1_000_000_007  # far from any (seed, step): each process has dropout and noise of its own
 # another value of one of these is another run
-_DECIDING = (
-    "steps",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "warmup",
-    "grad_clip",
-    "ema",
-    "validation",
-    "seed",
-)
+_DECIDING = ("steps", "batch_size", "lr", "weight_decay", "warmup", "grad_clip", "ema", "validation", "seed")
 
 
 def train(
@@ -117,14 +102,14 @@ def train(
         begin_from(policy, settings.from_, contract)
         policy.fit_range(*_chunks(policy, store, windows))
     elif fabric.is_global_zero:  # a pass over all features; DDP gives the others what the first has
-        seen = Through(features, tail.to(fabric.device)) if tail else features
+        seen = TunedFeatures(features, tail.to(fabric.device)) if tail else features
         _fit(policy, store, training, windows, seen)
-    takes = policy.network.pooling.multiply_in(product_of(settings))
-    takes = None if tail else takes  # what the tail gives
+    token_dtype = policy.network.pooling.multiply_in(product_of(settings))
+    token_dtype = None if tail else token_dtype  # what the tail gives
     causal = policy.network.body.causal
-    batches = Batches(store, features, windows, fabric.device, causal, takes)
+    batches = Batches(store, features, windows, fabric.device, causal, token_dtype)
     unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
-    with alone(fabric, out), together(fabric, "train"):
+    with training_in(out, fabric, "train"):
         contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
         model = TunedPolicy(policy, tail) if tail else policy
         validation = None if unseen is None else batches.over(unseen)
@@ -137,7 +122,7 @@ def _fit(
     store: EpisodeStore,
     training: np.ndarray,
     windows: Windows,
-    features: np.ndarray | Joined | Through,
+    features: np.ndarray | Joined | TunedFeatures,
 ) -> None:
     """Set the policy's normalisation from the episodes that it is trained on; of a mix by each dataset's share."""
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
@@ -165,8 +150,36 @@ def _chunks(
     return store["proprio"][windows.steps], windows.actions, windows.action_pad, before
 
 
-class _Run:
-    """The steps of one training: batches, metrics, checkpoints and the state on disk."""
+# of a spec, what no weight depends on: `train.from` may have others
+_FREE = {
+    f"policy.{key}" for key in (
+        "execute", "ensemble", "binary_gripper", "joint_loss", "huber_delta", "gripper_weight", "proprio_noise",
+        "head.kl_weight", "head.steps",
+    )
+}  # fmt: skip
+
+
+def begin_from(policy: ChunkPolicy, checkpoint: str, contract: Mapping[str, Any]) -> None:
+    """Give the policy the (averaged) weights and the normalisation of a checkpoint.
+
+    Raises:
+        UserError: no checkpoint, or one of other networks, encoder, cameras, robot, action frame or rate.
+    """
+    try:
+        other, theirs = load_checkpoint(checkpoint)
+        if difference := first_difference("policy", other.spec.to_dict(), policy.spec.to_dict(), _FREE):
+            raise PolicyError(difference)
+        keys = ("encoder", "robot", "joint_names", "action_frame", "rate_hz")
+        check_contract(theirs, **{key: contract[key] for key in keys})
+    except PolicyError as error:
+        raise UserError(f"train.from: {checkpoint}: {error}") from error
+    policy.load_state_dict(other.state_dict())
+
+
+class _Run(Run):
+    """The steps of one training: batches, metrics, checkpoints."""
+
+    state_file = "training_state.pt"
 
     def __init__(
         self,
@@ -180,51 +193,40 @@ class _Run:
         progress: Callable[[int, int, Row], None],
         rollout: Callable[[Path], float] | None,
     ) -> None:
-        self.rollout = rollout
-        self.settings, self.batches, self.validation = settings, batches, validation
-        self.contract, self.out, self.fabric, self.progress = contract, out, fabric, progress
-        self.steps, world = settings.steps, fabric.world_size
-        whole = batches.windows_of(settings.batch_size)
-        check_shares(fabric, "train.batch_size", settings.batch_size, whole)
+        self.settings, self.batches, self.validation, self.contract = settings, batches, validation, contract
+        self.progress, self.rollout = progress, rollout
+        check_shares(fabric, "train.batch_size", settings.batch_size, batches.windows_of(settings.batch_size))
         optimizer = torch.optim.AdamW(
             groups_of(model, settings.lr, settings.weight_decay, settings.tune.rate),
             lr=settings.lr,
-            fused=precision_of(settings)
-            != "16-mixed",  # gradients are clipped after their scale is taken off
+            # 16-mixed clips gradients after taking off their scale, which fused steps do themselves
+            fused=precision_of(settings) != "16-mixed",
         )
-        rising = round(settings.warmup * self.steps)
-        self.learner = Learner(
+        warmup = round(settings.warmup * settings.steps)
+        learner = Learner(
             fabric,
             model,
             optimizer,
-            lambda step: warm_up_then_cosine(step, settings.steps, rising),
+            lambda step: warm_up_then_cosine(step, settings.steps, warmup),
             settings.ema,
             settings.grad_clip,
             product_of(settings) if fabric.device.type == "cpu" else torch.float32,
         )
-        self.identity = {
+        identity = {
             "policy": policy_of(model).spec.to_dict(),
             "dataset": contract["dataset"],
             "encoder": contract["encoder"],
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
             "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,
             "train.precision": f"{precision_of(settings)}, {product_of(settings)}",
-            "processes": world,
+            "processes": fabric.world_size,
         }
+        super().__init__(fabric, learner, settings.steps, out, identity)
         self.history: list[Row] = []
         self.best = math.inf
         self.totals: dict[str, Tensor] = {}
         self.began = time.monotonic()
         self.since = self.saved = 0  # the step that the next row counts from; that of the state on disk
-        self.loggers: Loggers | None = None  # of the process that writes
-        self.stops = Stops()
-
-    def run(self) -> None:
-        """All steps that are left. A process alone saves its state on Ctrl-C and SIGTERM before it ends."""
-        self.go_on()
-        with self.stops.listening() if self.fabric.world_size == 1 else nullcontext():
-            learn(self.learner, self.steps, self.batch, self.after)
-        self.close()
 
     @property
     def averaged(self) -> ChunkPolicy | TunedPolicy:
@@ -232,51 +234,43 @@ class _Run:
         assert self.learner.average is not None
         return self.learner.average.module  # type: ignore[return-value]  # torch says Tensor or Module
 
-    def go_on(self) -> None:
-        """Take up the state in the run folder, if there is one and it is wanted."""
-        path, done = self.out / "training_state.pt", 0
-        if self.settings.resume and path.exists():
-            state = load_state(path, self.identity, self.fabric.device)
-            self.learner.load_state_dict(state)
+    def resume(self) -> None:
+        done = 0
+        if self.settings.resume and self.state_path.exists():
+            state = self.load_state()
             self.history, self.best, done = state["history"], state["best"], state["step"]
-            self.since, self.saved, self.totals = state.get("since", done), done, state.get("totals", {})
+            self.since, self.saved, self.totals = state["since"], done, state["totals"]
         self.learner.model.train()
-        if self.fabric.is_global_zero:
-            if not done:  # begun anew: nothing of an earlier training stays beside it
-                path.unlink(missing_ok=True)
-                shutil.rmtree(self.out / "checkpoint_best", ignore_errors=True)
-            if done and not self._is_saved():  # somebody removed or damaged it
-                self._save_checkpoint()
-            with told(self.out):
-                if self.settings.rollouts.every:
-                    keep_best(self.out, self.history, self.settings.rollouts.keep)
-                self.loggers = Loggers(self.settings.loggers, self.out, self.history, self.identity)
+        if not self.fabric.is_global_zero:
+            return
+        if done:
+            self._save_checkpoint()  # that on disk may be newer than the state, or damaged
+        else:  # nothing of an earlier training stays
+            self.state_path.unlink(missing_ok=True)
+            shutil.rmtree(self.out / "checkpoint_best", ignore_errors=True)
+        if self.settings.rollouts.every:
+            keep_best(self.out, self.history, self.settings.rollouts.keep)
+        logged = int(self.history[-1]["step"]) if self.history else 0
+        self.loggers = Loggers(self.settings.loggers, self.out, logged, self.identity)
 
     def batch(self, step: int) -> tuple[dict[str, Tensor]]:
-        """The batch of a step, which seeds its dropout and noise, too."""
-        self.stops.inside = True
+        """Return the batch of a step, which seeds its dropout and noise, too."""
         seed, rank = self.settings.seed, self.fabric.global_rank
         torch.manual_seed(seed * 100_003 + step + rank * _RANK_SEED)
         return (self.batches.step(step, self.settings.batch_size, seed, rank, self.fabric.world_size),)
 
     def after(self, loss: Tensor, rest: Any) -> None:
-        """Add up a step's scalars; every so many steps tell their means, validate and save."""
         (scalars,) = rest
         if self.learner.grad_norm is not None:
             scalars = {**scalars, "grad_norm": self.learner.grad_norm}
         for name, value in scalars.items():
             self.totals[name] = self.totals.get(name, 0) + value.double()
         step = self.learner.step
-        due = self.settings.rollouts.due(step)
-        self.stops.inside = False
-        if step % self.settings.log_every == 0 or step == self.steps or due:
+        if step % self.settings.log_every == 0 or step == self.steps or self.settings.rollouts.due(step):
             self._end_row(step)
-        if self.stops.asked:
-            self._save(step)
-            raise KeyboardInterrupt
 
     def _end_row(self, step: int) -> None:
-        """A row of metrics over the steps since the last one."""
+        """Log the means of the steps since the last row, validate, roll out and save."""
         count = step - self.since
         mean = {name: mean_of_all(self.fabric, total / count).item() for name, total in self.totals.items()}
         row: Row = {"step": step, "passes": step * self.settings.batch_size / self.batches.count}
@@ -294,21 +288,17 @@ class _Run:
         self.totals, self.since = {}, step
         if self.fabric.is_global_zero:
             if self.settings.rollouts.due(step):
-                row["success"] = self._roll_out(folder_of(self.out, step))
+                assert self.rollout is not None
+                self._save_checkpoint(f"checkpoint_{step}")
+                row["success"] = self.rollout(self.out / f"checkpoint_{step}")
                 row["tried"] = self.settings.rollouts.episodes
             self._write(step, row)
             self.progress(step, self.steps, row)
         self.began = time.monotonic()
 
-    def _roll_out(self, folder: Path) -> float:
-        """The success of the averaged weights, saved as this checkpoint."""
-        assert self.rollout is not None
-        self._save_checkpoint(folder.name)
-        return self.rollout(folder)
-
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Mean scalars of the averaged weights over all held-out windows (of a mix by share), the same in every process."""
+        """Return mean scalars of the averaged weights over all held-out windows, of a mix by share."""
         data, totals = self.validation, dict[str, Tensor]()
         if data is None:
             return {}
@@ -321,49 +311,45 @@ class _Run:
         return {name: value.item() for name, value in totals.items()}
 
     def _write(self, step: int, row: Row) -> None:
-        """Everything that stands for this step, the state last: a kill in between leaves it behind, not ahead."""
-        with told(self.out):
-            assert self.loggers is not None
-            self.loggers.write(row)
+        """Write everything that stands for this step, the state last."""
+        assert self.loggers is not None
+        self.loggers.write(row)
         if "val_loss" in row and row["val_loss"] < self.best:
             self.best = row["val_loss"]
             self._save_checkpoint("checkpoint_best")
         if step == self.steps or "success" in row or step - self.saved >= self.settings.checkpoint_every:
-            self._save(step)
+            self.save()
             if "success" in row:  # after the state: what it may go back to is never removed
-                with told(self.out):
-                    keep_best(self.out, self.history, self.settings.rollouts.keep)
+                keep_best(self.out, self.history, self.settings.rollouts.keep)
 
-    def _save(self, step: int) -> None:
-        """The checkpoint and all that the next steps need; `totals` are of the row under way."""
-        self.saved = step
+    def save(self) -> None:
+        self.saved = self.learner.step
         self._save_checkpoint()
-        with told(self.out / "metrics.json"):
-            write_json(self.out / "metrics.json", self.history)
-        own = {"history": self.history, "best": self.best, "since": self.since, "totals": self.totals}
-        save_state(
-            self.out / "training_state.pt", {"identity": self.identity, **self.learner.state_dict(), **own}
-        )
+        write_json(self.out / "metrics.json", self.history)
+        self.save_state(history=self.history, best=self.best, since=self.since, totals=self.totals)
 
     def _save_checkpoint(self, name: str = "checkpoint") -> None:
         row = self.history[-1] if self.history else {}
-        kept = ("step", "train_loss", "val_loss")
-        told = {k: row[k] for k in row if k in kept or (k.startswith("val_") and k.endswith("_error"))}
-        training = {**self.contract["training"], **told}
+        main = ("step", "train_loss", "val_loss")
+        summary = {k: row[k] for k in row if k in main or (k.startswith("val_") and k.endswith("_error"))}
+        training = {**self.contract["training"], **summary}
         save(self.out / name, self.averaged, {**self.contract, "training": training})
 
-    def _is_saved(self) -> bool:
-        """Whether the checkpoint on disk holds the state's averaged weights."""
-        try:
-            policy, tuned = load_checkpoint(self.out / "checkpoint")[0], load_tuned(self.out / "checkpoint")
-        except PolicyError:
-            return False
-        found = policy.state_dict() | tuned
-        want = policy_of(self.averaged).state_dict() | tuned_of(self.averaged)
-        return found.keys() == want.keys() and all(torch.equal(found[k], want[k].cpu()) for k in want)
 
-    def close(self) -> None:
-        if self.loggers is not None:
-            with told(self.out):
-                self.loggers.close()
-        self.fabric.barrier()
+def best_rows(rows: Sequence[Row], keep: int) -> list[Row]:
+    """Return the rows of highest success, best first; of equals the later one."""
+    tried = [row for row in rows if "success" in row]
+    return sorted(tried, key=lambda row: (-row["success"], -row["step"]))[:keep]
+
+
+def keep_best(out: Path, rows: Sequence[Row], keep: int) -> None:
+    """Write checkpoints.json, the index of the best `checkpoint_<step>` by success, and remove the others."""
+    index = [
+        {"checkpoint": f"checkpoint_{r['step']:.0f}", "step": r["step"], "success": r["success"]}
+        for r in best_rows(rows, keep)
+    ]
+    write_json(out / "checkpoints.json", index)
+    kept = {entry["checkpoint"] for entry in index}
+    for folder in out.glob("checkpoint_*"):
+        if re.fullmatch(r"checkpoint_\d+", folder.name) and folder.name not in kept:
+            shutil.rmtree(folder)

@@ -26,8 +26,8 @@ class TunedPolicy(nn.Module):
         return self.policy({**batch, "features": self.tail(batch["features"])})
 
 
-class Through:
-    """Cached features (M, C, N', D) as the policy sees them before anything is tuned; rows are computed when asked for."""
+class TunedFeatures:
+    """Cached features (M, C, N', D) as the policy sees them before anything is tuned; rows are computed on access."""
 
     def __init__(self, features: np.ndarray | Joined, tail: Tail) -> None:
         self.features, self.tail = features, tail
@@ -39,7 +39,7 @@ class Through:
 
 
 def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> list[dict[str, Any]]:
-    """Of an optimiser; the encoder's weights learn at `rate` times the policy's learning rate."""
+    """Return the optimiser's groups; the encoder's weights learn at `rate` times the policy's rate."""
     if not isinstance(model, TunedPolicy):
         return parameter_groups(model, weight_decay)
     tail = [group | {"lr": rate * lr} for group in parameter_groups(model.tail, weight_decay)]
@@ -47,17 +47,17 @@ def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> 
 
 
 def policy_of(model: nn.Module) -> ChunkPolicy:
-    """What is trained, without the encoder."""
+    """Return the policy without the encoder."""
     return model.policy if isinstance(model, TunedPolicy) else model  # type: ignore[return-value]
 
 
 def tuned_of(model: nn.Module) -> dict[str, Tensor]:
-    """The encoder's weights in it, as a checkpoint keeps them; none where it is frozen."""
+    """Return the encoder's trained weights, as a checkpoint stores them; {} if it is frozen."""
     return model.tail.tuned() if isinstance(model, TunedPolicy) else {}
 
 
 def save(folder: Path, model: nn.Module, contract: Mapping[str, Any]) -> None:
-    """`save_checkpoint` of what was trained; its contract tells of the encoder with the tuned weights in it."""
+    """`save_checkpoint` of what was trained; its contract has the fingerprint of the tuned encoder."""
     if tuned := tuned_of(model):
         encoder = contract["encoder"]
         fingerprint = build_encoder(encoder["settings"], tuned).fingerprint

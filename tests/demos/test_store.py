@@ -85,23 +85,10 @@ def test_round_trip(tmp_path):
     assert store.cameras == ("hand", "left")
 
 
-def test_layout_is_plain_zarr(tmp_path):
-    root = zarr.open_group(filled(tmp_path / "a.zarr", 3), mode="r")
-    assert root["meta/episode_ends"][:].tolist() == [1, 3, 6]
-    assert root["data/action"].shape == (6, 8)
-
-
 def test_empty_store(tmp_path):
     store = EpisodeStore.open(filled(tmp_path / "a.zarr", 0))
     assert (len(store), store.num_steps, store.keys, store.lengths.tolist()) == (0, 0, (), [])
     assert "found keys none, expected 'action'" in error(store.__getitem__, "action")
-
-
-def test_numpy_attributes_and_extras(tmp_path):
-    extra = {"fovy": np.float32(45), "pose": np.eye(2), "sizes": (1, 2)}
-    store = EpisodeStore.create(tmp_path / "a.zarr", {**ATTRIBUTES, "camera_geometry": extra, "picker": "v1"})
-    assert store.attrs["camera_geometry"] == {"fovy": 45.0, "pose": [[1, 0], [0, 1]], "sizes": [1, 2]}
-    assert store.attrs["picker"] == "v1"
 
 
 def test_images_and_zero_arrays(tmp_path):
@@ -143,18 +130,6 @@ def test_append_and_reopen(steps):
         assert merged.fingerprint == read.fingerprint
         merged.append_all(merged)
         assert len(EpisodeStore.open(merged.path)) == 2 * len(steps)
-
-
-def test_small_on_disk(tmp_path):
-    rng = np.random.default_rng(0)
-    with EpisodeStore.create(tmp_path / "a.zarr", ATTRIBUTES) as store:
-        for i in range(120):
-            action = rng.normal(size=(25, 8)).astype("f4")
-            arrays = {"action": action, "proprio": action, "cube_pose": rng.normal(size=(25, 7))}
-            store.append({"state": rng.normal(size=(25, 60)), **arrays}, {"seed": i, "success": True})
-    files = [f for f in (tmp_path / "a.zarr").rglob("*") if f.is_file()]
-    assert len(files) <= 30
-    assert sum(f.stat().st_size for f in files) <= 3e6
 
 
 def test_fingerprint(tmp_path, monkeypatch):
@@ -319,58 +294,6 @@ def test_kill_9_at_random_moments(tmp_path):
     assert_holds(EpisodeStore.open(path), int(run.stdout) + 1)
 
 
-LIMITED = """
-import resource, sys
-sys.path[:0] = {paths!r}
-from test_store import EpisodeStore, episode
-store = EpisodeStore.open(sys.argv[1], "a")
-resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-for i in range(2, 1000):
-    store.append(episode(i, 40), {{"seed": i, "success": True}})
-"""
-
-
-def test_real_write_limit(tmp_path):
-    """The operating system itself refuses a write: one line, and the earlier episodes are intact."""
-    path = filled(tmp_path / "a.zarr", 2)
-    here = Path(__file__).parent
-    script = LIMITED.format(paths=[str(here), str(here.parents[1])])
-    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60)
-    assert run.returncode == 1
-    assert "the disk is full (File too large)" in run.stderr.splitlines()[-1]
-    store = EpisodeStore.open(path)
-    assert len(store) > 3
-    np.testing.assert_array_equal(store.episode(3)["state"], episode(3, 40)["state"])
-
-
-def test_reading_while_another_process_appends(tmp_path):
-    path, enough = filled(tmp_path / "a.zarr", 1), tmp_path / "enough"
-    script = (
-        f"import sys, time; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}\n"
-        "from test_store import EpisodeStore, Path, episode\n"
-        "store, i = EpisodeStore.open(sys.argv[1], 'a'), 1\n"
-        "while not Path(sys.argv[2]).exists():\n"
-        "    store.append(episode(i), {'seed': i, 'success': i % 2 == 0})\n"
-        "    i += 1\n"
-        "    time.sleep(0.005)\n"  # who reads all of it gets the core, too: without, each reading took longer than the last
-    )
-    early = EpisodeStore.open(path)
-    with subprocess.Popen([sys.executable, "-c", script, path, enough]) as writer:
-        try:
-            seen = set()
-            while len(seen) < 4 and writer.poll() is None:
-                store = EpisodeStore.open(path)
-                seen.add(len(store))
-                assert_holds(store, len(store))
-        finally:
-            enough.touch()
-    assert writer.returncode == 0
-    assert_holds(early, 1)
-    store = EpisodeStore.open(path)
-    assert_holds(store, len(store))
-    assert len(store) >= max(seen) >= 4
-
-
 def test_one_writer_at_a_time(tmp_path):
     path = filled(tmp_path / "a.zarr", 1)
     first = EpisodeStore.open(path, "a")
@@ -395,21 +318,15 @@ def test_create_overwrites_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("name", "value"),
     [
-        ("robot", 7, "attribute robot: found 7, expected a name"),
-        ("cameras", ["hand", "hand"], "expected different names"),
-        ("rate_hz", 0, "attribute rate_hz: found 0, expected a rate above 0"),
-        ("seed", True, "attribute seed: found True, expected a whole number"),
-        ("kind", "video", "attribute kind: found 'video', expected states or images"),
-        ("schema_version", 2, "attribute schema_version: found 2, expected 1"),
-        ("env_config", {"a": {1, 2}}, "attribute env_config: set is not a JSON type"),
-        ("env_config", {"a": float("nan")}, "attribute env_config: Out of range float"),
-        ("arrays", {}, "attribute arrays"),
+        ("robot", 7), ("cameras", ["hand", "hand"]), ("rate_hz", 0), ("seed", True), ("kind", "video"), ("schema_version", 2),
+        ("env_config", {"a": {1, 2}}), ("env_config", {"a": float("nan")}), ("arrays", {}), ("action_parts", "joints"),
+        ("joint_names", list("abcdef")),
     ],
-)
-def test_wrong_attributes(tmp_path, name, value, message):
-    assert message in error(EpisodeStore.create, tmp_path / "a.zarr", {**ATTRIBUTES, name: value})
+)  # fmt: skip
+def test_wrong_attributes(tmp_path, name, value):
+    assert f"a.zarr: {name}" in error(EpisodeStore.create, tmp_path / "a.zarr", {**ATTRIBUTES, name: value})
     assert not list(tmp_path.iterdir())
 
 
@@ -425,37 +342,20 @@ META = {"seed": 1, "success": True}
 @pytest.mark.parametrize(
     ("arrays", "meta", "message"),
     [
-        (nan_at(3), META, "episode 1: action: found nan at step 3, expected finite numbers"),
-        ({**episode(0, 5), "state": np.zeros((4, 5))}, META, "state: found 4 steps, expected 5 as in action"),
-        (
-            {**episode(0, 5), "action": np.zeros((5, 8))},
-            META,
-            "data/action: found float64 [8], expected float32 [8]",
-        ),
-        (
-            {**episode(0, 5), "state": np.zeros((5, 6))},
-            META,
-            "data/state: found float64 [6], expected float64 [5]",
-        ),
-        (
-            {"action": episode(0)["action"]},
-            META,
-            "found keys data/action, meta/seed, meta/success, expected data",
-        ),
-        (episode(0), {"seed": 1}, "expected data/action, data/state, meta/seed, meta/success"),
+        (nan_at(3), META, "episode 1: action: found nan at step 3"),
+        ({**episode(0, 5), "state": np.zeros((4, 5))}, META, "state: found 4 steps, expected 5"),
+        ({**episode(0, 5), "action": np.zeros((5, 8))}, META, "data/action: found float64 [8], expected float32 [8]"),
+        ({**episode(0, 5), "state": np.zeros((5, 6))}, META, "data/state: found float64 [6], expected float64 [5]"),
+        ({"action": episode(0)["action"]}, META, "found keys data/action, meta/seed, meta/success, expected data"),
         (episode(0), {"seed": 1.5, "success": True}, "meta/seed: found float64 [], expected int64 []"),
-        (episode(0), {"seed": "x", "success": True}, "meta/seed: found <U1, expected numbers"),
-        (
-            {"action": np.zeros((0, 8), "f4")},
-            META,
-            "action: found shape (0, 8), expected (T, ...) with T >= 1",
-        ),
-        ({"action": np.float32(1)}, META, "action: found shape (), expected (T, ...)"),
-        ({"../action": np.zeros(3)}, META, "found key 'data/../action', expected letters"),
-        (episode(0), {"episode_ends": 1}, "found key 'meta/episode_ends'"),
+        (episode(0), {"seed": "x", "success": True}, "meta/seed: found dtype"),
+        ({"action": np.zeros((0, 8), "f4")}, META, "action: found shape (0, 8)"),
+        ({"action": np.float32(1)}, META, "action: found shape ()"),
+        ({"../action": np.zeros(3)}, META, "key 'data/../action'"),
+        (episode(0), {"episode_ends": 1}, "key 'meta/episode_ends'"),
         ({}, {}, "found no arrays"),
     ],
-)
+)  # fmt: skip
 def test_wrong_episodes(tmp_path, arrays, meta, message):
     path = filled(tmp_path / "a.zarr", 1)
     with EpisodeStore.open(path, "a") as store:
@@ -520,48 +420,35 @@ def rewrite_ends(path):
     zarr.open_group(path, mode="r+")["meta/episode_ends"][:] = [1, 6, 3]
 
 
+def remove(name: str):
+    return lambda path: os.remove(path / name)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shorten(4), "data/action: found 4 rows, expected 6 by meta/episode_ends"),
-        (shorten(2, "meta/seed"), "meta/seed: found 2 rows, expected 3 by meta/episode_ends"),
-        (
-            lambda p: os.remove(p / "data/action/zarr.json"),
-            "data/action/zarr.json: found no such file, expected",
-        ),
-        (
-            lambda p: os.remove(p / "meta/episode_ends/zarr.json"),
-            "meta/episode_ends/zarr.json: found no such file",
-        ),
-        (
-            lambda p: os.remove(p / "meta/episode_ends/c.0"),
-            "episode_ends/c.0: found no such file, expected a chunk",
-        ),
-        (
-            lambda p: os.remove(p / "data/action/c.0.0"),
-            "data/action/c.0.0: found no such file, expected a chunk",
-        ),
-        (lambda p: os.remove(p / "zarr.json"), "zarr.json: found no such file, expected a dataset"),
+        (shorten(4), "data/action: found 4 rows, expected 6"),
+        (shorten(2, "meta/seed"), "meta/seed: found 2 rows, expected 3"),
+        (remove("data/action/zarr.json"), "data/action/zarr.json: found no such file"),
+        (remove("meta/episode_ends/zarr.json"), "meta/episode_ends/zarr.json: found no such file"),
+        (remove("meta/episode_ends/c.0"), "episode_ends/c.0: found no such file"),
+        (remove("data/action/c.0.0"), "data/action/c.0.0: found no such file"),
+        (remove("zarr.json"), "zarr.json: found no such file"),
         (set_attribute("schema_version", 2), "zarr.json: found schema_version 2, expected 1"),
-        (drop_attribute("schema_version"), "found no schema_version, expected an s2robot dataset"),
-        (drop_attribute("robot"), "found no attribute robot"),
-        (drop_attribute("arrays"), "found arrays None, expected a mapping"),
+        (drop_attribute("schema_version"), "found schema_version None"),
+        (drop_attribute("robot"), "a.zarr: robot: expected a value"),
+        (drop_attribute("arrays"), "found arrays None"),
         (set_attribute("arrays", {"data/action": 1}), "found no list of arrays"),
-        (
-            set_attribute("arrays", {"data/action": ["float32", [9]]}),
-            "found float32 [8], expected float32 [9]",
-        ),
-        (cut_file("zarr.json", 40), "zarr.json: broken JSON"),
-        (cut_file("data/state/zarr.json", 40), "data/state/zarr.json: broken JSON"),
+        (set_attribute("arrays", {"data/action": ["float32", [9]]}), "found float32 [8], expected float32 [9]"),
+        (cut_file("zarr.json", 40), "zarr.json: found broken JSON"),
         (lambda p: (p / "data/state/zarr.json").write_text("{}"), "data/state/zarr.json: found dtype None"),
-        (lambda p: (p / "zarr.json").write_text("[]"), "zarr.json: found no zarr metadata"),
-        (cut_file("data/action/c.0.0", 30), "data/action/c.0.0: found 30 bytes that cannot be read"),
+        (lambda p: (p / "zarr.json").write_text("[]"), "zarr.json: found list"),
+        (cut_file("data/action/c.0.0", 30), "data/action/c.0.0: found 30 bytes"),
         (cut_file("data/action/c.0.0", 0), "data/action/c.0.0: found an empty file"),
-        (cut_file("meta/episode_ends/c.0", 9), "meta/episode_ends/c.0: found 9 bytes that cannot be read"),
         (flip_byte("data/state/c.0.0", 60), "data/state/c.0.0: found"),
         (rewrite_ends, "found ends that do not rise"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("mode", ["r", "a"])
 def test_damaged_datasets(tmp_path, damage, message, mode):
     path = filled(tmp_path / "a.zarr", 3)
@@ -580,19 +467,6 @@ def test_large_arrays_are_checked_when_read(tmp_path, monkeypatch):
     assert store["action"].shape == (6, 8)
 
 
-def test_no_dataset(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert "nowhere: does not exist, expected a dataset folder" in error(
-        EpisodeStore.open, tmp_path / "nowhere"
-    )
-    assert "file: is a file" in error(EpisodeStore.open, tmp_path / "file")
-    assert "zarr.json: found no such file, expected a dataset" in error(EpisodeStore.open, tmp_path)
-    assert "found mode 'w', expected 'r' or 'a'" in error(EpisodeStore.open, tmp_path, "w")
-    store = EpisodeStore.open(filled(tmp_path / "a.zarr", 2))
-    assert "found 2 episodes, expected one numbered 2" in error(store.episode, 2)
-    assert "found keys seed, success, expected 'x'" in error(store.meta, "x")
-
-
 # -------------------------------------------------------------------- what nothing could use later
 
 IMAGES = ATTRIBUTES | {"kind": "images", "cameras": ["hand"]}
@@ -601,7 +475,7 @@ IMAGES = ATTRIBUTES | {"kind": "images", "cameras": ["hand"]}
 @pytest.mark.parametrize(
     ("attributes", "changes", "text"),
     [
-        (ATTRIBUTES, {"action": np.zeros((3, 7), "f4")}, "action: found float32 (3, 7), expected floats (T, 8): 7 joints and"),
+        (ATTRIBUTES, {"action": np.zeros((3, 7), "f4")}, "action: found float32 (3, 7), expected floats (T, 8): joints"),
         (ATTRIBUTES, {"action": np.zeros((3, 8), "i4")}, "action: found int32 (3, 8), expected floats (T, 8)"),
         (ATTRIBUTES, {"expert": np.zeros((3, 2, 7), "f4")}, "expert: found float32 (3, 2, 7), expected floats (T, K, 8)"),
         (ATTRIBUTES, {"proprio": np.zeros((3, 7))}, "proprio: found float64 (3, 7), expected floats (T, 8)"),
@@ -616,12 +490,6 @@ def test_what_nothing_can_use_later_is_refused_at_the_door(tmp_path, attributes,
         assert text in error(store.append, arrays) and len(store) == 0
         if attributes is IMAGES:
             store.append(arrays | {"images_hand": np.zeros((3, 480, 640, 3), "u1")})
-
-
-def test_six_joints_are_refused_at_the_door(tmp_path):
-    six = ATTRIBUTES | {"joint_names": list("abcdef")}
-    assert "joint_names: found 6 names, expected 7" in error(EpisodeStore.create, tmp_path / "a.zarr", six)
-    assert not (tmp_path / "a.zarr").exists()
 
 
 # ---------------------------------------------------------------- parts
@@ -647,35 +515,16 @@ def moved(**changes) -> dict[str, np.ndarray]:
     return arrays
 
 
-def test_a_dataset_of_another_arm_has_parts(tmp_path):
-    with EpisodeStore.create(tmp_path / "a.zarr", OTHER_ARM) as store:
-        store.append(moved(action=(1, 0, 0.05)))
-    store = EpisodeStore.open(tmp_path / "a.zarr")
-    assert store.attrs["action_parts"] == ARM and store["action"].shape == (3, 7)
-
-
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
-        (moved(action=(2, 1, 0.06)), "episode 0: action: part 'position' of step 2 is [0, 0.06, 0], expected its limits, "
-                                     "[-0.05, -0.05, -0.05] to [0.05, 0.05, 0.05]"),
-        (moved() | {"action": np.zeros((3, 8), "f4")}, "action: found float32 (3, 8), expected floats (T, 7): position "
-                                                       "(3 delta), turn (3 rotation), gripper (1 binary)"),
+        (moved(action=(2, 1, 0.06)), "episode 0: action: part 'position' of step 2 is [0, 0.06, 0]"),
+        (moved() | {"action": np.zeros((3, 8), "f4")}, "action: found float32 (3, 8), expected floats (T, 7)"),
         (moved() | {"expert": np.full((3, 4, 7), 0.1, "f4")}, "expert: part 'position' of step 0"),
     ],
 )  # fmt: skip
 def test_data_that_its_parts_exclude_are_refused(tmp_path, arrays, text):
     with EpisodeStore.create(tmp_path / "a.zarr", OTHER_ARM) as store:
-        assert text in error(store.append, arrays)
-        assert len(store) == 0
-
-
-@pytest.mark.parametrize(
-    ("parts", "text"),
-    [
-        ([{**ARM[0], "kind": "torque"}], "attribute action_parts: part 'position': kind is 'torque', expected one of delta"),
-        ("joints", "found 'joints', expected a list of parts"),
-    ],
-)  # fmt: skip
-def test_wrong_parts_are_refused(tmp_path, parts, text):
-    assert text in error(EpisodeStore.create, tmp_path / "a.zarr", {**OTHER_ARM, "action_parts": parts})
+        assert text in error(store.append, arrays) and len(store) == 0
+        store.append(moved(action=(1, 0, 0.05)))
+        assert store.attrs["action_parts"] == ARM and store["action"].shape == (3, 7)

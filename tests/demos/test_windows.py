@@ -51,29 +51,6 @@ def test_padding_at_both_ends(tmp_path):
     assert len(windows) == 5
 
 
-def test_pushed_steps_are_seen_but_not_imitated(tmp_path):
-    store = store_of(tmp_path / "d.zarr", [[0, 0, 1, 1, 0, 0]])
-    windows = make_windows(store, np.array([0]), context=3, chunk=3)
-    assert windows.context[:, -1].tolist() == [0, 1, 4, 5]  # no window starts at step 2 or 3
-    assert windows.context[2].tolist() == [2, 3, 4]  # the push stays in the context
-    assert chunks(windows) == [[0, 1, 1], [1, 1, 1], [4, 5, 5], [5, 5, 5]]
-    assert windows.action_pad.tolist() == [
-        [False, False, True], [False, True, True], [False, False, True], [False, True, True],
-    ]  # fmt: skip
-
-
-def test_only_the_given_episodes_in_their_order(tmp_path):
-    store = store_of(tmp_path / "d.zarr", [[0], [0, 0], [0, 0, 0]])
-    windows = make_windows(store, np.array([2, 0]), context=1, chunk=1)
-    assert windows.context.ravel().tolist() == [3, 4, 5, 0]
-    assert not windows.pad.any() and not windows.action_pad.any()
-
-
-def test_a_dataset_without_flags_has_no_pushes(tmp_path):
-    store = store_of(tmp_path / "d.zarr", [[1, 1]], flagged=False)
-    assert chunks(make_windows(store, np.array([0]), 1, 1)) == [[0], [1]]
-
-
 def test_where_an_expert_is_known_it_is_imitated_beyond_pushes_and_ends(tmp_path):
     """The chunk of step t begins with 10 t; no window starts at a pushed step, or where `imitate` says not to."""
 

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.cube_config import CubePickConfig
@@ -62,9 +61,8 @@ def test_every_step_stacks_what_single_steps_saw(world, k):
     chunk = ActionChunk(world, k, every_step=True)
     first, _ = chunk.reset(seed=2)
     assert first["count"] == 1 and first["proprio"].shape == (k, 8)
-    assert chunk.observation_space.contains(first)
     observation, *_ = chunk.step(actions)
-    assert observation["count"] == k and chunk.observation_space.contains(observation)
+    assert observation["count"] == k
     for i, one in enumerate(single):
         assert np.array_equal(observation["proprio"][i], one["proprio"])
         for name, frame in one["images"].items():
@@ -77,9 +75,8 @@ def test_only_the_last_step_is_drawn_unless_asked_for(world, monkeypatch):
     monkeypatch.setattr(world, "render_cameras", lambda: drawn.append(1) or draw())
     chunk = ActionChunk(world, 4)
     observation, _ = chunk.reset(seed=0)
-    assert chunk.observation_space.contains(observation) and len(drawn) == 1
+    assert len(drawn) == 1
     observation, *_ = chunk.step(some_actions(4))
-    assert chunk.observation_space.contains(observation)
     assert observation["images"]["hand"].shape == (1, 24, 24, 3) and observation["count"] == 1
     assert len(drawn) == 2
 
@@ -114,36 +111,3 @@ def test_nothing_is_simulated_after_the_last_step(world, monkeypatch):
     assert np.array_equal(world.get_state(), state)
     chunk.reset(seed=0)
     assert chunk.step(some_actions(2))[2:4] == (False, False)
-
-
-def _make():
-    return ActionChunk(CubePick(CONFIG), 3)
-
-
-def test_two_processes_and_a_reset_of_one(world):
-    actions = some_actions(6).reshape(2, 3, 8)
-
-    def alone(seed: int, count: int) -> dict:
-        chunk = ActionChunk(world, 3)
-        observation, _ = chunk.reset(seed=seed)
-        for part in actions[:count]:
-            observation, *_ = chunk.step(part)
-        return observation
-
-    def same(batch: dict, i: int, one: dict) -> bool:
-        pictures = all(np.array_equal(batch["images"][n][i], one["images"][n]) for n in one["images"])
-        return pictures and np.array_equal(batch["proprio"][i], one["proprio"])
-
-    worlds = AsyncVectorEnv([_make] * 2, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
-    try:
-        batch, infos = worlds.reset(seed=[10, 11])
-        assert same(batch, 0, alone(10, 0)) and same(batch, 1, alone(11, 0))
-        assert infos["cube_pose"].shape == (2, 7)
-        batch, *_ = worlds.step(np.stack([actions[0], actions[0]]))
-        assert same(batch, 0, alone(10, 1)) and same(batch, 1, alone(11, 1))
-        batch, _ = worlds.reset(seed=[None, 12], options={"reset_mask": np.array([False, True])})
-        assert same(batch, 0, alone(10, 1)) and same(batch, 1, alone(12, 0))
-        batch, *_ = worlds.step(np.stack([actions[1], actions[0]]))
-        assert same(batch, 0, alone(10, 2)) and same(batch, 1, alone(12, 1))
-    finally:
-        worlds.close(terminate=True)

@@ -8,11 +8,11 @@ from gymnasium.utils.env_checker import check_env
 
 import s2robot.envs  # noqa: F401 (registers the id)
 from s2robot.core.errors import UserError
+from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import _RESERVED, STAGES
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.parts import MAX_DELTA
 from s2robot.envs.robots import ROBOTS
 from s2robot.envs.world import TABLE_HEIGHT, look_at
 
@@ -85,13 +85,6 @@ def test_cameras_of_other_shapes_see_the_same_and_more_at_the_sides():
     wide.close(), plain.close()
 
 
-def test_it_ends_when_the_steps_are_used_up():
-    env = CubePick(max_steps=3, cameras=("left",), image_size=16)
-    env.reset(seed=0)
-    ends = [env.step(np.zeros(8))[2:4] for _ in range(3)]
-    assert ends == [(False, False), (False, False), (False, True)]
-
-
 # ---------------------------------------------------------------- seeds
 
 
@@ -126,15 +119,6 @@ def test_places_and_starts_fill_their_ranges(blind):
         assert np.abs(cubes[:, axis]).max() <= half + 1e-3
         assert cubes[:, axis].min() < -0.8 * half and cubes[:, axis].max() > 0.8 * half
     assert np.ptp(yaws) > np.pi
-
-
-def test_options_place_the_cube_and_leave_the_random_stream_alone(blind):
-    _, info = blind.reset(seed=5, options={"cube_xy": (0.1, -0.1), "cube_yaw": 0.3})
-    assert np.allclose(info["cube_pose"][:2], (0.1, -0.1), atol=1e-3)
-    assert 2 * np.arctan2(info["cube_pose"][6], info["cube_pose"][3]) == pytest.approx(0.3, abs=0.01)
-    start = blind.commanded
-    blind.reset(seed=5)
-    assert np.array_equal(start, blind.commanded)
 
 
 # ---------------------------------------------------------------- pictures
@@ -181,27 +165,6 @@ def test_points_are_projected_into_every_picture(env):
     assert np.isnan(env.project(2 * eye - target)["left"]).all()  # behind the camera
     assert env.project(target - [0, 0, 5])["left"][1] == 1  # below the picture
     assert env.project(target + [0, 0, 0.5])["right"][1] == 0  # above
-
-
-def test_hand_picture_is_seen_from_the_robot(env):
-    places = {"near": (0.0, 0.0), "away": (0.1, 0.0), "left": (0.05, 0.08), "right": (0.05, -0.08)}
-    seen = {}
-    for name, place in places.items():
-        observation, _ = env.reset(seed=0, options={"cube_xy": place})
-        seen[name] = red(observation["images"]["hand"]).mean(0)
-    assert seen["away"][1] < seen["near"][1] - 10  # further from the robot is higher in the picture
-    assert seen["left"][0] < seen["right"][0] - 10
-
-
-def test_pictures_are_upright_and_differ(env):
-    images = env.reset(seed=1)[0]["images"]
-    third = SIZE // 3
-    for name in ("left", "right"):  # the white table below, the grey room above
-        assert images[name][-third:].mean() > images[name][:third].mean() + 50
-    assert images["hand"][:third].mean() > images["hand"][-third:].mean() + 50  # the gripper below
-    assert not np.array_equal(images["left"], images["right"])
-    for image in images.values():
-        assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
 
 
 # ---------------------------------------------------------------- actions
@@ -273,16 +236,6 @@ def test_a_cube_in_the_air_without_the_gripper_is_no_success(blind):
     assert blind.cube_pose[2] > 0.15 and blind.stage == "approach" and not blind.is_success
 
 
-def test_stock_threshold_is_reached_earlier(blind):
-    full = picked(blind, seed=1)
-    low = CubePick(robot=blind.config.robot, success_height=0.04, success_hold=0.0)
-    low.render_cameras = dict
-    short = picked(low, seed=1)
-    assert low.is_success and len(short) < len(full)
-    assert np.array_equal(short, full[: len(short)])
-    assert low.cube_pose[2] - 0.02 == pytest.approx(0.055, abs=0.016)  # the first step beyond 4 cm
-
-
 # ---------------------------------------------------------------- states
 
 
@@ -310,14 +263,6 @@ def test_a_state_of_another_scene_is_refused():
     assert np.array_equal(before, panda.get_state())
 
 
-def test_describe_is_json_and_says_what_a_dataset_must_know(env):
-    about = env.describe()
-    assert about["robot"] == env.config.robot and len(about["joint_names"]) == 7
-    assert about["action_frame"] == "joint_delta_commanded" and about["rate_hz"] == 10
-    assert list(about["camera_geometry"]) == about["cameras"] == ["hand", "left", "right"]
-    assert about["env_config"]["box_x"] == [-0.12, 0.12]
-
-
 ABOVE, BELOW = (0.1, 0, 0.8), (0, 0, 0)
 
 
@@ -328,28 +273,14 @@ ABOVE, BELOW = (0.1, 0, 0.8), (0, 0, 0)
         ({"cameras": ("hand", "top")}, "env.cameras: expected some of hand, left, right, got 'top'"),
         ({"cameras": ("hand", "hand")}, "env.cameras: expected one or more different names"),
         ({"cube_sise": 0.05}, "env.cube_sise: unknown key, expected cube_size"),
-        ({"image_size": 0}, "env.image_size: "),
         ({"image_size": {"hand": 64}}, "env.image_size: found sizes of hand, expected one of 'left' too"),
         ({"image_size": {"hand": 64, "left": 64, "right": [64, 0]}}, r"env.image_size: found \[64, 0\]"),
-        ({"image_size": [64]}, "env.image_size: "),
-        ({"image_size": 64.5}, "env.image_size: "),
-        ({"max_steps": -1}, "env.max_steps: expected >= 1, got -1"),
-        ({"cube_size": 0.0}, "env.cube_size: expected > 0, got 0.0"),
         ({"cube_size": 0.5}, "env.cube_size: expected <= 0.08, got 0.5"),
         ({"start_noise": np.inf}, "env.start_noise: expected a finite number"),
         ({"rate_hz": 501}, "env.rate_hz: expected <= 500, got 501"),
-        ({"clutter": 9}, "env.clutter: expected <= 8, got 9"),
         ({"clutter": 1.5}, "env.clutter: expected an integer, got 1.5"),
-        ({"lighting": -1}, "env.lighting: expected >= 0, got -1"),
-        ({"camera_distance": 0}, "env.camera_distance: expected >= 0.3, got 0"),
-        ({"camera_shift": 2}, "env.camera_shift: expected <= 0.5, got 2"),
-        ({"box_x": 3}, "env.box_x: "),
         ({"box_y": (0.1, -0.1)}, r"env.box_y: .*got \[0.1, -0.1\]"),
-        ({"yaw": (-np.inf, np.inf)}, "env.yaw"),
         ({"side_cameras": {"top": (ABOVE, BELOW, 180)}}, r"env.side_cameras.top\[2\]: expected < 180"),
-        ({"side_cameras": {"top": (ABOVE, BELOW, 0)}}, r"env.side_cameras.top\[2\]: expected > 0"),
-        ({"side_cameras": {"top": (("a", 0, 0.8), BELOW, 45)}}, r"env.side_cameras.top\[0\]\[0\]: expected a number"),
-        ({"side_cameras": {"top": (ABOVE, (0, 0, np.inf), 45)}}, r"env.side_cameras.top\[1\]\[2\]: "),
         ({"side_cameras": {"top": (ABOVE, ABOVE, 45)}}, "env.side_cameras.top: "),
         ({"side_cameras": {"agentview": (ABOVE, BELOW, 45)}}, "env.side_cameras: .*'agentview'"),
     ],
@@ -369,11 +300,11 @@ def test_a_rehearsal_brings_the_judge_back(blind):
     blind.reset(seed=0, options={"cube_xy": (0.12, 0.16)})
     for _ in range(15):
         blind.step_physics([0] * 7 + [1])
-    assert blind.missed
+    assert blind.grasp_missed
     with blind.rehearsal():
         blind.step_physics(np.zeros(8))
-        assert not blind.missed
-    assert blind.missed
+        assert not blind.grasp_missed
+    assert blind.grasp_missed
 
 
 def test_a_control_step_is_robosuites_to_the_last_bit(env):

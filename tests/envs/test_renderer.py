@@ -236,16 +236,6 @@ def test_egl_comes_before_osmesa_and_the_users_choice_stays(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system brings OpenGL")
-@pytest.mark.parametrize("package", ["envs", "demos"])
-def test_importing_sets_it_before_mujoco_loads(package):
-    script = f"import {package}, os, sys; print(os.environ['MUJOCO_GL'], 'mujoco' in sys.modules)"
-    env = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
-    env["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() in (["egl", "False"], ["osmesa", "False"]), done.stderr
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system brings OpenGL")
 @pytest.mark.parametrize("asked", ["foo", "osmesa"])
 def test_a_wrong_choice_is_one_line_where_a_world_is_made_and_nowhere_before(tmp_path, asked):
     script = """
@@ -273,11 +263,3 @@ print(main(["record", "episodes=1", "workers=1"]), "mujoco" in sys.modules)
         and lines[0].startswith("MUJOCO_GL" if asked == "foo" else "no off")
     )
     assert last == "2 False" and done.stderr == f"s2robot record: error: {lines[0]}\n"
-
-
-def test_a_renderer_says_that_mujoco_was_told_to_do_without(env, monkeypatch):
-    monkeypatch.delattr(mujoco, "GLContext")  # as MUJOCO_GL=disable leaves it
-    with pytest.raises(
-        EnvError, match="^MUJOCO_GL: found disable, expected egl or osmesa where frames are drawn$"
-    ):
-        OffscreenRenderer(env.model, (8, 8))

@@ -10,17 +10,14 @@ from gymnasium.utils.env_checker import check_env
 
 from s2robot.core.errors import UserError
 from s2robot.envs.chunk import ActionChunk
-from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gym_config import GymSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
-from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import (
     make,
     make_cached,
     register_user_task,
     settings_class,
-    settings_class_or_base,
     settings_of,
 )
 
@@ -70,22 +67,10 @@ def test_a_process_keeps_the_last_few_worlds():
     assert make_cached(sizes[0], draw=False) is first and make_cached(sizes[1], draw=False) is not second
 
 
-def test_a_module_that_registers_its_own_is_imported(tmp_path, monkeypatch):
-    (tmp_path / "dials.py").write_text(
-        "import gymnasium\n"
-        "from gymnasium.envs.classic_control import PendulumEnv\n"
-        "gymnasium.register('Other-v0', PendulumEnv, max_episode_steps=9)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    assert GymSettings(id="dials:Other-v0", success="terminated").max_steps == 9
-    gymnasium.registry.pop("Other-v0")
-    sys.modules.pop("dials")
-
-
 def test_any_gymnasium_environment_is_a_task():
     env = make(DIAL)
     check_env(env, skip_render_check=True)
-    assert (env.settings.max_steps, env.task_spec.cameras) == (7, {"render": (16, 16), "eye": (16, 16)})
+    assert (env.settings.max_steps, env.camera_sizes) == (7, {"render": (16, 16), "eye": (16, 16)})
     assert env.action_parts == [
         {"name": "action", "size": 1, "kind": "absolute", "low": [-0.5], "high": [0.5]}
     ]
@@ -192,18 +177,14 @@ def stepped(env):
         (lambda: GymSettings(id="Dial-v0", success="reward>=1OO"), "task.success: expected reward>=<number>, got 'reward>=1OO'"),
         (lambda: make(RobosuiteSettings(controller="IK_POSE")), "task.controller: found 'IK_POSE', expected one of"),
         (lambda: GymSettings(id="Dail-v0", success="x"), "task.id: 'Dail-v0' is not installed"),
-        (lambda: GymSettings(id="nowhere:X-v0", success="x"), "nowhere is not installed"),
-        (lambda: GymSettings(id="no.where:X-v0", success="x"), "no.where is not installed"),
         (lambda: GymSettings(id=".nowhere:X-v0", success="x"), "found '.nowhere:X-v0', but .nowhere is not installed"),
         (lambda: make(GymSettings(id="Dial-v0", success="x", cameras=("wrist",))), "found 'wrist', expected some of render, eye"),
-        (lambda: make(GymSettings(id="Dial-v0", success="x", proprio=("arm",))), "task.proprio: found 'arm'"),
         (lambda: make(GymSettings(id="Dial-v0", success="x", kwargs={"end": 1})), "cannot be made here"),
         (lambda: make(GymSettings(id="CartPole-v1", success="x")), "expected continuous actions"),
         (lambda: stepped(make(GymSettings(id="Dial-v0", success="solved"))), "task.success: found 'solved'"),
-        (lambda: with_parts(make(DIAL), 2), r"task gym: action_parts: turn \(2 delta\) are 2 numbers together, expected 1"),
+        (lambda: with_parts(make(DIAL), 2), "task gym: action_parts: expected 1 numbers together, got 2"),
         (lambda: settings_class("robosuit"), "task: found 'robosuit', did you mean 'robosuite'"),
         (lambda: settings_class("juggling"), "task: found 'juggling', expected one of cube_pick, robosuite, "),
-        (lambda: register_user_task("mine", "nowhere:Mine"), "task.class: found 'nowhere:Mine', expected module:Class"),
         (lambda: register_user_task("mine", ".pusher:Pusher"), "task.class: found '.pusher:Pusher', expected module:Class"),
         (lambda: register_user_task("mine", "json:JSONDecoder"), "which is no subclass"),
         (lambda: register_user_task("gym", "json:JSONDecoder"), "task.name: found 'gym'"),
@@ -222,13 +203,3 @@ def test_a_dataset_names_no_code_to_run():
     with pytest.raises(EnvError, match="task: found 'mine'"):
         settings_of({"task": "mine", "target": "antigravity:Fly"})
     assert "antigravity" not in sys.modules
-
-
-def test_what_is_known_without_the_task():
-    assert (
-        settings_class_or_base(None) is CubePickConfig and settings_class_or_base("somebodys") is TaskSettings
-    )
-    assert TaskSettings.table({"layout": {"x": -0.25}, "progress": 0.5}) == {
-        "x": "-0.25",
-        "best progress": "0.5",
-    }

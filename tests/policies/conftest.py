@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from s2robot.policies import ChunkPolicy, PolicySpec
+from tests.policies.small import small_spec
 
 C, N, D, K = 2, 9, 5, 4
 POOLING = {"keypoints": 3, "values": 2, "queries": 2, "heads": 2, "width": 8}
@@ -25,11 +26,8 @@ def make_policy():
 
     def make(**keys):
         keys["pooling"] = {**POOLING, **keys.get("pooling", {})}
-        if keys.get("kind") == "transformer":
-            keys["network"] = {"width": 16, "blocks": 2, "heads": 2, **keys.get("network", {})}
-        policy = ChunkPolicy(
-            PolicySpec(**{"cameras": ("hand", "left"), "dim": D, "tokens": N, "chunk": K, **keys})
-        )
+        sizes = {"cameras": ("hand", "left"), "dim": D, "tokens": N, "chunk": K}
+        policy = ChunkPolicy(small_spec(**sizes | keys))
         rng = np.random.default_rng(0)
         spec = policy.spec
         actions = rng.normal(0, 0.05, (40, spec.action_dim))

@@ -40,19 +40,6 @@ def test_executes_k_of_k_in_order(make_policy):
     np.testing.assert_array_equal(actor.act(seen[0]), actions[0])
 
 
-def test_encodes_only_when_a_plan_is_due(make_policy):
-    calls = []
-
-    def encode(images):
-        calls.append(len(images))
-        return fake_encode(images)
-
-    actor = Actor(make_policy(execute=4), encode)
-    for i in range(8):
-        actor.act(observation(i))
-    assert calls == [2, 2]
-
-
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
 @pytest.mark.parametrize("context, ensemble", [(1, None), (3, None), (1, 0.1), (3, 0.1)])
 def test_batch_agrees_with_single(make_policy, kind, context, ensemble):
@@ -128,18 +115,6 @@ def test_ensemble_weights(make_policy):
         assert actions[step][7] == (soft[7] > 0.5)
 
 
-@pytest.mark.parametrize("key", ["proprio", "images"])
-def test_what_an_observation_lacks_is_one_line(make_policy, key):
-    actor = Actor(make_policy(), fake_encode)
-    actor.reset()
-    obs = observation(0)
-    del obs[key]
-    with pytest.raises(PolicyError, match=f"^observation: '{key}' is missing, found (images|proprio)$"):
-        actor.act(obs)
-    with pytest.raises(PolicyError, match="is missing, found nothing"):
-        actor.act({})
-
-
 def test_degrees_and_small_frames_are_warned_of_once(make_policy):
     actor = Actor(make_policy(execute=1), lambda images: np.zeros((len(images), 9, 5)), {"hand": (8, 8)})
     actor.reset()
@@ -159,30 +134,6 @@ def test_degrees_and_small_frames_are_warned_of_once(make_policy):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         actor.act(obs)
-
-
-def test_errors(make_policy):
-    policy = make_policy()
-    actor = Actor(policy, fake_encode)
-    actor.reset()
-    obs = observation(0)
-    del obs["images"]["left"]
-    with pytest.raises(PolicyError, match="camera 'left' is missing, found extra, hand"):
-        actor.act(obs)
-    obs = observation(0)
-    obs["proprio"][3] = np.nan
-    with pytest.raises(PolicyError, match="proprio holds NaN"):
-        actor.act(obs)
-    obs["proprio"] = np.zeros(7)
-    with pytest.raises(PolicyError, match=r"proprio: .*\(7,\)"):
-        actor.act(obs)
-    batch = BatchActor(policy, 2)
-    with pytest.raises(PolicyError, match=r"\[2\] do not lie in 0..1"):
-        batch.reset([2])
-    with pytest.raises(PolicyError, match=r"features have shape \(1, 1, 2, 9, 4\)"):
-        batch.plan([0], torch.zeros(1, 2, 9, 4), np.zeros((1, 8)))
-    with pytest.raises(PolicyError, match="planned action holds NaN"):
-        batch.plan([0], torch.full((1, 2, 9, 5), float("nan")), np.zeros((1, 8)))
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "flow", "gmm", "act"])

@@ -49,16 +49,3 @@ def test_members_have_the_gradients_of_each_alone(make_policy, make_batch, alone
         single.loss(batch)[0].backward()
         for name, value in single.named_parameters():
             torch.testing.assert_close(2 * found[name][member], value.grad, atol=1e-5, rtol=1e-4)
-
-
-def test_history_of_states_can_be_shut_off(make_policy, make_batch):
-    for history in (True, False):
-        policy = make_policy(
-            kind="transformer",
-            context=3,
-            network={"causal": True, "proprio_history": history, "action_history": False},
-        )
-        batch = make_batch(policy)
-        first = policy.plan(batch["features"], batch["proprio"])
-        batch["proprio"][:, 0] += 3
-        assert torch.equal(policy.plan(batch["features"], batch["proprio"]), first) is (not history)

@@ -67,7 +67,7 @@ def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):
 def test_saving_refuses(tmp_path, make_policy):
     policy = make_policy()
     for key in ("encoder", "robot", "rate_hz"):
-        with pytest.raises(PolicyError, match=f"contract: key '{key}' is missing"):
+        with pytest.raises(PolicyError, match=f"^contract: {key}: "):
             save_checkpoint(tmp_path / "p", policy, {k: v for k, v in CONTRACT.items() if k != key})
     with pytest.raises(PolicyError, match=r"encoder\.fingerprint"):
         save_checkpoint(tmp_path / "p", policy, CONTRACT | {"encoder": {"name": "tiny"}})
@@ -114,34 +114,28 @@ def test_loading_refuses(tmp_path, make_policy):
     os.truncate(record, record.stat().st_size // 2)
     refuse("policy.json: not valid JSON")
     edit(schema=99)
-    refuse("schema is 99, this version reads 1 and 2")
+    refuse("schema: expected 2, got 99")
     edit(spec=None)
-    refuse("key 'spec' is missing")
+    refuse("policy.json: spec: ")
     edit(contract={k: v for k, v in CONTRACT.items() if k != "robot"})
-    refuse("contract: key 'robot' is missing")
-    for key, wrong in (
-        ("rate_hz", "ten"),
-        ("cameras", 3),
-        ("joint_names", None),
-        ("robot", 7),
-        ("dataset", []),
-    ):
+    refuse("contract: robot: expected a value")
+    for key, wrong in (("rate_hz", "ten"), ("cameras", 3), ("robot", 7), ("dataset", [])):
         edit(contract=CONTRACT | {key: wrong})
-        refuse(f"contract: {key} is .*, of another type than it has to be")
+        refuse(f"contract: {key}: ")
     edit(contract=CONTRACT | {"encoder": {"fingerprint": None}})
-    refuse("contract: key 'encoder.fingerprint' is missing")
+    refuse("contract: encoder.fingerprint: ")
     edit(contract=CONTRACT | {"action_parts": 7})
-    refuse("action_parts: found 7, expected a list of parts")
+    refuse("action_parts: expected a list of parts, got 7")
     edit(contract=CONTRACT | {"cameras": CONTRACT["cameras"][::-1]})
     refuse("contract: cameras are .*, the policy's are")
     edit(tensors_sha256=7)
-    refuse("key 'tensors_sha256' is missing")
+    refuse("policy.json: tensors_sha256: ")
     edit(spec=make_policy(chunk=2).spec.to_dict())
     refuse(r"tensor '.*' has shape \((32|4),.*\), expected \((16|2),.*\)")
     edit(spec=make_policy(kind="transformer").spec.to_dict())
     refuse("tensor '.*' is missing")
     edit(spec=make_policy().spec.to_dict() | {"chunks": 3})
-    refuse("unknown key 'chunks'")
+    refuse(r"policy.json: spec.chunks: unknown key")
 
 
 def test_tensors_of_another_format(tmp_path, make_policy):

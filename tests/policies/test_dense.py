@@ -25,14 +25,3 @@ def test_members_side_by_side_have_the_same_values(members, rows, sizes):
     ours, torchs = (outcome(kind, members, rows, sizes, True) for kind in (Dense, nn.Linear))
     torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-4)
     assert ours[2].is_contiguous()
-
-
-def test_alone_and_acting_it_is_torchs():
-    for training in (True, False):
-        torch.manual_seed(0)
-        ours, torchs = Dense(5, 3).train(training), nn.Linear(5, 3)
-        torchs.load_state_dict(ours.state_dict())
-        x = torch.randn(4, 5)
-        assert torch.equal(ours(x), torchs(x)) and torch.equal(ours(x[0]), torchs(x[0]))
-    ours, torchs = (outcome(kind, 2, 4, (6, 5), False) for kind in (Dense, nn.Linear))
-    assert all(torch.equal(a, b) for a, b in zip(ours, torchs, strict=True))

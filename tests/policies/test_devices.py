@@ -38,7 +38,7 @@ def batch(policy: ChunkPolicy, every: bool, device: torch.device) -> dict[str, t
         "pad": torch.zeros(b, t, dtype=torch.bool),
         "actions": torch.zeros(*asked, spec.action_dim),
         "action_pad": torch.zeros(asked, dtype=torch.bool),
-        "kept": torch.ones(asked[1:]),
+        "target_counts": torch.ones(asked[1:]),
     }
     return {name: value.to(device) for name, value in made.items()}
 
@@ -46,7 +46,7 @@ def batch(policy: ChunkPolicy, every: bool, device: torch.device) -> dict[str, t
 @pytest.mark.parametrize("kind, members", [("mlp", 2), ("transformer", 1)])
 @pytest.mark.parametrize("head", HEADS)
 def test_a_step_and_a_plan_stay_on_the_device(head, kind, members):
-    spec = make_spec(kind, head={"kind": head}, members=members, proprio_noise=0.1, proprio_dropout=0.1)
+    spec = make_spec(kind, head={"kind": head}, members=members, proprio_noise=0.1)
     with FakeTensorMode(allow_non_fake_inputs=False):
         device = torch.device("meta")
         policy = on(ChunkPolicy(spec), device)

@@ -1,4 +1,3 @@
-import json
 import math
 
 import numpy as np
@@ -26,28 +25,6 @@ def test_shapes(make_policy, make_batch, kind, context, network, action_target):
     actions = policy.plan(batch["features"], batch["proprio"], batch["past_actions"], batch["pad"])
     assert actions.shape == (3, 4, 8)
     assert set(actions[..., -1].unique().tolist()) <= {0.0, 1.0}
-
-
-@pytest.mark.parametrize("network", [{"readout": "queries"}, {"dropout": 0.1, "mlp_ratio": 1.5}])
-def test_transformer_settings(make_policy, make_batch, network):
-    policy = make_policy(kind="transformer", context=2, network=network)
-    assert policy.loss(make_batch(policy))[0].isfinite()
-
-
-def test_mlp_settings(make_policy, make_batch):
-    network = {"hidden": [32, 32], "activation": "gelu", "layer_norm": True, "dropout": 0.1}
-    policy = make_policy(
-        network=network, gripper_loss="huber", joint_loss="mse", tokens=1, pooling={"kind": "mean"}
-    )
-    assert policy.loss(make_batch(policy))[0].isfinite()
-
-
-def test_table_10_size():
-    spec = PolicySpec(("hand", "left", "right"), 768, 1, "transformer", {}, {"kind": "mean"}, 16, 16, 16)
-    parameters = sum(p.numel() for p in ChunkPolicy(spec).parameters())
-    assert (
-        1.0e6 < parameters < 2.0e6
-    )  # "about 1 M" in 4 blocks of width 192, and the projections of 3 cameras
 
 
 @pytest.mark.parametrize(
@@ -93,7 +70,6 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
         joint_loss=joint_loss,
         gripper_loss=gripper_loss,
         gripper_weight=0.3,
-        loss_discount=0.5,
     )
     batch = make_batch(policy)
     lengths = [4, 2, 1]
@@ -114,14 +90,14 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
                 if joint_loss == "mse"
                 else torch.where(error.abs() < 1, error**2 / 2, error.abs() - 0.5)
             )
-            joint += 0.5**step * each.mean()
+            joint += each.mean()
             p, wanted = out[row, step, 7], action[7]
             if gripper_loss == "bce":
-                gripper += 0.5**step * -torch.log(torch.sigmoid(p if wanted else -p))
+                gripper += -torch.log(torch.sigmoid(p if wanted else -p))
             else:
                 e = (p - wanted).abs()
-                gripper += 0.5**step * (e**2 / 2 if e < 1 else e - 0.5)
-            weights += 0.5**step
+                gripper += e**2 / 2 if e < 1 else e - 0.5
+            weights += 1
     loss, scalars = policy.loss(batch)
     torch.testing.assert_close(scalars["joint_loss"], joint.detach() / weights)
     torch.testing.assert_close(scalars["gripper_loss"], gripper.detach() / weights)
@@ -130,40 +106,8 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
     assert torch.equal(policy.loss(batch)[0], loss)
 
 
-@pytest.mark.parametrize("target", ["delta", "cumulative"])
-def test_target_and_action_are_inverse(make_policy, make_batch, target):
-    policy = make_policy(action_target=target, gripper_loss="huber")
-    actions = make_batch(policy)["actions"]
-    back = policy._to_actions(policy.normaliser.target(policy._to_target(actions)))
-    torch.testing.assert_close(back, actions, atol=1e-6, rtol=1e-5)
-
-
-def test_joint_error_is_in_rad(make_policy, make_batch):
-    policy = make_policy()
-    batch = make_batch(policy)
-    planned = policy.plan(batch["features"], batch["proprio"])
-    _, scalars = policy.loss(batch)
-    torch.testing.assert_close(scalars["joint_error"], (planned - batch["actions"])[..., :7].abs().mean())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("target", ["delta", "cumulative"])
-def test_overfits_a_batch(make_policy, make_batch, kind, target):
-    policy = make_policy(kind=kind, action_target=target, context=2).train()
-    batch = make_batch(policy, b=6)
-    optimiser = torch.optim.AdamW(policy.parameters(), 3e-3)
-    for _ in range(150):
-        loss, _ = policy(batch)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    planned = policy.eval().plan(batch["features"], batch["proprio"], batch["past_actions"], batch["pad"])
-    assert (planned - batch["actions"])[..., :7].abs().mean() < 0.01
-    assert torch.equal(planned[..., 7], batch["actions"][..., 7])
-
-
 def test_soft_gripper_and_training_noise(make_policy, make_batch):
-    policy = make_policy(binary_gripper=False, proprio_noise=0.1, proprio_dropout=0.5)
+    policy = make_policy(binary_gripper=False, proprio_noise=0.1)
     batch = make_batch(policy)
     assert (
         (gripper := policy.plan(batch["features"], batch["proprio"])[..., -1]) % 1 > 0
@@ -184,91 +128,52 @@ def test_zero_features_is_blind(make_policy, make_batch):
         assert same is zero
 
 
-def test_spec_round_trip(make_policy):
-    spec = make_policy(kind="transformer", ensemble=0.1, context=2).spec
-    assert PolicySpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-
-
 @pytest.mark.parametrize(
-    "wrong, words",
+    "key, wrong",
     [
-        ({"kind": "diffusion"}, "kind is 'diffusion'"),
-        ({"chunks": 3}, "unknown key 'chunks', did you mean 'chunk'"),
-        ({"execute": 9}, "execute 9 is more than policy.chunk 8"),
-        ({"cameras": []}, "cameras"),
-        ({"dim": "big"}, "policy.dim: found 'big', expected int"),
-        ({"dim": True}, "found True, expected int"),
-        ({"action_target": "absolute"}, "action_target"),
-        ({"context": 0}, "context is 0, expected 1 or more"),
+        ("policy.kind", {"kind": "diffusion"}),
+        ("policy.chunks", {"chunks": 3}),
+        ("policy.execute", {"execute": 9}),
+        ("policy.cameras", {"cameras": []}),
+        ("policy.cameras", {"cameras": ["hand", "hand"]}),
+        ("policy.dim", {"dim": True}),
+        ("policy.context", {"context": 0}),
+        ("policy.context", {"from_last": True}),
+        ("policy.network.widht", {"network": {"widht": 2}, "kind": "transformer"}),
+        ("policy.network.width", {"network": {"width": 30, "heads": 4}, "kind": "transformer"}),
+        (r"policy.network.hidden\[1\]", {"network": {"hidden": [3, "x"]}}),
+        ("policy.pooling.kind", {"pooling": {"kind": "max"}}),
+        ("policy.pooling.width", {"pooling": {"heads": 3}}),
+        ("6 tokens do not form a square", {"tokens": 6}),
+        ("policy.head.kind", {"head": {"kind": "difusion"}}),
+        ("policy.head.kind", {"head": {"kind": [1]}}),
+        ("policy.head.steps", {"head": {"kind": "diffusion", "steps": 1}}),
+        ("policy.head.steps", {"head": {"kind": "diffusion", "steps": 101}}),
+        ("policy.head.clip", {"head": {"kind": "diffusion", "clip": math.nan}}),
+        ("policy.ensemble", {"ensemble": math.nan}),
+        ("policy.ensemble", {"ensemble": -1000.0}),
+        ("policy.normalise_parts", {"normalise_parts": {"elbow": "minmax"}}),
+        ("policy.normalise_parts.joints", {"normalise_parts": {"joints": "decile"}}),
+        ("policy.grids", {"grids": [[3, 3], [3, 3]]}),
+        ("policy.grids", {"grids": [[2, 3]]}),
         (
-            {"network": {"widht": 2}, "kind": "transformer"},
-            "policy.network: unknown key 'widht', did you mean 'width'",
+            "policy.pooling.shared",
+            {"pooling": {"shared": True}, "cameras": ["a", "b"], "grids": [[3, 3], [2, 3]]},
         ),
-        ({"network": {"width": 30, "heads": 4}, "kind": "transformer"}, "30 is not a multiple"),
-        ({"network": {"hidden": [3, "x"]}}, r"policy.network.hidden\[1\]: found 'x', expected int"),
-        ({"network": {"activation": "tanh"}}, "activation is 'tanh'"),
-        ({"pooling": {"kind": "max"}}, "pooling.kind"),
-        ({"tokens": 6}, "6 tokens do not form a square"),
-        ({"pooling": {"keypoints": -1}}, "policy.pooling.keypoints: found -1, expected 1 or more"),
-        ({"pooling": {"kind": "attention", "heads": 0}}, "policy.pooling.heads: found 0, expected 1"),
-        ({"network": {"dropout": 1.5}}, "policy.network.dropout: found 1.5, expected a value from 0 to 0.99"),
-        ({"network": {"image_dim": 0}}, "policy.network.image_dim: found 0, expected 1 or more"),
-        ({"network": {"heads": 0}, "kind": "transformer"}, "policy.network.heads: found 0, expected 1"),
-        ({"network": {"mlp_ratio": -1}, "kind": "transformer"}, "policy.network.mlp_ratio: found -1"),
-        ({"head": {"kind": "act", "dropout": 2}}, "policy.head.dropout: found 2.0, expected a value from 0"),
-        ({"head": {"kind": "gmm", "spread": math.nan}}, "policy.head.spread: found nan, expected 0 or more"),
-        ({"huber_delta": math.nan}, "huber_delta is nan, expected a value above 0"),
-        ({"ensemble": math.nan}, "policy.ensemble: found nan, expected a number"),
-        ({"gripper_weight": -1}, "policy.gripper_weight: found -1.0, expected 0 or more"),
-        ({"ensemble": -1000.0}, "policy.ensemble is -1000.0, expected -10 or more with 8 actions a plan"),
-        (
-            {"loss_discount": 1e30},
-            r"policy.loss_discount is 1e\+30, expected a value whose 7th power is finite",
-        ),
-        (
-            {"head": {"kind": "diffusion", "clip": math.nan}},
-            "policy.head.clip is nan, expected null or a value above 0",
-        ),
-        ({"head": {"kind": [1]}}, r"policy.head.kind is '\[1\]', expected one of regression"),
     ],
 )
-def test_wrong_settings(wrong, words):
-    with pytest.raises(PolicyError, match=words):
+def test_wrong_settings(key, wrong):
+    with pytest.raises(PolicyError, match=f"^{key}"):
         ChunkPolicy(PolicySpec.from_dict({"cameras": ["hand"], "dim": 5, "tokens": 9, **wrong}))
-
-
-@pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_maps_of_two_shapes(make_policy, make_batch, kind):
-    """Nothing depends on what fills up the smaller camera's tokens; the spec comes back from JSON."""
-    policy = make_policy(kind=kind, grids=[[3, 3], [2, 3]])
-    assert policy.spec.counts == [9, 6]
-    assert (
-        PolicySpec.from_dict(json.loads(json.dumps(policy.spec.to_dict()))).to_dict() == policy.spec.to_dict()
-    )
-    batch = make_batch(policy)
-    loss, _ = policy.loss(batch)
-    batch["features"][:, :, 1, 6:] = torch.nan
-    assert torch.equal(policy.loss(batch)[0], loss)
-
-
-@pytest.mark.parametrize("grids", [[[3, 3]], [[3, 3], [4, 3]], [[3, 3], [9]], [[2, 3], [2, 3]]])
-def test_grids_that_do_not_fit(grids):
-    with pytest.raises(PolicyError, match="policy.grids is .*2 cameras, the largest of 9 tokens"):
-        PolicySpec.from_dict({"cameras": ["hand", "left"], "dim": 5, "tokens": 9, "grids": grids})
-
-
-def test_missing_setting():
-    with pytest.raises(PolicyError, match="policy: key 'dim' is missing"):
-        PolicySpec.from_dict({"cameras": ["hand"], "tokens": 9})
 
 
 def test_wrong_batches(make_policy, make_batch):
     policy = make_policy(context=2, network={"action_history": True})
     for key, words in [
-        ("features", r"\(3, 2, 2, 9, 4\)"),
-        ("proprio", r"\(3, 2, 7\), expected \(3, 2, 8\)"),
-        ("past_actions", r"\(3, 2, 7\), expected"),
-        ("actions", r"\(3, 4, 7\), expected \(B, 4, 8\)"),
+        ("features", r"features: .*\(3, 2, 2, 9, 4\)"),
+        ("proprio", r"proprio: .*\(3, 2, 7\)"),
+        ("past_actions", r"past_actions: .*\(3, 2, 7\)"),
+        ("actions", r"actions: .*\(3, 4, 7\)"),
     ]:
         batch = make_batch(policy)
         batch[key] = batch[key][..., :-1]
@@ -285,14 +190,13 @@ def test_wrong_batches(make_policy, make_batch):
         policy.loss(batch)
 
 
-def test_channel_norm_needs_moments(make_policy):
+def test_moments_of_the_features_are_needed(make_policy):
     policy = make_policy()
     table, chunks = np.zeros((4, 8)), np.zeros((4, 4, 8))
-    with pytest.raises(PolicyError, match="needs feature_moments"):
+    with pytest.raises(PolicyError, match="feature_moments: "):
         policy.fit_normaliser(table, table, chunks)
-    with pytest.raises(PolicyError, match=r"shape \(1, 5\), expected \(2, 5\)"):
+    with pytest.raises(PolicyError, match=r"feature_moments: .*\(1, 5\)"):
         policy.fit_normaliser(table, table, chunks, None, (np.ones((1, 5)), np.ones((1, 5))))
-    make_policy(pooling={"norm": "layer"}).fit_normaliser(table, table, chunks)
 
 
 @pytest.mark.parametrize(

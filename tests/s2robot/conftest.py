@@ -17,9 +17,10 @@ from s2robot import cli
 from s2robot.common.paths import configs_dir
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.real.emulator.side import SideChannel
-from s2robot.policies import ChunkPolicy, PolicySpec, save_checkpoint
+from s2robot.policies import ChunkPolicy, save_checkpoint
 from tests import forks
 from tests.inline import do_inline
+from tests.policies.small import small_spec
 from tests.s2robot.pictures import write_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +66,7 @@ def untrained():
             "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
         }  # fmt: skip
         torch.manual_seed(0)
-        policy = ChunkPolicy(PolicySpec.from_dict(values | changes))
+        policy = ChunkPolicy(small_spec(**values | changes))
         rng = np.random.default_rng(0)
         actions = np.append(rng.normal(0, deltas, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
         moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))

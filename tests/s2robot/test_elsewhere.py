@@ -64,7 +64,7 @@ def test_a_tenth_is_held_out_and_times_are_steps_of_the_demos(demos, tiny_encode
         f"hydra.run.dir={tmp_path / 'v'}",
         f"features.cache={tmp_path / 'cache'}",
     ]
-    assert main(["validate", *asked]) == 0
+    assert main(["evaluate", "evaluate=recorded", *asked]) == 0
     capsys.readouterr()
     for wrong, key in (
         (["train.epochs=2", "train.steps=5"], "train.epochs"),

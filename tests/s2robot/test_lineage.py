@@ -75,12 +75,15 @@ def child(home, demos, train, parent):
     return train("child", f"demos.path={demos.path}", f"train.from={parent}", split(home, [3, 4], [5]))
 
 
+RECORDED = ("evaluate", "evaluate=recorded")
+
+
 def validated(home, checkpoint, *words) -> dict:
     out = home / "validated"
     shutil.rmtree(out, ignore_errors=True)
-    args = ["validate", f"checkpoint={checkpoint}", "validate.pages=0", *words, f"hydra.run.dir={out}"]
+    args = [*RECORDED, f"checkpoint={checkpoint}", "evaluate.plots=0", *words, f"hydra.run.dir={out}"]
     assert cli.main(list(map(str, args))) == 0
-    return json.loads((out / "validation.json").read_text())
+    return json.loads((out / "open_loop.json").read_text())
 
 
 def test_episodes_of_an_ancestor_are_not_validated(home, demos, parent, child, capsys):
@@ -88,7 +91,7 @@ def test_episodes_of_an_ancestor_are_not_validated(home, demos, parent, child, c
     assert validated(home, child)["episodes"] == [5]
     capsys.readouterr()
     for seen in (0, 3):
-        assert cli.main(["validate", f"checkpoint={child}", f"demos.path={demos.path}", f"demos.episodes=[{seen}]"]) == 2  # fmt: skip
+        assert cli.main([*RECORDED, f"checkpoint={child}", f"demos.path={demos.path}", f"demos.episodes=[{seen}]"]) == 2  # fmt: skip
         assert f"(5), got {seen}" in capsys.readouterr().err
 
 

@@ -43,17 +43,17 @@ def test_a_damaged_contract_is_named_by_its_key(slow_policy, tmp_path, key, valu
         node = node[part]
     node[key.split(".")[-1]] = value
     (folder / "policy.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=f"^{folder}: key '{key}': found .*, expected what"):
+    with pytest.raises(UserError, match=f"^{folder}: {key}: expected "):
         load_networks(folder, torch.device("cpu"))
 
 
 def test_a_device_that_is_not_there_is_a_line():
     assert device_of("cpu") == torch.device("cpu")
     assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(UserError, match="device: found 'gpu', expected auto, cpu, cuda"):
+    with pytest.raises(UserError, match="device: expected auto, cpu, cuda"):
         device_of("gpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    with pytest.raises(UserError, match=f"device: found cuda:99, torch .* finds {count} GPUs here"):
+    with pytest.raises(UserError, match=f"device: expected .* finds {count} GPUs here, got cuda:99"):
         device_of("cuda:99")
 
 

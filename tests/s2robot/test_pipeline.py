@@ -19,10 +19,9 @@ from s2robot.demos.errors import DatasetError
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
-from s2robot.features import FeaturesSettings
-from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint
 from tests import forks
+from tests.s2robot.core.test_trace import spans_of
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = [  # small enough to be trained in a second
@@ -107,24 +106,14 @@ def test_run_ends_with_a_report_and_a_figure(finished, recorded):
 
 
 def test_a_profile_holds_what_all_processes_did(finished):
-    spans = [
-        row for row in json.loads((finished[1] / "trace.json").read_text())["traceEvents"] if row["ph"] == "X"
-    ]
+    spans = spans_of(finished[1] / "trace.json")
     by_name = {name: [row for row in spans if row["name"] == name] for name in {row["name"] for row in spans}}
     (train,) = by_name["train"]
-    assert len(by_name["step"]) == 2 and {row["pid"] for row in by_name["step"]} == {train["pid"]}
-    for step in by_name["step"]:
-        assert train["ts"] <= step["ts"] and step["ts"] + step["dur"] <= train["ts"] + train["dur"]
+    assert [row["pid"] for row in by_name["step"]] == [train["pid"]] * 2
     assert len(by_name["draw"]) == len(by_name["encode"]) - 1  # a step of the run is called so, too
     assert train["pid"] not in {row["pid"] for row in by_name["draw"]}
-    (evaluate,) = by_name["evaluate"]
-    for part in by_name["episode"] + by_name["plan"]:
-        assert (
-            evaluate["ts"] <= part["ts"] and part["ts"] + part["dur"] <= evaluate["ts"] + evaluate["dur"] + 1
-        )
     records = [json.loads(line) for line in (finished[1] / "episodes.jsonl").read_text().splitlines()]
     assert sorted(row["args"]["episode"] for row in by_name["episode"]) == [r["episode"] for r in records]
-    assert len(by_name["plan"]) >= len(records)
 
 
 def test_evaluate_gives_the_same_records_again(finished, here, tmp_path):
@@ -166,16 +155,6 @@ def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_p
     ]  # fmt: skip
 
 
-def test_an_encoder_file_that_was_moved_is_asked_for(finished, tiny_encoder, tmp_path):
-    moved = tmp_path / "moved"
-    shutil.copytree(finished[1] / "checkpoint", moved)
-    record = moved / "policy.json"
-    record.write_text(record.read_text().replace(str(tiny_encoder), "/gone/tiny.safetensors"))
-    with pytest.raises(UserError, match="/gone/tiny.safetensors: no such file, .* encoder.checkpoint=<file>"):
-        load_policy(moved, "cpu")
-    load_policy(moved, "cpu", weights=tiny_encoder)
-
-
 # ---------------------------------------------------------------- bad input
 
 
@@ -209,9 +188,7 @@ def test_bad_datasets_are_one_line(here, recorded, tiny_encoder, tmp_path):
 def test_bad_encoders_and_checkpoints_are_one_line(here, recorded, tmp_path):
     demos = f"demos.path={recorded}"
     line = refused(here("encode", demos, "encoder.name=mvp-tine"), "encode")
-    assert (
-        "encoder.name: found 'mvp-tine', expected one of mvp-tiny, " in line and "nearest: mvp-tiny" in line
-    )
+    assert "encoder.name: expected one of mvp-tiny, " in line and "nearest: mvp-tiny" in line
     line = refused(here("evaluate", f"checkpoint={tmp_path / 'none'}"), "evaluate")
     assert f"checkpoint {tmp_path / 'none'}: no such folder" in line
 
@@ -262,12 +239,9 @@ def test_actions_that_are_not_finite_never_get_into_a_dataset(recorded, tmp_path
 
 
 def test_replay_and_inspect(here, recorded, tmp_path):
-    result = here("replay", f"demos.path={recorded}", f"hydra.run.dir={tmp_path / 'replay'}")
+    result = here("inspect", "replay=true", f"data={recorded}", f"hydra.run.dir={tmp_path / 'replay'}")
     assert result.returncode == 0, result.stderr
-    assert (
-        "3 of 3 episodes succeed again; proprioception differs from the recorded by at most 0\n"
-        in result.stdout
-    )
+    assert "3 of 3 episodes succeed again; proprioception differs by at most 0\n" in result.stdout
     result = here(
         "inspect", f"data={recorded}", f"hydra.run.dir={tmp_path / 'inspect'}", "videos.draw=32", "demos.episodes=2",
         "workers=1",
@@ -322,20 +296,3 @@ def test_a_policy_is_tried_while_it_is_trained(here, recorded, tiny_encoder, tmp
     child = [f"train.from={out / 'checkpoint'}", "train.rollouts.seed=31000"]
     line = refused(here("run", *words, *child, "evaluate.seed=30000"), "run")
     assert "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints" in line
-
-
-@pytest.mark.parametrize(
-    ("cores", "given", "shares"),
-    [
-        (1, {}, (1, 1)),
-        (2, {}, (2, 1)),  # what has drawn encodes: neither waits for the other
-        (16, {}, (16, 1)),
-        (2, {"workers": 1}, (1, 1)),
-        (8, {"threads": 3}, (2, 3)),
-        (1, {"threads": 3}, (1, 3)),
-        (8, {"workers": 3}, (3, 1)),
-    ],
-)
-def test_no_core_waits_while_frames_are_drawn_and_encoded(cores, given, shares, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    assert FeaturesSettings(**given).shares() == shares

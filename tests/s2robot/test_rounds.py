@@ -93,7 +93,7 @@ def test_rounds_of_correcting_and_training_end_with_a_report(config, demos, tmp_
     names = [stage["stage"] for stage in json.loads((out / "stages.json").read_text())]
     assert names == ["start", "encode", "train", "encode", "train", "evaluate"]
     with pytest.raises(
-        UserError, match="recording.seed: found 300000, expected 200000, with which the rounds in "
+        UserError, match="rounds.settings.json: recording.seed: expected 200000 .*, got 300000"
     ):
         rounds.dagger(config("dagger", "recording.rounds=2", "recording.seed=300000"))
     with pytest.raises(
@@ -120,9 +120,7 @@ def test_positions_of_the_demos_are_not_reported(config, tmp_path):
 
 
 def test_a_wrong_word_is_told_before_anything_is_trained_or_kept(config, tmp_path):
-    with pytest.raises(
-        UserError, match="recording.imitate_visited: found 'opne', expected one of none, open"
-    ):
+    with pytest.raises(UserError, match="^recording.imitate_visited: expected .*, got 'opne'"):
         rounds.dagger(config("dagger", "recording.imitate_visited=opne"))
     assert not any(path.name != ".hydra" for path in (tmp_path / "out").glob("*"))
 
@@ -130,6 +128,6 @@ def test_a_wrong_word_is_told_before_anything_is_trained_or_kept(config, tmp_pat
 def test_record_asks_for_a_checkpoint(config, tmp_path):
     with pytest.raises(UserError, match="checkpoint: found none, expected the folder of a trained policy"):
         verbs.record(config("record", "recording=dagger"))
-    with pytest.raises(UserError, match="recording.takeover.patience: found 0, expected 1 or more"):
+    with pytest.raises(UserError, match="^recording.takeover.patience: expected >= 1, got 0"):
         verbs.record(config("record", "recording=dagger", "takeover.patience=0"))
     assert not (tmp_path / "out").exists()

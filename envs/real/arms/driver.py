@@ -1,103 +1,81 @@
-"""What the bridge asks of an arm. SI units here: rad, m, s, N m; other units live inside a driver.
+"""The interface of an arm, and what drivers share. SI units here: rad, m, s, N m; other units stay inside a driver.
 
 All positions are in the frame of the arm's base: x forward, y to its left, z up.
 """
 
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.envs.errors import EnvError
 
+T = TypeVar("T")
 Array = NDArray[np.float64]
-Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]  # (low, high) of x, y, z
 
 OK = 0  # CommandResult.code of a command that the arm took
 LATE_S = 0.005  # s that an answer may take while the command counts as heard when it was sent
 REFUSED = -1000  # CommandResult.code of a command that the driver itself did not send
 
 
-@dataclass(frozen=True)
-class ArmLimits:
-    """What the stream of commanded joints never leaves."""
-
-    q_min: tuple[float, ...]  # (7,) rad, of the arm itself; `margin` is kept from them
-    q_max: tuple[float, ...]  # (7,) rad
-    dq_max: tuple[float, ...]  # (7,) rad/s
-    ddq_max: tuple[float, ...]  # (7,) rad/s²
-    box: Box  # m, where TCP, fingers and knuckles may be
-    table_z: float  # m, the table's top
-    margin: float = 0.05  # rad, kept from q_min and q_max
-    # m from the table to the lowest that a finger tip gets at any opening; below zero, a command may press closing
-    # fingers this far into the table: tips reach 12 mm lower while they close
-    table_clearance: float = -0.001
-    point_speed: float = 1.0  # m/s of TCP, fingers, wrist, elbow; xArm's own error 60 comes at about 1 m/s
-    step_max: float = 0.1  # rad, a target further than this from the last command is a jump, and stops
-    lag_max: float = 0.15  # rad between commanded and measured joints: more means blocked or not following
-    point_lag_max: float = 0.05  # m between a point at the commanded and at the measured joints: likewise
-    rate_hz: float = 100.0  # commands a second
-    arm_box: Box | None = None  # m, where wrist, forearm and elbow may be; None: anywhere above the table
-
-    def __post_init__(self) -> None:
-        for name in ("q_min", "q_max", "dq_max", "ddq_max"):
-            values = getattr(self, name)
-            if len(values) != 7 or not np.isfinite(values).all():
-                raise EnvError(f"limits.{name}: found {values}, expected 7 finite numbers")
-        for name in ("dq_max", "ddq_max"):
-            if min(getattr(self, name)) <= 0:
-                raise EnvError(f"limits.{name}: found {getattr(self, name)}, expected values above 0")
-        for name in ("point_speed", "step_max", "lag_max", "point_lag_max", "rate_hz"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise EnvError(f"limits.{name}: found {getattr(self, name)}, expected a value above 0")
-        if not self.margin >= 0 or (np.subtract(self.q_max, self.q_min) <= 2 * self.margin).any():
-            raise EnvError(
-                f"limits.margin: found {self.margin}, expected 0 or more, and room between q_min and q_max"
-            )
-        if self.step_max < (least := max(self.dq_max) / self.rate_hz):
-            raise EnvError(
-                f"limits.step_max: found {self.step_max}, expected at least what dq_max allows in a period, {least:.3g}"
-            )
-        for name, box in (("box", self.box), ("arm_box", self.arm_box)):
-            if not _is_box(box) and (box is not None or name == "box"):
-                raise EnvError(f"limits.{name}: found {box}, expected (low, high) of x, y and z")
-        if not np.isfinite([self.table_z, self.table_clearance]).all():
-            raise EnvError("limits.table_z, limits.table_clearance: expected finite numbers")
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] >= ends[1]:
+        raise ValueError(f"expected (low, high), got {ends}")
+    return ends
 
 
-@contextmanager
-def arming(stop: Callable[[str], object], last_stop: Callable[[], object]) -> Iterator[None]:
-    """What an arm goes through until it is ready; a part of it may leave the box ready, and so is stopped.
-
-    Args:
-        stop: the driver's own.
-        last_stop: a thing that each stop makes anew: one that came from another thread meanwhile is not lost.
-
-    Raises:
-        EnvError: it was stopped meanwhile.
-    """
-    before = last_stop()
-    try:
-        yield
-    except BaseException:
-        stop("could not be armed")
-        raise
-    if last_stop() is not before:
-        stop("stopped while it was armed")
-        raise EnvError("arm: found a stop while it was armed, expected none")
+def _seven(value: Any) -> Any:
+    """One number for all joints, or seven."""
+    return (value,) * 7 if isinstance(value, int | float) else value
 
 
-def _is_box(box: Any) -> bool:
-    try:
-        numbers = np.array(box, float)
-    except (TypeError, ValueError):  # words, or rows of different lengths
-        return False
-    return numbers.shape == (3, 2) and bool(
-        np.isfinite(numbers).all() and (np.diff(numbers, axis=1) > 0).all()
+Joints = Annotated[tuple[float, ...], Field(min_length=7, max_length=7)]
+Rates = Annotated[
+    tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_seven), Field(min_length=7, max_length=7)
+]
+_Ends = Annotated[tuple[float, float], AfterValidator(_rising)]
+Box = tuple[_Ends, _Ends, _Ends]  # (low, high) of x, y, z
+
+
+class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
+    """What the stream of commanded joints never leaves; configs/bridge/default.yaml documents each value."""
+
+    # rad, the range of the arm itself, by default the xArm7's (also in robosuite's model of it); `margin` is kept from it
+    q_min: Joints = Field(
+        default=(-6.28318, -2.059, -6.28318, -0.19198, -6.28318, -1.69297, -6.28318), exclude=True
     )
+    q_max: Joints = Field(default=(6.28318, 2.0944, 6.28318, 3.927, 6.28318, 3.14159, 6.28318), exclude=True)
+    dq_max: Rates = from_yaml()
+    ddq_max: Rates = from_yaml()
+    margin: float = from_yaml(ge=0)
+    box: Box = from_yaml()
+    arm_box: Box | None = from_yaml()
+    table_z: float = from_yaml()
+    table_clearance: float = from_yaml()
+    point_speed: float = from_yaml(gt=0)
+    step_max: float = from_yaml(gt=0)
+    lag_max: float = from_yaml(gt=0)
+    point_lag_max: float = from_yaml(gt=0)
+    rate_hz: float = from_yaml(gt=0)
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Self:
+        if (np.subtract(self.q_max, self.q_min) <= 2 * self.margin).any():
+            raise invalid("margin", "room between q_min and q_max", self.margin)
+        if self.step_max < (least := max(self.dq_max) / self.rate_hz):
+            raise invalid("step_max", f">= {least:.3g}, what dq_max allows in a period", self.step_max)
+        return self
+
+
+XARM7_LIMITS = ArmLimits()  # box and table are those of the cube-pick scene: another bench needs its own
 
 
 @dataclass(frozen=True)
@@ -105,9 +83,6 @@ class ArmState:
     """One reading of the arm."""
 
     q: Array  # (7,) rad, measured
-    dq: Array  # (7,) rad/s
-    tau: Array  # (7,) N m, as far as the arm tells
-    tcp: Array  # (6,) m and rad: x, y, z, roll, pitch, yaw
     gripper: float  # opening, 0 closed to 1 open
     t_mono: float  # s, host's clock (`control.clock.now`), when the reading was asked for: it is not older than that
     mode: int  # the arm's own number
@@ -116,7 +91,7 @@ class ArmState:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What became of one command."""
+    """The outcome of one command."""
 
     code: int  # OK, REFUSED, or the arm's own number
     t_sent: float  # s, host's clock
@@ -124,59 +99,122 @@ class CommandResult:
 
     @property
     def t_heard(self) -> float:
-        """When the arm heard it, s, as late as that may have been: the next is due no sooner than a period after."""
+        """The latest time, s, at which the arm got it: the next is due no sooner than a period after."""
         return self.t_ack if self.t_ack - self.t_sent > LATE_S else self.t_sent
 
 
 @dataclass(frozen=True)
 class DriverStatus:
-    """What is known of the arm without asking it."""
+    """The arm's status, without a request."""
 
     connected: bool
     error: int  # 0 = none
-    warn: int  # 0 = none
     mode: int
     report_age_s: float  # since the arm last said anything by itself; inf = never
 
 
-class ArmDriver(Protocol):
-    """An arm with a gripper. Only `stop` may be called from another thread than the rest."""
+class ArmDriver(ABC):
+    """An arm with a gripper. Only `stop` may be called from another thread than the rest.
 
-    limits: ArmLimits
+    `command` refuses before `arm`, after `stop`, joints that are not 7 finite numbers or out of range, a step beyond
+    `step_max` (rad) from the last, and an opening that is not within 0 to 1: see `_sendable`.
+    """
 
+    def __init__(self, limits: ArmLimits, step_max: Any):
+        self.limits, self._step_max = limits, step_max
+        self._last = np.full(7, np.nan)  # rad, commanded last
+        self.stopped = "not armed"  # why `command` refuses; empty if it does not
+        self._last_stop = object()  # made anew by each stop: one that comes from another thread is not lost
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
     def connect(self, timeout_s: float) -> None:
         """Reach the arm, move nothing. Raises EnvError after `timeout_s` at the latest."""
 
+    @abstractmethod
     def arm(self) -> None:
         """Enable motion. Clears no error: raises EnvError where one is pending."""
 
+    @abstractmethod
     def read(self) -> ArmState:
-        """Measured state, asked for now. Raises EnvError where the arm does not answer in time."""
+        """Return the measured state, asked for now. Raises EnvError where the arm does not answer in time."""
 
+    @abstractmethod
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         """Send absolute joints (7,) rad and, unless None, a gripper opening 0 to 1; does not wait for motion."""
 
+    @abstractmethod
     def stop(self, reason: str) -> bool:
         """Stop in a controlled way, no emergency stop; may be repeated, from any thread. Never raises.
 
         Returns: whether the arm acknowledged it. After False the arm may go on to its last target and stay enabled.
         """
 
+    @abstractmethod
     def status(self) -> DriverStatus:
         """Cheap, never blocks on the arm."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Let go of the arm; may be repeated."""
+        """Disconnect; may be repeated."""
+
+    def _sendable(self, q: Any, gripper: Any) -> Array | None:
+        """Return the joints to send; None for a command to refuse."""
+        try:
+            target = np.array(q, float)
+            good = gripper is None or 0 <= gripper <= 1
+        except (TypeError, ValueError):
+            return None
+        low, high = np.array(self.limits.q_min), np.array(self.limits.q_max)
+        if self.stopped or not good or target.shape != (7,):
+            return None
+        inside = ((target >= low) & (target <= high)).all()  # NaN fails both
+        return target if inside and (np.abs(target - self._last) <= self._step_max).all() else None
+
+    @contextmanager
+    def _arming(self) -> Iterator[None]:
+        """Arm the arm within this context: it is stopped where a step fails, or where it was stopped meanwhile."""
+        before = self._last_stop
+        try:
+            yield
+        except BaseException:
+            self.stop("could not be armed")
+            raise
+        if self._last_stop is not before:
+            self.stop("stopped while it was armed")
+            raise EnvError("arm: found a stop while it was armed, expected none")
 
 
-# The joint range is the vendor's (also in robosuite's model of the arm); speeds and accelerations stay well below its
-# 3.14 rad/s and 20 rad/s². All but the range equals `limits` of configs/bridge/default.yaml (a test compares). Box and table belong to the cube-pick scene, with the arm's base 0.46 m behind the
-# table's centre and 0.112 m above its top: another bench needs its own.
-XARM7_LIMITS = ArmLimits(
-    q_min=(-6.28318, -2.059, -6.28318, -0.19198, -6.28318, -1.69297, -6.28318),
-    q_max=(6.28318, 2.0944, 6.28318, 3.927, 6.28318, 3.14159, 6.28318),
-    dq_max=(1.8,) * 7,
-    ddq_max=(14.0,) * 7,
-    box=((0.15, 0.75), (-0.40, 0.40), (-0.13, 0.50)),
-    table_z=-0.112,
-)
+def measured(ip: str, q: Array) -> Array:
+    """Return an arm's measured joints. Raises EnvError unless they are finite."""
+    if not np.isfinite(q).all():
+        raise EnvError(f"arm {ip}: found measured joints {q.tolist()}, expected finite numbers")
+    return q
+
+
+def made_within(seconds: float, make: Callable[[], T], drop: Callable[[T], object], what: str) -> T:
+    """Return `make()`, called in a thread of its own: a library may wait for minutes for an arm that is silent.
+
+    A result that comes too late goes to `drop`. Raises EnvError, which begins with `what`, if it failed or took longer.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(make())
+        except BaseException as error:  # of whatever kind
+            result.set_exception(RuntimeError(error))
+
+    threading.Thread(target=run, daemon=True, name=what).start()
+    try:
+        return result.result(max(seconds, 0.0))
+    except TimeoutError:
+        result.add_done_callback(lambda late: late.exception() or drop(late.result()))
+        raise EnvError(f"{what}: found no complete answer in time, expected an arm") from None
+    except RuntimeError as error:
+        raise EnvError(f"{what}: cannot connect ({error})") from None

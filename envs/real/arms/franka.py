@@ -7,11 +7,11 @@
 
 libfranka's 1 kHz loop runs in franky's own thread: a joint impedance controller follows the newest target, so the
 arm is soft, lags by a few hundredths of a radian under load, and goes on holding the last target if Python hangs.
-One client at a time may control the arm: there is no second connection, and no `s2robot.envs.real.control.supervisor`. If
-this process dies, the arm stops by itself because its commands no longer come.
+One client at a time may control the arm: there is no second connection, and no supervisor. If this process dies, the
+arm stops by itself because its commands no longer come.
 
-Tried against franky-sim, which accepts what a real arm refuses and knows no errors: no claim about safety rests on it.
-`s2robot.envs.real.arms.geometry` has no points for this arm yet, so the safety filter, and with it the control loop, refuses it.
+Tested against franky-sim, which accepts what a real arm refuses and knows no errors: no claim about safety rests on it.
+`s2robot.envs.real.arms.geometry` has no points for this arm yet, so the safety filter, and the control loop, refuse it.
 """
 
 import threading
@@ -25,20 +25,22 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import (
     OK,
     REFUSED,
+    ArmDriver,
     ArmLimits,
     ArmState,
     Array,
     CommandResult,
     DriverStatus,
-    arming,
+    made_within,
+    measured,
 )
 from s2robot.envs.real.control.clock import now
 
 MOVING = 2  # franky's RobotMode.Move: a controller runs
 GONE = 1  # CommandResult.code: the controller has ended, by an error or a stop
-ERROR = 1  # ArmState.error: franky tells which in words, see `FrankaDriver.errors`
-GRIPPER_PERIOD = 0.1  # s between two looks at the hand
-GRIPPER_LOST = 2.0  # s without a word from the hand
+ERROR = 1  # ArmState.error: franky says which in words
+GRIPPER_PERIOD = 0.1  # s between two readings of the hand
+GRIPPER_LOST = 2.0  # s without an answer from the hand
 HAND_SPEED = 0.1  # m/s
 GRASP_FORCE = 40.0  # N
 STIFFNESS = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)  # N m/rad
@@ -49,19 +51,17 @@ FRANKA_LIMITS = ArmLimits(
     q_max=(2.7437, 1.7628, 2.8973, -0.1518, 2.8065, 3.7525, 2.8973),
     dq_max=(1.7,) * 7,
     ddq_max=(7.5,) * 7,
-    box=((0.15, 0.75), (-0.40, 0.40), (-0.13, 0.50)),
-    table_z=-0.112,
 )
 
 
-class FrankaDriver:
+class FrankaDriver(ArmDriver):
     """An `s2robot.envs.real.arms.driver.ArmDriver`; its `mode` while it is armed is MOVING.
 
     Args:
         ip: the arm's address.
-        limits: what `command` never exceeds in range and step.
+        limits: `command` never exceeds their range and step.
         stiffness: of the impedance controller, N m/rad.
-        realtime: refuse a computer without a realtime kernel, as libfranka does by itself.
+        realtime: require a realtime kernel, as libfranka does.
         gripper: False for an arm without a hand; its opening is NaN.
     """
 
@@ -73,28 +73,18 @@ class FrankaDriver:
         realtime: bool = True,
         gripper: bool = True,
     ):
-        self.ip, self.limits, self.stiffness = ip, limits, stiffness
+        super().__init__(limits, limits.step_max)
+        self.ip, self.stiffness = ip, stiffness
         self._realtime, self._has_gripper = realtime, gripper
         self._robot: Any = None
         self._hand: Any = None
         self._tracker: Any = None
-        self._last = np.full(7, np.nan)  # rad, commanded last
-        self._stopped = "not armed"
-        self._last_stop = object()
         self._heard, self._mode, self._error = -np.inf, -1, 0
         self._lock = threading.Lock()  # between a stop and a command of another thread
         self._wanted: float | None = None  # opening
         self._opening, self._hand_heard = np.nan, -np.inf
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> "FrankaDriver":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # ---------------------------------------------------------------- connect
 
     def connect(self, timeout_s: float) -> None:
         """Reach arm and hand; moves nothing and recovers from no error.
@@ -110,29 +100,16 @@ class FrankaDriver:
             raise EnvError(
                 f"franka: found no franky-control ({error}), expected it (pip install 's2robot[franka]')"
             ) from None
-        made: list[Any] = []
-        failed: list[BaseException] = []
 
-        def build() -> None:
-            try:
-                config = franky.RealtimeConfig
-                kind = config.Enforce if self._realtime else config.Ignore
-                robot = franky.Robot(self.ip, realtime_config=kind)
-                made.append((robot, franky.Gripper(self.ip) if self._has_gripper else None))
-            except BaseException as error:
-                failed.append(error)
+        def build() -> tuple[Any, Any]:
+            config = franky.RealtimeConfig
+            robot = franky.Robot(self.ip, realtime_config=config.Enforce if self._realtime else config.Ignore)
+            return robot, franky.Gripper(self.ip) if self._has_gripper else None
 
-        thread = threading.Thread(target=build, daemon=True, name="franka connect")
-        thread.start()
-        thread.join(timeout_s)
-        if failed:
-            raise EnvError(f"franka {self.ip}: cannot connect ({failed[0]})") from None
-        if not made:
-            raise EnvError(f"franka {self.ip}: found no answer within {timeout_s:g} s, expected an arm")
-        self._robot, self._hand = made[0]
+        self._robot, self._hand = made_within(timeout_s, build, lambda late: None, f"franka {self.ip}")
         try:
             if self._hand is not None:
-                self._look_at_hand()
+                self._read_hand()
                 self._closing.clear()
                 self._thread = threading.Thread(target=self._tend_hand, daemon=True, name="franka hand")
                 self._thread.start()
@@ -142,8 +119,8 @@ class FrankaDriver:
             raise EnvError(f"franka {self.ip}: cannot connect ({error})") from None
 
     def close(self) -> None:
-        """Stop, if it was armed, and let go."""
-        if self._robot is not None and not self._stopped:
+        """Stop, if it was armed, and disconnect."""
+        if self._robot is not None and not self.stopped:
             self.stop("closed")
         if self._tracker is not None:
             with suppress(Exception):
@@ -163,16 +140,17 @@ class FrankaDriver:
                 `stop` was called meanwhile. The arm is stopped then.
         """
         if self.read().error:
-            raise EnvError(f"franka {self.ip}: found {self.errors}; look at the arm, then recover in Desk")
-        with arming(self.stop, lambda: self._last_stop):
+            errors = self._robot.state.current_errors
+            raise EnvError(f"franka {self.ip}: found {errors}; look at the arm, then recover in Desk")
+        with self._arming():
             self._start()
-            self._last, self._stopped = self.read().q, ""
+            self._last, self.stopped = self.read().q, ""
 
     def _start(self) -> None:
         import franky
 
         try:
-            with suppress(franky.ControlException):  # what ended the motion before was told then
+            with suppress(franky.ControlException):  # what ended the motion before was reported then
                 self._robot.join_motion(2.0)
             self._tracker = franky.JointImpedanceTracker(
                 self._robot,
@@ -188,59 +166,39 @@ class FrankaDriver:
                 raise EnvError(f"franka {self.ip}: found mode {self._mode} after arming, expected {MOVING}")
             time.sleep(0.01)
 
-    @property
-    def errors(self) -> str:
-        """What the arm complains about, in franky's words; empty if nothing."""
-        return (
-            str(self._robot.state.current_errors)
-            if self._robot is not None and self._robot.has_errors
-            else ""
-        )
-
-    # ---------------------------------------------------------------- read
-
     def read(self) -> ArmState:
-        """Measured joints and pose; the hand's opening is up to 0.2 s old.
+        """Return the measured joints; the hand's opening is up to 0.2 s old.
 
         Raises:
-            EnvError: no answer, one that is no number, or no word from the hand for 2 s.
+            EnvError: no answer, one that is no number, or no answer from the hand for 2 s.
         """
         if self._robot is None:
             raise EnvError(f"franka {self.ip}: found no connection, expected connect first")
         asked = now()
         try:
-            s = self._robot.state
-            q, dq, tau = (np.array(values, float) for values in (s.q, s.dq, s.tau_J))
-            pose = s.O_T_EE
-            tcp = np.concatenate([np.ravel(pose.translation), _rpy(np.ravel(pose.quaternion))])
-            mode, error = int(s.robot_mode.value), ERROR if self._robot.has_errors else 0
+            state = self._robot.state
+            q = np.array(state.q, float)
+            mode, error = int(state.robot_mode.value), ERROR if self._robot.has_errors else 0
         except Exception as failure:
             raise EnvError(f"franka {self.ip}: found no state ({failure})") from None
-        if not all(np.isfinite(x).all() for x in (q, dq, tau, tcp)):
-            raise EnvError(f"franka {self.ip}: found measured joints {q.tolist()}, expected finite numbers")
         if self._hand is not None and asked - self._hand_heard > GRIPPER_LOST:
             raise EnvError(f"franka {self.ip}: found no answer from the hand for {GRIPPER_LOST:g} s")
         self._heard, self._mode, self._error = asked, mode, error
-        return ArmState(q, dq, tau, tcp, self._opening, asked, mode, error)
+        return ArmState(measured(self.ip, q), self._opening, asked, mode, error)
 
     def status(self) -> DriverStatus:
         """From the last reading."""
         age = now() - self._heard
-        return DriverStatus(self._robot is not None and age < 1.0, self._error, 0, self._mode, age)
-
-    # ---------------------------------------------------------------- move
+        return DriverStatus(self._robot is not None and age < 1.0, self._error, self._mode, age)
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`.
 
-        REFUSED, and nothing is sent: before `arm`, after `stop`, joints that are not 7 finite numbers or out of range,
-        a step too wide, an opening that is not within 0 to 1. GONE: the controller has ended.
+        REFUSED, and nothing is sent: see there. GONE: the controller has ended.
         """
         begin = now()
-        target = self._sendable(q)
-        opening_ok = gripper is None or (isinstance(gripper, int | float | np.number) and 0 <= gripper <= 1)
         with self._lock:
-            if self._stopped or target is None or not opening_ok:
+            if (target := self._sendable(q, gripper)) is None:
                 return CommandResult(REFUSED, begin, begin)
             if not self._tracker.is_running:
                 return CommandResult(GONE, begin, begin)
@@ -250,16 +208,6 @@ class FrankaDriver:
                 self._wanted = float(gripper)
         return CommandResult(OK, begin, now())
 
-    def _sendable(self, q: Any) -> Array | None:
-        try:
-            target = np.array(q, float)
-        except (TypeError, ValueError):
-            return None
-        low, high = np.array(self.limits.q_min), np.array(self.limits.q_max)
-        if target.shape != (7,) or not ((target >= low) & (target <= high)).all():  # NaN fails both
-            return None
-        return target if (np.abs(target - self._last) <= self.limits.step_max).all() else None
-
     def stop(self, reason: str) -> bool:
         """Brake and end the controller; does not wait for rest, never raises. Until `arm`, `command` refuses.
 
@@ -267,7 +215,7 @@ class FrankaDriver:
         """
         self._last_stop = object()
         with self._lock:
-            self._stopped, self._wanted = reason or "stopped", None
+            self.stopped, self._wanted = reason or "stopped", None
             robot, tracker = self._robot, self._tracker
             if robot is None or tracker is None:
                 return robot is not None
@@ -282,49 +230,32 @@ class FrankaDriver:
             return True
         return False
 
-    @property
-    def stopped(self) -> str:
-        """Why `command` refuses; empty if it does not."""
-        return self._stopped
-
     # ---------------------------------------------------------------- hand
 
-    def _look_at_hand(self) -> None:
+    def _read_hand(self) -> None:
         state = self._hand.state
         self._opening = float(np.clip(state.width / max(state.max_width, 1e-6), 0.0, 1.0))
         self._hand_heard = now()
 
     def _tend_hand(self) -> None:
-        """Ten times a second: begin a changed motion, ask for the width."""
+        """Ten times a second: begin a changed motion, read the width."""
         sent: float | None = None
         under_way: Any = None
         while not self._closing.wait(GRIPPER_PERIOD):
-            if self._wanted is None:  # stopped: the same opening is a new wish after it
+            if self._wanted is None:  # stopped: the same opening is a new command after it
                 sent = None
             with suppress(Exception):  # one motion that fails ends neither the next nor the reading
-                # a motion is let end first: franky-sim never answers one that was cut short
+                # a motion ends first: franky-sim never answers one that was cut short
                 free = under_way is None or under_way.wait(0.0)
                 if free and (wanted := self._wanted) is not None and wanted != sent:
                     if wanted < 0.5:
-                        # any width counts as grasped: what it holds is the policy's to see
+                        # any width counts as grasped: the policy sees what it holds
                         under_way = self._hand.grasp_async(0.0, HAND_SPEED, GRASP_FORCE, 1.0, 1.0)
                     else:
                         under_way = self._hand.move_async(wanted * self._hand.max_width, HAND_SPEED)
                     sent = wanted
             with suppress(Exception):
-                self._look_at_hand()
+                self._read_hand()
         if under_way is not None:
             with suppress(Exception):
-                under_way.wait(2.0)  # letting go of one that is under way waits for it without a limit
-
-
-def _rpy(quaternion: Array) -> Array:
-    """Roll, pitch, yaw of a quaternion (x, y, z, w).  # (3,)"""
-    x, y, z, w = quaternion
-    return np.array(
-        [
-            np.arctan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y)),
-            np.arcsin(np.clip(2 * (w * y - z * x), -1, 1)),
-            np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)),
-        ]
-    )
+                under_way.wait(2.0)  # destroying one that is under way waits for it without a limit

@@ -11,11 +11,7 @@ from numpy.typing import NDArray
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
-from s2robot.envs.real.arms.kinematics import LINKS
-
-# the hand in the flange's frame: its base plate is behind the flange, and it is turned by half a turn
-HAND = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, -0.027], [0, 0, 0, 1]])
-TOOL = (0.0, 0.0, 0.147)  # m, on the hand: between the finger tips
+from s2robot.envs.real.arms.kinematics import HAND, LINKS, TOOL
 
 
 @dataclass(frozen=True)
@@ -68,11 +64,7 @@ def _xarm7_points() -> tuple[Point, ...]:
 
 
 class ArmPoints:
-    """Forward kinematics of an arm's points.
-
-    Raises:
-        EnvError: an arm without points.
-    """
+    """Forward kinematics of an arm's points. Raises EnvError: an arm without points."""
 
     def __init__(self, robot: str = "xarm7"):
         if robot != "xarm7":

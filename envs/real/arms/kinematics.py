@@ -4,13 +4,24 @@ The frame is the arm's base; the tool centre point is the flange (no tool offset
 """
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from s2robot.envs.real.arms.driver import Array
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import XARM7_LIMITS, Array
+from s2robot.envs.robots import robot_spec
 
 # per joint: twist (rad) and length (m) before the joint, offset (m) along it
 _ALPHA = np.array([0, -1, 1, 1, 1, 1, -1]) * np.pi / 2
 _A = np.array([0, 0, 0, 0.0525, 0.0775, 0, 0.076])
 _D = np.array([0.267, 0, 0.293, 0, 0.3425, 0, 0.097])
+
+
+# the hand in the flange's frame: its base plate is behind the flange, and it is turned by half a turn
+HAND = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, -0.027], [0, 0, 0, 1]])
+TOOL = (0.0, 0.0, 0.147)  # m, on the hand: between the finger tips
+_DAMPING = 1e-4  # m² and rad²; keeps steps small near a singularity
+_POSTURE = 0.05  # share of the way to the home joints that the redundant joint takes in an iteration
+_ITERATIONS = 8
 
 
 def _links() -> tuple[Array, Array, Array]:
@@ -28,15 +39,10 @@ _FIXED, _TURNING, _CROSSING = _links()
 LINKS = np.stack([_FIXED, _TURNING, _CROSSING], 1)  # (7, 3, 4, 4): of 1, cos q and sin q of each joint
 
 
-def links(joints: Array) -> Array:
-    """The pose of each link in the one before.  # (..., 7) -> (..., 7, 4, 4)"""
-    q = joints[..., None, None]
-    return _FIXED + np.cos(q) * _TURNING + np.sin(q) * _CROSSING
-
-
 def frames(joints: Array) -> Array:
     """The frame after each joint; the last is the flange.  # (7,) -> (7, 4, 4)"""
-    result = links(np.asarray(joints, float))
+    q = np.asarray(joints, float)[:, None, None]
+    result = _FIXED + np.cos(q) * _TURNING + np.sin(q) * _CROSSING  # each in the frame of the link before
     for i in range(1, 7):
         result[i] = result[i - 1] @ result[i]
     return result
@@ -52,33 +58,9 @@ def jacobian(all_frames: Array, point: Array) -> Array:
     return np.concatenate([np.cross(axes, arms).T, axes.T])
 
 
-def damped_step(jacobian: Array, error: Array, damping: float = 1e-4) -> Array:
-    """The change of joints (7,) rad that takes an error (6,) away, by damped least squares.
-
-    Args:
-        jacobian: (6, 7).
-        damping: m² and rad²; keeps steps small near a singularity.
-    """
-    return jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + damping * np.eye(6), error)
-
-
 def turn_of(rotation: Array) -> Array:
-    """A rotation matrix (3, 3) as axis times angle (3,), rad; of half a turn, one of its two axes."""
-    axis = (
-        np.array(
-            [
-                rotation[2, 1] - rotation[1, 2],
-                rotation[0, 2] - rotation[2, 0],
-                rotation[1, 0] - rotation[0, 1],
-            ]
-        )
-        / 2
-    )
-    sine, cosine = np.linalg.norm(axis), (np.trace(rotation) - 1) / 2
-    if sine <= 1e-9 and cosine < 0:  # half a turn: 2 axis axisᵀ - 1, whose sign is free
-        column = (rotation + np.eye(3))[:, np.argmax(np.diag(rotation))]
-        return np.pi * column / np.linalg.norm(column)
-    return axis * (np.arctan2(sine, cosine) / sine if sine > 1e-9 else 1)
+    """A rotation matrix (3, 3) as axis times angle (3,), rad; for half a turn, one of its two axes."""
+    return Rotation.from_matrix(rotation).as_rotvec()
 
 
 def to_rpy(rotation: Array) -> Array:
@@ -90,19 +72,42 @@ def to_rpy(rotation: Array) -> Array:
     return np.array([roll, pitch, np.arctan2(rotation[1, 0], rotation[0, 0])])
 
 
-def from_rpy(rpy: Array) -> Array:
-    """The inverse of :func:`to_rpy`.  # (3,) -> (3, 3)"""
-    (cr, cp, cy), (sr, sp, sy) = np.cos(rpy), np.sin(rpy)
-    return np.array(
-        [
-            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-            [-sp, cp * sr, cp * cr],
-        ]
-    )
-
-
 def forward(joints: Array) -> Array:
     """x, y, z (m), roll, pitch, yaw (rad) of the flange.  # (7,) -> (6,)"""
     flange = frames(joints)[-1]
     return np.concatenate([flange[:3, 3], to_rpy(flange[:3, :3])])
+
+
+class ToolIK:
+    """Inverse kinematics of the tool: damped least squares from the commanded joints, close to the home pose.
+
+    Positions are of the point between the finger tips, in the base's frame. Raises EnvError for another arm than xarm7.
+    """
+
+    def __init__(self, robot: str = "xarm7"):
+        if robot != "xarm7":
+            raise EnvError(f"ik: found robot '{robot}', expected xarm7")
+        self._low, self._high = np.array(XARM7_LIMITS.q_min), np.array(XARM7_LIMITS.q_max)  # (7,) rad
+        self._home = np.array(robot_spec(robot).home)
+        self._tool = HAND @ [*TOOL, 1.0]  # (4,) in the flange's frame
+
+    def pose(self, q: Array) -> tuple[Array, Array]:
+        """Position (3,) m and rotation (3, 3) at joints (7,) rad."""
+        return self._pose(frames(q)[-1])
+
+    def _pose(self, flange: Array) -> tuple[Array, Array]:
+        return (flange @ self._tool)[:3], flange[:3, :3] @ HAND[:3, :3]
+
+    def solve(self, q: Array, position: Array, rotation: Array) -> Array:
+        """Joints (7,) near `q` that bring the tool as close to a pose as a few steps can."""
+        q = np.array(q, float)
+        for _ in range(_ITERATIONS):
+            arm = frames(q)
+            here, turned = self._pose(arm[-1])
+            error = np.concatenate([position - here, turn_of(rotation @ turned.T)])
+            slopes = jacobian(arm, here)
+            inverse = slopes.T @ np.linalg.inv(slopes @ slopes.T + _DAMPING * np.eye(6))  # (7, 6)
+            free = np.eye(7) - inverse @ slopes
+            q = q + inverse @ error + free @ (_POSTURE * (self._home - q))
+            q = np.clip(q, self._low, self._high)
+        return q

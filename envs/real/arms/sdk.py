@@ -1,25 +1,32 @@
-"""The vendor's SDK of the xArm: where it is imported, how it connects, and the ports that it is told to use.
+"""The vendor's SDK of the xArm: where it is imported, how it connects, its ports, and where it prints.
 
     sdk = import_sdk()                    # the module xarm.wrapper, with XArmAPI
     with client_ports(ports):             # a control box at other ports: behind a tunnel, or emulated
         arm = sdk.XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
+    log_to("run/xarm_sdk.log")            # in each process that connects
 
-The SDK keeps its port numbers in a class; for as long as the context lasts, every connection of this process
-goes to the other ports, those of other arms included.
+The SDK keeps its port numbers in a class; while the context lasts, every connection of this process goes to the other
+ports, those of other arms included. It (1.18.4) writes to standard output through two loggers, by `print`, and while
+it is imported; its threads do so in the middle of a panel that is being drawn.
 """
 
 import importlib
+import logging
 import os
 import socket
-import threading
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import made_within
 
+LOG_FILE = "xarm_sdk.log"  # in a run's folder
 _VERSION_REQUEST = bytes([0, 1, 0, 2, 0, 1, 1])  # transaction, protocol 2, length, function 1
 _REPORT_NUMBERS = {"report_normal": 30001, "report_rich": 30002, "report_real": 30003}
 
@@ -36,20 +43,13 @@ class BoxPorts:
 
     def __post_init__(self) -> None:
         if self.gripper != self.control + 1:
-            raise EnvError(
-                f"ports: found control {self.control} and gripper {self.gripper}, "
-                "expected gripper = control + 1 (the SDK adds one)"
-            )
+            raise EnvError(f"ports.gripper: expected control + 1 (the SDK adds one), got {self.gripper}")
 
 
 def import_sdk(module: str = "xarm.wrapper") -> Any:
-    """A module of the SDK.
-
-    Raises:
-        EnvError: it is not installed.
-    """
-    # while it is imported, the SDK (1.18.4) looks for this folder and makes it where it is missing: of two processes that
-    # do so at once, the slower one would die of FileExistsError
+    """Import a module of the SDK. Raises EnvError if it is not installed."""
+    # while it is imported, the SDK (1.18.4) checks for this folder and makes it where it is missing: of two processes
+    # that do so at once, the slower one would die of FileExistsError
     with suppress(OSError):
         os.makedirs(os.path.join(os.path.expanduser("~"), ".UFACTORY", "log", "xarm", "sdk"), exist_ok=True)
     try:
@@ -58,11 +58,30 @@ def import_sdk(module: str = "xarm.wrapper") -> Any:
         raise EnvError("xarm: found no xarm-python-sdk, expected it (pip install 's2robot[xarm]')") from None
 
 
+def log_to(path: Path) -> None:
+    """Append what the SDK prints from now on to a file; does nothing without the SDK, as connecting raises then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a", buffering=1)
+    try:
+        with redirect_stdout(file):  # for its import only, before anything is drawn
+            import_sdk()
+    except EnvError:
+        return
+    loggers = import_sdk("xarm.core.utils.log")
+    handler = logging.StreamHandler(file)  # the supervisor, a process of its own, writes to the same file
+    handler.setFormatter(logging.Formatter("%(asctime)s %(processName)s %(levelname)s %(message)s"))
+    for logger in (loggers.logger, loggers.origin_logger):
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+    for name, module in list(sys.modules.items()):
+        if name.startswith("xarm."):
+            vars(module)["print"] = partial(print, file=file)
+
+
 def probe(ip: str, port: int, end: float) -> None:
     """Ask a control box for its version: one that accepts and never answers would keep the SDK busy for minutes.
 
-    Raises:
-        EnvError: no answer until `end` (s, monotonic).
+    Raises EnvError: no answer until `end` (s, monotonic).
     """
     try:
         with socket.create_connection((ip, port), timeout=max(end - time.monotonic(), 0.01)) as s:
@@ -70,45 +89,23 @@ def probe(ip: str, port: int, end: float) -> None:
             s.sendall(_VERSION_REQUEST)
             if not s.recv(1):
                 raise OSError("it closed the connection")
-    except (OSError, UnicodeError) as error:  # UnicodeError: what is no name of a computer
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
         raise EnvError(f"xarm {ip}:{port}: found no control box ({error}), expected one") from None
 
 
 def connect(ip: str, timeout_s: float, end: float, **settings: Any) -> Any:
-    """One connection, an `XArmAPI`; it is made in a thread of its own because the SDK cannot be told to give up.
+    """Open one connection, an `XArmAPI`, with a timeout for each answer.
 
-    Args:
-        timeout_s: for each answer.
-        end: s, monotonic, until when it has to stand.
-        settings: more of `XArmAPI`.
-
-    Raises:
-        EnvError: what the SDK says, or no complete answer in time.
+    Raises EnvError: what the SDK says, or no complete answer until `end` (s, monotonic).
     """
     api = import_sdk().XArmAPI
-    made: list[Any] = []
-    failed: list[BaseException] = []
-    late = threading.Event()
 
-    def build() -> None:
-        try:
-            arm = api(ip, is_radian=True, forbid_uds=True, baud_checkset=False, **settings)
-            arm.set_timeout(timeout_s)
-            made.append(arm)
-            if late.is_set():
-                arm.disconnect()
-        except BaseException as error:  # the SDK raises bare Exceptions
-            failed.append(error)
+    def make() -> Any:
+        arm = api(ip, is_radian=True, forbid_uds=True, baud_checkset=False, **settings)
+        arm.set_timeout(timeout_s)
+        return arm
 
-    thread = threading.Thread(target=build, daemon=True, name="xarm connect")
-    thread.start()
-    thread.join(max(end - time.monotonic(), 0.0))
-    if failed:
-        raise EnvError(f"xarm {ip}: cannot connect ({failed[0]})") from None
-    if not made:
-        late.set()
-        raise EnvError(f"xarm {ip}: found no complete answer in time, expected a control box")
-    return made[0]
+    return made_within(end - time.monotonic(), make, lambda arm: arm.disconnect(), f"xarm {ip}")
 
 
 @contextmanager
@@ -116,7 +113,7 @@ def client_ports(ports: BoxPorts) -> Iterator[None]:
     """Send the SDK's connections of this process to ``ports``.
 
     Raises:
-        EnvError: the SDK is not installed, is not laid out as expected, or is redirected to other ports already.
+        EnvError: the SDK is not installed, is another version, or is redirected already.
     """
     conf = import_sdk("xarm.core.config.x_config").XCONF.SocketConf
     report = import_sdk("xarm.x3.report").ReportDataStructure
@@ -126,22 +123,20 @@ def client_ports(ports: BoxPorts) -> Iterator[None]:
         "TCP_REPORT_RICH_PORT": ports.report_rich,
         "TCP_REPORT_REAL_PORT": ports.report_real,
     }
-    missing = [name for name in wanted if not hasattr(conf, name)]
-    if missing or "create" not in vars(report):
-        raise EnvError(
-            f"xarm: found an SDK without {', '.join(missing) or 'ReportDataStructure.create'}, "
-            "expected xarm-python-sdk 1.18"
-        )
-    before = {name: getattr(conf, name) for name in wanted}
+    try:
+        before = {name: getattr(conf, name) for name in wanted}
+        create = vars(report)["create"]
+    except (AttributeError, KeyError) as error:
+        raise EnvError(f"xarm: found an SDK without {error}, expected xarm-python-sdk 1.18") from None
     if before["TCP_CONTROL_PORT"] != BoxPorts.control:
         raise EnvError(
-            f"xarm: found the SDK redirected to port {before['TCP_CONTROL_PORT']}, expected its own "
-            f"{BoxPorts.control}; one emulator a process"
+            f"xarm: found the SDK redirected to port {before['TCP_CONTROL_PORT']} already; one emulator a process"
         )
-    create = vars(report)["create"]
     numbers = {getattr(ports, name): number for name, number in _REPORT_NUMBERS.items()}
 
-    def create_by_port(sock_port, **kwargs):  # the original compares with the box's own numbers
+    def create_by_port(
+        sock_port: int, **kwargs: Any
+    ) -> Any:  # the original compares with the box's own numbers
         return create.__get__(None, report)(numbers.get(sock_port, sock_port), **kwargs)
 
     try:

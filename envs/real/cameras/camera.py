@@ -1,13 +1,11 @@
-"""One reader thread a camera; whoever needs a picture takes the newest one and learns how old it is.
+"""One reader thread per camera; the newest frame and its age are always at hand.
 
     camera = CameraReader("hand", lambda: OpenCVCamera("/dev/v4l/by-id/usb-...", 640, 480, 30))
     camera.start(10.0)
     frame = camera.latest()        # never waits
-    frame.age(now())               # s since it was taken
 
-A source is anything with `read()` -> (time of capture, picture), which waits for the next frame, and `close()`.
-It is made and used in the reader's thread. Pictures are uint8 (H, W, 3), RGB and upright; times are those of
-`s2robot.envs.real.control.clock.now`, s.
+A source has `read()` -> (time of capture, image), which waits for the next frame, and `close()`. It is made and used in
+the reader's thread. Images are uint8 (H, W, 3), RGB and upright; times are those of `control.clock.now`, s.
 """
 
 import threading
@@ -52,7 +50,6 @@ class CameraReader:
     """Reads one source for ever and keeps the newest frame.
 
     Args:
-        name: the camera's.
         source: makes the source; called in the reader's thread.
         rotate: quarter turns counterclockwise, for a camera that is mounted turned.
     """

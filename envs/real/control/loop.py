@@ -24,12 +24,13 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState, Array
+from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
-from s2robot.envs.real.control.course import Course, LoopConfig
 from s2robot.envs.real.control.policy_worker import Answer, PolicyWorker
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
-from s2robot.envs.real.control.senses import Camera, Senses
-from s2robot.envs.real.control.subscriber import Silent, Subscriber
+from s2robot.envs.real.control.sensors import Sensors
+from s2robot.envs.real.control.stream import CommandStream, LoopConfig
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import UNSURE, State, Watchdog, WatchdogLimits
 
 __all__ = ["STOOD_S", "ControlLoop", "LoopConfig", "Result"]
@@ -55,7 +56,7 @@ class Result:
 
 @dataclass
 class _Episode:
-    """The one under way. Times in s, monotonic."""
+    """The episode under way. Times in s, monotonic."""
 
     max_steps: int
     void_before: float  # answers to older observations are not wanted
@@ -72,26 +73,20 @@ class _Episode:
 
 
 class ControlLoop:
-    """One arm, its cameras and a policy.
+    """One arm, its cameras and a policy; `steps` counts the actions taken up in this or the last episode.
 
     Args:
         driver: connected and, for `live`, armed.
         cameras: name -> started reader, in the policy's order.
-        act: observation -> action (8,), as in the contract: joint deltas against the last commanded joints, rad,
-            and the gripper command (0.5 and above closes).
-        safety: the filter.
-        config, limits: see there.
-        subscriber: hears of what goes on.
+        act: observation -> action (8,): deltas of the last commanded joints, rad, and the gripper (0.5 and above closes).
         clock: of everything but the driver and the cameras.
-        disagreement: how far the members of the policy are apart about the action that it gave last, rad.
-
-    `steps` counts the actions that the episode under way, or the last one, has taken up.
+        disagreement: between the policy's members about its last action, rad.
     """
 
     def __init__(
         self,
         driver: ArmDriver,
-        cameras: Mapping[str, Camera],
+        cameras: Mapping[str, CameraReader],
         act: Callable[[dict], np.ndarray],
         safety: SafetyFilter,
         config: LoopConfig | None = None,
@@ -104,14 +99,14 @@ class ControlLoop:
         self.driver, self.safety, self.clock = driver, safety, clock
         self.config = config or LoopConfig()
         self.watchdog = Watchdog(limits or WatchdogLimits(), self.config.mode)
-        self.senses = Senses(
+        self.sensors = Sensors(
             driver, cameras, self.watchdog, self.config.frozen_s, self.config.frozen_motion, clock
         )
-        self.course = Course(driver.limits, safety, self.config)
-        self.subscriber = Silent() if subscriber is None else subscriber  # an empty recorder is false
+        self.stream = CommandStream(driver.limits, safety, self.config)
+        self.subscriber = Subscriber() if subscriber is None else subscriber  # an empty recorder is false
         self._act = act
         self._free = clock.condition()
-        self._acting = False  # a policy that hung in an earlier episode may still be at it
+        self._acting = False  # a policy that hung in an earlier episode may still be running
         # a plain value: an Event's lock could be held by the code that a signal interrupts
         self._stop = False
         self._end = threading.Event()
@@ -143,17 +138,16 @@ class ControlLoop:
 
     @property
     def commanded(self) -> Array:
-        """The joints (7,) rad that the next action's deltas are added to; not where the stream is on its way."""
-        return self.course.commanded
+        """See `CommandStream.commanded`."""
+        return self.stream.commanded
 
     # ---------------------------------------------------------------- an episode
 
     def run(self, max_steps: int) -> Result:
-        """One episode. The arm is at rest when it returns; after a fault or a stop it is stopped as well.
+        """Run one episode. The arm is at rest afterwards; after a fault or a stop it is stopped as well.
 
-        Raises:
-            EnvError: the arm is outside its limits, the policy gives no first answer, or frames or joints are
-                not fresh. Nothing has moved then.
+        Raises EnvError, before anything moves: the arm is outside its limits, the policy gives no first answer, or frames or
+        joints are not fresh.
         """
         self._end.clear()
         self.steps = 0
@@ -173,25 +167,24 @@ class ControlLoop:
     def _prepare(self, worker: PolicyWorker) -> None:
         """Everything fresh, the policy warm, filter and path at the arm's joints."""
         self._code, self._policy_error = OK, ""
-        self.senses.forget()
+        self.sensors.forget()
         self._wait_ready(worker)
-        worker.submit(self.clock.now(), self.senses.observe(self.config.image_size))
-        answer = worker.wait(self.config.warm_up_s)
+        worker.submit(self.clock.now(), self.sensors.observe(self.config.image_size))
+        answer = worker.take(self.config.warm_up_s)
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {self.config.warm_up_s:g} s"
             raise EnvError(f"policy: {why}; nothing has moved")
         self.subscriber.on_begin()
         # again: what the first answer took from the computer may have made frames stale
-        self.course.start(self._wait_ready(worker).q)
+        self.stream.start(self._wait_ready(worker).q)
 
     def _wait_ready(self, worker: PolicyWorker) -> ArmState:
-        return self.senses.wait_ready(lambda: self._watch(worker), self.config.ready_s, "loop")
+        return self.sensors.wait_ready(lambda: self._watch(worker), self.config.ready_s, "loop")
 
     def _run(self, worker: PolicyWorker, max_steps: int) -> Result:
         now = self.clock.now()
-        self.watchdog.start(self.clock.now())
-        begin = self.clock.now()
-        episode = _Episode(max_steps, void_before=now, next_tick=now, acted=begin, alive=begin)
+        self.watchdog.start(now)
+        episode = _Episode(max_steps, void_before=now, next_tick=now, acted=now, alive=now)
         while not episode.cause:
             self._period(episode, worker)
         self._come_to_rest(episode)
@@ -219,7 +212,7 @@ class ControlLoop:
         state = self._watch(worker)
         now = clock.now()
         if now - episode.sent_last > STOOD_S:
-            self.course.stood()
+            self.stream.stood()
         state = self._still_acting(episode, now, state)
         if state == State.FAULT:
             episode.cause = "fault"
@@ -243,8 +236,8 @@ class ControlLoop:
         """Whether this process did not run for a while: then it must not move the arm. A fault."""
         now, limits = self.clock.now(), self.watchdog.limits
         gap, episode.alive = now - episode.alive, now
-        assert self.senses.state is not None
-        still = gap > limits.gap or now - self.senses.state.t_mono > limits.state_fault
+        assert self.sensors.state is not None
+        still = gap > limits.gap or now - self.sensors.state.t_mono > limits.state_fault
         if still:
             self.watchdog.fault(now, f"the control loop stood still for {gap:.1f} s")
         return still
@@ -274,15 +267,15 @@ class ControlLoop:
             if asks or not (unsure and episode.unsure):  # else the answer that ends the hold would be void
                 episode.void_before = now
             episode.unsure = unsure
-            return self.course.hold(self.watchdog.reasons[0])
+            return self.stream.hold(self.watchdog.reasons[0])
         episode.unsure = False
-        measured = self.senses.state
+        measured = self.sensors.state
         assert measured is not None
         if answer is not None and answer.action is not None and answer.t_observed >= episode.void_before:
             episode.latencies.append(answer.t_answered - answer.t_observed)
             self._finish_step()
-            self.course.take(
-                now, answer.action, measured, self._observed, answer.t_observed, self.senses.ages(now)
+            self.stream.take(
+                now, answer.action, measured, self._observed, answer.t_observed, self.sensors.ages(now)
             )
             self.steps, episode.acted = self.steps + 1, now
         if now >= episode.next_tick and self.steps < episode.max_steps and not worker.busy:
@@ -290,11 +283,11 @@ class ControlLoop:
             # two observations in a row would not show what the first action did
             on_time = now - episode.next_tick < self.period / 2
             episode.next_tick = (episode.next_tick if on_time else now) + self.period
-        safe, arrived = self.course.next(now, measured)
+        safe, arrived = self.stream.next(now, measured)
         return None if self.steps >= episode.max_steps and arrived else safe
 
     def _ask(self, now: float, worker: PolicyWorker) -> None:
-        self._observed = self.senses.observe(self.config.image_size)
+        self._observed = self.sensors.observe(self.config.image_size)
         worker.submit(now, self._observed)
 
     def _send(self, episode: _Episode, safe: Safe) -> None:
@@ -304,11 +297,11 @@ class ControlLoop:
             self._code, episode.sent_last = done.code, done.t_heard
         episode.sent.append(episode.sent_last)
         episode.verdicts[safe.verdict.name] += 1
-        self.course.note(safe, self._code)
+        self.stream.note(safe, self._code)
 
     def _watch(self, worker: PolicyWorker) -> State:
         """Read the arm and update the watchdog."""
-        return self.senses.watch(
+        return self.sensors.watch(
             lambda now: max(0.0, worker.busy_for(now) - self.period), self._policy_error, self._code,
             self.config.live, self.disagreement(),
         )  # fmt: skip
@@ -328,7 +321,7 @@ class ControlLoop:
     # ---------------------------------------------------------------- its end
 
     def _come_to_rest(self, episode: _Episode) -> None:
-        """Stop after a fault; brake otherwise, and stop if that was asked for."""
+        """Stop after a fault; brake otherwise, and stop if that was requested."""
         live = self.config.live
         if episode.cause == "fault":
             if live:
@@ -357,11 +350,11 @@ class ControlLoop:
             return
         begin = self.clock.now()
         arrived = bool(np.abs(state.q - self.safety.q_last).max() < PRESSES)
-        self.course.release(begin, state.q)
+        self.stream.release(begin, state.q)
         while not (arrived or self._stop or self.clock.now() - begin > RELEASE_S):
             with suppress(EnvError):  # the filter holds when the last state is old
                 state = self.driver.read()
-            safe, arrived = self.course.next(self.clock.now(), state)
+            safe, arrived = self.stream.next(self.clock.now(), state)
             self._send_at_end(episode, safe)
             if self.watchdog.state == State.FAULT:
                 return
@@ -384,6 +377,6 @@ class ControlLoop:
             self.driver.stop("; ".join(self.watchdog.reasons))
 
     def _finish_step(self) -> None:
-        step = self.course.finish()
+        step = self.stream.finish()
         if step is not None:
             self.subscriber.on_step(step)

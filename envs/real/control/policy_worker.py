@@ -11,7 +11,7 @@ from s2robot.envs.real.control.clock import REAL, Clock
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one observation."""
+    """The policy's answer to one observation."""
 
     t_observed: float  # s, monotonic
     t_answered: float  # s
@@ -34,26 +34,20 @@ class PolicyWorker:
         self._ended = False
         clock.spawn(self._run, "policy")
 
-    def submit(self, t_observed: float, observation: dict) -> bool:
-        """Hand over an observation; False if the policy is busy or an answer waits to be taken."""
+    def submit(self, t_observed: float, observation: dict) -> None:
+        """Hand over an observation; ignored while `busy`."""
         with self._changed:
-            if self._since is not None or self._answer is not None:
-                return False
-            self._request, self._since = (t_observed, observation), t_observed
-            self._changed.notify_all()
-            return True
+            if self._since is None and self._answer is None:
+                self._request, self._since = (t_observed, observation), t_observed
+                self._changed.notify_all()
 
-    def take(self) -> Answer | None:
-        """The answer, once; None if there is none."""
+    def take(self, timeout_s: float = 0.0) -> Answer | None:
+        """Return the answer, once, after waiting for it; None if there is none."""
         with self._changed:
+            if timeout_s:
+                self._changed.wait_for(lambda: self._answer is not None, timeout_s)
             answer, self._answer = self._answer, None
             return answer
-
-    def wait(self, timeout_s: float) -> Answer | None:
-        """As `take`, after waiting for it."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._answer is not None, timeout_s)
-        return self.take()
 
     def busy_for(self, now: float) -> float:
         """How long the observation under way has been with the policy, s; 0 if there is none."""
@@ -62,12 +56,12 @@ class PolicyWorker:
 
     @property
     def busy(self) -> bool:
-        """Whether `submit` would be refused."""
+        """Whether an observation is under way, or an answer waits to be taken."""
         with self._changed:
             return self._since is not None or self._answer is not None
 
     def close(self) -> None:
-        """End the thread as soon as the policy lets it."""
+        """End the thread as soon as the policy returns."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -92,11 +86,13 @@ class PolicyWorker:
 
 
 def _checked(action: Any) -> tuple[np.ndarray | None, str]:
-    """The action, or what is wrong with it."""
+    """The action, or why it is invalid."""
     array = np.asarray(action)
     if array.shape != (8,) or array.dtype.kind not in "fiu":
         return None, f"found an action {array.dtype} {array.shape}, expected 8 numbers"
     array = array.astype(float)
-    if not np.isfinite(array).all():
-        return None, f"found action {array.tolist()}, expected finite numbers"
-    return array, ""
+    return (
+        (array, "")
+        if np.isfinite(array).all()
+        else (None, f"found action {array.tolist()}, expected finite numbers")
+    )

@@ -1,36 +1,28 @@
 """An episode on the arm in the demos' format: the steps of a `ControlLoop`, appended to a store as a whole.
 
-    recorder = EpisodeRecorder(store)           # a s2robot.demos.store.EpisodeStore, or anything with its `append`
-    loop = ControlLoop(..., subscriber=recorder)
-    loop.run(80)
-    recorder.finish(success=True, seed=0)       # or recorder.discard()
-
-Beyond the demos' own keys (`action`, `proprio`, `images_<camera>`) there are `action_raw` (what the policy said),
-`action_sent` (how far the stream went in that step, and the gripper), `time` and `time_action` (s, monotonic: of
-the observation, and when its action was taken up), `verdict` (the worst of `s2robot.envs.real.control.safety.Verdict`), `code`
-(the last of the arm that was not 0) and `camera_age` (s, in the cameras' order).
+Beyond the demos' own keys (`action`, `proprio`, `images_<camera>`) there are `action_raw` (the policy's),
+`action_sent` (how far the stream went in that step, and the gripper), `time` and `time_action` (s, monotonic: of the
+observation, and when its action was taken up), `verdict` (the worst of `safety.Verdict`), `code` (the arm's last that
+was not 0) and `camera_age` (s, in the cameras' order).
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 
 
-class Sink(Protocol):
-    """Where episodes go."""
+class EpisodeRecorder(Subscriber):
+    """Collects the steps of one episode in memory, and appends them to a store when it is finished.
 
-    def append(self, episode: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
-        """Add one whole episode, or nothing."""
+    recorder = EpisodeRecorder(store)           # an `EpisodeStore`, or anything with its `append`
+    ControlLoop(..., subscriber=recorder).run(80)
+    recorder.finish(success=True, seed=0)       # or recorder.discard()
+    """
 
-
-class EpisodeRecorder(Silent):
-    """Collects the steps of one episode in memory; writes nothing while the arm moves."""
-
-    def __init__(self, sink: Sink):
+    def __init__(self, sink: Any):
         self._sink = sink
         self._steps: list[dict] = []
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmLimits, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
@@ -45,21 +46,12 @@ class Verdict(IntEnum):
     STOP = 3  # braking, latched until `reset`: the driver is to be stopped
 
 
-@dataclass(frozen=True)
-class SafetyConfig:
-    """What the filter decides besides the arm's limits."""
+class SafetyConfig(Settings, at="bridge.safety", file="bridge/default"):
+    """What the filter decides besides the arm's limits; configs/bridge/default.yaml documents each value."""
 
-    state_age_max: float = 0.05  # s, a measured state older than this is no state
-    # a clamped target counts 1, one that passes takes `clamps_leak` back; at `clamps_max` it stops: the policy pushes
-    # at a limit. With 0.25 the count grows wherever more than a fifth of the targets are clamped
-    clamps_max: int = 200
-    clamps_leak: float = 0.25
-
-    def __post_init__(self) -> None:
-        if not (self.clamps_max >= 1 and 0 < self.clamps_leak < np.inf and 0 < self.state_age_max < np.inf):
-            raise EnvError(
-                f"safety: found {self}, expected clamps_max >= 1, clamps_leak and state_age_max > 0"
-            )
+    state_age_max: float = from_yaml(gt=0)
+    clamps_max: int = from_yaml(ge=1)
+    clamps_leak: float = from_yaml(gt=0)
 
 
 @dataclass(frozen=True)

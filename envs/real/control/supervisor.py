@@ -1,13 +1,12 @@
-"""A process that stops the arm when the control loop no longer beats.
+"""A process that stops the arm when the control loop sends no more heartbeats.
 
     with Supervisor(partial(XArmDriver, "192.168.1.200"), limit_s=0.3) as supervisor:
-        arm = WatchedArm(driver, lambda: supervisor)
-        loop = ControlLoop(arm, ..., beat=supervisor.beat)
+        loop = ControlLoop(WatchedArm(driver, lambda: supervisor), ...)      # calls `beat` every period
 
 The process has a session and a connection of its own, both opened beforehand: no signal to the loop's process group and
 no closing terminal reaches it. It stops the arm when
 
-- no beat comes for `limit_s`. From a beat on, only `rest` and `close` end that watch; the next beat begins it again;
+- no beat comes for `limit_s`; from a beat on, only `rest` and `close` end that watch;
 - the loop's process ends without `close`, at once, also while it rests: the arm may still be enabled;
 - it is asked to (`stop`), because the arm did not acknowledge the loop's own stop.
 
@@ -41,15 +40,11 @@ _IGNORED = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM", "SIGTSTP", "SIGTTIN", "SIG
 
 
 class Supervisor:
-    """Starts the process and waits until it has reached the arm. Its methods may be called from any thread.
+    """Starts the process and waits until it has reached the arm (EnvError). Methods may be called from any thread.
 
     Args:
-        make_driver: makes an unconnected driver in that process; has to be picklable.
-        limit_s: s without a beat until the arm is stopped.
-        start_s: s that starting may take.
-
-    Raises:
-        EnvError: the process cannot reach the arm.
+        make_driver: makes an unconnected driver in that process; picklable.
+        limit_s, start_s: s without a beat until the arm is stopped; s that starting may take.
     """
 
     def __init__(self, make_driver: Callable[[], ArmDriver], limit_s: float = 0.3, start_s: float = 60.0):
@@ -122,12 +117,7 @@ class Supervisor:
                 self._unanswered = said
 
     def close(self, confirmed: bool = True) -> None:
-        """End the watch; may be repeated.
-
-        Args:
-            confirmed: the arm has acknowledged a stop, or was never armed; it is left as it is. False: the supervisor
-                stops it first.
-        """
+        """End the watch; may be repeated. Unless the arm has `confirmed` a stop, or was never armed, it is stopped first."""
         if confirmed:
             with suppress(OSError):
                 self._pipe.send_bytes(_BYE)
@@ -147,14 +137,7 @@ class Supervisor:
 
 
 class WatchedArm:
-    """A driver whose `stop` is the supervisor's where the arm does not acknowledge the driver's own.
-
-    Args:
-        driver: an `ArmDriver`; all but `stop` is passed on to it.
-        supervisor: gives the present one, if any.
-
-    Attributes: `confirmed`, whether the last stop was acknowledged.
-    """
+    """A driver whose `stop` falls back to the supervisor's; `confirmed`: whether the last stop was acknowledged."""
 
     def __init__(self, driver: Any, supervisor: Callable[[], Supervisor | None]):
         self._driver, self._supervisor = driver, supervisor

@@ -8,11 +8,14 @@ and waiting; RUNNING again by itself when the cause is gone. FAULT: latched; onl
 for, leads out of it, and to IDLE at that.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Self
 
 import numpy as np
+from pydantic import model_validator
 
+from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.envs.errors import EnvError
 
 UNSURE = "the policy's members disagree"
@@ -27,30 +30,26 @@ class State(Enum):
     FAULT = "fault"
 
 
-@dataclass(frozen=True)
-class WatchdogLimits:
-    """When to hold and when to give up. All but the last in seconds."""
+class WatchdogLimits(Settings, at="bridge.watchdog", file="bridge/default"):
+    """When to hold and when to give up; configs/bridge/default.yaml documents each value."""
 
-    camera_hold: float = 0.15  # age of the oldest camera's newest frame: the policy would act on the past
-    camera_fault: float = 0.50  # a camera that is gone
-    state_hold: float = 0.05  # age of the measured joints
-    state_fault: float = 0.25  # an arm that no longer answers
-    policy_hold: float = 0.25  # a target is overdue by so much; until then the stream rests at the last one
-    policy_fault: float = 1.00  # a policy that is gone
-    hold_fault: float = 5.00  # holding for so long, for whatever causes in turn, is no operation
-    report_fault: float = 1.50  # the arm has said nothing by itself; it reports 5 times a second
-    disagreement: float | None = None  # rad, of a policy's members; None = they may differ
+    camera_hold: float = from_yaml(gt=0)
+    camera_fault: float = from_yaml(gt=0)
+    state_hold: float = from_yaml(gt=0)
+    state_fault: float = from_yaml(gt=0)
+    policy_hold: float = from_yaml(gt=0)
+    policy_fault: float = from_yaml(gt=0)
+    hold_fault: float = from_yaml(gt=0)
+    report_fault: float = from_yaml(gt=0)
+    disagreement: float | None = from_yaml(gt=0)
 
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            found, angle = getattr(self, f.name), f.name == "disagreement"
-            if not (angle and found is None) and not 0 < found < np.inf:
-                expected = "an angle above 0, or null" if angle else "a time above 0"
-                raise EnvError(f"watchdog.{f.name}: found {found}, expected {expected}")
-        for what in ("camera", "state", "policy"):
-            hold, fault = getattr(self, f"{what}_hold"), getattr(self, f"{what}_fault")
+    @model_validator(mode="after")
+    def _holds_before_faults(self) -> Self:
+        for name in ("camera", "state", "policy"):
+            hold, fault = getattr(self, f"{name}_hold"), getattr(self, f"{name}_fault")
             if hold > fault:
-                raise EnvError(f"watchdog.{what}_hold: found {hold}, expected at most {what}_fault, {fault}")
+                raise invalid(f"{name}_hold", f"<= {name}_fault, {fault}", hold)
+        return self
 
     @property
     def gap(self) -> float:

@@ -11,8 +11,6 @@ from s2robot.envs.real.control.clock import from_monotonic
 from s2robot.envs.real.emulator.frames import Frame
 from s2robot.envs.real.emulator.ports import HOST
 
-START_S = 30.0  # s until the first frame, which takes as long as building a renderer
-
 
 class FrameClient:
     """Reads one camera of the emulator.
@@ -37,15 +35,13 @@ class FrameClient:
         """
         self._socket.sendall(json.dumps({"camera": self.camera, "after": after}).encode() + b"\n")
         line = self._stream.readline()
-        header: dict[str, Any] = (
-            json.loads(line) if line else {"error": "found the connection closed, expected a frame"}
-        )
+        header: dict[str, Any] = json.loads(line) if line else {"error": "the connection is closed"}
         if "error" in header:
             raise EnvError(f"emulator camera {self.camera}: {header['error']}")
         shape = tuple(header["shape"])
         data = self._stream.read(int(np.prod(shape)))
         if len(data) != int(np.prod(shape)):
-            raise EnvError(f"emulator camera {self.camera}: found the connection closed within a frame")
+            raise EnvError(f"emulator camera {self.camera}: the connection was closed within a frame")
         return Frame(header["seq"], header["time"], np.frombuffer(data, np.uint8).reshape(shape))
 
     def close(self) -> None:
@@ -59,10 +55,21 @@ class EmulatedCamera:
     Args:
         port: the emulator's frames port.
         camera: its name there.
+        start_s: until the first frame, which takes as long as building a renderer; 0: it is not waited for.
+
+    Raises:
+        EnvError: no first frame.
     """
 
-    def __init__(self, port: int, camera: str):
-        self._client, self._seq = FrameClient(port, camera), 0
+    def __init__(self, port: int, camera: str, start_s: float = 0.0):
+        self._seq = 0
+        if start_s:
+            self._client = FrameClient(port, camera, start_s)
+            try:
+                self.read()
+            finally:
+                self.close()
+        self._client = FrameClient(port, camera)
 
     def read(self) -> tuple[float, np.ndarray]:
         """The next frame; EnvError if none comes within 2 s."""
@@ -75,15 +82,3 @@ class EmulatedCamera:
 
     def close(self) -> None:
         self._client.close()
-
-
-def opened(port: int, camera: str) -> EmulatedCamera:
-    """A camera whose first frame has come; EnvError if none does."""
-    client = FrameClient(port, camera, START_S)
-    try:
-        client.read()
-    except OSError as error:
-        raise EnvError(f"emulator camera {camera}: gave no frame ({error})") from None
-    finally:
-        client.close()
-    return EmulatedCamera(port, camera)

@@ -1,28 +1,23 @@
 """The box's state machine: enabling, modes and states, errors, and what it watches while the arm moves.
 
-States as the box reports them: 1 moving, 2 ready, 3 paused, 4 stopped, 5 stopped because the mode was changed.
-Order that a client has to keep: clear errors, enable, set the mode, set state 0.
-Of the reduced mode, joint speed and joint range are kept to; its tool speed is only told back.
+States as the box reports them: 1 moving, 2 ready, 4 stopped, 5 stopped because the mode was changed. A client must
+clear errors, enable, set the mode and set state 0, in this order. The reduced mode limits joint speed and joint range;
+its tool speed is only reported. Position mode (0) is emulated without motion.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms import kinematics as kin
-from s2robot.envs.real.emulator import reach
 from s2robot.envs.real.emulator.gripper import Gripper
 from s2robot.envs.real.emulator.journal import Journal
-from s2robot.envs.real.emulator.motion import MAX_ACCELERATION, MAX_SPEED, Motion, Plan
-from s2robot.envs.real.emulator.plant import Plant
+from s2robot.envs.real.emulator.motion import MAX_ACCELERATION, MAX_SPEED, Motion, Plan, Plant
 from s2robot.envs.real.emulator.wire import Report
 
-POSITION, SERVO, MANUAL, JOINT_VELOCITY, CARTESIAN_VELOCITY, ONLINE_JOINT = 0, 1, 2, 4, 5, 6
-MODES = (POSITION, SERVO, MANUAL, JOINT_VELOCITY, CARTESIAN_VELOCITY, ONLINE_JOINT)
-MOVING, READY, PAUSED, STOPPED, MODE_CHANGED = 1, 2, 3, 4, 5
+POSITION, SERVO, MANUAL, ONLINE_JOINT = MODES = 0, 1, 2, 6
+MOVING, READY, STOPPED, MODE_CHANGED = 1, 2, 4, 5
 
-EMERGENCY_STOP, SELF_COLLISION, JOINT_LIMIT, OVERSPEED, COLLISION, BOUNDARY = 1, 22, 23, 24, 31, 35
+EMERGENCY_STOP, JOINT_LIMIT, OVERSPEED, COLLISION, BOUNDARY = 1, 23, 24, 31, 35
 _UNPOWERING = (EMERGENCY_STOP, 2, 3, *range(10, 18))  # errors after which the motors are off
 
 MAX_TCP_SPEED = 1.2  # m/s; users report errors 24 and 60 from about 1 to 1.2 m/s in servo mode
@@ -32,6 +27,9 @@ COLLISION_FORCE = (np.inf, 180.0, 120.0, 80.0, 50.0, 30.0)
 COLLISION_TIME = 0.3
 JOINT_TOLERANCE = np.radians(0.1)  # beyond the range of a joint
 ALL_JOINTS = 0x7F
+# rad, the vendor SDK's range of an xArm7 with a serial number below 1305
+JOINT_LOW = np.array([-2 * np.pi, -2.059488, -2 * np.pi, -0.191986, -2 * np.pi, -1.692969, -2 * np.pi])
+JOINT_HIGH = np.array([2 * np.pi, 2.094395, 2 * np.pi, 3.92699, 2 * np.pi, np.pi, 2 * np.pi])
 
 
 class Controller:
@@ -49,7 +47,7 @@ class Controller:
         self.settings = Report()  # what clients configure, under the names of the report
         self.settings.load = np.array([0.82, 0.0, 0.0, 48.0])  # its own gripper
         self.settings.boundary = (10000, -10000, 10000, -10000, 10000, -10000)
-        self.settings.reduced_ranges = np.stack([reach.JOINT_LOW, reach.JOINT_HIGH], axis=1).reshape(-1)
+        self.settings.reduced_ranges = np.stack([JOINT_LOW, JOINT_HIGH], axis=1).reshape(-1)
         self.mode, self.error, self.warning = POSITION, 0, 0
         self.enabled = 0  # bit per joint; its brake is released with it
         self.frames = kin.frames(plant.joints)
@@ -57,7 +55,7 @@ class Controller:
         self._base_state = STOPPED
         self._held_error = 0
         self._pushed = 0.0  # s
-        self._told: Report | None = None
+        self._frozen: Report | None = None
 
     # ---------------------------------------------------------------------------------------------- state
 
@@ -77,15 +75,15 @@ class Controller:
         return np.concatenate([self.frames[-1][:3, 3], kin.to_rpy(self.frames[-1][:3, :3])])
 
     def report(self) -> Report:
-        """What the box tells now; joints as they are, or were when the fault ``freeze_joints`` began."""
-        told, plant, s = self._told, self.plant, self.settings
-        if told is None:
+        """Return the present report; joints as they are, or were when the fault ``freeze_joints`` began."""
+        frozen, plant, s = self._frozen, self.plant, self.settings
+        if frozen is None:
             pose, joints, velocities = self.tool_pose(), plant.joints, plant.velocities
             torques, speed = plant.torques, self.tcp_speed
         else:
-            pose, joints, velocities = told.pose, told.joints, told.velocities
-            torques, speed = told.torques, told.tcp_speed
-        s.mode, s.state, s.commands = self.mode, self.state, self.motion.queued
+            pose, joints, velocities = frozen.pose, frozen.joints, frozen.velocities
+            torques, speed = frozen.torques, frozen.tcp_speed
+        s.mode, s.state, s.commands = self.mode, self.state, int(self.motion.kind == "plan")
         s.joints, s.velocities, s.torques, s.pose, s.tcp_speed = joints, velocities, torques, pose, speed
         s.brakes = s.enabled = self.enabled
         s.error, s.warning = self.error, self.warning
@@ -114,13 +112,10 @@ class Controller:
         return True
 
     def set_state(self, state: int) -> bool:
-        """0 go on, 3 pause, 4 stop, 6 slow stop. False for another."""
+        """0 go on, 4 stop, 6 slow stop. False for another."""
         if state == 0:
             if not self.error and self.enabled == ALL_JOINTS:
-                self._base_state, self.motion.paused = READY, False
-        elif state == 3:
-            if self._base_state == READY:
-                self._base_state, self.motion.paused = PAUSED, True
+                self._base_state = READY
         elif state in (4, 6):
             self._halt(STOPPED)
         else:
@@ -143,23 +138,11 @@ class Controller:
         if self._allowed(target):
             self.motion.servo(target)
 
-    def plan(
-        self, target: np.ndarray, speed: float, acceleration: float, done: Callable[[int], None] | None
-    ) -> None:
-        """Mode 0 (queued) or 6 (replacing): a planned joint motion."""
+    def plan(self, target: np.ndarray, speed: float, acceleration: float) -> None:
+        """Mode 6: a planned joint motion, in place of the one before."""
         if self._allowed(target):
-            speed = np.clip(speed, 0.01, MAX_SPEED)
-            acceleration = np.clip(acceleration, 0.01, MAX_ACCELERATION)
-            self.motion.plan(Plan(target, float(speed), float(acceleration), done), self.mode == ONLINE_JOINT)
-        elif done:
-            done(1)
-
-    def go_velocity(self, velocity: np.ndarray, duration: float | None) -> None:
-        """Modes 4 and 5: joint velocities, rad/s."""
-        if np.abs(velocity).max() > MAX_SPEED * 1.001:
-            self.raise_error(OVERSPEED)
-        else:
-            self.motion.go_velocity(velocity, duration)
+            speed = float(np.clip(speed, 0.01, MAX_SPEED))
+            self.motion.plan(Plan(target, speed, float(np.clip(acceleration, 0.01, MAX_ACCELERATION))))
 
     # --------------------------------------------------------------------------------------------- faults
 
@@ -174,26 +157,22 @@ class Controller:
             self.gripper.stop()
 
     def release_error(self) -> None:
-        """The cause of a held error has gone and joints are told as they are again; the error stays."""
-        self._held_error, self._told = 0, None
+        """End the cause of a held error and report joints as they are again; the error stays."""
+        self._held_error, self._frozen = 0, None
 
     def force_mode(self, mode: int, state: int) -> None:
         """Another client changed the mode, and the state to 2 (ready) or 5."""
-        whole = type(mode) is int and type(state) is int  # 6.0 == 6 as well, and no report can say it
-        if not whole or mode not in MODES or state not in (READY, MODE_CHANGED):
-            raise EnvError(
-                f"fault mode: found mode {mode!r} and state {state!r}, expected one of "
-                f"{', '.join(map(str, MODES))} and state 2 or 5"
-            )
+        if mode not in MODES or state not in (READY, MODE_CHANGED):
+            raise EnvError(f"fault mode: expected one of {MODES} and state 2 or 5, got {mode} and {state}")
         self._halt(MODE_CHANGED)
         self.mode = mode
         if state == READY:
             self.set_state(0)
 
-    def freeze_told(self) -> None:
+    def freeze_report(self) -> None:
         """Tell the present joints from now on, until :meth:`release_error`."""
         r = self.report()
-        self._told = Report(
+        self._frozen = Report(
             joints=r.joints, velocities=r.velocities, torques=r.torques, pose=r.pose, tcp_speed=r.tcp_speed
         )
 
@@ -232,7 +211,7 @@ class Controller:
 
     def _joint_range(self) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest joint angles that are no error.  # (7,), (7,)"""
-        low, high = reach.JOINT_LOW, reach.JOINT_HIGH
+        low, high = JOINT_LOW, JOINT_HIGH
         if self.settings.reduced:
             reduced = self.settings.reduced_ranges.reshape(7, 2)
             low, high = np.maximum(low, reduced[:, 0]), np.minimum(high, reduced[:, 1])
@@ -250,25 +229,18 @@ class Controller:
 
     def _watch(self, dt: float) -> None:
         """Raise the error of whatever has gone wrong."""
-        q, v, s = self.plant.joints, self.plant.velocities, self.settings
+        s = self.settings
         s_limit = s.reduced_joint_speed if s.reduced else MAX_SPEED
         self.motion.speed_limit = min(MAX_SPEED, max(s_limit, 0.01))
-        self._pushed = self._pushed + dt if self.plant.contact > self._force_limit() else 0.0
-        low, high = self._joint_range()
-        outwards = (q < low) & (v < -0.01) | (q > high) & (v > 0.01)
-        if np.abs(v).max() > 1.1 * MAX_SPEED or self.tcp_speed > MAX_TCP_SPEED:
+        self._pushed = (
+            self._pushed + dt if self.plant.contact > COLLISION_FORCE[s.collision_sensitivity] else 0.0
+        )
+        if np.abs(self.plant.velocities).max() > 1.1 * MAX_SPEED or self.tcp_speed > MAX_TCP_SPEED:
             self.raise_error(OVERSPEED)
-        elif outwards.any() and self.motion.moving:
-            self.raise_error(JOINT_LIMIT)
         elif self._pushed > COLLISION_TIME:
             self.raise_error(COLLISION)
-        elif s.self_collision and self.motion.moving and reach.self_collides(self.frames):
-            self.raise_error(SELF_COLLISION)
         elif s.fence and self.motion.moving and self._outside_boundary():
             self.raise_error(BOUNDARY)
-
-    def _force_limit(self) -> float:
-        return COLLISION_FORCE[min(self.settings.collision_sensitivity, 5)]
 
     def _outside_boundary(self) -> bool:
         x = self.frames[-1][:3, 3] * 1000

@@ -1,81 +1,70 @@
 """All parts of the emulator put together: plant, controller, sockets, side channel, cameras."""
 
+import asyncio
+import signal
+import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.emulator import reach
 from s2robot.envs.real.emulator.controller import Controller
 from s2robot.envs.real.emulator.faults import Faults
 from s2robot.envs.real.emulator.frames import FrameServer
 from s2robot.envs.real.emulator.journal import Journal
-from s2robot.envs.real.emulator.plant import KinematicPlant, Plant
+from s2robot.envs.real.emulator.motion import KinematicPlant, Plant
 from s2robot.envs.real.emulator.ports import Ports
 from s2robot.envs.real.emulator.server import Handler, Server
 from s2robot.envs.real.emulator.side import Operation, side_handler
 from s2robot.envs.robots import robot_spec
 
-PLANTS = ("mujoco", "kinematic")
+Small = Annotated[float, Field(gt=-10, lt=10)]
+Joints = Annotated[tuple[Small, ...], Field(min_length=7, max_length=7)]
 
 
-@dataclass(frozen=True)
-class EmulatorConfig:
-    """What is emulated besides the box."""
+class EmulatorConfig(Settings, at="emulator", file="emulate"):
+    """What is emulated besides the box; configs/emulate.yaml documents seed and fps."""
 
-    plant: str = "mujoco"  # mujoco: CubePick's scene with cameras; kinematic: joints alone, starts at once
-    seed: int = 0  # of the first scene
-    fps: float = 20.0  # camera frames per second, drawn while somebody looks
-    env: dict = field(
-        default_factory=dict
-    )  # settings of CubePickConfig, for instance a checkpoint's env_config
+    plant: Literal["mujoco", "kinematic"] = (
+        "mujoco"  # CubePick's scene with cameras; joints alone, starts at once
+    )
+    seed: int = from_yaml(ge=0)
+    fps: float = from_yaml(gt=0, le=240)
+    env: dict[str, Any] = {}  # settings of CubePickConfig, for instance a checkpoint's env_config
 
 
 class Emulator:
-    """One emulated box on ``ports``; to be made inside a running event loop.
-
-    Raises:
-        EnvError: a setting that cannot be used.
-    """
+    """One emulated box on ``ports``; to be made inside a running event loop."""
 
     def __init__(self, config: EmulatorConfig, ports: Ports):
-        if config.plant not in PLANTS:
-            raise EnvError(f"plant: found '{config.plant}', expected one of {', '.join(PLANTS)}")
-        if config.seed < 0:
-            raise EnvError(f"seed: found {config.seed}, expected 0 or more")
         self.config, self.ports = config, ports
         self.faults = Faults()
         self.journal = Journal()
         self.scene = self.frames = None
         plant: Plant = KinematicPlant(np.array(robot_spec("xarm7").home))
-        services: dict[int, Handler] = {ports.side: side_handler(self._operations())}
+        services: dict[int, Handler] = {}
         if config.plant == "mujoco":
-            plant = self.scene = self._build_scene(config)
-            self.frames = self._build_frames(config)
+            # mujoco and robosuite take seconds to import
+            from s2robot.envs.cube_config import CubePickConfig
+            from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+
+            plant = self.scene = scene = ScenePlant(CubePickConfig(**config.env), config.seed)
+            self.frames = FrameServer(
+                scene.env.config.cameras,
+                lambda: scene.positions,
+                lambda: SceneRenderer(scene),
+                config.fps,
+                self.faults,
+            )
             self.faults.known_cameras = self.frames.cameras
             services[ports.frames] = self.frames.serve
         self.controller = Controller(plant, self.journal)
+        services[ports.side] = side_handler(self._operations())
         self.server = Server(self.controller, self.faults, ports, services)
-
-    def _build_scene(self, config: EmulatorConfig):
-        from s2robot.envs.cube_config import CubePickConfig
-        from s2robot.envs.real.emulator.scene import ScenePlant  # mujoco and robosuite take seconds to import
-
-        return ScenePlant(CubePickConfig(**config.env), config.seed)
-
-    def _build_frames(self, config: EmulatorConfig) -> FrameServer:
-        from s2robot.envs.real.emulator.scene import SceneRenderer
-
-        scene = self.scene
-        assert scene is not None
-        return FrameServer(
-            scene.env.config.cameras,
-            lambda: scene.positions,
-            lambda: SceneRenderer(scene),
-            config.fps,
-            self.faults,
-        )
 
     async def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Serve until :meth:`stop`; see :meth:`Server.run`."""
@@ -98,12 +87,11 @@ class Emulator:
             "ports": lambda: asdict(self.ports),
             "cameras": lambda: {"fps": self.config.fps},
             "status": self._status,
-            "fault": self._fault,
+            "fault": self.faults.inject,
             "clear": self.faults.clear,
-            "clear_error": self._clear_error,
-            "commands": lambda since=0.0, number=0: {"commands": self.journal.commands_since(since, number)},
-            "motion": lambda since: {"motion": self.journal.motion_since(since)},
-            "after": lambda since: self.journal.after(since),
+            "clear_error": self.controller.clean_error,  # as a person does in UFACTORY Studio
+            "commands": self._commands,
+            "motion": self._motion,
             "hand": self._hand,
             "place_arm": self._place_arm,
             "scene": lambda: self._need_scene().describe(),
@@ -122,50 +110,57 @@ class Emulator:
             "unsupported": server.commands.unsupported,
         }  # fmt: skip
 
-    def _fault(self, name: str, **settings) -> None:
-        self.faults.inject(name, **settings)
+    def _commands(self, since: float = 0.0, number: int = 0) -> dict:
+        return {"commands": self.journal.commands_since(since, number)}
 
-    def _clear_error(self) -> None:
-        """What a person does in UFACTORY Studio after looking at the arm."""
-        self.controller.clean_error()
+    def _motion(self, since: float) -> dict:
+        return {"motion": self.journal.motion_since(since)}
 
-    def _hand(self, joints) -> dict:
+    def _hand(self, joints: Joints) -> dict:
         """A person leads the arm, which only manual mode (2) lets them."""
-        return {"led": self.controller.hand(_joints(joints))}
+        return {"led": self.controller.hand(np.array(joints))}
 
-    def _place_arm(self, joints) -> None:
+    def _place_arm(self, joints: Joints) -> None:
         """The arm stands at ``joints`` at once: for setting up, not for a running deployment."""
-        self.controller.place(_joints(joints))
+        if self.controller.limit_flags(np.array(joints)):
+            raise EnvError(f"joints: expected them within their limits, got {joints}")
+        self.controller.place(np.array(joints))
 
     def _need_scene(self):
         if self.scene is None:
-            raise EnvError("scene: found a kinematic plant, expected --plant mujoco")
+            raise EnvError("scene: expected plant mujoco, got kinematic")
         return self.scene
 
-    def _reset_scene(self, seed: int | None = None, place_arm: bool = False, **options) -> dict:
-        """A new cube position, as CubePick's reset samples or ``options`` (cube_xy, cube_yaw) say.
+    def _reset_scene(
+        self,
+        seed: Annotated[int, Field(ge=0)] | None = None,
+        cube_xy: tuple[Small, Small] | None = None,
+        cube_yaw: Small | None = None,
+    ) -> dict:
+        """A new cube position, as CubePick's reset samples or as given, m and rad; the arm stays where it is.
 
-        The answer's ``start_joints`` are those of the simulated episode; ``place_arm`` puts the arm there at once.
+        The answer's ``start_joints`` are those of the simulated episode.
         """
-        scene = self._need_scene()
-        if seed is not None and (not isinstance(seed, int) or seed < 0):
-            raise EnvError(f"reset_scene: found seed {seed!r}, expected a whole number from 0")
-        shapes = {"cube_xy": (2,), "cube_yaw": (), "start_joints": (7,)}
-        for name, value in options.items():
-            numbers = np.array(value, float)
-            if name not in shapes or numbers.shape != shapes[name] or not (np.abs(numbers) < 10).all():
-                expected = ", ".join(f"{n} {shape}" for n, shape in shapes.items())
-                raise EnvError(f"reset_scene: found {name} {value!r}, expected {expected} in m and rad")
-        start = scene.reset(seed, **options)
-        if place_arm:
-            self.controller.place(start)
+        scene, given = self._need_scene(), {"cube_xy": cube_xy, "cube_yaw": cube_yaw}
+        start = scene.reset(seed, **{name: value for name, value in given.items() if value is not None})
         return {"start_joints": start.tolist()} | scene.describe()
 
 
-def _joints(values) -> np.ndarray:
-    joints = np.array(values, float)
-    if joints.shape != (7,) or not np.isfinite(joints).all():
-        raise EnvError(f"joints: found shape {joints.shape}, expected 7 finite numbers")
-    if (joints < reach.JOINT_LOW).any() or (joints > reach.JOINT_HIGH).any():
-        raise EnvError(f"joints: found {joints.round(3).tolist()}, expected them within their limits")
-    return joints
+async def serve(
+    config: EmulatorConfig,
+    ports: Ports,
+    started: Callable[[], None],
+    ended: Callable[[], None] | None = None,
+) -> None:
+    """Serve an emulator until SIGINT, SIGTERM, the op "shutdown", or ``ended`` returns in a thread of its own."""
+    loop, emulator = asyncio.get_running_loop(), Emulator(config, ports)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, emulator.stop)
+    if ended is not None:
+
+        def watch() -> None:
+            ended()
+            loop.call_soon_threadsafe(emulator.stop)
+
+        threading.Thread(target=watch, daemon=True).start()
+    await emulator.run(started)

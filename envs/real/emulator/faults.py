@@ -1,10 +1,11 @@
 """What can be made to go wrong, by name; the server, the controller and the cameras look here."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, StrictInt, validate_call
 
 from s2robot.envs.errors import EnvError
 
@@ -15,6 +16,7 @@ NAMES = (
     "drop", "hang", "stall", "half_open", "silent_reports", "delay", "error", "mode", "freeze_joints",
     "camera_freeze", "camera_stale", "camera_slow",
 )  # fmt: skip
+Seconds = Annotated[float, Field(ge=0, le=3600)]
 
 
 class Faults:
@@ -41,24 +43,16 @@ class Faults:
             self.controller.release_error()
 
     def inject(self, name: str, **settings) -> None:
-        """Inject the fault ``name``; EnvError for an unknown one or wrong settings."""
+        """Inject the fault ``name``; EnvError or ValueError for an unknown one or wrong settings."""
         if name not in NAMES:
-            raise EnvError(f"fault: found '{name}', expected one of {', '.join(NAMES)}")
-        method = getattr(self, name)
-        try:
-            inspect.signature(method).bind(**settings)
-        except TypeError as error:
-            expected = ", ".join(inspect.signature(method).parameters) or "no settings"
-            raise EnvError(f"fault {name}: {error}; expected {expected}") from None
-        method(**settings)
+            raise EnvError(f"fault: expected one of {', '.join(NAMES)}, got '{name}'")
+        validate_call(getattr(self, name))(**settings)
 
     # --------------------------------------------------------------------------------------------- network
 
     def drop(self, refuse: bool = False, clients: list[int] | None = None) -> None:
         """Close every connection, or those that clients have made from the ports ``clients``; with ``refuse``, new
         ones too until cleared."""
-        if clients is not None and not isinstance(clients, list):
-            raise EnvError(f"fault drop: found clients {clients!r}, expected a list of ports")
         self.accepts = not refuse
         self.close_connections(clients)
 
@@ -69,9 +63,9 @@ class Faults:
         """
         self._hung_until = math.inf
 
-    def stall(self, seconds: float) -> None:
+    def stall(self, seconds: Seconds) -> None:
         """As ``hang``, and it goes on by itself after so long."""
-        self._hung_until = time.monotonic() + _seconds(seconds)
+        self._hung_until = time.monotonic() + seconds
 
     @property
     def hung(self) -> bool:
@@ -86,26 +80,24 @@ class Faults:
         """The report sockets stay open and carry nothing."""
         self.reports = False
 
-    def delay(self, seconds: float) -> None:
+    def delay(self, seconds: Seconds) -> None:
         """Each reply comes so much later."""
-        self.delay_s = _seconds(seconds)
+        self.delay_s = seconds
 
     # ---------------------------------------------------------------------------------------------- the arm
 
-    def error(self, code: int, hold: bool = False) -> None:
+    def error(self, code: Annotated[StrictInt, Field(ge=1, le=255)], hold: bool = False) -> None:
         """The controller raises an error now: 1 emergency stop, 22 self-collision, 23 joint limit, 24 overspeed,
         31 collision, 35 safety boundary. With ``hold`` it comes back until the fault is cleared."""
-        if not isinstance(code, int) or not 1 <= code <= 255:
-            raise EnvError(f"fault error: found code {code!r}, expected 1 to 255")
-        self._arm().raise_error(code, hold=bool(hold))
+        self._arm().raise_error(code, hold)
 
-    def mode(self, mode: int = 0, state: int = 2) -> None:
+    def mode(self, mode: StrictInt = 0, state: StrictInt = 2) -> None:
         """Another client changed the mode behind our back, and made the arm ready again (``state`` 2) or not (5)."""
         self._arm().force_mode(mode, state)
 
     def freeze_joints(self) -> None:
-        """Joint angles, velocities and poses that the box tells stay as they are; the arm moves."""
-        self._arm().freeze_told()
+        """The reported joint angles, velocities and poses stay as they are; the arm moves."""
+        self._arm().freeze_report()
 
     # ---------------------------------------------------------------------------------------------- cameras
 
@@ -117,9 +109,9 @@ class Faults:
         """No new frames."""
         self._strike("camera_stale", camera)
 
-    def camera_slow(self, seconds: float, camera: str | None = None) -> None:
+    def camera_slow(self, seconds: Seconds, camera: str | None = None) -> None:
         """Frames come so much later, with the time at which they were taken."""
-        self._strike("camera_slow", camera, seconds=_seconds(seconds))
+        self._strike("camera_slow", camera, seconds=seconds)
 
     def camera(self, fault: str, camera: str) -> dict | None:
         """The settings of a camera fault if it strikes ``camera``."""
@@ -127,19 +119,11 @@ class Faults:
         return settings if settings is not None and settings["camera"] in (None, camera) else None
 
     def _strike(self, fault: str, camera: str | None, **settings) -> None:
-        if not self.known_cameras:
-            raise EnvError(f"fault {fault}: found no cameras, expected --plant mujoco")
-        if camera is not None and camera not in self.known_cameras:
-            expected = ", ".join(self.known_cameras)
-            raise EnvError(f"fault {fault}: found camera {camera!r}, expected one of {expected}")
+        if camera not in (None, *self.known_cameras) or not self.known_cameras:
+            known = ", ".join(self.known_cameras) or "cameras, which the plant mujoco has"
+            raise EnvError(f"fault {fault}: expected one of {known}, got {camera!r}")
         self.cameras[fault] = {"camera": camera, **settings}
 
     def _arm(self) -> "Controller":
         assert self.controller is not None
         return self.controller
-
-
-def _seconds(value: float) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 3600:
-        raise EnvError(f"fault: found {value!r} seconds, expected 0 to 3600")
-    return float(value)

@@ -87,33 +87,19 @@ class Gripper:
         position, target = round(self.measured), self.target
         blocked = abs(position - target) > 10  # it stopped short of its target: it holds something
         return {
-            STATUS: 1 if self.moving else 2 if blocked else 0,
-            ERROR: self.error,
-            ENABLE: int(self.enabled),
-            MODE: self._mode,
-            SPEED: self.speed,
-            TARGET: target >> 16,
-            TARGET + 1: target,
-            POSITION: position >> 16,
-            POSITION + 1: position,
-            VERSION: 3,
-            VERSION + 1: 4,
-            VERSION + 2: 3,
-        }
+            STATUS: 1 if self.moving else 2 if blocked else 0, ERROR: self.error, ENABLE: int(self.enabled),
+            MODE: self._mode, SPEED: self.speed, TARGET: target >> 16, TARGET + 1: target, POSITION: position >> 16,
+            POSITION + 1: position, VERSION: 3, VERSION + 1: 4, VERSION + 2: 3,
+        }  # fmt: skip
 
     def _write(self, address: int, values: tuple[int, ...]) -> None:
-        registers = dict(enumerate(values, address))
-        if ENABLE in registers:
-            self.enabled = bool(registers[ENABLE])
-        if MODE in registers:
-            self._mode = registers[MODE]
-        if CLEAR in registers:
-            self.error = 0
-        if SPEED in registers:
-            self.speed = min(max(registers[SPEED], 1), FULL_SPEED)
-        if TARGET in registers or TARGET + 1 in registers:
-            high = registers.get(TARGET, (self.target >> 16) & 0xFFFF)
-            low = registers.get(TARGET + 1, self.target & 0xFFFF)
+        written = dict(enumerate(values, address))
+        self.enabled = bool(written.get(ENABLE, self.enabled))
+        self._mode = written.get(MODE, self._mode)
+        self.error = 0 if CLEAR in written else self.error
+        self.speed = min(max(written.get(SPEED, self.speed), 1), FULL_SPEED)
+        if {TARGET, TARGET + 1} & written.keys() and self.enabled and not self.error:
+            high = written.get(TARGET, (self.target >> 16) & 0xFFFF)
+            low = written.get(TARGET + 1, self.target & 0xFFFF)
             (target,) = struct.unpack(">i", struct.pack(">HH", high, low))
-            if self.enabled and not self.error:
-                self.target = min(max(target, 0), STROKE)
+            self.target = min(max(target, 0), STROKE)

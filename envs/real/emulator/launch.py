@@ -1,10 +1,12 @@
-"""Start the emulator as a process of its own and end it again.
+"""The emulator as a process of its own, for tests and benchmarks; users have `s2robot emulate`.
 
 with launch("kinematic") as emulator, client_ports(emulator.ports):
     arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
     emulator.side.fault("error", code=31)
 """
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -12,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
+from typing import Any
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.emulator.ports import Ports
+from s2robot.envs.real.emulator.emulator import EmulatorConfig, serve
+from s2robot.envs.real.emulator.ports import Ports, free_ports
 from s2robot.envs.real.emulator.side import SideChannel
-
-START_S = 300.0  # the scene takes a few seconds to build, more on a busy machine
 
 
 @dataclass(frozen=True)
@@ -31,49 +32,43 @@ class Launched:
 
 
 @contextmanager
-def launch(plant: str = "mujoco", *arguments: str, ports: Ports | None = None) -> Iterator[Launched]:
-    """A running emulator; it ends with the context, and with this process if that is killed.
+def launch(plant: str = "mujoco", **settings: Any) -> Iterator[Launched]:
+    """A running emulator on free ports; it ends with the context, and with this process if that is killed.
 
     Args:
         plant: "mujoco" or "kinematic".
-        arguments: more of ``python -m s2robot.envs.real.emulator``.
-        ports: where it listens; free ones if not given.
+        settings: more of `EmulatorConfig`.
 
     Raises:
         EnvError: it does not start.
     """
-    where = ports.to_json() if ports else "free"
-    command = [sys.executable, "-m", "s2robot.envs.real.emulator", "--plant", plant, "--ports", where]
     root = str(Path(__file__).parents[4])  # not resolved: a link in a clone
     paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    process = subprocess.Popen(
-        [*command, "--until-stdin-closes", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": paths},
-    )
-    assert process.stdin is not None and process.stdout is not None
-    late = Timer(START_S, process.kill)
-    late.daemon = True  # Ctrl-C ends this process at once
-    try:
-        late.start()
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__, json.dumps({"plant": plant, **settings})],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths},
+    ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
         try:
-            line = process.stdout.readline().decode()
+            if not (line := process.stdout.readline()):
+                raise EnvError(f"emulator: expected its ports, got an end with status {process.wait()}")
+            found = Ports.from_json(line)
+            with SideChannel(found.side) as side:
+                yield Launched(process, found, side)
         finally:
-            late.cancel()
-        if not line:
-            status = process.wait()
-            raise EnvError(
-                f"emulator: found it ended with status {status}, expected its ports within {START_S} s"
-            )
-        found = Ports.from_json(line)
-        with SideChannel(found.side) as side:
-            yield Launched(process, found, side)
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+            process.stdin.close()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _stdin_closes() -> None:
+    while os.read(0, 4096):  # sys.stdin's lock, held at exit, would abort the interpreter
+        pass
+
+
+if __name__ == "__main__":
+    chosen = free_ports()
+    config = EmulatorConfig(**json.loads(sys.argv[1]))
+    asyncio.run(serve(config, chosen, lambda: print(chosen.to_json(), flush=True), _stdin_closes))

@@ -26,8 +26,9 @@ class Ports(BoxPorts):
     def __post_init__(self) -> None:
         super().__post_init__()
         numbers = [getattr(self, f.name) for f in fields(self)]
-        if len(set(numbers)) != len(numbers) or not all(1 <= n <= 65535 for n in numbers):
-            raise EnvError(f"ports: found {numbers}, expected different numbers from 1 to 65535")
+        whole = all(type(n) is int and 1 <= n <= 65535 for n in numbers)
+        if not whole or len(set(numbers)) != len(numbers):
+            raise EnvError(f"ports: expected different whole numbers from 1 to 65535, got {numbers}")
 
     def to_json(self) -> str:
         """One line."""
@@ -37,18 +38,13 @@ class Ports(BoxPorts):
     def from_json(cls, line: str) -> "Ports":
         """The inverse of :meth:`to_json`; EnvError for anything else."""
         try:
-            numbers = json.loads(line)
-            if not all(type(number) is int for number in numbers.values()):
-                raise ValueError("a port is a whole number")
-            return cls(**numbers)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise EnvError(
-                f"ports: found {line[:200]!r}, expected a JSON object of ports ({error})"
-            ) from None
+            return cls(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise EnvError(f"ports: expected a JSON object of ports, got {line[:200]!r} ({error})") from None
 
 
 def free_ports() -> Ports:
-    """Ports that nobody uses now."""
+    """Return ports that are free now."""
     for _ in range(100):
         with ExitStack() as held:
             numbers = [_hold(held, 0) for _ in range(6)]

@@ -12,7 +12,7 @@ from s2robot.envs.renderer import OffscreenRenderer
 
 
 class ScenePlant:
-    """A :class:`~s2robot.envs.real.emulator.plant.Plant` in the CubePick scene.
+    """A :class:`~s2robot.envs.real.emulator.motion.Plant` in the CubePick scene.
 
     The joints follow their set point as CubePick's own controller lets them (inverse dynamics, critically damped),
     only stiffer: the bridge's interpolation adds half a period of lag that the simulated env does not have.
@@ -61,7 +61,7 @@ class ScenePlant:
     # ---------------------------------------------------------------------------------------------- plant
 
     def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
-        """See :class:`~s2robot.envs.real.emulator.plant.Plant`."""
+        """See :class:`~s2robot.envs.real.emulator.motion.Plant`."""
         model, data = self.model, self.data
         low, high = model.actuator_ctrlrange[self._finger_motor]
         data.ctrl[self._finger_motor] = low + (1 - grip) * (high - low)

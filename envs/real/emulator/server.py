@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator import wire
-from s2robot.envs.real.emulator.commands import Client, Commands
+from s2robot.envs.real.emulator.commands import Commands
 from s2robot.envs.real.emulator.controller import Controller
 from s2robot.envs.real.emulator.faults import Faults
 from s2robot.envs.real.emulator.ports import HOST, Ports
@@ -33,7 +33,6 @@ class Server:
         faults: consulted by all sockets.
         ports: where to listen.
         extra: port -> handler, of further services (side channel, frames).
-        after_tick: called after each round of ticks, for instance to publish the scene.
     """
 
     def __init__(
@@ -42,12 +41,11 @@ class Server:
         faults: Faults,
         ports: Ports,
         extra: dict[int, Handler] | None = None,
-        after_tick: Callable[[], None] = lambda: None,
     ):
         self.controller, self.faults, self.ports = controller, faults, ports
         self.commands = Commands(controller)
         self.slipped_s = 0.0  # time that could not be emulated in real time
-        self._extra, self._after_tick = extra or {}, after_tick
+        self._extra = extra or {}
         self._writers: dict[int, set[asyncio.StreamWriter]] = {}
         self._half_open: set[asyncio.StreamWriter] = set()  # of those, who gets neither answers nor reports
         self._clients = 0
@@ -158,12 +156,7 @@ class Server:
 
     async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
-
-        def send(frame: bytes) -> None:  # the end of a motion may come after its client
-            if not writer.is_closing():
-                writer.write(frame)
-
-        client = Client(self._clients, send)
+        client = self._clients
         buffer = bytearray()
         while data := await reader.read(4096):
             await self._while_hung(writer)
@@ -212,5 +205,4 @@ class Server:
             for _ in range(min(int(behind / TICK), 5)):
                 self.controller.tick(TICK)
                 emulated += TICK
-            self._after_tick()
             await asyncio.sleep(max(0.0, emulated + TICK - time.monotonic()))

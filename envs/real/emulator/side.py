@@ -10,16 +10,15 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable
 
 import numpy as np
+from pydantic import ValidationError, validate_call
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.ports import HOST
 
 Operation = Callable[..., dict | None]
-_ENCODER = json.JSONEncoder(default=np.ndarray.tolist)
 
 
 def side_handler(operations: dict[str, Operation]):
@@ -29,21 +28,17 @@ def side_handler(operations: dict[str, Operation]):
     ``error``, one line, for anything that is no such request.
     """
 
+    checked = {name: validate_call(operation) for name, operation in operations.items()}
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
-            for piece in _pieces(_answer(operations, line)):
-                writer.write(piece)
-                await writer.drain()
-                await asyncio.sleep(0)  # minutes of motion are seconds of work, in which the box has to go on
+            answer = _answer(checked, line)
+            # in a thread: minutes of motion are seconds of work, in which the box has to go on
+            text = await asyncio.to_thread(json.dumps, answer, default=np.ndarray.tolist)
+            writer.write(text.encode() + b"\n")
+            await writer.drain()
 
     return serve
-
-
-def _pieces(answer: dict) -> Iterator[bytes]:
-    """A line of JSON; a short one is one piece."""
-    tokens = chain(_ENCODER.iterencode(answer), ["\n"])
-    while piece := "".join(islice(tokens, 2000)):
-        yield piece.encode()
 
 
 def _answer(operations: dict[str, Operation], line: bytes) -> dict:
@@ -52,8 +47,12 @@ def _answer(operations: dict[str, Operation], line: bytes) -> dict:
         request = json.loads(line)
         name = request.pop("op")
         if name not in operations:
-            raise EnvError(f"op: found {name!r}, expected one of {', '.join(operations)}")
+            raise EnvError(f"op: expected one of {', '.join(operations)}, got {name!r}")
         return {"ok": True, "time": now} | (operations[name](**request) or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        return {"ok": False, "error": f"{where}: {first['msg']}, got {first['input']!r}"[:300]}
     except EnvError as error:
         return {"ok": False, "error": str(error)}
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError) as error:
@@ -74,7 +73,7 @@ class SideChannel:
         self._socket: socket.socket | None = self._connect()
 
     def __call__(self, op: str, **settings) -> dict:
-        """Do ``op`` and return its answer; EnvError if the emulator refuses or is gone, or is none."""
+        """Do ``op`` and return its answer; EnvError if the emulator rejects it, is gone, or is something else."""
         question = json.dumps({"op": op, **settings}).encode() + b"\n"
         try:
             with self._turn:
@@ -102,7 +101,7 @@ class SideChannel:
         return socket.create_connection((HOST, self._port), timeout=self._timeout_s)
 
     def _ask(self, question: bytes) -> dict:
-        """The answer; ValueError if it is none of a side channel."""
+        """Return the answer; ValueError for one of something else."""
         end = time.monotonic() + self._timeout_s
         try:
             self._socket = self._socket or self._connect()

@@ -36,9 +36,7 @@ class Fn(IntEnum):
     BRAKE = 18
     SET_MODE = 19
     MOVE_JOINT = 23
-    MOVE_HOME = 25
     SERVO_J = 29
-    SERVO_CARTESIAN = 30
     TCP_JERK = 31
     TCP_MAX_ACC = 32
     JOINT_JERK = 33
@@ -51,9 +49,6 @@ class Fn(IntEnum):
     SAVE_CONFIG = 40
     TCP_POSE = 41
     JOINTS = 42
-    INVERSE = 43
-    FORWARD = 44
-    IS_JOINT_LIMIT = 45
     REDUCED_TCP_SPEED = 47
     REDUCED_JOINT_SPEED = 48
     GET_REDUCED = 49
@@ -67,9 +62,6 @@ class Fn(IntEnum):
     REBOUND = 60
     SELF_COLLISION = 77
     COLLISION_TOOL = 78
-    SIMULATION = 79
-    JOINT_VELOCITY = 81
-    CARTESIAN_VELOCITY = 82
     TOOL_TIMEOUT = 123
     RS485 = 124
     TOOL_ERROR = 125
@@ -79,11 +71,6 @@ class Fn(IntEnum):
     RS485_TIMEOUT = 240
     FEEDBACK_CHECK = 253
     FEEDBACK_TYPE = 254
-
-
-MOTION = {
-    Fn.MOVE_JOINT, Fn.MOVE_HOME, Fn.SERVO_J, Fn.SERVO_CARTESIAN, Fn.JOINT_VELOCITY, Fn.CARTESIAN_VELOCITY,
-}  # fmt: skip
 
 
 class WireError(ValueError):
@@ -137,12 +124,6 @@ def modbus_exception(to: Request) -> bytes:
     return HEADER.pack(to.transaction, MODBUS_TCP, 3, to.function) + bytes([function | 0x80 & 0xFF, 1])
 
 
-def feedback(transaction: int, kind: int, function: int, code: int = 0) -> bytes:
-    """The unasked-for frame that tells a waiting client that its motion has ended."""
-    data = bytes([kind, function]) + bytes(2) + bytes([code])
-    return HEADER.pack(transaction, 3, len(data) + 2, 0xFF) + b"\0" + data
-
-
 def pack_floats(values: Sequence[float] | np.ndarray) -> bytes:
     """Little-endian f32."""
     return np.asarray(values, "<f4").tobytes()
@@ -193,7 +174,7 @@ class Report:
     gravity: np.ndarray = field(default_factory=lambda: np.array([0.0, 0.0, -1.0]))
     reduced: bool = False
     boundary: tuple[int, ...] = (0, 0, 0, 0, 0, 0)  # mm: x max, x min, y max, y min, z max, z min
-    reduced_tcp_speed: float = 1000.0  # mm/s; told, not kept to
+    reduced_tcp_speed: float = 1000.0  # mm/s; reported, not enforced
     reduced_joint_speed: float = np.pi  # rad/s
     reduced_ranges: np.ndarray = field(default_factory=lambda: np.zeros(14))  # rad: low, high per joint
     fence: bool = False
@@ -201,13 +182,14 @@ class Report:
     self_collision: bool = True
 
 
-def _millimetres(pose: np.ndarray) -> np.ndarray:
+def millimetres(pose: np.ndarray) -> np.ndarray:
+    """A pose (6,) in m and rad, in mm and rad."""
     return np.concatenate([pose[:3] * 1000, pose[3:]])
 
 
 def _head(r: Report, size: int) -> bytes:
     state = (r.mode & 0x0F) << 4 | r.state & 0x0F
-    body = pack_floats(np.concatenate([r.joints, _millimetres(r.pose), r.torques]))
+    body = pack_floats(np.concatenate([r.joints, millimetres(r.pose), r.torques]))
     return struct.pack(">IBH", size, state, r.commands & 0xFFFF) + body  # 87 bytes
 
 
@@ -229,6 +211,12 @@ def _normal(r: Report, size: int) -> bytes:
 def report_normal(r: Report) -> bytes:
     """The frame of port 30001.  # 145 bytes"""
     return _normal(r, 145)
+
+
+def reduced_states(r: Report) -> bytes:
+    """Boundary, speeds, ranges and switches of the reduced mode."""
+    speeds = pack_floats([r.reduced_tcp_speed, r.reduced_joint_speed, *r.reduced_ranges])
+    return struct.pack(">6h", *r.boundary) + speeds + bytes([r.fence, r.rebound])
 
 
 def report_rich(r: Report) -> bytes:
@@ -253,9 +241,7 @@ def report_rich(r: Report) -> bytes:
             bytes(2 + 16 + 32),  # inputs and outputs
             bytes(48 + 1 + 12),  # force-torque sensor, identification, axis-angle
             bytes([flags, r.reduced]),
-            struct.pack(">6h", *r.boundary),
-            pack_floats([r.reduced_tcp_speed, r.reduced_joint_speed, *r.reduced_ranges]),
-            bytes([r.fence, r.rebound]),
+            reduced_states(r),
             bytes(4 + 1 + 2 + 6),
         ]
     )

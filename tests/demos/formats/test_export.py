@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.formats.convert import as_store, convert
+from s2robot.demos.formats.convert import convert
 from s2robot.demos.formats.export import ExportSettings, export, format_for, pieces
-from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.tasks import make, settings_of
 from tests.demos.formats import made
@@ -38,11 +36,6 @@ def test_the_format_is_what_to_says_or_the_name():
         format_for(Path("a"), "rlds")
 
 
-def test_what_is_there_is_kept(tmp_path, store):
-    with pytest.raises(DatasetError, match=r"in.zarr: exists already, expected a new path"):
-        export(store, tmp_path / "in.zarr", "own", ExportSettings())
-
-
 def test_a_number_that_is_none_is_named_and_nothing_is_left(tmp_path, store):
     broken = np.array(store["action"])
     broken[made.LENGTHS[0] + 2, 1] = np.nan
@@ -52,12 +45,6 @@ def test_a_number_that_is_none_is_named_and_nothing_is_left(tmp_path, store):
     ):
         export(store, tmp_path / "out", "own", ExportSettings())
     assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
-
-
-def test_a_store_is_taken_whole(store):
-    assert as_store(store.path, store.path.parent) == store.path
-    with pytest.raises(DatasetError, match=r"^rate_hz: "):
-        as_store(store.path, store.path.parent, Choice(rate_hz=5, episodes=1))
 
 
 def test_a_size_of_what_is_drawn(tmp_path, store, recorded):
@@ -75,13 +62,3 @@ def test_a_size_of_what_is_drawn(tmp_path, store, recorded):
     np.testing.assert_array_equal(back["images_left"][5], task.render_cameras()["left"])
     with pytest.raises(DatasetError, match=r"image_size: found 12 for .*whose camera hand has 16 x 24 px"):
         export(store, tmp_path / "none.zarr", "diffusion_policy", ExportSettings(image_size=12))
-
-
-@pytest.mark.parametrize(
-    "wrong, words",
-    [({"pictures": "jpeg"}, "pictures: "), ({"crf": 64}, "crf: "), ({"action_range": "all"}, "action_range: "), ({"valid": 1}, "valid: "),
-     ({"actions": "deltas"}, "actions: "), ({"image_size": 0}, "image_size: ")],
-)  # fmt: skip
-def test_settings_that_are_none(wrong, words):
-    with pytest.raises(UserError, match=words):
-        ExportSettings(**wrong)

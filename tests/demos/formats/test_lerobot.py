@@ -51,14 +51,6 @@ def test_numbers_pictures_and_tasks_arrive(tmp_path, make):
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
 
-@pytest.mark.parametrize("make", [made.lerobot_v21, made.lerobot_v30])
-def test_a_count_of_episodes_that_is_another_is_told(tmp_path, make):
-    file = make(tmp_path / "in") / "meta/info.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"total_episodes": 9}))
-    (note,) = convert(tmp_path / "in", tmp_path / "out.zarr").notes
-    assert "9" in note and "info.json" in note
-
-
 def test_a_partial_download_with_another_video_folder_arrives(tmp_path, v21):
     copy = shutil.copytree(v21, tmp_path / "in")
     (copy / "data/chunk-000/episode_000000.parquet").unlink()
@@ -155,23 +147,20 @@ def told(**changes):
     [
         (truncated, "episode_000001.parquet: found a parquet file that cannot be read"),
         (no_video, 'episode_000001.mp4: found no such file, expected one; "episodes=[0]"'),
-        (short_video, "found 5 frames from 0 s on, expected 7 as the table has steps"),
+        (short_video, "found 5 frames, until 0.400 s, expected 7"),
         (long_table, "episode 1: found 7 rows, expected 8 by the table of episodes"),
         (gap, "episode_index: found 2, expected 1: no gaps, no repeats"),
         (two_cameras, "two cameras called 'top'"),
         (no_rows, "episode_000001.parquet: episode 1: found no steps"),
-        (no_picture, "episode_000000.parquet: next.reward: found a broken picture ([Errno 2] No such file"),
+        (no_picture, "episode_000000.parquet: next.reward: found a broken image ([Errno 2] No such file"),
         (episodes_of("[1]\n"), "in/meta/episodes.jsonl: found list"),
         (
             episodes_of('{"episode_index": 0, "length": "abc"}'),
-            "in: cannot be read as lerobot (ValueError: invalid literal",
+            "in: cannot be read (ValueError: invalid literal",
         ),
-        (feature(shape=None), "in: cannot be read as lerobot (TypeError: 'NoneType' object"),
-        (feature(dtype="float31"), "in: cannot be read as lerobot (TypeError: data type 'float31'"),
-        (told(robot_type=5), "in/meta/info.json: robot_type: "),
-        (told(fps=0), "in/meta/info.json: fps: "),
+        (feature(shape=None), "in: cannot be read (TypeError: "),
+        (feature(dtype="float31"), "in: cannot be read (TypeError: data type 'float31'"),
         (told(fps="ten"), "in/meta/info.json: fps: "),
-        (told(chunks_size=0), "in/meta/info.json: chunks_size: "),
         (
             told(features=[]),
             "in/meta/info.json: features: ",
@@ -190,10 +179,10 @@ def test_a_broken_file_is_one_line_and_leaves_nothing(tmp_path, v21, broken, wor
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"timestamp": [0, 0.1, 0.2, 0.3, 0.4, 0.56, 0.6]}, "timestamp: found 0.56000 s in row 5, expected 0.50000"),
-        ({"timestamp": [0, 0.1, 0.2, float("nan"), 0.4, 0.5, 0.6]}, "timestamp: found nan s in row 3, expected 0.30000"),
+        ({"timestamp": [0, 0.1, 0.2, 0.3, 0.4, 0.56, 0.6]}, "in row 5, expected 0.5"),
+        ({"timestamp": [0, 0.1, 0.2, float("nan"), 0.4, 0.5, 0.6]}, "timestamp: found nan in row 3, expected 0.3"),
         ({"frame_index": [0, 1, 2, 4, 5, 6, 7]}, "frame_index: found 4 in row 3, expected 3"),
-        ({"index": [5, 6, 7, 9, 10, 11, 12]}, "index: found 9 after 7, expected one more in each row"),
+        ({"index": [5, 6, 7, 9, 10, 11, 12]}, "index: found 9 in row 3, expected 8"),
         ({"action": [[0, 0, 0]] * 3 + [[0, float("nan"), 0]] * 4}, "action: found nan at step 3, expected finite"),
     ],
 )  # fmt: skip
@@ -226,7 +215,7 @@ def test_rows_without_numbers_or_of_other_lengths_shift_nothing(tmp_path, rows):
 def test_a_table_of_episodes_without_a_column_is_one_line(tmp_path, column):
     file = made.lerobot_v30(tmp_path / "in") / "meta/episodes/chunk-000/file-000.parquet"
     pq.write_table(pq.read_table(file).drop_columns([column]), file)
-    with pytest.raises(DatasetError, match=f"file-000.parquet: found no {column}, expected one"):
+    with pytest.raises(DatasetError, match=f"meta/episodes: found no {column}, expected one"):
         convert(tmp_path / "in", tmp_path / "out.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
@@ -237,9 +226,7 @@ def test_pictures_of_two_sizes_are_one_line(tmp_path, monkeypatch):
     export(store, tmp_path / "in", "lerobot", ExportSettings(pictures="png"))
     sizes = iter([(16, 16), (16, 18)] * 6)
     monkeypatch.setattr(lerobot, "images", lambda *_: (np.zeros((*next(sizes), 3), "u1") for _ in range(5)))
-    with pytest.raises(
-        DatasetError, match=r"images_hand: found a picture of \(16, 18, 3\), expected \(16, 16, 3\)"
-    ):
+    with pytest.raises(DatasetError, match=r"hand: found an image of \(16, 18, 3\), expected \(16, 16, 3\)"):
         convert(tmp_path / "in", tmp_path / "out.zarr")
 
 
@@ -288,13 +275,6 @@ def test_no_feature_takes_the_place_of_another(tmp_path, v21):
         "images_top is called recorded_images_top: there is another images_top",
         "x* is called recorded_xx_x: there is another xx_x",
     ]
-
-
-def test_tasks_that_are_dropped_are_told(tmp_path, v21):
-    file = shutil.copytree(v21, tmp_path / "in") / "meta/episodes.jsonl"
-    file.write_text(file.read_text().replace(f'["{made.TASKS[1]}"]', f'["{made.TASKS[1]}", "open"]'))
-    source = convert(tmp_path / "in", tmp_path / "out.zarr")
-    assert source.notes == ["1 of 2 episodes have several tasks; the first is kept"]
 
 
 def test_a_full_disk_is_blamed_on_the_way_out(tmp_path, v21, monkeypatch):

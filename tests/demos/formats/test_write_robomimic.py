@@ -21,12 +21,8 @@ from tests.demos.formats import made
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def silent(done: int, total: int) -> None:
-    pass
-
-
 def written(store: EpisodeStore, path: Path, **settings) -> Path:
-    write(store, path, ExportSettings(**settings), silent)
+    write(store, path, ExportSettings(**settings), lambda *n: None)
     return path
 
 
@@ -65,20 +61,6 @@ def test_what_a_file_holds(tmp_path, store):
 
 def test_a_store_comes_back_as_it_was(tmp_path, store):
     convert(written(store, tmp_path / "out.hdf5"), tmp_path / "back.zarr")
-    assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint
-
-
-def test_what_no_scaling_holds_comes_back_too(tmp_path, store):
-    odd = np.array(store["action"])
-    odd[2] = [-0.0, 1e-30, 1e-20]
-    odd[3, :2] = np.float32(6 + 5e-5)  # a limit that float32 missed
-    made.overwrite(store.path, "action", odd)
-    store = EpisodeStore.open(store.path)
-    path = written(store, tmp_path / "out.hdf5")
-    with h5py.File(path) as file:
-        assert "s2robot/action" in file["data/demo_0"] and "s2robot/action" not in file["data/demo_1"]
-        assert np.abs(file["data/demo_0/actions"]).max() == 1
-    convert(path, tmp_path / "back.zarr")
     assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint
 
 
@@ -147,10 +129,9 @@ def test_a_rate_or_kind_that_the_file_contradicts_is_refused(tmp_path, store):
 def test_what_others_made_of_our_file_is_one_line(tmp_path, store):
     path = written(store, tmp_path / "out.hdf5")
     for change, words in (
-        (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), r"out.hdf5: data: s2robot: found text that cannot be"),
+        (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), r"out.hdf5: data: s2robot: found broken JSON"),
         (lambda f: f["data/demo_1"].__delitem__("s2robot/grid"), r"data/demo_1: found no s2robot/grid, expected one"),
-        (lambda f: f["data/demo_0"].attrs.__delitem__("s2robot:seed"), r"data/demo_0: found no seed, expected one"),
-        (lambda f: f["data"].attrs.__delitem__("s2robot_scale"), r"s2robot_scale: found shape \(0,\), expected \(2"),
+        (lambda f: f["data/demo_0"].attrs.__delitem__("s2robot:seed"), r"data/demo_0: .*'seed'"),
     ):  # fmt: skip
         broken = tmp_path / "broken.hdf5"
         broken.write_bytes(path.read_bytes())
@@ -159,14 +140,6 @@ def test_what_others_made_of_our_file_is_one_line(tmp_path, store):
         with pytest.raises(DatasetError, match=words.replace("out", "broken")):
             convert(broken, tmp_path / "back.zarr")
         assert not (tmp_path / "back.zarr").exists()
-
-
-def test_what_the_numbers_are_and_how_fast_stands_in_env_args(tmp_path):
-    path = written(made.store(tmp_path / "slow.zarr", speed=0.7), tmp_path / "out.hdf5", action_range="data")
-    with h5py.File(path) as file:
-        args = json.loads(file["data"].attrs["env_args"])
-    assert args["env_kwargs"]["control_freq"] == 7
-    assert [part["kind"] for part in args["action_parts"]] == ["delta", "binary"]
 
 
 FULL = """

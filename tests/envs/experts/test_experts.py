@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.experts.hand import Hand, angle_of, nearest
 from s2robot.envs.experts.settings import ExpertSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
-from s2robot.envs.tasks import make, settings_class, settings_of
+from s2robot.envs.tasks import make, settings_class
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("can", "square")]
 _WORLDS: dict = {}
@@ -35,10 +34,10 @@ def finish(task, expert):
 def test_it_succeeds_pushed_or_not(name):
     task = world(name)
     task.reset(seed=0)
-    far = task.left
+    far = task.remaining
     _, pushes = finish(task, task.expert(np.random.default_rng(0), ExpertSettings(kicks=(2, 2), misses=1.0)))
     assert task.is_success and {"kick", "miss"} <= set(pushes)
-    assert task.left < 0.35 * far
+    assert task.remaining < 0.35 * far
     task.reset(seed=1)
     calm = ExpertSettings(kicks=(0, 0), misses=0.0)
     actions, pushes = finish(task, task.expert(np.random.default_rng(1), calm))
@@ -132,29 +131,6 @@ def test_a_state_brings_the_expert_back_to_the_bit():
     np.testing.assert_array_equal(again.ask(6), first)
 
 
-def test_closed_on_nothing_is_a_miss():
-    task = world("lift")
-    task.reset(seed=0)
-    assert not task.missed
-    for _ in range(14):
-        task.step_physics([0, 0, 0, 0, 0, 0, 1])
-    assert task.missed
-
-
-def test_named_tasks_are_tasks():
-    task = world("lift")
-    task.draw = True
-    check_env(task, skip_render_check=True)
-    task.draw = False
-    for name in ("lift", "stack", "can", "square"):
-        settings = settings_class(name)()
-        assert settings.task == name and settings.Expert is ExpertSettings
-        assert settings_of({"task": name, "max_steps": 7}).max_steps == 7
-    assert RobosuiteSettings(env="Stack").Expert is ExpertSettings
-    assert RobosuiteSettings(env="Stack", controller="JOINT_POSITION").Expert is None
-    assert RobosuiteSettings(env="Door").Expert is None
-
-
 def test_a_world_without_an_expert_says_who_has_one():
     task = make(RobosuiteSettings(env="Lift", controller="OSC_POSITION", image_size=24), draw=False)
     task.reset(seed=0)
@@ -194,20 +170,6 @@ def test_the_fingers_do_not_come_down_on_the_other_cube():
             turned += 1
             assert expert.grasp().yaw == faces + np.pi / 2
     assert turned > 0
-
-
-def test_what_is_in_the_way_of_the_fingers():
-    """Two cubes side by side: between the fingers' directions and across them, near and far."""
-    task = world("stack")
-    task.reset(seed=0)
-    expert = task.expert(None).inner
-    other, rotation = expert.hand.pose(task.raw.cubeB_body_id)
-    across = angle_of(rotation[:, 0])
-    beside = np.array([np.cos(across), np.sin(across), 0.0])
-    for distance, expected in ((0.07, True), (0.085, False)):
-        red = other - distance * beside
-        assert expert._in_the_way(red, across) is expected
-        assert not expert._in_the_way(red, across + np.pi / 2)
 
 
 def test_the_fingers_turn_little_by_little_along_a_wall():

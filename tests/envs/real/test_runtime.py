@@ -3,49 +3,179 @@
 import signal
 import threading
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
-from s2robot.envs.real.control.subscriber import Several
-from s2robot.envs.real.control.supervisor import UNCONFIRMED
-from s2robot.envs.real.control.turns import Turns
-from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.real.people.stop import Stop
-from s2robot.envs.real.runtime import ArmRuntime, RuntimeConfig
+from s2robot.envs.real.control.subscriber import Subscribers
+from s2robot.envs.real.control.supervisor import _BEAT, _BYE, _REST, UNCONFIRMED, _watch
+from s2robot.envs.real.emulator.stand_in import EmulatedOperator
+from s2robot.envs.real.operator.prompts import Placing
+from s2robot.envs.real.operator.stop import Stop
+from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
-from tests.envs.real.virtual import SLOWLY, Calls, Film, Watch
+from tests.envs.real.virtual import NOISE, SLOWLY, Calls, FakeArm, Film, VirtualClock, Watch, episode
 
-NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-CONFIG = RuntimeConfig(
-    LoopConfig(live=True, image_size=16), WatchdogLimits(), SafetyConfig(state_age_max=0.1), home_speed=0.5
-)
+LIVE = LoopConfig(live=True, image_size=16)
+WORLD = CubePickConfig(cameras=("hand",))
 
 
-def made(arm, act=None, config=CONFIG, **settings):
+class Nodding(EmulatedOperator):
+    """Says yes, or not, and notes each question."""
+
+    def __init__(self):
+        super().__init__(None, scene=False)
+        self.asked, self.willing = [], True
+
+    def free(self, fault):
+        self.asked.append(("free", fault))
+        return self.willing
+
+    def place(self, placing):
+        self.asked.append(("place", placing))
+        return self.willing
+
+
+def made(arm, act=None, loop=LIVE, **settings):
     def slowly(observation):
         arm.clock.sleep(0.03)  # what an answer takes
         return SLOWLY
 
     cameras = {"hand": Film(arm.clock, NOISE, 30)}
-    settings = {"supervisor": Watch()} | settings
-    return ArmRuntime(arm, cameras, act or slowly, ArmPoints("xarm7"), config, clock=arm.clock, **settings)
+    settings = {
+        "supervisor": Watch(),
+        "safety": SafetyConfig(state_age_max=0.1),
+        "home_speed": 0.5,
+    } | settings
+    return ArmRuntime(arm, cameras, act or slowly, ArmPoints("xarm7"), loop, clock=arm.clock, **settings)
+
+
+# ---------------------------------------------------------------- the way to the start
+
+
+@pytest.fixture
+def far():
+    """An arm away from home, its gripper closed."""
+    arm = FakeArm(VirtualClock(), HOME + 0.15)
+    arm.gripper = 0.0
+    return arm
+
+
+def moving(arm, beat=lambda: None, speed=0.5):
+    safety = SafetyConfig(state_age_max=0.2)
+    return made(arm, subscribers=[Calls(beat=beat)], safety=safety, home_speed=speed)
+
+
+def test_it_arrives_slowly_and_opens_the_gripper(far):
+    runtime = moving(far)
+    assert runtime.go_to(HOME)
+    np.testing.assert_allclose(far.q, HOME, atol=2e-3)
+    assert far.gripper == 1.0 and far.stops == [] and runtime._supervisor.heard.count("beat") >= len(far.sent)
+    speeds = np.abs(np.diff([HOME + 0.15, *far.sent], axis=0)) * far.limits.rate_hz
+    assert 0.4 < speeds.max() <= 0.5 + 1e-9
+    count = len(far.sent)
+    assert runtime.go_to(HOME) and len(far.sent) < count + 30  # already there
+    far.lawful()
+
+
+def test_a_stop_brakes_on_the_way(far):
+    runtime = moving(far, lambda: len(far.sent) > 10 and runtime.stop.ask())
+    assert not runtime.go_to(HOME)
+    assert far.stops == ["operator"] and np.abs(far.q - HOME).max() > 0.05
+    far.lawful()
+    assert not runtime.loop.safety.dq_last.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"error": 31}, "arm error 31"),
+        ({"code": 9}, "command code 9"),
+        ({"stuck": True}, "safety stop: .* lags"),
+    ],
+)
+def test_what_goes_wrong_stops_the_arm(far, change, text):
+    far.limits = XARM7_LIMITS.replace(lag_max=0.05)
+    for name, value in change.items():
+        setattr(far, name, value)
+    with pytest.raises(EnvError, match=text):
+        moving(far).go_to(HOME)
+    assert len(far.stops) == 1
+
+
+def test_an_answer_that_fails_to_come_is_waited_for(far):
+    far.silent = lambda arm: 10 <= arm.reads < 18
+    assert moving(far).go_to(HOME) and far.stops == []
+    far.q, far.reads, far.silent = HOME + 0.15, 0, lambda arm: arm.reads >= 10
+    with pytest.raises(EnvError, match="joint state is gone"):
+        moving(far, speed=0.2).go_to(HOME)
+    assert len(far.stops) == 1 and np.abs(np.diff(far.sent[-3:], axis=0)).max() < 1e-9  # it stood before
+
+
+def test_a_target_below_the_table_is_not_reached(far):
+    down = HOME + np.array([0, 0.9, 0, 0.4, 0, -0.4, 0])
+    with pytest.raises(EnvError, match="move: "):
+        moving(far, speed=1.0).go_to(down)
+    low = far.limits.table_z + far.limits.table_clearance
+    assert (ArmPoints("xarm7").along(np.array(far.sent))[..., 2] >= low).all() and far.stopped
+
+
+def test_after_a_gap_the_move_does_not_go_on(far):
+    """A process that was suspended finds the arm stopped by its supervisor."""
+    slept = []
+
+    def beat():
+        if len(far.sent) == 30 and not slept:
+            slept.append(1)
+            far.clock.sleep(1.0)
+
+    with pytest.raises(EnvError, match="stood still"):
+        moving(far, beat).go_to(HOME)
+    assert len(far.sent) == 30 and far.stopped
+
+
+class Pipe:
+    """What a loop said, word by word; then silence."""
+
+    def __init__(self, *words):
+        self.words, self.waits = list(words), []
+
+    def poll(self, timeout):
+        self.waits.append(timeout)
+        return bool(self.words)
+
+    def recv_bytes(self):
+        return self.words.pop(0)
+
+    def send_bytes(self, word):
+        """The supervisor's answer."""
+
+
+def test_no_beat_is_due_while_the_loop_rests(far):
+    pipe = Pipe(_BEAT, _REST, _BEAT)
+    assert _watch(pipe, 0.3, far) == "no heartbeat for 0.3 s"
+    assert pipe.waits == [0.5, 0.3, 0.5, 0.3]
+    assert _watch(Pipe(_BEAT, _REST, _BYE), 0.3, far) == ""
+
+
+# ---------------------------------------------------------------- episodes
 
 
 def test_to_the_start_and_an_episode(arm):
     watch, heard = Watch(), []
     runtime = made(arm, subscribers=[Calls(step=heard.append)], supervisor=watch)
-    runtime.arm()
     assert not runtime.at(HOME + 0.1)
     assert runtime.go_to(HOME + 0.1) and runtime.at(HOME + 0.1)
     assert watch.heard[-1] == "rest" and watch.heard.count("rest") == 1
     way = len(arm.sent)
-    assert np.abs(np.diff(arm.sent, axis=0)).max() * arm.limits.rate_hz <= 0.5
+    assert np.abs(np.diff(arm.sent, axis=0)).max() * arm.limits.rate_hz <= 0.5 + 1e-9
     assert runtime.run(5).cause == "steps" and len(heard) == 5
     assert watch.heard[-1] == "rest" and watch.heard.count("beat") >= len(arm.sent) > way
     arm.lawful()
@@ -74,17 +204,13 @@ def test_whoever_says_when_it_is_over_may_vanish_without_a_word(arm, monkeypatch
     assert broken == [] and capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("soon", [0.1, 1.5])
-def test_the_operators_stop_counts_on_the_way_and_in_an_episode(arm, soon):
+def test_the_operators_stop_counts_in_an_episode(arm):
     stop = Stop()
     runtime = made(arm, stop=stop)
-    arm.clock.at(soon, stop.ask)
-    there = runtime.go_to(HOME + 0.3)
-    assert there is (soon == 1.5)
-    if there:
-        assert runtime.run(1000).cause == "stopped"
-    assert arm.stops == ["operator"]
+    arm.clock.at(1.5, stop.ask)
+    assert runtime.run(1000).cause == "stopped" and arm.stops == ["operator"]
     arm.lawful()
+    assert not runtime.loop.safety.dq_last.any()
 
 
 def test_without_a_supervisor_that_watches_nothing_moves(arm):
@@ -104,17 +230,7 @@ def test_a_live_arm_without_a_supervisor_is_not_armed_and_does_not_move(arm):
         with pytest.raises(EnvError, match="^supervisor: found none"):
             move()
     assert arm.sent == []
-    made(arm, config=replace(CONFIG, loop=LoopConfig(image_size=16)), supervisor=None).run(
-        1
-    )  # a dry run needs none
-
-
-def test_a_fault_stays_until_it_is_cleared(arm):
-    runtime = made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY)
-    assert runtime.run(5).cause == "fault"
-    assert runtime.fault[0].startswith("policy: found action") and arm.stopped
-    runtime.clear()
-    assert runtime.fault == ()
+    made(arm, loop=LoopConfig(image_size=16), supervisor=None).run(1)  # a dry run needs none
 
 
 def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
@@ -176,33 +292,90 @@ def test_a_lost_supervisor_in_mid_episode_is_a_fault_that_stays(arm):
     assert arm.stopped and "found it gone" in runtime.fault[0]
 
 
-def test_an_episode_in_a_thread_of_its_own(arm):
-    turns = Turns(arm.clock)
-    runtime = made(arm, act=turns.act, subscribers=[turns])
-    assert not runtime.running and not runtime.join()
-    turns.begin()
-    runtime.start(3, turns.over)
-    seen = 0
-    while turns.wait(lambda: runtime.running) is not None:
-        seen += 1
-        turns.answer(SLOWLY)
-    assert seen == 3 and not runtime.running and runtime.result.steps == 3
-    assert runtime.join() and arm.stops == ["end of the episode"]
-    with pytest.raises(AssertionError):  # nobody answers, and nobody is left who could
-        arm.clock.wait(lambda: False, None)
+# ---------------------------------------------------------------- between episodes
+
+
+def test_the_start_of_an_episode_is_that_of_the_simulated_one():
+    simulated = CubePick(WORLD, draw=False)
+    for seed in (0, 7):
+        simulated.reset(seed=seed)
+        placing = Placing.draw(WORLD, seed)
+        np.testing.assert_allclose(placing.start_joints, simulated.commanded)
+        np.testing.assert_allclose(placing.cube_xy, simulated.cube_pose[:2], atol=1e-3)
+
+
+def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm):
+    runtime, operator, placing = made(arm), Nodding(), Placing.draw(WORLD, 3)
+    runtime.ready(operator, placing)
+    assert operator.asked == [("free", ()), ("place", placing)]
+    assert runtime.at(placing.start_joints) and arm.stopped
+    runtime.ready(operator, placing)  # it is there already
+    assert operator.asked[2:] == [("place", placing)]
+    assert episode(runtime, 3).steps == 3 and arm.stopped
+    operator.willing = False
+    with pytest.raises(EnvError, match="the operator said no"):
+        runtime.ready(operator, Placing.draw(WORLD, 4))
+    assert operator.asked[3:] == [("free", ())]
+    arm.lawful()
+
+
+def test_a_dry_run_only_has_the_cube_placed(arm):
+    operator = Nodding()
+    made(arm, loop=LoopConfig(image_size=16)).ready(operator, Placing.draw(WORLD, 3))
+    assert [name for name, _ in operator.asked] == ["place"] and arm.sent == []
+
+
+def test_a_fault_stays_until_the_operator_says_that_it_is_cleared(arm):
+    runtime, operator = made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY), Nodding()
+    assert episode(runtime, 5).cause == "fault"
+    operator.willing = False
+    with pytest.raises(EnvError, match="the operator said no"):
+        runtime.ready(operator, Placing.draw(WORLD, 3))
+    assert operator.asked == [("free", runtime.fault)] and runtime.fault[0].startswith("policy: found action")
+    operator.willing = True
+    runtime.ready(operator, Placing.draw(WORLD, 3))
+    assert runtime.fault == () and arm.stopped
+
+
+def test_nobody_is_asked_near_an_arm_that_has_not_stopped(arm):
+    runtime, operator = made(arm), Nodding()
+    arm.acknowledges = False
+    runtime._supervisor.gone = True
+    runtime.driver.stop("test")
+    with pytest.raises(EnvError, match="emergency stop"):
+        runtime.ready(operator, Placing.draw(WORLD, 3))
+    assert operator.asked == []
+
+
+def test_a_stop_on_the_way_to_the_start_ends_the_session(arm):
+    runtime, operator = made(arm), Nodding()
+    arm.clock.at(0.2, runtime.stop.ask)
+    with pytest.raises(EnvError, match="stopped on the way"):
+        runtime.ready(operator, Placing(3, (0, 0), 0, HOME + 0.3))
+    assert arm.stopped and [name for name, _ in operator.asked] == ["free"]
+    arm.lawful()
+
+
+@pytest.mark.realtime
+def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver):
+    operator = EmulatedOperator(emulator.side, scene=False)
+    emulator.side("place_arm", joints=(HOME + 0.2).tolist())
+    emulator.side.fault("error", code=31)
+    assert (
+        operator.free(()) and emulator.side("status")["error"] == 31
+    )  # asked about the way, not about a fault
+    assert operator.free(("arm error 31",)) and emulator.side("status")["error"] == 0
+    np.testing.assert_allclose(emulator.side("status")["joints"], HOME, atol=1e-3)
+    driver.arm()
+    assert driver.read().error == 0
+    assert not operator.ended() and operator.stage() == "approach" and operator.closest is None
 
 
 def test_several_hear_in_their_order():
-    heard = []
-    each = [
-        Calls(
-            begin=lambda i=i: heard.append((i, "begin")),
-            beat=lambda i=i: heard.append((i, "beat")),
-            period=lambda now, state, safe, i=i: heard.append((i, now)),
-            step=lambda step, i=i: heard.append((i, step)),
-        )
-        for i in (0, 1)
-    ]
-    both = Several(*each)
-    both.on_begin(), both.on_beat(), both.on_period(1.5, None, None), both.on_step({})
-    assert heard == [(i, what) for what in ("begin", "beat", 1.5, {}) for i in (0, 1)]
+    heard, events = [], {"begin": (), "beat": (), "period": (1.5, None, None), "step": ({},)}
+    both = Subscribers(
+        *(Calls(**{e: lambda *_, i=i, e=e: heard.append((i, e)) for e in events}) for i in (0, 1))
+    )
+    for event, values in events.items():
+        getattr(both, f"on_{event}")(*values)
+    assert heard == [(i, event) for event in events for i in (0, 1)]

@@ -9,9 +9,10 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS, ArmState, CommandResult, DriverStatus
 from s2robot.envs.real.cameras.camera import Frame
 from s2robot.envs.real.control.loop import STOOD_S
-from s2robot.envs.real.control.subscriber import Silent
+from s2robot.envs.real.control.subscriber import Subscriber
 from tests.envs.real.home import HOME
 
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)  # pictures
 SLOWLY = np.append(np.full(7, 0.01), 1.0)  # an action
 
 
@@ -153,8 +154,7 @@ class FakeArm:
         self.clock.sleep(0.0004)
         if self.silent(self):
             raise EnvError("no answer")
-        zero = np.zeros(7)
-        return ArmState(self.q.copy(), zero, zero, np.zeros(6), self.gripper, asked, self.mode, self.error)
+        return ArmState(self.q.copy(), self.gripper, asked, self.mode, self.error)
 
     def command(self, q, gripper):
         now = self.clock.now()
@@ -173,7 +173,7 @@ class FakeArm:
         return self.acknowledges
 
     def status(self):
-        return DriverStatus(True, self.error, 0, self.mode, 0.0)
+        return DriverStatus(True, self.error, self.mode, 0.0)
 
     def lawful(self):
         """Asserts that no joint was ever told to go faster, or to speed up more, than it may."""
@@ -254,24 +254,18 @@ class Watch:
         return not self.gone
 
 
-class Calls(Silent):
+class Calls(Subscriber):
     """A subscriber made of functions: `begin`, `beat`, `period`, `step`."""
 
     def __init__(self, **functions):
-        self._functions = functions
+        for name, function in functions.items():
+            setattr(self, f"on_{name}", function)
 
-    def _call(self, name, *what):
-        if name in self._functions:
-            self._functions[name](*what)
 
-    def on_begin(self):
-        self._call("begin")
-
-    def on_beat(self):
-        self._call("beat")
-
-    def on_period(self, now, state, safe):
-        self._call("period", now, state, safe)
-
-    def on_step(self, step):
-        self._call("step", step)
+def episode(runtime, steps):
+    """An episode that ends with the arm stopped."""
+    runtime.arm()
+    try:
+        return runtime.run(steps)
+    finally:
+        runtime.driver.stop("end of the episode")

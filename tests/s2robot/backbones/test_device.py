@@ -60,11 +60,6 @@ def test_an_encoder_keeps_what_fitted(monkeypatch):
     assert seen == [10, 10, 10]  # nothing is tried again
 
 
-def test_what_goes_to_a_processor_is_not_copied():
-    x = torch.zeros(3)
-    assert moved(x, torch.device("cpu")).data_ptr() == x.data_ptr()
-
-
 @pytest.mark.gpu
 def test_the_copy_to_a_gpu_is_whole_when_it_is_used():
     x = torch.arange(2**22)

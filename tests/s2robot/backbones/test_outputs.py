@@ -64,11 +64,3 @@ def test_prefix_tokens_of_dino_are_the_same_for_both_users(registers, key):
     assert torch.equal(backbone(x), model.row(x))
     without = find_backbone(model, tile=16, patch=4)
     assert without.num_prefix_tokens == 0 and torch.equal(without(x), model.row(x)[:, front:])
-
-
-def test_another_number_of_prefix_tokens_names_both():
-    words = r"num_prefix_tokens: expected 5 \(CLS and 4 registers\), .* got 1"
-    with pytest.raises(UserError, match=words):
-        forward(Dino(4), torch.rand(1, 3, 16, 16), scales=[1], num_prefix_token=1)
-    with pytest.raises(UserError, match=words):
-        find_backbone(Dino(4), tile=16, patch=4, num_prefix_tokens=1)

@@ -40,7 +40,7 @@ def test_verbs_that_simulate_say_in_one_line_what_is_missing(tmp_path):
         "run",
         "record",
         "replay",
-        "scenes",
+        "pretrain",
         "compare",
         "probe",
         "emulate",
@@ -50,7 +50,7 @@ def test_verbs_that_simulate_say_in_one_line_what_is_missing(tmp_path):
     script = """
 from s2robot.cli import main
 for verb in sys.argv[1:]:
-    code = main([verb, *(["checkpoint=none"] if verb == "evaluate" else [])])
+    code = main([verb, *({"evaluate": ["checkpoint=none"], "pretrain": ["kind=scenes"]}.get(verb, []))])
     assert code == 2, (verb, code)
 """
     result = python(script, tmp_path, *verbs)

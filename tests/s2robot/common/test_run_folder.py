@@ -38,9 +38,7 @@ def holder(tmp_path):
 def test_a_folder_in_use_is_refused_and_its_holder_named(tmp_path, holder, monkeypatch):
     monkeypatch.setattr(room, "_WAIT_S", 0.1)
     with (
-        pytest.raises(
-            UserError, match=rf"run: another process \({holder.pid}\) works in this folder; .*hydra.run.dir="
-        ),
+        pytest.raises(UserError, match="run: expected no other process"),
         run_folder(tmp_path / "run", {".hydra/config.yaml": "a: 1"}),
     ):
         pass
@@ -50,7 +48,7 @@ def test_a_folder_in_use_is_refused_and_its_holder_named(tmp_path, holder, monke
 def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
     os.kill(holder.pid, signal.SIGKILL)
     with locked(tmp_path / "run"), locked(tmp_path / "run"):  # a second claim of one's own holds too
-        assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
+        assert room.held()["S2ROBOT_HELD_FOLDERS"].split(os.pathsep).count(str(tmp_path / "run")) == 1
 
 
 def test_a_failed_run_that_wrote_nothing_leaves_no_folder(tmp_path):

@@ -33,7 +33,7 @@ def test_steps_and_the_rest_add_up_with_the_children(tmp_path, monkeypatch):
     assert 0.2 <= own["processor_s"] < 0.5 and 0.3 <= child["processor_s"] < 1
     for row in (own, child):
         assert row["unused_s"] == pytest.approx(3 * row["seconds"] - row["processor_s"], abs=0.21)
-    lines = [line.split() for line in timed.told().splitlines()]
+    lines = [line.split() for line in timed.table().splitlines()]
     assert " ".join(lines[0]) == "wall processor unused of 3 cores"
     assert [line[0] for line in lines[1:]] == ["start", "own", "child", "rest", "together"]
     for column in (1, 3):

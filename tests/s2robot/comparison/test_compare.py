@@ -112,13 +112,3 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(start, through, tmp
     again = finish(start(out))  # nothing is left to do
     assert "train:" not in again and "evaluate" not in again.replace("evaluate.episodes", "")
     assert numbers(out) == numbers(through[0])
-
-
-def test_batches_of_positions_and_an_early_end(start, through, tmp_path):
-    """The looks change nothing but when it ends; here nothing is decided, so all positions are tried."""
-    out = tmp_path / "out"
-    finish(start(out, "experiment.stopping.enabled=true", "experiment.stopping.batch=2", "axes=null"))
-    found = json.loads((out / "compare.json").read_text())
-    assert [look["positions"] for look in found["stopping"]["looks"]] == [2, 4]
-    assert found["stopping"]["stopped_at"] is None
-    assert numbers(out)["pairs"] == numbers(through[0])["pairs"]

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from s2robot.common.paths import configs_dir
 from s2robot.common.run_folder import locked
 from s2robot.comparison import compare as comparing
-from s2robot.comparison import jobs, result
+from s2robot.comparison import jobs
 from s2robot.comparison import statistics as figures
 from s2robot.comparison.plan import Plan, make_plan
 from s2robot.comparison.settings import Compare, read_compare
@@ -51,8 +51,8 @@ def job(folder: Path) -> None:
     settings, plan, power = PLANNED
     figures.power_figures = lambda *_: power  # seconds of arithmetic, which writes nothing
     jobs.subprocess = Stubbed  # type: ignore[assignment]
-    result._cost = lambda plan: {arm.name: 1.0 for arm in plan.arms}  # type: ignore[assignment]
-    result.command = lambda: "s2robot compare"
+    comparing._cost = lambda plan: {arm.name: 1.0 for arm in plan.arms}  # type: ignore[assignment]
+    comparing.command = lambda: "s2robot compare"
     with locked(plan.out):
         comparing._run(settings, plan)
 

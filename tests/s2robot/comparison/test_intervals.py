@@ -22,12 +22,6 @@ def test_new_seeds_and_positions_are_covered(seeds, spread, hard, rate):
     assert found["covered"] > 0.93 - ERROR
 
 
-def test_three_or_more_seeds_cost_little_more_than_wilson_where_they_do_not_differ():
-    for seeds, most in ((3, 1.8), (5, 1.45), (10, 1.2)):
-        for rate in RATES[:4]:
-            assert arms(np.random.default_rng(2), 1000, seeds, rate, 0.0, 0.0)["median"] < most
-
-
 def test_seeds_that_plainly_differ_get_students_quantile():
     x = np.zeros((3, 128), bool)
     for row, successes in enumerate((125, 118, 111)):

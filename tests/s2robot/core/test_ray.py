@@ -99,9 +99,7 @@ def test_a_dead_worker_costs_its_task(on_ray_too, tmp_path):
 
 def test_what_cannot_be_is_one_line(on_ray_too, tmp_path, monkeypatch):
     engine = engine_in_use()
-    with pytest.raises(
-        UserError, match="^engine.gpus_per_encoder: found 8, expected 0 at most: Ray has no more$"
-    ):
+    with pytest.raises(UserError, match="^engine.gpus_per_encoder: expected <= 0.* got 8$"):
         Ray(RaySettings(gpus_per_encoder=8)).workers(1, None, encodes=True, anywhere=True)
     with pytest.raises(UserError, match="^engine.gpus_per_encoder: "):
         RaySettings(gpus_per_encoder=math.nan)
@@ -111,8 +109,8 @@ def test_what_cannot_be_is_one_line(on_ray_too, tmp_path, monkeypatch):
         with pytest.raises(UserError) as caught:
             pool.submit(abs, 1).result()
     assert str(caught.value) == (
-        f"engine: node {socket.gethostname()}: found python {sys.version.split()[0]}, expected 3.9.1; "
-        f"s2robot {versions()['s2robot']}, expected 0.0.7 as on this machine"
+        f"engine: node {socket.gethostname()}: expected python 3.9.1, got {sys.version.split()[0]}; "
+        f"s2robot 0.0.7, got {versions()['s2robot']}"
     )
 
 
@@ -129,7 +127,7 @@ def test_a_full_store_is_one_line(on_ray_too):
             (np.zeros, size, np.uint8),
             (np.size, np.zeros(size, np.uint8)),
         ):  # coming home, going out
-            with pytest.raises(UserError, match="^engine: Ray's object store is full.*Local disk is full.$"):
+            with pytest.raises(UserError, match="^engine.store_mb: "):
                 pool.submit(*task).result()
 
 
@@ -140,16 +138,10 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(
-    "address, expected",
-    [
-        ("127.0.0.1:{port}", r"nothing answers at .* \(Connection refused\), expected a Ray that runs"),
-        ("ray://127.0.0.1:{port}", r"nothing answers at ray://.* \(Connection refused\)"),
-        ("nonsense", "found 'nonsense', expected null, auto, <host>:<port> or ray://<host>:<port>"),
-        ("http://localhost:80", "found 'http://localhost:80', expected null"),
-    ],
+    "address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nonsense", "http://localhost:80"]
 )
-def test_a_wrong_address_is_one_line_at_once(address, expected):
-    with pytest.raises(UserError, match="^engine.address: " + expected):
+def test_a_wrong_address_is_one_line_at_once(address):
+    with pytest.raises(UserError, match="^engine.address: expected "):
         on_ray._check_answers(address.format(port=free_port()))
 
 

@@ -178,16 +178,6 @@ def test_errors_come_home_and_what_waits_is_dropped():
     assert waiting.cancelled()
 
 
-def test_results_wait_for_whoever_takes_them():
-    begun = []
-    with Pool([InlineWorker(None), InlineWorker(None)]) as pool:
-        results = pool.in_order(begun.append, ((i,) for i in range(9)), ahead=1)
-        next(results)
-        assert begun == [0, 1, 2]
-        next(results)
-        assert begun == [0, 1, 2, 3]
-
-
 class Late(InlineWorker):
     """Starts at the try that it is told, and says before what is in its way."""
 

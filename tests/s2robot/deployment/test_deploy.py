@@ -22,8 +22,8 @@ from s2robot.deployment import deploy
 from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.emulator.launch import launch
-from s2robot.envs.real.emulator.operator import EmulatedOperator
 from s2robot.envs.real.emulator.side import SideChannel
+from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 
 pytest.importorskip("xarm")
 
@@ -78,11 +78,11 @@ def test_a_dry_run_sends_nothing_and_draws_what_it_would(config, emulator, tmp_p
     assert "ROBOT_IP" in (tmp_path / "xarm_sdk.log").read_text()
 
 
-def test_robot_check_moves_nothing_and_says_that_all_is_well(config, emulator, capsys):
+def test_a_check_moves_nothing(config, emulator, capsys):
     begin = time.monotonic()
-    deploy.check(config())
+    assert deploy.deploy(config("check=true")) == 0
     assert commands(emulator, begin) == []
-    assert "nothing speaks against" in capsys.readouterr().out
+    assert "this policy fits" in capsys.readouterr().out
 
 
 def test_the_preflight_refuses_with_a_line_for_each_finding(
@@ -98,10 +98,10 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
     stops = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stop")]
     assert len(stops) == 4
     for text in (
-        "robot: the policy was trained for 'panda'",
+        "robot: the policy expects 'panda'",
         "joint 1 is 'joint2'",
         "60",
-        "left.device: found none",
+        "left.device: expected",
     ):
         assert sum(text in line for line in stops) == 1, stops
     assert commands(emulator, begin) == []
@@ -110,37 +110,39 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["bridge.emulator.port=null", "live=true"], "confirm: found false on a real arm"),
-        (["bridge.emulator.port=null", "live=true", "confirm=true"], "standard input is no terminal"),
-        (["bridge.emulator.port=null"], "robot.ip: found none"),
+        (["bridge.emulator.port=null", "live=true"], "confirm: expected true on a real arm"),
+        (["bridge.emulator.port=null", "live=true", "confirm=true"], "standard input: expected a terminal"),
+        (["bridge.emulator.port=null"], "robot.ip: expected"),
         (["bridge.emulator.port=1"], "bridge.emulator.port: found nothing at 127.0.0.1:1"),
-        (["robot.ip=192.168.1.7"], "expected 127.0.0.1: no arm is meant"),
-        (["record=demos.zarr"], "record: found a path without --live"),
-        (["policy.url=ws://127.0.0.1:1"], "found both of checkpoint and policy.url"),
-        (["checkpoint=null"], "found none of checkpoint and policy.url"),
+        (["robot.ip=192.168.1.7"], "robot.ip: expected 127.0.0.1"),
+        (["record=demos.zarr"], "record: expected null"),
+        (["check=true", "live=true"], "check: expected false"),
+        (["policy.url=ws://127.0.0.1:1"], "checkpoint: expected either it or policy.url, got both"),
+        (["checkpoint=null"], "checkpoint: expected either it or policy.url, got neither"),
         (["checkpoint=nope", "bridge.emulator.port=1"], "checkpoint nope: no such folder"),  # before the arm is sought
-        (["bridge.arm.connect_s=soon"], "bridge.arm.connect_s: found 'soon', expected float"),
-        (["+bridge.watchdog.camera_holt=1"], "bridge.watchdog: unknown key 'camera_holt', did you mean 'camera_hold'"),
-        (["bridge.limits.dq_max=fast"], "bridge.limits.dq_max: found 'fast', expected a number, or seven"),
-        (["bridge.speed=2"], "bridge.speed: found 2"),
-        (["bridge.arm.mode=fast"], "bridge.arm.mode: found 'fast', expected one of servo, online"),
-        (["bridge.limits.dq_max=0"], "limits.dq_max"),
-        (["bridge.limits.box=null"], "limits.box: found None, expected (low, high) of x, y and z"),
-        (["bridge.limits.box=[[0,1],[0,1],[0]]"], "limits.box: found ((0, 1), (0, 1), (0,)), expected (low, high)"),
-        (["bridge.limits.arm_box=[[0,1],[0,1],[-.inf,.inf]]"], "limits.arm_box: found"),
-        (["seed=-1"], "seed: found -1, expected 0 or more"),
-        (["bridge.loop.max_delta=-1"], "bridge.loop.max_delta: found -1.0, expected a number above 0"),
-        (["bridge.loop.max_steps=0"], "bridge.loop.max_steps: found 0, expected 1 or more"),
-        (["bridge.supervisor_s=nan"], "bridge.supervisor_s: found nan, expected a number above 0"),
-        (["bridge.arm.sensitivity=0"], "bridge.arm.sensitivity: found 0, expected a value from 1 to 5"),
-        (["bridge.home.speed=inf"], "bridge.home.speed: found inf, expected a number above 0"),
-        (["bridge.cameras.hand.fps=0"], "bridge.cameras.fps: found 0, expected a number above 0"),
-        (["bridge.cameras.hand.rotate=90"], "bridge.cameras.rotate: found 90, expected a value from 0 to 3"),
-        (["bridge.emulator.port=0"], "bridge.emulator.port: found 0, expected a value from 1 to 65535"),
-        (["bridge.safety.state_age_max=nan", "bridge.emulator.port=1"], "clamps_leak and state_age_max > 0"),
+        (["bridge.arm.connect_s=soon"], "bridge.arm.connect_s: expected a number, got 'soon'"),
+        (["+bridge.watchdog.camera_holt=1"], "bridge.watchdog.camera_holt: unknown key, expected camera_hold"),
+        (["+bridge.loop.max_step=1"], "bridge.loop.max_step: unknown key, expected max_steps"),
+        (["bridge.limits.dq_max=fast"], "bridge.limits.dq_max"),
+        (["+bridge.limits.dq=1"], "bridge.limits.dq: unknown key"),
+        (["bridge.speed=2"], "bridge.speed: expected <= 1, got 2"),
+        (["bridge.arm.mode=fast"], "bridge.arm.mode: expected 'servo' or 'online', got 'fast'"),
+        (["bridge.limits.dq_max=0"], "bridge.limits.dq_max"),
+        (["bridge.limits.box=null"], "bridge.limits.box"),
+        (["bridge.limits.box=[[0,1],[0,1],[0]]"], "bridge.limits.box"),
+        (["bridge.limits.arm_box=[[0,1],[0,1],[-.inf,.inf]]"], "bridge.limits.arm_box"),
+        (["seed=-1"], "seed: expected >= 0, got -1"),
+        (["bridge.loop.max_delta=-1"], "bridge.loop.max_delta: expected > 0, got -1"),
+        (["bridge.supervisor_s=nan"], "bridge.supervisor_s: expected a finite number, got nan"),
+        (["bridge.arm.sensitivity=0"], "bridge.arm.sensitivity: expected >= 1, got 0"),
+        (["bridge.home.speed=inf"], "bridge.home.speed: expected a finite number, got inf"),
+        (["bridge.cameras.hand.rotate=90"], "bridge.cameras.hand.rotate: expected <= 3, got 90"),
+        (["bridge.cameras.hand.kind=webcam"], "bridge.cameras.hand.kind: expected 'opencv', 'realsense'"),
+        (["bridge.emulator.port=0"], "bridge.emulator.port: expected >= 1, got 0"),
+        (["bridge.safety.state_age_max=nan", "bridge.emulator.port=1"], "bridge.safety.state_age_max: expected a finite number"),
         (["policy.deadline_s=0"], "policy.deadline_s: expected > 0, got 0"),
-        (["robot=panda"], "robot: found 'panda', expected xarm7"),
-        (["episodes=0"], "episodes: found 0"),
+        (["robot=panda"], "robot.name: expected 'xarm7', got 'panda'"),
+        (["episodes=0"], "episodes: expected >= 1, got 0"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_line(config, monkeypatch, overrides, text):
@@ -155,7 +157,7 @@ def test_without_the_operators_word_nothing_moves(config, emulator, monkeypatch)
     monkeypatch.setattr("sys.stdin", Typist())
     for answer in ("", "yes"):
         monkeypatch.setattr("builtins.input", lambda answer=answer: answer)
-        with pytest.raises(UserError, match="expected 'move'; nothing has moved"):
+        with pytest.raises(UserError, match="^confirmation: expected 'move'"):
             deploy.deploy(config("live=true", "confirm=true"))
     assert commands(emulator, begin) == []
 
@@ -172,7 +174,7 @@ def test_a_piped_word_is_nobodys_consent(config, emulator, monkeypatch, capsys):
     begin = time.monotonic()
     for box in ((), ("bridge.emulator.port=null", "robot.ip=127.0.0.1")):
         monkeypatch.setattr("sys.stdin", io.StringIO("move\nmove\n"))
-        with pytest.raises(UserError, match="standard input is no terminal, expected one"):
+        with pytest.raises(UserError, match="standard input: expected a terminal"):
             deploy.deploy(config("live=true", "confirm=true", *box))
     assert commands(emulator, begin) == []
 
@@ -203,7 +205,7 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     # the same command goes on with the same dataset
     assert deploy.deploy(config("live=true", f"record='{path}'", "bridge.loop.max_steps=2")) == 0
     assert len(EpisodeStore.open(path)) == 3
-    with pytest.raises(UserError, match="found speed 0.2, expected 0.3"):
+    with pytest.raises(UserError, match="speed: expected 0.3, got 0.2"):
         deploy.deploy(config("live=true", f"record='{path}'", "bridge.speed=0.3"))
     # and the command line reads it
     words = [f"data='{path}'", "workers=1", f"hydra.run.dir='{tmp_path / 'inspect'}'"]
@@ -252,7 +254,7 @@ def test_an_emulator_that_is_killed_is_a_fault_without_a_traceback(config, tmp_p
     """Nobody asks it whether the cube is up any more."""
     raised = []
     monkeypatch.setattr("threading.excepthook", raised.append)
-    with launch("mujoco", "--fps", "10", "--env", json.dumps({"image_size": 64})) as box:
+    with launch(fps=10, env={"image_size": 64}) as box:
 
         def kill():
             end = time.monotonic() + 120
@@ -300,7 +302,7 @@ def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, 
     )  # fmt: skip
     assert process.stdout is not None
     seen = []
-    while not any(re.search(r"step [1-9]\d*/1000 running", line) for line in seen[-1:]):
+    while not any(re.search(r"state running, .*step [1-9]\d* of 1000", line) for line in seen[-1:]):
         ready, _, _ = select.select([process.stdout], [], [], 120)
         assert ready, seen
         line = process.stdout.readline()
@@ -311,8 +313,7 @@ def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, 
     assert process.returncode == 130, rest
     said = "".join(seen) + rest
     (log,) = tmp_path.glob("runs/deploy/*/xarm_sdk.log")
-    for process_name in ("MainProcess", "supervisor"):  # each has connections of its own
-        assert f"{process_name} INFO ROBOT_IP" in log.read_text()
+    assert log.read_text().count("ROBOT_IP") >= 2  # the supervisor has a connection of its own
     assert not re.search("SDK_VERSION|ROBOT_IP|protocol identifier|ready to move", said), said
     assert "1 (seed 10000)" in rest.replace("episode ", "").replace(" of 3", "") and "stopped" in rest
     status = emulator("status")

@@ -3,10 +3,6 @@
 import json
 import os
 import re
-import select
-import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -20,14 +16,15 @@ from s2robot import verbs
 from s2robot.cli import main
 from s2robot.common.errors import UserError
 from s2robot.common.settings import task_settings
-from s2robot.deployment.evaluate import ArmEvaluation, ArmEvaluationSettings, evaluate_on_arm
+from s2robot.core.settings import read
+from s2robot.deployment.evaluate import ArmEvaluation, ArmEvaluationSettings, check_world, evaluate_on_arm
 from s2robot.deployment.operator import WatchingOperator
-from s2robot.deployment.rig import Rig
+from s2robot.deployment.session import Rig
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.emulator.operator import EmulatedOperator
-from s2robot.envs.real.people.operator import Placing, TerminalOperator
-from s2robot.envs.real.people.stop import Stop
+from s2robot.envs.real.emulator.stand_in import EmulatedOperator
+from s2robot.envs.real.operator.prompts import Placing, TerminalOperator
+from s2robot.envs.real.operator.stop import Stop
 from s2robot.evaluation.records import read_records
 
 pytest.importorskip("xarm")
@@ -51,10 +48,10 @@ def records(folder):
     return read_records(folder / "episodes.jsonl")
 
 
-def evaluation(stack, cfg, operator=None):
+def evaluation(stack, cfg, **asked):
     """An evaluation on a connected arm, past the pre-flight."""
-    settings = ArmEvaluationSettings.of(cfg)
-    return ArmEvaluation(Rig.connect(cfg, stack), settings, task_settings(cfg), Path(cfg.run_dir), operator)
+    settings = read(ArmEvaluationSettings, cfg.evaluate)
+    return ArmEvaluation(Rig.connect(cfg, stack), settings, task_settings(cfg), Path(cfg.run_dir), **asked)
 
 
 # ---------------------------------------------------------------- end to end
@@ -98,7 +95,7 @@ def test_an_evaluation_writes_what_a_simulated_one_writes(config, emulator, slow
     assert [r["seed"] for r in records(tmp_path)] == [SEED, SEED + 1, SEED + 2]
     assert (tmp_path / "actions/episode_0000.npy").stat().st_mtime_ns == before
     assert [r["video"] is not None for r in records(tmp_path)] == [True] * 3
-    with pytest.raises(UserError, match="another evaluation: bridge {'speed': 0.2}, expected {'speed': 0.3}"):
+    with pytest.raises(UserError, match="bridge.speed: expected 0.2 as when the run began, got 0.3"):
         verbs.evaluate(config("bridge.speed=0.3"))
 
 
@@ -117,48 +114,33 @@ def test_a_success_ends_its_episode_and_has_a_time(config, emulator, tmp_path, m
     assert summary["successes"] == 1 and not (tmp_path / "videos").exists()
 
 
-@pytest.mark.slow  # deploy has one, too
-def test_a_policy_on_another_machine(config, served, tmp_path):
-    _, url = served
-    words = [f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60", "evaluate.videos=false"]
-    cfg = config("checkpoint=null", "evaluate.episodes=1", *words)
-    assert evaluate_on_arm(cfg, tmp_path)["policy"] == {"url": url}
-    verbs.evaluate(config("checkpoint=null", "evaluate.episodes=1", *words))  # knows its own episode again
-    (r,) = records(tmp_path)
-    assert r["steps"] == 3 and r["fault"] == ""
-
-
 # ---------------------------------------------------------------- what goes wrong
 
 
-def acting(found, on_call):
-    """Lets `on_call`, given the number of the call from 1, happen before the policy acts."""
-    act, calls = found.rig.policy.act, []
+@pytest.fixture
+def acting(monkeypatch):
+    """`acting(on_call)` lets `on_call`, given the number of the call from 1, happen before a policy acts."""
+    from s2robot.deployment import session
 
-    def acts(observation):
-        calls.append(threading.current_thread().name)
-        on_call(len(calls))
-        return act(observation)
+    make, calls = session.make_policy, []
 
-    found.rig.policy.act = acts
-    return calls
+    def before(on_call):
+        def wrapped(*arguments):
+            policy = make(*arguments)
+            act = policy.act
 
+            def acts(observation):
+                calls.append(threading.current_thread().name)
+                on_call(len(calls))
+                return act(observation)
 
-def test_it_runs_what_deploy_runs(config, emulator, tmp_path):
-    """The policy acts in a worker of its own, after an answer that warms up and moves nothing."""
-    first, begin = [], time.monotonic()
-    with ExitStack() as stack:
-        found = evaluation(stack, config("evaluate.episodes=1", "evaluate.videos=false"))
-        resets = []
-        reset = found.rig.policy.reset
-        found.rig.policy.reset = lambda: resets.append(len(calls)) or reset()
-        # where the arm stands: at its start
-        calls = acting(found, lambda n: n == 2 and first.append(np.array(emulator("status")["velocities"])))
-        found.run()
-    (r,) = records(tmp_path)
-    assert r["steps"] == 3 and len(calls) >= 4 and set(calls) == {"policy"}
-    assert resets == [1] and np.abs(first[0]).max() < 0.01
-    assert not any(c["unsafe"] for c in commands(emulator, begin))
+            policy.act = acts
+            return policy
+
+        monkeypatch.setattr(session, "make_policy", wrapped)
+        return calls
+
+    return before
 
 
 def test_it_holds_where_members_disagree_as_deploy_does(config, emulator, save_untrained, tmp_path):
@@ -170,16 +152,15 @@ def test_it_holds_where_members_disagree_as_deploy_does(config, emulator, save_u
     assert r["steps"] == 0 and "members disagree" in r["fault"] and r["disagreement"] > 0
 
 
-def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_path, monkeypatch):
+def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_path, monkeypatch, acting):
     asked = []
     free = EmulatedOperator.free
     monkeypatch.setattr(
         EmulatedOperator, "free", lambda self, fault: asked.append(fault) or free(self, fault)
     )
+    acting(lambda n: n == 4 and emulator.fault("error", code=31))
     with ExitStack() as stack:
-        found = evaluation(stack, config("env.max_steps=8"))
-        acting(found, lambda n: n == 4 and emulator.fault("error", code=31))
-        summary = found.run()
+        summary = evaluation(stack, config("env.max_steps=8")).run()
     first, second = records(tmp_path)
     assert not first["success"] and re.search("arm error 31|command code", first["fault"])
     assert 1 < first["steps"] < 8
@@ -188,16 +169,15 @@ def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_p
     assert asked[-1] == tuple(first["fault"].split("; "))  # told before the arm moved again
 
 
-def test_a_policy_that_fails_stops_the_arm_and_fails_its_episode(config, emulator, tmp_path):
+def test_a_policy_that_fails_stops_the_arm_and_fails_its_episode(config, emulator, tmp_path, acting):
     def fail(n):
         if n == 4:
             raise RuntimeError("out\nof memory")
 
     begin = time.monotonic()
+    acting(fail)
     with ExitStack() as stack:
-        found = evaluation(stack, config("env.max_steps=8"))
-        acting(found, fail)
-        summary = found.run()
+        summary = evaluation(stack, config("env.max_steps=8")).run()
     first, second = records(tmp_path)
     assert (first["fault"], first["steps"]) == ("policy: RuntimeError: out", 2)
     assert (second["fault"], second["steps"], summary["faults"]) == ("", 8, 1)
@@ -219,57 +199,20 @@ def test_an_arm_that_does_not_come_to_the_start_ends_the_session(
     assert not (tmp_path / "summary.json").exists()
 
 
-@pytest.mark.slow  # deploy brakes in the same way
-def test_ctrl_c_brakes_and_keeps_what_is_done(emulator, slow_policy, pictures, calm, tmp_path):
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "s2robot", "evaluate", "--live", "evaluate=arm", f"checkpoint='{slow_policy}'",
-            "bridge=emulator", f"bridge.emulator.port={emulator.port}", f"hydra.run.dir='{tmp_path}'", *calm,
-            f"demos.path='{pictures}'", "env.max_steps=12", "evaluate.videos=false",
-        ],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    seen = [""]
-    while not seen[-1].startswith("episode 1 of 16"):
-        ready, _, _ = select.select([process.stdout], [], [], 120)
-        assert ready, seen
-        seen.append(process.stdout.readline())
-        assert seen[-1], seen
-    end = time.monotonic() + 120
-    while emulator("status")["mode"] != 1 or max(np.abs(emulator("status")["velocities"])) < 0.02:
-        assert time.monotonic() < end
-    begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, rest
-    assert re.search(r"[12] of 16 episodes are done; hydra.run.dir=", rest) and "interrupted" in rest
-    status = emulator("status")
-    assert status["state"] >= 4 and max(np.abs(status["velocities"])) < 0.01
-    assert not any(c["unsafe"] for c in commands(emulator, begin))
-    assert len(records(tmp_path)) in (1, 2) and not (tmp_path / "summary.json").exists()
-
-
 # ---------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["live=false"], "live: found false, expected true"),
-        (["evaluate.episodes=0"], "evaluate.episodes: found 0"),
-        (["bridge.emulator.port=null"], "standard input is no terminal"),
-        (["bridge.emulator.port=1"], "bridge.emulator.port: found nothing at 127.0.0.1:1"),
-        (["robot.ip=192.168.1.7"], "expected 127.0.0.1: no arm is meant"),
-        (["robot=panda"], "robot: found 'panda', expected xarm7"),
-        (["bridge.speed=2"], "bridge.speed: found 2"),
-        (["policy.url=ws://127.0.0.1:1"], "found both of checkpoint and policy.url"),
-        (["evaluate.world=simulation"], "evaluate.world: found 'simulation', expected arm"),
+        (["live=false"], "live: expected true"),
+        (["evaluate.episodes=0"], "evaluate.episodes: expected >= 1, got 0"),
+        (["bridge.emulator.port=null"], "standard input: expected a terminal"),
+        (["evaluate.world=simulation"], "evaluate.world: expected arm"),
         (["evaluate.seed=499"], "positions 499 to 500 hold 1 that the demos"),
         (["env.rate_hz=20"], "the policy acts at 10 Hz, given are 20 Hz"),
-        (["env.lighting=2"], "env.lighting: found 2.0, expected 1.0 as the running `s2robot emulate` has it"),
-        (["env.cube_size=0.02"], "env.cube_size: found 0.02, expected 0.04 as the running"),
+        (["env.lighting=2"], "env.lighting: expected 1.0 as the running `s2robot emulate` has it, got 2.0"),
+        (["env.cube_size=0.02"], "env.cube_size: expected 0.04"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeypatch, overrides, text):
@@ -281,23 +224,14 @@ def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeyp
     assert commands(emulator, begin) == []
 
 
-def test_the_preflight_comes_first(config, save_untrained, emulator, tmp_path, capsys):
-    begin = time.monotonic()
-    wrong = save_untrained(tmp_path / "wrong", {"robot": "panda"})
-    with pytest.raises(UserError, match="pre-flight: 1 of .* nothing has moved"):
-        verbs.evaluate(config(f"checkpoint='{wrong}'"))
-    assert "stop    robot: the policy was trained for 'panda'" in capsys.readouterr().out
-    assert commands(emulator, begin) == [] and not (tmp_path / "episodes.jsonl").exists()
-
-
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["run", "evaluate=arm"], "evaluate: found arm, expected default"),
-        (["compare", "evaluate=arm"], "evaluate: found arm, expected default"),
-        (["evaluate", "checkpoint=x", "evaluate.world=arm"], "evaluate.world: found 'arm', expected simulation"),
+        (["run", "evaluate=arm"], "evaluate: expected default, got arm"),
+        (["compare", "evaluate=arm"], "evaluate: expected default, got arm"),
+        (["evaluate", "checkpoint=x", "evaluate.world=arm"], "evaluate.world: expected simulation"),
         (["evaluate", "checkpoint=null"], "checkpoint: found none"),
-        (["evaluate", "evaluate=arm", "checkpoint=x"], "live: found false, expected true (`--live`)"),
+        (["evaluate", "evaluate=arm", "checkpoint=x"], "live: expected true (`--live`)"),
     ],
 )  # fmt: skip
 def test_wrong_words_are_one_line(tmp_path, capsys, words, text):
@@ -331,7 +265,7 @@ class Terminal:
 
 def watching(*answers):
     person, stop = Terminal(*answers), Stop()
-    return person, stop, WatchingOperator(TerminalOperator(person.ask), stop, person.keys)
+    return person, stop, WatchingOperator(TerminalOperator(person.ask), stop, read_keys=person.keys)
 
 
 def test_keys_judge_and_stop_while_the_arm_moves_and_questions_are_for_when_it_stands():
@@ -339,6 +273,7 @@ def test_keys_judge_and_stop_while_the_arm_moves_and_questions_are_for_when_it_s
     assert operator.free(()) and stop.moving
     person.press("y")  # on the way to the start: no judgement
     assert operator.place(PLACING) and stop.moving and not operator.ended()
+    operator.acting = True  # the loop has begun
     person.press("n")
     assert operator.ended() and operator.t_end is not None
     assert not operator.success() and not stop.moving and person.press is None
@@ -355,77 +290,6 @@ def test_keys_judge_and_stop_while_the_arm_moves_and_questions_are_for_when_it_s
     person.press(" ")
     assert stop.asked()
     assert not operator.place(PLACING) and operator.refused and not stop.moving
-
-
-ON_A_TERMINAL = """
-import time
-import numpy as np
-from s2robot.envs.real.people.operator import Placing, TerminalOperator
-from s2robot.deployment.operator import WatchingOperator
-from s2robot.envs.real.people.stop import Stop
-
-stop = Stop()
-operator = WatchingOperator(TerminalOperator(), stop)
-print("ready", flush=True)
-time.sleep(1.0)  # typed in between: an answer to a question that was not asked yet
-print("free", operator.free(()), flush=True)
-print("place", operator.place(Placing(3, (0.05, -0.03), 0.5, np.zeros(7))), flush=True)
-while not operator.ended():
-    time.sleep(0.01)
-time.sleep(0.5)  # more keys than one
-print("success", operator.success(), operator.stage(), stop.asked(), flush=True)
-"""
-
-
-def test_a_terminal_takes_keys_and_answers_apart():
-    ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", ON_A_TERMINAL], stdin=theirs, stdout=theirs, stderr=theirs,
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, close_fds=True,
-    )  # fmt: skip
-    os.close(theirs)
-    seen = ""
-
-    def until(text):
-        nonlocal seen
-        while text not in seen:
-            ready, _, _ = select.select([ours], [], [], 60)
-            assert ready, seen
-            seen += os.read(ours, 4096).decode()
-
-    def say(text):
-        os.write(ours, text.encode())
-
-    try:
-        until("ready")
-        say("n\n")  # too early: forgotten
-        until("moves to its start pose")
-        say("y\n")
-        until("free True")
-        until("clear of the arm?")
-        say("y\n")
-        until("place True")
-        time.sleep(0.3)
-        say("nnny")  # the first one counts
-        until("How far did it come?")
-        say("1\n")
-        until("success False grasp False")
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
-
-
-def test_the_end_of_the_operators_input_is_a_no_before_motion_and_no_outcome():
-    def ended(question):
-        raise EOFError
-
-    operator = TerminalOperator(ended)
-    assert not operator.free(()) and not operator.place(PLACING)
-    for ask in (operator.success, operator.stage):
-        with pytest.raises(EnvError, match="found the end of standard input at"):
-            ask()
 
 
 def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):
@@ -453,10 +317,8 @@ def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):
 
     with ExitStack() as stack:
         cfg = config("env.max_steps=200", "evaluate.videos=false")
-        rig = Rig.connect(cfg, stack)
-        settings = ArmEvaluationSettings.of(cfg)
-        found = ArmEvaluation(rig, settings, task_settings(cfg), tmp_path, Person(person.ask), keys)
-        with pytest.raises(UserError, match="the operator said no"):
+        found = evaluation(stack, cfg, operator=Person(person.ask), read_keys=keys)
+        with pytest.raises(UserError, match="operator: expected a yes"):
             found.run()
     (r,) = records(tmp_path)
     assert r["success"] and r["steps"] < 100 and 3 < r["time_to_success_s"] < 30 and r["closest_m"] is None
@@ -466,8 +328,6 @@ def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):
 
 
 def test_a_real_arm_has_no_scene_to_change():
-    from s2robot.deployment.evaluate import _check_world
-
-    _check_world(CubePickConfig(cube_size=0.03), None)
-    with pytest.raises(UserError, match="env.clutter: found 3, expected 0 on an arm"):
-        _check_world(CubePickConfig(clutter=3), None)
+    check_world(CubePickConfig(cube_size=0.03), None)
+    with pytest.raises(UserError, match="env.clutter: expected 0 on an arm"):
+        check_world(CubePickConfig(clutter=3), None)

@@ -1,4 +1,4 @@
-"""`s2robot record` on the emulated arm with its cameras: lifted by hand and by teleoperation, then on to training."""
+"""`s2robot record` on the emulated arm with its cameras: by hand, by teleoperation, and as corrections of a policy."""
 
 import os
 import signal
@@ -11,21 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
 from s2robot.cli import main
 from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
-from s2robot.deployment.record import ArmRecording
-from s2robot.envs.cube_config import CubePickConfig
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats.export import rate_of, rates_of
+from s2robot.demos.lineage import Lineage
+from s2robot.demos.store import EpisodeStore
+from s2robot.demos.windows import make_windows
+from s2robot.deployment.arm import JOINT_NAMES
+from s2robot.deployment.record import ArmRecording, CorrectionRecorder
+from s2robot.deployment.store import CAUSES, open_corrections, open_store
+from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION, CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
-from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.ik import ToolIK
-from s2robot.envs.real.emulator.camera import EmulatedCamera
-from s2robot.envs.real.emulator.launch import launch
-from s2robot.envs.real.emulator.operator import EmulatedOperator
-from s2robot.envs.real.emulator.side import SideChannel
+from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from tests import forks
 from tests.envs.real.patience import PATIENCE, wait_for
 
@@ -33,42 +34,52 @@ pytest.importorskip("xarm")
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZE, SEED = 64, 1
-LOOKS = [f"env.image_size={SIZE}", "env.cameras=[hand,left]"]
-# a busy machine is no fault
-CALM = [f"bridge.watchdog.{n}=9" for n in ("camera_hold", "state_hold", "policy_hold")] + [
-    f"bridge.watchdog.{n}=30" for n in ("camera_fault", "state_fault", "policy_fault", "hold_fault", "report_fault")
-] + ["bridge.safety.state_age_max=3", "bridge.supervisor_s=9", "bridge.arm.connect_s=60", "bridge.home.speed=1.0"]  # fmt: skip
+CORRECTED = 700  # the first position of a correction
 
 
 @pytest.fixture
-def emulator():
-    looks = f'{{"image_size": {SIZE}, "cameras": ["hand", "left"]}}'
-    with launch("mujoco", "--env", looks, "--fps", "4") as emulator:
-        end = time.monotonic() + PATIENCE
-        while True:  # a busy machine takes long over the first picture
-            try:
-                EmulatedCamera(emulator.ports.frames, "left").read()
-                break
-            except EnvError:
-                assert time.monotonic() < end
-        yield emulator
+def config(arm_config, tmp_path):
+    """`config(kind, *words)` of `s2robot record` into `out.zarr`."""
+
+    def make(kind, *words):
+        looks = () if kind == "dagger" else (f"env.image_size={SIZE}", "env.cameras=[hand,left]")
+        out = f"out='{tmp_path / 'out.zarr'}'"
+        return arm_config("record", f"recording={kind}", out, f"seed={SEED}", "episodes=1", *looks, *words)
+
+    return make
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
+@pytest.fixture
+def demos(tmp_path):
+    """Two short demos as an arm's recorder writes them; `demos(led=True)` as they are led by hand."""
+
+    def make(led=False):
+        path = tmp_path / "demos.zarr"
+        attributes = {
+            "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": 10, "cameras": ["hand", "left"],
+            "camera_geometry": {}, "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": 0,
+            "kind": "images", "source": "teleop, emulator",
+        }  # fmt: skip
+        blank = np.zeros((6, 8), np.float32)
+        episode = {
+            **{f"images_{name}": np.zeros((6, SIZE, SIZE, 3), np.uint8) for name in ("hand", "left")},
+            "action": blank, "proprio": blank, "time": np.arange(6.0), "time_action": np.arange(6.0),
+            "camera_age": np.zeros((6, 2), np.float32),
+        }  # fmt: skip
+        if not led:
+            episode |= {"action_raw": blank, "action_sent": blank, "verdict": np.zeros(6, np.uint8)}
+            episode |= {"code": np.zeros(6, np.int32)}
+        with EpisodeStore.create(path, attributes) as store:
+            for seed in (1, 2):
+                store.append(episode, {"seed": seed, "success": True})
+        return path
+
+    return make
 
 
-def config(emulator, out, *words):
-    settings = [f"seed={SEED}", "episodes=1", f"out={out}", "bridge=emulator", f"run_dir={out}.run"]
-    port = f"bridge.emulator.port={emulator.ports.side}"
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        return compose("record", [*settings, port, *LOOKS, *CALM, *words])
-
-
-def person(act):
-    """Something to read keys from: `act(on_key)` runs beside each episode."""
+def person(*plays):
+    """Reads keys: each play, `play(on_key)`, runs beside an episode, in turn; the last one beside all that follow."""
+    left = list(plays)
 
     @contextmanager
     def keys(on_key):
@@ -76,10 +87,10 @@ def person(act):
 
         def run():
             try:
-                act(on_key)
+                (left.pop(0) if len(left) > 1 else left[0])(on_key)
             except (
                 BaseException
-            ) as error:  # the test's to raise: here it would only leave the episode without an end
+            ) as error:  # the test's to raise: here it would leave the episode without an end
                 failed.append(error)
                 on_key("x")
 
@@ -93,7 +104,27 @@ def person(act):
     return keys
 
 
-def lift_by_hand(emulator):
+def led(side):
+    """Waits until the box lets a person lead the arm."""
+    wait_for(lambda: side("status")["mode"] == 2 and side("status")["ready"])
+
+
+def wave(side):
+    """A short motion by hand that lifts nothing."""
+
+    def act(on_key):
+        led(side)
+        joints = np.array(side("status")["joints"])
+        for _ in range(6):
+            joints[6] += 0.05
+            side("hand", joints=joints.tolist())
+            time.sleep(0.1)
+        on_key("\r")
+
+    return act
+
+
+def lift_by_hand(side):
     """Leads the arm where the scripted picker went in the simulated episode of that seed."""
     simulated = CubePick(CubePickConfig(cameras=("hand",)), draw=False)
     simulated.reset(seed=SEED)
@@ -109,154 +140,83 @@ def lift_by_hand(emulator):
         way.append((joints, bool(action[7])))
 
     def act(on_key):
-        with SideChannel(emulator.ports.side) as side:
-            wait_for(lambda: side("status")["mode"] == 2 and side("status")["ready"])
-            was_closed = False
-            for joints, closed in way:
-                if closed != was_closed:
-                    on_key(" ")
-                    was_closed = closed
-                assert side("hand", joints=joints.tolist())["led"]
-                end = time.monotonic() + 3.0  # no step is skipped where the machine is busy
-                while np.abs(side("status")["joints"] - joints).max() > 0.02 and time.monotonic() < end:
-                    time.sleep(0.02)
-                time.sleep(0.1)
-            wait_for(lambda: side("scene")["is_success"])
-            time.sleep(0.2)
-            on_key("\r")
-
-    return act
-
-
-@pytest.mark.slow
-def test_taught_by_hand_inspected_encoded_and_trained_on(emulator, tmp_path, tiny_encoder, capsys):
-    out = tmp_path / "taught.zarr"
-    store = ArmRecording(config(emulator, out, "recording=teach"), None, person(lift_by_hand(emulator))).run()
-    assert len(store) == 1 and store.meta("success").all() and list(store.meta("seed")) == [SEED]
-    assert store.cameras == ("hand", "left") and store.attrs["source"] == "teach, emulator"
-    assert store["images_hand"].shape == (store.num_steps, SIZE, SIZE, 3)
-    assert store["images_left"].any() and set(store["action"][:, 7]) == {0.0, 1.0}
-    # a second session goes on, with the next place
-    again = ArmRecording(config(emulator, out, "recording=teach"), None, person(wave(emulator))).run()
-    assert (
-        len(again) == 2
-        and list(again.meta("seed")) == [SEED, SEED + 1]
-        and list(again.meta("success")) == [1, 0]
-    )
-    with pytest.raises(
-        UserError, match="found images of teach, emulator, expected images of teleop, emulator"
-    ):
-        ArmRecording(config(emulator, out, "recording=teleop"), None, person(wave(emulator))).run()
-
-    where = [f"demos.path={out}", *LOOKS]
-    assert main(["inspect", f"data={out}", f"hydra.run.dir={tmp_path}/inspect"]) == 0
-    assert (tmp_path / "inspect" / "episodes" / "0001.mp4").stat().st_size > 1000
-    features = [
-        f"encoder.checkpoint={tiny_encoder}",
-        f"features.cache={tmp_path}/cache",
-        "features.workers=1",
-    ]
-    assert main(["encode", *where, *features, f"hydra.run.dir={tmp_path}/encode"]) == 0
-    training = ["train.steps=1", "train.batch_size=8", f"hydra.run.dir={tmp_path}/train"]
-    assert main(["train", *where, *features, *training]) == 0
-    assert (tmp_path / "train" / "checkpoint").is_dir()
-    assert f"features ({again.num_steps}, 2," in capsys.readouterr().out
-
-
-def wave(emulator):
-    """A short motion that lifts nothing."""
-
-    def act(on_key):
-        with SideChannel(emulator.ports.side) as side:
-            wait_for(lambda: side("status")["mode"] == 2 and side("status")["ready"])
-            joints = np.array(side("status")["joints"])
-            for _ in range(6):
-                joints[6] += 0.05
-                side("hand", joints=joints.tolist())
-                time.sleep(0.1)
+        led(side)
+        was_closed = False
+        for joints, closed in way:
+            if closed != was_closed:
+                on_key(" ")
+                was_closed = closed
+            assert side("hand", joints=joints.tolist())["led"]
+            end = time.monotonic() + 3.0  # no step is skipped where the machine is busy
+            while np.abs(side("status")["joints"] - joints).max() > 0.02 and time.monotonic() < end:
+                time.sleep(0.02)
+            time.sleep(0.1)
+        wait_for(lambda: side("scene")["is_success"])
+        time.sleep(0.2)
         on_key("\r")
 
     return act
 
 
-def lift_by_keys(emulator):
-    """Types what brings the gripper over the cube, down, closed and up, by looking at the emulated scene."""
-    ik = ToolIK()
-    base = np.array([-0.46, 0.0, 0.112])  # of the arm, in the table's frame
-
-    def act(on_key):
-        with SideChannel(emulator.ports.side) as side:
-
-            def off():
-                tool = ik.pose(np.array(side("status")["joints"]))[0] + base
-                return np.array(side("scene")["cube_pose"][:3]) - tool
-
-            def go(goal, close_enough):
-                end = time.monotonic() + PATIENCE
-                while np.abs(way := goal(off())).max() > close_enough and time.monotonic() < end:
-                    for axis, keys in enumerate(("ws", "ad", "rf")):
-                        if abs(way[axis]) > close_enough:
-                            on_key(keys[int(way[axis] < 0)])
-                    time.sleep(0.05 if np.abs(way).max() > 0.03 else 0.4)  # on the last bit press and look
-
-            go(lambda d: d * [1, 1, 0], 0.006)
-            go(lambda d: d + [0, 0, 0.010], 0.006)
-            on_key(" ")
-            wait_for(lambda: side("status")["opening"] < 0.75)
-            time.sleep(0.8)
-            end = time.monotonic() + PATIENCE
-            while not side("scene")["is_success"] and time.monotonic() < end:
-                if side("scene")["cube_pose"][2] < 0.14:
-                    on_key("r")
-                time.sleep(0.04)
-            on_key("\r")
-
-    return act
-
-
 @pytest.mark.slow
-def test_teleoperated_with_keys_lifts_the_cube(emulator, tmp_path):
-    out = tmp_path / "teleop.zarr"
-    words = ["recording=teleop", "speed=0.03", "max_steps=600"]
-
-    class Straight(EmulatedOperator):
-        """Lays the cube along the fingers, so that keys for x, y and z suffice."""
-
-        def place(self, placing):
-            self._side("reset_scene", seed=placing.seed, cube_xy=[0.02, -0.03], cube_yaw=0.0)
-            return True
-
-    with SideChannel(emulator.ports.side) as side:
-        store = ArmRecording(
-            config(emulator, out, *words), Straight(side), person(lift_by_keys(emulator))
-        ).run()
-    assert len(store) == 1 and store.meta("success").all()
-    assert {"action", "action_raw", "action_sent", "proprio", "images_hand", "verdict", "code"} <= set(
-        store.keys
-    )
-    assert not store["code"].any() and store["verdict"].max() <= 1
-    np.testing.assert_allclose(
-        store["proprio"][0, :7] + store["action_sent"][:-1, :7].sum(0), store["proprio"][-1, :7], atol=0.05
-    )
+def test_taught_by_hand_and_trained_on(config, emulator, tmp_path, tiny_encoder):
+    store = ArmRecording(config("teach"), None, person(lift_by_hand(emulator))).run()
+    assert len(store) == 1 and store.meta("success").all() and list(store.meta("seed")) == [SEED]
+    assert store.cameras == ("hand", "left") and store.attrs["source"] == "teach, emulator"
+    assert store["images_hand"].shape == (store.num_steps, SIZE, SIZE, 3)
+    assert store["images_left"].any() and set(store["action"][:, 7]) == {0.0, 1.0}
+    training = [
+        f"demos.path={store.path}", f"env.image_size={SIZE}", "env.cameras=[hand,left]", "train.steps=1",
+        f"encoder.checkpoint={tiny_encoder}", f"features.cache={tmp_path}/cache", "features.workers=1",
+        "train.batch_size=8", f"hydra.run.dir={tmp_path}/train",
+    ]  # fmt: skip
+    assert main(["train", *training]) == 0 and (tmp_path / "train" / "checkpoint").is_dir()
 
 
-def test_a_discarded_episode_is_not_written_and_a_no_ends_it(emulator, tmp_path):
-    out = tmp_path / "none.zarr"
-    tries = []
-
-    def regret(on_key):
-        tries.append(1)
-        wave(emulator)(lambda key: on_key("x" if len(tries) == 1 else key))
-
-    store = ArmRecording(config(emulator, out, "recording=teach"), None, person(regret)).run()
-    assert len(tries) == 2 and len(store) == 1 and list(store.meta("seed")) == [SEED + 1]
+def test_sessions_go_on_with_the_next_place_and_what_is_discarded_is_not_written(config, emulator):
+    move = wave(emulator)
+    regret = lambda on_key: move(lambda key: on_key("x"))  # noqa: E731
+    store = ArmRecording(config("teach"), None, person(regret, move)).run()
+    assert len(store) == 1 and list(store.meta("seed")) == [SEED + 1] and not store.meta("success").any()
+    again = ArmRecording(config("teach"), None, person(move)).run()
+    assert list(again.meta("seed")) == [SEED + 1, SEED + 2]
+    with pytest.raises(UserError, match="source: expected teleop, emulator, got teach, emulator"):
+        ArmRecording(config("teleop"), None, person(move)).run()
 
     class Unwilling(EmulatedOperator):
         def place(self, placing):
             return False
 
-    with SideChannel(emulator.ports.side) as side, pytest.raises(EnvError, match="the operator said no"):
-        ArmRecording(config(emulator, out, "recording=teach"), Unwilling(side), person(regret)).run()
+    with pytest.raises(UserError, match="operator: expected a yes"):
+        ArmRecording(config("teach"), Unwilling(emulator), person(move)).run()
+
+
+def test_teleoperated_with_keys(config, emulator):
+    def lift(on_key):
+        wait_for(lambda: len(recording.recorder) >= 1)
+        on_key(" ")
+        while len(recording.recorder) < 6:
+            on_key("r")
+            time.sleep(0.05)
+        on_key("\r")
+
+    recording = ArmRecording(config("teleop"), None, person(lift))
+    store = recording.run()
+    assert len(store) == 1 and store.attrs["source"] == "teleop, emulator" and 6 <= store.num_steps <= 12
+    wanted = {
+        "action",
+        "action_raw",
+        "action_sent",
+        "proprio",
+        "images_hand",
+        "images_left",
+        "verdict",
+        "code",
+    }
+    assert wanted <= set(store.keys) and not store["code"].any() and store["verdict"].max() <= 1
+    first, last = (ToolIK().pose(store["proprio"][i, :7].astype(float))[0] for i in (0, -1))
+    assert last[2] - first[2] > 0.01 and np.abs(last - first)[:2].max() < 0.01
+    assert store["action"][0, 7] == 0 and store["action"][-1, 7] == 1
 
 
 @pytest.mark.parametrize(
@@ -269,15 +229,16 @@ def test_a_discarded_episode_is_not_written_and_a_no_ends_it(emulator, tmp_path)
         ("teleop", 1, "SIGHUP", 130),
     ],
 )
-def test_whatever_ends_a_recording_stops_the_arm(emulator, tmp_path, kind, mode, name, code):
+def test_whatever_ends_a_recording_stops_the_arm(emulator, calm, tmp_path, kind, mode, name, code):
     words = [
         f"recording={kind}",
         "bridge=emulator",
-        f"bridge.emulator.port={emulator.ports.side}",
+        f"bridge.emulator.port={emulator.port}",
         "episodes=1",
     ]
     process = forks.Popen(
-        [sys.executable, "-m", "s2robot", "record", *words, *LOOKS, *CALM, "bridge.supervisor_s=1.5", "out=out.zarr"],
+        [sys.executable, "-m", "s2robot", "record", *words, f"env.image_size={SIZE}",
+            "env.cameras=[hand,left]", *calm, "bridge.supervisor_s=1.5", "out=out.zarr"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
@@ -285,12 +246,12 @@ def test_whatever_ends_a_recording_stops_the_arm(emulator, tmp_path, kind, mode,
     while "Enter: end" not in said:
         said += (line := process.stdout.readline())
         assert line, said
-    wait_for(lambda: emulator.side("status")["mode"] == mode and emulator.side("status")["ready"], "the arm")
+    wait_for(lambda: emulator("status")["mode"] == mode and emulator("status")["ready"], "the arm")
     try:
         time.sleep(0.5)  # until the first beat
         begin = time.monotonic()
         os.kill(process.pid, signal.Signals[name])
-        while emulator.side("status")["ready"]:
+        while emulator("status")["ready"]:
             assert time.monotonic() < begin + 6
             time.sleep(0.01)
         with suppress(ProcessLookupError):
@@ -300,21 +261,189 @@ def test_whatever_ends_a_recording_stops_the_arm(emulator, tmp_path, kind, mode,
     finally:
         process.kill()
         process.wait()
-    assert not emulator.side("status")["ready"]
+    assert not emulator("status")["ready"]
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["recording=teleop", "device=mouse"], "device: found 'mouse', expected one of keyboard, spacemouse"),
-        (["recording=teach"], "robot.ip: found none"),
-        (["recording=teach", "episodes=0"], "found episodes 0"),
-        (["recording=teach", "seed=-1"], "seed: found -1, expected 0 or more"),
-        (["recording=teleop", "speed=0"], "speed: found 0.0, expected a number above 0"),
-        (["recording=teach", "bridge=emulator", "bridge.emulator.port=1"], "found nothing at 127.0.0.1:1"),
-        (["recording=teach", "robot=panda"], "found 'panda', expected xarm7"),
+        (["recording=teleop", "device=mouse"], "device: expected 'keyboard', 'spacemouse' or 'hand', got 'mouse'"),
+        (["recording=teleop", "device=hand"], "device: expected keyboard or spacemouse"),
+        (["recording=teach"], "robot.ip: expected"),
+        (["recording=teach", "episodes=0"], "episodes: expected >= 1, got 0"),
+        (["recording=teach", "max_steps=0"], "max_steps: expected >= 1, got 0"),
+        (["recording=teleop", "speed=0"], "speed: expected > 0, got 0"),
+        (["recording=dagger", "robot.ip=1.2.3.4"], "checkpoint: expected"),
+        (["recording=dagger", "robot.ip=1.2.3.4", "checkpoint=x", "arm.device=mouse"], "arm.device: expected"),
+        (["recording=dagger", "robot.ip=1.2.3.4", "checkpoint=x"], "expected demos of images"),
     ],
-)
+)  # fmt: skip
 def test_wrong_settings_are_one_line(words, message, tmp_path, capsys):
     assert main(["record", *words, f"hydra.run.dir={tmp_path}"]) == 2
     assert message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- corrections
+
+
+@pytest.mark.realtime
+def test_the_corrected_part_is_appended_to_a_copy(config, emulator, demos, slow_policy):
+    source = demos()
+    words = f"checkpoint='{slow_policy}'", f"demos.path='{source}'", f"seed={CORRECTED}", "episodes=2"
+    cfg = config("dagger", *words)
+
+    def help_it(on_key):
+        done = lambda: len(correction.recorder)  # noqa: E731
+        wait_for(lambda: done() >= 2)
+        on_key(" ")
+        taken = done()
+        while done() < taken + 4:
+            on_key("r")
+            time.sleep(0.05)
+        on_key(" ")
+        given = done()
+        wait_for(lambda: done() >= given + 2)
+        on_key("\r")
+
+    def leave_it(on_key):
+        wait_for(lambda: len(correction.recorder) >= 1)
+        on_key("\r")
+
+    correction = ArmRecording(cfg, None, person(leave_it, help_it))
+    store = correction.run()
+    assert len(store) == 3 and list(store.meta("seed")) == [1, 2, CORRECTED + 1]  # the first needed no help
+    assert Lineage().trained_on(store, [0]).positions["corrected"] == {CORRECTED, CORRECTED + 1}
+    assert store.meta("speed").tolist() == [1, 1, correction.bench.bridge.speed]
+    assert len(EpisodeStore.open(source)) == 2 and "perturbed" not in EpisodeStore.open(source).keys
+    episode = store.episode(2)
+    policy = episode["perturbed"].astype(bool)
+    assert (
+        policy[:2].all()
+        and policy[-1]
+        and 3 <= (~policy).sum() <= 8
+        and np.abs(np.diff(policy.astype(int))).sum() == 2
+    )
+    # up: the person's part lifts the tool, and no step is larger than an action may be
+    assert np.abs(episode["action"][~policy, :7]).max() > 0.005 and not episode["code"].any()
+    assert not store.read("perturbed", 0, 12).any()
+    windows = make_windows(store, np.arange(3), 1, 4)
+    steps = np.flatnonzero(~policy) + 12
+    assert list(windows.steps) == [*range(12), *steps]  # the policy's own steps are never imitated
+    assert not any(c["unsafe"] for c in emulator("commands", since=0)["commands"])
+    # the same command goes on: all positions up to the last that was corrected are done
+    assert len(ArmRecording(cfg).run()) == 3
+
+
+@pytest.mark.slow
+def test_the_arm_is_led_by_hand(config, emulator, demos, slow_policy):
+    words = f"checkpoint='{slow_policy}'", f"demos.path='{demos(led=True)}'", "arm.device=hand"
+    cfg = config("dagger", f"seed={CORRECTED}", *words)
+
+    def lead(on_key):
+        done = lambda: len(correction.recorder)  # noqa: E731
+        wait_for(lambda: done() >= 2)
+        on_key(" ")
+        led(emulator)
+        taken = done()
+        # an action is from one led step to the next: what is moved before the first belongs to none
+        wait_for(lambda: done() >= taken + 2)
+        joints = np.array(emulator("status")["joints"])
+        for _ in range(4):
+            joints[6] += 0.05
+            emulator("hand", joints=joints.tolist())
+            before = done()
+            wait_for(lambda before=before: done() > before)
+        wait_for(lambda: done() >= taken + 6)
+        on_key(" ")
+        given = done()
+        wait_for(lambda: done() >= given + 2)
+        on_key("\r")
+
+    correction = ArmRecording(cfg, None, person(lead))
+    store = correction.run()
+    episode = store.episode(2)
+    person_s = ~episode["perturbed"].astype(bool)
+    assert not person_s[:2].any() and not person_s[-1] and person_s.sum() >= 6
+    by_hand = episode["action"][person_s]
+    assert by_hand[:, 6].sum() == pytest.approx(0.2, abs=0.03)
+    # what the policy did next begins where the hand left the arm
+    after = int(np.flatnonzero(person_s)[-1]) + 1
+    begun = episode["proprio"][np.flatnonzero(person_s)[0], 6]
+    assert episode["proprio"][after, 6] - begun == pytest.approx(0.2, abs=0.03)
+
+
+def test_steps_led_by_hand_go_into_demos_of_any_arm(demos, tmp_path):
+    """A led step has nothing that was sent; teleoperated demos hold it. Each episode stores how fast it was."""
+    source, out = EpisodeStore.open(demos()), tmp_path / "made.zarr"
+    recorder = CorrectionRecorder(open_corrections(out, source), 0.7)
+    blank, picture = np.ones(8, np.float32), np.zeros((SIZE, SIZE, 3), np.uint8)
+    step = {
+        "action": blank,
+        "proprio": blank,
+        "time": 1.0,
+        "time_action": 1.1,
+        "camera_age": np.zeros(2, np.float32),
+    }
+    own = {"action_raw": 2 * blank, "action_sent": 3 * blank, "verdict": np.uint8(1), "code": np.int32(0)}
+    for more in (own, {}):
+        recorder.on_step({**step, **more, "images_hand": picture, "images_left": picture})
+    recorder.finish(persons=[False, True], success=True, seed=3)
+    store = EpisodeStore.open(out)
+    made = store.episode(2)
+    assert made["perturbed"].tolist() == [1, 0] and made["verdict"].tolist() == [1, 0]
+    assert made["action_sent"][:, 0].tolist() == [3, 1] and made["action_raw"][:, 0].tolist() == [2, 1]
+    assert store.meta("speed").tolist() == pytest.approx([1, 1, 0.7]) and rates_of(store).tolist() == [
+        10,
+        10,
+        7,
+    ]
+    with pytest.raises(DatasetError, match="speed: found episodes at 7 and at 10 Hz"):
+        rate_of(store)
+    slow = tmp_path / "slow.zarr"
+    with EpisodeStore.create(slow, {**source.attrs, "speed": 0.5}) as store:
+        store.append(source.episode(0), {"seed": 3, "success": True})
+    assert rate_of(EpisodeStore.open(slow)) == 5
+    copy = open_corrections(tmp_path / "of_slow.zarr", EpisodeStore.open(slow))
+    assert copy.meta("speed").tolist() == [0.5]
+
+
+def test_demos_that_a_deployment_recorded_are_corrected_and_others_rejected(demos, tmp_path):
+    source = EpisodeStore.open(demos())
+    for name, meta, arrays in (
+        ("live", {"cause": 1}, {}),
+        ("odd", {"grade": 3}, {"force": np.zeros(6, np.float32)}),
+    ):
+        with EpisodeStore.create(tmp_path / f"{name}.zarr", source.attrs) as store:
+            store.append({**source.episode(0), **arrays}, {"seed": 1, "success": True, **meta})
+    copy = open_corrections(tmp_path / "copy.zarr", EpisodeStore.open(tmp_path / "live.zarr"))
+    recorder, episode = CorrectionRecorder(copy, 1.0), source.episode(1)
+    for i in range(6):
+        recorder.on_step({key: value[i] for key, value in episode.items()})
+    recorder.finish(persons=[True] * 6, seed=2, success=True)
+    assert EpisodeStore.open(copy.path).meta("cause").tolist() == [1, CAUSES.index("ended")]
+    with pytest.raises(UserError, match="odd.zarr: expected demos of an arm, got demos with force, grade"):
+        CorrectionRecorder(EpisodeStore.open(tmp_path / "odd.zarr"), 1.0)
+
+
+def test_other_images_are_rejected_before_an_episode(demos):
+    path = demos()
+    eyes = dict.fromkeys(("hand", "left"))  # what is known of them is for a new one
+    open_store(path, 10, eyes, SIZE, 0, {}).close()
+    for cameras, size, key in (
+        (eyes, 2 * SIZE, "images_hand"),
+        (dict.fromkeys(("hand",)), SIZE, "cameras"),
+    ):
+        with pytest.raises(UserError, match=f"{key}: expected"):
+            open_store(path, 10, cameras, size, 0, {})
+
+
+def test_a_dataset_that_begins_otherwise_is_rejected(demos, tmp_path):
+    source = EpisodeStore.open(demos())
+    out = tmp_path / "out.zarr"
+    with open_corrections(out, source, 1) as store:
+        assert (
+            len(store) == 1 and not store["perturbed"].any() and store.attrs["source"] == "teleop, emulator"
+        )
+    open_corrections(out, source, 1).close()
+    with pytest.raises(UserError, match="expected a dataset that begins with the 2 episodes"):
+        open_corrections(out, source)

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from s2robot.deployment.trace import Trace
+from s2robot.deployment.trace import EpisodeLog
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.control.safety import Safe, Verdict
 from s2robot.envs.real.control.watchdog import State
 
 
 def test_a_trace_counts_speeds_and_room(tmp_path):
-    trace = Trace(XARM7_LIMITS)
+    trace = EpisodeLog(XARM7_LIMITS)
     trace.write(tmp_path / "none", "nothing")
     assert not list(tmp_path.iterdir())
     q = np.array([0, 0, 0, 0.7, 0, 0.7, 0])

@@ -113,14 +113,6 @@ def test_an_episode_costs_a_line(tmp_path):
     assert seen == [(None, [0, 1, 2]), ("2\n", [0, 1]), ("2\n1\n", [0]), ("2\n1\n0\n", [])]
 
 
-def test_a_cache_with_its_marks_in_the_index_is_read(tmp_path):
-    cache = make_cache(tmp_path)
-    cache.build(make_frames, encode)
-    (cache.path / "done.txt").unlink()
-    rewrite_index(cache.path, done=[0, 1, 2])
-    assert cache.missing() == [] and np.array_equal(cache.features, expected())
-
-
 def test_a_line_that_a_kill_cut_off_is_no_episode(tmp_path):
     cache = make_cache(tmp_path)
     with pytest.raises(UserError, match="no frames came"):
@@ -166,11 +158,6 @@ def test_damaged_caches_are_never_read(tmp_path, damage):
     with pytest.raises(UserError, match="3 of 3 episodes are missing"):
         _ = cache.features
     assert np.array_equal(cache.build(make_frames, encode), expected())
-
-
-def test_other_lengths_under_the_same_name_are_encoded_again(tmp_path):
-    make_cache(tmp_path).build(make_frames, encode)
-    assert make_cache(tmp_path, episode_lengths=[4, 1, 3]).missing() == [0, 1, 2]
 
 
 def test_empty_episode_and_empty_dataset(tmp_path):

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from s2robot.backbones import mvp
 from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import (
     PUBLISHED,
@@ -68,17 +67,6 @@ def test_position_table_is_maes():
     np.testing.assert_allclose(table[6].numpy(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_specs(name):
-    with torch.device("meta"):
-        spec = PUBLISHED[name].spec
-        blocks = 12 * spec.dim**2 + 13 * spec.dim  # one block: qkv, projection, MLP, two norms
-        ends = 3 * spec.patch_size**2 * spec.dim + spec.dim + spec.dim * (spec.grid**2 + 2) + 2 * spec.dim
-    total = {"vits": 21.7e6, "vitb": 85.8e6, "vitl": 303.4e6}[name[:4]]
-    assert abs(spec.depth * blocks + ends - total) < 0.05e6 + 0.001 * total
-    assert spec.heads == (16 if "vitl" in name else 12)  # ViT-S too: timm's small has 6
-
-
 def test_encode_is_the_vit_on_every_tile(images):
     model = make_vit()
     encoder = S2Encoder(model, (16, 32))
@@ -119,12 +107,6 @@ def test_larger_frames_are_averaged_by_area(images):
     twice = images.repeat(2, axis=1).repeat(2, axis=2)
     torch.testing.assert_close(encoder.encode(twice), encoder.encode(images), rtol=1e-5, atol=1e-5)
     assert encoder.encode(np.zeros((1, 50, 50, 3), np.uint8)).shape == (1, 16, 48)
-
-
-def test_frozen():
-    encoder = S2Encoder(make_vit(), (16,))
-    assert not encoder.train().model.training
-    assert not any(p.requires_grad for p in encoder.parameters())
 
 
 def test_gflops_are_the_papers():
@@ -195,13 +177,6 @@ class Patches(torch.nn.Module):
         return F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
 
 
-def test_any_module():
-    encoder = S2Encoder(Patches(), (8, 16), tile=8)
-    assert (encoder.dim, encoder.grid, encoder.num_parameters) == (6, 2, 0)
-    with pytest.raises(UserError, match="tile"):
-        S2Encoder(Patches(), (8, 16))
-
-
 def test_mvp_tiny_round_trip(tiny_file, images):
     loaded, recipe = load_encoder(tiny_file)
     assert recipe["steps"] == 7 and recipe["spec"]["heads"] == 3
@@ -269,18 +244,18 @@ def test_config_errors(tiny_file):
         ({"name": None}, "encoder.name: "),
         ({"name": "timm:vit_tiny_patch16_22"}, "nearest: vit_tiny_patch16_224"),
         ({"name": "timm:resnet18"}, "do not fit ResNet"),
-        ({"size": [16]}, "encoder: .*'size'"),
+        ({"size": [16]}, "encoder.size: unknown key"),
         ({"sizes": [16, 40]}, "S2 size 40 .* tile 16"),
         ({"sizes": [32, 16]}, r"encoder.sizes: .*\[32, 16\]"),
         ({"sizes": [32, 48]}, "S2 size 48 .* first size 32"),
-        ({"sizes": [16], "scales": [1]}, "not both"),
+        ({"sizes": [16], "scales": [1]}, "encoder.sizes: expected null"),
         ({"sizes": []}, "encoder.sizes: "),
         ({"sizes": ["big"]}, r"encoder.sizes\[0\]: .*'big'"),
         ({"scales": []}, "encoder.scales: "),
         ({"scales": 2}, "encoder.scales: .*2"),
         ({"scales": [1, 1.5]}, "S2 size 24 .* tile 16"),
-        ({"scales": [np.nan]}, "encoder.scales: .*nan"),
-        ({"scales": [1, np.inf]}, "encoder.scales: .*inf"),
+        ({"scales": [np.nan]}, "encoder.scales.*nan"),
+        ({"scales": [1, np.inf]}, "encoder.scales.*inf"),
         ({"pool": "max"}, "encoder.pool: .*'max'"),
         ({"pool": ""}, "encoder.pool: .*''"),
         ({"dtype": "int8"}, "encoder.dtype: .*'int8'"),
@@ -293,28 +268,8 @@ def test_config_errors(tiny_file):
         with pytest.raises(UserError, match=words) as error:
             build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file} | cfg)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="encoder: .*'name'"):
+    with pytest.raises(UserError, match="encoder.name: "):
         build_encoder({"checkpoint": tiny_file})
-
-
-def test_missing_weights_name_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr("s2robot.encoders.build.weights_dir", lambda: tmp_path)  # as in a wheel
-    with pytest.raises(UserError, match="s2robot pretrain pretrain=mvp-small"):
-        build_encoder({"name": "mvp-small"})
-    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
-    monkeypatch.setitem(mvp.URLS, "vitb-mae-egosoup", (tmp_path / "none").as_uri())
-    with pytest.raises(UserError, match="mae_pretrain_egosoup_vit_base.pth"):
-        build_encoder({"name": "vitb-mae-egosoup"})
-
-
-def test_published_files_are_found_in_the_cache(monkeypatch, tmp_path, small_published):
-    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
-    (tmp_path / "mvp").mkdir()
-    torch.save({"model": make_vit().state_dict()}, tmp_path / "mvp" / "hoi.pth")
-    with pytest.raises(UserError, match="md5"):
-        build_encoder({"name": "vits-mae-hoi"})
-    encoder = build_encoder({"name": "vits-mae-hoi", "check_md5": False})
-    assert encoder.name == "vits-mae-hoi" and encoder.num_prefix_tokens == 1
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -341,14 +296,6 @@ def test_timm_model_from_a_file(tmp_path, suffix):
     assert smaller.grid == 4
 
 
-def test_an_image_size_that_is_no_multiple_of_the_patch_is_rejected(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path)
-    for size, words in ((0, "tile: .* got 0"), (60, "60 x 60 px .* of 16 px"), (100, "100 x 100 px")):
-        with pytest.raises(UserError, match=f"encoder.img_size timm:vit_tiny_patch16_224: .*{words}"):
-            build_encoder({"name": "timm:vit_tiny_patch16_224", "checkpoint": path, "img_size": size})
-
-
 def test_a_models_own_rest_is_no_place_for_a_seam():
     """SigLIP's 384 px are 27 patches of 14 and 6 px over: between tiles these would be lost."""
     model = timm.create_model(
@@ -358,15 +305,6 @@ def test_a_models_own_rest_is_no_place_for_a_seam():
     with pytest.raises(UserError, match=r"tile of 384 px .* patches of 14 px.*give a tile .* of 378"):
         S2Encoder(model, (384, 768))
     assert S2Encoder(model, (378, 756), tile=378).grid == 27
-
-
-def test_impossible_specs():
-    for bad, words in [
-        ((16, 5, 24, 1, 3), "img_size: .* 5 .* got 16"), ((16, 4, 24, 1, 5), "dim: .* 5 .* got 24"),
-        ((16, 4, 24, 0, 3), "depth: .* got 0"), ((16, 4, 6, 1, 3), "dim: .* 4 .* got 6"),
-    ]:  # fmt: skip
-        with pytest.raises(UserError, match=f"encoder.{words}"):
-            ViTSpec(*bad)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from s2robot.common.errors import UserError
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cameras import encode_cameras
 from s2robot.encoders.tuning import Tail, build_entering
-from s2robot.training.tuned import Through
+from s2robot.training.tuned import TunedFeatures
 
 SIZES = [(64, 64), (72, 96)]  # one camera is no square, and has more tiles
 FRAMES = [
@@ -48,7 +48,7 @@ def test_before_a_step_the_features_are_the_frozen_ones(tiny_encoder, changes, l
     torch.testing.assert_close(tail(cached).detach(), want, **close)
     if changes.get("dtype"):  # bfloat16 has fewer digits than the cache
         assert torch.equal(cached.half().float(), cached)
-    rows = Through(cached.numpy(), tail)[np.array([2, 0])]
+    rows = TunedFeatures(cached.numpy(), tail)[np.array([2, 0])]
     torch.testing.assert_close(torch.from_numpy(rows), want[[2, 0]], **close)
 
 

@@ -104,7 +104,7 @@ def test_a_kill_at_any_write_changes_nothing(save_untrained, tmp_path, every):
     killed = kill_at_every_write(evaluation, tmp_path, every)
     whole = what_is_left(tmp_path / "whole")
     assert whole["files"] == {"actions", "videos", "episodes.jsonl", "episodes.settings.json", "summary.json"}
-    assert whole["summary"]["episodes"] == 3 and len(whole["actions"]) == 3 and len(whole["videos"]) == 4
+    assert whole["summary"]["episodes"] == 3 and len(whole["actions"]) == 3 and len(whole["videos"]) == 2
     for write, folder in killed.items():
         assert what_is_left(folder) == whole, write
     writes = json.loads((tmp_path / "writes.json").read_text())

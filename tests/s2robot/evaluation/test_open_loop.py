@@ -6,8 +6,7 @@ import torch
 from scipy import stats
 
 from s2robot.demos.store import EpisodeStore
-from s2robot.evaluation.open_loop import mean_action, measure, predict, remembered_mean
-from s2robot.evaluation.validation import interval, summarise
+from s2robot.evaluation.open_loop import interval, mean_action, measure, predict, remembered_mean, summarise
 from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec
 from tests.s2robot.training.small import make_data, make_spec
 
@@ -23,7 +22,7 @@ def parts_spec(**changes) -> PolicySpec:
     return PolicySpec.from_dict(
         {
             "cameras": ["top"], "dim": 2, "tokens": 1, "chunk": 2, "execute": 1, "members": 1, "action_dim": 5,
-            "proprio_dim": 1, "action_parts": PARTS, "proprio_parts": STATE, "pooling": {"kind": "mean", "norm": "none"},
+            "proprio_dim": 1, "action_parts": PARTS, "proprio_parts": STATE, "pooling": {"kind": "mean"},
             "network": {"image_dim": 4, "state_dim": 4, "hidden": [8]},
         } | changes
     )  # fmt: skip
@@ -77,7 +76,7 @@ def test_a_policy_that_knows_the_recorded_actions_has_no_error(tiny, places):
         right = 1.0 if name.endswith("_accuracy") else 0.0
         assert np.all(measured.values("policy", name) == right), name
     found = summarise(policy, measured)
-    assert found["better"] and found["verdict"].endswith(": better than both")
+    assert found["better"]
 
 
 def test_both_baselines_as_by_hand(tiny):
@@ -95,14 +94,14 @@ def test_both_baselines_as_by_hand(tiny):
     assert measured.values("repeat", "grip_accuracy").tolist() == [0.5, 1]
     assert measured.values("mean", "slide_error") == pytest.approx([1, 11 / 3])
     assert measured.values("mean", "grip_accuracy").tolist() == [0.5, 0]
-    assert np.isnan(measured.over_time["repeat"][0][0])  # no action stands before it
 
 
 def test_normalised_is_over_the_spread_of_the_demos(tiny):
     policy = recorded_policy(tiny)
     actions = tiny["action"]
     chunks = np.stack([actions, actions], 1)
-    policy.fit_normaliser(tiny["proprio"], actions, chunks)
+    moments = np.zeros((1, 2)), np.ones((1, 2))
+    policy.fit_normaliser(tiny["proprio"], actions, chunks, None, moments)
     measured = measure(policy, tiny, plans_of(policy, tiny), np.zeros(5, np.float32))
     spread = actions[:, 0].std()
     assert measured.values("repeat", "slide_normalised") == pytest.approx([1.5 / spread, 0], rel=1e-5)

@@ -163,17 +163,17 @@ def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path, in_
     assert run(cut, episodes=2).records == whole.records[:2]
 
     for other in ({**settings, "policy": "q"}, {**settings, "env": {"cube_size": 0.02}}):
-        with pytest.raises(UserError, match="cut: holds episodes of another evaluation: ") as caught:
+        with pytest.raises(
+            UserError, match="episodes.settings.json: .* expected .* as when the run began"
+        ) as caught:
             run(cut, settings=other)
         assert "evaluate.resume=false" in str(caught.value) and "\n" not in str(caught.value)
-    assert "env {'cube_size': 0.04}, expected {'cube_size': 0.02}" in str(caught.value)
+    assert "env.cube_size: expected 0.04 as when the run began, got 0.02" in str(caught.value)
     (cut / "episodes.settings.json").write_text("[]")
-    with pytest.raises(
-        UserError, match=r"episodes.settings.json: found list, expected settings by their names"
-    ):
+    with pytest.raises(UserError, match=r"episodes.settings.json: content: expected \[\]"):
         run(cut)
     assert run(cut, settings=None, episodes=1).records == whole.records[:1]  # evaluate.resume=false
-    with pytest.raises(UserError, match=r"holds episodes without episodes.settings.json"):
+    with pytest.raises(UserError, match="episodes.jsonl: expected episodes.settings.json beside it"):
         run(cut)
 
 
@@ -224,13 +224,11 @@ def test_demos_of_the_very_positions_succeed_and_films_show_it(tmp_path, in_proc
         assert np.array_equal(done.actions[i], store.episode(i)["action"])
 
     video = tmp_path / "whole.mp4"
-    assert film(config, done.records[2], done.actions[2], video) == "held" and video.stat().st_size > 1000
-    stage = film(config, done.records[2], done.actions[2][:-1], tmp_path / "short.mp4")
-    assert stage == "lift"  # one step short of half a second
+    assert film(config, done.records[2], done.actions[2], video).stat().st_size > 1000
+    with pytest.raises(UserError, match="short.mp4: seed 9002: expected stage held .*, got lift"):
+        film(config, done.records[2], done.actions[2][:-1], tmp_path / "short.mp4")  # one step short
     done.records[1] |= {"success": False, "stage": "lift"}  # a failure is filmed first, and checked
-    with pytest.raises(
-        UserError, match="episode_0001.mp4: episode 1 ended in stage held when run again, lift"
-    ):
+    with pytest.raises(UserError, match="episode_0001.mp4: seed 9001: expected stage lift .*, got held"):
         film_some(config, done, 1, 24, tmp_path, 1)
 
 
@@ -292,15 +290,13 @@ def test_another_encoder_is_refused(checkpoint, tmp_path):
         ("robot=panda", "trained for robot 'xarm7', given is 'panda'"),
         ("env.cameras=[hand]", "the policy needs cameras hand, left, given are hand: 'left' is missing"),
         ("env.rate_hz=20", "the policy acts at 10 Hz, given are 20 Hz"),
-        ("evaluate.control=replay", "found 'replay', expected null, blind or nearest_demo"),
-        ("evaluate.workers=0", "evaluate.workers: found 0, expected 1 or more"),
-        ("evaluate.episodes=0", "evaluate.episodes: found 0, expected 1 or more"),
-        ("evaluate.episodes=-1", "evaluate.episodes: found -1, expected 1 or more"),
-        ("evaluate.videos=-1", "evaluate.videos: found -1, expected 0 or more"),
-        ("evaluate.video_size=2", "evaluate.video_size: found 2, expected 16 or more"),
-        ("evaluate.threads=0", "evaluate.threads: found 0, expected 1 or more"),
-        ("evaluate.seed=-1", "evaluate.seed: found -1, expected 0 or more"),
-        ("evaluate.workers=many", "evaluate.workers: found 'many', expected int"),
+        (
+            "evaluate.control=replay",
+            "evaluate.control: expected 'blind' or 'nearest_demo', got 'replay'",
+        ),
+        ("evaluate.workers=0", "evaluate.workers: expected >= 1, got 0"),
+        ("evaluate.episodes=0", "evaluate.episodes: expected >= 1, got 0"),
+        ("evaluate.seed=-1", "evaluate.seed: expected >= 0, got -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
@@ -386,10 +382,8 @@ def test_a_summary_says_all_that_a_report_needs(checkpoint, tmp_path, in_process
     record = json.loads((other / "policy.json").read_text())
     record["spec"]["execute"] = 1
     (other / "policy.json").write_text(json.dumps(record))
-    with pytest.raises(
-        UserError, match="another evaluation: policy.spec {'execute': 2}, expected {'execute': 1}"
-    ):
+    with pytest.raises(UserError, match="policy.spec.execute: expected 2 as when the run began, got 1"):
         evaluate_policy(cfg, other, tmp_path)
     cfg.evaluate.seed = 10001
-    with pytest.raises(UserError, match="another evaluation: evaluate.seed 10000, expected 10001"):
+    with pytest.raises(UserError, match="evaluate.seed: expected 10000 as when the run began, got 10001"):
         evaluate_policy(cfg, checkpoint, tmp_path)

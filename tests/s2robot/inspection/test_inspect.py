@@ -21,7 +21,7 @@ def inspect(store, out, **changes):
     return inspect_demos(DemosSettings(path=str(store)), InspectSettings(**changes), out)
 
 
-def test_videos_hold_every_step_of_all_cameras_and_are_made_once(cups, tmp_path, monkeypatch):
+def test_videos_hold_every_step_of_all_cameras(cups, tmp_path):
     inspect(cups, tmp_path / "a")
     video = tmp_path / "a/episodes/0002.mp4"
     frames = iio.imread(video)
@@ -35,31 +35,7 @@ def test_videos_hold_every_step_of_all_cameras_and_are_made_once(cups, tmp_path,
     for t, frame in enumerate(frames):  # upright, in step: its brightness is the step's
         assert abs(frame[:, :32].mean() - stored[t].mean()) < 3
         assert abs(frame[:, 32 + films.GAP :].mean() - stored[t].mean()) < 3
-    monkeypatch.setattr(films, "encode", None)  # a second look makes none
-    inspect(cups, tmp_path / "b")
-    assert video.samefile(tmp_path / "b/episodes/0002.mp4")
-    assert len(list((tmp_path / "cache/videos").glob("*.mp4"))) == 2  # three episodes have the same pictures
     assert not [p for p in tmp_path.rglob("*.part.*")]
-
-
-def test_a_longer_store_makes_the_new_episode_alone(cups, tmp_path, monkeypatch):
-    inspect(cups, tmp_path / "a")
-    with EpisodeStore.open(cups, "a") as store:
-        store.append(episode(7, 5), {"task": 0, "success": True, "source_episode": 14})
-    made = []
-    encode = films.encode
-    monkeypatch.setattr(films, "encode", lambda *given: made.append(given) or encode(*given))
-    inspect(cups, tmp_path / "b")
-    assert len(made) == 1
-
-
-def test_facts_that_are_not_whole_are_made_again(cups, tmp_path):
-    inspect(cups, tmp_path / "a")
-    facts = {file: file.read_text() for file in (tmp_path / "cache/videos").glob("*.json")}
-    for file, text in facts.items():
-        file.write_text(text[: len(text) // 2])
-    inspect(cups, tmp_path / "b")
-    assert facts and facts == {file: file.read_text() for file in facts}
 
 
 def test_whole_numbers_keep_their_digits(cups, tmp_path):
@@ -86,7 +62,7 @@ def test_a_broken_encoder_is_one_line_and_leaves_nothing(cups, tmp_path, monkeyp
     monkeypatch.setattr(films, "encode", fails)
     with pytest.raises(UserError, match="mp4: the video cannot be written: disk full"):
         inspect(cups, tmp_path / "a")
-    assert not list((tmp_path / "cache/videos").iterdir())
+    assert not list((tmp_path / "a/episodes").iterdir())
 
 
 def test_cameras_lie_in_rows():
@@ -105,7 +81,7 @@ def test_pictures_that_freeze_in_a_store_are_found(cups, tmp_path, capsys):
         store.append(frozen, {"task": 0, "success": True, "source_episode": 14})
     page = inspect(cups, tmp_path / "a").read_text()
     assert "odd: frozen 1, blank 1" in capsys.readouterr().out
-    assert "camera top: one picture for 5 steps" in page and "camera wrist/left: black" in page
+    assert "camera top: one image for 5 steps" in page and "camera wrist/left: black" in page
     assert '<a href="#4:4">4</a>' in page
 
 

@@ -1,14 +1,9 @@
 """What `s2robot inspect` prints of a dataset."""
 
-import io
-
 import numpy as np
-import pytest
-from rich.console import Console
 
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import CubePickConfig
-from s2robot.inspection.inspect import print_summary
+from s2robot.inspection.inspect import summary
 from s2robot.inspection.tables import tables
 
 ATTRIBUTES = {
@@ -29,13 +24,13 @@ def pose(x: float, y: float, yaw: float, steps: int) -> np.ndarray:
 
 
 def printed(store) -> str:
-    console = Console(file=io.StringIO(), width=120)
-    print_summary(store, tables(store, len(store)), store.episode_ends, console)
-    return console.file.getvalue()
+    return summary(store, tables(store, len(store)), store.episode_ends)
 
 
-def row(text: str, name: str) -> list[str]:
-    return next(line for line in text.splitlines() if f" {name} " in line).split("│")[2:-1]
+def row(text: str, name: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(f"  {name} ")).removeprefix(
+        f"  {name} "
+    )
 
 
 def test_facts_and_ranges(tmp_path):
@@ -53,8 +48,8 @@ def test_facts_and_ranges(tmp_path):
         ("episodes", "3 (20 steps)"), ("rate", "10 Hz"), ("steps an episode", "4 to 10, median 6"),
         ("successful", "2 of 3"), ("perturbed", "15.0 %"), ("x at the start", "-0.1 to +0.1"),
     ):  # fmt: skip
-        assert values in row(text, name)[0]
-    assert [cell.strip() for cell in row(text, "action joint 3")] == ["-0.250", "+0.100", "+0.100"]
+        assert values in row(text, name)
+    assert row(text, "action joint 3").split() == ["-0.250", "+0.100", "+0.100"]
     assert "action gripper" in text and "proprio joint 7" in text
 
 
@@ -64,9 +59,4 @@ def test_parts_give_the_names(tmp_path):
         store.append({"action": action, "proprio": action[:, :2]})
     text = printed(store)
     for name in ("action position 2", "action claw", "proprio x", "proprio y"):
-        assert len(row(text, name)) == 3
-
-
-@pytest.mark.parametrize("yaw", [-3.0, 0.0, 0.7, 3.0])
-def test_yaw(yaw):
-    assert CubePickConfig.layout_of({"cube_pose": pose(0, 0, yaw, 1)[0]})["yaw"] == pytest.approx(yaw)
+        assert len(row(text, name).split()) == 3

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
@@ -16,7 +17,6 @@ from PIL import Image
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir, shipped_demos
-from s2robot.demos import schema
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.pretraining import frames as module
@@ -118,14 +118,6 @@ def test_images_of_any_sizes_in_the_order_of_their_paths(tmp_path_factory, sizes
     assert bank.describe() == {"frames": len(images), "shape": [*sizes[0], 3], "made": None}
 
 
-def test_grey_and_transparent_images_become_rgb(tmp_path):
-    Image.fromarray(noise(4, 5)).save(tmp_path / "a.png")
-    Image.fromarray(noise(4, 5, 4)).save(tmp_path / "b.png")
-    bank = FrameBank(tmp_path)
-    assert bank[0].shape == bank[1].shape == (4, 5, 3) and np.array_equal(bank[0][..., 1], noise(4, 5))
-    assert np.array_equal(FrameBank(tmp_path / "b.png")[0], bank[1])
-
-
 def test_broken_images_are_named(tmp_path):
     path = tmp_path / "b.png"
     Image.fromarray(noise(40, 40, 3)).save(tmp_path / "a.png")
@@ -138,16 +130,10 @@ def test_broken_images_are_named(tmp_path):
     assert len(FrameBank(tmp_path)) == 1
 
 
-def test_nothing_there(tmp_path):
-    words = "expected frames.npy, images (.png .jpg .jpeg), videos (.mp4"
-    assert words in refused(tmp_path) and refused(tmp_path).endswith("got none")
-    assert refused(tmp_path / "x").endswith("got no such file or folder")
-
-
 # ---------------------------------------------------------------- videos
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".mov"])
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
 def test_video_frame_by_frame(tmp_path, suffix):
     frames = noise(7, 34, 46, 3)
     write_lossless(tmp_path / f"a{suffix}", frames)
@@ -173,19 +159,6 @@ def test_ordinary_video_in_order_and_upright(tmp_path):
     assert got.shape == source.shape and np.abs(got.astype(int) - source).mean() < 3
     ffmpeg("-display_rotation", 90, "-i", path, "-c", "copy", tmp_path / "turned.mp4")
     assert FrameBank(tmp_path / "turned.mp4")[5].shape == (64, 48, 3)
-
-
-def test_folder_of_videos_and_images(tmp_path):
-    videos = [noise(3, 16, 16, 3, seed=1), noise(2, 32, 16, 3, seed=2)]
-    folder = tmp_path / "mixed"
-    (folder / "deep").mkdir(parents=True)
-    write_lossless(folder / "a.mp4", videos[0])
-    Image.fromarray(noise(4, 6, 3)).save(folder / "b.png")
-    write_lossless(folder / "deep" / "c.MKV", videos[1])
-    bank = FrameBank(folder)
-    expected = [*videos[0], noise(4, 6, 3), *videos[1]]
-    assert len(bank) == 6 and all(np.array_equal(bank[i], frame) for i, frame in enumerate(expected))
-    assert bank.describe()["made"]["videos"] == 2
 
 
 def test_videos_are_decoded_once_and_known_by_their_content(tmp_path, monkeypatch):
@@ -224,12 +197,6 @@ def test_broken_videos_are_named(tmp_path):
     assert not parts() and not list(cache_dir("frames").glob("*.npy"))
 
 
-def test_a_name_is_not_taken_for_an_address(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_lossless("file:pipe:0.mp4", noise(2, 16, 16, 3))
-    assert len(FrameBank("pipe:0.mp4")) == 2
-
-
 def decode(path, queue) -> None:
     bank = FrameBank(path)
     queue.put((os.getpid(), hashlib.sha256(np.stack(list(bank)).tobytes()).hexdigest()))
@@ -239,12 +206,12 @@ def test_processes_that_start_together_decode_once(tmp_path):
     frames = noise(30, 64, 64, 3)
     write_lossless(tmp_path / "a.mp4", frames)
     (cache_dir("frames") / ".0123.part.npy").write_bytes(b"of another video: not ours to remove")
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [context.Process(target=decode, args=(tmp_path / "a.mp4", queue)) for _ in range(3)]
     for process in processes:
         process.start()
-    digests = {queue.get(timeout=30)[1] for _ in processes}
+    digests = {queue.get(timeout=120)[1] for _ in processes}
     for process in processes:
         process.join()
     assert digests == {hashlib.sha256(frames.tobytes()).hexdigest()}
@@ -254,7 +221,7 @@ def test_processes_that_start_together_decode_once(tmp_path):
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     write_lossless(tmp_path / "a.mp4", noise(40, 64, 64, 3))
     real = module._write_array
-    monkeypatch.setattr(module, "_write_array", lambda file, *rest: real(open("/dev/full", "wb"), *rest))
+    monkeypatch.setattr(module, "_write_array", lambda path, *rest: real(Path("/dev/full"), *rest))
     text = refused(tmp_path / "a.mp4")
     assert text.startswith(f"{tmp_path / 'a.mp4'}: its frames cannot be written to ")
     assert "No space left on device" in text and "S2ROBOT_CACHE" in text and not parts()
@@ -317,34 +284,6 @@ def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
     assert np.array_equal(np.stack(list(bank)), expected) and len(np.unique(expected)) > 20
     monkeypatch.setattr("s2robot.demos.replay.render_episodes", None)  # a second bank draws nothing
     assert np.array_equal(FrameBank(tmp_path / "a.zarr")[9], expected[9])
-
-
-def test_stores_that_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "none.zarr").mkdir()
-    assert "none.zarr/zarr.json: found no such file" in refused(tmp_path / "none.zarr")
-    assert "gone.zarr: does not exist" in refused(tmp_path / "gone.zarr")
-    shipped = EpisodeStore.open(shipped_demos("xarm7_cube"))
-    attributes = {k: v for k, v in shipped.attrs.items() if k != "schema_version"}
-    EpisodeStore.create(tmp_path / "empty.zarr", attributes).close()
-    assert "empty.zarr: found 0 episodes of 3 cameras" in refused(tmp_path / "empty.zarr")
-    foreign = {**attributes, "env_config": {"gravity": 1.6}}
-    with EpisodeStore.create(tmp_path / "foreign.zarr", foreign) as store:
-        store.append({"state": np.zeros((2, 4))}, {"seed": 0})
-    assert "foreign.zarr: env_config holds ['gravity']" in refused(tmp_path / "foreign.zarr")
-    image_store(tmp_path / "lacks.zarr", {"hand": (8, 8)})
-    image_store(tmp_path / "broken.zarr", {"hand": (8, 8)})
-    meta = tmp_path / "lacks.zarr" / "zarr.json"
-    meta.write_text(meta.read_text().replace('"hand"', '"left"'))
-    assert "expected 'images_left' among them" in refused(tmp_path / "lacks.zarr")
-    (chunk,) = (tmp_path / "broken.zarr" / "data" / "images_hand").glob("c.*")
-    chunk.write_bytes(chunk.read_bytes()[:-9])
-    assert f"{chunk}: found" in refused(tmp_path / "broken.zarr")
-    monkeypatch.setattr(schema, "_check_use", lambda *_: None)  # older versions took such frames
-    with EpisodeStore.create(
-        tmp_path / "flat.zarr", {**attributes, "kind": "images", "cameras": ["a"]}
-    ) as store:
-        store.append({"images_a": np.zeros((2, 8, 8), np.uint8)}, {"seed": 0})
-    assert "images_a: expected uint8 (H, W, 3), got uint8 (8, 8)" in refused(tmp_path / "flat.zarr")
 
 
 def test_grey_pictures_of_16_bits_keep_their_greys(tmp_path):

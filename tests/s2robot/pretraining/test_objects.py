@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from s2robot.common.errors import UserError
-from s2robot.common.settings import read
-from s2robot.envs.still_life import CLASSES, LABELS, StillLife
+from s2robot.envs.object_scenes import CLASSES, LABELS, ObjectScene
 from s2robot.pretraining import objects
 from s2robot.pretraining.objects import ObjectsSettings, make_objects
 from tests.inline import do_inline
@@ -16,13 +15,9 @@ from tests.inline import do_inline
 
 @pytest.fixture(scope="module")
 def world():
-    made = StillLife(96)
+    made = ObjectScene(96)
     yield made
     made.close()
-
-
-def test_there_are_two_dozen_classes():
-    assert len(set(CLASSES)) == 24 and LABELS[3:] == CLASSES
 
 
 @pytest.mark.parametrize("kind", [0, 9, 12, 17, 23])
@@ -67,8 +62,3 @@ def test_folders_hold_pictures_masks_and_depth_and_are_kept(tmp_path, monkeypatc
     (tmp_path / "meta.json").write_text("{")
     with pytest.raises(UserError, match="meta.json: broken JSON"):
         make_objects(settings, tmp_path)
-
-
-def test_values_out_of_range_are_one_line():
-    with pytest.raises(UserError, match="objects.small: found 1.2, expected a value from 0 to 1"):
-        read(ObjectsSettings, {"small": 1.2}, "objects")

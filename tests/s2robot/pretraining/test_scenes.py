@@ -4,21 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
-from s2robot.common.settings import read
 from s2robot.pretraining import scenes
 from s2robot.pretraining.scenes import ScenesSettings, make_scenes, render_scenes
 from tests.inline import do_inline
-
-
-def test_they_lie_in_the_run_folder_where_nothing_else_is_said():
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        cfg = compose("scenes", ["run_dir=runs/mine"])
-    assert read(ScenesSettings, cfg.scenes, "scenes").out == "runs/mine"
 
 
 def test_frames_are_decided_by_the_seed_and_differ():
@@ -56,9 +46,9 @@ def test_tasks_take_turns_and_the_end_of_an_episode_is_shown(monkeypatch):
 
 def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
     do_inline(monkeypatch)
-    settings = ScenesSettings(str(tmp_path), frames=90, image_size=32, workers=1)
+    settings = ScenesSettings(frames=90, image_size=32, workers=1)
     calls = []
-    path = make_scenes(settings, lambda *done: calls.append(done))
+    path = make_scenes(settings, tmp_path, lambda *done: calls.append(done))
     bank = np.load(path)
     assert bank.shape == (120, 32, 32, 3) and calls == [(1, 2), (2, 2)]  # whole episodes of 60 frames
     assert np.array_equal(bank[60:], render_scenes(1, ("cube_pick",), ("xarm7", "panda"), 32, 0.6))
@@ -67,17 +57,6 @@ def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
         "workers": 1,
     }  # fmt: skip
     assert not list(tmp_path.glob("*.part*"))
-    with pytest.raises(UserError, match="frames.npy: already there; remove it or choose another scenes.out"):
-        make_scenes(settings)
+    with pytest.raises(UserError, match="frames.npy: already there; remove it or choose another out"):
+        make_scenes(settings, tmp_path)
     assert np.array_equal(bank, np.load(path))
-
-
-def test_the_defaults_are_those_of_the_config():
-    config = OmegaConf.merge(OmegaConf.load(configs_dir() / "scenes.yaml").scenes, {"out": "here"})
-    assert read(ScenesSettings, config, "scenes") == ScenesSettings("here")
-
-
-def test_values_out_of_range_are_one_line():
-    for key, value in (("frames", 0), ("workers", 0), ("vary", 2.0), ("tasks", []), ("robots", [])):
-        with pytest.raises(UserError, match=f"^scenes.{key}: [^\n]*{value or ''}"):
-            read(ScenesSettings, {"out": "here", key: value}, "scenes")

@@ -3,17 +3,13 @@
 import csv
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from s2robot.cli import main
 from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
 from s2robot.common.settings import read
-from s2robot.comparison.result import information as report_table
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
@@ -27,9 +23,9 @@ from s2robot.probing.frames import (
     geom_classes,
 )
 from s2robot.probing.memorize import MemorizeSettings
-from s2robot.probing.readout import ReadoutSettings, readout
+from s2robot.probing.readout import ReadoutSettings
 from s2robot.probing.scaling import ScalingSettings
-from s2robot.probing.tokens import InformationSettings, information
+from s2robot.probing.tokens import InformationSettings
 from tests.inline import do_inline
 
 WORLD = CubePickConfig(image_size=64)
@@ -37,7 +33,7 @@ WORLD = CubePickConfig(image_size=64)
 
 @pytest.mark.parametrize("robot", ["xarm7", "panda"])
 def test_cells_hold_what_is_seen_there(robot):
-    env = CubePick(replace(WORLD, robot=robot), draw=False)
+    env = CubePick(WORLD.replace(robot=robot), draw=False)
     env.reset(seed=3)
     fine, coarse = draw_cells(env, 8), draw_cells(env, 2)
     assert fine.shape == (3, 64, 6) and fine.dtype == np.float32
@@ -67,7 +63,7 @@ def test_missing_and_damaged_episodes_are_drawn_again(tmp_path, monkeypatch):
     """The first time by processes of their own."""
     encoder = build_encoder({"name": "mvp-tiny", "scales": [1]})
     counts = {"train_episodes": 2, "test_episodes": 2, "frames": 2, "cells": 2, "workers": 1}
-    cfg = FrameSettings(WORLD, image_size=64, cache=str(tmp_path), **counts)
+    cfg = FrameSettings(world=WORLD, image_size=64, cache=str(tmp_path), **counts)
     data = FrameFeatures(cfg, [encoder])
     labels = {part: data.labels(part) for part in ("train", "test")}
     assert labels["train"]["episode"].tolist() == [0, 0, 1, 1]
@@ -84,48 +80,30 @@ def test_missing_and_damaged_episodes_are_drawn_again(tmp_path, monkeypatch):
     )
     again = FrameFeatures(cfg, [encoder]).labels("train")
     assert drawn == files[:1] and np.array_equal(again["cube_pose"], labels["train"]["cube_pose"])
-    for change in ({"frames": 3}, {"cells": 3}, {"world": replace(WORLD, robot="panda")}, {"image_size": 32}):
+    for change in ({"frames": 3}, {"cells": 3}, {"world": WORLD.replace(robot="panda")}, {"image_size": 32}):
         monkeypatch.setattr(FrameFeatures, "_read", lambda *_: {"there": 1})
-        assert FrameFeatures(replace(cfg, **change), [encoder]).key != data.key
+        assert FrameFeatures(cfg.replace(**change), [encoder]).key != data.key
 
 
 @pytest.mark.parametrize(
     ("settings", "change", "text"),
     [
-        (ReadoutSettings, {"train_seed": 100_000}, "probe.train_seed: .*100000"),
-        (ReadoutSettings, {"test_seed": 499_999_980}, "probe.test_seed: .*499999980"),
-        (ReadoutSettings, {"test_seed": 300_090}, "probe.test_seed: .* 10 of them"),
-        (ReadoutSettings, {"test_episodes": 1}, "probe.test_episodes: .*1"),
-        (ReadoutSettings, {"pools": ["max"]}, "probe.pools: .* got max"),
-        (InformationSettings, {"folds": 101}, "probe.folds: .*101"),
-        (ScalingSettings, {"tasks": ["sing"]}, "probe.tasks: .*got sing"),
-        (ScalingSettings, {"resize": []}, "probe.resize: .*got none"),
+        (ReadoutSettings, {"train_seed": 100_000}, "probe.train_seed: "),
+        (ReadoutSettings, {"test_seed": 499_999_980}, "probe.test_seed: "),
+        (ReadoutSettings, {"test_seed": 300_090}, "probe.test_seed: .*training episodes"),
+        (ReadoutSettings, {"pools": ["max"]}, r"probe.pools\[0\]: "),
+        (InformationSettings, {"folds": 101}, "probe.folds: "),
+        (ScalingSettings, {"resize": []}, "probe.resize: "),
         (ScalingSettings, {"scales": [[1.0], [2.0, 3.0]]}, "probe.scales: expected the smallest in each set"),
-        (ScalingSettings, {"scales": [1, 2]}, "probe: expected .*scales"),
-        (ScalingSettings, {"heads": ["mask2former"]}, "probe.heads: .*got mask2former"),
-        (ScalingSettings, {"head": {"steps": 0}}, "probe.head.steps: .*0"),
-        (ScalingSettings, {"held_out": 1.0}, "probe.held_out: .*1.0"),
-        (MemorizeSettings, {"task": "sing"}, "probe.task: .*got sing"),
-        (MemorizeSettings, {"counts": [1]}, r"probe.counts: .*got \[1\]"),
-        (MemorizeSettings, {"seen": 0}, "probe.seen: .*0"),
-        (MemorizeSettings, {"lr": 0.0}, "probe.lr: .*0"),
+        (ScalingSettings, {"scales": [1, 2]}, r"probe.scales\[0\]: "),
+        (ScalingSettings, {"head": {"steps": 0}}, "probe.head.steps: "),
+        (MemorizeSettings, {"counts": [1]}, r"probe.counts\[0\]: "),
+        (MemorizeSettings, {"base": {"img_size": 7}}, "probe.base"),
     ],
 )
 def test_wrong_settings_are_rejected(settings, change, text):
     with pytest.raises(UserError, match=text):
         read(settings, change, "probe")
-
-
-def test_defaults_equal_the_config_files():
-    kinds = {"readout": ReadoutSettings, "information": InformationSettings}
-    kinds |= {"scaling": ScalingSettings, "memorize": MemorizeSettings}
-    for kind, settings in kinds.items():
-        node = OmegaConf.load(configs_dir() / "probe" / f"{kind}.yaml")
-        assert node.pop("kind") == kind
-        for name in ("encoders", "target", "sources", "models"):
-            node.pop(name, None)
-        assert read(settings, node, "probe") == settings()
-        assert {*node} | {"world"} >= {*settings.__dataclass_fields__}
 
 
 @pytest.fixture(scope="module")
@@ -188,28 +166,3 @@ def test_the_command_reconstructs_one_encoder_from_others(tmp_path, cache, monke
     lines = list(csv.DictReader((tmp_path / "information.csv").open()))
     assert [*lines[0]] == ["source", "part", "minus", "metric", "value", "low", "high"]
     assert len(lines) == (4 + 6) * 2 * 3
-    table = report_table(tmp_path)  # as a comparison's report shows it
-    assert table["columns"] == ["source", "part", "loss", "info", "ratio"]
-    assert [tuple(row[:2]) for row in table["rows"]] == [*found] and "[" in table["rows"][1][3]
-    (tmp_path / "information.json").write_text("{}")
-    with pytest.raises(UserError, match="information.json: .* KeyError: 'results'"):
-        report_table(tmp_path)
-    with pytest.raises(UserError, match="information_run: .*information.json: no such file"):
-        report_table(tmp_path / "none")
-
-
-def test_wrong_encoders_are_rejected():
-    tiny = build_encoder({"name": "mvp-tiny", "scales": [1]})
-    pooled = build_encoder({"name": "mvp-tiny", "scales": [1], "pool": "mean"})
-    for encoders, text in (({}, "got \\[\\]"), ({"mean": tiny}, "mean")):
-        with pytest.raises(UserError, match=f"probe.encoders: .*{text}"):
-            readout(encoders, ReadoutSettings())
-    for target, sources, upper, text in (
-        (tiny, {}, None, "probe.sources: .* got \\[\\]"),
-        (tiny, {"no image": tiny}, None, "probe.sources: .* got \\['no image'\\]"),
-        (tiny, {"a": tiny}, "b", "probe.upper: .* got b"),
-        (pooled, {"a": tiny}, None, "probe.target.pool: expected tokens, got mean"),
-        (tiny, {"a": pooled}, None, "probe.sources.a.pool: expected tokens, got mean"),
-    ):
-        with pytest.raises(UserError, match=text):
-            information(target, sources, InformationSettings(upper=upper))

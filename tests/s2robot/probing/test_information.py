@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
 from s2robot.probing.tokens import (
     ALL,
     PLACE,
@@ -58,14 +57,6 @@ def test_held_out_frames_change_nothing_of_the_map():
     assert penalties == same and not np.allclose(one["a"]["test"], other["a"]["test"])
     for name in (ZERO, PLACE, "a"):
         np.testing.assert_array_equal(one[name]["train"], other[name]["train"])
-
-
-def test_without_an_image_the_mean_of_each_place_is_known():
-    y = np.broadcast_to(np.random.default_rng(16).normal(size=(1, 2, 4, 3)), (48, 2, 4, 3))
-    found, _ = judged(y, {"a": tokens(16, 2, 17)}, config())
-    assert found[PLACE, "test"]["loss"]["value"] < 1e-24 < found[PLACE, "test"]["info"]["value"]
-    with pytest.raises(UserError, match="probe.target"):
-        reconstruct(np.ones_like(y), {"a": y}, config())
 
 
 def test_figures_follow_the_formulas():

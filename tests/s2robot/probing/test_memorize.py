@@ -9,10 +9,8 @@ from PIL import Image
 
 from s2robot.backbones.vit import ViTSpec
 from s2robot.cli import main
-from s2robot.common.errors import UserError
-from s2robot.pretraining.objects import ObjectsSettings
 from s2robot.probing import memorize as module
-from s2robot.probing.memorize import Classifier, MemorizeSettings, memorize, tallies_of, train
+from s2robot.probing.memorize import Classifier, MemorizeSettings, tallies_of, train
 
 SMALL = ViTSpec(16, 8, 32, 1, 2)
 
@@ -71,13 +69,3 @@ def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
     )
     monkeypatch.setattr(module, "train", lambda *_: pytest.fail("trained again"))
     assert main(words) == 0
-
-
-def test_missing_images_are_one_line(tmp_path):
-    data = str(write_noise(tmp_path / "data"))
-    with pytest.raises(UserError, match="probe.counts: expected at most 16 images, got 128"):
-        memorize(MemorizeSettings(data=data, counts=(4, 128)), ObjectsSettings(), tmp_path)
-    with pytest.raises(UserError, match="train: expected the folders train and test"):
-        memorize(
-            MemorizeSettings(data=f"{data}/train", task="classes", counts=(4,)), ObjectsSettings(), tmp_path
-        )

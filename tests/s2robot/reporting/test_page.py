@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 from jinja2 import UndefinedError
 
-from s2robot.reporting.page import TEMPLATES, Film, as_text, duration, embed, flatten, write_page
+from s2robot.reporting.page import (
+    TEMPLATES,
+    Film,
+    Section,
+    as_text,
+    duration,
+    embed,
+    flatten,
+    write_report_page,
+)
 from tests.s2robot.html_page import Page
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -16,7 +25,7 @@ EVIL = "<script>alert('1')</script>"
 def test_every_template_extends_the_frame_or_is_it_and_nothing_is_marked_safe():
     """`|safe` would undo the escaping; only SVG, stylesheets and scripts of ours go in as they are, by page.py."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.html.j2")}
-    assert {"base.html.j2", "macros.html.j2", "evaluation.html.j2"} <= set(pages)
+    assert {"base.html.j2", "macros.html.j2", "report.html.j2"} <= set(pages)
     for name, text in pages.items():
         assert "safe" not in text and "autoescape" not in text, name
         assert name in ("base.html.j2", "macros.html.j2") or '{% extends "base.html.j2" %}' in text
@@ -30,25 +39,24 @@ def test_a_wheel_holds_the_templates():
     assert shipped == set(TEMPLATES.iterdir())
 
 
-def test_names_of_folders_and_films_are_escaped(tmp_path):
+def test_all_that_a_report_shows_is_escaped_and_nothing_empty_is_shown(tmp_path):
     folder = tmp_path / EVIL.replace("/", "")
     folder.mkdir()
-    films = embed(folder, [Film("video-0", EVIL.replace("/", ""), EVIL)], 1000, "here")
+    films = embed(folder, [Film("video-0", EVIL.replace("/", ""), EVIL)], 1000)
     assert films and not films.names and films.omitted[0][1] == "the file is not there"
-    values = {
-        "successes": 0, "failed": 0, "table_svg": "", "stage_svg": "", "time_svg": None, "training_svg": None, "disagreement_svg": None, "fitted": None,
-        "failures": [{"episode": 1, "film": EVIL, "cells": [EVIL], "stage": EVIL, "meaning": EVIL, "fault": EVIL}],
-        "heads": [EVIL], "columns": EVIL,
-        "headline": EVIL, "figures": EVIL, "facts": [(EVIL, EVIL)], "low": 0.0, "success": 0.0, "high": 9.0,
-        "films": films, "stages": [(EVIL, 1.0)], "timing": [], "wall": None, "simulated": False,
-        "command": EVIL, "settings": [(EVIL, [EVIL])],
-    }  # fmt: skip
-    page = Page(write_page(folder / "report.html", "evaluation.html.j2", title=EVIL, **values))
-    assert "script" not in page.tags and page.text.count(EVIL) == 15
-    assert "--vermillion: #d55e00" in page.source and "@media print" in page.source
-    del values["headline"]
-    with pytest.raises(UndefinedError, match="headline"):  # a value that a template names and nobody gave
-        write_page(folder / "other.html", "evaluation.html.j2", title=EVIL, **values)
+    blocks = [
+        ("facts", [(EVIL, EVIL)]), ("text", EVIL), ("note", EVIL), ("bullets", [EVIL]), ("code", EVIL), ("commands", EVIL, [EVIL]),
+        ("table", [EVIL], [[EVIL], [[EVIL, EVIL]]], 1), ("settings", EVIL, [(EVIL, [EVIL])]), ("bars", EVIL, [(EVIL, 1.0)], 1.0, True),
+        ("videos", films), ("scale", 1.0, 2.0, 3.0), None,
+    ]  # fmt: skip
+    sections = [Section(EVIL, blocks, "wide"), Section("empty", [None])]
+    page = Page(write_report_page(folder / "report.html", EVIL, [("headline", EVIL, EVIL)], sections))
+    assert "script" not in page.tags and page.text.count(EVIL) == 21
+    assert (
+        "--vermillion: #d55e00" in page.source and "@media print" in page.source and "empty" not in page.text
+    )
+    with pytest.raises(UndefinedError):  # a macro that does not exist
+        write_report_page(folder / "other.html", EVIL, [("poem", EVIL)], [])
     assert [path.name for path in folder.iterdir()] == ["report.html"]
 
 

@@ -6,7 +6,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from s2robot.reporting.style import BLUE, DASHED, INK, VERMILLION, figure_svg, save_figure, styled
+from s2robot.reporting.style import BLUE, INK, VERMILLION, figure_svg, save_figure, styled
 
 
 @styled
@@ -15,7 +15,7 @@ def drawn() -> Figure:
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=BLUE, label="one")
     axes.plot([0, 1], [1, 0], color=VERMILLION, marker="^", clip_on=True, label="two")
-    axes.axhline(0.5, color=INK, **DASHED)
+    axes.axhline(0.5, color=INK)
     axes.legend()
     return figure
 

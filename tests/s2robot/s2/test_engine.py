@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from s2robot.common.errors import UserError
-from s2robot.s2.engine import assemble, encode
+from s2robot.s2.engine import encode
 from s2robot.s2.layout import LONGEST, Sizes, square
 from s2robot.s2.pyramid import resize
 
@@ -34,15 +34,6 @@ def test_levels_stand_side_by_side_on_the_grid_of_the_first():
     torch.testing.assert_close(tokens[:, 0, 3:], F.max_pool2d(large, 4).mean((2, 3)))  # the mean over tiles
     pooled = encode(model, [small, large], layout, front=2, output="pooled")
     torch.testing.assert_close(pooled, out.mean((2, 3)))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_result_has_the_type_of_the_tokens(dtype):
-    layout = square((4, 8), 4, 2)
-    parts = [torch.rand(n, 2, 6, 5, generator=GENERATOR).to(dtype) for n in (1, 4)]
-    for output in ("tokens", "map", "pooled"):
-        assert assemble(parts, layout, 2, output).dtype == dtype
-    assert assemble(parts, layout, 2, prefix=True).dtype == dtype
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,7 @@ from torch.nn import functional as F
 
 from s2robot import S2
 from s2robot.backbones.backbone import find_backbone
-from s2robot.backbones.vit import load_encoder
 from s2robot.common.errors import UserError
-from s2robot.common.paths import shipped_weights
 from s2robot.s2.pyramid import resize
 from s2robot.s2.reference import forward
 
@@ -176,36 +174,6 @@ def test_a_patch_local_model_shows_no_seam_at_all(frame, options):
         torch.testing.assert_close(s2(x)[:, 3 * index : 3 * index + 3], pooled, rtol=1e-4, atol=1e-4)
 
 
-def smooth(height: int, width: int) -> torch.Tensor:
-    """A colour gradient without an edge, float (1, 3, H, W)."""
-    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
-    return torch.stack([0.2 + 0.6 * x, 0.2 + 0.6 * y, 0.5 + 0.2 * (x - y)])[None]
-
-
-def steps(size: tuple[int, int], **options) -> tuple[torch.Tensor, list[int]]:
-    """Mean step between neighbouring columns of a level's map, and the columns where tiles begin."""
-    s2 = S2(load_encoder(shipped_weights("mvp-tiny"))[0], sizes=(size,), output="map", **options)
-    out = s2(smooth(*size))
-    starts = [column // 16 for column in s2.layout(*size).levels[0].columns]
-    return (out[..., 1:] - out[..., :-1]).norm(dim=1).mean(dim=(0, 1)), starts
-
-
-def test_overlap_removes_the_seam_of_a_trained_transformer():
-    single = steps((128, 128))[0].max()
-    for width in (144, 176, 192):  # no multiples of the tile: tiles overlap anyway
-        assert steps((128, width))[0].max() < single
-    assert steps((128, 256), overlap=32)[0].max() < single
-    # tiles that only touch leave a step, in the reference as here: the option above is for those who mind
-    abutting, starts = steps((128, 256))
-    assert starts == [0, 8] and abutting.argmax() == 7
-    assert 1.5 * single < abutting[7] < 3 * single
-
-
-def test_uint8_and_float_are_the_same_image():
-    s2, x = make((1, 2)), frames(2, 40, 52)
-    torch.testing.assert_close(s2(x), s2(x.permute(0, 3, 1, 2).float() / 255), rtol=1e-5, atol=1e-6)
-
-
 def test_large_frames_are_antialiased_and_upsampling_is_not_native():
     noise = frames(1, 512, 512)
     s2 = S2(Local(), (1,), tile=16, patch=4, output="map", mean=(0, 0, 0), std=(1, 1, 1))
@@ -252,21 +220,6 @@ def test_gradients_flow_unless_frozen():
         assert not any(p.requires_grad for p in frozen.parameters())
 
 
-def test_frozen_means_norms_and_dropout_too():
-    x = frames(2, 32, 32)
-    s2 = make(model=Tokens())
-    before = {key: value.clone() for key, value in s2.state_dict().items()}
-    first = s2(x)
-    assert s2.train() is s2 and s2.training and not any(m.training for m in s2.backbone.modules())
-    assert torch.equal(s2(x), first)
-    nn.Sequential(s2).train()
-    assert torch.equal(s2(x), first)
-    assert all(torch.equal(before[key], value) for key, value in s2.state_dict().items())
-    free = make(model=Tokens(), frozen=False).train()
-    assert not torch.equal(free(x), free(x))  # dropout and norm are on
-    assert free.backbone.model.norm.num_batches_tracked > 0
-
-
 @pytest.mark.parametrize(
     ("output", "options"),
     [("tokens", {}), ("map", {"cover": "pad"}), ("pooled", {"resize": "upsample", "overlap": 4})],
@@ -278,24 +231,6 @@ def test_compiles_in_one_graph(output, options):
     torch.testing.assert_close(compiled(x), s2(x))
     image = x.permute(0, 3, 1, 2).float() / 255
     torch.testing.assert_close(compiled(image), s2(image))
-
-
-@pytest.mark.slow
-def test_compiles_with_inductor():
-    torch._dynamo.reset()
-    s2, x = make((1, 2)), frames(2, 30, 41)
-    torch.testing.assert_close(torch.compile(s2, fullgraph=True)(x), s2(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("output", ["tokens", "pooled"])
-def test_exports_with_a_dynamic_batch(output):
-    s2 = make((1, 1.5, 2), Tokens(prefix=1), output=output, prefix=output == "tokens")
-    shapes = {"images": {0: torch.export.Dim("batch", min=1, max=64)}}
-    for x in (frames(2, 30, 41), frames(2, 30, 41).permute(0, 3, 1, 2).float() / 255):
-        program = torch.export.export(s2, (x,), dynamic_shapes=shapes).module()
-        for batch in (1, 3, 5):
-            more = x[:1].expand(batch, -1, -1, -1).contiguous()
-            torch.testing.assert_close(program(more), s2(more))
 
 
 def test_autocast_and_half_models():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from s2robot.common.errors import UserError
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import square
-from s2robot.s2.pyramid import channels_first, pyramid, resize
+from s2robot.s2.pyramid import channels_first, pyramid
 from s2robot.s2.reference import forward, tile_grid
 from s2robot.s2.tiling import plan_tiles
 
@@ -270,11 +270,6 @@ def test_token_grids():
         forward(model, images, scales=[1, 2], grid=(4, 8))
 
 
-def test_scale_one_is_the_model_itself():
-    model, images = TinyModel(2, prefix=1), torch.rand(2, 3, 6, 6)
-    assert torch.equal(forward(model, images, scales=(1,), num_prefix_token=1), model(images))
-
-
 def test_pyramid_averages_areas_exactly():
     image = torch.tensor([[0, 255], [1, 2]], dtype=torch.uint8)[None, :, :, None].expand(1, 2, 2, 3)
     small, large = from_largest(image, (1, 2))
@@ -307,16 +302,3 @@ def test_errors_name_the_argument_and_the_values():
     ):
         with pytest.raises(UserError, match=words):
             call()
-
-
-def test_forgotten_prefix_tokens_are_named():
-    with pytest.raises(UserError, match="5 tokens.*without 0 prefix tokens.* 1 would leave 2 x 2"):
-        forward(TinyModel(2, prefix=1), torch.rand(1, 3, 4, 4), scales=(1, 2))
-
-
-def test_resize_of_frames_that_are_not_square():
-    x = torch.rand(2, 3, 12, 20)
-    blocks = x.double().reshape(2, 3, 4, 3, 10, 2).mean(dim=(3, 5))
-    torch.testing.assert_close(resize(x, (4, 10)).double(), blocks, rtol=1e-6, atol=1e-6)
-    assert resize(x, (12, 20)) is x
-    assert resize(x, (5, 7)).shape == (2, 3, 5, 7)

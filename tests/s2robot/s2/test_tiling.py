@@ -42,13 +42,6 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, rest, overlap, cove
             assert side + (len(starts) - 2) * least < length
 
 
-def test_the_camera_in_the_docs():
-    plan = plan_tiles((448, 608), 224, 16)
-    assert (plan.rows, plan.columns, plan.count) == ((0, 224), (0, 192, 384), 6)
-    assert plan.merge(torch.zeros(12, 5, 14, 14)).shape == (2, 5, 28, 38)
-    assert plan_tiles((448, 608), 224, 16, "pad").canvas == (448, 672)
-
-
 def test_the_overlap_is_blended_linearly():
     plan = plan_tiles((1, 6), (1, 4))
     line = plan.merge(torch.stack([torch.zeros(1, 1, 4), torch.ones(1, 1, 4)]))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from s2robot.common.errors import UserError
-from s2robot.serving.gate import ALL, PER_ADDRESS, gates, tls_of
+from s2robot.serving.gate import ALL, gates, tls_of
 from s2robot.serving.remote import PolicyLate, PolicyLost, PolicyRefused, RemoteError, RemotePolicy
 from tests.s2robot.serving.test_server import PATIENT, TOKEN, command, connect, observations, serving
 
@@ -105,24 +105,6 @@ def admitted(url, token, **more):
         except PolicyRefused:
             assert time.monotonic() < end
             time.sleep(0.05)
-
-
-def test_the_oldest_pending_connection_ends():
-    (gate,) = gates("127.0.0.1", 0)
-    gate.listen(100)
-    made = [socket.create_connection(gate.getsockname(), PATIENT) for _ in range(PER_ADDRESS + 2)]
-    accepted = [gate.accept()[0] for _ in range(PER_ADDRESS)]
-    first = made[0].getsockname()
-    gate.admit(first)
-    assert len(gate.pending) == PER_ADDRESS - 1 and first not in gate.pending
-    accepted += [gate.accept()[0] for _ in range(2)]
-    assert len(gate.pending) == PER_ADDRESS and made[1].getsockname() not in gate.pending
-    assert made[1].recv(1) == b""  # at its end
-    made[0].settimeout(0.1)
-    with pytest.raises(TimeoutError):  # one that was admitted stays
-        made[0].recv(1)
-    for one in (*made, *accepted, gate):
-        one.close()
 
 
 def test_no_file_is_left_for_a_connection():

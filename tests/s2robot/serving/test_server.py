@@ -280,13 +280,6 @@ def test_openpis_client_begins_an_episode_with_reset_and_a_failure_leaves_no_tra
                 assert np.array_equal(client.infer(as_openpi(seen))["actions"], second)
 
 
-def test_a_key_of_no_camera_is_rejected_at_the_start(checkpoint):
-    actor, _, contract = load_policy(checkpoint, "cpu")
-    settings = ServeSettings(keys={"observation/image": "top"})
-    with pytest.raises(UserError, match="^serve.keys.observation/image: .*hand, left, got top"):
-        PolicyServer(actor, contract, 64, TOKEN, settings)
-
-
 # ---------------------------------------------------------------- who may connect
 
 
@@ -605,24 +598,6 @@ def test_no_token_is_made_for_an_address_that_others_reach(tmp_path, monkeypatch
         is_loopback("no such host.invalid")
 
 
-@pytest.mark.parametrize(
-    "changes", [{"port": 70000}, {"call_s": 0}, {"max_message_mb": float("inf")}, {"key": "k"}]
-)
-def test_bad_settings(changes):
-    key = {"key": "certificate"}.get(*changes, *changes)
-    with pytest.raises(UserError, match=f"^serve.{key}: expected "):
-        ServeSettings(**changes)
-
-
-def test_a_taken_port_is_one_line(checkpoint):
-    with listener() as taken:
-        own, encoder, contract = load_policy(checkpoint, "cpu")
-        port = taken.getsockname()[1]
-        server = PolicyServer(own, contract, encoder.image_size, TOKEN, ServeSettings(port=port))
-        with pytest.raises(UserError, match=f"serve: 127.0.0.1 port {port}: .*in use"):
-            asyncio.run(server.run())
-
-
 # ---------------------------------------------------------------- the command
 
 
@@ -694,31 +669,6 @@ def test_started_in_the_background_of_a_script_it_ends_by_ctrl_c_s_signal(checkp
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         assert process.stderr.read().strip() == "s2robot serve: interrupted"
-
-
-def test_a_killed_server_process(checkpoint, tmp_path):
-    with command(checkpoint, tmp_path) as (process, url, token):
-        with RemotePolicy(url, token, PATIENT, PATIENT) as policy:
-            observation = observations(1)[0]
-            policy.plan(observation)
-            process.kill()
-            process.wait()
-            begin = time.monotonic()
-            for _ in range(2):
-                with pytest.raises(PolicyLost):
-                    policy.plan(observation)
-            assert time.monotonic() - begin < 5
-
-
-def test_the_client_needs_no_torch():
-    script = "import sys, s2robot.serving.remote; print([m for m in ('torch', 'mujoco', 'zarr') if m in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.stdout.strip() == "[]", result.stderr
 
 
 def test_a_fuzzed_server_neither_crashes_nor_hangs(checkpoint):

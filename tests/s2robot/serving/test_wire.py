@@ -53,16 +53,6 @@ def test_round_trips_also_with_openpis_packer(value):
 
 
 @pytest.mark.parametrize(
-    "change", [np.asfortranarray, lambda a: a[::-1], lambda a: a.T, lambda a: a.astype(">f4")]
-)
-def test_any_layout_of_memory(change):
-    value = change(np.arange(30, dtype=np.float32).reshape(5, 6))
-    again = unpack(pack({"a": value, "scalar": value[0, 0]}))
-    assert again["a"].dtype == np.float32 and np.array_equal(again["a"], value) and again["a"].flags.writeable
-    assert again["scalar"] == value[0, 0]
-
-
-@pytest.mark.parametrize(
     "value",
     [np.array([object()]), np.array(["text"]), np.zeros(3, [("x", "f4")]), np.zeros(3, "M8[s]"), np.zeros(3, "c8"),
      np.zeros((1,) * 9, np.uint8), object(), 2**70],

@@ -7,6 +7,7 @@ import numpy as np
 from s2robot.demos.store import EpisodeStore
 from s2robot.policies import PolicySpec
 from s2robot.training.settings import TrainSettings
+from tests.policies.small import small_spec
 
 CAMERAS, TOKENS, DIM = ("hand", "left"), 4, 6
 CFG = {
@@ -32,11 +33,11 @@ NETWORKS = {
 
 def make_spec(kind: str = "mlp", **changes) -> PolicySpec:
     values = {
-        "cameras": list(CAMERAS), "dim": DIM, "tokens": TOKENS, "kind": kind, "chunk": 4, "execute": 2,
+        "cameras": list(CAMERAS), "dim": DIM, "tokens": TOKENS, "kind": kind, "chunk": 4,
         "context": 3 if kind == "transformer" else 1, "network": NETWORKS[kind],
         "pooling": {"kind": "spatial_softmax", "keypoints": 4, "values": 2},
     }  # fmt: skip
-    return PolicySpec.from_dict(values | changes)
+    return small_spec(**values | changes)
 
 
 def make_settings(**changes) -> TrainSettings:

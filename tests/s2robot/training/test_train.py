@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -18,11 +17,10 @@ from safetensors.torch import load_file
 from s2robot.common.errors import UserError
 from s2robot.demos.windows import make_windows
 from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint
-from s2robot.policies.checkpoint import REQUIRED
+from s2robot.policies.checkpoint import Contract
 from s2robot.policies.errors import PolicyError
 from s2robot.pretraining.pretrain import pretrain
 from s2robot.training.batches import Batches, shuffled
-from s2robot.training.loop import products_in
 from s2robot.training.train import train
 from tests.s2robot.pretraining import small as pretraining
 from tests.s2robot.training.small import CONTRACT, NETWORKS, TIMES, make_data, make_settings, make_spec
@@ -45,6 +43,11 @@ class Killed(Exception):
     pass
 
 
+def fit(data, out, spec=None, contract=CONTRACT, progress=lambda *row: None, **changes):
+    settings = make_settings(**changes)
+    return train(settings, spec or make_spec(), *data, contract, out, progress=progress)
+
+
 def killed_after(step: int):
     def progress(done, total, row):
         if done == step:
@@ -55,12 +58,9 @@ def killed_after(step: int):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
-    store, features = data
     rows = []
-    folder = train(
-        make_settings(steps=125, checkpoint_every=50), make_spec(kind), store, features, CONTRACT, tmp_path,
-        progress=lambda done, total, row: rows.append((done, total, row)),
-    )  # fmt: skip
+    keep = lambda *row: rows.append(row)  # noqa: E731
+    folder = fit(data, tmp_path, make_spec(kind), progress=keep, steps=125, checkpoint_every=50)
     assert folder == tmp_path / "checkpoint"
     assert [r[:2] for r in rows] == [(i, 125) for i in range(5, 126, 5)]
     losses = [row["train_loss"] for *_, row in rows]
@@ -69,49 +69,23 @@ def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
     assert list(tmp_path.glob("events.out.tfevents.*"))
     policy, contract = load_checkpoint(folder)
     assert policy.spec == make_spec(kind)
-    assert set(REQUIRED) <= set(contract) and {k: contract[k] for k in CONTRACT} == CONTRACT
+    assert set(Contract.model_fields) <= set(contract) and {k: contract[k] for k in CONTRACT} == CONTRACT
     assert contract["training"]["step"] == 125 and math.isfinite(contract["training"]["val_loss"])
     best = load_checkpoint(tmp_path / "checkpoint_best")[1]["training"]
     assert best["val_loss"] == min(row["val_loss"] for *_, row in rows)
     assert not list(tmp_path.glob("*.part*"))
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_a_killed_run_goes_on_exactly(data, tmp_path, kind):
-    store, features = data
-    spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise have to come again, too
-    whole = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut", progress=killed_after(10))
-    torch.manual_seed(99)
-    torch.rand(7)  # the random state of the new process is another one
-    epochs = []
-    cut = train(
-        make_settings(),
-        spec,
-        store,
-        features,
-        CONTRACT,
-        tmp_path / "cut",
-        progress=lambda e, *_: epochs.append(e),
-    )
-    assert epochs == [15, 20]
-    assert same(weights(whole), weights(cut))
-    assert same(weights(tmp_path / "whole/checkpoint_best"), weights(tmp_path / "cut/checkpoint_best"))
-    history = [json.loads((p.parent / "metrics.json").read_text()) for p in (whole, cut)]
-    for a, b in zip(*history, strict=True):
-        assert {k: v for k, v in a.items() if k not in TIMES} == {
-            k: v for k, v in b.items() if k not in TIMES
-        }
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("at", [2, 7, 9])
-def test_a_stopped_run_has_saved_its_last_step_and_goes_on_exactly(data, tmp_path, monkeypatch, number, at):
+@pytest.mark.parametrize(
+    ("number", "at", "kind"),
+    [(signal.SIGINT, 2, "transformer"), (signal.SIGTERM, 7, "mlp"), (signal.SIGINT, 9, "mlp")],
+)
+def test_a_stopped_run_has_saved_its_last_step_and_resumes_exactly(
+    data, tmp_path, monkeypatch, number, at, kind
+):
     """Before any state is due, between two rows, and at a row; the signal comes in the middle of a step."""
-    store, features = data
-    spec = make_spec(proprio_noise=0.1)
-    whole = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "whole")
+    spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise have to come again, too
+    whole = fit(data, tmp_path / "whole", spec=spec)
     usual, step = signal.getsignal(number), Batches.step
 
     def signalled(self, i, *rest):
@@ -121,11 +95,12 @@ def test_a_stopped_run_has_saved_its_last_step_and_goes_on_exactly(data, tmp_pat
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Batches, "step", signalled)
-        train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut")
+        fit(data, tmp_path / "cut", spec=spec)
     assert signal.getsignal(number) is usual
     assert torch.load(tmp_path / "cut/training_state.pt", weights_only=True)["step"] == at + 1
     load_checkpoint(tmp_path / "cut/checkpoint")
-    cut = train(make_settings(), spec, store, features, CONTRACT, tmp_path / "cut")
+    torch.manual_seed(99)  # the random state of a new process is another one
+    cut = fit(data, tmp_path / "cut", spec=spec)
     assert same(weights(whole), weights(cut))
     assert same(weights(tmp_path / "whole/checkpoint_best"), weights(tmp_path / "cut/checkpoint_best"))
     history = [json.loads((p.parent / "metrics.json").read_text()) for p in (whole, cut)]
@@ -134,69 +109,17 @@ def test_a_stopped_run_has_saved_its_last_step_and_goes_on_exactly(data, tmp_pat
 
 
 def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
-    store, features = data
     progress = lambda done, *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     with pytest.raises(KeyboardInterrupt):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=progress)
+        fit(data, tmp_path, progress=progress)
     assert torch.load(tmp_path / "training_state.pt", weights_only=True)["step"] == 5
 
 
-@pytest.mark.parametrize("epochs", [0.5, 3])
-def test_passes_are_counted_and_may_be_given(data, tmp_path, epochs):
-    store, features = data
-    rows = []
-    train(
-        make_settings(epochs=epochs, steps=9999, validation=None), make_spec(), store, features, CONTRACT, tmp_path,
-        progress=lambda done, steps, row: rows.append((done, steps, row)),
-    )  # fmt: skip
-    windows = len(make_windows(store, np.arange(8), 1, 4))
-    steps = math.ceil(epochs * windows / 16)
-    assert rows[-1][:2] == (steps, steps)
-    assert [row["passes"] for *_, row in rows] == [done * 16 / windows for done, *_ in rows]
-    whole = train(
-        make_settings(steps=steps, validation=0.0), make_spec(), store, features, CONTRACT, tmp_path / "a"
-    )
-    assert same(weights(whole), weights(tmp_path / "checkpoint"))
-
-
-def test_more_steps_in_the_same_folder_name_how_to_go_on(data, tmp_path):
-    store, features = data
-    train(make_settings(steps=5), make_spec(), store, features, CONTRACT, tmp_path)
-    with pytest.raises(UserError, match=f"train.from={tmp_path / 'checkpoint'}"):
-        train(make_settings(steps=10), make_spec(), store, features, CONTRACT, tmp_path)
-
-
-def test_a_finished_run_is_not_trained_again(data, tmp_path):
-    store, features = data
-    folder = train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
-    before = weights(folder)
-    epochs = []
-    train(
-        make_settings(),
-        make_spec(),
-        store,
-        features,
-        CONTRACT,
-        tmp_path,
-        progress=lambda e, *_: epochs.append(e),
-    )
-    assert epochs == [] and same(before, weights(folder))
-
-
-def test_seeds_decide_the_result(data, tmp_path):
-    store, features = data
-    runs = {}
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        settings = make_settings(steps=5, seed=seed)
-        runs[name] = weights(train(settings, make_spec(), store, features, CONTRACT, tmp_path / name))
-    assert same(runs["a"], runs["b"]) and not same(runs["a"], runs["c"])
-
-
-@pytest.mark.parametrize("change", ["lr", "dataset", "spec", "validation", "grad_clip", "precision"])
+@pytest.mark.parametrize("change", ["lr", "dataset", "spec", "precision"])
 def test_the_state_of_another_run_is_refused(data, tmp_path, change):
     store, features = data
     with pytest.raises(Killed):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(5))
+        fit(data, tmp_path, progress=killed_after(5))
     state = (tmp_path / "training_state.pt").read_bytes()
     values = {"lr": 1e-4, "validation": 0.5, "grad_clip": None, "precision": "bf16-mixed"}
     changes = {change: values[change]} if change in values else {}
@@ -205,18 +128,10 @@ def test_the_state_of_another_run_is_refused(data, tmp_path, change):
     key = {"dataset": "dataset.name random", "spec": "policy.chunk 4"}.get(change, f"train.{change} ")
     words = rf"training_state.pt: found the state of another run; remove it .* \(made with {key}"
     with pytest.raises(UserError, match=words):
-        train(make_settings(**changes), spec, store, features, contract, tmp_path)
+        fit(data, tmp_path, spec=spec, contract=contract, **changes)
     assert (tmp_path / "training_state.pt").read_bytes() == state
-    anew = make_settings(**changes, resume=False)
-    train(anew, spec, store, features, contract, tmp_path)
-
-
-def test_one_that_begins_anew_leaves_nothing_of_the_one_before(data, tmp_path):
-    store, features = data
-    train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
-    assert (tmp_path / "checkpoint_best").is_dir()
-    train(make_settings(validation=0.0, resume=False), make_spec(), store, features, CONTRACT, tmp_path)
-    assert not (tmp_path / "checkpoint_best").exists() and (tmp_path / "checkpoint").is_dir()
+    fit(data, tmp_path, spec, contract, **changes | {"resume": False, "validation": 0.0})
+    assert not (tmp_path / "checkpoint_best").exists()  # of the run before
 
 
 @pytest.mark.parametrize(
@@ -224,7 +139,7 @@ def test_one_that_begins_anew_leaves_nothing_of_the_one_before(data, tmp_path):
     [
         (
             {"precision": "64-true"},
-            "^train.precision: found '64-true', expected one of auto, 32-true, bf16-mixed",
+            "^train.precision: ",
         ),
         ({"strategy": "deepspeed"}, "^train: "),
         ({"strategy": "ddp_spawn"}, "^train: "),
@@ -233,25 +148,14 @@ def test_one_that_begins_anew_leaves_nothing_of_the_one_before(data, tmp_path):
     ],
 )
 def test_a_machine_that_cannot_train_is_one_line(data, tmp_path, change, words):
-    store, features = data
     with pytest.raises(UserError, match=words) as caught:
-        train(make_settings(**change), make_spec(), store, features, CONTRACT, tmp_path)
+        fit(data, tmp_path, **change)
     assert "\n" not in str(caught.value)
 
 
-def test_a_loss_that_is_not_finite_is_one_line(data, tmp_path):
-    store, features = data
-    with pytest.raises(
-        UserError, match=r"^train: the loss is (nan|inf) at step 5; lower train.lr \(1e\+30\)$"
-    ):
-        train(make_settings(lr=1e30), make_spec(), store, features, CONTRACT, tmp_path)
-    assert not (tmp_path / "checkpoint").exists()
-
-
 def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypatch):
-    store, features = data
     with pytest.raises(Killed):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(5))
+        fit(data, tmp_path, progress=killed_after(5))
     state, before = (tmp_path / "training_state.pt").read_bytes(), weights(tmp_path / "checkpoint")
     sound = ChunkPolicy.loss
 
@@ -261,17 +165,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypa
 
     monkeypatch.setattr(ChunkPolicy, "loss", broken)
     with pytest.raises(UserError, match="the loss is nan at step 10"):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+        fit(data, tmp_path)
     assert (tmp_path / "training_state.pt").read_bytes() == state
     assert same(before, weights(tmp_path / "checkpoint"))
-
-
-def test_features_that_are_not_finite_are_refused(data, tmp_path):
-    store, features = data
-    broken = features.copy()
-    broken[::3] = np.nan
-    with pytest.raises(PolicyError, match="^features: [0-9]+ frames with values that are not finite"):
-        train(make_settings(), make_spec(), store, broken, CONTRACT, tmp_path)
 
 
 def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data):
@@ -284,24 +180,13 @@ def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data
         shares = [batches.step(step, 16, seed=5, rank=r, world=2) for r in range(2)]
         assert torch.equal(whole, torch.cat([share["actions"] for share in shares]))
         targets = torch.cat([~share["action_pad"] for share in shares]).sum(0)  # (K,)
-        assert all(torch.equal(share["kept"], targets / 2) for share in shares)
+        assert all(torch.equal(share["target_counts"], targets / 2) for share in shares)
     first = shuffled(batches.count, 5, range(batches.count))
     second = shuffled(batches.count, 5, range(batches.count, 2 * batches.count))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(batches.count))
     assert not torch.equal(first, second)
     across = shuffled(batches.count, 5, range(batches.count - 3, batches.count + 3))
     assert torch.equal(across, torch.cat([first[-3:], second[:3]]))
-
-
-def test_a_share_of_what_asks_every_step_says_how_many_targets_all_have(data):
-    store, features = data
-    batches = Batches(
-        store, features, make_windows(store, np.arange(8), 3, 4), torch.device("cpu"), every=True
-    )
-    assert batches.windows_of(24) == 8
-    parts = [batches.step(2, 24, 0, rank, 4) for rank in range(4)]
-    targets = sum((~part["action_pad"]).sum(0) for part in parts)  # (T, K)
-    assert all(torch.equal(part["kept"], targets / 4) for part in parts) and targets.shape == (3, 4)
 
 
 def test_a_frame_that_several_windows_show_is_read_once(data):
@@ -329,27 +214,15 @@ def test_a_step_that_rounds_its_frames_itself_is_the_same_to_the_bit(data, membe
         moments = channel_moments(features)
         policy.fit_normaliser(store["proprio"], store["action"], windows.actions, windows.action_pad, moments)
         policy.network.pooling.multiply_in(torch.bfloat16)
-        takes = policy.network.pooling.takes if rounds else None
-        assert takes == (torch.bfloat16 if rounds else None)
-        batch = Batches(store, features, windows, torch.device("cpu"), False, takes).step(3, 16, 0)
-        assert ("means" in batch) == rounds and batch["features"].dtype == (takes or torch.float16)
+        token_dtype = policy.network.pooling.token_dtype if rounds else None
+        assert token_dtype == (torch.bfloat16 if rounds else None)
+        batch = Batches(store, features, windows, torch.device("cpu"), False, token_dtype).step(3, 16, 0)
+        assert ("means" in batch) == rounds and batch["features"].dtype == (token_dtype or torch.float16)
         torch.manual_seed(1)
         loss, _ = policy(batch)
         loss.backward()
         losses.append([loss, *(p.grad for p in policy.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
-
-
-def test_only_what_reads_rounded_tokens_takes_them():
-    for pooling in ({"kind": "mean"}, {"feature_noise": 0.1}, {"token_dropout": 0.1}, {"norm": "layer"}):
-        network = ChunkPolicy(make_spec(pooling=pooling)).network
-        network.pooling.multiply_in(torch.bfloat16)
-        assert network.pooling.takes is None
-    network = ChunkPolicy(make_spec()).network
-    assert network.pooling.takes is None  # float32
-    network.pooling.multiply_in(torch.bfloat16)
-    network.pooling.blind = True
-    assert network.pooling.takes is None
 
 
 def test_a_causal_body_asks_every_step_of_a_window(data):
@@ -378,76 +251,48 @@ def test_the_present_action_is_not_shown(data):
     assert torch.equal(batches.action, torch.from_numpy(store["action"]))  # the data itself is unchanged
 
 
-def test_the_state_of_other_processes_is_refused(data, tmp_path):
-    store, features = data
-    train(make_settings(steps=5), make_spec(), store, features, CONTRACT, tmp_path)
-    path = tmp_path / "training_state.pt"
-    state = torch.load(path, weights_only=True)
-    state["identity"]["processes"] = 2
-    torch.save(state, path)
-    with pytest.raises(
-        UserError, match=r"another run; remove it .* \(made with processes 2, this run has 1\)$"
-    ):
-        train(make_settings(steps=5), make_spec(), store, features, CONTRACT, tmp_path)
-
-
 @pytest.mark.parametrize("content", [b"", b"no state", None])
 def test_a_state_that_cannot_be_read_is_one_line(data, tmp_path, content):
-    store, features = data
     path = tmp_path / "training_state.pt"
     if content is None:  # as earlier versions wrote it
-        torch.save({"identity": "{}", "policy": {}}, path)
+        torch.save({"policy": {}}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"training_state.pt: (not a readable state|found the state of another version)"
-    ):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+    with pytest.raises(UserError, match=r"training_state.pt: not a readable state"):
+        fit(data, tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["gone", "old", "broken"])
+@pytest.mark.parametrize("damage", ["gone", "broken"])
 def test_a_finished_run_gives_its_checkpoint_back(data, tmp_path, damage):
-    """A kill of earlier versions, or a user, left the last state and an old checkpoint or none."""
-    store, features = data
-    folder = train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+    """Somebody removed or damaged the checkpoint, and left the last state."""
+    folder = fit(data, tmp_path)
     want = weights(folder)
-    if damage == "old":
-        first = train(make_settings(steps=5), make_spec(), store, features, CONTRACT, tmp_path / "other")
-        shutil.rmtree(folder)
-        shutil.copytree(first, folder)
-    elif damage == "broken":
+    if damage == "broken":
         (folder / "policy.safetensors").unlink()  # `want` is mapped from it
         (folder / "policy.safetensors").write_bytes(b"half")
     else:
         shutil.rmtree(folder)
-    train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+    fit(data, tmp_path)
     assert same(weights(folder), want) and load_checkpoint(folder)[1]["training"]["step"] == 20
 
 
-def test_without_validation_every_episode_is_trained_on(data, tmp_path, monkeypatch):
-    store, features = data
-    seen = []
-    monkeypatch.setattr(
-        "s2robot.training.train.make_windows",
-        lambda store, episodes, *a: seen.append(episodes) or make_windows(store, episodes, *a),
-    )
-    folder = train(make_settings(validation=0.0, steps=10), make_spec(), store, features, CONTRACT, tmp_path)
-    assert [episodes.tolist() for episodes in seen] == [list(range(8))]
+def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data, tmp_path):
+    windows = len(make_windows(data[0], np.arange(8), 1, 4))
+    rows = []
+    folder = fit(data, tmp_path, progress=lambda *row: rows.append(row), validation=0.0, epochs=1.5)
+    assert rows[-1][:2] == (math.ceil(1.5 * windows / 16),) * 2
     training = load_checkpoint(folder)[1]["training"]
-    assert training["step"] == 10 and "val_loss" not in training
+    assert training["demos"] == 8 and "val_loss" not in training
     assert not (tmp_path / "checkpoint_best").exists()
-    rows = json.loads((tmp_path / "metrics.json").read_text())
     trained = {"loss", "joint_loss", "gripper_loss", "gripper_accuracy", "joint_error_rad"}
-    assert [set(row) for row in rows] == [
-        {"step", "passes", "lr", "grad_norm", *TIMES} | {f"train_{name}" for name in trained}
-    ] * 2
+    known = {"step", "passes", "lr", "grad_norm", *TIMES} | {f"train_{name}" for name in trained}
+    assert all(set(row) == known and row["passes"] == done * 16 / windows for done, _, row in rows)
 
 
 @pytest.mark.parametrize("target", [".training_state.part", ".checkpoint_best.new", ".checkpoint.new"])
 def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_path, monkeypatch, target):
-    store, features = data
     with pytest.raises(Killed):
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path, progress=killed_after(5))
+        fit(data, tmp_path, progress=killed_after(5))
     before = {
         path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".pt", ".safetensors")
     }
@@ -459,32 +304,15 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_pa
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises((UserError, PolicyError), match=r"No space left on device") as error:
-        train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)
+    with pytest.raises((OSError, PolicyError), match=r"No space left on device") as error:
+        fit(data, tmp_path)
     name = "training_state" if "state" in target else target[1:].removesuffix(".new")
     assert str(tmp_path) in str(error.value) and name in str(error.value)
     assert not list(tmp_path.rglob("*.new")) and not list(tmp_path.rglob("*.part*"))
     assert (tmp_path / "training_state.pt").read_bytes() == before[tmp_path / "training_state.pt"]
     monkeypatch.undo()
-    whole = train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path / "whole")
-    assert same(
-        weights(train(make_settings(), make_spec(), store, features, CONTRACT, tmp_path)), weights(whole)
-    )
-
-
-def test_features_stay_in_the_file_that_processes_share(data, tmp_path):
-    store, features = data
-    (tmp_path / "features.bin").write_bytes(features.tobytes())
-    mapped = np.memmap(tmp_path / "features.bin", features.dtype, "r", shape=features.shape)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        batches = Batches(store, mapped, make_windows(store, np.arange(8), 1, 4), torch.device("cpu"))
-    assert batches.features.data_ptr() == mapped.ctypes.data
-    plain = train(make_settings(steps=10), make_spec(), store, features, CONTRACT, tmp_path / "a")
-    assert same(
-        weights(plain),
-        weights(train(make_settings(steps=10), make_spec(), store, mapped, CONTRACT, tmp_path / "b")),
-    )
+    whole = fit(data, tmp_path / "whole")
+    assert same(weights(fit(data, tmp_path)), weights(whole))
 
 
 @pytest.mark.parametrize("job", ["train", "pretrain"])
@@ -496,7 +324,7 @@ def test_a_second_training_in_one_folder_is_refused(data, tmp_path, monkeypatch,
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=rf"out: another process \({other.pid}\) works in this folder"):
+        with pytest.raises(UserError, match="out: expected no other process"):
             if job == "train":
                 train(make_settings(), make_spec(), *data, CONTRACT, folder)
             else:
@@ -516,15 +344,3 @@ def test_a_gpu_trains_in_every_precision_and_goes_on_where_it_was(data, tmp_path
     state = torch.load(tmp_path / "training_state.pt", weights_only=True)
     assert rows[-1]["step"] == 10 and math.isfinite(rows[-1]["train_loss"])
     assert ("scale" in state["precision"]) is (precision == "16-mixed")
-
-
-def test_a_step_rounds_what_it_multiplies_only_where_it_is_asked_to():
-    a, b = torch.rand(64, 64), torch.rand(64, 64)
-    before, exact = torch.get_float32_matmul_precision(), a @ b
-    for dtype in (torch.float32, torch.bfloat16):
-        with pytest.raises(ValueError, match="as ever"), products_in(dtype):
-            found = a @ b
-            raise ValueError("as ever")
-        torch.testing.assert_close(found, exact, rtol=1e-2, atol=0)
-        assert dtype == torch.bfloat16 or torch.equal(found, exact)
-    assert torch.get_float32_matmul_precision() == before and torch.equal(a @ b, exact)

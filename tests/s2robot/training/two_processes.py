@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +78,7 @@ def tuned_run(folder: Path, out: Path, store: EpisodeStore, settings: TrainSetti
     noise = np.random.default_rng(0).standard_normal((store.num_steps, 2, 1 + 4, 8), np.float32)
     spec = make_spec(dim=8, network=NETWORKS["mlp"] | {"dropout": 0.0})
     contract = CONTRACT | {"encoder": CONTRACT["encoder"] | {"settings": given}}
-    settings = replace(settings, tune=TuneSettings(1))
+    settings = settings.replace(tune=TuneSettings(blocks=1))
     return train(settings, spec, store, noise, contract, out, tail=Tail(given, [(16, 16)] * 2, 1))
 
 

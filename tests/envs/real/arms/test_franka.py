@@ -1,7 +1,7 @@
 """The Franka driver against franky-sim, in an environment of its own (its pinocchio asks for numpy 2):
 
 python3 -m venv franka-venv
-franka-venv/bin/pip install franky-control franky-sim gymnasium pytest
+franka-venv/bin/pip install franky-control franky-sim gymnasium omegaconf pydantic pytest scipy
 franka-venv/bin/python -m pytest --noconftest -m slow tests/envs/real/arms/test_franka.py
 
 franky-sim accepts what an arm refuses and has no error model: nothing here is a claim about safety.
@@ -67,7 +67,7 @@ def arm(server):
 @pytest.mark.slow
 def test_a_stream_is_followed_and_a_stop_ends_it(arm):
     state = arm.read()
-    assert state.q.shape == (7,) and np.isfinite(state.tcp).all() and state.error == 0
+    assert state.q.shape == (7,) and state.error == 0
     assert arm.command(state.q, None).code == REFUSED and arm.stopped == "not armed"
     arm.arm()
     start = arm.read().q
@@ -80,7 +80,7 @@ def test_a_stream_is_followed_and_a_stop_ends_it(arm):
     assert arm.stop("test")
     assert arm.stop("again")
     assert arm.command(goal, None).code == REFUSED and arm.stopped == "again"
-    wait_for(lambda: np.abs(arm.read().dq).max() < 0.02, "rest")
+    wait_for(lambda: np.abs(arm._robot.state.dq).max() < 0.02, "rest")
     wait_for(lambda: not arm._robot.is_in_control, "the controller's end")
     arm.arm()
     assert arm.command(arm.read().q, None).code == OK
@@ -98,11 +98,20 @@ def test_bad_targets_are_not_sent(arm):
 
 
 @pytest.mark.slow
-def test_a_controller_that_ended_is_told(arm):
+def test_a_controller_or_a_hand_that_is_lost_is_told(arm, monkeypatch):
+    class Lost:
+        def __getattr__(self, name):
+            raise RuntimeError("hand lost")
+
     arm.arm()
     q = arm.read().q
     arm._robot.stop()  # as an error or the user stop ends it
     wait_for(lambda: arm.command(q, None).code == GONE, "the end of the controller")
+    monkeypatch.setattr(arm, "_hand", Lost())
+    monkeypatch.setattr("s2robot.envs.real.arms.franka.GRIPPER_LOST", 0.3)
+    time.sleep(0.5)
+    with pytest.raises(EnvError, match="found no answer from the hand for 0.3 s"):
+        arm.read()
 
 
 @pytest.mark.slow
@@ -113,19 +122,6 @@ def test_a_stop_while_it_is_armed_is_not_lost(arm, monkeypatch):
         arm.arm()
     assert arm.stopped and arm.command(arm.read().q, None).code == REFUSED
     wait_for(lambda: not arm._robot.is_in_control, "the controller's end")
-
-
-@pytest.mark.slow
-def test_a_hand_that_is_lost_is_told(arm, monkeypatch):
-    class Lost:
-        def __getattr__(self, name):
-            raise RuntimeError("hand lost")
-
-    monkeypatch.setattr(arm, "_hand", Lost())
-    monkeypatch.setattr("s2robot.envs.real.arms.franka.GRIPPER_LOST", 0.3)
-    time.sleep(0.5)
-    with pytest.raises(EnvError, match="found no answer from the hand for 0.3 s"):
-        arm.read()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Readers, the age and the sameness of frames, and formats that are checked after they were set."""
 
+import sys
 import threading
 import time
 
@@ -9,38 +10,11 @@ import pytest
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.cameras.camera import CameraReader, fitted
-from s2robot.envs.real.cameras.opencv import OpenCVCamera
-from s2robot.envs.real.cameras.realsense import RealSenseCamera
-from s2robot.envs.real.cameras.replay import ReplayCamera
+from s2robot.envs.real.cameras.sources import OpenCVCamera, RealSenseCamera, ReplayCamera
 from s2robot.envs.real.control.clock import REAL, from_monotonic, now
 from tests.envs.real.patience import PATIENCE, wait_for
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), np.uint8)
-
-
-def test_the_age_of_a_frame_counts_the_machines_sleep(read, monkeypatch):
-    class Still:
-        """One frame, then none."""
-
-        def __init__(self):
-            self._one, self._closed = ReplayCamera(NOISE, 30), threading.Event()
-            self._given = False
-
-        def read(self):
-            if self._given:
-                self._closed.wait(PATIENCE)
-            self._given = True
-            return self._one.read()
-
-        def close(self):
-            self._closed.set()
-
-    reader = read(Still)
-    clock = time.clock_gettime
-    slept = {time.CLOCK_BOOTTIME: 100.0}  # and the monotonic clock has not
-    monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + slept.get(which, 0.0))
-    assert 100 <= reader.age(REAL.now()) < 100 + PATIENCE
-    assert abs(from_monotonic(time.monotonic()) - now()) < 1.0
 
 
 @pytest.fixture
@@ -104,12 +78,17 @@ def test_equal_pictures_keep_the_time_of_the_first(read):
     source.go.release()
 
 
-def test_a_frame_that_came_since_the_clock_was_read_is_new_and_one_of_the_future_is_none(read):
+def test_ages(read, monkeypatch):
+    """A frame that came since the clock was read is new, one of the future is none; a machine's sleep counts."""
     source = Scripted([(5.0, NOISE[0])])
     source.go.release()
     reader = read(lambda: source)
-    assert reader.age(4.99) == 0.0 and reader.age(5.25) == 0.25
-    assert reader.age(1.0) == -4.0  # which the watchdog takes for no frame
+    assert (reader.age(4.99), reader.age(5.25), reader.age(1.0)) == (0.0, 0.25, -4.0)
+    clock = time.clock_gettime
+    slept = {time.CLOCK_BOOTTIME: 100.0}  # and the monotonic clock has not
+    monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + slept.get(which, 0.0))
+    assert abs(REAL.now() - clock(time.CLOCK_BOOTTIME) - 100) < 1.0
+    assert abs(from_monotonic(time.monotonic()) - now()) < 1.0
     source.frames.append(EnvError("unplugged"))
     source.go.release()
 
@@ -148,33 +127,21 @@ def test_a_turned_camera_is_turned_back(read, quarters):
     np.testing.assert_array_equal(reader.latest().image, NOISE[0])
 
 
-@pytest.mark.parametrize("shape, size", [((48, 64), 48), ((64, 48), 16), ((31, 47), 31), ((20, 20), 40)])
-def test_the_middle_square(shape, size):
-    image = np.zeros((*shape, 3), np.uint8)
-    side = min(shape)
-    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
-    image[top : top + side, left : left + side] = 200
-    out = fitted(image, (size, size))
-    assert out.shape == (size, size, 3) and (out == 200).all()
-
-
 @pytest.mark.parametrize(
     "picture, size, part",
     [
-        ((48, 64), (24, 32), (48, 64)),
-        ((48, 64), (32, 24), (48, 36)),
-        ((31, 47), (30, 60), (24, 47)),
+        ((48, 64), (48, 48), (48, 48)), ((64, 48), (16, 16), (48, 48)), ((20, 20), (40, 40), (20, 20)),
+        ((48, 64), (24, 32), (48, 64)), ((48, 64), (32, 24), (48, 36)), ((31, 47), (30, 60), (24, 47)),
         ((4, 3), (4, 3), (4, 3)),
     ],
-)
-def test_the_middle_of_another_shape(picture, size, part):
+)  # fmt: skip
+def test_the_middle_of_a_picture(picture, size, part):
     image = np.zeros((*picture, 3), np.uint8)
     top, left = (picture[0] - part[0]) // 2, (picture[1] - part[1]) // 2
     image[top : top + part[0], left : left + part[1]] = 200
     out = fitted(image, size)
     assert out.shape == (*size, 3) and (out == 200).all()
-    if part == size:
-        assert np.shares_memory(out, image)
+    assert np.shares_memory(out, image) == (part == size)
 
 
 # ---------------------------------------------------------------- OpenCV
@@ -221,10 +188,9 @@ def test_a_frame_that_waited_is_as_old_as_its_stamp_says():
     fake = FakeCapture()
     camera = opened(fake)
     camera.read()
-    for age in (0.9, 1.5, 60.0):
+    for age in (0.9, 60.0):
         fake.stamp = time.monotonic() - age
-        captured = camera.read()[0]
-        assert now() - captured >= age - 1e-3
+        assert now() - camera.read()[0] >= age - 1e-3
     fake.stamp = time.monotonic() + 5  # a clock that jumps ahead is not this one
     assert not 0 <= now() - camera.read()[0]
 
@@ -232,29 +198,22 @@ def test_a_frame_that_waited_is_as_old_as_its_stamp_says():
 def test_a_frame_from_before_the_machine_slept_is_old(monkeypatch):
     """The monotonic clock stands still while a machine sleeps; the one that ages are counted on does not."""
     slept = [0.0]
-    monkeypatch.setattr("s2robot.envs.real.cameras.opencv.now", lambda: time.monotonic() + slept[0])
-    fake = FakeCapture()
-    camera = opened(fake)
+    monkeypatch.setattr("s2robot.envs.real.cameras.sources.now", lambda: time.monotonic() + slept[0])
+    camera = opened(FakeCapture())
     camera.read()
     slept[0] = 30.0
-    assert (
-        time.monotonic() + 30 - camera.read()[0] > 29
-    )  # stamped 0.02 s ago: before the sleep, for all we know
-    assert time.monotonic() + 30 - camera.read()[0] < 1
-
-
-def test_an_unstamped_frame_is_as_old_as_the_receipt_of_the_one_before():
-    camera = opened(FakeCapture(stamp=0.001))
-    camera.read()
-    received = now()
-    time.sleep(0.2)  # a stall: the next frame waited in the queue
-    assert camera.read()[0] <= received
+    ages = [time.monotonic() + 30 - camera.read()[0] for _ in range(2)]
+    assert ages[0] > 29 and ages[1] < 1  # stamped 0.02 s ago: before the sleep, for all we know
 
 
 @pytest.mark.parametrize("stamp", [1.0e9, 0.001])
-def test_a_stamp_of_another_clock_is_not_believed(stamp):
+def test_a_frame_stamped_by_another_clock_is_as_old_as_the_receipt_of_the_one_before(stamp):
     before = now()
-    assert opened(FakeCapture(stamp=stamp)).read()[0] >= before - 0.1
+    camera = opened(FakeCapture(stamp=stamp))
+    assert camera.read()[0] >= before - 0.1
+    received = now()
+    time.sleep(0.1)  # a stall: the next frame waited in the queue
+    assert camera.read()[0] <= received
 
 
 @pytest.mark.parametrize(
@@ -309,15 +268,10 @@ def test_a_real_capture_is_verified_and_read(tmp_path):
         OpenCVCamera(path, 96, 72, 20)  # a film is no device
 
 
-def test_no_camera_is_one_clear_line():
+def test_a_camera_or_library_that_is_missing_is_one_line(monkeypatch):
     with pytest.raises(EnvError, match="camera /dev/video9: found none"):
         opened(FakeCapture(opened=False))
-    with pytest.raises(EnvError, match="found none"):
-        OpenCVCamera("/dev/no-such-camera", 640, 480, 30)
-
-
-def test_realsense_without_its_library_is_one_clear_line(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyrealsense2", None)
+    monkeypatch.setitem(sys.modules, "pyrealsense2", None)
     with pytest.raises(EnvError, match="camera 123: found no pyrealsense2"):
         RealSenseCamera("123", 640, 480, 30)
 

@@ -1,6 +1,5 @@
 """Every fault of benchmarks/faults.py once: vendor's SDK, emulated box, loop, supervisor, recorder, policy server."""
 
-import json
 import shutil
 from contextlib import contextmanager
 
@@ -21,23 +20,9 @@ from s2robot.envs.real.emulator.launch import launch
 KNOWN = {case.name: case for case in CASES}
 # of a fault that is run
 TWINS = (
-    "inf",
-    "shape",
-    "error_24",
-    "error_31",
-    "policy_crashed",
-    "limit",
-    "limit_wire",
-    "table",
-    "policy_hung",
-    "group_int",
-    "group_term",
-    "group_hup",
-    "group_kill",
-    "end_steps",
-    "end_judged",
-    "end_stop",
-)
+    "inf", "shape", "error_24", "error_31", "policy_crashed", "limit", "limit_wire", "table", "policy_hung", "group_int",
+    "group_term", "group_hup", "group_kill", "end_judged", "end_stop",
+)  # fmt: skip
 
 
 @contextmanager
@@ -62,15 +47,15 @@ def bench(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scene_bench(tmp_path_factory):
-    with launch("mujoco", "--fps", "30", "--env", json.dumps(SCENE)) as emulator, calm():
+    with launch(fps=30, env=SCENE) as emulator, calm():
         yield Bench(emulator, tmp_path_factory.mktemp("scene"), patience=2.0, scene=True)
 
 
-def once(bench: Bench, case: Case):
+def as_designed(bench: Bench, case: Case):
     outcomes = attempt(bench, case)
-    assert sum(o.unsafe for o in outcomes) == 0
-    assert all(o.record_intact for o in outcomes)
-    return outcomes[-1]
+    assert sum(o.unsafe for o in outcomes) == 0 and all(o.record_intact for o in outcomes)
+    assert outcomes[-1].valid and outcomes[-1].as_designed, outcomes[-1]
+    assert outcomes[-1].speed > 0.2  # it was moving
 
 
 @pytest.mark.parametrize(
@@ -78,25 +63,20 @@ def once(bench: Bench, case: Case):
     [pytest.param(c.name, marks=pytest.mark.slow if c.name in TWINS else ()) for c in CASES if not c.scene],
 )
 def test_the_arm_stops_as_designed(bench, name):
-    outcome = once(bench, KNOWN[name])
-    assert outcome.valid and outcome.as_designed, outcome
-    assert outcome.speed > 0.2  # it was moving
+    as_designed(bench, KNOWN[name])
 
 
 @pytest.mark.parametrize("name", [c.name for c in CASES if c.scene])
 def test_a_camera_fault_stops_the_arm_as_designed(scene_bench, name):
-    outcome = once(scene_bench, KNOWN[name])
-    assert outcome.valid and outcome.as_designed, outcome
-    assert outcome.speed > 0.2
+    as_designed(scene_bench, KNOWN[name])
 
 
 # ---------------------------------------------------------------- does the bench notice?
 
 
 def test_a_driver_without_its_check_is_found_out(bench, monkeypatch):
-    monkeypatch.setattr(
-        "s2robot.envs.real.arms.xarm.XArmDriver._sendable", lambda self, q: np.asarray(q, float)
-    )
+    unchecked = lambda self, q, gripper: np.asarray(q, float)  # noqa: E731
+    monkeypatch.setattr("s2robot.envs.real.arms.xarm.XArmDriver._sendable", unchecked)
     outcome = bench.run(KNOWN["jump_wire"])
     assert outcome.unsafe > 0 and not outcome.as_designed
     assert cells(row(KNOWN["jump_wire"], [outcome]))[3] == str(outcome.unsafe)

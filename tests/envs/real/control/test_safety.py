@@ -1,13 +1,12 @@
 """Whatever goes into the filter, what comes out stays within limits."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
+from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
@@ -15,7 +14,7 @@ from s2robot.envs.real.control.interpolate import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 
 POINTS = ArmPoints("xarm7")
-SLOW = replace(XARM7_LIMITS, dq_max=(0.5,) * 7, ddq_max=(5.0,) * 7, point_speed=0.25)
+SLOW = XARM7_LIMITS.replace(dq_max=(0.5,) * 7, ddq_max=(5.0,) * 7, point_speed=0.25)
 
 
 def started(q=HOME, limits=XARM7_LIMITS, **settings) -> SafetyFilter:
@@ -161,13 +160,11 @@ def test_a_lawful_stream_passes_unchanged():
 
 
 def test_a_far_target_is_reached_without_overshoot():
-    safety = started(limits=replace(XARM7_LIMITS, step_max=0.2))
+    safety = started(limits=XARM7_LIMITS.replace(step_max=0.2))
     target = HOME + [0.15, 0, 0, 0, 0, 0, -0.15]
     path = np.array([send(safety, target).q for _ in range(60)])
     np.testing.assert_allclose(path[-1], target, atol=1e-9)
-    overshoot = np.array([path[:, 0].max() - target[0], target[6] - path[:, 6].min()])
-    assert (overshoot <= 1e-9).all()
-    assert safety.dq_last == pytest.approx(0, abs=1e-6)
+    assert path[:, 0].max() <= target[0] + 1e-9 and path[:, 6].min() >= target[6] - 1e-9
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -210,7 +207,7 @@ def test_no_part_of_a_jump_is_gone_along(seed, mood, count, offset):
 
 def test_a_target_beyond_the_range_is_named():
     q = np.where(np.arange(7) == 3, XARM7_LIMITS.q_max[3] - 0.06, 0.0)
-    safety = started(q, replace(XARM7_LIMITS, box=((-2, 2), (-2, 2), (-2, 2)), table_z=-2.0))
+    safety = started(q, XARM7_LIMITS.replace(box=((-2, 2), (-2, 2), (-2, 2)), table_z=-2.0))
     safe = send(safety, q + 0.05 * np.eye(7)[3])
     assert safe.verdict == Verdict.CLAMP and "range: joint 4" in safe.reasons
 
@@ -218,7 +215,7 @@ def test_a_target_beyond_the_range_is_named():
 @pytest.mark.parametrize("axis, sign, word", [(0, -1, "box"), (1, 1, "box"), (2, -1, "table")])
 def test_a_way_out_of_the_workspace_ends_at_its_border(axis, sign, word):
     table = 0.10 if word == "table" else XARM7_LIMITS.table_z  # apart, so that neither hides the other
-    tight = replace(XARM7_LIMITS, box=((0.37, 0.50), (-0.15, 0.15), (-0.13, 0.50)), table_z=table)
+    tight = XARM7_LIMITS.replace(box=((0.37, 0.50), (-0.15, 0.15), (-0.13, 0.50)), table_z=table)
     safety, seen = started(limits=tight, clamps_max=10_000), set()
     for _ in range(120):
         slope = POINTS.along(safety.q_last + np.eye(7) * 1e-4)[:, 0, axis] - POINTS.at(safety.q_last)[0, axis]
@@ -234,7 +231,7 @@ def test_walls_around_the_rest_of_the_arm(walls):
     """The elbow is pushed back; hand and fingers have all the room that they want."""
     room = ((-2, 2), (-2, 2), (-2, 2))
     arm_box = ((-0.10, 0.55), (-0.35, 0.35), (-0.2, 0.72)) if walls else None
-    limits = replace(XARM7_LIMITS, box=room, arm_box=arm_box)
+    limits = XARM7_LIMITS.replace(box=room, arm_box=arm_box)
     safety, reasons, elbow = started(limits=limits, clamps_max=10_000), set(), POINTS.names.index("elbow")
     for _ in range(100):
         reasons.update(send(safety, safety.q_last - 0.05 * np.eye(7)[1]).reasons)
@@ -243,20 +240,10 @@ def test_walls_around_the_rest_of_the_arm(walls):
     assert -0.1 <= behind < -0.09 if walls else behind < -0.2
 
 
-def test_an_arm_that_starts_outside_its_walls_is_not_started():
-    walls = ((-0.02, 0.55), (-0.35, 0.35), (-0.2, 0.72))
-    with pytest.raises(EnvError, match=r"outside its limits \(box: elbow\)"):
-        started(limits=replace(XARM7_LIMITS, arm_box=walls))
-
-
-@pytest.mark.parametrize("given, sent", [(2.0, 1.0), (-0.5, 0.0)])
+@pytest.mark.parametrize("given, sent", [(2.0, 1.0), (-0.5, 0.0), (None, None)])
 def test_the_gripper_is_clipped(given, sent):
     safe = send(started(), HOME, given)
-    assert (safe.gripper, safe.verdict, safe.reasons) == (sent, Verdict.CLAMP, ("gripper range",))
-
-
-def test_no_gripper_command_stays_none():
-    assert send(started(), HOME, None).gripper is None
+    assert (safe.gripper, safe.verdict == Verdict.CLAMP) == (sent, given is not None)
 
 
 # ---------------------------------------------------------------- hold and stop
@@ -377,14 +364,6 @@ def test_pushing_at_a_limit_for_long_stops():
     assert pushed(safety).verdict == Verdict.CLAMP  # and the count begins anew
 
 
-def test_a_free_target_now_and_then_does_not_excuse_pushing():
-    """With 99 of 100 clamped the arm is stopped within three seconds."""
-    safety = started(clamps_max=200)
-    verdicts = [(rested if k % 100 == 99 else pushed)(safety).verdict for k in range(300)]
-    first = verdicts.index(Verdict.STOP)
-    assert first == 202  # 201 clamped ones; the two free ones took back half of one
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.booleans(), min_size=1, max_size=120),
@@ -406,12 +385,9 @@ def test_the_count_of_clamped_targets_leaks(clamped, most, leak):
 def test_an_arm_that_touches_the_table_is_not_stuck(seed):
     """Random targets just above the table, a turned hand among them: joints do not speed up alike, so that the straight
     way up begins with a fingertip a little lower. It stood for up to 4 s, with the target above it."""
-    limits = replace(SLOW, table_clearance=0.0, box=((-1.0, 1.0),) * 3)
-    safety, path, rng = (
-        started(limits=limits, clamps_max=10_000),
-        Interpolator(limits),
-        np.random.default_rng(seed),
-    )
+    limits = SLOW.replace(table_clearance=0.0, box=((-1.0, 1.0),) * 3)
+    safety, path = started(limits=limits, clamps_max=10_000), Interpolator(limits)
+    rng = np.random.default_rng(seed)
     path.reset(HOME)
     commanded, clamped, stood = HOME, False, 0
     for begin in range(0, 60 * 14, 14):
@@ -452,11 +428,9 @@ def test_a_policy_that_slides_along_the_table_is_not_stopped(limits):
     assert Verdict.STOP not in verdicts and verdicts.count(Verdict.CLAMP) < 10
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"clamps_max": 0}, {"clamps_leak": 0.0}, {"clamps_leak": np.nan}, {"state_age_max": 0.0}]
-)
+@pytest.mark.parametrize("wrong", [{"clamps_max": 0}, {"clamps_leak": np.nan}, {"state_age_max": 0.0}])
 def test_senseless_settings_are_refused(wrong):
-    with pytest.raises(EnvError, match="expected clamps_max >= 1, clamps_leak and state_age_max > 0"):
+    with pytest.raises(UserError, match=f"^bridge.safety.{next(iter(wrong))}"):
         started(**wrong)
 
 
@@ -476,3 +450,6 @@ def test_nothing_moves_before_a_reset():
 def test_an_arm_outside_its_limits_is_not_started(q, words):
     with pytest.raises(EnvError, match=words):
         started(q)
+    walls = ((-0.02, 0.55), (-0.35, 0.35), (-0.2, 0.72))
+    with pytest.raises(EnvError, match=r"outside its limits \(box: elbow\)"):
+        started(limits=XARM7_LIMITS.replace(arm_box=walls))

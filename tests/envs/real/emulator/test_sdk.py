@@ -7,7 +7,7 @@ import pytest
 
 from s2robot.envs.real.arms import kinematics as kin
 from tests.envs.real import home
-from tests.envs.real.patience import PATIENCE, wait_for
+from tests.envs.real.patience import wait_for
 
 pytest.importorskip("xarm")
 
@@ -52,17 +52,6 @@ def test_connects_and_tells_who_and_where_it_is(arm):
     pose = kin.forward(np.array(HOME))
     np.testing.assert_allclose(arm.get_position()[1][:3], pose[:3] * 1000, atol=1e-3)
     wait_for(lambda: np.abs(np.array(arm.angles) - HOME).max() < 1e-5, "a report")
-    assert arm.get_forward_kinematics(HOME)[0] == 0
-    code, solution = arm.get_inverse_kinematics(arm.get_position()[1])
-    assert code == 0
-    np.testing.assert_allclose(solution, HOME, atol=1e-2)
-
-
-def test_servo_before_the_arm_is_ready_is_code_9(arm):
-    assert arm.set_servo_angle_j(HOME) == 9
-    arm.motion_enable(True)
-    arm.set_mode(1)
-    assert arm.set_servo_angle_j(HOME) == 9
 
 
 def test_servo_stream_at_100_hz_reaches_the_wire_and_the_joints(arm, emulator):
@@ -90,20 +79,6 @@ def test_what_the_sdk_lets_through(arm, emulator):
     np.testing.assert_allclose(joints(arm), HOME, atol=1e-6)
 
 
-def test_modes_6_0_and_4_move_the_arm(arm):
-    make_ready(arm, 6)
-    assert arm.set_servo_angle(angle=[0.3, *HOME[1:]], speed=1.0, mvacc=10, wait=False) == 0
-    wait_for(stands_at(arm, [0.3, *HOME[1:]]), "mode 6")
-    make_ready(arm, 0)
-    assert arm.set_servo_angle(angle=HOME, speed=1.0, mvacc=10, wait=True, timeout=PATIENCE) == 0
-    assert stands_at(arm, HOME, 0.05)()  # the set point has arrived, the joints lag by a few milliseconds
-    wait_for(stands_at(arm, HOME), "mode 0")
-    make_ready(arm, 4)
-    assert arm.vc_set_joint_velocity([0.2, 0, 0, 0, 0, 0, 0], duration=0.5) == 0
-    wait_for(lambda: joints(arm)[0] > 0.05 and arm.get_state()[1] == 2, "the watchdog of mode 4")
-    assert joints(arm)[0] < 0.15
-
-
 @pytest.mark.parametrize("use_503", [False, True])
 def test_gripper(arm, use_503):
     if use_503:
@@ -129,8 +104,8 @@ def test_limits_of_the_box_can_be_set_and_read(arm):
     assert arm.set_fence_mode(False) == [0] and arm.set_collision_sensitivity(3) == 0
 
 
-@pytest.mark.parametrize("code", [1, 22, 23, 24, 31, 35])
-def test_errors_stop_the_arm_until_the_operator_clears_them(arm, emulator, code):
+def test_errors_stop_the_arm_until_the_operator_clears_them(arm, emulator):
+    code = 31
     make_ready(arm, 1)
     errors = []
     arm.register_error_warn_changed_callback(lambda item: errors.append(item["error_code"]))
@@ -153,21 +128,3 @@ def test_a_second_connection_can_stop_the_arm(arm, emulator, connect):
         assert arm.set_servo_angle_j(HOME) == 9
     finally:
         second.disconnect()
-
-
-def test_reconnects_to_the_same_state(arm, emulator, connect):
-    make_ready(arm, 1)
-    arm.disconnect()
-    again = connect()
-    try:
-        assert again.get_state() == (0, 2)
-        assert again.set_servo_angle_j(HOME) == 0
-    finally:
-        again.disconnect()
-
-
-def test_manual_mode_is_led_by_hand(arm, emulator):
-    make_ready(arm, 2)
-    target = list(np.array(HOME) + 0.1)
-    assert emulator.side("hand", joints=target)["led"]
-    wait_for(stands_at(arm, target), "the hand's target")

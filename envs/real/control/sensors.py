@@ -1,0 +1,140 @@
+"""The readings of arm and cameras, and the watchdog's state that follows from them.
+
+sensors = Sensors(driver, cameras, watchdog)
+state = sensors.watch()                  # every period: reads the arm, asks the watchdog
+observation = sensors.observe(256)       # for the policy, or the record
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import ImageSize, size_of
+from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState, Array
+from s2robot.envs.real.cameras.camera import CameraReader, fitted
+from s2robot.envs.real.control.clock import REAL, Clock
+from s2robot.envs.real.control.watchdog import Inputs, State, Watchdog
+
+POLL_S = 0.01  # s between two looks while everything is waited for
+
+
+class Sensors:
+    """One arm and its cameras; `state` is the arm's last reading, None before the first.
+
+    A camera is frozen if its image stays the same for `frozen_s` while a joint moves by `frozen_motion`, rad.
+    """
+
+    def __init__(
+        self,
+        driver: ArmDriver,
+        cameras: Mapping[str, CameraReader],
+        watchdog: Watchdog,
+        frozen_s: float = np.inf,
+        frozen_motion: float = np.inf,
+        clock: Clock = REAL,
+    ):
+        self.driver, self.cameras, self.watchdog, self.clock = driver, dict(cameras), watchdog, clock
+        self._frozen_s, self._frozen_motion = frozen_s, frozen_motion
+        self.state: ArmState | None = None
+        self._moves: deque[tuple[float, Array]] = deque()  # measured joints of the last seconds
+
+    def forget(self) -> None:
+        """Drop all readings of the arm."""
+        self.state = None
+        self._moves.clear()
+
+    def watch(
+        self,
+        late: Callable[[float], float] = lambda now: 0.0,
+        error: str = "",
+        code: int = OK,
+        live: bool = True,
+        disagreement: float = 0.0,
+    ) -> State:
+        """Read the arm and update the watchdog.
+
+        Args:
+            late: by how much the policy's answer is overdue at a time, s.
+            error, disagreement: of the policy and its members, rad.
+            code: of the last command.
+            live: whether the arm's mode matters.
+        """
+        failed = False
+        try:
+            self.state = self.driver.read()
+        except EnvError:  # its age tells how long that has been so
+            failed = True
+        now, state, status = self.clock.now(), self.state, self.driver.status()
+        if state is not None and not failed:
+            self._remember(now, state.q)
+        return self.watchdog.update(
+            now,
+            Inputs(
+                camera_age={name: reader.age(now) for name, reader in self.cameras.items()},
+                state_age=np.inf if state is None else now - state.t_mono,
+                policy_late=late(now),
+                policy_error=error,
+                code=code,
+                error=(state.error if state is not None else 0) or status.error,
+                mode=status.mode if live else self.watchdog.mode,
+                connected=status.connected,
+                report_age=status.report_age_s,
+                frozen_cameras=self._frozen(),
+                disagreement=disagreement,
+            ),
+        )
+
+    def wait_ready(self, watch: Callable[[], State], seconds: float, who: str) -> ArmState:
+        """Wait until `watch` returns READY; return the arm's state then.
+
+        Raises EnvError, which begins with `who`: a fault, or not within `seconds`.
+        """
+        end = self.clock.now() + seconds
+        while watch() != State.READY or self.state is None:
+            if self.watchdog.state == State.FAULT or self.clock.now() > end:
+                why = "; ".join(self.watchdog.reasons) or "no joints"
+                raise EnvError(f"{who}: found {self.watchdog.state.value} ({why}), expected ready")
+            self.clock.sleep(POLL_S)
+        return self.state
+
+    def observe(self, image_size: ImageSize) -> dict:
+        """The contract's observation: newest frames, measured joints.
+
+        Returns: `images`, camera -> uint8 (H, W, 3) of `image_size`, and `proprio`, float32 (8,).
+        """
+        assert self.state is not None
+        images = {}
+        for name, reader in self.cameras.items():
+            frame = reader.latest()
+            assert frame is not None  # the watchdog let nobody get here without
+            images[name] = fitted(frame.image, size_of(image_size, name))
+        proprio = np.append(self.state.q, self.state.gripper).astype(np.float32)
+        return {"images": images, "proprio": proprio}
+
+    def ages(self, now: float) -> np.ndarray:
+        """Ages of the newest frames, s.  # float32 (cameras,)"""
+        return np.array([reader.age(now) for reader in self.cameras.values()], np.float32)
+
+    # ---------------------------------------------------------------- inside
+
+    def _remember(self, now: float, q: Array) -> None:
+        if self._frozen_s == np.inf:
+            return
+        if not self._moves or now - self._moves[-1][0] >= 0.05:
+            self._moves.append((now, q))
+            while now - self._moves[0][0] > 2 * self._frozen_s:
+                self._moves.popleft()
+
+    def _frozen(self) -> tuple[str, ...]:
+        """Cameras whose picture has stayed the same although the arm has moved."""
+        found = []
+        for name, reader in self.cameras.items():
+            frame = reader.latest()
+            if frame is None or frame.t_capture - frame.t_change < self._frozen_s:
+                continue
+            joints = [q for t, q in self._moves if t >= frame.t_capture - self._frozen_s]
+            if joints and np.ptp(joints, axis=0).max() > self._frozen_motion:
+                found.append(name)
+        return tuple(found)

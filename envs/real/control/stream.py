@@ -1,0 +1,155 @@
+"""Where the arm is sent: actions become waypoints, waypoints a filtered stream, and each step its record.
+
+stream = CommandStream(driver.limits, safety, config)
+stream.start(state.q)
+stream.take(now, action, state, observation, t_observed, ages)   # ten times a second
+safe, arrived = stream.next(now, state)                          # a hundred times
+"""
+
+import numpy as np
+from pydantic import Field
+
+from s2robot.core.settings import Settings, from_yaml
+from s2robot.envs.frames import ImageSize
+from s2robot.envs.real.arms.driver import OK, ArmLimits, ArmState, Array
+from s2robot.envs.real.control.interpolate import Interpolator
+from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
+
+
+class LoopConfig(Settings, at="bridge.loop", file="bridge/default"):
+    """How the loop runs; configs/bridge/default.yaml documents each value that stands in it."""
+
+    max_steps: int = from_yaml(ge=1)
+    max_delta: float = from_yaml(gt=0)
+    gripper_hold: int = from_yaml(ge=0)
+    ready_s: float = from_yaml(gt=0)
+    warm_up_s: float = from_yaml(gt=0)
+    frozen_s: float = from_yaml(gt=0)
+    frozen_motion: float = from_yaml(gt=0)
+    live: bool = Field(default=False, exclude=True)  # False: everything but sending
+    policy_hz: float = Field(default=10.0, gt=0, exclude=True)  # observations a second, as in the demos
+    image_size: ImageSize = Field(default=256, exclude=True)  # pixels, as the policy wants them
+    mode: int = Field(default=1, exclude=True)  # the arm's mode while it is ours
+
+
+class CommandStream:
+    """The commands of one episode; every target passes the filter."""
+
+    def __init__(self, limits: ArmLimits, safety: SafetyFilter, config: LoopConfig):
+        self.safety, self.config, self.path = safety, config, Interpolator(limits)
+        self._low, self._high = (
+            np.add(limits.q_min, limits.margin),
+            np.subtract(limits.q_max, limits.margin),
+        )  # (7,)
+        self._period = 1 / config.policy_hz
+        self._commanded = self.path.q  # (7,) rad, last waypoint
+        self._opening: float | None = None  # gripper, wanted
+        self._turned = 0  # actions since that was another
+        self._clamped = False  # whether the filter changed anything since the last action
+        self.step: dict | None = None  # being executed
+
+    @property
+    def commanded(self) -> Array:
+        """The joints (7,) rad that the next action's deltas are added to; not where the stream is on its way."""
+        return self.path.q if self._clamped else self._commanded
+
+    def start(self, q: Array) -> None:
+        """Begin at rest at measured joints (7,). Raises EnvError outside the limits."""
+        self.safety.reset(q)
+        self._rest_at(q)
+        self._opening, self._clamped, self.step = None, False, None
+        self._turned = 0
+
+    def stood(self) -> None:
+        """The arm has come to rest, because nothing was sent: the stream goes on from rest."""
+        self.safety.rest()
+        self.path.follow(self.safety.q_last, self.safety.dq_last)
+
+    def hold(self, reason: str) -> Safe:
+        """Brake, or stay at rest; what was under way is given up."""
+        safe = self.safety.hold(reason)
+        self._rest_at(safe.q)
+        return safe
+
+    def release(self, now: float, q: Array) -> None:
+        """From rest, go to joints (7,) in the time of an action."""
+        self._rest_at(self.safety.q_last)
+        self.path.push(now, now + self._period, np.clip(q, self._low, self._high))
+
+    def take(
+        self,
+        now: float,
+        action: np.ndarray,
+        state: ArmState,
+        observation: dict,
+        t_observed: float,
+        ages: np.ndarray,
+    ) -> None:
+        """Turn an action (8,) into the next waypoint, due a period later, and begin a step.
+
+        Args:
+            state: measured now.
+            observation, t_observed: what the action answers, and when it was made.
+            ages: of the cameras' frames, s.
+        """
+        if not self.config.live:  # the arm has not moved: what would be sent starts where it stands
+            self.safety.reset(state.q)
+            self._rest_at(state.q)
+        elif self._clamped:  # what the filter did not let through is not owed
+            self._commanded = self.path.q
+        delta = np.clip(action[:7], -self.config.max_delta, self.config.max_delta)
+        self._grip(0.0 if action[7] >= 0.5 else 1.0)
+        wanted = self.safety.above_table(np.clip(self._commanded + delta, self._low, self._high))
+        before, self._commanded = self._commanded, wanted
+        self.path.push(now, now + self._period, self._commanded)
+        self._clamped = False
+        self.step = {
+            **{f"images_{name}": image for name, image in observation["images"].items()},
+            "proprio": observation["proprio"],
+            "action": np.append(self._commanded - before, float(self._opening == 0)).astype(np.float32),
+            "action_raw": action.astype(np.float32),
+            "time": t_observed,
+            "time_action": now,
+            "verdict": np.uint8(Verdict.PASS),
+            "code": np.int32(OK),
+            "camera_age": ages,
+            "start": self.safety.q_last,
+        }
+
+    def next(self, now: float, state: ArmState) -> tuple[Safe, bool]:
+        """The stream's next joints, filtered; whether it rests and nothing more is due."""
+        q, late = self.path.step(now)
+        measured = state.q if self.config.live else self.safety.q_last
+        safe = self.safety(q, self._opening, measured, now - state.t_mono)
+        if safe.verdict != Verdict.PASS:
+            self.path.follow(safe.q, self.safety.dq_last)
+            self._clamped = True
+        return safe, late and not self.safety.dq_last.any()
+
+    def note(self, safe: Safe, code: int) -> None:
+        """The worst that happened in a step: what was let through, and the arm's answer to it."""
+        if self.step is not None:
+            self.step["verdict"] = np.uint8(max(self.step["verdict"], safe.verdict))
+            if code != OK:
+                self.step["code"] = np.int32(code)
+
+    def finish(self) -> dict | None:
+        """The step that was under way, with how far it came; None if there was none."""
+        if self.step is None:
+            return None
+        step, self.step = self.step, None
+        moved = self.safety.q_last - step.pop("start")
+        step["action_sent"] = np.append(moved, step["action"][7]).astype(np.float32)
+        return step
+
+    # ---------------------------------------------------------------- inside
+
+    def _grip(self, opening: float) -> None:
+        self._turned += 1
+        if opening != self._opening and (self._opening is None or self._turned > self.config.gripper_hold):
+            # sooner, it would be judged by fingers that have not moved yet, and be reversed to and fro
+            self._opening, self._turned = opening, 0
+
+    def _rest_at(self, q: Array) -> None:
+        self.path.reset(q)
+        self._commanded = q

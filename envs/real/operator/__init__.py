@@ -1,0 +1,1 @@
+"""The person at the arm: questions, stop, hand guiding, teleoperation."""

@@ -1,0 +1,187 @@
+"""Who stands beside the arm: says when it may move, where the cube lies, and whether an episode succeeded.
+
+A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person;
+`s2robot.envs.real.emulator.stand_in.EmulatedOperator` answers for the emulator, which has nobody beside it.
+"""
+
+import select
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium.utils.seeding import np_random
+
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import Array
+from s2robot.envs.robots import robot_spec
+
+_YES_NO = {"y": "y", "yes": "y", "n": "n", "no": "n"}
+_LISTEN_S = 0.2  # s that a Ctrl-C may wait while a question stands
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where an episode wants its cube, so that the same seed means the same place for every policy."""
+
+    seed: int | None
+    cube_xy: tuple[float, float]  # m, table frame: x away from the robot, y to its left
+    cube_yaw: float  # rad
+    start_joints: Array  # (7,) rad, where the arm starts
+
+    @classmethod
+    def draw(cls, config: CubePickConfig, seed: int) -> "Placing":
+        """Draw the cube and the start of the simulated episode `seed`, in the order of `CubePick.begin`."""
+        rng, _ = np_random(seed)
+        xy = (rng.uniform(*config.box_x), rng.uniform(*config.box_y))
+        yaw = rng.uniform(*config.yaw)
+        noise = rng.uniform(-config.start_noise, config.start_noise, 7)
+        return cls(seed, xy, yaw, np.array(robot_spec(config.robot).home) + noise)
+
+
+class Operator(Protocol):
+    """What the bridge asks between two motions. Every `no` ends the matter: nothing moves."""
+
+    @property
+    def person(self) -> bool:
+        """Whether somebody is there who may press keys while the arm moves."""
+
+    @property
+    def closest(self) -> float | None:
+        """m, least distance of grip and cube since the cube was placed, where somebody measures it."""
+
+    def wait_to_start(self, episode: int, episodes: int) -> bool:
+        """Before episode `episode` (from 0) of a session, the arm stopped: may it begin? A no ends the session."""
+
+    def lay(self, seed: int) -> Array | None:
+        """The cube laid where the scene of `seed` has it: joints (7,) at which that starts; None: a person lays it."""
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        """May the arm open its gripper and go to its start? With `fault`: and is that fault looked at and cleared?"""
+
+    def place(self, placing: Placing) -> bool:
+        """Is the cube placed, and everybody clear of the arm, which is stopped meanwhile?"""
+
+    def ended(self) -> bool:
+        """Asked once a step: is the episode over? Must not wait."""
+
+    def success(self) -> bool:
+        """Asked after an episode that ended without a fault: did it succeed?"""
+
+    def stage(self) -> str:
+        """The furthest stage of a failed episode, as the simulated world names them."""
+
+    def keep(self) -> bool:
+        """Asked after a demonstration: is it to be kept?"""
+
+
+def ask(question: str, none: str | None = "") -> str:
+    """Return what a person types, stripped, in small letters; `none` after Ctrl-D or without a terminal (None: EOFError).
+
+    What was typed before the question is dropped: it answers something else, and an arm may move upon it.
+    """
+    terminal = _flushed()
+    print(question, end="", flush=True)
+    while terminal is not None and not select.select([terminal], [], [], _LISTEN_S)[0]:
+        pass  # a Ctrl-C that came just before the call is heard here; `input` would keep it for after the next line
+    try:
+        return input().strip().lower()
+    except EOFError:
+        print(flush=True)  # the next line is not to stand behind the question
+        if none is None:
+            raise
+        return none
+
+
+def _flushed() -> int | None:
+    """The terminal's descriptor, what was typed ahead thrown away; None without a terminal."""
+    with suppress(Exception):
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+        return sys.stdin.fileno()
+    return None
+
+
+_ask = partial(ask, none=None)
+
+
+class TerminalOperator:
+    """Asks on the terminal. Before a motion anything but `y` is a no; an outcome is asked for until it is told."""
+
+    person = True
+    closest: float | None = None
+
+    def __init__(self, ask: Callable[[str], str] = _ask):
+        self._ask = ask
+
+    def _yes(self, question: str) -> bool:
+        try:
+            return self._ask(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+
+    def _one_of(self, question: str, answers: dict[str, str]) -> str:
+        """Return the meaning of the answer. Raises EnvError at the end of standard input."""
+        while True:
+            try:
+                answer = self._ask(f"{question} ").strip().lower()
+            except EOFError:
+                raise EnvError(
+                    f"operator: found the end of standard input at '{question}', expected an answer"
+                ) from None
+            if answer in answers:
+                return answers[answer]
+
+    def wait_to_start(self, episode: int, episodes: int) -> bool:
+        text = "Lay the cube. The arm then moves slowly to its start. Enter: go on, q: end. "
+        try:
+            return self._ask(f"episode {episode + 1} of {episodes}. {text}").strip().lower() != "q"
+        except EOFError:
+            return False
+
+    def lay(self, seed: int) -> None:
+        """See `Operator`: done, by hand."""
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        if fault and not self._yes(f"FAULT: {'; '.join(fault)}. Look at the arm and the bench. Cleared?"):
+            return False
+        return self._yes("The arm opens its gripper and moves to its start pose. Is everybody clear of it?")
+
+    def place(self, placing: Placing) -> bool:
+        x, y = (100 * v for v in placing.cube_xy)
+        turn = np.degrees(placing.cube_yaw) % 90  # a cube looks the same every quarter turn
+        return self._yes(
+            f"Place the cube at x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to its left), turned {turn:.0f} "
+            "degrees. Is it there, and everybody clear of the arm?"
+        )
+
+    def ended(self) -> bool:
+        """Never: an episode takes its time."""
+        return False
+
+    def success(self) -> bool:
+        return self._one_of("Did the episode succeed? [y/n]", _YES_NO) == "y"
+
+    def stage(self) -> str:
+        """The furthest stage of a failed episode, as the simulated world names them."""
+        question = "How far did it come? 0: not grasped, 1: grasped, 2: lifted [0/1/2]"
+        return self._one_of(question, {"0": "approach", "1": "grasp", "2": "lift"})
+
+    def keep(self) -> bool:
+        """See `Operator`: asked until it is answered, for a no throws the demonstration away."""
+        return self._one_of("Keep it? [y/n]", _YES_NO) == "y"
+
+
+class OperatorProxy:
+    """Forwards to another operator; a subclass overrides what it does differently."""
+
+    def __init__(self, operator: Operator):
+        self._operator = operator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operator, name)

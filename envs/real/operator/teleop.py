@@ -1,0 +1,214 @@
+"""Teleoperation: a person moves the gripper with keys or a SpaceMouse, as if they were the policy.
+
+    controls = Controls()
+    teleoperator = Teleoperator(Keyboard(controls), controls, ToolIK(), XARM7_LIMITS)
+    action = teleoperator.act(q)        # float32 (8,), as a policy's: through loop, interpolator and safety filter
+
+Velocities are those of the point between the finger tips in the base's frame: x forward, y to the left, z up, and the
+turn about the vertical. The gripper keeps pointing where it pointed at the start.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import ArmLimits, Array
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.kinematics import ToolIK
+
+HELP = "w s: forward, back   a d: left, right   r f: up, down   q e: turn"
+CONTROLS_HELP = "space: gripper   Enter: end   x: end and discard"
+_AHEAD = (0.04, 0.3)  # m and rad that the wish may be ahead of the arm; the rest is forgotten
+_EDGE = 0.005  # m kept from where the safety filter would stop the gripper
+_KEYS = {
+    "w": (1, 0, 0, 0), "s": (-1, 0, 0, 0), "a": (0, 1, 0, 0), "d": (0, -1, 0, 0),
+    "r": (0, 0, 1, 0), "f": (0, 0, -1, 0), "q": (0, 0, 0, 1), "e": (0, 0, 0, -1),
+}  # fmt: skip
+
+
+class Controls:
+    """What a demonstrator says besides motion. `on_key` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Prepare the next episode: the gripper open, nothing ended."""
+        self.closed = self.ended = self.discarded = False
+
+    def on_key(self, key: str) -> None:
+        """Space: the gripper. Enter: the end. x: the end, and the episode is not kept."""
+        if key == " ":
+            self.closed = not self.closed
+        elif key in "\r\nx":
+            self.discarded, self.ended = self.discarded or key == "x", True
+
+
+class Keyboard:
+    """Motion by keys (`HELP`): a terminal reports presses only, so each one moves for `hold_s`.
+
+    A held key repeats before that ends, after the terminal's first pause. Other keys go to `controls`.
+    """
+
+    def __init__(self, controls: Controls, hold_s: float = 0.15, clock: Callable[[], float] = time.monotonic):
+        self._controls, self._hold, self._clock = controls, hold_s, clock
+        self._pressed: dict[str, float] = {}
+
+    def on_key(self, key: str) -> None:
+        """Take a key."""
+        if key.lower() in _KEYS:
+            self._pressed[key.lower()] = self._clock()
+        else:
+            self._controls.on_key(key)
+
+    def velocity(self) -> Array:
+        now = self._clock()
+        held = [_KEYS[key] for key, since in self._pressed.copy().items() if now - since <= self._hold]
+        return np.clip(np.sum([(0, 0, 0, 0), *held], 0).astype(float), -1, 1)
+
+
+class SpaceMouse:
+    """A 3Dconnexion SpaceMouse through `pyspacemouse`: cap moves, first button gripper, second button end.
+
+    Args:
+        device: its `read()` returns the newest state (x, y, z, yaw from -1 to 1, buttons, and `t`, another number with
+            each report); the first SpaceMouse on USB if not given (EnvError: no library, or no device).
+        dead: readings up to this count as 0.
+        stale_s: without a report for so long the cap counts as released: a moved one reports about 100 times a second.
+    """
+
+    def __init__(self, controls: Controls, device: Any = None, dead: float = 0.1, stale_s: float = 0.2):
+        self._controls, self._dead, self._stale = controls, dead, stale_s
+        self._device = device or _open_spacemouse()
+        self._buttons: tuple[int, ...] = ()
+        self._velocity = np.zeros(4)
+        self._report, self._heard = None, -np.inf  # the last report's `t`, and when it came, s
+        self._error = ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="spacemouse")
+        self._thread.start()
+
+    def velocity(self) -> Array:
+        """Return the deflection. Raises EnvError when the device has gone: a cap that is stuck must not go on moving."""
+        if self._error:
+            raise EnvError(f"spacemouse: {self._error}")
+        return self._velocity if time.monotonic() - self._heard <= self._stale else np.zeros(4)
+
+    def close(self) -> None:
+        """Let go of the device."""
+        self._ended.set()
+        self._thread.join(2.0)
+        self._device.close()
+
+    def _run(self) -> None:
+        # one call takes one report, and hundreds come a second
+        while not self._ended.wait(0.001):
+            try:
+                self.take(self._device.read())
+            except Exception as error:  # of whatever library is beneath
+                self._error = str(error) or type(error).__name__
+                return
+
+    def take(self, state: Any) -> None:
+        """Take one state of the device."""
+        if state.t != self._report:
+            self._report, self._heard = state.t, time.monotonic()
+        axes = np.clip([state.x, state.y, state.z, state.yaw], -1, 1).astype(float)
+        beyond = np.maximum(np.abs(axes) - self._dead, 0) / (1 - self._dead)
+        self._velocity = np.sign(axes) * beyond
+        buttons = tuple(state.buttons)
+        for key, now, before in zip(" \n", buttons, self._buttons or (0, 0), strict=False):
+            if now and not before:
+                self._controls.on_key(key)
+        self._buttons = buttons
+
+
+def _open_spacemouse() -> Any:
+    try:
+        import pyspacemouse
+    except Exception as error:  # without hidapi's library its import raises more than ImportError
+        raise EnvError(
+            f"spacemouse: found no pyspacemouse ({error}), expected it (pip install 's2robot[spacemouse]')"
+        ) from None
+    try:
+        return pyspacemouse.open(axis_convention=pyspacemouse.AxisConvention.ROS)
+    except Exception as error:
+        raise EnvError(f"spacemouse: found no device ({error}), expected one on USB") from None
+
+
+class Teleoperator:
+    """Turns a person's motion into actions; it ends before the filter would stop the gripper.
+
+    Args:
+        mover: its `velocity()` is x, y, z and the turn about z, each -1 to 1 of the full speed.  # (4,)
+        rate_hz: actions a second.
+        speed, turn_speed: m/s and rad/s at full deflection.
+        max_delta: rad a joint may move in an action.
+    """
+
+    def __init__(
+        self,
+        mover: Any,
+        controls: Controls,
+        ik: ToolIK,
+        limits: ArmLimits,
+        rate_hz: float = 10.0,
+        speed: float = 0.1,
+        turn_speed: float = 0.6,
+        max_delta: float = 0.25,
+        points: ArmPoints | None = None,
+    ):
+        self._mover, self._controls, self._ik = mover, controls, ik
+        self._full = np.array([speed, speed, speed, turn_speed]) / rate_hz  # m and rad an action
+        self._max_delta = max_delta
+        self._limits, self._points = limits, points or ArmPoints()
+        self._position: Array | None = None
+
+    def reset(self) -> None:
+        """Start anew at the joints of the next action."""
+        self._position = None
+
+    def act(self, q: Array) -> Array:
+        """Return the next action, to be added to commanded joints (7,) rad: `ControlLoop.commanded`.  # float32 (8,)"""
+        if np.isnan(q).any():  # the loop warms up: nothing is commanded yet, and nothing will be executed
+            return np.zeros(8, np.float32)
+        if self._position is None:
+            self._position, self._upright = self._ik.pose(q)
+            self._turn = 0.0  # rad about the vertical, since the start
+            self._low, self._high = self._room(q, self._position)
+        step = self._mover.velocity() * self._full
+        here, rotation = self._ik.pose(q)
+        # the arm was held, or could not follow: what it is behind by is not owed
+        ahead = self._position - here
+        self._position = here + ahead * min(1.0, _AHEAD[0] / max(float(np.linalg.norm(ahead)), 1e-9))
+        turned = _about_z(rotation @ self._upright.T)
+        behind = (self._turn - turned + np.pi) % (2 * np.pi) - np.pi
+        self._turn = turned + np.clip(behind, -_AHEAD[1], _AHEAD[1])
+        low, high = np.minimum(self._low, self._position), np.maximum(self._high, self._position)
+        self._position = np.clip(self._position + step[:3], low, high)  # from outside, back in only
+        self._turn += step[3]
+        cos, sin = np.cos(self._turn), np.sin(self._turn)
+        goal = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ self._upright
+        delta = self._ik.solve(q, self._position, goal) - q
+        delta = delta / max(1.0, float(np.abs(delta).max()) / self._max_delta)
+        return np.append(delta, float(self._controls.closed)).astype(np.float32)
+
+    def _room(self, q: Array, position: Array) -> tuple[Array, Array]:
+        """Where the tool may be with the gripper as it points at `q`, whatever its turn about the vertical.  # 2 x (3,)"""
+        p, limits = self._points, self._limits
+        away = (p.at(q) - position)[p.in_box]  # (P, 3)
+        radius = p.radius[p.in_box]
+        wide = float((np.hypot(away[:, 0], away[:, 1]) + radius).max()) + _EDGE
+        below, above = float((radius - away[:, 2]).max()) + _EDGE, float((radius + away[:, 2]).max()) + _EDGE
+        (x0, x1), (y0, y1), (z0, z1) = limits.box
+        floor = max(z0, limits.table_z + limits.table_clearance) + below
+        return np.array([x0 + wide, y0 + wide, floor]), np.array([x1 - wide, y1 - wide, z1 - above])
+
+
+def _about_z(rotation: Array) -> float:
+    """How far a rotation (3, 3) turns about the vertical, rad."""
+    return float(np.arctan2(rotation[1, 0] - rotation[0, 1], rotation[0, 0] + rotation[1, 1]))

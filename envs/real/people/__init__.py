@@ -1,1 +1,0 @@
-"""The person at the arm: operator, leading by hand, teleoperation."""

@@ -1,0 +1,219 @@
+"""A session on an arm: what deployment, evaluation, recording and correction do alike.
+
+rig = Rig.connect(cfg, stack)                    # policy and arm
+rig.check(folder / "camera_check.png", live=True)
+session = rig.session(subscribers)
+with session.started():                          # supervised; signals stop the arm; stopped at the end
+    session.begin()
+    session.ready(world, seed)                   # asks, moves to the start, stops, asks for the cube
+    outcome = session.act(max_steps)             # the control loop; the arm is stopped afterwards
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from s2robot.common.errors import UserError
+from s2robot.common.settings import DemosSettings, read
+from s2robot.deployment.arm import ConnectedArm
+from s2robot.deployment.check import check_all
+from s2robot.deployment.operator import Keys, WatchingOperator, keys
+from s2robot.deployment.policy import Policy, make_policy
+from s2robot.deployment.settings import PolicySettings, read_bench, read_policy
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import ImageSize
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.control.loop import LoopConfig, Result
+from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.control.watchdog import State
+from s2robot.envs.real.operator.prompts import Operator, Placing, TerminalOperator
+from s2robot.envs.real.operator.stop import Stop
+from s2robot.envs.real.runtime import ArmRuntime
+
+
+@dataclass
+class Outcome:
+    """How an episode ended."""
+
+    cause: str  # "steps", "ended", "stopped" or "fault"
+    fault: str = ""
+    result: Result | None = None  # of the control loop, if it came to its end
+
+
+class ArmSession(Subscriber):
+    """Episodes on one arm.
+
+    Args:
+        arm: connected.
+        act, disagreement: who acts, as of `ControlLoop`.
+        loop: `live=True` moves the arm.
+        subscribers: receive the events of the loop.
+        operator: who is asked; a person on the terminal, or the emulator's, if not given.
+        forget: called before an episode's first observation: what was planned belongs to another one.
+        read_keys, take_key: see `WatchingOperator`.
+        over: polled; ends the control loop's part of an episode.
+
+    Attributes: `begun`, s, monotonic, when the loop began to act; 0 before.
+    """
+
+    def __init__(
+        self,
+        arm: ConnectedArm,
+        act: Callable[[dict], np.ndarray],
+        loop: LoopConfig,
+        subscribers: Sequence[Subscriber] = (),
+        operator: Operator | None = None,
+        forget: Callable[[], None] = lambda: None,
+        disagreement: Callable[[], float] | None = None,
+        read_keys: Keys = keys,
+        take_key: Callable[[str], None] | None = None,
+        over: Callable[[], bool] | None = None,
+    ):
+        self.arm, self.stop, self.begun, self._forget = arm, Stop(), 0.0, forget
+        bridge = arm.bridge
+        if disagreement is None and (found := bridge.watchdog.disagreement) is not None:
+            raise UserError(f"bridge.watchdog.disagreement: expected null where a person acts, got {found}")
+        self.runtime = ArmRuntime(
+            arm.driver, arm.readers, act, ArmPoints(arm.bench.robot.name), loop, bridge.watchdog, bridge.safety,
+            [self, *subscribers], self.stop, home_speed=bridge.home.speed, disagreement=disagreement or (lambda: 0.0),
+        )  # fmt: skip
+        if operator is None:
+            operator = TerminalOperator() if arm.scene is None else arm.scene.operator()
+        self.operator = WatchingOperator(
+            operator, self.stop, self.runtime.loop.request_end, read_keys, take_key
+        )
+        if over is None and not operator.person:  # the emulator's sees a lifted cube
+            over = self.operator.ended
+        self._over = over
+
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """A supervisor watches and signals stop the arm; it is stopped at the end."""
+        make_driver = partial(self.arm.make_driver, gripper=False)
+        with self.runtime.watched(make_driver, self.arm.bridge.supervisor_s):
+            try:
+                yield
+            finally:
+                self.operator.rest()
+
+    def begin(self) -> None:
+        """Start an episode."""
+        self.begun = 0.0
+        self.operator.begin()
+
+    def go_to(self, goal: np.ndarray) -> bool:
+        """Arm, and move slowly to joints (7,), the gripper open; False after a stop. EnvError: it did not arrive."""
+        if self.arm.driver.stopped:
+            self.runtime.arm()
+        return self.runtime.go_to(goal)
+
+    def ready(self, world: CubePickConfig, seed: int) -> Placing:
+        """Bring the arm to the start of an episode, stop it, and have the cube placed.
+
+        Raises:
+            UserError: the operator said no.
+            EnvError: the arm refuses, did not arrive or was stopped.
+        """
+        placing = Placing.draw(world, seed)
+        try:
+            self.runtime.ready(self.operator, placing)
+        except EnvError:
+            if self.operator.refused:
+                raise UserError("operator: expected a yes before the arm moves, got a no") from None
+            raise
+        return placing
+
+    def act(self, max_steps: int) -> Outcome:
+        """Run the control loop from where the arm is, and stop the arm; keys count until `operator.rest`.
+
+        Raises:
+            EnvError: the arm refuses, or something is not ready. Nothing has moved then.
+        """
+        self.begun = 0.0
+        self.operator.watch()
+        try:
+            self.runtime.arm()
+            with self._seen_end():
+                result = self.runtime.run(max_steps)
+        except EnvError as error:
+            if not self.begun:
+                raise
+            return Outcome("fault", str(error))
+        finally:
+            self.runtime.driver.stop("end of the episode")
+        fault = "; ".join(result.reasons) if result.state == State.FAULT else ""
+        return Outcome("fault" if fault else result.cause, fault, result)
+
+    def on_begin(self) -> None:
+        self._forget()
+        self.begun = time.monotonic()
+        self.operator.acting = True
+        if self.stop.asked():  # arming has dropped the loop's own request
+            self.runtime.loop.request_stop()
+
+    def check_stop(self) -> None:
+        """Raise KeyboardInterrupt if the operator has asked for a stop."""
+        if self.stop.asked():
+            raise KeyboardInterrupt
+
+    def _seen_end(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._over is None else self.runtime.ends_when(self._over)
+
+
+@dataclass
+class Rig:
+    """A policy and an arm."""
+
+    source: PolicySettings
+    policy: Policy
+    demos: DemosSettings
+    arm: ConnectedArm
+
+    @classmethod
+    def connect(cls, cfg: DictConfig, stack: ExitStack, source: PolicySettings | None = None) -> "Rig":
+        """Load the policy and connect the arm, move nothing; `stack` closes them. UserError, EnvError: no such."""
+        bench, source = read_bench(cfg), source or read_policy(cfg)
+        demos = read(DemosSettings, cfg.demos, "demos")
+        policy = make_policy(source, bench.bridge, stack)  # before the arm is looked for
+        arm = ConnectedArm.connect(bench, policy.contract["cameras"], stack, policy.image_size)
+        return cls(source, policy, demos, arm)
+
+    def check(self, picture: Path, live: bool = False) -> None:
+        """Print the pre-flight and draw the cameras' frames in `picture`; `live`: before the arm moves.
+
+        Raises:
+            UserError: a check stops.
+        """
+        findings = check_all(self.policy, self.arm, self.demos, picture, live)
+        for finding in findings:
+            print(finding)
+        if self.arm.readers:
+            print(f"pictures: {picture}", flush=True)
+        if stops := sum(finding.stops for finding in findings):
+            raise UserError(f"pre-flight: {stops} of {len(findings)} checks stop; nothing has moved")
+
+    def loop_config(self, live: bool, image_size: ImageSize | None = None) -> LoopConfig:
+        """Return the settings of the control loop for this policy."""
+        bridge = self.arm.bridge
+        return bridge.loop_config(
+            self.policy.rate_hz * bridge.speed, image_size or self.policy.image_size, live
+        )
+
+    def session(self, subscribers: Sequence[Subscriber], live: bool = True, **settings: Any) -> ArmSession:
+        """Return a session in which the policy acts; `settings` as of `ArmSession`."""
+        policy = self.policy
+        given = {
+            "act": policy.act,
+            "loop": self.loop_config(live),
+            "disagreement": policy.disagreement,
+            **settings,
+        }
+        return ArmSession(self.arm, subscribers=subscribers, forget=policy.reset, **given)

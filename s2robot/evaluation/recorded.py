@@ -1,0 +1,255 @@
+"""`s2robot evaluate evaluate=recorded`: predictions for episodes that a policy was not trained on. Needs no simulator.
+
+    s2robot evaluate evaluate=recorded checkpoint=runs/train/<date>/checkpoint                     # held-out episodes
+    s2robot evaluate evaluate=recorded checkpoint=runs/train/<date>/checkpoint demos.path=aloha    # other data
+
+The run directory holds open_loop.json (all figures) and report.html.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from s2robot.common.errors import UserError
+from s2robot.common.files import write_json
+from s2robot.common.progress import bar
+from s2robot.common.settings import DemosSettings, plain, read
+from s2robot.core.provenance import command, policy_sha256, versions
+from s2robot.core.settings import Settings, from_yaml
+from s2robot.demos.lineage import Lineage
+from s2robot.demos.selection import numbers
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.cameras import token_maps
+from s2robot.encoders.encoder import S2Encoder
+from s2robot.evaluation.open_loop import (
+    METHODS,
+    WORDS,
+    Measured,
+    mean_action,
+    measure,
+    predict,
+    remembered_mean,
+)
+from s2robot.evaluation.open_loop import summarise as summarise_errors
+from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
+from s2robot.loading import device_of, load_networks
+from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, check_contract
+from s2robot.policies.parts import Parts
+from s2robot.reporting import page, plots
+from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE
+
+Plans = Mapping[int, np.ndarray]  # episode -> (T, K, A)
+_LOOK = {"policy": (BLUE, "-"), "repeat": (ORANGE, (0, (4, 2))), "mean": (GREEN, (0, (1, 1.5)))}
+
+
+class RecordedSettings(Settings, at="evaluate", file="evaluate/recorded"):
+    """configs/evaluate/recorded.yaml documents each value."""
+
+    world: str = from_yaml()
+    plots: int = from_yaml(ge=0)
+    parallel: int = from_yaml(ge=1)
+    device: str = from_yaml()
+
+
+def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
+    """Evaluate a checkpoint on a dataset's episodes that it was not trained on; writes into `out`.
+
+    Raises:
+        UserError: no such episode, data of other parts, cameras or rate, and as `load_networks`.
+    """
+    settings = read(RecordedSettings, cfg.evaluate, "evaluate")
+    given = read(DemosSettings, plain(cfg.demos) | {"episodes": None}, "demos")
+    store = (given if given.name or given.path else _of_training(checkpoint)).open()
+    policy, encoder, contract = load_networks(checkpoint, device_of(settings.device), cfg.encoder.checkpoint)
+    dtype = {"dtype": contract["encoder"]["features_dtype"]}
+    features = read(FeaturesSettings, plain(cfg.features) | dtype, "features")
+    _check(store, contract, policy, encoder)
+    lineage = Lineage.of(contract, checkpoint)
+    trained = lineage.seen(store)
+    chosen = _chosen(cfg.demos.episodes, trained, store, checkpoint)
+    encoded, _ = encode_demos(store, encoder, policy.spec.cameras, features)
+    actor = BatchActor(policy, min(settings.parallel, len(chosen)))
+    with bar("predicting") as update:
+        plans = predict(actor, store, encoded, chosen, lambda done, total: update(done, total, "episodes"))
+    measured = measure(policy, store, plans, _mean_action(policy, store, trained, chosen, contract))
+    summary = {
+        **summarise_errors(policy, measured),
+        "dataset": {
+            "path": str(store.path),
+            "fingerprint": store.fingerprint,
+            "rate_hz": store.attrs["rate_hz"],
+            "trained_on": bool(trained),
+            "unseen": "unknown" if lineage.unknown else True,
+            **({"note": lineage.note} if lineage.unknown else {}),
+        },
+        "policy": policy.spec.to_dict()
+        | {"sha256": policy_sha256(checkpoint), "checkpoint": str(checkpoint)},
+        "versions": versions(),
+        "command": command(),
+    }
+    write_json(out / "open_loop.json", summary)
+    worst = [measured.episodes[i] for i in measured.worst_first()[: settings.plots]]
+    shown = {i: plans[i] for i in worst}
+    _write_report(out / "report.html", summary, measured, policy.spec.action, store, shown)
+    note = f"note: {lineage.note}\n" if lineage.unknown else ""
+    print(f"{note}\n{summary['verdict']}\nreport: {(out / 'report.html').resolve()}")
+    return summary
+
+
+def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: Path) -> list[int]:
+    """The wanted episodes (None: all) that are unseen; UserError names one that was trained on."""
+    unseen = [i for i in range(len(store)) if i not in set(trained)]
+    wanted = unseen if episodes is None else numbers(episodes, len(store), "demos.episodes")
+    if seen := sorted(set(wanted) - set(unseen)):
+        some = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")
+        raise UserError(
+            f"demos.episodes: expected some of the {len(unseen)} episodes of {store.path} that neither the policy nor an "
+            f"ancestor was trained on ({some or 'none'}), got {seen[0]}"
+        )
+    if not wanted:
+        raise UserError(
+            f"{checkpoint}: trained on all {len(trained)} episodes of {store.path}, so none is held out: train with "
+            "train.validation=0.1 or demos.split=<file>, or name other data with demos.path"
+        )
+    return wanted
+
+
+def _mean_action(
+    policy: ChunkPolicy,
+    store: EpisodeStore,
+    trained: list[int],
+    chosen: list[int],
+    contract: Mapping[str, Any],
+) -> np.ndarray:
+    """The mean action of the training, if all of its episodes are here; else that of its normalisation.  # (A,)"""
+    whole = len(trained) >= (contract.get("training") or {}).get("demos", 1)
+    actions = store["action"]
+    rows = np.concatenate([actions[store.episode_slice(i)] for i in (trained if whole else chosen)])
+    return mean_action(policy, rows) if whole else remembered_mean(policy, rows)
+
+
+def _of_training(checkpoint: Path) -> DemosSettings:
+    """The demos that the run folder of a checkpoint names; UserError where there is none."""
+    config = checkpoint.resolve().parent / ".hydra"
+    try:
+        stored: Any = OmegaConf.load(config / "config.yaml")
+        found = dict(plain(stored.demos))
+        if stored.get("record") is True:  # `s2robot run record=true` chooses them after the config is written
+            found["path"] = str(config.parent / "demos.zarr")
+        where = Path(OmegaConf.load(config / "hydra.yaml").hydra.runtime.cwd)
+        mixed = [dict(each) for each in found.get("mix") or []]
+    except (OSError, AttributeError, ValueError, TypeError, YAMLError):  # none, or damaged
+        raise UserError(
+            f"{checkpoint}: no run folder around it that names its demos, expected demos.path=<the dataset>"
+        ) from None
+    for each in [found, *mixed]:
+        each |= {"path": str(where / each["path"])} if each.get("path") else {}
+    found |= {"mix": mixed or None}
+    whole = ("name", "path", "mask", "rate_hz", "mix")  # the checkpoint stores which episodes were trained on
+    return read(DemosSettings, {key: found[key] for key in whole if key in found}, "demos")
+
+
+def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy, encoder: S2Encoder) -> None:
+    """Reject data that the policy cannot act on."""
+    about = store.attrs
+    ours = {} if "source" in about else {"robot": store.robot}  # imported data have names of their own
+    keys = ("action_frame", "rate_hz", "action_parts", "proprio_parts")
+    try:
+        check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **ours)
+    except PolicyError as error:
+        raise UserError(f"{store.path}: {error}") from None
+    sizes = frame_sizes(store, encoder, policy.spec.cameras)
+    for i, (name, found) in enumerate(zip(sizes, token_maps(encoder, sizes), strict=True)):
+        maps = policy.spec.maps
+        own = (round(maps**0.5),) * 2 if isinstance(maps, int) else tuple(maps[i])
+        if tuple(found) != own:
+            raise UserError(
+                f"{store.path}: camera '{name}': expected {own[0]} x {own[1]} tokens as in the policy's demos, got "
+                f"{found[0]} x {found[1]} from {sizes[name][0]} x {sizes[name][1]} px"
+            )
+
+
+# ------------------------------------------------------------------------------------------------ report
+
+
+def _write_report(
+    path: Path,
+    summary: Mapping[str, Any],
+    measured: Measured,
+    parts: Parts,
+    store: EpisodeStore,
+    plans: Plans,
+) -> None:
+    about = (
+        f"Over the {summary['execute']} actions of a plan that are executed. Error: mean absolute difference in the part's "
+        "own unit, of a rotation the angle. Normalised: over the spread in the training demos. Of repeating, of the mean: "
+        "the policy's error as a share of that baseline's. Intervals are over episodes (jackknife, Student's t)."
+    )
+    heads = ("part", "", "policy", "[95 %]", "of repeating", "[95 %]", "of the mean", "[95 %]")
+    overall = {"part": "all", "measure": "normalised", "unit": "", **(summary["overall"] or {})}
+    rows = [_part_row(part) for part in [*summary["parts"], *([overall] if summary["overall"] else [])]]
+    values = {method: measured.values(method, measured.ranking) for method in METHODS}
+    episodes = [
+        [str(measured.episodes[i]), str(measured.counts[i, 0]), *(f"{values[m][i]:.3f}" for m in METHODS)]
+        for i in measured.worst_first()
+    ]
+    facts = [(key, summary["dataset"][key]) for key in ("unseen", "path", "rate_hz")]
+    steps = plots.curves([_by_step(part, summary["execute"]) for part in summary["parts"]])
+    settings = [row for key in ("policy", "dataset", "versions") for row in page.flatten(key, summary[key])]
+    reproduce = [("code", summary["command"]), ("settings", "All settings", settings)]
+    shown = {f"Episode {i}": _curves(i, plan, parts, store) for i, plan in plans.items()}
+    sections = [
+        page.Section("By part", [("table", heads, rows, 2), ("note", about)]),
+        page.Section("By step of the chunk", [page.figure(steps, "chunk", "Errors by step")], "wide"),
+        page.Section("Episodes", [("table", ("episode", "steps", *WORDS.values()), episodes, 0)]),
+        *(page.Section(title, [block], "wide") for title, block in shown.items()),
+        page.Section("Settings and versions", reproduce),
+    ]
+    head: list[page.Block] = [("headline", "Open loop:", summary["verdict"]), ("facts", facts)]
+    page.write_report_page(path, f"open loop: {summary['verdict']}", head, sections)
+
+
+def _part_row(part: Mapping[str, Any]) -> list[str]:
+    cells = [part["policy"], *(part.get(f"of_{m}") for m in METHODS[1:])]  # accuracies have no ratios
+    texts = [text for cell in cells for text in _texts(cell)]
+    return [part["part"], f"{part['measure']} {part['unit']}", *texts]
+
+
+def _texts(figure: Mapping[str, Any] | None) -> tuple[str, str]:
+    if figure is None or figure["value"] is None:
+        return "–", "–"
+    interval = "–" if figure["low"] is None else f"{figure['low']:.3g}–{figure['high']:.3g}"
+    return f"{figure['value']:.3g}", interval
+
+
+def _by_step(part: Mapping[str, Any], execute: int) -> plots.Panel:
+    lines = []
+    for method, (colour, dashes) in _LOOK.items():
+        y = [np.nan if v is None else v for v in part["by_step"][method]]
+        lines.append(plots.Line(range(1, len(y) + 1), y, WORDS[method], colour, style={"ls": dashes}))
+    title = f"{part['part']}: {part['measure']} {part['unit']}"
+    return plots.Panel(title, lines, "step of the chunk; shaded: executed", shaded=(0.5, execute + 0.5))
+
+
+def _curves(number: int, plan: np.ndarray, parts: Parts, store: EpisodeStore) -> page.Block:
+    """Every number of the action over time: recorded, the first action of each plan, and now and then a whole plan."""
+    steps, chunk = plan.shape[:2]
+    time, actions = np.arange(steps) / store.attrs["rate_hz"], store["action"][store.episode_slice(number)]
+    names = [
+        part.name if part.size == 1 else f"{part.name} {part.names[i] if part.names else i}"
+        for part, at in parts.outside
+        for i in range(at.stop - at.start)
+    ]
+    panels, thin = [], {"lw": 1, "marker": None}
+    for place, name in enumerate(names):
+        lines = [plots.Line(time, actions[:, place], "recorded", INK)]
+        for t in range(0, steps if chunk > 1 else 0, chunk):
+            y = plan[t, : steps - t, place]
+            lines.append(plots.Line(time[t : t + chunk], y, "a whole plan", ORANGE, style=thin))
+        lines.append(plots.Line(time, plan[:, 0, place], "predicted", BLUE, style=thin))
+        panels.append(plots.Panel(name, lines, "time (s)"))
+    return page.figure(plots.curves(panels), f"episode{number}", "Recorded and predicted actions over time")

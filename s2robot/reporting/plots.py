@@ -1,0 +1,200 @@
+"""The plots of all reports: intervals, curves, bars and layouts. Each takes numbers and returns a figure.
+
+intervals([Row("base", 52.0, 44.1, 60.3)], "success (%)")
+curves([Panel("Loss", [Line(steps, losses, "trained on")], log="y")])
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from s2robot.envs.layout_plot import draw_layout
+from s2robot.envs.task import Group, TaskSettings
+from s2robot.reporting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, VERMILLION, styled
+
+_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, INK)
+_MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
+_DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one of several series is drawn; `glyph` is its marker as a letter, for tables."""
+
+    colour: str
+    marker: str
+    glyph: str
+    dashes: Any
+
+
+def look(number: int) -> Look:
+    """Return the look of a series by its number."""
+    colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
+    return Look(colour, *_MARKERS[number % len(_MARKERS)], dashes)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A value with its interval, and open marks for its parts, such as training seeds."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    colour: str = BLUE
+    marker: str = "o"
+    filled: bool = True
+    parts: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of a curve; with `low` and `high` an interval at each. `style`: further keywords of `Axes.plot`."""
+
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+    label: str = ""
+    colour: str = BLUE
+    low: Sequence[float] | np.ndarray = ()
+    high: Sequence[float] | np.ndarray = ()
+    style: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share their axes. `log` names the logarithmic axes; `ticks` names positions along x."""
+
+    title: str
+    lines: Sequence[Line]
+    xlabel: str = ""
+    ylabel: str = ""
+    log: str = ""
+    bottom: float | None = None
+    top: float | None = None
+    ticks: Mapping[float, str] = field(default_factory=dict)
+    shaded: tuple[float, float] | None = None
+
+
+@styled
+def intervals(rows: Sequence[Row], xlabel: str, centre: float | None = None) -> Figure:
+    """Draw a value with its interval a row; `centre` is marked by a vertical line."""
+    figure = Figure(figsize=(6.4, 0.72 * len(rows) + 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    for y, row in enumerate(rows):
+        axes.plot([row.low, row.high], [y, y], color=row.colour, lw=3, alpha=0.55, solid_capstyle="butt")
+        face = row.colour if row.filled else "none"
+        axes.plot(row.value, y, row.marker, color=row.colour, mfc=face, ms=9, mew=1.8)
+        sign = "" if centre is None else "+"
+        text = f"{row.value:{sign}.1f}".replace("-", "\N{MINUS SIGN}")
+        axes.text(row.value, y - 0.2, text, ha="center", va="bottom", fontsize=9)
+        style: dict[str, Any] = {"color": row.colour, "mfc": "none", "ms": 5, "ls": "none"}
+        axes.plot(row.parts, [y + 0.25] * len(row.parts), marker=row.marker, **style)
+    if centre is not None:
+        axes.axvline(centre, color=INK, lw=1, ls=(0, (5, 4)))
+    axes.set_yticks(range(len(rows)), [fill(row.label, 28) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.6)
+    axes.margins(x=0.08)
+    axes.grid(axis="x", **GRID)
+    axes.set_xlabel(xlabel)
+    return figure
+
+
+@styled
+def curves(panels: Sequence[Panel], columns: int = 3, size: tuple[float, float] = (3.45, 2.3)) -> Figure:
+    """Draw panels side by side, with one legend for all of their labels."""
+    figure, places = _grid(len(panels), columns, size)
+    handles: dict[str, Any] = {}
+    for axes, panel in zip(places, panels, strict=True):
+        for line in panel.lines:
+            _draw(axes, line)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+        _dress(axes, panel)
+    if handles:
+        style: dict[str, Any] = {"loc": "outside lower center", "ncols": min(4, len(handles)), "fontsize": 9}
+        figure.legend(handles.values(), handles.keys(), **style)
+    return figure
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    if len(line.low) and line.style.get("ls") == "none":
+        axes.vlines(line.x, line.low, line.high, color=line.colour, lw=3, alpha=0.4)
+    elif len(line.low):
+        axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.14, lw=0)
+    few = {"marker": "o", "ms": 4} if len(line.x) < 3 else {}
+    style: dict[str, Any] = {"lw": 1.6, **few, **line.style}
+    axes.plot(line.x, line.y, color=line.colour, label=line.label or None, **style)
+
+
+def _dress(axes: Axes, panel: Panel) -> None:
+    if panel.title:
+        axes.set_title(panel.title, fontsize=9.5)
+    if panel.shaded:
+        axes.axvspan(*panel.shaded, color=INK, alpha=0.06, lw=0)
+    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        low, high = axes.dataLim.intervalx if name == "x" else axes.dataLim.intervaly
+        if name in panel.log and 0 < low <= high < math.inf:
+            axes.set(**{f"{name}scale": "log"})
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_minor_formatter(NullFormatter())
+        else:
+            axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter("{x:g}")
+    if panel.ticks:
+        axes.set_xticks(list(panel.ticks), [fill(text, 14) for text in panel.ticks.values()])
+    axes.set_ylim(panel.bottom, panel.top)
+    axes.tick_params(labelsize=8.5)
+    axes.grid(**GRID)
+    axes.set_xlabel(panel.xlabel)
+    axes.set_ylabel(panel.ylabel)
+
+
+@styled
+def layouts(
+    panels: Sequence[tuple[str, Sequence[Group]]],
+    task: type[TaskSettings],
+    about: Mapping[str, Any],
+    legend: Sequence[tuple[str, str, str]] = (),
+) -> Figure:
+    """Draw where episodes began, by title and groups.
+
+    Args:
+        about: summary of an evaluation.
+        legend: label, marker and colour, where the groups of several panels have no labels of their own.
+    """
+    small = len(panels) > 1
+    figure, places = _grid(len(panels), 3, (3.5, 3.4) if small else (6.4, 6.2))
+    for axes, (title, groups) in zip(places, panels, strict=True):
+        draw_layout(axes, groups, task, about, small)
+        axes.set_title(title, fontsize=9.5, fontweight="normal")
+    handles: list[Any]
+    if legend:
+        handles = [Line2D([], [], color=c, marker=m, ls="none", ms=7, label=label) for label, m, c in legend]
+    else:
+        handles = places[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 if small else 2, fontsize=9)
+    return figure
+
+
+def mark_size(count: int, panels: int = 1) -> float:
+    """Return a mark's area in square points, smaller where there are more."""
+    return float(np.clip(9000 / panels / max(count, 1), 14, 70))
+
+
+def _grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, at most so many a row."""
+    columns = min(columns, max(1, count))
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.5), layout="constrained")
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in places[count:]:
+        spare.set_axis_off()
+    return figure, places[:count]

@@ -1,0 +1,186 @@
+"""A hand leads the emulated arm; what was recorded, played back through the bridge, reaches the same joints."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import REFUSED
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.cameras.camera import CameraReader
+from s2robot.envs.real.cameras.sources import ReplayCamera
+from s2robot.envs.real.control.loop import LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig
+from s2robot.envs.real.operator.teach import teach
+from s2robot.envs.real.operator.teleop import Controls
+from s2robot.envs.real.runtime import ArmRuntime
+from tests.envs.real.home import HOME
+from tests.envs.real.patience import CALM, PATIENCE, wait_for
+from tests.envs.real.virtual import NOISE, Calls, FakeArm, Film, VirtualClock, Watch, episode
+
+pytest.importorskip("xarm")
+
+LIVE = LoopConfig(live=True, image_size=16, gripper_hold=0)
+
+
+def runtime_of(driver, cameras, act=None, loop=LIVE, limits=CALM, **settings):
+    settings = {"safety": SafetyConfig(state_age_max=3.0), "supervisor": Watch()} | settings
+    return ArmRuntime(driver, cameras, act, ArmPoints(), loop, limits, **settings)
+
+
+@pytest.fixture
+def cameras():
+    reader = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
+    reader.start(PATIENCE)
+    yield {"hand": reader}
+    reader.close()
+
+
+@pytest.mark.realtime
+def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, cameras):
+    steps, controls = [], Controls()
+    goals = [HOME + np.linspace(0.1, -0.1, 7), HOME + np.linspace(0.15, 0.05, 7)]
+
+    def hand():
+        wait_for(lambda: steps)
+        for goal in goals:
+            assert emulator.side("hand", joints=goal.tolist())["led"]
+            wait_for(lambda goal=goal: np.abs(emulator.side("status")["joints"] - goal).max() < 1e-3)
+            controls.on_key(" ")
+            # until a step has seen it, however slow the machine
+            wait_for(lambda opens=goal is goals[1]: (steps[-1]["proprio"][7] > 0.4) == opens)
+        wait_for(lambda: steps[-1]["proprio"][7] > 0.95)
+        controls.on_key("\n")
+
+    person = threading.Thread(target=hand, daemon=True)
+    person.start()
+    assert teach(runtime_of(driver, cameras), controls, 300, Calls(step=steps.append)) == ""
+    person.join(PATIENCE)
+    assert emulator.side("status")["state"] >= 4 and driver.command(HOME, None).code == REFUSED
+
+    actions = np.stack([s["action"] for s in steps])  # (T, 8)
+    proprio = np.stack([s["proprio"] for s in steps])
+    assert actions.dtype == proprio.dtype == np.float32 and len(steps) > 5
+    assert steps[0]["images_hand"].shape == (16, 16, 3)
+    np.testing.assert_allclose(proprio[0, :7], HOME, atol=1e-3)
+    # the gripper closed at the first goal and opened at the second
+    assert set(np.diff(actions[:, 7])) == {0.0, 1.0, -1.0} and proprio[:, 7].min() < 0.5
+    np.testing.assert_allclose(proprio[0, :7] + actions[:-1, :7].sum(0), proprio[-1, :7], atol=1e-4)
+
+    emulator.side("place_arm", joints=HOME.tolist())
+    left = [np.zeros(8), *actions]  # the first answer only warms up
+    played = []
+    act = lambda o: left.pop(0)  # noqa: E731
+    runtime = runtime_of(driver, cameras, act, subscribers=[Calls(step=played.append)])
+    result = episode(runtime, len(actions))
+    assert (result.cause, result.steps) == ("steps", len(actions))
+    np.testing.assert_allclose(emulator.side("status")["joints"], goals[-1], atol=5e-3)
+    np.testing.assert_allclose(np.stack([s["action"] for s in played]), actions, atol=1e-5)
+
+
+class LedArm(FakeArm):
+    """An arm that a hand leads at 0.8 rad/s."""
+
+    led, goal = False, None
+
+    def lead(self):
+        if self.error:
+            raise EnvError(f"found error {self.error} pending, expected none")
+        self.led, self.mode, self.stopped, self._then = True, 2, False, self.clock.now()
+
+    def hand(self, goal):
+        self.goal, self._then = np.array(goal), self.clock.now()
+
+    def grip(self, opening):
+        self.gripper = opening
+
+    def read(self):
+        if self.led and self.goal is not None:
+            room = 0.8 * (self.clock.now() - self._then)
+            self.q, self._then = self.q + np.clip(self.goal - self.q, -room, room), self.clock.now()
+        return super().read()
+
+
+@pytest.fixture
+def led():
+    return LedArm(VirtualClock())
+
+
+def taught(arm, controls, heard, camera=None, **settings):
+    runtime = runtime_of(arm, {"hand": camera or Film(arm.clock, NOISE, 30)}, clock=arm.clock, **settings)
+    return teach(runtime, controls, 300, Calls(step=heard))
+
+
+def test_the_gripper_closes_at_once_and_the_end_is_the_end_of_the_step(led):
+    steps, controls = [], Controls()
+    led.clock.at(0.35, lambda: controls.on_key(" "))
+    led.clock.at(0.85, lambda: controls.on_key("\n"))
+    begin, closed_at = led.clock.now(), []
+    led.grip = lambda opening: closed_at.append((opening, led.clock.now() - begin))
+    assert taught(led, controls, steps.append) == ""
+    assert [s["action"][7] for s in steps] == [0, 0, 0, 1, 1, 1, 1, 1, 1]  # the command at each step's end
+    ((opening, when),) = closed_at
+    assert opening == 0.0 and 0.35 <= when <= 0.38
+    assert led.stops == ["teaching has ended"]
+
+
+def test_the_supervisor_hears_of_a_led_arm_as_often_as_of_one_that_is_driven(led):
+    class Times(Watch):
+        def beat(self):
+            super().beat()
+            beats.append(led.clock.now())
+
+    watch, beats, controls = Times(), [], Controls()
+    led.clock.at(0.85, lambda: controls.on_key("\n"))
+    begin = led.clock.now()
+    assert taught(led, controls, lambda step: None, supervisor=watch) == ""
+    assert max(np.diff([begin, *beats, led.clock.now()])) < 0.05 and watch.heard[-1] == "rest"
+    led.clock.at(0.5, lambda: setattr(watch, "gone", True))
+    controls.reset()
+    with pytest.raises(EnvError, match="found it gone"):
+        taught(led, controls, lambda step: None, supervisor=watch)
+    assert led.stopped and watch.heard[-1] == "rest"
+
+
+def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
+    steps, controls = [], Controls()
+
+    def add(step):
+        steps.append(step)
+        if len(steps) == 2:
+            led.hand(HOME + 0.2)  # 0.8 rad/s against 0.2 rad/s
+        controls.ended = len(steps) > 2 and abs(sum(s["action"][0] for s in steps) - 0.2) < 1e-3
+
+    assert taught(led, controls, add, loop=LIVE.replace(max_delta=0.02)) == ""
+    actions = np.stack([s["action"] for s in steps])
+    assert np.abs(actions[:, :7]).max() <= 0.02 + 1e-6
+    np.testing.assert_allclose(actions[:, :7].sum(0), np.full(7, 0.2), atol=2e-3)
+
+
+def test_an_error_or_a_silent_camera_breaks_the_episode_off(led):
+    reason = taught(led, Controls(), lambda step: setattr(led, "error", 31))
+    assert "arm error 31" in reason and led.stopped
+    with pytest.raises(EnvError, match="error 31 pending"):
+        taught(led, Controls(), lambda step: None)
+    led.error = 0
+    film = Film(led.clock, NOISE, 30)
+    stale = taught(led, Controls(), lambda step: film.end(), film, limits=CALM.replace(camera_hold=0.4))
+    assert stale == "camera hand is stale"
+    led.silent = lambda arm: True
+    with pytest.raises(EnvError, match=r"teaching: found idle \(joint state is stale\), expected ready"):
+        taught(led, Controls(), lambda step: None)
+
+
+@pytest.mark.realtime
+def test_the_gripper_obeys_only_while_the_arm_is_led(driver):
+    with pytest.raises(EnvError, match="of an arm that is led"):
+        driver.grip(0.5)
+    driver.lead()
+    with pytest.raises(EnvError, match="opening 1.5"):
+        driver.grip(1.5)
+    driver.grip(0.5)
+    wait_for(lambda: abs(driver.read().gripper - 0.5) < 0.02)
+    driver.stop("test")
+    with pytest.raises(EnvError, match="of an arm that is led"):
+        driver.grip(1.0)

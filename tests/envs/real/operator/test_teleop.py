@@ -1,0 +1,221 @@
+"""Wishes become actions that the arm may have: inverse kinematics, keys, a SpaceMouse, and the emulated box."""
+
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import XARM7_LIMITS
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
+from s2robot.envs.real.operator.teleop import Controls, Keyboard, SpaceMouse, Teleoperator
+from tests.envs.real.home import HOME
+from tests.envs.real.patience import CALM, wait_for
+from tests.envs.real.virtual import NOISE, Calls, FakeArm, Film, VirtualClock
+
+POINTS, IK = ArmPoints(), ToolIK()
+
+
+class Wish:
+    """Wants what it is told."""
+
+    def __init__(self, velocity=(0, 0, 0, 0)):
+        self.now = np.array(velocity, float)
+
+    def velocity(self):
+        return self.now
+
+
+def made(mover, **settings):
+    return Teleoperator(mover, Controls(), IK, XARM7_LIMITS, points=POINTS, **settings)
+
+
+# ---------------------------------------------------------------- inverse kinematics
+
+
+def test_the_tool_is_the_filter_s_tcp_and_points_down_at_home():
+    for q in (HOME, HOME + 0.3, HOME - 0.1):
+        np.testing.assert_allclose(IK.pose(q)[0], POINTS.at(q)[POINTS.names.index("TCP")], atol=1e-9)
+    np.testing.assert_allclose(IK.pose(HOME)[1][:, 2], [0, 0, -1], atol=1e-2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(float, 3, elements=st.floats(-0.05, 0.05)), st.floats(-0.3, 0.3))
+def test_a_pose_nearby_is_reached(move, turn):
+    position, rotation = IK.pose(HOME)
+    c, s = np.cos(turn), np.sin(turn)
+    position, rotation = position + move, np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ rotation
+    found, turned = IK.pose(IK.solve(HOME, position, rotation))
+    np.testing.assert_allclose(found, position, atol=1e-3)
+    np.testing.assert_allclose(turned, rotation, atol=5e-3)
+
+
+# ---------------------------------------------------------------- actions
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(arrays(float, 4, elements=st.floats(-1, 1)), min_size=1, max_size=8), st.integers(1, 25))
+def test_whatever_is_wished_the_filter_has_nothing_to_stop(wishes, repeats):
+    wish = Wish()
+    teleoperator, q = made(wish), HOME
+    safety = SafetyFilter(XARM7_LIMITS, POINTS)
+    for velocity in wishes:
+        for _ in range(repeats):
+            wish.now = velocity
+            action = teleoperator.act(q)
+            assert np.isfinite(action).all() and np.abs(action[:7]).max() <= 0.25 + 1e-6
+            q = q + action[:7]
+    safety.reset(q)  # raises where a point is outside box or table
+
+
+def test_a_long_wish_ends_at_the_edge_and_comes_back():
+    wish = Wish((0, 0, -1, 0))
+    teleoperator, q = made(wish), HOME
+    for _ in range(60):
+        q = q + teleoperator.act(q)[:7]
+    lowest = POINTS.at(q)[:, 2].min() - XARM7_LIMITS.table_z - XARM7_LIMITS.table_clearance
+    assert 0 < lowest < 0.02
+    wish.now = np.array([0, 0, 1.0, 0])
+    before = IK.pose(q)[0][2]
+    for _ in range(5):
+        q = q + teleoperator.act(q)[:7]
+    assert IK.pose(q)[0][2] - before == pytest.approx(0.05, abs=5e-3)  # at once: nothing was piled up
+
+
+def test_what_the_arm_could_not_follow_is_forgotten():
+    wish = Wish((1, 0, 0, 0))
+    teleoperator = made(wish)
+    for _ in range(50):
+        teleoperator.act(HOME)  # the arm is held
+    wish.now = np.zeros(4)
+    step = IK.pose(HOME + teleoperator.act(HOME)[:7])[0] - IK.pose(HOME)[0]
+    assert np.linalg.norm(step) < 0.06
+
+
+def test_the_turn_and_the_gripper():
+    wish = Wish((0, 0, 0, 1))
+    teleoperator, q = made(wish), HOME
+    teleoperator._controls.on_key(" ")
+    for _ in range(10):
+        action = teleoperator.act(q)
+        q = q + action[:7]
+    assert action[7] == 1.0
+    (position, rotation), (at, was) = IK.pose(q), IK.pose(HOME)
+    np.testing.assert_allclose(position, at, atol=2e-3)
+    turn = rotation @ was.T
+    assert np.arctan2(turn[1, 0], turn[0, 0]) == pytest.approx(0.6, abs=0.02)
+
+
+# ---------------------------------------------------------------- devices
+
+
+def test_keys():
+    clock, controls = [0.0], Controls()
+    keyboard = Keyboard(controls, 0.15, lambda: clock[0])
+    assert not keyboard.velocity().any()
+    for key in "wAr":
+        keyboard.on_key(key)
+    np.testing.assert_array_equal(keyboard.velocity(), [1, 1, 1, 0])
+    clock[0] = 0.1
+    keyboard.on_key("s")
+    np.testing.assert_array_equal(keyboard.velocity(), [0, 1, 1, 0])  # against each other
+    clock[0] = 0.2
+    np.testing.assert_array_equal(keyboard.velocity(), [-1, 0, 0, 0])
+    keyboard.on_key(" ")
+    assert controls.closed and not controls.ended
+    keyboard.on_key(" ")
+    keyboard.on_key("?")
+    assert not controls.closed and not controls.ended
+    keyboard.on_key("\n")
+    assert controls.ended and not controls.discarded
+    controls.reset()
+    keyboard.on_key("x")
+    assert controls.ended and controls.discarded
+
+
+class Cap:
+    """A SpaceMouse of the library's shape."""
+
+    def __init__(self):
+        self.silent = False
+        self.state = SimpleNamespace(t=0, x=0.0, y=0.0, z=0.0, roll=0.9, pitch=0.9, yaw=0.0, buttons=[0, 0])
+        self.gone, self.closed = False, False
+
+    def read(self):
+        if self.gone:
+            raise OSError("unplugged")
+        self.state.t += not self.silent
+        return self.state
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_spacemouse():
+    cap, controls = Cap(), Controls()
+    mouse = SpaceMouse(controls, cap)
+    cap.state.x, cap.state.y, cap.state.yaw = 1.0, 0.05, -0.55
+    wait_for(lambda: mouse.velocity()[0] == 1.0)
+    np.testing.assert_allclose(mouse.velocity(), [1, 0, 0, -0.5])  # below `dead` is nothing
+    cap.silent = True  # its last report stays the newest; a wireless one that loses its link looks like this
+    wait_for(lambda: not mouse.velocity().any())
+    cap.silent = False
+    wait_for(lambda: mouse.velocity()[0] == 1.0)
+    cap.state.buttons = [1, 0]
+    wait_for(lambda: controls.closed)
+    time.sleep(0.05)
+    assert controls.closed  # once a press
+    cap.state.buttons = [0, 1]
+    wait_for(lambda: controls.ended)
+    cap.gone = True
+    with pytest.raises(EnvError, match="spacemouse: unplugged"):
+        wait_for(lambda: mouse.velocity() is None)
+    mouse.close()
+    assert cap.closed
+
+
+def test_no_spacemouse_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyspacemouse", None)
+    with pytest.raises(EnvError, match=r"found no pyspacemouse .*pip install 's2robot\[spacemouse\]'"):
+        SpaceMouse(Controls())
+
+    def nothing(axis_convention):
+        raise RuntimeError("No connected or supported devices found.")
+
+    library = SimpleNamespace(open=nothing, AxisConvention=SimpleNamespace(ROS="ros"))
+    monkeypatch.setitem(sys.modules, "pyspacemouse", library)
+    with pytest.raises(EnvError, match=r"found no device \(No connected .*expected one on USB"):
+        SpaceMouse(Controls())
+
+
+# ---------------------------------------------------------------- through the loop
+
+
+def test_an_arm_goes_where_it_is_wished():
+    """Ten wished steps, then rest, through loop and filter."""
+    arm, wish, steps = FakeArm(VirtualClock()), Wish((1, 0.5, -0.5, 0)), []
+    teleoperator = made(wish)
+
+    def act(observation):
+        if len(steps) > 8:  # two more are under way
+            wish.now = np.zeros(4)
+        return teleoperator.act(loop.commanded)
+
+    heard = Calls(begin=teleoperator.reset, step=steps.append)
+    safety = SafetyFilter(XARM7_LIMITS, POINTS, SafetyConfig(state_age_max=3.0))
+    config, film = LoopConfig(live=True, image_size=16), Film(arm.clock, NOISE, 30)
+    loop = ControlLoop(arm, {"hand": film}, act, safety, config, CALM, heard, arm.clock)
+    result = loop.run(15)
+    assert result.cause == "steps" and max(step["verdict"] for step in steps) <= Verdict.CLAMP
+    moved = IK.pose(arm.q)[0] - IK.pose(HOME)[0]
+    np.testing.assert_allclose(moved, [0.1, 0.05, -0.05], atol=6e-3)
+    np.testing.assert_allclose(IK.pose(arm.q)[1], IK.pose(HOME)[1], atol=0.02)
+    arm.lawful()

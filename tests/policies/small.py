@@ -1,0 +1,18 @@
+"""Settings of small policies: one network, its own deltas, nothing that is drawn in training."""
+
+from s2robot.policies import PolicySpec
+
+PLAIN = {"members": 1, "execute": 2, "action_target": "delta", "chunk": 8, "context": 1}
+NETWORKS = {
+    "mlp": {"image_dim": 128, "state_dim": 128, "hidden": [64, 32], "layer_norm": False, "dropout": 0.0},
+    "transformer": {
+        "width": 16, "blocks": 2, "heads": 2, "dropout": 0.0, "causal": False, "action_history": True,
+        "proprio_history": True,
+    },
+}  # fmt: skip
+
+
+def small_spec(**keys) -> PolicySpec:
+    """A spec with these settings in place of the shipped ones."""
+    network = NETWORKS[keys.get("kind", "mlp")] | keys.pop("network", {})
+    return PolicySpec.from_dict(PLAIN | keys | {"network": network})

@@ -1,0 +1,105 @@
+"""`s2robot evaluate evaluate=recorded` from end to end, on a small LeRobot data set: no simulator has a part in it."""
+
+import json
+import shutil
+
+import pytest
+
+from s2robot import cli
+from s2robot.evaluation.recorded import _of_training
+from tests.demos.formats import made
+from tests.s2robot.html_page import Page
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("validate")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(home, tiny_encoder):
+    """Trained on one of the two episodes."""
+    data = made.lerobot_v21(home / "koch")
+    args = [
+        "train", f"demos.path={data}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=4",
+        "train.validation=0.5", "policy.members=1", "policy.network.hidden=[16]", f"hydra.run.dir={home / 'run'}",
+    ]  # fmt: skip
+    assert cli.main(args) == 0
+    return home / "run/checkpoint"
+
+
+def evaluated(checkpoint, out, *words) -> dict:
+    args = ["evaluate", "evaluate=recorded", f"checkpoint={checkpoint}", f"hydra.run.dir={out}", *words]
+    assert cli.main(args) == 0
+    return json.loads((out / "open_loop.json").read_text())
+
+
+def refused(capsys, *args) -> str:
+    assert cli.main(["evaluate", "evaluate=recorded", *args]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    return line
+
+
+def test_demos_that_a_run_recorded_are_those_of_its_folder(tmp_path):
+    """`s2robot run record=true` chooses them after its config is written."""
+    noted = tmp_path / "run/.hydra"
+    noted.mkdir(parents=True)
+    (noted / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: {tmp_path}}}}}")
+    for record, path in (("true", tmp_path / "run/demos.zarr"), ("false", None)):
+        (noted / "config.yaml").write_text(f"record: {record}\ndemos: {{name: xarm7_cube, path: null}}")
+        assert _of_training(tmp_path / "run/checkpoint").path == (path and str(path))
+
+
+def test_figures_table_and_page_agree(home, checkpoint, capsys):
+    out = home / "out"
+    found = evaluated(checkpoint, out)
+    assert found["verdict"] in capsys.readouterr().out.splitlines()
+    noted = json.loads((checkpoint / "policy.json").read_text())["contract"]["training"]
+    assert noted["held_out"] == 1 and found["dataset"]["unseen"] is True
+    (number,) = found["episodes"]
+    assert found["steps"] == made.LENGTHS[number] - 1  # no action precedes the first
+    (part,) = found["parts"]
+    for method in ("policy", "repeat", "mean"):
+        assert found["by_episode"]["action_error"][method] == [part[method]["value"]]
+    page = Page(out / "report.html")
+    assert found["verdict"] in page.text and page.tags.count("svg") == 2
+    assert page.row("action")[2] == f"{part['policy']['value']:.3g}"
+    assert not [a for a in page.addresses if "://" in a]
+    again = evaluated(checkpoint, home / "again", f"demos.path={home / 'koch'}", "evaluate.plots=0")
+    assert again["verdict"] == found["verdict"]
+    assert Page(home / "again/report.html").tags.count("svg") == 1
+
+
+def test_other_parts_and_a_checkpoint_without_its_run_are_one_line(checkpoint, capsys, tmp_path):
+    line = refused(capsys, f"checkpoint={checkpoint}", "demos.name=xarm7_cube")
+    assert line.endswith("the policy needs cameras top, given are hand, left, right: 'top' is missing")
+    copied = tmp_path / "copied"
+    shutil.copytree(checkpoint, copied)
+    assert "expected demos.path=<the dataset>" in refused(capsys, f"checkpoint={copied}")
+    (tmp_path / ".hydra").mkdir()
+    for damaged in ("demos: null", "demos: {mix: [a]}", "demos: {path: [", "demos:\n\t- a"):
+        (tmp_path / ".hydra/config.yaml").write_text(damaged)
+        assert "expected demos.path=<the dataset>" in refused(capsys, f"checkpoint={copied}")
+    few = refused(capsys, f"checkpoint={checkpoint}", "evaluate.plots=-1")
+    assert "evaluate.plots: expected >= 0, got -1" in few
+
+
+def test_a_mix_of_datasets_by_share_and_split(home, tiny_encoder, checkpoint, capsys):
+    """What stands on the command line arrives, and what each of two datasets held out is validated."""
+    split, other = home / "split.json", made.lerobot_v30(home / "koch3")
+    split.write_text(json.dumps({"train": ["0:1"], "validation": [1]}))
+    mix = f"[{{path: '{home / 'koch'}', episodes: [0]}}, {{path: '{other}', weight: 2, split: '{split}'}}]"
+    args = [
+        "train", f"demos.mix={mix}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=4",
+        "policy.members=1", "policy.network.hidden=[16]", f"hydra.run.dir={home / 'mixed'}",
+    ]  # fmt: skip
+    assert cli.main(args) == 0
+    made_of = json.loads((home / "mixed/checkpoint/policy.json").read_text())["contract"]["dataset"]
+    assert [part["share"] for part in made_of["mix"]] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert made_of["selection"] == {"train": [0, 1], "validation": [2]}
+    assert evaluated(home / "mixed/checkpoint", home / "mixed_out")["episodes"] == [2]
+    for zero in ("[0]", "0"):
+        line = refused(capsys, f"checkpoint={home / 'mixed/checkpoint'}", f"demos.episodes={zero}")
+        assert "demos.episodes: expected some of the 1 episodes of" in line and line.endswith("(2), got 0")
+    assert cli.main(["train", "demos.episodes=[0:2,7]", f"demos.path={home / 'koch'}", *args[2:7]]) == 2
+    assert "episodes: found episode 7, expected some of the 2, 0 to 1" in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""Plots: any numbers make a picture, at odd counts, and marks lie where the numbers say."""
+
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.task import Group
+from s2robot.reporting.plots import Line, Panel, Row, curves, intervals, layouts, mark_size
+from s2robot.reporting.style import figure_svg
+
+RECORD = {"cube_xy": [-0.10, 0.15], "cube_yaw": 0.0}
+
+
+def test_curves_share_a_legend_and_zero_has_no_logarithm():
+    lines = [
+        Line([1, 2, 3], [4.0, 2.0, 1.0], "a"),
+        Line([1], [3.0], "b", low=[2.0], high=[4.0], style={"ls": "none"}),
+    ]
+    zero = Line([1, 2], [0.0, 1.0], "a", low=[0.0, 0.5], high=[0.5, 1.0])
+    figure = curves([Panel("loss", lines, log="y"), Panel("zero", [zero], log="xy"), Panel("none", [])], 2)
+    first, second, *_ = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert (first.get_yscale(), second.get_yscale(), second.get_xscale()) == ("log", "linear", "log")
+    assert first.lines[0].get_xydata().tolist() == [[1, 4], [2, 2], [3, 1]]
+    assert not figure.axes[3].axison
+    ElementTree.fromstring(figure_svg(figure, "curves"))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_layouts_show_every_record_once(count):
+    groups = [
+        Group([RECORD] * 3, "good", "o", "#0072b2", mark_size(3)),
+        Group([RECORD], "bad", "X", "#d55e00", 20.0),
+    ]
+    figure = layouts(
+        [("title", groups)] * count, CubePickConfig, {}, [("good", "o", "#0072b2")] if count > 1 else ()
+    )
+    drawn = [sum(len(np.asarray(c.get_offsets())) for c in axes.collections) for axes in figure.axes]
+    assert drawn[:count] == [4] * count
+    ElementTree.fromstring(figure_svg(figure, "layouts"))
+
+
+def test_an_interval_a_row():
+    rows = [Row("A", 50.0, 40.0, 60.0, parts=[45.0, 55.0]), Row("B", -3.0, -9.0, 2.0, filled=False)]
+    axes = intervals(rows, "points", 0.0).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["+50.0", "\N{MINUS SIGN}3.0"]
+    assert axes.lines[0].get_xdata().tolist() == [40, 60] and axes.lines[2].get_xdata().tolist() == [45, 55]
