@@ -1,9 +1,7 @@
 """Settings of CubePick; read and written where no simulator is installed, too."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from numbers import Real
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -56,15 +54,6 @@ class PickerConfig(PushSettings):
     habit: Literal["nearest", "left", "right", "either"] = from_yaml()
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
-
-
 def _farther(view: View, factor: float) -> View:
     """Return a side camera at ``factor`` times its distance from the target."""
     position, target, fovy = view
@@ -96,11 +85,6 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         "between the gripper and the cube's centre."
     )
     plot_layout = "s2robot.envs.cube_plot:plot_cubes"
-    record_keys: ClassVar = (
-        ("cube_xy", _is_point, "[x, y] in metres"),
-        ("cube_yaw", is_number, "radians"),
-        ("closest_m", lambda v: v is None or is_number(v), "metres or null"),  # not measured on an arm
-    )
 
     robot: str = "xarm7"  # configs/robot
     rate_hz: int | float = from_yaml(ge=1, le=MOST_HZ)  # an arm may be driven at a fraction

@@ -1,6 +1,6 @@
 """Settings of a task, with the facts about it that need no simulator: stages, messages, records."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,10 +34,6 @@ class Group:
         )  # fmt: skip
 
 
-def _is_layout(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
-
-
 class TaskSettings(Settings):
     """All that decides an episode besides its seed, and the facts about the task that need no simulator.
 
@@ -64,10 +60,6 @@ class TaskSettings(Settings):
     stages: ClassVar[Any] = ("start", "success")
     success_text: ClassVar[Any] = "succeeded"
     failures: ClassVar[Mapping[str, str]] = {}  # stage -> description of an episode that ended there
-    # keys of its records for layout and progress, each with a check and a description of valid values
-    record_keys: ClassVar[Sequence[tuple[str, Callable[[Any], bool], str]]] = (
-        ("layout", _is_layout, "numbers by name"),
-    )
     # "module:function" of (axes, groups, summary, small) that draws a marker for each record; "": one line per number
     plot_layout: ClassVar[str] = ""
     placing_keys: ClassVar[tuple[str, ...]] = ()  # keys of :meth:`placement` that the plot shows

@@ -28,13 +28,12 @@ from s2robot.common.settings import (
     in_steps,
     only_simulated,
     plain,
-    read,
     task_settings,
     typed,
 )
 from s2robot.common.timeline import Stages
 from s2robot.core.provenance import policy_sha256, versions
-from s2robot.core.settings import Settings, from_yaml, read_some
+from s2robot.core.settings import Settings, from_yaml, read, read_some
 from s2robot.core.trace import tracing
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix

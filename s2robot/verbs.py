@@ -13,14 +13,8 @@ from s2robot.common.extras import require_simulator
 from s2robot.common.paths import cache_dir
 from s2robot.common.progress import bar
 from s2robot.common.run_folder import is_first
-from s2robot.common.settings import (
-    DemosSettings,
-    path_of,
-    read,
-    task_settings,
-    world_of,
-)
-from s2robot.core.settings import read_some
+from s2robot.common.settings import DemosSettings, path_of, task_settings, world_of
+from s2robot.core.settings import read, read_some
 from s2robot.demos.store import EpisodeStore
 
 if TYPE_CHECKING:

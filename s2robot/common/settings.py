@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_type_hints
+from typing import Any, Self
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -14,8 +14,7 @@ from s2robot.common.config_errors import key_of
 from s2robot.common.errors import UserError
 from s2robot.common.paths import cache_dir, shipped_demos
 from s2robot.common.progress import bar
-from s2robot.core.settings import Settings, invalid, shown
-from s2robot.core.settings import read as read_model
+from s2robot.core.settings import Settings, invalid, read, shown
 from s2robot.demos.formats.convert import as_store
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.lineage import Lineage
@@ -24,9 +23,7 @@ from s2robot.demos.selection import Episodes, select
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, register_user_task, settings_class
-from s2robot.policies.settings import read_settings
 
-S = TypeVar("S")
 IN_SECONDS = ("context", "chunk", "execute")  # of a policy: steps, or a time
 
 
@@ -218,21 +215,6 @@ def in_steps(policy: Mapping[str, Any], rate_hz: float) -> dict[str, Any]:
     return found
 
 
-def read(cls: type[S], cfg: DictConfig | Mapping[str, Any], where: str) -> S:
-    """Read a node of a config; UserError names a wrong key or value."""
-    return (
-        read_model(cls, cfg, where)
-        if issubclass(cls, Settings)
-        else read_settings(cls, cfg, where, UserError)
-    )
-
-
-def read_among(cls: type[S], cfg: DictConfig, where: str, **changes: Any) -> S:
-    """Read a node that holds other keys beside those of `cls`; ``changes`` win."""
-    given = {name: plain(cfg[name]) for name in get_type_hints(cls) if name in cfg}
-    return read(cls, given | changes, where)
-
-
 def path_of(cfg: DictConfig, key: str) -> Path:
     """Return a path of a config, which may look like a number."""
     found = cfg[key]
@@ -256,14 +238,14 @@ def task_settings(cfg: DictConfig, **changes: Any) -> Any:
     if target is None and name == DEFAULT:
         node = {"robot": cfg.robot.name, **plain(cfg.env)}
     cls = settings_class(name) if target is None else register_user_task(name, target)
-    return read_model(cls, {**node, **changes})
+    return read(cls, {**node, **changes})
 
 
 def expert_settings(task: TaskSettings, recording: Any) -> Any:
     """Return the settings of the task's scripted expert: `picker` if the task reads them, else `expert_settings`."""
     if task.Expert is None:
         return dict(recording.expert_settings)
-    return read_model(task.Expert, recording.picker)
+    return read(task.Expert, recording.picker)
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:

@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
-from s2robot.common.settings import open_demos, read, task_settings
+from s2robot.common.settings import open_demos, task_settings
 from s2robot.core.provenance import policy_sha256
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.lineage import TRAINING, USES, Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.encoder import S2Encoder

@@ -17,9 +17,9 @@ from yaml import YAMLError
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
-from s2robot.common.settings import DemosSettings, plain, read
+from s2robot.common.settings import DemosSettings, plain
 from s2robot.core.provenance import command, policy_sha256, versions
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.selection import numbers
 from s2robot.demos.store import EpisodeStore

@@ -22,7 +22,8 @@ def run_probe(cfg: "DictConfig") -> None:
 
 def _on_frames(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
     from s2robot.common.extras import require_simulator
-    from s2robot.common.settings import read, task_settings
+    from s2robot.common.settings import task_settings
+    from s2robot.core.settings import read
     from s2robot.encoders.build import build_encoder
 
     require_simulator()
@@ -39,7 +40,7 @@ def _on_frames(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
 
 
 def _on_images(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
-    from s2robot.common.settings import read
+    from s2robot.core.settings import read
     from s2robot.pretraining.objects import ObjectsSettings
     from s2robot.probing.memorize import MemorizeSettings, memorize
     from s2robot.probing.scaling import ScalingSettings, scaling

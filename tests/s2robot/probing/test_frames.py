@@ -9,7 +9,7 @@ import pytest
 
 from s2robot.cli import main
 from s2robot.common.errors import UserError
-from s2robot.common.settings import read
+from s2robot.core.settings import read
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
