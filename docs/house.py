@@ -258,19 +258,19 @@ def drawing() -> str:
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "arm": (("envs.real", "deployment"), 9420),  # 7000
-    "envs": (("envs",), 4120),  # 3700
+    "envs": (("envs",), 4100),  # 3700
     "demos": (("demos", "inspection"), 5900),  # 4000
-    "policies": (("policies",), 3400),  # 3000
+    "policies": (("policies",), 3270),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features", "mvp"), 3980),  # 3600
     "training": (("training", "pretraining"), 2260),  # 1800
     "evaluation": (("evaluation", "comparison", "dagger", "validation", "reporting"), 4420),  # 4000
     "probing": (("probing",), 1850),  # 1600
     "serving": (("serving",), 1120),  # 600
-    "core": (("",), 3560),  # 2700: core, common, the command line and the pipeline
+    "core": (("",), 3500),  # 2700: core, common, the command line and the pipeline
 }
 MAX_TEST_LINES = 30300  # 22000
 MAX_BENCHMARK_LINES = 3540  # 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24000, 900  # 24000, README included and the changelog not
+MAX_DOC_WORDS, MAX_README_WORDS = 24120, 900  # 24000, README included and the changelog not
 
 
 def sizes() -> dict[str, int]:

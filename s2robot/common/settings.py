@@ -231,7 +231,7 @@ def plain(cfg: Any) -> Any:
 def task_settings(cfg: DictConfig, **changes: Any) -> Any:
     """Return the settings of the simulated world of a config; ``changes`` win.
 
-    `task=cube_pick` has them in the groups `env` and `robot`, any other task beside its name.
+    The default task has them in the groups `env` and `robot`, any other beside its name.
     """
     node = plain(cfg.task) if "task" in cfg else {"name": DEFAULT}
     name, target = node["name"], node.get("class")
@@ -249,7 +249,7 @@ def expert_settings(task: TaskSettings, recording: Any) -> Any:
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:
-    """Open the dataset of a config; that of a simulated task of ours must match robot, rate and action frame."""
+    """Open the dataset of a config; that of a task of ours must match robot, rate and action frame."""
     store = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
     if "source" in store.attrs:
         return store

@@ -18,6 +18,7 @@ from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.settings import open_demos, task_settings
+from s2robot.core.parts import default_parts, plain
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.lineage import TRAINING, USES, Lineage
@@ -143,7 +144,9 @@ def world_for(
     check_contract(contract, cameras=list(given.cameras), **own)
     config = given.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
     ours = make(config, draw=False).describe()
-    check_contract(contract, **{key: ours.get(key) for key in ("action_parts", "proprio_parts")})
+    parts = ("action_parts", "proprio_parts")  # a world that names none has its arm's
+    usual = {key: plain(default_parts(key, len(ours["joint_names"]))) for key in parts}
+    check_contract(contract, **{key: ours.get(key) or usual[key] for key in parts})
     changes = world_changes(contract["env_config"], config)
     return config, changes + camera_changes(contract.get("camera_geometry") or {}, ours["camera_geometry"])
 

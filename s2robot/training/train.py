@@ -90,7 +90,7 @@ def train(
     """
     if settings.rollouts.every and rollout is None:
         raise UserError(
-            f"train.rollouts.every: found {settings.rollouts.every}, expected 0: nothing was given that rolls out"
+            f"train.rollouts.every: expected 0, since nothing was given that rolls out, got {settings.rollouts.every}"
         )
     fabric = launch(settings, "train")
     training, held_out = episodes or store.split(settings.validation or 0.0, settings.seed)

@@ -161,10 +161,7 @@ def test_a_task_without_a_name_is_one_line(name, tmp_path, capsys):
     (tmp_path / "task/mine.yaml").write_text(f"{name}class: pusher:Pusher\n")
     words = ["--config-dir", str(tmp_path), "task=mine", f"hydra.run.dir={tmp_path / 'run'}"]
     assert main(["train", *words]) == 2
-    expected = (
-        "s2robot train: error: task.name: found none, expected a name, which demos and checkpoints keep"
-    )
-    assert capsys.readouterr().err.startswith(expected)
+    assert capsys.readouterr().err.startswith("s2robot train: error: task.name: ")
 
 
 def test_a_task_without_an_expert_is_one_line(tmp_path, capsys):

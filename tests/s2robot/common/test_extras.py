@@ -39,7 +39,6 @@ def test_verbs_that_simulate_say_in_one_line_what_is_missing(tmp_path):
     verbs = [
         "run",
         "record",
-        "replay",
         "pretrain",
         "compare",
         "probe",

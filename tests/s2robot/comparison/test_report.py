@@ -168,7 +168,7 @@ def test_the_verb_writes_the_page_of_a_comparison(tmp_path, capsys):
     assert (tmp_path / "report.html").is_file()
     (tmp_path / "empty").mkdir()
     for name in ("empty", "none"):
-        with pytest.raises(UserError, match=f"run: {tmp_path / name}: "):
+        with pytest.raises(UserError, match=f"^run: expected .*got {tmp_path / name}$"):
             inspect(OmegaConf.create({"run": str(tmp_path / name)}))
 
 

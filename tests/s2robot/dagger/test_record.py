@@ -251,7 +251,7 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
     blind = changed(demos, tmp_path / "e.zarr", drop=("expert", "imitate"))
     real = changed(demos, tmp_path / "r.zarr", env_version="RealCubePick-v0")
     lift = world.replace(success_height=0.04, max_steps=9)
-    relabel = f"found no 'expert' and 'imitate', expected both; a copy with them: s2robot relabel demos.path={blind.path} "
+    relabel = f"s2robot convert data={blind.path} .*expert="
     for error, how, source, where, text in (
         (
             PolicyError,

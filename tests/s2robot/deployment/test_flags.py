@@ -24,9 +24,9 @@ def test_flags_become_overrides(args, expected):
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["--episodes"], "--episodes: found no value"),
-        (["--record", "--live"], "--record: found no value"),
-        (["--live=yes"], "--live: found a value 'yes'"),
+        (["--episodes"], "--episodes: expected a value"),
+        (["--record", "--live"], "--record: expected a value"),
+        (["--live=yes"], "--live: expected no value"),
     ],
 )
 def test_wrong_flags_are_rejected(args, text):
