@@ -66,7 +66,7 @@ class Described:
         pass
 
     def describe(self) -> dict:
-        return {"camera_geometry": {}}
+        return {"camera_geometry": {}, "joint_names": [f"joint{i}" for i in range(7)]}
 
 
 def noise(config: CubePickConfig, record: dict, actions: np.ndarray) -> tuple[list[dict], list[str]]:
