@@ -87,7 +87,13 @@ class ToolIK:
     def __init__(self, robot: str = "xarm7"):
         if robot != "xarm7":
             raise EnvError(f"ik: found robot '{robot}', expected xarm7")
-        self._low, self._high = np.array(XARM7_LIMITS.q_min), np.array(XARM7_LIMITS.q_max)  # (7,) rad
+        room = (
+            XARM7_LIMITS.margin + 1e-3
+        )  # the filter starts from nowhere nearer to the end of a joint's range
+        self._low, self._high = (
+            np.array(XARM7_LIMITS.q_min) + room,
+            np.array(XARM7_LIMITS.q_max) - room,
+        )  # (7,) rad
         self._home = np.array(robot_spec(robot).home)
         self._tool = HAND @ [*TOOL, 1.0]  # (4,) in the flange's frame
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -62,6 +62,9 @@ def test_a_pose_nearby_is_reached(move, turn):
 
 
 @settings(max_examples=40, deadline=None)
+@example(
+    [np.zeros(4), np.ones(4), np.array([0, 0.75, 1, 1]), -np.ones(4)], 15
+)  # to the end of joint 4's range
 @given(st.lists(arrays(float, 4, elements=st.floats(-1, 1)), min_size=1, max_size=8), st.integers(1, 25))
 def test_whatever_is_wished_the_filter_has_nothing_to_stop(wishes, repeats):
     wish = Wish()
