@@ -257,7 +257,7 @@ def drawing() -> str:
 # Lines of code, comments and docstrings included, that each group of packages may have; behind it the goal.
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
-    "arm": (("envs.real", "deployment"), 9420),  # 7000
+    "arm": (("envs.real", "deployment"), 9430),  # 7000
     "envs": (("envs",), 4100),  # 3700
     "demos": (("demos", "inspection"), 5900),  # 4000
     "policies": (("policies",), 3270),  # 3000
