@@ -1,7 +1,7 @@
 """Training windows: what a policy sees at a step, and the actions that it should take from there.
 
-Where a dataset holds what its expert would do (``expert``, a chunk of actions for every step), that is imitated.
-Where it holds the executed actions alone, a chunk of them ends before the next step in which the picker was pushed
+Where a dataset holds what its expert would do (``expert``, a chunk of actions for every step), that is imitated, unless
+``labels="recorded"`` asks for the executed actions. Of those, a chunk of them ends before the next step in which the picker was pushed
 (``perturbed``). Either way no window starts at a pushed step, unless ``imitate`` says from which steps the expert
 is imitated. All steps stay in the context, where they did happen.
 """
@@ -40,16 +40,19 @@ class Windows:
         return self.context[:, -1]
 
 
-def make_windows(store: EpisodeStore, episodes: np.ndarray, context: int, chunk: int) -> Windows:
+def make_windows(
+    store: EpisodeStore, episodes: np.ndarray, context: int, chunk: int, labels: str = "expert"
+) -> Windows:
     """Every window of the given episodes; of a mix those of its first dataset come first, and each is as it would be alone.
 
     Raises:
         DatasetError: no step of these episodes can be imitated.
     """
     if isinstance(store, Mix):
-        return _of_members(store, episodes, context, chunk)
-    chunks = _expert_chunks if "expert" in store.keys else _executed_chunks
-    wanted = ("expert" if "expert" in store.keys else "action", "perturbed", "imitate")
+        return _of_members(store, episodes, context, chunk, labels)
+    by_expert = labels == "expert" and "expert" in store.keys
+    chunks = _expert_chunks if by_expert else _executed_chunks
+    wanted = ("expert" if by_expert else "action", "perturbed", "imitate")
     # whole: to read an episode is to unpack all that is stored in one piece with it
     data = {key: store[key] for key in wanted if key in store.keys}
     rows: list[tuple[np.ndarray, ...]] = []
@@ -62,12 +65,12 @@ def make_windows(store: EpisodeStore, episodes: np.ndarray, context: int, chunk:
     return Windows(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
-def _of_members(mix: Mix, episodes: np.ndarray, context: int, chunk: int) -> Windows:
+def _of_members(mix: Mix, episodes: np.ndarray, context: int, chunk: int, labels: str) -> Windows:
     found = []
     for member, first, row in zip(mix.members, mix.firsts, mix.rows, strict=False):
         own = episodes[(episodes >= first) & (episodes < first + len(member))] - first
         if len(own):
-            windows = make_windows(member, own, context, chunk)
+            windows = make_windows(member, own, context, chunk, labels)
             found.append(replace(windows, context=windows.context + row))
     fields = ("context", "pad", "actions", "action_pad")
     return Windows(*(np.concatenate([getattr(w, name) for w in found]) for name in fields))

@@ -261,8 +261,8 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "envs": (("envs",), 4100),  # 3700
     "demos": (("demos", "inspection"), 5900),  # 4000
     "policies": (("policies",), 3270),  # 3000
-    "vision": (("backbones", "s2", "encoders", "vlm", "features", "mvp"), 3980),  # 3600
-    "training": (("training", "pretraining"), 2260),  # 1800
+    "vision": (("backbones", "s2", "encoders", "vlm", "features", "mvp"), 4000),  # 3600
+    "training": (("training", "pretraining"), 2270),  # 1800
     "evaluation": (("evaluation", "comparison", "dagger", "validation", "reporting"), 4420),  # 4000
     "probing": (("probing",), 1850),  # 1600
     "serving": (("serving",), 1120),  # 600
@@ -270,7 +270,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
 }
 MAX_TEST_LINES = 30300  # 22000
 MAX_BENCHMARK_LINES = 3540  # 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24000, 900  # 24000, README included and the changelog not
+MAX_DOC_WORDS, MAX_README_WORDS = 24400, 900  # 24000, README included and the changelog not
 
 
 def sizes() -> dict[str, int]:

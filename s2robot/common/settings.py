@@ -265,6 +265,8 @@ def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     if not some or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
         raise UserError(f"s2.scales: expected one or more numbers > 0, such as [1,2], got {shown(scales)}")
     settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
+    if cfg.s2.grid is not None:
+        settings["grid"] = cfg.s2.grid
     if settings["checkpoint"] == "":
         raise UserError("encoder.checkpoint: expected a weights file or null, got ''")
     if settings["checkpoint"]:  # a checkpoint is used from other folders too

@@ -38,6 +38,7 @@ class EncoderSettings(Settings, at="encoder"):
         sizes: image sides in pixels, or
         scales: the same as multiples of the tile (1 and 2).
         resolution: of the larger sizes: native, or upsampled from the first.
+        grid: the multiple of the tile whose grid of tokens the features have; None = that of the smallest size.
         pool: tokens, or mean.
         dtype: of the computation, float32 or bfloat16.
         block: the block whose output is used, 1 = the first; None = the last.
@@ -50,6 +51,7 @@ class EncoderSettings(Settings, at="encoder"):
     sizes: tuple[int, ...] | None = Field(default=None, min_length=1)
     scales: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
     resolution: str | None = None
+    grid: float | None = Field(default=None, gt=0)
     pool: str | None = None
     dtype: str | None = None
     block: int | None = None
@@ -86,6 +88,7 @@ def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
     given = {key: getattr(settings, key) for key in ("pool", "dtype", "resolution")}
     return {
         "sizes": settings.sizes or [round(scale * backbone.tile[0]) for scale in settings.scales or (1, 2)],
+        "grid_size": None if settings.grid is None else round(settings.grid * backbone.tile[0]),
         "name": settings.name,
         "describe": {"timm": timm} if timm else {},
         **{key: value for key, value in given.items() if value is not None},

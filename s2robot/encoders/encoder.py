@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Unpack
 
@@ -59,6 +59,8 @@ class S2Encoder(nn.Module):
         frames_per_call: frames in one call of the model; default 4 on a CPU (its cache), else 64, or as many as fit
             into the GPU's memory.
         resolution: of the larger sizes: "native", or "upsampled" from the first one, which adds no information.
+        grid_size: side of the square frame whose grid of tokens the features have; larger maps are averaged. Default: the
+            smallest size.
         given: tile, num_prefix_tokens, mean, std and the like, if the model does not provide them (`find_backbone`).
 
     The model given is not changed; `model` is a copy made by `inference.prepare`.
@@ -75,6 +77,7 @@ class S2Encoder(nn.Module):
         dtype: str = "float32",
         frames_per_call: int | None = None,
         resolution: str = "native",
+        grid_size: int | None = None,
         **given: Unpack[Given],
     ) -> None:
         super().__init__()
@@ -87,7 +90,10 @@ class S2Encoder(nn.Module):
                 raise UserError(f"encoder.{key}: expected one of {', '.join(known)}, got {value!r}")
         backbone = model if isinstance(model, Backbone) else find_backbone(model, **given)
         self.sizes = tuple(int(size) for size in sizes)
-        self.layout = _layout(backbone, self.sizes, name)
+        self.grid_size = self.sizes[0] if grid_size is None else grid_size
+        if not 0 < self.grid_size <= self.sizes[0] or self.sizes[0] % self.grid_size:
+            raise UserError(f"encoder.grid: expected a divisor of {self.sizes[0]} px, got {grid_size} px")
+        self.layout = self._on_grid(_layout(backbone, self.sizes, name))
         self.tile, self.grid, self._patch = backbone.tile[0], self.layout.grid[0], backbone.patch
         self._plan = Sizes(backbone.tile, backbone.patch, sizes=self.sizes)  # of frames that are not square
         self._layouts: dict[tuple[int, int], Layout] = {}
@@ -135,8 +141,13 @@ class S2Encoder(nn.Module):
             return self.layout
         if (height, width) not in self._layouts:
             _check_tile(self.tile, self._patch, self.name)
-            self._layouts[height, width] = self._plan.layout(height, width)
+            self._layouts[height, width] = self._on_grid(self._plan.layout(height, width))
         return self._layouts[height, width]
+
+    def _on_grid(self, layout: Layout) -> Layout:
+        """Give the layout the grid of `grid_size`."""
+        share = self.sizes[0] // self.grid_size
+        return replace(layout, grid=(-(-layout.grid[0] // share), -(-layout.grid[1] // share)))
 
     def map_of(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of the tokens of a frame of height x width pixels; (1, 1) for pool="mean"."""
@@ -191,6 +202,8 @@ class S2Encoder(nn.Module):
         }
         if self.upsampled:  # absent otherwise, for caches that were made before this option
             parts["resolution"] = "upsampled"
+        if self.grid_size != self.sizes[0]:
+            parts["grid"] = self.grid_size
         if self._structure:
             parts["structure"] = self._structure
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

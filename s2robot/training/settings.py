@@ -71,6 +71,7 @@ class TrainSettings(Machine, at="train", file="train/default"):
     warmup: float = from_yaml(ge=0, le=1)
     grad_clip: float | None = from_yaml(ge=0)
     ema: float = from_yaml(ge=0, lt=1)
+    labels: Literal["expert", "recorded"] = from_yaml()
     validation: float | None = from_yaml(ge=0, lt=1)
     seed: int = from_yaml(ge=0, le=10**12)  # a generator's seed is computed from it at each step
     from_: str | None = Field(alias="from", min_length=1)

@@ -57,7 +57,18 @@ Row = dict[str, float]
 _COLUMNS = {"joint_error": "train_joint_error_rad", "grad_norm": "grad_norm"}  # others: train_<name>
 _RANK_SEED = 1_000_000_007  # far from any (seed, step): each process has dropout and noise of its own
 # another value of one of these is another run
-_DECIDING = ("steps", "batch_size", "lr", "weight_decay", "warmup", "grad_clip", "ema", "validation", "seed")
+_DECIDING = (
+    "steps",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "warmup",
+    "grad_clip",
+    "ema",
+    "labels",
+    "validation",
+    "seed",
+)
 
 
 def train(
@@ -96,7 +107,7 @@ def train(
     training, held_out = episodes or store.split(settings.validation or 0.0, settings.seed)
     torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
-    windows = make_windows(store, training, spec.context, spec.chunk)
+    windows = make_windows(store, training, spec.context, spec.chunk, settings.labels)
     settings = settings.over(len(windows))
     if settings.from_:
         begin_from(policy, settings.from_, contract)
@@ -108,7 +119,9 @@ def train(
     token_dtype = None if tail else token_dtype  # what the tail gives
     causal = policy.network.body.causal
     batches = Batches(store, features, windows, fabric.device, causal, token_dtype)
-    unseen = make_windows(store, held_out, spec.context, spec.chunk) if len(held_out) else None
+    unseen = None
+    if len(held_out):
+        unseen = make_windows(store, held_out, spec.context, spec.chunk, settings.labels)
     with training_in(out, fabric, "train"):
         contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
         model = TunedPolicy(policy, tail) if tail else policy

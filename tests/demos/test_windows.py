@@ -54,7 +54,7 @@ def test_padding_at_both_ends(tmp_path):
 def test_where_an_expert_is_known_it_is_imitated_beyond_pushes_and_ends(tmp_path):
     """The chunk of step t begins with 10 t; no window starts at a pushed step, or where `imitate` says not to."""
 
-    def windows(path, **flags):
+    def windows(path, labels="expert", **flags):
         expert = 10.0 * np.arange(4)[:, None] + np.arange(2)  # (T, K) of steps 0 to 3
         with EpisodeStore.create(tmp_path / path, ATTRIBUTES) as store:
             arrays = {
@@ -65,7 +65,9 @@ def test_where_an_expert_is_known_it_is_imitated_beyond_pushes_and_ends(tmp_path
             store.append(
                 {**arrays, "expert": np.repeat(expert[..., None], 8, 2).astype(np.float32)}, {"seed": 0}
             )
-            made = make_windows(store, np.array([0]), 2, 3)
+            made = make_windows(store, np.array([0]), 2, 3, labels)
+        if labels == "recorded":
+            return made.context.tolist(), made.action_pad.tolist()
         assert (made.action_pad == [False, False, True]).all() and (
             made.actions[..., 1] == made.actions[..., 2]
         ).all()
@@ -74,6 +76,8 @@ def test_where_an_expert_is_known_it_is_imitated_beyond_pushes_and_ends(tmp_path
     assert windows("a") == ([[0, 0], [2, 3]], [[0, 1, 1], [30, 31, 31]])
     asked = {"imitate": np.array([0, 0, 1, 1], np.uint8)}
     assert windows("b", **asked) == ([[1, 2], [2, 3]], [[20, 21, 21], [30, 31, 31]])
+    end = [False, True, True]  # what was executed ends before the push, and with the episode
+    assert windows("c", "recorded", **asked) == ([[0, 0], [2, 3]], [end, end])
 
 
 @pytest.mark.parametrize("chosen", [[0], []])

@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 
+from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
 from s2robot.common.settings import encoder_settings
 from s2robot.encoders.build import build_encoder
@@ -69,3 +70,14 @@ def test_the_config_decides_the_resolution(tiny_encoder):
         settings = encoder_settings(compose("train", words))
     assert build_encoder(settings).upsampled
     assert not build_encoder(settings | {"resolution": "native"}).upsampled
+
+
+def test_a_larger_scale_alone_on_the_grid_of_the_first(tiny_encoder, frames):
+    both, large = build(tiny_encoder), build(tiny_encoder, (2,))
+    small_grid = build(tiny_encoder, (2,), grid=1)
+    assert (large.grid, small_grid.grid, small_grid.map_of(64, 64)) == (2 * both.grid, both.grid, (4, 4))
+    torch.testing.assert_close(small_grid.encode(frames), both.encode(frames)[..., 64:])
+    assert len({both.fingerprint, large.fingerprint, small_grid.fingerprint}) == 3
+    assert build(tiny_encoder, (2,), grid=2).fingerprint == large.fingerprint
+    with pytest.raises(UserError, match="encoder.grid"):
+        build(tiny_encoder, (1,), grid=2)
