@@ -21,7 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +37,12 @@ from s2robot.common.config_errors import (
     one_line,
     take_stored_world,
 )
-from s2robot.common.engine import engine_of
 from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
+from s2robot.common.extras import require, require_simulator
 from s2robot.common.paths import configs_dir
-from s2robot.common.run_folder import run_folder
+from s2robot.common.run_folder import is_first, run_folder
+from s2robot.core.settings import read
+from s2robot.core.workers import Local, prepare, running_on
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -349,3 +350,22 @@ def _call(verb: str, cfg: "DictConfig") -> Any:
     except Exception as error:
         error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is a bug
         raise
+
+
+@contextmanager
+def engine_of(cfg: "DictConfig", soon: bool = False) -> Iterator[None]:
+    """Run the pools that are made inside on the config's engine, if it has one. ``soon``: workers will be needed."""
+    if "engine" not in cfg:
+        yield
+    elif cfg.engine.name == "local":
+        local = read(Local, cfg.engine)
+        if soon and is_first():  # the other processes of a distributed run have no workers
+            prepare()
+        with running_on(local):
+            yield
+    else:
+        require("ray", "ray")
+        from s2robot.core.ray import Ray, RaySettings
+
+        with closing(Ray(read(RaySettings, cfg.engine))) as engine, running_on(engine):
+            yield
