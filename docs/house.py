@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("envs", "policies"),  # import core alone
     ("demos",),  # imports envs and core
     ("common",),
+    ("config", "overrides"),
     ("reporting",),
     ("backbones", "inspection"),
     ("s2",),

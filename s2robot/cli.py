@@ -27,9 +27,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2robot import __version__
-from s2robot.common.config_errors import (
+from s2robot.common.errors import UserError
+from s2robot.common.extras import require, require_simulator
+from s2robot.common.paths import configs_dir
+from s2robot.common.run_folder import is_first, run_folder
+from s2robot.core.settings import read
+from s2robot.core.workers import Local, prepare, running_on
+from s2robot.overrides import (
     as_known,
-    check_choices,
     check_config,
     did_you_mean,
     groups_of,
@@ -37,12 +42,6 @@ from s2robot.common.config_errors import (
     one_line,
     take_stored_world,
 )
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require, require_simulator
-from s2robot.common.paths import configs_dir
-from s2robot.common.run_folder import is_first, run_folder
-from s2robot.core.settings import read
-from s2robot.core.workers import Local, prepare, running_on
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -152,7 +151,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides: list[str] = []
     try:
         overrides = [as_known(verb, o) for o in _translated(VERBS[verb], args[1:])]
-        check_choices(overrides)
         return _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:
         print(f"{program}: interrupted{_resume(verb, overrides, stop)}", file=sys.stderr)

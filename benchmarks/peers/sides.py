@@ -76,7 +76,7 @@ def features(path: str) -> Iterator[dict]:
     from hydra import compose, initialize_config_dir
 
     from s2robot.common.paths import configs_dir
-    from s2robot.common.settings import encoder_settings
+    from s2robot.config import encoder_settings
     from s2robot.demos.store import EpisodeStore
     from s2robot.demos.windows import make_windows
     from s2robot.encoders.build import build_encoder

@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 
 from s2robot.common.files import read_json, write_csv, write_json
 from s2robot.common.run_folder import locked
-from s2robot.common.settings import only_simulated
 from s2robot.comparison import statistics as figures
 from s2robot.comparison.arms import demos_of
 from s2robot.comparison.cost import ms_per_action
@@ -38,6 +37,7 @@ from s2robot.comparison.plan import (
 )
 from s2robot.comparison.report import write_compare_report
 from s2robot.comparison.settings import Axis, Compare, read_compare
+from s2robot.config import only_simulated
 from s2robot.core.provenance import command, versions
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
-from s2robot.common.settings import DemosSettings
+from s2robot.config import DemosSettings
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore

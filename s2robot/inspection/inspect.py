@@ -9,7 +9,7 @@ import numpy as np
 from s2robot.common.errors import UserError
 from s2robot.common.extras import require_simulator
 from s2robot.common.progress import bar
-from s2robot.common.settings import DemosSettings
+from s2robot.config import DemosSettings
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.errors import mismatch
 from s2robot.demos.layouts import starts, task_of

@@ -14,10 +14,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from s2robot.cli import VERBS, main
-from s2robot.common.config_errors import as_known, check_choices, take_stored_world
 from s2robot.common.errors import UserError
 from s2robot.common.paths import configs_dir
-from s2robot.common.settings import task_settings
+from s2robot.config import task_settings
+from s2robot.overrides import as_known, take_stored_world
 from tests import forks
 from tests.inline import do_inline
 
@@ -82,7 +82,7 @@ def test_overrides_and_groups_reach_the_config(s2robot):
         ("run preset=fats", "preset: expected one of fast, got fats"),
         ("train train.steps=many", "train.steps: "),
         ("run record=3", "record: expected true or false, got 3"),
-        ("train task=stack env.cube_size=0.02", "env.cube_size: task=stack ignores it"),
+        ("train task=stack env.cube_size=0.02", "env.cube_size: expected a setting of task=stack"),
         ("evaluate checkpoint=x encoder=mvp-tiny", "encoder: `s2robot evaluate` uses the checkpoint's own"),
         (
             "evaluate checkpoint=x policy.members=1",
@@ -95,7 +95,7 @@ def test_overrides_and_groups_reach_the_config(s2robot):
         ("inspect =3", "expected key=value"),
         ("train s2=null", "s2: expected one of s2, single, got null"),
         ("train encoder=0", "encoder: expected one of dinov2_s"),
-        ("deploy robot=[1,2]", "robot: expected one of panda, xarm7, got [1, 2]"),
+        ("deploy robot=[1,2]", "robot: expected one of panda, xarm7, got [1,2]"),
         ("deploy bridge.arm=[]", "bridge.arm: expected another kind of value"),
         ("train policy.kind=transformer", "policy.network."),
         ("train demos.path=", "demos.path: expected a dataset"),
@@ -447,9 +447,8 @@ def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(nam
 
 
 def test_a_group_is_chosen_by_name():
-    check_choices(
-        ["encoder=3d", "encoder=none-x", "encoder='mvp-tiny'", "encoder=mvp-tiny,mine", "+probe=readout"],
-    )
+    for chosen in ("3d", "none-x", "'mvp-tiny'", "mvp-tiny,mine"):
+        assert as_known("train", f"+encoder={chosen}") == f"+encoder={chosen}"
     for chosen in ("0", "-1.5", "1e3", "[a]", "{a: 1}", "", "Null"):
         with pytest.raises(UserError, match="encoder: expected one of"):
-            check_choices([f"encoder={chosen}"])
+            as_known("train", f"encoder={chosen}")

@@ -20,7 +20,7 @@ import zarr
 from numcodecs.registry import codec_registry
 from PIL import Image
 
-from s2robot.common.config_errors import one_line
+from s2robot.overrides import one_line
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.convert import convert, read
 from s2robot.demos.formats.source import Choice

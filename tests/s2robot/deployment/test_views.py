@@ -7,7 +7,7 @@ import pytest
 
 from s2robot.common.errors import UserError
 from s2robot.common.paths import shipped_demos
-from s2robot.common.settings import DemosSettings
+from s2robot.config import DemosSettings
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import check
 from s2robot.deployment.preflight import OK, STOP, WARNING
