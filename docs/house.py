@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rounds",),
     ("verbs",),
     ("cli",),
-    ("job", "__main__"),
+    ("__main__",),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 FACADES = (

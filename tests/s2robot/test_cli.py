@@ -49,8 +49,8 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
 def test_alone_lists_every_verb(s2robot, args):
     status, out, _ = s2robot(*args)
     assert status == 0
-    for verb, about in VERBS.items():
-        assert any(line.split()[:1] == [verb] and line.endswith(about.summary) for line in out.splitlines())
+    for verb in VERBS:
+        assert any(line.split()[:1] == [verb] and len(line.split()) > 3 for line in out.splitlines())
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -287,7 +287,7 @@ def verb(cfg):
     {body}
 
 sys.modules["fake"] = sys.modules[__name__]
-cli.VERBS["inspect"] = cli.Verb("fake:verb", "a verb for this test")
+cli.VERBS["inspect"] = cli.Verb("fake:verb", resumes=False)
 sys.exit(cli.main())
 """
 
@@ -325,7 +325,7 @@ def test_interrupt_is_130(tmp_path):
 
 def test_an_interrupted_verb_says_what_goes_on(tmp_path):
     body = "open(cfg.run_dir + '/state', 'w').close(); raise KeyboardInterrupt"
-    script = VERB.replace('"a verb for this test")', '"a verb for this test", goes_on=True)')
+    script = VERB.replace(", resumes=False", "")
     for args in (["+a='x y'"], ["+a='x y'", "hydra.run.dir=runs/mine"]):
         result = raising(body, *args, cwd=tmp_path, script=script)
         assert result.returncode == 130
