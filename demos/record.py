@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.core.trace import span
+from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.schema import checked_attributes

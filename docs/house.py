@@ -25,7 +25,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("core", "configs"),  # import nothing of ours
     ("envs", "policies"),  # import core alone
     ("demos",),  # imports envs and core
-    ("common",),
     ("config", "overrides"),
     ("reporting",),
     ("backbones", "inspection"),

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s2robot import __version__
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require, require_simulator
-from s2robot.common.paths import configs_dir
-from s2robot.common.run_folder import is_first, run_folder
+from s2robot.core.errors import UserError, require
+from s2robot.core.files import configs_dir
+from s2robot.core.run_folder import is_first, run_folder
 from s2robot.core.settings import read
 from s2robot.core.workers import Local, prepare, running_on
+from s2robot.envs.gl import require_simulator
 from s2robot.overrides import (
     as_known,
     check_config,

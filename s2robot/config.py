@@ -9,9 +9,9 @@ import numpy as np
 from omegaconf import DictConfig
 from pydantic import Field, model_validator
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import cache_dir, shipped_demos
-from s2robot.common.progress import bar
+from s2robot.core.errors import UserError
+from s2robot.core.files import cache_dir, shipped_demos
+from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, invalid, plain, read, shown
 from s2robot.demos.formats.convert import as_store
 from s2robot.demos.formats.source import Choice

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import DTYPES, as_stored
 from s2robot.encoders.encoder import S2Encoder

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

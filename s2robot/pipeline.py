@@ -18,16 +18,14 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.files import read_json
-from s2robot.common.progress import bar
-from s2robot.common.run_folder import is_first
-from s2robot.common.timeline import Stages
 from s2robot.config import DemosSettings, encoder_settings, expert_settings, only_simulated, task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json
+from s2robot.core.progress import bar
 from s2robot.core.provenance import policy_sha256, versions
+from s2robot.core.run_folder import is_first
 from s2robot.core.settings import Settings, from_yaml, plain, read, read_some
-from s2robot.core.trace import tracing
+from s2robot.core.timing import Stages, tracing
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix
 from s2robot.demos.schema import PARTS
@@ -37,6 +35,7 @@ from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.tuning import Tail, build_entering
+from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report

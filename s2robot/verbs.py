@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.paths import cache_dir
-from s2robot.common.progress import bar
-from s2robot.common.run_folder import is_first
 from s2robot.config import DemosSettings, path_of, task_settings, world_of
+from s2robot.core.errors import UserError
+from s2robot.core.files import cache_dir
+from s2robot.core.progress import bar
+from s2robot.core.run_folder import is_first
 from s2robot.core.settings import read, read_some
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.gl import require_simulator
 
 if TYPE_CHECKING:
     from s2robot.encoders.cache import FeatureCache

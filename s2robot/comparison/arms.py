@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import StringConstraints, field_validator
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
 from s2robot.config import encoder_settings, open_demos, task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.core.settings import Settings
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
-from s2robot.common.run_folder import held
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_json
+from s2robot.core.run_folder import held
 from s2robot.core.workers import engine_in_use
 
 

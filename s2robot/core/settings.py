@@ -23,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 
 S = TypeVar("S", bound="_Frozen")
-CONFIGS = (Path(__file__).parent.parent / "configs").resolve()
+CONFIGS = configs_dir()
 
 
 def from_yaml(**constraints: Any) -> Any:

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
-from s2robot.common.progress import bar
 from s2robot.config import open_demos, task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_json
 from s2robot.core.parts import default_parts, plain
+from s2robot.core.progress import bar
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.lineage import TRAINING, USES, Lineage

@@ -14,10 +14,10 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
-from s2robot.common.progress import bar
 from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_json
+from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, versions
 from s2robot.core.settings import Settings, from_yaml, plain, read
 from s2robot.demos.lineage import Lineage

@@ -14,9 +14,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from s2robot.cli import VERBS, main
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
 from s2robot.config import task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.overrides import as_known, take_stored_world
 from tests import forks
 from tests.inline import do_inline

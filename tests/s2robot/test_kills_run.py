@@ -14,7 +14,7 @@ import torch
 from s2robot import features, pipeline
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.cli import main
-from s2robot.common.files import write_json
+from s2robot.core.files import write_json
 from s2robot.demos import record as recorder
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation import evaluate

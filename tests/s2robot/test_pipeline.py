@@ -12,16 +12,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from s2robot import pipeline, verbs
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
 from s2robot.config import task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
 from s2robot.policies import load_checkpoint
 from tests import forks
-from tests.s2robot.core.test_trace import spans_of
+from tests.s2robot.core.test_timing import spans_of
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = [  # small enough to be trained in a second

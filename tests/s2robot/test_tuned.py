@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from s2robot import pipeline
-from s2robot.common.errors import UserError
 from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.tuning import Tail

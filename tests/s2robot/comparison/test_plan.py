@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
 from s2robot.comparison.arms import read_by, settings_of
 from s2robot.comparison.compare import compare
 from s2robot.comparison.jobs import with_needs
 from s2robot.comparison.plan import evaluation, make_plan, points_of, training
 from s2robot.comparison.settings import Axis, read_compare
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.encoders import build as encoders
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from s2robot import cli
 from s2robot.cli import engine_of
-from s2robot.common.errors import UserError
 from s2robot.core import ray as on_ray
+from s2robot.core.errors import UserError
 from s2robot.core.provenance import versions
 from s2robot.core.ray import Ray, RaySettings
 from s2robot.core.workers import Process, engine_in_use, running_on, worker_pool
@@ -151,7 +151,7 @@ def test_settings(tmp_path, monkeypatch, capsys):
     ):
         with pytest.raises(UserError, match=f"^{words}$"):
             RaySettings(**wrong)
-    monkeypatch.setattr("s2robot.common.extras.find_spec", lambda name: None if name == "ray" else name)
+    monkeypatch.setattr("s2robot.core.errors.find_spec", lambda name: None if name == "ray" else name)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["encode", "engine=ray"]) == 2
     assert capsys.readouterr().err.strip() == (
