@@ -27,7 +27,7 @@ class DemosSettings(Settings, at="demos"):
     """One dataset, or with `mix` several; configs/demos documents each value."""
 
     name: str | None = None
-    path: str | None = None
+    path: str | None = Field(default=None, min_length=1)  # "": an unset variable of a shell
     episodes: Episodes = None
     split: str | None = None
     mask: str | None = None
@@ -37,16 +37,11 @@ class DemosSettings(Settings, at="demos"):
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:
-        if self.path == "":  # an unset variable of a shell
-            raise invalid("path", "a dataset, or null for the shipped demos", "")
         if self.split is not None and self.episodes is not None:
             raise invalid("episodes", "null beside split", self.episodes)
         for key in ("path", "episodes", "split", "mask", "rate_hz"):
             if self.mix and (value := getattr(self, key)) is not None:
                 raise invalid(key, "null beside demos.mix, whose datasets have their own", value)
-        for i, member in enumerate(self.mix or ()):
-            if not (member.path or member.name):
-                raise invalid(f"mix[{i}].path", "a dataset", None)
         return self
 
     @property
@@ -58,7 +53,7 @@ class DemosSettings(Settings, at="demos"):
         """Return the store's path. Other formats are converted once, into the cache.
 
         Raises:
-            UserError: no shipped demos of that name, or several datasets.
+            UserError: several datasets, or a choice that an episode store does not have.
             DatasetError: a dataset of another format that cannot be read.
         """
         if self.mix:

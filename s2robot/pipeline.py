@@ -94,10 +94,7 @@ class Task:
 
     @cached_property
     def _parent(self) -> dict[str, Any]:  # the contract of train.from's policy, read once
-        try:
-            return load_checkpoint(str(self.train.from_))[1]
-        except PolicyError as error:
-            raise UserError(f"train.from: {self.train.from_}: {error}") from error
+        return load_checkpoint(str(self.train.from_))[1]
 
 
 def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
@@ -136,10 +133,6 @@ def _in_steps(policy: dict[str, Any], rate_hz: float) -> dict[str, Any]:
 
 def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> EpisodeStore:
     """Record scripted demos into ``out``, or resume there; ``recording`` holds configs/recording/default.yaml."""
-    if recording.kind != "scripted":
-        raise UserError(
-            f"recording: expected scripted, got {recording.kind}; `s2robot record` has the others"
-        )
     require_simulator()
     from s2robot.demos.record import RecordingSettings, record
 
@@ -212,8 +205,6 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
     require_simulator()
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 
-    if why := task.world.camera_problem():
-        raise UserError(f"train.rollouts.every: expected 0, got {settings.every}: {why}")
     Lineage.of(contract).refuse(settings.positions, "this training", "train.rollouts.seed", TRAINING)
     how = EvaluateSettings(episodes=settings.episodes, seed=settings.seed, workers=settings.workers, videos=0)
 
@@ -329,8 +320,6 @@ def _run(cfg: DictConfig, out: Path, recorded: Path | None) -> None:
     only_simulated(cfg)
     evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
     task = read_task(cfg, recorded)
-    if why := task.world.camera_problem():  # now, not in the evaluation after encoding and training
-        raise UserError(why)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
     encoder = build_encoder(task.encoder)
     timed = Stages(out / "stages.json")

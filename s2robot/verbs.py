@@ -182,8 +182,6 @@ def evaluate(cfg: DictConfig) -> None:
         from s2robot.deployment.evaluate import evaluate_on_arm
 
         summary = evaluate_on_arm(cfg, out)
-    elif cfg.checkpoint is None:
-        raise UserError("checkpoint: found none, expected the folder of a trained policy")
     elif world == "recorded":
         from s2robot.evaluation.recorded import evaluate_recorded
 

@@ -10,6 +10,7 @@ else a task would be retried twice.
 """
 
 import logging
+import math
 import os
 import pickle
 import signal
@@ -20,12 +21,10 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import model_validator
-
 from s2robot.core import workers
 from s2robot.core.errors import UserError
 from s2robot.core.provenance import versions
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import Settings, from_yaml
 
 _CONNECT_S = 5.0  # timeout of a connection to an address
 ASKED = {
@@ -44,13 +43,6 @@ class RaySettings(Settings, at="engine", file="engine/ray"):
     cpus: int | None = from_yaml(ge=1)
     store_mb: int | None = from_yaml(ge=80)
 
-    @model_validator(mode="after")
-    def _only_a_ray_started_here_has_a_size(self) -> "RaySettings":
-        for key in ("cpus", "store_mb"):
-            if self.address is not None and (found := getattr(self, key)) is not None:
-                raise invalid(key, f"null with engine.address={self.address}", found)
-        return self
-
 
 class Ray:
     """Connects when the first pool needs it; a Ray that this process has already started is reused."""
@@ -67,11 +59,12 @@ class Ray:
             return workers.Local().pool(count, make, encodes, anywhere)
         ray, gpus = self._connected(), self.settings.gpus_per_encoder if encodes else 0
         has = ray.cluster_resources()
-        if gpus > (found := has.get("GPU", 0)):
-            raise UserError(f"engine.gpus_per_encoder: expected <= {found:g}, which Ray has, got {gpus:g}")
-        most = min(has.get("CPU", 0), found / gpus) if gpus else has.get("CPU", 0)
+        most = min(has.get("CPU", 0), has.get("GPU", 0) / gpus if gpus else math.inf)
         if most < 1:
-            raise UserError(f"engine.address: expected a Ray with CPUs, got none at {self.address()}")
+            key, found = (
+                ("gpus_per_encoder", f"{has.get('GPU', 0):g} GPUs") if gpus else ("address", "no CPU")
+            )
+            raise UserError(f"engine.{key}: expected a Ray that has what a worker takes, got {found}")
         try:
             made = ray.put(pickle.dumps(make))
         except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
@@ -103,19 +96,20 @@ class Ray:
         import ray
 
         if not ray.is_initialized():
-            address, store, given = self.settings.address, self.settings.store_mb, dict[str, Any]()
-            if address is None:
-                size = store and store * 1_000_000
-                given = {
-                    "include_dashboard": False,
-                    "num_cpus": self.settings.cpus,
-                    "object_store_memory": size,
-                }
-            elif address != "auto":
+            address, store = self.settings.address, self.settings.store_mb
+            # those that are None suit a Ray that runs already, and it refuses the others
+            given = {"num_cpus": self.settings.cpus, "object_store_memory": store and store * 1_000_000}
+            if address not in (None, "auto"):
                 _check_answers(address)
             before = signal.getsignal(signal.SIGTERM)
             try:
-                ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **given)
+                ray.init(
+                    address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    include_dashboard=False,
+                    **given,
+                )
                 # Ray's handler exits at once and stays after `shutdown`: a training could not save its last step
                 if threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, before)
@@ -132,19 +126,11 @@ def _check_answers(address: str) -> None:
     """Raise UserError at once where Ray itself would retry for minutes."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
-        place = parts.hostname, parts.port
-        if None in place or parts.scheme not in ("", "ray"):
-            raise ValueError
-    except ValueError:
-        expected = "null, auto, <host>:<port> or ray://<host>:<port>"
-        raise UserError(f"engine.address: expected {expected}, got '{address}'") from None
-    try:
-        socket.create_connection(place, _CONNECT_S).close()
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(
-            f"engine.address: expected a Ray (ray start --head), got {why} at {address}"
-        ) from None
+        if parts.scheme not in ("", "ray") or parts.port is None:
+            raise ValueError("expected null, auto, <host>:<port> or ray://<host>:<port>")
+        socket.create_connection((parts.hostname, parts.port), _CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"engine.address: no Ray (ray start --head) at {address}: {error}") from None
 
 
 class Actor:

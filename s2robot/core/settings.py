@@ -86,15 +86,11 @@ class Stored(_Frozen):
 
 
 class Settings(_Frozen):
-    """Base of all settings; see the module's docstring.
+    """Base of all settings; see the module's docstring. UserError names the first wrong key.
 
     Class arguments:
         at: dotted key of the node in a config, for messages and for finding the node in the file.
-        file: the file below `configs/`, without its suffix, that holds the defaults. A file of a group holds the node
-            of that group at its top level.
-
-    Raises:
-        UserError: one line that names the first wrong key, what was expected and what was given.
+        file: the file below `configs/` that holds the defaults; a file of a group holds the group's node at its top level.
     """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -142,15 +138,9 @@ class Settings(_Frozen):
 
 
 def read(cls: type[S], node: Any, at: str | None = None) -> S:
-    """The node of a config as settings, or the content of a file as stored values.
+    """The node of a config as settings, or the content of a file as stored values; UserError names a wrong key.
 
-    Args:
-        cls: the class to make; keys that the node does not hold take their defaults.
-        node: a mapping or an OmegaConf node.
-        at: where the node stands, for messages, if not at the key of the class: a dotted key, or a file and ": ".
-
-    Raises:
-        UserError: names the wrong key.
+    at: where the node stands, for messages, if not at the key of the class: a dotted key, or a file and ": ".
     """
     node = plain(node)
     try:

@@ -94,35 +94,30 @@ class Stages:
     """
 
     def __init__(self, file: Path):
-        self.file, self.rows = file, list[dict[str, Any]]()
-        self._cores = len(os.sched_getaffinity(0))
-        self._row("start", *self._now())  # imports, before anything could be timed
+        self.file, self._cores = file, len(os.sched_getaffinity(0))
+        self.rows = [self._row("start", age_s(), processor_s())]  # imports, before anything could be timed
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        wall, used = self._now()
+        wall, used = age_s(), processor_s()
         with span(name, step=True):
             yield
-        now = self._now()
-        self._row(name, now[0] - wall, now[1] - used)
+        self.rows.append(self._row(name, age_s() - wall, processor_s() - used))
         if is_first():
             write_json(self.file, self.rows)
 
     def table(self) -> str:
-        """Return a table that adds up to the age of the process; the last row is what no step covers."""
-        wall, used = self._now()
-        rest = (wall - sum(r["seconds"] for r in self.rows), used - sum(r["processor_s"] for r in self.rows))
-        rows = [(r["stage"], r["seconds"], r["processor_s"]) for r in self.rows] + [("rest", *rest)]
+        """Return a table that adds up to the age of the process; the row before the last is what no step covers."""
+        whole = self._row("together", age_s(), processor_s())
+        covered = {key: sum(row[key] for row in self.rows) for key in ("seconds", "processor_s")}
+        rest = self._row("rest", *(whole[key] - covered[key] for key in covered))
         lines = [f"{'':<12}{'wall':>9}{'processor':>12}{f'unused of {self._cores} cores':>20}"]
-        for name, seconds, processor in [*rows, ("together", wall, used)]:
-            unused = max(0.0, seconds * self._cores - processor)
-            lines.append(f"{name:<12}{seconds:>7.1f} s{processor:>10.1f} s{unused:>18.1f} s")
+        for row in [*self.rows, rest, whole]:
+            figures = f"{row['seconds']:>7.1f} s{row['processor_s']:>10.1f} s{row['unused_s']:>18.1f} s"
+            lines.append(f"{row['stage']:<12}{figures}")
         return "\n".join(lines)
 
-    def _now(self) -> tuple[float, float]:
-        return age_s(), processor_s()
-
-    def _row(self, name: str, seconds: float, processor: float) -> None:
+    def _row(self, name: str, seconds: float, processor: float) -> dict[str, Any]:
         unused = max(0.0, seconds * self._cores - processor)
         figures = {"seconds": seconds, "processor_s": processor, "unused_s": unused}
-        self.rows.append({"stage": name} | {key: round(x, 1) for key, x in figures.items()})
+        return {"stage": name} | {key: round(x, 1) for key, x in figures.items()}

@@ -27,10 +27,8 @@ from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, from_yaml
 
 TRIES = 3  # of a task whose worker dies: the third death is due to the task or the machine
-ONE_THREAD = {
-    "LP_NUM_THREADS": "1",  # Mesa's software rasteriser
-    "OMP_NUM_THREADS": "1",
-}
+# Two single-threaded processes on two cores beat two of two threads each. LP: Mesa's software rasteriser.
+ONE_THREAD = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 SLOW_IMPORTS = ("torch", "timm", "zarr", "scipy.stats")  # those that are installed
 
 
@@ -39,19 +37,16 @@ class Died(UserError):
 
 
 class Worker(Protocol):
-    """One worker of an engine. Its methods block; one thread of the pool calls `start` and `call`."""
+    """One worker of an engine. Its methods block: `start` until it can take a task, `call` until it has the result of
+    `function(*given)` or `function(state, *given)`. Both raise Died, also when `kill` is called meanwhile."""
 
-    def start(self) -> None:
-        """Start, or restart after a death, and return when it can take a task. Raises Died."""
+    def start(self) -> None: ...
 
-    def call(self, function: Callable, given: tuple) -> Any:
-        """Return `function(*given)`, or `function(state, *given)`, from the worker. Raises Died or the task's error."""
+    def call(self, function: Callable, given: tuple) -> Any: ...
 
-    def kill(self) -> None:
-        """End it at once: what blocks in `start` or `call` raises Died."""
+    def kill(self) -> None: ...
 
-    def stop(self) -> None:
-        """End it after its last task."""
+    def stop(self) -> None: ...  # after its last task
 
 
 class _Task:
@@ -267,27 +262,14 @@ def prepare() -> None:
     forkserver.set_forkserver_preload(list(SLOW_IMPORTS))
     resource_tracker.ensure_running()  # the fork server would start it, and it unblocks Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what starts now
+    added = ONE_THREAD.keys() - os.environ.keys()
+    os.environ.update({name: ONE_THREAD[name] for name in added})  # read when a library is loaded
     try:
-        with one_thread_each():
-            forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Limit processes started inside to one thread each, unless the user has set a number.
-
-    Two single-threaded processes on two cores beat two processes of two threads each. Libraries read these variables
-    when they are loaded, so they must be set when a process starts.
-    """
-    added = [name for name in ONE_THREAD if name not in os.environ]
-    os.environ.update({name: ONE_THREAD[name] for name in added})
-    try:
-        yield
+        forkserver.ensure_running()
     finally:
         for name in added:
             os.environ.pop(name, None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Process:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.core.workers import SLOW_IMPORTS, TRIES, Died, Pool, one_thread_each, running_on, worker_pool
+from s2robot.core.workers import SLOW_IMPORTS, TRIES, Died, Pool, running_on, worker_pool
 from tests.inline import Inline
 
 NAMES = ("LP_NUM_THREADS", "OMP_NUM_THREADS")
@@ -79,9 +79,6 @@ def test_workers_compute_with_one_thread_unless_the_user_set_a_number(monkeypatc
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with worker_pool(1) as pool:  # the environment of now, not that of the fork server
         assert pool.submit(threads).result() == ["1", "3"]
-    with one_thread_each():
-        assert threads() == ["1", "3"]
-    assert threads() == [None, "3"]
 
 
 def test_a_dead_worker_costs_its_task_and_another_takes_it(tmp_path):
