@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from s2robot.common.files import write_json
-from s2robot.common.paths import configs_dir
 from s2robot.comparison.paired import difference
+from s2robot.core.files import configs_dir, write_json
 from s2robot.core.settings import read_some
 from s2robot.deployment.deploy import DeploySettings, LiveSession
 from s2robot.deployment.session import Rig

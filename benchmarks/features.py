@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from s2robot.common.paths import configs_dir
+from s2robot.core.files import configs_dir
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder

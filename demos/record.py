@@ -13,12 +13,12 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.core.trace import span
+from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.schema import checked_attributes
@@ -113,7 +113,7 @@ class RecordingSettings(Settings, at="recording", file="recording/default"):
     workers: int = from_yaml(ge=1)
     picker: dict[str, Any] = from_yaml()
     expert_settings: dict[str, Any] = from_yaml()
-    kind: str = from_yaml()
+    kind: Literal["scripted"] = from_yaml()
     expert: int = from_yaml(ge=0)
     imitate_kicks: bool = from_yaml()
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.core.errors import UserError
-from s2robot.core.trace import span
+from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.store import EpisodeStore

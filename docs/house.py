@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("core", "configs"),  # import nothing of ours
     ("envs", "policies"),  # import core alone
     ("demos",),  # imports envs and core
-    ("common",),
+    ("config", "overrides"),
     ("reporting",),
     ("backbones", "inspection"),
     ("s2",),
@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rounds",),
     ("verbs",),
     ("cli",),
-    ("job", "__main__"),
+    ("__main__",),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 FACADES = (

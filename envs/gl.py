@@ -9,10 +9,12 @@ import logging
 import os
 import sys
 
+from s2robot.core.errors import require
 from s2robot.envs.errors import EnvError
 
 logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it mentions an optional accelerator
 
+SIMULATOR = ("mujoco", "robosuite", "mink")  # what `pip install s2robot[sim]` brings
 # What to install where the library is missing (Debian/Ubuntu names).
 _LIBRARIES = {"egl": ("EGL", "libegl1 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
 # What MuJoCo itself takes (mujoco/rendering/classic/gl_context.py); its import fails at any other name.
@@ -56,3 +58,10 @@ def check_gl() -> None:
     """
     if os.environ.get("MUJOCO_GL") and "mujoco" not in sys.modules:
         choose_gl()
+
+
+def require_simulator() -> None:
+    """Raise UserError without the simulator, EnvError for a MUJOCO_GL with which MuJoCo cannot be imported."""
+    for module in SIMULATOR:
+        require(module, "sim")
+    check_gl()

@@ -1,8 +1,18 @@
-"""`python -m s2robot` is the same as `s2robot`."""
+"""`python -m s2robot` is the same as `s2robot`; with $S2ROBOT_JOB it ends with the process that started it."""
 
+import os
 import sys
+from threading import Thread
 
 from s2robot.cli import main
 
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # nothing is ever written: it returns when the other end is closed
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    if os.environ.pop("S2ROBOT_JOB", None):
+        Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(main())

@@ -21,15 +21,19 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s2robot import __version__
-from s2robot.common.config_errors import (
+from s2robot.core.errors import UserError, require
+from s2robot.core.files import configs_dir
+from s2robot.core.run_folder import is_first, run_folder
+from s2robot.core.settings import read
+from s2robot.core.workers import Local, prepare, running_on
+from s2robot.envs.gl import require_simulator
+from s2robot.overrides import (
     as_known,
-    check_choices,
     check_config,
     did_you_mean,
     groups_of,
@@ -37,24 +41,17 @@ from s2robot.common.config_errors import (
     one_line,
     take_stored_world,
 )
-from s2robot.common.engine import engine_of
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.paths import configs_dir
-from s2robot.common.run_folder import run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@dataclass(frozen=True)
-class Verb:
-    """One verb: where its function is (`module:function`, called with the DictConfig) and what it does."""
+class Verb(NamedTuple):
+    """One verb; the first comment of its config says what it does."""
 
-    target: str
-    summary: str
-    flags: Mapping[str, str] = field(default_factory=dict)  # flag -> override; `{}` stands for its value
-    goes_on: bool = False  # the same command in the same folder goes on where it was interrupted
+    target: str  # `module:function`, called with the DictConfig
+    flags: Mapping[str, str] = {}  # flag -> override; `{}` stands for its value
+    resumes: bool = True  # the same command in the same folder resumes what was interrupted
     simulates: bool = False  # whatever its settings; the others ask for the simulator where they need it
 
 
@@ -65,105 +62,50 @@ _HYDRA_FLAGS = (
 _LIVE = {"--live": "live=true", "--episodes": "episodes={}", "--record": "record={}"}
 
 VERBS = {
-    "run": Verb(
-        "s2robot.pipeline:run",
-        "the whole pipeline: demos, features, policy, evaluation, report",
-        simulates=True,
-        goes_on=True,
-    ),
-    "record": Verb(
-        "s2robot.verbs:record",
-        "record demonstrations: scripted in simulation, by a person on an arm, or corrections of a policy",
-        goes_on=True,
-    ),
-    "dagger": Verb(
-        "s2robot.rounds:dagger",
-        "rounds of a policy's corrections by the scripted picker and of training",
-        simulates=True,
-        goes_on=True,
-    ),
-    "convert": Verb(
-        "s2robot.verbs:convert",
-        "a data set of another format (LeRobot, robomimic, diffusion_policy) as an episode store, or the other way",
-        goes_on=True,
-    ),
-    "inspect": Verb(
-        "s2robot.verbs:inspect",
-        "print a dataset and write its page, replay its actions, or write the report of a run again",
-    ),
-    "pretrain": Verb(
-        "s2robot.verbs:pretrain",
-        "pre-train a small encoder by masked autoencoding, or render the scenes for it (kind=scenes)",
-        goes_on=True,
-    ),
-    "encode": Verb("s2robot.verbs:encode", "encode a dataset's images into the feature cache", goes_on=True),
-    "train": Verb(
-        "s2robot.verbs:train", "train a policy on cached features by behaviour cloning", goes_on=True
-    ),
-    "evaluate": Verb(
-        "s2robot.verbs:evaluate",
-        "measure a policy: success over seeded positions, simulated or on an arm, or errors on recorded episodes",
-        {"--live": "live=true"},
-        goes_on=True,
-    ),
-    "serve": Verb("s2robot.serving.server:run_serve", "host a policy for an arm on another machine"),
-    "emulate": Verb(
-        "s2robot.deployment.emulate:run_emulate",
-        "emulate an xArm7 with its cameras, to rehearse a deployment",
-    ),
-    "deploy": Verb(
-        "s2robot.deployment.deploy:deploy",
-        "let a policy act on an arm: a dry run, `--live`, or `check=true`, whether it fits",
-        _LIVE,
-    ),
-    "compare": Verb(
-        "s2robot.comparison.compare:compare",
-        "compare encoders and policies on the same positions",
-        simulates=True,
-        goes_on=True,
-    ),
-    "probe": Verb(
-        "s2robot.probing:run_probe",
-        "what frozen features hold, score against cost, what models memorize: probe=readout, information, "
-        "scaling, memorize",
-        goes_on=True,
-    ),
+    "run": Verb("s2robot.pipeline:run", simulates=True),
+    "record": Verb("s2robot.verbs:record"),
+    "dagger": Verb("s2robot.rounds:dagger", simulates=True),
+    "convert": Verb("s2robot.verbs:convert"),
+    "inspect": Verb("s2robot.verbs:inspect", resumes=False),
+    "pretrain": Verb("s2robot.verbs:pretrain"),
+    "encode": Verb("s2robot.verbs:encode"),
+    "train": Verb("s2robot.verbs:train"),
+    "evaluate": Verb("s2robot.verbs:evaluate", {"--live": "live=true"}),
+    "serve": Verb("s2robot.serving.server:run_serve", resumes=False),
+    "emulate": Verb("s2robot.deployment.emulate:run_emulate", resumes=False),
+    "deploy": Verb("s2robot.deployment.deploy:deploy", _LIVE, resumes=False),
+    "compare": Verb("s2robot.comparison.compare:compare", simulates=True),
+    "probe": Verb("s2robot.probing:run_probe"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code of the process. `argv` defaults to the process's arguments."""
     yield_while_waiting()
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0
-    if args[0] == "--version":
-        print(f"s2robot {__version__}")
-        return 0
-    verb = args[0]
-    if verb not in VERBS:
-        return _fail("s2robot", f"unknown verb '{verb}'{did_you_mean(verb, VERBS)}; `s2robot` lists them")
-    if set(args[1:]) & {"-h", "--help"}:
-        print(_help(verb, args[1:]))
-        return 0
-    program = f"s2robot {verb}"
+    verb, *args = [*(sys.argv[1:] if argv is None else argv)] or ["help"]
     overrides: list[str] = []
     try:
-        overrides = [as_known(verb, o) for o in _translated(VERBS[verb], args[1:])]
-        check_choices(overrides)
-        return _hydra_app(verb, overrides)
+        if verb in ("-h", "--help", "help", "--version"):
+            print(f"s2robot {__version__}" if verb == "--version" else _usage())
+        elif verb not in VERBS:
+            hint = did_you_mean(verb, VERBS)
+            return _fail("s2robot", f"unknown verb '{verb}'{hint}; `s2robot` lists them")
+        elif {"-h", "--help"} & {*args}:
+            print(_help(verb, args))
+        else:
+            overrides = [as_known(verb, o) for o in _translated(VERBS[verb], args)]
+            return _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:
-        print(f"{program}: interrupted{_resume(verb, overrides, stop)}", file=sys.stderr)
+        print(f"s2robot {verb}: interrupted{_resume(verb, overrides, stop)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of `s2robot inspect | head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         message = one_line(verb, overrides, error)
         if message is None:
             raise
-        return _fail(program, message)
+        return _fail(f"s2robot {verb}", message)
+    return 0
 
 
 def yield_while_waiting() -> None:
@@ -179,7 +121,7 @@ def yield_while_waiting() -> None:
 def _resume(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
     """Return the command that resumes an interrupted verb, or nothing if none does."""
     folder: Path | None = getattr(stop, "folder", None)
-    if not VERBS[verb].goes_on or folder is None or not folder.exists() or "--multirun" in overrides:
+    if not VERBS[verb].resumes or folder is None or not folder.exists() or "--multirun" in overrides:
         return ""
     rest = [o for o in overrides if key_of(o) != "hydra.run.dir"]
     where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
@@ -191,16 +133,13 @@ def _translated(verb: Verb, args: list[str]) -> list[str]:
     given, overrides = iter(args), []
     for arg in given:
         flag, equals, value = arg.partition("=")
-        if flag in verb.flags:
-            override = verb.flags[flag]
-            if "{}" in override:
-                if not equals and (value := next(given, "")) in ("", *verb.flags):
-                    raise UserError(f"{flag}: expected a value, got nothing")
-                quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-                override = override.format(value if value.isdigit() else f"'{quoted}'")
-            elif equals:
-                raise UserError(f"{flag}: expected no value, got '{value}'")
-            overrides.append(override)
+        if override := verb.flags.get(flag):
+            if "{}" in override and not equals:
+                value = next(given, "")
+            if ("{}" in override) != (value not in ("", *verb.flags)):
+                raise UserError(f"{flag}: expected {'a' if '{}' in override else 'no'} value, got '{value}'")
+            quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+            overrides.append(override.format(value if value.isdigit() else f"'{quoted}'"))
         elif arg[:2] == "--" and flag not in _HYDRA_FLAGS:
             name, value = flag[2:].replace("-", "_"), value or next(given, "<value>")
             raise UserError(f"{flag}: unknown flag; write {name}={value}")
@@ -209,24 +148,28 @@ def _translated(verb: Verb, args: list[str]) -> list[str]:
     return overrides
 
 
+def summary_of(verb: str) -> str:
+    """Return what a verb does: the first sentence of its config's first comment, without the verb."""
+    text = (configs_dir() / f"{verb}.yaml").read_text(encoding="utf-8")
+    about = re.sub(r"\n# ", " ", text.partition(f"# `s2robot {verb}`: ")[2])
+    return about.partition("\n")[0].partition(". ")[0].rstrip(".")
+
+
 def _usage() -> str:
     width = max(map(len, VERBS)) + 2
     return "\n".join(
         ["usage: s2robot <verb> [key=value ...] [--cfg job] [--multirun] [--help]", ""]
-        + [f"  {name:<{width}}{verb.summary}" for name, verb in VERBS.items()]
+        + [f"  {verb:<{width}}{summary_of(verb)}" for verb in VERBS]
         + ["", "`s2robot <verb> --help` shows a verb's settings; `key=value` changes one of them."]
     )
 
 
 def _help(verb: str, asked: Sequence[str]) -> str:
     """Return the help of a verb: flags, settings with the comments of its config, groups, and the groups `asked` for."""
-    root, about = configs_dir(), VERBS[verb]
-    own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in about.flags.items()]
-    lines = [
-        " ".join(["usage: s2robot", verb, "[key=value ...]", *own]),
-        about.summary,
-    ]
-    text = (root / f"{'deploy' if verb == 'robot' else verb}.yaml").read_text(encoding="utf-8")
+    root = configs_dir()
+    own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in VERBS[verb].flags.items()]
+    lines = [" ".join(["usage: s2robot", verb, "[key=value ...]", *own]), summary_of(verb)]
+    text = (root / f"{verb}.yaml").read_text(encoding="utf-8")
     if settings := text.partition("  - _self_\n")[2].strip():
         lines += ["", "Settings and their defaults:", "", *settings.splitlines()]
     groups = dict(groups_of(verb))
@@ -349,3 +292,22 @@ def _call(verb: str, cfg: "DictConfig") -> Any:
     except Exception as error:
         error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is a bug
         raise
+
+
+@contextmanager
+def engine_of(cfg: "DictConfig", soon: bool = False) -> Iterator[None]:
+    """Run the pools that are made inside on the config's engine, if it has one. ``soon``: workers will be needed."""
+    if "engine" not in cfg:
+        yield
+    elif cfg.engine.name == "local":
+        local = read(Local, cfg.engine)
+        if soon and is_first():  # the other processes of a distributed run have no workers
+            prepare()
+        with running_on(local):
+            yield
+    else:
+        require("ray", "ray")
+        from s2robot.core.ray import Ray, RaySettings
+
+        with closing(Ray(read(RaySettings, cfg.engine))) as engine, running_on(engine):
+            yield

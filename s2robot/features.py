@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.paths import cache_dir
-from s2robot.common.progress import bar
+from s2robot.core.errors import UserError
+from s2robot.core.files import cache_dir
+from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.core.trace import span
+from s2robot.core.timing import span
 from s2robot.core.workers import engine_in_use, worker_pool
 from s2robot.demos.mix import Mix
 from s2robot.demos.replay import (
@@ -32,6 +31,7 @@ from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.joined import Joined
 from s2robot.envs.frames import ImageSize, as_image_size
+from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.loading import device_of
 

@@ -8,13 +8,14 @@ actor, encoder, contract = policy                                     # its part
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import DTYPES, as_stored
 from s2robot.encoders.encoder import S2Encoder
@@ -24,15 +25,13 @@ from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, loa
 
 def device_of(name: str) -> torch.device:
     """Return the device of a name; `auto` is the GPU if there is one. UserError: no such device here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise UserError(f"device: expected auto, cpu, cuda or cuda:0, cuda:1, ..., got {name!r}") from None
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise UserError(f"device: expected auto or cpu, as torch finds {gpus} GPUs here, got {name}")
+    device = None
+    with suppress(RuntimeError, TypeError):
+        device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
+    if device is None or (device.type == "cuda" and (device.index or 0) >= gpus):
+        known = "auto, cpu, cuda or cuda:0, cuda:1, ..."
+        raise UserError(f"device: expected {known}, of the {gpus} GPUs that torch finds here, got {name!r}")
     return device
 
 
@@ -50,17 +49,16 @@ def load_networks(
         PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's.
     """
     policy, contract = load_checkpoint(checkpoint, device)
-    if not isinstance(contract["encoder"].get("settings"), dict):
-        raise UserError(f"{checkpoint}: encoder.settings: expected keys and values, got nothing")
-    geometry, frames = contract.get("camera_geometry"), contract["encoder"].get("frames")
+    geometry, encoder = contract.get("camera_geometry"), contract["encoder"]
     for key, found, good in (
-        ("encoder.features_dtype", dtype := contract["encoder"].get("features_dtype"), dtype in list(DTYPES)),
+        ("encoder.settings", given := encoder.get("settings"), isinstance(given, dict)),
+        ("encoder.features_dtype", dtype := encoder.get("features_dtype"), dtype in list(DTYPES)),
         ("camera_geometry", geometry, geometry is None or _are_tables(geometry)),
-        ("encoder.frames", frames, frames is None or isinstance(frames, dict)),
+        ("encoder.frames", frames := encoder.get("frames", {}), isinstance(frames, dict)),
     ):
         if not good:
             raise UserError(f"{checkpoint}: {key}: expected what `s2robot train` writes, got {found!r}")
-    settings = dict(contract["encoder"]["settings"])
+    settings = dict(encoder["settings"])
     if weights:
         settings["checkpoint"] = str(weights)
     elif (place := settings.get("checkpoint")) and not Path(place).is_file():
@@ -68,11 +66,11 @@ def load_networks(
             f"{place}: expected the encoder's weights, got no such file; if it has moved, encoder.checkpoint=<file>, or "
             "weights= in Python"
         )
-    encoder = build_encoder(settings, load_tuned(checkpoint)).to(device)
+    built = build_encoder(settings, load_tuned(checkpoint)).to(device)
     place = settings.get("checkpoint")  # two files of one name are what is mixed up most
-    given = f"{encoder.name} ({place})" if place else encoder.name
-    check_contract(contract, encoder={"name": given, "fingerprint": encoder.fingerprint})
-    return policy, encoder, contract
+    name = f"{built.name} ({place})" if place else built.name
+    check_contract(contract, encoder={"name": name, "fingerprint": built.fingerprint})
+    return policy, built, contract
 
 
 def _are_tables(found: Any) -> bool:

@@ -5,6 +5,7 @@ s2robot run record=true           # record the demos first
 """
 
 import math
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,27 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.files import read_json
-from s2robot.common.progress import bar
-from s2robot.common.run_folder import is_first
-from s2robot.common.settings import (
-    DemosSettings,
-    encoder_settings,
-    expert_settings,
-    in_steps,
-    only_simulated,
-    plain,
-    task_settings,
-    typed,
-)
-from s2robot.common.timeline import Stages
+from s2robot.config import DemosSettings, encoder_settings, expert_settings, only_simulated, task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json
+from s2robot.core.progress import bar
 from s2robot.core.provenance import policy_sha256, versions
-from s2robot.core.settings import Settings, from_yaml, read, read_some
-from s2robot.core.trace import tracing
+from s2robot.core.run_folder import is_first
+from s2robot.core.settings import Settings, from_yaml, plain, read, read_some
+from s2robot.core.timing import Stages, tracing
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix
 from s2robot.demos.schema import PARTS
@@ -44,10 +35,12 @@ from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.tuning import Tail, build_entering
+from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square
+from s2robot.overrides import key_of
 from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.card import write_card
 from s2robot.policies.spec import PolicySettings
@@ -59,23 +52,30 @@ from s2robot.training.train import train
 class Task:
     """The config of `encode`, `train` and `run`, read once. ``encoder`` goes to `build_encoder`; encoding needs no policy."""
 
-    robot: str
-    rate_hz: int
-    cameras: tuple[str, ...]
     demos: DemosSettings
     encoder: dict[str, Any]
     features: FeaturesSettings
     policy: PolicySettings | None
     train: TrainSettings
     world: TaskSettings
-    action_frame: str
+    space: dict[
+        str, Any
+    ]  # robot, rate_hz, action_frame and cameras: an imported dataset's own, else the world's
+
+    def __post_init__(self) -> None:
+        if (blocks := self.train.tune.blocks) and self.policy and self.policy.zero_features:
+            raise UserError(f"train.tune.blocks: expected 0 with policy.zero_features, got {blocks}")
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return self.space["cameras"]
 
     def open_demos(self) -> EpisodeStore:
-        """The dataset, checked against the robot, the action frame and the cameras."""
+        """The dataset, checked against the robot, the action frame, the rate and the cameras."""
         store = self.demos.open()
         if not self.cameras:
             raise UserError(f"{store.path}: found no cameras, expected at least one to encode")
-        store.check(self.robot, self.action_frame, self.cameras, self.rate_hz)
+        store.check(**self.space)
         return store
 
     def split(self, store: EpisodeStore) -> Split:
@@ -94,64 +94,49 @@ class Task:
 
     @cached_property
     def _parent(self) -> dict[str, Any]:  # the contract of train.from's policy, read once
-        try:
-            return load_checkpoint(str(self.train.from_))[1]
-        except PolicyError as error:
-            raise UserError(f"train.from: {self.train.from_}: {error}") from error
+        return load_checkpoint(str(self.train.from_))[1]
 
 
-def read_task(cfg: DictConfig) -> Task:
-    """Read a verb's config; UserError names a wrong key or value."""
+def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
+    """Read a verb's config, with the demos at ``recorded`` if given; UserError names a wrong key or value."""
     world, demos = task_settings(cfg), read(DemosSettings, cfg.demos, "demos")
-    of: dict[str, Any] = {
-        "robot": world.robot,
-        "rate_hz": world.rate_hz,
-        "cameras": world.cameras,
-        "action_frame": world.action_frame,
-    } | demos.own_world()
-    policy = None
-    if "policy" in cfg:
-        policy = read(PolicySettings, in_steps(plain(cfg.policy), of["rate_hz"]), "policy")
-    _refuse_usual_encoder(demos)
-    settings = read(TrainSettings, cfg.get("train", {}), "train")
-    if settings.validation is None:
-        settings = settings.replace(validation=demos.usual_validation())
-    if settings.epochs is not None and (steps := typed().get("train.steps")):
-        raise UserError(f"train.epochs: expected null beside train.steps={steps}, got {settings.epochs:g}")
-    return Task(
-        of["robot"],
-        of["rate_hz"],
-        of["cameras"],
-        demos,
-        encoder_settings(cfg),
-        read(FeaturesSettings, cfg.features, "features"),
-        policy,
-        settings,
-        world,
-        of["action_frame"],
-    )
-
-
-def _refuse_usual_encoder(demos: DemosSettings) -> None:
-    """Require a choice of encoder for images unlike those that the default encoder was trained on."""
-    words = typed()
-    if words and not words.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.elsewhere():
+    if recorded:
+        demos = demos.replace(path=str(recorded))
+    space = {key: getattr(world, key) for key in ("robot", "rate_hz", "action_frame", "cameras")}
+    space |= demos.own_world()
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed = {key_of(override): override.partition("=")[2] for override in overrides}
+    if typed and not typed.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.elsewhere():
         raise UserError(
             "encoder: expected a choice for imported images, such as encoder=efficientnet_lite0 (pip install "
             "'s2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in; encoder=mvp-tiny was pre-trained on rendered scenes only"
         )
+    policy = None
+    if "policy" in cfg:
+        policy = read(PolicySettings, _in_steps(plain(cfg.policy), space["rate_hz"]), "policy")
+    settings = read(TrainSettings, cfg.get("train", {}), "train")
+    if settings.validation is None:
+        settings = settings.replace(validation=demos.usual_validation())
+    if settings.epochs is not None and (steps := typed.get("train.steps")):
+        raise UserError(f"train.epochs: expected null beside train.steps={steps}, got {settings.epochs:g}")
+    features = read(FeaturesSettings, cfg.features, "features")
+    return Task(demos, encoder_settings(cfg), features, policy, settings, world, space)
 
 
-def record_demos(cfg: DictConfig, recording: DictConfig, out: Path) -> EpisodeStore:
+def _in_steps(policy: dict[str, Any], rate_hz: float) -> dict[str, Any]:
+    """Return a policy's settings with times such as `0.8s` as steps of the demos."""
+    for key in ("context", "chunk", "execute"):
+        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(policy.get(key))):
+            policy[key] = round(float(number[1]) * rate_hz)
+    return policy
+
+
+def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> EpisodeStore:
     """Record scripted demos into ``out``, or resume there; ``recording`` holds configs/recording/default.yaml."""
-    if recording.kind != "scripted":
-        raise UserError(
-            f"recording: expected scripted, got {recording.kind}; `s2robot record` has the others"
-        )
     require_simulator()
     from s2robot.demos.record import RecordingSettings, record
 
-    settings, task = read_some(RecordingSettings, recording), task_settings(cfg)
+    settings = read_some(RecordingSettings, recording)
     with bar("recording demos") as update:
         store = record(
             out,
@@ -188,8 +173,6 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
         sizes["grids"] = [list(shape) for shape in maps]
     assert task.policy is not None
     tune, tail = task.train.tune, None
-    if tune.blocks and task.policy.zero_features:
-        raise UserError(f"train.tune.blocks: expected 0 with policy.zero_features, got {tune.blocks}")
     if tune.blocks:
         tail = Tail(task.encoder, list(frames.values()), tune.blocks, tune.lora, task.train.seed)
     with bar("training the policy") as update:
@@ -204,7 +187,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             contract,
             out,
             task.split(store),
-            lambda step, steps, row: update(step, steps, _passes(step, steps, row) + losses(row)),
+            lambda *now: update(*now[:2], _progress(*now)),
             rollout_of(task, contract, out),
             tail,
         )
@@ -222,8 +205,6 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
     require_simulator()
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 
-    if why := task.world.camera_problem():
-        raise UserError(f"train.rollouts.every: expected 0, got {settings.every}: {why}")
     Lineage.of(contract).refuse(settings.positions, "this training", "train.rollouts.seed", TRAINING)
     how = EvaluateSettings(episodes=settings.episodes, seed=settings.seed, workers=settings.workers, videos=0)
 
@@ -309,15 +290,11 @@ def parts_of(store: EpisodeStore) -> dict[str, Any]:
     return known
 
 
-def _passes(step: int, steps: int, row: dict[str, float]) -> str:
-    """Return how often a training has seen each window, and will have."""
-    return f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}  "
-
-
-def losses(row: dict[str, float]) -> str:
-    """Return a training's losses, for the progress."""
+def _progress(step: int, steps: int, row: dict[str, float]) -> str:
+    """Return how often a training has seen each window, and will have, and its losses."""
+    passes = f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}"
     held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
-    return f"loss {row['train_loss']:.4f}{held_out}"
+    return f"{passes}  loss {row['train_loss']:.4f}{held_out}"
 
 
 class RunSettings(Settings, file="run"):
@@ -332,29 +309,23 @@ def run(cfg: DictConfig) -> None:
 
     A training with several processes starts the others with the same command; they end after the training.
     """
-    profile = read_some(RunSettings, cfg).profile and is_first()
-    with tracing(Path(cfg.run_dir) / "trace.json") if profile else nullcontext():
-        _run(cfg)
+    settings, out = read_some(RunSettings, cfg), Path(cfg.run_dir)
+    with tracing(out / "trace.json") if settings.profile and is_first() else nullcontext():
+        _run(cfg, out, out / "demos.zarr" if settings.record else None)
 
 
-def _run(cfg: DictConfig) -> None:
+def _run(cfg: DictConfig, out: Path, recorded: Path | None) -> None:
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
-    recorded = read_some(RunSettings, cfg).record
     evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
-    if why := task_settings(cfg).camera_problem():  # now, not in the evaluation after encoding and training
-        raise UserError(why)
-    out = Path(cfg.run_dir)
-    if recorded:
-        cfg.demos.path = str(out / "demos.zarr")
-    task = read_task(cfg)
+    task = read_task(cfg, recorded)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
     encoder = build_encoder(task.encoder)
     timed = Stages(out / "stages.json")
     if recorded and is_first():
         with timed("record"):
-            record_demos(cfg, cfg.recording, out / "demos.zarr")
+            record_demos(task.world, cfg.recording, recorded)
     store = task.open_demos()
     task.lineage(store).refuse(evaluation.positions, store.path, "evaluate.seed")
     check_world(task, store, encoder)
@@ -365,7 +336,7 @@ def _run(cfg: DictConfig) -> None:
     if not is_first():
         return
     with timed("evaluate"):
-        summary = evaluate_policy(cfg, checkpoint, out)
+        summary = evaluate_policy(cfg, checkpoint, out, store if recorded else None)
     write_card(checkpoint, summary)
     finish(summary, out, timed)
 

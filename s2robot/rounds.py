@@ -12,17 +12,17 @@ from typing import Any
 from omegaconf import DictConfig
 
 from s2robot import pipeline
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.files import claim, read_json, write_json
-from s2robot.common.progress import bar
-from s2robot.common.run_folder import is_first
-from s2robot.common.settings import DemosSettings, only_simulated, plain, task_settings
-from s2robot.common.timeline import Stages
-from s2robot.core.settings import read, read_some
+from s2robot.config import DemosSettings, only_simulated, task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import claim, read_json, write_json
+from s2robot.core.progress import bar
+from s2robot.core.run_folder import is_first
+from s2robot.core.settings import plain, read, read_some
+from s2robot.core.timing import Stages
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
+from s2robot.envs.gl import require_simulator
 
 # how a training is done and told of, not what comes of it
 _FREE_IN_TRAINING = ("threads", "loggers", "log_every", "checkpoint_every", "resume")

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.paths import cache_dir
-from s2robot.common.progress import bar
-from s2robot.common.run_folder import is_first
-from s2robot.common.settings import DemosSettings, path_of, task_settings, world_of
+from s2robot.config import DemosSettings, path_of, task_settings, world_of
+from s2robot.core.errors import UserError
+from s2robot.core.files import cache_dir
+from s2robot.core.progress import bar
+from s2robot.core.run_folder import is_first
 from s2robot.core.settings import read, read_some
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.gl import require_simulator
 
 if TYPE_CHECKING:
     from s2robot.encoders.cache import FeatureCache
@@ -29,7 +29,7 @@ def record(cfg: DictConfig) -> None:
 
     on_arm = cfg.robot.ip is not None or cfg.bridge.emulator.port is not None
     if cfg.kind == "scripted":
-        store = pipeline.record_demos(cfg, cfg, path_of(cfg, "out"))
+        store = pipeline.record_demos(task_settings(cfg), cfg, path_of(cfg, "out"))
     elif cfg.kind == "dagger" and not on_arm:
         store, counts = rounds.record(cfg, cfg, path_of(cfg, "out"))
         print(rounds.words(counts))
@@ -155,7 +155,7 @@ def train(cfg: DictConfig) -> None:
     from s2robot import pipeline
 
     task = pipeline.read_task(cfg)
-    if (why := task_settings(cfg).camera_problem()) and is_first():
+    if (why := task.world.camera_problem()) and is_first():
         print(f"note: this policy can act on an arm, but not be evaluated in simulation: {why}", flush=True)
     store, encoder, features, _ = _encoded(task)
     checkpoint = pipeline.train_policy(task, store, encoder, features, Path(cfg.run_dir))
@@ -182,8 +182,6 @@ def evaluate(cfg: DictConfig) -> None:
         from s2robot.deployment.evaluate import evaluate_on_arm
 
         summary = evaluate_on_arm(cfg, out)
-    elif cfg.checkpoint is None:
-        raise UserError("checkpoint: found none, expected the folder of a trained policy")
     elif world == "recorded":
         from s2robot.evaluation.recorded import evaluate_recorded
 

@@ -9,41 +9,28 @@ from typing import Any
 
 import pytest
 
-from s2robot.core.workers import Local
+from s2robot.core.workers import Local, Pool
 
 
-class InlineWorker:
+class Inline(Pool):
     """A task is done when it is given, and its error is the future's."""
 
-    died = ()
-
-    def __init__(self, make: Callable[[], Any] | None) -> None:
+    def __init__(self, count: int, make: Callable[[], Any] | None) -> None:
+        super().__init__([None] * count)  # type: ignore[list-item]
         self.make, self.state = make, list[Any]()
 
-    def start(self) -> Future:
-        return self._done(lambda: None)
-
-    def call(self, function: Callable, *given: Any) -> Future:
+    def submit(self, function: Callable, *given: Any) -> Future:
+        future: Future = Future()
         if self.make is not None and not self.state:
             self.state.append(self.make())
-        return self._done(function, *self.state, *given)
-
-    def stop(self, kill: bool) -> None: ...
-
-    def _done(self, function: Callable, *given: Any) -> Future:
-        future: Future = Future()
         try:
-            future.set_result(function(*given))
+            future.set_result(function(*self.state, *given))
         except Exception as error:
             future.set_exception(error)
         return future
 
 
 def do_inline(patch: pytest.MonkeyPatch) -> None:
-    """Whatever is given to processes of this machine, by any room."""
-
-    def workers(self: Local, count: int, make: Callable[[], Any] | None, *kind: bool) -> list[InlineWorker]:
-        return [InlineWorker(make) for _ in range(count)]
-
-    patch.setattr(Local, "workers", workers)
-    patch.setattr("s2robot.common.engine.prepare", lambda: None)
+    """Whatever is given to processes of this machine, by any package."""
+    patch.setattr(Local, "pool", lambda self, count, make, *kind: Inline(count, make))
+    patch.setattr("s2robot.cli.prepare", lambda: None)

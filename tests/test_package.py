@@ -114,7 +114,7 @@ def test_every_module_imports_beside_a_users_own_packages(python, project):
         "from s2robot import S2, mvp\n"
         "from s2robot.s2 import forward\n"
         "from s2robot.encoders import build_encoder\n"
-        "from s2robot.common import paths\n"
+        "from s2robot.core import files as paths\n"
         "from s2robot.demos.store import EpisodeStore\n"
         "assert len(EpisodeStore.open(paths.shipped_demos('xarm7_cube'))) == 120\n"
         "print(build_encoder({'name': 'mvp-tiny'}).dim, mvp.load.__name__)\n"

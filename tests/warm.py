@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from s2robot.common.extras import SIMULATOR
+from s2robot.envs.gl import SIMULATOR
 from tests import forks
 
 IMPORTS = (

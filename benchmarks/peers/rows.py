@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.peers.setup import python_of
 from benchmarks.rows import ROOT, keep
-from s2robot.common.paths import shipped_demos
+from s2robot.core.files import shipped_demos
 from s2robot.demos.store import EpisodeStore
 
 ONE_THREAD = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}

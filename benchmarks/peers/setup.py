@@ -11,8 +11,8 @@ import sys
 import venv
 from pathlib import Path
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import cache_dir
+from s2robot.core.errors import UserError
+from s2robot.core.files import cache_dir
 
 PACKAGES = {  # robomimic does not declare six, and was written for numpy 1
     "lerobot": ["lerobot==0.4.4"],

@@ -75,8 +75,8 @@ def features(path: str) -> Iterator[dict]:
     import torch
     from hydra import compose, initialize_config_dir
 
-    from s2robot.common.paths import configs_dir
-    from s2robot.common.settings import encoder_settings
+    from s2robot.config import encoder_settings
+    from s2robot.core.files import configs_dir
     from s2robot.demos.store import EpisodeStore
     from s2robot.demos.windows import make_windows
     from s2robot.encoders.build import build_encoder

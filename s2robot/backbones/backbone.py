@@ -28,7 +28,7 @@ from s2robot.backbones.facts import Facts, Given, Size
 from s2robot.backbones.inference import shared_copy
 from s2robot.backbones.libraries import Source, read_model
 from s2robot.backbones.outputs import as_tokens, features
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 PROBE = (256, 384)  # for models that take any size: not square, and a multiple of every usual stride
 

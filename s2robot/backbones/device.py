@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

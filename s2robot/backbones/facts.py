@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 Size = tuple[int, int]  # height and width in pixels
 

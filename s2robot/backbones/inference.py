@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 PIXELS_PER_CALL = 10 * 224 * 224  # on a CPU; ViT-B is at its best from 4 to 10 tiles
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.backbones.facts import IMAGENET, Facts, Size, pair
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 Run = Callable[[nn.Module, Tensor], Any]
 

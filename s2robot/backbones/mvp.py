@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2robot.backbones.vit import PUBLISHED, MVPViT, load_mvp
-from s2robot.common.errors import UserError
-from s2robot.common.files import replacing
-from s2robot.common.paths import cache_dir
-from s2robot.common.progress import bar
+from s2robot.core.errors import UserError
+from s2robot.core.files import cache_dir, replacing
+from s2robot.core.progress import bar
 
 _BOX = "https://berkeley.box.com/shared/static"
 URLS = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 
 def features(out: Any, num_prefix_tokens: int | None = None) -> Tensor:

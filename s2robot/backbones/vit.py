@@ -26,8 +26,8 @@ from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import replacing
+from s2robot.core.errors import UserError
+from s2robot.core.files import replacing
 
 RECIPE_KEY = "s2robot"  # the key of the recipe (JSON) in a safetensors header
 

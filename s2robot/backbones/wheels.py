@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from s2robot.common.extras import require
+from s2robot.core.errors import require
 
 # name -> timm's name of the model, package, file
 WHEELS = {

@@ -21,16 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import StringConstraints, field_validator
 
-from s2robot.common.config_errors import key_of, of_record
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
-from s2robot.common.settings import encoder_settings, open_demos, task_settings
+from s2robot.config import encoder_settings, open_demos, task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.core.settings import Settings
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.frames import at_height
 from s2robot.envs.task import TaskSettings
+from s2robot.overrides import key_of, of_record
 
 # the groups of settings that each verb of a comparison reads
 READS = {

@@ -16,9 +16,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from s2robot.common.files import read_json, write_csv, write_json
-from s2robot.common.run_folder import locked
-from s2robot.common.settings import only_simulated
 from s2robot.comparison import statistics as figures
 from s2robot.comparison.arms import demos_of
 from s2robot.comparison.cost import ms_per_action
@@ -38,7 +35,10 @@ from s2robot.comparison.plan import (
 )
 from s2robot.comparison.report import write_compare_report
 from s2robot.comparison.settings import Axis, Compare, read_compare
+from s2robot.config import only_simulated
+from s2robot.core.files import read_json, write_csv, write_json
 from s2robot.core.provenance import command, versions
+from s2robot.core.run_folder import locked
 
 
 def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, Any]:

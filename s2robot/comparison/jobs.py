@@ -22,9 +22,9 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
-from s2robot.common.run_folder import held
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_json
+from s2robot.core.run_folder import held
 from s2robot.core.workers import engine_in_use
 
 
@@ -148,11 +148,11 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
     with job.log.open("a", encoding="utf-8") as log:
         print(f"$ {job.command}", file=log, flush=True)
         return subprocess.Popen(
-            [sys.executable, "-m", "s2robot.job", *words],
+            [sys.executable, "-m", "s2robot", *words],
             stdin=subprocess.PIPE,  # never written to: it closes when this process ends, however that may be
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | held() | {"OMP_NUM_THREADS": str(threads)},
+            env=os.environ | held() | {"OMP_NUM_THREADS": str(threads), "S2ROBOT_JOB": "1"},
         )
 
 

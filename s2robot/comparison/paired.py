@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 Array = np.ndarray
 SEEDS_AND_POSITIONS = "new training seeds and new positions"

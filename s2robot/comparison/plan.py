@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from s2robot.common.config_errors import key_of
-from s2robot.common.errors import UserError
 from s2robot.comparison.arms import (
     GROUPS,
     Arm,
@@ -30,7 +28,9 @@ from s2robot.comparison.arms import (
 )
 from s2robot.comparison.jobs import Job
 from s2robot.comparison.settings import Axis, Compare
+from s2robot.core.errors import UserError
 from s2robot.evaluation.records import read_records
+from s2robot.overrides import key_of
 
 Policies = Mapping[tuple[str, int], Job]  # (arm, training seed) -> its training
 Runs = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> training seed -> episode records

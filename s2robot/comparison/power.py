@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from s2robot.common.errors import UserError
 from s2robot.comparison.paired import POSITIONS, SEEDS_AND_POSITIONS, fraction
+from s2robot.core.errors import UserError
 
 _MOST_POSITIONS = 1_000_000  # beyond this an evaluation is out of reach, and the search for N ends
 

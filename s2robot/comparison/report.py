@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import read_json
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.statistics import MINUS, headline, p_text, verdict
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json
 from s2robot.envs.task import Group
 from s2robot.evaluation.records import known_of, read_records
 from s2robot.reporting import page, plots

@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import logsumexp
 
-from s2robot.common.errors import UserError
 from s2robot.comparison.paired import Array, checked, fraction
+from s2robot.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
 from s2robot.comparison.intervals import success_interval, success_sequence
 from s2robot.comparison.paired import POSITIONS, difference, holm, mcnemar
 from s2robot.comparison.power import Design, needed, power_text
 from s2robot.comparison.sequential import sequential, tally
 from s2robot.comparison.settings import Power
+from s2robot.core.errors import UserError
 from s2robot.evaluation.records import where_of
 
 Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> training seed -> episode records

@@ -45,17 +45,15 @@ class Part(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.kind == "rotation" and FORMS.get(str(self.form)) != self.size:
-            raise invalid("form", f"axis_angle with 3 numbers or rot6d with 6, not {self.size}", self.form)
-        if self.kind != "rotation" and (self.form or self.relative):
-            raise invalid("kind", "rotation beside form or relative", self.kind)
+        rotates = FORMS.get(str(self.form)) == self.size
+        if rotates if self.kind != "rotation" else not rotates:
+            raise invalid("form", "axis_angle with 3 numbers or rot6d with 6, of a rotation alone", self.form)
         for key in ("low", "high", "names"):
             if (given := getattr(self, key)) is not None and len(given) != self.size:
                 raise invalid(key, f"{self.size} values", list(given))
-        if (self.low is None) != (self.high is None):
-            raise invalid("low", "both low and high, or neither", self.low)
-        if self.low and self.high and not all(a < b for a, b in zip(self.low, self.high, strict=True)):
-            raise invalid("low", f"less than high {list(self.high)}", list(self.low))
+        low, high = self.limits
+        if not (low < high).all():
+            raise invalid("low", f"less than high {high.tolist()}", low.tolist())
         return self
 
     @property

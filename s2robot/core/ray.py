@@ -10,23 +10,21 @@ else a task would be retried twice.
 """
 
 import logging
+import math
 import os
 import pickle
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import model_validator
-
-from s2robot.core import processes, workers
+from s2robot.core import workers
 from s2robot.core.errors import UserError
 from s2robot.core.provenance import versions
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import Settings, from_yaml
 
 _CONNECT_S = 5.0  # timeout of a connection to an address
 ASKED = {
@@ -45,13 +43,6 @@ class RaySettings(Settings, at="engine", file="engine/ray"):
     cpus: int | None = from_yaml(ge=1)
     store_mb: int | None = from_yaml(ge=80)
 
-    @model_validator(mode="after")
-    def _only_a_ray_started_here_has_a_size(self) -> "RaySettings":
-        for key in ("cpus", "store_mb"):
-            if self.address is not None and (found := getattr(self, key)) is not None:
-                raise invalid(key, f"null with engine.address={self.address}", found)
-        return self
-
 
 class Ray:
     """Connects when the first pool needs it; a Ray that this process has already started is reused."""
@@ -62,25 +53,24 @@ class Ray:
         self.settings, self._ours = settings, False
         self._ray: Any = None  # the module, once connected
 
-    def workers(
-        self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool
-    ) -> Sequence[workers.Worker]:
-        """As many as the cluster has CPUs: ``count`` suits one machine. Raises UserError if it has none."""
+    def pool(self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool) -> workers.Pool:
+        """Workers for all CPUs of the cluster, as ``count`` suits one machine. Raises UserError if it has none."""
         if not anywhere:
-            return workers.Local().workers(count, make, encodes, anywhere)
+            return workers.Local().pool(count, make, encodes, anywhere)
         ray, gpus = self._connected(), self.settings.gpus_per_encoder if encodes else 0
         has = ray.cluster_resources()
-        if gpus > (found := has.get("GPU", 0)):
-            raise UserError(f"engine.gpus_per_encoder: expected <= {found:g}, which Ray has, got {gpus:g}")
-        most = min(has.get("CPU", 0), found / gpus) if gpus else has.get("CPU", 0)
+        most = min(has.get("CPU", 0), has.get("GPU", 0) / gpus if gpus else math.inf)
         if most < 1:
-            raise UserError(f"engine.address: expected a Ray with CPUs, got none at {self.address()}")
+            key, found = (
+                ("gpus_per_encoder", f"{has.get('GPU', 0):g} GPUs") if gpus else ("address", "no CPU")
+            )
+            raise UserError(f"engine.{key}: expected a Ray that has what a worker takes, got {found}")
         try:
             made = ray.put(pickle.dumps(make))
         except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
             raise _full(error) from None
         seat = ray.remote(_seat()).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
-        return [Actor(ray, seat, made) for _ in range(self.settings.workers or int(most))]
+        return workers.Pool([Actor(ray, seat, made) for _ in range(self.settings.workers or int(most))])
 
     def overrides(self) -> tuple[str, ...]:
         given = {"workers": self.settings.workers, "gpus_per_encoder": self.settings.gpus_per_encoder or None}
@@ -99,106 +89,76 @@ class Ray:
         self._ray, self._ours = None, False
 
     def _connected(self) -> Any:
-        if self._ray is None:
-            for name, value in ASKED.items():
-                os.environ.setdefault(name, value)
-            import ray
+        """Connect or start; UserError if nothing answers, or another version."""
+        if self._ray is not None:
+            return self._ray
+        os.environ.update(ASKED | os.environ)
+        import ray
 
-            if not ray.is_initialized():
-                _init(ray, self.settings)
-                self._ours = True
-            self._ray = ray
-        return self._ray
-
-
-def _init(ray: Any, settings: RaySettings) -> None:
-    """Connect or start; UserError if nothing answers, or another version."""
-    address, given = settings.address, dict[str, Any]()
-    if address is None:
-        store = settings.store_mb and settings.store_mb * 1_000_000
-        given = {"include_dashboard": False, "num_cpus": settings.cpus, "object_store_memory": store}
-    elif address != "auto":
-        _check_answers(address)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **given)
-        # Ray's handler exits at once and stays after `shutdown`: a training could not save its last step
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-    except Exception as error:  # of many kinds, most of them plain RuntimeErrors
-        ray.shutdown()
-        raise UserError(f"engine.address: {address or 'a Ray started here'}: {_words(error, 6)}") from None
+        if not ray.is_initialized():
+            address, store = self.settings.address, self.settings.store_mb
+            # those that are None suit a Ray that runs already, and it refuses the others
+            given = {"num_cpus": self.settings.cpus, "object_store_memory": store and store * 1_000_000}
+            if address not in (None, "auto"):
+                _check_answers(address)
+            before = signal.getsignal(signal.SIGTERM)
+            try:
+                ray.init(
+                    address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    include_dashboard=False,
+                    **given,
+                )
+                # Ray's handler exits at once and stays after `shutdown`: a training could not save its last step
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, before)
+            except Exception as error:  # of many kinds, most of them plain RuntimeErrors
+                ray.shutdown()
+                place = address or "a Ray started here"
+                raise UserError(f"engine.address: {place}: {_words(error, 6)}") from None
+            self._ours = True
+        self._ray = ray
+        return ray
 
 
 def _check_answers(address: str) -> None:
     """Raise UserError at once where Ray itself would retry for minutes."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
-        place = parts.hostname, parts.port
-        if None in place or parts.scheme not in ("", "ray"):
-            raise ValueError
-    except ValueError:
-        expected = "null, auto, <host>:<port> or ray://<host>:<port>"
-        raise UserError(f"engine.address: expected {expected}, got '{address}'") from None
-    try:
-        socket.create_connection(place, _CONNECT_S).close()
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(
-            f"engine.address: expected a Ray (ray start --head), got {why} at {address}"
-        ) from None
-
-
-# ---------------------------------------------------------------- a worker, in this process
-
-
-class Lost(UserError):
-    """A worker is dead: its process, or its node."""
+        if parts.scheme not in ("", "ray") or parts.port is None:
+            raise ValueError("expected null, auto, <host>:<port> or ray://<host>:<port>")
+        socket.create_connection((parts.hostname, parts.port), _CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"engine.address: no Ray (ray start --head) at {address}: {error}") from None
 
 
 class Actor:
-    """An actor of Ray; a thread waits for it, as Ray's own callbacks must not call Ray."""
-
-    died: tuple[type[BaseException], ...] = (Lost,)
+    """A worker that is an actor of Ray."""
 
     def __init__(self, ray: Any, seat: Any, made: Any) -> None:
         self._ray, self._seat, self._made = ray, seat, made
-        self._thread = ThreadPoolExecutor(1, "ray")
         self._actor: Any = None
-        self._started: Future | None = None
 
-    def start(self) -> Future:
-        self._kill()
-        self._actor = self._seat.remote()
-        self._started = self._thread.submit(self._begun, self._actor)
-        return self._started
-
-    def call(self, function: Callable, *given: Any) -> Future:
-        return self._thread.submit(self._called, function, given)
-
-    def stop(self, kill: bool) -> None:
-        waits = self._started is None or not self._started.done()  # for a node that may never come
-        if kill or waits:
-            self._kill()
-        self._thread.shutdown(wait=not kill, cancel_futures=True)
-        self._kill()
-
-    def _kill(self) -> None:
-        actor, self._actor = self._actor, None
-        if actor is not None:
-            with suppress(Exception):  # it may have ended already
-                self._ray.kill(actor)
-
-    def _begun(self, actor: Any) -> None:
+    def start(self) -> None:
+        self.kill()
+        actor = self._actor = self._seat.remote()
         node, why = self._result(lambda: actor.begin.remote(self._made, _versions(self._ray)))
         if why is not None:
             raise UserError(f"engine: node {node}: {why}")
 
-    def _called(self, function: Callable, given: tuple) -> Any:
+    def call(self, function: Callable, given: tuple) -> Any:
         result, error = self._result(lambda: self._actor.call.remote(function, given))
         if error is not None:
             raise error
         return result
+
+    def kill(self) -> None:
+        if self._actor is not None:
+            with suppress(Exception):  # it may have ended already
+                self._ray.kill(self._actor)
+
+    stop = kill
 
     def _result(self, send: Callable[[], Any]) -> Any:
         errors = self._ray.exceptions
@@ -209,7 +169,7 @@ class Actor:
             if isinstance(cause, errors.ObjectStoreFullError | errors.OutOfDiskError):
                 raise _full(cause) from None
             # the task's own errors are results; an error in Ray's task machinery would recur
-            kind = UserError if isinstance(error, errors.RayTaskError) else Lost
+            kind = UserError if isinstance(error, errors.RayTaskError) else workers.Died
             raise kind(f"engine: Ray: {_words(cause)}") from None
 
 
@@ -231,9 +191,6 @@ def _versions(ray: Any) -> dict[str, str]:
     return {name: found.partition("+")[0] for name, found in versions().items()} | {"ray": ray.__version__}
 
 
-# ---------------------------------------------------------------- a worker, on its node
-
-
 def _seat() -> type:
     """Return the class of the actors, pickled by value so that a node without this package can report that."""
 
@@ -247,27 +204,23 @@ def _seat() -> type:
                 from s2robot.core import ray as on_ray
             except ImportError as error:
                 return f"{socket.gethostname()}", f"s2robot is not installed there ({error})"
-            os.environ.update({key: "1" for key in on_ray.processes.ONE_THREAD if key not in os.environ})
-            return socket.gethostname(), on_ray.begin(made, wanted)
+            os.environ.update(on_ray.workers.ONE_THREAD | os.environ)
+            self.state, why = on_ray.begin(made, wanted)
+            return socket.gethostname(), why
 
         def call(self, function: Callable, given: tuple) -> tuple[Any, Exception | None]:
-            from s2robot.core.processes import call
-
             try:
-                return call(function, given), None
+                return self.state.call(function, given), None
             except Exception as error:
                 return None, error
 
     return Seat
 
 
-def begin(made: bytes, wanted: Mapping[str, str]) -> str | None:
-    """Set up this actor as a worker; return why it cannot be one."""
+def begin(made: bytes, wanted: Mapping[str, str]) -> tuple[workers.State | None, str | None]:
+    """Return the state of this actor, or why it cannot be a worker."""
     import ray
 
     here = _versions(ray)
     differ = [f"{name} {v}, got {here.get(name)}" for name, v in wanted.items() if here.get(name) != v]
-    if differ:
-        return f"expected {'; '.join(differ)}"
-    processes.begin(pickle.loads(made))
-    return None
+    return (None, f"expected {'; '.join(differ)}") if differ else (workers.State(made), None)

@@ -6,79 +6,67 @@
     with worker_pool(4, partial(Places, config)) as pool:     # each worker makes its state once
         for (seed,), record in pool.as_done(Places.run, [(seed,) for seed in seeds]): ...   # state.run(seed)
 
-If a worker dies, another worker restarts its task; finished results are kept.
+If a worker dies, it is restarted and the task is run again; finished results are kept.
 """
 
+import os
+import pickle
+import signal
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import contextmanager, suppress
 from itertools import islice
-from threading import RLock
+from multiprocessing import connection, forkserver, get_context, parent_process, resource_tracker
+from queue import Empty, SimpleQueue
+from threading import RLock, Thread
 from typing import Any, Protocol
 
 from s2robot.core.errors import UserError
-from s2robot.core.processes import Process
 from s2robot.core.settings import Settings, from_yaml
 
 TRIES = 3  # of a task whose worker dies: the third death is due to the task or the machine
+# Two single-threaded processes on two cores beat two of two threads each. LP: Mesa's software rasteriser.
+ONE_THREAD = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+SLOW_IMPORTS = ("torch", "timm", "zarr", "scipy.stats")  # those that are installed
+
+
+class Died(UserError):
+    """A worker is dead: its process, or its node."""
 
 
 class Worker(Protocol):
-    """One worker of an engine; it runs one task at a time."""
+    """One worker of an engine. Its methods block: `start` until it can take a task, `call` until it has the result of
+    `function(*given)` or `function(state, *given)`. Both raise Died, also when `kill` is called meanwhile."""
 
-    died: tuple[type[BaseException], ...]  # errors of a future that mean that the worker is dead
+    def start(self) -> None: ...
 
-    def start(self) -> Future:
-        """Start, or restart after a death; done when the worker can take a task."""
+    def call(self, function: Callable, given: tuple) -> Any: ...
 
-    def call(self, function: Callable, *given: Any) -> Future:
-        """Run `function(*given)`, or `function(state, *given)`, in the worker."""
+    def kill(self) -> None: ...
 
-    def stop(self, kill: bool) -> None:
-        """Stop after the current task, or at once if ``kill``."""
+    def stop(self) -> None: ...  # after its last task
 
 
-class Engine(Protocol):
-    """Where workers run."""
-
-    is_remote: (
-        bool  # on other machines too: workers encode what they draw, as features are smaller than frames
-    )
-
-    def workers(
-        self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool
-    ) -> Sequence[Worker]:
-        """``count`` workers, or the engine's own number, not started yet; arguments as in :func:`worker_pool`."""
-
-    def overrides(self) -> tuple[str, ...]:
-        """Overrides that make a command run on the same engine."""
-
-
-@dataclass
 class _Task:
-    function: Callable
-    given: tuple
-    future: Future = field(default_factory=Future)
-    deaths: int = 0
+    def __init__(self, function: Callable, given: tuple) -> None:
+        self.function, self.given, self.future, self.deaths = function, given, Future[Any](), 0
 
 
 class Pool:
     """Workers that share a queue of tasks; leaving the context drops tasks that have not begun.
 
-    Workers start when there are tasks for them. ``lost`` counts tasks that had to be restarted.
+    A thread for each worker starts with the tasks. ``lost`` counts tasks that had to be restarted.
     """
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.lost = 0
-        self._workers, self._not_started = workers, list(workers)
-        self._free: list[Worker] = []
-        self._queue: deque[_Task] = deque()
-        self._lock, self._closed = RLock(), False
-        self._failed_starts = 0
-        self._broken: BaseException | None = None  # why no worker can start
+        self._workers, self._threads = workers, list[Thread]()
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()  # None wakes a thread when the pool closes
+        self._lock, self._closed, self._failed_starts = RLock(), False, 0
+        self._starting: set[Worker] = set()
+        self._broken: Exception | None = None  # why no worker can start
 
     def __enter__(self) -> "Pool":
         return self
@@ -86,10 +74,16 @@ class Pool:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         with self._lock:
             self._closed = True
-            while self._queue:
-                self._queue.popleft().future.cancel()
-        for worker in self._workers:
-            worker.stop(kill=kind is not None)
+            for task in self._waiting():
+                task.future.cancel()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            while thread.is_alive():
+                # one that starts may wait for a node that never comes
+                for worker in self._workers if kind is not None else list(self._starting):
+                    worker.kill()
+                thread.join(0.1)
 
     def submit(self, function: Callable, *given: Any) -> Future:
         """Queue a task. Its future has the result or the error; UserError if it killed too many workers."""
@@ -97,9 +91,12 @@ class Pool:
         with self._lock:
             if self._broken is not None:
                 task.future.set_exception(self._broken)
-            else:
-                self._queue.append(task)
-                self._dispatch()
+                return task.future
+            self._tasks.put(task)
+            if (count := len(self._threads)) < len(self._workers):
+                thread = Thread(target=self._serve, args=(self._workers[count],), daemon=True)
+                thread.start()
+                self._threads.append(thread)
         return task.future
 
     def in_order(self, function: Callable, tasks: Iterable[tuple], ahead: int = 2) -> Iterator[Any]:
@@ -126,55 +123,100 @@ class Pool:
             for future in [future for future in running if future in done]:
                 yield running.pop(future), future.result()
 
-    def _dispatch(self) -> None:
-        """Give tasks to free workers, and start workers for the rest."""
-        while self._queue and self._free:
-            task, worker = self._queue.popleft(), self._free.pop(0)
-            if task.deaths or task.future.set_running_or_notify_cancel():
-                worker.call(task.function, *task.given).add_done_callback(partial(self._ended, worker, task))
-            else:
-                self._free.insert(0, worker)
-        starting = len(self._queue)
-        while self._not_started and starting > 0:
-            worker, starting = self._not_started.pop(0), starting - 1
-            worker.start().add_done_callback(partial(self._started, worker))
+    def _waiting(self) -> Iterator[_Task]:
+        with suppress(Empty):
+            while task := self._tasks.get_nowait():
+                yield task
 
-    def _started(self, worker: Worker, started: Future) -> None:
-        error = started.exception()
-        with self._lock:
-            if self._closed:
-                return
-            if error is None:
-                self._free.append(worker)
-                return self._dispatch()
-            self._failed_starts += 1
-            if isinstance(error, worker.died) and self._failed_starts < TRIES * len(self._workers):
-                self._not_started.append(worker)
-                return self._dispatch()
-            self._broken = error
-            while self._queue:
-                self._queue.popleft().future.set_exception(error)
+    def _serve(self, worker: Worker) -> None:
+        """Run tasks in one worker until the pool closes, and restart it when it dies."""
+        try:
+            while self._start(worker):
+                while (task := self._tasks.get()) and self._run(worker, task):
+                    pass
+        finally:
+            worker.stop()
 
-    def _ended(self, worker: Worker, task: _Task, attempt: Future) -> None:
-        error = None if attempt.cancelled() else attempt.exception()
-        with self._lock:
-            if self._closed:
-                return
-            if not isinstance(error, worker.died):
-                self._free.append(worker)
-            else:
+    def _start(self, worker: Worker) -> bool:
+        while True:
+            with self._lock:
+                if self._closed or self._broken is not None:
+                    return False
+                self._starting.add(worker)
+            try:
+                worker.start()
+                return True
+            except Exception as error:
+                with self._lock:
+                    self._failed_starts += 1
+                    again = isinstance(error, Died) and self._failed_starts < TRIES * len(self._workers)
+                    if not again and not self._closed:
+                        self._broken = error
+                        for task in self._waiting():
+                            task.future.set_exception(error)
+            finally:
+                self._starting.discard(worker)
+
+    def _run(self, worker: Worker, task: _Task) -> bool:
+        """Run a task; return whether the worker is alive. A task whose worker died goes back to the queue."""
+        if not task.deaths and not task.future.set_running_or_notify_cancel():
+            return True
+        try:
+            result = worker.call(task.function, task.given)
+        except Died as error:
+            with self._lock:
                 self.lost, task.deaths = self.lost + 1, task.deaths + 1
-                self._not_started.append(worker)
-                if task.deaths < TRIES:
-                    self._queue.appendleft(task)
-                    return self._dispatch()
-                name = getattr(task.function, "__qualname__", "a task")
-                error = UserError(f"{name}: {task.deaths} workers died of it one after another ({error})")
-            self._dispatch()  # before the future's callbacks submit more
-        if error is None:
-            task.future.set_result(attempt.result())
-        else:
+                if task.deaths == TRIES:
+                    name = getattr(task.function, "__qualname__", "a task")
+                    words = f"{name}: {TRIES} workers died of it one after another ({error})"
+                    task.future.set_exception(UserError(words))
+                elif self._closed or self._broken is not None:
+                    task.future.set_exception(self._broken or error)
+                else:
+                    self._tasks.put(task)
+            return False
+        except BaseException as error:
             task.future.set_exception(error)
+        else:
+            task.future.set_result(result)
+        return True
+
+
+# ---------------------------------------------------------------- engines
+
+
+class Engine(Protocol):
+    """Where workers run."""
+
+    is_remote: (
+        bool  # on other machines too: workers encode what they draw, as features are smaller than frames
+    )
+
+    def pool(self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool) -> Pool:
+        """A pool of ``count`` workers, or of the engine's own number; arguments as in :func:`worker_pool`."""
+
+    def overrides(self) -> tuple[str, ...]:
+        """Overrides that make a command run on the same engine."""
+
+
+class Local(Settings, at="engine", file="engine/local"):
+    """Processes of this machine, the default; configs/engine/local.yaml documents each value."""
+
+    name: str = from_yaml()
+    workers: int | None = from_yaml(ge=1)
+
+    @property
+    def is_remote(self) -> bool:
+        return False
+
+    def pool(self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool) -> Pool:
+        return Pool([Process(make) for _ in range(self.workers or count)])
+
+    def overrides(self) -> tuple[str, ...]:
+        return () if self.workers is None else (f"engine.workers={self.workers}",)
+
+
+_engine: Engine | None = None
 
 
 def worker_pool(
@@ -189,12 +231,12 @@ def worker_pool(
         encodes: whether tasks can use an accelerator.
         anywhere: whether tasks may run on another machine: they use no files of this one.
     """
-    return Pool(_engine.workers(max(1, workers), make, encodes, anywhere))
+    return engine_in_use().pool(max(1, workers), make, encodes, anywhere)
 
 
 def engine_in_use() -> Engine:
     """Return the engine of pools that are made now."""
-    return _engine
+    return _engine or Local()
 
 
 @contextmanager
@@ -208,28 +250,119 @@ def running_on(engine: Engine) -> Iterator[None]:
         _engine = before
 
 
-class LocalSettings(Settings, at="engine", file="engine/local"):
-    """configs/engine/local.yaml documents each value."""
-
-    name: str = from_yaml()
-    workers: int | None = from_yaml(ge=1)
+# ---------------------------------------------------------------- a process of this machine
 
 
-class Local:
-    """Processes of this machine, the default. ``count`` replaces the number that a pool asks for."""
+def prepare() -> None:
+    """Start the fork server, which imports what workers need in the background.
 
-    is_remote = False
+    It holds neither threads nor an OpenGL context; a fork of this process might, which would not be safe. Each worker
+    imports the simulator itself, because that import opens an EGL display. Workers ignore Ctrl-C: this process stops them.
+    """
+    forkserver.set_forkserver_preload(list(SLOW_IMPORTS))
+    resource_tracker.ensure_running()  # the fork server would start it, and it unblocks Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what starts now
+    added = ONE_THREAD.keys() - os.environ.keys()
+    os.environ.update({name: ONE_THREAD[name] for name in added})  # read when a library is loaded
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def __init__(self, count: int | None = None) -> None:
-        self.count = count
 
-    def workers(
-        self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool
-    ) -> Sequence[Worker]:
-        return [Process(make) for _ in range(self.count or count)]
+class Process:
+    """A worker that is a local process, forked from a server that has done the slow imports.
 
-    def overrides(self) -> tuple[str, ...]:
-        return () if self.count is None else (f"engine.workers={self.count}",)
+    Tasks and results travel as plain pickles: torch's pickler would use shared memory, which is 64 MB in a container.
+    """
+
+    def __init__(self, make: Callable[[], Any] | None) -> None:
+        self._given = pickle.dumps(make)
+        self._process: Any = None
+        self._connection: connection.Connection | None = None
+
+    def start(self) -> None:
+        prepare()
+        self.stop()
+        context = get_context("forkserver")
+        self._connection, end = context.Pipe()
+        given = end, self._given, ONE_THREAD | os.environ
+        process = context.Process(target=_work, args=given, daemon=True)
+        process.start()
+        self._process = process
+        end.close()
+
+    def call(self, function: Callable, given: tuple) -> Any:
+        task = pickle.dumps((function, given))
+        assert self._connection is not None
+        try:
+            self._connection.send_bytes(task)
+            if self._connection not in connection.wait([self._connection, self._process.sentinel]):
+                raise EOFError
+            answer = self._connection.recv_bytes()
+        except (EOFError, OSError):
+            self._process.join()
+            raise Died(f"exit code {self._process.exitcode}") from None
+        result, error = pickle.loads(answer)
+        if error is not None:
+            raise error
+        return result
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def stop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.join()
 
 
-_engine: Engine = Local()
+class State:
+    """What a worker makes before its first task. An error while it is made is an error of the task."""
+
+    def __init__(self, make: bytes) -> None:
+        self._make: Callable[[], Any] | None = pickle.loads(make)
+        self._made: list[Any] = []
+
+    def call(self, function: Callable, given: tuple) -> Any:
+        if self._make is not None and not self._made:
+            self._made.append(self._make())
+        return function(*self._made, *given)
+
+
+def _work(end: connection.Connection, make: bytes, environment: dict[str, str]) -> None:
+    """Run tasks in this process, in the environment of now; end with the parent, even if that is killed."""
+    os.environ.clear()
+    os.environ.update(environment)
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+    state = State(make)
+    with suppress(EOFError):
+        while True:
+            end.send_bytes(_answer(state, end.recv_bytes()))
+
+
+def _answer(state: State, task: bytes) -> bytes:
+    """Return the pickled result and None, or None and the error with its traceback as a note."""
+    try:
+        return pickle.dumps((state.call(*pickle.loads(task)), None))
+    except BaseException as error:
+        error.add_note(f"in a worker: {traceback.format_exc()}")
+        try:
+            answer = pickle.dumps((None, error))
+            pickle.loads(answer)  # an error with several arguments may not unpickle
+            return answer
+        except Exception:
+            plain = UserError(f"{type(error).__name__}: {error}")
+            plain.add_note(error.__notes__[-1])
+            return pickle.dumps((None, plain))

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import read_json, write_json
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json, write_json
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.deployment.cameras import Cameras, Scene, find_scene, start_cameras
 from s2robot.deployment.settings import Bench, Bridge
 from s2robot.envs.frames import ImageSize

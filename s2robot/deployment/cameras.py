@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.preflight import STOP, Camera, Finding
 from s2robot.deployment.settings import Bridge, CameraSettings

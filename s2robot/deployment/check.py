@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.settings import DemosSettings
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
@@ -34,6 +33,7 @@ from s2robot.deployment.settings import Bridge
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
+from s2robot.envs.gl import require_simulator
 from s2robot.envs.real.arms.driver import ArmLimits, ArmState
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import fitted

@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 from pydantic import model_validator
 from rich.console import Console
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_json
 from s2robot.core.settings import Settings, from_yaml, invalid, read, read_some
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator, keys

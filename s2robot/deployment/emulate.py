@@ -10,10 +10,9 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from s2robot.common.extras import require_simulator
-from s2robot.common.settings import plain
 from s2robot.core.errors import UserError
-from s2robot.core.settings import from_yaml, read
+from s2robot.core.settings import from_yaml, plain, read
+from s2robot.envs.gl import require_simulator
 from s2robot.envs.real.emulator.emulator import EmulatorConfig, serve
 from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
 

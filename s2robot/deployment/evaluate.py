@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from omegaconf import DictConfig
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import read_json, write_json
-from s2robot.common.settings import task_settings
+from s2robot.config import task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json, write_json
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.lineage import Lineage

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.deployment.settings import Bridge
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.operator.prompts import Operator, OperatorProxy, Placing

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.deployment.arm import JOINT_NAMES
 from s2robot.deployment.preflight import check_parts
 from s2robot.deployment.settings import Bridge, PolicySettings

@@ -23,9 +23,9 @@ import numpy as np
 from omegaconf import DictConfig
 from pydantic import Field
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import read_json, write_json
-from s2robot.common.settings import DemosSettings, task_settings
+from s2robot.config import DemosSettings, task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json, write_json
 from s2robot.core.settings import Settings, from_yaml, read, read_some
 from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
 from s2robot.demos.replay import camera_sizes

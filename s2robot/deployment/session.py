@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from s2robot.common.errors import UserError
-from s2robot.common.settings import DemosSettings
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.deployment.arm import ConnectedArm
 from s2robot.deployment.check import check_all

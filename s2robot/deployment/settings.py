@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from omegaconf import DictConfig
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import ArmLimits

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.demos.lineage import began_with
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import JOINT_NAMES

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from s2robot.common.files import write_json
+from s2robot.core.files import write_json
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.control.loop import Result
 from s2robot.envs.real.control.safety import Safe, Verdict

@@ -20,8 +20,8 @@ from s2robot.backbones import mvp
 from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.vit import PUBLISHED, MVPViT, load_encoder, load_mvp, load_strict, read_torch
 from s2robot.backbones.wheels import WHEELS, as_timm, weights_file
-from s2robot.common.errors import UserError
-from s2robot.common.paths import weights_dir
+from s2robot.core.errors import UserError
+from s2robot.core.files import weights_dir
 from s2robot.core.settings import Settings, invalid, read
 from s2robot.encoders.encoder import S2Encoder
 

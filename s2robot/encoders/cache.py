@@ -28,9 +28,9 @@ import numpy as np
 from filelock import FileLock
 from torch import Tensor
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_text
-from s2robot.core.trace import span
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_text
+from s2robot.core.timing import span
 from s2robot.encoders.cameras import encode_cameras
 
 Frames = Iterable[tuple[int, Sequence[np.ndarray]]]  # (episode, one uint8 (T_ep, H, W, 3) a camera)

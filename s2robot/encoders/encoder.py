@@ -33,7 +33,7 @@ from s2robot.backbones.facts import Given
 from s2robot.backbones.inference import prepare
 from s2robot.backbones.libraries import structure
 from s2robot.backbones.vit import weights_sha256
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.encoders.tile_cache import TileCache
 from s2robot.s2.engine import Model, encode
 from s2robot.s2.layout import Layout, Sizes, square

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from s2robot.backbones.backbone import Backbone
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.encoders.build import EncoderSettings, arguments, backbone_of
 from s2robot.encoders.cameras import stack_padded

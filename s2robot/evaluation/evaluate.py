@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
-from s2robot.common.progress import bar
-from s2robot.common.settings import open_demos, task_settings
+from s2robot.config import open_demos, task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_json
 from s2robot.core.parts import default_parts, plain
+from s2robot.core.progress import bar
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.lineage import TRAINING, USES, Lineage
@@ -40,7 +40,7 @@ from s2robot.policies import ChunkPolicy, check_contract
 class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
     """How a policy is evaluated in simulation; configs/evaluate/default.yaml documents each value."""
 
-    world: str = from_yaml()
+    world: Literal["simulation"] = from_yaml()
     episodes: int = from_yaml(ge=1)
     seed: int = from_yaml(ge=0)
     workers: int | None = from_yaml(ge=1)
@@ -62,11 +62,14 @@ class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
         return range(self.seed, self.seed + self.episodes)
 
 
-def evaluate_policy(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
-    """Do :func:`evaluate_checkpoint` with the settings of a config."""
+def evaluate_policy(
+    cfg: DictConfig, checkpoint: Path, out: Path, demos: EpisodeStore | None = None
+) -> dict[str, Any]:
+    """Do :func:`evaluate_checkpoint` with the settings of a config, and its demos if none are given."""
     settings = read(EvaluateSettings, cfg.evaluate, "evaluate")
     weights = cfg.encoder.checkpoint if "checkpoint" in cfg else None
-    demos = open_demos(cfg) if settings.control == "nearest_demo" else None
+    if settings.control == "nearest_demo" and demos is None:
+        demos = open_demos(cfg)
     return evaluate_checkpoint(checkpoint, out, settings, task_settings(cfg), weights, demos)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.core.workers import worker_pool
 from s2robot.envs.frames import at_height
 from s2robot.envs.task import TaskSettings

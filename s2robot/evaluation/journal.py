@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import claim, replacing, write_text
+from s2robot.core.errors import UserError
+from s2robot.core.files import claim, replacing, write_text
 from s2robot.evaluation.records import read_records
 
 _REMEDY = "choose another run folder, or start again with evaluate.resume=false"

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.demos.layouts import starts
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored

@@ -8,18 +8,18 @@ The run directory holds open_loop.json (all figures) and report.html.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
-from s2robot.common.progress import bar
-from s2robot.common.settings import DemosSettings, plain
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_json
+from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, versions
-from s2robot.core.settings import Settings, from_yaml, read
+from s2robot.core.settings import Settings, from_yaml, plain, read
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.selection import numbers
 from s2robot.demos.store import EpisodeStore
@@ -49,7 +49,7 @@ _LOOK = {"policy": (BLUE, "-"), "repeat": (ORANGE, (0, (4, 2))), "mean": (GREEN,
 class RecordedSettings(Settings, at="evaluate", file="evaluate/recorded"):
     """configs/evaluate/recorded.yaml documents each value."""
 
-    world: str = from_yaml()
+    world: Literal["recorded"] = from_yaml()
     plots: int = from_yaml(ge=0)
     parallel: int = from_yaml(ge=1)
     device: str = from_yaml()

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import read_json, read_text
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json, read_text
 from s2robot.core.settings import Stored, read
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, settings_class_or_base

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import read_json
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json
 from s2robot.envs.task import Group
 from s2robot.evaluation.records import (
     Known,

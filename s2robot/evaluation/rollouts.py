@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.core.trace import span
+from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
 from s2robot.envs.chunk import in_chunks
 from s2robot.envs.task import TaskSettings

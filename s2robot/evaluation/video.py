@@ -13,8 +13,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import replacing
+from s2robot.core.errors import UserError
+from s2robot.core.files import replacing
 from s2robot.reporting.h264 import encode
 
 Frame = Mapping[str, np.ndarray]  # camera -> uint8 (H, W, 3)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import replacing
-from s2robot.common.progress import Update
+from s2robot.core.errors import UserError
+from s2robot.core.files import replacing
+from s2robot.core.progress import Update
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
 from s2robot.demos.replay import camera_sizes, episode_frames, world_of_demos

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.progress import bar
-from s2robot.common.settings import DemosSettings
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
+from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.errors import mismatch
 from s2robot.demos.layouts import starts, task_of
 from s2robot.demos.replay import replay_episode, world_of_demos
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.gl import require_simulator
 from s2robot.envs.tasks import make
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
 from s2robot.inspection.findings import FrameStats, Thresholds, find, unchecked_kinds

@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_text
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_text
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.layouts import starts, task_of
 from s2robot.demos.replay import world_of_demos

@@ -27,11 +27,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require
-from s2robot.common.files import read_json, replacing
-from s2robot.common.paths import cache_dir
-from s2robot.common.progress import bar
+from s2robot.core.errors import UserError, require
+from s2robot.core.files import cache_dir, read_json, replacing
+from s2robot.core.progress import bar
 from s2robot.demos.store import EpisodeStore
 
 IMAGES = (".png", ".jpg", ".jpeg")

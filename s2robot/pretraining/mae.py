@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2robot.backbones.vit import MVPViT, sincos_2d
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2.pyramid import resize
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.files import read_json, replacing, write_json
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json, replacing, write_json
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
+from s2robot.envs.gl import require_simulator
 
 FARTHEST = 10.0  # m, in depth images
 _FIRST_SEED = {"train": 0, "test": 1_000_000}  # of a part's images, plus 2 million times the seed

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from s2robot.backbones.device import moved
 from s2robot.backbones.vit import MVPViT, save_encoder
-from s2robot.common.errors import UserError
-from s2robot.common.progress import bar
+from s2robot.core.errors import UserError
+from s2robot.core.progress import bar
 from s2robot.encoders.encoder import DTYPES
 from s2robot.pretraining.crops import make_batch, normalise, save_reconstruction
 from s2robot.pretraining.frames import FrameBank

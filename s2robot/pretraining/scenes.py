@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require_simulator
-from s2robot.common.files import replacing, write_json
+from s2robot.core.errors import UserError
+from s2robot.core.files import replacing, write_json
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
+from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import next_action
 from s2robot.envs.tasks import DEFAULT, make, settings_class
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def run_probe(cfg: "DictConfig") -> None:
     """Run the probe that `probe=<kind>` chooses; write its files and print its tables."""
-    from s2robot.common.settings import plain
+    from s2robot.core.settings import plain
     from s2robot.probing.report import write_outcome
 
     start, out, node = time.monotonic(), Path(cfg.run_dir), plain(cfg.probe)
@@ -21,10 +21,10 @@ def run_probe(cfg: "DictConfig") -> None:
 
 
 def _on_frames(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
-    from s2robot.common.extras import require_simulator
-    from s2robot.common.settings import task_settings
+    from s2robot.config import task_settings
     from s2robot.core.settings import read
     from s2robot.encoders.build import build_encoder
+    from s2robot.envs.gl import require_simulator
 
     require_simulator()
     from s2robot.probing.readout import ReadoutSettings, readout

@@ -17,10 +17,9 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import replacing
-from s2robot.common.paths import cache_dir
-from s2robot.common.progress import bar
+from s2robot.core.errors import UserError
+from s2robot.core.files import cache_dir, replacing
+from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.core.workers import worker_pool
 from s2robot.encoders.cache import FeatureCache

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import replacing
+from s2robot.core.errors import UserError
+from s2robot.core.files import replacing
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.probing.images import Rows
 from s2robot.training.loop import optimise

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import read_json, replacing
-from s2robot.common.progress import bar
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json, replacing
+from s2robot.core.progress import bar
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.pretraining.frames import IMAGES, read_image

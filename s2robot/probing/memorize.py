@@ -22,9 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2robot.backbones.vit import MVPViT, ViTSpec
-from s2robot.common.errors import UserError
-from s2robot.common.paths import cache_dir
-from s2robot.common.progress import bar
+from s2robot.core.errors import UserError
+from s2robot.core.files import cache_dir
+from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.pretraining.objects import ObjectsSettings
 from s2robot.probing.heads import Classify, stored

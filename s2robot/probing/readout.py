@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.core.settings import from_yaml
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.probing.frames import FrameFeatures, FrameSettings, columns_of, describe

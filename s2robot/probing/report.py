@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from s2robot.common.files import write_json, write_text
+from s2robot.core.files import write_json, write_text
 from s2robot.core.provenance import command, versions
 from s2robot.reporting.page import drawing, flatten, write_page
 from s2robot.reporting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, VERMILLION, save_figure, styled

@@ -17,7 +17,7 @@ import torch
 from pydantic import model_validator
 from torch.nn import functional as F
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.core.settings import from_yaml, invalid
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.probing.frames import CLASSES, FrameFeatures, FrameSettings, columns_of, describe

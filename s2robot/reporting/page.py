@@ -17,8 +17,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_text
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_text
 from s2robot.reporting.style import figure_svg
 
 TEMPLATES = Path(__file__).parent / "templates"

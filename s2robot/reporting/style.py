@@ -22,7 +22,7 @@ from typing import Any, ParamSpec
 import matplotlib
 from matplotlib.figure import Figure
 
-from s2robot.common.files import replacing
+from s2robot.core.files import replacing
 
 P = ParamSpec("P")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2robot.backbones.facts import pair
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2.tiling import Size, Tiling, plan_tiles
 
 LONGEST = 16  # times the shorter side: the axes of a longer frame are most likely in another order

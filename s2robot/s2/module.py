@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.facts import Given
 from s2robot.backbones.inference import prepare
-from s2robot.common.config_errors import did_you_mean
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
+from s2robot.overrides import did_you_mean
 from s2robot.s2.engine import OUTPUTS, encode
 from s2robot.s2.layout import Layout, Sizes, scales_of, several
 from s2robot.s2.pyramid import pyramid, tensor_of

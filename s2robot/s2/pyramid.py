@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2.tiling import Size
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from s2robot.backbones.facts import pair
 from s2robot.backbones.outputs import features
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2.engine import as_map, finish
 from s2robot.s2.layout import scales_of, several
 from s2robot.s2.pyramid import bicubic, tensor_of

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from s2robot.backbones.facts import pair
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 Size = int | Sequence[int]  # one side of a square, or (height, width), in pixels
 COVERS = ("overlap", "pad")

@@ -30,7 +30,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from s2robot import __version__
-from s2robot.common.settings import path_of
+from s2robot.config import path_of
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, from_yaml, invalid, read
 from s2robot.envs.frames import ImageSize, sizes_of

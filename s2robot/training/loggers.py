@@ -16,8 +16,8 @@ from typing import Any
 
 from lightning_fabric.loggers import Logger, TensorBoardLogger
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import read_json, write_json
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json, write_json
 from s2robot.training.settings import SERVICES
 
 

@@ -1,7 +1,7 @@
 """The processes of a training: Lightning Fabric starts them, one writes, and the end of one is reported in one line.
 
 Fabric's processes all run the whole command: the first one comes to `launch`, which starts the others, and they come to
-the same place. Before that, `s2robot.common.run_folder.is_first()` says which one is the first.
+the same place. Before that, `s2robot.core.run_folder.is_first()` says which one is the first.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from s2robot.common.errors import UserError
-from s2robot.common.run_folder import locked
+from s2robot.core.errors import UserError
+from s2robot.core.run_folder import locked
 from s2robot.training.settings import Machine
 
 

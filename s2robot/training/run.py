@@ -17,9 +17,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import replacing
-from s2robot.core.trace import span
+from s2robot.core.errors import UserError
+from s2robot.core.files import replacing
+from s2robot.core.timing import span
 from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner
 

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from s2robot.common.extras import require
+from s2robot.core.errors import require
 from s2robot.core.settings import Settings, from_yaml, invalid
 
 SERVICES = ("wandb", "mlflow")  # each is an extra of pyproject.toml by its name

@@ -21,8 +21,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_json
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_json
 from s2robot.core.provenance import policy_sha256
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore, Split

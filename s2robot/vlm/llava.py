@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import require
+from s2robot.core.errors import UserError, require
 from s2robot.s2.layout import several
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import Layout, square
 from s2robot.s2.pyramid import bicubic, resize

@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from s2robot.common.paths import configs_dir
+from s2robot.core.files import configs_dir
 from s2robot.policies import (
     BatchActor,
     ChunkPolicy,

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.singleton import Singleton
 
 from s2robot import cli
-from s2robot.common.paths import configs_dir
+from s2robot.core.files import configs_dir
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.policies import ChunkPolicy, save_checkpoint

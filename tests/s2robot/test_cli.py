@@ -1,24 +1,26 @@
-"""The command line as a user meets it: processes of its own, config composition only (no verb does its work)."""
+"""The command line as a user meets it: composed configs, help, errors of one line, and what becomes of a verb."""
 
+import errno
 import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from s2robot.cli import VERBS, main
-from s2robot.common.config_errors import as_known, check_choices, take_stored_world
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
-from s2robot.common.settings import task_settings
-from tests import forks
+from s2robot.cli import VERBS, Verb, main, summary_of
+from s2robot.config import task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
+from s2robot.overrides import as_known, take_stored_world
 from tests.inline import do_inline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,27 +39,35 @@ def s2robot(tmp_path, monkeypatch, capsys):
     return run
 
 
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line on standard error of a command that must exit with 2."""
-    assert result.returncode == 2, result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    return lines[0]
-
-
 @pytest.mark.parametrize("args", [(), ("--help",)])
 def test_alone_lists_every_verb(s2robot, args):
     status, out, _ = s2robot(*args)
     assert status == 0
-    for verb, about in VERBS.items():
-        assert any(line.split()[:1] == [verb] and line.endswith(about.summary) for line in out.splitlines())
+    for verb in VERBS:
+        assert any(
+            line.split()[:1] == [verb] and line.endswith(summary_of(verb)) for line in out.splitlines()
+        )
+        assert len(summary_of(verb).split()) > 3
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_prints_its_config(s2robot, tmp_path, verb):
+def test_every_verb_prints_its_config_and_explains_it(s2robot, tmp_path, verb):
     status, out, _ = s2robot(verb, "--cfg", "job")
     assert status == 0 and "run_dir" in yaml.safe_load(out)
-    assert not list(tmp_path.iterdir())  # printing a config leaves nothing behind
+    status, out, _ = s2robot(verb, "--help")
+    assert status == 0 and all(flag in out for flag in VERBS[verb].flags)
+    config = yaml.safe_load((configs_dir() / f"{verb}.yaml").read_text())
+    groups = [str(*each).partition("@")[0] for each in config.pop("defaults") if isinstance(each, dict)]
+    for key in [*config, *groups]:
+        assert re.search(rf"^ *{key}[:=]", out, re.M), key
+    assert not list(tmp_path.iterdir())  # neither leaves anything behind
+
+
+def test_help_explains_a_group(s2robot):
+    status, out, _ = s2robot("train", "--help", "train", "policy=transformer")
+    assert status == 0
+    for name in ("train/default", "policy/transformer"):
+        assert (configs_dir() / f"{name}.yaml").read_text().strip() in out
 
 
 def test_overrides_and_groups_reach_the_config(s2robot):
@@ -82,7 +92,7 @@ def test_overrides_and_groups_reach_the_config(s2robot):
         ("run preset=fats", "preset: expected one of fast, got fats"),
         ("train train.steps=many", "train.steps: "),
         ("run record=3", "record: expected true or false, got 3"),
-        ("train task=stack env.cube_size=0.02", "env.cube_size: task=stack ignores it"),
+        ("train task=stack env.cube_size=0.02", "env.cube_size: expected a setting of task=stack"),
         ("evaluate checkpoint=x encoder=mvp-tiny", "encoder: `s2robot evaluate` uses the checkpoint's own"),
         (
             "evaluate checkpoint=x policy.members=1",
@@ -95,10 +105,10 @@ def test_overrides_and_groups_reach_the_config(s2robot):
         ("inspect =3", "expected key=value"),
         ("train s2=null", "s2: expected one of s2, single, got null"),
         ("train encoder=0", "encoder: expected one of dinov2_s"),
-        ("deploy robot=[1,2]", "robot: expected one of panda, xarm7, got [1, 2]"),
+        ("deploy robot=[1,2]", "robot: expected one of panda, xarm7, got [1,2]"),
         ("deploy bridge.arm=[]", "bridge.arm: expected another kind of value"),
         ("train policy.kind=transformer", "policy.network."),
-        ("train demos.path=", "demos.path: expected a dataset"),
+        ("train demos.path=", "demos.path: expected "),
         ("train train.from=", "train.from: "),
         (
             "train s2.scales=[1,nan]",
@@ -164,16 +174,9 @@ def test_what_gymnasium_success_suggests_can_be_typed(s2robot):
 
 
 def test_a_gymnasium_world_is_the_checkpoints_own(tmp_path):
-    stored = {
-        "task": "gym",
-        "id": "Pendulum-v1",
-        "success": "terminated",
-        "cameras": ["a"],
-        "kwargs": {"g": 9.0},
-    }
-    (tmp_path / "policy.json").write_text(
-        json.dumps({"contract": {"env_config": {**stored, "image_size": 8}}})
-    )
+    stored = {"id": "Pendulum-v1", "success": "terminated", "cameras": ["a"], "kwargs": {"g": 9.0}}
+    own = {"env_config": {"task": "gym", **stored, "image_size": 8}}
+    (tmp_path / "policy.json").write_text(json.dumps({"contract": own}))
 
     def composed(*words):
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
@@ -182,12 +185,7 @@ def test_a_gymnasium_world_is_the_checkpoints_own(tmp_path):
         return config
 
     world = task_settings(composed("task=gym", "task.image_size=16"))
-    assert (world.id, world.success, world.cameras, world.kwargs) == (
-        "Pendulum-v1",
-        "terminated",
-        ("a",),
-        {"g": 9.0},
-    )
+    assert {key: getattr(world, key) for key in stored} == stored | {"cameras": ("a",)}
     assert world.image_size == 16  # what is typed counts
     assert composed("task=gym", "task.id=Other-v0").task.success == ""
     assert composed("task=stack").task.name == "stack"
@@ -230,159 +228,110 @@ def test_a_task_or_policy_says_how_many_demos_and_steps_it_wants(verb, words, de
     assert (recorded, config.get("train", {}).get("steps")) == (demos, steps)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_names_flags_and_explains_settings(verb, capsys):
-    assert main([verb, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(flag in text for flag in VERBS[verb].flags)
-    config = yaml.safe_load((configs_dir() / f"{verb}.yaml").read_text())
-    groups = [str(*each).partition("@")[0] for each in config.pop("defaults") if isinstance(each, dict)]
-    for key in [*config, *groups]:
-        assert re.search(rf"^ *{key}[:=]", text, re.M), key
-
-
-def test_help_explains_a_group(capsys):
-    assert main(["train", "--help", "train", "policy=transformer"]) == 0
-    text = capsys.readouterr().out
-    for name in ("train/default", "policy/transformer"):
-        assert (configs_dir() / f"{name}.yaml").read_text().strip() in text
-
-
 @pytest.mark.parametrize(
     ("words", "typed"),
-    [
-        (["--checkpoint", "X"], "checkpoint=X"),
-        (["--train-steps=3"], "train_steps=3"),
-        (["--live"], "live=<value>"),
-    ],
+    [("--checkpoint X", "checkpoint=X"), ("--train-steps=3", "train_steps=3"), ("--live", "live=<value>")],
 )
-def test_an_unknown_flag_says_what_to_type(words, typed, capsys):
-    assert main(["train", *words]) == 2
-    assert capsys.readouterr().err.rstrip().endswith(f"write {typed}")
+def test_an_unknown_flag_says_what_to_type(s2robot, words, typed):
+    status, _, err = s2robot("train", *words.split())
+    assert status == 2 and err.rstrip().endswith(f"write {typed}")
 
 
-def test_answers_without_the_heavy_libraries(tmp_path):
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", None])
+def test_answers_without_the_heavy_libraries_whose_threads_will_sleep(name, tmp_path):
+    """OpenMP's settings come before torch is imported, from the command line alone, unless the user has his own."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+    own = {key: "7" if key == name else None for key in names}
+    env = {key: value for key, value in os.environ.items() if key not in names}
+    env |= {"PYTHONPATH": str(ROOT)} | ({name: "7"} if name else {})
     script = (
-        "import sys; from s2robot.cli import main; main([]); main(['run', '--cfg', 'job']);"
-        "print([m for m in ('torch', 'mujoco', 'robosuite', 'zarr', 'timm') if m in sys.modules])"
+        "import json, os, sys, s2robot, s2robot.cli\n"
+        f"found = lambda: {{name: os.environ.get(name) for name in {names}}}\n"
+        "before = found()\n"
+        "s2robot.cli.main([]); s2robot.cli.main(['run', '--cfg', 'job'])\n"
+        "heavy = [m for m in ('torch', 'mujoco', 'robosuite', 'zarr', 'timm') if m in sys.modules]\n"
+        "print(json.dumps([before, found(), heavy]))"
     )
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
-    )
-    assert result.stdout.splitlines()[-1] == "[]", result.stderr
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)  # fmt: skip
+    before, after, heavy = json.loads(done.stdout.splitlines()[-1])
+    assert before == own and after == (own if name else own | {"OMP_WAIT_POLICY": "PASSIVE"}) and not heavy
 
 
 # --- what a verb raises, and what becomes of it ------------------------------------------------------------
 
-VERB = """
-import errno, sys
-from s2robot import cli
+
+@pytest.fixture
+def inspect(s2robot, monkeypatch):
+    """`inspect(function, *words)`: run `s2robot inspect run=here`, which calls the function."""
+
+    def run(function, *words, **about):
+        monkeypatch.setitem(sys.modules, "fake", SimpleNamespace(verb=function))
+        monkeypatch.setitem(VERBS, "inspect", Verb("fake:verb", **{"resumes": False} | about))
+        return s2robot("inspect", "run=here", *words)
+
+    return run
+
+
+def raises(error: BaseException):
+    def verb(cfg):
+        raise error
+
+    return verb
+
 
 class Wrong(ValueError):
     user_error = True
 
-def verb(cfg):
-    print("argv", sys.argv[1:])
-    {body}
 
-sys.modules["fake"] = sys.modules[__name__]
-cli.VERBS["inspect"] = cli.Verb("fake:verb", "a verb for this test")
-sys.exit(cli.main())
-"""
+def test_a_verb_gets_the_config_and_the_whole_command_line(inspect, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", typed := ["s2robot", "inspect", "run=here", "--multirun"])
 
+    def verb(cfg):
+        assert cfg.run == "here" and Path(cfg.run_dir).parent == tmp_path / "runs/inspect"
+        assert sys.argv is typed  # from which DDP's ranks are started
 
-def raising(body: str, *args: str, cwd: Path, script: str = VERB) -> subprocess.CompletedProcess[str]:
-    (cwd / "app.py").write_text(script.format(body=body))
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(cwd / "app.py"), "inspect", "run=here", *args]
-    return forks.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
-
-
-def test_verb_gets_the_config_and_the_whole_command_line(tmp_path):
-    result = raising("assert cfg.run == 'here' and cfg.run_dir", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "argv ['inspect', 'run=here']" in result.stdout  # DDP ranks are started from sys.argv
-    assert (tmp_path / "runs" / "inspect").is_dir()
+    assert [inspect(verb)[0] for _ in range(4)] == [0] * 4  # several within one second
+    assert len(list((tmp_path / "runs/inspect").iterdir())) == 4
 
 
 @pytest.mark.parametrize(
-    ("body", "text"),
+    ("error", "text"),
     [
-        ("raise Wrong('found panda,\\n expected xarm7')", "found panda, expected xarm7"),
-        ("raise OSError(errno.ENOSPC, 'No space left on device', 'a/b')", "No space left on device: a/b"),
+        (Wrong("found panda,\n expected xarm7"), "found panda, expected xarm7"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "No space left on device: a/b"),
     ],
 )
-def test_user_errors_are_one_line(tmp_path, body, text):
-    assert text in refused(raising(body, cwd=tmp_path))
-
-
-def test_interrupt_is_130(tmp_path):
-    result = raising("raise KeyboardInterrupt", cwd=tmp_path)
-    assert result.returncode == 130
-    assert result.stderr.strip() == "s2robot inspect: interrupted"
-
-
-def test_an_interrupted_verb_says_what_goes_on(tmp_path):
-    body = "open(cfg.run_dir + '/state', 'w').close(); raise KeyboardInterrupt"
-    script = VERB.replace('"a verb for this test")', '"a verb for this test", goes_on=True)')
-    for args in (["+a='x y'"], ["+a='x y'", "hydra.run.dir=runs/mine"]):
-        result = raising(body, *args, cwd=tmp_path, script=script)
-        assert result.returncode == 130
-        (folder,) = tmp_path.glob("runs/mine" if len(args) > 1 else "runs/inspect/*")
-        command = (
-            f"s2robot inspect run=here '+a='\"'\"'x y'\"'\"'' hydra.run.dir={folder.relative_to(tmp_path)}"
-        )
-        assert result.stderr.strip() == f"s2robot inspect: interrupted; resume with: {command}"
-
-
-def test_runs_of_one_moment_have_folders_of_their_own(tmp_path):
-    script = VERB.replace("sys.exit(cli.main())", "for i in range(8):\n    assert cli.main() == 0")
-    result = raising("print(cfg.run_dir)", cwd=tmp_path, script=script)  # several within one second
-    assert result.returncode == 0, result.stderr
-    assert len(list((tmp_path / "runs" / "inspect").iterdir())) == 8
-
-
-def test_a_named_folder_holds_one_run_at_a_time(tmp_path):
-    script = VERB.replace("print(", "import time; print(cfg.run_dir, flush=True); time.sleep(30); print(")
-    (tmp_path / "first.py").write_text(script.format(body=""))
-    command = [
-        sys.executable,
-        str(tmp_path / "first.py"),
-        "inspect",
-        "run=here",
-        "hydra.run.dir=two",
-        "+who=first",
-    ]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    first = forks.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
-    try:
-        assert first.stdout is not None and first.stdout.readline().strip() == str(tmp_path / "two")
-        line = refused(raising("print('never')", "hydra.run.dir=two", "+who=second", cwd=tmp_path))
-        assert f"{tmp_path / 'two'}: expected no other process" in line
-        assert "first" in (tmp_path / "two/.hydra/config.yaml").read_text()
-    finally:
-        first.kill()
-        first.communicate()
-
-
-def test_a_verb_that_fails_before_it_writes_leaves_no_folder(tmp_path):
-    refused(raising("raise Wrong('no')", cwd=tmp_path))
+def test_a_verb_that_fails_before_it_writes_leaves_one_line_and_no_folder(inspect, tmp_path, error, text):
+    status, _, err = inspect(raises(error))
+    assert (status, err) == (2, f"s2robot inspect: error: {text}\n")
     assert not list((tmp_path / "runs").iterdir())
-    assert raising("", cwd=tmp_path).returncode == 0
-    (folder,) = (tmp_path / "runs" / "inspect").iterdir()
-    assert sorted(p.name for p in (folder / ".hydra").iterdir()) == [
-        "config.yaml",
-        "hydra.yaml",
-        "overrides.yaml",
-    ]
-    assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) == ["run=here"]
+    assert inspect(lambda cfg: None)[0] == 0
+    (folder,) = (tmp_path / "runs/inspect").iterdir()
+    names = ["config.yaml", "hydra.yaml", "overrides.yaml"]
+    assert sorted(p.name for p in (folder / ".hydra").iterdir()) == names
+    assert yaml.safe_load((folder / ".hydra/overrides.yaml").read_text()) == ["run=here"]
 
 
-def test_a_job_in_the_folder_of_a_comparison_leaves_the_description_there_alone(tmp_path):
-    words = ["hydra.run.dir=one", "hydra.output_subdir=.hydra-job"]
-    assert raising("", "hydra.run.dir=one", "+who=whole", cwd=tmp_path).returncode == 0
-    assert raising("", *words, "+who=job", cwd=tmp_path).returncode == 0
+@pytest.mark.parametrize("words", [(), ("hydra.run.dir=runs/mine",)])
+def test_an_interrupted_verb_shows_how_to_resume_it(inspect, tmp_path, words):
+    status, _, err = inspect(raises(KeyboardInterrupt()), "+a='x y'", *words)
+    assert (status, err) == (130, "s2robot inspect: interrupted\n")
+
+    def verb(cfg):
+        (Path(cfg.run_dir) / "state").touch()
+        raise KeyboardInterrupt
+
+    shutil.rmtree("runs", ignore_errors=True)
+    status, _, err = inspect(verb, "+a='x y'", *words, resumes=True)
+    (folder,) = tmp_path.glob("runs/mine" if words else "runs/inspect/*")
+    command = f"s2robot inspect run=here '+a='\"'\"'x y'\"'\"'' hydra.run.dir={folder.relative_to(tmp_path)}"
+    assert (status, err) == (130, f"s2robot inspect: interrupted; resume with: {command}\n")
+
+
+def test_a_job_in_the_folder_of_a_comparison_leaves_the_description_there_alone(inspect, tmp_path):
+    done = lambda cfg: None  # noqa: E731
+    assert inspect(done, "hydra.run.dir=one", "+who=whole")[0] == 0
+    assert inspect(done, "hydra.run.dir=one", "hydra.output_subdir=.hydra-job", "+who=job")[0] == 0
     for name, who in ((".hydra", "whole"), (".hydra-job", "job")):
         assert yaml.safe_load((tmp_path / "one" / name / "config.yaml").read_text())["who"] == who
 
@@ -390,66 +339,46 @@ def test_a_job_in_the_folder_of_a_comparison_leaves_the_description_there_alone(
 @pytest.mark.parametrize(
     "variables", [{"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, {"SLURM_STEP_NUM_TASKS": "2"}]
 )
-def test_processes_of_torchrun_and_srun_need_a_folder_by_name(tmp_path, monkeypatch, variables):
+def test_processes_of_torchrun_and_srun_need_a_folder_by_name(inspect, monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert "hydra.run.dir: expected a folder for all processes" in refused(raising("", cwd=tmp_path))
+    status, _, err = inspect(lambda cfg: None)
+    assert status == 2 and "hydra.run.dir: expected a folder for all processes" in err
 
 
-@pytest.mark.parametrize("body", ["raise RuntimeError('bug')", "cfg.absent", "cfg.run.absent"])
-def test_faults_of_the_program_keep_their_traceback(tmp_path, body):
-    result = raising(body, cwd=tmp_path)
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
+@pytest.mark.parametrize(
+    "verb", [raises(RuntimeError("bug")), lambda cfg: cfg.absent, lambda cfg: cfg.run.absent]
+)
+def test_faults_of_the_program_keep_their_traceback(inspect, verb):
+    with pytest.raises((RuntimeError, AttributeError)):
+        inspect(verb)
 
 
-def test_a_sweep_with_a_failed_job_fails_and_says_which(tmp_path):
-    body = "if cfg.run == 'b': raise Wrong('no such run')"
-    result = raising(body, "--multirun", "run=a,b,c", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "run=b" in result.stderr and result.stderr.strip().endswith("s2robot inspect: error: no such run")
-    assert len(list((tmp_path / "runs" / "inspect").glob("*_sweep/*/"))) == 3  # the others ran
+def test_a_sweep_with_a_failed_job_fails_and_says_which(inspect, tmp_path):
+    def verb(cfg):
+        if cfg.run == "b":
+            raise Wrong("no such run")
+
+    status, out, err = inspect(verb, "--multirun", "run=a,b,c")
+    assert status == 2 and "run=b" in out + err and err.endswith("s2robot inspect: error: no such run\n")
+    assert len(list((tmp_path / "runs/inspect").glob("*_sweep/*/"))) == 3  # the others ran
 
 
-def test_a_verb_called_from_python_gives_the_log_back(tmp_path, capsys):
+def test_a_verb_called_from_python_gives_the_log_back(s2robot, tmp_path):
     """Its folder may be gone: a handler that stayed would fail at the next message of any library."""
-    root = logging.getLogger()
+    root, folder = logging.getLogger(), tmp_path / "gone"
     before = root.handlers[:], root.level
-    folder = tmp_path / "gone"
-    assert main(["evaluate", "checkpoint=null", f"hydra.run.dir='{folder}'"]) == 2
-    assert "checkpoint: found none" in capsys.readouterr().err
+    assert s2robot("evaluate", "checkpoint=null", f"hydra.run.dir='{folder}'")[0] == 2
     assert (root.handlers, root.level) == before and not folder.exists()
     folder.mkdir()  # by the user, who may be in it
-    assert main(["evaluate", "checkpoint=null", f"hydra.run.dir='{folder}'"]) == 2
+    assert s2robot("evaluate", "checkpoint=null", f"hydra.run.dir='{folder}'")[0] == 2
     assert folder.is_dir() and not list(folder.iterdir())
     logging.getLogger("timm").info("no error")
 
 
-@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", None])
-def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(name, monkeypatch):
-    """Set before torch is imported, by the command line alone, and handed to workers."""
-    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-    env = {key: value for key, value in os.environ.items() if key not in names} | (
-        {name: "7"} if name else {}
-    )
-    script = (
-        "import json, os, sys, s2robot, s2robot.cli\n"
-        f"told = lambda: {{name: os.environ.get(name) for name in {names}}}\n"
-        "before = told()\n"
-        "assert 'torch' not in sys.modules\n"
-        "s2robot.cli.main(['--version'])\n"
-        "print(json.dumps([before, told()]))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-    before, after = json.loads(done.stdout.splitlines()[-1])
-    own = dict.fromkeys(names) | ({name: "7"} if name else {})
-    assert before == own and after == (own if name else own | {"OMP_WAIT_POLICY": "PASSIVE"})
-
-
 def test_a_group_is_chosen_by_name():
-    check_choices(
-        ["encoder=3d", "encoder=none-x", "encoder='mvp-tiny'", "encoder=mvp-tiny,mine", "+probe=readout"],
-    )
+    for chosen in ("3d", "none-x", "'mvp-tiny'", "mvp-tiny,mine"):
+        assert as_known("train", f"+encoder={chosen}") == f"+encoder={chosen}"
     for chosen in ("0", "-1.5", "1e3", "[a]", "{a: 1}", "", "Null"):
         with pytest.raises(UserError, match="encoder: expected one of"):
-            check_choices([f"encoder={chosen}"])
+            as_known("train", f"encoder={chosen}")

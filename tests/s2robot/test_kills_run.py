@@ -14,7 +14,7 @@ import torch
 from s2robot import features, pipeline
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.cli import main
-from s2robot.common.files import write_json
+from s2robot.core.files import write_json
 from s2robot.demos import record as recorder
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation import evaluate
@@ -52,7 +52,7 @@ def frames(path, episode, cameras, size, world):
     return [np.random.default_rng(episode).integers(0, 256, (4, size, size, 3), np.uint8)]
 
 
-def evaluated(cfg, checkpoint: Path, out: Path) -> dict:
+def evaluated(cfg, checkpoint: Path, out: Path, demos=None) -> dict:
     """Something of the policy, written where an evaluation writes."""
     summary = {"weights": (checkpoint / "policy.safetensors").stat().st_size, "policy": {"parameters": 5}}
     summary |= {"success": 1.0, "low": 0.2, "high": 1.0, "episodes": 1}

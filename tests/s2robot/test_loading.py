@@ -9,7 +9,7 @@ import torch
 
 import s2robot
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.loading import device_of, load_networks
 from s2robot.policies import PolicyError
 

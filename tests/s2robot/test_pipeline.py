@@ -12,16 +12,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from s2robot import pipeline, verbs
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
-from s2robot.common.settings import task_settings
+from s2robot.config import task_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records, read_summary
 from s2robot.policies import load_checkpoint
 from tests import forks
-from tests.s2robot.core.test_trace import spans_of
+from tests.s2robot.core.test_timing import spans_of
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = [  # small enough to be trained in a second
@@ -209,7 +209,7 @@ def test_nothing_is_overwritten_and_no_camera_is_made_up(here, recorded, tiny_en
 
 
 def test_a_camera_that_the_simulation_cannot_draw_is_told_before_any_work(recorded, capsys):
-    given = ["env.cameras=[hand,wrist]", f"demos.path={recorded}"]
+    given = ["env.cameras=[hand,wrist]", f"demos.path={recorded}", "run_dir=unused"]
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         run, train = compose("run", given), compose("train", given)
         placed = compose("run", [*given, "+env.side_cameras.wrist=[[0.3,0,0.5],[0,0,0.1],45]"])

@@ -6,8 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from s2robot import rounds, verbs
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.record import record_episode
 from s2robot.demos.store import EpisodeStore

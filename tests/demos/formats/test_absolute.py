@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from s2robot.common.paths import shipped_demos
+from s2robot.core.files import shipped_demos
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.convert import convert
 from s2robot.demos.formats.export import ExportSettings, ModifiedStore, export

@@ -20,11 +20,11 @@ import zarr
 from numcodecs.registry import codec_registry
 from PIL import Image
 
-from s2robot.common.config_errors import one_line
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.convert import convert, read
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
+from s2robot.overrides import one_line
 from tests.demos.formats import made
 
 HUGE = 1 << 34

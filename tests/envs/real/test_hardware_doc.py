@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from s2robot.common.paths import configs_dir
+from s2robot.core.files import configs_dir
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.libraries import CLIP, HALF, IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 torch.set_num_threads(1)
 

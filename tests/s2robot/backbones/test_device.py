@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from s2robot.backbones.device import fitting, moved
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.encoders.encoder import S2Encoder
 from tests.s2robot.encoders.test_encoder import make_vit
 

@@ -15,7 +15,7 @@ from s2robot.backbones import inference, timm_layers
 from s2robot.backbones.inference import PackedLinear, default_dtype, packs, prepare
 from s2robot.backbones.timm_layers import SplitAttention
 from s2robot.backbones.vit import MVPViT, ViTSpec
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 torch.set_num_threads(1)
 SPEC = ViTSpec(img_size=32, patch_size=8, dim=96, depth=3, heads=3)

@@ -19,7 +19,7 @@ from scipy.special import erf
 
 from s2robot.backbones import mvp
 from s2robot.backbones.vit import PUBLISHED, ViTSpec
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 torch.set_num_threads(1)
 SMALL = {  # stand-ins of the same form for names whose true size would take long

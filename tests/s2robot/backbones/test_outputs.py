@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from s2robot.backbones.backbone import find_backbone
 from s2robot.backbones.outputs import features
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2 import forward
 
 

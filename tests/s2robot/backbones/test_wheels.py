@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from s2robot.backbones.wheels import WHEELS
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.encoders.build import build_encoder
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from s2robot.common.paths import configs_dir
-from s2robot.common.run_folder import locked
 from s2robot.comparison import compare as comparing
 from s2robot.comparison import jobs
 from s2robot.comparison import statistics as figures
 from s2robot.comparison.plan import Plan, make_plan
 from s2robot.comparison.settings import Compare, read_compare
+from s2robot.core.files import configs_dir
+from s2robot.core.run_folder import locked
 from tests.kills import kill_at_every_write
 
 STUB = Path(__file__).with_name("stub_stage.py")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from s2robot.common.paths import configs_dir
 from s2robot.comparison.film import _seeds, film_disagreements
 from s2robot.comparison.plan import Plan, make_plan
 from s2robot.comparison.settings import read_compare
+from s2robot.core.files import configs_dir
 from s2robot.demos.store import EpisodeStore
 from tests.inline import do_inline
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.interval_coverage import LOOK, arms, draw, looks, scores
-from s2robot.common.errors import UserError
 from s2robot.comparison.intervals import bounds, success_interval, success_sequence
+from s2robot.core.errors import UserError
 from s2robot.evaluation.records import wilson
 from s2robot.probing.report import seeds_interval
 

@@ -9,10 +9,10 @@ from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
-from s2robot.common.run_folder import locked
 from s2robot.comparison.jobs import Job, run_jobs
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
+from s2robot.core.run_folder import locked
 from tests import forks
 from tests.kills import ROOT
 

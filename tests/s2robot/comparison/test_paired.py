@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from s2robot.common.errors import UserError
 from s2robot.comparison.paired import (
     POSITIONS,
     SEEDS_AND_POSITIONS,
@@ -20,6 +19,7 @@ from s2robot.comparison.paired import (
     sign_flip,
 )
 from s2robot.comparison.sequential import sequential, tally
+from s2robot.core.errors import UserError
 from tests.s2robot.comparison.simulated import estimates, simulate
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
 from s2robot.comparison.arms import read_by, settings_of
 from s2robot.comparison.compare import compare
 from s2robot.comparison.jobs import with_needs
 from s2robot.comparison.plan import evaluation, make_plan, points_of, training
 from s2robot.comparison.settings import Axis, read_compare
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.encoders import build as encoders
 
 
@@ -50,15 +50,15 @@ def test_arms_are_those_of_the_experiment_or_those_named():
         (["arms=[base,base]"], "arms: expected one or more different values"),
         (["+experiment.arms.x='encoder=mvp-huge'", "arms=[base,x]"], "arm 'x': "),
         (["+experiment.arms.x='train.step=3'", "arms=[base,x]"], "arm 'x': Could not override 'train.step'"),
-        (["+experiment.arms.x='demos.episodes=3'", "arms=[base,x]"], "experiment.arms.x.overrides: expected the same demos.episodes for all arms"),
-        (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "experiment.arms.x.overrides: expected overrides of task, robot, "),
+        (["+experiment.arms.x='demos.episodes=3'", "arms=[base,x]"], "experiment.arms.x: expected the same demos.episodes for all arms"),
+        (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "experiment.arms.x: expected overrides of task, robot, "),
         (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], f"arm 'x': {Path('none.safetensors').resolve()}: no such"),
         (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': no value for encoder.checkpoint, encoder.name"),
         (["experiment.seeds=[]", "arms=[base,base-s2]"], "experiment.seeds: expected one or more different values, got []"),
         (["experiment.pairs=[[base,bass]]", "arms=[base,base-s2]"], "experiment.pairs: expected two different arms of base"),
         (["experiment.pairs=[]", "experiment.stopping.enabled=true"], "experiment.pairs: expected one or more with"),
         (["experiment.stopping.batch=0"], "experiment.stopping.batch: expected >= 1, got 0"),
-        (["+experiment.arms.x='\"encoder=mvp-tiny'", "arms=[base,x]"], "experiment.arms.x.overrides: No closing quotation"),
+        (["+experiment.arms.x='\"encoder=mvp-tiny'", "arms=[base,x]"], "experiment.arms.x: No closing quotation"),
         (["axes=[demo]"], "axes: expected some of cube_size, demos"),
         (["experiment.axes.demos.values=[]"], "experiment.axes.demos.values: expected one or more different values, got []"),
         (["experiment.power.gap=10"], "experiment.power.gap: expected < 1, got 10"),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from s2robot.common.errors import UserError
 from s2robot.comparison.paired import mcnemar
 from s2robot.comparison.power import Design, needed, power_at, power_text
+from s2robot.core.errors import UserError
 from tests.s2robot.comparison.simulated import estimates, simulate
 
 

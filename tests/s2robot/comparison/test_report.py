@@ -13,10 +13,10 @@ import pytest
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from s2robot.common.errors import UserError
 from s2robot.comparison.power import Design, needed
 from s2robot.comparison.report import write_compare_report
 from s2robot.comparison.statistics import MINUS, all_pairs, headline, p_text
+from s2robot.core.errors import UserError
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.video import write_video
 from s2robot.verbs import inspect

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.special import betaln
 
-from s2robot.common.errors import UserError
 from s2robot.comparison.paired import mcnemar
 from s2robot.comparison.sequential import _log_evidence, sequential, tally
+from s2robot.core.errors import UserError
 from tests.s2robot.comparison.simulated import simulate
 
 

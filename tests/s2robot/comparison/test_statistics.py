@@ -11,8 +11,6 @@ from scipy.special import ndtri
 from scipy.stats import binom
 from statsmodels.stats.multitest import multipletests
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_csv
 from s2robot.comparison.intervals import success_interval, success_sequence
 from s2robot.comparison.paired import difference, holm, outcomes_of
 from s2robot.comparison.settings import Power
@@ -26,6 +24,8 @@ from s2robot.comparison.statistics import (
     pair_figures,
     power_figures,
 )
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_csv
 from tests.s2robot.evaluation.made import record
 
 POWER = Power(gap=0.10, power=0.8, base=0.5, correlation=0.3, seed_sd=0.03, alpha=0.05, strict=False)

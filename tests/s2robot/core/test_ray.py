@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 
 from s2robot import cli
-from s2robot.common.engine import engine_of
-from s2robot.common.errors import UserError
+from s2robot.cli import engine_of
 from s2robot.core import ray as on_ray
-from s2robot.core.processes import Process
+from s2robot.core.errors import UserError
 from s2robot.core.provenance import versions
 from s2robot.core.ray import Ray, RaySettings
-from s2robot.core.workers import engine_in_use, running_on, worker_pool
+from s2robot.core.workers import Process, engine_in_use, running_on, worker_pool
 from s2robot.demos.record import record
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
@@ -98,12 +97,11 @@ def test_a_dead_worker_costs_its_task(on_ray_too, tmp_path):
 
 
 def test_what_cannot_be_is_one_line(on_ray_too, tmp_path, monkeypatch):
-    engine = engine_in_use()
     with pytest.raises(UserError, match="^engine.gpus_per_encoder: expected <= 0.* got 8$"):
-        Ray(RaySettings(gpus_per_encoder=8)).workers(1, None, encodes=True, anywhere=True)
+        Ray(RaySettings(gpus_per_encoder=8)).pool(1, None, encodes=True, anywhere=True)
     with pytest.raises(UserError, match="^engine.gpus_per_encoder: "):
         RaySettings(gpus_per_encoder=math.nan)
-    assert all(isinstance(w, Process) for w in engine.workers(2, None, encodes=False, anywhere=False))
+    assert all(isinstance(w, Process) for w in worker_pool(2)._workers)
     monkeypatch.setattr(on_ray, "versions", lambda: {"python": "3.9.1", "s2robot": "0.0.7"})
     with worker_pool(1, anywhere=True) as pool:
         with pytest.raises(UserError) as caught:
@@ -153,7 +151,7 @@ def test_settings(tmp_path, monkeypatch, capsys):
     ):
         with pytest.raises(UserError, match=f"^{words}$"):
             RaySettings(**wrong)
-    monkeypatch.setattr("s2robot.common.extras.find_spec", lambda name: None if name == "ray" else name)
+    monkeypatch.setattr("s2robot.core.errors.find_spec", lambda name: None if name == "ray" else name)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["encode", "engine=ray"]) == 2
     assert capsys.readouterr().err.strip() == (

@@ -95,7 +95,7 @@ def test_values_are_frozen_and_a_copy_is_validated(classes):
         ({"steps": 0}, "train.steps: expected >= 1, got 0"),
         ({"steps": "many"}, "train.steps: expected an integer, got 'many'"),
         ({"steps": 1.5}, "train.steps: expected an integer, got 1.5"),
-        ({"steps": True}, "train.steps: expected no boolean, got true"),
+        ({"steps": True}, "train.steps: expected a number, got true"),
         ({"steps": None}, "train.steps: expected an integer, got null"),
         ({"rate": float("nan")}, "train.rate: expected a finite number, got nan"),
         ({"step": 1}, "train.step: unknown key, expected steps"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.dagger import episode as rooms
 from s2robot.dagger.episode import REASONS, Course, TakeoverSettings, Watch, corrected_episode
 from s2robot.dagger.record import DaggerSettings, record_corrections

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from s2robot.common.paths import configs_dir
+from s2robot.core.files import configs_dir
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.deployment.arm import driver_maker

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from s2robot.cli import main
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.envs.real.control.supervisor import UNCONFIRMED

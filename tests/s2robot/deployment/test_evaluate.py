@@ -14,8 +14,8 @@ import pytest
 
 from s2robot import verbs
 from s2robot.cli import main
-from s2robot.common.errors import UserError
-from s2robot.common.settings import task_settings
+from s2robot.config import task_settings
+from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.deployment.evaluate import ArmEvaluation, ArmEvaluationSettings, check_world, evaluate_on_arm
 from s2robot.deployment.operator import WatchingOperator

@@ -3,7 +3,7 @@
 import pytest
 
 from s2robot.cli import VERBS, _translated
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 
 
 @pytest.mark.parametrize(

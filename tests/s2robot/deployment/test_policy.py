@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.core.settings import read
 from s2robot.deployment.policy import make_policy
 from s2robot.deployment.settings import Bridge, PolicySettings, read_policy

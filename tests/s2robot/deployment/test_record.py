@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from s2robot.cli import main
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.export import rate_of, rates_of
 from s2robot.demos.lineage import Lineage

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from s2robot.common.paths import configs_dir, shipped_demos
+from s2robot.core.files import configs_dir, shipped_demos
 from s2robot.core.settings import read
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.cameras import start_cameras

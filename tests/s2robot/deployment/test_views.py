@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import shipped_demos
-from s2robot.common.settings import DemosSettings
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
+from s2robot.core.files import shipped_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import check
 from s2robot.deployment.preflight import OK, STOP, WARNING

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.encoders.cache import FeatureCache, as_stored
 from tests.kills import kill_at_every_write
 

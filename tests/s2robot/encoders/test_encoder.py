@@ -20,7 +20,7 @@ from s2robot.backbones.vit import (
     save_encoder,
     sincos_2d,
 )
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.s2.engine import encode as engine_encode

@@ -9,9 +9,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
-from s2robot.common.settings import encoder_settings
+from s2robot.config import encoder_settings
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.s2.pyramid import channels_first, pyramid

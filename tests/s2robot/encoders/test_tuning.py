@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cameras import encode_cameras
 from s2robot.encoders.tuning import Tail, build_entering

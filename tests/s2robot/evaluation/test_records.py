@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 import pytest
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.envs.cube_config import STAGES
 from s2robot.evaluation.records import disagreement_auc, read_records, read_summary, summarise, wilson
 from tests.s2robot.evaluation.made import record

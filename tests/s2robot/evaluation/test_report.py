@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.envs.cube_config import STAGES
 from s2robot.evaluation.records import headline, summarise, wilson
 from s2robot.evaluation.report import training_panels, write_report

@@ -4,7 +4,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.evaluation.video import side_by_side, write_video
 
 RECORD = {"episode": 12, "seed": 4012, "success": False, "stage": "grasp"}

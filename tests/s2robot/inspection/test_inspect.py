@@ -6,8 +6,8 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
-from s2robot.common.settings import DemosSettings
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.inspection import films
 from s2robot.inspection.films import FilmSettings, tiles

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from s2robot.common.paths import configs_dir
+from s2robot.core.files import configs_dir
 from s2robot.core.settings import read
 from s2robot.pretraining.settings import PretrainSettings
 

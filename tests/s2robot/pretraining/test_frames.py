@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import cache_dir, shipped_demos
+from s2robot.core.errors import UserError
+from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.pretraining import frames as module

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s2robot.backbones.vit import MVPViT, ViTSpec
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.pretraining.mae import MAE, patchify, unpatchify
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import square

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.envs.object_scenes import CLASSES, LABELS, ObjectScene
 from s2robot.pretraining import objects
 from s2robot.pretraining.objects import ObjectsSettings, make_objects

@@ -10,7 +10,7 @@ from PIL import Image
 
 from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import load_encoder
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.pretraining.crops import crop_box, normalise
 from s2robot.pretraining.pretrain import pretrain
 from s2robot.pretraining.settings import CropSettings, PretrainSettings

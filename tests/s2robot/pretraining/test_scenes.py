@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.pretraining import scenes
 from s2robot.pretraining.scenes import ScenesSettings, make_scenes, render_scenes
 from tests.inline import do_inline

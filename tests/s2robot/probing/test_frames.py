@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from s2robot.cli import main
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from s2robot.cli import main
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.encoders.build import build_encoder
 from s2robot.probing.heads import (
     FIT,

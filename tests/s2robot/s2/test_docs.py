@@ -10,8 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from s2robot.cli import VERBS
-from s2robot.common.config_errors import as_known
-from s2robot.common.paths import configs_dir
+from s2robot.core.files import configs_dir
+from s2robot.overrides import as_known
 
 torch.set_num_threads(1)
 DOCS = Path(__file__).parents[3] / "docs"

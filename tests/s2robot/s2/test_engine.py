@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import LONGEST, Sizes, square
 from s2robot.s2.pyramid import resize

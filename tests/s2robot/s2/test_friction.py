@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from s2robot import S2
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2 import forward
 
 torch.set_num_threads(1)

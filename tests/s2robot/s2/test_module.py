@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from s2robot import S2
 from s2robot.backbones.backbone import find_backbone
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2.pyramid import resize
 from s2robot.s2.reference import forward
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import square
 from s2robot.s2.pyramid import channels_first, pyramid

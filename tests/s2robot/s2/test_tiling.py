@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.s2.tiling import plan_tiles
 
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.serving.gate import ALL, gates, tls_of
 from s2robot.serving.remote import PolicyLate, PolicyLost, PolicyRefused, RemoteError, RemotePolicy
 from tests.s2robot.serving.test_server import PATIENT, TOKEN, command, connect, observations, serving

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from s2robot.common.errors import UserError
-from s2robot.common.settings import DemosSettings
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows

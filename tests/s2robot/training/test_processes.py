@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from s2robot.backbones.vit import load_encoder
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.policies import load_checkpoint, load_tuned
 from s2robot.training.processes import check_shares
 from tests import forks

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.policies import load_checkpoint
 from s2robot.training.train import train
 from tests.s2robot.training.small import CONTRACT, make_data, make_settings, make_spec

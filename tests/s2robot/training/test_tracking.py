@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.policies import load_checkpoint
 from s2robot.training import loggers as module
 from s2robot.training.loggers import Loggers
@@ -128,6 +128,6 @@ def test_what_a_service_raises_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_wandb", refuse)
     with pytest.raises(UserError, match="^train.loggers: wandb: [^\n]*$"):
         Loggers(("wandb",), tmp_path)
-    monkeypatch.setattr("s2robot.common.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("s2robot.core.errors.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^wandb is not installed: "):
         make_settings(loggers=("wandb",))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
 from s2robot.demos.windows import make_windows
 from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint
 from s2robot.policies.checkpoint import Contract
@@ -317,9 +317,9 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_pa
 
 @pytest.mark.parametrize("job", ["train", "pretrain"])
 def test_a_second_training_in_one_folder_is_refused(data, tmp_path, monkeypatch, job):
-    monkeypatch.setattr("s2robot.common.run_folder._WAIT_S", 0.1)
+    monkeypatch.setattr("s2robot.core.run_folder._WAIT_S", 0.1)
     folder = tmp_path / "out"
-    code = f"from pathlib import Path; from s2robot.common.run_folder import locked\nwith locked(Path({str(folder)!r})): print('held', flush=True); input()"
+    code = f"from pathlib import Path; from s2robot.core.run_folder import locked\nwith locked(Path({str(folder)!r})): print('held', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
-from s2robot.common.errors import UserError
-from s2robot.common.run_folder import is_first
+from s2robot.core.errors import UserError
+from s2robot.core.run_folder import is_first
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.tuning import Tail
 from s2robot.policies import ChunkPolicy

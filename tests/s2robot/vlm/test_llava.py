@@ -9,7 +9,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from benchmarks.vlm import Alive  # noqa: E402
-from s2robot.common.errors import UserError  # noqa: E402
+from s2robot.core.errors import UserError  # noqa: E402
 from s2robot.s2 import forward  # noqa: E402
 from s2robot.vlm import register, s2_llava, s2_processor  # noqa: E402
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from s2robot.common.files import replacing, write_json, write_text
+from s2robot.core.files import replacing, write_json, write_text
 
 
 def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):

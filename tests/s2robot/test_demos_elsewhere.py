@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
-from s2robot.common.settings import DemosSettings
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.store import EpisodeStore

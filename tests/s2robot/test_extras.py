@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.common.errors import UserError
-from s2robot.common.extras import SIMULATOR, require, require_simulator
+from s2robot.core.errors import UserError, require
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ACTION_FRAME
+from s2robot.envs.gl import SIMULATOR, require_simulator
 from tests import forks
 
 ROOT = Path(__file__).resolve().parents[3]

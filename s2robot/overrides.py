@@ -1,4 +1,4 @@
-"""Translate what a user typed, and reject what is wrong with it in one line."""
+"""What a user typed: overrides under the verb's own keys, and one line for what is wrong with them."""
 
 import errno
 import json
@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2robot.common.errors import UserError
-from s2robot.common.paths import configs_dir
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,6 +21,45 @@ _MACHINE_ERRORS = {
 }  # fmt: skip
 
 
+def key_of(override: str) -> str:
+    """Return `train.seed` of `train.seed=0`, `+train.seed=0` or `~train.seed`."""
+    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
+
+
+def of_record(override: str) -> str:
+    """Return an override of the group `recording` as `record` knows it, at the top level."""
+    return re.sub(r"^([+~]*)recording\.", r"\1", override)
+
+
+def as_known(verb: str, override: str) -> str:
+    """Return an override under the verb's own key.
+
+    ``data`` is the dataset, ``rate_hz`` its rate and ``checkpoint`` the policy (or the run directory that holds it) in
+    every verb that takes one; ``task.kwargs`` takes any key.
+
+    Raises:
+        UserError: no key, or a choice that Hydra cannot name, such as `encoder=0`.
+    """
+    sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
+    if verb == "dagger" and key == "checkpoint":
+        key = "recording.checkpoint"
+    elif key in ("data", "rate_hz") and {"demos"} & {*groups_of(verb), *_file(verb)}:
+        key = {"data": "demos.path", "rate_hz": "demos.rate_hz"}[key]
+    elif key.startswith("task.kwargs.") and not sign:
+        sign = "++"
+    folder = Path(value[1:]) / "checkpoint"
+    if key in ("checkpoint", "recording.checkpoint", "train.from") and (folder / "policy.json").is_file():
+        value = f"={folder}"
+    if value and not key:
+        raise UserError(f"cannot read '{override}', expected key=value")
+    if value and (configs_dir() / (group := key_of(key))).is_dir():
+        for option in value[1:].split(","):
+            if re.fullmatch(r"null|true|false|[\d.+-]*(e\d+)?|[\[{].*", option.strip(), re.IGNORECASE):
+                raise UserError(_unknown_option(group, value[1:]))
+    override = f"{sign}{key}{value}"
+    return of_record(override) if verb == "record" else override
+
+
 def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
     """Return the message for the user, or None if `error` is a bug, which needs a traceback."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -29,7 +68,7 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
 
     if isinstance(error, MemoryError | DecompressionBombError):
         return f"not enough memory: {error}"
-    if isinstance(error, UserError) or getattr(type(error), "user_error", False):
+    if getattr(type(error), "user_error", False):
         return str(error)
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         return ": ".join(filter(None, [error.strerror, str(error.filename or "")]))
@@ -91,11 +130,6 @@ def did_you_mean(word: str, candidates: Any) -> str:
     return f", did you mean '{best}'?" if best and likeness(best) >= 0.6 else ""
 
 
-def key_of(override: str) -> str:
-    """Return `train.seed` of `train.seed=0`, `+train.seed=0` or `~train.seed`."""
-    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
-
-
 @cache
 def _file(verb: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
@@ -112,56 +146,6 @@ def groups_of(verb: str) -> dict[str, str | None]:
         elif choice != "_self_":  # another verb's choices
             found |= groups_of(choice)
     return found
-
-
-def of_record(override: str) -> str:
-    """Return an override of the group `recording` as `record` knows it, at the top level."""
-    return re.sub(r"^([+~]*)recording\.", r"\1", override)
-
-
-def as_known(verb: str, override: str) -> str:
-    """Return an override under the verb's own key.
-
-    ``data`` is the dataset, ``rate_hz`` its rate and ``checkpoint`` the policy (or the run directory that holds it) in
-    every verb that takes one; ``task.kwargs`` takes any key.
-    """
-    sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
-    if verb == "dagger" and key == "checkpoint":
-        key = "recording.checkpoint"
-    elif key in ("data", "rate_hz") and {"demos"} & {*groups_of(verb), *_file(verb)}:
-        key = {"data": "demos.path", "rate_hz": "demos.rate_hz"}[key]
-    elif key.startswith("task.kwargs.") and not sign:
-        sign = "++"
-    folder = Path(value[1:]) / "checkpoint"
-    if key in ("checkpoint", "recording.checkpoint", "train.from") and (folder / "policy.json").is_file():
-        value = f"={folder}"
-    override = f"{sign}{key}{value}"
-    return of_record(override) if verb == "record" else override
-
-
-def check_choices(overrides: list[str]) -> None:
-    """Reject what Hydra cannot name: `encoder=0`, `encoder=[]`.
-
-    Raises:
-        UserError: names the group and its options.
-        OverrideParseException: an override that is not `key=value`.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    for override in OverridesParser.create().parse_overrides(
-        [o for o in overrides if "=" in o and o[:1] != "-"]
-    ):
-        group = override.key_or_group.partition("@")[0]
-        if not group:
-            raise UserError(f"cannot read '{override.input_line}', expected key=value")
-        if override.is_delete() or group == "hydra" or not (configs_dir() / group).is_dir():
-            continue
-        sweep = override.is_sweep_override()
-        if sweep and not override.is_choice_sweep():
-            continue
-        for option in override.sweep_iterator() if sweep else [override.value()]:
-            if not isinstance(option, str) or not option:
-                raise UserError(_unknown_option(group, "null" if option in (None, "") else str(option)))
 
 
 def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
@@ -194,12 +178,10 @@ def check_config(cfg: "DictConfig", overrides: list[str]) -> None:
 
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{', '.join(missing)}: expected a value, got nothing; type {missing[0]}=<value>")
-    if "task" not in cfg:
-        return
-    if not cfg.task.get("name"):
+    if "task" in cfg and not cfg.task.get("name"):
         raise UserError("task.name: expected a name, which demos and checkpoints store, got nothing")
-    for key in map(key_of, overrides) if cfg.task.name != DEFAULT else ():
-        if key.partition(".")[0] == "env":
+    if "task" in cfg and cfg.task.name != DEFAULT:
+        for key in (key for key in map(key_of, overrides) if key.startswith("env.")):
             raise UserError(
-                f"{key}: task={cfg.task.name} ignores it, expected a setting of its own, task.<key>"
+                f"{key}: expected a setting of task={cfg.task.name}, task.<key>, which ignores env"
             )

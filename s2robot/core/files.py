@@ -1,4 +1,8 @@
-"""Files that appear whole or not at all."""
+"""Where the package's own files and the user's caches are; files that appear whole or not at all.
+
+`configs` and `demos` are below the package `s2robot`: folders in a wheel, links to the top level in a clone. So every path
+starts from this file.
+"""
 
 import csv
 import io
@@ -9,22 +13,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from s2robot.common.errors import UserError
+from s2robot.core.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def configs_dir() -> Path:
+    """Return the folder of Hydra configs (`run.yaml`, `encoder/`, ...)."""
+    return (PACKAGE / "configs").resolve()
+
+
+def weights_dir() -> Path:
+    """Return the folder of the encoder weights that ship with the package."""
+    return PACKAGE / "weights"
+
+
+def shipped_demos(name: str) -> Path:
+    """Return the path of the shipped dataset ``name``."""
+    return (PACKAGE / "demos").resolve() / "data" / f"{name}.zarr"
+
+
+def cache_dir(*parts: str) -> Path:
+    """Create and return a folder for what can be made or fetched again.
+
+    `$S2ROBOT_CACHE`, else `$XDG_CACHE_HOME/s2robot`, else `~/.cache/s2robot`, followed by `parts`.
+    """
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = Path(os.environ.get("S2ROBOT_CACHE") or os.path.join(user, "s2robot"), *parts)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside `path` to write to, which replaces `path` at the end.
+    """Yield a temporary name beside `path` to write to, with its suffix, which replaces `path` at the end.
 
-    It has the suffix of `path`, from which many libraries infer the format. Nothing is left if the writing fails; the next
-    writer overwrites what a killed process left, unless it is `shared`.
-
-    Args:
-        path: of the file; its folder is created.
-        shared: other processes may write the same file meanwhile, so the name is this one's own.
-
-    Raises:
-        OSError: of the writing, with the file's name.
+    Nothing is left if the writing fails; the next writer overwrites what a killed process left, unless `shared`: then other
+    processes may write the same file meanwhile, so the name is this one's own. An OSError has the name of the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f"{os.getpid()}." if shared else ""
@@ -55,12 +80,8 @@ def read_text(path: Path) -> str:
     """Return the text of a file; UserError names a file that is missing or no text."""
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', 'not UTF-8 text')})") from None
 
 
 def read_json(path: Path) -> Any:
@@ -72,15 +93,10 @@ def read_json(path: Path) -> Any:
 
 
 def claim(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
-    """Store the settings that decide the results of a run, or check that a run to be resumed has the same.
-
-    Args:
-        path: a JSON file of the run directory.
-        settings: JSON types.
-        remedy: how to get out of it, for the message.
+    """Store the settings (JSON types) that decide the results of a run, or check that a run to be resumed has the same.
 
     Raises:
-        UserError: the run was begun with other settings, or the file is broken.
+        UserError: the run was begun with other settings (``remedy`` says how to get out of it), or the file is broken.
     """
     now = json.loads(json.dumps(settings))
     if path.exists() and (found := _difference(read_json(path), now)):

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from s2robot.common import run_folder as room
-from s2robot.common.errors import UserError
-from s2robot.common.run_folder import is_first, locked, run_folder
+from s2robot.core import run_folder as room
+from s2robot.core.errors import UserError
+from s2robot.core.run_folder import is_first, locked, run_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
 import sys
 from pathlib import Path
-from s2robot.common.run_folder import locked
+from s2robot.core.run_folder import locked
 with locked(Path(sys.argv[1])):
     print("mine", flush=True)
     sys.stdin.readline()

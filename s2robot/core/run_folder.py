@@ -15,8 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from s2robot.common.errors import UserError
-from s2robot.common.files import write_text
+from s2robot.core.errors import UserError
+from s2robot.core.files import write_text
 
 LOCK = ".lock"
 _WAIT_S = 5.0  # for a process that was just killed to end

@@ -1,14 +1,18 @@
-"""Where a run's time went: rows that add up, and processor seconds of this process and its children."""
+"""Where a run's time went: rows that add up, processor seconds of all children, and spans of several processes."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from s2robot.common.timeline import Stages, age_s, processor_s
+from s2robot.core.timing import Stages, age_s, processor_s, span, tracing
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass"
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # each of four figures of a living process is cut off to whole ones
@@ -56,9 +60,36 @@ def test_what_a_living_child_has_let_others_do_counts():
 
 
 def test_a_process_knows_its_age():
-    words = "from s2robot.common.timeline import age_s\nprint(age_s())"
+    words = "from s2robot.core.timing import age_s\nprint(age_s())"
     begun = time.monotonic()
     found = float(
         subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True).stdout
     )
     assert 0 < found < time.monotonic() - begun + 0.05 and age_s() > time.process_time() / 4
+
+
+def spans_of(file: Path) -> list[dict[str, Any]]:
+    return json.loads(file.read_text().rstrip(",\n") + "]")
+
+
+def work(number: int) -> int:
+    with span("work", number=number):
+        return os.getpid()
+
+
+def test_spans_of_all_processes_lie_inside_each_other(tmp_path):
+    file = tmp_path / "trace.json"
+    with pytest.raises(KeyError), tracing(file), span("all"):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            there = pool.submit(work, 7).result()
+        here = work(8)
+        raise KeyError
+    with span("nobody asked"):
+        pass
+    spans = {(row["name"], row["args"].get("number")): row for row in spans_of(file)}
+    assert spans.keys() == {("all", None), ("work", 7), ("work", 8)}
+    whole = spans["all", None]
+    assert (spans["work", 7]["pid"], spans["work", 8]["pid"]) == (there, here) and here != there
+    assert whole["ts"] < spans["work", 7]["ts"] < spans["work", 8]["ts"]
+    for row in spans.values():
+        assert row["ts"] + row["dur"] <= whole["ts"] + whole["dur"] + 2 and row["tid"] > 0  # to rounding

@@ -1,1 +1,0 @@
-"""What every wing may use: errors, files, paths, progress. A closed list, no drawer."""

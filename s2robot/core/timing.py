@@ -1,0 +1,123 @@
+"""Where a run's time went: a table of its steps, and a trace of all its processes for https://ui.perfetto.dev.
+
+    timed = Stages(out / "stages.json")
+    with timed("encode"): ...
+    timed.table()                     # from the start of the process until now
+
+    with tracing(Path("runs/mine/trace.json")):       # workers that start inside take part
+        with span("encode", episode=3): ...
+
+Without :func:`tracing` a span does nothing. The trace is an array of Chrome's trace format, whose last bracket may be
+missing: each process appends its spans, one a line.
+"""
+
+import json
+import os
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from s2robot.core.files import write_json
+from s2robot.core.run_folder import is_first
+
+_FILE = "S2ROBOT_TRACE"
+_TICKS = os.sysconf("SC_CLK_TCK")  # per second
+
+
+@contextmanager
+def span(name: str, **about: Any) -> Iterator[None]:
+    """Measure the time spent inside; ``about`` (JSON types) is shown beside it."""
+    if not (file := os.environ.get(_FILE)):
+        yield
+        return
+    start = time.time_ns()  # all processes of a machine read the same clock
+    try:
+        yield
+    finally:
+        row = {
+            "name": name,
+            "ph": "X",  # a complete span
+            "ts": start / 1e3,  # µs
+            "dur": (time.time_ns() - start) / 1e3,
+            "pid": os.getpid(),
+            "tid": threading.get_native_id(),
+            "args": about,
+        }
+        with open(file, "a") as trace:  # one short write: lines of processes do not mix
+            trace.write(f"{json.dumps(row)},\n")
+
+
+@contextmanager
+def tracing(file: Path) -> Iterator[None]:
+    """Write the spans of this process, and of those that it starts inside, to a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("[\n")
+    os.environ[_FILE] = str(file.resolve())
+    try:
+        yield
+    finally:
+        del os.environ[_FILE]
+
+
+def processor_s() -> float:
+    """Return the CPU seconds of this process, and of its living and ended descendants."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    found = sum(one.ru_utime + one.ru_stime for one in used)
+    with suppress(OSError):  # a system without /proc
+        for task in Path("/proc/self/task").iterdir():
+            for pid in (task / "children").read_text().split():
+                with suppress(OSError):  # it has ended
+                    # its own and those of its ended children: workers end long before the fork server
+                    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                    found += sum(map(int, fields[11:15])) / _TICKS
+    return found
+
+
+def age_s() -> float:
+    """Return the seconds since this process began; its CPU seconds on a system without /proc."""
+    try:
+        begun = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # in ticks since boot
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - begun / _TICKS
+    except (OSError, AttributeError, ValueError):
+        return time.process_time()
+
+
+class Stages:
+    """The time of each step of a run, in a file that the first process writes.
+
+    A row: ``stage``, ``seconds`` (wall), ``processor_s`` (of all processes that ended with the step), ``unused_s`` (wall
+    times cores less CPU seconds).
+    """
+
+    def __init__(self, file: Path):
+        self.file, self._cores = file, len(os.sched_getaffinity(0))
+        self.rows = [self._row("start", age_s(), processor_s())]  # imports, before anything could be timed
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        wall, used = age_s(), processor_s()
+        with span(name, step=True):
+            yield
+        self.rows.append(self._row(name, age_s() - wall, processor_s() - used))
+        if is_first():
+            write_json(self.file, self.rows)
+
+    def table(self) -> str:
+        """Return a table that adds up to the age of the process; the row before the last is what no step covers."""
+        whole = self._row("together", age_s(), processor_s())
+        covered = {key: sum(row[key] for row in self.rows) for key in ("seconds", "processor_s")}
+        rest = self._row("rest", *(whole[key] - covered[key] for key in covered))
+        lines = [f"{'':<12}{'wall':>9}{'processor':>12}{f'unused of {self._cores} cores':>20}"]
+        for row in [*self.rows, rest, whole]:
+            figures = f"{row['seconds']:>7.1f} s{row['processor_s']:>10.1f} s{row['unused_s']:>18.1f} s"
+            lines.append(f"{row['stage']:<12}{figures}")
+        return "\n".join(lines)
+
+    def _row(self, name: str, seconds: float, processor: float) -> dict[str, Any]:
+        unused = max(0.0, seconds * self._cores - processor)
+        figures = {"seconds": seconds, "processor_s": processor, "unused_s": unused}
+        return {"stage": name} | {key: round(x, 1) for key, x in figures.items()}
