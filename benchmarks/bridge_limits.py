@@ -27,7 +27,7 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.interpolate import Interpolator
 from s2robot.envs.real.control.safety import Safe, SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIME
-from s2robot.envs.real.emulator.motion import Motion, Plan
+from s2robot.envs.real.emulator.motion import Motion
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 from s2robot.loading import load_policy
 
@@ -142,7 +142,7 @@ class Online(Motion):
     """The box in mode 6: it plans to every set point."""
 
     def servo(self, target: np.ndarray) -> None:
-        self.plan(Plan(np.array(target, float), 0.8, 4.0), replace=True)  # bridge.arm's, of mode online
+        self.plan(target, 0.8, 4.0)  # bridge.arm's, of mode online
 
 
 def parsed(setting: str) -> tuple[float, ArmLimits]:

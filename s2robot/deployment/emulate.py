@@ -15,7 +15,7 @@ from s2robot.common.settings import plain
 from s2robot.core.errors import UserError
 from s2robot.core.settings import from_yaml, read
 from s2robot.envs.real.emulator.emulator import EmulatorConfig, serve
-from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
+from s2robot.envs.real.emulator.side import HOST, Ports, free_ports
 
 
 class EmulateSettings(EmulatorConfig):

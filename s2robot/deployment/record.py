@@ -38,7 +38,7 @@ from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.real.arms.driver import OK
-from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.arms.geometry import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import Verdict
@@ -201,7 +201,7 @@ class ArmRecording:
             stack.callback(mover.close)
         pace = arm.bridge.speed if self.handover else 1.0
         teleoperator = Teleoperator(
-            mover, controls, ToolIK(arm.bench.robot.name), arm.limits, loop.policy_hz, person.speed * pace,
+            mover, controls, ToolIK(), arm.limits, loop.policy_hz, person.speed * pace,
             person.turn_speed * pace, loop.max_delta,
         )  # fmt: skip
         return teleoperator, keyboard.on_key if mover is keyboard else controls.on_key

@@ -17,8 +17,7 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmLimits, Array
-from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
 
 HELP = "w s: forward, back   a d: left, right   r f: up, down   q e: turn"
 CONTROLS_HELP = "space: gripper   Enter: end   x: end and discard"

@@ -14,8 +14,8 @@ from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
-from s2robot.envs.real.emulator.camera import EmulatedCamera
-from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.emulator import launch
+from s2robot.envs.real.emulator.frames import EmulatedCamera
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.real.runtime import ArmRuntime

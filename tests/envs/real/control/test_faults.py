@@ -15,7 +15,7 @@ from benchmarks.fault_server import make_checkpoint, served
 from benchmarks.faults import SCENE, attempt, cells, main, markdown, row
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.emulator import launch
 
 KNOWN = {case.name: case for case in CASES}
 # of a fault that is run

@@ -3,8 +3,7 @@
 import numpy as np
 
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.operator.handover import Handover, LedControls, SharedControl, SpaceMouseControls

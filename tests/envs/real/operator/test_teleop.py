@@ -12,8 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.operator.teleop import Controls, Keyboard, SpaceMouse, Teleoperator
