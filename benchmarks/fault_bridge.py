@@ -19,12 +19,10 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
-from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.cameras.sources import ReplayCamera
+from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
-from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.control.subscriber import EpisodeRecorder, Subscriber
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.emulator.frames import EmulatedCamera

@@ -20,14 +20,13 @@ from s2robot.envs.real.arms.driver import ArmDriver, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
-from s2robot.envs.real.control.interpolate import SHARE, Interpolator
 from s2robot.envs.real.control.loop import PRESSES, ControlLoop, LoopConfig, Result
+from s2robot.envs.real.control.motion import SHARE, Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import Subscriber, Subscribers
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
-from s2robot.envs.real.operator.prompts import Operator, Placing
-from s2robot.envs.real.operator.stop import Stop
+from s2robot.envs.real.operator.prompts import Operator, Placing, Stop
 
 AT = 0.02  # rad; within this the arm is where it is to be
 OPEN = 0.9  # of the gripper, likewise
@@ -145,7 +144,7 @@ class ArmRuntime(Subscriber):
         Raises EnvError: an error is pending, or there is no supervisor.
         """
         self._check_watched()
-        self.loop.clear_stop()
+        self.loop.stop_requested = False
         if self.live:
             try:
                 self.driver.arm()

@@ -40,22 +40,18 @@ from s2robot.envs.frames import as_image_size
 from s2robot.envs.real.arms.driver import OK
 from s2robot.envs.real.arms.geometry import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
-from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import Verdict
-from s2robot.envs.real.operator.handover import (
-    HANDOVER_HELP,
-    Handover,
-    LedControls,
-    SharedControl,
-    SpaceMouseControls,
-)
+from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.operator.prompts import Operator
 from s2robot.envs.real.operator.teach import teach
 from s2robot.envs.real.operator.teleop import (
     CONTROLS_HELP,
+    HANDOVER_HELP,
     HELP,
     Controls,
+    Handover,
     Keyboard,
+    SharedControl,
     SpaceMouse,
     Teleoperator,
 )
@@ -197,7 +193,7 @@ class ArmRecording:
         keyboard = Keyboard(controls)
         mover: Keyboard | SpaceMouse = keyboard
         if person.device == "spacemouse":
-            mover = SpaceMouse(SpaceMouseControls(self.handover) if self.handover else controls)
+            mover = SpaceMouse(controls)
             stack.callback(mover.close)
         pace = arm.bridge.speed if self.handover else 1.0
         teleoperator = Teleoperator(
@@ -294,7 +290,7 @@ class ArmRecording:
             return teach(session.runtime, self.controls, steps, recorder)
         self.shared.take()
         before = len(recorder)
-        broken = teach(session.runtime, LedControls(self.handover), steps, recorder)
+        broken = teach(session.runtime, self.controls, steps, recorder)
         self.shared.led(len(recorder) - before)
         return broken
 

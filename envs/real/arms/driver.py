@@ -117,7 +117,7 @@ class ArmDriver(ABC):
     """An arm with a gripper. Only `stop` may be called from another thread than the rest.
 
     `command` refuses before `arm`, after `stop`, joints that are not 7 finite numbers or out of range, a step beyond
-    `step_max` (rad) from the last, and an opening that is not within 0 to 1: see `_sendable`.
+    `step_max` (rad) from the last, and an opening that is not within 0 to 1.
     """
 
     def __init__(self, limits: ArmLimits, step_max: Any):

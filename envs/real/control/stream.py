@@ -12,7 +12,7 @@ from pydantic import Field
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import OK, ArmLimits, ArmState, Array
-from s2robot.envs.real.control.interpolate import Interpolator
+from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
 
 

@@ -1,13 +1,16 @@
-"""Who stands beside the arm: says when it may move, where the cube lies, and whether an episode succeeded.
+"""Who stands beside the arm: says when it may move, where the cube lies, whether an episode succeeded, and stops it.
 
 A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person;
 `s2robot.envs.real.emulator.stand_in.EmulatedOperator` answers for the emulator, which has nobody beside it.
 """
 
+import os
 import select
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -144,8 +147,7 @@ class TerminalOperator:
         except EOFError:
             return False
 
-    def lay(self, seed: int) -> None:
-        """See `Operator`: done, by hand."""
+    def lay(self, seed: int) -> None: ...
 
     def free(self, fault: tuple[str, ...]) -> bool:
         if fault and not self._yes(f"FAULT: {'; '.join(fault)}. Look at the arm and the bench. Cleared?"):
@@ -161,19 +163,16 @@ class TerminalOperator:
         )
 
     def ended(self) -> bool:
-        """Never: an episode takes its time."""
         return False
 
     def success(self) -> bool:
         return self._one_of("Did the episode succeed? [y/n]", _YES_NO) == "y"
 
     def stage(self) -> str:
-        """The furthest stage of a failed episode, as the simulated world names them."""
         question = "How far did it come? 0: not grasped, 1: grasped, 2: lifted [0/1/2]"
         return self._one_of(question, {"0": "approach", "1": "grasp", "2": "lift"})
 
     def keep(self) -> bool:
-        """See `Operator`: asked until it is answered, for a no throws the demonstration away."""
         return self._one_of("Keep it? [y/n]", _YES_NO) == "y"
 
 
@@ -185,3 +184,58 @@ class OperatorProxy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._operator, name)
+
+
+class Stop:
+    """Asked for once, it stays asked for."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self.interrupted = False  # by a signal
+        self.moving = False  # whether a stop is a matter of braking, not of ending at once
+        self.stop: Callable[[], None] = lambda: None  # called when it is asked for
+
+    def ask(self) -> None:
+        """Brake and stop; from any thread."""
+        self._asked.set()
+        self.stop()
+
+    def asked(self) -> bool:
+        """Whether it was."""
+        return self._asked.is_set()
+
+    def check(self) -> None:
+        """Raise a signal's KeyboardInterrupt anew if it was lost: the vendor's SDK swallows what is raised in its calls."""
+        lost = self.interrupted and not self.asked()
+        if lost and threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm, the second one, or one while it stands, ends at once.
+
+        After SIGHUP nobody reads the terminal: what is printed to it is dropped, or printing would raise.
+        """
+        shown = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+
+        def handle(number: int, frame: object) -> None:
+            if number == signal.SIGHUP:
+                for descriptor in shown:
+                    with open(os.devnull, "w") as nowhere:
+                        os.dup2(nowhere.fileno(), descriptor)
+            again = self.interrupted and number != signal.SIGHUP  # a terminal that closes may send two
+            self.interrupted = True
+            if again or not self.moving:
+                raise KeyboardInterrupt
+            self.ask()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)

@@ -27,7 +27,7 @@ def teach(runtime: ArmRuntime, controls: Controls, max_steps: int, subscriber: S
     Args:
         runtime: the arm; its driver has `lead` and `grip`.
         controls: the gripper and the end of the episode.
-        subscriber: receives each step: images, proprio, action, time, time_action, camera_age (see `control.recorder`).
+        subscriber: receives each step: images, proprio, action, time, time_action, camera_age (see `control.subscriber`).
 
     Raises:
         EnvError: the arm refuses, or images or joints are not fresh.
@@ -68,7 +68,7 @@ class _Teaching:
             commanded = commanded + delta
             action = np.append(delta, float(self._closed)).astype(np.float32)
             subscriber.on_step({**before, "action": action, "time_action": clock.now()})
-            if self._controls.ended:
+            if self._controls.part_ended:
                 return ""
             before = self._observe(found)
         return ""

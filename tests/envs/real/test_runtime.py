@@ -17,8 +17,7 @@ from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.subscriber import Subscribers
 from s2robot.envs.real.control.supervisor import _BEAT, _BYE, _REST, UNCONFIRMED, _watch
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
-from s2robot.envs.real.operator.prompts import Placing
-from s2robot.envs.real.operator.stop import Stop
+from s2robot.envs.real.operator.prompts import Placing, Stop
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import NOISE, SLOWLY, Calls, FakeArm, Film, VirtualClock, Watch, episode

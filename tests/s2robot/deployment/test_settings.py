@@ -15,8 +15,8 @@ from s2robot.deployment.preflight import WARNING
 from s2robot.deployment.settings import Bridge, CameraSettings, HomeSettings
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT, ArmSettings
-from s2robot.envs.real.control.interpolate import Interpolator
 from s2robot.envs.real.control.loop import LoopConfig
+from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import WatchdogLimits

@@ -10,9 +10,8 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
-from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.subscriber import Subscribers
+from s2robot.envs.real.control.subscriber import EpisodeRecorder, Subscribers
 from s2robot.envs.real.control.watchdog import UNSURE, State, WatchdogLimits
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import SLOWLY, Calls, FakeArm, Film, Stalling
@@ -136,7 +135,8 @@ def test_a_stop_between_two_episodes_is_not_lost(arm, cameras):
     assert len(arm.sent) == sent and arm.stops == ["operator"]
     arm.arm()
     assert loop.run(max_steps=5).cause == "stopped" and len(arm.sent) == sent  # until it is cleared
-    arm.arm(), loop.clear_stop()
+    arm.arm()
+    loop.stop_requested = False
     assert loop.run(max_steps=1).cause == "steps"
 
 

@@ -10,7 +10,7 @@ from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.control.interpolate import Interpolator
+from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 
 POINTS = ArmPoints("xarm7")

@@ -121,7 +121,7 @@ def test_the_turn_and_the_gripper():
 
 def test_keys():
     clock, controls = [0.0], Controls()
-    keyboard = Keyboard(controls, 0.15, lambda: clock[0])
+    keyboard = Keyboard(controls, lambda: clock[0])
     assert not keyboard.velocity().any()
     for key in "wAr":
         keyboard.on_key(key)
