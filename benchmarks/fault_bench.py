@@ -110,7 +110,7 @@ class Bench:
         self.server: Any = None
         self.notes: dict[str, Any] = {}
         if scene:  # the first picture waits for the renderer
-            EmulatedCamera(emulator.ports.frames, "hand", PATIENCE_S).close()
+            EmulatedCamera(emulator.ports.side, "hand", PATIENCE_S).close()
         EpisodeStore.create(self.path, ATTRIBUTES).close()
         none = Case("none", "", "IDLE", "", lambda bench: time.monotonic(), watch_s=0.3)
         tries = [self.run(none)]

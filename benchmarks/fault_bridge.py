@@ -145,7 +145,7 @@ def assemble(
     noise = np.random.default_rng(0).integers(0, 256, (20, SIZE, SIZE, 3), np.uint8)
     camera = CameraReader(
         "hand",
-        (lambda: EmulatedCamera(ports.frames, "hand")) if scene else (lambda: ReplayCamera(noise, 30)),
+        (lambda: EmulatedCamera(ports.side, "hand")) if scene else (lambda: ReplayCamera(noise, 30)),
     )
     camera.start(PATIENCE_S)
     stack.callback(camera.close)

@@ -121,8 +121,6 @@ class FrankaDriver(ArmDriver):
             self._thread.join(2.0)
         self._robot = self._hand = self._tracker = self._thread = None
 
-    # ---------------------------------------------------------------- arm
-
     def arm(self) -> None:
         """Start the controller at the measured joints; the arm stands still.
 
@@ -212,8 +210,6 @@ class FrankaDriver(ArmDriver):
             robot.stop()
             return True
         return False
-
-    # ---------------------------------------------------------------- hand
 
     def _read_hand(self) -> None:
         state = self._hand.state

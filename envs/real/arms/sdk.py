@@ -142,9 +142,6 @@ def client_ports(ports: BoxPorts) -> Iterator[None]:
         report.create = create
 
 
-# ---------------------------------------------------------------- the box's own settings
-
-
 def call(sdk: Any, name: str, *args: Any) -> int:
     """Call the SDK by name; return its code."""
     if name == "set_collision_sensitivity":  # its own would wait for motion and set the state by the way
@@ -200,9 +197,6 @@ def _limit_calls(reduced: list[Any], sensitivity: int, self_collision: bool) -> 
         ("set_reduced_joint_range", ranges), ("set_reduced_tcp_boundary", boundary), ("set_reduced_mode", on),
         ("set_fence_mode", fence),
     )  # fmt: skip
-
-
-# ---------------------------------------------------------------- the gripper
 
 
 class XArmGripper:

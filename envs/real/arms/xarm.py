@@ -114,8 +114,6 @@ class XArmDriver(ArmDriver):
         self._gripper: XArmGripper | None = None
         self._limits_before: Calls | None = None  # put back the limits that the box had
 
-    # ---------------------------------------------------------------- connect
-
     def connect(self, timeout_s: float) -> None:
         """Reach the box over three connections; moves, enables and clears nothing.
 
@@ -159,8 +157,6 @@ class XArmDriver(ArmDriver):
                     arm.disconnect()
         self._sdk = self._stopper = self._gripper = None
         self._redirected.close()
-
-    # ---------------------------------------------------------------- arm
 
     def arm(self) -> None:
         """Motors on, native limits, mode, ready; the arm stands still.
@@ -231,8 +227,6 @@ class XArmDriver(ArmDriver):
             raise EnvError(f"xarm {self.ip}: found no connection, expected connect first")
         return self._sdk
 
-    # ---------------------------------------------------------------- read
-
     def read(self) -> ArmState:
         """Return the measured joints and the error, asked for now; the gripper's opening is up to 0.2 s old.
 
@@ -264,8 +258,6 @@ class XArmDriver(ArmDriver):
             return DriverStatus(False, 0, -1, np.inf)
         age = time.monotonic() - sdk._arm._last_report_time
         return DriverStatus(bool(sdk.connected), int(sdk.error_code), int(sdk.mode), age)
-
-    # ---------------------------------------------------------------- move
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         """Send joints (7,) rad and an opening; see `ArmDriver`."""

@@ -153,9 +153,6 @@ def _load_cv2() -> Any:
     return cv2
 
 
-# ---------------------------------------------------------------- sources
-
-
 class OpenCVCamera:
     """A V4L2 camera through OpenCV. Raises EnvError: no camera, or another format than requested.
 

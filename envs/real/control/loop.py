@@ -131,8 +131,6 @@ class ControlLoop:
         """See `CommandStream.commanded`."""
         return self.stream.commanded
 
-    # ---------------------------------------------------------------- an episode
-
     def run(self, max_steps: int) -> Result:
         """Run one episode. The arm is at rest afterwards; after a fault or a stop it is stopped as well.
 
@@ -181,8 +179,6 @@ class ControlLoop:
 
     def _wait_ready(self, worker: PolicyWorker) -> ArmState:
         return self.sensors.wait_ready(lambda: self._watch(worker), self.config.ready_s, "loop")
-
-    # ---------------------------------------------------------------- a period
 
     def _period(self, episode: _Episode, worker: PolicyWorker) -> None:
         """Wait for its begin, look, decide, send; or find the cause of the episode's end."""
@@ -299,8 +295,6 @@ class ControlLoop:
             with self._free:
                 self._acting = False
                 self._free.notify_all()
-
-    # ---------------------------------------------------------------- its end
 
     def _come_to_rest(self, episode: _Episode) -> None:
         """Stop after a fault; brake otherwise, and stop if that was requested."""

@@ -149,8 +149,6 @@ class Controller:
         self._frozen: dict | None = None  # what is reported in place of the arm's motion
         self._look()
 
-    # ---------------------------------------------------------------------------------------------- state
-
     @property
     def state(self) -> int:
         if self._base_state == READY:
@@ -177,8 +175,6 @@ class Controller:
             "pose": kin.forward(plant.joints), "joints": plant.joints, "velocities": plant.velocities,
             "torques": plant.torques, "tcp_speed": self.tcp_speed,
         }  # fmt: skip
-
-    # -------------------------------------------------------------------------------------------- clients
 
     def enable(self, joint: int, on: bool) -> bool:
         """Motor power of joint 1 to 7, or of all (8). False for another number."""
@@ -240,8 +236,6 @@ class Controller:
             speed, acceleration = np.clip([speed, acceleration], 0.01, [MAX_SPEED, MAX_ACCELERATION])
             self.motion.plan(target, float(speed), float(acceleration))
 
-    # --------------------------------------------------------------------------------------------- faults
-
     def raise_error(self, code: int) -> None:
         """Stop the arm with an error."""
         self.error = code
@@ -269,8 +263,6 @@ class Controller:
         self.motion.hand(target)
         return True
 
-    # ----------------------------------------------------------------------------------------------- time
-
     def tick(self, dt: float) -> None:
         """Let `dt` seconds pass."""
         plant, before = self.plant, self._flange[:3, 3]
@@ -288,8 +280,6 @@ class Controller:
         self.motion.place(joints)
         self._look()
         self.tcp_speed = 0.0
-
-    # --------------------------------------------------------------------------------------------- inside
 
     def _look(self) -> None:
         self._flange = kin.frames(self.plant.joints)[-1]

@@ -28,7 +28,7 @@ from s2robot.envs.real.emulator.faults import Faults
 from s2robot.envs.real.emulator.frames import FrameServer
 from s2robot.envs.real.emulator.motion import KinematicPlant, Plant
 from s2robot.envs.real.emulator.server import Server
-from s2robot.envs.real.emulator.side import Handler, Operation, Ports, SideChannel, free_ports, side_handler
+from s2robot.envs.real.emulator.side import Operation, Ports, SideChannel, free_ports, side_handler
 from s2robot.envs.robots import robot_spec
 
 Small = Annotated[float, Field(gt=-10, lt=10)]
@@ -50,7 +50,8 @@ class Emulator:
     """One emulated box on `ports`; to be made inside a running event loop."""
 
     def __init__(self, config: EmulatorConfig, ports: Ports):
-        self.config, self.ports, self.scene, self.frames = config, ports, None, None
+        self.scene: Any = None
+        self.frames: FrameServer | None = None
         plant: Plant = KinematicPlant(np.array(robot_spec("xarm7").home))
         if config.plant == "mujoco":
             # mujoco and robosuite take seconds to import
@@ -59,16 +60,21 @@ class Emulator:
 
             plant = self.scene = scene = ScenePlant(CubePickConfig(**config.env), config.seed)
         self.journal = Journal()
-        self.controller = Controller(plant, self.journal)
-        services: dict[int, Handler] = {ports.side: side_handler(self._operations())}
+        self.controller = box = Controller(plant, self.journal)
         cameras = tuple(self.scene.env.config.cameras) if self.scene else ()
-        self.faults = Faults(self.controller, cameras)
+        faults = Faults(box, cameras)
+        operations: dict[str, Operation] = {
+            "ports": lambda: asdict(ports), "cameras": lambda: {"fps": config.fps}, "status": self._status,
+            "fault": faults.inject, "clear": faults.clear, "clear_error": box.clean_error,  # as in UFACTORY Studio
+            "commands": self._commands, "motion": self._motion, "hand": self._hand, "place_arm": self._place_arm,
+            "scene": lambda: self._need_scene().describe(), "reset_scene": self._reset_scene,
+        }  # fmt: skip
         if self.scene:
             self.frames = FrameServer(
-                cameras, lambda: scene.positions, lambda: SceneRenderer(scene), config.fps, self.faults
+                cameras, lambda: scene.positions, lambda: SceneRenderer(scene), config.fps, faults
             )
-            services[ports.frames] = self.frames.serve
-        self.server = Server(self.controller, self.faults, ports, services)
+            operations["frame"] = self.frames.frame
+        self.server = Server(box, faults, ports, side_handler(operations))
 
     async def run(self, started: Callable[[], None]) -> None:
         """Serve until `stop`; see `Server.run`."""
@@ -77,24 +83,6 @@ class Emulator:
         finally:
             if self.frames is not None:
                 self.frames.close()
-
-    # --------------------------------------------------------------------------------------- side channel
-
-    def _operations(self) -> dict[str, Operation]:
-        return {
-            "ports": lambda: asdict(self.ports),
-            "cameras": lambda: {"fps": self.config.fps},
-            "status": self._status,
-            "fault": lambda name, **settings: self.faults.inject(name, **settings),
-            "clear": lambda: self.faults.clear(),
-            "clear_error": self.controller.clean_error,  # as a person does in UFACTORY Studio
-            "commands": self._commands,
-            "motion": self._motion,
-            "hand": self._hand,
-            "place_arm": self._place_arm,
-            "scene": lambda: self._need_scene().describe(),
-            "reset_scene": self._reset_scene,
-        }
 
     def _status(self) -> dict:
         box, server = self.controller, self.server
@@ -160,9 +148,6 @@ async def serve(
 
         threading.Thread(target=watch, daemon=True).start()
     await emulator.run(started)
-
-
-# ----------------------------------------------------------------------------------- a process of its own
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,6 @@ class ScenePlant:
         self._cube_geom = model.geom_bodyid == model.jnt_bodyid[cube.id]
         self._mass = np.zeros((model.nv, model.nv))
 
-    # ---------------------------------------------------------------------------------------------- plant
-
     def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
         model, data = self.model, self.data
         low, high = model.actuator_ctrlrange[self._finger_motor]
@@ -95,8 +93,6 @@ class ScenePlant:
                 mujoco.mj_contactForce(self.model, self.data, i, force)
                 strongest = max(strongest, float(force[0]))
         return strongest
-
-    # ---------------------------------------------------------------------------------------------- scene
 
     def reset(self, seed: int | None = None, **options) -> np.ndarray:
         """Put the cube where `CubePick.reset(seed=seed, options=options)` puts it; the arm stays where it is.

@@ -24,12 +24,11 @@ MAX_UNSENT = 1 << 16  # bytes; reports to a client that does not read are left o
 
 
 class Server:
-    """Serves one controller on `ports` of loopback until `stop`; `extra`: further services, port -> handler."""
+    """Serves one controller, and its side channel, on `ports` of loopback until `stop`."""
 
-    def __init__(self, controller: Controller, faults: Faults, ports: Ports, extra: dict[int, Handler]):
-        self.controller, self.faults, self.ports = controller, faults, ports
+    def __init__(self, controller: Controller, faults: Faults, ports: Ports, side: Handler):
+        self.controller, self.faults, self.ports, self._side = controller, faults, ports, side
         self.commands = Commands(controller)
-        self._extra = extra
         self._writers: dict[int, set[asyncio.StreamWriter]] = {}
         self._half_open: set[asyncio.StreamWriter] = set()  # of those, who gets neither answers nor reports
         self._clients = 0
@@ -39,7 +38,12 @@ class Server:
     async def run(self, started: Callable[[], None]) -> None:
         """Serve until `stop`; `started` is called once all ports listen. EnvError: a port is taken."""
         p = self.ports
-        handlers = {p.control: self._control, p.gripper: self._control, p.report: self._ignore} | self._extra
+        handlers = {
+            p.control: self._control,
+            p.gripper: self._control,
+            p.report: self._ignore,
+            p.side: self._side,
+        }
         servers = []
         try:
             for port, handler in handlers.items():
@@ -73,11 +77,9 @@ class Server:
         """Open connections by port."""
         return {port: len(writers) for port, writers in self._writers.items()}
 
-    # -------------------------------------------------------------------------------------------- sockets
-
     def _reset(self, clients: list[int] | None = None) -> None:
         """Reset the connections of the box itself, at once; all, or those from the ports `clients`."""
-        for port in self._writers.keys() - self._extra.keys():
+        for port in self._writers.keys() - {self.ports.side}:
             for writer in list(self._writers[port]):
                 if clients is None or writer.get_extra_info("peername")[1] in clients:
                     linger = struct.pack("ii", 1, 0)  # a reset, as when a cable is pulled
@@ -96,7 +98,7 @@ class Server:
                 return
             writers.add(writer)
             try:
-                if port not in self._extra and not self.faults.answers_new:
+                if port != self.ports.side and not self.faults.answers_new:
                     self._half_open.add(writer)
                     await self._unanswered(reader)  # and then closed: its handshake is long over
                 else:
@@ -144,8 +146,6 @@ class Server:
     async def _ignore(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(4096):
             pass  # on the report port
-
-    # ----------------------------------------------------------------------------------------------- time
 
     async def _report_forever(self) -> None:
         while True:

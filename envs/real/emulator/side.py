@@ -1,4 +1,4 @@
-"""The emulator's ports, and its side channel: faults, journal and scene, as JSON lines on loopback.
+"""The emulator's ports, and its side channel: faults, journal, scene and camera frames, as JSON lines on loopback.
 
     {"op": "fault", "name": "error", "code": 31}   ->   {"ok": true, "time": 1234.5}
 
@@ -6,6 +6,7 @@
 """
 
 import asyncio
+import inspect
 import json
 import socket
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError, validate_call
@@ -21,7 +23,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.sdk import BoxPorts
 
 HOST = "127.0.0.1"
-Operation = Callable[..., dict | None]
+Operation = Callable[..., Any]  # returns a dict, None, or what to await for one
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -31,8 +33,7 @@ class Ports(BoxPorts):
 
     control: int = 15502  # the box's 502
     report: int = 15302  # its 30002, 5 Hz
-    side: int = 15800  # faults, journal and scene, as JSON lines
-    frames: int = 15801  # camera frames
+    side: int = 15800  # see the module
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -46,7 +47,7 @@ def free_ports() -> Ports:
     """Return ports that are free now."""
     while True:
         with ExitStack() as held:
-            numbers = [_hold(held, 0) for _ in range(4)]
+            numbers = [_hold(held, 0) for _ in range(3)]
             try:
                 _hold(held, numbers[0] + 1)
             except (OSError, OverflowError):
@@ -63,30 +64,34 @@ def _hold(held: ExitStack, port: int) -> int:
 def side_handler(operations: dict[str, Operation]) -> Handler:
     """A connection handler that calls `operations[op](**rest)` per line and answers with a line.
 
-    An answer holds `ok`, the monotonic `time` before the operation began, and what the operation returned; or `error`,
-    one line, for anything that is no such request.
+    An answer holds `ok`, the monotonic `time` before the operation began, and what the operation returned (`data`: so many
+    bytes follow the line); or `error`, one line, for anything that is no such request.
     """
     checked = {name: validate_call(operation) for name, operation in operations.items()}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
-            answer = _answer(checked, line)
+            answer = await _answer(checked, line)
+            data = answer.pop("data", b"")
+            answer |= {"data": len(data)} if data else {}
             # in a thread: minutes of motion are seconds of work, in which the box has to go on
             text = await asyncio.to_thread(json.dumps, answer, default=np.ndarray.tolist)
-            writer.write(text.encode() + b"\n")
+            writer.write(text.encode() + b"\n" + data)
             await writer.drain()
 
     return serve
 
 
-def _answer(operations: dict[str, Operation], line: bytes) -> dict:
+async def _answer(operations: dict[str, Operation], line: bytes) -> dict:
     now = time.monotonic()
     try:
         request = json.loads(line)
         name = request.pop("op")
         if name not in operations:
             raise EnvError(f"op: expected one of {', '.join(operations)}, got {name!r}")
-        return {"ok": True, "time": now} | (operations[name](**request) or {})
+        found = operations[name](**request)
+        found = await found if inspect.isawaitable(found) else found
+        return {"ok": True, "time": now} | (found or {})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -154,6 +159,10 @@ class SideChannel:
                 first + self._stream.readline() if first == b"{" else b""
             )  # reports never end
             answer["ok"]
+            if "data" in answer:
+                size, answer["data"] = answer["data"], self._stream.read(answer["data"])
+                if len(answer["data"]) < size:
+                    raise OSError("it closed the side channel")
             return answer
         except BaseException:
             self.close()  # the answer may come yet, and is not the next one's

@@ -18,29 +18,20 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.real.emulator.frames import EmulatedCamera
 from s2robot.envs.real.emulator.side import HOST, Ports, SideChannel
-from s2robot.envs.real.operator.prompts import Placing
+from s2robot.envs.real.operator.prompts import Operator, Placing
 from s2robot.envs.robots import robot_spec
 
 _HEARD_S = 1.0  # s; a cleared error reaches a driver with the next report, five a second
 
 
-class EmulatedOperator:
-    """An `Operator` that answers yes, lays the cube where it is asked for, and judges by the emulated scene.
+class EmulatedOperator(Operator):
+    """Answers yes, lays the cube where it is asked for, and judges by the emulated scene."""
 
-    `scene`: whether there is a scene with a cube (the MuJoCo plant).
-    """
+    def __init__(self, side: SideChannel):
+        self._side = side
 
-    person = False
-
-    def __init__(self, side: SideChannel, scene: bool = True):
-        self._side, self._scene = side, scene
-        self.closest: float | None = None  # at the moments at which `ended` was asked
-
-    def wait_to_start(self, episode: int, episodes: int) -> bool:
-        return True
-
-    def lay(self, seed: int) -> Array | None:
-        return np.array(self._side("reset_scene", seed=seed)["start_joints"]) if self._scene else None
+    def lay(self, seed: int) -> Array:
+        return np.array(self._side("reset_scene", seed=seed)["start_joints"])
 
     def free(self, fault: tuple[str, ...]) -> bool:
         if fault:  # the arm is led away from what it may press on and its error cleared, as a person would
@@ -51,27 +42,21 @@ class EmulatedOperator:
 
     def place(self, placing: Placing) -> bool:
         self.closest = None
-        if self._scene:
-            xy, yaw = list(placing.cube_xy), placing.cube_yaw
-            self._side("reset_scene", seed=placing.seed, cube_xy=xy, cube_yaw=yaw)
+        xy, yaw = list(placing.cube_xy), placing.cube_yaw
+        self._side("reset_scene", seed=placing.seed, cube_xy=xy, cube_yaw=yaw)
         return True
 
     def ended(self) -> bool:
         """When the cube has been lifted."""
-        if not self._scene:
-            return False
         scene = self._side("scene")
         self.closest = min(scene["distance"], np.inf if self.closest is None else self.closest)
         return bool(scene["is_success"])
 
     def success(self) -> bool:
-        return bool(self._scene and self._side("scene")["is_success"])
+        return bool(self._side("scene")["is_success"])
 
     def stage(self) -> str:
-        return str(self._side("scene")["stage"]) if self._scene else "approach"
-
-    def keep(self) -> bool:
-        return True
+        return str(self._side("scene")["stage"])
 
 
 class StandIn:
@@ -99,7 +84,7 @@ class StandIn:
 
     def camera(self, name: str) -> Callable[[], EmulatedCamera]:
         """Return what makes the source of a camera."""
-        return partial(EmulatedCamera, self.ports.frames, name)
+        return partial(EmulatedCamera, self.ports.side, name)
 
     def cameras(self) -> tuple[float, dict[str, dict]]:
         """Frames a second; camera -> size and field of view."""

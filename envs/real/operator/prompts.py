@@ -23,7 +23,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.robots import robot_spec
 
-_YES_NO = {"y": "y", "yes": "y", "n": "n", "no": "n"}
+_YES_NO = {"y": True, "yes": True, "n": False, "no": False}
 _LISTEN_S = 0.2  # s that a Ctrl-C may wait while a question stands
 
 
@@ -47,21 +47,22 @@ class Placing:
 
 
 class Operator(Protocol):
-    """What the bridge asks between two motions. Every `no` ends the matter: nothing moves."""
+    """What the bridge asks between two motions. Every `no` ends the matter: nothing moves.
 
-    @property
-    def person(self) -> bool:
-        """Whether somebody is there who may press keys while the arm moves."""
+    Attributes: `person`, whether somebody is there who may press keys while the arm moves; `closest`, m, the least distance
+    of grip and cube since the cube was placed, where somebody measures it.
+    """
 
-    @property
-    def closest(self) -> float | None:
-        """m, least distance of grip and cube since the cube was placed, where somebody measures it."""
+    person = False
+    closest: float | None = None
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
         """Before episode `episode` (from 0) of a session, the arm stopped: may it begin? A no ends the session."""
+        return True
 
     def lay(self, seed: int) -> Array | None:
         """The cube laid where the scene of `seed` has it: joints (7,) at which that starts; None: a person lays it."""
+        return None
 
     def free(self, fault: tuple[str, ...]) -> bool:
         """May the arm open its gripper and go to its start? With `fault`: and is that fault looked at and cleared?"""
@@ -71,6 +72,7 @@ class Operator(Protocol):
 
     def ended(self) -> bool:
         """Asked once a step: is the episode over? Must not wait."""
+        return False
 
     def success(self) -> bool:
         """Asked after an episode that ended without a fault: did it succeed?"""
@@ -80,6 +82,7 @@ class Operator(Protocol):
 
     def keep(self) -> bool:
         """Asked after a demonstration: is it to be kept?"""
+        return True
 
 
 def ask(question: str, none: str | None = "") -> str:
@@ -87,7 +90,12 @@ def ask(question: str, none: str | None = "") -> str:
 
     What was typed before the question is dropped: it answers something else, and an arm may move upon it.
     """
-    terminal = _flushed()
+    terminal: int | None = None
+    with suppress(Exception):  # no terminal
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+        terminal = sys.stdin.fileno()
     print(question, end="", flush=True)
     while terminal is not None and not select.select([terminal], [], [], _LISTEN_S)[0]:
         pass  # a Ctrl-C that came just before the call is heard here; `input` would keep it for after the next line
@@ -100,24 +108,13 @@ def ask(question: str, none: str | None = "") -> str:
         return none
 
 
-def _flushed() -> int | None:
-    """The terminal's descriptor, what was typed ahead thrown away; None without a terminal."""
-    with suppress(Exception):
-        import termios
-
-        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
-        return sys.stdin.fileno()
-    return None
-
-
 _ask = partial(ask, none=None)
 
 
-class TerminalOperator:
+class TerminalOperator(Operator):
     """Asks on the terminal. Before a motion anything but `y` is a no; an outcome is asked for until it is told."""
 
     person = True
-    closest: float | None = None
 
     def __init__(self, ask: Callable[[str], str] = _ask):
         self._ask = ask
@@ -128,7 +125,7 @@ class TerminalOperator:
         except EOFError:
             return False
 
-    def _one_of(self, question: str, answers: dict[str, str]) -> str:
+    def _one_of(self, question: str, answers: dict[str, Any]) -> Any:
         """Return the meaning of the answer. Raises EnvError at the end of standard input."""
         while True:
             try:
@@ -147,8 +144,6 @@ class TerminalOperator:
         except EOFError:
             return False
 
-    def lay(self, seed: int) -> None: ...
-
     def free(self, fault: tuple[str, ...]) -> bool:
         if fault and not self._yes(f"FAULT: {'; '.join(fault)}. Look at the arm and the bench. Cleared?"):
             return False
@@ -162,18 +157,15 @@ class TerminalOperator:
             "degrees. Is it there, and everybody clear of the arm?"
         )
 
-    def ended(self) -> bool:
-        return False
-
     def success(self) -> bool:
-        return self._one_of("Did the episode succeed? [y/n]", _YES_NO) == "y"
+        return self._one_of("Did the episode succeed? [y/n]", _YES_NO)
 
     def stage(self) -> str:
         question = "How far did it come? 0: not grasped, 1: grasped, 2: lifted [0/1/2]"
         return self._one_of(question, {"0": "approach", "1": "grasp", "2": "lift"})
 
-    def keep(self) -> bool:
-        return self._one_of("Keep it? [y/n]", _YES_NO) == "y"
+    def keep(self) -> bool:  # a no throws the demonstration away
+        return self._one_of("Keep it? [y/n]", _YES_NO)
 
 
 class OperatorProxy:

@@ -42,9 +42,6 @@ def arrived(emulator, kind="motion"):
     return [c for c in emulator.side("commands")["commands"] if c["kind"] == kind]
 
 
-# ---------------------------------------------------------------- lawful use
-
-
 def test_connecting_moves_and_enables_nothing(connected, emulator):
     connected.close()
     socket.setdefaulttimeout(None)
@@ -189,9 +186,6 @@ def test_closing_stops_the_arm_and_halts_its_fingers(arm, emulator):
     assert box["state"] >= 4 and box["opening"] > 0.02
 
 
-# ---------------------------------------------------------------- what never reaches the wire
-
-
 def test_a_bad_target_or_opening_is_not_sent(arm, emulator):
     count, third = len(arrived(emulator)), np.arange(7) == 2
     for q in (
@@ -202,9 +196,6 @@ def test_a_bad_target_or_opening_is_not_sent(arm, emulator):
     for gripper in (np.nan, np.inf, -0.1, 1.1, "open"):
         assert arm.command(HOME, gripper).code == REFUSED, gripper
     assert len(arrived(emulator)) == count
-
-
-# ---------------------------------------------------------------- faults
 
 
 def test_stop_is_at_once_repeatable_and_from_any_thread(arm, emulator):

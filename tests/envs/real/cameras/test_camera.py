@@ -143,9 +143,6 @@ def test_the_middle_of_a_picture(picture, size, part):
     assert np.shares_memory(out, image) == (part == size)
 
 
-# ---------------------------------------------------------------- OpenCV
-
-
 class FakeCapture:
     """A camera that keeps what is set, but for the properties that it insists on."""
 

@@ -71,9 +71,6 @@ def test_a_camera_fault_stops_the_arm_as_designed(scene_bench, name):
     as_designed(scene_bench, KNOWN[name])
 
 
-# ---------------------------------------------------------------- does the bench notice?
-
-
 def test_a_driver_without_its_check_is_found_out(bench, monkeypatch):
     unchecked = lambda self, q, gripper: np.asarray(q, float)  # noqa: E731
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.XArmDriver._sendable", unchecked)

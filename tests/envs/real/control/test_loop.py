@@ -36,9 +36,6 @@ def made(arm, cameras, act, limits=CALM, live=True, subscriber=None, config=None
     return ControlLoop(arm, cameras, act, safety, settings, limits, subscriber, arm.clock, disagreement)
 
 
-# ---------------------------------------------------------------- a regular episode
-
-
 def test_actions_move_the_arm_and_are_recorded(arm, cameras, tmp_path):
     seen, resets = [], []
 
@@ -230,9 +227,6 @@ def test_a_stop_in_an_episode_s_last_moment_counts(arm, cameras):
     loop.stream.next = last
     assert loop.run(max_steps=1).cause == "stopped"
     assert arm.stops == ["operator"] and len(taken) == 1
-
-
-# ---------------------------------------------------------------- faults
 
 
 def after(calls, what, then=lambda: SLOWLY):

@@ -144,9 +144,6 @@ def test_a_second_connection_can_stop_the_arm(arm, connect):
         second.disconnect()
 
 
-# ---------------------------------------------------------------- faults
-
-
 @pytest.mark.parametrize(
     "name, settings, said",
     [

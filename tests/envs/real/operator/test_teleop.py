@@ -37,9 +37,6 @@ def made(mover, **settings):
     return Teleoperator(mover, Controls(), IK, XARM7_LIMITS, points=POINTS, **settings)
 
 
-# ---------------------------------------------------------------- inverse kinematics
-
-
 def test_the_tool_is_the_filter_s_tcp_and_points_down_at_home():
     for q in (HOME, HOME + 0.3, HOME - 0.1):
         np.testing.assert_allclose(IK.pose(q)[0], POINTS.at(q)[POINTS.names.index("TCP")], atol=1e-9)
@@ -55,9 +52,6 @@ def test_a_pose_nearby_is_reached(move, turn):
     found, turned = IK.pose(IK.solve(HOME, position, rotation))
     np.testing.assert_allclose(found, position, atol=1e-3)
     np.testing.assert_allclose(turned, rotation, atol=5e-3)
-
-
-# ---------------------------------------------------------------- actions
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,9 +108,6 @@ def test_the_turn_and_the_gripper():
     np.testing.assert_allclose(position, at, atol=2e-3)
     turn = rotation @ was.T
     assert np.arctan2(turn[1, 0], turn[0, 0]) == pytest.approx(0.6, abs=0.02)
-
-
-# ---------------------------------------------------------------- devices
 
 
 def test_keys():
@@ -196,9 +187,6 @@ def test_no_spacemouse_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyspacemouse", library)
     with pytest.raises(EnvError, match=r"found no device \(No connected .*expected one on USB"):
         SpaceMouse(Controls())
-
-
-# ---------------------------------------------------------------- through the loop
 
 
 def test_an_arm_goes_where_it_is_wished():
