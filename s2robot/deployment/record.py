@@ -49,7 +49,6 @@ from s2robot.envs.real.operator.teleop import (
     HANDOVER_HELP,
     HELP,
     Controls,
-    Handover,
     Keyboard,
     SharedControl,
     SpaceMouse,
@@ -97,8 +96,8 @@ class ArmRecording:
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
         self.settings, self.person = read_some(RecordingSettings, cfg), _read_person(cfg)
         self.bench = read_bench(cfg)
-        self.handover = Handover() if self.settings.kind == "dagger" else None
-        self.controls: Controls = self.handover or Controls()
+        self.controls = Controls(shared=self.settings.kind == "dagger")
+        self.handover = self.controls if self.settings.kind == "dagger" else None
         self.demos = self._open_demos(cfg) if self.handover else None
         self.world = task_settings(cfg, max_steps=self.person.max_steps)
         if operator is None:

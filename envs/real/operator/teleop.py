@@ -4,8 +4,8 @@
     teleoperator = Teleoperator(Keyboard(controls), controls, ToolIK(), XARM7_LIMITS)
     action = teleoperator.act(q)        # float32 (8,), as a policy's: through loop, interpolator and safety filter
 
-    handover = Handover()               # beside a policy. space: who acts; g: the gripper; Enter, x: as in `Controls`
-    shared = SharedControl(policy.act, policy.reset, handover, teleoperator, lambda: loop.commanded)
+    controls = Controls(shared=True)    # beside a policy
+    shared = SharedControl(policy.act, policy.reset, controls, teleoperator, lambda: loop.commanded)
     loop = ControlLoop(driver, cameras, shared.act, ..., subscriber=Subscribers(recorder, shared))
     shared.persons                      # who acted in each executed step
 
@@ -45,54 +45,37 @@ _KEYS = {
 
 
 class Controls:
-    """What a demonstrator says besides motion, from any thread."""
+    """What a demonstrator says besides motion, from any thread.
 
-    def __init__(self) -> None:
+    Attributes: `closed`, the gripper; `ended`, the episode; `discarded`, it is not kept; `person`, whether the person acts:
+    always, unless the controls are `shared` with a policy.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self._shared, self._gripper = shared, "g" if shared else " "
         self.reset()
 
     def reset(self) -> None:
-        """Prepare the next episode: the gripper open, nothing ended."""
+        """Prepare the next episode: the gripper open, nothing ended, the policy acts."""
         self.closed = self.ended = self.discarded = False
+        self.person = not self._shared
 
     def on_key(self, key: str) -> None:
-        """Space: the gripper. Enter: the end. x: the end, and the episode is not kept."""
-        if key == " ":
-            self.closed = not self.closed
+        """Enter: the end. x: the end, and the episode is not kept. Space: the gripper; shared: who acts, and g the gripper."""
+        if key == self._gripper:
+            self.closed ^= self.person
+        elif key == " ":
+            self.person = not self.person
         elif key in "\r\nx":
             self.discarded, self.ended = self.discarded or key == "x", True
 
     def on_button(self, button: int) -> None:
         """Take a SpaceMouse's button: 0 is the gripper, 1 the end."""
-        self.on_key(" \n"[button])
+        self.on_key((self._gripper, "\n")[button])
 
     @property
     def part_ended(self) -> bool:
         """Whether the person's part of the episode is over."""
-        return self.ended
-
-
-class Handover(Controls):
-    """Controls of a person beside a policy: `person` says whether the person acts."""
-
-    def reset(self) -> None:
-        """Prepare the next episode: the policy acts."""
-        super().reset()
-        self.person = False
-
-    def on_key(self, key: str) -> None:
-        """Space: who acts. g: the gripper, while the person acts. The rest as in `Controls`."""
-        if key == " ":
-            self.person = not self.person
-        elif key != "g":
-            super().on_key(key)
-        elif self.person:
-            super().on_key(" ")
-
-    def on_button(self, button: int) -> None:
-        self.on_key("g\n"[button])
-
-    @property
-    def part_ended(self) -> bool:
         return self.ended or not self.person
 
 
@@ -270,11 +253,11 @@ class SharedControl(Subscriber):
         self,
         policy: Callable[[Mapping[str, Any]], Array],
         forget: Callable[[], None],
-        handover: Handover,
+        controls: Controls,
         teleoperator: Teleoperator | None,
         commanded: Callable[[], Array],
     ):
-        self._policy, self._forget, self._handover = policy, forget, handover
+        self._policy, self._forget, self._controls = policy, forget, controls
         self._teleoperator, self._commanded = teleoperator, commanded
         self.begin()
 
@@ -286,7 +269,7 @@ class SharedControl(Subscriber):
 
     def act(self, observation: Mapping[str, Any]) -> Array:
         """Return the next action (8,) of whoever acts; the other one's part ends here."""
-        person = self._handover.person and self._teleoperator is not None
+        person = self._controls.person and self._teleoperator is not None
         if person != self._person:
             self._person = person
             if person:
@@ -313,11 +296,11 @@ class SharedControl(Subscriber):
 
     def take(self) -> None:
         """Begin the person's part where the policy's ended."""
-        self._handover.closed = self._closed
+        self._controls.closed = self._closed
         if self._teleoperator is not None:
             self._teleoperator.reset()
 
     def led(self, steps: int) -> None:
         """Note steps in which the person led the arm by hand; the policy acts next."""
         self.persons += [True] * steps
-        self._closed = self._handover.closed
+        self._closed = self._controls.closed

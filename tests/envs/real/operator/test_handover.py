@@ -6,7 +6,7 @@ from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
-from s2robot.envs.real.operator.teleop import Handover, SharedControl, Teleoperator
+from s2robot.envs.real.operator.teleop import Controls, SharedControl, Teleoperator
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.patience import CALM
 from tests.envs.real.virtual import NOISE, SLOWLY, Calls, Film, Watch, episode
@@ -22,7 +22,7 @@ class Wish:
 
 
 def test_keys_say_who_acts():
-    hand = Handover()
+    hand = Controls(shared=True)
     for key, person, closed in (
         ("g", False, False),
         (" ", True, False),
@@ -43,7 +43,7 @@ def test_keys_say_who_acts():
 
 def shared(arm, policy, steps, device=None):
     """A runtime in which a person may take over, and its `SharedControl`; the executed steps go to `steps`."""
-    hand = Handover()
+    hand = Controls(shared=True)
     control = SharedControl(
         policy, lambda: None, hand, device and device(hand), lambda: runtime.loop.commanded
     )
